@@ -1,0 +1,35 @@
+"""One alphabet of axes, and the array types that annotations are written with.
+
+The same letters end variable names (`logits_BTV`), name dimensions in jaxtyping annotations, index
+einsums, declare parameters (`axes="LDNH"`) and choose shardings.
+"""
+
+from typing import TypeAlias
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Int
+
+LEGEND = {
+    "B": "sequences in a batch (= Q x R)",
+    "Q": "questions",
+    "R": "rollouts per question",
+    "T": "positions generated or scored",
+    "S": "positions attended to: prompt + completion, cache slots",
+    "P": "positions of a prompt",
+    "D": "model width",
+    "V": "vocabulary",
+    "L": "layers (stacked, always first)",
+    "N": "query heads",
+    "K": "key/value heads",
+    "G": "query heads per key/value head (N = K G)",
+    "H": "width of one head",
+    "F": "feed-forward width",
+    "C": "vocabulary candidates kept for a top-C target",
+}
+
+# Callers hand over what they have: a traced array, or NumPy's from the host.
+AnyArray: TypeAlias = jax.Array | np.ndarray
+
+Tokens_BS: TypeAlias = Int[AnyArray, "B S"]
+Mask_BS: TypeAlias = Int[AnyArray, "B S"] | Bool[AnyArray, "B S"]

@@ -1,0 +1,138 @@
+"""Sample K responses to each question of a task and record what they are like."""
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxdistill import epistemic
+from jaxdistill.errors import UserError
+from jaxdistill.policy import Policy
+from jaxdistill.rollouts import Rollouts, collect
+from jaxdistill.sampling import Sampling
+from jaxdistill.tasks import Task, questions_of, trace_facts
+
+
+@dataclass(frozen=True)
+class Split:
+    """One named set of questions in an evaluation."""
+
+    name: str
+    task: Task
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is evaluated during a run, and how often. `every=0` evaluates after the last step only."""
+
+    splits: tuple[Split, ...] = ()
+    every: int = 0
+    samples: int = 4  # per question
+    sampling: Sampling = Sampling()
+    questions_per_batch: int = 128
+
+
+def response_record(task: Task, rollouts: Rollouts, row: int) -> dict[str, Any]:
+    """One line of an evaluation: question, response, verdict and counts."""
+    question, response = rollouts.question_of(row), rollouts.responses[row]
+    verdict = rollouts.verdicts[row]
+    words = epistemic.count(response, epistemic.TEN_WORDS, mode="word")
+    return {
+        "question_id": question.id,
+        "question": question.prompt,
+        "answer": question.answer,
+        "rollout": row % rollouts.rollouts,
+        "response": response,
+        "correct": verdict.correct,
+        "verdict": verdict.reason,
+        "finished": bool(rollouts.finished_B[row]),
+        "num_tokens": int(rollouts.lengths_B[row]),
+        "epistemic": sum(words.values()),
+        "words": {word: n for word, n in words.items() if n},
+        **trace_facts(task, question, response),
+    }
+
+
+def evaluate_split(
+    policy: Policy,
+    params: Any,
+    split: Split,
+    config: Evaluation,
+    *,
+    seed: int,
+    enable_thinking: bool | None = None,
+    dtype: str = "float32",
+    place: Callable[[Any], Any] = lambda tree: tree,
+) -> list[dict[str, Any]]:
+    """Return a record per response, K = config.samples for each question of the split.
+
+    The randomness does not depend on the training step: two checkpoints answer with the same
+    noise, which makes their differences paired. Questions go in batches of equal size (the last
+    one filled up with repeats that are dropped again), so that one shape is compiled.
+    """
+    questions = questions_of(split.task)
+    size = min(config.questions_per_batch, len(questions))
+    records = []
+    for start in range(0, len(questions), size):
+        batch = questions[start : start + size]
+        filled = batch + questions[: size - len(batch)]
+        rollouts = collect(
+            policy, params, filled, split.task, config.sampling, config.samples,
+            seed=seed, purpose=f"eval/{split.name}", step=0, enable_thinking=enable_thinking,
+            dtype=dtype, place=place,
+        )  # fmt: skip
+        rows = range(len(batch) * config.samples)
+        records += [response_record(split.task, rollouts, row) for row in rows]
+    return records
+
+
+def summarize(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over responses. `check_rate`: share with a double check; `copy_fidelity`: share of
+    right answers among responses whose last try truly reaches the target (null when none does)."""
+
+    def mean(values: Iterable[Any]) -> float | None:
+        kept = [float(value) for value in values if value is not None]
+        return sum(kept) / len(kept) if kept else None
+
+    checks = [record["checks"] for record in records]
+    return {
+        "accuracy": mean(record["correct"] for record in records),
+        "length": mean(record["num_tokens"] for record in records),
+        "epistemic_per_response": mean(record["epistemic"] for record in records),
+        "epistemic_per_1k": _density(records),
+        "check_rate": mean(None if count is None else count > 0 for count in checks),
+        "copy_fidelity": mean(record["copy"] for record in records),
+        "finished": mean(record["finished"] for record in records),
+        "n": len(records),
+    }
+
+
+def _density(records: list[dict[str, Any]]) -> float | None:
+    tokens = sum(record["num_tokens"] for record in records)
+    return 1000 * sum(record["epistemic"] for record in records) / tokens if tokens else None
+
+
+def write_evaluation(folder: Path, results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Write SPLIT.jsonl files and summary.json; the summary comes last and marks completeness."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, records in results.items():
+        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    summary = {name: summarize(records) for name, records in results.items()}
+    part = folder / "summary.json.tmp"
+    part.write_text(json.dumps(summary, indent=1))
+    os.replace(part, folder / "summary.json")
+    return summary
+
+
+def evaluation_folder(run_dir: Path, step: int) -> Path:
+    return run_dir / "evals" / f"step_{step:06d}"
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "summary.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"no readable evaluation in {folder}: {error}") from error

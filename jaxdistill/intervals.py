@@ -1,0 +1,221 @@
+"""How sure is a mean over problems? avg@k, pass@k, and intervals that respect the problems.
+
+The k answers to one problem are not k independent facts: problems differ far more than samples
+do. Every interval here therefore resamples *problems* with replacement and takes all their answers
+along (the cluster bootstrap), and a comparison of two checkpoints resamples the problems they
+share, so that a hard problem is hard for both. The intervals cover the choice of problems and the
+sampling of answers. They do not cover the seed of the training run: two runs that differ in nothing
+else can differ by more.
+
+NumPy only. Letter Q: problems. A seed is an argument, so the same data give the same interval, and
+problems are sorted by id, so the order of a file's lines changes nothing.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxdistill.errors import UserError
+
+NUM_RESAMPLES = 2000
+LEVEL = 0.95
+# Bounds the memory of one block of resampling counts (resamples x problems int64) to about 32 MB.
+BLOCK_COUNTS = 4_000_000
+
+
+class Clusters(NamedTuple):
+    """One measure of a checkpoint, summed by problem: the mean is sum(total) / sum(weight)."""
+
+    ids: tuple[str, ...]
+    total_Q: np.ndarray
+    weight_Q: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        return float(self.total_Q.sum() / self.weight_Q.sum())
+
+
+class Interval(NamedTuple):
+    """A value and its bounds; the bounds are nan where they cannot be had (one problem)."""
+
+    value: float
+    low: float
+    high: float
+    num_problems: int
+
+    @property
+    def is_bounded(self) -> bool:
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+
+def by_problem(question_ids: Iterable[object], values: Iterable[float | bool | None]) -> Clusters:
+    """Sum a per-response measure by problem; None (not measured) is left out.
+
+    >>> by_problem(["b", "a", "a"], [True, True, False]).mean
+    0.6666666666666666
+    """
+    sums: dict[str, list[float]] = {}
+    for question_id, value in zip(question_ids, values, strict=True):
+        if value is not None:
+            sums.setdefault(str(question_id), []).append(float(value))
+    if not sums:
+        raise UserError("an interval needs at least one measured answer, and there is none")
+    ids = tuple(sorted(sums))
+    total_Q = np.array([math.fsum(sums[i]) for i in ids])
+    return Clusters(ids, total_Q, np.array([float(len(sums[i])) for i in ids]))
+
+
+def pass_at_k_unbiased(num_samples: int, num_correct: int, k: int) -> float:
+    """Chance that k of the n samples hold a correct one: 1 - C(n-c,k) / C(n,k).
+
+    Chen et al. 2021 (arXiv 2107.03374), equation 1.
+
+    >>> pass_at_k_unbiased(4, 1, 2)
+    0.5
+    """
+    if not 1 <= k <= num_samples:
+        raise UserError(
+            f"pass@{k} needs at least {k} answers to every problem (and k >= 1), "
+            f"one problem has {num_samples}; sample more or lower k"
+        )
+    assert 0 <= num_correct <= num_samples, (num_correct, num_samples)
+    return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
+
+
+def pass_at_k_by_problem(
+    question_ids: Iterable[object], correct: Iterable[bool], k: int
+) -> Clusters:
+    """pass@k of each problem, one value a problem."""
+    counts = by_problem(question_ids, correct)
+    value_Q = [
+        pass_at_k_unbiased(int(n), int(c), k) for n, c in zip(counts.weight_Q, counts.total_Q)
+    ]
+    return Clusters(counts.ids, np.array(value_Q), np.ones(len(counts.ids)))
+
+
+def avg_at_k(question_ids: Iterable[object], correct: Iterable[bool], *, seed: int = 0) -> Interval:
+    """avg@k: the mean verdict (one entry a response) over problems and their k answers."""
+    return interval(by_problem(question_ids, correct), seed=seed)
+
+
+def pass_at_k(
+    question_ids: Iterable[object], correct: Iterable[bool], k: int, *, seed: int = 0
+) -> Interval:
+    """Unbiased pass@k averaged over problems; UserError where a problem has < k answers."""
+    return interval(pass_at_k_by_problem(question_ids, correct, k), seed=seed)
+
+
+def interval(
+    clusters: Clusters, *, level: float = LEVEL, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+) -> Interval:
+    """The mean and its percentile interval under the cluster bootstrap.
+
+    Where every problem has the same value (all right, all wrong) the interval has no width: the
+    bootstrap cannot see failures that never happened.
+    """
+    return bootstrap(
+        [clusters], lambda mean: mean, level=level, num_resamples=num_resamples, seed=seed
+    )
+
+
+def paired_difference(
+    first: Clusters,
+    second: Clusters,
+    *,
+    level: float = LEVEL,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """first - second on the problems both answered; a resample draws the same problems for both."""
+    return bootstrap(
+        [first, second], lambda a, b: a - b, level=level, num_resamples=num_resamples, seed=seed
+    )
+
+
+def bootstrap(
+    clusters: Sequence[Clusters],
+    statistic: Callable[..., np.ndarray],
+    *,
+    level: float = LEVEL,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """The interval of any statistic of the means of several checkpoints on the problems they share.
+
+    `statistic` takes an array of means for each of `clusters` and returns an array as long.
+    Raises UserError where the checkpoints share no problem.
+    """
+    shared = on_shared_problems(clusters)
+    num_problems = len(shared[0].ids)
+    value = float(statistic(*(np.array([c.mean]) for c in shared))[0])
+    if num_problems < 2:
+        return Interval(value, math.nan, math.nan, num_problems)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a ratio may meet a zero in a resample
+        draws = statistic(*resampled_means(shared, num_resamples=num_resamples, seed=seed))
+    low, high = bounds(draws, level)
+    return Interval(value, low, high, num_problems)
+
+
+def difference_of_changes(
+    first: tuple[Clusters, Clusters], second: tuple[Clusters, Clusters], *, seed: int = 0
+) -> Interval:
+    """(first[0] - first[1]) - (second[0] - second[1]), a change here against a change there.
+
+    The two pairs are resampled together when they answer the same problems and apart otherwise.
+    """
+    pairs = [on_shared_problems(first), on_shared_problems(second)]
+    if pairs[0][0].ids == pairs[1][0].ids:
+        return bootstrap([*first, *second], lambda a, b, c, d: (a - b) - (c - d), seed=seed)
+    value = (pairs[0][0].mean - pairs[0][1].mean) - (pairs[1][0].mean - pairs[1][1].mean)
+    num_problems = min(len(pairs[0][0].ids), len(pairs[1][0].ids))
+    if num_problems < 2:
+        return Interval(value, math.nan, math.nan, num_problems)
+    here = resampled_means(pairs[0], seed=seed)
+    there = resampled_means(pairs[1], seed=seed + 1)
+    low, high = bounds((here[0] - here[1]) - (there[0] - there[1]))
+    return Interval(value, low, high, num_problems)
+
+
+def bounds(draws: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+    """The central `level` share of the draws; (nan, nan) where a draw is not finite."""
+    if not np.isfinite(draws).all():
+        return math.nan, math.nan
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def resampled_means(
+    clusters: Sequence[Clusters], *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+) -> list[np.ndarray]:
+    """The mean of each of `clusters` (same ids) in every resample: an array for each."""
+    num_problems = len(clusters[0].ids)
+    assert all(c.ids == clusters[0].ids for c in clusters), "align with on_shared_problems first"
+    rng = np.random.default_rng(seed)
+    uniform_Q = np.full(num_problems, 1.0 / num_problems)
+    block = max(1, BLOCK_COUNTS // num_problems)
+    means: list[list[np.ndarray]] = [[] for _ in clusters]
+    for start in range(0, num_resamples, block):
+        # How often each problem is drawn: multinomial counts replace an explicit list of indices.
+        counts = rng.multinomial(num_problems, uniform_Q, size=min(block, num_resamples - start))
+        for collected, c in zip(means, clusters):
+            collected.append((counts @ c.total_Q) / (counts @ c.weight_Q))
+    return [np.concatenate(collected) for collected in means]
+
+
+def on_shared_problems(clusters: Sequence[Clusters]) -> list[Clusters]:
+    """Keep the problems that all have, in one order; UserError where there is none."""
+    shared = set(clusters[0].ids).intersection(*(c.ids for c in clusters[1:]))
+    if not shared:
+        raise UserError(
+            "cannot compare: the checkpoints share no problem id; "
+            "evaluate both on the same questions"
+        )
+    return [_restricted(c, shared) for c in clusters]
+
+
+def _restricted(clusters: Clusters, shared: set[str]) -> Clusters:
+    keep = [index for index, name in enumerate(clusters.ids) if name in shared]
+    names = tuple(clusters.ids[index] for index in keep)
+    return Clusters(names, clusters.total_Q[keep], clusters.weight_Q[keep])

@@ -1,0 +1,308 @@
+"""Divergences, epistemic masses and policy-gradient terms: pure, float32, unreduced.
+
+S is the student, T the teacher, R the reference (the unconditioned frozen model); E is the set of
+epistemic token ids and m_P = P(E) the mass that P puts on it. Everything takes *log*-probabilities
+and reduces the last axis only, so that full-vocabulary, chunked and top-C callers share one
+implementation. Nothing here stops a gradient on the teacher or the reference: `objectives` does.
+
+An entry of probability zero (log-probability -inf) is allowed wherever the mathematics is finite,
+in the value and in the gradient.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import logsumexp
+from jaxtyping import Array, Bool, Float, Int
+
+# Below every tail that finite logits produce, above float32's smallest normal number (e^-87).
+_SMALLEST_TAIL_LOGP = -80.0
+# exp(89) is not finite in float32; 20 is verl's bound (`core_algos.py`).
+_LARGEST_LOG_RATIO = 20.0
+
+
+# ----------------------------------------------------------------------------------- divergences
+
+
+def forward_kl(
+    student_logp: Float[Array, "*batch V"], teacher_logp: Float[Array, "*batch V"]
+) -> Float[Array, "*batch"]:
+    """KL(T||S) = sum_v T_v (log T_v - log S_v), in nats; infinite where T has mass and S has none.
+
+    >>> forward_kl(jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([1.0, 0.0])))
+    Array(0.6931472, dtype=float32)
+    """
+    return _kl(teacher_logp, student_logp)
+
+
+def reverse_kl(
+    student_logp: Float[Array, "*batch V"], teacher_logp: Float[Array, "*batch V"]
+) -> Float[Array, "*batch"]:
+    """KL(S||T) = sum_v S_v (log S_v - log T_v), in nats; infinite where S has mass and T has none.
+
+    This is equation 1 of arXiv 2603.24472; the released runs use `jensen_shannon` at alpha 0.5.
+
+    >>> reverse_kl(jnp.log(jnp.array([1.0, 0.0])), jnp.log(jnp.array([0.5, 0.5])))
+    Array(0.6931472, dtype=float32)
+    """
+    return _kl(student_logp, teacher_logp)
+
+
+def jensen_shannon(
+    student_logp: Float[Array, "*batch V"],
+    teacher_logp: Float[Array, "*batch V"],
+    alpha: float = 0.5,
+) -> Float[Array, "*batch"]:
+    """(1-alpha) KL(S||M) + alpha KL(T||M) with M = (1-alpha) S + alpha T; at most ln 2, in nats.
+
+    alpha = 0 gives `forward_kl` and alpha = 1 gives `reverse_kl`, as in the paper's code. These are
+    not the limits of the formula, which tends to 0 at both ends: value and gradient *jump* there,
+    and alpha = 0.5 has a gradient several times smaller than either end at equal learning rate.
+
+    >>> jensen_shannon(jnp.log(jnp.array([1.0, 0.0])), jnp.log(jnp.array([0.0, 1.0])))
+    Array(0.6931472, dtype=float32)
+    """
+    if alpha == 0.0:
+        return forward_kl(student_logp, teacher_logp)
+    if alpha == 1.0:
+        return reverse_kl(student_logp, teacher_logp)
+    mixture_logp = _log_mix(student_logp, teacher_logp, alpha)
+    student_term = _kl(student_logp, mixture_logp)
+    return (1 - alpha) * student_term + alpha * _kl(teacher_logp, mixture_logp)
+
+
+def _kl(p_logp: Array, q_logp: Array) -> Array:
+    # Where P is zero the term is 0 (log 0 - log Q) = 0; the inner `where`s keep -inf out of the
+    # gradient too, because a masked branch still multiplies its cotangent 0 by inf.
+    has_mass = p_logp > -jnp.inf
+    p, q = jnp.where(has_mass, p_logp, 0.0), jnp.where(has_mass, q_logp, 0.0)
+    return jnp.sum(jnp.where(has_mass, jnp.exp(p) * (p - q), 0.0), axis=-1)
+
+
+def _log_mix(p_logp: Array, q_logp: Array, alpha: float) -> Array:
+    """log((1-alpha) P + alpha Q), elementwise, for 0 < alpha < 1."""
+    has_mass = (p_logp > -jnp.inf) | (q_logp > -jnp.inf)
+    p = jnp.where(has_mass, p_logp, 0.0) + np.log1p(-alpha)
+    q = jnp.where(has_mass, q_logp, 0.0) + np.log(alpha)
+    return jnp.where(has_mass, jnp.logaddexp(p, q), -jnp.inf)
+
+
+def entropy(logp: Float[Array, "*batch V"]) -> Float[Array, "*batch"]:
+    """H(P) = -sum_v P_v log P_v, in nats.
+
+    >>> entropy(jnp.log(jnp.array([0.5, 0.5, 0.0])))
+    Array(0.6931472, dtype=float32)
+    """
+    return -_kl(logp, jnp.zeros_like(logp))
+
+
+def take_token(
+    logp: Float[Array, "*batch V"], tokens: Int[Array, "*batch"]
+) -> Float[Array, "*batch"]:
+    """The log-probability of one token at each position."""
+    return jnp.take_along_axis(logp, tokens[..., None], axis=-1)[..., 0]
+
+
+# ------------------------------------------------------------------------------- mass and support
+
+
+def log_mass(
+    logp: Float[Array, "*batch V"], is_member_V: Bool[Array, " V"]
+) -> Float[Array, "*batch"]:
+    """log sum_{v in members} P_v; -inf, with gradient zero, when the members have no mass.
+
+    >>> jnp.exp(log_mass(jnp.log(jnp.array([0.5, 0.3, 0.2])), jnp.array([False, True, True])))
+    Array(0.5, dtype=float32)
+    """
+    return _masked_logsumexp(logp, jnp.broadcast_to(is_member_V, logp.shape))
+
+
+def _masked_logsumexp(logp: Array, is_member: Array) -> Array:
+    # Double `where`: log of an empty sum has gradient 0/0 unless the empty rows never enter it.
+    members = jnp.where(is_member, logp, -jnp.inf)
+    has_mass = jnp.max(members, axis=-1) > -jnp.inf
+    total = logsumexp(jnp.where(has_mass[..., None], members, 0.0), axis=-1)
+    return jnp.where(has_mass, total, -jnp.inf)
+
+
+def top_c(
+    student_logp: Float[Array, "*batch V"],
+    teacher_logp: Float[Array, "*batch V"],
+    c: int,
+    tail: bool = True,
+    always_ids: Sequence[int] | None = None,
+) -> tuple[Float[Array, "*batch C"], Float[Array, "*batch C"]]:
+    """Both distributions on the *student's* c likeliest tokens, and one tail bucket for the rest.
+
+    The probabilities are true ones, not renormalised, so every divergence of the pair is a lower
+    bound on the full one and grows with c. `always_ids` (distinct) are kept beside the c others.
+    The last axis has c + len(always_ids) + 1 entries, or V when those would cover the vocabulary.
+    With `tail=False` the kept probabilities are renormalised (verl's `add_tail=False`); this
+    loses the mass term, and with it the bound.
+
+    The tail is summed over the tokens left out. The reference code takes log(1 - kept mass)
+    instead, which in float32 knows no tail below 1e-7 and cancels in the backward pass.
+
+    >>> s, t = jnp.log(jnp.array([[0.6, 0.3, 0.1], [0.2, 0.3, 0.5]]))
+    >>> [x.tolist() for x in jax.tree.map(jnp.exp, top_c(s, t, c=1))]  # doctest: +SKIP
+    [[0.6, 0.4], [0.2, 0.8]]
+    """
+    always = tuple(always_ids or ())
+    if c + len(always) >= student_logp.shape[-1]:
+        return student_logp, teacher_logp
+    ids = _candidates(student_logp, c, always)
+    dropped = jnp.ones(student_logp.shape, bool)
+    dropped = jnp.put_along_axis(dropped, ids, False, axis=-1, inplace=False)
+    bins = _with_tail if tail else _renormalised
+    return bins(student_logp, ids, dropped), bins(teacher_logp, ids, dropped)
+
+
+def _candidates(student_logp: Array, c: int, always: tuple[int, ...]) -> Array:
+    # Ranking is a choice, not a differentiable value. The always-kept ids rank below everything
+    # else, zero probabilities included, so no id can be chosen twice.
+    ranking = jnp.maximum(jax.lax.stop_gradient(student_logp), jnp.finfo(student_logp.dtype).min)
+    forced = jnp.asarray(always, jnp.int32)
+    _, chosen = jax.lax.top_k(ranking.at[..., forced].set(-jnp.inf), c)
+    return jnp.concatenate(
+        [chosen, jnp.broadcast_to(forced, (*chosen.shape[:-1], len(always)))], -1
+    )
+
+
+def _with_tail(logp: Array, ids: Array, dropped: Array) -> Array:
+    kept = jnp.take_along_axis(logp, ids, axis=-1)
+    # Floored so that a student with nothing at all left in its tail gives a finite divergence.
+    tail = jnp.maximum(_masked_logsumexp(logp, dropped), _SMALLEST_TAIL_LOGP)
+    return jnp.concatenate([kept, tail[..., None]], axis=-1)
+
+
+def _renormalised(logp: Array, ids: Array, dropped: Array) -> Array:
+    kept = jnp.take_along_axis(logp, ids, axis=-1)
+    return kept - _masked_logsumexp(kept, jnp.ones(kept.shape, bool))[..., None]
+
+
+# ---------------------------------------------------------------------------- epistemic anchoring
+
+
+def epistemic_bins(
+    logp: Float[Array, "*batch V"], is_epistemic_V: Bool[Array, " V"]
+) -> Float[Array, "*batch 2"]:
+    """[log m_P, log(1 - m_P)]; both summed directly, so either keeps its precision near zero.
+
+    `forward_kl` of two such pairs is the Bernoulli term of the exact chain rule
+    KL(T||S) = kl(m_T, m_S) + m_T KL(T_E||S_E) + (1 - m_T) KL(T_nE||S_nE), and it *is* the part of
+    the divergence that suppresses doubt.
+    """
+    return jnp.stack([log_mass(logp, is_epistemic_V), log_mass(logp, ~is_epistemic_V)], axis=-1)
+
+
+def anchor_mass(
+    teacher_logp: Float[Array, "*batch V"],
+    reference_logp: Float[Array, "*batch V"],
+    is_epistemic_V: Bool[Array, " V"],
+    mode: Literal["ref", "floor", "mix"] = "ref",
+    mix: float = 1.0,
+) -> Float[Array, "*batch V"]:
+    """The teacher with its epistemic mass replaced: m* T_E + (1 - m*) T_nE, as log-probabilities.
+
+    m* is m_R (`"ref"`), max(m_T, m_R) (`"floor"`) or (1-mix) m_T + mix m_R (`"mix"`). How much
+    doubt comes from the reference; which doubt, and everything else, from the teacher: ratios
+    inside E and outside E are the teacher's. Where the teacher has no mass at all on the side that
+    must receive some, that side takes the reference's shape.
+
+    >>> T, R = jnp.log(jnp.array([0.8, 0.1, 0.1])), jnp.log(jnp.array([0.2, 0.3, 0.5]))
+    >>> jnp.exp(anchor_mass(T, R, jnp.array([False, True, True]))).round(6)
+    Array([0.2, 0.4, 0.4], dtype=float32)
+    """
+    teacher_bins = epistemic_bins(teacher_logp, is_epistemic_V)
+    reference_bins = epistemic_bins(reference_logp, is_epistemic_V)
+    target_bins = _anchored_bins(teacher_bins, reference_bins, mode, mix)
+    shape_logp = jnp.where(
+        _per_token(teacher_bins, is_epistemic_V) > -jnp.inf,
+        _difference(teacher_logp, _per_token(teacher_bins, is_epistemic_V)),
+        _difference(reference_logp, _per_token(reference_bins, is_epistemic_V)),
+    )
+    return shape_logp + _per_token(target_bins, is_epistemic_V)
+
+
+def _anchored_bins(teacher_bins: Array, reference_bins: Array, mode: str, mix: float) -> Array:
+    if mode == "ref" or (mode == "mix" and mix == 1.0):
+        return reference_bins
+    if mode == "floor":
+        teacher_doubts_more = teacher_bins[..., :1] > reference_bins[..., :1]
+        return jnp.where(teacher_doubts_more, teacher_bins, reference_bins)
+    assert mode == "mix", mode
+    return teacher_bins if mix == 0.0 else _log_mix(teacher_bins, reference_bins, mix)
+
+
+def _per_token(bins: Array, is_epistemic_V: Array) -> Array:
+    shape = (*bins.shape[:-1], is_epistemic_V.shape[0])
+    return jnp.where(jnp.broadcast_to(is_epistemic_V, shape), bins[..., :1], bins[..., 1:])
+
+
+def _difference(logp: Array, log_total: Array) -> Array:
+    """logp - log_total, and -inf (not NaN) where the total is zero."""
+    has_mass = log_total > -jnp.inf
+    return jnp.where(has_mass, logp - jnp.where(has_mass, log_total, 0.0), -jnp.inf)
+
+
+# -------------------------------------------------------------------------------- policy gradients
+
+
+def importance_ratio(
+    token_logp: Float[Array, "*batch"], behaviour_logp: Float[Array, "*batch"]
+) -> Float[Array, "*batch"]:
+    """pi(y_t) / pi_old(y_t), the log-ratio clamped to +-20."""
+    log_ratio = token_logp - behaviour_logp
+    return jnp.exp(jnp.clip(log_ratio, -_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO))
+
+
+def importance_weight(
+    token_logp: Float[Array, "*batch"], behaviour_logp: Float[Array, "*batch"], clip: float
+) -> Float[Array, "*batch"]:
+    """min(ratio, clip): truncated above only; 1 where the policy has not moved.
+
+    >>> importance_weight(jnp.log(jnp.array([0.5, 0.9])), jnp.log(jnp.array([0.5, 0.1])), 2.0)
+    Array([1., 2.], dtype=float32)
+    """
+    return jnp.minimum(importance_ratio(token_logp, behaviour_logp), clip)
+
+
+def grpo_surrogate(
+    ratio: Float[Array, "*batch"],
+    advantage: Float[Array, "*batch"],
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float,
+) -> Float[Array, "*batch"]:
+    """max(-A ratio, -A clip(ratio, 1 - low, 1 + high)), at most -A dual_clip where A < 0; a loss.
+
+    PPO's clipped surrogate with DAPO's asymmetric range and dual clipping (arXiv 1912.09729).
+
+    >>> grpo_surrogate(jnp.array([1.0, 2.0, 5.0]), jnp.array([1.0, 1.0, -1.0]), 0.2, 0.28, 3.0)
+    Array([-1.  , -1.28,  3.  ], dtype=float32)
+    """
+    clipped = jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
+    loss = jnp.maximum(-advantage * ratio, -advantage * clipped)
+    return jnp.where(advantage < 0, jnp.minimum(loss, -advantage * dual_clip), loss)
+
+
+def group_advantage(
+    rewards_QR: Float[Array, "Q R"], normalize_std: bool = False
+) -> Float[Array, "Q R"]:
+    """Each reward less its group's mean; over the group's standard deviation on request.
+
+    The paper's baseline does not divide. A group of one keeps its reward (mean 0, deviation 1), as
+    in verl `compute_grpo_outcome_advantage`; the deviation is the unbiased one.
+
+    >>> group_advantage(jnp.array([[1.0, 0.0, 0.0, 1.0]]))
+    Array([[ 0.5, -0.5, -0.5,  0.5]], dtype=float32)
+    """
+    if rewards_QR.shape[-1] == 1:
+        return rewards_QR
+    centred_QR = rewards_QR - jnp.mean(rewards_QR, axis=-1, keepdims=True)
+    if not normalize_std:
+        return centred_QR
+    return centred_QR / (jnp.std(rewards_QR, axis=-1, ddof=1, keepdims=True) + 1e-6)

@@ -1,0 +1,144 @@
+"""Weighted means that are divided once, and the files that a run's metrics go to."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxdistill.errors import UserError
+
+
+class Sum(NamedTuple):
+    """A mean that is not divided yet: `total` = sum of value x weight, `weight` = sum of weights.
+
+    Sums of micro-batches, hosts or chunks are added and divided once, so that how the work was
+    split cannot change the mean. Both fields are Python numbers or scalar arrays; a `Sum` is a
+    pytree.
+
+    >>> (Sum(3.0, 2.0) + Sum(1.0, 2.0)).mean
+    1.0
+    """
+
+    total: Any
+    weight: Any
+
+    @property
+    def mean(self) -> Any:
+        """total / weight, nan where the weight is 0: a float for host numbers, else an array."""
+        if any(isinstance(x, jax.Array) for x in self):
+            is_empty = jnp.equal(self.weight, 0)
+            # The inner `where` keeps 0/0 out of the gradient.
+            return jnp.where(is_empty, jnp.nan, self.total / jnp.where(is_empty, 1, self.weight))
+        return float(self.total) / float(self.weight) if self.weight else math.nan
+
+    def add(self, other: "Sum") -> "Sum":
+        """The mean over both sets of values."""
+        return Sum(self.total + other.total, self.weight + other.weight)
+
+    # A tuple's own `+` would concatenate silently.
+    __add__ = add  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+
+
+def add_sums(*parts: Mapping[str, Sum]) -> dict[str, Sum]:
+    """Add dicts of sums name by name; a name that is missing in one of them counts as empty."""
+    result: dict[str, Sum] = {}
+    for part in parts:
+        for name, value in part.items():
+            result[name] = result[name].add(value) if name in result else value
+    return result
+
+
+def means(sums: Mapping[str, Sum]) -> dict[str, float]:
+    """Fetch a dict of sums from the devices and divide: {name: float}, nan where weight is 0."""
+    host = jax.device_get(dict(sums))
+    return {name: float(value.mean) for name, value in host.items()}
+
+
+class MetricsWriter:
+    """Writes `RUN/metrics.jsonl`, one strict JSON object a step, and TensorBoard events.
+
+    Lines are flushed as they are written, and nan or infinite values become null. With
+    `resume_step` the lines at or after that step are dropped first, since those steps run again;
+    a last line that a killed process left half-written is dropped always. On several hosts only
+    one process may write.
+    """
+
+    def __init__(self, run_dir: str | os.PathLike[str], resume_step: int | None = None) -> None:
+        """Open for appending; raises UserError when an existing line is no JSON object."""
+        self._path = Path(run_dir) / "metrics.jsonl"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if self._path.exists():
+            _drop_lines(self._path, resume_step)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._tensorboard = _open_tensorboard(self._path.parent / "tensorboard", resume_step)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Append {"step": step, **values}; values are numbers, scalar arrays, Sums or text."""
+        row = {name: _plain(value) for name, value in values.items()}
+        self._file.write(json.dumps({"step": int(step), **row}, allow_nan=False) + "\n")
+        self._file.flush()
+        if self._tensorboard is not None:
+            for name, value in row.items():
+                if isinstance(value, (int, float)):
+                    self._tensorboard.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _plain(value: Any) -> float | int | str | bool | None:
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if isinstance(value, Sum):
+        value = value.mean
+    if hasattr(value, "item"):  # numpy and JAX scalars
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _drop_lines(path: Path, resume_step: int | None) -> None:
+    text = path.read_text(encoding="utf-8")
+    whole, _, _torn = text.rpartition("\n")
+    kept = []
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            step = json.loads(line)["step"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{path}, line {number}: expected a JSON object with a 'step', got {line[:60]!r}; "
+                "remove the line or the file"
+            ) from None
+        if resume_step is None or step < resume_step:
+            kept.append(line + "\n")
+    if "".join(kept) != text:
+        # Through a second file, so that a kill in between loses nothing.
+        new = path.with_suffix(".jsonl.tmp")
+        new.write_text("".join(kept), encoding="utf-8")
+        new.replace(path)
+
+
+def _open_tensorboard(folder: Path, resume_step: int | None) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=resume_step)

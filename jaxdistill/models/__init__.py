@@ -1,0 +1,1 @@
+"""The decoder, its layers, and its way from and to Hugging Face folders."""

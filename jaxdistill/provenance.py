@@ -1,0 +1,78 @@
+"""Where a run came from: code, packages, machine, command and time."""
+
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = (
+    "jaxdistill",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "transformers",
+    "numpy",
+)
+
+
+def provenance() -> dict[str, Any]:
+    """Collect what `RUN/provenance.json` holds, as plain JSON values.
+
+    `git` is None when the package does not run from a git checkout (or git is not installed); a
+    package that is not installed has the version None. Initialises JAX's backend.
+    """
+    import jax
+
+    devices = jax.devices()
+    return {
+        "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "git": _git(Path(__file__).parent),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "devices": {
+            "platform": devices[0].platform,
+            "kind": devices[0].device_kind,
+            "count": len(devices),
+            "processes": jax.process_count(),
+        },
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git(folder: Path) -> dict[str, Any] | None:
+    """{commit, dirty (the package differs from it)} of the checkout that tracks us, else None.
+
+    An installed copy inside someone else's checkout (a virtual environment there) is not tracked
+    by it, and that checkout's commit would say nothing about our code.
+    """
+    if _git_output(folder, "ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return None
+    commit = _git_output(folder, "rev-parse", "HEAD")
+    changes = _git_output(folder, "status", "--porcelain", "--", ".")
+    if commit is None or changes is None:
+        return None
+    return {"commit": commit, "dirty": bool(changes)}
+
+
+def _git_output(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

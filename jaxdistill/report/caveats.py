@@ -1,0 +1,131 @@
+"""What a study shows and what it does not, said from its own numbers; and where it came from."""
+
+from jaxdistill.report.findings import (
+    BASE,
+    HOLDS,
+    NO_INTERVAL,
+    UNMEASURED,
+    Cell,
+    CellKey,
+    Finding,
+    change,
+    control_contrast,
+    judge,
+)
+from jaxdistill.report.load import Study
+from jaxdistill.report.words import change_text, method_label, value_text, world_label
+
+COPY_FLOOR = 0.95  # below this, copying errors explain part of a fall in accuracy
+AGREEMENT = 0.002  # summary rows are rounded; a larger gap means they tell of other evaluations
+
+
+def caveats(study: Study, cells: dict[CellKey, Cell], judged: list[Finding]) -> list[str]:
+    """Sentences on what the numbers can and cannot carry."""
+    lines = [_cause(cells), _seeds(study), _multiplicity(judged), _copying(cells)]
+    lines.append(
+        "A small model in a synthetic world: how its guided text reads (the probe table) is an "
+        "assumption of that world. The study shows that a loss transfers that behaviour or keeps "
+        "it out, not how large the effect is in a language model."
+    )
+    return [line for line in lines if line]
+
+
+def warnings(study: Study, cells: dict[CellKey, Cell]) -> list[str]:
+    """What the reader must know about the data themselves: missing records, disagreeing files."""
+    lines = []
+    bare = [cell for cell in cells.values() if not cell.clusters]
+    if bare:
+        names = sorted({f"{cell.world or 'run'}/{cell.method}" for cell in bare})
+        lines.append(f"No per-response records, hence no intervals, for {', '.join(names)}.")
+    for cell in cells.values():
+        said = cell.row_mean("accuracy")
+        if "accuracy" in cell.clusters and said is not None:
+            counted = cell.clusters["accuracy"].mean
+            if abs(said - counted) > AGREEMENT:
+                lines.append(
+                    f"{cell.world}/{cell.method}/{cell.split}: summary.json says "
+                    f"{value_text('accuracy', said)}, the records say "
+                    f"{value_text('accuracy', counted)}; the table shows the records."
+                )
+    return lines
+
+
+def provenance(study: Study) -> list[tuple[str, str]]:
+    """Name, command, versions, device and duration, as far as study.json has them."""
+    info = study.info
+    pairs = [(key, str(info[key])) for key in ("name", "profile", "command", "date", "device")
+             if info.get(key) is not None]  # fmt: skip
+    if isinstance(info.get("seconds"), int | float):
+        minutes, seconds = divmod(round(info["seconds"]), 60)
+        pairs.append(("duration", f"{minutes} min {seconds} s"))
+    versions = info.get("versions") or {}
+    if isinstance(versions, dict) and versions:
+        pairs.append(("versions", ", ".join(f"{name} {v}" for name, v in versions.items())))
+    return pairs
+
+
+def _cause(cells: dict[CellKey, Cell]) -> str:
+    """Are lost words enough to lose accuracy? Only a control world can say."""
+    keys = [("control", BASE, "heldout"), ("control", "sdpo", "heldout")]
+    contrast = control_contrast(cells)
+    if contrast is None or not all(key in cells for key in keys):
+        return (
+            "No control world was run with the base and SDPO, so this study cannot tell whether "
+            "losing the words costs accuracy, or what takes their place."
+        )
+    before, after = (cells[key] for key in keys)
+    tokens = change(before, after, "epistemic")
+    fell = judge(tokens).removesuffix(NO_INTERVAL) == HOLDS
+    less_harm = judge(contrast).removesuffix(NO_INTERVAL) == HOLDS
+    gap = change_text("accuracy", contrast)
+    if fell and less_harm:
+        return (
+            "In the control world SDPO removes epistemic tokens too, yet loses less accuracy there "
+            f"(difference of the changes {gap}): fewer such words alone do not explain the loss in "
+            "the main world; what the teacher does in place of doubting differs between the two."
+        )
+    if fell:
+        return (
+            "In the control world SDPO removes epistemic tokens too, and this run does not show that "
+            f"it loses less accuracy there (difference of the changes {gap})."
+        )
+    return (
+        "In the control world SDPO does not clearly remove epistemic tokens, so that world does not "
+        "separate losing the words from losing accuracy in this run."
+    )
+
+
+def _seeds(study: Study) -> str:
+    counts = {len({row["seed"] for row in study.select(world=w, method=m)})
+              for w in study.worlds for m in study.methods if m != BASE} - {0}  # fmt: skip
+    if not counts:
+        return ""
+    how_many = str(counts.pop()) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+    return (
+        f"Training seeds per method: {how_many}. The 95 % intervals resample problems with all "
+        "their answers; they do not cover what another training seed would do."
+    )
+
+
+def _multiplicity(judged: list[Finding]) -> str:
+    measured = sum(f.verdict != UNMEASURED for f in judged)
+    if measured < 2:
+        return ""
+    return (
+        f"{measured} orderings are judged, each by its own 95 % interval, without a correction for "
+        "judging several."
+    )
+
+
+def _copying(cells: dict[CellKey, Cell]) -> str:
+    """Copying errors look like lost reasoning; say whether they can be the reason here."""
+    values = [(cell.estimate("copy").value, cell) for cell in cells.values()
+              if cell.row_mean("copy_fidelity") is not None or "copy" in cell.clusters]  # fmt: skip
+    if not values:
+        return ""
+    lowest, cell = min(values, key=lambda pair: pair[0])
+    where = f"{method_label(cell.method)}, {world_label(cell.world)}, {cell.split}"
+    text = f"The lowest copy fidelity is {value_text('copy', lowest)} ({where})"
+    if lowest >= COPY_FLOOR:
+        return f"{text}: wrongly copied answers do not explain the changes in accuracy."
+    return f"{text}: part of the change in accuracy there comes from wrongly copied answers."

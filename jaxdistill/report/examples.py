@@ -1,0 +1,125 @@
+"""The same problem, answered by each model: which problems to show, and which answers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from jaxdistill.errors import UserError
+from jaxdistill.report.findings import last_rows
+from jaxdistill.report.load import BASE, Row, Run, Study, read_jsonl
+from jaxdistill.report.words import split_label, world_label
+
+HARMED = "sdpo"
+
+
+class Answer(NamedTuple):
+    """One model's first answer, and how many of all its answers to the problem are right."""
+
+    method: str
+    response: str
+    is_right: bool | None
+    note: str
+
+
+class Example(NamedTuple):
+    question: str
+    gold: str
+    answers: list[Answer]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Problems to show, and the sentence that says how they were chosen."""
+
+    how_chosen: str
+    examples: list[Example]
+
+
+def examples_of(study: Study, num: int = 3) -> Examples:
+    """Problems of the first world at the final step, by the first answer (rollout 0) of each model.
+
+    Problems where the base is right and SDPO wrong come first, each kind in the order of the ids;
+    nothing is picked by how the answers look.
+    """
+    world = study.worlds[0]
+    for split in [s for s in study.splits if s != "train"] + ["train"]:
+        answers = _answers_by_method(study, world, split)
+        if answers:
+            return _choose(answers, world, split, num)
+    rollouts = [(method, run) for (_, method, _), run in study.runs.items()]
+    return _from_rollouts(rollouts, num)
+
+
+def _choose(answers: dict[str, dict[str, list[Row]]], world: str, split: str, num: int) -> Examples:
+    shared = sorted(set.intersection(*(set(by_id) for by_id in answers.values())))
+
+    def is_right(method: str, question_id: str) -> bool:
+        return bool(answers[method][question_id][0]["correct"])
+
+    place = f"{split_label(split)} problems" + (f" of the {world_label(world)}" if world else "")
+    how = f"The first of {len(shared)} {place}, in the order of their ids."
+    if BASE in answers and HARMED in answers:
+        lost = [i for i in shared if is_right(BASE, i) and not is_right(HARMED, i)]
+        won = [i for i in shared if is_right(HARMED, i) and not is_right(BASE, i)]
+        how = _contrast_sentence(len(shared), place, len(lost), len(won))
+        shared = lost + [i for i in shared if i not in set(lost)]
+    return Examples(how, [_example(answers, question_id) for question_id in shared[:num]])
+
+
+def _contrast_sentence(total: int, place: str, lost: int, won: int) -> str:
+    how = (f"Of {total} {place}, the base's first answer is right and SDPO's wrong on {lost}, the "
+           f"reverse on {won}. Each model's first answer is shown, ")  # fmt: skip
+    return how + (
+        "for the first problems of the former kind."
+        if lost
+        else "for the first problems in the order of their ids."
+    )
+
+
+def _example(answers: dict[str, dict[str, list[Row]]], question_id: str) -> Example:
+    head = next(iter(answers.values()))[question_id][0]
+    shown = []
+    for method, by_id in answers.items():
+        rows = by_id[question_id]
+        right = sum(bool(row["correct"]) for row in rows)
+        note = f"{rows[0]['num_tokens']} tokens, {rows[0]['epistemic']} epistemic; "
+        note += f"{right} of {len(rows)} answers right"
+        shown.append(Answer(method, rows[0]["response"], bool(rows[0]["correct"]), note))
+    return Example(head["question"], str(head.get("answer") or ""), shown)
+
+
+def _answers_by_method(study: Study, world: str, split: str) -> dict[str, dict[str, list[Row]]]:
+    """method -> question id -> its records by rollout, of the lowest seed that kept records."""
+    found = {}
+    for method in study.methods:
+        rows = study.select(world=world, method=method, split=split)
+        for row in last_rows(rows) if rows else []:
+            run = study.runs.get((world, method, row["seed"]))
+            records = run.records(row["step"], split) if run else None
+            if records:
+                found[method] = _grouped(records, lambda r: str(r["question_id"]))
+                break
+    return found
+
+
+def _grouped(records: list[Row], key: Callable[[Row], str]) -> dict[str, list[Row]]:
+    groups: dict[str, list[Row]] = {}
+    for record in sorted(records, key=lambda r: r.get("rollout", 0)):
+        groups.setdefault(key(record), []).append(record)
+    return groups
+
+
+def _from_rollouts(runs: list[tuple[str, Run]], num: int) -> Examples:
+    """Training samples, for runs that were never evaluated."""
+    examples = []
+    for method, run in runs:
+        files = sorted((run.folder / "rollouts").glob("*.jsonl"))
+        for record in read_jsonl(files[-1], may_be_cut=True)[:num] if files else []:
+            response = record.get("response")
+            if not isinstance(response, str):
+                raise UserError(f'{files[-1]}: field "response" must be text, got {response!r}')
+            note = f"training sample, {files[-1].stem}"
+            answer = Answer(method, response, record.get("correct"), note)
+            question = str(record.get("question") or record.get("prompt") or "")
+            examples.append(Example(question, str(record.get("answer") or ""), [answer]))
+    return Examples("The first training samples of the last step that kept any.", examples)

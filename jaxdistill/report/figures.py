@@ -1,0 +1,359 @@
+"""The figures, each drawn on light and on dark paper. Nothing global: no pyplot, no rc changes.
+
+A figure is 9 inches wide and meant to be shown at 900 pixels, so a point of type is about 1.4 px.
+"""
+
+import io
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from jaxdistill.report.findings import Cell, CellKey, change
+from jaxdistill.report.load import BASE, Study
+from jaxdistill.report.words import method_label, sentence, split_label, world_label
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH_INCHES = 9.0
+DPI = 160
+SMOOTHING_STEPS = 5
+
+
+class Paper(NamedTuple):
+    """Colours of one ground; methods keep their hue on both."""
+
+    name: str
+    ground: str
+    ink: str
+    faint: str
+    grid: str
+    methods: dict[str, str]
+    others: tuple[str, ...]
+
+
+# Okabe-Ito hues (safe for colour-blind readers), lightened for the dark ground.
+LIGHT = Paper(
+    "light", "#ffffff", "#24211d", "#6f6a62", "#e6e2da",
+    {"base": "#7a756d", "sdpo": "#c8401c", "sdpo_ema": "#8c2d4f", "epi_mask": "#b88400",
+     "epi_gate": "#3f97c9", "epi_anchor": "#1f4e9c", "grpo": "#16805c"},
+    ("#c8401c", "#1f4e9c", "#16805c", "#b88400", "#8c2d4f", "#3f97c9", "#7a756d"),
+)  # fmt: skip
+DARK = Paper(
+    "dark", "#1b1a18", "#ece8e1", "#a8a297", "#37342f",
+    {"base": "#a39d93", "sdpo": "#ff7a4d", "sdpo_ema": "#e0719a", "epi_mask": "#e5b53a",
+     "epi_gate": "#7cc8f2", "epi_anchor": "#7fa3ff", "grpo": "#4cc79a"},
+    ("#ff7a4d", "#7fa3ff", "#4cc79a", "#e5b53a", "#e0719a", "#7cc8f2", "#a39d93"),
+)  # fmt: skip
+DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+
+
+class Picture(NamedTuple):
+    """A finished figure: file name, PNG on light and on dark ground, and its caption."""
+
+    name: str
+    light: bytes
+    dark: bytes
+    caption: str
+
+
+def picture(name: str, caption: str, draw: Callable[[Paper], "Figure"]) -> Picture:
+    """Draw on both grounds; the PNG carries no date or version, so equal data give equal bytes."""
+    png = {}
+    for paper in (LIGHT, DARK):
+        buffer = io.BytesIO()
+        draw(paper).savefig(
+            buffer, format="png", dpi=DPI, facecolor=paper.ground, metadata={"Software": None}
+        )
+        png[paper.name] = buffer.getvalue()
+    return Picture(name, png["light"], png["dark"], caption)
+
+
+def curves(study: Study, paper: Paper) -> "Figure":
+    """Training reward, accuracy by split, length and epistemic tokens over training steps."""
+    panels = [("training reward", None, None)]
+    panels += [(f"{split_label(s)} accuracy", s, "accuracy") for s in _curve_splits(study)]
+    main_split = _curve_splits(study)[0] if _curve_splits(study) else "heldout"
+    panels += [
+        ("response length, tokens", main_split, "length"),
+        ("epistemic tokens\nper response", main_split, "epistemic_per_response"),
+    ]
+    fig = _figure(1.75 * len(panels) + 1.0)
+    axes = fig.subplots(len(panels), len(study.worlds), squeeze=False, sharex="col", sharey="row")
+    for (title, split, key), row_axes in zip(panels, axes):
+        for world, ax in zip(study.worlds, row_axes):
+            _dress(ax, paper)
+            for method in study.methods:
+                points = (
+                    _metric_series(study, world, method, "reward")
+                    if split is None or key is None
+                    else _eval_series(study, world, method, split, key)
+                )
+                _draw_series(ax, points, _colour(study, method, paper), is_base=method == BASE)
+            _say_if_empty(ax, paper)
+        row_axes[0].set_ylabel(title, color=paper.ink, fontsize=9)
+    _title_columns(axes, study, paper)
+    for ax in axes[-1]:
+        ax.set_xlabel("training step", color=paper.ink, fontsize=9)
+    _legend(fig, study, paper)
+    return fig
+
+
+def forest(study: Study, cells: dict[CellKey, Cell], paper: Paper) -> "Figure":
+    """Each method's accuracy minus the base's, with its interval, per world and split."""
+    methods = [m for m in study.methods if m != BASE]
+    splits = [s for s in study.splits if s != "train"] or study.splits
+    fig = _figure(0.34 * len(methods) * len(splits) + 1.3)
+    axes = fig.subplots(len(splits), len(study.worlds), squeeze=False, sharex=True, sharey=True)
+    for split, row_axes in zip(splits, axes):
+        for world, ax in zip(study.worlds, row_axes):
+            _dress(ax, paper)
+            ax.axvline(0, color=paper.faint, linewidth=1)
+            for height, method in enumerate(reversed(methods)):
+                _draw_difference(
+                    ax, cells, (world, method, split), height, _colour(study, method, paper)
+                )
+            ax.set_yticks(range(len(methods)), [method_label(m) for m in reversed(methods)])
+            ax.set_ylim(-0.6, len(methods) - 0.4)
+        row_axes[0].set_ylabel(split_label(split), color=paper.ink, fontsize=9)
+    _title_columns(axes, study, paper)
+    for ax in axes[-1]:
+        ax.set_xlabel("accuracy minus base, points", color=paper.ink, fontsize=9)
+    return fig
+
+
+def mass(study: Study, paper: Paper) -> "Figure | None":
+    """Epistemic mass of student, teacher and reference at each step; None where unlogged."""
+    panels = [
+        (w, m)
+        for w in study.worlds
+        for m in study.methods
+        if any(_metric_series(study, w, m, f"epistemic_mass_{who}") for who in MASS_LINES)
+    ]
+    if not panels:
+        return None
+    num_columns = min(3, len(panels))
+    num_rows = -(-len(panels) // num_columns)
+    fig = _figure(2.1 * num_rows + 0.7)
+    axes = fig.subplots(num_rows, num_columns, squeeze=False, sharex=True, sharey=True)
+    for ax in axes.flat[len(panels) :]:
+        ax.set_visible(False)
+    for (world, method), ax in zip(panels, axes.flat):
+        _dress(ax, paper)
+        for who, (kind, style) in MASS_LINES.items():
+            points = smoothed(_metric_series(study, world, method, f"epistemic_mass_{who}"))
+            colour = paper.methods[kind]
+            ax.plot(
+                [p[0] for p in points],
+                [p[1] for p in points],
+                color=colour,
+                linestyle=style,
+                linewidth=1.7,
+                label=who,
+            )
+        place = f", {world_label(world)}" if world else ""
+        ax.set_title(method_label(method) + place, color=paper.ink, fontsize=9, loc="left")
+        ax.set_ylim(bottom=0)
+    for ax in axes[-1]:
+        ax.set_xlabel("training step", color=paper.ink, fontsize=9)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    _legend_of(fig, handles, labels, paper, 3)
+    return fig
+
+
+# who -> (the method whose colour it takes, line style)
+MASS_LINES = {"student": ("sdpo", "solid"), "teacher": ("epi_anchor", DASHES[1]),
+              "reference": ("base", DASHES[2])}  # fmt: skip
+
+Points = list[tuple[float, float, float, float]]  # step, mean over seeds, lowest, highest
+
+
+def smoothed(points: Points, width: int = SMOOTHING_STEPS) -> Points:
+    """Centred moving mean; the ends use what is there."""
+    half = width // 2
+    values = np.array([p[1:] for p in points])
+    return [(points[i][0], *values[max(0, i - half) : i + half + 1].mean(axis=0).tolist())
+            for i in range(len(points))]  # fmt: skip
+
+
+def _eval_series(study: Study, world: str, method: str, split: str, key: str) -> Points:
+    """One point an evaluation; a method without a step 0 starts at the base's value."""
+    rows = study.select(world=world, method=method, split=split)
+    if rows and method != BASE and min(row["step"] for row in rows) > 0:
+        start = study.select(world=world, method=BASE, split=split)
+        rows = [dict(row, step=0) for row in start] + rows
+    return _by_step((row["step"], row.get(key)) for row in rows)
+
+
+def _metric_series(study: Study, world: str, method: str, key: str) -> Points:
+    runs = [r for (w, m, _), r in study.runs.items() if (w, m) == (world, method)]
+    return _by_step((line["step"], line.get(key)) for run in runs for line in run.metrics)
+
+
+def _by_step(pairs: Any) -> Points:
+    values: dict[float, list[float]] = {}
+    for step, value in pairs:
+        if isinstance(value, int | float) and np.isfinite(value):
+            values.setdefault(step, []).append(value)
+    return [(step, float(np.mean(v)), min(v), max(v)) for step, v in sorted(values.items())]
+
+
+def _curve_splits(study: Study) -> list[str]:
+    return [s for s in study.splits if s != "train"] or study.splits
+
+
+def _draw_series(ax: "Axes", points: Points, colour: str, *, is_base: bool) -> None:
+    """A line through the seeds' means and a band from the lowest seed to the highest."""
+    if not points:
+        return
+    if is_base:
+        ax.axhline(points[0][1], color=colour, linewidth=1.2, linestyle=DASHES[2])
+        return
+    is_dense = len(points) >= 4 * SMOOTHING_STEPS
+    steps, means, lows, highs = zip(*(smoothed(points) if is_dense else points))
+    ax.plot(
+        steps,
+        means,
+        color=colour,
+        linewidth=1.8,
+        marker="" if is_dense else "o",
+        markersize=3.2,
+        solid_capstyle="round",
+    )
+    if any(low < high for low, high in zip(lows, highs)):
+        ax.fill_between(steps, lows, highs, color=colour, alpha=0.15, linewidth=0)
+
+
+def _draw_difference(
+    ax: "Axes", cells: dict[CellKey, Cell], key: CellKey, height: int, colour: str
+) -> None:
+    cell, base = cells.get(key), cells.get((key[0], BASE, key[2]))
+    if cell is None or base is None:
+        return
+    difference = change(cell, base, "accuracy")
+    if difference.is_bounded:
+        ax.plot(
+            [100 * difference.low, 100 * difference.high],
+            [height, height],
+            color=colour,
+            linewidth=2.2,
+            solid_capstyle="round",
+        )
+    ax.plot([100 * difference.value], [height], "o", color=colour, markersize=5.5)
+
+
+def _colour(study: Study, method: str, paper: Paper) -> str:
+    """The method's own colour; a name we do not know takes the next of a fixed row."""
+    if method in paper.methods:
+        return paper.methods[method]
+    unknown = [m for m in study.methods if m not in paper.methods]
+    return paper.others[unknown.index(method) % len(paper.others)]
+
+
+def _figure(height: float) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
+
+
+def _dress(ax: "Axes", paper: Paper) -> None:
+    ax.set_facecolor(paper.ground)
+    ax.grid(True, axis="both", color=paper.grid, linewidth=0.7)
+    ax.set_axisbelow(True)
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        ax.spines[side].set_color(paper.faint)
+    ax.tick_params(colors=paper.faint, labelsize=8, length=3)
+
+
+def _say_if_empty(ax: "Axes", paper: Paper) -> None:
+    if not ax.lines:
+        ax.text(
+            0.5,
+            0.5,
+            "not recorded",
+            transform=ax.transAxes,
+            ha="center",
+            va="center",
+            color=paper.faint,
+            fontsize=8,
+        )
+
+
+def _title_columns(axes: Any, study: Study, paper: Paper) -> None:
+    for world, ax in zip(study.worlds, axes[0]):
+        if world:
+            ax.set_title(
+                sentence(world_label(world)),
+                color=paper.ink,
+                fontsize=10,
+                loc="left",
+                fontweight="bold",
+            )
+
+
+def _legend(fig: "Figure", study: Study, paper: Paper) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=_colour(study, m, paper),
+            linewidth=1.2 if m == BASE else 2,
+            linestyle=DASHES[2] if m == BASE else "solid",
+        )
+        for m in study.methods
+    ]
+    _legend_of(fig, handles, [method_label(m) for m in study.methods], paper, 4)
+
+
+def _legend_of(fig: "Figure", handles: list, labels: list[str], paper: Paper, columns: int) -> None:
+    fig.legend(
+        handles,
+        labels,
+        loc="outside upper left",
+        ncols=min(columns, len(labels)),
+        frameon=False,
+        fontsize=9,
+        labelcolor=paper.ink,
+        handlelength=2.2,
+    )
+
+
+def draw_all(study: Study, cells: dict[CellKey, Cell]) -> dict[str, Picture]:
+    """Every figure that this study's data allow, by name."""
+    pictures = {"curves": picture("curves", CURVES_CAPTION, lambda paper: curves(study, paper))}
+    if BASE in study.methods and len(study.methods) > 1:
+        pictures["differences"] = picture(
+            "differences", FOREST_CAPTION, lambda paper: forest(study, cells, paper)
+        )
+    if mass(study, LIGHT) is not None:
+        pictures["epistemic_mass"] = picture(
+            "epistemic_mass", MASS_CAPTION, lambda paper: _drawn(mass(study, paper))
+        )
+    return pictures
+
+
+def _drawn(figure: "Figure | None") -> "Figure":
+    assert figure is not None
+    return figure
+
+
+CURVES_CAPTION = (
+    f"Training reward is a moving mean over {SMOOTHING_STEPS} steps of the reward of the training "
+    "samples; the other panels are evaluations (length and epistemic tokens on held-out problems, "
+    "where there are any). The dotted line is the base model. Bands run from the lowest to the "
+    "highest seed."
+)
+FOREST_CAPTION = (
+    "Accuracy of the last step minus the base model's on the same problems; bars are 95 % "
+    "intervals from resampling problems."
+)
+MASS_CAPTION = (
+    "Probability that the student, its teacher and the frozen reference put on epistemic words, "
+    f"averaged over the positions of training samples (moving mean over {SMOOTHING_STEPS} steps)."
+)

@@ -1,0 +1,347 @@
+"""What happened, in numbers: final values, changes against the base, whether orderings hold.
+
+Every sentence here is chosen by an interval. Nothing is claimed that the rows and records of this
+run do not show, and an expectation that fails is reported as failing.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from jaxdistill.errors import UserError
+from jaxdistill.intervals import (
+    Clusters,
+    Interval,
+    bootstrap,
+    by_problem,
+    difference_of_changes,
+    interval,
+    paired_difference,
+)
+from jaxdistill.report.load import BASE, Row, Study
+from jaxdistill.report.words import (
+    change_text,
+    method_label,
+    movement,
+    sentence,
+    share_text,
+    split_label,
+    value_text,
+)
+
+
+class Measure(NamedTuple):
+    """What is counted: a field of a response's record, and the summary row's field of its mean."""
+
+    record_key: str
+    row_key: str
+    subject: str
+    is_share: bool = False  # count a response once, however often it has the thing
+
+
+MEASURES = {
+    "accuracy": Measure("correct", "accuracy", "accuracy", True),
+    "length": Measure("num_tokens", "length", "response length (tokens)"),
+    "epistemic": Measure("epistemic", "epistemic_per_response", "epistemic tokens per response"),
+    "checks": Measure("checks", "check_rate", "share of responses with a double check", True),
+    "copy": Measure("copy", "copy_fidelity", "copy fidelity", True),
+}
+CellKey = tuple[str, str, str]  # world, method, split
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method at one step on one split, all its seeds pooled."""
+
+    world: str
+    method: str
+    split: str
+    step: int
+    rows: list[Row]  # one a seed
+    clusters: dict[str, Clusters]  # by measure; empty without per-response records
+
+    def row_mean(self, key: str) -> float | None:
+        """A summary field's mean over seeds, weighted by responses; None where no row has it."""
+        rows = [row for row in self.rows if row.get(key) is not None]
+        weight = sum(row["n"] for row in rows)
+        return sum(row[key] * row["n"] for row in rows) / weight if weight else None
+
+    def estimate(self, measure: str) -> Interval:
+        """The measure's value with its interval, without bounds where records are missing."""
+        if measure in self.clusters:
+            return interval(self.clusters[measure])
+        value = self.row_mean(MEASURES[measure].row_key)
+        return _unbounded(math.nan if value is None else value)
+
+
+class Ordering(NamedTuple):
+    """An expected ordering: the measure of `less` lies below that of `more` on this split."""
+
+    claim: str
+    less: tuple[str, str]
+    more: tuple[str, str]
+    measure: str = "accuracy"
+    split: str = "heldout"
+
+
+class Finding(NamedTuple):
+    """An expectation, what was measured, and whether it holds in this run."""
+
+    claim: str
+    measured: str
+    verdict: str
+
+
+HOLDS, OPPOSITE, OPEN, UNMEASURED = "holds", "opposite", "not settled", "not measured"
+NO_INTERVAL = " (no interval)"
+
+ORDERINGS = (
+    Ordering("SDPO ends below the base, held-out", ("main", "sdpo"), ("main", BASE)),
+    Ordering("SDPO ends below the base, OOD", ("main", "sdpo"), ("main", BASE), split="ood"),
+    Ordering("SDPO says fewer epistemic tokens", ("main", "sdpo"), ("main", BASE), "epistemic"),
+    Ordering("SDPO answers shorter", ("main", "sdpo"), ("main", BASE), "length"),
+    Ordering("SDPO double-checks less often", ("main", "sdpo"), ("main", BASE), "checks"),
+    Ordering("an EMA teacher harms more than a fixed one", ("main", "sdpo_ema"), ("main", "sdpo")),
+    Ordering("GRPO ends above the base", ("main", BASE), ("main", "grpo")),
+    Ordering("GRPO ends above SDPO", ("main", "sdpo"), ("main", "grpo")),
+    Ordering("the anchor ends above SDPO", ("main", "sdpo"), ("main", "epi_anchor")),
+    Ordering("the gate ends above SDPO", ("main", "sdpo"), ("main", "epi_gate")),
+    Ordering("the anchor ends above the mask", ("main", "epi_mask"), ("main", "epi_anchor")),
+    Ordering("the anchor keeps epistemic tokens that SDPO loses",
+             ("main", "sdpo"), ("main", "epi_anchor"), "epistemic"),
+    Ordering("control world: epistemic tokens fall under SDPO there too",
+             ("control", "sdpo"), ("control", BASE), "epistemic"),
+)  # fmt: skip
+
+
+def tabulate(study: Study) -> dict[CellKey, Cell]:
+    """Every method's final cell on the main grid, with clusters where the runs kept records."""
+    cells = {}
+    for world in study.worlds:
+        for method in study.methods:
+            for split in study.splits:
+                rows = study.select(world=world, method=method, split=split)
+                if rows:
+                    cells[world, method, split] = make_cell(study, last_rows(rows))
+    return cells
+
+
+def last_rows(rows: list[Row]) -> list[Row]:
+    """The rows of the last step that every seed reached."""
+    steps = [{row["step"] for row in rows if row["seed"] == seed} for seed in _seeds(rows)]
+    shared = set.intersection(*steps)
+    if not shared:
+        raise UserError(
+            f"summary.json: the seeds of {rows[0]['world']}/{rows[0]['method']} share no "
+            "evaluated step; evaluate all seeds at the same steps"
+        )
+    return sorted((r for r in rows if r["step"] == max(shared)), key=lambda r: r["seed"])
+
+
+def make_cell(study: Study, rows: list[Row]) -> Cell:
+    """Pool the seeds of one (world, method, split, step)."""
+    head = rows[0]
+    runs = [study.runs.get((head["world"], head["method"], row["seed"])) for row in rows]
+    per_seed = [run.records(head["step"], head["split"]) if run else None for run in runs]
+    records = [record for seed_records in per_seed if seed_records for record in seed_records]
+    clusters = {}
+    if all(per_seed):
+        for name, measure in MEASURES.items():
+            counted = [r for r in records if r.get(measure.record_key) is not None]
+            if counted:
+                clusters[name] = _clusters(counted, measure)
+    return Cell(head["world"], head["method"], head["split"], head["step"], rows, clusters)
+
+
+def _clusters(records: list[Row], measure: Measure) -> Clusters:
+    values = [record[measure.record_key] for record in records]
+    if measure.is_share:
+        values = [value > 0 for value in values]
+    return by_problem([record["question_id"] for record in records], values)
+
+
+def references(study: Study, cells: dict[CellKey, Cell]) -> dict[CellKey, Cell]:
+    """What each cell is compared with: the base, or in a study without one its own first step."""
+    if BASE in study.methods:
+        found = {key: cells.get((key[0], BASE, key[2])) for key in cells if key[1] != BASE}
+        return {key: base for key, base in found.items() if base is not None}
+    first = {}
+    for key, cell in cells.items():
+        rows = study.select(world=key[0], method=key[1], split=key[2])
+        start = min(row["step"] for row in rows)
+        if start < cell.step:
+            first[key] = make_cell(study, [row for row in rows if row["step"] == start])
+    return first
+
+
+def change(first: Cell, second: Cell, measure: str) -> Interval:
+    """first - second: paired by problem where both kept records, a bare difference otherwise."""
+    if measure in first.clusters and measure in second.clusters:
+        return paired_difference(first.clusters[measure], second.clusters[measure])
+    return _unbounded(first.estimate(measure).value - second.estimate(measure).value)
+
+
+def is_measured(cell: Cell | None, measure: str) -> bool:
+    return cell is not None and not math.isnan(cell.estimate(measure).value)
+
+
+def kept_share(base: Cell, harmed: Cell, protected: Cell) -> Interval | None:
+    """The share of `harmed`'s loss of accuracy that `protected` keeps; None without a sure loss."""
+    loss = change(harmed, base, "accuracy")
+    if loss.value >= 0 or (loss.is_bounded and loss.high >= 0):
+        return None
+    cells = (base, harmed, protected)
+    if not all("accuracy" in cell.clusters for cell in cells):
+        b, h, p = (cell.estimate("accuracy").value for cell in cells)
+        return _unbounded((p - h) / (b - h))
+    clusters = [cell.clusters["accuracy"] for cell in cells]
+    return bootstrap(clusters, lambda b, h, p: (p - h) / (b - h))
+
+
+def control_contrast(cells: dict[CellKey, Cell], split: str = "heldout") -> Interval | None:
+    """SDPO's change in the control world minus its change in the main world (accuracy)."""
+    keys = [(w, m, split) for w in ("control", "main") for m in ("sdpo", BASE)]
+    if not all(key in cells for key in keys):
+        return None
+    after_c, before_c, after_m, before_m = (cells[key] for key in keys)
+    if all("accuracy" in cells[key].clusters for key in keys):
+        c, d, e, f = (cells[key].clusters["accuracy"] for key in keys)
+        return difference_of_changes((c, d), (e, f))
+    value = (
+        change(after_c, before_c, "accuracy").value - change(after_m, before_m, "accuracy").value
+    )
+    return _unbounded(value)
+
+
+def judge(difference: Interval) -> str:
+    """Whether a difference that should be positive is."""
+    if difference.is_bounded:
+        if difference.low > 0:
+            return HOLDS
+        return OPPOSITE if difference.high < 0 else OPEN
+    if math.isnan(difference.value) or difference.value == 0:
+        return OPEN + NO_INTERVAL
+    return (HOLDS if difference.value > 0 else OPPOSITE) + NO_INTERVAL
+
+
+def findings(cells: dict[CellKey, Cell]) -> list[Finding]:
+    """Each expected ordering against this run's numbers."""
+    judged = [_judged(ordering, cells) for ordering in ORDERINGS]
+    contrast = control_contrast(cells)
+    claim = "control world: SDPO loses less held-out accuracy than in the main world"
+    if contrast is None:
+        return [*judged, Finding(claim, "", UNMEASURED)]
+    return [*judged, Finding(claim, change_text("accuracy", contrast), judge(contrast))]
+
+
+def verdict_sentence(judged: Iterable[Finding]) -> str:
+    """How many of the expected orderings hold, with every other verdict counted too."""
+    verdicts = [f.verdict.removesuffix(NO_INTERVAL) for f in judged if f.verdict != UNMEASURED]
+    if not verdicts:
+        return "None of the expected orderings was measured in this run."
+    counts = {kind: verdicts.count(kind) for kind in (HOLDS, OPPOSITE, OPEN)}
+    return (
+        f"Of {len(verdicts)} expected orderings measured, {counts[HOLDS]} hold, "
+        f"{counts[OPPOSITE]} come out opposite and {counts[OPEN]} are not settled "
+        "(the interval includes zero)."
+    )
+
+
+def headline(cells: dict[CellKey, Cell]) -> list[str]:
+    """Sentences on what happened, each built from the numbers of this run."""
+    lines = [
+        _sdpo_sentence(cells, "main", measure, split)
+        for measure, split in (
+            ("accuracy", "heldout"),
+            ("accuracy", "ood"),
+            ("epistemic", "heldout"),
+            ("length", "heldout"),
+        )
+    ]
+    lines += [
+        _anchor_sentence(cells),
+        _movement_sentence(cells, "main", "grpo"),
+        _control_sentence(cells),
+    ]
+    return [line for line in lines if line]
+
+
+def _judged(ordering: Ordering, cells: dict[CellKey, Cell]) -> Finding:
+    less = cells.get((*ordering.less, ordering.split))
+    more = cells.get((*ordering.more, ordering.split))
+    if (
+        less is None
+        or more is None
+        or not all(is_measured(cell, ordering.measure) for cell in (less, more))
+    ):
+        return Finding(ordering.claim, "", UNMEASURED)
+    difference = change(more, less, ordering.measure)
+    low, high = (
+        value_text(ordering.measure, cell.estimate(ordering.measure).value) for cell in (less, more)
+    )
+    measured = f"{low} against {high}: {change_text(ordering.measure, difference)}"
+    return Finding(ordering.claim, measured, judge(difference))
+
+
+def _movement_sentence(
+    cells: dict[CellKey, Cell], world: str, method: str, measure: str = "accuracy",
+    split: str = "heldout",
+) -> str:  # fmt: skip
+    before, after = cells.get((world, BASE, split)), cells.get((world, method, split))
+    if before is None or after is None:
+        return ""
+    difference = change(after, before, measure)
+    subject = MEASURES[measure].subject
+    if measure == "accuracy":
+        subject = f"{split_label(split)} accuracy"
+    ends = [value_text(measure, cell.estimate(measure).value) for cell in (before, after)]
+    return (
+        f"{method_label(method)}: {subject} {movement(difference)} from {ends[0]} to {ends[1]}, "
+        f"{change_text(measure, difference)}."
+    )
+
+
+def _sdpo_sentence(cells: dict[CellKey, Cell], world: str, measure: str, split: str) -> str:
+    return _movement_sentence(cells, world, "sdpo", measure, split)
+
+
+def _anchor_sentence(cells: dict[CellKey, Cell]) -> str:
+    base, sdpo, anchor = (cells.get(("main", m, "heldout")) for m in (BASE, "sdpo", "epi_anchor"))
+    if base is None or sdpo is None or anchor is None:
+        return ""
+    value = value_text("accuracy", anchor.estimate("accuracy").value)
+    gain = change_text("accuracy", change(anchor, sdpo, "accuracy"))
+    end = f"The anchored objective ends at {value} held-out ({gain} against SDPO)"
+    kept = kept_share(base, sdpo, anchor)
+    if kept is None:
+        return f"{end}; SDPO lost no accuracy that can be told from zero, so there is none to keep."
+    return f"{end}: it keeps {share_text(kept)} of what SDPO lost."
+
+
+def _control_sentence(cells: dict[CellKey, Cell]) -> str:
+    keys = [("control", BASE, "heldout"), ("control", "sdpo", "heldout")]
+    if not all(key in cells for key in keys):
+        return ""
+    before, after = (cells[key] for key in keys)
+    parts = []
+    for measure, subject in (
+        ("epistemic", "epistemic tokens per response"),
+        ("accuracy", "held-out accuracy"),
+    ):
+        difference = change(after, before, measure)
+        parts.append(
+            f"{subject} {movement(difference)} from "
+            f"{value_text(measure, before.estimate(measure).value)} to "
+            f"{value_text(measure, after.estimate(measure).value)}, "
+            f"{change_text(measure, difference)}"
+        )
+    return sentence(f"control world, SDPO: {'; '.join(parts)}.")
+
+
+def _seeds(rows: list[Row]) -> list[int]:
+    return sorted({row["seed"] for row in rows})
+
+
+def _unbounded(value: float) -> Interval:
+    return Interval(value, math.nan, math.nan, 0)

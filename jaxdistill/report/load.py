@@ -1,0 +1,254 @@
+"""Study and run folders, read into plain rows. What is missing or broken becomes one clear line."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jaxdistill.errors import UserError
+
+Row = dict[str, Any]
+RunKey = tuple[str, str, int]  # world, method, seed
+
+BASE = "base"
+SPLITS = ("heldout", "ood", "train")
+# Axes along which a full study departs from its main grid of world x method x seed.
+AXES = ("coverage", "context")
+ROW_TEXT = ("world", "method", "split")
+ROW_NUMBERS = ("seed", "step", "accuracy", "length", "epistemic_per_response", "n")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder: what it logged at each step, and where its evaluations lie."""
+
+    folder: Path
+    metrics: list[Row]
+
+    def records(self, step: int, split: str) -> list[Row] | None:
+        """The per-response records of one evaluation; None where the run kept none."""
+        path = self.folder / "evals" / f"step_{step:06d}" / f"{split}.jsonl"
+        return read_records(path) if path.is_file() else None
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything a report is made of; `sweep_rows` are the rows off the main grid."""
+
+    folder: Path
+    info: Row
+    rows: list[Row]
+    runs: dict[RunKey, Run]
+    sweep_rows: list[Row] = field(default_factory=list)
+    probe: dict[str, list[Row]] = field(default_factory=dict)
+
+    @property
+    def worlds(self) -> list[str]:
+        return in_order((row["world"] for row in self.rows), ("main", "control"))
+
+    @property
+    def methods(self) -> list[str]:
+        return in_order((row["method"] for row in self.rows), METHOD_ORDER)
+
+    @property
+    def splits(self) -> list[str]:
+        return in_order((row["split"] for row in self.rows), SPLITS)
+
+    def select(self, **wanted: Any) -> list[Row]:
+        """The main-grid rows whose fields have these values."""
+        return [r for r in self.rows if all(r[key] == value for key, value in wanted.items())]
+
+
+METHOD_ORDER = (BASE, "sdpo", "sdpo_ema", "epi_mask", "epi_gate", "epi_anchor", "grpo")
+
+
+def in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:
+    """Distinct names: the known ones in their order, then the others as they came."""
+    distinct = list(dict.fromkeys(names))
+    return [n for n in order if n in distinct] + [n for n in distinct if n not in order]
+
+
+def load_study(study_dir: str | Path) -> Study:
+    """Read a study folder; UserError (one line) for what is missing or malformed."""
+    folder = Path(study_dir)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such study folder; give the one `jaxdistill study` wrote")
+    rows = _checked_rows(folder / "summary.json")
+    main, sweep = split_grid(rows)
+    probe_path = folder / "probe.json"
+    return Study(
+        folder=folder,
+        info=_mapping(folder / "study.json"),
+        rows=main,
+        runs=_runs_of(folder, main),
+        sweep_rows=sweep,
+        probe=_mapping(probe_path) if probe_path.is_file() else {},
+    )
+
+
+def load_runs(run_dirs: Sequence[str | Path]) -> Study:
+    """Read plain run folders as a study of one world in which every run is a method of its own."""
+    if not run_dirs:
+        raise UserError("report: no run folder given; name at least one")
+    folders = [Path(run_dir) for run_dir in run_dirs]
+    rows: list[Row] = []
+    runs: dict[RunKey, Run] = {}
+    for folder, name in zip(folders, _distinct_names(folders)):
+        if not (folder / "config.json").is_file():
+            raise UserError(
+                f"{folder}: not a run folder (no config.json); give one that `train` wrote"
+            )
+        runs["", name, 0] = run = load_run(folder)
+        rows += _rows_of_evals(run, name)
+    return Study(folders[0].parent, {"name": ", ".join(key[1] for key in runs)}, rows, runs)
+
+
+def load_run(folder: Path) -> Run:
+    """Read one run folder; a run that never trained (the base) has no metrics."""
+    path = folder / "metrics.jsonl"
+    metrics = read_jsonl(path, may_be_cut=True) if path.is_file() else []
+    for number, line in enumerate(metrics, start=1):
+        if not isinstance(line.get("step"), int):
+            raise UserError(
+                f'{path}: line {number}: field "step" must be an integer, got {line.get("step")!r}'
+            )
+    return Run(folder, metrics)
+
+
+def split_grid(rows: list[Row]) -> tuple[list[Row], list[Row]]:
+    """Part the main grid from the rows of a sweep over coverage or context.
+
+    The main grid has no value on an axis if any row lacks one, otherwise the most common value.
+    """
+    common = {}
+    for axis in AXES:
+        values = [row.get(axis) for row in rows]
+        common[axis] = None if None in values else Counter(values).most_common(1)[0][0]
+    on_grid = [all(row.get(axis) == common[axis] for axis in AXES) for row in rows]
+    return (
+        [r for r, on in zip(rows, on_grid) if on],
+        [r for r, on in zip(rows, on_grid) if not on],
+    )
+
+
+def eval_steps(run: Run) -> list[int]:
+    """Steps at which a run was evaluated, ascending."""
+    names = (path.name for path in (run.folder / "evals").glob("step_*"))
+    matches = (re.fullmatch(r"step_(\d+)", name) for name in names)
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file; UserError naming it where it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; the report needs it") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+
+
+def read_jsonl(path: Path, *, may_be_cut: bool = False) -> list[Row]:
+    """Parse a file of one JSON object a line; UserError naming the line that is broken.
+
+    With `may_be_cut` a last line without its line break is dropped: a killed run leaves one.
+    """
+    rows = []
+    try:
+        # Not splitlines(): a response may hold U+2028, which is no line break in JSON.
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error})") from None
+    for number, line in enumerate(lines[:-1] if may_be_cut else lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}: line {number} is not valid JSON ({error.msg})") from None
+        if not isinstance(row, dict):
+            raise UserError(
+                f"{path}: line {number}: expected a JSON object, got {type(row).__name__}"
+            )
+        rows.append(row)
+    return rows
+
+
+def read_records(path: Path) -> list[Row]:
+    """Per-response records, each with the fields the report counts."""
+    records = read_jsonl(path)
+    for number, record in enumerate(records, start=1):
+        for key in ("question_id", "question", "response", "correct", "num_tokens", "epistemic"):
+            if record.get(key) is None:
+                raise UserError(f'{path}: record {number}: field "{key}" is missing')
+    if not records:
+        raise UserError(f"{path}: no records; evaluate again or remove the file")
+    return records
+
+
+def _checked_rows(path: Path) -> list[Row]:
+    rows = read_json(path)
+    if not isinstance(rows, list) or not rows:
+        raise UserError(f"{path}: expected a non-empty list of rows, got {type(rows).__name__}")
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise UserError(f"{path}: row {number}: expected an object, got {type(row).__name__}")
+        for key in ROW_TEXT:
+            if not isinstance(row.get(key), str):
+                raise UserError(
+                    f'{path}: row {number}: field "{key}" must be text, got {row.get(key)!r}'
+                )
+        for key in ROW_NUMBERS:
+            if not isinstance(row.get(key), int | float):
+                raise UserError(
+                    f'{path}: row {number}: field "{key}" must be a number, got {row.get(key)!r}'
+                )
+    return rows
+
+
+def _mapping(path: Path) -> Row:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _runs_of(folder: Path, rows: list[Row]) -> dict[RunKey, Run]:
+    keys = dict.fromkeys((row["world"], row["method"], row["seed"]) for row in rows)
+    folders = {key: folder / "runs" / "{}-{}-s{}".format(*key) for key in keys}
+    return {key: load_run(path) for key, path in folders.items() if path.is_dir()}
+
+
+def _rows_of_evals(run: Run, name: str) -> list[Row]:
+    rows = []
+    for step in eval_steps(run):
+        for path in sorted((run.folder / "evals" / f"step_{step:06d}").glob("*.jsonl")):
+            records = read_records(path)
+            rows.append({
+                "world": "", "method": name, "seed": 0, "step": step, "split": path.stem,
+                "accuracy": _mean(records, "correct"), "length": _mean(records, "num_tokens"),
+                "epistemic_per_response": _mean(records, "epistemic"),
+                "check_rate": _mean(records, "checks", lambda count: count > 0),
+                "copy_fidelity": _mean(records, "copy"), "n": len(records),
+            })  # fmt: skip
+    return rows
+
+
+def _mean(records: list[Row], key: str, value: Callable[[Any], Any] = float) -> float | None:
+    values = [float(value(r[key])) for r in records if r.get(key) is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _distinct_names(folders: list[Path]) -> list[str]:
+    """Folder names; with the parent's name before them where two are the same."""
+    counts = Counter(folder.resolve().name for folder in folders)
+    names = []
+    for folder in (f.resolve() for f in folders):
+        clash = counts[folder.name] > 1
+        names.append(f"{folder.parent.name}/{folder.name}" if clash else folder.name)
+    if len(set(names)) < len(names):
+        raise UserError(f"report: the same run folder is given twice ({', '.join(names)})")
+    return names

@@ -1,0 +1,171 @@
+"""The two pages, section by section: a study's comparison and a look at plain runs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxdistill.errors import UserError
+from jaxdistill.report import caveats, examples, figures, findings, html, markdown, tables
+from jaxdistill.report.findings import BASE, Cell, CellKey, change, kept_share
+from jaxdistill.report.load import Study, load_runs, load_study
+from jaxdistill.report.words import change_text, share_text, value_text
+
+
+def write_study_report(study_dir: str | Path, *, words: Sequence[str] | None = None) -> Path:
+    """Write STUDY/report.html and STUDY/figures/*.png; return the page's path.
+
+    `words` are highlighted in the answers (default: the paper's ten). Raises UserError, one line,
+    where summary.json or study.json is missing or a file is malformed.
+    """
+    study = load_study(study_dir)
+    cells = findings.tabulate(study)
+    judged = findings.findings(cells)
+    pictures = figures.draw_all(study, cells)
+    body = [
+        html.header(_over(study), str(study.info.get("name") or study.folder.name),
+                    findings.verdict_sentence(judged)),
+        html.tiles(tiles(cells)),
+        html.facts(findings.headline(cells)),
+        html.ledger(judged),
+        html.section("The course of training", html.figure(pictures.get("curves"))),
+        html.section("Where each method ends", paragraph_on_intervals(),
+                     html.figure(pictures.get("differences")), *final_tables(study, cells)),
+        *sweeps(study),
+        html.section("Epistemic mass while training", html.figure(pictures.get("epistemic_mass"))),
+        html.section("The same problem, answered by each model",
+                     html.examples(examples.examples_of(study), default_words(words))),
+        html.section("The probe", html.paragraph(PROBE_TEXT) if study.probe else "",
+                     *map(html.table, tables.probe_tables(study))),
+        html.section("What this shows and what it does not",
+                     html.facts(caveats.caveats(study, cells, judged)),
+                     html.facts(caveats.warnings(study, cells))),
+        html.section("Provenance", html.definitions(caveats.provenance(study))),
+    ]  # fmt: skip
+    return write(study.folder / "report.html", html.page(_title(study), body), pictures)
+
+
+def write_run_report(
+    run_dirs: Sequence[str | Path], out: str | Path, *, words: Sequence[str] | None = None
+) -> Path:
+    """Write a page on plain run folders to `out` (an .html file, or a folder); return its path.
+
+    Each run is compared with its own first evaluation. Raises UserError (one line) for a folder
+    that is no run or holds neither metrics nor evaluations.
+    """
+    study = load_runs(run_dirs)
+    if not study.rows and not any(run.metrics for run in study.runs.values()):
+        raise UserError(
+            f"{study.folder}: the runs hold neither metrics nor evaluations; train first"
+        )
+    cells = findings.tabulate(study)
+    pictures = figures.draw_all(study, cells)
+    lead = f"{len(study.runs)} run{'s' if len(study.runs) > 1 else ''}, from their own folders."
+    body = [
+        html.header("jaxdistill, run report", str(study.info["name"]), lead),
+        html.section("The course of training", html.figure(pictures.get("curves"))),
+        html.section("Where each run ends", *final_tables(study, cells)),
+        html.section("Epistemic mass while training", html.figure(pictures.get("epistemic_mass"))),
+        html.section("Samples", html.examples(examples.examples_of(study), default_words(words))),
+    ]
+    path = Path(out)
+    path = path if path.suffix == ".html" else path / "report.html"
+    return write(path, html.page(str(study.info["name"]), body), pictures)
+
+
+def study_markdown(study_dir: str | Path) -> str:
+    """The findings, orderings and final tables of a study as Markdown."""
+    study = load_study(study_dir)
+    cells = findings.tabulate(study)
+    judged = findings.findings(cells)
+    reference = findings.references(study, cells)
+    parts = [findings.verdict_sentence(judged), markdown.bullets(findings.headline(cells)),
+             markdown.ledger(judged)]  # fmt: skip
+    parts += [markdown.table(tables.final_table(study, cells, reference, world, split))
+              for world in study.worlds for split in study.splits]  # fmt: skip
+    parts += [markdown.table(t) for axis in ("coverage", "context")
+              if (t := tables.sweep_table(study, axis))]  # fmt: skip
+    parts += [markdown.table(t) for t in tables.probe_tables(study)]
+    parts.append(markdown.bullets(caveats.caveats(study, cells, judged)))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def write(path: Path, text: str, pictures: dict[str, figures.Picture]) -> Path:
+    """The page, and beside it figures/NAME.png and figures/NAME-dark.png."""
+    folder = path.parent / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    for picture in pictures.values():
+        (folder / f"{picture.name}.png").write_bytes(picture.light)
+        (folder / f"{picture.name}-dark.png").write_bytes(picture.dark)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def default_words(words: Sequence[str] | None) -> Sequence[str]:
+    from jaxdistill.epistemic import TEN_WORDS
+
+    return TEN_WORDS if words is None else words
+
+
+def tiles(cells: dict[CellKey, Cell]) -> list[tuple[str, str, str]]:
+    """Key figures, those that this study measured."""
+    entries = []
+    for title, world, method, measure in TILES:
+        before, after = (cells.get((world, m, "heldout")) for m in (BASE, method))
+        if before is not None and after is not None:
+            ends = [value_text(measure, cell.estimate(measure).value) for cell in (before, after)]
+            detail = change_text(measure, change(after, before, measure))
+            entries.append((title, f"{ends[0]} → {ends[1]}", detail))
+    trio = [cells.get(("main", m, "heldout")) for m in (BASE, "sdpo", "epi_anchor")]
+    base, sdpo, anchor = trio
+    if base is not None and sdpo is not None and anchor is not None:
+        kept = kept_share(base, sdpo, anchor)
+        if kept is not None:
+            entries.insert(2, ("of SDPO's loss, the anchor keeps", share_text(kept).split(" [")[0],
+                               share_text(kept).partition(" % ")[2]))  # fmt: skip
+    return entries
+
+
+# Key figures, held-out: title, world, method against the base, measure.
+TILES = (
+    ("SDPO, held-out accuracy", "main", "sdpo", "accuracy"),
+    ("SDPO, epistemic tokens per response", "main", "sdpo", "epistemic"),
+    ("GRPO, held-out accuracy", "main", "grpo", "accuracy"),
+    ("SDPO in the control world, accuracy", "control", "sdpo", "accuracy"),
+)
+
+
+def final_tables(study: Study, cells: dict[CellKey, Cell]) -> list[str]:
+    reference = findings.references(study, cells)
+    return [html.table(tables.final_table(study, cells, reference, world, split))
+            for world in study.worlds for split in study.splits
+            if any((key[0], key[2]) == (world, split) for key in cells)]  # fmt: skip
+
+
+def sweeps(study: Study) -> list[str]:
+    return [html.section(title, html.table(table, has_title=False))
+            for axis, title in (("coverage", "Task coverage: how many training problems"),
+                                ("context", "Context richness: what the teacher sees"))
+            if (table := tables.sweep_table(study, axis))]  # fmt: skip
+
+
+def paragraph_on_intervals() -> str:
+    return html.paragraph(INTERVAL_TEXT, "faint")
+
+
+def _over(study: Study) -> str:
+    return " · ".join(["jaxdistill study", *(str(study.info[key]) for key in ("profile", "date")
+                                             if study.info.get(key))])  # fmt: skip
+
+
+def _title(study: Study) -> str:
+    return f"{study.info.get('name') or study.folder.name} · jaxdistill study"
+
+
+INTERVAL_TEXT = (
+    "Small print under a value is its 95 % interval: problems resampled with all their answers "
+    "(2,000 times); changes are paired by problem. A double check is a response that checks at "
+    "least once; copy is the share of right answers among responses whose last try was right."
+)
+PROBE_TEXT = (
+    "Probability that the base model puts on each kind of next token at the forks of its own "
+    "responses, by what it was shown (its context). It is what a teacher with that context teaches."
+)

@@ -1,0 +1,108 @@
+"""How numbers, names and responses read in a report."""
+
+import html
+import re
+from collections.abc import Sequence
+
+from jaxdistill.intervals import Interval
+
+MINUS = "−"
+
+METHOD_LABELS = {
+    "base": "base model",
+    "sdpo": "SDPO",
+    "sdpo_ema": "SDPO, EMA teacher",
+    "epi_mask": "epistemic mask",
+    "epi_gate": "epistemic gate",
+    "epi_anchor": "epistemic anchor",
+    "grpo": "GRPO",
+}
+WORLD_LABELS = {"main": "main world", "control": "control world", "": "runs"}
+SPLIT_LABELS = {"heldout": "held-out", "ood": "OOD", "train": "train"}
+# Measures between 0 and 1, written in percent.
+SHARES = ("accuracy", "checks", "copy")
+
+
+def method_label(method: str) -> str:
+    return METHOD_LABELS.get(method, method)
+
+
+def world_label(world: str) -> str:
+    return WORLD_LABELS.get(world, f"world {world}")
+
+
+def split_label(split: str) -> str:
+    return SPLIT_LABELS.get(split, split)
+
+
+def sentence(text: str) -> str:
+    """The text with a capital first letter."""
+    return text[:1].upper() + text[1:]
+
+
+def value_text(measure: str, value: float) -> str:
+    """A value with its unit: 0.579 accuracy -> "57.9 %"."""
+    return number_text(measure, value) + (" %" if measure in SHARES else "")
+
+
+def number_text(measure: str, value: float, *, signed: bool = False) -> str:
+    """A value without its unit; accuracies in percent (differences: in points)."""
+    scale, digits = (100.0, 1) if measure in SHARES else (1.0, 1 if measure == "length" else 2)
+    text = f"{value * scale:{'+' if signed else ''}.{digits}f}"
+    if float(text) == 0:  # "-0.0" and "+0.0" are noise
+        text = text.lstrip("+-")
+    return text.replace("-", MINUS)
+
+
+def range_text(measure: str, interval: Interval, *, signed: bool = False) -> str:
+    """ "[55.1, 60.6]", or nothing where the interval has no bounds."""
+    if not interval.is_bounded:
+        return ""
+    low = number_text(measure, interval.low, signed=signed)
+    high = number_text(measure, interval.high, signed=signed)
+    return f"[{low}, {high}]"
+
+
+def change_text(measure: str, interval: Interval) -> str:
+    """ "−21.1 points [−25.0, −17.2]"."""
+    unit = " points" if measure in SHARES else " tokens" if measure == "length" else ""
+    parts = (
+        number_text(measure, interval.value, signed=True) + unit,
+        range_text(measure, interval, signed=True),
+    )
+    return " ".join(part for part in parts if part)
+
+
+def share_text(share: Interval) -> str:
+    """ "82 % [64, 101]"."""
+    numbers = [f"{100 * number:.0f}".replace("-", MINUS) for number in share[:3]]
+    return f"{numbers[0]} %" + (f" [{numbers[1]}, {numbers[2]}]" if share.is_bounded else "")
+
+
+def movement(interval: Interval) -> str:
+    """The verb that the interval of a difference allows."""
+    if not interval.is_bounded:
+        return "went"
+    if interval.high < 0:
+        return "fell"
+    return "rose" if interval.low > 0 else "did not clearly move:"
+
+
+def marked(text: str, words: Sequence[str]) -> str:
+    """Escape text for HTML, then wrap whole words (any case, letter boundaries) in <mark>.
+
+    Entities made by the escaping are stepped over, so no word list can break one.
+
+    >>> marked("1 < 2, Wait", ["wait", "lt"])
+    '1 &lt; 2, <mark>Wait</mark>'
+    """
+    escaped = html.escape(text)
+    if not words:
+        return escaped
+    longest_first = sorted((html.escape(word) for word in words), key=len, reverse=True)
+    alternatives = "|".join(re.escape(word) for word in longest_first)
+    letter = r"[^\W\d_]"
+    pattern = rf"&(?:#x?[0-9a-f]+|[a-z]+);|(?<!{letter})({alternatives})(?!{letter})"
+    return re.sub(
+        pattern, lambda m: f"<mark>{m[0]}</mark>" if m[1] else m[0], escaped, flags=re.IGNORECASE
+    )

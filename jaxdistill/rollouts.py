@@ -1,0 +1,98 @@
+"""Questions to completions to verdicts: what one training or evaluation step looks at."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxdistill import questions as questions_module
+from jaxdistill import tokenizer as tokenizers
+from jaxdistill.grading import grade_all
+from jaxdistill.grading.verdict import Verdict
+from jaxdistill.policy import Policy
+from jaxdistill.questions import Question
+from jaxdistill.sampling import Samples, Sampling, keys, make_sampler
+from jaxdistill.tasks import Task, grader_of, grading_workers
+
+PROMPT_MULTIPLE = 16  # prompts are padded to multiples, so that few shapes are compiled
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """R completions of each of Q questions; row q*R + r is the r-th of question q. Host arrays."""
+
+    questions: list[Question]
+    rollouts: int
+    prompt_ids_BP: np.ndarray
+    prompt_mask_BP: np.ndarray
+    tokens_BT: np.ndarray
+    mask_BT: np.ndarray
+    logp_BT: np.ndarray
+    finished_B: np.ndarray
+    responses: list[str]
+    verdicts: list[Verdict]
+
+    @property
+    def rewards_QR(self) -> np.ndarray:
+        rewards = [verdict.correct for verdict in self.verdicts]
+        return np.array(rewards, np.float32).reshape(-1, self.rollouts)
+
+    @property
+    def lengths_B(self) -> np.ndarray:
+        return self.mask_BT.sum(axis=1)
+
+    def question_of(self, row: int) -> Question:
+        return self.questions[row // self.rollouts]
+
+
+def collect(
+    policy: Policy,
+    params: Any,
+    questions: Sequence[Question],
+    task: Task,
+    sampling: Sampling,
+    rollouts: int,
+    *,
+    seed: int,
+    purpose: str,
+    step: int,
+    enable_thinking: bool | None = None,
+    dtype: str = "float32",
+    place: Callable[[Any], Any] = lambda tree: tree,
+    first_rollout: int = 0,
+) -> Rollouts:
+    """Sample `rollouts` completions a question and grade them.
+
+    The samples of a question depend on (seed, purpose, step, question, rollout) and the parameters
+    alone. `place` puts host arrays onto the mesh.
+    """
+    chats = [questions_module.messages(question) for question in questions]
+    ids = tokenizers.prompt_ids(policy.tokenizer, chats, enable_thinking)
+    pad = tokenizers.pad_id(policy.tokenizer)
+    prompt_ids_QP, prompt_mask_QP = tokenizers.left_pad(ids, pad, PROMPT_MULTIPLE)
+    sampler = make_sampler(
+        policy.config, sampling, policy.stop_ids, pad, rollouts=rollouts, dtype=dtype
+    )
+    hashes = keys.question_hashes([question.id for question in questions])
+    keys_B = keys.row_keys(seed, purpose, step, hashes, rollouts, first_rollout=first_rollout)
+    drawn = sampler(params, *place((prompt_ids_QP, prompt_mask_QP, keys_B)))
+    samples: Samples = jax.device_get(drawn)
+    responses = tokenizers.decode_all(
+        policy.tokenizer, [row[mask > 0] for row, mask in zip(samples.tokens_BT, samples.mask_BT)]
+    )
+    repeated = [question for question in questions for _ in range(rollouts)]
+    verdicts = grade_all(grader_of(task), repeated, responses, workers=grading_workers(task))
+    return Rollouts(
+        list(questions),
+        rollouts,
+        np.repeat(prompt_ids_QP, rollouts, axis=0),
+        np.repeat(prompt_mask_QP, rollouts, axis=0),
+        np.asarray(samples.tokens_BT),
+        np.asarray(samples.mask_BT),
+        np.asarray(samples.logp_BT),
+        np.asarray(samples.finished_B),
+        responses,
+        verdicts,
+    )

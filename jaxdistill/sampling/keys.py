@@ -1,0 +1,62 @@
+"""Addressed randomness: a row's key says what the row is for, never where it stands in a batch."""
+
+import functools
+import zlib
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Key, UInt32
+
+# Named, because a global flag must not change samples; threefry, because only it gives a vmapped
+# row the bits that the row would get alone.
+_GENERATOR = "threefry2x32"
+
+
+def question_hashes(question_ids: Sequence[str]) -> UInt32[np.ndarray, " Q"]:
+    """CRC-32 of each question id: the same on every host, Python version and day."""
+    return np.array([zlib.crc32(name.encode()) for name in question_ids], np.uint32)
+
+
+def row_keys(
+    seed: int,
+    purpose: str,
+    step: int,
+    question_hashes_Q: UInt32[np.ndarray, " Q"],
+    rollouts: int,
+    *,
+    first_rollout: int = 0,
+) -> UInt32[Array, "B 2"]:
+    """One key a row, rows ordered q*R + r: fold_in of (purpose, step, question, rollout) into seed.
+
+    Keys are raw words (two a row), so that they travel through NumPy and shard like any array.
+
+    first_rollout continues a question's rollouts in a later batch: rollouts 0..7 in one call equal
+    0..3 and 4..7 in two. Two calls with different purposes ("train", "eval") share no randomness.
+    """
+    return _row_keys(
+        np.uint32(seed % 2**32),
+        np.uint32(zlib.crc32(purpose.encode())),
+        np.uint32(step),
+        jnp.asarray(question_hashes_Q, jnp.uint32),
+        np.uint32(first_rollout),
+        rollouts,
+    )
+
+
+def token_keys(row_keys_B2: UInt32[Array, "B 2"], t: Int[Array, ""] | int) -> Key[Array, " B"]:
+    """The keys of each row's t-th new token: fold_in(row's key, t)."""
+    keys_B = jax.random.wrap_key_data(row_keys_B2, impl=_GENERATOR)
+    return jax.vmap(jax.random.fold_in, (0, None))(keys_B, t)
+
+
+@functools.partial(jax.jit, static_argnums=5)
+def _row_keys(seed, purpose, step, question_hashes_Q, first_rollout, rollouts):
+    key = jax.random.key(seed, impl=_GENERATOR)
+    key = jax.random.fold_in(jax.random.fold_in(key, purpose), step)
+    keys_Q = jax.vmap(jax.random.fold_in, (None, 0))(key, question_hashes_Q)
+    rollouts_R = first_rollout + jnp.arange(rollouts, dtype=jnp.uint32)
+    fold_rollouts = jax.vmap(jax.random.fold_in, (None, 0))
+    keys_B = jax.vmap(fold_rollouts, (0, None))(keys_Q, rollouts_R).reshape(-1)
+    return jax.random.key_data(keys_B)

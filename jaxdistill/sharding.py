@@ -1,0 +1,157 @@
+"""Where arrays lie: one table from axis letters to mesh axes, for parameters and activations alike.
+
+`"LDNH"` puts D over fsdp and heads over tensor; in `"BTD"` the batch takes (data, fsdp) first, and
+an axis of the mesh serves a dimension once, so D stays whole. The compiler inserts the collectives.
+"""
+
+import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Shaped
+
+from jaxdistill.errors import UserError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# Letters that are not here are never split.
+RULES: dict[str, tuple[str, ...]] = {
+    "B": ("data", "fsdp"),
+    "Q": ("data", "fsdp"),
+    "D": ("fsdp",),
+    "N": ("tensor",),
+    "K": ("tensor",),
+    "F": ("tensor",),
+    "V": ("tensor",),
+}
+
+Tree = TypeVar("Tree")
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; one of them may be -1: all the devices that are left."""
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh (data, fsdp, tensor) over `devices`, by default all of this run's.
+
+    On one host a smaller mesh uses the first devices. Raises UserError when the sizes do not fit.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = _resolve_sizes(config, len(devices))
+    if jax.process_count() > 1 and math.prod(sizes) != len(devices):
+        raise UserError(
+            f"mesh data={sizes[0]}, fsdp={sizes[1]}, tensor={sizes[2]} uses {math.prod(sizes)} "
+            f"of {len(devices)} devices; with several hosts every device must belong to the mesh"
+        )
+    # Auto: JAX's own default, Explicit, refuses tensor-parallel contractions.
+    return jax.make_mesh(
+        sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[: math.prod(sizes)]
+    )
+
+
+def _resolve_sizes(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
+    sizes = [config.data, config.fsdp, config.tensor]
+    for name, size in zip(MESH_AXES, sizes):
+        if size < 1 and size != -1:
+            raise UserError(f"mesh.{name}={size} must be a positive number of devices, or -1")
+    if sizes.count(-1) > 1:
+        raise UserError("at most one of mesh.data, mesh.fsdp and mesh.tensor may be -1")
+    given = math.prod(size for size in sizes if size != -1)
+    if given > num_devices or (-1 in sizes and num_devices % given):
+        relation = "divide" if -1 in sizes else "not exceed"
+        raise UserError(
+            f"mesh data={sizes[0]}, fsdp={sizes[1]}, tensor={sizes[2]} does not fit "
+            f"{num_devices} device(s); the product must {relation} their number"
+        )
+    return tuple(num_devices // given if size == -1 else size for size in sizes)
+
+
+def _spec(mesh: Any, axes: str, shape: Sequence[int] | None) -> PartitionSpec:
+    """Mesh axes for each letter: each used once, and only where it divides the dimension."""
+    claimed: set[str] = set()
+    spec: list[tuple[str, ...] | None] = []
+    for i, letter in enumerate(axes):
+        # Claimed even where it does not divide: D does not inherit what B could not use.
+        wanted = [axis for axis in RULES.get(letter, ()) if axis not in claimed]
+        claimed.update(wanted)
+        parts = 1
+        chosen: list[str] = []
+        for axis in wanted:
+            size = mesh.shape.get(axis, 1)
+            if size > 1 and (shape is None or shape[i] % (parts * size) == 0):
+                parts *= size
+                chosen.append(axis)
+        spec.append(tuple(chosen) or None)
+    return PartitionSpec(*spec)
+
+
+def sharding_of(mesh: Mesh, axes: str, shape: Sequence[int] | None = None) -> NamedSharding:
+    """The sharding of an array whose dimensions are the letters `axes`, e.g. "LDNH".
+
+    With `shape`, a dimension that its mesh axis does not divide is replicated instead.
+    """
+    return NamedSharding(mesh, _spec(mesh, axes, shape))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def shardings_of(mesh: Mesh, tree: Tree) -> Tree:
+    """A tree of shardings for parameters, optimizer states or anything that holds them.
+
+    A parameter's sharding follows the letters it was declared with (`axes` metadata), which Optax
+    carries over to its moments; every other leaf is replicated.
+    """
+
+    def place(leaf):
+        if not isinstance(leaf, nnx.Variable):
+            return replicated(mesh)
+        axes = leaf.get_metadata().get("axes")
+        value = leaf.get_raw_value()
+        sharding = replicated(mesh) if axes is None else sharding_of(mesh, axes, value.shape)
+        return jax.tree.map(lambda _: sharding, leaf)
+
+    return jax.tree.map(place, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def shard_batch(mesh: Mesh, batch: Tree) -> Tree:
+    """Split the first axis of every array over (data, fsdp); scalars are replicated.
+
+    `batch` is the global batch and the same on every host; each host places only its own rows. An
+    array whose rows do not divide is replicated.
+    """
+
+    def place(x):
+        x = np.asarray(x)
+        sharding = sharding_of(mesh, "B" if x.ndim else "", x.shape)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(place, batch)
+
+
+def use_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+    """Within this context `constrain` acts; None is no mesh at all."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def constrain(x: Shaped[Array, "..."], axes: str) -> Shaped[Array, "..."]:
+    """Tell the compiler how `x` is split, by its axis letters; outside `use_mesh` do nothing."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    assert x.ndim == len(axes), f"{axes} does not spell an array of shape {x.shape}"
+    return jax.lax.with_sharding_constraint(x, _spec(mesh, axes, x.shape))

@@ -1,0 +1,1 @@
+"""The synthetic reasoning world: problems, traces, tokenizer, grader. No JAX in here."""

@@ -1,0 +1,188 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdistill.models import decoder, hf
+from jaxdistill.models.config import ModelConfig
+
+CONFIG = ModelConfig(
+    vocab_size=61,
+    hidden_size=24,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    intermediate_size=40,
+)
+# float32 sums in another order: a few units of 1e-7, grown over three layers of values near 1.
+TOLERANCE = 2e-5
+
+_hidden_states = jax.jit(decoder.hidden_states, static_argnames=("config", "dtype", "remat"))
+_prefill = jax.jit(decoder.prefill, static_argnames=("config", "num_slots", "dtype"))
+_decode_step = jax.jit(decoder.decode_step, static_argnames=("config", "dtype"))
+
+
+@pytest.fixture(scope="module")
+def params():
+    return decoder.init(CONFIG, jax.random.key(0))
+
+
+def _batch(S=14, B=4, vocab_size=CONFIG.vocab_size):
+    """Random tokens with left padding, right padding, both, and none."""
+    tokens_BS = np.random.default_rng(0).integers(1, vocab_size, (B, S))
+    mask_BS = np.ones((B, S), int)
+    mask_BS[0, :5] = 0
+    mask_BS[1, -4:] = 0
+    mask_BS[2, :2] = mask_BS[2, -3:] = 0
+    return np.where(mask_BS, tokens_BS, 0), mask_BS
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"tie_word_embeddings": True},
+        {"num_key_value_heads": 1},
+        {"num_key_value_heads": 4},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "rms_norm_eps": 1e-2},
+    ],
+    ids=["untied", "tied", "one-kv-head", "as-many-kv-heads", "theta-and-eps"],
+)
+def test_logits_are_those_of_transformers(fields, reference, reference_logits, tmp_path):
+    model = reference(tmp_path, **fields)
+    config, params = hf.import_folder(tmp_path)
+    tokens_BS, mask_BS = _batch(S=50)
+    hidden_BSD = _hidden_states(params, config, tokens_BS, mask_BS)
+    logits_BSV = np.asarray(hidden_BSD @ decoder.head(params, config))
+    expected_BSV = reference_logits(model, tokens_BS, mask_BS)
+    real = mask_BS.astype(bool)
+    assert expected_BSV[real].std() > 1, "near-uniform logits would hide mistakes"
+    assert np.abs(logits_BSV - expected_BSV)[real].max() <= 1e-4
+
+
+@pytest.mark.parametrize("prepared", [False, True], ids=["stacked", "unstacked"])
+def test_decoding_with_a_cache_equals_the_full_forward_at_every_position(params, prepared):
+    P, S = 6, 14
+    tokens_BS, mask_BS = _batch(S)
+    mask_BS[:, P - 1 :] = 1  # left padding only
+    expected_BSD = np.asarray(_hidden_states(params, CONFIG, tokens_BS, mask_BS))
+    hidden_BD, cache = _prefill(params, CONFIG, tokens_BS[:, :P], mask_BS[:, :P], S)
+    np.testing.assert_allclose(hidden_BD, expected_BSD[:, P - 1], atol=TOLERANCE)
+    weights = decoder.unstack(params, CONFIG) if prepared else params
+    for t in range(P, S):
+        hidden_BD, cache = _decode_step(weights, CONFIG, tokens_BS[:, t], cache)
+        np.testing.assert_allclose(hidden_BD, expected_BSD[:, t], atol=TOLERANCE)
+    assert cache.next_slot == S
+    np.testing.assert_array_equal(cache.position_B, mask_BS.sum(axis=1))
+
+
+def test_unused_cache_slots_cannot_change_a_step(params):
+    tokens_BS, _ = _batch()
+    _, cache = _prefill(params, CONFIG, tokens_BS[:, :6], np.ones((4, 6), int), 10)
+    spoilt = cache._replace(
+        k=tuple(k.at[:, 7:].set(1e3) for k in cache.k),
+        v=tuple(v.at[:, 7:].set(1e3) for v in cache.v),
+    )
+    clean_BD, _ = _decode_step(params, CONFIG, tokens_BS[:, 6], cache)
+    spoilt_BD, _ = _decode_step(params, CONFIG, tokens_BS[:, 6], spoilt)
+    np.testing.assert_array_equal(clean_BD, spoilt_BD)
+
+
+def test_the_token_in_the_padding_cannot_change_a_bit(params):
+    tokens_BS, mask_BS = _batch()
+    other_BS = np.where(mask_BS, tokens_BS, 17)
+    hidden_BSD, other_BSD = (
+        np.asarray(_hidden_states(params, CONFIG, x, mask_BS)) for x in (tokens_BS, other_BS)
+    )
+    real = mask_BS.astype(bool)
+    np.testing.assert_array_equal(hidden_BSD[real], other_BSD[real])
+
+
+@pytest.mark.parametrize(("left", "right"), [(5, 0), (0, 5), (3, 4)])
+def test_the_amount_of_padding_cannot_change_a_hidden_state(params, left, right):
+    tokens_BS = _batch()[0][3:]
+    bare_BSD = _hidden_states(params, CONFIG, tokens_BS, np.ones_like(tokens_BS))
+    widths = ((0, 0), (left, right))
+    padded_BSD = _hidden_states(
+        params, CONFIG, np.pad(tokens_BS, widths), np.pad(np.ones_like(tokens_BS), widths)
+    )
+    inner = slice(left, left + tokens_BS.shape[1])
+    np.testing.assert_allclose(padded_BSD[:, inner], bare_BSD, atol=TOLERANCE)
+
+
+def test_padding_has_no_gradient_and_makes_no_nan(params):
+    tokens_BS, mask_BS = _batch()  # token 0 stands in the padding only
+
+    def total(params):
+        hidden_BSD = decoder.hidden_states(params, CONFIG, tokens_BS, mask_BS)
+        return jnp.sum(jnp.where(mask_BS[:, :, None] == 1, hidden_BSD, 0) ** 3)
+
+    gradient = jax.jit(jax.grad(total))(params)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
+    gradient_VD = np.asarray(gradient["embed"][...])
+    assert not gradient_VD[0].any()
+    assert gradient_VD[tokens_BS[3, 0]].any()
+
+
+def test_a_later_token_cannot_change_an_earlier_hidden_state(params):
+    tokens_BS = _batch()[0][3:]
+    other_BS = tokens_BS.copy()
+    other_BS[:, 9:] = 5
+    ones_BS = np.ones_like(tokens_BS)
+    hidden_BSD = np.asarray(_hidden_states(params, CONFIG, tokens_BS, ones_BS))
+    other_BSD = np.asarray(_hidden_states(params, CONFIG, other_BS, ones_BS))
+    np.testing.assert_array_equal(hidden_BSD[:, :9], other_BSD[:, :9])
+    assert np.abs(hidden_BSD[:, 9:] - other_BSD[:, 9:]).max() > 0.1
+
+
+def test_rematerialisation_changes_neither_value_nor_gradient(params):
+    tokens_BS, mask_BS = _batch()
+
+    def total(params, remat):
+        return jnp.sum(decoder.hidden_states(params, CONFIG, tokens_BS, mask_BS, remat=remat) ** 3)
+
+    run = jax.jit(jax.value_and_grad(total), static_argnums=1)
+    plain, again = run(params, False), run(params, True)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), plain, again)
+
+
+def test_bfloat16_reads_float32_parameters_and_stays_near_them(params):
+    tokens_BS, mask_BS = _batch()
+    exact_BSD = _hidden_states(params, CONFIG, tokens_BS, mask_BS)
+    rough_BSD = _hidden_states(params, CONFIG, tokens_BS, mask_BS, dtype=jnp.bfloat16)
+    assert rough_BSD.dtype == jnp.bfloat16
+    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    # bfloat16 keeps 8 bits: 0.4 % a rounding, a few dozen of them on values near 1.
+    assert float(jnp.abs(rough_BSD.astype(jnp.float32) - exact_BSD)[3].mean()) < 0.02
+
+
+def test_a_token_beyond_the_vocabulary_gives_nan_and_not_another_token(params):
+    tokens_BS = np.full((1, 3), CONFIG.vocab_size)
+    assert np.isnan(_hidden_states(params, CONFIG, tokens_BS, np.ones_like(tokens_BS))).all()
+
+
+def test_no_array_of_positions_times_vocabulary_exists(params):
+    tokens_BS, mask_BS = _batch()
+
+    def total(params):
+        return decoder.hidden_states(params, CONFIG, tokens_BS, mask_BS).sum()
+
+    jaxpr = str(jax.make_jaxpr(jax.grad(total))(params))
+    assert "f32[61,24]" in jaxpr  # the embedding is there
+    assert "14,61" not in jaxpr
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_config_counts_the_parameters(tied):
+    config = ModelConfig(**(vars(CONFIG) | {"tie_embeddings": tied}))
+    leaves = jax.tree.leaves(decoder.abstract_params(config))
+    assert sum(leaf.size for leaf in leaves) == config.num_parameters
+
+
+def test_initial_hidden_states_and_logits_have_unit_scale(params):
+    tokens_BS, mask_BS = _batch()
+    hidden_BSD = _hidden_states(params, CONFIG, tokens_BS, mask_BS)
+    logits_BSV = hidden_BSD @ decoder.head(params, CONFIG)
+    assert 0.7 < float(hidden_BSD.std()) < 1.3
+    assert 0.7 < float(logits_BSV.std()) < 1.3

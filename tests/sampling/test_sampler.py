@@ -1,0 +1,218 @@
+"""The decode loop on a tiny random model, and the choice of a token against known distributions."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdistill import scoring
+from jaxdistill.errors import UserError
+from jaxdistill.models import decoder
+from jaxdistill.models.config import ModelConfig
+from jaxdistill.sampling import Sampling, make_sampler, keys, question_hashes, row_keys, sampler
+
+CONFIG = ModelConfig(
+    family="qwen3",
+    vocab_size=29,
+    hidden_size=16,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    intermediate_size=32,
+    rope_theta=10000.0,
+    norm_eps=1e-6,
+    tie_embeddings=True,
+    max_positions=128,
+)
+PAD, STOPS = 0, (3, 4)
+PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12], [13, 14], [15, 16, 17, 18]]
+IDS = ["a", "b", "c", "d"]
+
+
+@functools.cache
+def params():
+    # Sharper than init: greedy rows then have clear winners and sampled rows stop at various steps.
+    return jax.tree.map(lambda x: 2.0 * x, decoder.init(CONFIG, jax.random.key(0)))
+
+
+def build(sampling, rollouts, stops=STOPS):
+    return make_sampler(CONFIG, sampling, stops, PAD, rollouts=rollouts)
+
+
+def left_pad(prompts, width):
+    ids_QP = np.full((len(prompts), width), PAD, np.int32)
+    mask_QP = np.zeros((len(prompts), width), np.int32)
+    for i, prompt in enumerate(prompts):
+        ids_QP[i, width - len(prompt) :] = prompt
+        mask_QP[i, width - len(prompt) :] = 1
+    return ids_QP, mask_QP
+
+
+def sample(questions, rollouts, sampling, *, width=6, stops=STOPS, seed=0, parameters=None):
+    keys_B2 = row_keys(seed, "test", 3, question_hashes([IDS[q] for q in questions]), rollouts)
+    ids_QP, mask_QP = left_pad([PROMPTS[q] for q in questions], width)
+    run = build(sampling, rollouts, stops)
+    return jax.device_get(run(parameters or params(), ids_QP, mask_QP, keys_B2))
+
+
+SAMPLING = Sampling(max_new_tokens=12)
+
+
+def test_greedy_takes_the_argmax_of_a_full_forward_at_every_step():
+    samples = sample([0, 1, 2, 3], 1, Sampling(temperature=0.0, max_new_tokens=8), stops=())
+    texts = [np.concatenate(pair) for pair in zip(PROMPTS, samples.tokens_BT)]
+    ids_BS, mask_BS = left_pad(texts, 13)
+    hidden_BSD = jax.jit(decoder.hidden_states, static_argnums=1)(params(), CONFIG, ids_BS, mask_BS)
+    logp_BSV = jax.nn.log_softmax(hidden_BSD @ decoder.head(params(), CONFIG))
+    for logp_SV, tokens_T, logp_T in zip(logp_BSV, samples.tokens_BT, samples.logp_BT):
+        logp_TV = logp_SV[-9:-1]  # each position predicts the token after it
+        np.testing.assert_array_equal(tokens_T, jnp.argmax(logp_TV, axis=-1))
+        np.testing.assert_allclose(logp_T, logp_TV.max(axis=-1), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SAMPLING,
+        Sampling(temperature=0.6, top_k=9, top_p=0.9, max_new_tokens=12),
+        Sampling(temperature=0.0, max_new_tokens=12),
+    ],
+)
+def test_behaviour_log_probs_equal_those_of_scoring(sampling):
+    samples = sample([0, 1, 2, 3], 4, sampling)
+    ids_QP, mask_QP = left_pad(PROMPTS, 6)
+    hidden_BTD = jax.jit(scoring.completion_hidden, static_argnums=1)(
+        params(), CONFIG, ids_QP.repeat(4, 0), mask_QP.repeat(4, 0),
+        samples.tokens_BT, samples.mask_BT,
+    )  # fmt: skip
+    logp_BT = scoring.token_logp(
+        hidden_BTD,
+        decoder.head(params(), CONFIG),
+        samples.tokens_BT,
+        temperature=sampling.logp_temperature,
+    )
+    # float32 through a cache and through a full forward: sums in another order.
+    np.testing.assert_allclose(samples.logp_BT, logp_BT * samples.mask_BT, atol=1e-4)
+
+
+def test_nothing_follows_the_stop_id():
+    samples = sample([0, 1, 2, 3], 16, SAMPLING)
+    assert 0 < samples.finished_B.sum() < 64, "the test needs rows that stop and rows that do not"
+    for tokens_T, mask_T, logp_T, is_finished in zip(*samples):
+        length = mask_T.sum()
+        np.testing.assert_array_equal(mask_T, np.arange(12) < length)
+        assert not np.isin(tokens_T[: length - 1], STOPS).any()
+        assert is_finished == (tokens_T[length - 1] in STOPS)
+        assert is_finished or length == 12
+        assert (tokens_T[length:] == PAD).all()
+        assert (logp_T[length:] == 0).all()
+        assert (logp_T[:length] <= 0).all()
+
+
+def test_a_sample_depends_on_its_question_and_rollout_only():
+    whole = sample([0, 1, 2, 3], 6, SAMPLING)
+    for questions, rollouts in [([3, 2, 1, 0], 6), ([1, 2], 2), ([0], 1)]:
+        part = sample(questions, rollouts, SAMPLING)
+        for i, question in enumerate(questions):
+            rows = slice(i * rollouts, (i + 1) * rollouts)
+            expected = slice(question * 6, question * 6 + rollouts)
+            np.testing.assert_array_equal(part.tokens_BT[rows], whole.tokens_BT[expected])
+            np.testing.assert_array_equal(part.mask_BT[rows], whole.mask_BT[expected])
+            # Not bitwise: a matrix product may add in another order for another number of rows.
+            np.testing.assert_allclose(
+                part.logp_BT[rows], whole.logp_BT[expected], rtol=1e-5, atol=1e-5
+            )
+
+
+def test_neighbours_cannot_change_a_single_bit_of_a_row():
+    one, other = sample([0, 1, 2], 4, SAMPLING), sample([0, 3, 2], 4, SAMPLING)
+    for a, b in zip(one, other):
+        np.testing.assert_array_equal(a[:4], b[:4])
+        np.testing.assert_array_equal(a[8:], b[8:])
+
+
+def test_wider_prompt_padding_changes_nothing():
+    narrow, wide = (sample([0, 1, 2], 4, SAMPLING, width=width) for width in (5, 13))
+    np.testing.assert_array_equal(narrow.tokens_BT, wide.tokens_BT)
+    np.testing.assert_allclose(narrow.logp_BT, wide.logp_BT, rtol=1e-5, atol=1e-5)
+
+
+def test_a_shorter_limit_gives_the_beginning_of_the_same_samples():
+    long, short = sample([0, 1], 8, SAMPLING), sample([0, 1], 8, Sampling(max_new_tokens=5))
+    np.testing.assert_array_equal(long.tokens_BT[:, :5], short.tokens_BT)
+    one = sample([0, 1], 8, Sampling(max_new_tokens=1))
+    np.testing.assert_array_equal(long.tokens_BT[:, :1], one.tokens_BT)
+
+
+def test_a_spare_question_generates_nothing_and_disturbs_nobody():
+    ids_QP, mask_QP = left_pad(PROMPTS[:2] + [[]], 6)
+    keys_B2 = row_keys(0, "test", 3, question_hashes(["a", "b", "spare"]), 4)
+    samples = jax.device_get(build(SAMPLING, 4)(params(), ids_QP, mask_QP, keys_B2))
+    expected = sample([0, 1], 4, SAMPLING)
+    np.testing.assert_array_equal(samples.tokens_BT[:8], expected.tokens_BT)
+    assert (samples.tokens_BT[8:] == PAD).all()
+    assert samples.mask_BT[8:].sum() == 0
+    assert not samples.finished_B[8:].any()
+
+
+def test_keys_are_addressed_by_purpose_step_question_and_rollout():
+    hashes = question_hashes(["a", "b"])
+    base = np.asarray(row_keys(0, "train", 1, hashes, 3))
+    assert len(np.unique(base, axis=0)) == 6
+    for other in [row_keys(1, "train", 1, hashes, 3), row_keys(0, "eval", 1, hashes, 3),
+                  row_keys(0, "train", 2, hashes, 3), row_keys(0, "train", 1, hashes[::-1], 3)]:
+        assert (np.asarray(other) != base).any(axis=1).all()
+    later = np.asarray(row_keys(0, "train", 1, hashes, 1, first_rollout=2))
+    np.testing.assert_array_equal(later, base[2::3])
+
+
+@pytest.mark.parametrize(
+    ("sampling", "support"),
+    [
+        (Sampling(), range(6)),
+        (Sampling(temperature=0.5), range(6)),
+        (Sampling(top_k=3), [0, 1, 2]),
+        (Sampling(top_p=0.75), [0, 1, 2]),
+        (Sampling(temperature=2.0, top_k=4, top_p=0.9), [0, 1, 2, 3]),
+    ],
+)
+def test_sampled_frequencies_match_the_distribution(sampling, support):
+    logits_V = np.log(np.array([0.4, 0.25, 0.15, 0.1, 0.06, 0.04]))
+    rows = 20_000
+    keys_B2 = row_keys(5, "frequencies", 0, question_hashes(["q"]), rows)
+    logits_BV = jnp.tile(jnp.asarray(logits_V / sampling.temperature, jnp.float32), (rows, 1))
+    keys_B = keys.token_keys(keys_B2, 0)
+    tokens_B = np.asarray(sampler.choose(logits_BV, keys_B, sampling))
+    counts_V = np.bincount(tokens_B, minlength=6)
+
+    probs_V = np.zeros(6)
+    probs_V[list(support)] = np.exp(logits_V / sampling.temperature)[list(support)]
+    expected_V = rows * probs_V / probs_V.sum()
+    assert counts_V[expected_V == 0].sum() == 0
+    seen = expected_V > 0
+    chi_square = np.sum((counts_V[seen] - expected_V[seen]) ** 2 / expected_V[seen])
+    assert chi_square < 20.5, "the 0.999 quantile at 5 degrees of freedom; the seed is fixed"
+
+
+def test_a_sampling_value_out_of_range_is_the_users_mistake():
+    with pytest.raises(UserError, match=r"sampling\.top_p=1\.5.*\(0, 1\]"):
+        Sampling(top_p=1.5)
+
+
+def test_eight_devices_sample_like_one():
+    from jaxdistill import sharding
+
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2))
+    placed = jax.device_put(params(), sharding.shardings_of(mesh, params()))
+    expected = sample([0, 1, 2, 3], 4, SAMPLING)
+    ids_QP, mask_QP = left_pad(PROMPTS, 6)
+    keys_B2 = row_keys(0, "test", 3, question_hashes(IDS), 4)
+    with sharding.use_mesh(mesh):
+        ids_QP, mask_QP, keys_B2 = sharding.shard_batch(mesh, (ids_QP, mask_QP, keys_B2))
+        samples = jax.device_get(build(SAMPLING, 4)(placed, ids_QP, mask_QP, keys_B2))
+    np.testing.assert_array_equal(samples.tokens_BT, expected.tokens_BT)
+    np.testing.assert_array_equal(samples.finished_B, expected.finished_B)
+    np.testing.assert_allclose(samples.logp_BT, expected.logp_BT, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,300 @@
+"""The direction of imports, who may touch which package, and nothing at import time.
+
+The rules are data at the top; `violations` checks them on source text, so that the tests below
+can show it bad sources.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "jaxdistill"
+
+# A module imports from the rows above its own, and from its own row inside one subpackage. The
+# longest matching name counts: "models.hf" before "models".
+LEVELS = (
+    ("errors", "axes"),
+    ("precision", "questions", "contexts", "intervals", "epistemic", "losses", "metrics"),
+    ("overrides", "provenance", "tokenizer"),
+    ("sharding", "grading", "models.layers", "models.attention", "models.config", "models.qwen3"),
+    ("toy", "models", "objectives", "data"),
+    ("scoring", "policy", "tasks"),
+    ("sampling", "toy_source"),
+    ("rollouts", "probe"),
+    ("train", "evaluate", "checkpoint"),
+    ("config",),
+    ("configs", "run", "report"),
+    ("study",),
+    ("cli", "__main__"),
+)
+
+# Third-party package -> the only module or subpackage that may import it.
+OWNERS = {
+    "orbax": "checkpoint",
+    "tensorstore": "checkpoint",
+    "grain": "data",
+    "tensorflow_datasets": "data",
+    "safetensors": "models.hf",
+    "torch": "the tests",
+}
+
+JAX_FREE = ("grading", "contexts", "report", "toy", "questions", "intervals", "epistemic")
+JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
+NEVER_CONFIG = ("losses", "objectives", "sampling")
+SHARDING_NAMES = {"PartitionSpec", "Mesh", "AbstractMesh", "NamedSharding"}
+
+# Calls that start a backend or put arrays on a device.
+DEVICE_CALLS = ("jnp.", "jax.numpy.", "jax.random.", "jax.device", "jax.local_device")
+
+
+class Import(NamedTuple):
+    module: str  # dotted name, below jaxdistill without the package's name
+    is_ours: bool
+    line: int
+    at_top: bool  # runs when the importing module is imported
+
+
+def violations(sources: dict[str, str]) -> list[str]:
+    """Check {module below jaxdistill, "" for its __init__: source}; one line for each breach."""
+    trees = {name: ast.parse(source) for name, source in sources.items()}
+    imports = {name: list(_imports(tree, set(trees))) for name, tree in trees.items()}
+    found: list[str] = []
+    for name, tree in trees.items():
+        found += _check_levels(name, imports[name], set(trees))
+        found += _check_owners(name, imports[name])
+        found += _check_reach(name, imports)
+        found += _check_sharding_names(name, tree)
+        found += _check_import_time(name, tree)
+    return found
+
+
+def _level(module: str) -> int | None:
+    if module == "":
+        return -1  # the package's own __init__ stays empty of us: everything runs it
+    parts = module.split(".")
+    for length in range(len(parts), 0, -1):
+        for level, row in enumerate(LEVELS):
+            if ".".join(parts[:length]) in row:
+                return level
+    return None
+
+
+def _is_in(module: str, names: Iterable[str]) -> bool:
+    return any(module == name or module.startswith(name + ".") for name in names)
+
+
+def _imports(tree: ast.Module, known: set[str]) -> Iterator[Import]:
+    at_top = set(_import_time_nodes(tree))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            targets = [f"{base}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for target in targets:
+            top, _, inner = target.partition(".")
+            if top == "jaxdistill" and inner not in known:
+                inner = inner.rpartition(".")[0]  # a name inside a module
+            is_ours = top == "jaxdistill"
+            yield Import(inner if is_ours else target, is_ours, node.lineno, node in at_top)
+
+
+def _check_levels(name: str, imports: list[Import], known: set[str]) -> Iterator[str]:
+    own = _level(name)
+    if own is None:
+        yield f"{name}: not in LEVELS; add it to the table in tests/test_architecture.py"
+        return
+    for target, is_ours, line, _ in imports:
+        if target.startswith("."):
+            yield f"{name}:{line}: relative import; write jaxdistill.…"
+        if not is_ours:
+            continue
+        level = _level(target)
+        is_family = target.split(".")[0] == name.split(".")[0]
+        if target not in known:
+            yield f"{name}:{line}: imports jaxdistill.{target}, which does not exist"
+        elif level is not None and (level > own or (level == own and not is_family)):
+            yield f"{name}:{line}: imports upward or sideways: {target}"
+
+
+def _check_owners(name: str, imports: list[Import]) -> Iterator[str]:
+    for target, is_ours, line, _ in imports:
+        owner = OWNERS.get(target.split(".")[0])
+        if not is_ours and owner is not None and not _is_in(name, [owner]):
+            yield f"{name}:{line}: imports {target}, which belongs to {owner}"
+
+
+def _check_reach(name: str, imports: dict[str, list[Import]]) -> Iterator[str]:
+    if _is_in(name, JAX_FREE):
+        for target, is_ours, line, at_top in imports[name]:
+            if not is_ours and target.split(".")[0] in JAX and not at_top:
+                yield f"{name}:{line}: must do without JAX, imports {target}"
+        for module in _loaded_with(name, imports):
+            for target, is_ours, line, at_top in imports[module]:
+                if at_top and not is_ours and target.split(".")[0] in JAX:
+                    yield f"{name}: must do without JAX, but {module}:{line} imports {target}"
+    if _is_in(name, NEVER_CONFIG) and "config" in _loaded_with(name, imports):
+        yield f"{name}: must not reach config"
+
+
+def _loaded_with(name: str, imports: dict[str, list[Import]]) -> set[str]:
+    """Every module of ours that importing `name` runs, itself and packages' __init__ included."""
+    loaded: set[str] = set()
+    waiting = [name]
+    while waiting:
+        module = waiting.pop()
+        if module in loaded or module not in imports:
+            continue
+        loaded.add(module)
+        parts = module.split(".")
+        waiting += ["", *(".".join(parts[:i]) for i in range(1, len(parts)))]
+        waiting += [i.module for i in imports[module] if i.is_ours and i.at_top]
+    return loaded
+
+
+def _check_sharding_names(name: str, tree: ast.Module) -> Iterator[str]:
+    if name == "sharding":
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "jax":
+            named = {alias.name for alias in node.names} & SHARDING_NAMES
+        elif isinstance(node, ast.Attribute) and _dotted(node).startswith(("jax.", "jshard.")):
+            named = {node.attr} & SHARDING_NAMES
+        else:
+            continue
+        if named:
+            yield f"{name}:{node.lineno}: {', '.join(sorted(named))} belongs to sharding"
+
+
+def _check_import_time(name: str, tree: ast.Module) -> Iterator[str]:
+    for node in _import_time_nodes(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            called = _dotted(node.value.func)
+            if not called.rpartition(".")[2].startswith("register_"):
+                yield f"{name}:{node.lineno}: {called}() runs at import time"
+        elif isinstance(node, ast.Call) and _dotted(node.func).startswith(DEVICE_CALLS):
+            yield f"{name}:{node.lineno}: {_dotted(node.func)}() starts JAX at import time"
+        elif isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign | ast.Delete):
+            targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
+            if any(isinstance(t, ast.Attribute | ast.Subscript) for t in targets):
+                yield f"{name}:{node.lineno}: changes another module's state at import time"
+
+
+def _import_time_nodes(tree: ast.Module) -> Iterator[ast.AST]:
+    """Nodes that run on import: no function bodies, no `if __name__ == "__main__"`."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if isinstance(node, ast.If) and ast.unparse(node.test) in (
+            "__name__ == '__main__'",
+            "TYPE_CHECKING",
+        ):
+            waiting += node.orelse
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            waiting += [*node.decorator_list, *node.args.defaults]
+        elif not isinstance(node, ast.Lambda):
+            waiting += ast.iter_child_nodes(node)
+
+
+def _dotted(node: ast.AST) -> str:
+    """`a.b.c` as text, with what is no plain name left out."""
+    if isinstance(node, ast.Attribute):
+        return f"{_dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _package_sources() -> dict[str, str]:
+    sources = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        sources[name] = path.read_text(encoding="utf-8")
+    return sources
+
+
+def test_the_package_keeps_its_architecture():
+    sources = _package_sources()
+    assert "losses" in sources, "found no package to check"
+    assert not (found := violations(sources)), "\n" + "\n".join(found)
+
+
+def test_the_jax_free_modules_load_without_jax():
+    names = [name for name in _package_sources() if _is_in(name, JAX_FREE)]
+    code = (
+        f"import importlib, sys\nfor name in {names!r}:\n"
+        "    importlib.import_module('jaxdistill.' + name)\n"
+        "    assert 'jax' not in sys.modules, name\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_module_stands_twice_in_the_table():
+    names = [name for row in LEVELS for name in row]
+    assert len(names) == len(set(names))
+
+
+GOOD = {
+    "": '__version__ = "0"\n',
+    "errors": "class UserError(ValueError): pass\n",
+    "losses": "import jax.numpy as jnp\nfrom jaxdistill.errors import UserError\n",
+    "sharding": "from jax.sharding import PartitionSpec\n",
+    "grading": "from jaxdistill.grading import pool\n",
+    "grading.pool": "from jaxdistill.errors import UserError\ndef f():\n    print()\n",
+    "data": "def load():\n    import grain\n",
+    "config": "from jaxdistill import losses\nif __name__ == '__main__':\n    print()\n",
+}
+
+
+def test_a_good_package_has_no_violations():
+    assert violations(GOOD) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "message"),
+    [
+        ("errors", "from jaxdistill import losses", "errors:1: imports upward or sideways: losses"),
+        ("losses", "import jaxdistill.config", "losses:1: imports upward"),
+        ("losses", "def f():\n    from jaxdistill.config import X", "losses:2: imports upward"),
+        ("sharding", "from jaxdistill import grading", "sharding:1: imports upward or sideways"),
+        ("losses", "from jaxdistill.metric import Sum", "does not exist"),
+        ("losses", "from .errors import UserError", "relative import"),
+        ("brand_new", "", "brand_new: not in LEVELS; add it to the table"),
+        ("", "from jaxdistill import errors", "imports upward"),
+        ("losses", "import orbax.checkpoint as ocp", "which belongs to checkpoint"),
+        ("checkpoint", "def f():\n    import grain", "which belongs to data"),
+        ("models.decoder", "from safetensors import safe_open", "which belongs to models.hf"),
+        ("data", "import torch", "which belongs to the tests"),
+        ("questions", "import jax", "questions: must do without JAX"),
+        ("questions", "def f():\n    import jax", "questions:2: must do without JAX"),
+        ("toy", "from jaxdistill import sharding", "but sharding:1 imports jax.sharding"),
+        ("toy.worlds", "from jaxdistill.losses import kl", "but losses:1 imports jax.numpy"),
+        ("train", "from jax.sharding import NamedSharding as N", "belongs to sharding"),
+        ("train", "import jax\nx = jax.sharding.Mesh", "Mesh belongs to sharding"),
+        ("train", "import jax\njax.config.update('a', 1)", "jax.config.update() runs at import"),
+        ("train", "import os\nos.environ['A'] = 'b'", "changes another module's state"),
+        ("train", "import os\nos.environ.setdefault('A', 'b')", "runs at import time"),
+        ("train", "import jax.numpy as jnp\nMASK = jnp.ones(3)", "starts JAX at import time"),
+        ("train", "import jax\nclass A:\n    n = jax.device_count()", "starts JAX at import"),
+    ],
+)
+def test_a_bad_source_is_reported(module, source, message):
+    found = violations(GOOD | {module: source})
+    assert any(message in line for line in found), found
+
+
+def test_losses_that_reach_config_through_another_module_are_reported():
+    found = violations(
+        GOOD | {"losses": "from jaxdistill import axes", "axes": "import jaxdistill.config"}
+    )
+    assert "losses: must not reach config" in found

@@ -1,0 +1,239 @@
+"""Vocabulary-sized work in chunks: the same numbers as all at once, forwards and backwards."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdistill import scoring
+from jaxdistill.models import decoder
+from jaxdistill.models.config import ModelConfig
+
+B, T, D, V = 4, 11, 8, 24
+CONFIG = ModelConfig(
+    family="qwen3",
+    vocab_size=V,
+    hidden_size=16,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    intermediate_size=32,
+    rope_theta=10000.0,
+    norm_eps=1e-6,
+    tie_embeddings=True,
+    max_positions=128,
+)
+
+
+def random_model(seed):
+    hidden_key, head_key = jax.random.split(jax.random.key(seed))
+    return jax.random.normal(hidden_key, (B, T, D)), jax.random.normal(head_key, (D, V))
+
+
+def batch():
+    keys = jax.random.split(jax.random.key(7), 4)
+    lengths_B = np.array([11, 3, 0, 7])
+    mask_BT = jnp.asarray(np.arange(T)[None, :] < lengths_B[:, None], jnp.int32)
+    return dict(
+        tokens_BT=jax.random.randint(keys[0], (B, T), 0, V),
+        behaviour_logp_BT=-jax.random.uniform(keys[1], (B, T)),
+        advantage_B=jax.random.normal(keys[2], (B,)),
+        mask_BT=mask_BT,
+        loss_weight_BT=mask_BT * jax.random.uniform(keys[3], (B,))[:, None],
+    )
+
+
+def objective(positions):
+    """Touches every field: a weighted KL to the teacher plus a policy-gradient term."""
+    student, teacher = positions.student_logp_BTV, positions.teacher_logp_BTV
+    reference = jnp.exp(positions.reference_logp_BTV)
+    kl_BT = jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
+    logp_BT = jnp.take_along_axis(student, positions.tokens_BT[..., None], axis=-1)[..., 0]
+    ratio_BT = jnp.exp(logp_BT - positions.behaviour_logp_BT)
+    loss_BT = kl_BT - ratio_BT * positions.advantage_B[:, None]
+    weight_BT = jax.lax.stop_gradient(1.0 - reference[..., 3])
+    return loss_BT, weight_BT, {"kl": kl_BT, "entropy": -jnp.sum(jnp.exp(student) * student, -1)}
+
+
+def run(student, teacher, reference, chunk, temperature=1.0, objective=objective, **changes):
+    arguments = {**batch(), **changes}
+    return scoring.chunked_objective(
+        objective, student, teacher, reference, *arguments.values(),
+        chunk=chunk, temperature=temperature,
+    )  # fmt: skip
+
+
+def loss_and_gradients(chunk, temperature=1.0, models=None):
+    def loss(models):
+        total, metrics = run(*models, chunk, temperature)
+        return total.total, (total, metrics)
+
+    models = models or tuple(random_model(i) for i in range(3))
+    (_, outputs), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(models)
+    return outputs, gradients
+
+
+def assert_trees_close(actual, expected, atol):
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-5, atol=atol), actual, expected)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 11, 64])
+def test_chunk_size_changes_neither_loss_nor_gradient_nor_metrics(chunk):
+    student, teacher, reference = (random_model(i) for i in range(3))
+    arguments = batch()
+    mask_BT, weight_BT = arguments["mask_BT"], arguments["loss_weight_BT"]
+
+    def plain(student):
+        logps = [jax.nn.log_softmax((h @ w) / 1.3) for h, w in (student, teacher, reference)]
+        positions = scoring.Positions(
+            *logps, arguments["tokens_BT"], arguments["behaviour_logp_BT"], arguments["advantage_B"]
+        )
+        loss_BT, objective_weight_BT, values = objective(positions)
+        totals = {name: jnp.sum(value * mask_BT) for name, value in values.items()}
+        return jnp.sum(loss_BT * objective_weight_BT * weight_BT), totals
+
+    (expected_loss, expected_totals), expected_gradient = jax.value_and_grad(plain, has_aux=True)(
+        student
+    )
+    (loss, metrics), gradients = loss_and_gradients(chunk, 1.3)
+    # float32 sums of up to 44 terms in another order: a few ulp of values of order 10.
+    assert_trees_close(loss, scoring.Sum(expected_loss, weight_BT.sum()), 1e-4)
+    assert_trees_close(gradients[0], expected_gradient, 1e-5)
+    assert set(metrics) == {"kl", "entropy"}
+    for name, value in metrics.items():
+        assert_trees_close(value, scoring.Sum(expected_totals[name], mask_BT.sum()), 1e-4)
+
+
+@pytest.mark.parametrize("chunk", [4, 64])
+def test_no_gradient_reaches_teacher_or_reference(chunk):
+    _, (student, teacher, reference) = loss_and_gradients(chunk)
+    assert all(np.abs(x).max() > 0 for x in student)
+    assert all(np.abs(x).max() == 0 for x in (*teacher, *reference))
+
+
+def test_no_array_of_positions_times_vocabulary_exists_when_chunked():
+    def loss(student):
+        return run(student, random_model(1), random_model(2), 4)[0].total
+
+    text = str(jax.make_jaxpr(jax.grad(loss))(random_model(0)))
+    assert f"{B},4,{V}]" in text
+    for positions in (T, 12):
+        assert f"{B},{positions},{V}]" not in text
+    assert f"3,{B},4,{V}]" not in text, "logits stacked over chunks: a chunk was not rematerialised"
+
+
+@pytest.mark.parametrize("chunk", [4, 64])
+def test_a_position_that_does_not_count_cannot_spoil_a_sum_with_nan(chunk):
+    def broken(positions):
+        loss_BT, weight_BT, values = objective(positions)
+        is_marked = positions.behaviour_logp_BT == -5.0
+        return jnp.where(is_marked, jnp.nan, loss_BT), weight_BT, {
+            name: jnp.where(is_marked, jnp.inf, value) for name, value in values.items()
+        }
+
+    marked = jnp.where(batch()["mask_BT"] == 1, batch()["behaviour_logp_BT"], -5.0)
+    models = [random_model(i) for i in range(3)]
+    expected = run(*models, chunk)
+    assert_trees_close(run(*models, chunk, objective=broken, behaviour_logp_BT=marked), expected, 0)
+
+
+@pytest.mark.parametrize("chunk", [3, 64])
+def test_longer_padding_of_the_completion_changes_nothing(chunk):
+    models = [random_model(i) for i in range(3)]
+
+    def pad(x, value):
+        return jnp.pad(x, ((0, 0), (0, 5)) + ((0, 0),) * (x.ndim - 2), constant_values=value)
+
+    wide = [(pad(hidden, 9.0), head) for hidden, head in models]
+    data = batch()
+    data["tokens_BT"] = pad(data["tokens_BT"], 2)
+    data["behaviour_logp_BT"] = pad(data["behaviour_logp_BT"], -3.0)
+    data["mask_BT"], data["loss_weight_BT"] = pad(data["mask_BT"], 0), pad(data["loss_weight_BT"], 0)
+    assert_trees_close(run(*wide, chunk, **data), run(*models, chunk), 1e-4)
+
+
+def test_objectives_without_teacher_or_reference_get_none():
+    def entropy(positions):
+        assert positions.teacher_logp_BTV is None
+        assert positions.reference_logp_BTV is None
+        value = -jnp.sum(jnp.exp(positions.student_logp_BTV) * positions.student_logp_BTV, -1)
+        return value, jnp.ones_like(value), {}
+
+    loss, metrics = run(random_model(0), None, None, 4, objective=entropy)
+    assert 0 < loss.mean < np.log(V)
+    assert metrics == {}
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 11, 128])
+def test_token_logp_equals_a_whole_log_softmax_and_so_does_its_gradient(chunk):
+    (hidden_BTD, head_DV), tokens_BT = random_model(0), batch()["tokens_BT"]
+
+    def plain(hidden_BTD, head_DV):
+        logp_BTV = jax.nn.log_softmax(hidden_BTD @ head_DV / 0.7)
+        return jnp.take_along_axis(logp_BTV, tokens_BT[..., None], axis=-1)[..., 0]
+
+    def chunked(hidden_BTD, head_DV):
+        return scoring.token_logp(hidden_BTD, head_DV, tokens_BT, temperature=0.7, chunk=chunk)
+
+    np.testing.assert_allclose(
+        chunked(hidden_BTD, head_DV), plain(hidden_BTD, head_DV), rtol=1e-5, atol=1e-5
+    )
+    gradients = [
+        jax.grad(lambda *a, f=f: jnp.sum(f(*a) * mask()), (0, 1))(hidden_BTD, head_DV)
+        for f in (chunked, plain)
+    ]
+    assert_trees_close(*gradients, 1e-5)
+
+
+def mask():
+    return batch()["mask_BT"].astype(jnp.float32)
+
+
+def test_bfloat16_hidden_states_give_float32_logits_and_a_float32_head_gradient():
+    hidden_BTD, head_DV = random_model(0)
+    hidden_BTD = hidden_BTD.astype(jnp.bfloat16)
+    assert scoring.logits_of(hidden_BTD, head_DV).dtype == jnp.float32
+    gradient = jax.grad(
+        lambda head: scoring.token_logp(hidden_BTD, head, batch()["tokens_BT"], chunk=4).sum()
+    )(head_DV)
+    assert gradient.dtype == jnp.float32
+
+
+def test_completion_hidden_ignores_how_prompt_and_completion_are_padded():
+    params = decoder.init(CONFIG, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    prompt, completion = rng.integers(0, V, 5), rng.integers(0, V, 4)
+    text = jnp.asarray(np.concatenate([prompt, completion]))[None]
+    plain_SD = decoder.hidden_states(params, CONFIG, text, jnp.ones_like(text))[0]
+
+    for left, right in [(0, 0), (3, 2)]:
+        prompt_ids = np.pad(prompt, (left, 0), constant_values=1)[None]
+        completion_ids = np.pad(completion, (0, right), constant_values=2)[None]
+        hidden_BTD = jax.jit(scoring.completion_hidden, static_argnums=1)(
+            params,
+            CONFIG,
+            jnp.asarray(prompt_ids, jnp.int32),
+            jnp.asarray(np.pad(np.ones(5, np.int32), (left, 0))[None]),
+            jnp.asarray(completion_ids, jnp.int32),
+            jnp.asarray(np.pad(np.ones(4, np.int32), (0, right))[None]),
+        )
+        # Entry t predicts completion token t: the hidden state of the token before it.
+        np.testing.assert_allclose(hidden_BTD[0, :4], plain_SD[4:8], rtol=1e-5, atol=1e-5)
+        assert hidden_BTD.shape == (1, 4 + right, CONFIG.hidden_size)
+
+
+def test_eight_devices_score_like_one():
+    from jaxdistill import sharding
+
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2))
+    models = tuple(random_model(i) for i in range(3))
+    expected, expected_gradients = loss_and_gradients(4)
+    sharded = tuple(
+        (sharding.shard_batch(mesh, hidden), jax.device_put(head, sharding.sharding_of(mesh, "DV")))
+        for hidden, head in models
+    )
+    with sharding.use_mesh(mesh):
+        actual, gradients = loss_and_gradients(4, models=sharded)
+    assert_trees_close(jax.device_get(actual), jax.device_get(expected), 1e-4)
+    assert_trees_close(jax.device_get(gradients), jax.device_get(expected_gradients), 1e-5)

@@ -1,0 +1,155 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from jaxdistill import sharding
+from jaxdistill.errors import UserError
+from jaxdistill.models import decoder
+from jaxdistill.models.config import ModelConfig
+from jaxdistill.sharding import MeshConfig
+
+CONFIG = ModelConfig(
+    vocab_size=64,
+    hidden_size=32,
+    num_layers=2,
+    num_heads=8,
+    num_kv_heads=4,
+    head_dim=8,
+    intermediate_size=64,
+)
+MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (1, 4, 2)]
+
+
+@pytest.fixture(scope="module")
+def params():
+    return decoder.init(CONFIG, jax.random.key(0))
+
+
+def _batch(B=8, S=12):
+    tokens_BS = np.random.default_rng(0).integers(0, 64, (B, S)).astype(np.int32)
+    mask_BS = np.ones((B, S), np.int32)
+    mask_BS[::2, :3] = 0
+    return tokens_BS, mask_BS
+
+
+def _loss(params, tokens_BS, mask_BS):
+    hidden_BSD = decoder.hidden_states(params, CONFIG, tokens_BS, mask_BS)
+    logp_BSV = jax.nn.log_softmax(hidden_BSD @ decoder.head(params, CONFIG))
+    return jnp.sum(jnp.where(mask_BS[:, :, None] == 1, logp_BSV[:, :, :3], 0)) / 100
+
+
+@pytest.mark.parametrize("sizes", MESHES)
+def test_a_mesh_changes_neither_value_nor_gradient(params, sizes):
+    expected = jax.jit(jax.value_and_grad(_loss))(params, *_batch())
+    mesh = sharding.make_mesh(MeshConfig(*sizes))
+    placed = jax.device_put(params, sharding.shardings_of(mesh, params))
+    with sharding.use_mesh(mesh):
+        actual = jax.jit(jax.value_and_grad(_loss))(placed, *sharding.shard_batch(mesh, _batch()))
+    # Sums over devices run in another order.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), actual, expected
+    )
+
+
+@pytest.mark.parametrize("sizes", MESHES)
+def test_a_mesh_does_not_change_decoding(params, sizes):
+    tokens_BS, mask_BS = _batch()
+
+    def two_steps(params, tokens_BS, mask_BS):
+        _, cache = decoder.prefill(params, CONFIG, tokens_BS[:, :10], mask_BS[:, :10], 12)
+        weights = decoder.unstack(params, CONFIG)
+        _, cache = decoder.decode_step(weights, CONFIG, tokens_BS[:, 10], cache)
+        return decoder.decode_step(weights, CONFIG, tokens_BS[:, 11], cache)[0]
+
+    expected_BD = jax.jit(two_steps)(params, tokens_BS, mask_BS)
+    mesh = sharding.make_mesh(MeshConfig(*sizes))
+    placed = jax.device_put(params, sharding.shardings_of(mesh, params))
+    with sharding.use_mesh(mesh):
+        actual_BD = jax.jit(two_steps)(placed, *sharding.shard_batch(mesh, (tokens_BS, mask_BS)))
+    np.testing.assert_allclose(actual_BD, expected_BD, atol=1e-5)
+
+
+def test_parameters_and_optimizer_moments_are_split_in_bytes(params):
+    mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    state = (params, optax.adam(1e-3).init(params))
+    placed = jax.device_put(state, sharding.shardings_of(mesh, state))
+    local = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(placed))
+    total = sum(x.nbytes for x in jax.tree.leaves(placed))
+    # All but the norms' H axes and the step counter are split, most of it eightfold.
+    assert local < total / 7
+
+
+def test_initialisation_under_jit_is_born_split_and_equal(params):
+    mesh = sharding.make_mesh(MeshConfig(fsdp=4, tensor=2))
+    shardings = sharding.shardings_of(mesh, decoder.abstract_params(CONFIG))
+    born = jax.jit(decoder.init, static_argnums=0, out_shardings=shardings)(
+        CONFIG, jax.random.key(0)
+    )
+    assert born["layers"]["q"][...].addressable_shards[0].data.shape == (2, 8, 4, 8)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), born, params)
+
+
+def test_letters_choose_mesh_axes_and_each_axis_serves_once():
+    mesh = sharding.make_mesh(MeshConfig(2, 2, 2))
+    spec = lambda axes, shape=None: tuple(sharding.sharding_of(mesh, axes, shape).spec)
+    assert spec("LDNH") == (None, ("fsdp",), ("tensor",), None)
+    assert spec("BTD") == (("data", "fsdp"), None, None)
+    assert spec("VD") == (("tensor",), ("fsdp",))
+    assert spec("") == ()
+
+
+def test_a_dimension_that_the_mesh_does_not_divide_is_replicated():
+    mesh = sharding.make_mesh(MeshConfig(2, 2, 2))
+    spec = lambda axes, shape: tuple(sharding.sharding_of(mesh, axes, shape).spec)
+    assert spec("VD", (61, 24)) == (None, ("fsdp",))
+    # Two rows use `data`; D does not take the `fsdp` that they leave.
+    assert spec("BTD", (2, 5, 24)) == (("data",), None, None)
+
+
+def test_a_batch_is_split_by_rows_and_scalars_are_replicated():
+    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    batch = {"x_BS": np.arange(24).reshape(8, 3), "row_B": np.arange(3), "t": 5}
+    placed = sharding.shard_batch(mesh, batch)
+    assert placed["x_BS"].addressable_shards[0].data.shape == (2, 3)
+    assert placed["row_B"].sharding.is_fully_replicated  # 3 rows do not divide
+    jax.tree.map(np.testing.assert_array_equal, placed, batch)
+
+
+def test_leaves_without_axes_are_replicated():
+    mesh = sharding.make_mesh(MeshConfig(data=8))
+    tree = {"step": jnp.zeros(()), "plain": nnx.Param(jnp.zeros((8, 8)))}
+    assert all(s.is_fully_replicated for s in jax.tree.leaves(sharding.shardings_of(mesh, tree)))
+
+
+def test_constrain_does_nothing_without_a_mesh():
+    x = jnp.ones((8, 2))
+    assert sharding.constrain(x, "BD") is x
+    with sharding.use_mesh(None):
+        assert sharding.constrain(x, "BD") is x
+
+
+def test_minus_one_takes_the_devices_that_are_left():
+    assert dict(sharding.make_mesh(MeshConfig(fsdp=-1, tensor=2)).shape) == {
+        "data": 1,
+        "fsdp": 4,
+        "tensor": 2,
+    }
+    assert sharding.make_mesh(MeshConfig(data=2)).size == 2  # the first two
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (MeshConfig(data=16), "does not fit 8 device"),
+        (MeshConfig(data=-1, tensor=3), "does not fit 8 device"),
+        (MeshConfig(data=-1, fsdp=-1), "at most one"),
+        (MeshConfig(tensor=0), r"mesh\.tensor=0"),
+    ],
+)
+def test_an_impossible_mesh_is_one_clear_line(config, message):
+    with pytest.raises(UserError, match=message) as caught:
+        sharding.make_mesh(config)
+    assert "\n" not in str(caught.value)
