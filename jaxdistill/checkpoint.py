@@ -116,12 +116,12 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Block until a running save is complete; raises what went wrong in it."""
+        step, self._unlisted = self._unlisted, None
         if self._writer is not None:
             with _quiet():
                 self._writer.wait_until_finished()
-        if self._unlisted is not None and jax.process_index() == 0:
-            _write_listing(self._folder / str(self._unlisted))
-        self._unlisted = None
+        if step is not None and jax.process_index() == 0:
+            _write_listing(self._folder / str(step))
 
     def close(self) -> None:
         """Wait and release Orbax's threads; a later call opens them again."""
@@ -203,7 +203,7 @@ class Checkpoints:
             more = f" (and {len(wrong) - 1} more differ)" if len(wrong) > 1 else ""
             raise UserError(
                 f"{self._folder}: the checkpoint of step {step} does not fit this config; "
-                f"{wrong[0]}{more}"
+                f"{wrong[0]}{more}; use the config.json of its own run, or another folder"
             )
 
 

@@ -44,7 +44,23 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--run-dir", type=Path, help="default: runs/NAME")
     sub.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
+    sub = verb("study", study, "Run a grid of runs, then write the comparison report.")
+    sub.add_argument("config", metavar="STUDY", help="a study recipe's name or path: toy_study")
+    sub.add_argument("--profile", default="quick", help="quick (2 CPU cores) or full (one GPU)")
+    sub.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="overrides",
+                     help="override a field of every trained run")  # fmt: skip
+    sub.add_argument("--run-dir", type=Path, help="default: runs/NAME; an unfinished study goes on")
+    sub.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
+
+
+def study(options: argparse.Namespace) -> None:
+    from jaxdistill.config import load_study
+    from jaxdistill.study import run_study, with_overrides
+
+    chosen = with_overrides(load_study(options.config, options.profile), options.overrides)
+    study_dir = options.run_dir or Path("runs") / f"{chosen.name}_{chosen.profile}"
+    print(run_study(chosen, study_dir, quiet=options.quiet))
 
 
 def train(options: argparse.Namespace) -> None:

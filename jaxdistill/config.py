@@ -10,55 +10,16 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 from jaxdistill import epistemic, overrides
-from jaxdistill.contexts import Context, NoContext
 from jaxdistill.errors import UserError
 from jaxdistill.evaluate import Evaluation
+from jaxdistill.experience import Experience, Supervised
 from jaxdistill.objectives import CrossEntropy, Objective
 from jaxdistill.policy import ModelSource
-from jaxdistill.sampling import Sampling
 from jaxdistill.sharding import MeshConfig
-from jaxdistill.tasks import Task
 from jaxdistill.train import Compute, Frozen, Optimizer, Teacher
-
-
-@dataclass(frozen=True)
-class OnPolicy:
-    """The student's own samples: Q questions a step, R rollouts each, and what the teacher sees.
-
-    demonstration: `sibling` takes a correct other rollout of the same question, and a row without
-    one is not distilled; `reference` takes the question's own solution text; `sibling_or_reference`
-    falls back to it.
-    """
-
-    task: Task
-    questions: int = 32
-    rollouts: int = 8
-    sampling: Sampling = Sampling()
-    context: Context = NoContext()
-    demonstration: Literal["sibling", "reference", "sibling_or_reference"] = "sibling"
-    demonstration_choice: Literal["random", "first", "shortest"] = "random"
-    max_demonstration_tokens: int = 20480
-    teacher_prompt_multiple: int = 64  # teacher prompts are padded to multiples of this
-    completion_multiple: int = 64  # and completions to multiples of this
-    enable_thinking: bool | None = None
-
-
-@dataclass(frozen=True)
-class Supervised:
-    """Pretraining texts of a toy world, drawn by index; longer ones are dropped."""
-
-    world: str = "main"
-    examples: int = 2_000_000
-    batch_size: int = 512
-    max_prompt_tokens: int = 128
-    max_completion_tokens: int = 128
-    workers: int = 0  # processes that write and tokenize texts ahead
-
-
-Experience = OnPolicy | Supervised
 
 
 @dataclass(frozen=True)
@@ -79,6 +40,7 @@ class RunConfig:
     track_reference: bool = False  # one more forward: the reference's epistemic mass in the metrics
     checkpoint_every: int = 0  # 0: after the last step only
     keep_checkpoints: int = 2
+    save_checkpoints: bool = True  # False: a run whose weights nobody will want
     rollouts_every: int = 10  # steps between saved rollout samples; 0: none
     export: bool = True
     seed: int = 0
@@ -118,7 +80,7 @@ def recipe_names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
 
 
-def load_recipe(name: str, overrides_: list[str], **arguments: Any) -> Any:
+def load_recipe(name: str, texts: list[str]) -> RunConfig:
     """Find a recipe by name, by path to a .py file, or a run's config.json; apply overrides.
 
     The recipe module `toy_grpo` holds a function `toy_grpo()` that returns the config. Raises
@@ -128,8 +90,13 @@ def load_recipe(name: str, overrides_: list[str], **arguments: Any) -> Any:
     if path.suffix == ".json":
         config = _read_config_json(path)
     else:
-        config = _recipe_function(name, path)(**arguments)
-    return overrides.apply_overrides(config, overrides_)
+        function = _recipe_function(name, path)
+        if "profile" in inspect.signature(function).parameters:
+            raise UserError(f"recipe {name!r} is a study; use `jaxdistill study {name}`")
+        config = function()
+        if not isinstance(config, RunConfig):
+            raise UserError(f"recipe {name!r} returned {type(config).__name__}, not a RunConfig")
+    return overrides.apply_overrides(config, texts)
 
 
 def _recipe_function(name: str, path: Path) -> Callable[..., Any]:
@@ -160,9 +127,12 @@ def _module_from_file(path: Path) -> ModuleType:
     return module
 
 
-def recipe_arguments(name: str) -> list[str]:
-    """The options of a recipe's function, e.g. `profile`."""
-    return list(inspect.signature(_recipe_function(name, Path(name))).parameters)
+def load_study(name: str, profile: str) -> Any:
+    """Find a study recipe: a function of `profile` that returns a Study."""
+    function = _recipe_function(name, Path(name))
+    if "profile" not in inspect.signature(function).parameters:
+        raise UserError(f"recipe {name!r} is one run, not a study; use `jaxdistill train {name}`")
+    return function(profile)
 
 
 def _read_config_json(path: Path) -> RunConfig:

@@ -1,8 +1,9 @@
 """Sample K responses to each question of a task and record what they are like."""
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from jaxdistill import epistemic
 from jaxdistill.errors import UserError
 from jaxdistill.policy import Policy
-from jaxdistill.rollouts import Rollouts, collect
+from jaxdistill.rollouts import Place, Rollouts, collect, open_grading
 from jaxdistill.sampling import Sampling
 from jaxdistill.tasks import Task, questions_of, trace_facts
 
@@ -32,6 +33,7 @@ class Evaluation:
     samples: int = 4  # per question
     sampling: Sampling = Sampling()
     questions_per_batch: int = 128
+    seed: int = 0  # of the samples; not the run's, so that runs answer with the same noise
 
 
 def response_record(task: Task, rollouts: Rollouts, row: int) -> dict[str, Any]:
@@ -61,10 +63,9 @@ def evaluate_split(
     split: Split,
     config: Evaluation,
     *,
-    seed: int,
     enable_thinking: bool | None = None,
     dtype: str = "float32",
-    place: Callable[[Any], Any] = lambda tree: tree,
+    place: Place = lambda tree: tree,
 ) -> list[dict[str, Any]]:
     """Return a record per response, K = config.samples for each question of the split.
 
@@ -75,16 +76,17 @@ def evaluate_split(
     questions = questions_of(split.task)
     size = min(config.questions_per_batch, len(questions))
     records = []
-    for start in range(0, len(questions), size):
-        batch = questions[start : start + size]
-        filled = batch + questions[: size - len(batch)]
-        rollouts = collect(
-            policy, params, filled, split.task, config.sampling, config.samples,
-            seed=seed, purpose=f"eval/{split.name}", step=0, enable_thinking=enable_thinking,
-            dtype=dtype, place=place,
-        )  # fmt: skip
-        rows = range(len(batch) * config.samples)
-        records += [response_record(split.task, rollouts, row) for row in rows]
+    with contextlib.closing(open_grading(split.task)) as grading:
+        for start in range(0, len(questions), size):
+            batch = questions[start : start + size]
+            filled = batch + questions[: size - len(batch)]
+            rollouts = collect(
+                policy, params, filled, config.sampling, config.samples, grade=grading.grade,
+                seed=config.seed, purpose=f"eval/{split.name}", step=0,
+                enable_thinking=enable_thinking, dtype=dtype, place=place,
+            )  # fmt: skip
+            rows = range(len(batch) * config.samples)
+            records += [response_record(split.task, rollouts, row) for row in rows]
     return records
 
 

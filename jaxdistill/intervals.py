@@ -21,8 +21,8 @@ from jaxdistill.errors import UserError
 
 NUM_RESAMPLES = 2000
 LEVEL = 0.95
-# Bounds the memory of one block of resampling counts (resamples x problems int64) to about 32 MB.
-BLOCK_COUNTS = 4_000_000
+# Bounds the memory of one block of drawn problems (resamples x problems, int64) to about 16 MB.
+BLOCK_ENTRIES = 2_000_000
 
 
 class Clusters(NamedTuple):
@@ -193,14 +193,13 @@ def resampled_means(
     num_problems = len(clusters[0].ids)
     assert all(c.ids == clusters[0].ids for c in clusters), "align with on_shared_problems first"
     rng = np.random.default_rng(seed)
-    uniform_Q = np.full(num_problems, 1.0 / num_problems)
-    block = max(1, BLOCK_COUNTS // num_problems)
+    block = max(1, BLOCK_ENTRIES // num_problems)
     means: list[list[np.ndarray]] = [[] for _ in clusters]
     for start in range(0, num_resamples, block):
-        # How often each problem is drawn: multinomial counts replace an explicit list of indices.
-        counts = rng.multinomial(num_problems, uniform_Q, size=min(block, num_resamples - start))
+        shape = (min(block, num_resamples - start), num_problems)
+        drawn = rng.integers(num_problems, size=shape)
         for collected, c in zip(means, clusters):
-            collected.append((counts @ c.total_Q) / (counts @ c.weight_Q))
+            collected.append(c.total_Q[drawn].sum(axis=1) / c.weight_Q[drawn].sum(axis=1))
     return [np.concatenate(collected) for collected in means]
 
 

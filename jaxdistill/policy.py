@@ -69,7 +69,9 @@ def model_folder(path: str | Path) -> Path:
     """The Hugging Face folder that `path` means: itself, or the export of a run folder."""
     folder = Path(path)
     if not folder.is_dir():
-        raise UserError(f"model folder {str(path)!r} does not exist; give a Hugging Face or run folder")
+        raise UserError(
+            f"model folder {str(path)!r} does not exist; give a Hugging Face or run folder"
+        )
     if (folder / "export" / "config.json").exists():
         return folder / "export"
     return folder
@@ -109,7 +111,9 @@ def resolve(source: ModelSource) -> Path | None:
             return None
 
 
-def load(source: ModelSource, seed: int, keep_tokenizer_in: Path, mesh: Mesh | None = None) -> Policy:
+def load(
+    source: ModelSource, seed: int, keep_tokenizer_in: Path, mesh: Mesh | None = None
+) -> Policy:
     """Load or create the policy in float32, sharded over `mesh`, and copy its tokenizer files.
 
     `keep_tokenizer_in` (the run's `model/` folder) makes a run independent of where its model came

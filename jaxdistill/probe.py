@@ -1,14 +1,17 @@
 """What a model would write at each fork of a trace, by how much it has been told."""
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxdistill import contexts, scoring
+from jaxdistill import policy as policies
 from jaxdistill import tokenizer as tokenizers
 from jaxdistill.models import decoder
-from jaxdistill.policy import Policy
+from jaxdistill.policy import Policy, ToyBase
 from jaxdistill.questions import Question
 from jaxdistill.tasks import ToyTask, probe_prefixes
 from jaxdistill.toy import problems, traces
@@ -94,3 +97,10 @@ def probe(policy: Policy, params: Any, task: ToyTask, seed: int = 0) -> list[dic
             table.append({"context": type(context).__name__, "place": place, **means,
                           "n": int(pick.sum())})  # fmt: skip
     return table
+
+
+def probe_base(source: ToyBase) -> list[dict[str, Any]]:
+    """Probe a bundled base on held-out problems."""
+    with tempfile.TemporaryDirectory() as folder:
+        policy = policies.load(source, 0, Path(folder))
+        return probe(policy, policy.params, ToyTask(pool="heldout", count=128))

@@ -1,5 +1,6 @@
 """Questions to completions to verdicts: what one training or evaluation step looks at."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +10,14 @@ import numpy as np
 
 from jaxdistill import questions as questions_module
 from jaxdistill import tokenizer as tokenizers
-from jaxdistill.grading import grade_all
-from jaxdistill.grading.verdict import Verdict
+from jaxdistill.grading import GradingPool, Verdict, grade_all
 from jaxdistill.policy import Policy
 from jaxdistill.questions import Question
 from jaxdistill.sampling import Samples, Sampling, keys, make_sampler
 from jaxdistill.tasks import Task, grader_of, grading_workers
+
+Place = Callable[[Any], Any]  # puts a tree of host arrays onto the mesh
+Grade = Callable[[Sequence[Question], Sequence[str]], list[Verdict]]
 
 PROMPT_MULTIPLE = 16  # prompts are padded to multiples, so that few shapes are compiled
 
@@ -47,20 +50,37 @@ class Rollouts:
         return self.questions[row // self.rollouts]
 
 
+@dataclass(frozen=True)
+class Grading:
+    """A task's grader with the processes that it needs."""
+
+    grade: Grade
+    close: Callable[[], None]
+
+
+def open_grading(task: Task) -> Grading:
+    """Worker processes where an answer may be slow or hang; they start with the first responses."""
+    grader, workers = grader_of(task), grading_workers(task)
+    if workers == 0:
+        return Grading(functools.partial(grade_all, grader), lambda: None)
+    pool = GradingPool(grader, workers)
+    return Grading(pool.grade, pool.close)
+
+
 def collect(
     policy: Policy,
     params: Any,
     questions: Sequence[Question],
-    task: Task,
     sampling: Sampling,
     rollouts: int,
     *,
+    grade: Grade,
     seed: int,
     purpose: str,
     step: int,
     enable_thinking: bool | None = None,
     dtype: str = "float32",
-    place: Callable[[Any], Any] = lambda tree: tree,
+    place: Place = lambda tree: tree,
     first_rollout: int = 0,
 ) -> Rollouts:
     """Sample `rollouts` completions a question and grade them.
@@ -83,7 +103,7 @@ def collect(
         policy.tokenizer, [row[mask > 0] for row, mask in zip(samples.tokens_BT, samples.mask_BT)]
     )
     repeated = [question for question in questions for _ in range(rollouts)]
-    verdicts = grade_all(grader_of(task), repeated, responses, workers=grading_workers(task))
+    verdicts = grade(repeated, responses)
     return Rollouts(
         list(questions),
         rollouts,

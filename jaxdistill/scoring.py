@@ -32,7 +32,7 @@ def completion_hidden(
     dtype: Any = jnp.float32,
     remat: bool = False,
 ) -> Float[Array, "B T D"]:
-    """Run prompt (left-padded) and completion (right-padded); entry t predicts completion token t."""
+    """Run prompts (left-padded) with completions (right-padded); entry t predicts their token t."""
     tokens_BS = jnp.concatenate([prompt_ids_BP, completion_ids_BT], axis=1)
     mask_BS = jnp.concatenate([prompt_mask_BP, completion_mask_BT], axis=1)
     hidden_BSD = decoder.hidden_states(params, config, tokens_BS, mask_BS, dtype=dtype, remat=remat)
@@ -51,9 +51,7 @@ def logits_of(
     return constrain(logits if temperature == 1.0 else logits / temperature, f"{axes}V")
 
 
-def logp_of(
-    logits: Float[Array, "*BT V"], tokens: Int[Array, "*BT"]
-) -> Float[Array, "*BT"]:
+def logp_of(logits: Float[Array, "*BT V"], tokens: Int[Array, "*BT"]) -> Float[Array, "*BT"]:
     """log softmax(logits)[token], without the log-probabilities of the other tokens."""
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)
@@ -94,35 +92,38 @@ def chunked_objective(
 ) -> tuple[Sum, dict[str, Sum]]:
     """Sum an objective over completion positions, at most [B, chunk, V] at a time.
 
-    Returns the loss, Sum(total = sum(loss * weight * loss_weight_BT), weight = sum(loss_weight_BT)),
-    and each metric as Sum(sum(value * mask_BT), sum(mask_BT)). The loss total is differentiable in
-    the student's hidden states and head alone. All three models' logits are divided by temperature
-    (as in the paper's code; the behaviour log-probs were taken at it too).
+    Returns the loss, Sum(sum(loss * weight * loss_weight_BT), sum(loss_weight_BT)), and each metric
+    as Sum(sum(value * mask_BT), sum(mask_BT)). The loss total is differentiable in the student's
+    hidden states and head alone. All three models' logits are divided by temperature, as in the
+    paper's code: it is the one that the behaviour log-probs were taken at.
     """
     # The objective stops these gradients as well; here it keeps their (zero) cotangents, of the
     # size of hidden_BTD and head_DV, from being carried through the scan.
     teacher, reference = jax.lax.stop_gradient((teacher, reference))
-    models = (student, teacher, reference)
-    hiddens_BTD = tuple(None if model is None else model[0] for model in models)
-    heads_DV = tuple(None if model is None else model[1] for model in models)
+    hiddens_BTD = [None if model is None else model[0] for model in (student, teacher, reference)]
+
+    def log_probs(hidden_BCD, head_DV):
+        return jax.nn.log_softmax(logits_of(hidden_BCD, head_DV, temperature), axis=-1)
 
     def totals_of(inputs):
         hiddens_BCD, tokens_BC, behaviour_logp_BC, mask_BC, loss_weight_BC = inputs
-        logps_BCV = [
-            None
-            if hidden_BCD is None
-            else jax.nn.log_softmax(logits_of(hidden_BCD, head_DV, temperature), axis=-1)
-            for hidden_BCD, head_DV in zip(hiddens_BCD, heads_DV)
-        ]
-        positions = Positions(*logps_BCV, tokens_BC, behaviour_logp_BC, advantage_B)
+        student_BCD, teacher_BCD, reference_BCD = hiddens_BCD
+        positions = Positions(
+            log_probs(student_BCD, student[1]),
+            None if teacher is None else log_probs(teacher_BCD, teacher[1]),
+            None if reference is None else log_probs(reference_BCD, reference[1]),
+            tokens_BC,
+            behaviour_logp_BC,
+            advantage_B,
+        )
         loss_BC, weight_BC, values_BC = objective_fn(positions)
         loss = _weighted_sum(loss_BC, weight_BC * loss_weight_BC)
         return loss, {name: _weighted_sum(value, mask_BC) for name, value in values_BC.items()}
 
     mask_BT, loss_weight_BT = mask_BT.astype(jnp.float32), loss_weight_BT.astype(jnp.float32)
     inputs = (hiddens_BTD, tokens_BT, behaviour_logp_BT, mask_BT, loss_weight_BT)
-    totals = jax.tree.map(lambda z: z.sum(0), _map_chunks(totals_of, inputs, chunk))
-    loss_total, value_totals = totals
+    totals_Z = _map_chunks(totals_of, inputs, chunk)
+    loss_total, value_totals = jax.tree.map(lambda total_Z: total_Z.sum(), totals_Z)
     mask_total = mask_BT.sum()
     metrics = {name: Sum(total, mask_total) for name, total in value_totals.items()}
     return Sum(loss_total, loss_weight_BT.sum()), metrics

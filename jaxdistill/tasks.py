@@ -48,9 +48,15 @@ Task = ToyTask | MathTask
 def questions_of(task: Task) -> list[Question]:
     """Read or make the task's questions. Raises UserError naming file and row."""
     if isinstance(task, ToyTask):
-        return [toy_question(problem) for problem in
-                problems.draw_distinct(task.count, task.numbers, task.pool, task.seed)]
-    read = sources.read_jsonl if Path(task.path).suffix in (".jsonl", ".json") else sources.read_parquet
+        return [
+            toy_question(problem)
+            for problem in problems.draw_distinct(task.count, task.numbers, task.pool, task.seed)
+        ]
+    read = (
+        sources.read_jsonl
+        if Path(task.path).suffix in (".jsonl", ".json")
+        else sources.read_parquet
+    )
     return read(task.path)[: task.limit]
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsInt
 
 import numpy as np
 from jaxtyping import Int32
@@ -91,13 +91,13 @@ def encode(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str]) -> list[l
     return tokenizer(list(texts), add_special_tokens=False)["input_ids"]
 
 
-def decode(tokenizer: "PreTrainedTokenizerFast", ids: Iterable[int]) -> str:
+def decode(tokenizer: "PreTrainedTokenizerFast", ids: Iterable[SupportsInt]) -> str:
     """Decode one sequence; special tokens are skipped (`<think>` is none and stays)."""
     return decode_all(tokenizer, [ids])[0]
 
 
 def decode_all(
-    tokenizer: "PreTrainedTokenizerFast", sequences: Iterable[Iterable[int]]
+    tokenizer: "PreTrainedTokenizerFast", sequences: Iterable[Iterable[SupportsInt]]
 ) -> list[str]:
     """Decode many sequences in one batch, as `decode` does."""
     rows = [[int(token) for token in ids] for ids in sequences]

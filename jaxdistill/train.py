@@ -108,9 +108,7 @@ def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformatio
     schedule = optax.join_schedules([warm, after], [config.warmup_steps])
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            schedule, config.b1, config.b2, config.eps, weight_decay=config.weight_decay
-        ),
+        optax.adamw(schedule, config.b1, config.b2, config.eps, weight_decay=config.weight_decay),
     )
 
 

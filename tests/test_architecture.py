@@ -30,7 +30,8 @@ LEVELS = (
     ("config",),
     ("configs", "run", "report"),
     ("study",),
-    ("cli", "__main__"),
+    ("cli",),
+    ("__main__",),
 )
 
 # Third-party package -> the only module or subpackage that may import it.

@@ -146,7 +146,7 @@ def test_a_ratio_whose_denominator_can_vanish_gets_no_bounds_instead_of_wild_one
 def test_blocks_of_resamples_do_not_change_the_interval(monkeypatch):
     ids, correct_QR = simulated(6)
     whole = avg_at_k(ids, correct_QR.ravel())
-    monkeypatch.setattr("jaxdistill.intervals.BLOCK_COUNTS", 700)
+    monkeypatch.setattr("jaxdistill.intervals.BLOCK_ENTRIES", 700)
     assert avg_at_k(ids, correct_QR.ravel()) == whole
 
 

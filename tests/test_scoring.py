@@ -1,5 +1,7 @@
 """Vocabulary-sized work in chunks: the same numbers as all at once, forwards and backwards."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,7 +77,8 @@ def loss_and_gradients(chunk, temperature=1.0, models=None):
 
 
 def assert_trees_close(actual, expected, atol):
-    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-5, atol=atol), actual, expected)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=atol)
+    jax.tree.map(close, actual, expected)
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 11, 64])
@@ -128,9 +131,11 @@ def test_a_position_that_does_not_count_cannot_spoil_a_sum_with_nan(chunk):
     def broken(positions):
         loss_BT, weight_BT, values = objective(positions)
         is_marked = positions.behaviour_logp_BT == -5.0
-        return jnp.where(is_marked, jnp.nan, loss_BT), weight_BT, {
-            name: jnp.where(is_marked, jnp.inf, value) for name, value in values.items()
-        }
+        return (
+            jnp.where(is_marked, jnp.nan, loss_BT),
+            weight_BT,
+            {name: jnp.where(is_marked, jnp.inf, value) for name, value in values.items()},
+        )
 
     marked = jnp.where(batch()["mask_BT"] == 1, batch()["behaviour_logp_BT"], -5.0)
     models = [random_model(i) for i in range(3)]
@@ -149,7 +154,8 @@ def test_longer_padding_of_the_completion_changes_nothing(chunk):
     data = batch()
     data["tokens_BT"] = pad(data["tokens_BT"], 2)
     data["behaviour_logp_BT"] = pad(data["behaviour_logp_BT"], -3.0)
-    data["mask_BT"], data["loss_weight_BT"] = pad(data["mask_BT"], 0), pad(data["loss_weight_BT"], 0)
+    data["mask_BT"] = pad(data["mask_BT"], 0)
+    data["loss_weight_BT"] = pad(data["loss_weight_BT"], 0)
     assert_trees_close(run(*wide, chunk, **data), run(*models, chunk), 1e-4)
 
 

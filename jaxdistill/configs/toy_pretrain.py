@@ -7,8 +7,9 @@ Hardware and time: one H200, about two minutes a world; a 2-core CPU needs hours
 Command: jaxdistill train toy_pretrain --set experience.world=control --run-dir runs/control
 """
 
-from jaxdistill.config import RunConfig, Supervised
+from jaxdistill.config import RunConfig
 from jaxdistill.evaluate import Evaluation, Split
+from jaxdistill.experience import Supervised
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.objectives import CrossEntropy
 from jaxdistill.policy import Fresh

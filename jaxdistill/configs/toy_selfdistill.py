@@ -9,9 +9,10 @@ Variants: --set 'objective.target=AnchorEpistemicMass()' anchors the epistemic m
   --set 'teacher=EMA(rate=0.05)'; --set 'experience.context=AnswerOnly()'; --set model.world=control
 """
 
-from jaxdistill.config import OnPolicy, RunConfig
+from jaxdistill.config import RunConfig
 from jaxdistill.contexts import Solution
 from jaxdistill.evaluate import Evaluation, Split
+from jaxdistill.experience import OnPolicy
 from jaxdistill.objectives import Distill, FullVocabulary
 from jaxdistill.policy import ToyBase
 from jaxdistill.sampling import Sampling
@@ -31,17 +32,17 @@ def toy_selfdistill() -> RunConfig:
         model=ToyBase("main"),
         experience=OnPolicy(
             task=ToyTask(pool="train", count=512),
-            questions=8,
+            questions=6,
             rollouts=8,
-            sampling=Sampling(max_new_tokens=96),
+            sampling=Sampling(max_new_tokens=80),
             context=Solution(),
             teacher_prompt_multiple=128,
-            completion_multiple=96,
+            completion_multiple=80,
         ),
         # The toy's vocabulary of some 140 words needs no top-100.
         objective=Distill(support=FullVocabulary(), reduction="token"),
-        steps=40,
-        optimizer=Optimizer(peak_lr=2e-4, warmup_steps=5, b2=0.99, weight_decay=0.0),
+        steps=30,
+        optimizer=Optimizer(peak_lr=3e-4, warmup_steps=3, b2=0.99, weight_decay=0.0),
         compute=Compute(chunk=128),
-        evaluation=Evaluation(SPLITS, every=20, samples=4, sampling=Sampling(max_new_tokens=128)),
+        evaluation=Evaluation(SPLITS, every=15, samples=4, sampling=Sampling(max_new_tokens=128)),
     )

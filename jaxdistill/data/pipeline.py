@@ -1,7 +1,7 @@
 """The order in which data arrives: endless, shuffled anew each epoch, resumable to the batch."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -12,6 +12,7 @@ Record = TypeVar("Record")
 Record_co = TypeVar("Record_co", covariant=True)
 
 
+@runtime_checkable
 class RandomAccess(Protocol[Record_co]):
     """What Grain reads from: a list, an ArrayRecord data source, anything with these two."""
 

@@ -7,7 +7,7 @@ through a scan is copied whole at every token. All of them share `_queries_keys_
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdistill.axes import AnyArray, Mask_BS, Tokens_BS
-from jaxdistill.models.attention import attention
+from jaxdistill.models.attention import attention, decode_attention
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.layers import apply_rope, rms_norm, rope_angles, swiglu
 from jaxdistill.precision import einsum
@@ -191,7 +191,7 @@ def hidden_states(
     return rms_norm(x_BSD, model.norm[...], config.norm_eps)
 
 
-def _scan_layers(model, config, tokens_BS, mask_BS, dtype, *, remat, keep_kv):
+def _scan_layers(model, config, tokens_BS, mask_BS, dtype, *, remat, keep_kv) -> tuple[Array, Any]:
     """All layers over whole sequences -> (x_BSD before the final norm, (k, v) [L, B, S, K, H])."""
     mask_BS = jnp.asarray(mask_BS).astype(bool)
     rotary = rope_angles(_positions(mask_BS), config.head_dim, config.rope_theta)
@@ -209,7 +209,10 @@ def _scan_layers(model, config, tokens_BS, mask_BS, dtype, *, remat, keep_kv):
 
     # A scan's iterations cannot be merged by CSE, so the barrier against it would only cost.
     body = jax.checkpoint(one_layer, prevent_cse=False) if remat else one_layer
-    return jax.lax.scan(body, _embed(model.embed[...], tokens_BS, dtype), stacked)
+    x_BSD = _embed(model.embed[...], tokens_BS, dtype)
+    # Of few layers the loop's copies of saved activations cost more than their compilation.
+    unroll = config.num_layers if config.num_layers <= 4 else 1
+    return jax.lax.scan(body, x_BSD, stacked, unroll=unroll)
 
 
 def _positions(mask_BS: Bool[Array, "B S"]) -> Int[Array, "B S"]:
@@ -225,8 +228,8 @@ class Cache(NamedTuple):
     Prompts are left-padded, so all rows write the same slot next; `position_B` counts real tokens.
     """
 
-    k: tuple[Float[Array, "B S K H"], ...]  # one buffer a layer
-    v: tuple[Float[Array, "B S K H"], ...]
+    k: tuple[Float[Array, "B K S H"], ...]  # one buffer a layer, as `decode_attention` reads it
+    v: tuple[Float[Array, "B K S H"], ...]
     mask_BS: Bool[Array, "B S"]  # slots that hold real tokens
     next_slot: Int[Array, ""]
     position_B: Int[Array, " B"]  # RoPE position of the next token
@@ -271,8 +274,9 @@ def prefill(
     hidden_BD = rms_norm(x_BPD[:, -1], model.norm[...], config.norm_eps)
 
     def buffers(x_LBPKH):
-        widths = ((0, 0), (0, num_slots - P), (0, 0), (0, 0))
-        return tuple(constrain(jnp.pad(x_BPKH, widths), "BSKH") for x_BPKH in x_LBPKH)
+        widths = ((0, 0), (0, 0), (0, num_slots - P), (0, 0))
+        x_LBKPH = jnp.swapaxes(x_LBPKH, 2, 3)
+        return tuple(constrain(jnp.pad(x_BKPH, widths), "BKSH") for x_BKPH in x_LBKPH)
 
     mask_BP = jnp.asarray(mask_BP).astype(bool)
     cache = Cache(
@@ -306,11 +310,11 @@ def decode_step(
     rotary = rope_angles(cache.position_B[:, None], config.head_dim, config.rope_theta)
     x_B1D = _embed(weights.embed_VD, token_B[:, None], dtype)
     new_k, new_v = [], []
-    for layer, k_BSKH, v_BSKH in zip(weights.layers, cache.k, cache.v):
+    for layer, k_BKSH, v_BKSH in zip(weights.layers, cache.k, cache.v):
         q_B1NH, k_B1KH, v_B1KH = _queries_keys_values(layer, config, x_B1D, rotary)
-        new_k.append(jax.lax.dynamic_update_slice(k_BSKH, k_B1KH, (0, slot, 0, 0)))
-        new_v.append(jax.lax.dynamic_update_slice(v_BSKH, v_B1KH, (0, slot, 0, 0)))
-        attended_B1NH = attention(q_B1NH, new_k[-1], new_v[-1], mask_BS[:, None, :])
-        x_B1D = _add_attention_and_mlp(layer, config, x_B1D, attended_B1NH)
+        new_k.append(jax.lax.dynamic_update_slice(k_BKSH, k_B1KH.swapaxes(1, 2), (0, 0, slot, 0)))
+        new_v.append(jax.lax.dynamic_update_slice(v_BKSH, v_B1KH.swapaxes(1, 2), (0, 0, slot, 0)))
+        attended_BNH = decode_attention(q_B1NH[:, 0], new_k[-1], new_v[-1], mask_BS)
+        x_B1D = _add_attention_and_mlp(layer, config, x_B1D, attended_BNH[:, None])
     hidden_BD = rms_norm(x_B1D[:, 0], weights.norm_D, config.norm_eps)
     return hidden_BD, Cache(tuple(new_k), tuple(new_v), mask_BS, slot + 1, cache.position_B + 1)

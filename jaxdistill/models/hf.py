@@ -4,9 +4,7 @@ Everything is checked from the files' headers before a tensor is read, and a fol
 beside its destination and renamed last, so no mistake leaves half a model behind.
 """
 
-import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -22,60 +20,28 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from jaxdistill import tokenizer as tokenizers
 from jaxdistill.errors import UserError
 from jaxdistill.models import qwen3
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.decoder import abstract_params
+from jaxdistill.models.hf_files import (
+    TOKENIZER_FILES,
+    copy_tokenizer_files,
+    generation_config,
+    read_json,
+    resolve_folder,
+    write_json,
+)
 from jaxdistill.sharding import Mesh, sharding_of
 
 # A family is a module with MODEL_TYPE, TENSORS, from_hf and to_hf.
 FAMILIES = {qwen3.MODEL_TYPE: qwen3}
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "chat_template.jinja", "tokenizer.model",
-)  # fmt: skip
 _FLOATS = {"F32", "BF16", "F16", "F64"}
 
 
 # ---------------------------------------------------------------------------- folders
-
-
-def resolve_folder(name: str | Path) -> Path:
-    """A local folder; or, for a name like "org/name", its snapshot in the local hub cache.
-
-    Nothing is downloaded. Raises UserError when there is neither.
-    """
-    folder = Path(name)
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise UserError(f"{name} is a file; expected a folder with config.json and safetensors")
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)):
-        raise UserError(f"there is no folder {name}; expected a local Hugging Face model folder")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(str(name), local_files_only=True))
-    except Exception as error:  # its many ways to say "not in the cache"
-        raise UserError(
-            f"there is no folder {name}, and no model of that name in the local hub cache; "
-            f"`hf download {name}` fetches one"
-        ) from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path.parent} has no {path.name}; is it a model folder?") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object, not a {type(content).__name__}")
-    return content
 
 
 def read_config(folder: str | Path) -> ModelConfig:
@@ -84,7 +50,7 @@ def read_config(folder: str | Path) -> ModelConfig:
     Raises UserError for a missing folder or file, a malformed field or an unknown `model_type`.
     """
     path = resolve_folder(folder) / "config.json"
-    fields = _read_json(path)
+    fields = read_json(path)
     family = fields.get("model_type")
     if family not in FAMILIES:
         raise UserError(
@@ -144,7 +110,7 @@ def _open_tensors(folder: Path, stack: ExitStack) -> dict[str, Any]:
 
 def _open_shards(folder: Path, stack: ExitStack) -> dict[str, Any]:
     index = folder / INDEX
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index} has no weight_map")
     handles = {}
@@ -220,7 +186,8 @@ def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     """Equal in dtype, shape and every bit: NaN equals itself, 0 differs from -0."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
-    return np.array_equal(*(np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in (a, b)))
+    a_bytes, b_bytes = (np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in (a, b))
+    return np.array_equal(a_bytes, b_bytes)
 
 
 def _read_stacked(config, path: tuple, axes: str, tensors, dtype) -> np.ndarray:
@@ -228,8 +195,8 @@ def _read_stacked(config, path: tuple, axes: str, tensors, dtype) -> np.ndarray:
     value = np.empty(config.shape(axes), dtype)
     parts = value if axes[0] == "L" else value[None]
     hf_axes = FAMILIES[config.family].TENSORS[path].axes
-    for part, (name, _) in zip(parts, _expected(config, path), strict=True):
-        part[...] = _from_hf(config, tensors[name].get_tensor(name), hf_axes, axes.lstrip("L"))
+    for i, (name, _) in enumerate(_expected(config, path)):
+        parts[i] = _from_hf(config, tensors[name].get_tensor(name), hf_axes, axes.lstrip("L"))
     return value
 
 
@@ -256,7 +223,7 @@ def export_folder(
     *,
     tokenizer_from: str | Path | None,
     dtype: str = "float32",
-    max_shard_bytes: float = 5e9,
+    max_shard_bytes: float | int = 5e9,
 ) -> None:
     """Write a folder that transformers reads: config, safetensors, the tokenizer's files.
 
@@ -272,7 +239,7 @@ def export_folder(
     source = None if tokenizer_from is None else resolve_folder(tokenizer_from)
     if source is not None and not any((source / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(f"{source} holds no tokenizer; name the folder with tokenizer.json")
-    generation = {} if source is None else _generation_config(source)
+    generation = {} if source is None else generation_config(source)
     _check_token_ids(generation, config, source)
     tensors = _tensors(params, config, dtype)
     if jax.process_index() != 0:
@@ -285,8 +252,8 @@ def export_folder(
         ids = {name: value for name, value in generation.items() if name.endswith("_token_id")}
         # transformers 5 reads dtype, everything older torch_dtype.
         fields = FAMILIES[config.family].to_hf(config) | {"dtype": dtype, "torch_dtype": dtype}
-        _write_json(temporary / "config.json", fields | ids)
-        _write_json(temporary / "generation_config.json", generation)
+        write_json(temporary / "config.json", fields | ids)
+        write_json(temporary / "generation_config.json", generation)
         if source is not None:
             copy_tokenizer_files(source, temporary)
 
@@ -328,7 +295,7 @@ def _to_host(x: jax.Array) -> np.ndarray:
     return np.asarray(x)
 
 
-def _write_weights(folder: Path, tensors, max_shard_bytes: float) -> None:
+def _write_weights(folder: Path, tensors, max_shard_bytes: float | int) -> None:
     """Fill shards in order; a single one takes the plain name and needs no index."""
     shards: list[list[str]] = []
     sizes: list[int] = []
@@ -366,41 +333,7 @@ def _name_shards(folder: Path, shards: list[list[str]], total_size: int) -> None
         file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
         os.rename(folder / f"{i}.safetensors", folder / file)
         weight_map |= dict.fromkeys(names, file)
-    _write_json(folder / INDEX, {"metadata": {"total_size": total_size}, "weight_map": weight_map})
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-# ---------------------------------------------------------------------------- beside the weights
-
-
-def copy_tokenizer_files(source: Path, destination: Path) -> None:
-    """Copy whichever tokenizer files the folder `source` has."""
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, destination / name)
-
-
-def copy_generation_config(source: str | Path, destination: Path) -> None:
-    """Write `source`'s generation_config.json into the folder `destination`.
-
-    A source without one gives the special token ids that its config.json or tokenizer name.
-    """
-    _write_json(Path(destination) / "generation_config.json", _generation_config(Path(source)))
-
-
-def _generation_config(source: Path) -> dict[str, Any]:
-    if (source / "generation_config.json").is_file():
-        return _read_json(source / "generation_config.json")
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    fields = _read_json(source / "config.json") if (source / "config.json").is_file() else {}
-    found = {name: fields[name] for name in names if fields.get(name) is not None}
-    if not found:
-        tokenizer = tokenizers.load(source)
-        found = {name: getattr(tokenizer, name) for name in names}
-    return {name: value for name, value in found.items() if value is not None}
+    write_json(folder / INDEX, {"metadata": {"total_size": total_size}, "weight_map": weight_map})
 
 
 def _check_token_ids(generation: dict[str, Any], config: ModelConfig, source: Path | None) -> None:

@@ -12,8 +12,8 @@ def rms_norm(
 ) -> Float[Array, "*rows D"]:
     """x / sqrt(mean(x^2) + eps) * scale over the last axis, in float32, returned in x's dtype.
 
-    >>> rms_norm(jnp.array([[3.0, 4.0]]), jnp.ones(2), 0.0).round(3)
-    Array([[0.849, 1.131]], dtype=float32)
+    >>> rms_norm(jnp.array([[1.0, 7.0]]), jnp.ones(2), 0.0)  # sqrt((1 + 49) / 2) = 5
+    Array([[0.2, 1.4]], dtype=float32)
 
     Zhang and Sennrich 2019, arXiv 1910.07467, equation 4.
     """

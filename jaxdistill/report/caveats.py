@@ -86,12 +86,12 @@ def _cause(cells: dict[CellKey, Cell]) -> str:
         )
     if fell:
         return (
-            "In the control world SDPO removes epistemic tokens too, and this run does not show that "
-            f"it loses less accuracy there (difference of the changes {gap})."
+            "In the control world SDPO removes epistemic tokens too, and this run does not show "
+            f"that it loses less accuracy there (difference of the changes {gap})."
         )
     return (
-        "In the control world SDPO does not clearly remove epistemic tokens, so that world does not "
-        "separate losing the words from losing accuracy in this run."
+        "In the control world SDPO does not clearly remove epistemic tokens, so that world does "
+        "not separate losing the words from losing accuracy in this run."
     )
 
 
@@ -102,7 +102,7 @@ def _seeds(study: Study) -> str:
         return ""
     how_many = str(counts.pop()) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
     return (
-        f"Training seeds per method: {how_many}. The 95 % intervals resample problems with all "
+        f"Training seeds per method: {how_many}. The 95% intervals resample problems with all "
         "their answers; they do not cover what another training seed would do."
     )
 
@@ -112,14 +112,14 @@ def _multiplicity(judged: list[Finding]) -> str:
     if measured < 2:
         return ""
     return (
-        f"{measured} orderings are judged, each by its own 95 % interval, without a correction for "
+        f"{measured} orderings are judged, each by its own 95% interval, without a correction for "
         "judging several."
     )
 
 
 def _copying(cells: dict[CellKey, Cell]) -> str:
     """Copying errors look like lost reasoning; say whether they can be the reason here."""
-    values = [(cell.estimate("copy").value, cell) for cell in cells.values()
+    values = [(cell.value("copy"), cell) for cell in cells.values()
               if cell.row_mean("copy_fidelity") is not None or "copy" in cell.clusters]  # fmt: skip
     if not values:
         return ""

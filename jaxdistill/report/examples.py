@@ -114,7 +114,9 @@ def _from_rollouts(runs: list[tuple[str, Run]], num: int) -> Examples:
     examples = []
     for method, run in runs:
         files = sorted((run.folder / "rollouts").glob("*.jsonl"))
-        for record in read_jsonl(files[-1], may_be_cut=True)[:num] if files else []:
+        records = read_jsonl(files[-1], may_be_cut=True) if files else []
+        by_question = _grouped(records, lambda r: str(r.get("question_id") or r.get("question")))
+        for record in [rows[0] for rows in by_question.values()][:num]:
             response = record.get("response")
             if not isinstance(response, str):
                 raise UserError(f'{files[-1]}: field "response" must be text, got {response!r}')

@@ -73,13 +73,7 @@ def picture(name: str, caption: str, draw: Callable[[Paper], "Figure"]) -> Pictu
 
 def curves(study: Study, paper: Paper) -> "Figure":
     """Training reward, accuracy by split, length and epistemic tokens over training steps."""
-    panels = [("training reward", None, None)]
-    panels += [(f"{split_label(s)} accuracy", s, "accuracy") for s in _curve_splits(study)]
-    main_split = _curve_splits(study)[0] if _curve_splits(study) else "heldout"
-    panels += [
-        ("response length, tokens", main_split, "length"),
-        ("epistemic tokens\nper response", main_split, "epistemic_per_response"),
-    ]
+    panels = _curve_panels(study)
     fig = _figure(1.75 * len(panels) + 1.0)
     axes = fig.subplots(len(panels), len(study.worlds), squeeze=False, sharex="col", sharey="row")
     for (title, split, key), row_axes in zip(panels, axes):
@@ -87,18 +81,34 @@ def curves(study: Study, paper: Paper) -> "Figure":
             _dress(ax, paper)
             for method in study.methods:
                 points = (
-                    _metric_series(study, world, method, "reward")
-                    if split is None or key is None
-                    else _eval_series(study, world, method, split, key)
+                    _eval_series(study, world, method, split, key)
+                    if split
+                    else _metric_series(study, world, method, key)
                 )
                 _draw_series(ax, points, _colour(study, method, paper), is_base=method == BASE)
             _say_if_empty(ax, paper)
         row_axes[0].set_ylabel(title, color=paper.ink, fontsize=9)
+    axes[-1, 0].set_ylim(bottom=0)
     _title_columns(axes, study, paper)
     for ax in axes[-1]:
         ax.set_xlabel("training step", color=paper.ink, fontsize=9)
     _legend(fig, study, paper)
     return fig
+
+
+def _curve_panels(study: Study) -> list[tuple[str, str, str]]:
+    """(label, split, field) from top to bottom; split "" is the training samples' own log.
+
+    Length and epistemic tokens come from held-out problems, or from the log without evaluations.
+    """
+    splits = _curve_splits(study)
+    split = splits[0] if splits else ""
+    return [
+        ("training reward", "", "reward"),
+        *((f"{split_label(s)} accuracy", s, "accuracy") for s in splits),
+        ("response length, tokens", split, "length"),
+        ("epistemic tokens\nper response", split, "epistemic_per_response"),
+    ]
 
 
 def forest(study: Study, cells: dict[CellKey, Cell], paper: Paper) -> "Figure":
@@ -124,16 +134,19 @@ def forest(study: Study, cells: dict[CellKey, Cell], paper: Paper) -> "Figure":
     return fig
 
 
-def mass(study: Study, paper: Paper) -> "Figure | None":
-    """Epistemic mass of student, teacher and reference at each step; None where unlogged."""
-    panels = [
-        (w, m)
-        for w in study.worlds
-        for m in study.methods
-        if any(_metric_series(study, w, m, f"epistemic_mass_{who}") for who in MASS_LINES)
+def mass_panels(study: Study) -> list[tuple[str, str]]:
+    """(world, method) of the runs that logged an epistemic mass."""
+    return [
+        (world, method)
+        for world in study.worlds
+        for method in study.methods
+        if any(_metric_series(study, world, method, f"epistemic_mass_{w}") for w in MASS_LINES)
     ]
-    if not panels:
-        return None
+
+
+def mass(study: Study, paper: Paper) -> "Figure":
+    """Epistemic probability mass of student, teacher and reference at each step."""
+    panels = mass_panels(study)
     num_columns = min(3, len(panels))
     num_rows = -(-len(panels) // num_columns)
     fig = _figure(2.1 * num_rows + 0.7)
@@ -155,9 +168,9 @@ def mass(study: Study, paper: Paper) -> "Figure | None":
             )
         place = f", {world_label(world)}" if world else ""
         ax.set_title(method_label(method) + place, color=paper.ink, fontsize=9, loc="left")
-        ax.set_ylim(bottom=0)
     for ax in axes[-1]:
         ax.set_xlabel("training step", color=paper.ink, fontsize=9)
+    axes.flat[0].set_ylim(bottom=0)  # last: setting a limit ends the shared autoscaling
     handles, labels = axes.flat[0].get_legend_handles_labels()
     _legend_of(fig, handles, labels, paper, 3)
     return fig
@@ -326,31 +339,30 @@ def _legend_of(fig: "Figure", handles: list, labels: list[str], paper: Paper, co
 
 def draw_all(study: Study, cells: dict[CellKey, Cell]) -> dict[str, Picture]:
     """Every figure that this study's data allow, by name."""
-    pictures = {"curves": picture("curves", CURVES_CAPTION, lambda paper: curves(study, paper))}
+    caption = CURVES_CAPTION + (
+        " The dotted line is the base model." if BASE in study.methods else ""
+    )
+    caption += SEEDS_CAPTION if any(seed != 0 for _, _, seed in study.runs) else ""
+    pictures = {"curves": picture("curves", caption, lambda paper: curves(study, paper))}
     if BASE in study.methods and len(study.methods) > 1:
         pictures["differences"] = picture(
             "differences", FOREST_CAPTION, lambda paper: forest(study, cells, paper)
         )
-    if mass(study, LIGHT) is not None:
+    if mass_panels(study):
         pictures["epistemic_mass"] = picture(
-            "epistemic_mass", MASS_CAPTION, lambda paper: _drawn(mass(study, paper))
+            "epistemic_mass", MASS_CAPTION, lambda paper: mass(study, paper)
         )
     return pictures
-
-
-def _drawn(figure: "Figure | None") -> "Figure":
-    assert figure is not None
-    return figure
 
 
 CURVES_CAPTION = (
     f"Training reward is a moving mean over {SMOOTHING_STEPS} steps of the reward of the training "
     "samples; the other panels are evaluations (length and epistemic tokens on held-out problems, "
-    "where there are any). The dotted line is the base model. Bands run from the lowest to the "
-    "highest seed."
+    "where there are any)."
 )
+SEEDS_CAPTION = " Bands run from the lowest to the highest seed."
 FOREST_CAPTION = (
-    "Accuracy of the last step minus the base model's on the same problems; bars are 95 % "
+    "Accuracy of the last step minus the base model's on the same problems; bars are 95% "
     "intervals from resampling problems."
 )
 MASS_CAPTION = (

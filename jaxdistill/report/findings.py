@@ -19,7 +19,7 @@ from jaxdistill.intervals import (
     interval,
     paired_difference,
 )
-from jaxdistill.report.load import BASE, Row, Study
+from jaxdistill.report.load import BASE, METHOD_ORDER, Row, Study
 from jaxdistill.report.words import (
     change_text,
     method_label,
@@ -67,20 +67,27 @@ class Cell:
         weight = sum(row["n"] for row in rows)
         return sum(row[key] * row["n"] for row in rows) / weight if weight else None
 
+    def value(self, measure: str) -> float:
+        """The measure's mean, from the records where they exist; nan where nobody measured it."""
+        if measure in self.clusters:
+            return self.clusters[measure].mean
+        value = self.row_mean(MEASURES[measure].row_key)
+        return math.nan if value is None else value
+
     def estimate(self, measure: str) -> Interval:
         """The measure's value with its interval, without bounds where records are missing."""
         if measure in self.clusters:
             return interval(self.clusters[measure])
-        value = self.row_mean(MEASURES[measure].row_key)
-        return _unbounded(math.nan if value is None else value)
+        return _unbounded(self.value(measure))
 
 
 class Ordering(NamedTuple):
-    """An expected ordering: the measure of `less` lies below that of `more` on this split."""
+    """An expected ordering: `subject` lies on this `side` of `other` (both: world, method)."""
 
     claim: str
-    less: tuple[str, str]
-    more: tuple[str, str]
+    subject: tuple[str, str]
+    side: str  # "below" or "above"
+    other: tuple[str, str]
     measure: str = "accuracy"
     split: str = "heldout"
 
@@ -96,22 +103,24 @@ class Finding(NamedTuple):
 HOLDS, OPPOSITE, OPEN, UNMEASURED = "holds", "opposite", "not settled", "not measured"
 NO_INTERVAL = " (no interval)"
 
+MAIN = {method: ("main", method) for method in METHOD_ORDER}
+SDPO, GRPO, ANCHOR = MAIN["sdpo"], MAIN["grpo"], MAIN["epi_anchor"]
 ORDERINGS = (
-    Ordering("SDPO ends below the base, held-out", ("main", "sdpo"), ("main", BASE)),
-    Ordering("SDPO ends below the base, OOD", ("main", "sdpo"), ("main", BASE), split="ood"),
-    Ordering("SDPO says fewer epistemic tokens", ("main", "sdpo"), ("main", BASE), "epistemic"),
-    Ordering("SDPO answers shorter", ("main", "sdpo"), ("main", BASE), "length"),
-    Ordering("SDPO double-checks less often", ("main", "sdpo"), ("main", BASE), "checks"),
-    Ordering("an EMA teacher harms more than a fixed one", ("main", "sdpo_ema"), ("main", "sdpo")),
-    Ordering("GRPO ends above the base", ("main", BASE), ("main", "grpo")),
-    Ordering("GRPO ends above SDPO", ("main", "sdpo"), ("main", "grpo")),
-    Ordering("the anchor ends above SDPO", ("main", "sdpo"), ("main", "epi_anchor")),
-    Ordering("the gate ends above SDPO", ("main", "sdpo"), ("main", "epi_gate")),
-    Ordering("the anchor ends above the mask", ("main", "epi_mask"), ("main", "epi_anchor")),
-    Ordering("the anchor keeps epistemic tokens that SDPO loses",
-             ("main", "sdpo"), ("main", "epi_anchor"), "epistemic"),
-    Ordering("control world: epistemic tokens fall under SDPO there too",
-             ("control", "sdpo"), ("control", BASE), "epistemic"),
+    Ordering("SDPO ends below the base, held-out", SDPO, "below", MAIN[BASE]),
+    Ordering("SDPO ends below the base, OOD", SDPO, "below", MAIN[BASE], split="ood"),
+    Ordering("SDPO says fewer epistemic tokens", SDPO, "below", MAIN[BASE], "epistemic"),
+    Ordering("SDPO answers shorter", SDPO, "below", MAIN[BASE], "length"),
+    Ordering("SDPO double-checks less often", SDPO, "below", MAIN[BASE], "checks"),
+    Ordering("SDPO with an EMA teacher ends below SDPO", MAIN["sdpo_ema"], "below", SDPO),
+    Ordering("GRPO ends above the base", GRPO, "above", MAIN[BASE]),
+    Ordering("GRPO ends above SDPO", GRPO, "above", SDPO),
+    Ordering("the anchor ends above SDPO", ANCHOR, "above", SDPO),
+    Ordering("the anchor ends above SDPO, OOD", ANCHOR, "above", SDPO, split="ood"),
+    Ordering("the anchor keeps more epistemic tokens", ANCHOR, "above", SDPO, "epistemic"),
+    Ordering("the gate ends above SDPO", MAIN["epi_gate"], "above", SDPO),
+    Ordering("the anchor ends above the mask", ANCHOR, "above", MAIN["epi_mask"]),
+    Ordering("control world: SDPO says fewer epistemic tokens there too",
+             ("control", "sdpo"), "below", ("control", BASE), "epistemic"),
 )  # fmt: skip
 
 
@@ -179,11 +188,11 @@ def change(first: Cell, second: Cell, measure: str) -> Interval:
     """first - second: paired by problem where both kept records, a bare difference otherwise."""
     if measure in first.clusters and measure in second.clusters:
         return paired_difference(first.clusters[measure], second.clusters[measure])
-    return _unbounded(first.estimate(measure).value - second.estimate(measure).value)
+    return _unbounded(first.value(measure) - second.value(measure))
 
 
 def is_measured(cell: Cell | None, measure: str) -> bool:
-    return cell is not None and not math.isnan(cell.estimate(measure).value)
+    return cell is not None and not math.isnan(cell.value(measure))
 
 
 def kept_share(base: Cell, harmed: Cell, protected: Cell) -> Interval | None:
@@ -193,7 +202,7 @@ def kept_share(base: Cell, harmed: Cell, protected: Cell) -> Interval | None:
         return None
     cells = (base, harmed, protected)
     if not all("accuracy" in cell.clusters for cell in cells):
-        b, h, p = (cell.estimate("accuracy").value for cell in cells)
+        b, h, p = (cell.value("accuracy") for cell in cells)
         return _unbounded((p - h) / (b - h))
     clusters = [cell.clusters["accuracy"] for cell in cells]
     return bootstrap(clusters, lambda b, h, p: (p - h) / (b - h))
@@ -268,20 +277,15 @@ def headline(cells: dict[CellKey, Cell]) -> list[str]:
 
 
 def _judged(ordering: Ordering, cells: dict[CellKey, Cell]) -> Finding:
-    less = cells.get((*ordering.less, ordering.split))
-    more = cells.get((*ordering.more, ordering.split))
-    if (
-        less is None
-        or more is None
-        or not all(is_measured(cell, ordering.measure) for cell in (less, more))
-    ):
+    sides = [cells.get((*place, ordering.split)) for place in (ordering.subject, ordering.other)]
+    subject, other = sides
+    if subject is None or other is None or not all(is_measured(c, ordering.measure) for c in sides):
         return Finding(ordering.claim, "", UNMEASURED)
-    difference = change(more, less, ordering.measure)
-    low, high = (
-        value_text(ordering.measure, cell.estimate(ordering.measure).value) for cell in (less, more)
-    )
-    measured = f"{low} against {high}: {change_text(ordering.measure, difference)}"
-    return Finding(ordering.claim, measured, judge(difference))
+    measure = ordering.measure
+    ends = " against ".join(value_text(measure, c.value(measure)) for c in (subject, other))
+    shown = change_text(measure, change(subject, other, measure))
+    high, low = (subject, other) if ordering.side == "above" else (other, subject)
+    return Finding(ordering.claim, f"{ends}: {shown}", judge(change(high, low, measure)))
 
 
 def _movement_sentence(
@@ -295,7 +299,7 @@ def _movement_sentence(
     subject = MEASURES[measure].subject
     if measure == "accuracy":
         subject = f"{split_label(split)} accuracy"
-    ends = [value_text(measure, cell.estimate(measure).value) for cell in (before, after)]
+    ends = [value_text(measure, cell.value(measure)) for cell in (before, after)]
     return (
         f"{method_label(method)}: {subject} {movement(difference)} from {ends[0]} to {ends[1]}, "
         f"{change_text(measure, difference)}."
@@ -310,7 +314,7 @@ def _anchor_sentence(cells: dict[CellKey, Cell]) -> str:
     base, sdpo, anchor = (cells.get(("main", m, "heldout")) for m in (BASE, "sdpo", "epi_anchor"))
     if base is None or sdpo is None or anchor is None:
         return ""
-    value = value_text("accuracy", anchor.estimate("accuracy").value)
+    value = value_text("accuracy", anchor.value("accuracy"))
     gain = change_text("accuracy", change(anchor, sdpo, "accuracy"))
     end = f"The anchored objective ends at {value} held-out ({gain} against SDPO)"
     kept = kept_share(base, sdpo, anchor)
@@ -332,8 +336,8 @@ def _control_sentence(cells: dict[CellKey, Cell]) -> str:
         difference = change(after, before, measure)
         parts.append(
             f"{subject} {movement(difference)} from "
-            f"{value_text(measure, before.estimate(measure).value)} to "
-            f"{value_text(measure, after.estimate(measure).value)}, "
+            f"{value_text(measure, before.value(measure))} to "
+            f"{value_text(measure, after.value(measure))}, "
             f"{change_text(measure, difference)}"
         )
     return sentence(f"control world, SDPO: {'; '.join(parts)}.")

@@ -33,30 +33,33 @@ p { margin: 0 0 12px; max-width: 74ch; }
 .lead { font-size: 18px; }
 .faint, figcaption, small { color: var(--faint); }
 figcaption, .faint { font-size: 13.5px; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); gap: 12px;
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(165px, 1fr)); gap: 10px;
   margin: 24px 0; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
-  padding: 14px 16px; }
-.tile b { display: block; font-size: 23px; line-height: 1.25; font-variant-numeric: tabular-nums;
+  padding: 12px 14px; }
+.tile b { display: block; font-size: 20px; line-height: 1.25; white-space: nowrap;
+  font-variant-numeric: tabular-nums;
   font-weight: 600; margin: 4px 0; }
-.tile span { color: var(--faint); font-size: 13px; }
+.tile { display: flex; flex-direction: column; }
+.tile b { margin-top: auto; }
+.tile span { color: var(--faint); font-size: 12.5px; line-height: 1.35; }
 ul.facts { padding-left: 20px; margin: 0 0 20px; } ul.facts li { margin: 6px 0; max-width: 80ch; }
 figure { margin: 18px 0; padding: 14px; background: var(--card); border: 1px solid var(--line);
   border-radius: 10px; break-inside: avoid; }
 figure img { width: 100%; height: auto; display: block; }
 figcaption { margin-top: 10px; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: 14px;
+table { border-collapse: collapse; width: 100%; font-size: 13.5px;
   font-variant-numeric: tabular-nums; }
 th { text-align: right; font-weight: 600; font-size: 12.5px; color: var(--faint); line-height: 1.3;
-  padding: 6px 8px; border-bottom: 1px solid var(--ink); vertical-align: bottom; }
-td { text-align: right; padding: 7px 8px; border-bottom: 1px solid var(--line);
+  padding: 6px 6px; border-bottom: 1px solid var(--ink); vertical-align: bottom; }
+td { text-align: right; padding: 6px 6px; border-bottom: 1px solid var(--line);
   vertical-align: top; white-space: nowrap; }
 th:first-child, td:first-child, table.prose th, table.prose td { text-align: left; }
-table.prose td { white-space: normal; }
-td small { display: block; font-size: 11.5px; }
+table.prose td:first-child { white-space: normal; }
+td small { display: block; font-size: 11px; }
 .holds, .right { color: var(--good); } .opposite, .wrong { color: var(--bad); }
-.verdict { white-space: nowrap !important; font-weight: 600; }
+.verdict { font-weight: 600; }
 .not { color: var(--faint); }
 .problem { margin: 22px 0; }
 .problem > p { margin-bottom: 8px; }
@@ -70,12 +73,18 @@ td small { display: block; font-size: 11.5px; }
   font-weight: 600; }
 .answer pre { font: 13px/1.6 ui-monospace, "SF Mono", Menlo, Consolas, monospace; margin: 8px 0;
   white-space: pre-wrap; overflow-wrap: anywhere; max-height: 420px; overflow-y: auto; }
+.answer small { font-size: 12px; line-height: 1.4; display: block; }
 mark { background: var(--mark); color: var(--mark-ink); border-radius: 3px; padding: 0 3px; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 18px; font-size: 14px; }
 dt { color: var(--faint); } dd { margin: 0; overflow-wrap: anywhere; }
 @media (prefers-color-scheme: dark) { .answer { border-top-color: var(--hue-dark, var(--faint)); } }
 @media (max-width: 640px) { main { padding: 24px 16px; } h1 { font-size: 28px; } }
-@media print { body { background: #fff; font-size: 11pt; } main { max-width: none; padding: 0; }
+@media print { body { background: #fff; font-size: 10pt; }
+  h1 { font-size: 22pt; } h2 { font-size: 15pt; margin-top: 24px; } h3 { break-after: avoid; }
+  tr { break-inside: avoid; } .problem > p { break-after: avoid; }
+  .tiles { grid-template-columns: repeat(5, 1fr); }
+  .tile b { font-size: 11pt; } .tile span { font-size: 7.5pt; }
+  main { max-width: none; padding: 0; }
   h2 { break-after: avoid; } table { font-size: 8.5pt; } td small { font-size: 7pt; }
   th, td { padding: 4px 4px; } .answer pre { max-height: none; } .scroll { overflow: visible; } }
 """
@@ -159,7 +168,7 @@ def ledger(findings: Sequence[Finding]) -> str:
         f"{html.escape(f.verdict)}</td></tr>"
         for f in findings
     )
-    head = "<th>Expected ordering</th><th>Measured: lower side against upper side</th><th></th>"
+    head = "<th>Expected ordering</th><th>Measured, difference and 95% interval</th><th></th>"
     return (f'<div class="scroll"><table class="prose"><thead><tr>{head}</tr></thead>'
             f"<tbody>{rows}</tbody></table></div>")  # fmt: skip
 

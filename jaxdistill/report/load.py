@@ -47,11 +47,13 @@ class Study:
 
     @property
     def worlds(self) -> list[str]:
-        return in_order((row["world"] for row in self.rows), ("main", "control"))
+        names = [row["world"] for row in self.rows] + [world for world, _, _ in self.runs]
+        return in_order(names, ("main", "control"))
 
     @property
     def methods(self) -> list[str]:
-        return in_order((row["method"] for row in self.rows), METHOD_ORDER)
+        names = [row["method"] for row in self.rows] + [method for _, method, _ in self.runs]
+        return in_order(names, METHOD_ORDER)
 
     @property
     def splits(self) -> list[str]:

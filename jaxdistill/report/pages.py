@@ -62,7 +62,11 @@ def write_run_report(
     body = [
         html.header("jaxdistill, run report", str(study.info["name"]), lead),
         html.section("The course of training", html.figure(pictures.get("curves"))),
-        html.section("Where each run ends", *final_tables(study, cells)),
+        html.section(
+            "Where each run ends",
+            html.paragraph(START_TEXT, "faint") if cells else "",
+            *final_tables(study, cells),
+        ),
         html.section("Epistemic mass while training", html.figure(pictures.get("epistemic_mass"))),
         html.section("Samples", html.examples(examples.examples_of(study), default_words(words))),
     ]
@@ -111,7 +115,8 @@ def tiles(cells: dict[CellKey, Cell]) -> list[tuple[str, str, str]]:
     for title, world, method, measure in TILES:
         before, after = (cells.get((world, m, "heldout")) for m in (BASE, method))
         if before is not None and after is not None:
-            ends = [value_text(measure, cell.estimate(measure).value) for cell in (before, after)]
+            ends = [value_text(measure, cell.value(measure)) for cell in (before, after)]
+            ends[0] = ends[0].removesuffix("%")
             detail = change_text(measure, change(after, before, measure))
             entries.append((title, f"{ends[0]} → {ends[1]}", detail))
     trio = [cells.get(("main", m, "heldout")) for m in (BASE, "sdpo", "epi_anchor")]
@@ -120,7 +125,7 @@ def tiles(cells: dict[CellKey, Cell]) -> list[tuple[str, str, str]]:
         kept = kept_share(base, sdpo, anchor)
         if kept is not None:
             entries.insert(2, ("of SDPO's loss, the anchor keeps", share_text(kept).split(" [")[0],
-                               share_text(kept).partition(" % ")[2]))  # fmt: skip
+                               share_text(kept).partition(" ")[2]))  # fmt: skip
     return entries
 
 
@@ -161,11 +166,15 @@ def _title(study: Study) -> str:
 
 
 INTERVAL_TEXT = (
-    "Small print under a value is its 95 % interval: problems resampled with all their answers "
+    "Small print under a value is its 95% interval: problems resampled with all their answers "
     "(2,000 times); changes are paired by problem. A double check is a response that checks at "
     "least once; copy is the share of right answers among responses whose last try was right."
 )
+START_TEXT = (
+    "Small print under a value is its 95% interval, from resampling problems with all their "
+    "answers; changes are against the run's own first evaluation, paired by problem."
+)
 PROBE_TEXT = (
-    "Probability that the base model puts on each kind of next token at the forks of its own "
-    "responses, by what it was shown (its context). It is what a teacher with that context teaches."
+    "Probability that the base model puts on each kind of next token at the forks of a trace, by "
+    "what it was shown (its context). It is what a teacher with that context teaches."
 )

@@ -31,7 +31,7 @@ SWEEP_COLUMNS = (
     ("train", "accuracy"), ("heldout", "accuracy"), ("ood", "accuracy"), ("heldout", "length"),
     ("heldout", "epistemic"), ("heldout", "checks"),
 )  # fmt: skip
-SHORT = {"accuracy": "accuracy, %", "length": "length", "epistemic": "epistemic / response",
+SHORT = {"accuracy": "accuracy, %", "length": "length", "epistemic": "epistemic per response",
          "checks": "checks, %"}  # fmt: skip
 ROW_KEYS = {"accuracy": "accuracy", "length": "length", "epistemic": "epistemic_per_response",
             "checks": "check_rate"}  # fmt: skip
@@ -45,24 +45,25 @@ def final_table(
     chosen = [cells[key] for key in cells if (key[0], key[2]) == (world, split)]
     has_seeds = any(len(cell.rows) > 1 for cell in chosen)
     headers = ["", "accuracy, %", f"{versus}, points"]
-    headers += ["each seed, %"] if has_seeds else []
+    headers += ["lowest, highest seed, %"] if has_seeds else []
     headers += [
         "length, tokens",
         versus,
-        "epistemic / response",
+        "epistemic per response",
         versus,
-        "double checks, %",
+        "checks, %",
         "copy, %",
     ]
     rows = []
     for cell in chosen:
         before = reference.get((cell.world, cell.method, cell.split))
         rows.append([_name(cell), _value(cell, "accuracy"), _change(cell, before, "accuracy")])
-        rows[-1] += [_each_seed(cell)] if has_seeds else []
+        rows[-1] += [_seed_range(cell)] if has_seeds else []
         for measure in ("length", "epistemic"):
             rows[-1] += [_value(cell, measure), _change(cell, before, measure)]
         rows[-1] += [_value(cell, "checks"), _value(cell, "copy")]
     title = f"{world_label(world)}, {split_label(split)}" if world else split_label(split)
+    title += f" ({_sizes(chosen)})" if chosen else ""
     return Table(title, headers, rows)
 
 
@@ -75,12 +76,13 @@ def sweep_table(study: Study, axis: str) -> Table | None:
     ]
     if not rows:
         return None
-    methods = {row["method"] for row in rows}
-    rows += [row for row in study.rows if row["method"] in methods]
+    places = {(row["world"], method) for row in rows for method in (BASE, row["method"])}
+    rows += [row for row in study.rows if (row["world"], row["method"]) in places]
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         value = row.get(axis)
         label = "as in the main grid" if value is None else str(value)
+        label = "–" if row["method"] == BASE else label  # it was not trained
         groups.setdefault((row["world"], row["method"], label), []).append(row)
     order = sorted(groups, key=lambda key: (_places(rows, key), _axis_rank(key[2])))
     headers = ["", axis, "step", *(f"{split_label(s)} {SHORT[m]}" for s, m in SWEEP_COLUMNS)]
@@ -102,8 +104,19 @@ def probe_tables(study: Study) -> list[Table]:
 
 def _name(cell: Cell) -> Entry:
     seeds = f", {len(cell.rows)} seeds" if len(cell.rows) > 1 else ""
-    n = sum(int(row["n"]) for row in cell.rows)
-    return Entry(method_label(cell.method), f"step {cell.step}{seeds}, n = {n:,}")
+    return Entry(method_label(cell.method), f"step {cell.step}{seeds}")
+
+
+def _sizes(cells: list[Cell]) -> str:
+    """Problems where records tell, and responses a seed."""
+    responses = sorted({int(row["n"]) for cell in cells for row in cell.rows})
+    problems = {len(c.clusters["accuracy"].ids) for c in cells if "accuracy" in c.clusters}
+    text = f"{problems.pop():,} problems, " if len(problems) == 1 else ""
+    return (
+        text
+        + " to ".join(f"{n:,}" for n in dict.fromkeys((responses[0], responses[-1])))
+        + (" responses each")
+    )
 
 
 def _value(cell: Cell, measure: str) -> Entry:
@@ -123,8 +136,11 @@ def _change(cell: Cell, before: Cell | None, measure: str) -> Entry:
     return Entry(text, range_text(measure, difference, signed=True))
 
 
-def _each_seed(cell: Cell) -> Entry:
-    return Entry(" · ".join(number_text("accuracy", row["accuracy"]) for row in cell.rows))
+def _seed_range(cell: Cell) -> Entry:
+    values = [row["accuracy"] for row in cell.rows]
+    if len(values) < 2:
+        return Entry("")
+    return Entry("–".join(number_text("accuracy", edge) for edge in (min(values), max(values))))
 
 
 def _sweep_row(key: tuple[str, str, str], rows: list[Row]) -> list[Entry]:

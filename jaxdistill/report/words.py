@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from jaxdistill.intervals import Interval
 
 MINUS = "−"
+NO_BREAK = "\N{NO-BREAK SPACE}"
 
 METHOD_LABELS = {
     "base": "base model",
@@ -41,8 +42,8 @@ def sentence(text: str) -> str:
 
 
 def value_text(measure: str, value: float) -> str:
-    """A value with its unit: 0.579 accuracy -> "57.9 %"."""
-    return number_text(measure, value) + (" %" if measure in SHARES else "")
+    """A value with its unit: 0.579 accuracy -> "57.9%"."""
+    return number_text(measure, value) + ("%" if measure in SHARES else "")
 
 
 def number_text(measure: str, value: float, *, signed: bool = False) -> str:
@@ -60,7 +61,7 @@ def range_text(measure: str, interval: Interval, *, signed: bool = False) -> str
         return ""
     low = number_text(measure, interval.low, signed=signed)
     high = number_text(measure, interval.high, signed=signed)
-    return f"[{low}, {high}]"
+    return f"[{low},{NO_BREAK}{high}]"
 
 
 def change_text(measure: str, interval: Interval) -> str:
@@ -74,9 +75,11 @@ def change_text(measure: str, interval: Interval) -> str:
 
 
 def share_text(share: Interval) -> str:
-    """ "82 % [64, 101]"."""
+    """ "82% [64, 101]"."""
     numbers = [f"{100 * number:.0f}".replace("-", MINUS) for number in share[:3]]
-    return f"{numbers[0]} %" + (f" [{numbers[1]}, {numbers[2]}]" if share.is_bounded else "")
+    return f"{numbers[0]}%" + (
+        f" [{numbers[1]},{NO_BREAK}{numbers[2]}]" if share.is_bounded else ""
+    )
 
 
 def movement(interval: Interval) -> str:

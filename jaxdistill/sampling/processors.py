@@ -1,4 +1,4 @@
-"""Which tokens may be sampled: top-k and top-p as masks on logits, without sorting the vocabulary."""
+"""Which tokens may be sampled: top-k and top-p as masks on logits, without sorting V columns."""
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +26,8 @@ def keep_top_p(logits_BV: Float[Array, "B V"], p: float) -> Float[Array, "B V"]:
 
     The set is {v : prob_v >= threshold} with the largest threshold that keeps mass p, found by
     bisection on the float32 bit pattern of the probability: 30 masked sums over V end at the exact
-    probability of the last kept token, where a sort of 152k columns would be far dearer. Tokens that
-    tie with it are kept too; the mass is compared in float32 (about 1e-6). p = 1 keeps all.
+    probability of the last kept token, where a sort of 152k columns would be far dearer. Tokens
+    that tie with it are kept too; the mass is compared in float32 (about 1e-6). p = 1 keeps all.
 
     >>> keep_top_p(jnp.log(jnp.array([[0.2, 0.5, 0.3]])), 0.6)[0].tolist()[0]
     -inf
@@ -50,5 +50,5 @@ def keep_top_p(logits_BV: Float[Array, "B V"], p: float) -> Float[Array, "B V"]:
 
 
 def truncate(logits_BV: Float[Array, "B V"], *, top_k: int, top_p: float) -> Float[Array, "B V"]:
-    """Apply top-k, then top-p to what top-k left (renormalised): the order of transformers and vLLM."""
+    """Apply top-k, then top-p to what it left, renormalised: the order of transformers and vLLM."""
     return keep_top_p(keep_top_k(logits_BV, top_k), top_p)

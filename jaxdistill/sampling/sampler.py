@@ -166,8 +166,10 @@ def repeat_rows(tree: Any, rollouts: int) -> Any:
     """Repeat each question's row R times in place (row q*R + r); scalars are shared by all rows."""
 
     def repeat(x):
-        # Q rows may not have divided the mesh; the B rows of the loop usually do.
-        return constrain(jnp.repeat(x, rollouts, axis=0), "BSKH"[: x.ndim]) if x.ndim else x
+        # Q rows may not have divided the mesh; the B rows of the loop usually do. Hidden states
+        # [B, X] and slot masks [B, S] are split by rows alone, cache buffers by heads too.
+        axes = "BKSH" if x.ndim == 4 else "BS"[: x.ndim]
+        return constrain(jnp.repeat(x, rollouts, axis=0), axes) if x.ndim else x
 
     return jax.tree.map(repeat, tree)
 
@@ -186,7 +188,9 @@ def decoding_weights(
 
     weights = decoder.unstack(params, config, dtype=dtype)
     layers = [decoder.Layer(*map(gather, layer._fields, layer)) for layer in weights.layers]
-    weights = decoder.Unstacked(gather("VD", weights.embed_VD), tuple(layers), weights.norm_D)
+    weights = decoder.Unstacked(
+        gather("VD", weights.embed_VD), tuple(layers), gather("D", weights.norm_D)
+    )
     return weights, gather("DV", decoder.head(params, config).astype(dtype))
 
 

@@ -61,7 +61,9 @@ def apply(op: str, a: int, b: int) -> int:
 def chain_values(numbers: tuple[int, ...], ops: str) -> list[int]:
     """The running values after each operation."""
     pairs = zip(ops, numbers[1:])
-    return list(itertools.accumulate(pairs, lambda v, on: apply(on[0], v, on[1]), initial=numbers[0]))[1:]
+    return list(
+        itertools.accumulate(pairs, lambda v, on: apply(on[0], v, on[1]), initial=numbers[0])
+    )[1:]
 
 
 def legal_chains(numbers: tuple[int, ...]) -> dict[str, int]:

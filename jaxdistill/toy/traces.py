@@ -76,7 +76,9 @@ CONTROL = World(
 WORLDS = {world.name: world for world in (MAIN, CONTROL)}
 
 
-def write_try(problem: Problem, ops: str, world: World, rng: random.Random, wishful: bool) -> list[str]:
+def write_try(
+    problem: Problem, ops: str, world: World, rng: random.Random, wishful: bool
+) -> list[str]:
     """`20 + 15 = 35 - 1 = 34`, with the world's slips; the last word is what the writer believes."""
     value = problem.numbers[0]
     words = [str(value)]
@@ -161,7 +163,9 @@ def guided(problem: Problem, reveal: Reveal, world: World, rng: random.Random) -
         attempt = problem_try(problem, ops) if sure else write_try(problem, ops, world, rng, True)
         words += attempt
         if believes(attempt, problem) and rng.random() < guide.checks:
-            attempt = problem_try(problem, ops) if sure else write_try(problem, ops, world, rng, False)
+            attempt = (
+                problem_try(problem, ops) if sure else write_try(problem, ops, world, rng, False)
+            )
             words += [CHECK, *attempt]
         if believes(attempt, problem):
             return " ".join(words + close(problem, problem.solution if knows_all else ops))

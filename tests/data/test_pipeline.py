@@ -78,10 +78,9 @@ def test_worker_processes_change_neither_the_batches_nor_the_resume():
     workers = pipeline.example_iterator(EXAMPLES, seed=3, batch_size=4, num_workers=2)
     expected = _take(alone, 8)
     try:
-        assert _take(workers, 5) == expected[:5]
+        workers.set_state({**workers.get_state(), "next_batch": 1})
+        assert _take(workers, 4) == expected[1:5]
         assert workers.get_state()["next_batch"] == 5  # not what the workers have read ahead
-        workers.set_state({**workers.get_state(), "next_batch": 3})
-        assert _take(workers, 2) == expected[3:5]
         alone.set_state(workers.get_state())
         assert _take(alone, 3) == expected[5:]
     finally:

@@ -25,7 +25,7 @@ _decode_step = jax.jit(decoder.decode_step, static_argnames=("config", "dtype"))
 
 @pytest.fixture(scope="module")
 def params():
-    return decoder.init(CONFIG, jax.random.key(0))
+    return jax.jit(decoder.init, static_argnums=0)(CONFIG, jax.random.key(0))
 
 
 def _batch(S=14, B=4, vocab_size=CONFIG.vocab_size):

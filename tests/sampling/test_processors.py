@@ -66,8 +66,8 @@ def test_kept_logits_are_unchanged_and_the_neutral_settings_keep_all():
 
 
 def test_top_p_after_top_k_counts_the_mass_that_top_k_left():
-    # p = .4 .3 .2 .1; top-k 2 leaves 4/7 and 3/7: mass 0.5 needs the first token only, as 4/7 > 0.5,
-    # although 0.4 < 0.5 before renormalisation.
+    # p = .4 .3 .2 .1; top-k 2 leaves 4/7 and 3/7: mass 0.5 needs the first token only, as
+    # 4/7 > 0.5, although 0.4 < 0.5 before renormalisation.
     logits_BV = jnp.log(jnp.array([[0.4, 0.3, 0.2, 0.1]]))
     assert kept(np.asarray(processors.truncate(logits_BV, top_k=2, top_p=0.5))[0]) == {0}
     assert kept(np.asarray(processors.truncate(logits_BV, top_k=0, top_p=0.5))[0]) == {0, 1}

@@ -4,9 +4,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
-
-from jaxdistill.evaluate import summarize
 
 WORDS = ("wait", "hmm", "maybe")
 BASE_STATE = (0.80, 3.2, 41.0, 0.5)  # accuracy, epistemic tokens, length, share that checks
@@ -18,7 +15,7 @@ ENDS = {
         "epi_mask": (0.58, 0.8, 34.0, 0.1),
         "epi_gate": (0.74, 3.0, 42.0, 0.45),
         "epi_anchor": (0.76, 3.6, 45.0, 0.5),
-        "grpo": (0.90, 3.1, 45.0, 0.8),
+        "grpo": (0.95, 3.1, 45.0, 0.8),
     },
     "control": {
         "sdpo": (0.78, 0.9, 40.0, 0.5),
@@ -31,17 +28,31 @@ EVAL_STEPS = (10, 20, 40)
 
 
 def build_study(
-    folder: Path, *, ends=ENDS, num_problems=40, num_rollouts=4, seeds=(0,), question="{a} {b} -> {c} go"
+    folder: Path,
+    *,
+    ends=ENDS,
+    num_problems=60,
+    num_rollouts=6,
+    seeds=(0,),
+    question="{a} {b} -> {c} go",
+    sweeps=(),
 ) -> Path:
-    """Write summary.json, study.json, probe.json and every run folder; return the study folder."""
+    """Write summary.json, study.json, probe.json and every run folder; return the study folder.
+
+    `sweeps`: dicts of an axis and its value; each repeats SDPO's final main-world rows with them.
+    """
     rows = []
     for world, methods in ends.items():
         for method, end in {"base": BASE_STATE, **methods}.items():
             for seed in (0,) if method == "base" else seeds:
                 run = folder / "runs" / f"{world}-{method}-s{seed}"
                 steps = (0,) if method == "base" else EVAL_STEPS
-                rows += _write_run(run, world, method, seed, end, steps, num_problems, num_rollouts, question)
-    _dump(folder / "summary.json", rows)
+                rows += _write_run(
+                    run, world, method, seed, end, steps, num_problems, num_rollouts, question
+                )
+    last = [row for row in rows if (row["world"], row["method"]) == ("main", "sdpo")
+            and row["step"] == EVAL_STEPS[-1]]  # fmt: skip
+    _dump(folder / "summary.json", rows + [row | axis for axis in sweeps for row in last])
     _dump(folder / "study.json", {
         "name": "toy study", "profile": "quick", "command": "jaxdistill study toy_study --out x",
         "date": "2026-03-01", "seconds": 372.4, "versions": {"jax": "0.10.2", "numpy": "2.4"},
@@ -50,7 +61,7 @@ def build_study(
     _dump(folder / "probe.json", {world: [
         {"context": context, "place": place, "epistemic": 0.9 - 0.65 * i, "answer": 0.1 * i,
          "then": 0.1 + 0.5 * i, "check": 0.01, "n": 812}
-        for i, context in enumerate(("none", "solution")) for place in ("start", "mismatch", "match")
+        for i, context in enumerate(("none", "solution")) for place in ("start", "mismatch")
     ] for world in ends})  # fmt: skip
     return folder
 
@@ -68,7 +79,7 @@ def _write_run(run, world, method, seed, end, steps, num_problems, num_rollouts,
             lines = [json.dumps(record) + "\n" for record in records]
             (evals / f"{split}.jsonl").write_text("".join(lines))
             rows.append({"world": world, "method": method, "seed": seed, "step": step,
-                         "split": split, **summarize(records)})  # fmt: skip
+                         "split": split, **_means(records)})  # fmt: skip
     if method != "base":
         (run / "metrics.jsonl").write_text("".join(_metric_lines(method, end, seed)))
     return rows
@@ -91,7 +102,8 @@ def _records(state, shift, split, seed, num_problems, num_rollouts, question):
                 "response": f"{tries}20 - {problem} = {20 - problem} answer {20 - problem}",
                 "correct": right, "verdict": "match" if right else "differs", "finished": True,
                 "num_tokens": int(rng.poisson(state[2])), "epistemic": doubts,
-                "words": {"wait": doubts}, "checks": int(rng.random() < state[3]), "copy": right or None,
+                "words": {"wait": doubts}, "checks": int(rng.random() < state[3]),
+                "copy": right or None,
             })  # fmt: skip
     return records
 
@@ -109,11 +121,15 @@ def _metric_lines(method, end, seed):
         }) + "\n"  # fmt: skip
 
 
+def _means(records):
+    """A summary row's means, as an evaluation writes them beside the records."""
+    mean = {key: float(np.mean([r[key] for r in records]))
+            for key in ("correct", "num_tokens", "epistemic", "checks")}  # fmt: skip
+    return {"accuracy": mean["correct"], "length": mean["num_tokens"],
+            "epistemic_per_response": mean["epistemic"], "check_rate": mean["checks"],
+            "copy_fidelity": 1.0, "n": len(records)}  # fmt: skip
+
+
 def _dump(path: Path, value) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value))
-
-
-@pytest.fixture(scope="session")
-def study_dir(tmp_path_factory) -> Path:
-    return build_study(tmp_path_factory.mktemp("study"))

@@ -1,0 +1,6 @@
+"""`python -m jaxdistill` is the command `jaxdistill`."""
+
+from jaxdistill.cli import entry
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,76 @@
+"""The files around a model's weights: its JSON, its tokenizer, and the folder itself."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from jaxdistill import tokenizer as tokenizers
+from jaxdistill.errors import UserError
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "chat_template.jinja", "tokenizer.model",
+)  # fmt: skip
+
+
+def resolve_folder(name: str | Path) -> Path:
+    """A local folder; or, for a name like "org/name", its snapshot in the local hub cache.
+
+    Nothing is downloaded. Raises UserError when there is neither.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise UserError(f"{name} is a file; expected a folder with config.json and safetensors")
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)):
+        raise UserError(f"there is no folder {name}; expected a local Hugging Face model folder")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(name), local_files_only=True))
+    except Exception as error:  # its many ways to say "not in the cache"
+        raise UserError(
+            f"there is no folder {name}, and no model of that name in the local hub cache; "
+            f"`hf download {name}` fetches one"
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The file's JSON object. Raises UserError when it is missing, unreadable or another value."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} has no {path.name}; is it a model folder?") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object, not a {type(content).__name__}")
+    return content
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write indented UTF-8 JSON."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def copy_tokenizer_files(source: Path, destination: Path) -> None:
+    """Copy whichever tokenizer files the folder `source` has."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, destination / name)
+
+
+def generation_config(source: Path) -> dict[str, Any]:
+    """The source's generation_config.json, else the special token ids it names elsewhere."""
+    if (source / "generation_config.json").is_file():
+        return read_json(source / "generation_config.json")
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    fields = read_json(source / "config.json") if (source / "config.json").is_file() else {}
+    found = {name: fields[name] for name in names if fields.get(name) is not None}
+    if not found:
+        tokenizer = tokenizers.load(source)
+        found = {name: getattr(tokenizer, name) for name in names}
+    return {name: value for name, value in found.items() if value is not None}
