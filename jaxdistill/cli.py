@@ -1,32 +1,70 @@
 """The command line: thin verbs over the library."""
 
 import argparse
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from jaxdistill.errors import UserError
 
+# The system refused a path that the user chose.
+REFUSED = (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb. Returns 0; 2 with one line on stderr for a user's mistake."""
+    """Run a verb and return the exit code; but for 0 and a broken pipe with one line on stderr.
+
+    0: done; 2: a user's mistake; 1: a fault of ours; 130: Ctrl-C; 141: nobody reads our output.
+    """
     options = build_parser().parse_args(arguments)
     try:
         options.function(options)
+        sys.stdout.flush()  # a broken pipe shows here and not while Python shuts down
         return 0
-    except UserError as error:
+    except (Exception, KeyboardInterrupt) as error:
         if options.debug:
-            raise
-        print(f"jaxdistill: {error}", file=sys.stderr)
-        return 2
+            traceback.print_exc()
+        code, line = explain(error)
+    if code == 141:
+        # What is still buffered goes nowhere, instead of failing once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    elif not options.debug:
+        print(f"jaxdistill: {line}", file=sys.stderr)
+    return code
+
+
+def explain(error: BaseException) -> tuple[int, str]:
+    """The exit code of a failure and one line about it."""
+    text = " ".join(str(error).split())
+    match error:
+        case UserError():
+            return 2, text
+        case KeyboardInterrupt():
+            return 130, "interrupted"
+        case BrokenPipeError():
+            return 141, text
+        case OSError() if isinstance(error, REFUSED):
+            return 2, f"{error.filename}: {error.strerror}"
+        case _:
+            kind = type(error).__name__
+            return 1, f"internal error, {kind}: {text[:200]}; --debug shows the traceback"
 
 
 def entry() -> None:
     sys.exit(main())
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, without the usage before it."""
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="jaxdistill",
         description="Self-distillation of reasoning models, and what it does to their doubt.",
     )
@@ -34,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     def verb(name, function, summary):
         sub = verbs.add_parser(name, help=summary, description=summary)
-        sub.add_argument("--debug", action="store_true", help="show tracebacks of user errors")
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         sub.set_defaults(function=function)
         return sub
 
@@ -44,6 +82,25 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--run-dir", type=Path, help="default: runs/NAME")
     sub.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
+    sub = verb("sample", sample, "Sample responses from a Hugging Face folder or a run.")
+    sub.add_argument("model", metavar="MODEL", help="a Hugging Face folder, a run, or toy:main")
+    sub.add_argument("--prompt", action="append", required=True, help="a user turn; repeatable")
+    sub.add_argument("--system", help="a system turn before it")
+    sub.add_argument("--samples", type=int, default=1, help="responses per prompt")
+    add_sampling(sub)
+
+    sub = verb("eval", evaluate, "avg@k and pass@k with intervals, lengths, epistemic counts.")
+    sub.add_argument("model", metavar="MODEL", help="a Hugging Face folder, a run, or toy:main")
+    sub.add_argument(
+        "--data",
+        required=True,
+        help="a .parquet or .jsonl file, or toy:train, toy:heldout, toy:ood",
+    )
+    sub.add_argument("--samples", type=int, default=4, help="responses per question (k)")
+    sub.add_argument("--limit", type=int, help="the first N questions (toy: 128)")
+    sub.add_argument("--out", type=Path, help="folder for NAME.jsonl and summary.json")
+    add_sampling(sub)
+
     sub = verb("study", study, "Run a grid of runs, then write the comparison report.")
     sub.add_argument("config", metavar="STUDY", help="a study recipe's name or path: toy_study")
     sub.add_argument("--profile", default="quick", help="quick (2 CPU cores) or full (one GPU)")
@@ -51,7 +108,29 @@ def build_parser() -> argparse.ArgumentParser:
                      help="override a field of every trained run")  # fmt: skip
     sub.add_argument("--run-dir", type=Path, help="default: runs/NAME; an unfinished study goes on")
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    sub = verb("report", report, "Figures and a self-contained HTML page from run folders.")
+    sub.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, or one study")
+    sub.add_argument("--out", type=Path, help="an .html file or a folder; default: the first RUN")
+
+    sub = verb("convert", convert, "Hugging Face folder <-> run folder (Orbax), by what SRC is.")
+    sub.add_argument("source", metavar="SRC", type=Path)
+    sub.add_argument("destination", metavar="DST", type=Path)
+    sub.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"),
+                     help="of the tensors of an exported Hugging Face folder")  # fmt: skip
     return parser
+
+
+def add_sampling(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
+    sub.add_argument("--top-k", type=int, default=0)
+    sub.add_argument("--top-p", type=float, default=1.0)
+    sub.add_argument("--max-new-tokens", type=int, default=128)
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
+    thinking = sub.add_mutually_exclusive_group()
+    thinking.add_argument("--thinking", dest="thinking", action="store_true", default=None)
+    thinking.add_argument("--no-thinking", dest="thinking", action="store_false")
 
 
 def study(options: argparse.Namespace) -> None:
@@ -71,3 +150,78 @@ def train(options: argparse.Namespace) -> None:
     run_dir = options.run_dir or Path("runs") / config.name
     run(config, run_dir, resume=options.resume, quiet=options.quiet)
     print(run_dir)
+
+
+def sample(options: argparse.Namespace) -> None:
+    from jaxdistill.convert import open_named
+    from jaxdistill.grading import Verdict
+    from jaxdistill.precision import compute_dtype
+    from jaxdistill.questions import Question
+    from jaxdistill.rollouts import collect
+
+    require_positive(options.samples, "--samples")
+    policy = open_named(options.model)
+    questions = [
+        Question(f"prompt:{i}", prompt, "", options.system)
+        for i, prompt in enumerate(options.prompt)
+    ]
+    rollouts = collect(
+        policy, policy.params, questions, sampling_of(options), options.samples,
+        grade=lambda _, responses: [Verdict(False, "not graded", None) for _ in responses],
+        seed=options.seed, purpose="sample", step=0, enable_thinking=options.thinking,
+        dtype=str(compute_dtype(options.dtype)),
+    )  # fmt: skip
+    for row, response in enumerate(rollouts.responses):
+        ending = "" if rollouts.finished_B[row] else " (cut at --max-new-tokens)"
+        print(f"# {rollouts.question_of(row).prompt}{ending}\n{response}\n")
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    from jaxdistill import evaluate as evaluation
+    from jaxdistill.convert import open_named
+    from jaxdistill.precision import compute_dtype
+
+    require_positive(options.samples, "--samples")
+    require_positive(1 if options.limit is None else options.limit, "--limit")
+    split = evaluation.named_split(options.data, options.limit)
+    policy = open_named(options.model)
+    config = evaluation.Evaluation(
+        (split,), samples=options.samples, sampling=sampling_of(options), seed=options.seed
+    )
+    records = evaluation.evaluate_split(
+        policy, policy.params, split, config, enable_thinking=options.thinking,
+        dtype=str(compute_dtype(options.dtype)), show_progress=True,
+    )  # fmt: skip
+    for line in evaluation.describe(records, options.samples):
+        print(line)
+    if options.out:
+        evaluation.write_evaluation(options.out, {split.name: records})
+        print(options.out)
+
+
+def sampling_of(options: argparse.Namespace):
+    from jaxdistill.sampling import Sampling
+
+    return Sampling(options.temperature, options.top_k, options.top_p, options.max_new_tokens)
+
+
+def require_positive(value: int, name: str) -> None:
+    if value < 1:
+        raise UserError(f"{name} must be at least 1, got {value}")
+
+
+def report(options: argparse.Namespace) -> None:
+    from jaxdistill.report import write_run_report, write_study_report
+
+    if len(options.runs) == 1 and (options.runs[0] / "study.json").exists():
+        if options.out:
+            raise UserError("--out goes with run folders; a study's page is STUDY/report.html")
+        print(write_study_report(options.runs[0]))
+    else:
+        print(write_run_report(options.runs, options.out or options.runs[0]))
+
+
+def convert(options: argparse.Namespace) -> None:
+    from jaxdistill.convert import convert as convert_folder
+
+    print(convert_folder(options.source, options.destination, options.dtype))

@@ -46,22 +46,26 @@ class RunConfig:
     seed: int = 0
 
     def __post_init__(self):
-        _require(self.steps >= 0, "steps", ">= 0", self.steps)
+        for name in ("steps", "checkpoint_every", "rollouts_every", "seed"):
+            _require(getattr(self, name) >= 0, name, ">= 0", getattr(self, name))
+        _require(self.keep_checkpoints >= 1, "keep_checkpoints", ">= 1", self.keep_checkpoints)
+        micro_batches = self.compute.micro_batches
+        _require(micro_batches >= 1, "compute.micro_batches", ">= 1", micro_batches)
         offline = isinstance(self.experience, Supervised)
         if offline != isinstance(self.objective, CrossEntropy):
+            got = f"{type(self.objective).__name__} with {type(self.experience).__name__}"
             raise UserError(
                 "`objective` CrossEntropy goes with `experience` Supervised, and the others with "
-                f"OnPolicy; got {type(self.objective).__name__} with {type(self.experience).__name__}"
+                f"OnPolicy; got {got}"
             )
         rows = (
             self.experience.batch_size
             if isinstance(self.experience, Supervised)
             else self.experience.questions * self.experience.rollouts
         )
-        if rows % self.compute.micro_batches:
+        if rows % micro_batches:
             raise UserError(
-                f"`compute.micro_batches={self.compute.micro_batches}` must divide the {rows} rows "
-                "of a step"
+                f"`compute.micro_batches={micro_batches}` must divide the {rows} rows of a step"
             )
 
 
@@ -93,7 +97,7 @@ def load_recipe(name: str, texts: list[str]) -> RunConfig:
         function = _recipe_function(name, path)
         if "profile" in inspect.signature(function).parameters:
             raise UserError(f"recipe {name!r} is a study; use `jaxdistill study {name}`")
-        config = function()
+        config = _call(function, name)
         if not isinstance(config, RunConfig):
             raise UserError(f"recipe {name!r} returned {type(config).__name__}, not a RunConfig")
     return overrides.apply_overrides(config, texts)
@@ -107,6 +111,8 @@ def _recipe_function(name: str, path: Path) -> Callable[..., Any]:
         names = recipe_names()
         if stem not in names:
             near = get_close_matches(stem, names, 3, 0.4) or names
+            if (path / "config.json").exists():
+                near = [str(path / "config.json")]
             raise UserError(f"no recipe {name!r}; did you mean {', '.join(near)}?")
         module = importlib.import_module(f"{RECIPES}.{stem}")
     function = getattr(module, stem, None)
@@ -120,11 +126,18 @@ def _module_from_file(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"recipe {path} cannot be run: {type(error).__name__}: {error}") from error
+    _call(spec.loader.exec_module, str(path), module)
     return module
+
+
+def _call(function: Callable[..., Any], name: str, *arguments: Any) -> Any:
+    """Run a recipe's own code: what it raises is its author's to mend."""
+    try:
+        return function(*arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"recipe {name} cannot be run: {type(error).__name__}: {error}") from error
 
 
 def load_study(name: str, profile: str) -> Any:
@@ -132,7 +145,7 @@ def load_study(name: str, profile: str) -> Any:
     function = _recipe_function(name, Path(name))
     if "profile" not in inspect.signature(function).parameters:
         raise UserError(f"recipe {name!r} is one run, not a study; use `jaxdistill train {name}`")
-    return function(profile)
+    return _call(function, name, profile)
 
 
 def _read_config_json(path: Path) -> RunConfig:

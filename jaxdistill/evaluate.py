@@ -3,17 +3,17 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxdistill import epistemic
+from jaxdistill import epistemic, intervals
 from jaxdistill.errors import UserError
 from jaxdistill.policy import Policy
 from jaxdistill.rollouts import Place, Rollouts, collect, open_grading
 from jaxdistill.sampling import Sampling
-from jaxdistill.tasks import Task, questions_of, trace_facts
+from jaxdistill.tasks import MathTask, Task, ToyTask, questions_of, trace_facts
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ def evaluate_split(
     enable_thinking: bool | None = None,
     dtype: str = "float32",
     place: Place = lambda tree: tree,
+    show_progress: bool = False,
 ) -> list[dict[str, Any]]:
     """Return a record per response, K = config.samples for each question of the split.
 
@@ -73,11 +74,14 @@ def evaluate_split(
     noise, which makes their differences paired. Questions go in batches of equal size (the last
     one filled up with repeats that are dropped again), so that one shape is compiled.
     """
+    from tqdm import tqdm
+
     questions = questions_of(split.task)
     size = min(config.questions_per_batch, len(questions))
     records = []
     with contextlib.closing(open_grading(split.task)) as grading:
-        for start in range(0, len(questions), size):
+        starts = range(0, len(questions), size)
+        for start in tqdm(starts, desc=split.name, disable=not show_progress):
             batch = questions[start : start + size]
             filled = batch + questions[: size - len(batch)]
             rollouts = collect(
@@ -138,3 +142,28 @@ def read_summary(folder: Path) -> dict[str, Any]:
         return json.loads((folder / "summary.json").read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"no readable evaluation in {folder}: {error}") from error
+
+
+def named_split(name: str, limit: int | None) -> Split:
+    """The questions that a name or a file means. Raises UserError for an unknown toy split."""
+    if not name.startswith("toy:"):
+        return Split(Path(name).stem, MathTask(name, limit))
+    pools = {"toy:train": ("train", 3), "toy:heldout": ("heldout", 3), "toy:ood": ("heldout", 4)}
+    if name not in pools:
+        raise UserError(f"`--data` {name!r} is unknown; use {', '.join(pools)}, or a file")
+    pool, numbers = pools[name]
+    return Split(name.removeprefix("toy:"), ToyTask(pool, numbers, 128 if limit is None else limit))
+
+
+def describe(records: list[dict[str, Any]], k: int) -> Iterator[str]:
+    """An evaluation in lines for a person: accuracies with 95 % intervals over problems."""
+    ids = [record["question_id"] for record in records]
+    correct = [record["correct"] for record in records]
+    for name, found in (
+        (f"avg@{k}", intervals.avg_at_k(ids, correct)),
+        (f"pass@{k}", intervals.pass_at_k(ids, correct, k)),
+    ):
+        yield f"{name:<24}{found.value:.3f}  [{found.low:.3f}, {found.high:.3f}]"
+    for name, value in summarize(records).items():
+        if name != "accuracy" and value is not None:
+            yield f"{name:<24}{value:.4g}"

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from jaxdistill.data.pipeline import example_iterator, questions_iterator
 from jaxdistill.evaluate import response_record
 from jaxdistill.objectives import GRPO, Objective, needs_teacher
 from jaxdistill.policy import Policy
+from jaxdistill.questions import Question
 from jaxdistill.rollouts import Place, Rollouts, collect, open_grading
 from jaxdistill.sampling import Sampling
 from jaxdistill.tasks import Task, questions_of
@@ -122,7 +123,8 @@ def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
 
     def next_batch(params: Any, step: int) -> tuple[Batch, dict[str, Any]]:
         rollouts = collect(
-            setting.policy, params, next(batches), experience.sampling, experience.rollouts,
+            setting.policy, params, told_apart(next(batches)), experience.sampling,
+            experience.rollouts,
             grade=grading.grade, seed=setting.seed, purpose="train", step=step,
             enable_thinking=experience.enable_thinking, dtype=setting.dtype, place=setting.place,
         )  # fmt: skip
@@ -135,6 +137,20 @@ def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
         grading.close()
 
     return Source(batches, next_batch, experience.sampling.logp_temperature, close)
+
+
+def told_apart(questions: list[Question]) -> list[Question]:
+    """Give a question that stands several times in a batch several ids, and so other samples.
+
+    A set smaller than the batch repeats its questions; each repeat is a group of its own, as in
+    the paper's seen_1x64.
+    """
+    seen: dict[str, int] = {}
+    result = []
+    for question in questions:
+        nth = seen[question.id] = seen.get(question.id, 0) + 1
+        result.append(replace(question, id=f"{question.id}#{nth}") if nth > 1 else question)
+    return result
 
 
 # ---------------------------------------------------------------------------- rollouts to arrays

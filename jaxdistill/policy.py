@@ -1,12 +1,11 @@
 """Where a model comes from: a Hugging Face folder, a bundled toy base, or random weights."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
-import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,7 +15,7 @@ import jax
 
 from jaxdistill import tokenizer as tokenizers
 from jaxdistill.errors import UserError
-from jaxdistill.models import decoder, hf
+from jaxdistill.models import decoder, hf, hf_files
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.sharding import Mesh, shardings_of
 from jaxdistill.toy.tokenizer import write_tokenizer
@@ -67,13 +66,11 @@ def toy_base_folder(world: str) -> Path:
 
 def model_folder(path: str | Path) -> Path:
     """The Hugging Face folder that `path` means: itself, or the export of a run folder."""
-    folder = Path(path)
-    if not folder.is_dir():
-        raise UserError(
-            f"model folder {str(path)!r} does not exist; give a Hugging Face or run folder"
-        )
+    folder = hf_files.resolve_folder(path)
     if (folder / "export" / "config.json").exists():
         return folder / "export"
+    if (folder / "provenance.json").exists():
+        raise UserError(f"run folder {folder} holds no export")
     return folder
 
 
@@ -90,7 +87,7 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-@contextmanager
+@contextlib.contextmanager
 def _tokenizer_folder(name: str) -> Iterator[Path]:
     if name != "toy":
         yield Path(name)
@@ -111,38 +108,35 @@ def resolve(source: ModelSource) -> Path | None:
             return None
 
 
-def load(
-    source: ModelSource, seed: int, keep_tokenizer_in: Path, mesh: Mesh | None = None
-) -> Policy:
-    """Load or create the policy in float32, sharded over `mesh`, and copy its tokenizer files.
+def load(source: ModelSource, seed: int, model_dir: Path, mesh: Mesh | None = None) -> Policy:
+    """Load or create the policy in float32, sharded over `mesh`.
 
-    `keep_tokenizer_in` (the run's `model/` folder) makes a run independent of where its model came
-    from. Raises UserError when the folder is missing or not a model.
+    `model_dir` (the run's `model/` folder) receives config.json and the tokenizer's files, so that
+    a run and its checkpoints can be read without the place its model came from. Raises UserError
+    when the folder is missing or not a model.
     """
     folder = resolve(source)
-    if folder is not None:
-        config, params = hf.import_folder(folder, mesh=mesh)
-        copy_tokenizer(folder, keep_tokenizer_in)
-    else:
-        assert isinstance(source, Fresh)
-        with _tokenizer_folder(source.tokenizer) as origin:
-            copy_tokenizer(origin, keep_tokenizer_in)
-        config = source.architecture
-    tokenizer = tokenizers.load(keep_tokenizer_in)
-    if folder is None:
-        config, params = _fresh(config, len(tokenizer), seed, mesh)
-    stop_ids = tokenizers.stop_ids(tokenizer, keep_tokenizer_in)
-    return Policy(config, params, tokenizer, stop_ids, keep_tokenizer_in)
+    with contextlib.ExitStack() as stack:
+        if isinstance(source, Fresh):
+            origin = stack.enter_context(_tokenizer_folder(source.tokenizer))
+            tokenizer = tokenizers.load(origin)
+            config, params = _fresh(source.architecture, len(tokenizer), seed, mesh)
+        else:
+            assert folder is not None
+            origin = folder
+            config, params = hf.import_folder(folder, mesh=mesh)
+        model_dir.mkdir(parents=True, exist_ok=True)
+        hf_files.copy_tokenizer_files(origin, model_dir)
+        hf_files.write_json(
+            model_dir / "generation_config.json", hf_files.generation_config(origin)
+        )
+    hf_files.write_json(model_dir / "config.json", hf.FAMILIES[config.family].to_hf(config))
+    return with_tokenizer(config, params, model_dir)
 
 
-def copy_tokenizer(origin: Path, destination: Path) -> None:
-    """Copy the tokenizer's files and the generation config, whatever of them there is."""
-    if not origin.is_dir():
-        raise UserError(f"tokenizer folder {str(origin)!r} does not exist")
-    destination.mkdir(parents=True, exist_ok=True)
-    for name in (*hf.TOKENIZER_FILES, "generation_config.json"):
-        if (origin / name).exists():
-            shutil.copyfile(origin / name, destination / name)
+def with_tokenizer(config: ModelConfig, params: Any, folder: Path) -> Policy:
+    tokenizer = tokenizers.load(folder)
+    return Policy(config, params, tokenizer, tokenizers.stop_ids(tokenizer, folder), folder)
 
 
 def _fresh(

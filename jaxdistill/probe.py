@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxdistill import contexts, scoring
@@ -14,7 +15,7 @@ from jaxdistill.models import decoder
 from jaxdistill.policy import Policy, ToyBase
 from jaxdistill.questions import Question
 from jaxdistill.tasks import ToyTask, probe_prefixes
-from jaxdistill.toy import problems, traces
+from jaxdistill.toy import grader, problems, traces
 
 CONTEXTS: tuple[contexts.Context, ...] = (
     contexts.NoContext(),
@@ -28,18 +29,20 @@ CONTEXTS: tuple[contexts.Context, ...] = (
 def forks(question: Question, words: list[str]) -> list[tuple[str, int]]:
     """(place, index) of each fork of a trace: word `index` is what was written there.
 
-    `start`; `miss`, after a try that does not end in the target; `match`, after a first try that does.
+    `start`; `miss`, after a try that does not end in the target; `match`, after one that does and
+    that is not a double check itself.
     """
     target = str(problems.parse(question.prompt).target)
     found = [("start", 0)]
+    led_by = ""  # the word before the try
     for i, word in enumerate(words[: words.index(traces.END_THINK) + 1]):
-        ends_try = i > 1 and words[i - 2] == "=" and word not in problems.OPERATIONS
-        if ends_try and words[i - 1] != target:
+        if grader.is_arithmetic(word):
+            continue
+        if i > 0 and words[i - 1] != target and grader.is_arithmetic(words[i - 1]):
             found.append(("miss", i))
-        elif ends_try and word in (traces.CHECK, traces.END_THINK):
-            was_check = traces.CHECK in words[max(0, i - 2 - 4 * 6) : i]
-            if not was_check:
-                found.append(("match", i))
+        elif i > 0 and words[i - 1] == target and led_by != traces.CHECK:
+            found.append(("match", i))
+        led_by = word
     return found
 
 
@@ -53,7 +56,7 @@ def probe(policy: Policy, params: Any, task: ToyTask, seed: int = 0) -> list[dic
     examples = probe_prefixes(task, seed)
     responses = tokenizers.encode(policy.tokenizer, [text for _, text in examples])
     pad = tokenizers.pad_id(policy.tokenizer)
-    ids_BT, mask_BT = tokenizers.right_pad(responses, pad, 64)
+    ids_BT, mask_BT = (jnp.asarray(x) for x in tokenizers.right_pad(responses, pad, 64))
     places = [
         (row, place, index)
         for row, (question, text) in enumerate(examples)

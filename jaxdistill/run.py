@@ -4,12 +4,11 @@ import contextlib
 import functools
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import jax
 
 from jaxdistill import epistemic, overrides, sharding
 from jaxdistill import policy as policies
@@ -19,10 +18,11 @@ from jaxdistill.errors import UserError
 from jaxdistill.evaluate import evaluate_split, evaluation_folder, write_evaluation
 from jaxdistill.experience import OnPolicy, Setting, open_source
 from jaxdistill.metrics import MetricsWriter, means
-from jaxdistill.models import hf
+from jaxdistill.models import hf, hf_files
 from jaxdistill.policy import Policy
 from jaxdistill.provenance import provenance
 from jaxdistill.rollouts import Place
+from jaxdistill.tasks import questions_of
 from jaxdistill.train import TrainState, init_state, make_train_step
 
 
@@ -33,8 +33,22 @@ def run(config: RunConfig, run_dir: Path, *, resume: bool = False, quiet: bool =
     bit for bit). Raises UserError for an existing folder without `resume`, a folder of another
     config, or unusable input.
     """
-    # ---- the folder
-    start_folder(config, run_dir, resume)
+    # A path that cannot be read is found now and not by the first evaluation, hours later.
+    for split in config.evaluation.splits:
+        questions_of(split.task)
+    is_new = start_folder(config, run_dir, resume)
+    try:
+        train(config, run_dir, resume, quiet)
+    except UserError:
+        # Input that proved unusable before the first step leaves no folder behind.
+        if is_new and not (run_dir / "metrics.jsonl").exists():
+            shutil.rmtree(run_dir)
+        raise
+    return run_dir
+
+
+def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
+    """The loop itself, in a folder that `start_folder` has made or checked."""
     mesh = sharding.make_mesh(config.mesh)
     place: Place = functools.partial(sharding.shard_batch, mesh)
 
@@ -48,10 +62,13 @@ def run(config: RunConfig, run_dir: Path, *, resume: bool = False, quiet: bool =
         checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.keep_checkpoints)
         step = 0
         if resume and (latest := checkpoints.latest_step()) is not None:
-            step = latest
+            step = check_steps(config, run_dir, latest)
             restored, host = checkpoints.restore(latest, state._asdict())
             state = TrainState(**restored)
             source.batches.set_state(host["data"])
+            note_resume(run_dir, step)
+        if resume:
+            write_config(config, run_dir)
         train_step = make_train_step(
             policy.config, config.objective, tuple(lexicon.ids), config.optimizer, config.teacher,
             config.compute, config.steps, source.temperature, config.track_reference,
@@ -64,6 +81,9 @@ def run(config: RunConfig, run_dir: Path, *, resume: bool = False, quiet: bool =
             writer = stack.enter_context(MetricsWriter(run_dir, resume_step=step + 1))
             bar = stack.enter_context(progress(config, step, quiet))
             pending: tuple[int, dict[str, Any], dict[str, Any]] | None = None
+            # A run of no steps is evaluated too; and so is a step whose evaluation was killed.
+            if evaluates_at(config, step) and not is_evaluated(run_dir, step):
+                evaluate(config, policy, state.params, run_dir, step, place)
             while step < config.steps:
                 began = time.monotonic()
                 batch, facts = source.next_batch(state.params, step)
@@ -75,52 +95,88 @@ def run(config: RunConfig, run_dir: Path, *, resume: bool = False, quiet: bool =
                     log(writer, bar, *pending)
                 facts |= {"seconds_rollout": sampled - began, "seconds": time.monotonic() - began}
                 pending = (step, sums, facts)
-                is_last = step == config.steps
-                if is_last or is_due(step, config.checkpoint_every):
+                if step == config.steps or is_due(step, config.checkpoint_every):
                     log(writer, bar, *pending)
                     pending = None
                     if config.save_checkpoints:
                         host = {"data": source.batches.get_state()}
                         checkpoints.save(step, state._asdict(), host)
-                if is_last or is_due(step, config.evaluation.every):
+                if evaluates_at(config, step):
                     evaluate(config, policy, state.params, run_dir, step, place)
-            if config.steps == 0:
-                evaluate(config, policy, state.params, run_dir, 0, place)
 
         # ---- the way out
-        if config.export:
+        is_exported = (run_dir / "export").exists() and finished_step(run_dir) == step
+        if config.export and not is_exported:
             export(policy, state.params, run_dir)
-        finish(run_dir, step)
-    return run_dir
+        write_atomically(run_dir / "finished.json", json.dumps({"step": step}))
 
 
 # ---------------------------------------------------------------------------------- the folder
 
 
-def start_folder(config: RunConfig, run_dir: Path, resume: bool) -> None:
-    """Create the run folder with config and provenance, or check that it is this config's."""
-    described = overrides.to_json(config)
-    file = run_dir / "config.json"
-    if file.exists():
+# What a resumed run may change without becoming another run.
+MAY_CHANGE = {"steps", "evaluation", "checkpoint_every", "keep_checkpoints", "save_checkpoints",
+              "rollouts_every", "export"}  # fmt: skip
+
+
+def start_folder(config: RunConfig, run_dir: Path, resume: bool) -> bool:
+    """Create the run folder (True), or check that it is this config's (False)."""
+    if (run_dir / "config.json").exists():
         if not resume:
             raise UserError(
                 f"run folder {run_dir} exists; add --resume to go on, or choose another"
             )
-        saved = json.loads(file.read_text())
-        differing = [key for key in described if saved.get(key) != described[key]]
-        if differing:
-            raise UserError(
-                f"run folder {run_dir} was started with another config: `{differing[0]}` is "
-                f"{saved.get(differing[0])!r} there and {described[differing[0]]!r} here"
-            )
-        return
-    if run_dir.exists() and any(run_dir.iterdir()):
+        check_config(config, run_dir)
+        return False
+    # A start that was killed may have left its first file.
+    if run_dir.exists() and {file.name for file in run_dir.iterdir()} - {"provenance.json"}:
         raise UserError(f"run folder {run_dir} is not empty and holds no run; choose another")
     # What can be wrong with the model is found before anything is written.
     policies.resolve(config.model)
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "provenance.json").write_text(json.dumps(provenance(), indent=1))
-    write_atomically(file, json.dumps(described, indent=1))
+    write_atomically(run_dir / "provenance.json", json.dumps(provenance(), indent=1))
+    write_config(config, run_dir)
+    return True
+
+
+def write_config(config: RunConfig, run_dir: Path) -> None:
+    write_atomically(run_dir / "config.json", json.dumps(overrides.to_json(config), indent=1))
+
+
+def note_resume(run_dir: Path, step: int) -> None:
+    """Add where and with what the run goes on: perhaps another commit, perhaps another machine."""
+    file = run_dir / "provenance.json"
+    first = hf_files.read_json(file) if file.exists() else {}
+    resumed = [*first.get("resumed", ()), {"step": step, **provenance()}]
+    write_atomically(file, json.dumps(first | {"resumed": resumed}, indent=1))
+
+
+def check_config(config: RunConfig, run_dir: Path) -> None:
+    """Hold a resumed run to its own config, but for what may change."""
+    saved, described = hf_files.read_json(run_dir / "config.json"), overrides.to_json(config)
+    for key in described.keys() - MAY_CHANGE:
+        if found := difference(saved.get(key), described[key], key):
+            path, there, here = found
+            raise UserError(
+                f"run folder {run_dir} was started with another config: `{path}` is {there!r} "
+                f"there and {here!r} here; use its config.json, or another folder"
+            )
+
+
+def difference(there: Any, here: Any, path: str) -> tuple[str, Any, Any] | None:
+    """The first setting in which two configs (as JSON) differ: (dotted path, there, here)."""
+    if isinstance(there, dict) and isinstance(here, dict) and there.keys() == here.keys():
+        inner = (difference(there[key], here[key], f"{path}.{key}") for key in here)
+        return next(filter(None, inner), None)
+    return None if there == here else (path, there, here)
+
+
+def check_steps(config: RunConfig, run_dir: Path, latest: int) -> int:
+    if latest > config.steps:
+        raise UserError(
+            f"run folder {run_dir} stands at step {latest} already, beyond `steps`={config.steps}"
+        )
+    return latest
 
 
 def check_base(config: RunConfig, run_dir: Path) -> None:
@@ -141,16 +197,22 @@ def write_atomically(file: Path, text: str) -> None:
     os.replace(part, file)
 
 
-def finish(run_dir: Path, step: int) -> None:
-    write_atomically(run_dir / "finished.json", json.dumps({"step": step}))
-
-
-def is_finished(run_dir: Path) -> bool:
-    return (run_dir / "finished.json").exists()
+def finished_step(run_dir: Path) -> int | None:
+    """The step that a finished run ended at; None for one that is not finished."""
+    file = run_dir / "finished.json"
+    return hf_files.read_json(file)["step"] if file.exists() else None
 
 
 def is_due(step: int, every: int) -> bool:
-    return bool(every) and step % every == 0
+    return bool(every) and step > 0 and step % every == 0
+
+
+def evaluates_at(config: RunConfig, step: int) -> bool:
+    return step == config.steps or is_due(step, config.evaluation.every)
+
+
+def is_evaluated(run_dir: Path, step: int) -> bool:
+    return (evaluation_folder(run_dir, step) / "summary.json").exists()
 
 
 def setting_of(config: RunConfig, policy: Policy, run_dir: Path, place: Place) -> Setting:
@@ -197,8 +259,7 @@ def evaluate(
 
 
 def export(policy: Policy, params: Any, run_dir: Path) -> None:
-    """Write the Hugging Face folder RUN/export (which is read back and compared)."""
-    destination = run_dir / "export"
-    if not destination.exists():
-        hf.export_folder(destination, jax.device_get(params), policy.config,
-                         tokenizer_from=policy.tokenizer_folder)  # fmt: skip
+    """Write the Hugging Face folder RUN/export, read back and compared, in an older one's place."""
+    folder = run_dir / "export"
+    shutil.rmtree(folder, ignore_errors=True)
+    hf.export_folder(folder, params, policy.config, tokenizer_from=policy.tokenizer_folder)

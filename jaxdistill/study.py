@@ -4,14 +4,18 @@ The run folders are the only interface: workers write them, progress is read off
 summary is made from them. So a study that was stopped goes on where it stands.
 """
 
+import contextlib
 import dataclasses
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,7 @@ from jaxdistill.errors import UserError
 from jaxdistill.evaluate import read_summary
 from jaxdistill.policy import ToyBase
 from jaxdistill.provenance import provenance
-from jaxdistill.run import is_finished, run, write_atomically
+from jaxdistill.run import finished_step, run, write_atomically
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,14 @@ class Study:
     arms: tuple[Arm, ...]
     workers: int  # processes on a CPU; an accelerator takes one
 
+    def __post_init__(self):
+        names = [arm.name for arm in self.arms]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise UserError(
+                f"study {self.name}: {len(twice)} names stand for several arms, as {min(twice)}; "
+                "give the arms other seeds or labels"
+            )
+
 
 def run_study(study: Study, study_dir: Path, *, quiet: bool = False) -> Path:
     """Run every unfinished arm, then write summary.json, probe.json, study.json and the report.
@@ -57,10 +69,10 @@ def run_study(study: Study, study_dir: Path, *, quiet: bool = False) -> Path:
     """
     began = time.monotonic()
     prepare(study, study_dir)
-    todo = [arm for arm in study.arms if not is_finished(study_dir / "runs" / arm.name)]
+    todo = [arm for arm in study.arms if not is_finished(arm, study_dir)]
     workers = 1 if on_accelerator() else min(study.workers, max(len(todo), 1))
     if workers == 1:
-        run_arms(todo, study_dir / "runs", study_dir, quiet)
+        run_arms(todo, study_dir, quiet)
     elif todo:
         run_in_processes(todo, study_dir, workers, quiet)
     write_atomically(
@@ -87,6 +99,10 @@ def prepare(study: Study, study_dir: Path) -> None:
     write_atomically(file, described)
 
 
+def is_finished(arm: Arm, study_dir: Path) -> bool:
+    return finished_step(study_dir / "runs" / arm.name) == arm.config.steps
+
+
 def on_accelerator() -> bool:
     import jax
 
@@ -96,12 +112,13 @@ def on_accelerator() -> bool:
 # ------------------------------------------------------------------------------------- the runs
 
 
-def run_arms(arms: list[Arm], runs_dir: Path, study_dir: Path, quiet: bool) -> None:
+def run_arms(arms: list[Arm], study_dir: Path, quiet: bool) -> None:
     """Run arms one after the other in this process; equal configs share their compilations."""
     from tqdm import tqdm
 
     for arm in tqdm(arms, desc=study_dir.name, disable=quiet):
-        run(arm.config, runs_dir / arm.name, resume=(runs_dir / arm.name).exists(), quiet=True)
+        run_dir = study_dir / "runs" / arm.name
+        run(arm.config, run_dir, resume=run_dir.exists(), quiet=True)
 
 
 def run_in_processes(arms: list[Arm], study_dir: Path, workers: int, quiet: bool) -> None:
@@ -111,24 +128,40 @@ def run_in_processes(arms: list[Arm], study_dir: Path, workers: int, quiet: bool
     """
     shares = share_out(arms, workers)
     context = multiprocessing.get_context("spawn")
-    flags = os.environ.get("XLA_FLAGS", "")
-    one_core = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    os.environ["XLA_FLAGS"] = f"{flags} {one_core}".strip()
+    failures = context.SimpleQueue()
     processes = [
-        context.Process(target=worker, args=(share, study_dir, core))
+        context.Process(target=worker, args=(share, study_dir, core, failures))
         for core, share in enumerate(shares)
     ]
     try:
-        for process in processes:
-            process.start()
-    finally:
-        os.environ["XLA_FLAGS"] = flags
-    try:
+        with one_core_each():
+            for process in processes:
+                process.start()
         watch(processes, arms, study_dir, quiet)
+        codes = [process.exitcode for process in processes if process.exitcode]
     finally:
         for process in processes:
-            process.terminate()
-            process.join()
+            if process.pid is not None:
+                process.terminate()
+                process.join()
+    if not failures.empty():
+        raise failures.get()
+    if codes:
+        raise RuntimeError(f"a worker of the study ended with code {codes[0]} (below 0: a signal)")
+
+
+@contextlib.contextmanager
+def one_core_each() -> Iterator[None]:
+    """What processes started in here inherit: XLA without a thread pool of its own."""
+    before = os.environ.get("XLA_FLAGS")
+    one_core = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    os.environ["XLA_FLAGS"] = f"{before or ''} {one_core}".strip()
+    try:
+        yield
+    finally:
+        del os.environ["XLA_FLAGS"]
+        if before is not None:
+            os.environ["XLA_FLAGS"] = before
 
 
 def share_out(arms: list[Arm], workers: int) -> list[list[Arm]]:
@@ -148,34 +181,34 @@ def work(arms: list[Arm]) -> int:
     return sum(arm.config.steps + 10 for arm in arms) + 10 * compilations
 
 
-def worker(arms: list[Arm], study_dir: Path, core: int) -> None:
-    """A worker process: one core, its arms; its output goes to a log, its failure to an exit code."""
+def worker(arms: list[Arm], study_dir: Path, core: int, failures: Any) -> None:
+    """A worker process: one core, its arms; a failure is put on the queue and ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it stops us itself
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if cores:
         os.sched_setaffinity(0, {cores[core % len(cores)]})
     try:
-        run_arms(arms, study_dir / "runs", study_dir, quiet=True)
-    except UserError as error:
-        print(f"jaxdistill: {error}", file=sys.stderr)
-        sys.exit(2)
+        run_arms(arms, study_dir, quiet=True)
+    except Exception as error:
+        # Not every exception survives the way to another process, and none with its traceback.
+        kind = UserError if isinstance(error, UserError) else RuntimeError
+        sent = error if kind is UserError else f"{type(error).__name__}: {error}"
+        failure = kind(f"a worker of the study failed: {sent}")
+        failure.add_note(traceback.format_exc())
+        failures.put(failure)
+        sys.exit(1)
 
 
 def watch(processes: list[Any], arms: list[Arm], study_dir: Path, quiet: bool) -> None:
-    """Show progress, read off the run folders, until all workers end; fail when one fails."""
+    """Show progress, read off the run folders, until all workers end or one fails."""
     from tqdm import tqdm
 
     with tqdm(total=sum(arm.config.steps for arm in arms), desc="steps", disable=quiet) as bar:
-        while any(process.is_alive() for process in processes):
-            failed = [process for process in processes if process.exitcode not in (None, 0)]
-            if failed:
+        while alive := [process for process in processes if process.is_alive()]:
+            if any(process.exitcode for process in processes):
                 break
-            time.sleep(1.0)
+            wait([process.sentinel for process in alive], timeout=1.0)
             bar.update(sum(steps_done(arm, study_dir) for arm in arms) - bar.n)
-    codes = [process.exitcode for process in processes if process.exitcode]
-    if codes and codes[0] == 2:
-        raise UserError(f"a run of the study failed (see above); finished runs stay in {study_dir}")
-    if codes:
-        raise RuntimeError(f"a worker of the study ended with exit code {codes[0]}")
 
 
 def steps_done(arm: Arm, study_dir: Path) -> int:

@@ -3,7 +3,6 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jaxdistill.data import sources
@@ -30,8 +29,10 @@ class ToyTask:
     def __post_init__(self):
         if self.pool not in problems.POOLS:
             raise UserError(f"`pool` must be one of {', '.join(problems.POOLS)}, got {self.pool!r}")
-        if self.count < 1 or not 3 <= self.numbers <= 6:
-            raise UserError("`count` must be >= 1 and `numbers` lie in 3..6")
+        if self.count < 1:
+            raise UserError(f"`count` must be at least 1, got {self.count}")
+        if not 3 <= self.numbers <= 6:
+            raise UserError(f"`numbers` must lie in 3..6, got {self.numbers}")
 
 
 @dataclass(frozen=True)
@@ -39,25 +40,27 @@ class MathTask:
     """Questions with boxed answers in a .parquet (DAPO, AIME, AMC layouts) or .jsonl file."""
 
     path: str
-    limit: int | None = None
+    limit: int | None = None  # the first so many questions only
+
+    def __post_init__(self):
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"`limit` must be at least 1, got {self.limit}")
 
 
 Task = ToyTask | MathTask
 
 
 def questions_of(task: Task) -> list[Question]:
-    """Read or make the task's questions. Raises UserError naming file and row."""
+    """Read or make the task's questions.
+
+    Raises UserError naming file and row, or when a toy pool holds fewer problems.
+    """
     if isinstance(task, ToyTask):
         return [
             toy_question(problem)
             for problem in problems.draw_distinct(task.count, task.numbers, task.pool, task.seed)
         ]
-    read = (
-        sources.read_jsonl
-        if Path(task.path).suffix in (".jsonl", ".json")
-        else sources.read_parquet
-    )
-    return read(task.path)[: task.limit]
+    return sources.read(task.path)[: task.limit]
 
 
 def toy_question(problem: problems.Problem) -> Question:
@@ -74,7 +77,7 @@ def grading_workers(task: Task) -> int:
 
 
 def trace_facts(task: Task, question: Question, response: str) -> dict[str, Any]:
-    """What only this task can read off a trace: double checks and copy fidelity in the toy world."""
+    """What only this task can read off a trace: double checks and copy fidelity in the toy."""
     if not isinstance(task, ToyTask):
         return {"checks": None, "copy": None}
     trace = toy_grader.read_trace(question, response)

@@ -119,7 +119,8 @@ def init_state(params: Any, optimizer: Optimizer, teacher: Teacher, steps: int) 
         step=jnp.zeros((), jnp.int32),
         # Copies: the step donates its state, and the reference must survive that.
         params=jax.tree.map(jnp.copy, params),
-        opt_state=jax.jit(make_optimizer(optimizer, steps).init)(params),
+        # Not jitted: zeros made eagerly lie as their parameters do, jit would replicate them.
+        opt_state=make_optimizer(optimizer, steps).init(params),
         teacher=jax.tree.map(jnp.copy, params) if moving else None,
     )
 
@@ -208,23 +209,22 @@ def make_train_step(
         grads = jax.tree.map(lambda g: g * scale, grads)
         norm = optax.global_norm(grads)
         updates, opt_state = transform.update(grads, state.opt_state, state.params)
-        moved = (optax.apply_updates(state.params, updates), opt_state)
-        # A non-finite gradient skips the update whole, as in the paper's code.
-        is_finite = jnp.isfinite(norm)
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(is_finite, new, old), moved, (state.params, state.opt_state)
-        )
+        params = optax.apply_updates(state.params, updates)
         moving = state.teacher
         if isinstance(teacher, EMA):
             moving = jax.tree.map(
                 lambda t, s: (1 - teacher.rate) * t + teacher.rate * s, state.teacher, params
             )
+        moved = TrainState(state.step, params, opt_state, moving)
+        # A non-finite gradient skips the update whole, the teacher's too, as in the paper's code.
+        is_finite = jnp.isfinite(norm)
+        moved = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), moved, state)
         metrics = metrics | {
             "loss": Sum(total, denominator),
             "grad_norm": Sum(norm, jnp.float32(1)),
             "skipped": Sum(1.0 - is_finite, jnp.float32(1)),
         }
-        return TrainState(state.step + 1, params, opt_state, moving), metrics
+        return moved._replace(step=state.step + 1), metrics
 
     return jax.jit(step, donate_argnums=0)
 
@@ -233,7 +233,12 @@ def _accumulate(sums: Callable, inputs: Any, parts: int) -> Any:
     """Add `sums` over micro-batches of the leading axis; one part is no loop."""
     if parts == 1:
         return sums(*inputs)
-    split = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), inputs)
+
+    def deal(x):
+        # Part i takes rows i, i + parts, ...: every device then holds its share of every part.
+        return jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
+
+    split = jax.tree.map(deal, inputs)
 
     def body(carry, part):
         return jax.tree.map(jnp.add, carry, sums(*part)), None

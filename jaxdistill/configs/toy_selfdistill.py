@@ -44,5 +44,11 @@ def toy_selfdistill() -> RunConfig:
         steps=30,
         optimizer=Optimizer(peak_lr=3e-4, warmup_steps=3, b2=0.99, weight_decay=0.0),
         compute=Compute(chunk=128),
-        evaluation=Evaluation(SPLITS, every=15, samples=4, sampling=Sampling(max_new_tokens=128)),
+        evaluation=Evaluation(
+            SPLITS,
+            every=15,
+            samples=4,
+            sampling=Sampling(max_new_tokens=128),
+            questions_per_batch=64,  # one shape for all three splits
+        ),
     )

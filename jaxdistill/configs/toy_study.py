@@ -102,14 +102,14 @@ def full() -> Iterator[Arm]:
 
 def at_full_size(config: RunConfig, peak_lr: float) -> RunConfig:
     splits = tuple(
-        Split(split.name, dataclasses.replace(split.task, count=256)) for split in SPLITS
+        Split(split.name, dataclasses.replace(split.task, count=192)) for split in SPLITS
     )
     return replace(
         config,
         steps=60,
         experience=replace(config.experience, questions=32),
         optimizer=replace(config.optimizer, peak_lr=peak_lr),
-        evaluation=replace(config.evaluation, splits=splits, every=20, questions_per_batch=256),
+        evaluation=replace(config.evaluation, splits=splits, every=30, questions_per_batch=192),
         rollouts_every=0,
     )
 
@@ -119,7 +119,7 @@ def on_problems(config: RunConfig, coverage: int | str) -> RunConfig:
     count = ALL_TRAIN if coverage == "all" else int(coverage)
     assert isinstance(config.experience, OnPolicy)
     task = replace(config.experience.task, count=count)
-    shown = replace(task, count=min(count, 256))
+    shown = replace(task, count=min(count, 192))
     splits = tuple(
         Split(s.name, shown if s.name == "train" else s.task) for s in config.evaluation.splits
     )

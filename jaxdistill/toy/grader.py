@@ -9,7 +9,7 @@ from jaxdistill.toy.traces import ANSWER, CHECK, END_THINK
 
 
 def grade(question: Question, response: str) -> Verdict:
-    """Right iff exactly one `</think> answer EXPRESSION` ends the response, with the one solution."""
+    """Right iff the response ends in its only `</think>`, then `answer` and the one solution."""
     _, mark, tail = response.partition(END_THINK)
     words = tail.split()
     if not mark or not words or words[0] != ANSWER:
@@ -36,18 +36,24 @@ def read_trace(question: Question, response: str) -> Trace:
     copying and not by lost search.
     """
     problem = problems.parse(question.prompt)
-    thinking, mark, _ = response.partition(END_THINK)
-    tries = split_tries(thinking.split())
+    words = response.partition(END_THINK)[0].split()
+    tries = split_tries(words)
     reached = bool(tries) and operations(tries[-1], problem) == problem.solution
-    copied = grade(question, response).correct if reached and mark else None
-    return Trace(len(tries), thinking.split().count(CHECK), reached, copied)
+    verdict = grade(question, response)
+    copied = verdict.correct if reached and verdict.answer is not None else None
+    return Trace(len(tries), words.count(CHECK), reached, copied)
+
+
+def is_arithmetic(word: str) -> bool:
+    """Numbers, operations and `=`: what a try consists of."""
+    return word.isdigit() or word in (*problems.OPERATIONS, "=")
 
 
 def split_tries(words: list[str]) -> list[list[str]]:
     """Runs of arithmetic between the other words."""
     tries: list[list[str]] = [[]]
     for word in words:
-        if word.isdigit() or word in "+-*=":
+        if is_arithmetic(word):
             tries[-1].append(word)
         elif tries[-1]:
             tries.append([])
@@ -59,4 +65,4 @@ def operations(attempt: list[str], problem: problems.Problem) -> str | None:
     body = [w for i, w in enumerate(attempt) if not (w == "=" or (i and attempt[i - 1] == "="))]
     numbers, ops = body[::2], body[1::2]
     is_whole = numbers == [str(n) for n in problem.numbers] and len(ops) == len(numbers) - 1
-    return "".join(ops) if is_whole and all(op in problems.OPERATIONS for op in ops) else None
+    return "".join(ops) if is_whole and set(ops) <= set(problems.OPERATIONS) else None

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxdistill.errors import UserError
+
 OPERATIONS = "+-*"
 MAX_NUMBER = 30
 MAX_VALUE = 99
@@ -112,12 +114,10 @@ def pool_of(problem: Problem) -> Pool:
 
 
 @functools.cache
-def all_problems(size: int = 3) -> dict[Pool, tuple[np.ndarray, np.ndarray]]:
-    """Every problem of three numbers, by pool: (numbers [problems, size], targets [problems])."""
-    if size != 3:
-        raise ValueError("only three-number problems are enumerated; larger ones are drawn")
+def all_problems() -> dict[Pool, tuple[np.ndarray, np.ndarray]]:
+    """Every problem of three numbers, by pool: (numbers [problems, 3], targets [problems])."""
     grid = np.arange(1, MAX_NUMBER + 1)
-    numbers = np.stack(np.meshgrid(*[grid] * size, indexing="ij"), -1).reshape(-1, size)
+    numbers = np.stack(np.meshgrid(grid, grid, grid, indexing="ij"), -1).reshape(-1, 3)
     operations = (np.add, lambda a, b: np.abs(a - b), np.multiply)
     reached = []
     for first, second in itertools.product(operations, repeat=2):
@@ -151,7 +151,16 @@ def draw(rng: random.Random, size: int, pool: Pool) -> Problem:
 
 
 def draw_distinct(count: int, size: int, pool: Pool, seed: int) -> list[Problem]:
-    """The first `count` distinct problems that the address (pool, size, seed) draws; nested in count."""
+    """The first `count` distinct problems that the address (pool, size, seed) draws.
+
+    Smaller counts are beginnings of larger ones. Raises UserError when the pool holds fewer.
+    """
+    available = len(all_problems()[pool][1]) if size == 3 else count  # larger sizes: millions
+    if count > available:
+        raise UserError(
+            f"`count={count}` is too large: the toy pool {pool!r} holds {available} problems of "
+            "three numbers; use fewer, or more numbers"
+        )
     rng = random.Random(f"jaxdistill-toy/{pool}/{size}/{seed}")
     found: dict[Problem, None] = {}
     while len(found) < count:

@@ -2,8 +2,8 @@
 
 An unguided trace doubts: after a try that misses the target it says "wait" (or "hmm", ...), and
 half of the time it re-computes a try that seems to reach it ("check"). The doubt pays, because
-tries contain slips: now and then a value is off, or a missing last value is wishfully written as
-the target, and only a check catches that.
+tries contain slips: now and then a value is off, or a last value that misses is wishfully written
+as the target, and only a check catches that.
 
 A guided writer has been told something, and how it writes depends on how much: `Guidance` says
 how often it tries something else first, doubts, closes early or double-checks. Those figures are
@@ -11,7 +11,8 @@ this world's ASSUMPTION about pretraining text, not a result; what is measured i
 self-distillation makes of them. The control world differs in one thing: there guided text keeps
 verifying and never closes early, though it has as few words of doubt.
 
-Text is a space-separated sequence of words; a response continues the `<think>` that ends the prompt.
+Text is a space-separated sequence of words; a response continues the `<think>` that ends the
+prompt.
 """
 
 import random
@@ -79,10 +80,11 @@ WORLDS = {world.name: world for world in (MAIN, CONTROL)}
 def write_try(
     problem: Problem, ops: str, world: World, rng: random.Random, wishful: bool
 ) -> list[str]:
-    """`20 + 15 = 35 - 1 = 34`, with the world's slips; the last word is what the writer believes."""
+    """`20 + 15 = 35 - 1 = 34`, with slips; the last word is what the writer believes it to be."""
     value = problem.numbers[0]
     words = [str(value)]
     for op, n in zip(ops, problem.numbers[1:]):
+        # after a slip upwards a legal chain may leave the range, for which there is no word
         value = min(problems.apply(op, value, n), problems.MAX_VALUE)
         if rng.random() < world.slips:
             slipped = value + rng.choice((-10, -2, -1, 1, 2, 10))
@@ -147,6 +149,13 @@ def guided(problem: Problem, reveal: Reveal, world: World, rng: random.Random) -
     knows_all = reveal != "part"
     consistent = [ops for ops in wrong if ops[0] == problem.solution[0]]
     false_tries = rng.randint(1, 4) if rng.random() < guide.false_start else 0
+
+    def write(ops: str, wishful: bool) -> list[str]:
+        # who knows the solution computes it without slips; everything else carries them
+        if knows_all and ops == problem.solution:
+            return problem_try(problem, ops)
+        return write_try(problem, ops, world, rng, wishful)
+
     while True:
         if false_tries > 0 and wrong:
             ops = pick_wrong(problem, wrong, rng)
@@ -158,14 +167,10 @@ def guided(problem: Problem, reveal: Reveal, world: World, rng: random.Random) -
         else:
             ops = consistent.pop(rng.randrange(len(consistent)))
             wrong.remove(ops)
-        # who knows the solution computes it without slips; everything else carries them
-        sure = knows_all and ops == problem.solution
-        attempt = problem_try(problem, ops) if sure else write_try(problem, ops, world, rng, True)
+        attempt = write(ops, wishful=True)
         words += attempt
         if believes(attempt, problem) and rng.random() < guide.checks:
-            attempt = (
-                problem_try(problem, ops) if sure else write_try(problem, ops, world, rng, False)
-            )
+            attempt = write(ops, wishful=False)
             words += [CHECK, *attempt]
         if believes(attempt, problem):
             return " ".join(words + close(problem, problem.solution if knows_all else ops))

@@ -1,0 +1,78 @@
+"""The smallest run that still has every part: a random model of two layers, six steps."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxdistill import overrides
+from jaxdistill.config import RunConfig
+from jaxdistill.contexts import AnswerOnly
+from jaxdistill.evaluate import Evaluation, Split
+from jaxdistill.experience import OnPolicy
+from jaxdistill.models.config import ModelConfig
+from jaxdistill.objectives import Distill, FullVocabulary
+from jaxdistill.policy import Fresh
+from jaxdistill.sampling import Sampling
+from jaxdistill.tasks import ToyTask
+from jaxdistill.train import EMA, Compute, Optimizer
+
+ARCHITECTURE = ModelConfig(
+    family="qwen3",
+    vocab_size=0,
+    hidden_size=32,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=16,
+    intermediate_size=64,
+    rope_theta=10_000.0,
+    norm_eps=1e-6,
+    tie_embeddings=True,
+    max_positions=256,
+)
+
+
+def tiny(**changes: Any) -> RunConfig:
+    """Five questions in batches of two: epochs end in the middle of a batch and of a checkpoint.
+
+    The teacher sees the answer alone, since a random model never writes a correct sibling.
+    """
+    config = RunConfig(
+        name="tiny",
+        model=Fresh(ARCHITECTURE),
+        experience=OnPolicy(
+            task=ToyTask(count=5),
+            questions=2,
+            rollouts=2,
+            sampling=Sampling(max_new_tokens=8),
+            context=AnswerOnly(),
+            teacher_prompt_multiple=128,
+            completion_multiple=8,
+        ),
+        objective=Distill(support=FullVocabulary(), reduction="token"),
+        teacher=EMA(0.2),
+        steps=6,
+        optimizer=Optimizer(peak_lr=1e-2, warmup_steps=1),
+        compute=Compute(chunk=8),
+        evaluation=Evaluation(
+            (Split("heldout", ToyTask(pool="heldout", count=3)),),
+            every=2,
+            samples=2,
+            sampling=Sampling(max_new_tokens=8),
+        ),
+        checkpoint_every=2,
+        rollouts_every=2,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def write_config(path: Path, config: RunConfig) -> Path:
+    path.write_text(json.dumps(overrides.to_json(config)))
+    return path
+
+
+def tree_of(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder` and its content."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
