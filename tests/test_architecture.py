@@ -27,9 +27,11 @@ LEVELS = (
     ("sampling", "toy_source"),
     ("rollouts", "probe"),
     ("train", "evaluate", "checkpoint"),
+    ("experience", "convert"),
     ("config",),
     ("configs", "run", "report"),
     ("study",),
+    ("configs.toy_study",),
     ("cli",),
     ("__main__",),
 )

@@ -2,8 +2,12 @@
 
 import dataclasses
 import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from jaxdistill import overrides
 from jaxdistill.config import RunConfig
@@ -16,6 +20,16 @@ from jaxdistill.policy import Fresh
 from jaxdistill.sampling import Sampling
 from jaxdistill.tasks import ToyTask
 from jaxdistill.train import EMA, Compute, Optimizer
+
+# Compiling is most of these tests' time, and killed, resumed and worker processes repeat it.
+CACHE = {
+    "jax_compilation_cache_dir": f"{tempfile.gettempdir()}/jaxdistill-compiled-{os.getuid()}",
+    "jax_persistent_cache_min_compile_time_secs": 0.1,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+for name, value in CACHE.items():
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)
 
 ARCHITECTURE = ModelConfig(
     family="qwen3",

@@ -318,6 +318,7 @@ def _write_weights(folder: Path, tensors, max_shard_bytes: float | int) -> None:
 def _write_shard(path: Path, tensors: dict[str, np.ndarray]) -> None:
     # transformers refuses a file that does not say which framework's layout it has.
     save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # safetensors writes files that no other user may read
     with safe_open(path, framework="numpy") as handle:
         for name, tensor in tensors.items():
             if not _same_bits(handle.get_tensor(name), tensor):

@@ -38,7 +38,8 @@ def padded_batch(base: policy.Policy, rows: list[dict]) -> train.Batch:
     texts = tokenizers.encode(base.tokenizer, [row["response"] for row in rows])
     completion = tokenizers.right_pad([[*ids, *base.stop_ids] for ids in texts], pad, 8)
     prompt, teacher = prompts(contexts.NoContext()), prompts(contexts.Solution())
-    hidden_BTD = scoring.completion_hidden(base.params, base.config, *prompt, *completion)
+    run = jax.jit(scoring.completion_hidden, static_argnums=1)
+    hidden_BTD = run(base.params, base.config, *prompt, *completion)
     head_DV = decoder.head(base.params, base.config)
     return train.Batch(
         *prompt, *teacher, *completion,
@@ -76,10 +77,10 @@ def measure(rows: list[dict], folder: Path) -> dict[str, float]:
 def test_one_anchored_step_from_the_main_base_gives_the_pinned_metrics(tmp_path):
     golden = json.loads(GOLDEN.read_text())
     measured = measure(golden["rows"], tmp_path)
-    # float32, and sums of other orders in other jax versions and on other processors: they were
-    # seen to differ by up to 1e-5 between jax 0.10 and 0.12; a change of the mathematics does more.
-    assert measured == pytest.approx(golden["metrics"], rel=2e-4), (
-        "The numbers of a training step have moved. If you did not mean to change what is computed, "
+    # float32: jax 0.10.2 and 0.12.0 differ by 6e-7 (one processor); 5e-5 leaves room for others,
+    # where Adam's first step may turn the sign of a near-zero gradient.
+    assert measured == pytest.approx(golden["metrics"], rel=5e-5), (
+        "The numbers of a training step moved. If you did not mean to change what is computed, "
         "this is a bug. If you did: say so under `Numerics` in CHANGELOG.md, with the reason, and "
         "run `python tests/golden/test_toy_step.py`."
     )

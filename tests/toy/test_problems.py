@@ -110,7 +110,7 @@ def test_pools_have_the_shares_that_they_are_meant_to_have():
 @pytest.mark.parametrize("size", [3, 4])
 def test_no_problem_is_in_two_pools(size):
     # Whole pools of three numbers are disjoint by the first test; this is about what is drawn.
-    pools = [set(problems.draw_distinct(2000, size, pool, seed=0)) for pool in problems.POOLS]
+    pools = [set(problems.draw_distinct(1000, size, pool, seed=0)) for pool in problems.POOLS]
     assert sum(map(len, pools)) == len(set().union(*pools))
     for pool, drawn in zip(problems.POOLS, pools, strict=True):
         assert {problems.pool_of(problem) for problem in itertools.islice(drawn, 300)} == {pool}

@@ -2,7 +2,7 @@
 
 Rates are measured by a reader of its own (regular expressions), over texts of a fixed seed. The
 bound is five standard deviations of a fair draw: it holds for 99.9999 % of seeds, so that a change
-in the order of random draws cannot break a test and a wrong rate of 2 points can.
+in the order of random draws breaks no test, and a rate that is five points off does.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ TRY = r"\d+(?: [-+*] \d+ = \d+)+"
 WAIT = "wait|hmm|actually|alternatively"
 HEDGE = "maybe|perhaps|might|likely|seems"
 RESPONSE = re.compile(
-    rf"(?:(?P<hedge>{HEDGE}) )?{TRY}(?: (?:check|then|(?:{WAIT})(?: (?:{HEDGE}))?) {TRY})*"
+    rf"(?:(?:{HEDGE}) )?{TRY}(?: (?:check|then|(?:{WAIT})(?: (?:{HEDGE}))?) {TRY})*"
     r" </think> answer \d+(?: [-+*] \d+)+"
 )
 REVEALS = ("part", "answer", "whole")
@@ -128,7 +128,7 @@ def test_a_try_is_never_repeated_but_for_the_solution_and_checks(written):
 @WORLDS
 def test_the_unguided_doubt_after_misses_and_check_hits_at_the_worlds_rates(written, world):
     found = read(written, world, "none")
-    starts = [bool(RESPONSE.fullmatch(text)["hedge"]) for text in written[world.name, "none"]]  # type: ignore[index]
+    starts = [bool(re.match(HEDGE, text)) for text in written[world.name, "none"]]
     assert_rate(starts, 0.30)
     missed = after_misses(found)
     assert_rate([word in WAIT.split("|") for word in missed], 0.90)
@@ -219,7 +219,7 @@ def test_double_checks_pay(written):
 def test_the_guided_hedge_doubt_close_and_check_at_their_worlds_rates(written, world, reveal):
     guide = world.guide(reveal)
     found = read(written, world, reveal)
-    starts = [bool(RESPONSE.fullmatch(text)["hedge"]) for text in written[world.name, reveal]]  # type: ignore[index]
+    starts = [bool(re.match(HEDGE, text)) for text in written[world.name, reveal]]
     assert_rate(starts, guide.hedges)
     missed = after_misses(found)
     assert_rate([word == "</think>" for word in missed], guide.closes_early)
