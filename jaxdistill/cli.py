@@ -135,9 +135,12 @@ def add_sampling(sub: argparse.ArgumentParser) -> None:
 
 def study(options: argparse.Namespace) -> None:
     from jaxdistill.config import load_study
-    from jaxdistill.study import run_study, with_overrides
+    from jaxdistill.study import Study, run_study, with_overrides
 
-    chosen = with_overrides(load_study(options.config, options.profile), options.overrides)
+    chosen = load_study(options.config, options.profile)
+    if not isinstance(chosen, Study):
+        raise UserError(f"recipe {options.config!r} returned {type(chosen).__name__}, not a Study")
+    chosen = with_overrides(chosen, options.overrides)
     study_dir = options.run_dir or Path("runs") / f"{chosen.name}_{chosen.profile}"
     print(run_study(chosen, study_dir, quiet=options.quiet))
 

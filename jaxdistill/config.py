@@ -47,10 +47,9 @@ class RunConfig:
 
     def __post_init__(self):
         for name in ("steps", "checkpoint_every", "rollouts_every", "seed"):
-            _require(getattr(self, name) >= 0, name, ">= 0", getattr(self, name))
-        _require(self.keep_checkpoints >= 1, "keep_checkpoints", ">= 1", self.keep_checkpoints)
-        micro_batches = self.compute.micro_batches
-        _require(micro_batches >= 1, "compute.micro_batches", ">= 1", micro_batches)
+            _require_at_least(0, name, getattr(self, name))
+        _require_at_least(1, "keep_checkpoints", self.keep_checkpoints)
+        _require_at_least(1, "compute.micro_batches", self.compute.micro_batches)
         offline = isinstance(self.experience, Supervised)
         if offline != isinstance(self.objective, CrossEntropy):
             got = f"{type(self.objective).__name__} with {type(self.experience).__name__}"
@@ -63,15 +62,16 @@ class RunConfig:
             if isinstance(self.experience, Supervised)
             else self.experience.questions * self.experience.rollouts
         )
-        if rows % micro_batches:
+        if rows % self.compute.micro_batches:
             raise UserError(
-                f"`compute.micro_batches={micro_batches}` must divide the {rows} rows of a step"
+                f"`compute.micro_batches={self.compute.micro_batches}` must divide the {rows} rows "
+                "of a step"
             )
 
 
-def _require(condition: bool, path: str, expected: str, got: Any) -> None:
-    if not condition:
-        raise UserError(f"`{path}` must be {expected}, got {got!r}")
+def _require_at_least(low: int, path: str, value: int) -> None:
+    if value < low:
+        raise UserError(f"`{path}` must be at least {low}, got {value}")
 
 
 # ------------------------------------------------------------------------------------ recipes

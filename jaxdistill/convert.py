@@ -1,6 +1,7 @@
 """Models on disk: open what a path holds, and turn a Hugging Face folder into a run and back."""
 
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -25,6 +26,8 @@ def open_model(path: str | Path, mesh: Mesh | None = None) -> Policy:
     A run that kept no checkpoint is read from its export. Raises UserError where there is no model.
     """
     path = Path(path)
+    if is_run(path) and not any((path / "checkpoints").iterdir()):
+        raise UserError(f"run folder {path} has no checkpoint yet")
     if not is_run(path):
         folder = policies.model_folder(path)
         return policies.with_tokenizer(*hf.import_folder(folder, mesh=mesh), folder)
@@ -56,7 +59,7 @@ def convert(source: Path, destination: Path, dtype: str = "float32") -> str:
     float32). Returns a line that says what was done. Raises UserError when `source` is no model
     or `destination` exists; nothing half-written is left under its name.
     """
-    if destination.exists():
+    if os.path.lexists(destination):
         raise UserError(f"{destination} exists; choose another name or remove it first")
     if source.is_dir() and is_run(source):
         policy = open_model(source)

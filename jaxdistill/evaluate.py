@@ -26,7 +26,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is evaluated during a run, and how often. `every=0` evaluates after the last step only."""
+    """What is evaluated during a run, and how often; `every=0`: after the last step only."""
 
     splits: tuple[Split, ...] = ()
     every: int = 0
@@ -34,6 +34,16 @@ class Evaluation:
     sampling: Sampling = Sampling()
     questions_per_batch: int = 128
     seed: int = 0  # of the samples; not the run's, so that runs answer with the same noise
+
+    def __post_init__(self):
+        if self.samples < 1 or self.questions_per_batch < 1 or self.every < 0:
+            raise UserError(
+                "`samples` and `questions_per_batch` must be at least 1 and `every` >= 0, got "
+                f"{self.samples}, {self.questions_per_batch} and {self.every}"
+            )
+        names = [split.name for split in self.splits]
+        if len(set(names)) < len(names):
+            raise UserError(f"`splits` must have different names, got {', '.join(names)}")
 
 
 def response_record(task: Task, rollouts: Rollouts, row: int) -> dict[str, Any]:
@@ -77,6 +87,8 @@ def evaluate_split(
     from tqdm import tqdm
 
     questions = questions_of(split.task)
+    if not questions:
+        raise UserError(f"evaluation split {split.name!r} holds no questions; raise its `limit`")
     size = min(config.questions_per_batch, len(questions))
     records = []
     with contextlib.closing(open_grading(split.task)) as grading:
@@ -166,4 +178,4 @@ def describe(records: list[dict[str, Any]], k: int) -> Iterator[str]:
         yield f"{name:<24}{found.value:.3f}  [{found.low:.3f}, {found.high:.3f}]"
     for name, value in summarize(records).items():
         if name != "accuracy" and value is not None:
-            yield f"{name:<24}{value:.4g}"
+            yield f"{name:<24}{value:.4g}" if isinstance(value, float) else f"{name:<24}{value}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxdistill import contexts, epistemic, losses
@@ -13,6 +14,7 @@ from jaxdistill import questions as questions_module
 from jaxdistill import tokenizer as tokenizers
 from jaxdistill.contexts import Context, NoContext
 from jaxdistill.data.pipeline import example_iterator, questions_iterator
+from jaxdistill.errors import UserError
 from jaxdistill.evaluate import response_record
 from jaxdistill.objectives import GRPO, Objective, needs_teacher
 from jaxdistill.policy import Policy
@@ -20,6 +22,7 @@ from jaxdistill.questions import Question
 from jaxdistill.rollouts import Place, Rollouts, collect, open_grading
 from jaxdistill.sampling import Sampling
 from jaxdistill.tasks import Task, questions_of
+from jaxdistill.toy.traces import WORLDS
 from jaxdistill.toy_source import ToyTexts
 from jaxdistill.train import Batch
 
@@ -47,6 +50,12 @@ class OnPolicy:
     completion_multiple: int = 64  # and completions to multiples of this
     enable_thinking: bool | None = None
 
+    def __post_init__(self):
+        for name in ("questions", "rollouts", "max_demonstration_tokens",
+                     "teacher_prompt_multiple", "completion_multiple"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise UserError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+
 
 @dataclass(frozen=True)
 class Supervised:
@@ -58,6 +67,13 @@ class Supervised:
     max_prompt_tokens: int = 128
     max_completion_tokens: int = 128
     workers: int = 0  # processes that write and tokenize texts ahead
+
+    def __post_init__(self):
+        for name in ("examples", "batch_size", "max_prompt_tokens", "max_completion_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        if self.world not in WORLDS:
+            raise UserError(f"`world` must be one of {', '.join(WORLDS)}, got {self.world!r}")
 
 
 Experience = OnPolicy | Supervised
@@ -118,6 +134,8 @@ def supervised_source(experience: Supervised, setting: Setting) -> Source:
 
 def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
     questions = questions_of(experience.task)
+    if needs_teacher(setting.objective):
+        check_demonstrations(experience, questions)
     batches = questions_iterator(questions, setting.seed, experience.questions)
     grading = open_grading(experience.task)
 
@@ -137,6 +155,21 @@ def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
         grading.close()
 
     return Source(batches, next_batch, experience.sampling.logp_temperature, close)
+
+
+def check_demonstrations(experience: OnPolicy, questions: list[Question]) -> None:
+    """Refuse a run whose teacher could never be shown anything, and so would teach nothing."""
+    if not contexts.needs_demonstration(experience.context):
+        return
+    context = f"`context={type(experience.context).__name__}()`"
+    if experience.demonstration == "sibling":
+        if experience.rollouts < 2:
+            raise UserError(f"{context} shows a sibling: `rollouts` must be at least 2, got 1")
+    elif experience.demonstration == "reference" and not any(q.solution for q in questions):
+        raise UserError(
+            f"{context} with `demonstration=reference` shows solution texts, and no question of "
+            "the task has one; use `demonstration=sibling`"
+        )
 
 
 def told_apart(questions: list[Question]) -> list[Question]:
@@ -169,12 +202,15 @@ def on_policy_batch(
         turns, row_weight_B, cut_share = teacher_turns(experience, setting, rollouts, step)
         teacher = teacher_prompts(experience, setting.policy, rollouts, turns)
     if isinstance(setting.objective, GRPO):
-        advantages = losses.group_advantage(rewards_QR, setting.objective.normalize_std)
-        advantage_B = np.asarray(advantages, np.float32).reshape(-1)
+        advantage_QR = losses.group_advantage(
+            jnp.asarray(rewards_QR), setting.objective.normalize_std
+        )
+        advantage_B = np.asarray(advantage_QR).reshape(-1)
     T = bucket(int(rollouts.lengths_B.max()), experience.completion_multiple)
-    completion = (fit(x, T) for x in (rollouts.tokens_BT, rollouts.mask_BT, rollouts.logp_BT))
-    batch = Batch(rollouts.prompt_ids_BP, rollouts.prompt_mask_BP, *teacher, *completion,
-                  advantage_B, row_weight_B)  # fmt: skip
+    batch = Batch(
+        rollouts.prompt_ids_BP, rollouts.prompt_mask_BP, *teacher, fit(rollouts.tokens_BT, T),
+        fit(rollouts.mask_BT, T), fit(rollouts.logp_BT, T), advantage_B, row_weight_B,
+    )  # fmt: skip
     facts = describe(rollouts, setting.words)
     return batch, facts | {"distilled": float(row_weight_B.mean()), "contexts_cut": cut_share}
 

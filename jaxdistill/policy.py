@@ -143,6 +143,9 @@ def _fresh(
     config: ModelConfig, tokenizer_size: int, seed: int, mesh: Mesh | None
 ) -> tuple[ModelConfig, Any]:
     """Random parameters, created in their sharding: never whole on one device."""
+    if config.family not in hf.FAMILIES:
+        known = ", ".join(hf.FAMILIES)
+        raise UserError(f"`model.architecture.family` must be {known}, got {config.family!r}")
     if config.vocab_size == 0:
         config = dataclasses.replace(config, vocab_size=tokenizer_size)
     if config.vocab_size < tokenizer_size:

@@ -24,6 +24,8 @@ MESH_AXES = ("data", "fsdp", "tensor")
 RULES: dict[str, tuple[str, ...]] = {
     "B": ("data", "fsdp"),
     "Q": ("data", "fsdp"),
+    # Rows that leave fsdp to their D: what a lookup in a table with split D gives at first.
+    "E": ("data",),
     "D": ("fsdp",),
     "N": ("tensor",),
     "K": ("tensor",),

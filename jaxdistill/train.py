@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxdistill import scoring
+from jaxdistill.axes import AnyArray
 from jaxdistill.errors import UserError
 from jaxdistill.metrics import Sum
 from jaxdistill.models import decoder
@@ -59,6 +60,13 @@ class Optimizer:
     weight_decay: float = 0.01
     clip_norm: float = 1.0
 
+    def __post_init__(self):
+        if self.warmup_steps < 0 or self.clip_norm <= 0:
+            raise UserError(
+                "`warmup_steps` must be >= 0 and `clip_norm` > 0, got "
+                f"{self.warmup_steps} and {self.clip_norm}"
+            )
+
 
 @dataclass(frozen=True)
 class Compute:
@@ -68,6 +76,10 @@ class Compute:
     chunk: int = 512  # completion positions whose logits live at once
     micro_batches: int = 1
     remat: bool = False
+
+    def __post_init__(self):
+        if self.chunk < 1:
+            raise UserError(f"`chunk` must be at least 1, got {self.chunk}")
 
 
 # -------------------------------------------------------------------------------------- state
@@ -87,15 +99,15 @@ class Batch(NamedTuple):
     to learn from (no demonstration).
     """
 
-    prompt_ids_BP: Int[Array, "B P"]
-    prompt_mask_BP: Int[Array, "B P"]
-    teacher_ids_BP: Int[Array, "B P2"] | None
-    teacher_mask_BP: Int[Array, "B P2"] | None
-    completion_ids_BT: Int[Array, "B T"]
-    completion_mask_BT: Int[Array, "B T"]
-    behaviour_logp_BT: Float[Array, "B T"]
-    advantage_B: Float[Array, " B"]
-    row_weight_B: Float[Array, " B"]
+    prompt_ids_BP: Int[AnyArray, "B P"]
+    prompt_mask_BP: Int[AnyArray, "B P"]
+    teacher_ids_BP: Int[AnyArray, "B P2"] | None
+    teacher_mask_BP: Int[AnyArray, "B P2"] | None
+    completion_ids_BT: Int[AnyArray, "B T"]
+    completion_mask_BT: Int[AnyArray, "B T"]
+    behaviour_logp_BT: Float[AnyArray, "B T"]
+    advantage_B: Float[AnyArray, " B"]
+    row_weight_B: Float[AnyArray, " B"]
 
 
 def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformation:
@@ -129,14 +141,14 @@ def init_state(params: Any, optimizer: Optimizer, teacher: Teacher, steps: int) 
 
 
 def loss_weights(
-    mask_BT: Array, row_weight_B: Array, reduction: str
+    mask_BT: Int[AnyArray, "B T"], row_weight_B: Float[AnyArray, " B"], reduction: str
 ) -> tuple[Float[Array, "B T"], Float[Array, ""]]:
     """Weights of positions, and the denominator that divides their sum once.
 
     `token`: the mean over the distilled tokens of the whole batch. `sequence`: the mean over ALL
     rows, undistilled ones as zeros, of each row's token mean (what the paper's code computes).
     """
-    mask_BT = mask_BT.astype(jnp.float32)
+    mask_BT = jnp.asarray(mask_BT, jnp.float32)
     if reduction == "token":
         weight_BT = mask_BT * row_weight_B[:, None]
         return weight_BT, weight_BT.sum()
@@ -212,9 +224,8 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         moving = state.teacher
         if isinstance(teacher, EMA):
-            moving = jax.tree.map(
-                lambda t, s: (1 - teacher.rate) * t + teacher.rate * s, state.teacher, params
-            )
+            rate = teacher.rate
+            moving = jax.tree.map(lambda t, s: (1 - rate) * t + rate * s, state.teacher, params)
         moved = TrainState(state.step, params, opt_state, moving)
         # A non-finite gradient skips the update whole, the teacher's too, as in the paper's code.
         is_finite = jnp.isfinite(norm)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,16 +92,16 @@ MISTAKES = {
     "train toy_grpo --set optimizer.peek_lr=1": r"unknown setting.*optimizer.peak_lr",
     "train toy_grpo --set steps=many": "steps: expected int, got 'many'",
     "train toy_grpo --set steps": r"expected path=value",
-    "train toy_grpo --set steps=-1": "`steps` must be >= 0, got -1",
-    "train toy_grpo --set seed=-1": "`seed` must be >= 0, got -1",
-    "train toy_grpo --set compute.micro_batches=0": "micro_batches` must be >= 1",
+    "train toy_grpo --set steps=-1": "`steps` must be at least 0, got -1",
+    "train toy_grpo --set seed=-1": "`seed` must be at least 0, got -1",
+    "train toy_grpo --set compute.micro_batches=0": "`compute.micro_batches` must be at least 1",
     "train toy_grpo --set compute.micro_batches=5": "must divide the 48 rows",
     "train toy_grpo --set objective=CrossEntropy()": "goes with `experience` Supervised",
     "train toy_grpo --set teacher=EMA(rate=2)": r"teacher: `rate` must lie in \(0, 1\]",
     "train toy_grpo --set model.world=mars": "toy base 'mars'",
     "train toy_grpo --set experience.task.pool=mars": "`pool` must be one of",
     "train toy_grpo --set mesh.data=4096": "mesh",
-    "train toy_pretrain --set experience.world=mars": "world.*mars",
+    "train toy_pretrain --set experience.world=mars": "`world` must be one of main, control, got 'mars'",
     "train toy_grpo --set model=Pretrained('nowhere')": "there is no folder nowhere",
     "train tiny.json --set model.tokenizer=nowhere": "no tokenizer folder at nowhere",
     "train tiny.json --set experience.task=MathTask('no.parquet')": "no.parquet.*no such file",
@@ -109,8 +110,8 @@ MISTAKES = {
     "sample toy:mars --prompt hi": "toy base 'mars'",
     "sample toy:main": "required: --prompt",
     "sample toy:main --prompt hi --samples 0": "--samples must be at least 1, got 0",
-    "sample toy:main --prompt hi --temperature -1": "`temperature` must be >= 0",
-    "sample toy:main --prompt hi --top-p 0": "`top_p` must be in",
+    "sample toy:main --prompt hi --temperature -1": "temperature=-1.0: expected a value >= 0",
+    "sample toy:main --prompt hi --top-p 0": "top_p=0.0: expected a value in",
     "sample toy:main --prompt hi --max-new-tokens x": "invalid int value: 'x'",
     "eval toy:main --data toy:mars": "'toy:mars' is unknown",
     "eval toy:main --data no.parquet": "no.parquet.*no such file",
@@ -159,7 +160,7 @@ def test_a_folder_that_is_taken_is_not_touched(place, run_dir):
     assert_mistake(["study", "toy_study", "--run-dir", "run"], "not empty and holds no study")
     assert_mistake(["convert", run_dir / "export", "run"], "run exists; choose another name")
     assert_mistake(["convert", run_dir, "run"], "run exists; choose another name")
-    assert_mistake(["train", "tiny.json", "--run-dir", "tiny.json"], "tiny.json: File exists")
+    assert_mistake(["train", "tiny.json", "--run-dir", "tiny.json"], "tiny.json: Not a directory")
 
 
 def test_a_run_folder_is_not_overwritten_and_not_resumed_as_another(place, run_dir):
@@ -200,10 +201,13 @@ def test_a_cut_off_config_is_named(place, run_dir):
 
 def test_a_run_without_weights_says_so(place, run_dir):
     copied(run_dir, place)
-    for name in tree_of(place / "run"):
-        if name.startswith(("checkpoints", "export")):
-            (place / "run" / name).unlink()
-    assert_mistake(["sample", "run", "--prompt", "hi"], "run has no checkpoint")
+    shutil.rmtree(place / "run" / "export")
+    shutil.rmtree(place / "run" / "checkpoints")
+    (place / "run" / "checkpoints").mkdir()
+    assert_mistake(["sample", "run", "--prompt", "hi"], "run has no checkpoint yet")
+    (place / "run" / "checkpoints").rmdir()
+    for arguments in (["sample", "run", "--prompt", "hi"], ["convert", "run", "out"]):
+        assert_mistake(arguments, "run folder run holds no export")
 
 
 @pytest.mark.parametrize(
@@ -289,7 +293,7 @@ def test_a_reader_that_left_ends_us_quietly(run_dir):
     """As in `jaxdistill sample ... | head -0`."""
     reading, writing = os.pipe()
     os.close(reading)
-    process = start("sample", run_dir, "--prompt", "1 + 2 -> 3 go", stdout=writing)
+    process = start("sample", run_dir, "--prompt", "1 + 2 -> 3", stdout=writing)
     os.close(writing)
     _, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (141, "")
@@ -322,10 +326,10 @@ def test_train_takes_a_runs_own_config(place, run_dir):
 
 
 def test_sample_prints_each_prompt_with_its_responses():
-    command = ["sample", "toy:main", "--prompt", "20 15 1 -> 34 go", "--prompt", "9 4 2 -> 7 go"]
+    command = ["sample", "toy:main", "--prompt", "20 15 1 -> 34", "--prompt", "9 4 2 -> 7"]
     code, out, err = call(*command, "--samples", 2, "--seed", 3)
     assert (code, err) == (0, "")
-    assert out.count("# 20 15 1 -> 34 go\n") == out.count("# 9 4 2 -> 7 go\n") == 2
+    assert out.count("# 20 15 1 -> 34\n") == out.count("# 9 4 2 -> 7\n") == 2
     assert out.index("# 20 15") < out.index("# 9 4")
     assert call(*command, "--samples", 2, "--seed", 3)[1] == out
     assert call(*command, "--samples", 2, "--seed", 4)[1] != out
@@ -334,13 +338,13 @@ def test_sample_prints_each_prompt_with_its_responses():
 
 
 def test_sample_says_where_a_response_was_cut():
-    code, out, _ = call("sample", "toy:main", "--prompt", "9 4 2 -> 7 go", "--max-new-tokens", 2)
+    code, out, _ = call("sample", "toy:main", "--prompt", "9 4 2 -> 7", "--max-new-tokens", 2)
     assert code == 0
-    assert out.startswith("# 9 4 2 -> 7 go (cut at --max-new-tokens)\n")
+    assert out.startswith("# 9 4 2 -> 7 (cut at --max-new-tokens)\n")
 
 
 def test_a_greedy_sample_of_a_run_is_that_of_its_export(run_dir):
-    arguments = ["--prompt", "9 4 2 -> 7 go", "--temperature", 0, "--max-new-tokens", 8]
+    arguments = ["--prompt", "9 4 2 -> 7", "--temperature", 0, "--max-new-tokens", 8]
     outs = [call("sample", folder, *arguments) for folder in (run_dir, run_dir / "export")]
     assert outs[0] == outs[1]
     assert outs[0][0] == 0

@@ -164,8 +164,7 @@ def _embed(
     embed_VD: Float[Array, "V D"], tokens_BT: Tokens_BS, dtype: DTypeLike
 ) -> Float[Array, "B T D"]:
     # An id beyond the vocabulary gives NaN; clamping it would train on a wrong token in silence.
-    x_BTD = jnp.take(embed_VD, tokens_BT, axis=0, mode="fill", fill_value=jnp.nan)
-    return constrain(x_BTD.astype(dtype), "BTD")
+    return jnp.take(embed_VD, tokens_BT, axis=0, mode="fill", fill_value=jnp.nan).astype(dtype)
 
 
 # ---------------------------------------------------------------------------- whole sequences
@@ -209,10 +208,12 @@ def _scan_layers(model, config, tokens_BS, mask_BS, dtype, *, remat, keep_kv) ->
 
     # A scan's iterations cannot be merged by CSE, so the barrier against it would only cost.
     body = jax.checkpoint(one_layer, prevent_cse=False) if remat else one_layer
-    x_BSD = _embed(model.embed[...], tokens_BS, dtype)
+    # D is split in the table and so in the rows looked up; then devices trade columns for rows, and
+    # cotangents back. Not told so, the compiler gathers both for the whole batch on every device.
+    x_ESD = constrain(_embed(model.embed[...], constrain(tokens_BS, "ES"), dtype), "ESD")
     # Of few layers the loop's copies of saved activations cost more than their compilation.
     unroll = config.num_layers if config.num_layers <= 4 else 1
-    return jax.lax.scan(body, x_BSD, stacked, unroll=unroll)
+    return jax.lax.scan(body, constrain(x_ESD, "BSD"), stacked, unroll=unroll)
 
 
 def _positions(mask_BS: Bool[Array, "B S"]) -> Int[Array, "B S"]:
@@ -308,7 +309,7 @@ def decode_step(
         cache.mask_BS, jnp.ones((token_B.shape[0], 1), bool), (0, slot)
     )
     rotary = rope_angles(cache.position_B[:, None], config.head_dim, config.rope_theta)
-    x_B1D = _embed(weights.embed_VD, token_B[:, None], dtype)
+    x_B1D = constrain(_embed(weights.embed_VD, token_B[:, None], dtype), "BTD")
     new_k, new_v = [], []
     for layer, k_BKSH, v_BKSH in zip(weights.layers, cache.k, cache.v):
         q_B1NH, k_B1KH, v_B1KH = _queries_keys_values(layer, config, x_B1D, rotary)

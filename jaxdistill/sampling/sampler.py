@@ -188,9 +188,10 @@ def decoding_weights(
 
     weights = decoder.unstack(params, config, dtype=dtype)
     layers = [decoder.Layer(*map(gather, layer._fields, layer)) for layer in weights.layers]
-    weights = decoder.Unstacked(
-        gather("VD", weights.embed_VD), tuple(layers), gather("D", weights.norm_D)
-    )
+    embed_VD = gather("VD", weights.embed_VD.astype(dtype))
+    weights = decoder.Unstacked(embed_VD, tuple(layers), gather("D", weights.norm_D))
+    if config.tie_embeddings:
+        return weights, embed_VD.T  # one table in memory, not two
     return weights, gather("DV", decoder.head(params, config).astype(dtype))
 
 

@@ -1,0 +1,162 @@
+"""Recipes: found by name or path, written as JSON and read back as the same config."""
+
+import dataclasses
+import importlib
+import json
+import re
+
+import pytest
+from tiny_run import tiny, write_config
+
+from jaxdistill import config as configs
+from jaxdistill import overrides
+from jaxdistill.config import RunConfig, load_recipe, load_study, recipe_names
+from jaxdistill.errors import UserError
+from jaxdistill.objectives import GRPO, AnchorEpistemicMass, CrossEntropy
+from jaxdistill.train import EMA
+
+STUDIES = {"toy_study": ("quick", "full")}
+RUNS = [name for name in recipe_names() if name not in STUDIES]
+
+
+def round_trip(config):
+    """Through the text of a file, as `config.json` goes."""
+    text = json.dumps(overrides.to_json(config), allow_nan=False)
+    return overrides.from_json(RunConfig, json.loads(text))
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_recipe_survives_its_config_json(name):
+    config = load_recipe(name, [])
+    assert config.name == name
+    assert round_trip(config) == config
+    assert hash(config) == hash(round_trip(config))  # jitted steps are cached by parts of it
+
+
+@pytest.mark.parametrize(("name", "profile"), [(n, p) for n, ps in STUDIES.items() for p in ps])
+def test_every_arm_of_a_study_survives_its_config_json(name, profile):
+    arms = load_study(name, profile).arms
+    assert len({arm.name for arm in arms}) == len(arms)
+    for arm in arms:
+        assert round_trip(arm.config) == arm.config
+        assert re.fullmatch(r"[\w.-]+", arm.name)  # it becomes a folder
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_says_what_it_is_for(name):
+    """Purpose, expected result, hardware and time, command (DESIGN section 5)."""
+    text = importlib.import_module(f"jaxdistill.configs.{name}").__doc__ or ""
+    for heading in ("Purpose: ", "Expected", "Hardware and time: ", f"Command: jaxdistill .*{name}"):
+        assert re.search(heading, text), heading
+
+
+def test_a_runs_config_json_is_a_recipe(tmp_path):
+    path = write_config(tmp_path / "config.json", tiny())
+    assert load_recipe(str(path), []) == tiny()
+    assert load_recipe(str(path), ["steps=9"]) == tiny(steps=9)
+
+
+def test_a_recipe_is_found_by_name_by_path_and_where_it_ships(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    by_name = load_recipe("toy_grpo", [])
+    assert load_recipe("configs/toy_grpo.py", []) == by_name
+    (tmp_path / "toy_grpo.py").write_text("from tiny_run import tiny\ntoy_grpo = tiny\n")
+    assert load_recipe(str(tmp_path / "toy_grpo.py"), []) == tiny()
+    assert load_recipe("toy_grpo", []) == by_name
+
+
+def test_overrides_reach_every_part():
+    changes = ["teacher=EMA(rate=0.1)", "objective.target=AnchorEpistemicMass()",
+               "experience.task.count=9", "mesh.fsdp=2", "optimizer.schedule=cosine"]  # fmt: skip
+    config = load_recipe("toy_selfdistill", changes)
+    assert config.teacher == EMA(0.1)
+    assert config.objective.target == AnchorEpistemicMass()
+    assert config.experience.task.count == 9
+    assert (config.mesh.fsdp, config.optimizer.schedule) == (2, "cosine")
+    assert round_trip(config) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"steps": -1}, "`steps` must be at least 0, got -1"),
+        ({"seed": -1}, "`seed` must be at least 0"),
+        ({"keep_checkpoints": 0}, "`keep_checkpoints` must be at least 1"),
+        ({"checkpoint_every": -5}, "`checkpoint_every` must be at least 0"),
+        ({"objective": CrossEntropy()}, "`objective` CrossEntropy goes with `experience` Super"),
+    ],
+)
+def test_what_cannot_be_run_is_no_config(changes, said):
+    with pytest.raises(UserError, match=said):
+        tiny(**changes)
+
+
+def test_micro_batches_divide_the_rows_of_a_step():
+    compute = dataclasses.replace(tiny().compute, micro_batches=4)
+    assert tiny(compute=compute).compute.micro_batches == 4  # 2 questions x 2 rollouts
+    with pytest.raises(UserError, match="must divide the 4 rows"):
+        tiny(compute=dataclasses.replace(compute, micro_batches=3))
+
+
+def test_a_config_json_of_another_version_names_the_setting(tmp_path):
+    raw = overrides.to_json(tiny())
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(raw | {"colour": "red"}))
+    with pytest.raises(UserError, match="colour"):
+        load_recipe(str(path), [])
+    del raw["teacher"]
+    path.write_text(json.dumps(raw))
+    with pytest.raises(UserError, match="teacher"):
+        load_recipe(str(path), [])
+    for text in ("[]", "3", '"x"', "", "{", "\x00"):
+        path.write_text(text)
+        with pytest.raises(UserError, match="config.json"):
+            load_recipe(str(path), [])
+
+
+# ------------------------------------------------------------- the story that the recipes tell
+
+
+def test_the_methods_differ_from_plain_self_distillation_in_one_thing_each():
+    from jaxdistill.configs.toy_study import methods
+
+    parent, grpo = load_recipe("toy_selfdistill", []), load_recipe("toy_grpo", [])
+    found = methods(parent, grpo)
+    assert list(found) == ["sdpo", "sdpo_ema", "epi_mask", "epi_gate", "epi_anchor", "grpo"]
+    flat = {name: overrides.describe(config) for name, config in found.items()}
+
+    def changed(name):
+        paths = flat[name].keys() | flat["sdpo"].keys()
+        different = {p for p in paths if flat[name].get(p) != flat["sdpo"].get(p)}
+        return {path.rpartition(".rate")[0] or path for path in different}
+
+    assert changed("sdpo") == set()
+    assert changed("sdpo_ema") == {"teacher"}
+    assert changed("epi_mask") == {"objective.weight"}
+    assert all(path.startswith("objective.weight") for path in changed("epi_gate"))
+    assert all(path.startswith("objective.target") for path in changed("epi_anchor"))
+    assert isinstance(found["grpo"].objective, GRPO)
+    assert found["grpo"].experience.task == parent.experience.task
+
+
+def test_the_full_profile_has_three_seeds_and_its_axes():
+    arms = load_study("toy_study", "full").arms
+    main = [arm for arm in arms if not arm.labels]
+    for world in ("main", "control"):
+        assert [arm.config.steps for arm in main if (arm.world, arm.method) == (world, "base")] == [0]
+        for method in ("sdpo", "epi_anchor", "grpo"):
+            seeds = [arm.config.seed for arm in main if (arm.world, arm.method) == (world, method)]
+            assert seeds == [0, 1, 2]
+    axes = {arm.labels[0] for arm in arms if arm.labels}
+    assert {value for name, value in axes if name == "coverage"} == {1, 8, 64, 512, "all"}
+    assert len({value for name, value in axes if name == "context"}) == 5
+    for arm in arms:
+        assert arm.config.model.world == arm.world
+        # Every arm answers the same held-out questions with the same noise.
+        shared = [s for s in arm.config.evaluation.splits if s.name != "train"]
+        assert shared == [s for s in main[0].config.evaluation.splits if s.name != "train"]
+
+
+def test_no_recipe_module_is_left_out():
+    assert set(recipe_names()) == {*RUNS, *STUDIES}
+    assert configs.RECIPES == "jaxdistill.configs"

@@ -1,0 +1,139 @@
+"""Hugging Face -> run -> Hugging Face gives the same bytes; a run reads as its export does."""
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from tiny_run import ARCHITECTURE, tiny, tree_of
+
+from jaxdistill import policy as policies
+from jaxdistill.checkpoint import Checkpoints
+from jaxdistill.convert import convert, is_run, open_model, open_named
+from jaxdistill.errors import UserError
+from jaxdistill.models import hf
+from jaxdistill.policy import Fresh, Pretrained
+from jaxdistill.run import run
+from jaxdistill.sharding import MeshConfig, make_mesh
+
+
+def equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    return True
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    return policies.load(Fresh(ARCHITECTURE), 0, tmp_path_factory.mktemp("fresh") / "model")
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    return run(tiny(steps=2, checkpoint_every=1), tmp_path_factory.mktemp("run") / "tiny",
+               quiet=True)  # fmt: skip
+
+
+def export(policy, folder, dtype="float32", max_shard_bytes=5e9):
+    hf.export_folder(
+        folder, policy.params, policy.config, tokenizer_from=policy.tokenizer_folder, dtype=dtype,
+        max_shard_bytes=max_shard_bytes,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_there_and_back_is_the_same_folder_to_the_byte(dtype, fresh, tmp_path):
+    source = export(fresh, tmp_path / "hf", dtype)
+    convert(source, tmp_path / "run")
+    assert is_run(tmp_path / "run")
+    assert not is_run(source)
+    convert(tmp_path / "run", tmp_path / "back", dtype)
+    assert tree_of(tmp_path / "back") == tree_of(source)
+
+
+def test_sharded_weights_come_back_whole(fresh, tmp_path):
+    convert(export(fresh, tmp_path / "hf", max_shard_bytes=20_000), tmp_path / "run")
+    convert(tmp_path / "run", tmp_path / "back")
+    assert len(list((tmp_path / "hf").glob("*.safetensors"))) > 2
+    shards = [load_file(file) for file in (tmp_path / "hf").glob("*.safetensors")]
+    before = {name: tensor for shard in shards for name, tensor in shard.items()}
+    assert equal(load_file(tmp_path / "back" / "model.safetensors"), before)
+
+
+def test_a_run_is_read_from_its_newest_checkpoint_which_is_its_export(run_dir, tmp_path):
+    policy = open_model(run_dir)
+    exported = open_model(run_dir / "export")
+    assert equal(policy.params, exported.params)
+    assert policy.config == exported.config
+    assert policy.stop_ids == exported.stop_ids
+    assert policy.tokenizer.get_vocab() == exported.tokenizer.get_vocab()
+    first = policies.load(tiny().model, 0, tmp_path).params
+    moved = jax.tree.map(lambda a, b: float(np.abs(np.asarray(a - b)).max()), first, policy.params)
+    assert max(jax.tree.leaves(moved)) > 1e-3
+    convert(run_dir, tmp_path / "hf")
+    assert tree_of(tmp_path / "hf") == tree_of(run_dir / "export")
+
+
+def test_a_checkpoint_is_read_onto_any_mesh(run_dir):
+    spread = open_model(run_dir, make_mesh(MeshConfig(fsdp=4, tensor=2)))
+    assert equal(spread.params, open_model(run_dir).params)
+    assert max(len(x.sharding.device_set) for x in jax.tree.leaves(spread.params)) == 8
+
+
+def test_a_run_may_start_from_what_another_run_ended_with(run_dir, tmp_path):
+    config = tiny(model=Pretrained(str(run_dir)), steps=0)
+    run(config, tmp_path / "next", quiet=True)
+    assert equal(open_model(tmp_path / "next" / "export").params, open_model(run_dir).params)
+
+
+def test_a_converted_run_can_be_sampled_from(fresh, tmp_path):
+    convert(export(fresh, tmp_path / "hf"), tmp_path / "deep" / "down" / "run")
+    assert equal(open_model(tmp_path / "deep" / "down" / "run").params, fresh.params)
+
+
+def test_the_bundled_bases_have_names():
+    main, control = open_named("toy:main"), open_named("toy:control")
+    assert main.config == control.config
+    assert equal(main.params, open_model(policies.toy_base_folder("main")).params)
+
+
+# ------------------------------------------------------------------------------- what is refused
+
+
+def test_nothing_is_left_where_a_conversion_failed(fresh, tmp_path, monkeypatch):
+    source = export(fresh, tmp_path / "hf")
+
+    def broken(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Checkpoints, "save", broken)
+    with pytest.raises(OSError, match="disk full"):
+        convert(source, tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_a_model_without_a_tokenizer_leaves_nothing_behind(fresh, tmp_path):
+    source = export(fresh, tmp_path / "hf")
+    (source / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="tokenizer"):
+        convert(source, tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_an_existing_destination_is_kept(fresh, run_dir, tmp_path):
+    source = export(fresh, tmp_path / "hf")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for destination in ("hf", "file", "link"):
+        for origin in (source, run_dir):
+            with pytest.raises(UserError, match=f"{destination} exists"):
+                convert(origin, tmp_path / destination)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_run_without_a_checkpoint_says_so(run_dir, tmp_path):
+    for name, content in tree_of(run_dir / "model").items():
+        (tmp_path / "run" / "model" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / "model" / name).write_bytes(content)
+    (tmp_path / "run" / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="run folder .* has no checkpoint yet"):
+        open_model(tmp_path / "run")
