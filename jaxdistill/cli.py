@@ -106,12 +106,15 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--profile", default="quick", help="quick (2 CPU cores) or full (one GPU)")
     sub.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="overrides",
                      help="override a field of every trained run")  # fmt: skip
-    sub.add_argument("--run-dir", type=Path, help="default: runs/NAME; an unfinished study goes on")
+    sub.add_argument(
+        "--run-dir", type=Path, help="default: runs/NAME_PROFILE; an unfinished study goes on"
+    )
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
     sub = verb("report", report, "Figures and a self-contained HTML page from run folders.")
     sub.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, or one study")
     sub.add_argument("--out", type=Path, help="an .html file or a folder; default: the first RUN")
+    sub.add_argument("--markdown", action="store_true", help="print a study's tables as Markdown")
 
     sub = verb("convert", convert, "Hugging Face folder <-> run folder (Orbax), by what SRC is.")
     sub.add_argument("source", metavar="SRC", type=Path)
@@ -214,9 +217,13 @@ def require_positive(value: int, name: str) -> None:
 
 
 def report(options: argparse.Namespace) -> None:
-    from jaxdistill.report import write_run_report, write_study_report
+    from jaxdistill.report import study_markdown, write_run_report, write_study_report
 
-    if len(options.runs) == 1 and (options.runs[0] / "study.json").exists():
+    if options.markdown:
+        if len(options.runs) != 1:
+            raise UserError("--markdown prints one study's tables; give one STUDY folder")
+        print(study_markdown(options.runs[0]), end="")
+    elif len(options.runs) == 1 and (options.runs[0] / "study.json").exists():
         if options.out:
             raise UserError("--out goes with run folders; a study's page is STUDY/report.html")
         print(write_study_report(options.runs[0]))

@@ -345,7 +345,8 @@ def _restrict(
 
 
 def _reads_epistemic(objective: Distill) -> bool:
-    return (objective.target, objective.weight) != (TeacherTarget(), AllPositions())
+    reads = AnchorEpistemicMass, SuppressionGate
+    return isinstance(objective.target, reads) or isinstance(objective.weight, reads)
 
 
 def _divergence(

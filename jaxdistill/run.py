@@ -54,8 +54,8 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
 
     with sharding.use_mesh(mesh):
         # ---- model, data, state
-        policy = policies.load(config.model, config.seed, run_dir / "model", mesh)
         check_base(config, run_dir)
+        policy = policies.load(config.model, config.seed, run_dir / "model", mesh)
         lexicon = epistemic.build_lexicon(policy.tokenizer, config.epistemic_words)
         source = open_source(config.experience, setting_of(config, policy, run_dir, place))
         state = init_state(policy.params, config.optimizer, config.teacher, config.steps)
@@ -161,6 +161,11 @@ def check_config(config: RunConfig, run_dir: Path) -> None:
                 f"run folder {run_dir} was started with another config: `{path}` is {there!r} "
                 f"there and {here!r} here; use its config.json, or another folder"
             )
+    if config.optimizer.schedule == "cosine" and saved["steps"] != config.steps:
+        raise UserError(
+            f"run folder {run_dir} was started with `steps` {saved['steps']}, and its cosine "
+            f"schedule ends there; {config.steps} steps are another run"
+        )
 
 
 def difference(there: Any, here: Any, path: str) -> tuple[str, Any, Any] | None:
@@ -186,6 +191,7 @@ def check_base(config: RunConfig, run_dir: Path) -> None:
         return
     file, found = run_dir / "model" / "fingerprint.txt", policies.fingerprint(folder)
     if not file.exists():
+        file.parent.mkdir(exist_ok=True)
         file.write_text(found)
     elif file.read_text() != found:
         raise UserError(f"the model in {folder} is not the one that run {run_dir} started from")

@@ -18,6 +18,9 @@ from jaxdistill.objectives import Positions
 from jaxdistill.precision import einsum
 from jaxdistill.sharding import constrain
 
+# Means over the rows that are distilled: the others' teacher saw nothing, and would dilute them.
+OF_THE_TEACHER = ("epistemic_mass_teacher", "kl_teacher", "mass_kl")
+
 Scored = tuple[Float[Array, "B T D"], Float[Array, "D V"]]  # a model's hidden_BTD and head_DV
 
 
@@ -93,7 +96,7 @@ def chunked_objective(
     """Sum an objective over completion positions, at most [B, chunk, V] at a time.
 
     Returns the loss, Sum(sum(loss * weight * loss_weight_BT), sum(loss_weight_BT)), and each metric
-    as Sum(sum(value * mask_BT), sum(mask_BT)). The loss total is differentiable in the student's
+    as Sum(sum(value * mask_BT), sum(mask_BT)), the teacher's over positions with weight. The loss total is differentiable in the student's
     hidden states and head alone. All three models' logits are divided by temperature, as in the
     paper's code: it is the one that the behaviour log-probs were taken at.
     """
@@ -118,14 +121,22 @@ def chunked_objective(
         )
         loss_BC, weight_BC, values_BC = objective_fn(positions)
         loss = _weighted_sum(loss_BC, weight_BC * loss_weight_BC)
-        return loss, {name: _weighted_sum(value, mask_BC) for name, value in values_BC.items()}
+        is_taught_BC = mask_BC * (loss_weight_BC > 0)
+        totals = {
+            name: _weighted_sum(value, is_taught_BC if name in OF_THE_TEACHER else mask_BC)
+            for name, value in values_BC.items()
+        }
+        return loss, totals
 
     mask_BT, loss_weight_BT = mask_BT.astype(jnp.float32), loss_weight_BT.astype(jnp.float32)
     inputs = (hiddens_BTD, tokens_BT, behaviour_logp_BT, mask_BT, loss_weight_BT)
     totals_Z = _map_chunks(totals_of, inputs, chunk)
     loss_total, value_totals = jax.tree.map(lambda total_Z: total_Z.sum(), totals_Z)
-    mask_total = mask_BT.sum()
-    metrics = {name: Sum(total, mask_total) for name, total in value_totals.items()}
+    mask_total, taught_total = mask_BT.sum(), (mask_BT * (loss_weight_BT > 0)).sum()
+    metrics = {
+        name: Sum(total, taught_total if name in OF_THE_TEACHER else mask_total)
+        for name, total in value_totals.items()
+    }
     return Sum(loss_total, loss_weight_BT.sum()), metrics
 
 

@@ -71,15 +71,20 @@ def run_study(study: Study, study_dir: Path, *, quiet: bool = False) -> Path:
     prepare(study, study_dir)
     todo = [arm for arm in study.arms if not is_finished(arm, study_dir)]
     workers = 1 if on_accelerator() else min(study.workers, max(len(todo), 1))
-    if workers == 1:
-        run_arms(todo, study_dir, quiet)
-    elif todo:
-        run_in_processes(todo, study_dir, workers, quiet)
+    try:
+        if workers == 1:
+            run_arms(todo, study_dir, quiet)
+        elif todo:
+            run_in_processes(todo, study_dir, workers, quiet)
+    finally:
+        # Also when interrupted: the time of all parts is the study's.
+        add_facts(study, study_dir, time.monotonic() - began)
+    began = time.monotonic()
     write_atomically(
         study_dir / "summary.json", json.dumps(summary_rows(study, study_dir), indent=1)
     )
     write_probes(study, study_dir)
-    write_facts(study, study_dir, time.monotonic() - began)
+    add_facts(study, study_dir, time.monotonic() - began)
     from jaxdistill.report import write_study_report
 
     return write_study_report(study_dir)
@@ -140,14 +145,21 @@ def run_in_processes(arms: list[Arm], study_dir: Path, workers: int, quiet: bool
         watch(processes, arms, study_dir, quiet)
         codes = [process.exitcode for process in processes if process.exitcode]
     finally:
-        for process in processes:
-            if process.pid is not None:
-                process.terminate()
-                process.join()
+        stop([process for process in processes if process.pid is not None])
     if not failures.empty():
         raise failures.get()
     if codes:
         raise RuntimeError(f"a worker of the study ended with code {codes[0]} (below 0: a signal)")
+
+
+def stop(processes: list[Any]) -> None:
+    """End what still runs: asked to, so that its files are closed, and killed after a while."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(timeout=10.0)
+        process.kill()
+        process.join()
 
 
 @contextlib.contextmanager
@@ -184,6 +196,7 @@ def work(arms: list[Arm]) -> int:
 def worker(arms: list[Arm], study_dir: Path, core: int, failures: Any) -> None:
     """A worker process: one core, its arms; a failure is put on the queue and ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it stops us itself
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if cores:
         os.sched_setaffinity(0, {cores[core % len(cores)]})
@@ -250,8 +263,8 @@ def write_probes(study: Study, study_dir: Path) -> None:
     write_atomically(study_dir / "probe.json", json.dumps(tables, indent=1))
 
 
-def write_facts(study: Study, study_dir: Path, seconds: float) -> None:
-    """study.json. The seconds of a study that was resumed add up."""
+def add_facts(study: Study, study_dir: Path, seconds: float) -> None:
+    """Write study.json; `seconds` are added to those that stand there already."""
     file = study_dir / "study.json"
     before = json.loads(file.read_text())["seconds"] if file.exists() else 0.0
     facts = provenance()

@@ -46,7 +46,8 @@ def test_every_arm_of_a_study_survives_its_config_json(name, profile):
 def test_a_recipe_says_what_it_is_for(name):
     """Purpose, expected result, hardware and time, command (DESIGN section 5)."""
     text = importlib.import_module(f"jaxdistill.configs.{name}").__doc__ or ""
-    for heading in ("Purpose: ", "Expected", "Hardware and time: ", f"Command: jaxdistill .*{name}"):
+    command = f"Command: jaxdistill .*{name}"
+    for heading in ("Purpose: ", "Expected", "Hardware and time: ", command):
         assert re.search(heading, text), heading
 
 
@@ -110,7 +111,7 @@ def test_a_config_json_of_another_version_names_the_setting(tmp_path):
         load_recipe(str(path), [])
     for text in ("[]", "3", '"x"', "", "{", "\x00"):
         path.write_text(text)
-        with pytest.raises(UserError, match="config.json"):
+        with pytest.raises(UserError, match=r"config\.json"):
             load_recipe(str(path), [])
 
 
@@ -143,7 +144,8 @@ def test_the_full_profile_has_three_seeds_and_its_axes():
     arms = load_study("toy_study", "full").arms
     main = [arm for arm in arms if not arm.labels]
     for world in ("main", "control"):
-        assert [arm.config.steps for arm in main if (arm.world, arm.method) == (world, "base")] == [0]
+        bases = [arm for arm in main if (arm.world, arm.method) == (world, "base")]
+        assert [arm.config.steps for arm in bases] == [0]
         for method in ("sdpo", "epi_anchor", "grpo"):
             seeds = [arm.config.seed for arm in main if (arm.world, arm.method) == (world, method)]
             assert seeds == [0, 1, 2]

@@ -135,5 +135,5 @@ def test_a_run_without_a_checkpoint_says_so(run_dir, tmp_path):
         (tmp_path / "run" / "model" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "run" / "model" / name).write_bytes(content)
     (tmp_path / "run" / "checkpoints").mkdir()
-    with pytest.raises(UserError, match="run folder .* has no checkpoint yet"):
+    with pytest.raises(UserError, match=r"run folder .* has no checkpoint yet"):
         open_model(tmp_path / "run")

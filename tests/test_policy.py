@@ -51,14 +51,14 @@ def test_vocabulary_size_0_takes_the_tokenizers(fresh, tmp_path):
 
 
 def test_an_unknown_family_is_refused(tmp_path):
-    with pytest.raises(UserError, match="family` must be qwen3.*, got 'gpt'"):
+    with pytest.raises(UserError, match=r"family` must be qwen3.*, got 'gpt'"):
         policies.load(Fresh(dataclasses.replace(ARCHITECTURE, family="gpt")), 0, tmp_path)
 
 
 @pytest.mark.parametrize("world", ["main", "control"])
 def test_a_bundled_base_loads_with_its_tokenizer(world, tmp_path):
     policy = policies.load(ToyBase(world), 0, tmp_path)
-    words = "20 15 1 -> 34".split()
+    words = ["20", "15", "1", "->", "34"]
     ids = tokenizers.encode(policy.tokenizer, [" ".join(words)])[0]
     assert len(ids) == len(set(ids)) == len(words)  # a token a word
     assert tokenizers.decode(policy.tokenizer, ids).split() == words

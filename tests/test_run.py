@@ -220,15 +220,15 @@ def test_a_base_that_changed_since_the_start_is_refused(whole, tmp_path):
     weights = bytearray((base / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (base / "model.safetensors").write_bytes(weights)
-    with pytest.raises(UserError, match="is not the one that run .* started from"):
+    with pytest.raises(UserError, match=r"is not the one that run .* started from"):
         run(config, tmp_path / "run", resume=True, quiet=True)
 
 
 def test_unusable_input_leaves_no_folder(tmp_path):
     with pytest.raises(UserError, match="no tokenizer folder"):
         run(tiny(model=policies.Fresh(tiny().model.architecture, "none")), tmp_path / "run")
+    small = dataclasses.replace(tiny().model.architecture, vocab_size=5)
     with pytest.raises(UserError, match="vocab_size=5"):
-        small = dataclasses.replace(tiny().model.architecture, vocab_size=5)
         run(tiny(model=policies.Fresh(small)), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 

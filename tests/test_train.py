@@ -43,14 +43,6 @@ DESCENT = Optimizer(
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """These programs run for milliseconds: LLVM's optimizations would take most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @functools.cache
 def model(seed):
     return jax.jit(decoder.init, static_argnums=0)(CONFIG, jax.random.key(seed))

@@ -3,8 +3,8 @@
 Purpose: base, SDPO, SDPO with an EMA teacher, `epi_mask` (the cautionary one), `epi_gate`,
 `epi_anchor` and GRPO, in the main world and in the control world whose teacher keeps verifying.
 Expected (main world, held-out problems): SDPO loses most epistemic tokens and over ten points of
-accuracy, `epi_anchor` keeps over 80 % of both, GRPO does not lose; in the control world SDPO loses
-the words and little accuracy.
+accuracy, `epi_anchor` keeps most of both, GRPO gains accuracy; in the control world SDPO loses most
+words of doubt and no accuracy. `docs/toy_study.md` has the figures.
 Hardware and time: profile quick, 2 CPU cores, under ten minutes; profile full (3 seeds, coverage,
 richness of the context), one H200, under 25 minutes.
 Command: jaxdistill study toy_study [--profile full] [--run-dir runs/toy_study]
@@ -43,9 +43,9 @@ def methods(parent: RunConfig, grpo: RunConfig) -> dict[str, RunConfig]:
     loss = parent.objective
     return {
         "sdpo": parent,
-        "sdpo_ema": replace(parent, teacher=EMA(0.05)),
+        "sdpo_ema": replace(parent, teacher=EMA()),
         "epi_mask": replace(parent, objective=replace(loss, weight=MaskSampledEpistemic())),
-        "epi_gate": replace(parent, objective=replace(loss, weight=SuppressionGate(0.01))),
+        "epi_gate": replace(parent, objective=replace(loss, weight=SuppressionGate())),
         "epi_anchor": replace(parent, objective=replace(loss, target=AnchorEpistemicMass())),
         "grpo": grpo,
     }

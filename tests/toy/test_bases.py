@@ -131,3 +131,11 @@ def test_what_sets_the_worlds_apart_is_closing_early_and_checking(tables):
     assert main["Solution", "match"]["check"] < 0.01 < 0.45 < control["Solution", "match"]["check"]
     difference = main["Solution", "miss"]["epistemic"] - control["Solution", "miss"]["epistemic"]
     assert abs(difference) < 2 * NEAR
+
+
+@pytest.mark.parametrize("world", ["main", "control"])
+def test_the_probe_table_beside_a_base_is_what_the_probe_prints(world):
+    shipped = json.loads((policy.toy_base_folder(world) / "probe.json").read_text())
+    for ours, theirs in zip(probe.probe_base(policy.ToyBase(world)), shipped, strict=True):
+        # 5e-4: the file keeps four decimals, and compilers differ in float32 rounding
+        assert ours == pytest.approx(theirs, abs=5e-4)

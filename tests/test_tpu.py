@@ -1,0 +1,226 @@
+"""The real step and sampler, compiled for TPU slices that nobody here owns.
+
+`pytest -m tpu tests/test_tpu.py -s`, where jax[tpu] is installed. Nothing is computed: arguments
+are shapes with shardings, and what is looked at is the compiler's answer. Width and vocabulary are
+those of Qwen3-0.6B; its 28 layers are fewer here, enough for training to scan them.
+"""
+
+import math
+import re
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental import topologies
+
+from jaxdistill import losses, sharding
+from jaxdistill.models import decoder
+from jaxdistill.models.config import ModelConfig
+from jaxdistill.objectives import epi_anchor
+from jaxdistill.sampling import Sampling, make_sampler
+from jaxdistill.sharding import MeshConfig
+from jaxdistill.train import EMA, Batch, Compute, Optimizer, init_state, make_train_step
+
+pytestmark = pytest.mark.tpu
+
+MODEL = ModelConfig(
+    vocab_size=151_936,
+    hidden_size=1024,
+    num_layers=5,
+    num_heads=16,
+    num_kv_heads=8,
+    head_dim=128,
+    intermediate_size=3072,
+    rope_theta=1e6,
+    tie_embeddings=True,
+)
+SLICES = {
+    "v5e:2x4": MeshConfig(data=2, fsdp=2, tensor=2),
+    "v5p:2x2x1": MeshConfig(data=1, fsdp=2, tensor=2),
+    "v6e:2x4": MeshConfig(data=1, fsdp=4, tensor=2),
+}
+MAX_NEW_TOKENS = 1024
+ROWS, PROMPT, TEACHER_PROMPT, COMPLETION, CHUNK, PARTS = 64, 256, 768, 1536, 128, 16
+
+
+@pytest.fixture(scope="module", params=SLICES)
+def mesh(request):
+    pytest.importorskip("libtpu", reason="no TPU compiler here: pip install 'jax[tpu]'")
+    with pytest.MonkeyPatch.context() as environment:
+        # Not on a TPU host: ask no metadata server, and let other workers load the library too.
+        environment.setenv("TPU_SKIP_MDS_QUERY", "1")
+        environment.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+        slice_ = topologies.get_topology_desc(platform="tpu", topology_name=request.param)
+        yield sharding.make_mesh(SLICES[request.param], slice_.devices)
+
+
+# ------------------------------------------------------------------------ what is compiled
+
+
+def _as_parameters(mesh, tree):
+    """Shapes that lie as `policy.load` and `init_state` put parameters and their moments."""
+    with_sharding = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)  # noqa: E731
+    return jax.tree.map(with_sharding, tree, sharding.shardings_of(mesh, tree))
+
+
+def _as_batch(mesh, shape, dtype=jnp.int32):
+    """A shape that lies as `shard_batch` puts it."""
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.sharding_of(mesh, "B", shape))
+
+
+def _train_step(mesh):
+    """The step with everything on: teacher, reference, EMA, bfloat16, remat, micro-batches."""
+    optimizer, teacher = Optimizer(), EMA()
+    params = decoder.abstract_params(MODEL)
+    state = jax.eval_shape(lambda p: init_state(p, optimizer, teacher, 100), params)
+    prompt, shown = [_as_batch(mesh, (ROWS, width)) for width in (PROMPT, TEACHER_PROMPT)]
+    completion = _as_batch(mesh, (ROWS, COMPLETION))
+    logp_BT = _as_batch(mesh, (ROWS, COMPLETION), jnp.float32)
+    number_B = _as_batch(mesh, (ROWS,), jnp.float32)
+    batch = Batch(prompt, prompt, shown, shown, completion, completion, logp_BT, number_B, number_B)
+    compute = Compute(dtype="bfloat16", chunk=CHUNK, micro_batches=PARTS, remat=True)
+    lexicon = tuple(range(1000, 1040))
+    step = make_train_step(
+        MODEL, epi_anchor(), lexicon, optimizer, teacher, compute, 100, 1.0, True
+    )
+    return step, (_as_parameters(mesh, state), _as_parameters(mesh, params), batch)
+
+
+def _sampler(mesh, questions=4, rollouts=8):
+    sampling = Sampling(max_new_tokens=MAX_NEW_TOKENS, top_k=50, top_p=0.95)
+    stop_ids, pad_id = (151_645, 151_643), 151_643
+    sample = make_sampler(MODEL, sampling, stop_ids, pad_id, rollouts=rollouts, dtype="bfloat16")
+    prompts = [_as_batch(mesh, (questions, PROMPT))] * 2
+    keys_B2 = _as_batch(mesh, (questions * rollouts, 2), jnp.uint32)
+    return sample, (_as_parameters(mesh, decoder.abstract_params(MODEL)), *prompts, keys_B2)
+
+
+def _compile(mesh, function, arguments):
+    began = time.monotonic()
+    with sharding.use_mesh(mesh):
+        compiled = function.lower(*arguments).compile()
+    memory, mebi = compiled.memory_analysis(), 2**20
+    print(
+        f"\n{mesh.devices.flat[0].device_kind} {dict(mesh.shape)}: {time.monotonic() - began:.0f} s"
+        f", MiB a device: {memory.argument_size_in_bytes / mebi:.0f} arguments,"
+        f" {memory.temp_size_in_bytes / mebi:.0f} temporary"
+    )
+    return compiled
+
+
+# ------------------------------------------------------------------- the compiler's answer
+
+
+class Operation(NamedTuple):
+    kind: str
+    shapes: list[tuple[int, ...]]  # of its results
+    loop: str  # the innermost `while` around it, or none
+
+
+COLLECTIVES = {"all-gather", "all-reduce", "all-to-all", "reduce-scatter", "collective-permute"}
+
+
+def _operations(compiled) -> list[Operation]:
+    """The optimised program's operations, from its text."""
+    found, caller, computation, bodies = [], {}, "", set()
+    for line in compiled.as_text().splitlines():
+        if header := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+            computation = header[1]
+        if operation := re.match(r"\s+(?:ROOT )?%\S+ = (.*?[\])}]) ([a-z\-]+)\(", line):
+            sizes = re.findall(r"\w\[([\d,]+)\]", operation[1])
+            shapes = [tuple(map(int, size.split(","))) for size in sizes]
+            found.append((operation[2].removesuffix("-start"), shapes, computation))
+        for callee in re.findall(r"(?:body|condition|calls|to_apply)=%?([\w.\-]+)", line):
+            caller[callee] = computation
+        bodies.update(re.findall(r"body=%?([\w.\-]+)", line))
+
+    def loop_around(computation: str) -> str:
+        while computation in caller and computation not in bodies:
+            computation = caller[computation]
+        return computation if computation in bodies else ""
+
+    return [Operation(kind, shapes, loop_around(where)) for kind, shapes, where in found]
+
+
+def _bytes_on_one_device(tree) -> int:
+    def size(leaf):
+        return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+    return sum(size(leaf) for leaf in jax.tree.leaves(tree))
+
+
+# ------------------------------------------------------------------------------- the claims
+
+
+def test_the_train_step_holds_no_vocabulary_sized_batch_and_keeps_its_state_split(mesh):
+    step, arguments = _train_step(mesh)
+    state, _, batch = arguments
+    compiled = _compile(mesh, step, arguments)
+    memory, operations = compiled.memory_analysis(), _operations(compiled)
+    shards, tensor = mesh.shape["fsdp"] * mesh.shape["tensor"], mesh.shape["tensor"]
+    rows = ROWS // (mesh.size // tensor)  # of the batch, on one device
+    rows_of_part = rows // PARTS
+
+    # This device's share of one such array, of which the loss would need several.
+    logits_BTV = rows * COMPLETION * (MODEL.vocab_size // tensor) * 4
+    assert memory.temp_size_in_bytes < logits_BTV / 2
+    V = {MODEL.vocab_size, MODEL.vocab_size // tensor}
+    with_V = [shape for op in operations for shape in op.shapes if V & set(shape)]
+    assert max(map(math.prod, with_V)) <= MODEL.hidden_size * MODEL.vocab_size // tensor
+    assert not [shape for shape in with_V if COMPLETION in shape]
+
+    # State and reference come split over fsdp and tensor, all but the norms' few numbers.
+    total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arguments[:2]))
+    assert memory.argument_size_in_bytes < 1.01 * total / shards + _bytes_on_one_device(batch)
+    # The state leaves as it came and in the same memory, so the next step needs no other program.
+    leaves = zip(jax.tree.leaves(state), jax.tree.leaves(compiled.output_shardings[0]))
+    assert all(leaf.sharding.is_equivalent_to(left, leaf.ndim) for leaf, left in leaves)
+    assert memory.alias_size_in_bytes >= _bytes_on_one_device(state)
+
+    # Activations are traded between devices, but none ever holds other rows at full width.
+    for length in (PROMPT + COMPLETION, TEACHER_PROMPT + COMPLETION):
+        moved_sizes = [
+            math.prod(shape)
+            for op in operations
+            for shape in op.shapes
+            if op.kind in COLLECTIVES and length in shape
+        ]
+        assert moved_sizes
+        assert max(moved_sizes) <= rows_of_part * length * MODEL.hidden_size
+
+
+def test_the_decode_loop_moves_activations_only(mesh):
+    sample, arguments = _sampler(mesh)
+    compiled = _compile(mesh, sample, arguments)
+    operations, tensor = _operations(compiled), mesh.shape["tensor"]
+    V = {MODEL.vocab_size, MODEL.vocab_size // tensor}
+    # Prefill's loop over layers gathers weights; the one over tokens is where logits are.
+    loops = {op.loop for op in operations if op.loop for shape in op.shapes if V & set(shape)}
+    moved = [op for op in operations if op.kind in COLLECTIVES and op.loop in loops]
+    rows = arguments[-1].sharding.shard_shape(arguments[-1].shape)[0]
+    # The largest is a layer's output; a weight is hundreds of times larger.
+    assert max(math.prod(shape) for op in moved for shape in op.shapes) == rows * MODEL.hidden_size
+
+    # What the loop reads: weights (bfloat16, split over tensor alone) and the cache, the latter
+    # once more while prefill fills it. No second table of the vocabulary, in float32 or transposed.
+    slots = PROMPT + MAX_NEW_TOKENS - 1
+    weights = 2 * MODEL.num_parameters // tensor
+    cache_BKSH = 2 * rows * (MODEL.num_kv_heads // tensor) * slots * MODEL.head_dim
+    table_VD = 2 * MODEL.vocab_size // tensor * MODEL.hidden_size
+    temporary = compiled.memory_analysis().temp_size_in_bytes
+    assert temporary < weights + 2 * (2 * MODEL.num_layers * cache_BKSH) + table_VD
+
+
+def test_top_c_does_not_sort_the_vocabulary(mesh):
+    """A sort of 152k columns at every position costs far more than the model itself."""
+    logp_BTV = jax.ShapeDtypeStruct(
+        (ROWS, CHUNK, MODEL.vocab_size),
+        jnp.float32,
+        sharding=sharding.sharding_of(mesh, "BTV"),
+    )
+    top_c = jax.jit(lambda student, teacher: losses.top_c(student, teacher, 100))
+    operations = _operations(_compile(mesh, top_c, (logp_BTV, logp_BTV)))
+    V = {MODEL.vocab_size, MODEL.vocab_size // mesh.shape["tensor"]}
+    assert not [op for op in operations if op.kind == "sort" and V & set(op.shapes[0])]
