@@ -96,9 +96,10 @@ def chunked_objective(
     """Sum an objective over completion positions, at most [B, chunk, V] at a time.
 
     Returns the loss, Sum(sum(loss * weight * loss_weight_BT), sum(loss_weight_BT)), and each metric
-    as Sum(sum(value * mask_BT), sum(mask_BT)), the teacher's over positions with weight. The loss total is differentiable in the student's
-    hidden states and head alone. All three models' logits are divided by temperature, as in the
-    paper's code: it is the one that the behaviour log-probs were taken at.
+    as Sum(sum(value * mask_BT), sum(mask_BT)), those of the teacher over positions with a weight
+    alone. The loss total is differentiable in the student's hidden states and head alone. All
+    three models' logits are divided by temperature, as in the paper's code: it is the one that the
+    behaviour log-probs were taken at.
     """
     # The objective stops these gradients as well; here it keeps their (zero) cotangents, of the
     # size of hidden_BTD and head_DV, from being carried through the scan.

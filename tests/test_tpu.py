@@ -19,7 +19,7 @@ from jaxdistill import losses, sharding
 from jaxdistill.models import decoder
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.objectives import epi_anchor
-from jaxdistill.sampling import Sampling, make_sampler
+from jaxdistill.sampling import Sampling, make_sampler, processors
 from jaxdistill.sharding import MeshConfig
 from jaxdistill.train import EMA, Batch, Compute, Optimizer, init_state, make_train_step
 
@@ -89,7 +89,7 @@ def _train_step(mesh):
 
 
 def _sampler(mesh, questions=4, rollouts=8):
-    sampling = Sampling(max_new_tokens=MAX_NEW_TOKENS, top_k=50, top_p=0.95)
+    sampling = Sampling(max_new_tokens=MAX_NEW_TOKENS, top_p=0.95)
     stop_ids, pad_id = (151_645, 151_643), 151_643
     sample = make_sampler(MODEL, sampling, stop_ids, pad_id, rollouts=rollouts, dtype="bfloat16")
     prompts = [_as_batch(mesh, (questions, PROMPT))] * 2
@@ -213,14 +213,19 @@ def test_the_decode_loop_moves_activations_only(mesh):
     assert temporary < weights + 2 * (2 * MODEL.num_layers * cache_BKSH) + table_VD
 
 
-def test_top_c_does_not_sort_the_vocabulary(mesh):
-    """A sort of 152k columns at every position costs far more than the model itself."""
-    logp_BTV = jax.ShapeDtypeStruct(
-        (ROWS, CHUNK, MODEL.vocab_size),
-        jnp.float32,
-        sharding=sharding.sharding_of(mesh, "BTV"),
-    )
-    top_c = jax.jit(lambda student, teacher: losses.top_c(student, teacher, 100))
-    operations = _operations(_compile(mesh, top_c, (logp_BTV, logp_BTV)))
+SELECTIONS = {
+    "losses.top_c": ("BTV", lambda logp_BTV: losses.top_c(logp_BTV, logp_BTV, 100)),
+    "processors.keep_top_k": ("BV", lambda logits_BV: processors.keep_top_k(logits_BV, 50)),
+}
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_the_likeliest_tokens_are_found_without_sorting_the_vocabulary(mesh, name):
+    """A sort of 152k columns at every position would cost more than the model itself."""
+    axes, select = SELECTIONS[name]
+    shape = tuple({"B": ROWS, "T": CHUNK, "V": MODEL.vocab_size}[letter] for letter in axes)
+    split = sharding.sharding_of(mesh, axes, shape)
+    logits = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=split)
+    operations = _operations(_compile(mesh, jax.jit(select), [logits]))
     V = {MODEL.vocab_size, MODEL.vocab_size // mesh.shape["tensor"]}
     assert not [op for op in operations if op.kind == "sort" and V & set(op.shapes[0])]

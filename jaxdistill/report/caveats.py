@@ -27,6 +27,10 @@ def caveats(study: Study, cells: dict[CellKey, Cell], judged: list[Finding]) -> 
         "assumption of that world. The study shows that a loss transfers that behaviour or keeps "
         "it out, not how large the effect is in a language model."
     )
+    lines.append(
+        "`check` is one of the paper's ten words, so epistemic tokens count double checks beside "
+        "words of doubt; the column of checks tells the two apart."
+    )
     return [line for line in lines if line]
 
 
