@@ -203,14 +203,12 @@ def test_the_decode_loop_moves_activations_only(mesh):
     # The largest is a layer's output; a weight is hundreds of times larger.
     assert max(math.prod(shape) for op in moved for shape in op.shapes) == rows * MODEL.hidden_size
 
-    # What the loop reads: weights (bfloat16, split over tensor alone) and the cache, the latter
-    # once more while prefill fills it. No second table of the vocabulary, in float32 or transposed.
+    # What the loop reads: weights in bfloat16, split over tensor alone, and the cache. Twice that
+    # leaves room for a transposed table and for prefill, not for gathered float32 weights.
     slots = PROMPT + MAX_NEW_TOKENS - 1
-    weights = 2 * MODEL.num_parameters // tensor
-    cache_BKSH = 2 * rows * (MODEL.num_kv_heads // tensor) * slots * MODEL.head_dim
-    table_VD = 2 * MODEL.vocab_size // tensor * MODEL.hidden_size
-    temporary = compiled.memory_analysis().temp_size_in_bytes
-    assert temporary < weights + 2 * (2 * MODEL.num_layers * cache_BKSH) + table_VD
+    cache_BKSH = rows * (MODEL.num_kv_heads // tensor) * slots * MODEL.head_dim
+    num_read = MODEL.num_parameters // tensor + 2 * MODEL.num_layers * cache_BKSH
+    assert compiled.memory_analysis().temp_size_in_bytes < 2 * (2 * num_read)
 
 
 SELECTIONS = {
@@ -223,7 +221,7 @@ SELECTIONS = {
 def test_the_likeliest_tokens_are_found_without_sorting_the_vocabulary(mesh, name):
     """A sort of 152k columns at every position would cost more than the model itself."""
     axes, select = SELECTIONS[name]
-    shape = tuple({"B": ROWS, "T": CHUNK, "V": MODEL.vocab_size}[letter] for letter in axes)
+    shape = tuple({"B": 8, "T": 16, "V": MODEL.vocab_size}[letter] for letter in axes)
     split = sharding.sharding_of(mesh, axes, shape)
     logits = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=split)
     operations = _operations(_compile(mesh, jax.jit(select), [logits]))

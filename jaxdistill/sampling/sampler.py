@@ -191,7 +191,7 @@ def decoding_weights(
     embed_VD = gather("VD", weights.embed_VD.astype(dtype))
     weights = decoder.Unstacked(embed_VD, tuple(layers), gather("D", weights.norm_D))
     if config.tie_embeddings:
-        return weights, embed_VD.T  # one table in memory, not two
+        return weights, embed_VD.T  # gathered once, not twice
     return weights, gather("DV", decoder.head(params, config).astype(dtype))
 
 
