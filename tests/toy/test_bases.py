@@ -30,8 +30,7 @@ def test_a_base_is_a_hugging_face_folder_with_safetensors_alone(world):
     folder = policy.toy_base_folder(world)
     assert sorted(file.name for file in folder.iterdir()) == [
         "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors",
-            "probe.json",
-        "tokenizer.json", "tokenizer_config.json",
+        "probe.json", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == "qwen3"
