@@ -45,7 +45,7 @@ def toy_pretrain() -> RunConfig:
         model=Fresh(ARCHITECTURE, tokenizer="toy"),
         experience=Supervised(world="main", batch_size=768, workers=14),
         objective=CrossEntropy(),
-        steps=4000,
+        steps=3500,
         optimizer=Optimizer(
             peak_lr=2e-3, warmup_steps=100, schedule="cosine", b2=0.98, weight_decay=0.01
         ),
