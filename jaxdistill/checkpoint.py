@@ -8,6 +8,8 @@ import contextlib
 import json
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
@@ -49,7 +51,7 @@ class Checkpoints:
         donate its buffers at once. A failure in the background is raised by the next call.
         """
         self.wait()
-        with _quiet():
+        with _uninterrupted(), _quiet():
             writer = self._open_writer()
             if step in writer.all_steps():
                 writer.delete(step)
@@ -116,18 +118,18 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Block until a running save is complete; raises what went wrong in it."""
-        step, self._unlisted = self._unlisted, None
-        if self._writer is not None:
-            with _quiet():
+        with _uninterrupted(), _quiet():
+            step, self._unlisted = self._unlisted, None
+            if self._writer is not None:
                 self._writer.wait_until_finished()
-        if step is not None and jax.process_index() == 0:
-            _write_listing(self._folder / str(step))
+            if step is not None and jax.process_index() == 0:
+                _write_listing(self._folder / str(step))
 
     def close(self) -> None:
         """Wait and release Orbax's threads; a later call opens them again."""
         self.wait()
-        if self._writer is not None:
-            with _quiet():
+        with _uninterrupted(), _quiet():
+            if self._writer is not None:
                 self._writer.close()
             self._writer = None
 
@@ -264,3 +266,29 @@ def _quiet() -> Iterator[None]:
     finally:
         for name, logger in loggers.items():
             logger.setLevel(levels[name])
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold a Ctrl-C back until the block is done; a second one interrupts it.
+
+    An exception inside Orbax's asyncio calls leaves threads that fail later, on a closed loop.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or not callable(handler):
+        yield
+        return
+    held: list[Any] = []
+
+    def hold(number: int, frame: Any) -> None:
+        held.append((number, frame))
+        signal.signal(signal.SIGINT, handler)
+
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if held:
+        handler(*held[0])

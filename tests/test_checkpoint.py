@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding
@@ -237,3 +238,18 @@ def test_saving_and_restoring_print_nothing(tmp_path, capfd):
         checkpoints.restore(1, {"x": jnp.zeros(3)})
     captured = capfd.readouterr()
     assert captured.out + captured.err == ""
+
+
+def test_ctrl_c_during_a_save_waits_for_it(tmp_path, monkeypatch):
+    save = ocp.CheckpointManager.save
+
+    def interrupted(*args, **options):
+        signal.raise_signal(signal.SIGINT)
+        return save(*args, **options)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", interrupted)
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.save(1, {"x": jnp.arange(4)}, {})
+        restored, _ = checkpoints.restore(1, {"x": jnp.zeros(4, jnp.int32)})
+    np.testing.assert_array_equal(restored["x"], np.arange(4))
