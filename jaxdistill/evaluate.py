@@ -75,6 +75,7 @@ def evaluate_split(
     *,
     enable_thinking: bool | None = None,
     dtype: str = "float32",
+    attention: str = "auto",
     place: Place = lambda tree: tree,
     show_progress: bool = False,
 ) -> list[dict[str, Any]]:
@@ -97,7 +98,7 @@ def evaluate_split(
             rollouts = collect(
                 policy, params, filled, config.sampling, config.samples, grade=grading.grade,
                 seed=config.seed, purpose=f"eval/{split.name}", step=0,
-                enable_thinking=enable_thinking, dtype=dtype, place=place,
+                enable_thinking=enable_thinking, dtype=dtype, attention=attention, place=place,
             )  # fmt: skip
             rows = range(len(batch) * config.samples)
             records += [response_record(split.task, rollouts, row) for row in rows]

@@ -91,6 +91,7 @@ class Setting:
     seed: int
     words: tuple[str, ...]  # the epistemic words to count
     dtype: str
+    attention: str
     place: Place  # puts host arrays onto the mesh
     rollouts_dir: Path
     rollouts_every: int
@@ -144,7 +145,8 @@ def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
             setting.policy, params, told_apart(next(batches)), experience.sampling,
             experience.rollouts,
             grade=grading.grade, seed=setting.seed, purpose="train", step=step,
-            enable_thinking=experience.enable_thinking, dtype=setting.dtype, place=setting.place,
+            enable_thinking=experience.enable_thinking, dtype=setting.dtype,
+            attention=setting.attention, place=setting.place,
         )  # fmt: skip
         if setting.rollouts_every and step % setting.rollouts_every == 0:
             save_rollouts(experience.task, rollouts, setting.rollouts_dir, step)

@@ -80,6 +80,7 @@ def collect(
     step: int,
     enable_thinking: bool | None = None,
     dtype: str = "float32",
+    attention: str = "auto",
     place: Place = lambda tree: tree,
     first_rollout: int = 0,
 ) -> Rollouts:
@@ -93,8 +94,9 @@ def collect(
     pad = tokenizers.pad_id(policy.tokenizer)
     prompt_ids_QP, prompt_mask_QP = tokenizers.left_pad(ids, pad, PROMPT_MULTIPLE)
     sampler = make_sampler(
-        policy.config, sampling, policy.stop_ids, pad, rollouts=rollouts, dtype=dtype
-    )
+        policy.config, sampling, policy.stop_ids, pad, rollouts=rollouts, dtype=dtype,
+        attention=attention,
+    )  # fmt: skip
     hashes = keys.question_hashes([question.id for question in questions])
     keys_B = keys.row_keys(seed, purpose, step, hashes, rollouts, first_rollout=first_rollout)
     drawn = sampler(params, *place((prompt_ids_QP, prompt_mask_QP, keys_B)))

@@ -55,7 +55,9 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
     with sharding.use_mesh(mesh):
         # ---- model, data, state
         check_base(config, run_dir)
-        policy = policies.load(config.model, config.seed, run_dir / "model", mesh)
+        policy = policies.load(
+            config.model, config.seed, run_dir / "model", mesh, progress=not quiet
+        )
         lexicon = epistemic.build_lexicon(policy.tokenizer, config.epistemic_words)
         source = open_source(config.experience, setting_of(config, policy, run_dir, place))
         state = init_state(policy.params, config.optimizer, config.teacher, config.steps)
@@ -107,7 +109,7 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
         # ---- the way out
         is_exported = (run_dir / "export").exists() and finished_step(run_dir) == step
         if config.export and not is_exported:
-            export(policy, state.params, run_dir)
+            export(policy, state.params, run_dir, quiet)
         write_atomically(run_dir / "finished.json", json.dumps({"step": step}))
 
 
@@ -223,8 +225,8 @@ def is_evaluated(run_dir: Path, step: int) -> bool:
 
 def setting_of(config: RunConfig, policy: Policy, run_dir: Path, place: Place) -> Setting:
     return Setting(
-        policy, config.objective, config.seed, config.epistemic_words, config.compute.dtype, place,
-        run_dir / "rollouts", config.rollouts_every,
+        policy, config.objective, config.seed, config.epistemic_words, config.compute.dtype,
+        config.compute.attention, place, run_dir / "rollouts", config.rollouts_every,
     )  # fmt: skip
 
 
@@ -257,15 +259,21 @@ def evaluate(
     results = {
         split.name: evaluate_split(
             policy, params, split, config.evaluation, enable_thinking=thinking,
-            dtype=config.compute.dtype, place=place,
+            dtype=config.compute.dtype, attention=config.compute.attention, place=place,
         )
         for split in config.evaluation.splits
     }  # fmt: skip
     write_evaluation(evaluation_folder(run_dir, step), results)
 
 
-def export(policy: Policy, params: Any, run_dir: Path) -> None:
-    """Write the Hugging Face folder RUN/export, read back and compared, in an older one's place."""
+def export(policy: Policy, params: Any, run_dir: Path, quiet: bool) -> None:
+    """Write the Hugging Face folder RUN/export, read back and compared, in an older one's place.
+
+    Its dtype is that of the base; the float32 that training keeps stays in the checkpoints.
+    """
     folder = run_dir / "export"
     shutil.rmtree(folder, ignore_errors=True)
-    hf.export_folder(folder, params, policy.config, tokenizer_from=policy.tokenizer_folder)
+    hf.export_folder(
+        folder, params, policy.config, tokenizer_from=policy.tokenizer_folder,
+        dtype=policies.export_dtype(policy.tokenizer_folder), progress=not quiet,
+    )  # fmt: skip

@@ -34,11 +34,14 @@ def completion_hidden(
     *,
     dtype: Any = jnp.float32,
     remat: bool = False,
+    attention: str = "auto",
 ) -> Float[Array, "B T D"]:
     """Run prompts (left-padded) with completions (right-padded); entry t predicts their token t."""
     tokens_BS = jnp.concatenate([prompt_ids_BP, completion_ids_BT], axis=1)
     mask_BS = jnp.concatenate([prompt_mask_BP, completion_mask_BT], axis=1)
-    hidden_BSD = decoder.hidden_states(params, config, tokens_BS, mask_BS, dtype=dtype, remat=remat)
+    hidden_BSD = decoder.hidden_states(
+        params, config, tokens_BS, mask_BS, dtype=dtype, remat=remat, attention=attention
+    )
     # The last token is run though nothing needs its hidden state: P + T is a size that kernels like
     # when the caller's buckets are, P + T - 1 never is.
     return hidden_BSD[:, prompt_ids_BP.shape[1] - 1 : -1]

@@ -6,7 +6,7 @@ an axis of the mesh serves a dimension once, so D stays whole. The compiler inse
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -107,6 +107,16 @@ def sharding_of(mesh: Mesh, axes: str, shape: Sequence[int] | None = None) -> Na
     return NamedSharding(mesh, _spec(mesh, axes, shape))
 
 
+def grouped_sharding(mesh: Mesh, groups: str, axes: str, shape: Sequence[int]) -> NamedSharding:
+    """The sharding of an array that lies flattened, e.g. "NH D" of "DNH": split as its first letters.
+
+    `axes` and `shape` are those of the array itself, so N decides whether N*H is split.
+    """
+    parts = dict(zip(axes, _spec(mesh, axes, shape)))
+    assert not any(parts[letter] for group in groups.split() for letter in group[1:]), groups
+    return NamedSharding(mesh, PartitionSpec(*(parts[group[0]] for group in groups.split())))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
@@ -157,3 +167,37 @@ def constrain(x: Shaped[Array, "..."], axes: str) -> Shaped[Array, "..."]:
         return x
     assert x.ndim == len(axes), f"{axes} does not spell an array of shape {x.shape}"
     return jax.lax.with_sharding_constraint(x, _spec(mesh, axes, x.shape))
+
+
+def platform() -> str:
+    """ "cpu", "gpu" or "tpu": what the mesh in use computes on, else JAX's default.
+
+    The two differ where a program is compiled for a TPU slice on a machine that has none.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    name = jax.default_backend() if device is None else device.platform
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
+def on_shards(
+    function: Callable[..., Array], in_axes: Sequence[str], out_axes: str
+) -> Callable[..., Array]:
+    """Let every device run `function` on its own part of the arrays; outside `use_mesh` plainly.
+
+    For kernels that the compiler cannot split. An axis is split where the rules say and its size
+    allows; all arrays that share a letter share the split, and `function` must need no other part.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function
+
+    def run(*arrays: Array) -> Array:
+        sizes = {letter: n for axes, x in zip(in_axes, arrays) for letter, n in zip(axes, x.shape)}
+        specs = [_spec(mesh, axes, [sizes[a] for a in axes]) for axes in (*in_axes, out_axes)]
+        # Without the check of what varies over the mesh, which kernels do not declare.
+        mapped = jax.shard_map(
+            function, in_specs=tuple(specs[:-1]), out_specs=specs[-1], check_vma=False
+        )
+        return mapped(*arrays)
+
+    return run

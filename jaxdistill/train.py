@@ -76,6 +76,7 @@ class Compute:
     chunk: int = 512  # completion positions whose logits live at once
     micro_batches: int = 1
     remat: bool = False
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"  # see `causal_attention`
 
     def __post_init__(self):
         if self.chunk < 1:
@@ -184,6 +185,7 @@ def make_train_step(
         return scoring.completion_hidden(
             params, model, prompt_ids_BP, prompt_mask_BP, batch.completion_ids_BT,
             batch.completion_mask_BT, dtype=dtype, remat=compute.remat,
+            attention=compute.attention,
         )  # fmt: skip
 
     def total_loss(params, teacher_params, reference_params, batch, weight_BT):

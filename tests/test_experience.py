@@ -52,8 +52,9 @@ def policy(tmp_path_factory):
 @pytest.fixture
 def setting(policy, tmp_path):
     return Setting(
-        policy, Distill(), 0, TEN_WORDS, "float32", lambda tree: tree, tmp_path / "rollouts", 0
-    )
+        policy, Distill(), 0, TEN_WORDS, "float32", "auto", lambda tree: tree,
+        tmp_path / "rollouts", 0,
+    )  # fmt: skip
 
 
 def experience(**changes):

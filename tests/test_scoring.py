@@ -10,6 +10,7 @@ import pytest
 from jaxdistill import scoring
 from jaxdistill.models import decoder
 from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.rope import Rope
 
 B, T, D, V = 4, 11, 8, 24
 CONFIG = ModelConfig(
@@ -21,7 +22,7 @@ CONFIG = ModelConfig(
     num_kv_heads=2,
     head_dim=8,
     intermediate_size=32,
-    rope_theta=10000.0,
+    rope=Rope(10000.0),
     norm_eps=1e-6,
     tie_embeddings=True,
     max_positions=128,

@@ -15,6 +15,7 @@ from jaxdistill.contexts import AnswerOnly
 from jaxdistill.evaluate import Evaluation, Split
 from jaxdistill.experience import OnPolicy
 from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.rope import Rope
 from jaxdistill.objectives import Distill, FullVocabulary
 from jaxdistill.policy import Fresh
 from jaxdistill.sampling import Sampling
@@ -40,7 +41,7 @@ ARCHITECTURE = ModelConfig(
     num_kv_heads=1,
     head_dim=16,
     intermediate_size=64,
-    rope_theta=10_000.0,
+    rope=Rope(10_000.0),
     norm_eps=1e-6,
     tie_embeddings=True,
     max_positions=256,

@@ -13,6 +13,7 @@ from jaxdistill.config import RunConfig
 from jaxdistill.contexts import AnswerOnly
 from jaxdistill.experience import OnPolicy
 from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.rope import Rope
 from jaxdistill.objectives import sdpo
 from jaxdistill.policy import Fresh
 from jaxdistill.sampling import Sampling
@@ -32,7 +33,7 @@ def dapo_smoke() -> RunConfig:
                 num_kv_heads=2,
                 head_dim=32,
                 intermediate_size=128,
-                rope_theta=1_000_000.0,
+                rope=Rope(1_000_000.0),
                 tie_embeddings=True,
                 max_positions=40_960,
             ),

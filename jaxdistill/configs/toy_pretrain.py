@@ -11,6 +11,7 @@ from jaxdistill.config import RunConfig
 from jaxdistill.evaluate import Evaluation, Split
 from jaxdistill.experience import Supervised
 from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.rope import Rope
 from jaxdistill.objectives import CrossEntropy
 from jaxdistill.policy import Fresh
 from jaxdistill.sampling import Sampling
@@ -26,7 +27,7 @@ ARCHITECTURE = ModelConfig(
     num_kv_heads=2,
     head_dim=32,
     intermediate_size=384,
-    rope_theta=10_000.0,
+    rope=Rope(10_000.0),
     norm_eps=1e-6,
     tie_embeddings=True,
     max_positions=512,

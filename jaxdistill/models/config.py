@@ -1,8 +1,12 @@
 """The numbers that fix a decoder: one frozen value, hashable, so that `jit` can take it static."""
 
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from jaxdistill.errors import UserError
+from jaxdistill.models.rope import Rope
+
+LayerKind = Literal["full", "sliding"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +23,14 @@ class ModelConfig:
     num_kv_heads: int  # K
     head_dim: int  # H
     intermediate_size: int  # F
-    rope_theta: float = 10_000.0
+    rope: Rope = Rope()
+    sliding_rope: Rope | None = None  # of the sliding layers; None: the same
+    layer_pattern: tuple[LayerKind, ...] = ("full",)  # repeated over the layers
+    window: int | None = None  # a query of a sliding layer sees itself and window - 1 keys before
+    qk_norm: Literal["none", "head", "projection"] = "head"  # over H, or over N H and K H
+    post_norm: bool = False  # x + norm(f(x)) and not x + f(norm(x))
+    qkv_bias: bool = False
+    out_bias: bool = False
     norm_eps: float = 1e-6
     tie_embeddings: bool = False
     max_positions: int = 32_768
@@ -40,11 +51,31 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise UserError(f"model.head_dim={self.head_dim} must be even: RoPE rotates pairs")
-        if not self.rope_theta > 0 or not self.norm_eps > 0:
+        if not self.norm_eps > 0 or not all(rope.theta > 1 for rope in self.ropes.values()):
             raise UserError(
-                f"model.rope_theta={self.rope_theta} and model.norm_eps={self.norm_eps} "
-                "must be positive"
+                f"model.norm_eps={self.norm_eps} must be positive and model.rope.theta="
+                f"{self.rope.theta} above 1"
             )
+        self._check_layers()
+
+    def _check_layers(self) -> None:
+        kinds = set(self.layer_pattern)
+        if not kinds or kinds - {"full", "sliding"} or self.num_layers % len(self.layer_pattern):
+            raise UserError(
+                f"model.layer_pattern={self.layer_pattern} must name 'full' or 'sliding' layers, "
+                f"as many as divide model.num_layers={self.num_layers}"
+            )
+        has_window = self.window is not None and self.window >= 1
+        if has_window != ("sliding" in kinds) or (self.window is not None and not has_window):
+            raise UserError(
+                f"model.window={self.window!r} must be a positive number of positions if "
+                f"model.layer_pattern has a 'sliding' layer, else None"
+            )
+
+    @property
+    def ropes(self) -> dict[str, Rope]:
+        """The rotary embedding of each kind of layer."""
+        return {"full": self.rope, "sliding": self.sliding_rope or self.rope}
 
     @property
     def axes(self) -> dict[str, int]:
@@ -69,7 +100,13 @@ class ModelConfig:
     def num_parameters(self) -> int:
         """Parameters in all, the embedding counted once when it is tied."""
         size = self.axes
-        attention = 2 * size["D"] * size["H"] * (size["N"] + size["K"]) + 2 * size["H"]
+        attention = 2 * size["D"] * size["H"] * (size["N"] + size["K"])
+        if self.qkv_bias:
+            attention += size["H"] * (size["N"] + 2 * size["K"])
+        if self.out_bias:
+            attention += size["D"]
+        norms = {"none": 0, "head": 2, "projection": size["N"] + size["K"]}
+        attention += norms[self.qk_norm] * size["H"]
         layer = attention + 3 * size["D"] * size["F"] + 2 * size["D"]
         tables = 1 if self.tie_embeddings else 2
         return size["L"] * layer + tables * size["V"] * size["D"] + size["D"]

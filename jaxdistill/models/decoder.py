@@ -4,6 +4,9 @@
 generate: the layers are unrolled there with one cache buffer each, because a cache that is carried
 through a scan is copied whole at every token. All of them share `_queries_keys_values` and
 `_add_attention_and_mlp`. Nothing here multiplies by the vocabulary; see `head`.
+
+Inside, every row is left-aligned: real tokens first, padding after. Causality alone then hides
+padding from real tokens, so attention needs no mask, and position t is slot t.
 """
 
 import functools
@@ -16,13 +19,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdistill.axes import AnyArray, Mask_BS, Tokens_BS
-from jaxdistill.models.attention import attention, decode_attention
-from jaxdistill.models.config import ModelConfig
-from jaxdistill.models.layers import apply_rope, rms_norm, rope_angles, swiglu
+from jaxdistill.models.attention import causal_attention, decode_attention
+from jaxdistill.models.config import LayerKind, ModelConfig
+from jaxdistill.models.layers import rms_norm, swiglu
+from jaxdistill.models.rope import apply_rope, rope_angles
 from jaxdistill.precision import einsum
 from jaxdistill.sharding import constrain
 
-Rotary = tuple[Float[Array, "B T half"], Float[Array, "B T half"]]
+Rotary = dict[LayerKind, tuple[Float[Array, "#B T half"], Float[Array, "#B T half"]]]
 
 
 # ---------------------------------------------------------------------------- parameters
@@ -40,9 +44,17 @@ class Blocks(nnx.Module):
         self.q = _normal(config, "LDNH", D**-0.5, next(keys), dtype)
         self.k = _normal(config, "LDKH", D**-0.5, next(keys), dtype)
         self.v = _normal(config, "LDKH", D**-0.5, next(keys), dtype)
-        self.q_norm = _ones(config, "LH", dtype)
-        self.k_norm = _ones(config, "LH", dtype)
+        if config.qkv_bias:
+            self.q_bias = _zeros(config, "LNH", dtype)
+            self.k_bias = _zeros(config, "LKH", dtype)
+            self.v_bias = _zeros(config, "LKH", dtype)
+        if config.qk_norm != "none":
+            per_head = config.qk_norm == "head"
+            self.q_norm = _ones(config, "LH" if per_head else "LNH", dtype)
+            self.k_norm = _ones(config, "LH" if per_head else "LKH", dtype)
         self.out = _normal(config, "LNHD", to_stream * (N * H) ** -0.5, next(keys), dtype)
+        if config.out_bias:
+            self.out_bias = _zeros(config, "LD", dtype)
         self.mlp_norm = _ones(config, "LD", dtype)
         self.gate = _normal(config, "LDF", D**-0.5, next(keys), dtype)
         self.up = _normal(config, "LDF", D**-0.5, next(keys), dtype)
@@ -72,8 +84,12 @@ def _ones(config: ModelConfig, axes: str, dtype) -> nnx.Param:
     return nnx.Param(jnp.ones(config.shape(axes), dtype), axes=axes)
 
 
+def _zeros(config: ModelConfig, axes: str, dtype) -> nnx.Param:
+    return nnx.Param(jnp.zeros(config.shape(axes), dtype), axes=axes)
+
+
 def init(config: ModelConfig, key: jax.Array, dtype: DTypeLike = jnp.float32) -> nnx.State:
-    """Random parameters: normal, standard deviation 1/sqrt(fan-in); norms are 1."""
+    """Random parameters: normal, standard deviation 1/sqrt(fan-in); norms are 1, biases 0."""
     return nnx.split(Decoder(config, key, dtype))[1]
 
 
@@ -104,14 +120,16 @@ class Layer(NamedTuple):
     """One layer's weights as its multiplications read them: in the compute dtype, and fused.
 
     Queries, keys and values are fused per key/value head (X = G queries, a key, a value), so that
-    a mesh that splits K splits the fused weight at the same places.
+    a mesh that splits K splits the fused weight at the same places. What a family lacks is None.
     """
 
     attention_norm_D: Array
     qkv_DKXH: Array
-    q_norm_H: Array
-    k_norm_H: Array
+    qkv_bias_KXH: Array | None
+    q_norm: Array | None  # [H] or [N, H]
+    k_norm: Array | None  # [H] or [K, H]
     out_NHD: Array
+    out_bias_D: Array | None
     mlp_norm_D: Array
     gate_up_DXF: Array
     down_FD: Array
@@ -119,32 +137,50 @@ class Layer(NamedTuple):
 
 def _fuse(blocks: Blocks, config: ModelConfig, dtype: DTypeLike) -> Layer:
     """The weights of one layer, from Blocks whose L axis was sliced away."""
-    q_DKGH = blocks.q[...].astype(dtype).reshape(config.shape("DKGH"))
-    k_DKH, v_DKH = blocks.k[...].astype(dtype), blocks.v[...].astype(dtype)
-    qkv = [q_DKGH, k_DKH[:, :, None, :], v_DKH[:, :, None, :]]
     gate_up = [blocks.gate[...].astype(dtype), blocks.up[...].astype(dtype)]
+    has_norm = config.qk_norm != "none"
     return Layer(
         attention_norm_D=blocks.attention_norm[...],
-        qkv_DKXH=constrain(jnp.concatenate(qkv, axis=2), "DKXH"),
-        q_norm_H=blocks.q_norm[...],
-        k_norm_H=blocks.k_norm[...],
+        qkv_DKXH=_fuse_qkv(config, blocks.q, blocks.k, blocks.v, dtype),
+        qkv_bias_KXH=_fuse_qkv(config, blocks.q_bias, blocks.k_bias, blocks.v_bias, dtype)
+        if config.qkv_bias
+        else None,
+        q_norm=blocks.q_norm[...] if has_norm else None,
+        k_norm=blocks.k_norm[...] if has_norm else None,
         out_NHD=blocks.out[...].astype(dtype),
+        out_bias_D=blocks.out_bias[...].astype(dtype) if config.out_bias else None,
         mlp_norm_D=blocks.mlp_norm[...],
         gate_up_DXF=constrain(jnp.stack(gate_up, axis=1), "DXF"),
         down_FD=blocks.down[...].astype(dtype),
     )
 
 
+def _fuse_qkv(config: ModelConfig, q: nnx.Param, k: nnx.Param, v: nnx.Param, dtype) -> Array:
+    """[D, N, H] and two [D, K, H] -> [D, K, X, H]; the biases, without D, likewise."""
+    q_KGH, k_KH, v_KH = (x[...].astype(dtype) for x in (q, k, v))
+    q_KGH = q_KGH.reshape(*k_KH.shape[:-1], config.axes["G"], config.head_dim)
+    fused = jnp.concatenate([q_KGH, k_KH[..., None, :], v_KH[..., None, :]], axis=-2)
+    return constrain(fused, "DKXH"[4 - fused.ndim :])
+
+
 def _queries_keys_values(
-    layer: Layer, config: ModelConfig, x_BTD: Float[Array, "B T D"], rotary: Rotary
+    layer: Layer,
+    config: ModelConfig,
+    x_BTD: Float[Array, "B T D"],
+    rotary: tuple[Float[Array, "#B T half"], Float[Array, "#B T half"]],
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
-    """Normed, projected, per-head normed (Qwen3) and rotated; values are only projected."""
-    normed_BTD = rms_norm(x_BTD, layer.attention_norm_D, config.norm_eps)
-    qkv_BTKXH = einsum("BTD,DKXH->BTKXH", normed_BTD, layer.qkv_DKXH)
+    """Projected, normed if the family does, and rotated; values are only projected."""
+    if not config.post_norm:
+        x_BTD = rms_norm(x_BTD, layer.attention_norm_D, config.norm_eps)
+    qkv_BTKXH = einsum("BTD,DKXH->BTKXH", x_BTD, layer.qkv_DKXH)
+    if layer.qkv_bias_KXH is not None:
+        qkv_BTKXH += layer.qkv_bias_KXH[None, None]
     q_BTNH = qkv_BTKXH[:, :, :, :-2].reshape(*x_BTD.shape[:2], *config.shape("NH"))
     k_BTKH, v_BTKH = qkv_BTKXH[:, :, :, -2], qkv_BTKXH[:, :, :, -1]
-    q_BTNH = apply_rope(rms_norm(q_BTNH, layer.q_norm_H, config.norm_eps), *rotary)
-    k_BTKH = apply_rope(rms_norm(k_BTKH, layer.k_norm_H, config.norm_eps), *rotary)
+    if layer.q_norm is not None and layer.k_norm is not None:
+        q_BTNH = rms_norm(q_BTNH, layer.q_norm, config.norm_eps)
+        k_BTKH = rms_norm(k_BTKH, layer.k_norm, config.norm_eps)
+    q_BTNH, k_BTKH = apply_rope(q_BTNH, *rotary), apply_rope(k_BTKH, *rotary)
     return constrain(q_BTNH, "BTNH"), constrain(k_BTKH, "BTKH"), constrain(v_BTKH, "BTKH")
 
 
@@ -154,10 +190,31 @@ def _add_attention_and_mlp(
     x_BTD: Float[Array, "B T D"],
     attended_BTNH: Float[Array, "B T N H"],
 ) -> Float[Array, "B T D"]:
-    """The two residual additions of a pre-norm block."""
-    x_BTD = constrain(x_BTD + einsum("BTNH,NHD->BTD", attended_BTNH, layer.out_NHD), "BTD")
+    """The block's two residual additions, normed before or after."""
+    out_BTD = einsum("BTNH,NHD->BTD", attended_BTNH, layer.out_NHD)
+    if layer.out_bias_D is not None:
+        out_BTD += layer.out_bias_D[None, None]
+    if config.post_norm:
+        out_BTD = rms_norm(out_BTD, layer.attention_norm_D, config.norm_eps)
+        x_BTD = constrain(x_BTD + out_BTD, "BTD")
+        mlp_BTD = swiglu(x_BTD, layer.gate_up_DXF, layer.down_FD)
+        return constrain(x_BTD + rms_norm(mlp_BTD, layer.mlp_norm_D, config.norm_eps), "BTD")
+    x_BTD = constrain(x_BTD + out_BTD, "BTD")
     normed_BTD = rms_norm(x_BTD, layer.mlp_norm_D, config.norm_eps)
     return constrain(x_BTD + swiglu(normed_BTD, layer.gate_up_DXF, layer.down_FD), "BTD")
+
+
+def _rotary(config: ModelConfig, positions_BT: Int[Array, "B T"]) -> Rotary:
+    """Angles for each kind of layer that the model has."""
+    ropes = config.ropes
+    return {
+        kind: rope_angles(positions_BT, config.head_dim, ropes[kind])
+        for kind in dict.fromkeys(config.layer_pattern)
+    }
+
+
+def _window(config: ModelConfig, kind: LayerKind) -> int | None:
+    return config.window if kind == "sliding" else None
 
 
 def _embed(
@@ -178,62 +235,83 @@ def hidden_states(
     *,
     dtype: DTypeLike = jnp.float32,
     remat: bool = False,
+    attention: str = "auto",
 ) -> Float[Array, "B S D"]:
     """Final-normed hidden states of every position, in `dtype`.
 
     `mask_BS` is 1 at real tokens; padding may lie on either side and cannot change the others.
-    Positions count real tokens. `remat` recomputes each layer in the backward pass. `config`,
-    `dtype` and `remat` are static.
+    Positions count real tokens. `remat` recomputes each layer in the backward pass; `attention`
+    names an implementation (`causal_attention`). All but the arrays are static.
     """
     model = _model(config, params)
-    x_BSD, _ = _scan_layers(model, config, tokens_BS, mask_BS, dtype, remat=remat, keep_kv=False)
+    mask_BS = jnp.asarray(mask_BS).astype(bool)
+    tokens_BS = _left_aligned(tokens_BS, mask_BS)
+    x_BSD, _ = _scan_layers(model, config, tokens_BS, dtype, attention, remat=remat, keep_kv=False)
+    # Back to the caller's places. Padding repeats a real neighbour's state.
+    slot_BS = jnp.maximum(jnp.cumsum(mask_BS, axis=1, dtype=jnp.int32) - 1, 0)
+    x_BSD = jnp.take_along_axis(x_BSD, slot_BS[:, :, None], axis=1)
     return rms_norm(x_BSD, model.norm[...], config.norm_eps)
 
 
-def _scan_layers(model, config, tokens_BS, mask_BS, dtype, *, remat, keep_kv) -> tuple[Array, Any]:
-    """All layers over whole sequences -> (x_BSD before the final norm, (k, v) [L, B, S, K, H])."""
-    mask_BS = jnp.asarray(mask_BS).astype(bool)
-    rotary = rope_angles(_positions(mask_BS), config.head_dim, config.rope_theta)
-    S = mask_BS.shape[1]
-    causal_SS = jnp.tril(jnp.ones((S, S), bool))
-    visible_BSS = causal_SS[None] & mask_BS[:, None, :]
-    graph, stacked = nnx.split(model.layers)
+def _left_aligned(tokens_BS: Tokens_BS, mask_BS: Bool[Array, "B S"]) -> Int[Array, "B S"]:
+    """Each row's real tokens in their order, then its padding."""
+    return jnp.take_along_axis(jnp.asarray(tokens_BS), jnp.argsort(~mask_BS, axis=1), axis=1)
 
-    def one_layer(x_BSD, sliced):
+
+def _scan_layers(
+    model, config, tokens_BS, dtype, attention, *, remat, keep_kv
+) -> tuple[Array, list[tuple[Array, Array]]]:
+    """All layers over left-aligned rows -> (x_BSD before the final norm, L times (k, v) [B S K H]).
+
+    The scan's body is one repetition of the layer pattern, so that each layer's kind is static.
+    """
+    pattern = config.layer_pattern
+    rotary = _rotary(config, jnp.arange(tokens_BS.shape[1])[None, :])
+    graph, stacked = nnx.split(model.layers)
+    grouped = jax.tree.map(lambda w: w.reshape(-1, len(pattern), *w.shape[1:]), stacked)
+
+    def one_layer(x_BSD, sliced, kind: LayerKind):
         layer = _fuse(nnx.merge(graph, sliced), config, dtype)
-        q_BSNH, k_BSKH, v_BSKH = _queries_keys_values(layer, config, x_BSD, rotary)
-        attended_BSNH = attention(q_BSNH, k_BSKH, v_BSKH, visible_BSS)
+        q_BSNH, k_BSKH, v_BSKH = _queries_keys_values(layer, config, x_BSD, rotary[kind])
+        attended_BSNH = causal_attention(
+            q_BSNH, k_BSKH, v_BSKH, window=_window(config, kind), implementation=attention
+        )
         x_BSD = _add_attention_and_mlp(layer, config, x_BSD, attended_BSNH)
         return x_BSD, (k_BSKH, v_BSKH) if keep_kv else None
 
     # A scan's iterations cannot be merged by CSE, so the barrier against it would only cost.
-    body = jax.checkpoint(one_layer, prevent_cse=False) if remat else one_layer
+    if remat:
+        one_layer = jax.checkpoint(one_layer, prevent_cse=False, static_argnums=2)
+
+    def body(x_BSD, group):
+        kept = []
+        for i, kind in enumerate(pattern):
+            x_BSD, kv = one_layer(x_BSD, jax.tree.map(lambda w, i=i: w[i], group), kind)
+            kept.append(kv)
+        return x_BSD, kept
+
     # D is split in the table and so in the rows looked up; then devices trade columns for rows, and
     # cotangents back. Not told so, the compiler gathers both for the whole batch on every device.
     x_ESD = constrain(_embed(model.embed[...], constrain(tokens_BS, "ES"), dtype), "ESD")
     # Of few layers the loop's copies of saved activations cost more than their compilation.
-    unroll = config.num_layers if config.num_layers <= 4 else 1
-    return jax.lax.scan(body, constrain(x_ESD, "BSD"), stacked, unroll=unroll)
-
-
-def _positions(mask_BS: Bool[Array, "B S"]) -> Int[Array, "B S"]:
-    return jnp.maximum(jnp.cumsum(mask_BS.astype(jnp.int32), axis=1) - 1, 0)
+    unroll = config.num_layers // len(pattern) if config.num_layers <= 4 else 1
+    x_BSD, kept = jax.lax.scan(body, constrain(x_ESD, "BSD"), grouped, unroll=unroll)
+    if not keep_kv:
+        return x_BSD, []
+    layers = range(config.num_layers)
+    at = [(kept[i % len(pattern)], i // len(pattern)) for i in layers]
+    return x_BSD, [(k[group], v[group]) for (k, v), group in at]
 
 
 # ---------------------------------------------------------------------------- generation
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens so far; a pytree.
-
-    Prompts are left-padded, so all rows write the same slot next; `position_B` counts real tokens.
-    """
+    """Keys and values of the tokens so far; a pytree. Slot t of a row holds its token t."""
 
     k: tuple[Float[Array, "B K S H"], ...]  # one buffer a layer, as `decode_attention` reads it
     v: tuple[Float[Array, "B K S H"], ...]
-    mask_BS: Bool[Array, "B S"]  # slots that hold real tokens
-    next_slot: Int[Array, ""]
-    position_B: Int[Array, " B"]  # RoPE position of the next token
+    length_B: Int[Array, " B"]  # tokens so far: the next one's slot and RoPE position
 
 
 class Unstacked(NamedTuple):
@@ -261,61 +339,75 @@ def prefill(
     num_slots: int,
     *,
     dtype: DTypeLike = jnp.float32,
+    attention: str = "auto",
 ) -> tuple[Float[Array, "B D"], Cache]:
-    """Read LEFT-padded prompts: the hidden state that predicts the next token, and the cache.
+    """Read prompts, padded on either side: the state that predicts the next token, and the cache.
 
     `num_slots` (static) is the cache's length: P plus the number of `decode_step`s to come.
     """
     P = tokens_BP.shape[1]
     assert num_slots >= P, f"{num_slots} cache slots cannot hold a prompt of {P}"
     model = _model(config, params)
-    x_BPD, (k_LBPKH, v_LBPKH) = _scan_layers(
-        model, config, tokens_BP, mask_BP, dtype, remat=False, keep_kv=True
-    )
-    hidden_BD = rms_norm(x_BPD[:, -1], model.norm[...], config.norm_eps)
-
-    def buffers(x_LBPKH):
-        widths = ((0, 0), (0, 0), (0, num_slots - P), (0, 0))
-        x_LBKPH = jnp.swapaxes(x_LBPKH, 2, 3)
-        return tuple(constrain(jnp.pad(x_BKPH, widths), "BKSH") for x_BKPH in x_LBKPH)
-
     mask_BP = jnp.asarray(mask_BP).astype(bool)
-    cache = Cache(
-        k=buffers(k_LBPKH),
-        v=buffers(v_LBPKH),
-        mask_BS=jnp.pad(mask_BP, ((0, 0), (0, num_slots - P))),
-        next_slot=jnp.asarray(P, jnp.int32),
-        position_B=jnp.sum(mask_BP, axis=1, dtype=jnp.int32),
-    )
-    return hidden_BD, cache
+    tokens_BP = _left_aligned(tokens_BP, mask_BP)
+    x_BPD, kv = _scan_layers(model, config, tokens_BP, dtype, attention, remat=False, keep_kv=True)
+    length_B = jnp.sum(mask_BP, axis=1, dtype=jnp.int32)
+    last_B11 = jnp.maximum(length_B - 1, 0)[:, None, None]
+    x_BD = jnp.take_along_axis(x_BPD, last_B11, axis=1)[:, 0]
+
+    def buffer(x_BPKH):
+        x_BKPH = jnp.swapaxes(x_BPKH, 1, 2)
+        return constrain(jnp.pad(x_BKPH, ((0, 0), (0, 0), (0, num_slots - P), (0, 0))), "BKSH")
+
+    k, v = (tuple(buffer(layer[i]) for layer in kv) for i in range(2))
+    return rms_norm(x_BD, model.norm[...], config.norm_eps), Cache(k, v, length_B)
 
 
 def decode_step(
     params: nnx.State | Unstacked,
     config: ModelConfig,
-    token_B: Int[AnyArray, " B"],
+    token_B: Int[Array, " B"],
     cache: Cache,
     *,
     dtype: DTypeLike = jnp.float32,
 ) -> tuple[Float[Array, "B D"], Cache]:
     """Append one token to every row: the hidden state that predicts the one after, and the cache.
 
-    In a loop hand over `unstack(params, config, dtype=dtype)`, made before it. The cache must have
-    a slot left; that is the caller's count to keep.
+    In a loop hand over `unstack(params, config, dtype=dtype)`, made before it. Every row must have
+    a slot left; that is the caller's count to keep (a full row loses the token).
     """
     weights = params if isinstance(params, Unstacked) else unstack(params, config, dtype=dtype)
-    slot = cache.next_slot
-    mask_BS = jax.lax.dynamic_update_slice(
-        cache.mask_BS, jnp.ones((token_B.shape[0], 1), bool), (0, slot)
-    )
-    rotary = rope_angles(cache.position_B[:, None], config.head_dim, config.rope_theta)
+    rotary = _rotary(config, cache.length_B[:, None])
+    visible = _visible_slots(config, cache)
     x_B1D = constrain(_embed(weights.embed_VD, token_B[:, None], dtype), "BTD")
     new_k, new_v = [], []
-    for layer, k_BKSH, v_BKSH in zip(weights.layers, cache.k, cache.v):
-        q_B1NH, k_B1KH, v_B1KH = _queries_keys_values(layer, config, x_B1D, rotary)
-        new_k.append(jax.lax.dynamic_update_slice(k_BKSH, k_B1KH.swapaxes(1, 2), (0, 0, slot, 0)))
-        new_v.append(jax.lax.dynamic_update_slice(v_BKSH, v_B1KH.swapaxes(1, 2), (0, 0, slot, 0)))
-        attended_BNH = decode_attention(q_B1NH[:, 0], new_k[-1], new_v[-1], mask_BS)
+    for i, (layer, k_BKSH, v_BKSH) in enumerate(zip(weights.layers, cache.k, cache.v)):
+        kind = config.layer_pattern[i % len(config.layer_pattern)]
+        q_B1NH, k_B1KH, v_B1KH = _queries_keys_values(layer, config, x_B1D, rotary[kind])
+        new_k.append(_append(k_BKSH, k_B1KH[:, 0], cache.length_B))
+        new_v.append(_append(v_BKSH, v_B1KH[:, 0], cache.length_B))
+        attended_BNH = decode_attention(q_B1NH[:, 0], new_k[-1], new_v[-1], visible[kind])
         x_B1D = _add_attention_and_mlp(layer, config, x_B1D, attended_BNH[:, None])
     hidden_BD = rms_norm(x_B1D[:, 0], weights.norm_D, config.norm_eps)
-    return hidden_BD, Cache(tuple(new_k), tuple(new_v), mask_BS, slot + 1, cache.position_B + 1)
+    return hidden_BD, Cache(tuple(new_k), tuple(new_v), cache.length_B + 1)
+
+
+def _visible_slots(config: ModelConfig, cache: Cache) -> dict[LayerKind, Bool[Array, "B S"]]:
+    """The slots that the token about to be written sees: its own and those before, in the window"""
+    slot_1S = jnp.arange(cache.k[0].shape[2])[None, :]
+    own_B1 = cache.length_B[:, None]
+    visible: dict[LayerKind, Array] = {"full": slot_1S <= own_B1}
+    if config.window is not None:
+        visible["sliding"] = visible["full"] & (slot_1S > own_B1 - config.window)
+    return visible
+
+
+def _append(
+    x_BKSH: Float[Array, "B K S H"], new_BKH: Float[Array, "B K H"], slot_B: Int[Array, " B"]
+) -> Float[Array, "B K S H"]:
+    """Write each row's entry to that row's slot, in place where the buffer is donated."""
+    rows_B1 = jnp.arange(x_BKSH.shape[0])[:, None]
+    heads_1K = jnp.arange(x_BKSH.shape[1])[None, :]
+    return x_BKSH.at[rows_B1, heads_1K, slot_B[:, None]].set(
+        new_BKH, mode="drop", unique_indices=True
+    )

@@ -1,16 +1,16 @@
-"""Pure functions of one position: norm, rotary embedding, gated feed-forward."""
+"""Pure functions of one position: norm and gated feed-forward."""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxdistill.precision import einsum
 
 
-def rms_norm(
-    x: Float[Array, "*rows D"], scale_D: Float[Array, " D"], eps: float
-) -> Float[Array, "*rows D"]:
-    """x / sqrt(mean(x^2) + eps) * scale over the last axis, in float32, returned in x's dtype.
+def rms_norm(x: Float[Array, "..."], scale: Float[Array, "..."], eps: float) -> Float[Array, "..."]:
+    """x / sqrt(mean(x^2) + eps) * scale, in float32, returned in x's dtype.
+
+    The mean runs over the last axes, as many as `scale` has: D, H of each head, or N and H.
 
     >>> rms_norm(jnp.array([[1.0, 7.0]]), jnp.ones(2), 0.0)  # sqrt((1 + 49) / 2) = 5
     Array([[0.2, 1.4]], dtype=float32)
@@ -18,39 +18,9 @@ def rms_norm(
     Zhang and Sennrich 2019, arXiv 1910.07467, equation 4.
     """
     x32 = x.astype(jnp.float32)
-    variance = jnp.mean(x32 * x32, axis=-1, keepdims=True)
-    scale = scale_D.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+    variance = jnp.mean(x32 * x32, axis=tuple(range(-scale.ndim, 0)), keepdims=True)
+    scale = scale.astype(jnp.float32).reshape((1,) * (x.ndim - scale.ndim) + scale.shape)
     return (x32 * jax.lax.rsqrt(variance + eps) * scale).astype(x.dtype)
-
-
-def rope_angles(
-    positions_BT: Int[Array, "B T"], head_dim: int, theta: float
-) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
-    """Cosine and sine of position * theta^(-2i/H), i < H/2, in float32.
-
-    float32 because bfloat16 cannot represent position 257.
-
-    Su et al. 2021, arXiv 2104.09864, equation 15.
-    """
-    exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-    angles = positions_BT.astype(jnp.float32)[:, :, None] * (theta**-exponents)[None, None, :]
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def apply_rope(
-    x_BTNH: Float[Array, "B T N H"],
-    cos_BTh: Float[Array, "B T half"],
-    sin_BTh: Float[Array, "B T half"],
-) -> Float[Array, "B T N H"]:
-    """Rotate the pairs (x_i, x_{i + H/2}) by their angles.
-
-    Halves, not neighbours: the layout of Hugging Face checkpoints, whose projections are permuted
-    accordingly.
-    """
-    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos_BTh[:, :, None, :], sin_BTh[:, :, None, :]
-    rotated = [first * cos - second * sin, second * cos + first * sin]
-    return jnp.concatenate(rotated, axis=-1).astype(x_BTNH.dtype)
 
 
 def swiglu(

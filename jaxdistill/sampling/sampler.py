@@ -70,6 +70,7 @@ def make_sampler(
     *,
     rollouts: int,
     dtype: Any = jnp.float32,
+    attention: str = "auto",
 ) -> Callable[..., Samples]:
     """Build the jitted sample(params, prompt_ids_QP, prompt_mask_QP, keys_B2) -> Samples.
 
@@ -113,8 +114,9 @@ def make_sampler(
         # -- prefill each question once; its last hidden state gives the first token
         num_slots = prompt_ids_QP.shape[1] + num_tokens - 1  # the last token is never fed back
         hidden_QD, cache = decoder.prefill(
-            params, config, prompt_ids_QP, prompt_mask_QP, num_slots, dtype=dtype
-        )
+            params, config, prompt_ids_QP, prompt_mask_QP, num_slots, dtype=dtype,
+            attention=attention,
+        )  # fmt: skip
         hidden_BD, cache = repeat_rows((hidden_QD, cache), rollouts)
         weights, head_DV = decoding_weights(params, config, dtype)
         is_prompt_B = jnp.repeat(prompt_mask_QP.astype(bool).any(axis=1), rollouts)
@@ -183,8 +185,11 @@ def decoding_weights(
     every token; only the tensor-parallel split stays. A no-op without a mesh.
     """
 
-    def gather(name: str, x: Array) -> Array:
-        return constrain(x, name.rsplit("_", 1)[-1].replace("D", "X"))  # a letter without a rule
+    def gather(name: str, x: Array | None) -> Array | None:
+        axes = name.rsplit("_", 1)[-1]
+        if x is None or not axes.isupper():  # a part that the family lacks, a norm of heads
+            return x
+        return constrain(x, axes.replace("D", "X"))  # a letter without a rule
 
     weights = decoder.unstack(params, config, dtype=dtype)
     layers = [decoder.Layer(*map(gather, layer._fields, layer)) for layer in weights.layers]

@@ -1,4 +1,4 @@
-"""Tiny Qwen3 models of `transformers`, the reference for everything here."""
+"""Tiny models of `transformers`, the reference for everything here."""
 
 import numpy as np
 import pytest
@@ -9,27 +9,36 @@ SIZES = dict(
     num_hidden_layers=3,
     num_attention_heads=4,
     num_key_value_heads=2,
-    head_dim=8,  # not hidden_size / num_attention_heads
     intermediate_size=40,
     max_position_embeddings=512,
-    rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+    pad_token_id=None,
+    bos_token_id=None,
+    eos_token_id=None,
 )
+# Beside these: a head of 8 is not hidden_size / num_attention_heads.
+OF_FAMILY = {
+    "qwen2": {},
+    "qwen3": {"head_dim": 8},
+    "olmo3": {"num_hidden_layers": 4, "sliding_window": 6},
+}
 
 
 @pytest.fixture(scope="session")
 def reference():
-    """reference(folder, **fields) -> a random Qwen3ForCausalLM, saved to the folder."""
+    """reference(folder, dtype, family, **fields) -> a random model, saved to the folder."""
     torch = pytest.importorskip("torch")
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    def build(folder, dtype="float32", **fields):
+    def build(folder, dtype="float32", family="qwen3", **fields):
         torch.manual_seed(0)
-        model = Qwen3ForCausalLM(Qwen3Config(**(SIZES | fields))).eval()
+        config = AutoConfig.for_model(family, **(SIZES | OF_FAMILY[family] | fields))
+        model = AutoModelForCausalLM.from_config(config).eval()
         with torch.no_grad():
-            for parameter in model.parameters():
+            for name, parameter in model.named_parameters():
                 # Large enough that logits are far from uniform and a wrong norm would show.
                 noise = torch.randn_like(parameter) * 0.3
-                parameter.copy_(noise + 1 if parameter.ndim == 1 else noise)
+                is_norm = parameter.ndim == 1 and not name.endswith("bias")
+                parameter.copy_(noise + 1 if is_norm else noise)
         model.to(getattr(torch, dtype)).save_pretrained(folder)
         return model
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 
 from jaxdistill.models import decoder, hf
 from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.rope import Rope, Yarn
 
 CONFIG = ModelConfig(
     vocab_size=61,
@@ -15,9 +18,27 @@ CONFIG = ModelConfig(
     head_dim=8,
     intermediate_size=40,
 )
+CONFIGS = {
+    "qwen3": CONFIG,
+    "qwen2": dataclasses.replace(CONFIG, family="qwen2", qk_norm="none", qkv_bias=True),
+    "olmo3": dataclasses.replace(
+        CONFIG,
+        family="olmo3",
+        num_layers=4,
+        rope=Rope(5e5, Yarn(4.0, 8, attention_factor=1.2)),
+        sliding_rope=Rope(5e5),
+        layer_pattern=("sliding", "full"),
+        window=4,
+        qk_norm="projection",
+        post_norm=True,
+        out_bias=True,
+        qkv_bias=True,
+    ),
+}
 # float32 sums in another order: a few units of 1e-7, grown over three layers of values near 1.
 TOLERANCE = 2e-5
 
+_init = jax.jit(decoder.init, static_argnums=0)
 _hidden_states = jax.jit(decoder.hidden_states, static_argnames=("config", "dtype", "remat"))
 _prefill = jax.jit(decoder.prefill, static_argnames=("config", "num_slots", "dtype"))
 _decode_step = jax.jit(decoder.decode_step, static_argnames=("config", "dtype"))
@@ -25,7 +46,7 @@ _decode_step = jax.jit(decoder.decode_step, static_argnames=("config", "dtype"))
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.jit(decoder.init, static_argnums=0)(CONFIG, jax.random.key(0))
+    return _init(CONFIG, jax.random.key(0))
 
 
 def _batch(S=14, B=4, vocab_size=CONFIG.vocab_size):
@@ -38,20 +59,57 @@ def _batch(S=14, B=4, vocab_size=CONFIG.vocab_size):
     return np.where(mask_BS, tokens_BS, 0), mask_BS
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+WINDOW = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
+
+
+def _olmo3_ropes(full, sliding):
+    return {"rope_parameters": {"full_attention": full, "sliding_attention": sliding}}
+
+
+# The text is longer than the windows and than what YaRN and Llama 3 call the original context.
 @pytest.mark.parametrize(
-    "fields",
+    ("family", "fields"),
     [
-        {},
-        {"tie_word_embeddings": True},
-        {"num_key_value_heads": 1},
-        {"num_key_value_heads": 4},
-        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "rms_norm_eps": 1e-2},
+        ("qwen3", {}),
+        ("qwen3", {"tie_word_embeddings": True}),
+        ("qwen3", {"num_key_value_heads": 1}),
+        ("qwen3", {"num_key_value_heads": 4}),
+        ("qwen3", {"rope_theta": 1e6, "rms_norm_eps": 1e-2}),
+        ("qwen3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
+        ("qwen3", {"attention_bias": True}),
+        ("qwen3", {"rope_theta": 5e4, "rope_scaling": YARN}),
+        ("qwen3", {"rope_scaling": YARN | {"truncate": False, "beta_fast": 4.0}}),
+        ("qwen3", {"rope_scaling": YARN | {"mscale": 0.7, "mscale_all_dim": 1.3}}),
+        ("qwen3", {"rope_scaling": {"rope_type": "linear", "factor": 3.0}}),
+        ("qwen3", {"rope_scaling": LLAMA3}),
+        ("qwen3", {"num_hidden_layers": 6} | WINDOW),
+        ("qwen2", {}),
+        ("qwen2", {"tie_word_embeddings": True, "num_key_value_heads": 1, "rope_theta": 1e6}),
+        ("qwen2", {"num_key_value_heads": 4, "head_dim": 10}),
+        ("qwen2", {"rope_scaling": YARN} | WINDOW),
+        ("olmo3", {}),
+        ("olmo3", {"rope_theta": 5e5, "rope_scaling": YARN}),
+        ("olmo3", {"rope_theta": 1e4, "rope_scaling": YARN, "num_hidden_layers": 8}),
+        ("olmo3", {"num_key_value_heads": 1, "tie_word_embeddings": True}),
+        ("olmo3", {"num_key_value_heads": 4, "attention_bias": True}),
+        ("olmo3", {"head_dim": 8, "layer_types": ["full_attention", "sliding_attention"] * 2}),
+        ("olmo3", _olmo3_ropes(YARN | {"rope_theta": 3e4}, {"rope_type": "default"})),
+        ("olmo3", _olmo3_ropes({"rope_type": "default"}, LLAMA3 | {"rope_theta": 2e4})),
     ],
-    ids=["untied", "tied", "one-kv-head", "as-many-kv-heads", "theta-and-eps"],
+    ids=str,
 )
-def test_logits_are_those_of_transformers(fields, reference, reference_logits, tmp_path):
-    model = reference(tmp_path, **fields)
+def test_logits_are_those_of_transformers(family, fields, reference, reference_logits, tmp_path):
+    model = reference(tmp_path, family=family, **fields)
     config, params = hf.import_folder(tmp_path)
+    assert config.family == family
     tokens_BS, mask_BS = _batch(S=50)
     hidden_BSD = _hidden_states(params, config, tokens_BS, mask_BS)
     logits_BSV = np.asarray(hidden_BSD @ decoder.head(params, config))
@@ -61,28 +119,49 @@ def test_logits_are_those_of_transformers(fields, reference, reference_logits, t
     assert np.abs(logits_BSV - expected_BSV)[real].max() <= 1e-4
 
 
+@pytest.mark.parametrize("family", CONFIGS)
 @pytest.mark.parametrize("prepared", [False, True], ids=["stacked", "unstacked"])
-def test_decoding_with_a_cache_equals_the_full_forward_at_every_position(params, prepared):
-    P, S = 6, 14
+def test_decoding_with_a_cache_equals_the_full_forward_at_every_position(family, prepared):
+    config, P, S = CONFIGS[family], 6, 14  # across the windows of 4
+    params = _init(config, jax.random.key(0))
     tokens_BS, mask_BS = _batch(S)
     mask_BS[:, P - 1 :] = 1  # left padding only
-    expected_BSD = np.asarray(_hidden_states(params, CONFIG, tokens_BS, mask_BS))
-    hidden_BD, cache = _prefill(params, CONFIG, tokens_BS[:, :P], mask_BS[:, :P], S)
+    expected_BSD = np.asarray(_hidden_states(params, config, tokens_BS, mask_BS))
+    hidden_BD, cache = _prefill(params, config, tokens_BS[:, :P], mask_BS[:, :P], S)
     np.testing.assert_allclose(hidden_BD, expected_BSD[:, P - 1], atol=TOLERANCE)
-    weights = decoder.unstack(params, CONFIG) if prepared else params
+    weights = decoder.unstack(params, config) if prepared else params
     for t in range(P, S):
-        hidden_BD, cache = _decode_step(weights, CONFIG, tokens_BS[:, t], cache)
+        hidden_BD, cache = _decode_step(weights, config, tokens_BS[:, t], cache)
         np.testing.assert_allclose(hidden_BD, expected_BSD[:, t], atol=TOLERANCE)
-    assert cache.next_slot == S
-    np.testing.assert_array_equal(cache.position_B, mask_BS.sum(axis=1))
+    np.testing.assert_array_equal(cache.length_B, mask_BS.sum(axis=1))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_prompt_may_be_padded_on_either_side(side, params):
+    tokens_BS, _ = _batch()
+    widths = (3, 0) if side == "left" else (0, 3)
+    prompt_BP = np.pad(tokens_BS[:, :6], ((0, 0), widths))
+    mask_BP = np.pad(np.ones((4, 6), int), ((0, 0), widths))
+    bare = _prefill(params, CONFIG, tokens_BS[:, :6], np.ones((4, 6), int), 10)
+    padded = _prefill(params, CONFIG, prompt_BP, mask_BP, 10)
+    np.testing.assert_allclose(padded[0], bare[0], atol=TOLERANCE)
+    after = [_decode_step(params, CONFIG, tokens_BS[:, 6], cache)[0] for _, cache in (bare, padded)]
+    np.testing.assert_allclose(*after, atol=TOLERANCE)
+
+
+def test_a_row_without_room_keeps_its_cache(params):
+    tokens_BS, _ = _batch()
+    _, cache = _prefill(params, CONFIG, tokens_BS[:, :6], np.ones((4, 6), int), 6)
+    _, after = _decode_step(params, CONFIG, tokens_BS[:, 6], cache)
+    jax.tree.map(np.testing.assert_array_equal, after.k, cache.k)
 
 
 def test_unused_cache_slots_cannot_change_a_step(params):
     tokens_BS, _ = _batch()
     _, cache = _prefill(params, CONFIG, tokens_BS[:, :6], np.ones((4, 6), int), 10)
     spoilt = cache._replace(
-        k=tuple(k.at[:, 7:].set(1e3) for k in cache.k),
-        v=tuple(v.at[:, 7:].set(1e3) for v in cache.v),
+        k=tuple(k.at[:, :, 7:].set(1e3) for k in cache.k),
+        v=tuple(v.at[:, :, 7:].set(1e3) for v in cache.v),
     )
     clean_BD, _ = _decode_step(params, CONFIG, tokens_BS[:, 6], cache)
     spoilt_BD, _ = _decode_step(params, CONFIG, tokens_BS[:, 6], spoilt)
@@ -173,9 +252,10 @@ def test_no_array_of_positions_times_vocabulary_exists(params):
     assert "14,61" not in jaxpr
 
 
+@pytest.mark.parametrize("family", CONFIGS)
 @pytest.mark.parametrize("tied", [False, True])
-def test_the_config_counts_the_parameters(tied):
-    config = ModelConfig(**(vars(CONFIG) | {"tie_embeddings": tied}))
+def test_the_config_counts_the_parameters(family, tied):
+    config = dataclasses.replace(CONFIGS[family], tie_embeddings=tied)
     leaves = jax.tree.leaves(decoder.abstract_params(config))
     assert sum(leaf.size for leaf in leaves) == config.num_parameters
 

@@ -11,6 +11,7 @@ from jaxdistill import scoring
 from jaxdistill.errors import UserError
 from jaxdistill.models import decoder
 from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.rope import Rope
 from jaxdistill.sampling import Sampling, keys, make_sampler, question_hashes, row_keys, sampler
 
 CONFIG = ModelConfig(
@@ -22,7 +23,7 @@ CONFIG = ModelConfig(
     num_kv_heads=2,
     head_dim=8,
     intermediate_size=32,
-    rope_theta=10000.0,
+    rope=Rope(10000.0),
     norm_eps=1e-6,
     tie_embeddings=True,
     max_positions=128,

@@ -1,0 +1,200 @@
+"""What the families share in reading and writing config.json: fields, RoPE, kinds of layers."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from jaxdistill.errors import UserError
+from jaxdistill.models.config import LayerKind
+from jaxdistill.models.rope import Linear, Llama3, Rope, Scaling, Yarn
+
+
+class TensorName(NamedTuple):
+    """A tensor's name in a checkpoint and its dimensions there, e.g. "NH D" = [N*H, D]."""
+
+    name: str  # {} stands for the layer
+    axes: str
+
+
+Fields = dict[str, Any]  # a parsed config.json
+
+# What other values of these fields would mean is not implemented, so they are refused.
+_REQUIRED = {"hidden_act": "silu", "quantization_config": None, "num_experts": None,
+             "use_mrope": False}  # fmt: skip
+_KINDS: dict[str, LayerKind] = {"full_attention": "full", "sliding_attention": "sliding"}
+
+
+# ---------------------------------------------------------------------------- fields
+
+
+def field(fields: Fields, name: str, kind: type, default: Any = None) -> Any:
+    """`fields[name]`, or the default where it is absent or null.
+
+    Raises UserError when it is of another type, or missing without a default.
+    """
+    value = fields.get(name)
+    value = default if value is None else value
+    if value is None:
+        raise UserError(f"field '{name}' is missing")
+    accepted = (int, float) if kind is float else kind
+    if not isinstance(value, accepted) or isinstance(value, bool) != (kind is bool):
+        raise UserError(f"field '{name}' must be of type {kind.__name__}, not {value!r}")
+    return kind(value)
+
+
+def read_sizes(fields: Fields) -> dict[str, Any]:
+    """The ModelConfig fields that every family spells alike.
+
+    Raises UserError for a missing or malformed one, and for options that no family has here.
+    """
+    for name, value in _REQUIRED.items():
+        if fields.get(name) not in (value, None):
+            raise UserError(f"{name}={fields[name]!r} is not supported; only {value!r}")
+    num_heads = field(fields, "num_attention_heads", int)
+    return {
+        "family": fields["model_type"],
+        "vocab_size": field(fields, "vocab_size", int),
+        "hidden_size": field(fields, "hidden_size", int),
+        "num_layers": field(fields, "num_hidden_layers", int),
+        "num_heads": num_heads,
+        "num_kv_heads": field(fields, "num_key_value_heads", int),
+        "head_dim": field(fields, "head_dim", int, _head_dim(fields, num_heads)),
+        "intermediate_size": field(fields, "intermediate_size", int),
+        "tie_embeddings": field(fields, "tie_word_embeddings", bool, False),
+    }
+
+
+def _head_dim(fields: Fields, num_heads: int) -> int | None:
+    hidden_size = field(fields, "hidden_size", int)
+    return hidden_size // num_heads if num_heads > 0 and hidden_size % num_heads == 0 else None
+
+
+# ---------------------------------------------------------------------------- layers
+
+
+def read_layers(
+    fields: Fields, default: Sequence[str], window: int | None
+) -> tuple[tuple[LayerKind, ...], int | None]:
+    """`layer_types` (else `default`) as its shortest repeated pattern, and the window if used."""
+    types = fields.get("layer_types") or default
+    unknown = sorted({str(kind) for kind in types} - _KINDS.keys())
+    if unknown:
+        raise UserError(f"layer_types has {unknown[0]!r}; supported: {', '.join(_KINDS)}")
+    if len(types) != fields["num_hidden_layers"]:
+        raise UserError(
+            f"layer_types names {len(types)} layers, num_hidden_layers is "
+            f"{fields['num_hidden_layers']}"
+        )
+    if "sliding_attention" in types and window is None:
+        raise UserError("layer_types has 'sliding_attention' but there is no sliding_window")
+    kinds = tuple(_KINDS[kind] for kind in types)
+    length = next(n for n in range(1, len(kinds) + 1) if kinds == kinds[:n] * (len(kinds) // n))
+    return kinds[:length], window if "sliding" in kinds else None
+
+
+def write_layers(pattern: Sequence[LayerKind], num_layers: int) -> list[str]:
+    """The inverse: one name for each layer."""
+    names = {kind: name for name, kind in _KINDS.items()}
+    return [names[pattern[i % len(pattern)]] for i in range(num_layers)]
+
+
+# ---------------------------------------------------------------------------- RoPE
+
+
+def read_rope(parameters: Fields | None, theta: float, max_positions: int) -> Rope:
+    """A `rope_parameters` (or older `rope_scaling`) object; `theta` is used where it names none.
+
+    Raises UserError for a type other than default, linear, yarn and llama3, and for a key that
+    would not be used.
+    """
+    if not isinstance(parameters or {}, dict):
+        raise UserError(f"rope_parameters must be an object or null, not {parameters!r}")
+    given = {key: value for key, value in (parameters or {}).items() if value is not None}
+    kind = given.pop("rope_type", given.get("type", "default"))
+    given.pop("type", None)
+    theta = field({"rope_theta": given.pop("rope_theta", theta)}, "rope_theta", float)
+    if given.pop("partial_rotary_factor", 1.0) != 1.0:
+        raise UserError("partial_rotary_factor is not supported; only 1.0")
+    scaling = _read_scaling(kind, given, max_positions)
+    if given:
+        raise UserError(f"RoPE of type {kind!r} has {next(iter(given))!r}, which is not supported")
+    return Rope(theta, scaling)
+
+
+def _read_scaling(kind: str, given: Fields, max_positions: int) -> Scaling | None:
+    """Takes what it reads out of `given`."""
+
+    def take(name: str, type_: type, default: Any = None) -> Any:
+        return field({name: given.pop(name, None)}, name, type_, default)
+
+    match kind:
+        case "default":
+            return None
+        case "linear":
+            return Linear(take("factor", float))
+        case "yarn":
+            original = take("original_max_position_embeddings", int, max_positions)
+            factor = take("factor", float, max_positions / original)
+            factors = [given.pop(name, None) for name in ("mscale", "mscale_all_dim")]
+            return Yarn(
+                factor=factor,
+                original_positions=original,
+                attention_factor=take("attention_factor", float, _yarn_factor(factor, *factors)),
+                beta_fast=take("beta_fast", float, 32.0),
+                beta_slow=take("beta_slow", float, 1.0),
+                truncate=take("truncate", bool, True),
+            )
+        case "llama3":
+            return Llama3(
+                take("factor", float),
+                take("low_freq_factor", float),
+                take("high_freq_factor", float),
+                take("original_max_position_embeddings", int, max_positions),
+            )
+        case _:
+            raise UserError(
+                f"RoPE of type {kind!r} is not supported; supported: default, linear, yarn, llama3"
+            )
+
+
+def _yarn_factor(factor: float, mscale: float | None, mscale_all_dim: float | None) -> float:
+    """arXiv 2309.00071, section 3.4, and DeepSeek's ratio of two of them."""
+
+    def scale(of: float) -> float:
+        return 0.1 * of * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    return scale(mscale) / scale(mscale_all_dim) if mscale and mscale_all_dim else scale(1.0)
+
+
+def write_rope(rope: Rope) -> Fields:
+    """The inverse of `read_rope`, every value spelled out."""
+    fields: Fields = {"rope_theta": rope.theta}
+    match rope.scaling:
+        case None:
+            return fields | {"rope_type": "default"}
+        case Linear(factor):
+            return fields | {"rope_type": "linear", "factor": factor}
+        case Yarn() as yarn:
+            fields |= {
+                "rope_type": "yarn",
+                "factor": yarn.factor,
+                "original_max_position_embeddings": yarn.original_positions,
+                "attention_factor": yarn.attention_factor,
+                "beta_fast": yarn.beta_fast,
+                "beta_slow": yarn.beta_slow,
+            }
+            return fields if yarn.truncate else fields | {"truncate": False}
+        case Llama3() as llama3:
+            return fields | {
+                "rope_type": "llama3",
+                "factor": llama3.factor,
+                "low_freq_factor": llama3.low_freq_factor,
+                "high_freq_factor": llama3.high_freq_factor,
+                "original_max_position_embeddings": llama3.original_positions,
+            }
+
+
+def older_rope_scaling(parameters: Fields) -> Fields | None:
+    """`rope_scaling`, the spelling that transformers 4 and vLLM read, from `write_rope`'s."""
+    scaling = {key: value for key, value in parameters.items() if key != "rope_theta"}
+    return None if scaling["rope_type"] == "default" else scaling

@@ -1,0 +1,132 @@
+"""Rotary position embeddings: how fast each pair of a head turns, and the rotation itself.
+
+Frequencies are computed on the host as `transformers` computes them, in float32 and in its order,
+because at position 20,000 one unit in the last place of a frequency is a visible angle.
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, Int
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Every frequency divided by `factor` (Chen et al. 2023, arXiv 2306.15595)."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class Yarn:
+    """Slow pairs divided by `factor`, fast ones kept, a ramp between (arXiv 2309.00071, section 3).
+
+    Pairs that turn more than `beta_fast` times within `original_positions` are kept, those that
+    turn less than `beta_slow` times are slowed; cosine and sine are scaled by `attention_factor`.
+    """
+
+    factor: float
+    original_positions: int
+    attention_factor: float
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True  # widen the ramp to whole pairs
+
+
+@dataclass(frozen=True)
+class Llama3:
+    """Slow pairs divided by `factor`, by wavelength (Llama 3.1, arXiv 2407.21783)."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_positions: int
+
+
+Scaling = Linear | Yarn | Llama3
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Base and scaling. `Rope(1e6)` turns pair i of H/2 by position * 1e6^(-2i/H)."""
+
+    theta: float = 10_000.0
+    scaling: Scaling | None = None
+
+
+def inverse_frequencies(rope: Rope, head_dim: int) -> Float32[np.ndarray, " half"]:
+    """Angle (radians) per position of each of the H/2 pairs.
+
+    Su et al. 2021, arXiv 2104.09864, equation 15.
+    """
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    periods = np.float32(rope.theta) ** exponents
+    match rope.scaling:
+        case None:
+            return np.float32(1) / periods
+        case Linear(factor):
+            return np.float32(1) / periods / np.float32(factor)
+        case Yarn():
+            return _yarn(rope.scaling, rope.theta, periods, head_dim)
+        case Llama3():
+            return _llama3(rope.scaling, np.float32(1) / periods)
+
+
+def _yarn(yarn: Yarn, theta: float, periods: np.ndarray, head_dim: int) -> np.ndarray:
+    def pair_that_turns(times: float) -> float:
+        turns = yarn.original_positions / (times * 2 * math.pi)
+        return head_dim * math.log(turns) / (2 * math.log(theta))
+
+    low, high = pair_that_turns(yarn.beta_fast), pair_that_turns(yarn.beta_slow)
+    if yarn.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    pairs = np.arange(head_dim // 2, dtype=np.float32)
+    width = high - low if high != low else 0.001
+    slowed = np.clip((pairs - np.float32(low)) / np.float32(width), 0, 1)
+    kept = np.float32(1) - slowed
+    slow = np.float32(1) / (np.float32(yarn.factor) * periods)
+    # 1 - kept and not `slowed`: the same but for rounding, and the rounding is transformers'.
+    return slow * (np.float32(1) - kept) + np.float32(1) / periods * kept
+
+
+def _llama3(llama3: Llama3, frequencies: np.ndarray) -> np.ndarray:
+    low, high = llama3.low_freq_factor, llama3.high_freq_factor
+    wavelengths = np.float32(2 * math.pi) / frequencies
+    slowed = frequencies / np.float32(llama3.factor)
+    smooth = (llama3.original_positions / wavelengths - low) / np.float32(high - low)
+    between = (1 - smooth) * slowed + smooth * frequencies
+    is_slow = wavelengths > llama3.original_positions / low
+    is_fast = wavelengths < llama3.original_positions / high
+    return np.where(is_slow, slowed, np.where(is_fast, frequencies, between)).astype(np.float32)
+
+
+def rope_angles(
+    positions_BT: Int[Array, "B T"], head_dim: int, rope: Rope
+) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
+    """Cosine and sine of each position's angles, in float32; YaRN's scaled by its factor.
+
+    float32 because bfloat16 cannot represent position 257.
+    """
+    frequencies = jnp.asarray(inverse_frequencies(rope, head_dim))
+    angles_BTh = positions_BT.astype(jnp.float32)[:, :, None] * frequencies[None, None, :]
+    scale = rope.scaling.attention_factor if isinstance(rope.scaling, Yarn) else 1.0
+    return jnp.cos(angles_BTh) * scale, jnp.sin(angles_BTh) * scale
+
+
+def apply_rope(
+    x_BTNH: Float[Array, "B T N H"],
+    cos_BTh: Float[Array, "#B T half"],
+    sin_BTh: Float[Array, "#B T half"],
+) -> Float[Array, "B T N H"]:
+    """Rotate the pairs (x_i, x_{i + H/2}) by their angles.
+
+    Halves, not neighbours: the layout of Hugging Face checkpoints, whose projections are permuted
+    accordingly.
+    """
+    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos_BTh[:, :, None, :], sin_BTh[:, :, None, :]
+    rotated = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(rotated, axis=-1).astype(x_BTNH.dtype)
