@@ -119,8 +119,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub = verb("convert", convert, "Hugging Face folder <-> run folder (Orbax), by what SRC is.")
     sub.add_argument("source", metavar="SRC", type=Path)
     sub.add_argument("destination", metavar="DST", type=Path)
-    sub.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"),
-                     help="of the tensors of an exported Hugging Face folder")  # fmt: skip
+    sub.add_argument("--dtype", choices=("float32", "bfloat16", "float16"),
+                     help="default: as in SRC; of a trained run, as in its base")  # fmt: skip
+    sub.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
 
 
@@ -166,7 +167,7 @@ def sample(options: argparse.Namespace) -> None:
     from jaxdistill.rollouts import collect
 
     require_positive(options.samples, "--samples")
-    policy = open_named(options.model)
+    policy = open_named(options.model, progress=True)
     questions = [
         Question(f"prompt:{i}", prompt, "", options.system)
         for i, prompt in enumerate(options.prompt)
@@ -190,7 +191,7 @@ def evaluate(options: argparse.Namespace) -> None:
     require_positive(options.samples, "--samples")
     require_positive(1 if options.limit is None else options.limit, "--limit")
     split = evaluation.named_split(options.data, options.limit)
-    policy = open_named(options.model)
+    policy = open_named(options.model, progress=True)
     config = evaluation.Evaluation(
         (split,), samples=options.samples, sampling=sampling_of(options), seed=options.seed
     )
@@ -234,4 +235,8 @@ def report(options: argparse.Namespace) -> None:
 def convert(options: argparse.Namespace) -> None:
     from jaxdistill.convert import convert as convert_folder
 
-    print(convert_folder(options.source, options.destination, options.dtype))
+    print(
+        convert_folder(
+            options.source, options.destination, options.dtype, progress=not options.quiet
+        )
+    )

@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
 
+from jaxdistill import hub
 from jaxdistill import tokenizer as tokenizers
 from jaxdistill.errors import UserError
-from jaxdistill.models import decoder, hf, hf_files
+from jaxdistill.models import decoder, families, hf, hf_files
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.sharding import Mesh, shardings_of
 from jaxdistill.toy.tokenizer import write_tokenizer
@@ -90,7 +93,7 @@ def fingerprint(folder: Path) -> str:
 @contextlib.contextmanager
 def _tokenizer_folder(name: str) -> Iterator[Path]:
     if name != "toy":
-        yield Path(name)
+        yield hub.find_folder(name, weights=False)
         return
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(Path(folder))
@@ -108,12 +111,19 @@ def resolve(source: ModelSource) -> Path | None:
             return None
 
 
-def load(source: ModelSource, seed: int, model_dir: Path, mesh: Mesh | None = None) -> Policy:
-    """Load or create the policy in float32, sharded over `mesh`.
+def load(
+    source: ModelSource,
+    seed: int,
+    model_dir: Path,
+    mesh: Mesh | None = None,
+    dtype: DTypeLike | None = jnp.float32,
+    progress: bool = False,
+) -> Policy:
+    """Load or create the policy, sharded over `mesh`, in float32 as training wants it.
 
-    `model_dir` (the run's `model/` folder) receives config.json and the tokenizer's files, so that
-    a run and its checkpoints can be read without the place its model came from. Raises UserError
-    when the folder is missing or not a model.
+    `dtype` None keeps a folder's own. `model_dir` (the run's `model/` folder) receives config.json
+    and the tokenizer's files, so that a run and its checkpoints can be read without the place its
+    model came from. Raises UserError when the folder is missing or not a model.
     """
     folder = resolve(source)
     with contextlib.ExitStack() as stack:
@@ -121,17 +131,27 @@ def load(source: ModelSource, seed: int, model_dir: Path, mesh: Mesh | None = No
             origin = stack.enter_context(_tokenizer_folder(source.tokenizer))
             tokenizer = tokenizers.load(origin)
             config, params = _fresh(source.architecture, len(tokenizer), seed, mesh)
+            stored = "float32"
         else:
             assert folder is not None
             origin = folder
-            config, params = hf.import_folder(folder, mesh=mesh)
+            stored = hf.stored_dtype(folder)
+            tokenizers.load(folder)  # what is wrong with it is found before the long read
+            config, params = hf.import_folder(folder, mesh=mesh, dtype=dtype, progress=progress)
         model_dir.mkdir(parents=True, exist_ok=True)
         hf_files.copy_tokenizer_files(origin, model_dir)
         hf_files.write_json(
             model_dir / "generation_config.json", hf_files.generation_config(origin)
         )
-    hf_files.write_json(model_dir / "config.json", hf.FAMILIES[config.family].to_hf(config))
+    # The base's dtype is also its exports'.
+    fields = families.describe(config) | {"dtype": stored}
+    hf_files.write_json(model_dir / "config.json", fields)
     return with_tokenizer(config, params, model_dir)
+
+
+def export_dtype(model_dir: Path) -> str | None:
+    """The dtype that a run's exports have: its base's. None where that was not recorded."""
+    return hf_files.read_json(model_dir / "config.json").get("dtype")
 
 
 def with_tokenizer(config: ModelConfig, params: Any, folder: Path) -> Policy:
@@ -143,9 +163,7 @@ def _fresh(
     config: ModelConfig, tokenizer_size: int, seed: int, mesh: Mesh | None
 ) -> tuple[ModelConfig, Any]:
     """Random parameters, created in their sharding: never whole on one device."""
-    if config.family not in hf.FAMILIES:
-        known = ", ".join(hf.FAMILIES)
-        raise UserError(f"`model.architecture.family` must be {known}, got {config.family!r}")
+    families.describe(config)  # raises for what its family cannot express
     if config.vocab_size == 0:
         config = dataclasses.replace(config, vocab_size=tokenizer_size)
     if config.vocab_size < tokenizer_size:

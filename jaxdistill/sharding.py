@@ -28,6 +28,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "E": ("data",),
     "D": ("fsdp",),
     "N": ("tensor",),
+    # Positions of the residual stream between two layers' multiplications.
+    "Z": ("tensor",),
     "K": ("tensor",),
     "F": ("tensor",),
     "V": ("tensor",),
@@ -108,7 +110,7 @@ def sharding_of(mesh: Mesh, axes: str, shape: Sequence[int] | None = None) -> Na
 
 
 def grouped_sharding(mesh: Mesh, groups: str, axes: str, shape: Sequence[int]) -> NamedSharding:
-    """The sharding of an array that lies flattened, e.g. "NH D" of "DNH": split as its first letters.
+    """The sharding of an array that lies flattened, "NH D" of "DNH": split as its first letters.
 
     `axes` and `shape` are those of the array itself, so N decides whether N*H is split.
     """

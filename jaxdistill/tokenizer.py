@@ -1,4 +1,10 @@
-"""Text to token ids and back, over a tokenizer that lies in a local folder."""
+"""Text to token ids and back, and chat templates, over a folder's or a hub model's tokenizer.
+
+Nothing here knows of `<think>`. A template may open the thinking itself (DeepSeek-R1: the prompt
+ends in `<think>\\n`), or close it at once (Qwen3 with `enable_thinking=False`); a response is what
+comes after the prompt, so R1's has a `</think>` and no `<think>`. Whoever reads responses expects
+both (`contexts.remove_thinking`), and such a template drops the thinking of past assistant turns.
+"""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -8,27 +14,28 @@ from typing import TYPE_CHECKING, Any, SupportsInt
 import numpy as np
 from jaxtyping import Int32
 
+from jaxdistill import hub
 from jaxdistill.errors import UserError
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedTokenizerFast
 
 
-def load(folder: str | Path) -> "PreTrainedTokenizerFast":
-    """Load the tokenizer of a Hugging Face folder; never looks on a hub.
+def load(name: str | Path) -> "PreTrainedTokenizerFast":
+    """Load the tokenizer of a Hugging Face folder, or of a model on the hub ("org/name").
 
-    Raises UserError when the folder is missing or holds no readable fast tokenizer.
+    Raises UserError when there is no such folder or model, or no readable fast tokenizer in it.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(
-            f"no tokenizer folder at {folder}: expected a local folder holding tokenizer.json "
-            "(download the model first; nothing is fetched here)"
-        )
-    from transformers import AutoTokenizer
+    folder = hub.find_folder(name, weights=False)
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    # AutoTokenizer chooses a class by config.json's model_type, and some classes (Qwen2's in
+    # transformers 5) keep the vocabulary of tokenizer.json but replace its splitting of text by
+    # their own, in silence. This one takes the file as it is.
+    has_file = (folder / "tokenizer.json").is_file()
+    loader = PreTrainedTokenizerFast if has_file else AutoTokenizer
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = loader.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, its own, ...
         raise UserError(f"cannot read a tokenizer from {folder}: {_one_line(error)}") from error
     if not getattr(tokenizer, "is_fast", False):
@@ -50,8 +57,8 @@ def prompt_ids(
 ) -> list[list[int]]:
     """Render each chat (a list of role/content messages) up to where the assistant starts.
 
-    `enable_thinking` None leaves the choice to the template. Raises UserError when the
-    tokenizer has no chat template or the template refuses a chat.
+    `enable_thinking` None leaves the choice to the template; a template that knows no such choice
+    ignores it. Raises UserError when the tokenizer has no chat template or it refuses a chat.
     """
     texts = [prompt_text(tokenizer, chat, enable_thinking) for chat in chats]
     return encode(tokenizer, texts)  # the template has written every special token itself
@@ -114,7 +121,9 @@ def stop_ids(
 ) -> tuple[int, ...]:
     """Return the ids that end a response: `generation_config.json`'s, then the tokenizer's eos.
 
-    Raises UserError when there is none, or the file is malformed.
+    Where the two disagree either ends it, as in vLLM: folders in the wild name the end of a text in
+    one and the end of a turn in the other. Raises UserError when there is none, or the file is
+    malformed.
     """
     found = [] if folder is None else _generation_eos(Path(folder) / "generation_config.json")
     if isinstance(tokenizer.eos_token_id, int):

@@ -1,13 +1,25 @@
-"""Strict JAX for every test: eight simulated devices, no silent broadcasting of ranks."""
+"""Strict JAX for every test: eight simulated devices, no silent broadcasting of ranks.
+
+`-m gpu` alone gets the machine's GPUs instead.
+"""
 
 import os
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests compile more than they compute: without LLVM's optimizations they take half the time.
-_FAST_COMPILATION = "--xla_backend_optimization_level=0"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FAST_COMPILATION}".strip()
 
-import jax  # noqa: E402
+def pytest_configure(config):
+    if config.option.markexpr != "gpu":
+        _simulate_devices()
+    import jax
 
-jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_numpy_rank_promotion", "raise")
+    jax.config.update("jax_num_cpu_devices", 8)
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def _simulate_devices():
+    # Before JAX is imported, and for the processes that tests start.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    # Tests compile more than they compute: without LLVM's optimizations they take half the time.
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+    os.environ["XLA_FLAGS"] = flags.strip()
+    # A name that is no folder is not looked for on the network.
+    os.environ["HF_HUB_OFFLINE"] = "1"

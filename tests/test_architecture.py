@@ -19,9 +19,11 @@ PACKAGE = Path(__file__).parents[1] / "jaxdistill"
 # longest matching name counts: "models.hf" before "models".
 LEVELS = (
     ("errors", "axes"),
-    ("precision", "questions", "contexts", "intervals", "epistemic", "losses", "metrics"),
-    ("overrides", "provenance", "tokenizer"),
-    ("sharding", "grading", "models.layers", "models.attention", "models.config", "models.qwen3"),
+    ("precision", "questions", "contexts", "intervals", "epistemic", "losses", "metrics", "hub"),
+    ("overrides", "provenance", "tokenizer", "models.rope"),
+    ("sharding", "grading", "models.layers", "models.config", "models.hf_fields"),
+    ("models.attention", "models.qwen2", "models.qwen3", "models.olmo3"),
+    ("models.families",),
     ("toy", "models", "objectives", "data"),
     ("scoring", "policy", "tasks"),
     ("sampling", "toy_source"),
@@ -32,7 +34,7 @@ LEVELS = (
     ("configs", "run", "report"),
     ("study",),
     ("configs.toy_study",),
-    ("cli",),
+    ("cli", "notebook"),
     ("__main__",),
 )
 
@@ -42,7 +44,7 @@ OWNERS = {
     "tensorstore": "checkpoint",
     "grain": "data",
     "tensorflow_datasets": "data",
-    "safetensors": "models.hf",
+    "safetensors": "models.hf_tensors",
     "torch": "the tests",
 }
 

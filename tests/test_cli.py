@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -103,7 +104,7 @@ MISTAKES = {
     "train toy_grpo --set mesh.data=4096": "mesh",
     "train toy_pretrain --set experience.world=mars": "must be one of main, control, got 'mars'",
     "train toy_grpo --set model=Pretrained('nowhere')": "there is no folder nowhere",
-    "train tiny.json --set model.tokenizer=nowhere": "no tokenizer folder at nowhere",
+    "train tiny.json --set model.tokenizer=nowhere": "there is no folder nowhere",
     "train tiny.json --set experience.task=MathTask('no.parquet')": "no.parquet.*no such file",
     "train tiny.json --set experience.task=MathTask('tiny.json')": "tiny.json",
     "sample nowhere --prompt hi": "there is no folder nowhere",
@@ -269,7 +270,9 @@ def test_ctrl_c_in_a_verb_is_130(monkeypatch):
 
 def start(*arguments, **options):
     command = [sys.executable, "-m", "jaxdistill", *map(str, arguments)]
-    return subprocess.Popen(command, text=True, stderr=subprocess.PIPE, **options)
+    # A shell's background job ignores Ctrl-C, and its children inherit that.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, text=True, stderr=subprocess.PIPE, preexec_fn=heed, **options)
 
 
 def test_ctrl_c_while_training_ends_cleanly_and_resumes(place):

@@ -1,9 +1,13 @@
 """Hugging Face -> run -> Hugging Face gives the same bytes; a run reads as its export does."""
 
+import shutil
+from types import SimpleNamespace
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from tiny_run import ARCHITECTURE, tiny, tree_of
 
 from jaxdistill import policy as policies
@@ -21,6 +25,10 @@ def equal(a, b):
     return True
 
 
+def dtypes_of(policy):
+    return {str(x.dtype) for x in jax.tree.leaves(policy.params)}
+
+
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory):
     return policies.load(Fresh(ARCHITECTURE), 0, tmp_path_factory.mktemp("fresh") / "model")
@@ -32,7 +40,7 @@ def run_dir(tmp_path_factory):
                quiet=True)  # fmt: skip
 
 
-def export(policy, folder, dtype="float32", max_shard_bytes=5e9):
+def export(policy, folder, dtype=None, max_shard_bytes=5e9):
     hf.export_folder(
         folder, policy.params, policy.config, tokenizer_from=policy.tokenizer_folder, dtype=dtype,
         max_shard_bytes=max_shard_bytes,
@@ -40,14 +48,49 @@ def export(policy, folder, dtype="float32", max_shard_bytes=5e9):
     return folder
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_there_and_back_is_the_same_folder_to_the_byte(dtype, fresh, tmp_path):
     source = export(fresh, tmp_path / "hf", dtype)
     convert(source, tmp_path / "run")
     assert is_run(tmp_path / "run")
     assert not is_run(source)
-    convert(tmp_path / "run", tmp_path / "back", dtype)
+    assert dtypes_of(open_model(tmp_path / "run")) == {dtype}
+    convert(tmp_path / "run", tmp_path / "back")
     assert tree_of(tmp_path / "back") == tree_of(source)
+
+
+def test_norms_of_another_dtype_keep_it_there_and_back(fresh, tmp_path):
+    source = export(fresh, tmp_path / "hf", "bfloat16")
+    tensors = load_file(source / "model.safetensors")
+    tensors |= {n: x.astype(np.float32) + 1e-6 for n, x in tensors.items() if "norm" in n}
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    convert(source, tmp_path / "run")
+    assert dtypes_of(open_model(tmp_path / "run")) == {"float32", "bfloat16"}
+    convert(tmp_path / "run", tmp_path / "back")
+    back = load_file(tmp_path / "back" / "model.safetensors")
+    assert {n: x.tobytes() for n, x in back.items()} == {n: x.tobytes() for n, x in tensors.items()}
+
+
+def test_another_dtype_is_cast_to_on_either_way(fresh, tmp_path):
+    source = export(fresh, tmp_path / "hf")
+    convert(source, tmp_path / "run", "bfloat16")
+    assert dtypes_of(open_model(tmp_path / "run")) == {"bfloat16"}
+    convert(tmp_path / "run", tmp_path / "wide", "float32")
+    wide = load_file(tmp_path / "wide" / "model.safetensors")
+    for name, tensor in load_file(source / "model.safetensors").items():
+        np.testing.assert_array_equal(wide[name], tensor.astype(jnp.bfloat16).astype(np.float32))
+
+
+def test_what_is_trained_from_bfloat16_is_exported_in_it_unless_told_otherwise(fresh, tmp_path):
+    base = export(fresh, tmp_path / "hf", "bfloat16")
+    run_dir = run(tiny(model=Pretrained(str(base)), steps=1, checkpoint_every=1),
+                  tmp_path / "run", quiet=True)  # fmt: skip
+    assert dtypes_of(open_model(run_dir)) == {"float32"}
+    assert dtypes_of(open_model(run_dir / "export")) == {"bfloat16"}
+    convert(run_dir, tmp_path / "narrow")
+    assert tree_of(tmp_path / "narrow") == tree_of(run_dir / "export")
+    convert(run_dir, tmp_path / "wide", "float32")
+    assert equal(open_model(tmp_path / "wide").params, open_model(run_dir).params)
 
 
 def test_sharded_weights_come_back_whole(fresh, tmp_path):
@@ -103,10 +146,18 @@ def test_nothing_is_left_where_a_conversion_failed(fresh, tmp_path, monkeypatch)
     source = export(fresh, tmp_path / "hf")
 
     def broken(*args, **kwargs):
-        raise OSError("disk full")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Checkpoints, "save", broken)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match=r"cannot write .*/run: No space left on device"):
+        convert(source, tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_a_disk_that_is_too_small_is_found_before_it_is_full(fresh, tmp_path, monkeypatch):
+    source = export(fresh, tmp_path / "hf")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match=r"run needs 0\.\d\d GB, but .* has 0.00 GB free"):
         convert(source, tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 

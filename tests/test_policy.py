@@ -51,7 +51,7 @@ def test_vocabulary_size_0_takes_the_tokenizers(fresh, tmp_path):
 
 
 def test_an_unknown_family_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"family` must be qwen3.*, got 'gpt'"):
+    with pytest.raises(UserError, match=r"model.family must be one of .*qwen3.*, not 'gpt'"):
         policies.load(Fresh(dataclasses.replace(ARCHITECTURE, family="gpt")), 0, tmp_path)
 
 

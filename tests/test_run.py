@@ -225,7 +225,7 @@ def test_a_base_that_changed_since_the_start_is_refused(whole, tmp_path):
 
 
 def test_unusable_input_leaves_no_folder(tmp_path):
-    with pytest.raises(UserError, match="no tokenizer folder"):
+    with pytest.raises(UserError, match="there is no folder"):
         run(tiny(model=policies.Fresh(tiny().model.architecture, "none")), tmp_path / "run")
     small = dataclasses.replace(tiny().model.architecture, vocab_size=5)
     with pytest.raises(UserError, match="vocab_size=5"):

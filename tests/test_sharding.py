@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -24,6 +25,20 @@ CONFIG = ModelConfig(
     intermediate_size=64,
 )
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (1, 4, 2)]
+FAMILIES = {
+    "qwen3": CONFIG,
+    "qwen2": dataclasses.replace(CONFIG, family="qwen2", qk_norm="none", qkv_bias=True),
+    "olmo3": dataclasses.replace(
+        CONFIG,
+        family="olmo3",
+        num_kv_heads=8,
+        layer_pattern=("sliding", "full"),
+        window=4,
+        qk_norm="projection",
+        post_norm=True,
+        tie_embeddings=True,
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +73,36 @@ def test_a_mesh_changes_neither_value_nor_gradient(params, value_and_gradient, s
     # Sums over devices run in another order.
     close = functools.partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5)
     jax.tree.map(close, actual, value_and_gradient)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _logits(params, config, tokens_BS, mask_BS):
+    hidden_BSD = decoder.hidden_states(params, config, tokens_BS, mask_BS)
+    return hidden_BSD @ decoder.head(params, config)
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    """{family: (params, logits)}"""
+    params = {name: jax.jit(decoder.init, static_argnums=0)(config, jax.random.key(0))
+              for name, config in FAMILIES.items()}  # fmt: skip
+    return {name: (p, _logits(p, FAMILIES[name], *_batch())) for name, p in params.items()}
+
+
+@pytest.mark.parametrize("sizes", MESHES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_mesh_changes_no_logit_of_any_family(on_one_device, family, sizes):
+    params, expected_BSV = on_one_device[family]
+    mesh = sharding.make_mesh(MeshConfig(*sizes))
+    placed = jax.device_put(params, sharding.shardings_of(mesh, params))
+    with sharding.use_mesh(mesh):
+        batch = sharding.shard_batch(mesh, _batch())
+        logits_BSV = _logits(placed, FAMILIES[family], *batch)
+    np.testing.assert_allclose(logits_BSV, expected_BSV, atol=1e-5)
+    if sizes[0] == 1 and FAMILIES[family].num_kv_heads % sizes[2] == 0:
+        local = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(placed))
+        # Norms and biases of heads are not split over fsdp; what there is else, eightfold.
+        assert local < sum(x.nbytes for x in jax.tree.leaves(params)) / 6
 
 
 def _two_steps(params, tokens_BS, mask_BS):

@@ -17,13 +17,16 @@ from jax.experimental import topologies
 
 from jaxdistill import losses, sharding
 from jaxdistill.models import decoder
+from jaxdistill.models.attention import causal_attention
 from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.rope import Rope
 from jaxdistill.objectives import epi_anchor
 from jaxdistill.sampling import Sampling, make_sampler, processors
 from jaxdistill.sharding import MeshConfig
 from jaxdistill.train import EMA, Batch, Compute, Optimizer, init_state, make_train_step
 
-pytestmark = pytest.mark.tpu
+# On two cores a train step compiles in four to ten minutes.
+pytestmark = [pytest.mark.tpu, pytest.mark.timeout(3600)]
 
 MODEL = ModelConfig(
     vocab_size=151_936,
@@ -33,7 +36,7 @@ MODEL = ModelConfig(
     num_kv_heads=8,
     head_dim=128,
     intermediate_size=3072,
-    rope_theta=1e6,
+    rope=Rope(1e6),
     tie_embeddings=True,
 )
 SLICES = {
@@ -227,3 +230,35 @@ def test_the_likeliest_tokens_are_found_without_sorting_the_vocabulary(mesh, nam
     operations = _operations(_compile(mesh, jax.jit(select), [logits]))
     V = {MODEL.vocab_size, MODEL.vocab_size // mesh.shape["tensor"]}
     assert not [op for op in operations if op.kind == "sort" and V & set(op.shapes[0])]
+
+
+@pytest.mark.parametrize(("S", "window"), [(4096, None), (16_384, None), (16_384, 4096)])
+@pytest.mark.parametrize("direction", ["forward", "gradient"])
+def test_splash_attention_holds_no_scores_and_exchanges_nothing(mesh, S, window, direction):
+    """Qwen3-8B's heads; "auto" is splash for the mesh of a TPU slice, wherever it is compiled."""
+    B, N, K, H = 8, 32, 8, 128
+
+    def argument(axes, *shape):
+        split = sharding.sharding_of(mesh, axes, shape)
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=split)
+
+    def forward(q_BSNH, k_BSKH, v_BSKH):
+        return causal_attention(q_BSNH, k_BSKH, v_BSKH, window=window)
+
+    def gradient(q_BSNH, k_BSKH, v_BSKH, g_BSNH):
+        return jax.vjp(forward, q_BSNH, k_BSKH, v_BSKH)[1](g_BSNH)
+
+    q_BSNH, k_BSKH = argument("BSNH", B, S, N, H), argument("BSKH", B, S, K, H)
+    if direction == "forward":
+        compiled = _compile(mesh, jax.jit(forward), (q_BSNH, k_BSKH, k_BSKH))
+        kernels = ("splash_mha_fwd_no_residuals",)
+    else:
+        compiled = _compile(mesh, jax.jit(gradient), (q_BSNH, k_BSKH, k_BSKH, q_BSNH))
+        kernels = ("splash_mha_fwd_residuals", "splash_mha_dq", "splash_mha_dkv")
+    assert all(kernel in compiled.as_text() for kernel in kernels)
+    operations = _operations(compiled)
+    assert not [op for op in operations if op.kind in COLLECTIVES]
+    assert not [shape for op in operations for shape in op.shapes if shape.count(S) > 1]
+    # A few copies of q in other layouts, and float32 log-sums of 128 equal lanes a query; the
+    # scores would be S / H times the size of q, and twice that in float32.
+    assert compiled.memory_analysis().temp_size_in_bytes < 8 * _bytes_on_one_device([q_BSNH])

@@ -10,7 +10,7 @@ padding from real tokens, so attention needs no mask, and position t is slot t.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -172,7 +172,7 @@ def _queries_keys_values(
     """Projected, normed if the family does, and rotated; values are only projected."""
     if not config.post_norm:
         x_BTD = rms_norm(x_BTD, layer.attention_norm_D, config.norm_eps)
-    qkv_BTKXH = einsum("BTD,DKXH->BTKXH", x_BTD, layer.qkv_DKXH)
+    qkv_BTKXH = einsum("BTD,DKXH->BTKXH", constrain(x_BTD, "BTD"), layer.qkv_DKXH)
     if layer.qkv_bias_KXH is not None:
         qkv_BTKXH += layer.qkv_bias_KXH[None, None]
     q_BTNH = qkv_BTKXH[:, :, :, :-2].reshape(*x_BTD.shape[:2], *config.shape("NH"))
@@ -190,18 +190,24 @@ def _add_attention_and_mlp(
     x_BTD: Float[Array, "B T D"],
     attended_BTNH: Float[Array, "B T N H"],
 ) -> Float[Array, "B T D"]:
-    """The block's two residual additions, normed before or after."""
+    """The block's two residual additions, normed before or after.
+
+    Between them the positions (Z) are split where the heads are inside: tensor parallelism then
+    keeps its share of the residual stream too, and norms its share (arXiv 2205.05198).
+    """
     out_BTD = einsum("BTNH,NHD->BTD", attended_BTNH, layer.out_NHD)
     if layer.out_bias_D is not None:
         out_BTD += layer.out_bias_D[None, None]
     if config.post_norm:
-        out_BTD = rms_norm(out_BTD, layer.attention_norm_D, config.norm_eps)
-        x_BTD = constrain(x_BTD + out_BTD, "BTD")
-        mlp_BTD = swiglu(x_BTD, layer.gate_up_DXF, layer.down_FD)
-        return constrain(x_BTD + rms_norm(mlp_BTD, layer.mlp_norm_D, config.norm_eps), "BTD")
-    x_BTD = constrain(x_BTD + out_BTD, "BTD")
-    normed_BTD = rms_norm(x_BTD, layer.mlp_norm_D, config.norm_eps)
-    return constrain(x_BTD + swiglu(normed_BTD, layer.gate_up_DXF, layer.down_FD), "BTD")
+        out_BTD = rms_norm(constrain(out_BTD, "BZD"), layer.attention_norm_D, config.norm_eps)
+    x_BTD = constrain(x_BTD + out_BTD, "BZD")
+    into_BTD = x_BTD
+    if not config.post_norm:
+        into_BTD = rms_norm(x_BTD, layer.mlp_norm_D, config.norm_eps)
+    mlp_BTD = swiglu(constrain(into_BTD, "BTD"), layer.gate_up_DXF, layer.down_FD)
+    if config.post_norm:
+        mlp_BTD = rms_norm(constrain(mlp_BTD, "BZD"), layer.mlp_norm_D, config.norm_eps)
+    return constrain(x_BTD + mlp_BTD, "BZD")
 
 
 def _rotary(config: ModelConfig, positions_BT: Int[Array, "B T"]) -> Rotary:
@@ -249,7 +255,7 @@ def hidden_states(
     x_BSD, _ = _scan_layers(model, config, tokens_BS, dtype, attention, remat=remat, keep_kv=False)
     # Back to the caller's places. Padding repeats a real neighbour's state.
     slot_BS = jnp.maximum(jnp.cumsum(mask_BS, axis=1, dtype=jnp.int32) - 1, 0)
-    x_BSD = jnp.take_along_axis(x_BSD, slot_BS[:, :, None], axis=1)
+    x_BSD = jnp.take_along_axis(constrain(x_BSD, "BSD"), slot_BS[:, :, None], axis=1)
     return rms_norm(x_BSD, model.norm[...], config.norm_eps)
 
 
@@ -295,7 +301,7 @@ def _scan_layers(
     x_ESD = constrain(_embed(model.embed[...], constrain(tokens_BS, "ES"), dtype), "ESD")
     # Of few layers the loop's copies of saved activations cost more than their compilation.
     unroll = config.num_layers // len(pattern) if config.num_layers <= 4 else 1
-    x_BSD, kept = jax.lax.scan(body, constrain(x_ESD, "BSD"), grouped, unroll=unroll)
+    x_BSD, kept = jax.lax.scan(body, constrain(x_ESD, "BZD"), grouped, unroll=unroll)
     if not keep_kv:
         return x_BSD, []
     layers = range(config.num_layers)
@@ -353,7 +359,7 @@ def prefill(
     x_BPD, kv = _scan_layers(model, config, tokens_BP, dtype, attention, remat=False, keep_kv=True)
     length_B = jnp.sum(mask_BP, axis=1, dtype=jnp.int32)
     last_B11 = jnp.maximum(length_B - 1, 0)[:, None, None]
-    x_BD = jnp.take_along_axis(x_BPD, last_B11, axis=1)[:, 0]
+    x_BD = jnp.take_along_axis(constrain(x_BPD, "BPD"), last_B11, axis=1)[:, 0]
 
     def buffer(x_BPKH):
         x_BKPH = jnp.swapaxes(x_BPKH, 1, 2)

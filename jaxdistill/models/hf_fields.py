@@ -87,7 +87,7 @@ def read_layers(
         )
     if "sliding_attention" in types and window is None:
         raise UserError("layer_types has 'sliding_attention' but there is no sliding_window")
-    kinds = tuple(_KINDS[kind] for kind in types)
+    kinds: tuple[LayerKind, ...] = tuple(_KINDS[kind] for kind in types)
     length = next(n for n in range(1, len(kinds) + 1) if kinds == kinds[:n] * (len(kinds) // n))
     return kinds[:length], window if "sliding" in kinds else None
 

@@ -1,13 +1,15 @@
 """The files around a model's weights: its JSON, its tokenizer, and the folder itself."""
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+from jaxdistill import hub
 from jaxdistill import tokenizer as tokenizers
 from jaxdistill.errors import UserError
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -16,26 +18,12 @@ TOKENIZER_FILES = (
 
 
 def resolve_folder(name: str | Path) -> Path:
-    """A local folder; or, for a name like "org/name", its snapshot in the local hub cache.
+    """A local folder; or, for a name like "org/name", its snapshot from the hub.
 
-    Nothing is downloaded. Raises UserError when there is neither.
+    The local hub cache comes first; what it lacks is downloaded (safetensors, never pickles).
+    Raises UserError when there is no such folder and no such model, or it cannot be fetched.
     """
-    folder = Path(name)
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise UserError(f"{name} is a file; expected a folder with config.json and safetensors")
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)):
-        raise UserError(f"there is no folder {name}; expected a local Hugging Face model folder")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(str(name), local_files_only=True))
-    except Exception as error:  # its many ways to say "not in the cache"
-        raise UserError(
-            f"there is no folder {name}, and no model of that name in the local hub cache; "
-            f"`hf download {name}` fetches one"
-        ) from error
+    return hub.find_folder(name)
 
 
 def read_json(path: Path) -> dict[str, Any]:

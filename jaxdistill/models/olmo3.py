@@ -1,7 +1,7 @@
 """Olmo3 as data: its fields in config.json and the names of its tensors.
 
-Olmo Team 2025, arXiv 2512.13961: norms after attention and MLP, RMSNorm over the whole projection of
-queries and keys, three sliding-window layers to one full.
+Olmo Team 2025, arXiv 2512.13961: norms after attention and MLP, RMSNorm over the whole projection
+of queries and keys, three sliding-window layers to one full.
 
 RoPE is read as transformers 5.23 reads it: `rope_scaling` (YaRN) belongs to the full layers and the
 sliding ones turn plainly. Before version 5 transformers applied the one YaRN to every layer, and so

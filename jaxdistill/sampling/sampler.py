@@ -185,14 +185,16 @@ def decoding_weights(
     every token; only the tensor-parallel split stays. A no-op without a mesh.
     """
 
-    def gather(name: str, x: Array | None) -> Array | None:
-        axes = name.rsplit("_", 1)[-1]
-        if x is None or not axes.isupper():  # a part that the family lacks, a norm of heads
-            return x
-        return constrain(x, axes.replace("D", "X"))  # a letter without a rule
+    def gather(name: str, x: Array) -> Array:
+        return constrain(x, name.rsplit("_", 1)[-1].replace("D", "X"))  # a letter without a rule
+
+    def gather_layer(layer: decoder.Layer) -> decoder.Layer:
+        # Not what the family lacks, nor the norms of heads, whose axes are the family's.
+        named = {n: x for n, x in layer._asdict().items() if x is not None and n[-1].isupper()}
+        return layer._replace(**{name: gather(name, x) for name, x in named.items()})
 
     weights = decoder.unstack(params, config, dtype=dtype)
-    layers = [decoder.Layer(*map(gather, layer._fields, layer)) for layer in weights.layers]
+    layers = [gather_layer(layer) for layer in weights.layers]
     embed_VD = gather("VD", weights.embed_VD.astype(dtype))
     weights = decoder.Unstacked(embed_VD, tuple(layers), gather("D", weights.norm_D))
     if config.tie_embeddings:

@@ -1,0 +1,79 @@
+"""The sizes of published models, by the name that they have on the hub.
+
+From the models' own config.json: Qwen3-1.7B, Qwen3-8B, DeepSeek-R1-Distill-Qwen-7B and Olmo-3-7B
+field by field. The rest as public code and logs give them: the other Qwen3 as MaxText's
+conversion table, DeepSeek-R1-Distill-Qwen-1.5B as tunix, -14B as the metadata that llama.cpp prints
+of it (ollama issue 9245), -32B by its base Qwen2.5-32B (as QwQ-32B) and its published number of
+parameters, Olmo-3-32B as MaxText and the Olmo 3 report (arXiv 2512.13961).
+"""
+
+import difflib
+from typing import Any
+
+from jaxdistill.errors import UserError
+from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.rope import Rope, Yarn
+
+
+def preset(name: str) -> ModelConfig:
+    """The config of a published model, e.g. `preset("Qwen3-8B")`, to be used with random weights.
+
+    Raises UserError, naming the nearest ones, for a name that is not in PRESETS.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    lower = {known.lower(): known for known in PRESETS}
+    wanted = name.rpartition("/")[2].lower()
+    near = [lower[known] for known in difflib.get_close_matches(wanted, lower, n=3, cutoff=0.5)]
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(PRESETS)}"
+    raise UserError(f"there is no preset {name!r}; {hint}")
+
+
+def _qwen3(D: int, L: int, N: int, F: int, **fields: Any) -> ModelConfig:
+    return ModelConfig(
+        family="qwen3", vocab_size=151_936, hidden_size=D, num_layers=L, num_heads=N,
+        num_kv_heads=8, head_dim=128, intermediate_size=F, rope=Rope(1e6), norm_eps=1e-6,
+        max_positions=40_960, **fields,
+    )  # fmt: skip
+
+
+def _r1_distill(D: int, L: int, N: int, K: int, F: int, **fields: Any) -> ModelConfig:
+    # Distilled from Qwen2.5-Math (1.5B, 7B), whose RoPE turns with base 10,000, and from Qwen2.5.
+    return ModelConfig(
+        family="qwen2", hidden_size=D, num_layers=L, num_heads=N, num_kv_heads=K, head_dim=128,
+        intermediate_size=F, qk_norm="none", qkv_bias=True, max_positions=131_072, **fields,
+    )  # fmt: skip
+
+
+def _olmo3(D: int, L: int, N: int, K: int, F: int) -> ModelConfig:
+    yarn = Yarn(factor=8.0, original_positions=8192, attention_factor=1.2079441541679836)
+    return ModelConfig(
+        family="olmo3", vocab_size=100_278, hidden_size=D, num_layers=L, num_heads=N,
+        num_kv_heads=K, head_dim=128, intermediate_size=F, rope=Rope(5e5, yarn),
+        sliding_rope=Rope(5e5), layer_pattern=("sliding", "sliding", "sliding", "full"),
+        window=4096, qk_norm="projection", post_norm=True, norm_eps=1e-6, max_positions=65_536,
+    )  # fmt: skip
+
+
+PRESETS: dict[str, ModelConfig] = {
+    "Qwen3-0.6B": _qwen3(D=1024, L=28, N=16, F=3072, tie_embeddings=True),
+    "Qwen3-1.7B": _qwen3(D=2048, L=28, N=16, F=6144, tie_embeddings=True),
+    "Qwen3-4B": _qwen3(D=2560, L=36, N=32, F=9728, tie_embeddings=True),
+    "Qwen3-8B": _qwen3(D=4096, L=36, N=32, F=12_288),
+    "Qwen3-14B": _qwen3(D=5120, L=40, N=40, F=17_408),
+    "Qwen3-32B": _qwen3(D=5120, L=64, N=64, F=25_600),
+    "DeepSeek-R1-Distill-Qwen-1.5B": _r1_distill(
+        D=1536, L=28, N=12, K=2, F=8960, vocab_size=151_936, rope=Rope(1e4), norm_eps=1e-6
+    ),
+    "DeepSeek-R1-Distill-Qwen-7B": _r1_distill(
+        D=3584, L=28, N=28, K=4, F=18_944, vocab_size=152_064, rope=Rope(1e4), norm_eps=1e-6
+    ),
+    "DeepSeek-R1-Distill-Qwen-14B": _r1_distill(
+        D=5120, L=48, N=40, K=8, F=13_824, vocab_size=152_064, rope=Rope(1e6), norm_eps=1e-5
+    ),
+    "DeepSeek-R1-Distill-Qwen-32B": _r1_distill(
+        D=5120, L=64, N=40, K=8, F=27_648, vocab_size=152_064, rope=Rope(1e6), norm_eps=1e-5
+    ),
+    "Olmo-3-7B": _olmo3(D=4096, L=32, N=32, K=32, F=11_008),
+    "Olmo-3-32B": _olmo3(D=5120, L=64, N=40, K=8, F=27_648),
+}

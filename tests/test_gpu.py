@@ -1,0 +1,298 @@
+"""cuDNN's attention against the plain one, on a GPU: `pytest -n0 -m gpu tests/test_gpu.py`.
+
+The reference reads the same bfloat16 numbers and computes in float32.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdistill import sharding
+from jaxdistill.errors import UserError
+from jaxdistill.models import decoder
+from jaxdistill.models.attention import causal_attention
+from jaxdistill.models.config import ModelConfig
+from jaxdistill.sharding import MeshConfig
+
+pytestmark = pytest.mark.gpu
+
+# bfloat16 has eight bits: inputs agree exactly, but weights, products and results are rounded.
+TOLERANCE = 1e-2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _on_a_gpu():
+    if jax.default_backend() != "gpu":
+        pytest.skip(f"no GPU here but {jax.devices()}")
+
+
+def _inputs(B=2, S=256, N=4, K=2, H=64):
+    """q, k, v and the cotangent of the output, in bfloat16."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = [(B, S, N, H), (B, S, K, H), (B, S, K, H), (B, S, N, H)]
+    q, k, v, g = (jax.random.normal(key, shape) for key, shape in zip(keys, shapes))
+    return [x.astype(jnp.bfloat16) for x in (2 * q, k, v, g)]
+
+
+@functools.partial(jax.jit, static_argnames=("window", "implementation"))
+def _with_gradients(q_BSNH, k_BSKH, v_BSKH, g_BSNH, window=None, implementation="cudnn"):
+    """The output, and the gradients of sum(output * g) for q, k and v."""
+    attend = functools.partial(causal_attention, window=window, implementation=implementation)
+    out_BSNH, pull = jax.vjp(attend, q_BSNH, k_BSKH, v_BSKH)
+    return out_BSNH, *pull(g_BSNH)
+
+
+def _reference(inputs, window=None):
+    """The same in float32."""
+    return _with_gradients(
+        *(x.astype(jnp.float32) for x in inputs), window=window, implementation="xla"
+    )
+
+
+def _size(x):
+    return float(jnp.linalg.norm(x.astype(jnp.float32).ravel()))
+
+
+def _relative_error(actual, expected):
+    return _size(actual.astype(jnp.float32) - expected) / _size(expected)
+
+
+def _assert_near(actual, expected):
+    out_BSNH = expected[0]
+    for x, y in zip(actual, expected):
+        assert bool(jnp.isfinite(x).all())
+        # With a single key in sight q and k have no gradient; what is left is rounding's.
+        scale = out_BSNH if _size(y) < 1e-4 * _size(out_BSNH) else y
+        assert _size(x - y) <= TOLERANCE * _size(scale)
+
+
+# ------------------------------------------------------------------------------ attention
+
+CASES = {
+    "qwen3-8b-heads": dict(B=1, S=1024, N=32, K=8, H=128),
+    "qwen3-8b-heads-and-a-window": dict(B=1, S=1024, N=32, K=8, H=128, window=256),
+    "odd-length-and-one-kv-head": dict(S=777, K=1, H=128),
+    "odd-length-window-and-all-kv-heads": dict(S=777, K=4, H=128, window=129),
+    "half-a-tile": dict(S=192, H=80),  # of which cuDNN's backward pass had a fault
+    "shorter-than-a-tile": dict(S=63, window=9),
+    "one-token": dict(S=1),
+    "seven-query-heads-a-kv-head-and-a-window-of-one": dict(S=300, N=14, K=2, window=1),
+    "a-width-that-cudnn-has-not": dict(S=300, H=100, window=50),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_cudnn_is_near_float32_in_value_and_gradient(case):
+    sizes = dict(CASES[case])
+    window = sizes.pop("window", None)
+    inputs = _inputs(**sizes)
+    _assert_near(_with_gradients(*inputs, window=window), _reference(inputs, window))
+
+
+@pytest.mark.parametrize("S", [192, 777])
+def test_scores_far_below_zero_make_no_nan(S):
+    """exp(-score) of a key that is not there exceeds float32 where all real scores are this low."""
+    q_BSNH, k_BSKH, v_BSKH, g_BSNH = _inputs(S=S)
+    low = [q_BSNH.at[..., 0].set(1), k_BSKH.at[..., 0].set(-120 * 8)]  # 8 = sqrt(H)
+    scaled = [low[0].at[..., 1:].multiply(0.1), low[1].at[..., 1:].multiply(0.1)]
+    inputs = [*scaled, v_BSKH, g_BSNH]
+    actual, expected = _with_gradients(*inputs), _reference(inputs)
+    assert all(bool(jnp.isfinite(x).all()) for x in actual)
+    _assert_near(actual[:1] + actual[3:], expected[:1] + expected[3:])
+
+
+def _changed(inputs, index):
+    """q, k and v with other numbers at an index, large enough to drown all else if seen."""
+    return [x.at[index].set(50 - 7 * x[index][..., ::-1]) for x in inputs[:3]]
+
+
+@pytest.mark.parametrize("window", [None, 100])
+def test_what_follows_a_query_changes_no_bit_and_gets_no_gradient(window):
+    *inputs, g_BSNH = _inputs(S=300)
+    t = 170  # neither a tile's end nor its beginning
+    run = functools.partial(_with_gradients, window=window)
+    clean, *_ = run(*inputs, g_BSNH)
+    spoilt, *_ = run(*_changed(inputs, np.s_[:, t:]), g_BSNH)
+    np.testing.assert_array_equal(clean[:, :t], spoilt[:, :t])
+    assert bool((clean[:, t:] != spoilt[:, t:]).any())
+    for gradient in run(*inputs, g_BSNH.at[:, t:].set(0))[1:]:
+        assert not gradient[:, t:].any()
+        assert gradient[:, t - 1].any()
+
+
+def test_what_lies_beyond_the_window_changes_no_bit_and_gets_no_gradient():
+    *inputs, g_BSNH = _inputs(S=400)
+    window, t = 100, 310  # query t sees t - 99 and after
+    run = functools.partial(_with_gradients, window=window)
+    clean, *_ = run(*inputs, g_BSNH)
+    spoilt, *_ = run(*_changed(inputs, np.s_[:, : t - window + 1]), g_BSNH)
+    np.testing.assert_array_equal(clean[:, t:], spoilt[:, t:])
+    assert bool((clean[:, t - 1] != spoilt[:, t - 1]).any())
+    _, _, dk_BSKH, dv_BSKH = run(*inputs, g_BSNH.at[:, :t].set(0))
+    for gradient in (dk_BSKH, dv_BSKH):
+        assert not gradient[:, : t - window + 1].any()
+        assert gradient[:, t - window + 1].any()
+
+
+def test_the_neighbours_in_a_batch_change_no_bit_forward_and_stay_out_of_the_gradient():
+    *inputs, g_BSNH = _inputs(B=3, S=300)
+    clean = _with_gradients(*inputs, g_BSNH)
+    spoilt = _with_gradients(*_changed(inputs, np.s_[1:]), g_BSNH)
+    np.testing.assert_array_equal(clean[0][0], spoilt[0][0])
+    for x, y in zip(clean[1:], spoilt[1:]):
+        # The backward pass adds up dq in no fixed order.
+        assert _relative_error(x[0], y[0].astype(jnp.float32)) <= 1e-3
+
+
+def test_long_rows_hold_no_array_of_all_scores():
+    B, S, N, K, H = 1, 8192, 16, 8, 128
+    q_BSNH = jax.ShapeDtypeStruct((B, S, N, H), jnp.bfloat16)
+    k_BSKH = jax.ShapeDtypeStruct((B, S, K, H), jnp.bfloat16)
+    compiled = _with_gradients.lower(q_BSNH, k_BSKH, k_BSKH, q_BSNH).compile()
+    # The work space is a few times the size of q; the scores of one head alone are 64 MiB.
+    assert compiled.memory_analysis().temp_size_in_bytes < 2 * N * S * S / 4
+    assert f"{S},{S}" not in compiled.as_text()
+
+
+def test_auto_is_cudnn_for_bfloat16_and_xla_for_float32():
+    inputs = _inputs()
+    text = _with_gradients.lower(*inputs, implementation="auto").compile().as_text()
+    assert "__cudnn$fmha" in text
+    wide = [x.astype(jnp.float32) for x in inputs]
+    text = _with_gradients.lower(*wide, implementation="auto").compile().as_text()
+    assert "__cudnn$fmha" not in text
+    with pytest.raises(UserError, match="'cudnn' computes in bfloat16 or float16, not in float32"):
+        _with_gradients(*wide)
+
+
+# -------------------------------------------------------------------------------- meshes
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2)])
+def test_a_mesh_changes_neither_value_nor_gradient_and_exchanges_nothing(sizes):
+    if int(np.prod(sizes)) > len(jax.devices()):
+        pytest.skip(f"needs {np.prod(sizes)} GPUs")
+    inputs = _inputs(B=2, S=300)
+    expected = _reference(inputs, 100)
+    mesh = sharding.make_mesh(MeshConfig(*sizes))
+    axes = ("BSNH", "BSKH", "BSKH", "BSNH")
+    placed = [
+        jax.device_put(x, sharding.sharding_of(mesh, a, x.shape)) for x, a in zip(inputs, axes)
+    ]
+    with sharding.use_mesh(mesh):
+        compiled = _with_gradients.lower(*placed, window=100).compile()
+        _assert_near(compiled(*placed), expected)
+    for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
+        assert collective not in compiled.as_text()
+
+
+# -------------------------------------------------------------------------- whole decoders
+
+CONFIG = ModelConfig(
+    vocab_size=512,
+    hidden_size=256,
+    num_layers=4,
+    num_heads=8,
+    num_kv_heads=2,
+    head_dim=64,
+    intermediate_size=512,
+    layer_pattern=("sliding", "full"),
+    window=50,
+)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.jit(decoder.init, static_argnums=0)(CONFIG, jax.random.key(0))
+
+
+@functools.partial(jax.jit, static_argnames=("dtype", "attention"))
+def _logits(params, tokens_BS, mask_BS, dtype=jnp.bfloat16, attention="cudnn"):
+    hidden_BSD = decoder.hidden_states(
+        params, CONFIG, tokens_BS, mask_BS, dtype=dtype, attention=attention
+    )
+    head_DV = decoder.head(params, CONFIG)
+    return jnp.einsum("BSD,DV->BSV", hidden_BSD.astype(jnp.float32), head_DV, precision="highest")
+
+
+def _batch(B=4, S=200):
+    """Left padding, right padding, both, and none; the window of 50 is crossed everywhere."""
+    tokens_BS = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (B, S))
+    mask_BS = np.ones((B, S), int)
+    mask_BS[0, :71] = 0
+    mask_BS[1, -60:] = 0
+    mask_BS[2, :30] = mask_BS[2, -31:] = 0
+    return tokens_BS, mask_BS
+
+
+def test_logits_with_cudnn_are_near_those_of_float32(params, monkeypatch):
+    """All but attention in float32, so that attention alone makes the difference."""
+    batch = _batch()
+    real = batch[1].astype(bool)
+    exact = _logits(params, *batch, dtype=jnp.float32, attention="xla")[real]
+
+    def in_bfloat16(*qkv, **options):
+        return causal_attention(*(x.astype(jnp.bfloat16) for x in qkv), **options).astype("float32")
+
+    monkeypatch.setattr(decoder, "causal_attention", in_bfloat16)
+    again = jax.jit(_logits.__wrapped__, static_argnames=("dtype", "attention"))
+    fused = again(params, *batch, dtype=jnp.float32)[real]
+    assert 0 < _relative_error(fused, exact) <= TOLERANCE
+
+
+def test_logits_in_bfloat16_are_as_near_to_float32_with_cudnn_as_without(params):
+    batch = _batch()
+    real = batch[1].astype(bool)
+    exact = _logits(params, *batch, dtype=jnp.float32, attention="xla")[real]
+    fused = _relative_error(_logits(params, *batch)[real], exact)
+    plain = _relative_error(_logits(params, *batch, attention="xla")[real], exact)
+    print(f"\nrelative error of bfloat16 logits: cudnn {fused:.4f}, xla {plain:.4f}")
+    assert fused <= 1.2 * plain
+
+
+def test_tokens_in_the_padding_change_no_bit_of_a_logit(params):
+    tokens_BS, mask_BS = _batch()
+    other_BS = np.where(mask_BS, tokens_BS, 17)
+    clean, spoilt = (np.asarray(_logits(params, x, mask_BS)) for x in (tokens_BS, other_BS))
+    real = mask_BS.astype(bool)
+    np.testing.assert_array_equal(clean[real], spoilt[real])
+
+
+def test_neighbours_change_no_bit_of_a_logit(params):
+    tokens_BS, mask_BS = _batch()
+    other_BS = np.concatenate([tokens_BS[:1], 511 - tokens_BS[1:]])
+    clean, spoilt = (np.asarray(_logits(params, x, mask_BS)) for x in (tokens_BS, other_BS))
+    real = mask_BS[0].astype(bool)
+    np.testing.assert_array_equal(clean[0, real], spoilt[0, real])
+
+
+@pytest.mark.parametrize(("left", "right"), [(57, 0), (20, 100)])
+def test_the_amount_of_padding_changes_no_logit(params, left, right):
+    tokens_BS = _batch()[0][3:]
+    bare = _logits(params, tokens_BS, np.ones_like(tokens_BS))
+    widths = ((0, 0), (left, right))
+    padded = _logits(params, np.pad(tokens_BS, widths), np.pad(np.ones_like(tokens_BS), widths))
+    inner = slice(left, left + tokens_BS.shape[1])
+    # Other shapes may be multiplied by other kernels, whose sums bfloat16 rounds differently; this
+    # decoder is itself 1.4e-2 from float32.
+    assert _relative_error(padded[:, inner], bare) <= 1.4e-2
+
+
+def test_gradients_in_bfloat16_are_as_near_to_float32_with_cudnn_as_without(params):
+    tokens_BS, mask_BS = _batch()
+
+    def total(params, dtype, attention):
+        logits_BSV = _logits(params, tokens_BS, mask_BS, dtype=dtype, attention=attention)
+        logp_BSV = jax.nn.log_softmax(logits_BSV)
+        return -jnp.sum(jnp.where(mask_BS[:, :, None] == 1, logp_BSV[:, :, :5], 0))
+
+    gradient = jax.jit(jax.grad(total), static_argnums=(1, 2))
+    flat = lambda tree: jnp.concatenate([x.ravel() for x in jax.tree.leaves(tree)])  # noqa: E731
+    exact = flat(gradient(params, jnp.float32, "xla"))
+    fused = _relative_error(flat(gradient(params, jnp.bfloat16, "cudnn")), exact)
+    plain = _relative_error(flat(gradient(params, jnp.bfloat16, "xla")), exact)
+    print(f"\nrelative error of bfloat16 gradients: cudnn {fused:.4f}, xla {plain:.4f}")
+    assert fused <= 1.2 * plain
