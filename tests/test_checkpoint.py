@@ -248,8 +248,11 @@ def test_ctrl_c_during_a_save_waits_for_it(tmp_path, monkeypatch):
         return save(*args, **options)
 
     monkeypatch.setattr(ocp.CheckpointManager, "save", interrupted)
+    # A shell's background job ignores Ctrl-C; not so here.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     with Checkpoints(tmp_path) as checkpoints:
         with pytest.raises(KeyboardInterrupt):
             checkpoints.save(1, {"x": jnp.arange(4)}, {})
+        signal.signal(signal.SIGINT, inherited)
         restored, _ = checkpoints.restore(1, {"x": jnp.zeros(4, jnp.int32)})
     np.testing.assert_array_equal(restored["x"], np.arange(4))

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import io
 import json
 import os
@@ -268,11 +267,18 @@ def test_ctrl_c_in_a_verb_is_130(monkeypatch):
     assert call("train", "toy_grpo") == (130, "", "jaxdistill: interrupted\n")
 
 
+# A shell's background job ignores Ctrl-C, and its children inherit that: be sure to heed it.
+HEEDING = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from jaxdistill.cli import entry
+entry()
+"""
+
+
 def start(*arguments, **options):
-    command = [sys.executable, "-m", "jaxdistill", *map(str, arguments)]
-    # A shell's background job ignores Ctrl-C, and its children inherit that.
-    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen(command, text=True, stderr=subprocess.PIPE, preexec_fn=heed, **options)
+    command = [sys.executable, "-c", HEEDING, *map(str, arguments)]
+    return subprocess.Popen(command, text=True, stderr=subprocess.PIPE, **options)
 
 
 def test_ctrl_c_while_training_ends_cleanly_and_resumes(place):
