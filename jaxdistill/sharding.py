@@ -24,6 +24,8 @@ MESH_AXES = ("data", "fsdp", "tensor")
 RULES: dict[str, tuple[str, ...]] = {
     "B": ("data", "fsdp"),
     "Q": ("data", "fsdp"),
+    # Parts of the rows: each holds the sum over its own rows until all are added.
+    "W": ("data", "fsdp"),
     # Rows that leave fsdp to their D: what a lookup in a table with split D gives at first.
     "E": ("data",),
     "D": ("fsdp",),
@@ -201,3 +203,13 @@ def on_shards(
         return mapped(*arrays)
 
     return run
+
+
+def num_parts(letter: str, size: int) -> int:
+    """Into how many parts the mesh in use splits a dimension of `size`; 1 outside `use_mesh`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return 1
+    (axes,) = _spec(mesh, letter, (size,))
+    axes = (axes,) if isinstance(axes, str) else axes or ()
+    return math.prod(mesh.shape[axis] for axis in axes)
