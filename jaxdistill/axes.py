@@ -26,6 +26,10 @@ LEGEND = {
     "H": "width of one head",
     "F": "feed-forward width",
     "C": "vocabulary candidates kept for a top-C target",
+    "E": "as B, where its rows leave fsdp to D",
+    "W": "parts of the rows, each on its own devices",
+    "X": "no mesh axis: whole on every device",
+    "Z": "as T, split over tensor between a layer's multiplications",
 }
 
 # Callers hand over what they have: a traced array, or NumPy's from the host.

@@ -21,7 +21,9 @@ from jaxdistill.sharding import Mesh, MeshConfig, make_mesh, shardings_of
 
 def is_run(path: Path) -> bool:
     """A folder with checkpoints and the model's description beside them."""
-    return (path / "checkpoints").is_dir() and (path / "model" / "config.json").is_file()
+    checkpoints = path / "checkpoints"
+    has_any = checkpoints.is_dir() and any(checkpoints.iterdir())
+    return has_any and (path / "model" / "config.json").is_file()
 
 
 def open_model(path: str | Path, mesh: Mesh | None = None, progress: bool = False) -> Policy:
@@ -30,7 +32,8 @@ def open_model(path: str | Path, mesh: Mesh | None = None, progress: bool = Fals
     A run that kept no checkpoint is read from its export. Raises UserError where there is no model.
     """
     path = Path(path)
-    if is_run(path) and not any((path / "checkpoints").iterdir()):
+    is_exported = (path / "export" / "config.json").is_file()
+    if (path / "checkpoints").is_dir() and not is_run(path) and not is_exported:
         raise UserError(f"run folder {path} has no checkpoint yet")
     if not is_run(path):
         folder = policies.model_folder(path)
@@ -92,6 +95,8 @@ def convert(
     """
     if os.path.lexists(destination):
         raise UserError(f"{destination} exists; choose another name or remove it first")
+    if jax.process_count() > 1:
+        raise UserError("convert runs on one host; start it without the others")
     # Split over all devices, for models that are too large for one.
     mesh = make_mesh(MeshConfig(fsdp=-1))
     if source.is_dir() and is_run(source):
@@ -107,10 +112,11 @@ def convert(
     prefix = f".{destination.name}."
     with tempfile.TemporaryDirectory(prefix=prefix, dir=destination.parent) as folder:
         part = Path(folder) / "run"
+        # Known from the headers, before the long read.
+        hf.check_space(destination, hf.stored_bytes(policies.model_folder(source), dtype))
         policy = policies.load(
             Pretrained(str(source)), 0, part / "model", mesh, dtype=dtype, progress=progress
         )
-        hf.check_space(destination, sum(x.nbytes for x in jax.tree.leaves(policy.params)))
         try:
             _save(part, policy, source)
             part.rename(destination)

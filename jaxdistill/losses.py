@@ -1,4 +1,4 @@
-"""Divergences, epistemic masses and policy-gradient terms: pure, float32, unreduced.
+"""Divergences, estimators, masses and policy-gradient terms: pure, float32, unreduced.
 
 S is the student, T the teacher, R the reference (the unconditioned frozen model); E is the set of
 epistemic token ids and m_P = P(E) the mass that P puts on it. Everything takes *log*-probabilities
@@ -18,6 +18,8 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxdistill.sharding import top_k
+
 # Below every tail that finite logits produce, above float32's smallest normal number (e^-87).
 _SMALLEST_TAIL_LOGP = -80.0
 # exp(89) is not finite in float32; 20 is verl's bound (`core_algos.py`).
@@ -28,61 +30,83 @@ _LARGEST_LOG_RATIO = 20.0
 
 
 def forward_kl(
-    student_logp: Float[Array, "*batch V"], teacher_logp: Float[Array, "*batch V"]
+    student_logp: Float[Array, "*batch V"],
+    teacher_logp: Float[Array, "*batch V"],
+    entry_clip: float | None = None,
 ) -> Float[Array, "*batch"]:
     """KL(T||S) = sum_v T_v (log T_v - log S_v), in nats; infinite where T has mass and S has none.
+
+    With `entry_clip` each of the V terms is cut at that many nats before the sum, as in
+    OPSD's code: one token cannot dominate. The sum may then be negative.
 
     >>> forward_kl(jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([1.0, 0.0])))
     Array(0.6931472, dtype=float32)
     """
-    return _kl(teacher_logp, student_logp)
+    return _sum_entries(_kl_entries(teacher_logp, student_logp), entry_clip)
 
 
 def reverse_kl(
-    student_logp: Float[Array, "*batch V"], teacher_logp: Float[Array, "*batch V"]
+    student_logp: Float[Array, "*batch V"],
+    teacher_logp: Float[Array, "*batch V"],
+    entry_clip: float | None = None,
 ) -> Float[Array, "*batch"]:
     """KL(S||T) = sum_v S_v (log S_v - log T_v), in nats; infinite where S has mass and T has none.
 
     This is equation 1 of arXiv 2603.24472; the released runs use `jensen_shannon` at alpha 0.5.
+    `entry_clip` as in `forward_kl`.
 
     >>> reverse_kl(jnp.log(jnp.array([1.0, 0.0])), jnp.log(jnp.array([0.5, 0.5])))
     Array(0.6931472, dtype=float32)
     """
-    return _kl(student_logp, teacher_logp)
+    return _sum_entries(_kl_entries(student_logp, teacher_logp), entry_clip)
 
 
 def jensen_shannon(
     student_logp: Float[Array, "*batch V"],
     teacher_logp: Float[Array, "*batch V"],
     alpha: float = 0.5,
+    normalize: bool = False,
+    entry_clip: float | None = None,
 ) -> Float[Array, "*batch"]:
     """(1-alpha) KL(S||M) + alpha KL(T||M) with M = (1-alpha) S + alpha T; at most ln 2, in nats.
 
-    alpha = 0 gives `forward_kl` and alpha = 1 gives `reverse_kl`, as in the paper's code. These are
-    not the limits of the formula, which tends to 0 at both ends: value and gradient *jump* there,
-    and alpha = 0.5 has a gradient several times smaller than either end at equal learning rate.
+    alpha = 0 gives `forward_kl` and alpha = 1 gives `reverse_kl`, as in the paper's code, TRL's
+    and verl's. These are not the limits of the formula, which tends to 0 at both ends: value and
+    gradient *jump* there, and alpha = 0.5 has a gradient several times smaller than either end at
+    equal learning rate. `normalize` divides by alpha (1-alpha), which makes the family continuous:
+    it then tends to KL(T||S) and KL(S||T). `entry_clip` as in `forward_kl`, before normalising.
 
     >>> jensen_shannon(jnp.log(jnp.array([1.0, 0.0])), jnp.log(jnp.array([0.0, 1.0])))
     Array(0.6931472, dtype=float32)
     """
     if alpha == 0.0:
-        return forward_kl(student_logp, teacher_logp)
+        return forward_kl(student_logp, teacher_logp, entry_clip)
     if alpha == 1.0:
-        return reverse_kl(student_logp, teacher_logp)
-    mixture_logp = _log_mix(student_logp, teacher_logp, alpha)
-    student_term = _kl(student_logp, mixture_logp)
-    return (1 - alpha) * student_term + alpha * _kl(teacher_logp, mixture_logp)
+        return reverse_kl(student_logp, teacher_logp, entry_clip)
+    mixture_logp = log_mix(student_logp, teacher_logp, alpha)
+    student_entries = _kl_entries(student_logp, mixture_logp)
+    entries = (1 - alpha) * student_entries + alpha * _kl_entries(teacher_logp, mixture_logp)
+    total = _sum_entries(entries, entry_clip)
+    return total / (alpha * (1 - alpha)) if normalize else total
 
 
-def _kl(p_logp: Array, q_logp: Array) -> Array:
+def _kl_entries(p_logp: Array, q_logp: Array) -> Array:
     # Where P is zero the term is 0 (log 0 - log Q) = 0; the inner `where`s keep -inf out of the
     # gradient too, because a masked branch still multiplies its cotangent 0 by inf.
     has_mass = p_logp > -jnp.inf
     p, q = jnp.where(has_mass, p_logp, 0.0), jnp.where(has_mass, q_logp, 0.0)
-    return jnp.sum(jnp.where(has_mass, jnp.exp(p) * (p - q), 0.0), axis=-1)
+    return jnp.where(has_mass, jnp.exp(p) * (p - q), 0.0)
 
 
-def _log_mix(p_logp: Array, q_logp: Array, alpha: float) -> Array:
+def _sum_entries(entries: Array, clip: float | None) -> Array:
+    return jnp.sum(entries if clip is None else jnp.minimum(entries, clip), axis=-1)
+
+
+def _kl(p_logp: Array, q_logp: Array) -> Array:
+    return _sum_entries(_kl_entries(p_logp, q_logp), None)
+
+
+def log_mix(p_logp: Array, q_logp: Array, alpha: float) -> Array:
     """log((1-alpha) P + alpha Q), elementwise, for 0 < alpha < 1."""
     has_mass = (p_logp > -jnp.inf) | (q_logp > -jnp.inf)
     p = jnp.where(has_mass, p_logp, 0.0) + np.log1p(-alpha)
@@ -104,6 +128,94 @@ def take_token(
 ) -> Float[Array, "*batch"]:
     """The log-probability of one token at each position."""
     return jnp.take_along_axis(logp, tokens[..., None], axis=-1)[..., 0]
+
+
+# -------------------------------------------------------------------------------------- estimators
+
+
+def score_function_reverse_kl(
+    student_logp: Float[Array, "*batch V"], teacher_logp: Float[Array, "*batch V"]
+) -> Float[Array, "*batch"]:
+    """KL(S||T) by value; its gradient is sum_v sg(S_v (log S_v - log T_v)) grad log S_v.
+
+    Over a whole vocabulary that is the gradient of `reverse_kl`, since sum_v S_v grad log S_v = 0.
+    Over a top-C support that identity fails, and differentiating the sum itself adds a term that
+    has nothing to do with the teacher (the bias of truncated gradients, arXiv 2605.11182); this
+    form leaves it out.
+    """
+    coefficients = jax.lax.stop_gradient(_kl_entries(student_logp, teacher_logp))
+    return _with_gradient_of(coefficients.sum(-1), _scaled_sum(coefficients, student_logp))
+
+
+def _scaled_sum(coefficients: Array, logp: Array) -> Array:
+    has_mass = logp > -jnp.inf
+    return jnp.sum(jnp.where(has_mass, coefficients * jnp.where(has_mass, logp, 0.0), 0.0), axis=-1)
+
+
+def _with_gradient_of(value: Array, surrogate: Array) -> Array:
+    return jax.lax.stop_gradient(value - surrogate) + surrogate
+
+
+def sampled_reverse_kl(
+    token_logp: Float[Array, "*batch"], teacher_token_logp: Float[Array, "*batch"]
+) -> Float[Array, "*batch"]:
+    """k1 = log S(y) - log T(y) by value, its gradient the score function's: k1 grad log S(y).
+
+    Unbiased for the gradient of KL(S||T) when y is the student's sample; high variance, may be
+    negative (Schulman's k1; the token-level policy gradient of SDPO and tinker).
+    """
+    k1 = jax.lax.stop_gradient(token_logp - teacher_token_logp)
+    return _with_gradient_of(k1, k1 * token_logp)
+
+
+def k3(
+    token_logp: Float[Array, "*batch"], teacher_token_logp: Float[Array, "*batch"]
+) -> Float[Array, "*batch"]:
+    """r - 1 - log r with r = T(y)/S(y): never negative, its mean over y ~ S is KL(S||T).
+
+    Only the value is unbiased; its gradient's mean is that of KL(T||S). The log-ratio is clamped
+    to +-20.
+
+    >>> k3(jnp.log(jnp.array([0.5])), jnp.log(jnp.array([0.5])))
+    Array([0.], dtype=float32)
+    """
+    log_ratio = jnp.clip(teacher_token_logp - token_logp, -_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)
+    return jnp.expm1(log_ratio) - log_ratio
+
+
+def bernoulli_kl(
+    p_bins: Float[Array, "*batch 2"], q_bins: Float[Array, "*batch 2"]
+) -> Float[Array, "*batch"]:
+    """kl(m_P, m_Q) of two `epistemic_bins`, in nats: the mass term of the exact chain rule
+
+    KL(P||Q) = kl(m_P, m_Q) + m_P KL(P_E||Q_E) + (1 - m_P) KL(P_nE||Q_nE).
+    """
+    return _kl(p_bins, q_bins)
+
+
+# ------------------------------------------------------------------------------------------- clips
+
+
+def clip_position(loss: Float[Array, "*batch"], limit: float) -> Float[Array, "*batch"]:
+    """min(loss, limit): a position above it has no gradient (RLCSD's token clip)."""
+    return jnp.minimum(loss, limit)
+
+
+def smooth_clip_tanh(loss: Float[Array, "*batch"], limit: float) -> Float[Array, "*batch"]:
+    """limit tanh(loss / limit): below `limit`, slope 1 at 0, and everywhere a gradient.
+
+    >>> smooth_clip_tanh(jnp.array([0.0, 100.0]), 2.0)
+    Array([0., 2.], dtype=float32)
+    """
+    return limit * jnp.tanh(loss / limit)
+
+
+def smooth_clip_rational(loss: Float[Array, "*batch"], limit: float) -> Float[Array, "*batch"]:
+    """loss / (1 + loss / limit), for losses that are not negative: below `limit`, slope 1 at 0.
+
+    Its gradient falls off like 1 / loss^2, where `smooth_clip_tanh`'s falls off exponentially.
+    """
+    return loss / (1 + loss / limit)
 
 
 # ------------------------------------------------------------------------------- mass and support
@@ -134,12 +246,16 @@ def top_c(
     c: int,
     tail: bool = True,
     always_ids: Sequence[int] | None = None,
+    support: Literal["student", "teacher", "union"] = "student",
 ) -> tuple[Float[Array, "*batch C"], Float[Array, "*batch C"]]:
-    """Both distributions on the *student's* c likeliest tokens, and one tail bucket for the rest.
+    """Both distributions on the student's c likeliest tokens, and one tail bucket for the rest.
+
+    `support` "teacher" takes the teacher's c likeliest instead, "union" the student's and the
+    teacher's c likeliest others (2c tokens).
 
     The probabilities are true ones, not renormalised, so every divergence of the pair is a lower
     bound on the full one and grows with c. `always_ids` (distinct) are kept beside the c others.
-    The last axis has c + len(always_ids) + 1 entries, or V when those would cover the vocabulary.
+    The last axis has c (2c) + len(always_ids) + 1 entries, or V when those would cover it.
     With `tail=False` the kept probabilities are renormalised (verl's `add_tail=False`); this
     loses the mass term, and with it the bound.
 
@@ -151,24 +267,27 @@ def top_c(
     [[0.6, 0.4], [0.2, 0.8]]
     """
     always = tuple(always_ids or ())
-    if c + len(always) >= student_logp.shape[-1]:
+    if c * (2 if support == "union" else 1) + len(always) >= student_logp.shape[-1]:
         return student_logp, teacher_logp
-    ids = _candidates(student_logp, c, always)
+    rankings = {"student": (student_logp,), "teacher": (teacher_logp,)}
+    ids = _candidates(rankings.get(support, (student_logp, teacher_logp)), c, always)
     dropped = jnp.ones(student_logp.shape, bool)
     dropped = jnp.put_along_axis(dropped, ids, False, axis=-1, inplace=False)
     bins = _with_tail if tail else _renormalised
     return bins(student_logp, ids, dropped), bins(teacher_logp, ids, dropped)
 
 
-def _candidates(student_logp: Array, c: int, always: tuple[int, ...]) -> Array:
-    # Ranking is a choice, not a differentiable value. The always-kept ids rank below everything
-    # else, zero probabilities included, so no id can be chosen twice.
-    ranking = jnp.maximum(jax.lax.stop_gradient(student_logp), jnp.finfo(student_logp.dtype).min)
+def _candidates(rankings: tuple[Array, ...], c: int, always: tuple[int, ...]) -> Array:
+    """The always-kept ids, and c others by each ranking in turn; all distinct."""
     forced = jnp.asarray(always, jnp.int32)
-    _, chosen = jax.lax.top_k(ranking.at[..., forced].set(-jnp.inf), c)
-    return jnp.concatenate(
-        [chosen, jnp.broadcast_to(forced, (*chosen.shape[:-1], len(always)))], -1
-    )
+    ids = jnp.broadcast_to(forced, (*rankings[0].shape[:-1], len(always)))
+    for logp in rankings:
+        # Ranking is a choice, not a differentiable value. What is chosen already ranks below
+        # everything else, zero probabilities included, so no id can be chosen twice.
+        ranking = jnp.maximum(jax.lax.stop_gradient(logp), jnp.finfo(logp.dtype).min)
+        ranking = jnp.put_along_axis(ranking, ids, -jnp.inf, axis=-1, inplace=False)
+        ids = jnp.concatenate([top_k(ranking, c)[1], ids], axis=-1)
+    return ids
 
 
 def _with_tail(logp: Array, ids: Array, dropped: Array) -> Array:
@@ -183,9 +302,6 @@ def _renormalised(logp: Array, ids: Array, dropped: Array) -> Array:
     return kept - _masked_logsumexp(kept, jnp.ones(kept.shape, bool))[..., None]
 
 
-# ---------------------------------------------------------------------------- epistemic anchoring
-
-
 def epistemic_bins(
     logp: Float[Array, "*batch V"], is_epistemic_V: Bool[Array, " V"]
 ) -> Float[Array, "*batch 2"]:
@@ -196,56 +312,6 @@ def epistemic_bins(
     the divergence that suppresses doubt.
     """
     return jnp.stack([log_mass(logp, is_epistemic_V), log_mass(logp, ~is_epistemic_V)], axis=-1)
-
-
-def anchor_mass(
-    teacher_logp: Float[Array, "*batch V"],
-    reference_logp: Float[Array, "*batch V"],
-    is_epistemic_V: Bool[Array, " V"],
-    mode: Literal["ref", "floor", "mix"] = "ref",
-    mix: float = 1.0,
-) -> Float[Array, "*batch V"]:
-    """The teacher with its epistemic mass replaced: m* T_E + (1 - m*) T_nE, as log-probabilities.
-
-    m* is m_R (`"ref"`), max(m_T, m_R) (`"floor"`) or (1-mix) m_T + mix m_R (`"mix"`). How much
-    doubt comes from the reference; which doubt, and everything else, from the teacher: ratios
-    inside E and outside E are the teacher's. Where the teacher has no mass at all on the side that
-    must receive some, that side takes the reference's shape.
-
-    >>> T, R = jnp.log(jnp.array([0.8, 0.1, 0.1])), jnp.log(jnp.array([0.2, 0.3, 0.5]))
-    >>> jnp.exp(anchor_mass(T, R, jnp.array([False, True, True]))).round(6)
-    Array([0.2, 0.4, 0.4], dtype=float32)
-    """
-    teacher_bins = epistemic_bins(teacher_logp, is_epistemic_V)
-    reference_bins = epistemic_bins(reference_logp, is_epistemic_V)
-    target_bins = _anchored_bins(teacher_bins, reference_bins, mode, mix)
-    shape_logp = jnp.where(
-        _per_token(teacher_bins, is_epistemic_V) > -jnp.inf,
-        _difference(teacher_logp, _per_token(teacher_bins, is_epistemic_V)),
-        _difference(reference_logp, _per_token(reference_bins, is_epistemic_V)),
-    )
-    return shape_logp + _per_token(target_bins, is_epistemic_V)
-
-
-def _anchored_bins(teacher_bins: Array, reference_bins: Array, mode: str, mix: float) -> Array:
-    if mode == "ref" or (mode == "mix" and mix == 1.0):
-        return reference_bins
-    if mode == "floor":
-        teacher_doubts_more = teacher_bins[..., :1] > reference_bins[..., :1]
-        return jnp.where(teacher_doubts_more, teacher_bins, reference_bins)
-    assert mode == "mix", mode
-    return teacher_bins if mix == 0.0 else _log_mix(teacher_bins, reference_bins, mix)
-
-
-def _per_token(bins: Array, is_epistemic_V: Array) -> Array:
-    shape = (*bins.shape[:-1], is_epistemic_V.shape[0])
-    return jnp.where(jnp.broadcast_to(is_epistemic_V, shape), bins[..., :1], bins[..., 1:])
-
-
-def _difference(logp: Array, log_total: Array) -> Array:
-    """logp - log_total, and -inf (not NaN) where the total is zero."""
-    has_mass = log_total > -jnp.inf
-    return jnp.where(has_mass, logp - jnp.where(has_mass, log_total, 0.0), -jnp.inf)
 
 
 # -------------------------------------------------------------------------------- policy gradients

@@ -127,7 +127,10 @@ class Model:
         Raises UserError when `path` exists or cannot be written; nothing is left half-written.
         """
         source = self.folder if self._has_tokenizer else None
-        hf.export_folder(path, self.params, self.config, tokenizer_from=source, progress=True)
+        hf.export_folder(
+            path, self.params, self.config, tokenizer_from=source,
+            generation=hf_files.generation_config(self.folder), progress=True,
+        )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------- logits

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxdistill import losses
+from jaxdistill import losses, targets
 from jaxdistill.errors import UserError
 
 # How the positions' losses become one number: "token" divides the sum over all positions by their
@@ -95,7 +95,7 @@ class TeacherTarget:
 
 @dataclass(frozen=True)
 class AnchorEpistemicMass:
-    """... towards the teacher with its epistemic mass replaced (`losses.anchor_mass`).
+    """... towards the teacher with its epistemic mass replaced (`targets.anchor_mass`).
 
     `"ref"` takes the reference's mass, `"floor"` the larger of the two, `"mix"` the teacher's moved
     by `mix` of the way to the reference's (only this mode reads `mix`).
@@ -330,7 +330,7 @@ def _target(
             return teacher
         case AnchorEpistemicMass(mode, mix):
             assert reference is not None
-            return losses.anchor_mass(teacher, reference, is_epistemic_V, mode, mix)
+            return targets.anchor_mass(teacher, reference, is_epistemic_V, mode, mix)
 
 
 def _restrict(

@@ -74,6 +74,8 @@ def model_folder(path: str | Path) -> Path:
         return folder / "export"
     if (folder / "provenance.json").exists():
         raise UserError(f"run folder {folder} holds no export")
+    if (folder / "checkpoints").is_dir() and (folder / "model" / "config.json").is_file():
+        raise UserError(f"run folder {folder} holds no export; `jaxdistill convert` makes one")
     return folder
 
 
@@ -163,9 +165,9 @@ def _fresh(
     config: ModelConfig, tokenizer_size: int, seed: int, mesh: Mesh | None
 ) -> tuple[ModelConfig, Any]:
     """Random parameters, created in their sharding: never whole on one device."""
-    families.describe(config)  # raises for what its family cannot express
     if config.vocab_size == 0:
         config = dataclasses.replace(config, vocab_size=tokenizer_size)
+    families.describe(config)  # raises for what its family cannot express
     if config.vocab_size < tokenizer_size:
         raise UserError(
             f"`model.architecture.vocab_size={config.vocab_size}` is smaller than the tokenizer's "

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxdistill import epistemic, overrides, sharding
 from jaxdistill import policy as policies
 from jaxdistill.checkpoint import Checkpoints
@@ -271,9 +273,12 @@ def export(policy: Policy, params: Any, run_dir: Path, quiet: bool) -> None:
 
     Its dtype is that of the base; the float32 that training keeps stays in the checkpoints.
     """
-    folder = run_dir / "export"
-    shutil.rmtree(folder, ignore_errors=True)
+    folder, new = run_dir / "export", run_dir / "export.new"
+    shutil.rmtree(new, ignore_errors=True)
     hf.export_folder(
-        folder, params, policy.config, tokenizer_from=policy.tokenizer_folder,
+        new, params, policy.config, tokenizer_from=policy.tokenizer_folder,
         dtype=policies.export_dtype(policy.tokenizer_folder), progress=not quiet,
     )  # fmt: skip
+    if jax.process_index() == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+        new.rename(folder)

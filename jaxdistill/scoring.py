@@ -4,8 +4,9 @@ Everything here sees completion positions only: entry t of a `hidden_BTD` predic
 t, whatever the length of the prompt before it.
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,9 @@ from jaxtyping import Array, Float, Int, Shaped
 from jaxdistill.metrics import Sum
 from jaxdistill.models import decoder
 from jaxdistill.models.config import ModelConfig
-from jaxdistill.objectives import Positions
+from jaxdistill.objectives import ObjectiveFn, Positions
 from jaxdistill.precision import einsum
-from jaxdistill.sharding import constrain
+from jaxdistill.sharding import constrain, num_parts
 
 # Means over the rows that are distilled: the others' teacher saw nothing, and would dilute them.
 OF_THE_TEACHER = ("epistemic_mass_teacher", "kl_teacher", "mass_kl")
@@ -83,7 +84,7 @@ def token_logp(
 
 
 def chunked_objective(
-    objective_fn: Callable[[Positions], tuple[Array, Array, dict[str, Array]]],
+    objective_fn: ObjectiveFn,
     student: Scored,
     teacher: Scored | None,
     reference: Scored | None,
@@ -100,42 +101,22 @@ def chunked_objective(
 
     Returns the loss, Sum(sum(loss * weight * loss_weight_BT), sum(loss_weight_BT)), and each metric
     as Sum(sum(value * mask_BT), sum(mask_BT)), those of the teacher over positions with a weight
-    alone. The loss total is differentiable in the student's hidden states and head alone. All
-    three models' logits are divided by temperature, as in the paper's code: it is the one that the
-    behaviour log-probs were taken at.
+    alone. The loss total is differentiable in the student's hidden states and head alone, and its
+    gradient is computed in the same pass: a chunk's logits exist once, for forward and backward.
+    All three models' logits are divided by temperature, as in the paper's code: it is the one that
+    the behaviour log-probs were taken at.
     """
-    # The objective stops these gradients as well; here it keeps their (zero) cotangents, of the
-    # size of hidden_BTD and head_DV, from being carried through the scan.
-    teacher, reference = jax.lax.stop_gradient((teacher, reference))
-    hiddens_BTD = [None if model is None else model[0] for model in (student, teacher, reference)]
-
-    def log_probs(hidden_BCD, head_DV):
-        return jax.nn.log_softmax(logits_of(hidden_BCD, head_DV, temperature), axis=-1)
-
-    def totals_of(inputs):
-        hiddens_BCD, tokens_BC, behaviour_logp_BC, mask_BC, loss_weight_BC = inputs
-        student_BCD, teacher_BCD, reference_BCD = hiddens_BCD
-        positions = Positions(
-            log_probs(student_BCD, student[1]),
-            None if teacher is None else log_probs(teacher_BCD, teacher[1]),
-            None if reference is None else log_probs(reference_BCD, reference[1]),
-            tokens_BC,
-            behaviour_logp_BC,
-            advantage_B,
-        )
-        loss_BC, weight_BC, values_BC = objective_fn(positions)
-        loss = _weighted_sum(loss_BC, weight_BC * loss_weight_BC)
-        is_taught_BC = mask_BC * (loss_weight_BC > 0)
-        totals = {
-            name: _weighted_sum(value, is_taught_BC if name in OF_THE_TEACHER else mask_BC)
-            for name, value in values_BC.items()
-        }
-        return loss, totals
-
     mask_BT, loss_weight_BT = mask_BT.astype(jnp.float32), loss_weight_BT.astype(jnp.float32)
-    inputs = (hiddens_BTD, tokens_BT, behaviour_logp_BT, mask_BT, loss_weight_BT)
-    totals_Z = _map_chunks(totals_of, inputs, chunk)
-    loss_total, value_totals = jax.tree.map(lambda total_Z: total_Z.sum(), totals_Z)
+    teacher_BTD, teacher_head_XV = _opened(teacher)
+    reference_BTD, reference_head_XV = _opened(reference)
+    inputs_BT = _Inputs(
+        teacher_BTD, reference_BTD, tokens_BT, behaviour_logp_BT, mask_BT, loss_weight_BT
+    )
+    constants = (inputs_BT, (teacher_head_XV, reference_head_XV), advantage_B)
+    # Their cotangents are None by `_sums_bwd`; nothing of their size is carried.
+    constants = jax.lax.stop_gradient(constants)
+    totals: Any = _sums(objective_fn, chunk, temperature, student, constants)
+    loss_total, value_totals = totals
     mask_total, taught_total = mask_BT.sum(), (mask_BT * (loss_weight_BT > 0)).sum()
     metrics = {
         name: Sum(total, taught_total if name in OF_THE_TEACHER else mask_total)
@@ -144,9 +125,163 @@ def chunked_objective(
     return Sum(loss_total, loss_weight_BT.sum()), metrics
 
 
+class _Inputs(NamedTuple):
+    """What is cut into chunks beside the student's hidden states."""
+
+    teacher_BTD: Float[Array, "B T D"] | None
+    reference_BTD: Float[Array, "B T D"] | None
+    tokens_BT: Int[Array, "B T"]
+    behaviour_logp_BT: Float[Array, "B T"]
+    mask_BT: Float[Array, "B T"]
+    loss_weight_BT: Float[Array, "B T"]
+
+
+def _opened(model: Scored | None) -> tuple[Array | None, Array | None]:
+    if model is None:
+        return None, None
+    hidden_BTD, head_DV = model
+    return hidden_BTD, _gathered(hidden_BTD, head_DV)
+
+
+def _gathered(hidden_BTD: Array, head_DV: Array) -> Array:
+    """The head in the multiplications' dtype and whole along D (X): once, and not for each chunk.
+
+    A split D would make every chunk's logits a sum over devices.
+    """
+    return constrain(head_DV.astype(hidden_BTD.dtype), "XV")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _sums(objective_fn, chunk, temperature, student: Scored, constants):
+    """(loss total, metric totals) over all chunks."""
+    inputs_BT, heads_XV, advantage_B = constants
+    hidden_BTD, head_DV = student
+    head_XV = _gathered(hidden_BTD, head_DV)
+
+    def one_chunk(_, start, hidden_BCD, inputs_BC):
+        logits_BCV = logits_of(hidden_BCD, head_XV)
+        return None, _totals(
+            objective_fn, temperature, logits_BCV, inputs_BC, heads_XV, advantage_B
+        )
+
+    return _fold_chunks(one_chunk, None, hidden_BTD, inputs_BT, chunk)[1]
+
+
+def _sums_fwd(objective_fn, chunk, temperature, student: Scored, constants):
+    """The totals and, as residuals, the loss total's gradient in hidden states and head."""
+    inputs_BT, heads_XV, advantage_B = constants
+    hidden_BTD, head_DV = student
+    head_XV = _gathered(hidden_BTD, head_DV)
+    deal = functools.partial(_deal_rows, num_parts("B", len(hidden_BTD)))
+
+    def one_chunk(gradients, start, hidden_BCD, inputs_BC):
+        gradient_BTD, gradient_WDV = gradients
+
+        def totals_of(logits_BCV):
+            return _totals(objective_fn, temperature, logits_BCV, inputs_BC, heads_XV, advantage_B)
+
+        logits_BCV = logits_of(hidden_BCD, head_XV)
+        loss, pullback, values = jax.vjp(totals_of, logits_BCV, has_aux=True)
+        (gradient_BCV,) = pullback(jnp.ones_like(loss))
+        gradient_BCV = constrain(gradient_BCV.astype(hidden_BCD.dtype), "BTV")
+        gradient_BCD = einsum("BTV,DV->BTD", gradient_BCV, head_XV)
+        gradient_WDV += einsum(
+            "WRTD,WRTV->WDV", deal(hidden_BCD), deal(gradient_BCV), out_dtype=jnp.float32
+        )
+        # Added and not set: the last chunk goes over positions that are done, with weight zero.
+        gradient_BTD = _add_at(gradient_BTD, constrain(gradient_BCD, "BTD"), start)
+        return (gradient_BTD, constrain(gradient_WDV, "WXV")), (loss, values)
+
+    # One partial sum of the head's gradient for each part of the rows, on its own devices; they are
+    # added once, at the end, and not after each chunk.
+    zeros_WDV = jnp.zeros((num_parts("B", len(hidden_BTD)), *head_DV.shape), jnp.float32)
+    gradients = jnp.zeros_like(hidden_BTD), constrain(zeros_WDV, "WXV")
+    (gradient_BTD, gradient_WDV), totals = _fold_chunks(
+        one_chunk, gradients, hidden_BTD, inputs_BT, chunk
+    )
+    gradient_DV = constrain(gradient_WDV.sum(axis=0), "DV").astype(head_DV.dtype)
+    return totals, (gradient_BTD, gradient_DV)
+
+
+def _sums_bwd(objective_fn, chunk, temperature, gradient, cotangents):
+    scale = cotangents[0]  # of the loss total; the metrics carry no gradient
+    return jax.tree.map(lambda g: (g * scale).astype(g.dtype), gradient), None
+
+
+_sums.defvjp(_sums_fwd, _sums_bwd)
+
+
+def _totals(objective_fn, temperature, logits_BCV, inputs_BC: _Inputs, heads_XV, advantage_B):
+    """One chunk's (loss total, metric totals) from the student's logits."""
+
+    def log_probs(logits_BCV):
+        scaled = logits_BCV if temperature == 1.0 else logits_BCV / temperature
+        return jax.nn.log_softmax(scaled, axis=-1)
+
+    def others(hidden_BCD, head_XV):
+        return None if hidden_BCD is None else log_probs(logits_of(hidden_BCD, head_XV))
+
+    positions = Positions(
+        log_probs(logits_BCV),
+        others(inputs_BC.teacher_BTD, heads_XV[0]),
+        others(inputs_BC.reference_BTD, heads_XV[1]),
+        inputs_BC.tokens_BT,
+        inputs_BC.behaviour_logp_BT,
+        advantage_B,
+    )
+    mask_BC, loss_weight_BC = inputs_BC.mask_BT, inputs_BC.loss_weight_BT
+    loss_BC, weight_BC, values_BC = objective_fn(positions)
+    loss = _weighted_sum(loss_BC, weight_BC * loss_weight_BC)
+    is_taught_BC = mask_BC * (loss_weight_BC > 0)
+    totals = {
+        name: _weighted_sum(value, is_taught_BC if name in OF_THE_TEACHER else mask_BC)
+        for name, value in values_BC.items()
+    }
+    return loss, totals
+
+
+def _deal_rows(parts: int, x: Array) -> Array:
+    """[B, T, X] -> [W, B/W, T, X], the rows of each part together."""
+    return constrain(x.reshape(parts, -1, *x.shape[1:]), "WRTV" if parts > 1 else "XRTV")
+
+
 def _weighted_sum(values: Array, weights: Array) -> Array:
     # where, not only the product: an infinity or NaN at a position that does not count stays out.
     return jnp.sum(jnp.where(weights != 0, values, 0.0) * weights)
+
+
+def _fold_chunks(
+    body: Callable, carry: Any, hidden_BTD: Array, inputs_BT: _Inputs, chunk: int
+) -> tuple[Any, Any]:
+    """carry and the summed outputs of body(carry, start, hidden_BCD, inputs_BC) over chunks of T.
+
+    Chunks are sliced out of the whole arrays, which therefore are not copied. Where the size does
+    not divide, the last chunk starts earlier, and what it sees again counts nothing.
+    """
+    num_positions = hidden_BTD.shape[1]
+    size = min(chunk, num_positions)
+
+    def step(carry, new):
+        start = jnp.minimum(new, num_positions - size)
+        hidden_BCD, inputs_BC = jax.tree.map(
+            lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=1), (hidden_BTD, inputs_BT)
+        )
+        is_new_1C = (jnp.arange(size) + start >= new)[None, :]
+        inputs_BC = inputs_BC._replace(
+            mask_BT=inputs_BC.mask_BT * is_new_1C,
+            loss_weight_BT=inputs_BC.loss_weight_BT * is_new_1C,
+        )
+        return body(carry, start, hidden_BCD, inputs_BC)
+
+    if size == num_positions:
+        return step(carry, 0)
+    carry, totals_Z = jax.lax.scan(step, carry, jnp.arange(0, num_positions, size))
+    return carry, jax.tree.map(lambda total_Z: total_Z.sum(axis=0), totals_Z)
+
+
+def _add_at(x_BTD: Array, new_BCD: Array, start: Array) -> Array:
+    old_BCD = jax.lax.dynamic_slice_in_dim(x_BTD, start, new_BCD.shape[1], axis=1)
+    return jax.lax.dynamic_update_slice_in_dim(x_BTD, old_BCD + new_BCD, start, axis=1)
 
 
 def _map_chunks(function: Callable, inputs_BT: Any, chunk: int) -> Any:

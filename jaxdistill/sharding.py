@@ -24,6 +24,8 @@ MESH_AXES = ("data", "fsdp", "tensor")
 RULES: dict[str, tuple[str, ...]] = {
     "B": ("data", "fsdp"),
     "Q": ("data", "fsdp"),
+    # Parts of the rows: each holds the sum over its own rows until all are added.
+    "W": ("data", "fsdp"),
     # Rows that leave fsdp to their D: what a lookup in a table with split D gives at first.
     "E": ("data",),
     "D": ("fsdp",),
@@ -171,6 +173,18 @@ def constrain(x: Shaped[Array, "..."], axes: str) -> Shaped[Array, "..."]:
     return jax.lax.with_sharding_constraint(x, _spec(mesh, axes, x.shape))
 
 
+def constrain_parameters(tree: Tree) -> Tree:
+    """`constrain` every parameter in the tree (`shardings_of`'s rule); other leaves stay."""
+
+    def place(leaf):
+        if not isinstance(leaf, nnx.Variable) or leaf.get_metadata().get("axes") is None:
+            return leaf
+        axes = leaf.get_metadata()["axes"]
+        return jax.tree.map(lambda value: constrain(value, axes), leaf)
+
+    return jax.tree.map(place, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
 def platform() -> str:
     """ "cpu", "gpu" or "tpu": what the mesh in use computes on, else JAX's default.
 
@@ -203,3 +217,25 @@ def on_shards(
         return mapped(*arrays)
 
     return run
+
+
+def num_parts(letter: str, size: int) -> int:
+    """Into how many parts the mesh in use splits a dimension of `size`; 1 outside `use_mesh`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return 1
+    (axes,) = _spec(mesh, letter, (size,))
+    axes = (axes,) if isinstance(axes, str) else axes or ()
+    return math.prod(mesh.shape[axis] for axis in axes)
+
+
+def top_k(x: Shaped[Array, "*batch V"], k: int) -> tuple[Array, Array]:
+    """`jax.lax.top_k`: the k largest of the last axis and their indices, also of a V that is split.
+
+    In this form the TPU compiler takes the largest of each part; of more than two dimensions, or
+    with split results, it sorts the whole vocabulary.
+    """
+    rows_BV = constrain(x.reshape(-1, x.shape[-1]), "BV")
+    values_BC, ids_BC = (constrain(found, "BC") for found in jax.lax.top_k(rows_BV, k))
+    shape = (*x.shape[:-1], k)
+    return values_BC.reshape(shape), ids_BC.reshape(shape)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from jaxdistill import scoring
+from jaxdistill import scoring, sharding
 from jaxdistill.axes import AnyArray
 from jaxdistill.errors import UserError
 from jaxdistill.metrics import Sum
@@ -237,6 +237,8 @@ def make_train_step(
             "grad_norm": Sum(norm, jnp.float32(1)),
             "skipped": Sum(1.0 - is_finite, jnp.float32(1)),
         }
+        # Else the compiler may choose other places, and the next step compiles and copies anew.
+        moved = sharding.constrain_parameters(moved)
         return moved._replace(step=state.step + 1), metrics
 
     return jax.jit(step, donate_argnums=0)

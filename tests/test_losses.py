@@ -334,42 +334,112 @@ def test_the_chain_rule_splits_the_forward_kl_into_mass_and_two_shapes(logits):
     np.testing.assert_allclose(total, losses.forward_kl(S, T), rtol=1e-5, atol=ATOL)
 
 
-@settings(max_examples=30, deadline=None)
-@given(logits=logits_pairs, mix=st.floats(0, 1), mode=st.sampled_from(["ref", "floor", "mix"]))
-def test_an_anchored_teacher_has_the_mass_it_was_given_and_keeps_its_ratios(logits, mix, mode):
-    T, R = jax.nn.log_softmax(logits)
-    E = np.arange(VOCAB) < 3
-    target = losses.anchor_mass(T, R, jnp.asarray(E), mode, mix)
-    m_T, m_R = np.exp(T)[E].sum(), np.exp(R)[E].sum()
-    expected = {"ref": m_R, "floor": max(m_T, m_R), "mix": (1 - mix) * m_T + mix * m_R}[mode]
-    np.testing.assert_allclose(np.exp(target)[E].sum(), expected, atol=1e-6)
-    np.testing.assert_allclose(np.exp(target).sum(), 1, atol=1e-6)
-    for side in (E, ~E):  # log-ratios of up to 16 nats
-        np.testing.assert_allclose(np.diff(target[side]), np.diff(T[side]), atol=ATOL)
+# -------------------------------------------------------------------------------------- estimators
 
 
-def test_an_anchored_teacher_by_hand():
-    # m_R = 0.8 over the second and third word, which the teacher holds at 0.1 : 0.1.
-    target = losses.anchor_mass(
-        logp([0.8, 0.1, 0.1]), logp([0.2, 0.3, 0.5]), jnp.array([False, True, True])
-    )
-    np.testing.assert_allclose(np.exp(target), [0.2, 0.4, 0.4], rtol=1e-6)
+@pytest.mark.parametrize("alpha", [1e-4, 1 - 1e-4])
+def test_the_normalised_jensen_shannon_tends_to_the_kl_of_its_end(alpha):
+    S, T = jax.nn.log_softmax(random_logits(20, 2, 4, VOCAB))
+    end = losses.forward_kl if alpha < 0.5 else losses.reverse_kl
+    value = losses.jensen_shannon(S, T, alpha, normalize=True)
+    # The next term is alpha times a chi-square, of order 100 where log-ratios reach 5.
+    np.testing.assert_allclose(value, end(S, T), rtol=2e-2)
+    assert float(losses.jensen_shannon(S, T, alpha).max()) < 1e-2  # unnormalised it vanishes
 
 
-@pytest.mark.parametrize("mode", ["ref", "floor", "mix"])
-def test_anchoring_to_oneself_or_to_an_empty_set_changes_nothing(mode):
-    T, R = jax.nn.log_softmax(random_logits(8, 2, 3, VOCAB))
+def test_an_entry_clip_cuts_each_word_and_a_loose_one_none():
+    S, T = jax.nn.log_softmax(random_logits(21, 2, 5, VOCAB))
+    entries = np.exp(normalise(T)) * (normalise(T) - normalise(S))
+    expected = np.minimum(entries, 0.05).sum(-1)
+    np.testing.assert_allclose(losses.forward_kl(S, T, entry_clip=0.05), expected, atol=ATOL)
+    np.testing.assert_array_equal(losses.forward_kl(S, T, 1e9), losses.forward_kl(S, T))
+    np.testing.assert_array_equal(losses.reverse_kl(S, T, 1e9), losses.reverse_kl(S, T))
+    loose = losses.jensen_shannon(S, T, entry_clip=1e9)
+    np.testing.assert_array_equal(loose, losses.jensen_shannon(S, T))
+    assert float(losses.forward_kl(S, T, entry_clip=0.01).min()) < 0  # as its docstring warns
+
+
+def test_over_the_whole_vocabulary_the_score_function_has_the_gradient_of_the_reverse_kl():
+    logits, T = random_logits(22, VOCAB), jax.nn.log_softmax(random_logits(23, VOCAB))
+
+    def gradient(divergence):
+        return jax.value_and_grad(lambda x: divergence(jax.nn.log_softmax(x), T))(logits)
+
+    estimated, exact = gradient(losses.score_function_reverse_kl), gradient(losses.reverse_kl)
+    np.testing.assert_allclose(estimated[0], exact[0], atol=ATOL)
+    np.testing.assert_allclose(estimated[1], exact[1], atol=ATOL)
+
+
+def test_over_a_truncated_support_differentiating_the_sum_adds_a_teacher_free_term():
+    """sum over K of S_v grad s_v, which the score function leaves out (arXiv 2605.11182)."""
+    logits, T = random_logits(24, VOCAB), jax.nn.log_softmax(random_logits(25, VOCAB))
+
+    def gradient(divergence):
+        return jax.grad(lambda x: divergence(jax.nn.log_softmax(x)[:3], T[:3]))(logits)
+
+    extra = jax.grad(lambda x: jnp.exp(jax.nn.log_softmax(x)[:3]).sum())(logits)
+    difference = gradient(losses.reverse_kl) - gradient(losses.score_function_reverse_kl)
+    np.testing.assert_allclose(difference, extra, atol=ATOL)
+    assert np.abs(extra).max() > 0.01
+
+
+def test_the_sampled_estimators_have_the_expected_value_and_k1_the_expected_gradient():
+    """By enumeration of the vocabulary, weighted with the student's own probabilities."""
+    logits, T = random_logits(26, VOCAB), jax.nn.log_softmax(random_logits(27, VOCAB))
+    S = jax.nn.log_softmax(logits)
+    exact, exact_gradient = jax.value_and_grad(
+        lambda x: losses.reverse_kl(jax.nn.log_softmax(x), T)
+    )(logits)
+    weights = jax.lax.stop_gradient(jnp.exp(S))
+
+    def expectation(x):
+        return jnp.sum(weights * losses.sampled_reverse_kl(jax.nn.log_softmax(x), T))
+
+    value, gradient = jax.value_and_grad(expectation)(logits)
+    np.testing.assert_allclose(value, exact, atol=ATOL)
+    np.testing.assert_allclose(gradient, exact_gradient, atol=ATOL)
+    k3 = losses.k3(S, T)
+    np.testing.assert_allclose(jnp.sum(weights * k3), exact, atol=ATOL)
+    assert float(k3.min()) >= 0
+    np.testing.assert_array_equal(losses.k3(S, S), jnp.zeros(VOCAB))
+
+
+def test_the_bernoulli_divergence_is_that_of_two_masses():
+    S, T = jax.nn.log_softmax(random_logits(28, 2, VOCAB))
     E = jnp.arange(VOCAB) < 3
-    np.testing.assert_allclose(losses.anchor_mass(T, T, E, mode), T, atol=2e-6)
-    np.testing.assert_allclose(losses.anchor_mass(T, R, jnp.zeros_like(E), mode), T, atol=2e-6)
-    np.testing.assert_allclose(losses.anchor_mass(T, R, E, "mix", 0.0), T, atol=2e-6)
+    m_S, m_T = (np.exp(normalise(x))[:3].sum() for x in (S, T))
+    expected = m_T * np.log(m_T / m_S) + (1 - m_T) * np.log((1 - m_T) / (1 - m_S))
+    bins = losses.epistemic_bins(T, E), losses.epistemic_bins(S, E)
+    np.testing.assert_allclose(losses.bernoulli_kl(*bins), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_a_teacher_that_never_doubts_takes_the_shape_of_the_references_doubt():
-    target = losses.anchor_mass(
-        logp([1.0, 0.0, 0.0]), logp([0.2, 0.3, 0.5]), jnp.array([False, True, True])
-    )
-    np.testing.assert_allclose(np.exp(target), [0.2, 0.3, 0.5], rtol=1e-6)
+@pytest.mark.parametrize("clip", [losses.smooth_clip_tanh, losses.smooth_clip_rational])
+@given(loss=st.floats(0, 1e4, width=32, allow_subnormal=False), limit=st.sampled_from([0.1, 2.0]))
+@settings(max_examples=30, deadline=None)
+def test_smooth_clips_grow_never_pass_the_limit_and_start_with_slope_one(clip, loss, limit):
+    assert float(clip(jnp.float32(loss), limit)) <= limit * (1 + 1e-6)
+    slope = jax.grad(clip)
+    assert float(slope(jnp.float32(loss), limit)) >= 0
+    np.testing.assert_allclose(slope(jnp.float32(0), limit), 1, rtol=1e-6)
+
+
+def test_a_clipped_position_has_no_gradient():
+    slopes = jax.vmap(jax.grad(losses.clip_position), (0, None))(jnp.array([0.5, 3.0]), 1.0)
+    np.testing.assert_array_equal(slopes, [1, 0])
+
+
+@pytest.mark.parametrize("support", ["teacher", "union"])
+def test_the_support_may_be_the_teachers_or_both(support):
+    S, T = jax.nn.log_softmax(random_logits(29, 2, 30))
+    c = 4
+    pair = losses.top_c(S, T, c, support=support)
+    first = [] if support == "teacher" else np.argsort(-normalise(S))[:c].tolist()
+    kept = first + [v for v in np.argsort(-normalise(T)) if v not in first][:c]
+    for logp, bins in zip((S, T), pair):
+        assert bins.shape == (len(kept) + 1,)
+        assert sorted(bins[:-1].tolist()) == sorted(np.asarray(logp)[kept].tolist())
+        np.testing.assert_allclose(np.exp(bins).sum(), 1, atol=1e-6)
+    assert losses.reverse_kl(*pair) <= losses.reverse_kl(S, T) + 1e-6
 
 
 # -------------------------------------------------------------------------------- policy gradients

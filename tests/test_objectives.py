@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdistill import losses
+from jaxdistill import losses, targets
 from jaxdistill.errors import UserError
 from jaxdistill.objectives import (
     GRPO,
@@ -206,7 +206,7 @@ def test_the_gate_keeps_more_positions_the_higher_its_threshold():
 def test_an_anchored_loss_is_zero_for_the_student_that_doubts_as_the_reference(divergence, support):
     given = positions()
     member_V = jnp.isin(jnp.arange(V), jnp.array(IDS))
-    anchored = losses.anchor_mass(given.teacher_logp_BTV, given.reference_logp_BTV, member_V)
+    anchored = targets.anchor_mass(given.teacher_logp_BTV, given.reference_logp_BTV, member_V)
     objective = with_support(epi_anchor(), support, divergence)
     total = weighted_loss(objective, given)
     value, gradient = jax.value_and_grad(total)(anchored)

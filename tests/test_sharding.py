@@ -13,6 +13,7 @@ from jaxdistill import sharding
 from jaxdistill.errors import UserError
 from jaxdistill.models import decoder
 from jaxdistill.models.config import ModelConfig
+from jaxdistill.sampling.sampler import decoding_weights
 from jaxdistill.sharding import MeshConfig
 
 CONFIG = ModelConfig(
@@ -105,25 +106,26 @@ def test_a_mesh_changes_no_logit_of_any_family(on_one_device, family, sizes):
         assert local < sum(x.nbytes for x in jax.tree.leaves(params)) / 6
 
 
-def _two_steps(params, tokens_BS, mask_BS):
-    _, cache = decoder.prefill(params, CONFIG, tokens_BS[:, :10], mask_BS[:, :10], 12)
-    weights = decoder.unstack(params, CONFIG)
-    _, cache = decoder.decode_step(weights, CONFIG, tokens_BS[:, 10], cache)
-    return decoder.decode_step(weights, CONFIG, tokens_BS[:, 11], cache)[0]
+def _two_steps(params, config, tokens_BS, mask_BS):
+    _, cache = decoder.prefill(params, config, tokens_BS[:, :10], mask_BS[:, :10], 12)
+    weights, _ = decoding_weights(params, config, jnp.float32)
+    _, cache = decoder.decode_step(weights, config, tokens_BS[:, 10], cache)
+    return decoder.decode_step(weights, config, tokens_BS[:, 11], cache)[0]
 
 
-@pytest.fixture(scope="module")
-def decoded_BD(params):
-    return jax.jit(_two_steps)(params, *_batch())
-
-
-@pytest.mark.parametrize("sizes", MESHES)
-def test_a_mesh_does_not_change_decoding(params, decoded_BD, sizes):
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [*(("qwen3", sizes) for sizes in MESHES), ("qwen2", (2, 2, 2)), ("olmo3", (1, 4, 2))],
+)
+def test_a_mesh_does_not_change_decoding(on_one_device, family, sizes):
+    params, _ = on_one_device[family]
+    decode = jax.jit(_two_steps, static_argnums=1)
+    expected_BD = decode(params, FAMILIES[family], *_batch())
     mesh = sharding.make_mesh(MeshConfig(*sizes))
     placed = jax.device_put(params, sharding.shardings_of(mesh, params))
     with sharding.use_mesh(mesh):
-        actual_BD = jax.jit(_two_steps)(placed, *sharding.shard_batch(mesh, _batch()))
-    np.testing.assert_allclose(actual_BD, decoded_BD, atol=1e-5)
+        actual_BD = decode(placed, FAMILIES[family], *sharding.shard_batch(mesh, _batch()))
+    np.testing.assert_allclose(actual_BD, expected_BD, atol=1e-5)
 
 
 def test_parameters_and_optimizer_moments_are_split_in_bytes(params):

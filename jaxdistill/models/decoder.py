@@ -260,8 +260,9 @@ def hidden_states(
 
 
 def _left_aligned(tokens_BS: Tokens_BS, mask_BS: Bool[Array, "B S"]) -> Int[Array, "B S"]:
-    """Each row's real tokens in their order, then its padding."""
-    return jnp.take_along_axis(jnp.asarray(tokens_BS), jnp.argsort(~mask_BS, axis=1), axis=1)
+    """Each row's real tokens in their order, then zeros: padding may be any number, -100 say."""
+    tokens_BS = jnp.where(mask_BS, jnp.asarray(tokens_BS), 0)
+    return jnp.take_along_axis(tokens_BS, jnp.argsort(~mask_BS, axis=1), axis=1)
 
 
 def _scan_layers(

@@ -18,7 +18,7 @@ def read(description: dict[str, Any]) -> ModelConfig:
     for what is not built.
     """
     family = description.get("model_type")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise UserError(f"model_type {family!r} is not supported; supported: {', '.join(FAMILIES)}")
     return FAMILIES[family].from_hf(description)
 

@@ -2,7 +2,7 @@
 
 from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.hf_export import check_space, export_folder
-from jaxdistill.models.hf_import import import_folder, read_config, stored_dtype
+from jaxdistill.models.hf_import import import_folder, read_config, stored_bytes, stored_dtype
 
 __all__ = [
     "FAMILIES",
@@ -10,5 +10,6 @@ __all__ = [
     "export_folder",
     "import_folder",
     "read_config",
+    "stored_bytes",
     "stored_dtype",
 ]

@@ -50,16 +50,19 @@ def export_folder(
     config: ModelConfig,
     *,
     tokenizer_from: str | Path | None,
+    generation: dict[str, Any] | None = None,
     dtype: str | None = None,
     max_shard_bytes: float | int = 5e9,
     progress: bool = False,
 ) -> None:
     """Write a folder that transformers reads: config, safetensors, the tokenizer's files.
 
-    `dtype` None keeps the parameters' own. Every tensor is read back and compared bit by bit. A
-    host needs memory for one tensor. With several hosts all must call it; the first one writes.
-    Raises UserError, and leaves nothing behind, when `folder` exists, the tokenizer's folder is
-    missing, the dtype is none that can be written, or the disk is too small or refuses.
+    `generation` is for generation_config.json, None that of the tokenizer's folder; its special
+    ids go into config.json too. `dtype` None keeps the parameters' own. Every tensor is read back
+    and compared bit by bit. A host needs memory for one tensor. With several hosts all must call
+    it; the first one writes. Raises UserError, and leaves nothing behind, when `folder` exists, the
+    tokenizer's folder is missing, the dtype is none that can be written, or the disk is too small
+    or refuses.
     """
     folder = Path(folder)
     known = [str(kind) for kind in DTYPES.values()]
@@ -70,7 +73,11 @@ def export_folder(
     error = None
     try:
         if jax.process_index() == 0:
-            _write(folder, config, shapes, arrays, tokenizer_from, max_shard_bytes, progress)
+            source = _tokenizer_folder(tokenizer_from)
+            if generation is None:
+                generation = {} if source is None else generation_config(source)
+            _check_token_ids(generation, config, source)
+            _write(folder, config, shapes, arrays, source, generation, max_shard_bytes, progress)
     except Exception as caught:
         error = caught
     _end_together(folder, arrays, error)
@@ -95,17 +102,13 @@ def _write(
     config: ModelConfig,
     shapes: Shapes,
     arrays: Iterator[tuple[str, jax.Array]],
-    tokenizer_from: str | Path | None,
+    source: Path | None,
+    generation: dict[str, Any],
     max_shard_bytes: float | int,
     progress: bool,
 ) -> None:
     if os.path.lexists(folder):
         raise UserError(f"{folder} exists; choose another name or remove it first")
-    source = None if tokenizer_from is None else resolve_folder(tokenizer_from)
-    if source is not None and not any((source / name).is_file() for name in TOKENIZER_FILES):
-        raise UserError(f"{source} holds no tokenizer; name the folder with tokenizer.json")
-    generation = {} if source is None else generation_config(source)
-    _check_token_ids(generation, config, source)
     check_space(folder, sum(_num_bytes(*shape) for shape in shapes.values()))
     dtype = str(DTYPES[shapes[families.FAMILIES[config.family].TENSORS[("embed",)].name][0]])
     # transformers 5 reads dtype, everything older torch_dtype.
@@ -123,6 +126,13 @@ def _write(
         _write_then_rename(folder, write_files)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error}") from error
+
+
+def _tokenizer_folder(tokenizer_from: str | Path | None) -> Path | None:
+    source = None if tokenizer_from is None else resolve_folder(tokenizer_from)
+    if source is not None and not any((source / name).is_file() for name in TOKENIZER_FILES):
+        raise UserError(f"{source} holds no tokenizer; name the folder with tokenizer.json")
+    return source
 
 
 def check_space(folder: Path, num_bytes: int) -> None:

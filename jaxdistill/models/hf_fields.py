@@ -51,6 +51,8 @@ def read_sizes(fields: Fields) -> dict[str, Any]:
         if fields.get(name) not in (value, None):
             raise UserError(f"{name}={fields[name]!r} is not supported; only {value!r}")
     num_heads = field(fields, "num_attention_heads", int)
+    if field(fields, "vocab_size", int) < 1 or field(fields, "num_hidden_layers", int) < 1:
+        raise UserError("vocab_size and num_hidden_layers must be positive")
     return {
         "family": fields["model_type"],
         "vocab_size": field(fields, "vocab_size", int),
@@ -77,14 +79,14 @@ def read_layers(
 ) -> tuple[tuple[LayerKind, ...], int | None]:
     """`layer_types` (else `default`) as its shortest repeated pattern, and the window if used."""
     types = fields.get("layer_types") or default
+    num_layers = field(fields, "num_hidden_layers", int)
+    if not isinstance(types, list | tuple) or not types:
+        raise UserError(f"layer_types must be a list of names, not {types!r}")
     unknown = sorted({str(kind) for kind in types} - _KINDS.keys())
     if unknown:
         raise UserError(f"layer_types has {unknown[0]!r}; supported: {', '.join(_KINDS)}")
-    if len(types) != fields["num_hidden_layers"]:
-        raise UserError(
-            f"layer_types names {len(types)} layers, num_hidden_layers is "
-            f"{fields['num_hidden_layers']}"
-        )
+    if len(types) != num_layers:
+        raise UserError(f"layer_types names {len(types)} layers, num_hidden_layers is {num_layers}")
     if "sliding_attention" in types and window is None:
         raise UserError("layer_types has 'sliding_attention' but there is no sliding_window")
     kinds: tuple[LayerKind, ...] = tuple(_KINDS[kind] for kind in types)
@@ -134,8 +136,8 @@ def _read_scaling(kind: str, given: Fields, max_positions: int) -> Scaling | Non
             return Linear(take("factor", float))
         case "yarn":
             original = take("original_max_position_embeddings", int, max_positions)
-            factor = take("factor", float, max_positions / original)
-            factors = [given.pop(name, None) for name in ("mscale", "mscale_all_dim")]
+            factor = take("factor", float, max_positions / max(original, 1))
+            factors = [take(name, float, 0.0) for name in ("mscale", "mscale_all_dim")]
             return Yarn(
                 factor=factor,
                 original_positions=original,
@@ -157,7 +159,7 @@ def _read_scaling(kind: str, given: Fields, max_positions: int) -> Scaling | Non
             )
 
 
-def _yarn_factor(factor: float, mscale: float | None, mscale_all_dim: float | None) -> float:
+def _yarn_factor(factor: float, mscale: float, mscale_all_dim: float) -> float:
     """arXiv 2309.00071, section 3.4, and DeepSeek's ratio of two of them."""
 
     def scale(of: float) -> float:

@@ -52,13 +52,14 @@ def copy_tokenizer_files(source: Path, destination: Path) -> None:
 
 
 def generation_config(source: Path) -> dict[str, Any]:
-    """The source's generation_config.json, else the special token ids it names elsewhere."""
-    if (source / "generation_config.json").is_file():
-        return read_json(source / "generation_config.json")
+    """The source's generation_config.json, with special token ids that only other files name."""
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    fields = read_json(source / "config.json") if (source / "config.json").is_file() else {}
-    found = {name: fields[name] for name in names if fields.get(name) is not None}
-    if not found:
+    given, fields = (
+        read_json(source / name) if (source / name).is_file() else {}
+        for name in ("generation_config.json", "config.json")
+    )
+    found = {name: given.get(name, fields.get(name)) for name in names}
+    if found["eos_token_id"] is None and any((source / name).is_file() for name in TOKENIZER_FILES):
         tokenizer = tokenizers.load(source)
-        found = {name: getattr(tokenizer, name) for name in names}
-    return {name: value for name, value in found.items() if value is not None}
+        found = {name: found[name] or getattr(tokenizer, name) for name in names}
+    return given | {name: value for name, value in found.items() if value is not None}

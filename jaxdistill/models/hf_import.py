@@ -4,6 +4,7 @@ Then each tensor goes from its file straight to where it will lie: every process
 that its own devices hold, and the device writes them into the stacked parameter in place.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,9 @@ def import_folder(
     """Read config and parameters; with `mesh`, each parameter split by its axes.
 
     `dtype` None keeps the files' own. A host needs memory for its share of the parameters and one
-    tensor. Raises UserError, before a tensor is read, for a folder whose tensors are not exactly
-    the config's.
+    tensor (of the smaller ones as many as have the largest's bytes); a device, beside its share,
+    for that tensor and the same rearranged. Raises UserError, before a tensor is read, for a folder
+    whose tensors are not exactly the config's.
     """
     folder = resolve_folder(folder)
     config = read_config(folder)
@@ -92,6 +94,14 @@ def stored_dtype(folder: str | Path) -> str:
         raise UserError(f"{folder}: tensor {name} is missing; config.json asks for it")
     _check_dtype(folder, name, tensors[name])
     return str(DTYPES[tensors[name].dtype])
+
+
+def stored_bytes(folder: str | Path, dtype: DTypeLike | None = None) -> int:
+    """The bytes that a folder's tensors take, in `dtype` or in their own; from the headers."""
+    tensors = _open_tensors(resolve_folder(folder)).values()
+    if dtype is None:
+        return sum(tensor.num_bytes for tensor in tensors)
+    return sum(math.prod(tensor.shape) for tensor in tensors) * jnp.dtype(dtype).itemsize
 
 
 # ---------------------------------------------------------------------------- from file to device

@@ -51,6 +51,8 @@ def read_header(file: Path) -> dict[str, Tensor]:
         with file.open("rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
             header = json.loads(handle.read(length))
+    except PermissionError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from error
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is truncated or not safetensors ({error})") from error
     header.pop("__metadata__", None)

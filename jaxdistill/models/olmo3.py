@@ -81,12 +81,22 @@ def _read_ropes(fields: Fields, max_positions: int) -> tuple[Rope, Rope]:
     scaling = fields.get("rope_scaling") or {}
     if not isinstance(scaling, dict):
         raise UserError(f"rope_scaling must be an object or null, not {scaling!r}")
+    for kind, parameters in nested.items():
+        if not isinstance(parameters or {}, dict):
+            raise UserError(f"rope_parameters.{kind} must be an object, not {parameters!r}")
+        _refuse_truncate(parameters or {})
+    _refuse_truncate(scaling)
     full = (nested.get("full_attention") or {}) | scaling
     theta = field(fields, "rope_theta", float, _THETA)
     return (
         read_rope(full, theta, max_positions),
         read_rope(nested.get("sliding_attention"), _THETA, max_positions),
     )
+
+
+def _refuse_truncate(parameters: Fields) -> None:
+    if parameters.get("truncate", True) is not True:
+        raise UserError("truncate=false is not supported for olmo3; transformers ignores it there")
 
 
 def to_hf(config: ModelConfig) -> Fields:

@@ -76,6 +76,8 @@ def _default_layers(fields: Fields) -> tuple[list[str], int | None]:
         return ["full_attention"] * num_layers, None
     full = min(field(fields, "max_window_layers", int, 28), num_layers)
     kinds = ["full_attention"] * full + ["sliding_attention"] * (num_layers - full)
+    if fields.get("sliding_window", 4096) is None:  # said to be none, and not left out
+        return ["full_attention"] * num_layers, None
     return kinds, field(fields, "sliding_window", int, 4096)
 
 
@@ -91,6 +93,7 @@ def _read_rope(fields: Fields, max_positions: int):
 def write_qwen(config: ModelConfig) -> Fields:
     """The fields of config.json that both Qwens spell alike."""
     rope = write_rope(config.rope)
+    layers = write_layers(config.layer_pattern, config.num_layers)
     return {
         "model_type": config.family,
         "vocab_size": config.vocab_size,
@@ -111,6 +114,8 @@ def write_qwen(config: ModelConfig) -> Fields:
         "attention_dropout": 0.0,
         "use_sliding_window": config.window is not None,
         "sliding_window": config.window,
-        "layer_types": write_layers(config.layer_pattern, config.num_layers),
+        "layer_types": layers,
+        # For readers that know no layer_types.
+        "max_window_layers": [*layers, "sliding_attention"].index("sliding_attention"),
         "use_cache": True,
     }

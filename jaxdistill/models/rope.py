@@ -11,12 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
+from jaxdistill.errors import UserError
+
+
+def _require_positive(scaling: "Scaling", *names: str) -> None:
+    for name in names:
+        if not getattr(scaling, name) > 0:
+            kind = type(scaling).__name__
+            raise UserError(f"{kind}.{name}={getattr(scaling, name)!r} must be positive")
+
 
 @dataclass(frozen=True)
 class Linear:
     """Every frequency divided by `factor` (Chen et al. 2023, arXiv 2306.15595)."""
 
     factor: float
+
+    def __post_init__(self):
+        _require_positive(self, "factor")
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,11 @@ class Yarn:
     beta_slow: float = 1.0
     truncate: bool = True  # widen the ramp to whole pairs
 
+    def __post_init__(self):
+        _require_positive(
+            self, "factor", "original_positions", "attention_factor", "beta_fast", "beta_slow"
+        )
+
 
 @dataclass(frozen=True)
 class Llama3:
@@ -43,6 +60,16 @@ class Llama3:
     low_freq_factor: float
     high_freq_factor: float
     original_positions: int
+
+    def __post_init__(self):
+        _require_positive(
+            self, "factor", "low_freq_factor", "high_freq_factor", "original_positions"
+        )
+        if not self.high_freq_factor > self.low_freq_factor:
+            raise UserError(
+                f"Llama3.high_freq_factor={self.high_freq_factor} must exceed "
+                f"low_freq_factor={self.low_freq_factor}"
+            )
 
 
 Scaling = Linear | Yarn | Llama3

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxdistill.sharding import top_k
+
 _ONE_BITS = 0x3F800000  # bit pattern of float32 1.0: the bit patterns of [0, 1] are ordered
 
 
@@ -17,7 +19,7 @@ def keep_top_k(logits_BV: Float[Array, "B V"], k: int) -> Float[Array, "B V"]:
     """
     if k <= 0 or k >= logits_BV.shape[-1]:
         return logits_BV
-    kth_B1 = jax.lax.top_k(logits_BV, k)[0][:, -1:]
+    kth_B1 = top_k(logits_BV, k)[0][:, -1:]
     return jnp.where(logits_BV >= kth_B1, logits_BV, -jnp.inf)
 
 

@@ -168,9 +168,10 @@ def test_unused_cache_slots_cannot_change_a_step(params):
     np.testing.assert_array_equal(clean_BD, spoilt_BD)
 
 
-def test_the_token_in_the_padding_cannot_change_a_bit(params):
+@pytest.mark.parametrize("padding", [17, -100, CONFIG.vocab_size])
+def test_the_token_in_the_padding_cannot_change_a_bit(params, padding):
     tokens_BS, mask_BS = _batch()
-    other_BS = np.where(mask_BS, tokens_BS, 17)
+    other_BS = np.where(mask_BS, tokens_BS, padding)
     hidden_BSD, other_BSD = (
         np.asarray(_hidden_states(params, CONFIG, x, mask_BS)) for x in (tokens_BS, other_BS)
     )

@@ -5,7 +5,6 @@ import json
 
 import pytest
 
-from jaxdistill.config import RunConfig
 from jaxdistill.errors import UserError
 from jaxdistill.models import families
 from jaxdistill.models.config import ModelConfig
@@ -53,7 +52,6 @@ def test_every_scaling_is_written_and_read(scaling):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_run_config_carries_any_of_them_as_json(name):
     assert from_json(ModelConfig, json.loads(json.dumps(to_json(CONFIGS[name])))) == CONFIGS[name]
-    assert RunConfig  # the union of a run's model sources holds a ModelConfig
 
 
 def test_layers_are_kept_as_their_shortest_pattern():
@@ -61,6 +59,12 @@ def test_layers_are_kept_as_their_shortest_pattern():
     assert CONFIGS["olmo3-full"].layer_pattern == ("full",)
     assert CONFIGS["olmo3-full"].window is None
     assert CONFIGS["qwen2"].layer_pattern == ("full", "full", "sliding", "sliding")
+
+
+def test_a_window_that_is_null_is_none_and_one_left_out_the_default():
+    asked = {"use_sliding_window": True, "max_window_layers": 2}
+    assert _read("qwen2", **asked, sliding_window=None).layer_pattern == ("full",)
+    assert _read("qwen2", **asked).window == 4096
 
 
 def test_yarn_is_the_full_layers_alone_in_olmo3():
@@ -88,6 +92,20 @@ def test_yarn_is_the_full_layers_alone_in_olmo3():
         ("qwen2", {"layer_types": ["sliding_attention"] * 4}, "but there is no sliding_window"),
         ("olmo3", {"num_key_value_heads": 3}, "num_kv_heads=3 does not divide"),
         ("qwen2", {"hidden_size": 25}, "field 'head_dim' is missing"),
+        ("qwen3", {"num_hidden_layers": 0}, "must be"),
+        ("qwen3", {"vocab_size": 0}, "vocab_size and num_hidden_layers must be positive"),
+        ("olmo3", {"layer_types": 5}, "layer_types must be a list of names, not 5"),
+        (["qwen3"], {}, "model_type ['qwen3'] is not supported"),
+        ("olmo3", {"rope_parameters": {"full_attention": "x"}}, "full_attention must be an object"),
+        ("olmo3", {"rope_scaling": YARN | {"truncate": False}}, "truncate=false is not supported"),
+        ("olmo3", {"rope_parameters": {"full_attention": YARN | {"truncate": False}}},
+         "truncate=false is not supported for olmo3"),
+        ("qwen3", {"rope_scaling": YARN | {"mscale": "a"}}, "field 'mscale' must be of type float"),
+        ("qwen3", {"rope_scaling": YARN | {"original_max_position_embeddings": 0}},
+         "Yarn.original_positions=0 must be positive"),
+        ("qwen3", {"rope_scaling": {"rope_type": "linear", "factor": 0}},
+         "Linear.factor=0.0 must be positive"),
+        ("qwen3", {"rope_scaling": YARN | {"factor": -1}}, "Yarn.factor=-1.0 must be positive"),
     ],
 )  # fmt: skip
 def test_what_is_not_built_is_refused_by_name(family, fields, message):

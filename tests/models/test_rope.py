@@ -13,6 +13,11 @@ SCALINGS = {
     "yarn": {"factor": 8.0, "original_max_position_embeddings": 8192},
     "yarn-factor": {"factor": 4.0, "original_max_position_embeddings": 32, "attention_factor": 1.5},
     "yarn-ratio": {"original_max_position_embeddings": 512, "beta_fast": 8.0, "beta_slow": 2.0},
+    "yarn-untruncated": {
+        "factor": 8.0,
+        "original_max_position_embeddings": 8192,
+        "truncate": False,
+    },
     "llama3": {
         "factor": 8.0,
         "low_freq_factor": 1.0,
@@ -47,6 +52,15 @@ def test_frequencies_are_those_of_transformers_to_a_few_units_in_the_last_place(
     # At position 9,000 one such unit (1.2e-7) of a frequency near 1 is an angle of 1e-3.
     np.testing.assert_allclose(cos_BTh, cos[..., :64], atol=2e-3)
     np.testing.assert_allclose(sin_BTh, sin[..., :64], atol=2e-3)
+
+
+def test_truncation_moves_a_frequency():
+    ropes = [
+        read_rope({"rope_type": "yarn"} | SCALINGS[name], 1e4, 65_536)
+        for name in ("yarn", "yarn-untruncated")
+    ]
+    whole, exact = (inverse_frequencies(rope, 128) for rope in ropes)
+    assert np.abs(exact / whole - 1).max() > 1e-3
 
 
 def test_the_product_of_two_rotated_vectors_depends_on_their_distance_alone():
