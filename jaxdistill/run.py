@@ -174,8 +174,9 @@ def check_config(config: RunConfig, run_dir: Path) -> None:
 
 def difference(there: Any, here: Any, path: str) -> tuple[str, Any, Any] | None:
     """The first setting in which two configs (as JSON) differ: (dotted path, there, here)."""
-    if isinstance(there, dict) and isinstance(here, dict) and there.keys() == here.keys():
-        inner = (difference(there[key], here[key], f"{path}.{key}") for key in here)
+    # A setting that an older version did not have yet is no difference.
+    if isinstance(there, dict) and isinstance(here, dict) and there.keys() <= here.keys():
+        inner = (difference(there[key], here[key], f"{path}.{key}") for key in there)
         return next(filter(None, inner), None)
     return None if there == here else (path, there, here)
 

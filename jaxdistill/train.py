@@ -40,7 +40,23 @@ class EMA:
             raise UserError(f"`rate` must lie in (0, 1], got {self.rate}; use Frozen() for 0")
 
 
-Teacher = Frozen | EMA
+@dataclass(frozen=True)
+class Snapshot:
+    """The teacher is the student after every `every`-th step, and held until the next."""
+
+    every: int = 50
+
+    def __post_init__(self):
+        if self.every < 1:
+            raise UserError(f"`every` must be at least 1 step, got {self.every}")
+
+
+@dataclass(frozen=True)
+class Live:
+    """The teacher is the student itself, as it is at each step; no gradient passes through it."""
+
+
+Teacher = Frozen | EMA | Snapshot | Live
 
 
 @dataclass(frozen=True)
@@ -90,7 +106,7 @@ class TrainState(NamedTuple):
     step: Int[Array, ""]
     params: Any
     opt_state: Any
-    teacher: Any  # None where the teacher is frozen: it is the reference then
+    teacher: Any  # None where it has no parameters of its own: the reference's, the student's
 
 
 class Batch(NamedTuple):
@@ -126,8 +142,8 @@ def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformatio
 
 
 def init_state(params: Any, optimizer: Optimizer, teacher: Teacher, steps: int) -> TrainState:
-    """The state before the first step. An EMA teacher starts as a copy of the student."""
-    moving = isinstance(teacher, EMA)
+    """The state before the first step. A teacher of its own starts as a copy of the student."""
+    moving = isinstance(teacher, EMA | Snapshot)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         # Copies: the step donates its state, and the reference must survive that.
@@ -207,6 +223,8 @@ def make_train_step(
 
     def gradient_sums(state, reference_params, batch, weight_BT):
         teacher_params = reference_params if state.teacher is None else state.teacher
+        if isinstance(teacher, Live):
+            teacher_params = state.params
         gradient = jax.value_and_grad(total_loss, has_aux=True)
         (total, metrics), grads = gradient(
             state.params, teacher_params, reference_params, batch, weight_BT
@@ -224,10 +242,7 @@ def make_train_step(
         norm = optax.global_norm(grads)
         updates, opt_state = transform.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        moving = state.teacher
-        if isinstance(teacher, EMA):
-            rate = teacher.rate
-            moving = jax.tree.map(lambda t, s: (1 - rate) * t + rate * s, state.teacher, params)
+        moving = _moved_teacher(teacher, state, params)
         moved = TrainState(state.step, params, opt_state, moving)
         # A non-finite gradient skips the update whole, the teacher's too, as in the paper's code.
         is_finite = jnp.isfinite(norm)
@@ -242,6 +257,18 @@ def make_train_step(
         return moved._replace(step=state.step + 1), metrics
 
     return jax.jit(step, donate_argnums=0)
+
+
+def _moved_teacher(teacher: Teacher, state: TrainState, params: Any) -> Any:
+    """The teacher after a step that led the student to `params`."""
+    match teacher:
+        case EMA(rate):
+            return jax.tree.map(lambda t, s: (1 - rate) * t + rate * s, state.teacher, params)
+        case Snapshot(every):
+            is_due = (state.step + 1) % every == 0
+            return jax.tree.map(lambda t, s: jnp.where(is_due, s, t), state.teacher, params)
+        case Frozen() | Live():
+            return state.teacher
 
 
 def _accumulate(sums: Callable, inputs: Any, parts: int) -> Any:

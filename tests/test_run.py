@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -207,6 +208,16 @@ def test_a_resume_of_another_config_names_the_setting(whole):
     assert {k: v for k, v in tree_of(whole).items() if "tensorboard" not in k} == {
         k: v for k, v in before.items() if "tensorboard" not in k
     }
+
+
+def test_a_run_of_an_older_version_that_lacked_a_setting_goes_on(whole, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    saved = json.loads((folder / "config.json").read_text())
+    del saved["compute"]["attention"]
+    (folder / "config.json").write_text(json.dumps(saved))
+    run(tiny(steps=6), folder, resume=True, quiet=True)
+    assert json.loads((folder / "config.json").read_text())["compute"]["attention"] == "auto"
 
 
 def test_a_base_that_changed_since_the_start_is_refused(whole, tmp_path):

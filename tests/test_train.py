@@ -18,7 +18,7 @@ from jaxdistill.objectives import (
     Distill,
     TopC,
 )
-from jaxdistill.train import EMA, Batch, Compute, Frozen, Optimizer
+from jaxdistill.train import EMA, Batch, Compute, Frozen, Live, Optimizer, Snapshot
 
 CONFIG = ModelConfig(
     vocab_size=32,
@@ -351,6 +351,28 @@ def test_an_ema_teacher_is_the_average_of_the_students_so_far():
     assert_close(jax.device_get(state.teacher), jax.device_get(expected), 1e-6)
 
 
+def test_a_snapshot_is_held_until_the_next_is_due():
+    step, state = make_step(Distill(support=TopC(8)), ADAM, Snapshot(2)), start(ADAM, Snapshot(2))
+    held = []
+    for seed in range(4):
+        state, _ = step(state, model(REFERENCE), jax.device_put(make_batch(seed)))
+        held.append(jax.tree.map(np.array, (state.teacher, state.params)))
+    assert largest(difference(held[0][0], model(STUDENT))) == 0
+    for after, source in [(1, 1), (2, 1), (3, 3)]:  # the compiler rounds the update twice
+        assert largest(difference(held[after][0], held[source][1])) < 1e-7
+    assert largest(difference(held[3][0], held[1][0])) > 1e-3
+
+
+def test_a_live_teacher_scores_with_the_students_parameters_and_without_gradient():
+    objective, batch = Distill(support=TopC(8)), make_batch()
+    state, metrics = run(make_step(objective, DESCENT, Live()), start(DESCENT, Live()), batch)
+    assert state.teacher is None
+    # The same step with a teacher that holds those parameters as its own.
+    same, expected = run(make_step(objective, DESCENT, EMA(1.0)), start(DESCENT, EMA(1.0)), batch)
+    assert_close(jax.device_get(state.params), jax.device_get(same.params), 1e-6)
+    np.testing.assert_allclose(metrics["loss"].mean, expected["loss"].mean, rtol=1e-6)
+
+
 def test_the_teacher_that_scores_is_the_reference_when_frozen_and_the_average_when_not():
     """Under the student's own prompt its epistemic mass is that of the model it is said to be."""
     batch = make_batch()
@@ -464,6 +486,11 @@ def test_without_warm_up_the_first_step_has_the_full_rate():
     params = {"a": jnp.ones(1)}
     updates, _ = transform.update({"a": jnp.full(1, 0.1)}, transform.init(params), params)
     np.testing.assert_allclose(updates["a"], -0.5, rtol=1e-5)  # Adam's first step is sign x lr
+
+
+def test_a_snapshot_of_no_steps_is_refused_by_name():
+    with pytest.raises(UserError, match="`every` must be at least 1"):
+        Snapshot(0)
 
 
 @pytest.mark.parametrize("rate", [0.0, -0.1, 1.5])
