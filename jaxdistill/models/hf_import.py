@@ -97,8 +97,13 @@ def stored_dtype(folder: str | Path) -> str:
 
 
 def stored_bytes(folder: str | Path, dtype: DTypeLike | None = None) -> int:
-    """The bytes that a folder's tensors take, in `dtype` or in their own; from the headers."""
-    tensors = _open_tensors(resolve_folder(folder)).values()
+    """The bytes that a folder's tensors take, in `dtype` or in their own; from the headers.
+
+    Raises UserError as `import_folder` does, short of checking each tensor.
+    """
+    folder = resolve_folder(folder)
+    read_config(folder)
+    tensors = _open_tensors(folder).values()
     if dtype is None:
         return sum(tensor.num_bytes for tensor in tensors)
     return sum(math.prod(tensor.shape) for tensor in tensors) * jnp.dtype(dtype).itemsize
