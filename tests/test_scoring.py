@@ -127,6 +127,30 @@ def test_no_array_of_positions_times_vocabulary_exists_when_chunked():
     assert f"3,{B},4,{V}]" not in text, "logits stacked over chunks: a chunk was not rematerialised"
 
 
+def test_temporary_memory_does_not_grow_with_the_completion():
+    """Nothing but the hidden states' own gradient, which is an output here, has all T positions."""
+
+    def temporary(num_positions):
+        def loss(student, teacher, *rest):
+            total, metrics = scoring.chunked_objective(
+                lambda p: objective(p._replace(reference_logp_BTV=p.teacher_logp_BTV)),
+                student, teacher, None, *rest, chunk=16, temperature=1.0,
+            )  # fmt: skip
+            return total.total, metrics
+
+        def shaped(*shape, dtype=jnp.float32):
+            return jax.ShapeDtypeStruct(shape, dtype)
+
+        model = shaped(B, num_positions, 32), shaped(32, 2048)
+        rows = shaped(B, num_positions)
+        arguments = shaped(B, num_positions, dtype=jnp.int32), rows, shaped(B), rows, rows
+        step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        compiled = step.lower(model, model, *arguments).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary(1024) - temporary(64) < 32 * 1024  # of 480 KiB of new hidden states
+
+
 @pytest.mark.parametrize("chunk", [4, 64])
 def test_a_position_that_does_not_count_cannot_spoil_a_sum_with_nan(chunk):
     def broken(positions):
