@@ -172,7 +172,7 @@ def _sums_fwd(objective_fn, chunk, temperature, student: Scored, constants):
     inputs_BT, heads_XV, advantage_B = constants
     hidden_BTD, head_DV = student
     head_XV = _gathered(hidden_BTD, head_DV)
-    deal = functools.partial(_deal_rows, num_parts("B", len(hidden_BTD)))
+    parts = num_parts("B", len(hidden_BTD))
 
     def one_chunk(gradients, start, hidden_BCD, inputs_BC):
         gradient_BTD, gradient_WDV = gradients
@@ -186,7 +186,10 @@ def _sums_fwd(objective_fn, chunk, temperature, student: Scored, constants):
         gradient_BCV = constrain(gradient_BCV.astype(hidden_BCD.dtype), "BTV")
         gradient_BCD = einsum("BTV,DV->BTD", gradient_BCV, head_XV)
         gradient_WDV += einsum(
-            "WRTD,WRTV->WDV", deal(hidden_BCD), deal(gradient_BCV), out_dtype=jnp.float32
+            "WRTD,WRTV->WDV",
+            _deal_rows(hidden_BCD, "WRTX", parts),
+            _deal_rows(gradient_BCV, "WRTV", parts),
+            out_dtype=jnp.float32,
         )
         # Added and not set: the last chunk goes over positions that are done, with weight zero.
         gradient_BTD = _add_at(gradient_BTD, constrain(gradient_BCD, "BTD"), start)
@@ -194,7 +197,7 @@ def _sums_fwd(objective_fn, chunk, temperature, student: Scored, constants):
 
     # One partial sum of the head's gradient for each part of the rows, on its own devices; they are
     # added once, at the end, and not after each chunk.
-    zeros_WDV = jnp.zeros((num_parts("B", len(hidden_BTD)), *head_DV.shape), jnp.float32)
+    zeros_WDV = jnp.zeros((parts, *head_DV.shape), jnp.float32)
     gradients = jnp.zeros_like(hidden_BTD), constrain(zeros_WDV, "WXV")
     (gradient_BTD, gradient_WDV), totals = _fold_chunks(
         one_chunk, gradients, hidden_BTD, inputs_BT, chunk
@@ -240,9 +243,9 @@ def _totals(objective_fn, temperature, logits_BCV, inputs_BC: _Inputs, heads_XV,
     return loss, totals
 
 
-def _deal_rows(parts: int, x: Array) -> Array:
-    """[B, T, X] -> [W, B/W, T, X], the rows of each part together."""
-    return constrain(x.reshape(parts, -1, *x.shape[1:]), "WRTV" if parts > 1 else "XRTV")
+def _deal_rows(x: Array, axes: str, parts: int) -> Array:
+    """[B, T, D or V] -> [W, B/W, T, D or V], the rows of each part together."""
+    return constrain(x.reshape(parts, -1, *x.shape[1:]), axes)
 
 
 def _weighted_sum(values: Array, weights: Array) -> Array:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jaxdistill.errors import UserError
-from jaxdistill.models.config import LayerKind
+from jaxdistill.models.config import LayerKind, ModelConfig
 from jaxdistill.models.rope import Linear, Llama3, Rope, Scaling, Yarn
 
 
@@ -63,6 +63,27 @@ def read_sizes(fields: Fields) -> dict[str, Any]:
         "head_dim": field(fields, "head_dim", int, _head_dim(fields, num_heads)),
         "intermediate_size": field(fields, "intermediate_size", int),
         "tie_embeddings": field(fields, "tie_word_embeddings", bool, False),
+    }
+
+
+def write_sizes(config: ModelConfig) -> Fields:
+    """The fields of config.json that every family spells alike."""
+    return {
+        "model_type": config.family,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.intermediate_size,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "max_position_embeddings": config.max_positions,
+        "tie_word_embeddings": config.tie_embeddings,
+        "attention_dropout": 0.0,
+        "layer_types": write_layers(config.layer_pattern, config.num_layers),
+        "use_cache": True,
     }
 
 

@@ -18,8 +18,8 @@ from jaxdistill.models.hf_fields import (
     read_layers,
     read_rope,
     read_sizes,
-    write_layers,
     write_rope,
+    write_sizes,
 )
 from jaxdistill.models.qwen3 import TENSORS as _QWEN3
 from jaxdistill.models.rope import Rope
@@ -102,27 +102,12 @@ def _refuse_truncate(parameters: Fields) -> None:
 def to_hf(config: ModelConfig) -> Fields:
     """The architecture's fields of config.json, RoPE in both spellings."""
     full, sliding = write_rope(config.ropes["full"]), write_rope(config.ropes["sliding"])
-    return {
+    return write_sizes(config) | {
         "architectures": ["Olmo3ForCausalLM"],
-        "model_type": MODEL_TYPE,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "intermediate_size": config.intermediate_size,
-        "hidden_act": "silu",
-        "rms_norm_eps": config.norm_eps,
         # Older readers (vLLM, transformers 4) know only the first two.
         "rope_theta": config.ropes["full"].theta,
         "rope_scaling": older_rope_scaling(full),
         "rope_parameters": {"full_attention": full, "sliding_attention": sliding},
-        "max_position_embeddings": config.max_positions,
-        "tie_word_embeddings": config.tie_embeddings,
         "attention_bias": config.qkv_bias,
-        "attention_dropout": 0.0,
         "sliding_window": config.window or 4096,
-        "layer_types": write_layers(config.layer_pattern, config.num_layers),
-        "use_cache": True,
     }

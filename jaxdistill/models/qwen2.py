@@ -14,8 +14,8 @@ from jaxdistill.models.hf_fields import (
     read_layers,
     read_rope,
     read_sizes,
-    write_layers,
     write_rope,
+    write_sizes,
 )
 
 MODEL_TYPE = "qwen2"
@@ -92,30 +92,16 @@ def _read_rope(fields: Fields, max_positions: int):
 
 def write_qwen(config: ModelConfig) -> Fields:
     """The fields of config.json that both Qwens spell alike."""
-    rope = write_rope(config.rope)
-    layers = write_layers(config.layer_pattern, config.num_layers)
-    return {
-        "model_type": config.family,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "intermediate_size": config.intermediate_size,
-        "hidden_act": "silu",
-        "rms_norm_eps": config.norm_eps,
+    rope, sizes = write_rope(config.rope), write_sizes(config)
+    return sizes | {
         # Older readers (vLLM, transformers 4) know only the first two.
         "rope_theta": config.rope.theta,
         "rope_scaling": older_rope_scaling(rope),
         "rope_parameters": rope,
-        "max_position_embeddings": config.max_positions,
-        "tie_word_embeddings": config.tie_embeddings,
-        "attention_dropout": 0.0,
         "use_sliding_window": config.window is not None,
         "sliding_window": config.window,
-        "layer_types": layers,
         # For readers that know no layer_types.
-        "max_window_layers": [*layers, "sliding_attention"].index("sliding_attention"),
-        "use_cache": True,
+        "max_window_layers": [*sizes["layer_types"], "sliding_attention"].index(
+            "sliding_attention"
+        ),
     }
