@@ -233,6 +233,16 @@ def needs_teacher(objective: Objective) -> bool:
     return isinstance(objective, Distill)
 
 
+def needs_contrast(objective: Objective) -> bool:
+    """Whether the teacher is also shown other contexts, to set its answer against."""
+    return False
+
+
+def policy_gradient_of(objective: Objective) -> GRPO | None:
+    """The part of the objective that follows the verifier's rewards, if it has one."""
+    return objective if isinstance(objective, GRPO) else None
+
+
 def needs_reference(objective: Objective) -> bool:
     """Whether `Positions.reference_logp_BTV` must be given."""
     return isinstance(objective, Distill) and (

@@ -113,7 +113,9 @@ class Batch(NamedTuple):
     """One step's data. Prompts are left-padded, completions right-padded; B rows.
 
     `teacher_*` is None where the objective has no teacher. A row with `row_weight_B` 0 has nothing
-    to learn from (no demonstration).
+    to learn from (no demonstration). `contrast_*` holds J further prompts a row, that a contrastive
+    objective sets against the teacher's (wrong solutions, say); one with `contrast_weight_BJ` 0
+    could not be made.
     """
 
     prompt_ids_BP: Int[AnyArray, "B P"]
@@ -125,6 +127,10 @@ class Batch(NamedTuple):
     behaviour_logp_BT: Float[AnyArray, "B T"]
     advantage_B: Float[AnyArray, " B"]
     row_weight_B: Float[AnyArray, " B"]
+    correct_B: Float[AnyArray, " B"] | None = None  # 1 where the grader accepted the completion
+    contrast_ids_BJP: Int[AnyArray, "B J P3"] | None = None
+    contrast_mask_BJP: Int[AnyArray, "B J P3"] | None = None
+    contrast_weight_BJ: Float[AnyArray, "B J"] | None = None
 
 
 def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformation:
