@@ -101,6 +101,30 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, help="folder for NAME.jsonl and summary.json")
     add_sampling(sub)
 
+    sub = verb("analyze", analyze, "Lengths and epistemic counts of responses in JSONL files.")
+    sub.add_argument("paths", nargs="+", type=Path, metavar="PATH",
+                     help="JSONL files, run folders, or folders of JSONL files")  # fmt: skip
+    sub.add_argument("--field", metavar="NAME", help="the field that holds the response")
+    sub.add_argument("--model", help="a tokenizer's or model's folder, a run, or toy:main")
+    sub.add_argument("--mode", default="all", choices=("paper", "word", "token", "all"),
+                     help="substrings as published, whole words, token ids; default: all three, "
+                     "the last with --model alone")  # fmt: skip
+    chosen = sub.add_mutually_exclusive_group()
+    chosen.add_argument("--words", metavar="A,B,C", default="ten",
+                        help="default: ten, the paper's; core and hedge are its tiers")  # fmt: skip
+    chosen.add_argument("--lexicon", type=Path, metavar="FILE", help="words and ids of a lexicon")
+    made = sub.add_mutually_exclusive_group()
+    made.add_argument("--propose", type=int, metavar="N",
+                      help="write the N ids that a teacher with a solution says less")  # fmt: skip
+    made.add_argument("--control", type=int, metavar="SEED",
+                      help="write random ids as frequent as the lexicon's")  # fmt: skip
+    sub.add_argument("--min-count", type=int, default=5, help="of a proposed id; default 5")
+    sub.add_argument("--seed", type=int, default=0, help="chooses the solutions of --propose")
+    sub.add_argument("--out", type=Path, metavar="FILE",
+                     help="the counts as JSON, or the lexicon")  # fmt: skip
+    sub.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
+    add_thinking(sub)
+
     sub = verb("study", study, "Run a grid of runs, then write the comparison report.")
     sub.add_argument("config", metavar="STUDY", help="a study recipe's name or path: toy_study")
     sub.add_argument("--profile", default="quick", help="quick (2 CPU cores) or full (one GPU)")
@@ -132,6 +156,10 @@ def add_sampling(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--max-new-tokens", type=int, default=128)
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
+    add_thinking(sub)
+
+
+def add_thinking(sub: argparse.ArgumentParser) -> None:
     thinking = sub.add_mutually_exclusive_group()
     thinking.add_argument("--thinking", dest="thinking", action="store_true", default=None)
     thinking.add_argument("--no-thinking", dest="thinking", action="store_false")
@@ -204,6 +232,104 @@ def evaluate(options: argparse.Namespace) -> None:
     if options.out:
         evaluation.write_evaluation(options.out, {split.name: records})
         print(options.out)
+
+
+def analyze(options: argparse.Namespace) -> None:
+    from jaxdistill import analyze as analysis
+    from jaxdistill.epistemic import LexiconFile, Words, expand, open_lexicon, read_lexicon
+    from jaxdistill.responses import read_responses
+
+    makes_lexicon = options.propose is not None or options.control is not None
+    check_analyze(options, makes_lexicon)
+    words = expand(options.words.split(","))
+    source = LexiconFile(str(options.lexicon)) if options.lexicon else Words(words)
+    responses = read_responses(options.paths, options.field)
+    if options.propose is not None:
+        propose(options, responses)
+        return
+    vocabulary = None
+    if options.model:
+        tokenizer = open_tokenizer(options.model)
+        vocabulary = analysis.Vocabulary(tokenizer, open_lexicon(source, tokenizer))
+        words = vocabulary.lexicon.words
+    elif options.lexicon:
+        words = read_lexicon(options.lexicon).words
+    if options.control is not None:
+        write_control(options, responses, vocabulary)
+        return
+    modes = [mode for mode in analysis.MODES if vocabulary or mode != "token"]
+    modes = modes if options.mode == "all" else [options.mode]
+    found = analysis.analyze(responses, words, modes, vocabulary)
+    for line in analysis.table(found):
+        print(line)
+    if options.out:
+        analysis.write_json(options.out, found)
+        print(options.out)
+
+
+def check_analyze(options: argparse.Namespace, makes_lexicon: bool) -> None:
+    """Options that do not go together are found before any work."""
+    if makes_lexicon and not options.model:
+        raise UserError("--propose and --control choose ids of a tokenizer: add --model DIR")
+    if makes_lexicon and not options.out:
+        raise UserError("--propose and --control write a lexicon: add --out FILE")
+    if options.propose is not None:
+        require_positive(options.propose, "--propose")
+        require_positive(options.min_count, "--min-count")
+    if options.control is not None and options.control < 0:
+        raise UserError(f"--control is a seed, 0 or above, got {options.control}")
+    if options.out and (options.out.is_dir() or not options.out.parent.is_dir()):
+        raise UserError(f"--out {options.out}: expected a file in a folder that exists")
+
+
+def open_tokenizer(name: str):
+    """The tokenizer of a folder, a run, a bundled base or a model of the hub."""
+    from jaxdistill import tokenizer
+
+    kind, _, world = name.partition(":")
+    if kind == "toy":
+        from jaxdistill.policy import toy_base_folder
+
+        return tokenizer.load(toy_base_folder(world))
+    is_run = (Path(name) / "model" / "tokenizer.json").is_file()
+    return tokenizer.load(Path(name) / "model" if is_run else name)
+
+
+def propose(options: argparse.Namespace, responses) -> None:
+    """`analyze --propose`: score the responses with and without a solution, rank, write."""
+    from jaxdistill.convert import open_named
+    from jaxdistill.epistemic import mean_surprise, write_lexicon
+    from jaxdistill.epistemic import propose as propose_lexicon
+    from jaxdistill.pmi import score_pmi
+    from jaxdistill.precision import compute_dtype
+
+    policy = open_named(options.model, progress=True)
+    stats, num_rows = score_pmi(
+        policy, responses, seed=options.seed, enable_thinking=options.thinking,
+        dtype=str(compute_dtype(options.dtype)),
+    )  # fmt: skip
+    lexicon = propose_lexicon(policy.tokenizer, stats, options.propose, options.min_count)
+    write_lexicon(options.out, lexicon, policy.tokenizer)
+    mean_V = mean_surprise(stats)
+    print(f"{num_rows} of {len(responses)} responses have a correct sibling")
+    print(f"{'nats':>8}  {'count':>8}  {'id':>7}  token")
+    for i in lexicon.ids:
+        token = policy.tokenizer.decode([i])
+        print(f"{mean_V[i]:>8.3f}  {stats.count_V[i]:>8}  {i:>7}  {token!r}")
+    print(options.out)
+
+
+def write_control(options: argparse.Namespace, responses, vocabulary) -> None:
+    """`analyze --control`: random ids of the frequencies that the lexicon has in the responses."""
+    from jaxdistill.analyze import count_tokens
+    from jaxdistill.epistemic import matched_control, write_lexicon
+
+    tokenizer = vocabulary.tokenizer
+    count_V = count_tokens(tokenizer, responses)
+    lexicon = matched_control(tokenizer, vocabulary.lexicon, count_V, options.control)
+    write_lexicon(options.out, lexicon, tokenizer)
+    print(lexicon.made)
+    print(options.out)
 
 
 def sampling_of(options: argparse.Namespace):

@@ -1,5 +1,6 @@
 """RunConfig: one experiment, composed of the configs of the modules that read them."""
 
+import dataclasses
 import importlib
 import importlib.util
 import inspect
@@ -12,11 +13,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from jaxdistill import epistemic, overrides
+from jaxdistill import overrides
+from jaxdistill.epistemic import LexiconSource, Words
 from jaxdistill.errors import UserError
 from jaxdistill.evaluate import Evaluation
 from jaxdistill.experience import Experience, Supervised
-from jaxdistill.objectives import CrossEntropy, Objective
+from jaxdistill.objectives import PRESETS, CrossEntropy, Objective
 from jaxdistill.policy import ModelSource
 from jaxdistill.sharding import MeshConfig
 from jaxdistill.train import Compute, Frozen, Optimizer, Teacher
@@ -36,7 +38,7 @@ class RunConfig:
     compute: Compute = Compute()
     mesh: MeshConfig = MeshConfig()
     evaluation: Evaluation = Evaluation()
-    epistemic_words: tuple[str, ...] = epistemic.TEN_WORDS
+    lexicon: LexiconSource = Words()  # the epistemic ids of the losses, and the words to count
     track_reference: bool = False  # one more forward: the reference's epistemic mass in the metrics
     checkpoint_every: int = 0  # 0: after the last step only
     keep_checkpoints: int = 2
@@ -100,7 +102,19 @@ def load_recipe(name: str, texts: list[str]) -> RunConfig:
         config = _call(function, name)
         if not isinstance(config, RunConfig):
             raise UserError(f"recipe {name!r} returned {type(config).__name__}, not a RunConfig")
-    return overrides.apply_overrides(config, texts)
+    return overrides.apply_overrides(*_with_preset(config, texts))
+
+
+def _with_preset(config: RunConfig, texts: list[str]) -> tuple[RunConfig, list[str]]:
+    """Apply `objective=NAME` where NAME is a preset; the other overrides may then change it."""
+    others = []
+    for text in texts:
+        path, _, value = (part.strip() for part in text.partition("="))
+        if path == "objective" and (preset := value.removesuffix("()")) in PRESETS:
+            config = dataclasses.replace(config, objective=PRESETS[preset]())
+        else:
+            others.append(text)
+    return config, others
 
 
 def _recipe_function(name: str, path: Path) -> Callable[..., Any]:

@@ -1,22 +1,24 @@
 """What the teacher sees: the question, and inside the same user turn a demonstration of its answer.
 
-The template and the removal of thinking follow arXiv 2603.24472 and its released code. Two things
+The template and the removal of thinking follow arXiv 2603.24472 and its released code. Three things
 differ on purpose. A demonstration that is too long is cut inside the demonstration, where the
-released code cut the finished prompt and lost the instruction and the generation prompt. And a
-sibling is drawn uniformly, where the released code took the first one in a length-sorted batch.
+released code cut the finished prompt and lost the instruction and the generation prompt. A sibling
+is drawn uniformly, where the released code took the first one in a length-sorted batch. And a
+solution of which nothing is left (its thinking removed, say) is nothing to learn from.
 """
 
 import math
 import re
+import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from jaxdistill.errors import UserError
 
-TEMPLATE = "{prompt}\nCorrect solution:\n\n{solution}\n\nCorrectly solve the original question."
+# ----------------------------------------------------------------------------------- contexts
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,131 @@ class PartialSolution:
             )
 
 
-Context = NoContext | Solution | SolutionWithoutThinking | AnswerOnly | PartialSolution
+@dataclass(frozen=True)
+class Regenerated:
+    """c = y~: what the initial model wrote under c = s, where that was right (setting 4)."""
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """c = f: why the row's own attempt was judged wrong; a right attempt has none.
+
+    `with_solution` shows a correct response above it, and that alone to a right attempt (SDPO,
+    arXiv 2601.20802; its released settings leave the feedback out where there is a solution).
+    `reveal_answer` adds the gold answer.
+    """
+
+    with_solution: bool = False
+    reveal_answer: bool = False
+
+
+@dataclass(frozen=True)
+class WrongSolution:
+    """Control: an incorrect sibling's response, in the same words as a correct one."""
+
+
+@dataclass(frozen=True)
+class InstructionOnly:
+    """Control: the closing instruction alone."""
+
+
+@dataclass(frozen=True)
+class ContextOnly:
+    """Control: the solution without the question, which Purified OPSD subtracts.
+
+    As a contrast it shows whatever the teacher is shown, less the question.
+    """
+
+
+Context = (
+    NoContext | Solution | SolutionWithoutThinking | AnswerOnly | PartialSolution | Regenerated
+    | Feedback | WrongSolution | InstructionOnly | ContextOnly
+)  # fmt: skip
 
 
 def needs_demonstration(context: Context) -> bool:
-    """Tell whether the context is built from a correct response (a sibling's or a reference)."""
-    return isinstance(context, Solution | SolutionWithoutThinking | PartialSolution)
+    """Tell whether the context is made of a response (a sibling's), or a reference solution."""
+    return isinstance(
+        context,
+        Solution | SolutionWithoutThinking | PartialSolution | Regenerated | WrongSolution
+        | ContextOnly,
+    )  # fmt: skip
+
+
+# --------------------------------------------------------------------------------- the template
+
+
+@dataclass(frozen=True)
+class Template:
+    """The words around what is shown; the defaults are those of the released code.
+
+    `turn` is the whole user turn; its {solution} and {feedback} are the two sections below, each
+    empty where there is nothing to put into it. Literal braces are written {{ and }}.
+    """
+
+    turn: str = "{prompt}{solution}{feedback}\n\nCorrectly solve the original question."
+    solution: str = "\nCorrect solution:\n\n{solution}"
+    feedback: str = (
+        "\nThe following is feedback from your unsuccessful earlier attempt:\n\n{feedback}"
+    )
+
+    def __post_init__(self):
+        _require_fields("turn", self.turn, {"prompt", "solution", "feedback"})
+        _require_fields("solution", self.solution, {"solution"})
+        _require_fields("feedback", self.feedback, {"feedback"})
+
+
+def _require_fields(name: str, template: str, expected: set[str]) -> None:
+    """Refuse a template that does not hold exactly the expected fields, all of them plain."""
+    try:
+        pieces = list(string.Formatter().parse(template))
+    except ValueError as error:  # a lone brace
+        found = str(error)
+    else:
+        fields = [piece for piece in pieces if piece[1] is not None]
+        is_plain = all(spec == "" and conversion is None for _, _, spec, conversion in fields)
+        if is_plain and {field for _, field, _, _ in fields} == expected:
+            return
+        found = repr(template)
+    wanted = ", ".join(f"{{{field}}}" for field in sorted(expected))
+    raise UserError(
+        f"Template.{name} must hold {wanted} and no other field (literal braces: {{{{ and }}}}), "
+        f"got {found}"
+    )
+
+
+PAPER = Template()
+# The turn with a solution and no feedback: the words that every run of the paper uses.
+TEMPLATE = PAPER.turn.format(prompt="{prompt}", solution=PAPER.solution, feedback="")
+
+
+class Shown(NamedTuple):
+    """What the teacher's user turn is put together from.
+
+    A section that is None is left out; without `instruction` the prompt stands alone.
+    """
+
+    prompt: str
+    solution: str | None = None
+    feedback: str | None = None
+    instruction: bool = True
+
+
+def compose(shown: Shown, template: Template = PAPER) -> str:
+    """Put a user turn together. Nothing inside the shown texts is read as a field.
+
+    >>> compose(Shown("1+1?", feedback="Not 3."))[:51]
+    '1+1?\\nThe following is feedback from your unsuccessf'
+    """
+    if not shown.instruction:
+        return shown.prompt
+    solution = feedback = ""
+    if shown.solution is not None:
+        solution = template.solution.format(solution=shown.solution)
+    if shown.feedback is not None:
+        feedback = template.feedback.format(feedback=shown.feedback)
+    turn = template.turn.format(prompt=shown.prompt, solution=solution, feedback=feedback)
+    return turn if shown.prompt else turn.lstrip("\n")
 
 
 # ---------------------------------------------------------------------------------- the text
@@ -106,28 +227,77 @@ def first_words(text: str, fraction: float) -> str:
     return text[words[0].start() : words[count - 1].end()] if count > 0 else ""
 
 
+def feedback_text(reason: str, given: str | None, gold: str | None = None) -> str:
+    """Say why an attempt was judged wrong: a verdict's reason and the answer that it read.
+
+    >>> feedback_text("different", "5"), feedback_text("no box", None)
+    ('Your answer 5 is incorrect (different).', 'No answer could be read (no box).')
+    """
+    why = reason.partition(":")[0]  # behind it stands a program's message, which may hold anything
+    if given is None:
+        text = f"No answer could be read ({why})."
+    else:
+        # Not quoted at any length: a degenerate response may be one long answer.
+        text = f"Your answer{f' {given}' if len(given) <= 200 else ''} is incorrect ({why})."
+    return text if gold is None else f"{text} The answer is {gold}."
+
+
 def shown_text(context: Context, demonstration: str | None, answer: str) -> str | None:
-    """Return the text that the context puts after "Correct solution:", None for nothing."""
+    """Return what the context shows as a solution; None for nothing, or nothing but blanks."""
     if isinstance(context, AnswerOnly):
-        return answer
-    if demonstration is None or isinstance(context, NoContext):
+        text = answer
+    elif demonstration is None or isinstance(context, NoContext | InstructionOnly):
         return None
-    if isinstance(context, Solution):
-        return demonstration
-    visible = remove_thinking(demonstration)
-    if isinstance(context, PartialSolution):
-        return first_words(visible, context.fraction)
-    return visible
+    elif isinstance(context, Feedback):
+        text = demonstration if context.with_solution else ""
+    elif isinstance(context, SolutionWithoutThinking):
+        text = remove_thinking(demonstration)
+    elif isinstance(context, PartialSolution):
+        text = first_words(remove_thinking(demonstration), context.fraction)
+    else:
+        text = demonstration
+    return text if text.strip() else None
 
 
-def render(context: Context, prompt: str, demonstration: str | None, answer: str) -> str:
+def show(
+    context: Context,
+    prompt: str,
+    demonstration: str | None,
+    answer: str,
+    feedback: str | None = None,
+) -> Shown | None:
+    """Choose what a row's teacher is shown; None where the context has nothing to show.
+
+    `demonstration` is the response (or reference solution) to make the context of, if there is
+    one; `feedback` goes into Feedback alone.
+    """
+    solution = shown_text(context, demonstration, answer)
+    if isinstance(context, NoContext):
+        return Shown(prompt, instruction=False)
+    if isinstance(context, InstructionOnly):
+        return Shown(prompt)
+    if not isinstance(context, Feedback):
+        feedback = None
+    if solution is None and feedback is None:
+        return None
+    return Shown("" if isinstance(context, ContextOnly) else prompt, solution, feedback)
+
+
+def render(
+    context: Context,
+    prompt: str,
+    demonstration: str | None,
+    answer: str,
+    feedback: str | None = None,
+    template: Template = PAPER,
+) -> str:
     """Return the teacher's user turn; the prompt unchanged where there is nothing to show.
 
     >>> render(AnswerOnly(), "1+1?", None, "2")
     '1+1?\\nCorrect solution:\\n\\n2\\n\\nCorrectly solve the original question.'
     """
-    shown = shown_text(context, demonstration, answer)
-    return prompt if shown is None else TEMPLATE.format(prompt=prompt, solution=shown)
+    shown = show(context, prompt, demonstration, answer, feedback)
+    return prompt if shown is None else compose(shown, template)
 
 
 def shorten(
@@ -149,49 +319,31 @@ def shorten(
     return "", True
 
 
-def render_within(
-    context: Context,
-    prompt: str,
-    demonstration: str | None,
-    answer: str,
-    *,
-    encode: Callable[[str], Sequence[int]],
-    decode: Callable[[Sequence[int]], str],
-    max_tokens: int,
-) -> tuple[str, bool]:
-    """`render`, with what is shown cut to `max_tokens` tokens; returns (text, whether cut).
-
-    The cut comes after the thinking is removed and leaves question and instruction whole.
-    """
-    shown = shown_text(context, demonstration, answer)
-    if shown is None:
-        return prompt, False
-    shown, was_cut = shorten(shown, encode, decode, max_tokens)
-    return TEMPLATE.format(prompt=prompt, solution=shown), was_cut
-
-
 # ------------------------------------------------------------------------ the demonstration
 
 
-def choose_demonstrations(
-    correct: Sequence[bool],
+def choose_siblings(
+    is_eligible: Sequence[bool],
     rng: np.random.Generator,
     choice: Literal["random", "first", "shortest"] = "random",
     lengths: Sequence[int] | None = None,
-) -> list[int | None]:
-    """For each row of one question's group, choose a successful sibling's index.
+    count: int = 1,
+) -> list[list[int]]:
+    """For each row of one question's group, choose up to `count` different eligible siblings.
 
-    Never the row itself; None where there is no other success. So a lone winner gets None while
-    its siblings get the winner, and in a group without success every row gets None.
-    `lengths` (in tokens) is needed by "shortest" alone.
+    Never the row itself. So a lone winner gets nobody while its siblings get the winner, and in a
+    group without success nobody gets anybody. `lengths` (in tokens) is needed by "shortest" alone.
     """
-    successes = [row for row, is_correct in enumerate(correct) if is_correct]
+    eligible = [row for row, is_one in enumerate(is_eligible) if is_one]
     if choice == "shortest":
         assert lengths is not None, "choice='shortest' compares lengths"
-        successes.sort(key=lambda row: lengths[row])  # stable: ties go to the first
-    chosen: list[int | None] = []
-    for row in range(len(correct)):
-        siblings = [other for other in successes if other != row]
-        pick = int(rng.integers(len(siblings))) if siblings and choice == "random" else 0
-        chosen.append(siblings[pick] if siblings else None)
+        eligible.sort(key=lambda row: lengths[row])  # stable: ties go to the first
+    chosen: list[list[int]] = []
+    for row in range(len(is_eligible)):
+        siblings = [other for other in eligible if other != row]
+        picks = range(min(count, len(siblings)))
+        if choice == "random":
+            chosen.append([siblings.pop(rng.integers(len(siblings))) for _ in picks])
+        else:
+            chosen.append([siblings[pick] for pick in picks])
     return chosen

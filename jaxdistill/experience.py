@@ -4,57 +4,29 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdistill import contexts, epistemic, losses
-from jaxdistill import questions as questions_module
+from jaxdistill import epistemic, losses, objectives, teaching
 from jaxdistill import tokenizer as tokenizers
-from jaxdistill.contexts import Context, NoContext
+from jaxdistill.contexts import Regenerated, Solution
 from jaxdistill.data.pipeline import example_iterator, questions_iterator
 from jaxdistill.errors import UserError
 from jaxdistill.evaluate import response_record
-from jaxdistill.objectives import GRPO, Objective, needs_teacher
+from jaxdistill.objectives import Objective
 from jaxdistill.policy import Policy
 from jaxdistill.questions import Question
-from jaxdistill.rollouts import Place, Rollouts, collect, open_grading
-from jaxdistill.sampling import Sampling
+from jaxdistill.rollouts import Grade, Place, Rollouts, collect, open_grading
 from jaxdistill.tasks import Task, questions_of
+from jaxdistill.teaching import OnPolicy as OnPolicy
+from jaxdistill.teaching import Prompts
 from jaxdistill.toy.traces import WORLDS
 from jaxdistill.toy_source import ToyTexts
 from jaxdistill.train import Batch
 
 # ------------------------------------------------------------------------------------ configs
-
-
-@dataclass(frozen=True)
-class OnPolicy:
-    """The student's own samples: Q questions a step, R rollouts each, and what the teacher sees.
-
-    demonstration: `sibling` takes a correct other rollout of the same question, and a row without
-    one is not distilled; `reference` takes the question's own solution text; `sibling_or_reference`
-    falls back to it.
-    """
-
-    task: Task
-    questions: int = 32
-    rollouts: int = 8
-    sampling: Sampling = Sampling()
-    context: Context = NoContext()
-    demonstration: Literal["sibling", "reference", "sibling_or_reference"] = "sibling"
-    demonstration_choice: Literal["random", "first", "shortest"] = "random"
-    max_demonstration_tokens: int = 20480
-    teacher_prompt_multiple: int = 64  # teacher prompts are padded to multiples of this
-    completion_multiple: int = 64  # and completions to multiples of this
-    enable_thinking: bool | None = None
-
-    def __post_init__(self):
-        for name in ("questions", "rollouts", "max_demonstration_tokens",
-                     "teacher_prompt_multiple", "completion_multiple"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise UserError(f"`{name}` must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -126,8 +98,9 @@ def supervised_source(experience: Supervised, setting: Setting) -> Source:
         prompt = tokenizers.left_pad(prompts, pad, experience.max_prompt_tokens)
         completion = tokenizers.right_pad(completions, pad, experience.max_completion_tokens)
         behaviour_BT = np.zeros(completion[0].shape, np.float32)
-        advantage_B = np.zeros(len(prompts), np.float32)
-        batch = Batch(*prompt, None, None, *completion, behaviour_BT, advantage_B, 1 - advantage_B)
+        none_B = np.zeros(len(prompts), np.float32)
+        all_B = np.ones_like(none_B)  # every text counts, and is right to imitate
+        batch = Batch(*prompt, None, None, *completion, behaviour_BT, none_B, all_B, all_B)
         return batch, {"tokens": int(completion[1].sum())}
 
     return Source(batches, next_batch, temperature=1.0, close=batches.close)
@@ -135,22 +108,21 @@ def supervised_source(experience: Supervised, setting: Setting) -> Source:
 
 def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
     questions = questions_of(experience.task)
-    if needs_teacher(setting.objective):
-        check_demonstrations(experience, questions)
+    if objectives.needs_teacher(setting.objective):
+        teaching.check_demonstrations(experience, questions)
+    if objectives.needs_contrast(setting.objective):
+        teaching.check_contrast(experience, questions)
     batches = questions_iterator(questions, setting.seed, experience.questions)
     grading = open_grading(experience.task)
 
     def next_batch(params: Any, step: int) -> tuple[Batch, dict[str, Any]]:
-        rollouts = collect(
-            setting.policy, params, told_apart(next(batches)), experience.sampling,
-            experience.rollouts,
-            grade=grading.grade, seed=setting.seed, purpose="train", step=step,
-            enable_thinking=experience.enable_thinking, dtype=setting.dtype,
-            attention=setting.attention, place=setting.place,
+        rollouts = draw(
+            experience, setting, params, told_apart(next(batches)), grading.grade,
+            rollouts=experience.rollouts, purpose="train", step=step,
         )  # fmt: skip
         if setting.rollouts_every and step % setting.rollouts_every == 0:
             save_rollouts(experience.task, rollouts, setting.rollouts_dir, step)
-        return on_policy_batch(experience, setting, rollouts, step)
+        return on_policy_batch(experience, setting, rollouts, step, grading.grade)
 
     def close() -> None:
         batches.close()
@@ -159,19 +131,16 @@ def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
     return Source(batches, next_batch, experience.sampling.logp_temperature, close)
 
 
-def check_demonstrations(experience: OnPolicy, questions: list[Question]) -> None:
-    """Refuse a run whose teacher could never be shown anything, and so would teach nothing."""
-    if not contexts.needs_demonstration(experience.context):
-        return
-    context = f"`context={type(experience.context).__name__}()`"
-    if experience.demonstration == "sibling":
-        if experience.rollouts < 2:
-            raise UserError(f"{context} shows a sibling: `rollouts` must be at least 2, got 1")
-    elif experience.demonstration == "reference" and not any(q.solution for q in questions):
-        raise UserError(
-            f"{context} with `demonstration=reference` shows solution texts, and no question of "
-            "the task has one; use `demonstration=sibling`"
-        )
+def draw(
+    experience: OnPolicy, setting: Setting, params: Any, questions: list[Question], grade: Grade,
+    *, rollouts: int, purpose: str, step: int,
+) -> Rollouts:  # fmt: skip
+    """Sample and grade as the experience says."""
+    return collect(
+        setting.policy, params, questions, experience.sampling, rollouts, grade=grade,
+        seed=setting.seed, purpose=purpose, step=step, enable_thinking=experience.enable_thinking,
+        dtype=setting.dtype, attention=setting.attention, place=setting.place,
+    )  # fmt: skip
 
 
 def told_apart(questions: list[Question]) -> list[Question]:
@@ -192,39 +161,131 @@ def told_apart(questions: list[Question]) -> list[Question]:
 
 
 def on_policy_batch(
-    experience: OnPolicy, setting: Setting, rollouts: Rollouts, step: int
+    experience: OnPolicy,
+    setting: Setting,
+    rollouts: Rollouts,
+    step: int,
+    grade: Grade | None = None,
 ) -> tuple[Batch, dict[str, Any]]:
-    """Advantages, the teacher's prompts, and what the host can count."""
+    """Advantages, what the teacher sees, and what the host can count.
+
+    A Regenerated context needs `grade`, to judge what the initial model writes.
+    """
     rewards_QR = rollouts.rewards_QR
-    num_rows = rewards_QR.size
-    teacher: tuple[Any, Any] = (None, None)
-    row_weight_B, advantage_B = np.ones(num_rows, np.float32), np.zeros(num_rows, np.float32)
-    cut_share = None
-    if needs_teacher(setting.objective):
-        turns, row_weight_B, cut_share = teacher_turns(experience, setting, rollouts, step)
-        teacher = teacher_prompts(experience, setting.policy, rollouts, turns)
-    if isinstance(setting.objective, GRPO):
-        advantage_QR = losses.group_advantage(
-            jnp.asarray(rewards_QR), setting.objective.normalize_std
-        )
+    correct_B = rewards_QR.reshape(-1)
+    advantage_B = np.zeros_like(correct_B)
+    if (gradient := objectives.policy_gradient_of(setting.objective)) is not None:
+        advantage_QR = losses.group_advantage(jnp.asarray(rewards_QR), gradient.normalize_std)
         advantage_B = np.asarray(advantage_QR).reshape(-1)
     T = bucket(int(rollouts.lengths_B.max()), experience.completion_multiple)
     batch = Batch(
-        rollouts.prompt_ids_BP, rollouts.prompt_mask_BP, *teacher, fit(rollouts.tokens_BT, T),
-        fit(rollouts.mask_BT, T), fit(rollouts.logp_BT, T), advantage_B, row_weight_B,
+        rollouts.prompt_ids_BP, rollouts.prompt_mask_BP, None, None, fit(rollouts.tokens_BT, T),
+        fit(rollouts.mask_BT, T), fit(rollouts.logp_BT, T), advantage_B, np.ones_like(correct_B),
+        correct_B,
     )  # fmt: skip
     facts = describe(rollouts, setting.words)
-    return batch, facts | {"distilled": float(row_weight_B.mean()), "contexts_cut": cut_share}
+    if objectives.needs_teacher(setting.objective):
+        fields, seen = teacher_fields(experience, setting, rollouts, step, grade)
+        batch, facts = batch._replace(**fields), facts | seen
+    return batch, facts | {"distilled": float(batch.row_weight_B.mean())}
+
+
+def teacher_fields(
+    experience: OnPolicy, setting: Setting, rollouts: Rollouts, step: int, grade: Grade | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the teacher sees, as fields of the batch, and what became of it, as facts."""
+    facts, texts = {}, None
+    if isinstance(experience.context, Regenerated):
+        assert grade is not None, "what is regenerated must be graded"
+        texts, facts = regenerate(experience, setting, rollouts, step, grade)
+    taught = teaching.teacher_prompts(
+        experience, setting.policy, setting.seed, rollouts, step, texts
+    )
+    ids_BP, mask_BP = padded(experience, setting.policy, taught)
+    fields = {
+        "teacher_ids_BP": ids_BP, "teacher_mask_BP": mask_BP, "row_weight_B": taught.weight_B
+    }  # fmt: skip
+    facts |= shares("contexts", taught)
+    if objectives.needs_contrast(setting.objective):
+        more_fields, more_facts = contrast_fields(experience, setting, rollouts, step, taught)
+        fields, facts = fields | more_fields, facts | more_facts
+    return fields, facts
+
+
+def contrast_fields(
+    experience: OnPolicy, setting: Setting, rollouts: Rollouts, step: int, taught: Prompts
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The same of the prompts that an objective sets against the teacher's."""
+    contrasts = teaching.contrast_prompts(
+        experience, setting.policy, setting.seed, rollouts, step, taught
+    )
+    ids_BP, mask_BP = padded(experience, setting.policy, contrasts)
+    weight_BJ = contrasts.weight_B.reshape(-1, experience.contrasts)
+    fields = {
+        "contrast_ids_BJP": ids_BP.reshape(*weight_BJ.shape, -1),
+        "contrast_mask_BJP": mask_BP.reshape(*weight_BJ.shape, -1),
+        "contrast_weight_BJ": weight_BJ,
+    }
+    contrasted = float(weight_BJ.any(axis=1).mean())
+    return fields, shares("contrasts", contrasts) | {"contrasted": contrasted}
+
+
+def padded(experience: OnPolicy, policy: Policy, prompts: Prompts) -> tuple[np.ndarray, np.ndarray]:
+    pad = tokenizers.pad_id(policy.tokenizer)
+    return tokenizers.left_pad(prompts.ids, pad, experience.teacher_prompt_multiple)
+
+
+def shares(name: str, prompts: Prompts) -> dict[str, float]:
+    """What became of contexts that were too long; nothing is shortened without being counted."""
+    return {
+        f"{name}_cut": float(prompts.is_cut_B.mean()),
+        f"{name}_dropped": float(prompts.is_dropped_B.mean()),
+    }
+
+
+def regenerate(
+    experience: OnPolicy, setting: Setting, rollouts: Rollouts, step: int, grade: Grade
+) -> tuple[list[str | None], dict[str, Any]]:
+    """Let the initial model answer each row's question under a solution (the paper's setting 4).
+
+    Returns its right answers (None for a wrong one, and where there was no solution to show).
+    """
+    guided = teaching.teacher_prompts(
+        replace(experience, context=Solution()), setting.policy, setting.seed, rollouts, step
+    )
+    rows = [row for row, shown in enumerate(guided.shown) if shown is not None]
+    texts: list[str | None] = [None] * len(guided.shown)
+    facts = shares("regenerations", guided) | {"regenerated_correct": None}
+    if not rows:
+        return texts, facts
+    # Rows that are shown nothing repeat one that is: shapes stay as they are, and the sampler need
+    # not wait for answers, long because unguided, that nobody will see.
+    asked = rows + [rows[0]] * (len(texts) - len(rows))
+    originals = [rollouts.question_of(row) for row in asked]
+    guided_questions = [
+        replace(question, id=f"{question.id}/{row % rollouts.rollouts}", prompt=guided.turns[row])
+        for row, question in zip(asked, originals)
+    ]
+    answers = draw(
+        experience, setting, setting.policy.params, guided_questions,
+        lambda _, responses: grade(originals, responses),
+        rollouts=1, purpose="regenerate", step=step,
+    )  # fmt: skip
+    for row, response, verdict in zip(rows, answers.responses, answers.verdicts):
+        texts[row] = response if verdict.correct else None
+    correct = sum(verdict.correct for verdict in answers.verdicts[: len(rows)])
+    return texts, facts | {"regenerated_correct": correct / len(rows)}
 
 
 def describe(rollouts: Rollouts, words: tuple[str, ...]) -> dict[str, float | int]:
-    """Reward, lengths and epistemic counts of the sampled responses."""
+    """Reward, solved questions, lengths and epistemic counts of the sampled responses."""
     counts = [
         sum(epistemic.count(text, words, mode="word").values()) for text in rollouts.responses
     ]
     tokens = int(rollouts.lengths_B.sum())
     return {
         "reward": float(rollouts.rewards_QR.mean()),
+        "solved": float(rollouts.rewards_QR.any(axis=1).mean()),
         "length": float(rollouts.lengths_B.mean()),
         "truncated": float(1 - rollouts.finished_B.mean()),
         "epistemic_per_response": float(np.mean(counts)),
@@ -240,56 +301,6 @@ def bucket(size: int, multiple: int) -> int:
 def fit(x_BT: np.ndarray, T: int) -> np.ndarray:
     """Trim or zero-pad the last axis to T."""
     return np.pad(x_BT[:, :T], ((0, 0), (0, max(T - x_BT.shape[1], 0))))
-
-
-def teacher_turns(
-    experience: OnPolicy, setting: Setting, rollouts: Rollouts, step: int
-) -> tuple[list[str], np.ndarray, float]:
-    """Each row's user turn as the teacher sees it, its weight (0: nothing to show), share cut."""
-    turns, weights, cuts = [], [], []
-    tokenizer = setting.policy.tokenizer
-    needs_text = contexts.needs_demonstration(experience.context)
-    for q, question in enumerate(rollouts.questions):
-        rows = range(q * rollouts.rollouts, (q + 1) * rollouts.rollouts)
-        for sibling in choose_siblings(experience, setting.seed, rollouts, q, step):
-            text = None if sibling is None else rollouts.responses[rows[sibling]]
-            if text is None and experience.demonstration != "sibling":
-                text = question.solution
-            turn, was_cut = contexts.render_within(
-                experience.context, question.prompt, text, question.answer,
-                encode=lambda t: tokenizers.encode(tokenizer, [t])[0],
-                decode=lambda ids: tokenizers.decode(tokenizer, ids),
-                max_tokens=experience.max_demonstration_tokens,
-            )  # fmt: skip
-            turns.append(turn)
-            weights.append(0.0 if needs_text and text is None else 1.0)
-            cuts.append(was_cut)
-    return turns, np.array(weights, np.float32), float(np.mean(cuts))
-
-
-def choose_siblings(
-    experience: OnPolicy, seed: int, rollouts: Rollouts, q: int, step: int
-) -> list[int | None]:
-    """Successful siblings, by randomness that depends on (seed, step, question) alone."""
-    if experience.demonstration == "reference":
-        return [None] * rollouts.rollouts
-    rows = slice(q * rollouts.rollouts, (q + 1) * rollouts.rollouts)
-    address = f"{seed}/demonstration/{step}/{rollouts.questions[q].id}"
-    rng = np.random.default_rng(list(address.encode()))
-    correct = [verdict.correct for verdict in rollouts.verdicts[rows]]
-    lengths = rollouts.lengths_B[rows].tolist()
-    return contexts.choose_demonstrations(correct, rng, experience.demonstration_choice, lengths)
-
-
-def teacher_prompts(
-    experience: OnPolicy, policy: Policy, rollouts: Rollouts, turns: list[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    chats = [
-        questions_module.messages(rollouts.question_of(row), turn) for row, turn in enumerate(turns)
-    ]
-    ids = tokenizers.prompt_ids(policy.tokenizer, chats, experience.enable_thinking)
-    pad = tokenizers.pad_id(policy.tokenizer)
-    return tokenizers.left_pad(ids, pad, experience.teacher_prompt_multiple)
 
 
 def save_rollouts(task: Task, rollouts: Rollouts, folder: Path, step: int) -> None:

@@ -93,9 +93,14 @@ def jensen_shannon(
 def _kl_entries(p_logp: Array, q_logp: Array) -> Array:
     # Where P is zero the term is 0 (log 0 - log Q) = 0; the inner `where`s keep -inf out of the
     # gradient too, because a masked branch still multiplies its cotangent 0 by inf.
+    p_logp, q_logp = _at_least_float32(p_logp), _at_least_float32(q_logp)
     has_mass = p_logp > -jnp.inf
     p, q = jnp.where(has_mass, p_logp, 0.0), jnp.where(has_mass, q_logp, 0.0)
     return jnp.where(has_mass, jnp.exp(p) * (p - q), 0.0)
+
+
+def _at_least_float32(logp: Array) -> Array:
+    return logp.astype(jnp.promote_types(logp.dtype, jnp.float32))
 
 
 def _sum_entries(entries: Array, clip: float | None) -> Array:
@@ -108,6 +113,7 @@ def _kl(p_logp: Array, q_logp: Array) -> Array:
 
 def log_mix(p_logp: Array, q_logp: Array, alpha: float) -> Array:
     """log((1-alpha) P + alpha Q), elementwise, for 0 < alpha < 1."""
+    p_logp, q_logp = _at_least_float32(p_logp), _at_least_float32(q_logp)
     has_mass = (p_logp > -jnp.inf) | (q_logp > -jnp.inf)
     p = jnp.where(has_mass, p_logp, 0.0) + np.log1p(-alpha)
     q = jnp.where(has_mass, q_logp, 0.0) + np.log(alpha)
@@ -179,7 +185,7 @@ def k3(
     >>> k3(jnp.log(jnp.array([0.5])), jnp.log(jnp.array([0.5])))
     Array([0.], dtype=float32)
     """
-    log_ratio = jnp.clip(teacher_token_logp - token_logp, -_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)
+    log_ratio = clip_log_ratio(teacher_token_logp - token_logp)
     return jnp.expm1(log_ratio) - log_ratio
 
 
@@ -234,7 +240,7 @@ def log_mass(
 
 def _masked_logsumexp(logp: Array, is_member: Array) -> Array:
     # Double `where`: log of an empty sum has gradient 0/0 unless the empty rows never enter it.
-    members = jnp.where(is_member, logp, -jnp.inf)
+    members = jnp.where(is_member, _at_least_float32(logp), -jnp.inf)
     has_mass = jnp.max(members, axis=-1) > -jnp.inf
     total = logsumexp(jnp.where(has_mass[..., None], members, 0.0), axis=-1)
     return jnp.where(has_mass, total, -jnp.inf)
@@ -275,6 +281,14 @@ def top_c(
     dropped = jnp.put_along_axis(dropped, ids, False, axis=-1, inplace=False)
     bins = _with_tail if tail else _renormalised
     return bins(student_logp, ids, dropped), bins(teacher_logp, ids, dropped)
+
+
+def and_rest(logp: Float[Array, "*batch V"], ids: Sequence[int]) -> Float[Array, "*batch C"]:
+    """The probabilities of `ids` (distinct), and one bucket for all other tokens."""
+    members = jnp.asarray(tuple(ids), jnp.int32)
+    dropped_V = jnp.ones(logp.shape[-1], bool).at[members].set(False)
+    index = jnp.broadcast_to(members, (*logp.shape[:-1], len(members)))
+    return _with_tail(logp, index, jnp.broadcast_to(dropped_V, logp.shape))
 
 
 def _candidates(rankings: tuple[Array, ...], c: int, always: tuple[int, ...]) -> Array:
@@ -321,8 +335,12 @@ def importance_ratio(
     token_logp: Float[Array, "*batch"], behaviour_logp: Float[Array, "*batch"]
 ) -> Float[Array, "*batch"]:
     """pi(y_t) / pi_old(y_t), the log-ratio clamped to +-20."""
-    log_ratio = token_logp - behaviour_logp
-    return jnp.exp(jnp.clip(log_ratio, -_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO))
+    return jnp.exp(clip_log_ratio(token_logp - behaviour_logp))
+
+
+def clip_log_ratio(log_ratio: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """Clamped to +-20: exp(89) is not finite in float32."""
+    return jnp.clip(log_ratio, -_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)
 
 
 def importance_weight(
@@ -341,7 +359,7 @@ def grpo_surrogate(
     advantage: Float[Array, "*batch"],
     clip_low: float,
     clip_high: float,
-    dual_clip: float,
+    dual_clip: float | None,
 ) -> Float[Array, "*batch"]:
     """max(-A ratio, -A clip(ratio, 1 - low, 1 + high)), at most -A dual_clip where A < 0; a loss.
 
@@ -352,6 +370,8 @@ def grpo_surrogate(
     """
     clipped = jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
     loss = jnp.maximum(-advantage * ratio, -advantage * clipped)
+    if dual_clip is None:
+        return loss
     return jnp.where(advantage < 0, jnp.minimum(loss, -advantage * dual_clip), loss)
 
 

@@ -16,6 +16,7 @@ from jaxdistill import epistemic, overrides, sharding
 from jaxdistill import policy as policies
 from jaxdistill.checkpoint import Checkpoints
 from jaxdistill.config import RunConfig
+from jaxdistill.epistemic import Lexicon, LexiconFile
 from jaxdistill.errors import UserError
 from jaxdistill.evaluate import evaluate_split, evaluation_folder, write_evaluation
 from jaxdistill.experience import OnPolicy, Setting, open_source
@@ -38,6 +39,8 @@ def run(config: RunConfig, run_dir: Path, *, resume: bool = False, quiet: bool =
     # A path that cannot be read is found now and not by the first evaluation, hours later.
     for split in config.evaluation.splits:
         questions_of(split.task)
+    if isinstance(config.lexicon, LexiconFile):
+        epistemic.read_lexicon(config.lexicon.path)
     is_new = start_folder(config, run_dir, resume)
     try:
         train(config, run_dir, resume, quiet)
@@ -60,8 +63,9 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
         policy = policies.load(
             config.model, config.seed, run_dir / "model", mesh, progress=not quiet
         )
-        lexicon = epistemic.build_lexicon(policy.tokenizer, config.epistemic_words)
-        source = open_source(config.experience, setting_of(config, policy, run_dir, place))
+        lexicon = keep_lexicon(config, policy, run_dir)
+        setting = setting_of(config, policy, lexicon.words, run_dir, place)
+        source = open_source(config.experience, setting)
         state = init_state(policy.params, config.optimizer, config.teacher, config.steps)
         checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.keep_checkpoints)
         step = 0
@@ -202,6 +206,23 @@ def check_base(config: RunConfig, run_dir: Path) -> None:
         raise UserError(f"the model in {folder} is not the one that run {run_dir} started from")
 
 
+def keep_lexicon(config: RunConfig, policy: Policy, run_dir: Path) -> Lexicon:
+    """The run's lexicon, kept in its folder; a resumed run is held to the one it started with."""
+    lexicon = epistemic.open_lexicon(config.lexicon, policy.tokenizer)
+    file = run_dir / "lexicon.json"
+    if not file.exists():
+        epistemic.write_lexicon(file, lexicon, policy.tokenizer)
+        return lexicon
+    kept = epistemic.read_lexicon(file)
+    if (set(kept.ids), kept.tokenizer_hash) != (set(lexicon.ids), lexicon.tokenizer_hash):
+        raise UserError(
+            f"run folder {run_dir} was started with another lexicon: {len(kept.ids)} ids of the "
+            f"tokenizer {kept.tokenizer_hash} in its lexicon.json, and `lexicon` now gives "
+            f"{len(lexicon.ids)} of {lexicon.tokenizer_hash}; give it back, or start another run"
+        )
+    return lexicon
+
+
 def write_atomically(file: Path, text: str) -> None:
     part = file.with_name(file.name + ".tmp")
     part.write_text(text)
@@ -226,9 +247,11 @@ def is_evaluated(run_dir: Path, step: int) -> bool:
     return (evaluation_folder(run_dir, step) / "summary.json").exists()
 
 
-def setting_of(config: RunConfig, policy: Policy, run_dir: Path, place: Place) -> Setting:
+def setting_of(
+    config: RunConfig, policy: Policy, words: tuple[str, ...], run_dir: Path, place: Place
+) -> Setting:
     return Setting(
-        policy, config.objective, config.seed, config.epistemic_words, config.compute.dtype,
+        policy, config.objective, config.seed, words, config.compute.dtype,
         config.compute.attention, place, run_dir / "rollouts", config.rollouts_every,
     )  # fmt: skip
 

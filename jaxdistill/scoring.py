@@ -5,33 +5,49 @@ t, whatever the length of the prompt before it.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
+from jaxdistill.axes import AnyArray
 from jaxdistill.metrics import Sum
 from jaxdistill.models import decoder
 from jaxdistill.models.config import ModelConfig
-from jaxdistill.objectives import ObjectiveFn, Positions
+from jaxdistill.objectives import ObjectiveFn, Positions, Rows, Sampled
 from jaxdistill.precision import einsum
 from jaxdistill.sharding import constrain, num_parts
 
-# Means over the rows that are distilled: the others' teacher saw nothing, and would dilute them.
-OF_THE_TEACHER = ("epistemic_mass_teacher", "kl_teacher", "mass_kl")
 
-Scored = tuple[Float[Array, "B T D"], Float[Array, "D V"]]  # a model's hidden_BTD and head_DV
+class Scored(NamedTuple):
+    """What a network says of the completions: hidden states, and the head that reads them."""
+
+    hidden_BTD: Float[Array, "B T D"]
+    head_DV: Float[Array, "D V"]
+
+
+class Others(NamedTuple):
+    """The networks beside the student; none of them carries a gradient.
+
+    A teacher may be a mixture of networks: its logits are their sum, weighted by `teacher_mix`. The
+    J contrasts are teachers under other contexts, weighted by `contrast_weight_BJ`.
+    """
+
+    teacher: tuple[Scored, ...] = ()
+    reference: Scored | None = None
+    contrasts: tuple[tuple[Scored, ...], ...] = ()
+    contrast_weight_BJ: Float[AnyArray, "B J"] | None = None
 
 
 def completion_hidden(
     params: Any,
     config: ModelConfig,
-    prompt_ids_BP: Int[Array, "B P"],
-    prompt_mask_BP: Shaped[Array, "B P"],
-    completion_ids_BT: Int[Array, "B T"],
-    completion_mask_BT: Shaped[Array, "B T"],
+    prompt_ids_BP: Int[AnyArray, "B P"],
+    prompt_mask_BP: Shaped[AnyArray, "B P"],
+    completion_ids_BT: Int[AnyArray, "B T"],
+    completion_mask_BT: Shaped[AnyArray, "B T"],
     *,
     dtype: Any = jnp.float32,
     remat: bool = False,
@@ -46,6 +62,49 @@ def completion_hidden(
     # The last token is run though nothing needs its hidden state: P + T is a size that kernels like
     # when the caller's buckets are, P + T - 1 never is.
     return hidden_BSD[:, prompt_ids_BP.shape[1] - 1 : -1]
+
+
+# Prompts of different lengths share a forward where padding them to one length adds at most this
+# share of positions: a reference padded to a teacher's long context would cost more than it saves.
+MOST_PADDING = 0.25
+
+
+def hidden_of_prompts(
+    params: Any,
+    config: ModelConfig,
+    prompts: Sequence[tuple[Int[AnyArray, "B P"], Shaped[AnyArray, "B P"]]],
+    completion_ids_BT: Int[AnyArray, "B T"],
+    completion_mask_BT: Shaped[AnyArray, "B T"],
+    **how: Any,
+) -> list[Float[Array, "B T D"]]:
+    """`completion_hidden` under each of several prompts, in one forward where their lengths allow.
+
+    The rows of all prompts then stand in one batch; each weight is read once for all of them.
+    """
+    num = len(prompts)
+    widths = [ids_BP.shape[1] for ids_BP, _ in prompts]
+    num_positions = completion_ids_BT.shape[1]
+    padded = num * (max(widths, default=0) + num_positions)
+    if padded > (1 + MOST_PADDING) * (sum(widths) + num * num_positions):
+        return [
+            completion_hidden(params, config, *prompt, completion_ids_BT, completion_mask_BT, **how)
+            for prompt in prompts
+        ]
+    if num == 0:
+        return []
+    ids_XP, mask_XP = (
+        _stack_rows([jnp.pad(x, ((0, 0), (max(widths) - x.shape[1], 0))) for x in some])
+        for some in zip(*prompts)
+    )
+    completions = (_stack_rows([x] * num) for x in (completion_ids_BT, completion_mask_BT))
+    hidden_XTD = completion_hidden(params, config, ids_XP, mask_XP, *completions, **how)
+    hidden_BXTD = hidden_XTD.reshape(-1, num, *hidden_XTD.shape[1:])
+    return [hidden_BXTD[:, i] for i in range(num)]
+
+
+def _stack_rows(arrays: Sequence[AnyArray]) -> Array:
+    """Row b of each array in turn: rows that are split over devices stay where they are."""
+    return jnp.stack(arrays, axis=1).reshape(-1, *arrays[0].shape[1:])
 
 
 def logits_of(
@@ -83,64 +142,60 @@ def token_logp(
     return logp_BT[:, : tokens_BT.shape[1]]
 
 
-def chunked_objective(
-    objective_fn: ObjectiveFn,
-    student: Scored,
-    teacher: Scored | None,
-    reference: Scored | None,
-    tokens_BT: Int[Array, "B T"],
-    behaviour_logp_BT: Float[Array, "B T"],
-    advantage_B: Float[Array, " B"],
-    mask_BT: Shaped[Array, "B T"],
-    loss_weight_BT: Float[Array, "B T"],
-    *,
-    chunk: int,
-    temperature: float,
-) -> tuple[Sum, dict[str, Sum]]:
-    """Sum an objective over completion positions, at most [B, chunk, V] at a time.
+class Plan(NamedTuple):
+    """How scored positions are read; static."""
 
-    Returns the loss, Sum(sum(loss * weight * loss_weight_BT), sum(loss_weight_BT)), and each metric
-    as Sum(sum(value * mask_BT), sum(mask_BT)), those of the teacher over positions with a weight
-    alone. The loss total is differentiable in the student's hidden states and head alone, and its
-    gradient is computed in the same pass: a chunk's logits exist once, for forward and backward.
-    All three models' logits are divided by temperature, as in the paper's code: it is the one that
-    the behaviour log-probs were taken at.
-    """
-    mask_BT, loss_weight_BT = mask_BT.astype(jnp.float32), loss_weight_BT.astype(jnp.float32)
-    teacher_BTD, teacher_head_XV = _opened(teacher)
-    reference_BTD, reference_head_XV = _opened(reference)
-    inputs_BT = _Inputs(
-        teacher_BTD, reference_BTD, tokens_BT, behaviour_logp_BT, mask_BT, loss_weight_BT
-    )
-    constants = (inputs_BT, (teacher_head_XV, reference_head_XV), advantage_B)
-    # Their cotangents are None by `_sums_bwd`; nothing of their size is carried.
-    constants = jax.lax.stop_gradient(constants)
-    totals: Any = _sums(objective_fn, chunk, temperature, student, constants)
-    loss_total, value_totals = totals
-    mask_total, taught_total = mask_BT.sum(), (mask_BT * (loss_weight_BT > 0)).sum()
-    metrics = {
-        name: Sum(total, taught_total if name in OF_THE_TEACHER else mask_total)
-        for name, total in value_totals.items()
-    }
-    return Sum(loss_total, loss_weight_BT.sum()), metrics
+    chunk: int  # positions whose logits live at once
+    temperature: float = 1.0  # of all logits: the one the behaviour log-probs were taken at
+    teacher_mix: tuple[float, ...] = (1.0,)
 
 
-class _Inputs(NamedTuple):
+class _Chunked(NamedTuple):
     """What is cut into chunks beside the student's hidden states."""
 
-    teacher_BTD: Float[Array, "B T D"] | None
-    reference_BTD: Float[Array, "B T D"] | None
-    tokens_BT: Int[Array, "B T"]
-    behaviour_logp_BT: Float[Array, "B T"]
+    hidden_BTD: Any  # of the other networks: Others, its heads taken out
+    sampled: Sampled
     mask_BT: Float[Array, "B T"]
     loss_weight_BT: Float[Array, "B T"]
 
 
-def _opened(model: Scored | None) -> tuple[Array | None, Array | None]:
-    if model is None:
-        return None, None
-    hidden_BTD, head_DV = model
-    return hidden_BTD, _gathered(hidden_BTD, head_DV)
+class _Whole(NamedTuple):
+    """What every chunk reads."""
+
+    heads_XV: Any
+    contrast_weight_BJ: Float[AnyArray, "B J"] | None
+    rows: Rows
+
+
+def chunked_objective(
+    objective_fn: ObjectiveFn,
+    student: Scored,
+    others: Others,
+    sampled: Sampled,
+    rows: Rows,
+    mask_BT: Shaped[AnyArray, "B T"],
+    loss_weight_BT: Float[AnyArray, "B T"],
+    plan: Plan,
+) -> tuple[Float[Array, ""], dict[str, Sum]]:
+    """Sum an objective over completion positions, at most [B, chunk, V] at a time.
+
+    Returns the loss, sum(loss * loss_weight_BT), and each metric summed over the mask. The loss is
+    differentiable in the student's hidden states and head alone, and its gradient is computed in
+    the same pass: a chunk's logits exist once, for forward and backward.
+    """
+    constants = _constants(others, sampled, rows, mask_BT, loss_weight_BT)
+    return _sums(objective_fn, plan, student, constants)
+
+
+def _constants(others: Others, sampled, rows, mask_BT, loss_weight_BT) -> tuple[_Chunked, _Whole]:
+    networks = others[:3]
+    split = functools.partial(jax.tree.map, is_leaf=lambda x: isinstance(x, Scored))
+    hidden = split(lambda scored: scored.hidden_BTD, networks)
+    heads = split(lambda scored: _gathered(*scored), networks)
+    mask_BT, loss_weight_BT = mask_BT.astype(jnp.float32), loss_weight_BT.astype(jnp.float32)
+    chunked = _Chunked(hidden, sampled, mask_BT, loss_weight_BT)
+    # Their cotangents are None by `_sums_bwd`; nothing of their size is carried.
+    return jax.lax.stop_gradient((chunked, _Whole(heads, others.contrast_weight_BJ, rows)))
 
 
 def _gathered(hidden_BTD: Array, head_DV: Array) -> Array:
@@ -151,34 +206,73 @@ def _gathered(hidden_BTD: Array, head_DV: Array) -> Array:
     return constrain(head_DV.astype(hidden_BTD.dtype), "XV")
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _sums(objective_fn, chunk, temperature, student: Scored, constants):
+def _log_probs(logits: Float[Array, "B C V"], temperature: float) -> Float[Array, "B C V"]:
+    return jax.nn.log_softmax(logits if temperature == 1.0 else logits / temperature, axis=-1)
+
+
+def _positions(plan: Plan, logits_BCV: Array, chunk: _Chunked, whole: _Whole) -> Positions:
+    """A chunk's aligned positions, from the student's logits and the others' hidden states."""
+
+    def mixed(hiddens, heads, mix) -> Array | None:
+        parts = [m * logits_of(h, w) for m, h, w in zip(mix, hiddens, heads, strict=True)]
+        return _log_probs(functools.reduce(jnp.add, parts), plan.temperature) if parts else None
+
+    teachers, reference, contrasts = chunk.hidden_BTD
+    teacher_heads, reference_head, contrast_heads = whole.heads_XV
+    mix = plan.teacher_mix[: len(teachers)]
+    teacher_BCV = mixed(teachers, teacher_heads, mix)
+    spoken = [mixed(*pair, mix) for pair in zip(contrasts, contrast_heads)]
+    contrast_BCV = None
+    if spoken:
+        assert whole.contrast_weight_BJ is not None
+        contrast_BCV = _mean_of(spoken, whole.contrast_weight_BJ, teacher_BCV)
+    return Positions(
+        _log_probs(logits_BCV, plan.temperature),
+        teacher_BCV,
+        None if reference is None else mixed((reference,), (reference_head,), (1.0,)),
+        contrast_BCV,
+        chunk.sampled,
+        whole.rows,
+    )
+
+
+def _mean_of(
+    logps_BCV: list, weight_BJ: AnyArray, otherwise_BCV: Array | None
+) -> Float[Array, "B C V"]:
+    """log of the mean of the J distributions; `otherwise` in rows where all weights are 0."""
+    assert otherwise_BCV is not None
+    total_B11 = weight_BJ.sum(axis=1)[:, None, None]
+    is_any_B11 = total_B11 > 0
+    share_BJ = weight_BJ / jnp.where(is_any_B11[:, 0], total_B11[:, 0], 1.0)
+    log_share_BJ = jnp.log(share_BJ)
+    parts = [logp + log_share_BJ[:, j, None, None] for j, logp in enumerate(logps_BCV)]
+    return jnp.where(is_any_B11, functools.reduce(jnp.logaddexp, parts), otherwise_BCV)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _sums(objective_fn, plan: Plan, student: Scored, constants):
     """(loss total, metric totals) over all chunks."""
-    inputs_BT, heads_XV, advantage_B = constants
-    hidden_BTD, head_DV = student
-    head_XV = _gathered(hidden_BTD, head_DV)
+    chunked, whole = constants
+    head_XV = _gathered(*student)
 
-    def one_chunk(_, start, hidden_BCD, inputs_BC):
-        logits_BCV = logits_of(hidden_BCD, head_XV)
-        return None, _totals(
-            objective_fn, temperature, logits_BCV, inputs_BC, heads_XV, advantage_B
-        )
+    def one_chunk(_, start, hidden_BCD, chunk):
+        return None, _totals(objective_fn, plan, logits_of(hidden_BCD, head_XV), chunk, whole)
 
-    return _fold_chunks(one_chunk, None, hidden_BTD, inputs_BT, chunk)[1]
+    return _fold_chunks(one_chunk, None, student.hidden_BTD, chunked, plan.chunk)[1]
 
 
-def _sums_fwd(objective_fn, chunk, temperature, student: Scored, constants):
+def _sums_fwd(objective_fn, plan: Plan, student: Scored, constants):
     """The totals and, as residuals, the loss total's gradient in hidden states and head."""
-    inputs_BT, heads_XV, advantage_B = constants
+    chunked, whole = constants
     hidden_BTD, head_DV = student
     head_XV = _gathered(hidden_BTD, head_DV)
     parts = num_parts("B", len(hidden_BTD))
 
-    def one_chunk(gradients, start, hidden_BCD, inputs_BC):
+    def one_chunk(gradients, start, hidden_BCD, chunk):
         gradient_BTD, gradient_WDV = gradients
 
         def totals_of(logits_BCV):
-            return _totals(objective_fn, temperature, logits_BCV, inputs_BC, heads_XV, advantage_B)
+            return _totals(objective_fn, plan, logits_BCV, chunk, whole)
 
         logits_BCV = logits_of(hidden_BCD, head_XV)
         loss, pullback, values = jax.vjp(totals_of, logits_BCV, has_aux=True)
@@ -200,13 +294,13 @@ def _sums_fwd(objective_fn, chunk, temperature, student: Scored, constants):
     zeros_WDV = jnp.zeros((parts, *head_DV.shape), jnp.float32)
     gradients = jnp.zeros_like(hidden_BTD), constrain(zeros_WDV, "WXV")
     (gradient_BTD, gradient_WDV), totals = _fold_chunks(
-        one_chunk, gradients, hidden_BTD, inputs_BT, chunk
+        one_chunk, gradients, hidden_BTD, chunked, plan.chunk
     )
     gradient_DV = constrain(gradient_WDV.sum(axis=0), "DV").astype(head_DV.dtype)
-    return totals, (gradient_BTD, gradient_DV)
+    return totals, Scored(gradient_BTD, gradient_DV)
 
 
-def _sums_bwd(objective_fn, chunk, temperature, gradient, cotangents):
+def _sums_bwd(objective_fn, plan: Plan, gradient: Scored, cotangents):
     scale = cotangents[0]  # of the loss total; the metrics carry no gradient
     return jax.tree.map(lambda g: (g * scale).astype(g.dtype), gradient), None
 
@@ -214,33 +308,42 @@ def _sums_bwd(objective_fn, chunk, temperature, gradient, cotangents):
 _sums.defvjp(_sums_fwd, _sums_bwd)
 
 
-def _totals(objective_fn, temperature, logits_BCV, inputs_BC: _Inputs, heads_XV, advantage_B):
+def _totals(objective_fn, plan: Plan, logits_BCV: Array, chunk: _Chunked, whole: _Whole):
     """One chunk's (loss total, metric totals) from the student's logits."""
-
-    def log_probs(logits_BCV):
-        scaled = logits_BCV if temperature == 1.0 else logits_BCV / temperature
-        return jax.nn.log_softmax(scaled, axis=-1)
-
-    def others(hidden_BCD, head_XV):
-        return None if hidden_BCD is None else log_probs(logits_of(hidden_BCD, head_XV))
-
-    positions = Positions(
-        log_probs(logits_BCV),
-        others(inputs_BC.teacher_BTD, heads_XV[0]),
-        others(inputs_BC.reference_BTD, heads_XV[1]),
-        inputs_BC.tokens_BT,
-        inputs_BC.behaviour_logp_BT,
-        advantage_B,
-    )
-    mask_BC, loss_weight_BC = inputs_BC.mask_BT, inputs_BC.loss_weight_BT
-    loss_BC, weight_BC, values_BC = objective_fn(positions)
-    loss = _weighted_sum(loss_BC, weight_BC * loss_weight_BC)
-    is_taught_BC = mask_BC * (loss_weight_BC > 0)
-    totals = {
-        name: _weighted_sum(value, is_taught_BC if name in OF_THE_TEACHER else mask_BC)
-        for name, value in values_BC.items()
+    loss_BC, metrics = objective_fn(_positions(plan, logits_BCV, chunk, whole))
+    return _weighted_sum(loss_BC, chunk.loss_weight_BT), {
+        name: Sum(
+            _weighted_sum(value_BC, weight_BC * chunk.mask_BT),
+            _weighted_sum(weight_BC, chunk.mask_BT),
+        )
+        for name, (value_BC, weight_BC) in metrics.items()
     }
-    return loss, totals
+
+
+def chunked_scores(
+    score_fn: Callable[[Positions], Any],
+    student: Scored,
+    others: Others,
+    sampled: Sampled,
+    rows: Rows,
+    plan: Plan,
+) -> Any:
+    """A tree of values at each position, [B, T], without gradient; at most [B, chunk, V] live."""
+    ones_BT = jnp.ones(sampled.tokens_BT.shape, jnp.float32)
+    chunked, whole = _constants(others, sampled, rows, ones_BT, ones_BT)
+    head_XV = _gathered(*student)
+
+    def score(hidden_BCD, chunk):
+        return score_fn(_positions(plan, logits_of(hidden_BCD, head_XV), chunk, whole))
+
+    def one_chunk(scores_BT, start, hidden_BCD, chunk):
+        update = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=1)
+        return jax.tree.map(update, scores_BT, score(hidden_BCD, chunk)), ()
+
+    zeros_BT = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(score, student.hidden_BTD, chunked)
+    )
+    return _fold_chunks(one_chunk, zeros_BT, student.hidden_BTD, chunked, plan.chunk)[0]
 
 
 def _deal_rows(x: Array, axes: str, parts: int) -> Array:
@@ -254,7 +357,7 @@ def _weighted_sum(values: Array, weights: Array) -> Array:
 
 
 def _fold_chunks(
-    body: Callable, carry: Any, hidden_BTD: Array, inputs_BT: _Inputs, chunk: int
+    body: Callable, carry: Any, hidden_BTD: Array, inputs_BT: _Chunked, chunk: int
 ) -> tuple[Any, Any]:
     """carry and the summed outputs of body(carry, start, hidden_BCD, inputs_BC) over chunks of T.
 

@@ -39,15 +39,14 @@ def anchor_mass(
     teacher_bins = losses.epistemic_bins(teacher_logp, is_epistemic_V)
     reference_bins = losses.epistemic_bins(reference_logp, is_epistemic_V)
     target_bins = _anchored_bins(teacher_bins, reference_bins, mode, mix)
-    uses_teacher = _per_token(teacher_bins, is_epistemic_V) > -jnp.inf
+    uses_teacher = teacher_bins > -jnp.inf
     if shape == "reference":
-        uses_teacher &= ~is_epistemic_V | (_per_token(reference_bins, is_epistemic_V) == -jnp.inf)
-    shape_logp = jnp.where(
-        uses_teacher,
-        _difference(teacher_logp, _per_token(teacher_bins, is_epistemic_V)),
-        _difference(reference_logp, _per_token(reference_bins, is_epistemic_V)),
-    )
-    return shape_logp + _per_token(target_bins, is_epistemic_V)
+        is_outside = jnp.broadcast_to(jnp.array([False, True]), reference_bins.shape)
+        uses_teacher &= is_outside | (reference_bins == -jnp.inf)
+    # One shift for each side, exactly 0 where its mass stays: the edit is then none, bit for bit.
+    shape_bins = jnp.where(uses_teacher, teacher_bins, reference_bins)
+    shape_logp = jnp.where(_per_token(uses_teacher, is_epistemic_V), teacher_logp, reference_logp)
+    return shape_logp + _per_token(_difference(target_bins, shape_bins), is_epistemic_V)
 
 
 def _anchored_bins(teacher_bins: Array, reference_bins: Array, mode: str, mix: float) -> Array:
@@ -113,7 +112,7 @@ def amplify(
 def barycentre(
     teacher_logp: Float[Array, "*batch V"],
     base_logp: Float[Array, "*batch V"],
-    weight: float | Float[Array, "*batch V"],
+    weight: float | Float[Array, "*#batch #V"],
 ) -> Float[Array, "*batch V"]:
     """T^w B^(1-w), renormalised: the teacher (w = 1), the base (w = 0), the geometric path between.
 
@@ -121,7 +120,7 @@ def barycentre(
     (DemoPSD, 2607.02502; verl's trust region). With `weight` an array over V only some coordinates
     are restored: 1 off E keeps the teacher's ratios there (the mass is then not quite the base's).
     """
-    weight = jnp.asarray(weight, teacher_logp.dtype)
+    weight = jnp.broadcast_to(jnp.asarray(weight, teacher_logp.dtype), teacher_logp.shape)
     return _normalized(_times(weight, teacher_logp) + _times(1 - weight, base_logp))
 
 
@@ -143,6 +142,18 @@ def purified(
     """
     gain = jnp.nan_to_num(teacher_logp - contrast_logp, nan=0.0, posinf=20.0, neginf=-20.0)
     return _normalized(reference_logp + strength * jnp.clip(gain, -20.0, 20.0))
+
+
+def contrasted(
+    teacher_logp: Float[Array, "*batch V"],
+    contrast_logp: Float[Array, "*batch V"],
+    strength: float = 1.0,
+) -> Float[Array, "*batch V"]:
+    """softmax((1 + a) log T - a max(log C, -30)): away from what any context says.
+
+    RLCSD's `opsd_ectr` (arXiv 2606.11709 and its code, floor included); C = T leaves T.
+    """
+    return _normalized((1 + strength) * teacher_logp - strength * jnp.maximum(contrast_logp, -30.0))
 
 
 def _normalized(logits: Array) -> Array:

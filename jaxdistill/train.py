@@ -19,7 +19,19 @@ from jaxdistill.errors import UserError
 from jaxdistill.metrics import Sum
 from jaxdistill.models import decoder
 from jaxdistill.models.config import ModelConfig
-from jaxdistill.objectives import Objective, make_objective, needs_reference, needs_teacher
+from jaxdistill.objectives import (
+    Objective,
+    Rows,
+    Sampled,
+    factors,
+    make_objective,
+    make_scores,
+    needs_contrast,
+    needs_reference,
+    needs_teacher,
+    needs_whole_batch,
+    reduced,
+)
 
 # ------------------------------------------------------------------------------------ configs
 
@@ -56,7 +68,22 @@ class Live:
     """The teacher is the student itself, as it is at each step; no gradient passes through it."""
 
 
-Teacher = Frozen | EMA | Snapshot | Live
+@dataclass(frozen=True)
+class TrustRegion:
+    """Logits (1 - mix) T + mix S: the initial model's, moved towards the student's as it is, both
+    under the teacher's context (verl's `trust-region`; `dp_actor.py:51`). Two forwards.
+    """
+
+    mix: float = 0.05
+
+    def __post_init__(self):
+        if not 0.0 < self.mix < 1.0:
+            raise UserError(
+                f"`mix` must lie between 0 and 1, got {self.mix}; use Frozen() for 0, Live() for 1"
+            )
+
+
+Teacher = Frozen | EMA | Snapshot | Live | TrustRegion
 
 
 @dataclass(frozen=True)
@@ -163,22 +190,6 @@ def init_state(params: Any, optimizer: Optimizer, teacher: Teacher, steps: int) 
 # --------------------------------------------------------------------------------------- step
 
 
-def loss_weights(
-    mask_BT: Int[AnyArray, "B T"], row_weight_B: Float[AnyArray, " B"], reduction: str
-) -> tuple[Float[Array, "B T"], Float[Array, ""]]:
-    """Weights of positions, and the denominator that divides their sum once.
-
-    `token`: the mean over the distilled tokens of the whole batch. `sequence`: the mean over ALL
-    rows, undistilled ones as zeros, of each row's token mean (what the paper's code computes).
-    """
-    mask_BT = jnp.asarray(mask_BT, jnp.float32)
-    if reduction == "token":
-        weight_BT = mask_BT * row_weight_B[:, None]
-        return weight_BT, weight_BT.sum()
-    length_B = jnp.maximum(mask_BT.sum(axis=1), 1.0)
-    return mask_BT * (row_weight_B / length_B)[:, None], jnp.float32(mask_BT.shape[0])
-
-
 @functools.lru_cache(maxsize=64)  # runs of one process with equal configs share a compilation
 def make_train_step(
     model: ModelConfig,
@@ -198,51 +209,47 @@ def make_train_step(
     only. Gradients of the weighted SUM are accumulated over micro-batches and divided once.
     """
     objective_fn = make_objective(objective, epistemic_ids)
-    has_teacher = needs_teacher(objective)
-    has_reference = needs_reference(objective) or track_reference
     transform = make_optimizer(optimizer, steps)
-    dtype = jnp.dtype(compute.dtype)
-
-    def hidden(params, prompt_ids_BP, prompt_mask_BP, batch):
-        return scoring.completion_hidden(
-            params, model, prompt_ids_BP, prompt_mask_BP, batch.completion_ids_BT,
-            batch.completion_mask_BT, dtype=dtype, remat=compute.remat,
-            attention=compute.attention,
-        )  # fmt: skip
-
-    def total_loss(params, teacher_params, reference_params, batch, weight_BT):
-        def scored(params, ids_BP, mask_BP):
-            return hidden(params, ids_BP, mask_BP, batch), decoder.head(params, model)
-
-        student = scored(params, batch.prompt_ids_BP, batch.prompt_mask_BP)
-        teacher_ = reference = None
-        if has_teacher:
-            teacher_ = scored(teacher_params, batch.teacher_ids_BP, batch.teacher_mask_BP)
-        if has_reference:
-            reference = scored(reference_params, batch.prompt_ids_BP, batch.prompt_mask_BP)
-        loss, metrics = scoring.chunked_objective(
-            objective_fn, student, teacher_, reference, batch.completion_ids_BT,
-            batch.behaviour_logp_BT, batch.advantage_B, batch.completion_mask_BT, weight_BT,
-            chunk=compute.chunk, temperature=temperature,
-        )  # fmt: skip
-        return loss.total, metrics
-
-    def gradient_sums(state, reference_params, batch, weight_BT):
-        teacher_params = reference_params if state.teacher is None else state.teacher
-        if isinstance(teacher, Live):
-            teacher_params = state.params
-        gradient = jax.value_and_grad(total_loss, has_aux=True)
-        (total, metrics), grads = gradient(
-            state.params, teacher_params, reference_params, batch, weight_BT
+    mix = (1 - teacher.mix, teacher.mix) if isinstance(teacher, TrustRegion) else (1.0,)
+    plan = scoring.Plan(compute.chunk, temperature, mix)
+    score = functools.partial(
+        score_batch, model, compute, asks=Asked(
+            needs_teacher(objective), needs_reference(objective) or track_reference,
+            needs_contrast(objective),
         )
-        return total, metrics, grads
+    )  # fmt: skip
+
+    def total_loss(params, networks, batch, weight_BT, sampled, rows):
+        student, others = score(params, networks, batch)
+        return scoring.chunked_objective(
+            objective_fn, student, others, sampled, rows, batch.completion_mask_BT, weight_BT, plan
+        )
+
+    def gradient_sums(state, reference_params, batch, weight_BT, sampled, rows):
+        networks = networks_of(teacher, state, reference_params)
+        gradient = jax.value_and_grad(total_loss, has_aux=True)
+        return gradient(state.params, networks, batch, weight_BT, sampled, rows)
+
+    def batch_scores(state, reference_params, batch, sampled, rows):
+        networks = networks_of(teacher, state, reference_params)
+        student, others = score(state.params, networks, batch)
+        score_fn = make_scores(objective, epistemic_ids)
+        return scoring.chunked_scores(score_fn, student, others, sampled, rows, plan)
 
     def step(state: TrainState, reference_params: Any, batch: Batch):
-        weight_BT, denominator = loss_weights(
-            batch.completion_mask_BT, batch.row_weight_B, objective.reduction
+        weight_BT, denominator, taught_B = reduced(
+            objective, batch.completion_mask_BT, batch.row_weight_B
         )
+        sampled, rows = samples_of(batch, taught_B, state.step)
+        if needs_whole_batch(objective):
+            scores = functools.partial(batch_scores, state, reference_params)
+            scores = _map_parts(scores, (batch, sampled, rows), compute.micro_batches)
+            distill_BT, gradient_BT = factors(objective, scores, weight_BT, rows)
+            sampled = sampled._replace(distill_factor_BT=distill_BT, gradient_factor_BT=gradient_BT)
         sums = functools.partial(gradient_sums, state, reference_params)
-        total, metrics, grads = _accumulate(sums, (batch, weight_BT), compute.micro_batches)
+        (total, metrics), grads = _accumulate(
+            sums, (batch, weight_BT, sampled, rows), compute.micro_batches
+        )
         scale = 1.0 / jnp.maximum(denominator, 1.0)
         grads = jax.tree.map(lambda g: g * scale, grads)
         norm = optax.global_norm(grads)
@@ -265,6 +272,113 @@ def make_train_step(
     return jax.jit(step, donate_argnums=0)
 
 
+class Asked(NamedTuple):
+    """Which networks score the samples beside the student."""
+
+    teacher: bool
+    reference: bool
+    contrast: bool
+
+
+class Networks(NamedTuple):
+    """Parameters beside the student's; a teacher that is None has the reference's."""
+
+    teacher: tuple[Any, ...]
+    reference: Any
+
+
+def networks_of(teacher: Teacher, state: TrainState, reference_params: Any) -> Networks:
+    match teacher:
+        case EMA() | Snapshot():
+            return Networks((state.teacher,), reference_params)
+        case Live():
+            return Networks((state.params,), reference_params)
+        case TrustRegion():
+            return Networks((None, state.params), reference_params)
+        case Frozen():
+            return Networks((None,), reference_params)
+
+
+class Prompt(NamedTuple):
+    ids_BP: Int[AnyArray, "B P"]
+    mask_BP: Int[AnyArray, "B P"]
+
+
+def score_batch(
+    model: ModelConfig,
+    compute: Compute,
+    params: Any,
+    networks: Networks,
+    batch: Batch,
+    *,
+    asks: Asked,
+) -> tuple[scoring.Scored, scoring.Others]:
+    """Student and the others on the same completion tokens, each under its own prompt.
+
+    Prompts that one network scores (a frozen teacher's and the reference's, a teacher's and its
+    contrasts') go through it in one forward, as rows of one batch.
+    """
+
+    def scored(params, prompts: list[Prompt]) -> list[scoring.Scored]:
+        head_DV = decoder.head(params, model)
+        hiddens = scoring.hidden_of_prompts(
+            params, model, prompts, batch.completion_ids_BT, batch.completion_mask_BT,
+            dtype=jnp.dtype(compute.dtype), remat=compute.remat, attention=compute.attention,
+        )  # fmt: skip
+        return [scoring.Scored(hidden_BTD, head_DV) for hidden_BTD in hiddens]
+
+    plain = Prompt(batch.prompt_ids_BP, batch.prompt_mask_BP)
+    (student,) = scored(params, [plain])
+    informed = informed_prompts(batch, asks)
+    # The reference's network scores the plain prompt too where asked, in the same forward.
+    of_reference = [*(informed if None in networks.teacher else []), *[plain] * asks.reference]
+    said_by_reference = scored(networks.reference, of_reference)
+    reference = said_by_reference.pop() if asks.reference else None
+    by_network = [
+        said_by_reference if teacher_params is None else scored(teacher_params, informed)
+        for teacher_params in networks.teacher
+    ]
+    by_prompt = list(zip(*by_network, strict=True))
+    return student, scoring.Others(
+        teacher=by_prompt[0] if asks.teacher else (),
+        reference=reference,
+        contrasts=tuple(by_prompt[1:]),
+        contrast_weight_BJ=batch.contrast_weight_BJ if asks.contrast else None,
+    )
+
+
+def informed_prompts(batch: Batch, asks: Asked) -> list[Prompt]:
+    """What the teacher sees: its own context first, then the J contrasts."""
+    if not asks.teacher:
+        return []
+    assert batch.teacher_ids_BP is not None
+    assert batch.teacher_mask_BP is not None
+    prompts = [Prompt(batch.teacher_ids_BP, batch.teacher_mask_BP)]
+    if asks.contrast:
+        assert batch.contrast_ids_BJP is not None
+        assert batch.contrast_mask_BJP is not None
+        contrasts = batch.contrast_ids_BJP, batch.contrast_mask_BJP
+        num = batch.contrast_ids_BJP.shape[1]
+        prompts += [Prompt(*(x[:, j] for x in contrasts)) for j in range(num)]
+    return prompts
+
+
+def samples_of(batch: Batch, taught_B: Array, step: Array) -> tuple[Sampled, Rows]:
+    """The batch as the objective sees it."""
+    mask_BT = jnp.asarray(batch.completion_mask_BT, jnp.int32)
+    index_BT = jnp.broadcast_to(jnp.arange(mask_BT.shape[1]), mask_BT.shape)
+    correct_B = batch.correct_B
+    sampled = Sampled(batch.completion_ids_BT, batch.behaviour_logp_BT, index_BT)
+    return sampled, Rows(
+        advantage_B=batch.advantage_B,
+        correct_B=jnp.zeros_like(taught_B) if correct_B is None else correct_B,
+        taught_B=taught_B,
+        length_B=mask_BT.sum(axis=1),
+        # One number a row: rows are dealt to micro-batches.
+        step_B=jnp.broadcast_to(step, taught_B.shape),
+    )
+
+
 def _moved_teacher(teacher: Teacher, state: TrainState, params: Any) -> Any:
     """The teacher after a step that led the student to `params`."""
     match teacher:
@@ -273,20 +387,35 @@ def _moved_teacher(teacher: Teacher, state: TrainState, params: Any) -> Any:
         case Snapshot(every):
             is_due = (state.step + 1) % every == 0
             return jax.tree.map(lambda t, s: jnp.where(is_due, s, t), state.teacher, params)
-        case Frozen() | Live():
+        case Frozen() | Live() | TrustRegion():
             return state.teacher
+
+
+def _deal(inputs: Any, parts: int) -> Any:
+    """[B, ...] -> [parts, B / parts, ...]: part i takes rows i, i + parts, and so on.
+
+    Every device then holds its share of every part.
+    """
+
+    def deal(x):
+        return jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
+
+    return jax.tree.map(deal, inputs)
+
+
+def _map_parts(function: Callable, inputs: Any, parts: int) -> Any:
+    """`function` over micro-batches of the leading axis, its rows back in their places."""
+    if parts == 1:
+        return function(*inputs)
+    outputs = jax.lax.map(lambda part: function(*part), _deal(inputs, parts))
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), outputs)
 
 
 def _accumulate(sums: Callable, inputs: Any, parts: int) -> Any:
     """Add `sums` over micro-batches of the leading axis; one part is no loop."""
     if parts == 1:
         return sums(*inputs)
-
-    def deal(x):
-        # Part i takes rows i, i + parts, ...: every device then holds its share of every part.
-        return jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
-
-    split = jax.tree.map(deal, inputs)
+    split = _deal(inputs, parts)
 
     def body(carry, part):
         return jax.tree.map(jnp.add, carry, sums(*part)), None

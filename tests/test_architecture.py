@@ -21,8 +21,16 @@ LEVELS = (
     ("errors", "axes"),
     ("precision", "questions", "contexts", "intervals", "epistemic", "metrics", "hub"),
     ("overrides", "provenance", "tokenizer", "models.rope"),
-    ("sharding", "grading", "models.layers", "models.config", "models.hf_fields"),
-    ("losses", "models.attention", "models.qwen2", "models.qwen3", "models.olmo3"),
+    ("responses", "sharding", "grading", "models.layers", "models.config", "models.hf_fields"),
+    (
+        "analyze",
+        "credit",
+        "losses",
+        "models.attention",
+        "models.qwen2",
+        "models.qwen3",
+        "models.olmo3",
+    ),
     (
         "targets",
         "models.families",
@@ -30,8 +38,8 @@ LEVELS = (
     ("toy", "models", "objectives", "data"),
     ("scoring", "policy", "tasks"),
     ("sampling", "toy_source"),
-    ("rollouts", "probe"),
-    ("train", "evaluate", "checkpoint"),
+    ("rollouts", "probe", "pmi"),
+    ("train", "evaluate", "checkpoint", "teaching"),
     ("experience", "convert"),
     ("config",),
     ("configs", "run", "report"),
@@ -51,7 +59,10 @@ OWNERS = {
     "torch": "the tests",
 }
 
-JAX_FREE = ("grading", "contexts", "report", "toy", "questions", "intervals", "epistemic")
+JAX_FREE = (
+    "grading", "contexts", "report", "toy", "questions", "intervals", "epistemic", "responses",
+    "analyze",
+)  # fmt: skip
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 NEVER_CONFIG = ("losses", "objectives", "sampling")
 SHARDING_NAMES = {"PartitionSpec", "Mesh", "AbstractMesh", "NamedSharding"}

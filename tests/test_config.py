@@ -11,6 +11,7 @@ from tiny_run import tiny, write_config
 from jaxdistill import config as configs
 from jaxdistill import overrides
 from jaxdistill.config import RunConfig, load_recipe, load_study, recipe_names
+from jaxdistill.epistemic import LexiconFile, Words
 from jaxdistill.errors import UserError
 from jaxdistill.objectives import GRPO, AnchorEpistemicMass, CrossEntropy
 from jaxdistill.train import EMA
@@ -75,6 +76,20 @@ def test_overrides_reach_every_part():
     assert config.experience.task.count == 9
     assert (config.mesh.fsdp, config.optimizer.schedule) == (2, "cosine")
     assert round_trip(config) == config
+
+
+def test_a_lexicon_is_words_or_a_file():
+    assert tiny().lexicon == Words()
+    for text, expected in (
+        ("Words(words=(wait,hmm))", Words(("wait", "hmm"))),
+        ("Words((core,), merged=true)", Words(("core",), merged=True)),
+        ("LexiconFile('runs/a/lexicon.json')", LexiconFile("runs/a/lexicon.json")),
+    ):
+        config = load_recipe("toy_selfdistill", [f"lexicon={text}"])
+        assert config.lexicon == expected
+        assert round_trip(config) == config
+    with pytest.raises(UserError, match="lexicon: `words` must not be blank"):
+        load_recipe("toy_selfdistill", ["lexicon=Words(words=('',))"])
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,31 @@ from jaxdistill.models import decoder
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.objectives import (
     GRPO,
+    RLCSD,
     AnchorEpistemicMass,
+    Contrasted,
     CrossEntropy,
     Distill,
+    EntropyWeight,
+    ForkingTokens,
+    Mixed,
+    PerTokens,
+    RolloutCorrection,
+    Routed,
+    SuppressionGate,
     TopC,
+    loss_weights,
 )
-from jaxdistill.train import EMA, Batch, Compute, Frozen, Live, Optimizer, Snapshot
+from jaxdistill.train import (
+    EMA,
+    Batch,
+    Compute,
+    Frozen,
+    Live,
+    Optimizer,
+    Snapshot,
+    TrustRegion,
+)
 
 CONFIG = ModelConfig(
     vocab_size=32,
@@ -34,6 +53,21 @@ ROWS, PROMPT, TOKENS = 8, 10, 7
 
 ANCHORED = Distill(support=TopC(8), target=AnchorEpistemicMass())
 OBJECTIVES = {"sdpo_anchor": ANCHORED, "grpo": GRPO(), "cross_entropy": CrossEntropy()}
+# Each looks at the whole batch before it weighs a position.
+OF_THE_BATCH = {
+    "forks": Distill(
+        support=TopC(8), weights=(ForkingTokens(0.3), EntropyWeight()), normalizer="kept"
+    ),
+    "kept tokens": Distill(
+        support=TopC(8), weights=(SuppressionGate(0.001),), normalizer="kept", reduction="token"
+    ),
+    "rlcsd": GRPO(credit=RLCSD(temperature=1.0), reduction="token"),
+    "srpo": Routed(distill=Distill(support=TopC(8), weights=(EntropyWeight(),))),
+    "sequences": Distill(
+        support=TopC(8), rollout_correction=RolloutCorrection(2.0, "sequence", two_sided=True)
+    ),
+    "mixed": Mixed(Distill(support=TopC(8), reduction="token"), GRPO(reduction="token")),
+}
 
 # eps bounds how much a rounding error in a near-zero gradient can move a parameter (lr / eps).
 ADAM = Optimizer(peak_lr=0.02, warmup_steps=0, eps=1e-2)
@@ -68,7 +102,16 @@ def make_batch(seed=0, rows=ROWS):
         -rng.uniform(2.5, 4.5, (rows, TOKENS)).astype(np.float32),
         rng.normal(size=rows).astype(np.float32),
         np.ones(rows, np.float32),
+        rng.integers(0, 2, rows).astype(np.float32),
+        *contrasts(rng, rows),
     )
+
+
+def contrasts(rng, rows):
+    """Two further prompts a row, the second missing in some."""
+    some = [texts(rng, rows, PROMPT, left=True) for _ in range(2)]
+    weight_BJ = np.stack([np.ones(rows), rng.integers(0, 2, rows)], axis=1).astype(np.float32)
+    return (*(np.stack(x, axis=1) for x in zip(*some)), weight_BJ)
 
 
 def make_step(objective, optimizer=DESCENT, teacher=Frozen(), **compute):  # noqa: B008
@@ -118,19 +161,19 @@ def assert_same_update(actual, expected):
 
 @functools.cache
 def on_one_device(name):
-    step = make_step(OBJECTIVES[name], ADAM, EMA(0.1), chunk=4)
+    step = make_step({**OBJECTIVES, **OF_THE_BATCH}[name], ADAM, EMA(0.1), chunk=4)
     return run(step, start(ADAM, EMA(0.1)), make_batch(0), make_batch(1))
 
 
 @pytest.mark.parametrize(
     ("name", "sizes"),
     [*((name, sizes) for name in OBJECTIVES for sizes in [(1, 8, 1), (2, 2, 2)]),
-     ("sdpo_anchor", (4, 1, 2))],
+     ("sdpo_anchor", (4, 1, 2)), ("srpo", (2, 2, 2))],
 )  # fmt: skip
 def test_eight_devices_take_the_same_steps_as_one(name, sizes):
     expected_state, expected_metrics = on_one_device(name)
     mesh = sharding.make_mesh(sharding.MeshConfig(*sizes))
-    step = make_step(OBJECTIVES[name], ADAM, EMA(0.1), chunk=4)
+    step = make_step({**OBJECTIVES, **OF_THE_BATCH}[name], ADAM, EMA(0.1), chunk=4)
     with sharding.use_mesh(mesh):
         place = functools.partial(sharding.shard_batch, mesh)
         params, reference = (
@@ -164,6 +207,21 @@ def test_parameters_moments_and_teacher_are_split_before_the_first_step():
     local = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
     # All but norms and counters is split eightfold; whole moments alone would be half of it.
     assert local < sum(leaf.nbytes for leaf in leaves) / 5
+
+
+@pytest.mark.parametrize("name", OF_THE_BATCH)
+def test_what_looks_at_the_whole_batch_does_not_see_how_it_was_split(name):
+    objective = OF_THE_BATCH[name]
+    batch = make_batch()
+    batch.row_weight_B[[1, 4]] = 0
+    whole = update(objective, batch)
+    # Other rows, other parts, other chunks.
+    order = np.random.default_rng(3).permutation(ROWS)
+    mixed = jax.tree.map(lambda x: x[order], batch)
+    split = update(objective, mixed, micro_batches=4, chunk=3)
+    assert_same_update(split, whole)
+    for metric in ("kept", "loss_share_epistemic"):
+        np.testing.assert_allclose(split[1][metric].mean, whole[1][metric].mean, rtol=1e-4)
 
 
 @pytest.mark.parametrize("reduction", ["token", "sequence"])
@@ -227,17 +285,21 @@ def test_extra_undistilled_rows_leave_a_token_mean_alone():
 def test_loss_weights_of_two_rows_by_hand():
     mask_BT, row_weight_B = jnp.array([[1, 1, 1, 0], [1, 0, 0, 0]]), jnp.array([1.0, 0.0])
     # token: three tokens count, each a third.
-    weight_BT, denominator = train.loss_weights(mask_BT, row_weight_B, "token")
-    assert weight_BT.tolist() == [[1, 1, 1, 0], [0, 0, 0, 0]]
+    weight_BT, denominator = loss_weights(mask_BT, row_weight_B, "token")
+    assert weight_BT.tolist() == [[1, 1, 1, 0], [1, 0, 0, 0]]
     assert denominator == 3
     # sequence: two rows, the second as a zero; each token of the first counts 1/3 of a half.
-    weight_BT, denominator = train.loss_weights(mask_BT, row_weight_B, "sequence")
-    np.testing.assert_allclose(weight_BT, [[1 / 3, 1 / 3, 1 / 3, 0], [0, 0, 0, 0]], rtol=1e-6)
+    weight_BT, denominator = loss_weights(mask_BT, row_weight_B, "sequence")
+    np.testing.assert_allclose(weight_BT, [[1 / 3, 1 / 3, 1 / 3, 0], [1, 0, 0, 0]], rtol=1e-6)
     assert denominator == 2
+    # The second row's zero is the objective's own affair. A constant divides whatever the lengths.
+    weight_BT, denominator = loss_weights(mask_BT, row_weight_B, PerTokens(10))
+    assert weight_BT.tolist() == mask_BT.tolist()
+    assert denominator == 20
 
 
 def test_an_empty_completion_weighs_nothing_and_divides_by_nothing():
-    weight_BT, _ = train.loss_weights(jnp.zeros((1, 3)), jnp.ones(1), "sequence")
+    weight_BT, _ = loss_weights(jnp.zeros((1, 3)), jnp.ones(1), "sequence")
     assert weight_BT.tolist() == [[0, 0, 0]]
 
 
@@ -371,6 +433,59 @@ def test_a_live_teacher_scores_with_the_students_parameters_and_without_gradient
     same, expected = run(make_step(objective, DESCENT, EMA(1.0)), start(DESCENT, EMA(1.0)), batch)
     assert_close(jax.device_get(state.params), jax.device_get(same.params), 1e-6)
     np.testing.assert_allclose(metrics["loss"].mean, expected["loss"].mean, rtol=1e-6)
+
+
+def test_a_trust_region_teacher_is_between_the_initial_model_and_the_student():
+    """Under what the student sees, its logits are the two models' mixture; so no mix is Frozen."""
+    batch, objective = make_batch(), Distill(support=TopC(8), reduction="token")
+
+    def measured(teacher):
+        step = make_step(objective, teacher=teacher)
+        return run(step, start(teacher=teacher), batch)
+
+    def logits(seed):
+        hidden_BTD = scoring.completion_hidden(model(seed), CONFIG, *batch[2:4], *batch[4:6])
+        return hidden_BTD @ decoder.head(model(seed), CONFIG)
+
+    mixed = jax.nn.log_softmax(0.7 * logits(REFERENCE) + 0.3 * logits(STUDENT))
+    mass_BT = np.exp(mixed)[..., list(EPISTEMIC)].sum(-1)
+    state, metrics = measured(TrustRegion(0.3))
+    expected = np.average(mass_BT, weights=batch.completion_mask_BT)
+    np.testing.assert_allclose(metrics["epistemic_mass_teacher"].mean, expected, rtol=1e-5)
+    assert state.teacher is None
+    for mix, limit in ((1e-7, Frozen()), (1 - 1e-7, Live())):
+        near, exact = measured(TrustRegion(mix)), measured(limit)
+        # Parameters of order 1 as differences of 1e-7; the two forwards round differently.
+        assert_close(near[0].params, exact[0].params, 1e-5)
+
+
+def forwards_of(objective, batch, teacher=Frozen()):  # noqa: B008
+    """How many of the decoder's scans over layers the compiled-from program has."""
+    step = make_step(objective, teacher=teacher)
+    text = str(jax.make_jaxpr(step)(start(teacher=teacher), model(REFERENCE), batch))
+    return (
+        text.count("_split_transpose=False") if "_split_transpose" in text else text.count("scan[")
+    )
+
+
+def test_teacher_and_reference_share_one_forward_where_they_share_parameters():
+    batch = jax.device_put(make_batch())
+    frozen, moving = (forwards_of(ANCHORED, batch, t) for t in (Frozen(), EMA(0.1)))
+    assert moving == frozen + 1
+    # A long context is scored apart: padding the reference to it would cost more than it saves.
+    wide = ((0, 0), (64, 0))
+    long = batch._replace(
+        teacher_ids_BP=np.pad(batch.teacher_ids_BP, wide),
+        teacher_mask_BP=np.pad(batch.teacher_mask_BP, wide),
+    )
+    assert forwards_of(ANCHORED, long) == frozen + 1
+    assert_same_update(update(ANCHORED, long), update(ANCHORED, batch))
+
+
+def test_a_teacher_and_its_contrasts_share_one_forward():
+    batch = jax.device_put(make_batch())
+    contrasted = Distill(support=TopC(8), target=Contrasted())
+    assert forwards_of(contrasted, batch) == forwards_of(Distill(support=TopC(8)), batch)
 
 
 def test_the_teacher_that_scores_is_the_reference_when_frozen_and_the_average_when_not():

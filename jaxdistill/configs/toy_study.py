@@ -44,8 +44,8 @@ def methods(parent: RunConfig, grpo: RunConfig) -> dict[str, RunConfig]:
     return {
         "sdpo": parent,
         "sdpo_ema": replace(parent, teacher=EMA()),
-        "epi_mask": replace(parent, objective=replace(loss, weight=MaskSampledEpistemic())),
-        "epi_gate": replace(parent, objective=replace(loss, weight=SuppressionGate())),
+        "epi_mask": replace(parent, objective=replace(loss, weights=(MaskSampledEpistemic(),))),
+        "epi_gate": replace(parent, objective=replace(loss, weights=(SuppressionGate(),))),
         "epi_anchor": replace(parent, objective=replace(loss, target=AnchorEpistemicMass())),
         "grpo": grpo,
     }

@@ -9,11 +9,11 @@ import dataclasses
 import itertools
 import random
 import re
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import pytest
 
-from jaxdistill import contexts, epistemic
+from jaxdistill import contexts, epistemic, probe
 from jaxdistill.questions import Question
 from jaxdistill.toy import grader, problems, traces
 from jaxdistill.toy.problems import Problem
@@ -340,7 +340,7 @@ def test_a_pretraining_context_shows_what_its_guidance_says_and_no_more():
                 assert shown[2].endswith(f"</think> answer {answer}")
 
 
-def test_every_context_that_shows_something_has_a_guidance():
+def test_every_context_of_the_ladder_that_shows_something_has_a_guidance():
     kinds = {type(c) for shown in traces.REVEALS.values() for c in shown}
-    assert kinds | {contexts.NoContext} == set(get_args(contexts.Context))
+    assert kinds | {contexts.NoContext} == {type(context) for context in probe.CONTEXTS}
     assert set(traces.REVEALS) == {reveal for reveal, _ in MAIN.guidance} == set(REVEALS)

@@ -1,0 +1,87 @@
+"""How a verifier's advantage, or a teacher's opinion, becomes one number a token.
+
+s(y) and q(y) are the student's and the teacher's log-probability of the sampled token. Gradients
+are the caller's affair: every function here is meant for constants.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jax.nn import softplus
+from jaxtyping import Array, Bool, Float
+
+
+def rlsd(
+    advantage: Float[Array, "*batch"],
+    token_logp: Float[Array, "*batch"],
+    teacher_token_logp: Float[Array, "*batch"],
+    strength: float,
+    clip: float,
+) -> Float[Array, "*batch"]:
+    """A ((1 - l) + l w), w = exp(sign(A) (q - s)(y)) clipped to 1 +- clip (arXiv 2604.03128).
+
+    The teacher says how much, the verifier in which direction: the sign is the advantage's.
+
+    >>> A, s, q = jnp.array([1.0, -1.0]), jnp.zeros(2), jnp.full(2, 0.1)
+    >>> rlsd(A, s, q, 1.0, 0.2).round(3)
+    Array([ 1.105, -0.905], dtype=float32)
+    """
+    gap = jnp.sign(advantage) * (teacher_token_logp - token_logp)
+    # Cut as a logarithm: exp of a large gap is infinite.
+    weight = jnp.exp(jnp.clip(gap, *np.log([1 - clip, 1 + clip])))
+    return advantage * ((1 - strength) + strength * weight)
+
+
+def contrastive_residual(
+    teacher_token_logp: Float[Array, "*batch"],
+    contrast_token_logp: Float[Array, "*batch"],
+    temperature: float,
+    strength: float,
+    limit: float,
+) -> Float[Array, "*batch"]:
+    """clip(strength tanh(e / temperature), +-limit), e = q(y) - log C(y) (RLCSD, 2606.11709).
+
+    C is the mean over wrong contexts: what any context would say cancels, and 0 remains.
+    """
+    evidence = teacher_token_logp - contrast_token_logp
+    return jnp.clip(strength * jnp.tanh(evidence / temperature), -limit, limit)
+
+
+def keep_sign(
+    shaped: Float[Array, "*batch"], advantage: Float[Array, "*batch"]
+) -> Float[Array, "*batch"]:
+    """`shaped`, and 0 where its sign is not the advantage's; 0 where the advantage is 0.
+
+    >>> keep_sign(jnp.array([0.3, -0.1, 0.5]), jnp.array([1.0, 1.0, 0.0]))
+    Array([0.3, 0. , 0. ], dtype=float32)
+    """
+    return jnp.where(shaped * advantage > 0, shaped, 0.0)
+
+
+def anti_jensen_shannon(
+    token_logp: Float[Array, "*batch"], teacher_token_logp: Float[Array, "*batch"]
+) -> Float[Array, "*batch"]:
+    """(log 2 - softplus(q - s)) / 2: for what the teacher finds unlikely (AntiSD, 2605.11609).
+
+    In expectation over y ~ S the score-function gradient of -A is that of -JSD_.5(S, T): descending
+    the loss ascends the divergence. At most (log 2) / 2 = 0.3466; 0 where the two agree.
+
+    >>> anti_jensen_shannon(jnp.zeros(2), jnp.array([0.0, -50.0])).round(4)
+    Array([0.    , 0.3466], dtype=float32)
+    """
+    return 0.5 * (np.log(2.0) - softplus(teacher_token_logp - token_logp))
+
+
+def unlikely(
+    token_logp: Float[Array, "*batch"],
+    entropy: Float[Array, "*batch"] | None,
+    vocab_size: int,
+    strength: float,
+    threshold: float,
+) -> Float[Array, "*batch"]:
+    """-strength where S(y) < threshold, times 1 - H(S) / ln V where an entropy is given.
+
+    No teacher and no verifier: the control of arXiv 2608.31046 (the form is ours).
+    """
+    confidence = 1.0 if entropy is None else 1.0 - entropy / np.log(vocab_size)
+    is_unlikely: Bool[Array, "*batch"] = token_logp < np.log(threshold)
+    return jnp.where(is_unlikely, -strength * confidence, 0.0)

@@ -1,0 +1,207 @@
+"""A lexicon: epistemic words, the ids that spell them in one tokenizer, and the file it is kept in.
+
+Written with the hash of its tokenizer, it is refused for another one, where the same ids are other
+words.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxdistill.epistemic.counting import TEN_WORDS, expand
+from jaxdistill.errors import UserError
+
+_CASINGS = (str.lower, str.capitalize, str.upper)
+# Tokenizers merge one of these into a word: ".Wait" after a sentence, the others mostly in programs
+# ("\tcheck", ".check(", "(wait").
+_MARKS = ".,(\t"
+_LEADING = " " + _MARKS
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """Epistemic words and the ids that spell them in one tokenizer.
+
+    `uncovered` lists the plain surface forms ("hmm", " MAYBE") that the tokenizer splits into
+    several tokens: the losses cannot see them. A split form's first piece ("M" of "M|ight") never
+    enters `ids`, since it also begins unrelated words. `made` says how the ids were chosen.
+    """
+
+    words: tuple[str, ...]
+    ids: tuple[int, ...]
+    tokenizer_hash: str
+    uncovered: tuple[str, ...] = ()
+    made: str = "words"
+
+
+# ------------------------------------------------------------------------------------ configs
+
+
+@dataclass(frozen=True)
+class Words:
+    """The ids that spell these words, built from the run's tokenizer.
+
+    `ten`, `core` and `hedge` stand for their lists. `merged`: see `build_lexicon`.
+    """
+
+    words: tuple[str, ...] = TEN_WORDS
+    merged: bool = False
+
+    def __post_init__(self):
+        if not all(word.strip() for word in self.words):
+            raise UserError(f"`words` must not be blank, got {list(self.words)!r}")
+
+
+@dataclass(frozen=True)
+class LexiconFile:
+    """A lexicon that was written before: by a run, or by `jaxdistill analyze`."""
+
+    path: str
+
+
+LexiconSource = Words | LexiconFile
+
+
+def open_lexicon(source: LexiconSource, tokenizer: Any) -> Lexicon:
+    """Build or read it. Raises UserError for a file that is none, or another tokenizer's."""
+    if isinstance(source, LexiconFile):
+        return read_lexicon(source.path, tokenizer)
+    return build_lexicon(tokenizer, expand(source.words), merged=source.merged)
+
+
+# ------------------------------------------------------------------------------ words -> ids
+
+
+def build_lexicon(
+    tokenizer: Any, words: Sequence[str] = TEN_WORDS, *, merged: bool = False
+) -> Lexicon:
+    """Finds every id that spells one of `words`, alone, after a space, or as ".Word".
+
+    The casings are lower, Capitalised and UPPER: 42 ids for the paper's words in Qwen's vocabulary.
+    `merged` adds those with a full stop, comma, opening parenthesis or tab in any casing ("(wait",
+    ".check": 50 ids), which are mostly seen in programs. It encodes the surface forms and keeps
+    those that come back as one id which decodes to the word (so never `<unk>`); most of the time,
+    half a second for 151k tokens, goes into the hash.
+
+    >>> build_lexicon(qwen3_tokenizer, ("wait",)).ids  # doctest: +SKIP
+    (3783, 11489, 13824, 14190, 28384, 54390, 71032)
+    """
+    words = tuple(dict.fromkeys(word.lower() for word in words))
+    forms = dict.fromkeys(form for word in words for form in _forms(word, merged))
+    found = {form: _single_id(tokenizer, form, words) for form in forms}
+    return Lexicon(
+        words=words,
+        ids=tuple(sorted({i for i in found.values() if i is not None})),
+        tokenizer_hash=hash_tokenizer(tokenizer),
+        uncovered=tuple(form for form, i in found.items() if i is None and form[0] not in _MARKS),
+    )
+
+
+def _forms(word: str, merged: bool) -> list[str]:
+    plain = [mark + casing(word) for mark in ("", " ") for casing in _CASINGS]
+    if not merged:
+        return [*plain, "." + word.capitalize()]
+    return plain + [mark + casing(word) for mark in _MARKS for casing in _CASINGS]
+
+
+def _single_id(tokenizer: Any, form: str, words: tuple[str, ...]) -> int | None:
+    ids = tokenizer.encode(form, add_special_tokens=False)
+    if len(ids) != 1:
+        return None
+    return ids[0] if without_leading_mark(tokenizer.decode(ids)).lower() in words else None
+
+
+def without_leading_mark(text: str) -> str:
+    return text[1:] if text[:1] and text[0] in _LEADING else text
+
+
+def hash_tokenizer(tokenizer: Any) -> str:
+    """Identifies a tokenizer by its vocabulary (16 hex digits), whatever its file or version."""
+    by_id = sorted((i, token) for token, i in tokenizer.get_vocab().items())
+    return hashlib.sha256(repr(by_id).encode()).hexdigest()[:16]
+
+
+def vocab_size(tokenizer: Any) -> int:
+    """One more than the largest id; a model's own vocabulary may be padded beyond it."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+# ------------------------------------------------------------------------------------ the file
+
+
+def write_lexicon(path: str | Path, lexicon: Lexicon, tokenizer: Any) -> None:
+    """Write a lexicon as JSON, one line a field; `tokens` shows a reader what the ids say."""
+    fields = asdict(lexicon) | {"tokens": [tokenizer.decode([i]) for i in lexicon.ids]}
+    lines = [f" {json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in fields.items()]
+    part = Path(f"{path}.tmp")
+    part.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def read_lexicon(path: str | Path, tokenizer: Any = None) -> Lexicon:
+    """Read what `write_lexicon` wrote, and check it against `tokenizer` where one is given.
+
+    Raises UserError for what is no lexicon, for ids beyond the vocabulary and for the lexicon of
+    another tokenizer.
+    """
+    fields = _read_object(Path(path))
+    lexicon = Lexicon(
+        words=_list_of(str, path, fields, "words"),
+        ids=_list_of(int, path, fields, "ids"),
+        tokenizer_hash=_text(path, fields, "tokenizer_hash"),
+        uncovered=_list_of(str, path, fields, "uncovered"),
+        made=_text(path, fields, "made"),
+    )
+    if len(set(lexicon.ids)) < len(lexicon.ids) or min(lexicon.ids, default=0) < 0:
+        raise UserError(f"{path}: `ids` must be different token ids, 0 and above")
+    if tokenizer is not None:
+        _check_tokenizer(path, lexicon, tokenizer)
+    return lexicon
+
+
+def _check_tokenizer(path: str | Path, lexicon: Lexicon, tokenizer: Any) -> None:
+    size = vocab_size(tokenizer)
+    if (largest := max(lexicon.ids, default=0)) >= size:
+        raise UserError(f"{path}: id {largest} is not in the vocabulary of {size} tokens")
+    if (found := hash_tokenizer(tokenizer)) != lexicon.tokenizer_hash:
+        raise UserError(
+            f"{path}: made for the tokenizer with hash {lexicon.tokenizer_hash}, and this one's is "
+            f"{found}, where the ids are other words; make it again for this tokenizer"
+        )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"lexicon {path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"lexicon {path} is not JSON: {' '.join(str(error).split())}") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"lexicon {path} must hold a JSON object, not a {type(fields).__name__}")
+    return fields
+
+
+def _field(path: str | Path, fields: dict[str, Any], name: str) -> Any:
+    if name not in fields:
+        raise UserError(f"{path}: no field `{name}`; is it a lexicon that `jaxdistill` wrote?")
+    return fields[name]
+
+
+def _text(path: str | Path, fields: dict[str, Any], name: str) -> str:
+    value = _field(path, fields, name)
+    if not isinstance(value, str):
+        raise UserError(f"{path}: field `{name}`: expected text, got {value!r:.80}")
+    return value
+
+
+def _list_of(kind: type, path: str | Path, fields: dict[str, Any], name: str) -> tuple:
+    value = _field(path, fields, name)
+    if not isinstance(value, list) or not all(type(each) is kind for each in value):
+        expected = f"a list of {'texts' if kind is str else 'token ids'}"
+        raise UserError(f"{path}: field `{name}`: expected {expected}, got {value!r:.80}")
+    return tuple(value)

@@ -1,0 +1,95 @@
+"""A verifier's rewards and a teacher's distribution in one loss."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxdistill.objectives.distill import Distill, distill, weighted
+from jaxdistill.objectives.policy_gradient import GRPO, policy_gradient
+from jaxdistill.objectives.positions import Epistemic, Part, Positions, Rows, require
+from jaxdistill.objectives.reduction import Reduction
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """(1 - share) GRPO + share * distillation, each with its own mean.
+
+    With `anneal_steps` the share falls linearly to 0 over so many steps (TRACE, 2605.10194).
+    """
+
+    distill: Distill = Distill()
+    policy_gradient: GRPO = GRPO()
+    share: float = 0.5
+    anneal_steps: int = 0
+
+    def __post_init__(self) -> None:
+        require(0 <= self.share <= 1, "Mixed.share", "from 0 to 1", self.share)
+        require(self.anneal_steps >= 0, "Mixed.anneal_steps", "at least 0", self.anneal_steps)
+        require_one_reduction("Mixed", self.distill, self.policy_gradient)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return self.distill.reads | self.policy_gradient.reads
+
+    @property
+    def reduction(self) -> Reduction:
+        return self.distill.reduction
+
+
+@dataclass(frozen=True)
+class Routed:
+    """Wrong completions that have a demonstration are distilled, all others follow GRPO (SRPO,
+    arXiv 2604.02288): distilling what is right already is ambiguous.
+    """
+
+    distill: Distill = Distill()
+    policy_gradient: GRPO = GRPO()
+
+    def __post_init__(self) -> None:
+        require_one_reduction("Routed", self.distill, self.policy_gradient)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return self.distill.reads | self.policy_gradient.reads
+
+    @property
+    def reduction(self) -> Reduction:
+        return self.distill.reduction
+
+
+def require_one_reduction(name: str, first: Distill, second: GRPO) -> None:
+    same = first.reduction == second.reduction
+    got = second.reduction
+    require(
+        same, f"{name}.policy_gradient.reduction", f"the distillation's {first.reduction!r}", got
+    )
+
+
+def mixed(objective: Mixed, positions: Positions, epistemic: Epistemic) -> Part:
+    share: float | Array = objective.share
+    if objective.anneal_steps:
+        left_B = jnp.clip(1.0 - positions.rows.step_B / objective.anneal_steps, 0.0, 1.0)
+        share = share * left_B[:, None]
+    first = distill(objective.distill, positions, epistemic)
+    second = policy_gradient(objective.policy_gradient, positions, epistemic)
+    loss_BT = share * first.loss_BT + (1.0 - share) * second.loss_BT
+    taught_B1 = positions.rows.taught_B[:, None]
+    weight_BT = share * jnp.abs(first.weight_BT) * taught_B1 + (1.0 - share) * second.weight_BT
+    return Part(loss_BT, weight_BT, second.metrics)
+
+
+def is_distilled(rows: Rows) -> Float[Array, " B"]:
+    """1 for the rows that `Routed` distils."""
+    is_wrong_B = jnp.equal(rows.correct_B, 0)
+    return (jnp.greater(rows.taught_B, 0) & is_wrong_B).astype(jnp.float32)
+
+
+def routed(objective: Routed, positions: Positions, epistemic: Epistemic) -> Part:
+    goes_first_B1 = is_distilled(positions.rows)[:, None]
+    first = distill(objective.distill, positions, epistemic)
+    second = policy_gradient(objective.policy_gradient, positions, epistemic)
+    route_BT = jnp.broadcast_to(goes_first_B1, first.loss_BT.shape)
+    loss_BT = weighted(first.loss_BT, route_BT) + weighted(second.loss_BT, 1.0 - route_BT)
+    weight_BT = jnp.where(route_BT > 0, first.weight_BT, second.weight_BT)
+    return Part(loss_BT, weight_BT, second.metrics)

@@ -1,0 +1,213 @@
+"""How far the student is from its target: the divergence, on which support, and clipped how."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxdistill import losses
+from jaxdistill.objectives.positions import Epistemic, Positions, require
+
+# ----------------------------------------------------------------------------------- divergences
+
+
+@dataclass(frozen=True)
+class ForwardKL:
+    """KL(T||S): covers everything the teacher might say.
+
+    `entry_clip` cuts every token's term at so many nats (OPSD: 0.05), so that "Wait" cannot
+    dominate; it equalises the suppression rather than removing it.
+    """
+
+    entry_clip: float | None = None
+
+
+@dataclass(frozen=True)
+class ReverseKL:
+    """KL(S||T): equation 1 of the paper. `entry_clip` as in `ForwardKL`."""
+
+    entry_clip: float | None = None
+
+
+@dataclass(frozen=True)
+class JensenShannon:
+    """`losses.jensen_shannon`: between the two; the released runs' choice, at 0.5.
+
+    `normalize` makes the family continuous in alpha. `entry_clip` as in `ForwardKL`.
+    """
+
+    alpha: float = 0.5
+    normalize: bool = False
+    entry_clip: float | None = None
+
+    def __post_init__(self) -> None:
+        require(0 <= self.alpha <= 1, "JensenShannon.alpha", "from 0 to 1", self.alpha)
+
+
+@dataclass(frozen=True)
+class EntropySwitchedKL:
+    """KL(S||T), and KL(T||S) added where the target's entropy exceeds `threshold` nats.
+
+    Mode seeking costs diversity where the teacher itself is undecided (arXiv 2603.07079).
+    """
+
+    threshold: float = 0.672
+
+
+@dataclass(frozen=True)
+class ScoreFunctionReverseKL:
+    """KL(S||T) whose gradient keeps no teacher-free term on a truncated support
+
+    (`losses.score_function_reverse_kl`; arXiv 2605.11182).
+    """
+
+
+@dataclass(frozen=True)
+class SampledReverseKL:
+    """The sampled token's k1 with the score function's gradient: cheapest, noisiest.
+
+    Here alone the loss depends on what was sampled, so that weights which look at the sampled
+    token decide what is learnt. The support is not read.
+    """
+
+
+@dataclass(frozen=True)
+class SampledK3:
+    """The sampled token's k3 (`losses.k3`); its gradient's mean is KL(T||S)'s."""
+
+
+Divergence = (
+    ForwardKL
+    | ReverseKL
+    | JensenShannon
+    | EntropySwitchedKL
+    | ScoreFunctionReverseKL
+    | SampledReverseKL
+    | SampledK3
+)
+
+
+def divergence_of(
+    divergence: Divergence,
+    support: "Support",
+    student_logp_BTV: Float[Array, "B T V"],
+    target_logp_BTV: Float[Array, "B T V"],
+    positions: Positions,
+    always_ids: tuple[int, ...],
+) -> Float[Array, "B T"]:
+    """The divergence at each position, in nats; `always_ids` stay in a truncated support."""
+    if isinstance(divergence, SampledReverseKL | SampledK3):
+        estimator = {SampledReverseKL: losses.sampled_reverse_kl, SampledK3: losses.k3}
+        pair = positions.of_token(student_logp_BTV), positions.of_token(target_logp_BTV)
+        return estimator[type(divergence)](*pair)
+    student, target = restrict(support, student_logp_BTV, target_logp_BTV, always_ids)
+    match divergence:
+        case ForwardKL(clip):
+            return losses.forward_kl(student, target, clip)
+        case ReverseKL(clip):
+            return losses.reverse_kl(student, target, clip)
+        case JensenShannon(alpha, normalize, clip):
+            return losses.jensen_shannon(student, target, alpha, normalize, clip)
+        case ScoreFunctionReverseKL():
+            return losses.score_function_reverse_kl(student, target)
+        case EntropySwitchedKL(threshold):
+            undecided_BT = losses.entropy(target_logp_BTV) > threshold
+            forward_BT = losses.forward_kl(student, target)
+            return losses.reverse_kl(student, target) + jnp.where(undecided_BT, forward_BT, 0.0)
+
+
+# --------------------------------------------------------------------------------------- support
+
+
+@dataclass(frozen=True)
+class FullVocabulary:
+    """The divergence is summed over every token."""
+
+
+@dataclass(frozen=True)
+class TopC:
+    """The c likeliest tokens of the student, the teacher or each, and with `tail` one bucket more.
+
+    `keep_epistemic` keeps the epistemic ids beside the c others; None does so where the target's
+    epistemic entries matter: else nothing could be learnt about doubt exactly where the student
+    has already lost it.
+    """
+
+    c: int = 100
+    tail: bool = True
+    support: Literal["student", "teacher", "union"] = "student"
+    keep_epistemic: bool | None = None
+
+    def __post_init__(self) -> None:
+        require(self.c >= 1, "TopC.c", "at least 1", self.c)
+        known = self.support in ("student", "teacher", "union")
+        require(known, "TopC.support", "'student', 'teacher' or 'union'", self.support)
+
+
+Support = FullVocabulary | TopC
+
+
+def kept_ids(support: Support, epistemic: Epistemic, reads_epistemic: bool) -> tuple[int, ...]:
+    """The epistemic ids, where the support must not lose them."""
+    if isinstance(support, FullVocabulary):
+        return ()
+    keeps = reads_epistemic if support.keep_epistemic is None else support.keep_epistemic
+    return epistemic.ids if keeps else ()
+
+
+def restrict(
+    support: Support,
+    student_logp: Float[Array, "*batch V"],
+    target_logp: Float[Array, "*batch V"],
+    always_ids: tuple[int, ...],
+) -> tuple[Float[Array, "*batch C"], Float[Array, "*batch C"]]:
+    """Both distributions on the support."""
+    match support:
+        case FullVocabulary():
+            return student_logp, target_logp
+        case TopC(c, tail, whose):
+            return losses.top_c(student_logp, target_logp, c, tail, always_ids, whose)
+
+
+# ------------------------------------------------------------------------------------------ clips
+
+
+@dataclass(frozen=True)
+class ClipPosition:
+    """min(loss, limit): a position above it teaches nothing (RLCSD's token clip)."""
+
+    limit: float = 0.05
+
+    def __post_init__(self) -> None:
+        require(self.limit > 0, "ClipPosition.limit", "above 0", self.limit)
+
+
+@dataclass(frozen=True)
+class SmoothClip:
+    """`losses.smooth_clip_tanh` or `smooth_clip_rational`: bounded, with a gradient everywhere.
+
+    The rational form is for losses that are never negative.
+    """
+
+    limit: float = 1.0
+    form: Literal["tanh", "rational"] = "tanh"
+
+    FORMS: ClassVar = {"tanh": losses.smooth_clip_tanh, "rational": losses.smooth_clip_rational}
+
+    def __post_init__(self) -> None:
+        require(self.limit > 0, "SmoothClip.limit", "above 0", self.limit)
+        require(self.form in self.FORMS, "SmoothClip.form", "'tanh' or 'rational'", self.form)
+
+
+Clip = ClipPosition | SmoothClip
+
+
+def clipped(clip: Clip | None, loss_BT: Float[Array, "B T"]) -> Float[Array, "B T"]:
+    match clip:
+        case None:
+            return loss_BT
+        case ClipPosition(limit):
+            return losses.clip_position(loss_BT, limit)
+        case SmoothClip(limit, form):
+            return SmoothClip.FORMS[form](loss_BT, limit)

@@ -1,0 +1,87 @@
+"""Corrections for samples that an older, or a differently rounded, policy drew."""
+
+from dataclasses import dataclass
+from typing import Literal, TypeGuard
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxdistill import losses
+from jaxdistill.objectives.positions import Positions, Weighted, everywhere, require
+
+
+@dataclass(frozen=True)
+class RolloutCorrection:
+    """The decoupled correction: pi_old(y) / pi_rollout(y), apart from pi(y) / pi_old(y).
+
+    pi_old is the policy before the update as this step scores it, pi_rollout what the sampler
+    reported: they differ by the sampler's rounding. The weight is cut at `clip`; with `two_sided`
+    it is 0 outside [1/clip, clip] instead (IcePop). `level="sequence"` takes the product over the
+    completion. One update follows each batch of samples, so pi is pi_old, and that ratio is 1.
+    """
+
+    clip: float = 2.0
+    level: Literal["token", "sequence"] = "token"
+    two_sided: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.clip > 1, "RolloutCorrection.clip", "above 1", self.clip)
+        known = self.level in ("token", "sequence")
+        require(known, "RolloutCorrection.level", "'token' or 'sequence'", self.level)
+
+
+def is_of_sequences(correction: RolloutCorrection | None) -> TypeGuard[RolloutCorrection]:
+    return correction is not None and correction.level == "sequence"
+
+
+def rollout_log_ratio(positions: Positions) -> Float[Array, "B T"]:
+    """log pi_old(y) - log pi_rollout(y)."""
+    token_logp_BT = positions.of_token(positions.student_logp_BTV)
+    return jax.lax.stop_gradient(token_logp_BT) - positions.sampled.behaviour_logp_BT
+
+
+def rollout_weight(
+    correction: RolloutCorrection, log_ratio: Float[Array, "*batch"]
+) -> Float[Array, "*batch"]:
+    ratio = jnp.exp(losses.clip_log_ratio(log_ratio))
+    if correction.two_sided:
+        is_near = (ratio <= correction.clip) & (ratio >= 1 / correction.clip)
+        return jnp.where(is_near, ratio, 0.0)
+    return jnp.minimum(ratio, correction.clip)
+
+
+def token_rollout_weight(
+    correction: RolloutCorrection | None, positions: Positions
+) -> Float[Array, "B T"] | float:
+    """The correction's weight where it looks at one token; 1 for none, or one of sequences."""
+    if correction is None or correction.level == "sequence":
+        return 1.0
+    return rollout_weight(correction, rollout_log_ratio(positions))
+
+
+def sequence_rollout_weight(
+    correction: RolloutCorrection, log_ratio_BT: Float[Array, "B T"], counts_BT: Array
+) -> Float[Array, "B T"]:
+    """The same weight all along a row, from the sum of its log-ratios."""
+    total_B1 = jnp.sum(jnp.where(counts_BT, log_ratio_BT, 0.0), axis=1, keepdims=True)
+    return jnp.broadcast_to(rollout_weight(correction, total_B1), log_ratio_BT.shape)
+
+
+def policy_ratio(positions: Positions, correction: RolloutCorrection | None) -> Float[Array, "B T"]:
+    """pi(y) / pi_old(y), by the sampler's own log-probs unless they are corrected for apart."""
+    token_logp_BT = positions.of_token(positions.student_logp_BTV)
+    old_BT = jnp.asarray(positions.sampled.behaviour_logp_BT)
+    if correction is not None:
+        old_BT = jax.lax.stop_gradient(token_logp_BT)
+    return losses.importance_ratio(token_logp_BT, old_BT)
+
+
+def ratio_metrics(ratio_BT: Array, is_clipped_BT: Array) -> dict[str, Weighted]:
+    """Mean, second moment (1 / it is the effective share of samples) and clipped share."""
+    values = {
+        "importance_ratio": ratio_BT,
+        "importance_ratio_squared": ratio_BT**2,
+        "clipped": is_clipped_BT.astype(jnp.float32),
+    }
+    return {name: everywhere(value) for name, value in values.items()}

@@ -1,0 +1,44 @@
+"""What every step reports of student, teacher and reference, whatever the objective."""
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxdistill import losses
+from jaxdistill.objectives.positions import Epistemic, Part, Positions, Weighted, everywhere
+
+
+def observe(positions: Positions, epistemic: Epistemic, part: Part) -> dict[str, Weighted]:
+    """Each metric as a value and a weight per position; those of the teacher count distilled rows
+    alone, since the others' teacher saw nothing.
+    """
+    student, reference = positions.student_logp_BTV, positions.reference_logp_BTV
+    is_epistemic_BT = epistemic.holds(positions.sampled.tokens_BT).astype(jnp.float32)
+    size_BT = jnp.abs(part.loss_BT)
+    student_bins = losses.epistemic_bins(student, epistemic.is_member_V)
+    metrics = {
+        "epistemic_mass_student": everywhere(jnp.exp(student_bins[..., 0])),
+        "epistemic_sampled": everywhere(is_epistemic_BT),
+        "entropy_student": everywhere(losses.entropy(student)),
+        "kept": everywhere((part.weight_BT != 0).astype(jnp.float32)),
+        "loss_share_epistemic": Weighted(is_epistemic_BT, size_BT),
+    }
+    if positions.teacher_logp_BTV is not None:
+        metrics |= observe_teacher(positions, epistemic, student_bins)
+    if reference is not None:
+        metrics["epistemic_mass_reference"] = everywhere(epistemic.mass(reference))
+    return metrics
+
+
+def observe_teacher(
+    positions: Positions, epistemic: Epistemic, student_bins: Array
+) -> dict[str, Weighted]:
+    student, teacher = positions.student_logp_BTV, positions.teacher
+    teacher_bins = losses.epistemic_bins(teacher, epistemic.is_member_V)
+    values = {
+        "epistemic_mass_teacher": jnp.exp(teacher_bins[..., 0]),
+        "entropy_teacher": losses.entropy(teacher),
+        "kl_teacher": losses.forward_kl(student, teacher),
+        "mass_kl": losses.bernoulli_kl(teacher_bins, student_bins),
+    }
+    taught_BT = jnp.ones_like(teacher[..., 0]) * (positions.rows.taught_B > 0)[:, None]
+    return {name: Weighted(value, taught_BT) for name, value in values.items()}

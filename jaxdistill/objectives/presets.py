@@ -1,0 +1,98 @@
+"""Objectives by name; each is a visible choice of parts. `docs/papers.md` has the equations."""
+
+from collections.abc import Callable
+
+from jaxdistill.objectives.combined import Routed
+from jaxdistill.objectives.distill import Distill
+from jaxdistill.objectives.divergences import ForwardKL, FullVocabulary, SampledReverseKL
+from jaxdistill.objectives.policy_gradient import GRPO, RLCSD, RLSD
+from jaxdistill.objectives.targets import (
+    AmplifyEpistemic,
+    AnchorEpistemicMass,
+    DropEpistemicSlice,
+)
+from jaxdistill.objectives.weights import (
+    EntropyWeight,
+    FlipSampledEpistemic,
+    MaskSampledEpistemic,
+    SuppressionGate,
+)
+
+
+def sdpo() -> Distill:
+    """The paper's self-distillation, which suppresses doubt."""
+    return Distill()
+
+
+def opsd() -> Distill:
+    """Forward KL over the whole vocabulary, each token's term cut at 0.05 nats; a token mean."""
+    return Distill(
+        divergence=ForwardKL(entry_clip=0.05), support=FullVocabulary(), reduction="token"
+    )
+
+
+def epi_mask() -> Distill:
+    """The sampled-token loss without the positions whose sampled token is epistemic.
+
+    On `sdpo`'s divergence the same mask protects almost nothing; see `MaskSampledEpistemic`.
+    """
+    return Distill(divergence=SampledReverseKL(), weights=(MaskSampledEpistemic(),))
+
+
+def epi_gate() -> Distill:
+    """`sdpo` without the positions where the teacher would suppress doubt."""
+    return Distill(weights=(SuppressionGate(),))
+
+
+def epi_slice() -> Distill:
+    """`sdpo` over the other tokens alone: epistemic logits get no gradient."""
+    return Distill(target=DropEpistemicSlice())
+
+
+def epi_anchor() -> Distill:
+    """`sdpo` towards a teacher that doubts as much as the reference does."""
+    return Distill(target=AnchorEpistemicMass())
+
+
+def epi_floor() -> Distill:
+    """`sdpo` towards a teacher that doubts at least as much as the reference does."""
+    return Distill(target=AnchorEpistemicMass(mode="floor"))
+
+
+def epi_amplify() -> Distill:
+    """`sdpo` towards a teacher whose doubt is amplified where it would suppress the reference's."""
+    return Distill(target=AmplifyEpistemic())
+
+
+def anti_e() -> Distill:
+    """The sampled-token loss with its sign flipped on epistemic tokens: doubt is reinforced."""
+    return Distill(divergence=SampledReverseKL(), weights=(FlipSampledEpistemic(),))
+
+
+def rlsd() -> GRPO:
+    """GRPO whose credit the teacher's likelihood ratio scales."""
+    return GRPO(credit=RLSD())
+
+
+def rlcsd() -> GRPO:
+    """GRPO with a contrast of right and wrong contexts where they disagree."""
+    return GRPO(credit=RLCSD())
+
+
+def srpo() -> Routed:
+    """GRPO for what is right; for what is wrong `sdpo`, less where the teacher is undecided."""
+    return Routed(distill=Distill(weights=(EntropyWeight(),)))
+
+
+def grpo() -> GRPO:
+    """The paper's reinforcement-learning baseline."""
+    return GRPO()
+
+
+PRESETS: dict[str, Callable[[], Distill | GRPO | Routed]] = {
+    preset.__name__: preset
+    for preset in (
+        sdpo, opsd, epi_mask, epi_gate, epi_slice, epi_anchor, epi_floor, epi_amplify, anti_e,
+        rlsd, rlcsd, srpo, grpo,
+    )
+}  # fmt: skip

@@ -1,0 +1,75 @@
+"""Random positions and whole-objective losses for the tests of this folder."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdistill import losses
+from jaxdistill.objectives import Positions, Rows, Sampled, make_objective
+
+B, T, V = 2, 3, 12
+IDS = (2, 5, 7)
+MEMBER = np.isin(np.arange(V), IDS)
+TOKENS = jnp.array([[2, 0, 1], [11, 7, 3]])
+
+
+def logits(seed, scale=1.5):
+    return jnp.asarray(np.random.default_rng(seed).normal(scale=scale, size=(B, T, V)), jnp.float32)
+
+
+def logp_of(seed):
+    return jax.nn.log_softmax(logits(seed))
+
+
+def positions(student=0, teacher=1, reference=2, contrast=3, **changes):
+    """Seeds of the four networks; `changes` replace fields of Positions, Sampled or Rows."""
+    student_logp, *others = (logp_of(seed) for seed in (student, teacher, reference, contrast))
+    behaviour = losses.take_token(student_logp, TOKENS) - 0.1
+    index_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
+    sampled = Sampled(TOKENS, behaviour, index_BT)
+    ones_B = jnp.ones(B)
+    rows = Rows(
+        jnp.array([0.5, -0.5]), jnp.array([1.0, 0.0]), ones_B, jnp.full(B, T), jnp.zeros(B, int)
+    )
+    inner = {name: value for name, value in changes.items() if name not in Positions._fields}
+    sampled = sampled._replace(**{n: v for n, v in inner.items() if n in Sampled._fields})
+    rows = rows._replace(**{n: v for n, v in inner.items() if n in Rows._fields})
+    made = Positions(student_logp, *others, sampled, rows)
+    return made._replace(**{n: v for n, v in changes.items() if n in Positions._fields})
+
+
+def loss_of_logits(objective, given, ids=IDS):
+    """The sum over positions as a function of the student's logits."""
+    evaluate = make_objective(objective, ids)
+
+    def total(student_logits):
+        student_logp = jax.nn.log_softmax(student_logits)
+        return jnp.sum(evaluate(given._replace(student_logp_BTV=student_logp))[0])
+
+    return total
+
+
+def value_and_gradient(objective, given=None, ids=IDS):
+    """(loss_BT, gradient of its sum in the student's logits)."""
+    given = positions() if given is None else given
+    loss_BT = make_objective(objective, ids)(given)[0]
+    student_logits = given.student_logp_BTV  # log-probabilities are logits
+    return loss_BT, jax.grad(loss_of_logits(objective, given, ids))(student_logits)
+
+
+def assert_same(first, second, given=None, ids=IDS, exact=False):
+    """Two objectives with equal values and gradients."""
+    for a, b in zip(value_and_gradient(first, given, ids), value_and_gradient(second, given, ids)):
+        if exact:
+            np.testing.assert_array_equal(a, b)
+        else:
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6)
+
+
+def mass(logp):
+    return np.exp(np.asarray(logp, np.float64))[..., MEMBER].sum(-1)
+
+
+def entropy(logp):
+    P = np.exp(np.asarray(logp, np.float64))
+    return -(P * np.log(np.where(P > 0, P, 1))).sum(-1)

@@ -1,0 +1,519 @@
+"""The assembled objectives: they reduce to their base, protect what they say, and match NumPy."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from made_positions import IDS, MEMBER, B, T, V, assert_same, loss_of_logits, mass, positions
+
+from jaxdistill import losses
+from jaxdistill.errors import UserError
+from jaxdistill.objectives import (
+    GRPO,
+    PRESETS,
+    RLCSD,
+    RLSD,
+    AmplifyEpistemic,
+    AmplifySampledEpistemic,
+    AnchorEpistemicMass,
+    AntiSD,
+    Barycentre,
+    ClipPosition,
+    Contrasted,
+    ContrastMask,
+    CrossEntropy,
+    DirectionAdaptive,
+    Distill,
+    DropEpistemicSlice,
+    EntropyGate,
+    EntropySwitchedKL,
+    FixedEpistemicMass,
+    FlipSampledEpistemic,
+    ForkingTokens,
+    ForwardKL,
+    FullVocabulary,
+    JensenShannon,
+    MaskSampledEpistemic,
+    MassPenalty,
+    Mixed,
+    PerTokens,
+    PositionSlope,
+    Purified,
+    ReferenceK3,
+    ReferenceKL,
+    ReverseKL,
+    RolloutCorrection,
+    Routed,
+    SampledK3,
+    SampledReverseKL,
+    SampledSuppressionGate,
+    ScoreFunctionReverseKL,
+    SkipFirst,
+    SmoothClip,
+    SuppressionGate,
+    SuppressUnlikely,
+    TokenImportance,
+    TopC,
+    make_objective,
+    needs_contrast,
+    needs_reference,
+    needs_teacher,
+    needs_whole_batch,
+)
+
+# Every choice of the catalogue stands in at least one of these.
+CATALOGUE = {
+    **{name: preset() for name, preset in PRESETS.items()},
+    "forward": Distill(divergence=ForwardKL(), support=FullVocabulary()),
+    "reverse, teacher's top": Distill(divergence=ReverseKL(), support=TopC(4, support="teacher")),
+    "union, no tail": Distill(support=TopC(3, tail=False, support="union")),
+    "normalised, clipped": Distill(
+        divergence=JensenShannon(0.3, normalize=True), clip=ClipPosition(1.0)
+    ),
+    "smoothly clipped": Distill(clip=SmoothClip(0.5, "rational")),
+    "switched": Distill(divergence=EntropySwitchedKL(1.5)),
+    "score function": Distill(divergence=ScoreFunctionReverseKL(), support=TopC(4)),
+    "k3": Distill(divergence=SampledK3()),
+    "fixed mass": Distill(target=FixedEpistemicMass(0.1)),
+    "weighted slice": Distill(target=DropEpistemicSlice(weighted=True)),
+    "anchor, reference's shape": Distill(target=AnchorEpistemicMass("mix", 0.5, "reference")),
+    "amplified by entropy": Distill(target=AmplifyEpistemic(2.0, "entropy")),
+    "barycentre": Distill(target=Barycentre(0.5, "student", 0.3)),
+    "barycentre on E": Distill(target=Barycentre(0.2, only_epistemic=True)),
+    "purified": Distill(target=Purified()),
+    "contrasted": Distill(target=Contrasted(0.5)),
+    "amplified samples": Distill(weights=(AmplifySampledEpistemic(),)),
+    "soft gate": Distill(weights=(SuppressionGate(0.01, softness=0.02),)),
+    "relative gate": Distill(weights=(SuppressionGate(0.1, relative=True),)),
+    "sampled gate": Distill(divergence=SampledReverseKL(), weights=(SampledSuppressionGate(),)),
+    "entropy gate": Distill(weights=(EntropyGate("reference", "above", 1.5, 0.1),)),
+    "two weights": Distill(weights=(SkipFirst(1), PositionSlope(0.5))),
+    "direction": Distill(divergence=SampledReverseKL(), weights=(DirectionAdaptive(1.8),)),
+    "importance": Distill(weights=(TokenImportance(),)),
+    "contrast mask": Distill(weights=(ContrastMask(),)),
+    "forks": Distill(weights=(ForkingTokens(0.5),), normalizer="kept"),
+    "penalty": Distill(terms=(MassPenalty(0.5), ReferenceK3())),
+    "anchored grpo": GRPO(terms=(ReferenceKL(0.1, "forward", only_epistemic=True),)),
+    "anti": GRPO(credit=AntiSD()),
+    "anti on E": GRPO(credit=AntiSD(only_epistemic=True)),
+    "protected rlsd": GRPO(credit=RLSD(protect_epistemic=True)),
+    "teacher-free": GRPO(credit=SuppressUnlikely()),
+    "corrected": Distill(rollout_correction=RolloutCorrection(two_sided=True)),
+    "mixed": Mixed(),
+    "cross-entropy": CrossEntropy(),
+}
+in_catalogue = pytest.mark.parametrize("objective", CATALOGUE.values(), ids=CATALOGUE.keys())
+DIVERGENCES = [ForwardKL(), ReverseKL(), JensenShannon()]
+SUPPORTS = [FullVocabulary(), TopC(c=4), TopC(c=4, tail=False), TopC()]
+
+EPISTEMIC = {  # what is epistemic about it, in turn with its base
+    "mask": ({"weights": (MaskSampledEpistemic(),)}, {}),
+    "amplify samples": ({"weights": (AmplifySampledEpistemic(),)}, {}),
+    "flip": ({"weights": (FlipSampledEpistemic(),)}, {}),
+    "gate": ({"weights": (SuppressionGate(),)}, {}),
+    "relative gate": ({"weights": (SuppressionGate(0.1, relative=True),)}, {}),
+    "sampled gate": ({"weights": (SampledSuppressionGate(),)}, {}),
+    "slice": ({"target": DropEpistemicSlice()}, {}),
+    "weighted slice": ({"target": DropEpistemicSlice(weighted=True)}, {}),
+    "anchor": ({"target": AnchorEpistemicMass()}, {}),
+    "floor": ({"target": AnchorEpistemicMass("floor")}, {}),
+    "fixed": ({"target": FixedEpistemicMass()}, {}),
+    "amplify": ({"target": AmplifyEpistemic()}, {}),
+    "barycentre on E": ({"target": Barycentre(only_epistemic=True)}, {}),
+    "penalty": ({"terms": (MassPenalty(),)}, {}),
+    "anchor of E": ({"terms": (ReferenceKL(1.0, only_epistemic=True),)}, {}),
+}
+
+
+# ------------------------------------------------------------------------------------ reductions
+
+
+@pytest.mark.parametrize("support", SUPPORTS, ids=str)
+@pytest.mark.parametrize("change", [c for c, _ in EPISTEMIC.values()], ids=EPISTEMIC.keys())
+def test_with_no_epistemic_ids_every_variant_is_its_base_bit_for_bit(change, support):
+    base = Distill(support=support)
+    assert_same(dataclasses.replace(base, **change), base, ids=(), exact=True)
+
+
+def test_with_no_epistemic_ids_credit_restricted_to_them_is_plain_grpo_bit_for_bit():
+    assert_same(GRPO(credit=AntiSD(only_epistemic=True)), GRPO(), ids=(), exact=True)
+    protected = GRPO(credit=RLSD(protect_epistemic=True))
+    assert_same(protected, GRPO(credit=RLSD()), ids=(), exact=True)
+    assert_same(PRESETS["anti_e"](), PRESETS["epi_mask"](), ids=(), exact=True)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES, ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights": (SuppressionGate(0.0),)},
+        {"weights": (SuppressionGate(0.0, relative=True),)},
+        {"weights": (SampledSuppressionGate(),)},
+        {"weights": (AmplifySampledEpistemic(0.0),)},
+        *({"target": AnchorEpistemicMass(mode, shape=shape)}
+          for mode in ("ref", "floor") for shape in ("teacher", "reference")),
+        {"target": AmplifyEpistemic(3.0, "suppressed")},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_teacher_that_doubts_as_the_reference_makes_gate_and_anchor_the_base_bit_for_bit(
+    change, divergence
+):
+    base = Distill(divergence=divergence, support=FullVocabulary())
+    given = positions(teacher=1, reference=1)
+    variant = dataclasses.replace(base, **change)
+    is_exact = not isinstance(change.get("target"), AmplifyEpistemic)
+    assert_same(variant, base, given, exact=is_exact)
+
+
+def test_choices_at_their_neutral_value_are_the_base():
+    base = Distill(support=FullVocabulary())
+    neutral = [
+        {"weights": (SuppressionGate(threshold=1.0),)},
+        {"weights": (AmplifySampledEpistemic(0.0, False),)},
+        {"weights": (EntropyGate(threshold=99.0),)},
+        {"weights": (EntropyGate("student", "above", -1.0),)},
+        {"weights": (DirectionAdaptive(99.0),)},
+        {"weights": (TokenImportance(0.0, 0.0),)},
+        {"weights": (PositionSlope(0.0),)},
+        {"weights": (SkipFirst(0),)},
+        {"weights": (ContrastMask(0.0),)},
+        {"target": AnchorEpistemicMass(mode="mix", mix=0.0)},
+        {"target": AmplifyEpistemic(0.0)},
+        {"target": Barycentre(1.0)},
+        {"target": Contrasted(0.0)},
+        {"clip": ClipPosition(99.0)},
+        {"terms": (MassPenalty(0.0), ReferenceKL(0.0), ReferenceK3(0.0))},
+        {"divergence": JensenShannon(entry_clip=99.0)},
+    ]
+    for change in neutral:
+        assert_same(dataclasses.replace(base, **change), base)
+    assert_same(GRPO(credit=RLSD(strength=0.0)), GRPO())
+    assert_same(GRPO(credit=AntiSD(strength=0.0)), GRPO())
+
+
+def test_the_papers_objective_is_the_jensen_shannon_of_the_students_top_c_and_a_tail():
+    given = positions()
+    given = positions(behaviour_logp_BT=given.of_token(given.student_logp_BTV))
+    loss_BT, _ = make_objective(Distill(support=TopC(c=4)), IDS)(given)
+    pair = losses.top_c(given.student_logp_BTV, given.teacher_logp_BTV, 4)
+    np.testing.assert_array_equal(loss_BT, losses.jensen_shannon(*pair, 0.5))
+
+
+def test_presets_are_what_the_paper_and_their_names_say():
+    sdpo, grpo = PRESETS["sdpo"](), PRESETS["grpo"]()
+    assert sdpo == Distill(JensenShannon(0.5), TopC(100, tail=True), importance_clip=2.0)
+    assert sdpo.reduction == grpo.reduction == "sequence"
+    assert grpo == GRPO(clip_low=0.2, clip_high=0.28, dual_clip=3.0, normalize_std=False)
+    assert set(PRESETS) == {
+        "sdpo", "opsd", "epi_mask", "epi_gate", "epi_slice", "epi_anchor", "epi_floor",
+        "epi_amplify", "anti_e", "rlsd", "rlcsd", "srpo", "grpo",
+    }  # fmt: skip
+
+
+def test_objectives_say_which_networks_they_need():
+    def needs(name):
+        objective = CATALOGUE[name]
+        asked = needs_teacher(objective), needs_reference(objective), needs_contrast(objective)
+        return "".join(letter for letter, is_asked in zip("TRC", asked) if is_asked)
+
+    expected = {
+        "sdpo": "T", "opsd": "T", "epi_mask": "T", "epi_gate": "TR", "epi_slice": "T",
+        "epi_anchor": "TR", "epi_floor": "TR", "epi_amplify": "TR", "anti_e": "T", "rlsd": "T",
+        "rlcsd": "TC", "srpo": "T", "grpo": "", "purified": "TRC", "contrasted": "TC",
+        "barycentre": "T", "barycentre on E": "TR", "penalty": "TR", "anchored grpo": "R",
+        "teacher-free": "", "mixed": "T", "cross-entropy": "",
+    }  # fmt: skip
+    assert {name: needs(name) for name in expected} == expected
+    of_batch = {name for name, objective in CATALOGUE.items() if needs_whole_batch(objective)}
+    assert of_batch == {"rlcsd", "srpo", "forks"}
+
+
+# ------------------------------------------------------------------------------------ R1, R2, R3
+
+
+def probabilities(mass, seed):
+    """Random over V words, with `mass` on the epistemic ones."""
+    p = np.random.default_rng(seed).dirichlet(np.ones(V))
+    p[MEMBER] *= mass / p[MEMBER].sum()
+    p[~MEMBER] *= (1 - mass) / p[~MEMBER].sum()
+    return p
+
+
+def every_sample(student, teacher):
+    """One position for each word that could be sampled."""
+    wide = (1, V, V)
+    S, P = (jnp.log(jnp.asarray(p, jnp.float32)) for p in (student, teacher))
+    given = positions()
+    sampled = given.sampled._replace(
+        tokens_BT=jnp.arange(V)[None], behaviour_logp_BT=S[None], index_BT=jnp.arange(V)[None]
+    )
+    return given._replace(
+        student_logp_BTV=jnp.broadcast_to(S, wide), teacher_logp_BTV=jnp.broadcast_to(P, wide),
+        reference_logp_BTV=None, contrast_logp_BTV=None, sampled=sampled,
+        rows=jax.tree.map(lambda x: x[:1], given.rows),
+    )  # fmt: skip
+
+
+def suppression(objective, student, teacher):
+    """How fast a step lowers the epistemic logits, in expectation over the sampled word."""
+    given, chance = every_sample(student, teacher), jnp.asarray(student, jnp.float32)
+    evaluate = make_objective(objective, IDS)
+
+    def expected_loss(student_logits):
+        student_logp = jnp.broadcast_to(jax.nn.log_softmax(student_logits), (1, V, V))
+        return jnp.sum(chance * evaluate(given._replace(student_logp_BTV=student_logp))[0][0])
+
+    return jax.grad(expected_loss)(jnp.log(chance))[jnp.array(IDS)].sum()
+
+
+def pure_suppression(student, mass):
+    """A teacher that differs in the epistemic mass alone."""
+    teacher = student.copy()
+    teacher[MEMBER] *= mass / student[MEMBER].sum()
+    teacher[~MEMBER] *= (1 - mass) / student[~MEMBER].sum()
+    return teacher
+
+
+@pytest.mark.parametrize(
+    ("m_S", "m_T", "sampled", "full"),
+    [(0.05, 0.002, 0.015, 0.95), (0.3, 0.02, 0.111, 0.7), (0.6, 0.1, 0.312, 0.4)],
+)
+def test_masking_sampled_doubt_protects_the_sampled_token_loss_and_hardly_the_full_one(
+    m_S, m_T, sampled, full
+):
+    """R1 of the loss catalogue: the suppression that remains, by enumeration."""
+    student = probabilities(m_S, seed=0)
+    teacher = pure_suppression(student, m_T)
+    for divergence, retained in ((SampledReverseKL(), sampled), (ReverseKL(), full)):
+        base = Distill(divergence=divergence, support=FullVocabulary(), importance_clip=None)
+        masked = dataclasses.replace(base, weights=(MaskSampledEpistemic(),))
+        ratio = suppression(masked, student, teacher) / suppression(base, student, teacher)
+        np.testing.assert_allclose(ratio, retained, atol=6e-4)  # the table has three digits
+
+
+def test_a_dropped_slice_leaves_epistemic_logits_alone_and_still_moves_their_mass():
+    """R2: dm_S/d(step) = m_S sum_v S_v g_v, which is not zero."""
+    objective = Distill(target=DropEpistemicSlice(), support=FullVocabulary())
+    given = positions()
+    gradient = jax.grad(loss_of_logits(objective, given))(given.student_logp_BTV)
+    # Zero but for the rounding of the softmax's own sum over V terms of size 0.1.
+    np.testing.assert_allclose(gradient[..., MEMBER], 0, atol=2e-8)
+    assert np.abs(gradient[..., ~MEMBER]).max() > 1e-2
+    np.testing.assert_allclose(gradient.sum(-1), 0, atol=1e-6)
+    S = np.exp(np.asarray(given.student_logp_BTV, np.float64))
+    step = 1e-3
+    moved = jax.nn.log_softmax(given.student_logp_BTV - step * gradient)
+    predicted = step * mass(given.student_logp_BTV) * (S * np.float64(gradient)).sum(-1)
+    assert np.abs(predicted).min() > 1e-7
+    np.testing.assert_allclose(mass(moved) - mass(given.student_logp_BTV), predicted, atol=2e-7)
+
+
+def test_the_mass_metric_is_the_first_term_of_the_exact_chain_rule():
+    """R3: KL(T||S) = kl(m_T, m_S) + m_T KL(T_E||S_E) + (1 - m_T) KL(T_nE||S_nE)."""
+    given = positions()
+    metrics = make_objective(Distill(), IDS)(given)[1]
+    S, P = (np.exp(np.asarray(x, np.float64)) for x in given[:2])
+    rest = 0.0
+    for side in (MEMBER, ~MEMBER):
+        m = P[..., side].sum(-1)
+        shapes = (x[..., side] / x[..., side].sum(-1, keepdims=True) for x in (P, S))
+        p, s = shapes
+        rest = rest + m * (p * np.log(p / s)).sum(-1)
+    total = metrics["mass_kl"].value_BT + rest
+    np.testing.assert_allclose(metrics["kl_teacher"].value_BT, total, rtol=1e-5)
+
+
+# --------------------------------------------------------------------------- gradients and metrics
+
+
+@in_catalogue
+def test_gradients_reach_the_student_alone(objective):
+    def total(*networks):
+        given = positions()
+        loss_BT, metrics = make_objective(objective, IDS)(
+            given._replace(**dict(zip(given._fields, networks)))
+        )
+        return jnp.sum(loss_BT) + sum(map(jnp.sum, jax.tree.leaves(metrics)))
+
+    gradients = jax.grad(total, argnums=(0, 1, 2, 3))(*positions()[:4])
+    assert np.abs(gradients[0]).max() > 0
+    for constant in gradients[1:]:
+        np.testing.assert_array_equal(constant, 0)
+
+
+@in_catalogue
+def test_every_objective_gives_the_same_under_jit(objective):
+    evaluate = make_objective(objective, IDS)
+    eager, jitted = evaluate(positions()), jax.jit(evaluate)(positions())
+    for a, b in zip(jax.tree.leaves(eager), jax.tree.leaves(jitted)):
+        assert a.shape == (B, T)
+        assert a.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def extreme(kind, seed):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(B, T, V)).astype(np.float32)
+    if kind == "one-hot":
+        logits = np.float32(80.0) * np.eye(V, dtype=np.float32)[rng.integers(0, V, (B, T))]
+    elif kind == "uniform":
+        logits = np.zeros_like(logits)
+    elif kind == "masked":  # the same words are impossible for all, as a padded vocabulary's are
+        logits[..., [4, 8]] = -np.inf
+    logp = jax.nn.log_softmax(logits)
+    return logp.astype(jnp.bfloat16) if kind == "bfloat16" else logp
+
+
+@pytest.mark.parametrize("kind", ["one-hot", "uniform", "masked", "bfloat16"])
+@in_catalogue
+def test_extreme_distributions_give_finite_losses_metrics_and_gradients(objective, kind):
+    tokens = jnp.array([[2, 0, 1], [11, 7, 3]])  # none that is impossible
+    networks = [extreme(kind, seed) for seed in range(4)]
+    given = positions()._replace(**dict(zip(positions()._fields, networks)))
+    given = given._replace(
+        sampled=given.sampled._replace(tokens_BT=tokens, behaviour_logp_BT=jnp.full((B, T), -2.0))
+    )
+    evaluate = make_objective(objective, IDS)
+
+    def total(student_logits):
+        student_logp = jax.nn.log_softmax(student_logits.astype(jnp.float32))
+        student_logp = student_logp.astype(networks[0].dtype)
+        loss_BT, metrics = evaluate(given._replace(student_logp_BTV=student_logp))
+        return jnp.sum(loss_BT), (loss_BT, metrics)
+
+    student = networks[0].astype(jnp.float32)
+    gradient, (loss_BT, metrics) = jax.grad(total, has_aux=True)(student)
+    assert np.isfinite(loss_BT).all()
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(metrics))
+    assert np.isfinite(np.where(np.isfinite(student), gradient, 0)).all()
+    if kind == "masked":
+        np.testing.assert_array_equal(gradient[..., [4, 8]], 0)
+
+
+@in_catalogue
+def test_a_padded_vocabulary_changes_nothing(objective):
+    # Rows of the embedding beyond the tokenizer: the model gives them no probability to speak of.
+    if objective in (CATALOGUE["teacher-free"], CATALOGUE["importance"]) or "entropy" in str(
+        objective
+    ):
+        pytest.skip("scaled by ln V, which is the embedding's size")
+
+    def pad(logp):
+        return jnp.pad(logp, ((0, 0), (0, 0), (0, 4)), constant_values=-np.inf)
+
+    given = positions()
+    padded = given._replace(**{name: pad(x) for name, x in zip(given._fields, given[:4])})
+    evaluate = make_objective(objective, IDS)
+    for a, b in zip(*(jax.tree.leaves(evaluate(each)) for each in (given, padded))):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6)
+
+
+def test_metrics_equal_a_float64_oracle():
+    given = positions(taught_B=jnp.array([1.0, 0.0]))
+    metrics = make_objective(Distill(), IDS)(given)[1]
+    S, teacher = (np.exp(np.asarray(p, np.float64)) for p in given[:2])
+    m_S, m_T, m_R = (mass(p) for p in given[:3])
+    is_epistemic = np.isin(given.sampled.tokens_BT, IDS)
+    expected = {
+        "epistemic_mass_student": m_S,
+        "epistemic_mass_teacher": m_T,
+        "epistemic_mass_reference": m_R,
+        "epistemic_sampled": is_epistemic,
+        "entropy_student": -(S * np.log(S)).sum(-1),
+        "entropy_teacher": -(teacher * np.log(teacher)).sum(-1),
+        "kl_teacher": (teacher * np.log(teacher / S)).sum(-1),
+        "mass_kl": m_T * np.log(m_T / m_S) + (1 - m_T) * np.log((1 - m_T) / (1 - m_S)),
+        "loss_share_epistemic": is_epistemic,
+        "importance_ratio": np.full((B, T), np.exp(0.1)),
+        "importance_ratio_squared": np.full((B, T), np.exp(0.2)),
+        "clipped": np.zeros((B, T)),
+        "kept": np.ones((B, T)),
+    }
+    assert metrics.keys() == expected.keys()
+    of_teacher = {"epistemic_mass_teacher", "entropy_teacher", "kl_teacher", "mass_kl"}
+    for name, value in expected.items():
+        np.testing.assert_allclose(
+            metrics[name].value_BT, value, rtol=1e-5, atol=2e-6, err_msg=name
+        )
+        # The second row's teacher saw nothing: it is no witness.
+        row_weights = [1, 0] if name in of_teacher else [1, 1]
+        if name != "loss_share_epistemic":
+            np.testing.assert_array_equal(
+                metrics[name].weight_BT, np.broadcast_to(np.array(row_weights)[:, None], (B, T))
+            )
+    loss_BT = make_objective(Distill(), IDS)(given)[0]
+    np.testing.assert_array_equal(metrics["loss_share_epistemic"].weight_BT, np.abs(loss_BT))
+    np.testing.assert_array_equal(loss_BT[1], 0)
+
+
+def test_metrics_of_what_is_not_given_are_left_out():
+    alone = positions(teacher_logp_BTV=None, reference_logp_BTV=None, contrast_logp_BTV=None)
+    metrics = make_objective(CrossEntropy(), IDS)(alone)[1]
+    assert set(metrics) == {
+        "epistemic_mass_student", "epistemic_sampled", "entropy_student", "kept",
+        "loss_share_epistemic",
+    }  # fmt: skip
+    metrics = make_objective(GRPO(), ())(alone)[1]
+    assert set(metrics) >= {"importance_ratio", "clipped"}
+    np.testing.assert_array_equal(metrics["epistemic_mass_student"].value_BT, 0)
+
+
+def test_cross_entropy_is_minus_the_log_probability_of_the_token():
+    given = positions()
+    loss_BT, _ = make_objective(CrossEntropy(), IDS)(given)
+    expected = -np.asarray(given.student_logp_BTV)[
+        np.arange(B)[:, None], np.arange(T), given.sampled.tokens_BT
+    ]
+    np.testing.assert_array_equal(loss_BT, expected)
+
+
+# ---------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: JensenShannon(alpha=1.5), "JensenShannon.alpha"),
+        (lambda: TopC(c=0), "TopC.c"),
+        (lambda: TopC(support="both"), "TopC.support"),
+        (lambda: ClipPosition(0.0), "ClipPosition.limit"),
+        (lambda: SmoothClip(form="hard"), "SmoothClip.form"),
+        (lambda: AnchorEpistemicMass(mode="base"), "AnchorEpistemicMass.mode"),
+        (lambda: AnchorEpistemicMass(mix=-0.1), "AnchorEpistemicMass.mix"),
+        (lambda: AnchorEpistemicMass(shape="student"), "AnchorEpistemicMass.shape"),
+        (lambda: FixedEpistemicMass(1.0), "FixedEpistemicMass.mass"),
+        (lambda: AmplifyEpistemic(where="always"), "AmplifyEpistemic.where"),
+        (lambda: AmplifyEpistemic(max_mass=1.0), "AmplifyEpistemic.max_mass"),
+        (lambda: Barycentre(base="teacher"), "Barycentre.base"),
+        (lambda: SuppressionGate(threshold=-0.1), "SuppressionGate.threshold"),
+        (lambda: EntropyGate(of="contrast"), "EntropyGate.of"),
+        (lambda: ForkingTokens(0.0), "ForkingTokens.fraction"),
+        (lambda: PositionSlope(2.0), "PositionSlope.slope"),
+        (lambda: SkipFirst(-1), "SkipFirst.count"),
+        (lambda: MassPenalty(-1.0), "MassPenalty.strength"),
+        (lambda: ReferenceKL(direction="both"), "ReferenceKL.direction"),
+        (lambda: RolloutCorrection(clip=0.5), "RolloutCorrection.clip"),
+        (lambda: RLSD(clip=1.0), "RLSD.clip"),
+        (lambda: RLCSD(temperature=0.0), "RLCSD.temperature"),
+        (lambda: SuppressUnlikely(threshold=0.0), "SuppressUnlikely.threshold"),
+        (lambda: Distill(importance_clip=0.0), "Distill.importance_clip"),
+        (lambda: Distill(normalizer="some"), "Distill.normalizer"),
+        (lambda: Distill(reduction="mean"), "Distill.reduction"),
+        (lambda: PerTokens(0), "PerTokens.tokens"),
+        (lambda: GRPO(dual_clip=0.5), "GRPO.dual_clip"),
+        (lambda: Mixed(share=1.5), "Mixed.share"),
+        (lambda: Routed(policy_gradient=GRPO(reduction="token")), "Routed.policy_gradient.reduc"),
+        (lambda: CrossEntropy(reduction="mean"), "CrossEntropy.reduction"),
+    ],
+)
+def test_a_setting_out_of_range_is_named(make, field):
+    with pytest.raises(UserError, match=field):
+        make()
+
+
+def test_ids_of_another_tokenizer_are_refused():
+    with pytest.raises(UserError, match=f"151000.*vocabulary of {V}"):
+        make_objective(Distill(), (2, 151000))(positions())

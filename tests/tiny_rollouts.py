@@ -1,0 +1,70 @@
+"""Rollouts by hand, and the experience that they might be of."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from jaxdistill import tokenizer as tokenizers
+from jaxdistill.contexts import Solution
+from jaxdistill.grading import Verdict
+from jaxdistill.policy import Policy
+from jaxdistill.questions import Question, messages
+from jaxdistill.rollouts import Rollouts
+from jaxdistill.sampling import Sampling
+from jaxdistill.tasks import ToyTask, questions_of
+from jaxdistill.teaching import OnPolicy
+
+TASK = ToyTask(count=5)
+QUESTIONS = questions_of(TASK)
+
+
+def experience(**changes: Any) -> OnPolicy:
+    config = OnPolicy(
+        TASK, 2, 3, Sampling(max_new_tokens=8), Solution(), teacher_prompt_multiple=32,
+        completion_multiple=8,
+    )  # fmt: skip
+    return dataclasses.replace(config, **changes)
+
+
+def response(number: int, *words: str) -> str:
+    """Thinking that differs by `number`, then the answer `number`."""
+    return " ".join([*words, str(number), "</think>", "answer", str(number)])
+
+
+def rollouts_of(
+    policy: Policy, groups: list[list[tuple[str, bool]]], questions: list[Question] = QUESTIONS
+) -> Rollouts:
+    """For each question a list of (response, is it right)."""
+    texts = [text for group in groups for text, _ in group]
+    rights = [right for group in groups for _, right in group]
+    num_rollouts = len(groups[0])
+    stop = policy.stop_ids[0]
+    ids = [[*tokens, stop] for tokens in tokenizers.encode(policy.tokenizer, texts)]
+    tokens_BT, mask_BT = tokenizers.right_pad(ids, 0, 1)
+    chats = [messages(question) for question in questions[: len(groups)]]
+    prompts = tokenizers.left_pad(tokenizers.prompt_ids(policy.tokenizer, chats), 0, 16)
+    return Rollouts(
+        list(questions[: len(groups)]), num_rollouts,
+        *(np.repeat(x, num_rollouts, axis=0) for x in prompts),
+        tokens_BT, mask_BT, np.full(tokens_BT.shape, -1.5, np.float32),
+        np.ones(len(texts), bool), texts,
+        [Verdict(right, "match" if right else "wrong answer", "9") for right in rights],
+    )  # fmt: skip
+
+
+LONE = [(response(1), False), (response(2), True), (response(3), False)]  # the second alone wins
+PAIR = [(response(4), True), (response(5), False), (response(6), True)]
+NONE = [(response(7), False), (response(8), False), (response(9), False)]
+ALL = [(response(10), True), (response(11), True), (response(12), True)]
+
+
+def shown(question: Question, text: str) -> str:
+    return (
+        f"{question.prompt}\nCorrect solution:\n\n{text}\n\nCorrectly solve the original question."
+    )
+
+
+def rendered(policy: Policy, ids_BP: np.ndarray, mask_BP: np.ndarray) -> list[str]:
+    """The prompts as text, special tokens included."""
+    return [policy.tokenizer.decode(ids[mask == 1]) for ids, mask in zip(ids_BP, mask_BP)]
