@@ -45,6 +45,7 @@ LEVELS = (
     ("configs", "run", "report"),
     ("study",),
     ("configs.toy_study",),
+    ("configs.toy_presets",),
     ("cli", "notebook"),
     ("__main__",),
 )

@@ -16,7 +16,7 @@ from jaxdistill.errors import UserError
 from jaxdistill.objectives import GRPO, AnchorEpistemicMass, CrossEntropy
 from jaxdistill.train import EMA
 
-STUDIES = {"toy_study": ("quick", "full")}
+STUDIES = {"toy_study": ("quick", "full"), "toy_presets": ("quick", "full")}
 RUNS = [name for name in recipe_names() if name not in STUDIES]
 
 
@@ -148,11 +148,26 @@ def test_the_methods_differ_from_plain_self_distillation_in_one_thing_each():
 
     assert changed("sdpo") == set()
     assert changed("sdpo_ema") == {"teacher"}
-    assert changed("epi_mask") == {"objective.weight"}
-    assert all(path.startswith("objective.weight") for path in changed("epi_gate"))
+    for name in ("epi_mask", "epi_gate"):
+        assert all(path.startswith("objective.weights") for path in changed(name)), name
     assert all(path.startswith("objective.target") for path in changed("epi_anchor"))
     assert isinstance(found["grpo"].objective, GRPO)
     assert found["grpo"].experience.task == parent.experience.task
+
+
+def test_a_preset_is_chosen_by_name_and_may_then_be_changed():
+    from jaxdistill.objectives import GRPO, AnchorEpistemicMass, Distill, epi_anchor
+
+    anchored = load_recipe("toy_selfdistill", ["objective=epi_anchor"])
+    assert anchored.objective == epi_anchor()
+    changed = load_recipe(
+        "toy_selfdistill", ["objective.reduction=token", "objective=epi_anchor()", "seed=3"]
+    )
+    assert changed.objective == Distill(target=AnchorEpistemicMass(), reduction="token")
+    assert changed.seed == 3
+    assert load_recipe("toy_selfdistill", ["objective=grpo"]).objective == GRPO()
+    with pytest.raises(UserError, match="epi_anchr"):
+        load_recipe("toy_selfdistill", ["objective=epi_anchr"])
 
 
 def test_the_full_profile_has_three_seeds_and_its_axes():
