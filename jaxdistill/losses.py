@@ -91,15 +91,18 @@ def jensen_shannon(
 
 
 def _kl_entries(p_logp: Array, q_logp: Array) -> Array:
-    # Where P is zero the term is 0 (log 0 - log Q) = 0; the inner `where`s keep -inf out of the
-    # gradient too, because a masked branch still multiplies its cotangent 0 by inf.
-    p_logp, q_logp = _at_least_float32(p_logp), _at_least_float32(q_logp)
-    has_mass = p_logp > -jnp.inf
-    p, q = jnp.where(has_mass, p_logp, 0.0), jnp.where(has_mass, q_logp, 0.0)
-    return jnp.where(has_mass, jnp.exp(p) * (p - q), 0.0)
+    # 0 where P is zero (or too small for the dtype), infinite where Q alone is. The `where`s keep
+    # -inf out of the gradient too: a masked or clipped branch still multiplies its 0 by inf.
+    p_logp, q_logp = at_least_float32(p_logp), at_least_float32(q_logp)
+    probability = jnp.exp(p_logp)
+    has_mass, is_impossible = probability > 0, q_logp == -jnp.inf
+    is_finite = has_mass & ~is_impossible
+    p, q = jnp.where(is_finite, p_logp, 0.0), jnp.where(is_finite, q_logp, 0.0)
+    return jnp.where(has_mass & is_impossible, jnp.inf, probability * (p - q))
 
 
-def _at_least_float32(logp: Array) -> Array:
+def at_least_float32(logp: Array) -> Array:
+    """Log-probabilities in a dtype fit to be subtracted: bfloat16 has three digits."""
     return logp.astype(jnp.promote_types(logp.dtype, jnp.float32))
 
 
@@ -113,7 +116,7 @@ def _kl(p_logp: Array, q_logp: Array) -> Array:
 
 def log_mix(p_logp: Array, q_logp: Array, alpha: float) -> Array:
     """log((1-alpha) P + alpha Q), elementwise, for 0 < alpha < 1."""
-    p_logp, q_logp = _at_least_float32(p_logp), _at_least_float32(q_logp)
+    p_logp, q_logp = at_least_float32(p_logp), at_least_float32(q_logp)
     has_mass = (p_logp > -jnp.inf) | (q_logp > -jnp.inf)
     p = jnp.where(has_mass, p_logp, 0.0) + np.log1p(-alpha)
     q = jnp.where(has_mass, q_logp, 0.0) + np.log(alpha)
@@ -170,7 +173,7 @@ def sampled_reverse_kl(
     Unbiased for the gradient of KL(S||T) when y is the student's sample; high variance, may be
     negative (Schulman's k1; the token-level policy gradient of SDPO and tinker).
     """
-    k1 = jax.lax.stop_gradient(token_logp - teacher_token_logp)
+    k1 = jax.lax.stop_gradient(log_ratio(token_logp, teacher_token_logp))
     return _with_gradient_of(k1, k1 * token_logp)
 
 
@@ -185,8 +188,8 @@ def k3(
     >>> k3(jnp.log(jnp.array([0.5])), jnp.log(jnp.array([0.5])))
     Array([0.], dtype=float32)
     """
-    log_ratio = clip_log_ratio(teacher_token_logp - token_logp)
-    return jnp.expm1(log_ratio) - log_ratio
+    gap = clip_log_ratio(log_ratio(teacher_token_logp, token_logp))
+    return jnp.expm1(gap) - gap
 
 
 def bernoulli_kl(
@@ -240,7 +243,7 @@ def log_mass(
 
 def _masked_logsumexp(logp: Array, is_member: Array) -> Array:
     # Double `where`: log of an empty sum has gradient 0/0 unless the empty rows never enter it.
-    members = jnp.where(is_member, _at_least_float32(logp), -jnp.inf)
+    members = jnp.where(is_member, at_least_float32(logp), -jnp.inf)
     has_mass = jnp.max(members, axis=-1) > -jnp.inf
     total = logsumexp(jnp.where(has_mass[..., None], members, 0.0), axis=-1)
     return jnp.where(has_mass, total, -jnp.inf)
@@ -263,7 +266,7 @@ def top_c(
     bound on the full one and grows with c. `always_ids` (distinct) are kept beside the c others.
     The last axis has c (2c) + len(always_ids) + 1 entries, or V when those would cover it.
     With `tail=False` the kept probabilities are renormalised (verl's `add_tail=False`); this
-    loses the mass term, and with it the bound.
+    loses the mass term, and with it the bound. Where none of them has mass they are uniform.
 
     The tail is summed over the tokens left out. The reference code takes log(1 - kept mass)
     instead, which in float32 knows no tail below 1e-7 and cancels in the backward pass.
@@ -313,7 +316,9 @@ def _with_tail(logp: Array, ids: Array, dropped: Array) -> Array:
 
 def _renormalised(logp: Array, ids: Array, dropped: Array) -> Array:
     kept = jnp.take_along_axis(logp, ids, axis=-1)
-    return kept - _masked_logsumexp(kept, jnp.ones(kept.shape, bool))[..., None]
+    total = _masked_logsumexp(kept, jnp.ones(kept.shape, bool))[..., None]
+    has_mass = total > -jnp.inf
+    return jnp.where(has_mass, kept - jnp.where(has_mass, total, 0.0), -np.log(kept.shape[-1]))
 
 
 def epistemic_bins(
@@ -335,12 +340,17 @@ def importance_ratio(
     token_logp: Float[Array, "*batch"], behaviour_logp: Float[Array, "*batch"]
 ) -> Float[Array, "*batch"]:
     """pi(y_t) / pi_old(y_t), the log-ratio clamped to +-20."""
-    return jnp.exp(clip_log_ratio(token_logp - behaviour_logp))
+    return jnp.exp(clip_log_ratio(log_ratio(token_logp, behaviour_logp)))
 
 
-def clip_log_ratio(log_ratio: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+def log_ratio(p_logp: Float[Array, "*batch"], q_logp: Float[Array, "*batch"]) -> Array:
+    """log P - log Q, subtracted in float32 at least."""
+    return at_least_float32(p_logp) - at_least_float32(q_logp)
+
+
+def clip_log_ratio(gap: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """Clamped to +-20: exp(89) is not finite in float32."""
-    return jnp.clip(log_ratio, -_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)
+    return jnp.clip(gap, -_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)
 
 
 def importance_weight(

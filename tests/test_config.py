@@ -192,3 +192,22 @@ def test_the_full_profile_has_three_seeds_and_its_axes():
 def test_no_recipe_module_is_left_out():
     assert set(recipe_names()) == {*RUNS, *STUDIES}
     assert configs.RECIPES == "jaxdistill.configs"
+
+
+OBJECTIVES = [
+    "Distill(target=Barycentre(base=student, decay=0.3), reduction=PerTokens(tokens=100))",
+    "Distill(weights=(SkipFirst(count=1), SuppressionGate(threshold=0.02, softness=0.1)))",
+    "Distill(terms=(MassPenalty(strength=0.5), ReferenceKL()), clip=SmoothClip(form=rational))",
+    "GRPO(credit=RLCSD(), rollout_correction=RolloutCorrection(level=sequence), dual_clip=None)",
+    "Mixed(distill=Distill(divergence=SampledK3()), share=0.2, anneal_steps=7)",
+    "Routed(distill=Distill(weights=(EntropyWeight(),), normalizer=kept))",
+]
+
+
+@pytest.mark.parametrize("text", OBJECTIVES)
+def test_an_objective_of_any_parts_is_written_on_the_command_line_and_survives_json(text):
+    config = load_recipe("toy_selfdistill", [f"objective={text}"])
+    assert type(config.objective).__name__ == text.partition("(")[0]
+    assert overrides.from_json(type(config), overrides.to_json(config)) == config
+    again = load_recipe("toy_selfdistill", [f"objective={config.objective!r}"])
+    assert again.objective == config.objective

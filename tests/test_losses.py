@@ -6,6 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from float64_oracle import (
+    PAIRS,
+    WORDS,
+    assert_close,
+    derivative,
+    entries_of_kl,
+    normalise,
+    oracle,
+    oracle_bins,
+    oracle_support,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -14,10 +25,10 @@ from jaxdistill import losses
 
 VOCAB = 8
 DIVERGENCES = [
-    pytest.param("forward", losses.forward_kl, id="forward_kl"),
-    pytest.param("reverse", losses.reverse_kl, id="reverse_kl"),
-    pytest.param(0.5, losses.jensen_shannon, id="jensen_shannon"),
-    pytest.param(0.2, lambda s, t: losses.jensen_shannon(s, t, alpha=0.2), id="jensen_shannon_0.2"),
+    pytest.param(losses.forward_kl, id="forward_kl"),
+    pytest.param(losses.reverse_kl, id="reverse_kl"),
+    pytest.param(losses.jensen_shannon, id="jensen_shannon"),
+    pytest.param(lambda s, t: losses.jensen_shannon(s, t, alpha=0.2), id="jensen_shannon_0.2"),
 ]
 # Float32 sums of VOCAB terms of size up to ~10: 10 * 2^-24 * a few operations.
 ATOL = 5e-6
@@ -25,44 +36,6 @@ ATOL = 5e-6
 logits_pairs = hnp.arrays(
     np.float32, (2, VOCAB), elements=st.floats(-8, 8, width=32, allow_subnormal=False)
 )
-
-
-# ------------------------------------------------------------------------- the independent oracle
-
-
-def normalise(logits):
-    logits = np.asarray(logits, np.float64)
-    shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-
-
-def oracle(kind, student_logp, teacher_logp):
-    S, T = np.exp(student_logp), np.exp(teacher_logp)
-    if kind == "forward":
-        return (T * (teacher_logp - student_logp)).sum(-1)
-    if kind == "reverse":
-        return (S * (student_logp - teacher_logp)).sum(-1)
-    M = (1 - kind) * S + kind * T
-    to_student = (S * (student_logp - np.log(M))).sum(-1)
-    return (1 - kind) * to_student + kind * (T * (teacher_logp - np.log(M))).sum(-1)
-
-
-def oracle_bins(student_logp, teacher_logp, c, always=()):
-    """Top-C plus tail for one position, by sorting and summing in float64."""
-    others = [v for v in np.argsort(-student_logp, kind="stable") if v not in always]
-    kept = [*others[:c], *always]
-    dropped = [v for v in range(len(student_logp)) if v not in kept]
-    return tuple(
-        np.append(logp[kept], np.log(np.exp(logp[dropped]).sum()))
-        for logp in (student_logp, teacher_logp)
-    )
-
-
-def numeric_gradient(f, x, step=1e-5):
-    """Central differences in float64; error about step^2 = 1e-10."""
-    x = np.asarray(x, np.float64)
-    moves = step * np.eye(x.size)
-    return np.array([(f(x + move) - f(x - move)) / (2 * step) for move in moves])
 
 
 def random_logits(seed, *shape):
@@ -74,33 +47,94 @@ def logp(probabilities):
         return jnp.asarray(np.log(np.asarray(probabilities, np.float32)))
 
 
+def numeric_gradient(f, x, step=1e-5):
+    """Central differences in float64; error about step^2 = 1e-10."""
+    x = np.asarray(x, np.float64)
+    moves = step * np.eye(x.size)
+    return np.array([(f(x + move) - f(x - move)) / (2 * step) for move in moves])
+
+
+# alpha, normalize, entry_clip: each must equal the oracle.
+CASES = [
+    (0.0, False, None), (0.3, False, None), (0.5, False, None), (1.0, False, None),
+    (0.3, True, None), (1.0, False, 0.05), (0.3, True, 0.05),
+]  # fmt: skip
+FULL = None
+SUPPORTS = [
+    FULL,
+    *((support, tail, always)
+      for support in ("student", "teacher", "union")
+      for tail in (True, False)
+      for always in ((), (2, 4, 9))),
+]  # fmt: skip
+
+
+def values_and_gradients(support, s, t):
+    """Of each of CASES: [N], [N, V] in the student, [N, V] in the teacher."""
+
+    def pair_of(s, t):
+        if support is FULL:
+            return s, t
+        whose, tail, always = support
+        return losses.top_c(s, t, 3, tail, always, whose)
+
+    pair, pull_back = jax.vjp(pair_of, s, t)
+    values, slopes = [], []
+    for case in CASES:
+        value, pull = jax.vjp(lambda *pair, case=case: losses.jensen_shannon(*pair, *case), *pair)
+        values.append(value)
+        slopes.append(pull(jnp.ones_like(value)))
+    stacked = jax.tree.map(lambda *each: jnp.stack(each), *slopes)
+    return zip(jnp.stack(values), *jax.vmap(pull_back)(stacked))
+
+
+def oracle_values_and_gradients(case, support, s, t):
+    alpha, normalize, clip = case
+    if support is not FULL:
+        whose, tail, always = support
+        kept = oracle_support(s, t, 3, always, whose)
+
+    def bins(logp):
+        return logp if support is FULL else oracle_bins(logp, kept, tail)
+
+    def divergence(s, t):
+        return oracle(bins(s), bins(t), alpha, normalize, np.inf if clip is None else clip)
+
+    # What the summed terms amount to before they cancel: (S + T) (1 + |log S| + |log T|).
+    P, Q = bins(s), bins(t)
+    size = 1 + np.where(np.isinf(P), 0, abs(P)) + np.where(np.isinf(Q), 0, abs(Q))
+    scale = ((np.exp(P) + np.exp(Q)) * size).sum(-1) / (alpha * (1 - alpha) if normalize else 1)
+    of_student, of_teacher = (
+        derivative(lambda x: divergence(x, t), s),
+        derivative(lambda x: divergence(s, x), t),
+    )
+    return (divergence(s, t), of_student, of_teacher), scale
+
+
 # ------------------------------------------------------------------------------------ divergences
 
 
-@pytest.mark.parametrize(("kind", "divergence"), DIVERGENCES)
-def test_values_equal_the_float64_oracle(kind, divergence):
-    student, teacher = random_logits(0, 2, 3, 5, VOCAB)
-    value = divergence(jax.nn.log_softmax(student), jax.nn.log_softmax(teacher))
-    expected = oracle(kind, normalise(student), normalise(teacher))
-    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=ATOL)
-
-
-@pytest.mark.parametrize(("kind", "divergence"), DIVERGENCES)
-@pytest.mark.parametrize("side", ["student", "teacher"])
-def test_gradients_equal_central_differences_in_float64(kind, divergence, side):
-    student, teacher = random_logits(1, 2, VOCAB)
-
-    def loss(x):
-        pair = (x, teacher) if side == "student" else (student, x)
-        return divergence(*(jax.nn.log_softmax(each) for each in pair))
-
-    def expected(x):
-        pair = (x, teacher) if side == "student" else (student, x)
-        return oracle(kind, *(normalise(each) for each in pair))
-
-    start = student if side == "student" else teacher
-    gradient = jax.grad(loss)(jnp.asarray(start))
-    np.testing.assert_allclose(gradient, numeric_gradient(expected, start), atol=ATOL)
+@pytest.mark.parametrize(
+    ("support", "dtype"),
+    [*((support, "float32") for support in SUPPORTS),
+     *((support, "bfloat16") for support in (FULL, SUPPORTS[1], SUPPORTS[3]))],
+    ids=str,
+)  # fmt: skip
+def test_values_and_gradients_equal_the_float64_oracle(support, dtype):
+    s, t = (jnp.asarray(side, dtype) for side in PAIRS)
+    evaluate = jax.jit(lambda s, t: tuple(values_and_gradients(support, s, t)))
+    exact = [np.asarray(side, np.float64) for side in (s, t)]
+    for case, (value, *gradients) in zip(CASES, evaluate(s, t), strict=True):
+        (expected, *slopes), scale = oracle_values_and_gradients(case, support, *exact)
+        assert value.dtype == jnp.float32
+        # A few roundings of float32 in each term.
+        assert_close(value, expected, 4 * 2**-24 * scale, case)
+        is_finite = np.isfinite(expected)
+        for gradient, slope in zip(gradients, slopes):
+            # It is returned, and its parts are added, in the input's own dtype.
+            eps = float(jnp.finfo(dtype).eps)
+            rows = (each[is_finite] for each in (gradient, slope, 4 * eps * scale[:, None]))
+            assert_close(*rows, case, rtol=max(1e-5, eps))
 
 
 def test_the_forward_gradient_in_the_logits_is_student_minus_teacher():
@@ -130,18 +164,18 @@ def test_three_words_by_hand():
     np.testing.assert_allclose(losses.forward_kl(*losses.top_c(S, T, 1)), by_hand, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "divergence"), DIVERGENCES)
+@pytest.mark.parametrize("divergence", DIVERGENCES)
 @settings(max_examples=40, deadline=None)
 @given(logits=logits_pairs)
-def test_divergences_are_never_negative(kind, divergence, logits):
+def test_divergences_are_never_negative(divergence, logits):
     assert divergence(*jax.nn.log_softmax(logits)) >= -1e-6  # rounding of terms that cancel
 
 
-@pytest.mark.parametrize(("kind", "divergence"), DIVERGENCES)
+@pytest.mark.parametrize("divergence", DIVERGENCES)
 @settings(max_examples=40, deadline=None)
 @given(logits=logits_pairs)
 def test_divergences_vanish_with_their_gradient_where_the_two_agree_and_only_there(
-    kind, divergence, logits
+    divergence, logits
 ):
     same, other = jax.nn.log_softmax(logits)
     value, gradient = jax.value_and_grad(lambda x: divergence(jax.nn.log_softmax(x), same))(same)
@@ -151,10 +185,10 @@ def test_divergences_vanish_with_their_gradient_where_the_two_agree_and_only_the
         assert divergence(same, other) > 1e-4  # Pinsker: at least 2 * 0.05^2 / 8
 
 
-@pytest.mark.parametrize(("kind", "divergence"), DIVERGENCES)
+@pytest.mark.parametrize("divergence", DIVERGENCES)
 @settings(max_examples=25, deadline=None)
 @given(logits=logits_pairs, shift=st.floats(-50, 50, width=32))
-def test_adding_a_constant_to_the_logits_changes_nothing(kind, divergence, logits, shift):
+def test_adding_a_constant_to_the_logits_changes_nothing(divergence, logits, shift):
     before = divergence(*jax.nn.log_softmax(logits))
     after = divergence(*jax.nn.log_softmax(logits + np.float32(shift)))
     # Logits near 58 are known to 4e-6; a divergence of up to 16 nats inherits that.
@@ -177,8 +211,8 @@ def test_the_ends_of_alpha_are_the_two_kl_and_not_the_limits():
     assert losses.jensen_shannon(S, T, 1e-4) < 0.01 * losses.forward_kl(S, T)
 
 
-@pytest.mark.parametrize(("kind", "divergence"), DIVERGENCES)
-def test_words_that_neither_can_say_change_neither_value_nor_gradient(kind, divergence):
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_words_that_neither_can_say_change_neither_value_nor_gradient(divergence):
     student, teacher = random_logits(4, 2, VOCAB)
     banned = np.full(2, -np.inf, np.float32)
 
@@ -219,23 +253,6 @@ def test_entropy_of_a_uniform_choice_is_the_log_of_its_size():
 # ------------------------------------------------------------------------------------------ top C
 
 
-@pytest.mark.parametrize(("kind", "divergence"), DIVERGENCES)
-@pytest.mark.parametrize("always", [(), (1, 6)])
-def test_top_c_with_a_tail_equals_the_oracle_in_value_and_gradient(kind, divergence, always):
-    student, teacher = random_logits(5, 2, VOCAB)
-
-    def loss(x):
-        pair = jax.nn.log_softmax(x), jax.nn.log_softmax(teacher)
-        return divergence(*losses.top_c(*pair, 3, always_ids=always))
-
-    def expected(x):
-        return oracle(kind, *oracle_bins(normalise(x), normalise(teacher), 3, always))
-
-    value, gradient = jax.value_and_grad(loss)(jnp.asarray(student))
-    np.testing.assert_allclose(value, expected(student), rtol=1e-5)
-    np.testing.assert_allclose(gradient, numeric_gradient(expected, student), atol=ATOL)
-
-
 @pytest.mark.parametrize("tail", [True, False])
 def test_c_equal_to_the_vocabulary_is_the_full_divergence(tail):
     S, T = jax.nn.log_softmax(random_logits(6, 2, 3, VOCAB))
@@ -245,13 +262,16 @@ def test_c_equal_to_the_vocabulary_is_the_full_divergence(tail):
         )
 
 
-@pytest.mark.parametrize(("kind", "divergence"), DIVERGENCES)
-@settings(max_examples=15, deadline=None)
-@given(logits=logits_pairs)
-def test_with_a_tail_the_divergence_rises_with_c_towards_the_full_one(kind, divergence, logits):
-    S, T = jax.nn.log_softmax(logits)
-    values = [float(divergence(*losses.top_c(S, T, c))) for c in range(1, VOCAB + 1)]
-    assert all(lower <= upper + ATOL for lower, upper in itertools.pairwise(values))
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("support", ["student", "teacher"])
+def test_with_a_tail_the_divergence_rises_with_c_towards_the_full_one(divergence, support):
+    S, T = map(jnp.asarray, PAIRS)
+    values = [
+        divergence(*losses.top_c(S, T, c, support=support)) for c in (1, 3, 8, WORDS - 1, WORDS)
+    ]
+    for lower, upper in itertools.pairwise(values):  # or both are infinite
+        assert ((lower <= upper + ATOL) | (lower == upper)).all()
+    np.testing.assert_array_equal(values[-1], divergence(S, T))
 
 
 def test_every_bin_holds_a_true_probability_and_none_is_counted_twice():
@@ -269,10 +289,8 @@ def test_banned_words_cannot_make_an_always_kept_id_appear_twice():
     np.testing.assert_allclose(np.exp(teacher).sum(), 1, atol=1e-6)
 
 
-@pytest.mark.parametrize(("kind", "divergence"), DIVERGENCES)
-def test_a_student_with_all_its_mass_in_the_kept_words_has_a_finite_loss_and_gradient(
-    kind, divergence
-):
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_a_student_with_all_its_mass_in_the_kept_words_has_a_finite_loss_and_gradient(divergence):
     teacher = jax.nn.log_softmax(jnp.zeros(4))
     for student in (jnp.array([0.0, -1e4, -1e4, -1e4]), logp([1.0, 0.0, 0.0, 0.0])):
         value, gradient = jax.value_and_grad(
@@ -292,7 +310,8 @@ def test_a_tail_far_below_float32_resolution_keeps_its_value_and_gradient():
         return losses.forward_kl(*losses.top_c(*pair, 1))
 
     def expected(x):
-        return oracle("forward", *oracle_bins(normalise(x), normalise(teacher), 1))
+        pair = (oracle_bins(normalise(side), np.array([0]), True) for side in (x, teacher))
+        return oracle(*pair, alpha=0)
 
     value, gradient = jax.value_and_grad(loss)(jnp.asarray(student))
     np.testing.assert_allclose(value, expected(student), rtol=1e-6)
@@ -334,6 +353,40 @@ def test_the_chain_rule_splits_the_forward_kl_into_mass_and_two_shapes(logits):
     np.testing.assert_allclose(total, losses.forward_kl(S, T), rtol=1e-5, atol=ATOL)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+def test_masses_entropy_and_the_bernoulli_term_equal_the_oracle_in_value_and_gradient(dtype):
+    s, t = (jnp.asarray(side, dtype) for side in PAIRS)
+    S, T = (np.asarray(side, np.float64) for side in (s, t))
+    E = np.isin(np.arange(WORDS), [2, 4, 9])
+
+    def bins(x):
+        with np.errstate(divide="ignore"):
+            sides = (np.log(np.where(side, np.exp(x), 0).sum(-1)) for side in (E, ~E))
+            return np.stack(list(sides), -1)
+
+    pairs = {
+        "entropy": (losses.entropy, lambda x: -entries_of_kl(x, 0 * np.exp(x)).sum(-1)),
+        "log mass": (lambda x: losses.log_mass(x, E), lambda x: bins(x)[..., 0]),
+        "rest": (lambda x: losses.epistemic_bins(x, E)[..., 1], lambda x: bins(x)[..., 1]),
+        "mass_kl": (
+            lambda x: losses.bernoulli_kl(*(losses.epistemic_bins(side, E) for side in (t, x))),
+            lambda x: entries_of_kl(bins(T), bins(x)).sum(-1),
+        ),
+    }
+    scale = 1 + np.where(np.isinf(S), 0, abs(S)).max(-1)
+    eps = float(jnp.finfo(dtype).eps)
+    for name, (measure, formula) in pairs.items():
+        value, pull = jax.vjp(measure, s)
+        expected = formula(S)
+        assert value.dtype == jnp.float32
+        assert_close(value, expected, 4 * 2**-24 * scale, name)
+        slope, is_finite = pull(jnp.ones_like(value))[0], np.isfinite(expected)
+        assert np.isfinite(slope).all()
+        rows = (each[is_finite] for each in (slope, derivative(formula, S)))
+        assert_close(*rows, 4 * eps * scale[is_finite, None], name, rtol=max(1e-5, eps))
+    np.testing.assert_array_equal(jnp.isneginf(losses.log_mass(s, E)), np.isneginf(bins(S)[:, 0]))
+
+
 # -------------------------------------------------------------------------------------- estimators
 
 
@@ -359,6 +412,24 @@ def test_an_entry_clip_cuts_each_word_and_a_loose_one_none():
     assert float(losses.forward_kl(S, T, entry_clip=0.01).min()) < 0  # as its docstring warns
 
 
+@pytest.mark.parametrize("divergence", [losses.forward_kl, losses.reverse_kl])
+def test_a_clip_holds_back_what_is_infinite_in_value_and_gradient(divergence):
+    S, T = logp([0.5, 0.3, 0.2, 0.0]), logp([0.0, 0.1, 0.2, 0.7])
+    assert divergence(S, T) == np.inf
+    value, gradients = jax.value_and_grad(divergence, (0, 1))(S, T, 0.5)
+    with np.errstate(divide="ignore"):
+        pair = (np.asarray(side, np.float64) for side in (S, T))
+        entries = entries_of_kl(*(pair if divergence is losses.reverse_kl else reversed([*pair])))
+    np.testing.assert_allclose(value, np.minimum(entries, 0.5).sum(), rtol=1e-6)
+    assert np.isfinite(gradients).all()
+
+
+def test_a_probability_too_small_for_float32_costs_nothing():
+    S, T = jnp.array([0.0, -jnp.inf]), jnp.array([0.0, -200.0])  # e^-200 is 0 in float32
+    for value in (losses.forward_kl(S, T), losses.jensen_shannon(S, T), losses.entropy(T)):
+        assert value == 0
+
+
 def test_over_the_whole_vocabulary_the_score_function_has_the_gradient_of_the_reverse_kl():
     logits, T = random_logits(22, VOCAB), jax.nn.log_softmax(random_logits(23, VOCAB))
 
@@ -381,6 +452,66 @@ def test_over_a_truncated_support_differentiating_the_sum_adds_a_teacher_free_te
     difference = gradient(losses.reverse_kl) - gradient(losses.score_function_reverse_kl)
     np.testing.assert_allclose(difference, extra, atol=ATOL)
     assert np.abs(extra).max() > 0.01
+
+
+@pytest.mark.parametrize("support", [FULL, *SUPPORTS[1:3]], ids=str)
+def test_the_score_function_is_its_formula_on_every_support(support):
+    """Value KL(S||T), slope S_v (log S_v - log T_v) in log S_v and nothing in log T_v."""
+    s, t = PAIRS
+    exact = tuple(np.asarray(side, np.float64) for side in PAIRS)
+    pair, expected = (s, t), exact
+    if support is not FULL:
+        whose, tail, always = support
+        pair = losses.top_c(*map(jnp.asarray, (s, t)), 3, tail, always, whose)
+        kept = oracle_support(*exact, 3, always, whose)
+        expected = tuple(oracle_bins(side, kept, tail) for side in exact)
+    value, pull = jax.vjp(losses.score_function_reverse_kl, *map(jnp.asarray, pair))
+    of_student, of_teacher = pull(jnp.ones_like(value))
+    entries = entries_of_kl(*expected)
+    is_finite = np.isfinite(entries.sum(-1))
+    scale = abs(entries).sum(-1)
+    # The bins are float32's, of log-probabilities down to -80: they are known to 80 * 2^-24.
+    slack = 8 * 2**-24 * (1 + scale)
+    assert_close(value[is_finite], entries.sum(-1)[is_finite], slack[is_finite], support)
+    assert_close(of_student[is_finite], entries[is_finite], slack[is_finite, None], support)
+    np.testing.assert_array_equal(of_teacher, 0)
+
+
+def test_the_reverse_gradient_is_the_expected_policy_gradient_of_the_log_ratio():
+    """grad KL(S||T) = E_y[-A(y) grad log S(y)] with A = log T - log S, every y enumerated."""
+    s, t = PAIRS
+    gradient = jax.grad(lambda x: losses.reverse_kl(jax.nn.log_softmax(x), t).sum())(jnp.asarray(s))
+    s, t = (np.asarray(side, np.float64) for side in PAIRS)
+    cost = entries_of_kl(s, t)  # S(y) (-A(y))
+    is_finite = np.isfinite(cost.sum(-1))
+    # grad log S(y) in the logits is 1[v = y] - S_v.
+    expected = cost - cost.sum(-1, keepdims=True) * np.exp(s)
+    scale = (abs(cost).sum(-1, keepdims=True) + 1)[is_finite]
+    assert_close(gradient[is_finite], expected[is_finite], 4 * 2**-24 * scale, "reverse")
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+def test_estimators_of_one_token_are_their_formulas_whatever_the_dtype(dtype):
+    rng = np.random.default_rng(5)
+    # Gaps from nothing to far beyond what exp can hold.
+    s = jnp.asarray(np.concatenate([-rng.exponential(3, 60), [-0.5, -120.0, 0.0]]), dtype)
+    t = jnp.asarray(np.concatenate([-rng.exponential(3, 60), [-0.5, 0.0, -120.0]]), dtype)
+    S, T = (np.asarray(side, np.float64) for side in (s, t))
+    gap, clipped = T - S, np.clip(T - S, -20, 20)
+    # Known: (value, slope in log S).
+    expected = {
+        losses.sampled_reverse_kl: (-gap, -gap),
+        losses.k3: (np.expm1(clipped) - clipped, np.where(gap == clipped, -np.expm1(gap), 0)),
+        losses.importance_ratio: (np.exp(-clipped), np.where(gap == clipped, np.exp(-gap), 0)),
+    }
+    for estimator, (value, slope) in expected.items():
+        measured, pull = jax.vjp(lambda s, f=estimator: f(s, t), s)
+        # exp knows its argument (up to 20) to 20 * 2^-24: 1.2e-6 relative; k3 cancels near 0.
+        assert measured.dtype == jnp.float32
+        assert_close(measured, value, 4 * 2**-24 * (1 + abs(clipped)), estimator)
+        (measured,) = pull(jnp.ones_like(measured))
+        rtol = max(1e-5, float(jnp.finfo(dtype).eps))
+        assert_close(measured, slope, 4 * 2**-24 * (1 + abs(clipped)), estimator, rtol)
 
 
 def test_the_sampled_estimators_have_the_expected_value_and_k1_the_expected_gradient():

@@ -1,5 +1,6 @@
 """Vocabulary-sized work in chunks: the same numbers as all at once, forwards and backwards."""
 
+import contextlib
 import functools
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdistill import scoring
+from jaxdistill import scoring, sharding
 from jaxdistill.metrics import Sum
 from jaxdistill.models import decoder
 from jaxdistill.models.config import ModelConfig
@@ -158,8 +159,8 @@ def test_no_array_of_positions_times_vocabulary_exists_when_chunked():
     assert f"3,{B},4,{V}]" not in text, "logits stacked over chunks: a chunk was not rematerialised"
 
 
-def temporary_memory(num_positions, rows=B, width=32, vocabulary=2048, chunk=16):
-    """Bytes that the compiled loss and gradient keep beside their inputs and outputs."""
+def temporary_memory(num_positions, rows=B, width=32, vocabulary=2048, chunk=16, mesh=None):
+    """Bytes a device that the compiled loss and gradient keep beside inputs and outputs."""
 
     def loss(student, teacher, sampled, rows, mask_BT, weight_BT):
         return scoring.chunked_objective(
@@ -167,18 +168,19 @@ def temporary_memory(num_positions, rows=B, width=32, vocabulary=2048, chunk=16)
             mask_BT, weight_BT, scoring.Plan(chunk),
         )  # fmt: skip
 
-    def shaped(*shape, dtype=jnp.float32):
-        return jax.ShapeDtypeStruct(shape, dtype)
+    def shaped(axes, dtype=jnp.float32):
+        sizes = {"B": rows, "T": num_positions, "D": width, "V": vocabulary}
+        place = None if mesh is None else sharding.sharding_of(mesh, axes)
+        return jax.ShapeDtypeStruct([sizes[a] for a in axes], dtype, sharding=place)
 
-    model = scoring.Scored(shaped(rows, num_positions, width), shaped(width, vocabulary))
-    floats_BT, floats_B = shaped(rows, num_positions), shaped(rows)
-    whole_BT = shaped(rows, num_positions, dtype=jnp.int32)
-    whole_B = shaped(rows, dtype=jnp.int32)
-    given = Sampled(whole_BT, floats_BT, whole_BT)
-    of_rows = Rows(floats_B, floats_B, floats_B, whole_B, whole_B)
+    model = scoring.Scored(shaped("BTD"), shaped("DV"))
+    floats_BT, floats_B, whole_BT = shaped("BT"), shaped("B"), shaped("BT", jnp.int32)
+    of_rows = Rows(floats_B, floats_B, floats_B, shaped("B", jnp.int32), shaped("B", jnp.int32))
     step = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    compiled = step.lower(model, model, given, of_rows, floats_BT, floats_BT).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
+    with contextlib.nullcontext() if mesh is None else sharding.use_mesh(mesh):
+        given = Sampled(whole_BT, floats_BT, whole_BT)
+        lowered = step.lower(model, model, given, of_rows, floats_BT, floats_BT)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
 
 
 def test_temporary_memory_does_not_grow_with_the_completion():
@@ -187,12 +189,17 @@ def test_temporary_memory_does_not_grow_with_the_completion():
     assert grown < 32 * 1024  # of 480 KiB of new hidden states
 
 
-@pytest.mark.slow  # half a minute of compilation
-def test_at_real_size_too_temporary_memory_does_not_grow_with_the_completion():
-    sizes = {T: temporary_memory(T, 1, 1024, 151_936, 512) for T in (4096, 16_384, 65_536)}
-    print({T: f"{size / 1e9:.3f} GB" for T, size in sizes.items()})
-    # A gibibyte would be one bfloat16 [16k, V] array's quarter; the differences are kilobytes.
-    assert max(sizes.values()) - min(sizes.values()) < 64 << 20
+@pytest.mark.slow  # a minute of compilation
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 4, 2)], ids=str)
+def test_at_real_size_too_temporary_memory_does_not_grow_with_the_completion(sizes):
+    mesh = sharding.make_mesh(sharding.MeshConfig(*sizes)) if np.prod(sizes) > 1 else None
+    rows = sizes[0] * sizes[1]
+    measured = {
+        num_positions: temporary_memory(num_positions, rows, 1024, 151_936, 512, mesh)
+        for num_positions in (4096, 16_384, 65_536)
+    }
+    print(sizes, {T: f"{size / 1e9:.3f} GB a device" for T, size in measured.items()})
+    assert max(measured.values()) - min(measured.values()) < 16 << 20
 
 
 @pytest.mark.parametrize("chunk", [4, 64])
@@ -300,8 +307,6 @@ def test_completion_hidden_ignores_how_prompt_and_completion_are_padded():
 
 
 def test_eight_devices_score_like_one():
-    from jaxdistill import sharding
-
     mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2))
     models = tuple(random_model(i) for i in range(3))
     expected, expected_gradients = loss_and_gradients(4)

@@ -60,8 +60,9 @@ def epi_floor() -> Distill:
 
 
 def epi_amplify() -> Distill:
-    """`sdpo` towards a teacher whose doubt is amplified where it would suppress the reference's."""
-    return Distill(target=AmplifyEpistemic())
+    """`sdpo` towards a teacher that doubts half a nat more than the reference where it would
+    suppress the reference's doubt."""
+    return Distill(target=AmplifyEpistemic(0.5, base="floor"))
 
 
 def anti_e() -> Distill:

@@ -76,15 +76,17 @@ class DropEpistemicSlice:
 class AmplifyEpistemic:
     """... with `strength * u` added to its epistemic logits, renormalised.
 
-    u is H(R) / ln V (`"entropy"`), 1 where H(R) exceeds `threshold` nats (`"fork"`), or 1 where the
-    reference doubts more than the teacher (`"suppressed"`). The mass is never lifted above
-    `max_mass`; where it lies above already, it stays.
+    u is H(R) / ln V (`"entropy"`), 1 where H(R) exceeds `threshold` nats (`"fork"`), or 1 where
+    the reference doubts more than the teacher (`"suppressed"`). The mass is never lifted above
+    `max_mass`; where it lies above already, it stays. A teacher that lost nearly all doubt has
+    little to amplify: with `base="floor"` its mass is first lifted to the reference's.
     """
 
     strength: float = 1.0
     where: Literal["entropy", "fork", "suppressed"] = "suppressed"
     threshold: float = 0.672
     max_mass: float = 0.9
+    base: Literal["teacher", "floor"] = "teacher"
 
     reads: ClassVar = frozenset({"reference", "epistemic"})
 
@@ -95,6 +97,8 @@ class AmplifyEpistemic:
         )
         known = self.where in ("entropy", "fork", "suppressed")
         require(known, "AmplifyEpistemic.where", "'entropy', 'fork' or 'suppressed'", self.where)
+        known = self.base in ("teacher", "floor")
+        require(known, "AmplifyEpistemic.base", "'teacher' or 'floor'", self.base)
 
 
 @dataclass(frozen=True)
@@ -195,8 +199,7 @@ def edited(target: Target, positions: Positions, epistemic: Epistemic) -> Pair:
                 1.0 - epistemic.mass(teacher) if weighted else 1.0,
             )
         case AmplifyEpistemic():
-            strength_BT = amplification(target, positions, epistemic)
-            return Pair(student, targets.amplify(teacher, is_member_V, strength_BT))
+            return Pair(student, amplified(target, positions, epistemic))
         case Barycentre():
             return Pair(student, barycentre_of(target, positions, epistemic))
         case Purified(strength):
@@ -206,22 +209,24 @@ def edited(target: Target, positions: Positions, epistemic: Epistemic) -> Pair:
             return Pair(student, targets.contrasted(teacher, positions.contrast, strength))
 
 
-def amplification(
+def amplified(
     target: AmplifyEpistemic, positions: Positions, epistemic: Epistemic
-) -> Float[Array, "B T"]:
-    """Nats to add to the teacher's epistemic logits."""
-    reference, teacher = positions.reference, positions.teacher
+) -> Float[Array, "B T V"]:
+    reference, base = positions.reference, positions.teacher
     match target.where:
         case "entropy":
             u_BT = losses.entropy(reference) / np.log(reference.shape[-1])
         case "fork":
             u_BT = (losses.entropy(reference) > target.threshold).astype(jnp.float32)
         case _:
-            u_BT = (epistemic.mass(reference) > epistemic.mass(teacher)).astype(jnp.float32)
-    bins = losses.epistemic_bins(teacher, epistemic.is_member_V)
+            u_BT = (epistemic.mass(reference) > epistemic.mass(base)).astype(jnp.float32)
+    if target.base == "floor":
+        base = targets.anchor_mass(base, reference, epistemic.is_member_V, "floor")
+    bins = losses.epistemic_bins(base, epistemic.is_member_V)
     # In log-odds an amplification is a shift: the cap is one too.
     room_BT = np.log(target.max_mass / (1 - target.max_mass)) - (bins[..., 0] - bins[..., 1])
-    return jnp.minimum(target.strength * u_BT, jnp.maximum(room_BT, 0.0))
+    strength_BT = jnp.minimum(target.strength * u_BT, jnp.maximum(room_BT, 0.0))
+    return targets.amplify(base, epistemic.is_member_V, strength_BT)
 
 
 def barycentre_of(
