@@ -1,13 +1,16 @@
 """How a verifier's advantage, or a teacher's opinion, becomes one number a token.
 
-s(y) and q(y) are the student's and the teacher's log-probability of the sampled token. Gradients
-are the caller's affair: every function here is meant for constants.
+s(y) and q(y) are the student's and the teacher's log-probability of the sampled token, of any
+float dtype; they are compared in float32 at least. Gradients are the caller's affair: every
+function here is meant for constants.
 """
 
 import jax.numpy as jnp
 import numpy as np
 from jax.nn import softplus
 from jaxtyping import Array, Bool, Float
+
+from jaxdistill.losses import at_least_float32, log_ratio
 
 
 def rlsd(
@@ -25,7 +28,7 @@ def rlsd(
     >>> rlsd(A, s, q, 1.0, 0.2).round(3)
     Array([ 1.105, -0.905], dtype=float32)
     """
-    gap = jnp.sign(advantage) * (teacher_token_logp - token_logp)
+    gap = jnp.sign(advantage) * log_ratio(teacher_token_logp, token_logp)
     # Cut as a logarithm: exp of a large gap is infinite.
     weight = jnp.exp(jnp.clip(gap, *np.log([1 - clip, 1 + clip])))
     return advantage * ((1 - strength) + strength * weight)
@@ -42,7 +45,7 @@ def contrastive_residual(
 
     C is the mean over wrong contexts: what any context would say cancels, and 0 remains.
     """
-    evidence = teacher_token_logp - contrast_token_logp
+    evidence = log_ratio(teacher_token_logp, contrast_token_logp)
     return jnp.clip(strength * jnp.tanh(evidence / temperature), -limit, limit)
 
 
@@ -68,7 +71,7 @@ def anti_jensen_shannon(
     >>> anti_jensen_shannon(jnp.zeros(2), jnp.array([0.0, -50.0])).round(4)
     Array([0.    , 0.3466], dtype=float32)
     """
-    return 0.5 * (np.log(2.0) - softplus(teacher_token_logp - token_logp))
+    return 0.5 * (np.log(2.0) - softplus(log_ratio(teacher_token_logp, token_logp)))
 
 
 def unlikely(
@@ -83,5 +86,5 @@ def unlikely(
     No teacher and no verifier: the control of arXiv 2608.31046 (the form is ours).
     """
     confidence = 1.0 if entropy is None else 1.0 - entropy / np.log(vocab_size)
-    is_unlikely: Bool[Array, "*batch"] = token_logp < np.log(threshold)
+    is_unlikely: Bool[Array, "*batch"] = at_least_float32(token_logp) < np.log(threshold)
     return jnp.where(is_unlikely, -strength * confidence, 0.0)

@@ -135,8 +135,8 @@ def entropy(logp: Float[Array, "*batch V"]) -> Float[Array, "*batch"]:
 def take_token(
     logp: Float[Array, "*batch V"], tokens: Int[Array, "*batch"]
 ) -> Float[Array, "*batch"]:
-    """The log-probability of one token at each position."""
-    return jnp.take_along_axis(logp, tokens[..., None], axis=-1)[..., 0]
+    """The log-probability of one token at each position, in float32 at least."""
+    return at_least_float32(jnp.take_along_axis(logp, tokens[..., None], axis=-1)[..., 0])
 
 
 # -------------------------------------------------------------------------------------- estimators

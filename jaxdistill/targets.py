@@ -70,6 +70,7 @@ def restore_mass(
     have some mass on either side.
     """
     bins = losses.epistemic_bins(teacher_logp, is_epistemic_V)
+    log_mass = losses.at_least_float32(log_mass)
     wanted = jnp.stack([log_mass, jnp.log(-jnp.expm1(log_mass))], axis=-1)
     return _difference(teacher_logp, _per_token(bins, is_epistemic_V)) + _per_token(
         wanted, is_epistemic_V
@@ -87,7 +88,7 @@ def without_epistemic(
     slice is uniform off E, without gradient.
     """
     log_rest = losses.log_mass(logp, ~is_epistemic_V)[..., None]
-    count = jnp.maximum(jnp.sum(~is_epistemic_V), 1).astype(logp.dtype)
+    count = jnp.maximum(jnp.sum(~is_epistemic_V), 1).astype(log_rest.dtype)
     inside = jnp.where(log_rest > -jnp.inf, _difference(logp, log_rest), -jnp.log(count))
     return jnp.where(jnp.broadcast_to(is_epistemic_V, logp.shape), -jnp.inf, inside)
 
@@ -106,7 +107,7 @@ def amplify(
     Array([0.25, 0.75], dtype=float32)
     """
     shift = jnp.where(is_epistemic_V, strength[..., None], 0.0)
-    return _normalized(teacher_logp + shift)
+    return _normalized(losses.at_least_float32(teacher_logp) + shift)
 
 
 def barycentre(
@@ -120,6 +121,7 @@ def barycentre(
     (DemoPSD, 2607.02502; verl's trust region). With `weight` an array over V only some coordinates
     are restored: 1 off E keeps the teacher's ratios there (the mass is then not quite the base's).
     """
+    teacher_logp, base_logp = map(losses.at_least_float32, (teacher_logp, base_logp))
     weight = jnp.broadcast_to(jnp.asarray(weight, teacher_logp.dtype), teacher_logp.shape)
     return _normalized(_times(weight, teacher_logp) + _times(1 - weight, base_logp))
 
@@ -140,8 +142,9 @@ def purified(
     C sees the context *without* the question: what it already says is a shortcut, not a solution
     (Purified OPSD, arXiv 2607.02234; the form is ours). Ratios are clamped to +-20 nats.
     """
-    gain = jnp.nan_to_num(teacher_logp - contrast_logp, nan=0.0, posinf=20.0, neginf=-20.0)
-    return _normalized(reference_logp + strength * jnp.clip(gain, -20.0, 20.0))
+    gain = losses.log_ratio(teacher_logp, contrast_logp)
+    gain = losses.clip_log_ratio(jnp.where(jnp.isnan(gain), 0.0, gain))  # neither has any mass
+    return _normalized(reference_logp + strength * gain)
 
 
 def contrasted(
@@ -153,6 +156,7 @@ def contrasted(
 
     RLCSD's `opsd_ectr` (arXiv 2606.11709 and its code, floor included); C = T leaves T.
     """
+    teacher_logp, contrast_logp = map(losses.at_least_float32, (teacher_logp, contrast_logp))
     return _normalized((1 + strength) * teacher_logp - strength * jnp.maximum(contrast_logp, -30.0))
 
 

@@ -24,7 +24,6 @@ LEVELS = (
     ("responses", "sharding", "grading", "models.layers", "models.config", "models.hf_fields"),
     (
         "analyze",
-        "credit",
         "losses",
         "models.attention",
         "models.qwen2",
@@ -32,6 +31,7 @@ LEVELS = (
         "models.olmo3",
     ),
     (
+        "credit",
         "targets",
         "models.families",
     ),

@@ -270,7 +270,7 @@ def test_with_a_tail_the_divergence_rises_with_c_towards_the_full_one(divergence
         divergence(*losses.top_c(S, T, c, support=support)) for c in (1, 3, 8, WORDS - 1, WORDS)
     ]
     for lower, upper in itertools.pairwise(values):  # or both are infinite
-        assert ((lower <= upper + ATOL) | (lower == upper)).all()
+        assert ((lower <= upper * (1 + 1e-6) + ATOL) | (lower == upper)).all()
     np.testing.assert_array_equal(values[-1], divergence(S, T))
 
 
@@ -454,7 +454,7 @@ def test_over_a_truncated_support_differentiating_the_sum_adds_a_teacher_free_te
     assert np.abs(extra).max() > 0.01
 
 
-@pytest.mark.parametrize("support", [FULL, *SUPPORTS[1:3]], ids=str)
+@pytest.mark.parametrize("support", [FULL, SUPPORTS[1], SUPPORTS[3]], ids=str)
 def test_the_score_function_is_its_formula_on_every_support(support):
     """Value KL(S||T), slope S_v (log S_v - log T_v) in log S_v and nothing in log T_v."""
     s, t = PAIRS
@@ -485,9 +485,10 @@ def test_the_reverse_gradient_is_the_expected_policy_gradient_of_the_log_ratio()
     cost = entries_of_kl(s, t)  # S(y) (-A(y))
     is_finite = np.isfinite(cost.sum(-1))
     # grad log S(y) in the logits is 1[v = y] - S_v.
+    cost, s = cost[is_finite], s[is_finite]
     expected = cost - cost.sum(-1, keepdims=True) * np.exp(s)
-    scale = (abs(cost).sum(-1, keepdims=True) + 1)[is_finite]
-    assert_close(gradient[is_finite], expected[is_finite], 4 * 2**-24 * scale, "reverse")
+    scale = abs(cost).sum(-1, keepdims=True) + 1
+    assert_close(gradient[is_finite], expected, 4 * 2**-24 * scale, "reverse")
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])

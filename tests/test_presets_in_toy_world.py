@@ -59,10 +59,11 @@ def given(base):
     shown = [contexts.render(contexts.Solution(), r["prompt"], r["shown"], "") for r in rows]
     other = [contexts.render(contexts.Solution(), r["prompt"], r["response"], "") for r in rows]
     token_logp_BT = losses.take_token(plain, tokens_BT)
-    ones_B = jnp.ones(len(rows))
+    ones_B, num_positions = jnp.ones(len(rows)), mask_BT.shape[1]
+    index_BT = jnp.broadcast_to(jnp.arange(num_positions), mask_BT.shape)
     return mask_BT, Positions(
         plain, logp(shown), plain, logp(other),
-        Sampled(tokens_BT, token_logp_BT, jnp.broadcast_to(jnp.arange(mask_BT.shape[1]), mask_BT.shape)),
+        Sampled(tokens_BT, token_logp_BT, index_BT),
         Rows(
             jnp.where(jnp.arange(len(rows)) % 2, 1.0, -1.0), jnp.zeros(len(rows)), ones_B,
             jnp.asarray(mask_BT).sum(1), jnp.zeros(len(rows), jnp.int32),

@@ -436,12 +436,10 @@ def test_a_live_teacher_scores_with_the_students_parameters_and_without_gradient
 
 
 def test_a_trust_region_teacher_is_between_the_initial_model_and_the_student():
-    """Under what the student sees, its logits are the two models' mixture; so no mix is Frozen."""
+    """Under the teacher's context, its logits are the two models' mixture."""
     batch, objective = make_batch(), Distill(support=TopC(8), reduction="token")
-
-    def measured(teacher):
-        step = make_step(objective, teacher=teacher)
-        return run(step, start(teacher=teacher), batch)
+    step = make_step(objective, teacher=TrustRegion(0.3))
+    state, metrics = run(step, start(teacher=TrustRegion(0.3)), batch)
 
     def logits(seed):
         hidden_BTD = scoring.completion_hidden(model(seed), CONFIG, *batch[2:4], *batch[4:6])
@@ -449,14 +447,9 @@ def test_a_trust_region_teacher_is_between_the_initial_model_and_the_student():
 
     mixed = jax.nn.log_softmax(0.7 * logits(REFERENCE) + 0.3 * logits(STUDENT))
     mass_BT = np.exp(mixed)[..., list(EPISTEMIC)].sum(-1)
-    state, metrics = measured(TrustRegion(0.3))
     expected = np.average(mass_BT, weights=batch.completion_mask_BT)
     np.testing.assert_allclose(metrics["epistemic_mass_teacher"].mean, expected, rtol=1e-5)
     assert state.teacher is None
-    for mix, limit in ((1e-7, Frozen()), (1 - 1e-7, Live())):
-        near, exact = measured(TrustRegion(mix)), measured(limit)
-        # Parameters of order 1 as differences of 1e-7; the two forwards round differently.
-        assert_close(near[0].params, exact[0].params, 1e-5)
 
 
 def forwards_of(objective, batch, teacher=Frozen()):  # noqa: B008

@@ -66,8 +66,10 @@ def epi_amplify() -> Distill:
 
 
 def anti_e() -> Distill:
-    """The sampled-token loss with its sign flipped on epistemic tokens: doubt is reinforced."""
-    return Distill(divergence=SampledReverseKL(), weights=(FlipSampledEpistemic(),))
+    """The sampled-token loss with its sign flipped on epistemic tokens: doubt is reinforced, where
+    the student does not doubt more than the reference already."""
+    flip = FlipSampledEpistemic(up_to_reference=True)
+    return Distill(divergence=SampledReverseKL(), weights=(flip,))
 
 
 def rlsd() -> GRPO:

@@ -190,7 +190,7 @@ def edited(target: Target, positions: Positions, epistemic: Epistemic) -> Pair:
             )
             return Pair(student, anchored)
         case FixedEpistemicMass(mass):
-            log_mass_BT = jnp.full(teacher.shape[:-1], np.log(mass), teacher.dtype)
+            log_mass_BT = jnp.full(teacher.shape[:-1], np.log(mass), jnp.float32)
             return Pair(student, targets.restore_mass(teacher, is_member_V, log_mass_BT))
         case DropEpistemicSlice(weighted):
             return Pair(

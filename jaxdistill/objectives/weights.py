@@ -54,9 +54,17 @@ class AmplifySampledEpistemic:
 class FlipSampledEpistemic:
     """Positions where the sampled token is epistemic count -1: what the teacher suppresses is
     reinforced, the rest distilled. Meant for `SampledReverseKL` (AntiSD restricted to E).
+
+    It feeds on itself: the further the student leaves the teacher, the harder it is pushed, until
+    it says nothing else. With `up_to_reference` such a position counts 0 where the student already
+    finds the token more likely than the reference does.
     """
 
-    reads: ClassVar = frozenset()
+    up_to_reference: bool = False
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"reference"} if self.up_to_reference else set())
 
 
 @dataclass(frozen=True)
@@ -266,8 +274,12 @@ def one_weight(weight: Weight, positions: Positions, epistemic: Epistemic) -> Ar
             if if_teacher_agrees:
                 is_epistemic_BT &= teacher_gap(positions) <= 0
             return 1.0 + strength * is_epistemic_BT
-        case FlipSampledEpistemic():
-            return 1.0 - 2.0 * is_epistemic_BT
+        case FlipSampledEpistemic(up_to_reference):
+            flipped = -1.0
+            if up_to_reference:
+                tokens = positions.of_token(student), positions.of_token(positions.reference)
+                flipped = jnp.where(jnp.less_equal(*tokens), -1.0, 0.0)
+            return jnp.where(is_epistemic_BT, flipped, 1.0)
         case SuppressionGate():
             return suppression_gate(weight, positions, epistemic)
         case SampledSuppressionGate(threshold):
