@@ -61,8 +61,10 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
         # ---- model, data, state
         check_base(config, run_dir)
         policy = policies.load(
-            config.model, config.seed, run_dir / "model", mesh, progress=not quiet
-        )
+            config.model, config.seed, run_dir / "model", mesh,
+            dtype=None,  # the reference stays as it was stored; only what is trained is float32
+            progress=not quiet,
+        )  # fmt: skip
         lexicon = keep_lexicon(config, policy, run_dir)
         setting = setting_of(config, policy, lexicon.words, run_dir, place)
         source = open_source(config.experience, setting)

@@ -175,15 +175,23 @@ def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformatio
 
 
 def init_state(params: Any, optimizer: Optimizer, teacher: Teacher, steps: int) -> TrainState:
-    """The state before the first step. A teacher of its own starts as a copy of the student."""
+    """The state before the first step, in float32 whatever the parameters' dtype.
+
+    A teacher of its own starts as a copy of the student.
+    """
     moving = isinstance(teacher, EMA | Snapshot)
+
+    def master(x):
+        # A copy: the step donates its state, and the reference must survive that.
+        return jnp.copy(x.astype(jnp.float32))
+
+    students = jax.tree.map(master, params)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        # Copies: the step donates its state, and the reference must survive that.
-        params=jax.tree.map(jnp.copy, params),
+        params=students,
         # Not jitted: zeros made eagerly lie as their parameters do, jit would replicate them.
-        opt_state=make_optimizer(optimizer, steps).init(params),
-        teacher=jax.tree.map(jnp.copy, params) if moving else None,
+        opt_state=make_optimizer(optimizer, steps).init(students),
+        teacher=jax.tree.map(master, params) if moving else None,
     )
 
 

@@ -89,7 +89,7 @@ def test_the_unlikely_are_discouraged_by_confidence_and_no_teacher_is_asked(dtyp
     threshold = float(np.exp(S[0]))  # the first token lies exactly on it, and is not below
     measured = credit.unlikely(s, given, 50, 0.7, threshold)
     confidence = 1 - entropy / np.log(50) if adaptive else 1.0
-    is_unlikely = S < S[0]
+    is_unlikely = S[0] > S
     assert 0 < is_unlikely.sum() < S.size
     np.testing.assert_allclose(measured, -0.7 * is_unlikely * confidence, rtol=1e-5, atol=1e-6)
     assert measured.dtype == jnp.float32

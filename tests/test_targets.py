@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from float64_oracle import PAIRS, WORDS, assert_close, derivative, normalise, oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -36,6 +37,132 @@ def logp(probabilities):
 def sums_to_one(target):
     np.testing.assert_allclose(np.exp(target).sum(-1), 1, atol=2e-6)
     return True
+
+
+# --------------------------------------------------------------------- every edit, its formula
+# Of probabilities in float64, for one position. Zeros are allowed; 0/0 is left to tests of its own.
+
+DOUBT = np.isin(np.arange(WORDS), [2, 4, 9])
+
+
+def shares(P):
+    """P given E and P given not E, each [N, V]; NaN where there is nothing to share."""
+    with np.errstate(invalid="ignore"):
+        return tuple(np.where(side, P, 0) / P[:, side].sum(-1)[:, None] for side in (DOUBT, ~DOUBT))
+
+
+def anchored(T, R, mode, mix, shape):
+    # Of E and of the rest: what is rounded to bfloat16 does not sum to one.
+    m_T, m_R = (np.stack([P[:, side].sum(-1) for side in (DOUBT, ~DOUBT)]) for P in (T, R))
+    floor = np.where(m_T[0] > m_R[0], m_T, m_R)
+    wanted = {"ref": m_R, "floor": floor, "mix": (1 - mix) * m_T + mix * m_R}[mode][..., None]
+    inside, outside = shares(R if shape == "reference" else T)[0], shares(T)[1]
+    return wanted[0] * inside + wanted[1] * outside
+
+
+def scaled(logits):
+    with np.errstate(invalid="ignore"):
+        P = np.exp(logits - logits.max(-1, keepdims=True))
+        return P / P.sum(-1, keepdims=True)
+
+
+def gain(T, C, bound):
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.clip(np.nan_to_num(np.log(T) - np.log(C), posinf=bound, neginf=-bound), -20, 20)
+
+
+def log(P):
+    with np.errstate(divide="ignore"):
+        return np.log(P)
+
+
+EDITS = {
+    **{f"anchor {mode} {mix} {shape}": (
+        lambda T, R, C, m=mode, k=mix, s=shape: targets.anchor_mass(T, R, DOUBT, m, k, s),
+        lambda T, R, C, m=mode, k=mix, s=shape: anchored(T, R, m, k, s),
+    ) for mode, mix in (("ref", 1.0), ("floor", 1.0), ("mix", 0.3), ("mix", 0.0))
+      for shape in ("teacher", "reference")},
+    "fixed mass": (
+        lambda T, R, C: targets.restore_mass(T, DOUBT, jnp.full(len(T), jnp.log(0.1))),
+        lambda T, R, C: 0.1 * shares(T)[0] + 0.9 * shares(T)[1],
+    ),
+    "without doubt": (
+        lambda T, R, C: targets.without_epistemic(T, DOUBT), lambda T, R, C: shares(T)[1],
+    ),
+    "amplified": (
+        lambda T, R, C: targets.amplify(T, DOUBT, jnp.full(len(T), 2.0)),
+        lambda T, R, C: scaled(log(T) + 2.0 * DOUBT),
+    ),
+    "barycentre": (
+        lambda T, R, C: targets.barycentre(T, R, 0.3), lambda T, R, C: scaled(log(T**0.3 * R**0.7)),
+    ),
+    "beyond the teacher": (
+        lambda T, R, C: targets.barycentre(T, jnp.maximum(R, -60), 1.5),
+        lambda T, R, C: scaled(1.5 * log(T) - 0.5 * np.maximum(log(R), -60)),
+    ),
+    "purified": (
+        lambda T, R, C: targets.purified(R, T, C, 0.7),
+        lambda T, R, C: scaled(log(R) + 0.7 * gain(T, C, 20)),
+    ),
+    "contrasted": (
+        lambda T, R, C: targets.contrasted(T, C, 0.5),
+        lambda T, R, C: scaled(1.5 * log(T) - 0.5 * np.maximum(log(C), -30)),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", EDITS)
+def test_every_edit_equals_its_formula_in_float64(name, dtype):
+    R, T = (jnp.asarray(side, dtype) for side in PAIRS)
+    C = jnp.roll(T, 1, axis=0)
+    edit, formula = EDITS[name]
+    target = edit(T, R, C)
+    assert target.dtype == jnp.float32
+    expected = formula(*(np.exp(np.asarray(side, np.float64)) for side in (T, R, C)))
+    is_defined = ~np.isnan(expected).any(-1)
+    assert is_defined.sum() > 20
+    # Sums and differences of log-probabilities of up to 60 nats (some of them 1.5 times).
+    assert_close(np.exp(target)[is_defined], expected[is_defined], 1e-7, name, rtol=100 * 2**-23)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_a_slices_gradient_equals_the_oracles_even_at_the_extremes(alpha):
+    def off_doubt(x):
+        kept = np.where(DOUBT, -np.inf, x)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return kept - np.log(np.exp(kept).sum(-1, keepdims=True))
+
+    def loss(x, T):
+        pair = (targets.without_epistemic(side, DOUBT) for side in (x, T))
+        return losses.jensen_shannon(*pair, alpha)
+
+    s, t = PAIRS
+    value, pull = jax.vjp(loss, *map(jnp.asarray, (s, t)))
+    S, T = (np.asarray(side, np.float64) for side in PAIRS)
+    expected = oracle(off_doubt(S), off_doubt(T), alpha)
+    rows = np.isfinite(expected)
+    assert rows.sum() > 20
+    # Renormalising subtracts log-probabilities of up to 60 nats.
+    slack = 4 * 2**-24 * (1 + sum(np.where(np.isinf(x), 0, abs(x)).max(-1) for x in (S, T)))[rows]
+    assert_close(value[rows], expected[rows], slack, "value")
+    gradient = pull(jnp.ones_like(value))[0]
+    np.testing.assert_array_equal(gradient[:, DOUBT], 0)
+    exact = derivative(lambda x: oracle(off_doubt(x), off_doubt(T), alpha), S)
+    assert_close(gradient[rows], exact[rows], slack[:, None], "gradient")
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_the_forward_gradient_towards_any_edit_is_student_minus_target(name):
+    R, T = map(jnp.asarray, PAIRS)
+    target = EDITS[name][0](T, R, jnp.roll(T, 1, axis=0))
+    logits = jnp.asarray(np.random.default_rng(1).normal(scale=3.0, size=T.shape), jnp.float32)
+    gradient = jax.grad(lambda x: losses.forward_kl(jax.nn.log_softmax(x), target).sum())(logits)
+    is_one = np.abs(np.exp(target).sum(-1) - 1) < 1e-5  # not where 0/0 was asked for
+    expected = np.exp(normalise(logits)) - np.exp(np.asarray(target, np.float64))
+    # Target's log-probabilities are known to 60 * 2^-24, and sum to 1 as well as that.
+    np.testing.assert_allclose(gradient[is_one], expected[is_one], atol=1e-5)
+    assert is_one.sum() > 20
 
 
 # --------------------------------------------------------------------------------- anchored mass

@@ -413,6 +413,21 @@ def test_an_ema_teacher_is_the_average_of_the_students_so_far():
     assert_close(jax.device_get(state.teacher), jax.device_get(expected), 1e-6)
 
 
+def test_a_reference_in_bfloat16_is_what_the_same_numbers_are_in_float32():
+    """The base's own dtype loses nothing, and the student still learns in float32."""
+    stored = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model(REFERENCE))
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), stored)
+    batch = jax.device_put(make_batch())
+    step = make_step(ANCHORED, ADAM, chunk=4)
+    (first, a), (second, b) = (
+        step(train.init_state(params, ADAM, Frozen(), 10), params, batch)
+        for params in (stored, wide)
+    )
+    assert {x.dtype for x in jax.tree.leaves(first.params)} == {jnp.dtype(jnp.float32)}
+    assert_close(first, second, 0, 0)
+    assert_close(a, b, 0, 0)
+
+
 def test_a_snapshot_is_held_until_the_next_is_due():
     step, state = make_step(Distill(support=TopC(8)), ADAM, Snapshot(2)), start(ADAM, Snapshot(2))
     held = []

@@ -92,6 +92,7 @@ def make_objective(objective: Objective, epistemic_ids: tuple[int, ...]) -> Obje
         loss_share_epistemic                            share of |loss| where the sample is in E
         kept                                            1 where the position counts
         importance_ratio, _squared, clipped             the policy ratio; 1 where it was clipped
+        rollout_ratio                                   pi_old / pi_rollout, where corrected for
 
     The vocabulary may be longer than the tokenizer (padded embeddings). Raises `UserError` when an
     epistemic id lies outside it: the lexicon is then another tokenizer's.

@@ -108,7 +108,8 @@ def importance(objective: Distill, positions: Positions) -> tuple[Array, dict]:
     clip = objective.importance_clip
     if clip is None:
         return weight_BT, {}
-    return weight_BT * jnp.minimum(ratio_BT, clip), ratio_metrics(ratio_BT, ratio_BT > clip)
+    metrics = ratio_metrics(ratio_BT, ratio_BT > clip, correction, positions)
+    return weight_BT * jnp.minimum(ratio_BT, clip), metrics
 
 
 # ------------------------------------------------------------------------------ of the whole batch

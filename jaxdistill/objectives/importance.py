@@ -77,11 +77,20 @@ def policy_ratio(positions: Positions, correction: RolloutCorrection | None) -> 
     return losses.importance_ratio(token_logp_BT, old_BT)
 
 
-def ratio_metrics(ratio_BT: Array, is_clipped_BT: Array) -> dict[str, Weighted]:
-    """Mean, second moment (1 / it is the effective share of samples) and clipped share."""
+def ratio_metrics(
+    ratio_BT: Array,
+    is_clipped_BT: Array,
+    correction: RolloutCorrection | None,
+    positions: Positions,
+) -> dict[str, Weighted]:
+    """Mean, second moment (1 / it is the effective share of samples) and clipped share; and where
+    it is corrected for apart, what the sampler thought otherwise.
+    """
     values = {
         "importance_ratio": ratio_BT,
         "importance_ratio_squared": ratio_BT**2,
         "clipped": is_clipped_BT.astype(jnp.float32),
     }
+    if correction is not None:
+        values["rollout_ratio"] = jnp.exp(losses.clip_log_ratio(rollout_log_ratio(positions)))
     return {name: everywhere(value) for name, value in values.items()}

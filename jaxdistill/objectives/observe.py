@@ -40,5 +40,5 @@ def observe_teacher(
         "kl_teacher": losses.forward_kl(student, teacher),
         "mass_kl": losses.bernoulli_kl(teacher_bins, student_bins),
     }
-    taught_BT = jnp.ones_like(teacher[..., 0]) * (positions.rows.taught_B > 0)[:, None]
+    taught_BT = jnp.ones_like(teacher[..., 0], jnp.float32) * (positions.rows.taught_B > 0)[:, None]
     return {name: Weighted(value, taught_BT) for name, value in values.items()}

@@ -151,7 +151,8 @@ def policy_gradient(objective: GRPO, positions: Positions, epistemic: Epistemic)
     is_clipped_BT = surrogate_BT != -advantage_BT * ratio_BT
     weight_BT = jax.lax.stop_gradient(weight_BT)
     loss_BT = surrogate_BT * weight_BT + added(objective.terms, positions, epistemic)
-    return Part(loss_BT, weight_BT, ratio_metrics(ratio_BT, is_clipped_BT))
+    metrics = ratio_metrics(ratio_BT, is_clipped_BT, correction, positions)
+    return Part(loss_BT, weight_BT, metrics)
 
 
 def advantage_of(choice: Credit, positions: Positions, epistemic: Epistemic) -> Float[Array, "B T"]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from jaxdistill.objectives.combined import Routed
 from jaxdistill.objectives.distill import Distill
 from jaxdistill.objectives.divergences import ForwardKL, FullVocabulary, SampledReverseKL
+from jaxdistill.objectives.importance import RolloutCorrection
 from jaxdistill.objectives.policy_gradient import GRPO, RLCSD, RLSD
 from jaxdistill.objectives.targets import (
     AmplifyEpistemic,
@@ -88,8 +89,8 @@ def srpo() -> Routed:
 
 
 def grpo() -> GRPO:
-    """The paper's reinforcement-learning baseline."""
-    return GRPO()
+    """The paper's reinforcement-learning baseline, its decoupled rollout correction included."""
+    return GRPO(rollout_correction=RolloutCorrection())
 
 
 PRESETS: dict[str, Callable[[], Distill | GRPO | Routed]] = {

@@ -64,7 +64,10 @@ class Study:
         return [r for r in self.rows if all(r[key] == value for key, value in wanted.items())]
 
 
-METHOD_ORDER = (BASE, "sdpo", "sdpo_ema", "epi_mask", "epi_gate", "epi_anchor", "grpo")
+METHOD_ORDER = (
+    BASE, "sdpo", "sdpo_ema", "opsd", "epi_mask", "epi_gate", "epi_slice", "epi_anchor",
+    "epi_floor", "epi_amplify", "anti_e", "grpo", "rlsd", "rlcsd", "srpo",
+)  # fmt: skip
 
 
 def in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:

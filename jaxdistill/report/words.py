@@ -13,10 +13,18 @@ METHOD_LABELS = {
     "base": "base model",
     "sdpo": "SDPO",
     "sdpo_ema": "SDPO, EMA teacher",
+    "opsd": "OPSD",
     "epi_mask": "epistemic mask",
     "epi_gate": "epistemic gate",
+    "epi_slice": "epistemic slice",
     "epi_anchor": "epistemic anchor",
+    "epi_floor": "epistemic floor",
+    "epi_amplify": "epistemic amplification",
+    "anti_e": "sign flipped on doubt",
     "grpo": "GRPO",
+    "rlsd": "RLSD",
+    "rlcsd": "RLCSD",
+    "srpo": "SRPO",
 }
 WORLD_LABELS = {"main": "main world", "control": "control world", "": "runs"}
 SPLIT_LABELS = {"heldout": "held-out", "ood": "OOD", "train": "train"}

@@ -1,5 +1,7 @@
 """Random positions and whole-objective losses for the tests of this folder."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,10 +53,17 @@ def loss_of_logits(objective, given, ids=IDS):
 
 def value_and_gradient(objective, given=None, ids=IDS):
     """(loss_BT, gradient of its sum in the student's logits)."""
-    given = positions() if given is None else given
+    if given is None:
+        return _at_made_positions(objective, ids)
     loss_BT = make_objective(objective, ids)(given)[0]
     student_logits = given.student_logp_BTV  # log-probabilities are logits
     return loss_BT, jax.grad(loss_of_logits(objective, given, ids))(student_logits)
+
+
+@functools.cache
+def _at_made_positions(objective, ids):
+    # Many a test compares with the same base.
+    return value_and_gradient(objective, positions(), ids)
 
 
 def assert_same(first, second, given=None, ids=IDS, exact=False):

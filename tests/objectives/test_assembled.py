@@ -39,6 +39,7 @@ from jaxdistill.objectives import (
     MassPenalty,
     Mixed,
     PerTokens,
+    Positions,
     PositionSlope,
     Purified,
     ReferenceK3,
@@ -206,7 +207,9 @@ def test_presets_are_what_the_paper_and_their_names_say():
     sdpo, grpo = PRESETS["sdpo"](), PRESETS["grpo"]()
     assert sdpo == Distill(JensenShannon(0.5), TopC(100, tail=True), importance_clip=2.0)
     assert sdpo.reduction == grpo.reduction == "sequence"
-    assert grpo == GRPO(clip_low=0.2, clip_high=0.28, dual_clip=3.0, normalize_std=False)
+    plain = GRPO(clip_low=0.2, clip_high=0.28, dual_clip=3.0, normalize_std=False)
+    # Decoupled as in its code, token by token, truncated at 2.
+    assert grpo == dataclasses.replace(plain, rollout_correction=RolloutCorrection(2.0))
     assert set(PRESETS) == {
         "sdpo", "opsd", "epi_mask", "epi_gate", "epi_slice", "epi_anchor", "epi_floor",
         "epi_amplify", "anti_e", "rlsd", "rlcsd", "srpo", "grpo",
@@ -221,7 +224,7 @@ def test_objectives_say_which_networks_they_need():
 
     expected = {
         "sdpo": "T", "opsd": "T", "epi_mask": "T", "epi_gate": "TR", "epi_slice": "T",
-        "epi_anchor": "TR", "epi_floor": "TR", "epi_amplify": "TR", "anti_e": "T", "rlsd": "T",
+        "epi_anchor": "TR", "epi_floor": "TR", "epi_amplify": "TR", "anti_e": "TR", "rlsd": "T",
         "rlcsd": "TC", "srpo": "T", "grpo": "", "purified": "TRC", "contrasted": "TC",
         "barycentre": "T", "barycentre on E": "TR", "penalty": "TR", "anchored grpo": "R",
         "teacher-free": "", "mixed": "T", "cross-entropy": "",
@@ -344,14 +347,26 @@ def test_gradients_reach_the_student_alone(objective):
         np.testing.assert_array_equal(constant, 0)
 
 
-@in_catalogue
-def test_every_objective_gives_the_same_under_jit(objective):
-    evaluate = make_objective(objective, IDS)
-    eager, jitted = evaluate(positions()), jax.jit(evaluate)(positions())
-    for a, b in zip(jax.tree.leaves(eager), jax.tree.leaves(jitted)):
+@pytest.fixture(scope="module")
+def jitted():
+    """Every objective of the catalogue at the made positions, compiled together: what they share
+    (masses, entropies, ranks) is then compiled once."""
+    evaluates = {name: make_objective(o, IDS) for name, o in CATALOGUE.items()}
+    return jax.jit(lambda given: {name: f(given) for name, f in evaluates.items()})(positions())
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_every_objective_gives_the_same_under_jit(name, jitted):
+    eager = make_objective(CATALOGUE[name], IDS)(positions())
+    assert eager[1].keys() == jitted[name][1].keys()
+    for a, b in zip(jax.tree.leaves(eager), jax.tree.leaves(jitted[name])):
         assert a.shape == (B, T)
         assert a.dtype == jnp.float32
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+EXTREMES = ("one-hot", "uniform", "masked")
+IMPOSSIBLE = [4, 8]  # for all networks, as a padded vocabulary's are; never sampled
 
 
 def extreme(kind, seed):
@@ -361,36 +376,59 @@ def extreme(kind, seed):
         logits = np.float32(80.0) * np.eye(V, dtype=np.float32)[rng.integers(0, V, (B, T))]
     elif kind == "uniform":
         logits = np.zeros_like(logits)
-    elif kind == "masked":  # the same words are impossible for all, as a padded vocabulary's are
-        logits[..., [4, 8]] = -np.inf
-    logp = jax.nn.log_softmax(logits)
-    return logp.astype(jnp.bfloat16) if kind == "bfloat16" else logp
+    elif kind == "masked":
+        logits[..., IMPOSSIBLE] = -np.inf
+    return jax.nn.log_softmax(logits)
 
 
-@pytest.mark.parametrize("kind", ["one-hot", "uniform", "masked", "bfloat16"])
-@in_catalogue
-def test_extreme_distributions_give_finite_losses_metrics_and_gradients(objective, kind):
-    tokens = jnp.array([[2, 0, 1], [11, 7, 3]])  # none that is impossible
-    networks = [extreme(kind, seed) for seed in range(4)]
-    given = positions()._replace(**dict(zip(positions()._fields, networks)))
-    given = given._replace(
-        sampled=given.sampled._replace(tokens_BT=tokens, behaviour_logp_BT=jnp.full((B, T), -2.0))
-    )
+def positions_of(*kinds):
+    """The rows of each kind, one after the other."""
+    networks = [jnp.concatenate([extreme(k, seed) for k in kinds]) for seed in range(4)]
+    repeated = jax.tree.map(lambda x: jnp.concatenate([x] * len(kinds)), positions()[4:])
+    sampled = repeated[0]._replace(behaviour_logp_BT=jnp.full((len(kinds) * B, T), -2.0))
+    return Positions(*networks, sampled, repeated[1])
+
+
+def all_of(objective, given, student=lambda logits: jax.nn.log_softmax(logits)):
+    """(gradient in what `student` makes log-probabilities of, loss_BT, metrics)."""
     evaluate = make_objective(objective, IDS)
 
-    def total(student_logits):
-        student_logp = jax.nn.log_softmax(student_logits.astype(jnp.float32))
-        student_logp = student_logp.astype(networks[0].dtype)
-        loss_BT, metrics = evaluate(given._replace(student_logp_BTV=student_logp))
+    def total(logits):
+        loss_BT, metrics = evaluate(given._replace(student_logp_BTV=student(logits)))
         return jnp.sum(loss_BT), (loss_BT, metrics)
 
-    student = networks[0].astype(jnp.float32)
-    gradient, (loss_BT, metrics) = jax.grad(total, has_aux=True)(student)
+    gradient, rest = jax.grad(total, has_aux=True)(given.student_logp_BTV.astype(jnp.float32))
+    return gradient, *rest
+
+
+@in_catalogue
+def test_extreme_distributions_give_finite_losses_metrics_and_gradients(objective):
+    given = positions_of(*EXTREMES)
+    gradient, loss_BT, metrics = all_of(objective, given)
     assert np.isfinite(loss_BT).all()
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(metrics))
-    assert np.isfinite(np.where(np.isfinite(student), gradient, 0)).all()
-    if kind == "masked":
-        np.testing.assert_array_equal(gradient[..., [4, 8]], 0)
+    possible = np.isfinite(given.student_logp_BTV)
+    assert np.isfinite(np.asarray(gradient)[possible]).all()
+    np.testing.assert_array_equal(np.asarray(gradient)[~possible], 0)
+
+
+@in_catalogue
+def test_bfloat16_log_probabilities_are_computed_with_in_float32(objective):
+    def rounded(x):
+        return x.astype(jnp.bfloat16)
+
+    given = positions_of("random")
+    given = given._replace(**{n: rounded(x) for n, x in zip(given._fields, given[:4])})
+    exact = given._replace(**{n: x.astype(jnp.float32) for n, x in zip(given._fields, given[:4])})
+    gradient, *measured = all_of(objective, given, rounded)
+    expected_gradient, *expected = all_of(objective, exact, lambda logp: logp)
+    for a, b in zip(jax.tree.leaves(measured), jax.tree.leaves(expected)):
+        assert a.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6)
+    # The gradient is rounded, and its parts (of the size of S) are added, in bfloat16.
+    parts = np.abs(expected_gradient) + np.exp(np.asarray(exact.student_logp_BTV))
+    slack = 4 * 2**-8 * parts.max(-1, keepdims=True)
+    assert (np.abs(gradient - expected_gradient) <= slack).all()
 
 
 @in_catalogue

@@ -30,6 +30,7 @@ from jaxdistill.objectives import (
     FlipSampledEpistemic,
     ForkingTokens,
     FullVocabulary,
+    JensenShannon,
     MaskSampledEpistemic,
     PositionSlope,
     SampledReverseKL,
@@ -150,6 +151,17 @@ def test_dropped_positions_have_exactly_no_gradient_and_the_others_all_of_it(wei
     np.testing.assert_allclose(gradient[keep], base_gradient[keep], rtol=1e-6, atol=1e-7)
 
 
+def test_a_full_vocabulary_loss_ignores_which_token_was_sampled_and_a_sampled_one_does_not():
+    """R1's cause: what a mask by the sampled token drops, other samples' positions teach anew."""
+    other = jnp.array([[0, 2, 5], [7, 1, 2]])
+    for divergence, is_same in ((JensenShannon(), True), (SampledReverseKL(), False)):
+        objective = Distill(divergence, FullVocabulary(), importance_clip=None)
+        first = value_and_gradient(objective)
+        second = value_and_gradient(objective, positions(tokens_BT=other))
+        for a, b in zip(first, second):
+            assert np.array_equal(a, b) == is_same
+
+
 def test_flipping_every_token_is_minus_the_sampled_token_loss():
     base = Distill(divergence=SampledReverseKL())
     flipped = Distill(divergence=SampledReverseKL(), weights=(FlipSampledEpistemic(),))
@@ -180,6 +192,14 @@ def test_direction_adaptive_pulls_where_the_student_is_sure_and_pushes_elsewhere
     np.testing.assert_array_equal(weight_of(DirectionAdaptive(-1.0)), -1)
 
 
+def test_turning_everywhere_is_minus_the_sampled_loss_and_nowhere_is_the_sampled_loss():
+    base = value_and_gradient(Distill(divergence=SampledReverseKL()))
+    for threshold, sign in ((99.0, 1), (-1.0, -1)):
+        choice = Distill(divergence=SampledReverseKL(), weights=(DirectionAdaptive(threshold),))
+        for a, b in zip(value_and_gradient(choice), base):
+            np.testing.assert_array_equal(a, sign * b)
+
+
 def test_token_importance_is_its_formula():
     S, P = (np.exp(np.asarray(logp_of(seed), np.float64)) for seed in (0, 1))
     M = (S + P) / 2
@@ -200,6 +220,13 @@ def test_a_position_slope_has_mean_one_over_each_completion_whatever_its_length(
             assert (weight >= 0).all()
     late = weight_of(PositionSlope(1.0))[0]
     np.testing.assert_allclose(late, [1 / 3, 1, 5 / 3], rtol=1e-6)
+
+
+def test_the_first_tokens_are_skipped_by_their_place_in_the_completion():
+    np.testing.assert_array_equal(weight_of(SkipFirst(2)), [[0, 0, 1]] * B)
+    later = positions(index_BT=jnp.array([[0, 1, 2], [3, 4, 5]]))  # the second row's later chunk
+    np.testing.assert_array_equal(weight_of(SkipFirst(2), later), [[0, 0, 1], [1, 1, 1]])
+    np.testing.assert_array_equal(weight_of(SkipFirst(0)), 1)
 
 
 def test_the_contrast_mask_is_silent_where_any_context_says_the_same():
@@ -225,6 +252,9 @@ def test_the_entropy_weight_falls_with_entropy_and_has_mean_one_where_the_loss_c
     np.testing.assert_allclose(weight, expected, rtol=1e-5)
 
 
+jitted_top = jax.jit(exactly_top)
+
+
 @settings(max_examples=50, deadline=None)
 @drawn(
     scores=st.lists(st.integers(0, 3), min_size=1, max_size=12),
@@ -234,10 +264,10 @@ def test_the_entropy_weight_falls_with_entropy_and_has_mean_one_where_the_loss_c
 def test_forks_are_exactly_the_asked_share_of_what_counts_ties_to_the_earlier(
     scores, counts, fraction
 ):
-    counts = np.array(counts[: len(scores)])
-    kept = np.asarray(
-        exactly_top(jnp.asarray(scores, jnp.float32)[None], jnp.asarray(counts)[None], fraction)
-    )[0]
+    # Padded to one shape, and so compiled once: what does not count takes no part.
+    counts = np.array(counts) & (np.arange(12) < len(scores))
+    scores = np.pad(np.asarray(scores, np.float32), (0, 12 - len(scores)), constant_values=9)
+    kept = jitted_top(scores[None], counts[None], fraction)[0]
     number = int(np.ceil(fraction * counts.sum() - 1e-6))
     order = sorted(np.flatnonzero(counts), key=lambda i: (-scores[i], i))
     assert set(np.flatnonzero(kept)) == set(order[:number])
