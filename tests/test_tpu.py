@@ -20,10 +20,31 @@ from jaxdistill.models import decoder
 from jaxdistill.models.attention import causal_attention
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.rope import Rope
-from jaxdistill.objectives import epi_anchor
+from jaxdistill.objectives import (
+    GRPO,
+    RLCSD,
+    Distill,
+    EntropyWeight,
+    ForkingTokens,
+    MassPenalty,
+    Mixed,
+    Purified,
+    RolloutCorrection,
+    SuppressionGate,
+    epi_anchor,
+    needs_contrast,
+)
 from jaxdistill.sampling import Sampling, make_sampler, processors
 from jaxdistill.sharding import MeshConfig
-from jaxdistill.train import EMA, Batch, Compute, Optimizer, init_state, make_train_step
+from jaxdistill.train import (
+    EMA,
+    Batch,
+    Compute,
+    Optimizer,
+    TrustRegion,
+    init_state,
+    make_train_step,
+)
 
 # On two cores a train step compiles in four to ten minutes.
 pytestmark = [pytest.mark.tpu, pytest.mark.timeout(3600)]
@@ -73,9 +94,9 @@ def _as_batch(mesh, shape, dtype=jnp.int32):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.sharding_of(mesh, "B", shape))
 
 
-def _train_step(mesh):
+def _train_step(mesh, objective=epi_anchor(), teacher=EMA()):  # noqa: B008
     """The step with everything on: teacher, reference, EMA, bfloat16, remat, micro-batches."""
-    optimizer, teacher = Optimizer(), EMA()
+    optimizer = Optimizer()
     params = decoder.abstract_params(MODEL)
     state = jax.eval_shape(lambda p: init_state(p, optimizer, teacher, 100), params)
     prompt, shown = [_as_batch(mesh, (ROWS, width)) for width in (PROMPT, TEACHER_PROMPT)]
@@ -83,11 +104,16 @@ def _train_step(mesh):
     logp_BT = _as_batch(mesh, (ROWS, COMPLETION), jnp.float32)
     number_B = _as_batch(mesh, (ROWS,), jnp.float32)
     batch = Batch(prompt, prompt, shown, shown, completion, completion, logp_BT, number_B, number_B)
+    if needs_contrast(objective):
+        contrast = _as_batch(mesh, (ROWS, 2, TEACHER_PROMPT))
+        weight_BJ = _as_batch(mesh, (ROWS, 2), jnp.float32)
+        batch = batch._replace(
+            correct_B=number_B, contrast_ids_BJP=contrast, contrast_mask_BJP=contrast,
+            contrast_weight_BJ=weight_BJ,
+        )  # fmt: skip
     compute = Compute(dtype="bfloat16", chunk=CHUNK, micro_batches=PARTS, remat=True)
     lexicon = tuple(range(1000, 1040))
-    step = make_train_step(
-        MODEL, epi_anchor(), lexicon, optimizer, teacher, compute, 100, 1.0, True
-    )
+    step = make_train_step(MODEL, objective, lexicon, optimizer, teacher, compute, 100, 1.0, True)
     return step, (_as_parameters(mesh, state), _as_parameters(mesh, params), batch)
 
 
@@ -192,6 +218,25 @@ def test_the_train_step_holds_no_vocabulary_sized_batch_and_keeps_its_state_spli
         ]
         assert moved_sizes
         assert max(moved_sizes) <= rows_of_part * length * MODEL.hidden_size
+
+
+def test_an_objective_of_every_kind_of_part_holds_no_vocabulary_sized_batch_either(mesh):
+    """Two contrasts, a mixture of teachers, and weights that look at the whole batch first."""
+    objective = Mixed(
+        Distill(
+            target=Purified(),
+            weights=(ForkingTokens(), EntropyWeight(), SuppressionGate()),
+            terms=(MassPenalty(),),
+            normalizer="kept",
+        ),
+        GRPO(credit=RLCSD(), rollout_correction=RolloutCorrection(level="sequence")),
+    )
+    step, arguments = _train_step(mesh, objective, TrustRegion())
+    compiled = _compile(mesh, step, arguments)
+    V = {MODEL.vocab_size, MODEL.vocab_size // mesh.shape["tensor"]}
+    with_V = [shape for op in _operations(compiled) for shape in op.shapes if V & set(shape)]
+    assert with_V
+    assert not [shape for shape in with_V if COMPLETION in shape]
 
 
 def test_the_decode_loop_moves_activations_only(mesh):
