@@ -22,7 +22,7 @@ LEVELS = (
     ("precision", "questions", "contexts", "intervals", "epistemic", "metrics", "hub"),
     ("overrides", "provenance", "tokenizer", "models.rope"),
     ("sharding", "grading", "models.layers", "models.config", "models.hf_fields"),
-    ("losses", "models.attention", "models.qwen2", "models.qwen3", "models.olmo3"),
+    ("losses", "models.attention", "models.cached_attention", "models.qwen2", "models.qwen3", "models.olmo3"),
     (
         "targets",
         "models.families",

@@ -19,7 +19,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdistill.axes import AnyArray, Mask_BS, Tokens_BS
-from jaxdistill.models.attention import causal_attention, decode_attention
+from jaxdistill.models.attention import causal_attention
+from jaxdistill.models.cached_attention import append_and_attend
 from jaxdistill.models.config import LayerKind, ModelConfig
 from jaxdistill.models.layers import rms_norm, swiglu
 from jaxdistill.models.rope import apply_rope, rope_angles
@@ -316,7 +317,7 @@ def _scan_layers(
 class Cache(NamedTuple):
     """Keys and values of the tokens so far; a pytree. Slot t of a row holds its token t."""
 
-    k: tuple[Float[Array, "B K S H"], ...]  # one buffer a layer, as `decode_attention` reads it
+    k: tuple[Float[Array, "B K S H"], ...]  # one buffer a layer, as `append_and_attend` reads it
     v: tuple[Float[Array, "B K S H"], ...]
     length_B: Int[Array, " B"]  # tokens so far: the next one's slot and RoPE position
 
@@ -385,36 +386,17 @@ def decode_step(
     """
     weights = params if isinstance(params, Unstacked) else unstack(params, config, dtype=dtype)
     rotary = _rotary(config, cache.length_B[:, None])
-    visible = _visible_slots(config, cache)
     x_B1D = constrain(_embed(weights.embed_VD, token_B[:, None], dtype), "BTD")
     new_k, new_v = [], []
     for i, (layer, k_BKSH, v_BKSH) in enumerate(zip(weights.layers, cache.k, cache.v)):
         kind = config.layer_pattern[i % len(config.layer_pattern)]
-        q_B1NH, k_B1KH, v_B1KH = _queries_keys_values(layer, config, x_B1D, rotary[kind])
-        new_k.append(_append(k_BKSH, k_B1KH[:, 0], cache.length_B))
-        new_v.append(_append(v_BKSH, v_B1KH[:, 0], cache.length_B))
-        attended_BNH = decode_attention(q_B1NH[:, 0], new_k[-1], new_v[-1], visible[kind])
+        new_B1 = _queries_keys_values(layer, config, x_B1D, rotary[kind])
+        attended_BNH, k_BKSH, v_BKSH = append_and_attend(
+            *(x[:, 0] for x in new_B1), k_BKSH, v_BKSH, cache.length_B,
+            window=_window(config, kind),
+        )  # fmt: skip
+        new_k.append(k_BKSH)
+        new_v.append(v_BKSH)
         x_B1D = _add_attention_and_mlp(layer, config, x_B1D, attended_BNH[:, None])
     hidden_BD = rms_norm(x_B1D[:, 0], weights.norm_D, config.norm_eps)
     return hidden_BD, Cache(tuple(new_k), tuple(new_v), cache.length_B + 1)
-
-
-def _visible_slots(config: ModelConfig, cache: Cache) -> dict[LayerKind, Bool[Array, "B S"]]:
-    """The slots that the token about to be written sees: its own and those before, in the window"""
-    slot_1S = jnp.arange(cache.k[0].shape[2])[None, :]
-    own_B1 = cache.length_B[:, None]
-    visible: dict[LayerKind, Array] = {"full": slot_1S <= own_B1}
-    if config.window is not None:
-        visible["sliding"] = visible["full"] & (slot_1S > own_B1 - config.window)
-    return visible
-
-
-def _append(
-    x_BKSH: Float[Array, "B K S H"], new_BKH: Float[Array, "B K H"], slot_B: Int[Array, " B"]
-) -> Float[Array, "B K S H"]:
-    """Write each row's entry to that row's slot, in place where the buffer is donated."""
-    rows_B1 = jnp.arange(x_BKSH.shape[0])[:, None]
-    heads_1K = jnp.arange(x_BKSH.shape[1])[None, :]
-    return x_BKSH.at[rows_B1, heads_1K, slot_B[:, None]].set(
-        new_BKH, mode="drop", unique_indices=True
-    )

@@ -58,10 +58,10 @@ def test_top_k_keeps_the_k_largest(k):
 
 def test_kept_logits_are_unchanged_and_the_neutral_settings_keep_all():
     logits_BV = random_logits(2)
-    masked_BV = processors.truncate(logits_BV, top_k=7, top_p=0.8)
+    masked_BV = processors.truncate(logits_BV, top_k=7, top_p=0.8, min_p=0.0)
     is_kept_BV = np.isfinite(np.asarray(masked_BV))
     np.testing.assert_array_equal(masked_BV[is_kept_BV], logits_BV[is_kept_BV])
-    np.testing.assert_array_equal(processors.truncate(logits_BV, top_k=0, top_p=1.0), logits_BV)
+    np.testing.assert_array_equal(processors.truncate(logits_BV, top_k=0, top_p=1.0, min_p=0.0), logits_BV)
     np.testing.assert_array_equal(processors.keep_top_k(logits_BV, 33), logits_BV)
 
 
@@ -69,5 +69,5 @@ def test_top_p_after_top_k_counts_the_mass_that_top_k_left():
     # p = .4 .3 .2 .1; top-k 2 leaves 4/7 and 3/7: mass 0.5 needs the first token only, as
     # 4/7 > 0.5, although 0.4 < 0.5 before renormalisation.
     logits_BV = jnp.log(jnp.array([[0.4, 0.3, 0.2, 0.1]]))
-    assert kept(np.asarray(processors.truncate(logits_BV, top_k=2, top_p=0.5))[0]) == {0}
-    assert kept(np.asarray(processors.truncate(logits_BV, top_k=0, top_p=0.5))[0]) == {0, 1}
+    assert kept(np.asarray(processors.truncate(logits_BV, top_k=2, top_p=0.5, min_p=0.0))[0]) == {0}
+    assert kept(np.asarray(processors.truncate(logits_BV, top_k=0, top_p=0.5, min_p=0.0))[0]) == {0, 1}

@@ -193,7 +193,7 @@ def test_sampled_frequencies_match_the_distribution(sampling, support):
     rows = 20_000
     keys_B2 = row_keys(5, "frequencies", 0, question_hashes(["q"]), rows)
     logits_BV = jnp.tile(jnp.asarray(logits_V / sampling.temperature, jnp.float32), (rows, 1))
-    keys_B = keys.token_keys(keys_B2, 0)
+    keys_B = keys.token_keys(keys_B2, jnp.zeros(rows, jnp.int32))
     tokens_B = np.asarray(sampler.choose(logits_BV, keys_B, sampling))
     counts_V = np.bincount(tokens_B, minlength=6)
 
