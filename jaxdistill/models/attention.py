@@ -87,7 +87,7 @@ def _obstacle(name: str, platform: str, dtype: DTypeLike, head_dim: int) -> str 
     """Why an implementation cannot be used, or None."""
     dtype = jnp.dtype(dtype)
     if name == "cudnn":
-        if platform != "gpu" or not _is_ampere_or_newer():
+        if platform != "gpu" or not is_ampere_or_newer():
             return f"needs an NVIDIA GPU, Ampere or newer, and this runs on {platform}"
         if dtype not in (jnp.bfloat16, jnp.float16):
             return f"computes in bfloat16 or float16, not in {dtype}"
@@ -101,7 +101,7 @@ def _obstacle(name: str, platform: str, dtype: DTypeLike, head_dim: int) -> str 
     return None
 
 
-def _is_ampere_or_newer() -> bool:
+def is_ampere_or_newer() -> bool:
     # "9.0" on NVIDIA's, "gfx942" on AMD's.
     capability = getattr(jax.local_devices()[0], "compute_capability", "0")
     return capability[0].isdigit() and float(capability) >= 8

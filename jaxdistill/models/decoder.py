@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdistill.axes import AnyArray, Mask_BS, Tokens_BS
 from jaxdistill.models.attention import causal_attention
-from jaxdistill.models.cached_attention import append_and_attend
+from jaxdistill.models.cached_attention import has_kernel, kernel_attention, xla_attention
 from jaxdistill.models.config import LayerKind, ModelConfig
 from jaxdistill.models.layers import rms_norm, swiglu
 from jaxdistill.models.rope import apply_rope, rope_angles
@@ -171,12 +171,28 @@ def _queries_keys_values(
     rotary: tuple[Float[Array, "#B T half"], Float[Array, "#B T half"]],
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
     """Projected, normed if the family does, and rotated; values are only projected."""
+    return _heads(layer, config, _project(layer, config, x_BTD), rotary)
+
+
+def _project(
+    layer: Layer, config: ModelConfig, x_BTD: Float[Array, "B T D"]
+) -> Float[Array, "B T K X H"]:
+    """The G queries, the key and the value of each key/value head."""
     if not config.post_norm:
         x_BTD = rms_norm(x_BTD, layer.attention_norm_D, config.norm_eps)
     qkv_BTKXH = einsum("BTD,DKXH->BTKXH", constrain(x_BTD, "BTD"), layer.qkv_DKXH)
     if layer.qkv_bias_KXH is not None:
         qkv_BTKXH += layer.qkv_bias_KXH[None, None]
-    q_BTNH = qkv_BTKXH[:, :, :, :-2].reshape(*x_BTD.shape[:2], *config.shape("NH"))
+    return qkv_BTKXH
+
+
+def _heads(
+    layer: Layer,
+    config: ModelConfig,
+    qkv_BTKXH: Float[Array, "B T K X H"],
+    rotary: tuple[Float[Array, "#B T half"], Float[Array, "#B T half"]],
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+    q_BTNH = qkv_BTKXH[:, :, :, :-2].reshape(*qkv_BTKXH.shape[:2], *config.shape("NH"))
     k_BTKH, v_BTKH = qkv_BTKXH[:, :, :, -2], qkv_BTKXH[:, :, :, -1]
     if layer.q_norm is not None and layer.k_norm is not None:
         q_BTNH = rms_norm(q_BTNH, layer.q_norm, config.norm_eps)
@@ -317,7 +333,7 @@ def _scan_layers(
 class Cache(NamedTuple):
     """Keys and values of the tokens so far; a pytree. Slot t of a row holds its token t."""
 
-    k: tuple[Float[Array, "B K S H"], ...]  # one buffer a layer, as `append_and_attend` reads it
+    k: tuple[Float[Array, "B K S H"], ...]  # one buffer a layer, as attention reads it
     v: tuple[Float[Array, "B K S H"], ...]
     length_B: Int[Array, " B"]  # tokens so far: the next one's slot and RoPE position
 
@@ -390,13 +406,34 @@ def decode_step(
     new_k, new_v = [], []
     for i, (layer, k_BKSH, v_BKSH) in enumerate(zip(weights.layers, cache.k, cache.v)):
         kind = config.layer_pattern[i % len(config.layer_pattern)]
-        new_B1 = _queries_keys_values(layer, config, x_B1D, rotary[kind])
-        attended_BNH, k_BKSH, v_BKSH = append_and_attend(
-            *(x[:, 0] for x in new_B1), k_BKSH, v_BKSH, cache.length_B,
-            window=_window(config, kind),
+        attended_BNH, k_BKSH, v_BKSH = _attend_to_cache(
+            layer, config, x_B1D, rotary[kind], k_BKSH, v_BKSH, cache.length_B,
+            _window(config, kind),
         )  # fmt: skip
         new_k.append(k_BKSH)
         new_v.append(v_BKSH)
         x_B1D = _add_attention_and_mlp(layer, config, x_B1D, attended_BNH[:, None])
     hidden_BD = rms_norm(x_B1D[:, 0], weights.norm_D, config.norm_eps)
     return hidden_BD, Cache(tuple(new_k), tuple(new_v), cache.length_B + 1)
+
+
+def _attend_to_cache(layer, config, x_B1D, rotary, k_BKSH, v_BKSH, length_B, window):
+    """(attended_BNH, k_BKSH, v_BKSH): one layer's attention of a new token in each row."""
+    qkv_B1KXH = _project(layer, config, x_B1D)
+    if has_kernel(config.head_dim) and config.qk_norm != "projection":
+        norms = None if layer.q_norm is None else (layer.q_norm, layer.k_norm)
+        return kernel_attention(
+            qkv_B1KXH[:, 0], norms, tuple(x[:, 0] for x in rotary), k_BKSH, v_BKSH, length_B,
+            eps=config.norm_eps, window=window,
+        )  # fmt: skip
+    q_B1NH, k_B1KH, v_B1KH = _heads(layer, config, qkv_B1KXH, rotary)
+    if not has_kernel(config.head_dim):
+        new = (x[:, 0] for x in (q_B1NH, k_B1KH, v_B1KH))
+        return xla_attention(*new, k_BKSH, v_BKSH, length_B, window=window)
+    # The norm spans all heads, and a program of the kernel sees one: they come to it as they are.
+    q_BKGH = q_B1NH.reshape(*k_BKSH.shape[:2], -1, config.head_dim)
+    new_B2KH = [x.swapaxes(1, 2) for x in (k_B1KH, v_B1KH)]
+    qkv_BKXH = jnp.concatenate([q_BKGH, *new_B2KH], axis=2)
+    return kernel_attention(
+        qkv_BKXH, None, None, k_BKSH, v_BKSH, length_B, eps=config.norm_eps, window=window
+    )

@@ -4,10 +4,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-# Bits of a threshold that are found in one pass over V, from the highest: 2, then ten times 3.
-_SHIFTS = (30, *range(27, -1, -3))
+_BITS = 2  # of a threshold that are found in one pass over V
 
 
 def keep_top_k(logits_BV: Float[Array, "B V"], k: int) -> Float[Array, "B V"]:
@@ -20,7 +19,8 @@ def keep_top_k(logits_BV: Float[Array, "B V"], k: int) -> Float[Array, "B V"]:
     """
     if k <= 0 or k >= logits_BV.shape[-1]:
         return logits_BV
-    return _keep_largest(logits_BV, jnp.ones_like(logits_BV), k)
+    is_kept_BV = _threshold(logits_BV, k, jnp.ones_like)
+    return jnp.where(is_kept_BV, logits_BV, -jnp.inf)
 
 
 def keep_top_p(logits_BV: Float[Array, "B V"], p: float) -> Float[Array, "B V"]:
@@ -34,8 +34,8 @@ def keep_top_p(logits_BV: Float[Array, "B V"], p: float) -> Float[Array, "B V"]:
     """
     if p >= 1.0:
         return logits_BV
-    logits_BV = logits_BV.astype(jnp.float32)
-    return _keep_largest(logits_BV, jax.nn.softmax(logits_BV, axis=-1), p)
+    probs_BV = jax.nn.softmax(logits_BV.astype(jnp.float32), axis=-1)
+    return jnp.where(_threshold(probs_BV, p, lambda probs_BV: probs_BV), logits_BV, -jnp.inf)
 
 
 def keep_min_p(logits_BV: Float[Array, "B V"], min_p: float) -> Float[Array, "B V"]:
@@ -57,23 +57,21 @@ def truncate(
     return keep_min_p(keep_top_p(keep_top_k(logits_BV, top_k), top_p), min_p)
 
 
-def _keep_largest(
-    logits_BV: Float[Array, "B V"], weights_BV: Float[Array, "B V"], enough: float
-) -> Float[Array, "B V"]:
-    """Keep the largest logits, as few as weigh `enough` in all, and what ties with the smallest.
+def _threshold(x_BV: Float[Array, "B V"], enough: float, weigh: Callable) -> Bool[Array, "B V"]:
+    """Where x is at least the largest number with `enough` weight at or above it.
 
-    The threshold is the largest number with that much weight at or above it. Its bits are found
-    from the highest down, up to three in a pass that sums the weight above seven candidates at
-    once: eleven passes over V, where a sort of 152k columns would be far dearer.
+    The number's bits are found from the highest down, two in a pass that sums the weight above
+    three candidates at once: sixteen passes over V, where a sort of 152k columns would be far
+    dearer. Ties with it are in; if all weighs less than enough, so is everything.
     """
-    order_BV = _ordered_bits(logits_BV)
-    threshold_B = jnp.zeros(logits_BV.shape[:-1], jnp.uint32)
-    for shift in _SHIFTS:
-        candidates = [threshold_B | jnp.uint32(i << shift) for i in range(1, min(8, 1 << 32 - shift))]
-        weight_at = _sums([jnp.where(order_BV >= c[:, None], weights_BV, 0) for c in candidates])
-        digit_B = sum((weight_B >= enough).astype(jnp.uint32) for weight_B in weight_at)
-        threshold_B |= digit_B << shift
-    return jnp.where(order_BV >= threshold_B[:, None], logits_BV, -jnp.inf)
+    order_BV = _ordered_bits(x_BV)
+    least_B = jnp.zeros(x_BV.shape[:-1], jnp.uint32)
+    for shift in range(32 - _BITS, -1, -_BITS):
+        candidates = [least_B | jnp.uint32(i << shift) for i in range(1, 1 << _BITS)]
+        weights = [jnp.where(order_BV >= c[:, None], weigh(x_BV), 0) for c in candidates]
+        digit_B = sum((weight_B >= enough).astype(jnp.uint32) for weight_B in _sums(weights))
+        least_B |= digit_B << shift
+    return order_BV >= least_B[:, None]
 
 
 def _ordered_bits(x: Float[Array, "*shape"]) -> Array:
