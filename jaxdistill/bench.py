@@ -1,7 +1,7 @@
-"""Measured speed against what the device allows: what `jaxdistill bench` prints and writes.
+"""Measured speed beside what the device allows: what `jaxdistill bench` prints and writes.
 
 Bytes are those that a step cannot do without: every weight once, and the keys and values of the
-positions in use. The ceiling is a device's own copy, measured in the same run.
+positions in use. The ceiling is the device's own copy, measured in the same run.
 """
 
 import json
@@ -10,7 +10,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,10 @@ from jaxdistill.sampling import Sampling, make_sampler, question_hashes, row_key
 
 @dataclass(frozen=True)
 class Decode:
-    """What is decoded: rows = questions x rollouts, of random weights and random prompts.
+    """What is decoded: rows = prompts x rollouts, of random weights and random prompts.
 
-    `mean` draws the rows' lengths from a long-tailed distribution of that mean, at most `new`
-    tokens; 0: all are `new` tokens long. Raises UserError for sizes that cannot be.
+    With a `mean` the rows' lengths are long-tailed (log-normal, sigma 0.8, cut at `new`), without
+    all are `new` tokens long. Raises UserError for sizes that cannot be.
     """
 
     model: str = "Qwen3-1.7B"
@@ -42,7 +42,7 @@ class Decode:
     new: int = 512
     mean: int = 0
     dtype: str = "auto"
-    sampling: Sampling = Sampling()
+    sampling: Sampling = Sampling()  # its max_new_tokens is `new`
     repeats: int = 5
 
     def __post_init__(self):
@@ -51,17 +51,19 @@ class Decode:
                 raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}")
         if self.rows % self.rollouts:
             raise UserError(f"--rows {self.rows} must be a multiple of --rollouts {self.rollouts}")
+        if self.slots < 0:
+            raise UserError(f"--slots must be at least 0 (all rows), got {self.slots}")
         if not 0 <= self.mean <= self.new:
-            raise UserError(f"--mean {self.mean} must be 0 or at most --new {self.new}")
+            raise UserError(f"--mean {self.mean} must lie between 0 and --new {self.new}")
 
 
 def bench_decode(work: Decode) -> dict[str, Any]:
-    """Compile, warm up and time the sampler; the result is JSON."""
+    """Compile, warm up and time the sampler; the result goes into JSON as it is."""
     config, dtype = preset(work.model), compute_dtype(work.dtype)
     params = jax.jit(decoder.init, static_argnums=(0, 2))(config, jax.random.key(0), dtype)
-    sampling = Sampling(**asdict(work.sampling) | {"max_new_tokens": work.new})
+    sampling = replace(work.sampling, max_new_tokens=work.new)
     slots = min(work.slots or work.rows, work.rows)
-    sample = make_sampler(
+    sample: Any = make_sampler(
         config, sampling, (), 0, rollouts=work.rollouts, slots=slots, dtype=dtype
     )
     arguments = params, *_prompts(work, config)
@@ -69,55 +71,53 @@ def bench_decode(work: Decode) -> dict[str, Any]:
     compiled = sample.lower(*arguments, np.zeros(work.rows, np.int32)).compile()
     compile_seconds = time.perf_counter() - began
 
-    def seconds_of(lengths_B: np.ndarray) -> list[float]:
-        run = lambda: jax.block_until_ready(compiled(*arguments, lengths_B))  # noqa: E731
-        assert int(run().mask_BT.sum()) == lengths_B.sum(), "every row draws as many as it may"
+    def seconds_of(limit_B: np.ndarray) -> list[float]:
+        run = lambda: jax.block_until_ready(compiled(*arguments, limit_B))  # noqa: E731
+        assert int(run().mask_BT.sum()) == limit_B.sum(), "every row draws as many as it may"
         return [_timed(run) for _ in range(work.repeats)]
 
     lengths_B = _lengths(work)
     whole = seconds_of(lengths_B)
-    short = seconds_of(np.minimum(lengths_B, _SHORT))  # prompts, and of the tokens next to nothing
-    seconds = statistics.median(whole)
     result = {
         "work": asdict(work),
         "tokens": int(lengths_B.sum()),
-        "seconds": seconds,
-        "spread": [min(whole), max(whole)],
-        "tokens_per_second": float(lengths_B.sum()) / seconds,
+        "seconds": statistics.median(whole),
+        "seconds_spread": [min(whole), max(whole)],
+        "tokens_per_second": float(lengths_B.sum() / statistics.median(whole)),
         "compile_seconds": compile_seconds,
         "memory": _memory(compiled),
+        **_surroundings(),
     }
-    if slots == work.rows and not work.mean:
-        result |= _per_step(work, config, dtype, seconds - statistics.median(short))
-    return result | _surroundings()
+    # From which the steps can be told: where all rows run from the beginning to the end.
+    if slots < work.rows or work.mean or work.new <= _FEW:
+        return result
+    few = seconds_of(np.minimum(lengths_B, _FEW))  # prompts, and of the tokens next to nothing
+    steps, seconds = work.new - _FEW, statistics.median(whole) - statistics.median(few)
+    return result | _per_step(work, config, dtype, seconds / steps)
 
 
-_SHORT = 16
+_FEW = 16
 
 
 def _per_step(work: Decode, config: ModelConfig, dtype: Any, seconds: float) -> dict[str, Any]:
-    """Of the steps alone, without the prompts: time, bytes, and the share of the copy ceiling."""
-    steps = work.new - _SHORT
-    if steps < 1:
-        return {}
-    size = jnp.dtype(dtype).itemsize
-    # Step t sees the prompt and t tokens, its own among them.
-    positions = work.rows * (work.prompt + (_SHORT + work.new - 1) / 2)
+    """A step's time and bytes without the prompts, and the share of the copy ceiling."""
+    # Step t sees the prompt and t tokens, the last prompt token being fed once more.
+    positions = work.rows * (work.prompt + (_FEW + work.new - 1) / 2)
     width = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    step_bytes = size * (_weights_read(config) + positions * width)
+    step_bytes = jnp.dtype(dtype).itemsize * (_weights_read(config) + positions * width)
     ceiling = copy_bytes_per_second()
     return {
-        "step_seconds": seconds / steps,
-        "step_tokens_per_second": work.rows * steps / seconds,
+        "step_seconds": seconds,
+        "step_tokens_per_second": work.rows / seconds,
         "step_bytes": step_bytes,
-        "bytes_per_second": step_bytes * steps / seconds,
+        "bytes_per_second": step_bytes / seconds,
         "copy_bytes_per_second": ceiling,
-        "share_of_copy": step_bytes * steps / seconds / ceiling,
+        "share_of_copy": step_bytes / seconds / ceiling,
     }
 
 
 def _weights_read(config: ModelConfig) -> int:
-    """Parameters that a step reads: all, but of an embedding of its own only the rows' few."""
+    """Parameters that a step reads: all, but of an embedding beside a head only a few rows."""
     unread = 0 if config.tie_embeddings else config.vocab_size * config.hidden_size
     return config.num_parameters - unread
 
@@ -131,7 +131,6 @@ def _prompts(work: Decode, config: ModelConfig) -> tuple[np.ndarray, np.ndarray,
 
 
 def _lengths(work: Decode) -> np.ndarray:
-    """Log-normal with sigma 0.8, as reasoning models' answers look, cut at `new`."""
     if not work.mean:
         return np.full(work.rows, work.new, np.int32)
     sigma = 0.8
@@ -140,13 +139,12 @@ def _lengths(work: Decode) -> np.ndarray:
 
 
 def copy_bytes_per_second() -> float:
-    """Bytes read and written by a device's copy of an array that no cache holds."""
+    """Bytes read and written by the device's copy of an array that no cache holds."""
     size = 2**26 if jax.default_backend() == "cpu" else 2**32
-    x = jnp.zeros(size // 4, jnp.float32)
-    copy = jax.jit(lambda x: x + 1)
-    run = lambda: copy(x).block_until_ready()  # noqa: E731
+    x = jax.random.bits(jax.random.key(0), (size // 4,))
+    run = lambda: jnp.copy(x).block_until_ready()  # noqa: E731
     run()
-    return 2 * size / statistics.median(_timed(run) for _ in range(10))
+    return 2 * size / statistics.median(_timed(run) for _ in range(20))
 
 
 def _timed(run: Callable[[], Any]) -> float:
@@ -159,8 +157,8 @@ def _memory(compiled: Any) -> dict[str, int]:
     """Bytes: the compiler's plan, and the device's peak so far where it keeps count."""
     plan = compiled.memory_analysis()
     found = {"arguments": plan.argument_size_in_bytes, "temporary": plan.temp_size_in_bytes}
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return found | {name: stats[name] for name in ("peak_bytes_in_use",) if name in stats}
+    peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return found | ({} if peak is None else {"peak": peak})
 
 
 def _surroundings() -> dict[str, Any]:

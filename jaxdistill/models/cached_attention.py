@@ -110,8 +110,9 @@ def kernel_attention(
 
 
 def _attend(
-    qkv_BKXH, q_norm_H, k_norm_H, cos_Bh, sin_Bh, k_BKSH, v_BKSH, length_B, *, interpret: bool = False,
-    chunk: int = 0, block: int = 64, warps: int = 4, stages: int = 2, **static: Any,
+    qkv_BKXH, q_norm_H, k_norm_H, cos_Bh, sin_Bh, k_BKSH, v_BKSH, length_B, *,
+    interpret: bool = False, chunk: int = 0, block: int = 64, warps: int = 4, stages: int = 2,
+    **static: Any,
 ) -> Attended:  # fmt: skip
     """A program for each row, key/value head and part (Z) of the positions.
 
@@ -169,9 +170,9 @@ def _queries_of_a_product(G: int) -> int:
 
 
 def _attend_part(
-    qkv_ref, q_norm_ref, k_norm_ref, cos_ref, sin_ref, k_ref, v_ref, length_ref, out_ref, logsum_ref,
-    k_out_ref, v_out_ref, *, G: int, chunk: int, block: int, window: int | None, eps: float,
-    is_normed: bool, is_turned: bool,
+    qkv_ref, q_norm_ref, k_norm_ref, cos_ref, sin_ref, k_ref, v_ref, length_ref, out_ref,
+    logsum_ref, k_out_ref, v_out_ref, *, G: int, chunk: int, block: int, window: int | None,
+    eps: float, is_normed: bool, is_turned: bool,
 ) -> None:  # fmt: skip
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton

@@ -428,8 +428,9 @@ def _attend_to_cache(layer, config, x_B1D, rotary, k_BKSH, v_BKSH, length_B, win
         )  # fmt: skip
     q_B1NH, k_B1KH, v_B1KH = _heads(layer, config, qkv_B1KXH, rotary)
     if not has_kernel(config.head_dim):
-        new = (x[:, 0] for x in (q_B1NH, k_B1KH, v_B1KH))
-        return xla_attention(*new, k_BKSH, v_BKSH, length_B, window=window)
+        return xla_attention(
+            q_B1NH[:, 0], k_B1KH[:, 0], v_B1KH[:, 0], k_BKSH, v_BKSH, length_B, window=window
+        )
     # The norm spans all heads, and a program of the kernel sees one: they come to it as they are.
     q_BKGH = q_B1NH.reshape(*k_BKSH.shape[:2], -1, config.head_dim)
     new_B2KH = [x.swapaxes(1, 2) for x in (k_B1KH, v_B1KH)]

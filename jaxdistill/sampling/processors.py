@@ -51,7 +51,7 @@ def keep_min_p(logits_BV: Float[Array, "B V"], min_p: float) -> Float[Array, "B 
 
 
 def truncate(
-    logits_BV: Float[Array, "B V"], *, top_k: int, top_p: float, min_p: float
+    logits_BV: Float[Array, "B V"], *, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
 ) -> Float[Array, "B V"]:
     """Top-k, then top-p of what it left, renormalised, then min-p: the order of transformers."""
     return keep_min_p(keep_top_p(keep_top_k(logits_BV, top_k), top_p), min_p)

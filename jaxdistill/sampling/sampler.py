@@ -123,6 +123,9 @@ def make_sampler(
         )  # fmt: skip
         # The last prompt token is fed once more: the first token is then drawn as all others are.
         prompts = prompts._replace(length_B=jnp.maximum(prompts.length_B - 1, 0))
+        cache = _first_rows(prompts, rollouts, num_slots, num_prompt + num_tokens)
+        if num_slots < num_rows:  # any slot may need any question's: gathered once, not each time
+            prompts = jax.tree.map(lambda x: constrain(x, "XKPH"[: x.ndim]), prompts)
         weights, head_DV = decoding_weights(params, config, dtype)
         limit_B = jnp.minimum(num_tokens if limit_B is None else limit_B, num_tokens)
         limit_B = jnp.broadcast_to(limit_B, num_rows)
@@ -152,41 +155,48 @@ def make_sampler(
             token_J = choose(logits_JV, keys.token_keys(state.key, state.drawn), sampling)
             return _write(state, token_J, logp_of(logits_JV, token_J), cache, stops_E)
 
-        def enter(state: _Loop) -> _Loop:
-            """The next row takes the place of one that ended."""
-            slots, question = state.slots, state.waiting // rollouts
-            j = jnp.argmin(slots.running)
-            new = rows(state.waiting, question, jax.tree.map(lambda x: x[question], prompts))
-            return _Loop(
-                jax.tree.map(lambda x, y: _put(x, y, j), slots, new),
-                state.waiting + 1,
-                _put(state.tokens_BT, slots.tokens[j], slots.row[j]),
-                _put(state.logp_BT, slots.logp[j], slots.row[j]),
-            )
-
-        def can_enter(state: _Loop):
-            return ~state.slots.running.all() & (state.waiting < num_rows)
-
-        def admit(state: _Loop) -> _Loop:
-            return jax.lax.while_loop(can_enter, enter, state) if num_slots < num_rows else state
+        def row(index) -> _Slots:
+            question = index // rollouts
+            return rows(index, question, jax.tree.map(lambda x: x[question], prompts))
 
         def decode(state: _Loop) -> _Loop:
             stride = _steps_between_looks()
             slots = jax.lax.fori_loop(0, stride, lambda _, slots: step(slots), state.slots)
-            return admit(state._replace(slots=slots))
+            return _admit(state._replace(slots=slots), row)
 
         first_J = jnp.arange(num_slots)
-        cache = _first_rows(prompts, rollouts, num_slots, num_prompt + num_tokens - 1)
         state = _Loop(
             rows(first_J, first_J // rollouts, cache),
             waiting=jnp.int32(num_slots),
             tokens_BT=jnp.full((num_rows, num_tokens), _NONE, jnp.int32),
             logp_BT=jnp.zeros((num_rows, num_tokens), jnp.float32),
         )
-        state = jax.lax.while_loop(lambda s: s.slots.running.any(), decode, admit(state))
+        state = jax.lax.while_loop(lambda s: s.slots.running.any(), decode, _admit(state, row))
         return _samples(state, stops_E, pad_id)
 
     return sample
+
+
+def _admit(state: _Loop, row: Callable[[Array], _Slots]) -> _Loop:
+    """Rows that wait, `row(index)`, take the slots of rows that ended."""
+    num_rows = state.tokens_BT.shape[0]
+    if state.slots.row.shape[0] == num_rows:
+        return state
+
+    def enter(state: _Loop) -> _Loop:
+        slots = state.slots
+        j = jnp.argmin(slots.running)
+        return _Loop(
+            jax.tree.map(lambda x, y: _put(x, y, j), slots, row(state.waiting)),
+            state.waiting + 1,
+            _put(state.tokens_BT, slots.tokens[j], slots.row[j]),
+            _put(state.logp_BT, slots.logp[j], slots.row[j]),
+        )
+
+    def is_possible(state: _Loop):
+        return ~state.slots.running.all() & (state.waiting < num_rows)
+
+    return jax.lax.while_loop(is_possible, enter, state)
 
 
 def _write(
@@ -231,7 +241,11 @@ def _put(x: Array, new: Array, at: Array) -> Array:
 
 
 def _first_rows(prompts: decoder.Cache, rollouts: int, num_slots: int, size: int) -> decoder.Cache:
-    """The first rows' caches of `size` positions: question q's prompt in rows q*R to q*R + R - 1."""
+    """The first rows' caches of `size` positions: question q's prompt in rows q*R to q*R + R - 1.
+
+    Whole tiles of positions: of a partial last one the TPU compiler copies the cache at each token.
+    """
+    size = -(-size // 16) * 16
 
     def repeat(x_Q):
         first = x_Q[: -(-num_slots // rollouts)]
@@ -242,7 +256,27 @@ def _first_rows(prompts: decoder.Cache, rollouts: int, num_slots: int, size: int
         return constrain(jnp.pad(x_BKPH, ((0, 0), (0, 0), (0, room), (0, 0))), "BKSH")
 
     k, v, length_B = jax.tree.map(repeat, prompts)
-    return decoder.Cache(*jax.tree.map(grow, (k, v)), constrain(length_B, "B"))
+    return decoder.Cache(jax.tree.map(grow, k), jax.tree.map(grow, v), constrain(length_B, "B"))
+
+
+def slots_that_fit(
+    config: ModelConfig, num_questions: int, num_rows: int, prompt: int, new: int, dtype: Any
+) -> int:
+    """How many rows' caches fit into the free memory of the devices in use: all, or a power of two.
+
+    Not on a CPU, whose memory nobody counts, and not with several hosts, who would have to agree:
+    there it is all. A fifth of the free memory is left to what prompts and vocabulary need.
+    """
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" not in stats or jax.process_count() > 1:
+        return num_rows
+    mesh = jax.sharding.get_abstract_mesh()
+    free = 0.8 * (stats["bytes_limit"] - stats["bytes_in_use"]) * max(mesh.size, 1)
+    size = jnp.dtype(dtype).itemsize
+    position = 2 * config.num_layers * config.num_kv_heads * config.head_dim * size
+    free -= config.num_parameters * size + num_questions * prompt * position
+    fitting = max(int(free // ((prompt + new) * position)), 1)
+    return num_rows if fitting >= num_rows else 1 << (fitting.bit_length() - 1)
 
 
 def _compiler_options() -> dict[str, Any] | None:
@@ -252,7 +286,7 @@ def _compiler_options() -> dict[str, Any] | None:
 
 
 def _steps_between_looks() -> int:
-    """Steps until it is seen who has ended: on a GPU the host looks, and the device waits for it."""
+    """Steps until it is seen who has ended: on a GPU the device waits while the host looks."""
     return 16 if platform() == "gpu" else 1
 
 
