@@ -262,10 +262,11 @@ def _first_rows(prompts: decoder.Cache, rollouts: int, num_slots: int, size: int
 def slots_that_fit(
     config: ModelConfig, num_questions: int, num_rows: int, prompt: int, new: int, dtype: Any
 ) -> int:
-    """How many rows' caches fit into the free memory of the devices in use: all, or a power of two.
+    """How many rows' caches fit into the free memory of the devices in use, at most `num_rows`.
 
-    Not on a CPU, whose memory nobody counts, and not with several hosts, who would have to agree:
-    there it is all. A fifth of the free memory is left to what prompts and vocabulary need.
+    All on a CPU, whose memory nobody counts, and with several hosts, who would have to agree. A
+    fifth of the free memory is left to what prompts and vocabulary need. If not all fit it is 1, 2,
+    3, 4, 6, 8, 12, 16, ..., so that a little memory more or less asks for no other program.
     """
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" not in stats or jax.process_count() > 1:
@@ -276,7 +277,9 @@ def slots_that_fit(
     position = 2 * config.num_layers * config.num_kv_heads * config.head_dim * size
     free -= config.num_parameters * size + num_questions * prompt * position
     fitting = max(int(free // ((prompt + new) * position)), 1)
-    return num_rows if fitting >= num_rows else 1 << (fitting.bit_length() - 1)
+    power = 1 << (fitting.bit_length() - 1)
+    round_number = power * 3 // 2 if fitting >= power * 1.5 else power
+    return num_rows if fitting >= num_rows else round_number
 
 
 def _compiler_options() -> dict[str, Any] | None:

@@ -279,6 +279,28 @@ def test_sampled_frequencies_match_the_distribution(sampling, support):
     assert chi_square < 20.5, "the 0.999 quantile at 5 degrees of freedom; the seed is fixed"
 
 
+class Device:
+    def __init__(self, free: int):
+        self.stats = {"bytes_limit": free + 1000, "bytes_in_use": 1000}
+
+    def memory_stats(self):
+        return self.stats
+
+
+@pytest.mark.parametrize(("rows_that_fit", "slots"), [(1, 1), (5, 4), (7, 6), (15, 12), (40, 20)])
+def test_as_many_slots_as_fit_beside_weights_and_prompts(monkeypatch, rows_that_fit, slots):
+    # A position of this model takes 2 x 2 layers x 2 heads x 8 numbers of four bytes.
+    row, prompts = 32 * 256, 10 * 8 * 256
+    needed = rows_that_fit * row + prompts + 4 * CONFIG.num_parameters
+    device = Device(int(needed / 0.8) + row // 2)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert sampler.slots_that_fit(CONFIG, 10, 20, 8, 24, jnp.float32) == slots
+
+
+def test_where_nobody_counts_the_memory_all_rows_get_a_slot():
+    assert sampler.slots_that_fit(CONFIG, 10, 10**9, 8, 24, jnp.float32) == 10**9
+
+
 def test_a_sampling_value_out_of_range_is_the_users_mistake():
     with pytest.raises(UserError, match=r"sampling\.top_p=1\.5.*\(0, 1\]"):
         Sampling(top_p=1.5)
