@@ -140,6 +140,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, help="an .html file or a folder; default: the first RUN")
     sub.add_argument("--markdown", action="store_true", help="print a study's tables as Markdown")
 
+    add_bench(verb("bench", bench, "Speed beside what the device allows, as JSON: bench decode."))
+
     sub = verb("convert", convert, "Hugging Face folder <-> run folder (Orbax), by what SRC is.")
     sub.add_argument("source", metavar="SRC", type=Path)
     sub.add_argument("destination", metavar="DST", type=Path)
@@ -153,6 +155,7 @@ def add_sampling(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
     sub.add_argument("--top-k", type=int, default=0)
     sub.add_argument("--top-p", type=float, default=1.0)
+    sub.add_argument("--min-p", type=float, default=0.0)
     sub.add_argument("--max-new-tokens", type=int, default=128)
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
@@ -163,6 +166,53 @@ def add_thinking(sub: argparse.ArgumentParser) -> None:
     thinking = sub.add_mutually_exclusive_group()
     thinking.add_argument("--thinking", dest="thinking", action="store_true", default=None)
     thinking.add_argument("--no-thinking", dest="thinking", action="store_false")
+
+
+def add_bench(sub: argparse.ArgumentParser) -> None:
+    what = sub.add_subparsers(required=True, metavar="WHAT")
+    sub = what.add_parser("decode", help="the sampler, with random weights and prompts")
+    sub.add_argument("--model", default="Qwen3-1.7B", help="the model whose sizes are taken")
+    sub.add_argument("--rows", type=int, default=64, help="responses in all")
+    sub.add_argument("--rollouts", type=int, default=1, help="of them per prompt")
+    sub.add_argument("--slots", type=int, default=0, help="decoded at a time; default: all rows")
+    sub.add_argument("--prompt", type=int, default=256, help="tokens of a prompt")
+    sub.add_argument("--new", type=int, default=512, help="tokens of a response at most")
+    sub.add_argument("--mean", type=int, default=0, help="mean of long-tailed lengths; default: "
+                     "every response has --new tokens")  # fmt: skip
+    sub.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
+    sub.add_argument("--top-k", type=int, default=0)
+    sub.add_argument("--top-p", type=float, default=1.0)
+    sub.add_argument("--min-p", type=float, default=0.0)
+    sub.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
+    sub.add_argument("--repeats", type=int, default=5)
+    sub.add_argument("--out", type=Path, metavar="FILE.json")
+    sub.add_argument(
+        "--debug",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="show the traceback of an error",
+    )
+
+
+def bench(options: argparse.Namespace) -> None:
+    import json
+
+    from jaxdistill.bench import Decode, bench_decode, write_json
+    from jaxdistill.sampling import Sampling
+
+    if options.out and not options.out.parent.is_dir():
+        raise UserError(f"--out {options.out}: there is no folder {options.out.parent}")
+    result = bench_decode(
+        Decode(
+            options.model, options.rows, options.rollouts, options.slots, options.prompt,
+            options.new, options.mean, options.dtype,
+            Sampling(options.temperature, options.top_k, options.top_p, options.new, options.min_p),
+            options.repeats,
+        )
+    )  # fmt: skip
+    print(json.dumps(result, indent=1))
+    if options.out:
+        write_json(options.out, result)
 
 
 def study(options: argparse.Namespace) -> None:
@@ -335,7 +385,9 @@ def write_control(options: argparse.Namespace, responses, vocabulary) -> None:
 def sampling_of(options: argparse.Namespace):
     from jaxdistill.sampling import Sampling
 
-    return Sampling(options.temperature, options.top_k, options.top_p, options.max_new_tokens)
+    return Sampling(
+        options.temperature, options.top_k, options.top_p, options.max_new_tokens, options.min_p
+    )
 
 
 def require_positive(value: int, name: str) -> None:

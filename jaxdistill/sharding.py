@@ -196,8 +196,8 @@ def platform() -> str:
 
 
 def on_shards(
-    function: Callable[..., Array], in_axes: Sequence[str], out_axes: str
-) -> Callable[..., Array]:
+    function: Callable[..., Any], in_axes: Sequence[str], out_axes: str | tuple[str, ...]
+) -> Callable[..., Any]:
     """Let every device run `function` on its own part of the arrays; outside `use_mesh` plainly.
 
     For kernels that the compiler cannot split. An axis is split where the rules say and its size
@@ -207,12 +207,13 @@ def on_shards(
     if mesh.empty or mesh.size == 1:
         return function
 
-    def run(*arrays: Array) -> Array:
+    def run(*arrays: Array) -> Any:
         sizes = {letter: n for axes, x in zip(in_axes, arrays) for letter, n in zip(axes, x.shape)}
-        specs = [_spec(mesh, axes, [sizes[a] for a in axes]) for axes in (*in_axes, out_axes)]
+        split = lambda axes: _spec(mesh, axes, [sizes[a] for a in axes])  # noqa: E731
+        out_specs = jax.tree.map(split, out_axes)
         # Without the check of what varies over the mesh, which kernels do not declare.
         mapped = jax.shard_map(
-            function, in_specs=tuple(specs[:-1]), out_specs=specs[-1], check_vma=False
+            function, in_specs=tuple(map(split, in_axes)), out_specs=out_specs, check_vma=False
         )
         return mapped(*arrays)
 

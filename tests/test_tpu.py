@@ -117,10 +117,12 @@ def _train_step(mesh, objective=epi_anchor(), teacher=EMA()):  # noqa: B008
     return step, (_as_parameters(mesh, state), _as_parameters(mesh, params), batch)
 
 
-def _sampler(mesh, questions=4, rollouts=8):
+def _sampler(mesh, questions=4, rollouts=8, slots=None):
     sampling = Sampling(max_new_tokens=MAX_NEW_TOKENS, top_p=0.95)
     stop_ids, pad_id = (151_645, 151_643), 151_643
-    sample = make_sampler(MODEL, sampling, stop_ids, pad_id, rollouts=rollouts, dtype="bfloat16")
+    sample = make_sampler(
+        MODEL, sampling, stop_ids, pad_id, rollouts=rollouts, slots=slots, dtype="bfloat16"
+    )
     prompts = [_as_batch(mesh, (questions, PROMPT))] * 2
     keys_B2 = _as_batch(mesh, (questions * rollouts, 2), jnp.uint32)
     return sample, (_as_parameters(mesh, decoder.abstract_params(MODEL)), *prompts, keys_B2)
@@ -239,22 +241,29 @@ def test_an_objective_of_every_kind_of_part_holds_no_vocabulary_sized_batch_eith
     assert not [shape for shape in with_V if COMPLETION in shape]
 
 
-def test_the_decode_loop_moves_activations_only(mesh):
-    sample, arguments = _sampler(mesh)
+@pytest.mark.parametrize("slots", [None, 16], ids=["all rows", "fewer slots"])
+def test_the_decode_loop_moves_activations_only(mesh, slots):
+    sample, arguments = _sampler(mesh, slots=slots)
     compiled = _compile(mesh, sample, arguments)
     operations, tensor = _operations(compiled), mesh.shape["tensor"]
     V = {MODEL.vocab_size, MODEL.vocab_size // tensor}
     # Prefill's loop over layers gathers weights; the one over tokens is where logits are.
     loops = {op.loop for op in operations if op.loop for shape in op.shapes if V & set(shape)}
     moved = [op for op in operations if op.kind in COLLECTIVES and op.loop in loops]
-    rows = arguments[-1].sharding.shard_shape(arguments[-1].shape)[0]
+    rows = (slots or arguments[-1].shape[0]) // (mesh.size // tensor)  # on one device
     # The largest is a layer's output; a weight is hundreds of times larger.
     assert max(math.prod(shape) for op in moved for shape in op.shapes) == rows * MODEL.hidden_size
 
+    # Neither a step nor a row that enters moves or copies other rows' caches.
+    S = PROMPT + MAX_NEW_TOKENS
+    with_cache = [op for op in operations if op.loop and any(S in shape for shape in op.shapes)]
+    assert not [op for op in with_cache if op.kind in COLLECTIVES]
+    # A copy with two results is one that fetches into fast memory what is read next.
+    assert not [op for op in with_cache if op.kind == "copy" and len(op.shapes) == 1]
+
     # What the loop reads: weights in bfloat16, split over tensor alone, and the cache. Twice that
     # leaves room for a transposed table and for prefill, not for gathered float32 weights.
-    slots = PROMPT + MAX_NEW_TOKENS - 1
-    cache_BKSH = rows * (MODEL.num_kv_heads // tensor) * slots * MODEL.head_dim
+    cache_BKSH = rows * (MODEL.num_kv_heads // tensor) * S * MODEL.head_dim
     num_read = MODEL.num_parameters // tensor + 2 * MODEL.num_layers * cache_BKSH
     assert compiled.memory_analysis().temp_size_in_bytes < 2 * (2 * num_read)
 

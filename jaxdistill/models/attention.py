@@ -1,6 +1,6 @@
-"""Scaled dot-product attention with grouped queries: whole rows, and one token against a cache.
+"""Scaled dot-product attention of whole rows, with grouped queries.
 
-Whole rows have a reference in two einsums, and a fused kernel each for GPU and TPU.
+A reference in two einsums, and a fused kernel each for GPU and TPU.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from jaxdistill import sharding
 from jaxdistill.errors import UserError
@@ -87,7 +87,7 @@ def _obstacle(name: str, platform: str, dtype: DTypeLike, head_dim: int) -> str 
     """Why an implementation cannot be used, or None."""
     dtype = jnp.dtype(dtype)
     if name == "cudnn":
-        if platform != "gpu" or not _is_ampere_or_newer():
+        if platform != "gpu" or not is_ampere_or_newer():
             return f"needs an NVIDIA GPU, Ampere or newer, and this runs on {platform}"
         if dtype not in (jnp.bfloat16, jnp.float16):
             return f"computes in bfloat16 or float16, not in {dtype}"
@@ -101,7 +101,7 @@ def _obstacle(name: str, platform: str, dtype: DTypeLike, head_dim: int) -> str 
     return None
 
 
-def _is_ampere_or_newer() -> bool:
+def is_ampere_or_newer() -> bool:
     # "9.0" on NVIDIA's, "gfx942" on AMD's.
     capability = getattr(jax.local_devices()[0], "compute_capability", "0")
     return capability[0].isdigit() and float(capability) >= 8
@@ -224,22 +224,3 @@ def _up_to_multiple(size: int, unit: int) -> int:
 def _pad(x_BSNH: Array, rows: int, columns: int) -> Array:
     """Zeros after the end of S and H: causality hides the ones, the others add 0 to a score."""
     return jnp.pad(x_BSNH, ((0, 0), (0, rows), (0, 0), (0, columns)))
-
-
-def decode_attention(
-    q_BNH: Float[Array, "B N H"],
-    k_BKSH: Float[Array, "B K S H"],
-    v_BKSH: Float[Array, "B K S H"],
-    mask_BS: Bool[Array, "B S"],
-) -> Float[Array, "B N H"]:
-    """One query a row, over a cache that lies as its multiplications read it.
-
-    With S before K XLA would transpose the whole cache of every layer at every token.
-    """
-    B, N, H = q_BNH.shape
-    K = k_BKSH.shape[1]
-    q_BKGH = q_BNH.reshape(B, K, N // K, H)
-    scores_BKGS = einsum("BKGH,BKSH->BKGS", q_BKGH, k_BKSH, out_dtype=jnp.float32) * H**-0.5
-    scores_BKGS = jnp.where(mask_BS[:, None, None, :], scores_BKGS, _UNSEEN)
-    weights_BKGS = jax.nn.softmax(scores_BKGS, axis=-1).astype(v_BKSH.dtype)
-    return einsum("BKGS,BKSH->BKGH", weights_BKGS, v_BKSH).reshape(B, N, H)

@@ -19,7 +19,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdistill.axes import AnyArray, Mask_BS, Tokens_BS
-from jaxdistill.models.attention import causal_attention, decode_attention
+from jaxdistill.models.attention import causal_attention
+from jaxdistill.models.cached_attention import has_kernel, kernel_attention, xla_attention
 from jaxdistill.models.config import LayerKind, ModelConfig
 from jaxdistill.models.layers import rms_norm, swiglu
 from jaxdistill.models.rope import apply_rope, rope_angles
@@ -170,12 +171,28 @@ def _queries_keys_values(
     rotary: tuple[Float[Array, "#B T half"], Float[Array, "#B T half"]],
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
     """Projected, normed if the family does, and rotated; values are only projected."""
+    return _heads(layer, config, _project(layer, config, x_BTD), rotary)
+
+
+def _project(
+    layer: Layer, config: ModelConfig, x_BTD: Float[Array, "B T D"]
+) -> Float[Array, "B T K X H"]:
+    """The G queries, the key and the value of each key/value head."""
     if not config.post_norm:
         x_BTD = rms_norm(x_BTD, layer.attention_norm_D, config.norm_eps)
     qkv_BTKXH = einsum("BTD,DKXH->BTKXH", constrain(x_BTD, "BTD"), layer.qkv_DKXH)
     if layer.qkv_bias_KXH is not None:
         qkv_BTKXH += layer.qkv_bias_KXH[None, None]
-    q_BTNH = qkv_BTKXH[:, :, :, :-2].reshape(*x_BTD.shape[:2], *config.shape("NH"))
+    return qkv_BTKXH
+
+
+def _heads(
+    layer: Layer,
+    config: ModelConfig,
+    qkv_BTKXH: Float[Array, "B T K X H"],
+    rotary: tuple[Float[Array, "#B T half"], Float[Array, "#B T half"]],
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+    q_BTNH = qkv_BTKXH[:, :, :, :-2].reshape(*qkv_BTKXH.shape[:2], *config.shape("NH"))
     k_BTKH, v_BTKH = qkv_BTKXH[:, :, :, -2], qkv_BTKXH[:, :, :, -1]
     if layer.q_norm is not None and layer.k_norm is not None:
         q_BTNH = rms_norm(q_BTNH, layer.q_norm, config.norm_eps)
@@ -316,7 +333,7 @@ def _scan_layers(
 class Cache(NamedTuple):
     """Keys and values of the tokens so far; a pytree. Slot t of a row holds its token t."""
 
-    k: tuple[Float[Array, "B K S H"], ...]  # one buffer a layer, as `decode_attention` reads it
+    k: tuple[Float[Array, "B K S H"], ...]  # one buffer a layer, as attention reads it
     v: tuple[Float[Array, "B K S H"], ...]
     length_B: Int[Array, " B"]  # tokens so far: the next one's slot and RoPE position
 
@@ -377,44 +394,49 @@ def decode_step(
     cache: Cache,
     *,
     dtype: DTypeLike = jnp.float32,
+    attention: str = "auto",
 ) -> tuple[Float[Array, "B D"], Cache]:
     """Append one token to every row: the hidden state that predicts the one after, and the cache.
 
+    `attention="xla"` reads the whole cache, all others the positions in use where a kernel can.
     In a loop hand over `unstack(params, config, dtype=dtype)`, made before it. Every row must have
     a slot left; that is the caller's count to keep (a full row loses the token).
     """
     weights = params if isinstance(params, Unstacked) else unstack(params, config, dtype=dtype)
     rotary = _rotary(config, cache.length_B[:, None])
-    visible = _visible_slots(config, cache)
     x_B1D = constrain(_embed(weights.embed_VD, token_B[:, None], dtype), "BTD")
     new_k, new_v = [], []
     for i, (layer, k_BKSH, v_BKSH) in enumerate(zip(weights.layers, cache.k, cache.v)):
         kind = config.layer_pattern[i % len(config.layer_pattern)]
-        q_B1NH, k_B1KH, v_B1KH = _queries_keys_values(layer, config, x_B1D, rotary[kind])
-        new_k.append(_append(k_BKSH, k_B1KH[:, 0], cache.length_B))
-        new_v.append(_append(v_BKSH, v_B1KH[:, 0], cache.length_B))
-        attended_BNH = decode_attention(q_B1NH[:, 0], new_k[-1], new_v[-1], visible[kind])
+        attended_BNH, k_BKSH, v_BKSH = _attend_to_cache(
+            layer, config, x_B1D, rotary[kind], k_BKSH, v_BKSH, cache.length_B,
+            _window(config, kind), attention != "xla" and has_kernel(config.head_dim),
+        )  # fmt: skip
+        new_k.append(k_BKSH)
+        new_v.append(v_BKSH)
         x_B1D = _add_attention_and_mlp(layer, config, x_B1D, attended_BNH[:, None])
     hidden_BD = rms_norm(x_B1D[:, 0], weights.norm_D, config.norm_eps)
     return hidden_BD, Cache(tuple(new_k), tuple(new_v), cache.length_B + 1)
 
 
-def _visible_slots(config: ModelConfig, cache: Cache) -> dict[LayerKind, Bool[Array, "B S"]]:
-    """The slots that the token about to be written sees: its own and those before, in the window"""
-    slot_1S = jnp.arange(cache.k[0].shape[2])[None, :]
-    own_B1 = cache.length_B[:, None]
-    visible: dict[LayerKind, Array] = {"full": slot_1S <= own_B1}
-    if config.window is not None:
-        visible["sliding"] = visible["full"] & (slot_1S > own_B1 - config.window)
-    return visible
-
-
-def _append(
-    x_BKSH: Float[Array, "B K S H"], new_BKH: Float[Array, "B K H"], slot_B: Int[Array, " B"]
-) -> Float[Array, "B K S H"]:
-    """Write each row's entry to that row's slot, in place where the buffer is donated."""
-    rows_B1 = jnp.arange(x_BKSH.shape[0])[:, None]
-    heads_1K = jnp.arange(x_BKSH.shape[1])[None, :]
-    return x_BKSH.at[rows_B1, heads_1K, slot_B[:, None]].set(
-        new_BKH, mode="drop", unique_indices=True
+def _attend_to_cache(layer, config, x_B1D, rotary, k_BKSH, v_BKSH, length_B, window, by_kernel):
+    """(attended_BNH, k_BKSH, v_BKSH): one layer's attention of a new token in each row."""
+    qkv_B1KXH = _project(layer, config, x_B1D)
+    if by_kernel and config.qk_norm != "projection":
+        norms = None if layer.q_norm is None else (layer.q_norm, layer.k_norm)
+        return kernel_attention(
+            qkv_B1KXH[:, 0], norms, tuple(x[:, 0] for x in rotary), k_BKSH, v_BKSH, length_B,
+            eps=config.norm_eps, window=window,
+        )  # fmt: skip
+    q_B1NH, k_B1KH, v_B1KH = _heads(layer, config, qkv_B1KXH, rotary)
+    if not by_kernel:
+        return xla_attention(
+            q_B1NH[:, 0], k_B1KH[:, 0], v_B1KH[:, 0], k_BKSH, v_BKSH, length_B, window=window
+        )
+    # The norm spans all heads, and a program of the kernel sees one: they come to it as they are.
+    q_BKGH = q_B1NH.reshape(*k_BKSH.shape[:2], -1, config.head_dim)
+    new_B2KH = [x.swapaxes(1, 2) for x in (k_B1KH, v_B1KH)]
+    qkv_BKXH = jnp.concatenate([q_BKGH, *new_B2KH], axis=2)
+    return kernel_attention(
+        qkv_BKXH, None, None, k_BKSH, v_BKSH, length_B, eps=config.norm_eps, window=window
     )

@@ -45,10 +45,10 @@ def row_keys(
     )
 
 
-def token_keys(row_keys_B2: UInt32[Array, "B 2"], t: Int[Array, ""] | int) -> Key[Array, " B"]:
-    """The keys of each row's t-th new token: fold_in(row's key, t)."""
+def token_keys(row_keys_B2: UInt32[Array, "B 2"], t_B: Int[Array, " B"]) -> Key[Array, " B"]:
+    """The key of each row's t-th new token: fold_in(row's key, t)."""
     keys_B = jax.random.wrap_key_data(row_keys_B2, impl=_GENERATOR)
-    return jax.vmap(jax.random.fold_in, (0, None))(keys_B, t)
+    return jax.vmap(jax.random.fold_in)(keys_B, t_B)
 
 
 @functools.partial(jax.jit, static_argnums=5)

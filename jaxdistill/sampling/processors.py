@@ -1,12 +1,12 @@
-"""Which tokens may be sampled: top-k and top-p as masks on logits, without sorting V columns."""
+"""Which tokens may be sampled: top-k, top-p and min-p as masks on logits, without sorting."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from jaxdistill.sharding import top_k
-
-_ONE_BITS = 0x3F800000  # bit pattern of float32 1.0: the bit patterns of [0, 1] are ordered
+_BITS = 2  # of a threshold that are found in one pass over V
 
 
 def keep_top_k(logits_BV: Float[Array, "B V"], k: int) -> Float[Array, "B V"]:
@@ -19,17 +19,15 @@ def keep_top_k(logits_BV: Float[Array, "B V"], k: int) -> Float[Array, "B V"]:
     """
     if k <= 0 or k >= logits_BV.shape[-1]:
         return logits_BV
-    kth_B1 = top_k(logits_BV, k)[0][:, -1:]
-    return jnp.where(logits_BV >= kth_B1, logits_BV, -jnp.inf)
+    is_kept_BV = _threshold(logits_BV, k, jnp.ones_like)
+    return jnp.where(is_kept_BV, logits_BV, -jnp.inf)
 
 
 def keep_top_p(logits_BV: Float[Array, "B V"], p: float) -> Float[Array, "B V"]:
     """Keep the smallest set of most probable tokens whose mass is >= p (Holtzman et al. 2019).
 
-    The set is {v : prob_v >= threshold} with the largest threshold that keeps mass p, found by
-    bisection on the float32 bit pattern of the probability: 30 masked sums over V end at the exact
-    probability of the last kept token, where a sort of 152k columns would be far dearer. Tokens
-    that tie with it are kept too; the mass is compared in float32 (about 1e-6). p = 1 keeps all.
+    Tokens that tie with the last of them are kept too; the mass is compared in float32 (about
+    1e-6). p = 1 keeps all.
 
     >>> keep_top_p(jnp.log(jnp.array([[0.2, 0.5, 0.3]])), 0.6)[0].tolist()[0]
     -inf
@@ -37,20 +35,53 @@ def keep_top_p(logits_BV: Float[Array, "B V"], p: float) -> Float[Array, "B V"]:
     if p >= 1.0:
         return logits_BV
     probs_BV = jax.nn.softmax(logits_BV.astype(jnp.float32), axis=-1)
-    bits_BV = jax.lax.bitcast_convert_type(probs_BV, jnp.int32)
-
-    def halve(_, bounds):
-        low_B, high_B = bounds  # the mass at or above low is >= p, at or above high it is < p
-        middle_B = (low_B + high_B) // 2
-        mass_B = jnp.sum(jnp.where(bits_BV >= middle_B[:, None], probs_BV, 0.0), axis=-1)
-        enough_B = mass_B >= p
-        return jnp.where(enough_B, middle_B, low_B), jnp.where(enough_B, high_B, middle_B)
-
-    low_B = jnp.zeros(logits_BV.shape[:-1], jnp.int32)
-    threshold_B, _ = jax.lax.fori_loop(0, 30, halve, (low_B, low_B + (_ONE_BITS + 1)))
-    return jnp.where(bits_BV >= threshold_B[:, None], logits_BV, -jnp.inf)
+    return jnp.where(_threshold(probs_BV, p, lambda probs_BV: probs_BV), logits_BV, -jnp.inf)
 
 
-def truncate(logits_BV: Float[Array, "B V"], *, top_k: int, top_p: float) -> Float[Array, "B V"]:
-    """Apply top-k, then top-p to what it left, renormalised: the order of transformers and vLLM."""
-    return keep_top_p(keep_top_k(logits_BV, top_k), top_p)
+def keep_min_p(logits_BV: Float[Array, "B V"], min_p: float) -> Float[Array, "B V"]:
+    """Keep the tokens at least `min_p` times as probable as the likeliest (arXiv 2407.01082).
+
+    >>> keep_min_p(jnp.log(jnp.array([[0.6, 0.3, 0.1]])), 0.4)[0].tolist()[2]
+    -inf
+    """
+    if min_p <= 0.0:
+        return logits_BV
+    least_B1 = jnp.max(logits_BV, axis=-1, keepdims=True) + jnp.log(min_p)
+    return jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
+
+
+def truncate(
+    logits_BV: Float[Array, "B V"], *, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> Float[Array, "B V"]:
+    """Top-k, then top-p of what it left, renormalised, then min-p: the order of transformers."""
+    return keep_min_p(keep_top_p(keep_top_k(logits_BV, top_k), top_p), min_p)
+
+
+def _threshold(x_BV: Float[Array, "B V"], enough: float, weigh: Callable) -> Bool[Array, "B V"]:
+    """Where x is at least the largest number with `enough` weight at or above it.
+
+    The number's bits are found from the highest down, two in a pass that sums the weight above
+    three candidates at once: sixteen passes over V, where a sort of 152k columns would be far
+    dearer. Ties with it are in; if all weighs less than enough, so is everything.
+    """
+    order_BV = _ordered_bits(x_BV)
+    least_B = jnp.zeros(x_BV.shape[:-1], jnp.uint32)
+    for shift in range(32 - _BITS, -1, -_BITS):
+        candidates = [least_B | jnp.uint32(i << shift) for i in range(1, 1 << _BITS)]
+        weights = [jnp.where(order_BV >= c[:, None], weigh(x_BV), 0) for c in candidates]
+        digit_B = sum((weight_B >= enough).astype(jnp.uint32) for weight_B in _sums(weights))
+        least_B |= digit_B << shift
+    return order_BV >= least_B[:, None]
+
+
+def _ordered_bits(x: Float[Array, "*shape"]) -> Array:
+    """uint32 that compare as the float32 do: the sign flipped, and of negatives every bit."""
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+    return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
+
+
+def _sums(terms: list[Array]) -> tuple[Array, ...]:
+    """The last axis of each summed, in one pass over what they are made of."""
+    add: Callable = lambda a, b: tuple(x + y for x, y in zip(a, b))  # noqa: E731
+    zeros = (jnp.zeros((), terms[0].dtype),) * len(terms)
+    return jax.lax.reduce(tuple(terms), zeros, add, (terms[0].ndim - 1,))

@@ -255,7 +255,7 @@ def test_devices_that_hold_whole_rows_and_heads_exchange_nothing(as_on_tpu):
     ],
 )
 def test_auto_takes_the_fused_kernel_where_it_can(platform, dtype, S, H, chosen, monkeypatch):
-    monkeypatch.setattr(attention, "_is_ampere_or_newer", lambda: True)
+    monkeypatch.setattr(attention, "is_ampere_or_newer", lambda: True)
     assert attention.choose("auto", platform, dtype, S, H) == chosen
 
 
@@ -281,7 +281,7 @@ def test_auto_leaves_older_and_other_gpus_to_xla(capability, chosen, monkeypatch
     ],
 )
 def test_what_cannot_be_is_one_line_that_says_what_to_use(asked, message, monkeypatch):
-    monkeypatch.setattr(attention, "_is_ampere_or_newer", lambda: True)
+    monkeypatch.setattr(attention, "is_ampere_or_newer", lambda: True)
     with pytest.raises(UserError, match=f"^attention {message}") as error:
         attention.choose(*asked)
     assert "\n" not in str(error.value)

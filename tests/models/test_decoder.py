@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -134,6 +135,22 @@ def test_decoding_with_a_cache_equals_the_full_forward_at_every_position(family,
         hidden_BD, cache = _decode_step(weights, config, tokens_BS[:, t], cache)
         np.testing.assert_allclose(hidden_BD, expected_BSD[:, t], atol=TOLERANCE)
     np.testing.assert_array_equal(cache.length_B, mask_BS.sum(axis=1))
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_step_through_the_kernel_equals_one_through_xla(family, monkeypatch):
+    config = dataclasses.replace(CONFIGS[family], head_dim=16)
+    params = _init(config, jax.random.key(0))
+    tokens_BS, mask_BS = _batch()
+    _, cache = _prefill(params, config, tokens_BS[:, :6], mask_BS[:, :6], 10)
+    expected_BD, _ = _decode_step(params, config, tokens_BS[:, 6], cache)
+    kernel = functools.partial(decoder.kernel_attention, interpret=True)
+    monkeypatch.setattr(decoder, "has_kernel", lambda head_dim: True)
+    monkeypatch.setattr(decoder, "kernel_attention", kernel)
+    step = jax.jit(lambda *arguments: decoder.decode_step(arguments[0], config, *arguments[1:]))
+    found_BD, after = step(params, tokens_BS[:, 6], cache)
+    np.testing.assert_allclose(found_BD, expected_BD, atol=TOLERANCE)
+    np.testing.assert_array_equal(after.length_B, cache.length_B + 1)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -1,0 +1,184 @@
+"""Measured speed beside what the device allows: what `jaxdistill bench` prints and writes.
+
+Bytes are those that a step cannot do without: every weight once, and the keys and values of the
+positions in use. The ceiling is the device's own copy, measured in the same run.
+"""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdistill.errors import UserError
+from jaxdistill.models import decoder
+from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.presets import preset
+from jaxdistill.precision import compute_dtype
+from jaxdistill.sampling import Sampling, make_sampler, question_hashes, row_keys
+
+
+@dataclass(frozen=True)
+class Decode:
+    """What is decoded: rows = prompts x rollouts, of random weights and random prompts.
+
+    With a `mean` the rows' lengths are long-tailed (log-normal, sigma 0.8, cut at `new`), without
+    all are `new` tokens long. Raises UserError for sizes that cannot be.
+    """
+
+    model: str = "Qwen3-1.7B"
+    rows: int = 64
+    rollouts: int = 1
+    slots: int = 0  # decoded at a time; 0: all rows
+    prompt: int = 256
+    new: int = 512
+    mean: int = 0
+    dtype: str = "auto"
+    sampling: Sampling = Sampling()  # its max_new_tokens is `new`
+    repeats: int = 5
+
+    def __post_init__(self):
+        for name in ("rows", "rollouts", "prompt", "new", "repeats"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        if self.rows % self.rollouts:
+            raise UserError(f"--rows {self.rows} must be a multiple of --rollouts {self.rollouts}")
+        if self.slots < 0:
+            raise UserError(f"--slots must be at least 0 (all rows), got {self.slots}")
+        if not 0 <= self.mean <= self.new:
+            raise UserError(f"--mean {self.mean} must lie between 0 and --new {self.new}")
+
+
+def bench_decode(work: Decode) -> dict[str, Any]:
+    """Compile, warm up and time the sampler; the result goes into JSON as it is."""
+    config, dtype = preset(work.model), compute_dtype(work.dtype)
+    params = jax.jit(decoder.init, static_argnums=(0, 2))(config, jax.random.key(0), dtype)
+    sampling = replace(work.sampling, max_new_tokens=work.new)
+    slots = min(work.slots or work.rows, work.rows)
+    sample: Any = make_sampler(
+        config, sampling, (), 0, rollouts=work.rollouts, slots=slots, dtype=dtype
+    )
+    arguments = params, *_prompts(work, config)
+    began = time.perf_counter()
+    compiled = sample.lower(*arguments, np.zeros(work.rows, np.int32)).compile()
+    compile_seconds = time.perf_counter() - began
+
+    def seconds_of(limit_B: np.ndarray) -> list[float]:
+        run = lambda: jax.block_until_ready(compiled(*arguments, limit_B))  # noqa: E731
+        assert int(run().mask_BT.sum()) == limit_B.sum(), "every row draws as many as it may"
+        return [_timed(run) for _ in range(work.repeats)]
+
+    lengths_B = _lengths(work)
+    whole = seconds_of(lengths_B)
+    result = {
+        "work": asdict(work),
+        "tokens": int(lengths_B.sum()),
+        "seconds": statistics.median(whole),
+        "seconds_spread": [min(whole), max(whole)],
+        "tokens_per_second": float(lengths_B.sum() / statistics.median(whole)),
+        "compile_seconds": compile_seconds,
+        "memory": _memory(compiled),
+        **_surroundings(),
+    }
+    # From which the steps can be told: where all rows run from the beginning to the end.
+    if slots < work.rows or work.mean or work.new <= _FEW:
+        return result
+    few = seconds_of(np.minimum(lengths_B, _FEW))  # prompts, and of the tokens next to nothing
+    steps, seconds = work.new - _FEW, statistics.median(whole) - statistics.median(few)
+    return result | _per_step(work, config, dtype, seconds / steps)
+
+
+_FEW = 16
+
+
+def _per_step(work: Decode, config: ModelConfig, dtype: Any, seconds: float) -> dict[str, Any]:
+    """A step's time and bytes without the prompts, and the share of the copy ceiling."""
+    # Step t sees the prompt and t tokens, the last prompt token being fed once more.
+    positions = work.rows * (work.prompt + (_FEW + work.new - 1) / 2)
+    width = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    step_bytes = jnp.dtype(dtype).itemsize * (_weights_read(config) + positions * width)
+    ceiling = copy_bytes_per_second()
+    return {
+        "step_seconds": seconds,
+        "step_tokens_per_second": work.rows / seconds,
+        "step_bytes": step_bytes,
+        "bytes_per_second": step_bytes / seconds,
+        "copy_bytes_per_second": ceiling,
+        "share_of_copy": step_bytes / seconds / ceiling,
+    }
+
+
+def _weights_read(config: ModelConfig) -> int:
+    """Parameters that a step reads: all, but of an embedding beside a head only a few rows."""
+    unread = 0 if config.tie_embeddings else config.vocab_size * config.hidden_size
+    return config.num_parameters - unread
+
+
+def _prompts(work: Decode, config: ModelConfig) -> tuple[np.ndarray, np.ndarray, Any]:
+    questions = work.rows // work.rollouts
+    shape = questions, work.prompt
+    ids_QP = np.random.default_rng(0).integers(0, config.vocab_size, shape, np.int32)
+    hashes_Q = question_hashes([str(i) for i in range(questions)])
+    return ids_QP, np.ones_like(ids_QP), row_keys(0, "bench", 0, hashes_Q, work.rollouts)
+
+
+def _lengths(work: Decode) -> np.ndarray:
+    if not work.mean:
+        return np.full(work.rows, work.new, np.int32)
+    sigma = 0.8
+    drawn = np.random.default_rng(1).lognormal(np.log(work.mean) - sigma**2 / 2, sigma, work.rows)
+    return np.clip(drawn, 1, work.new).astype(np.int32)
+
+
+def copy_bytes_per_second() -> float:
+    """Bytes read and written by the device's copy of an array that no cache holds."""
+    size, copies = (2**26 if jax.default_backend() == "cpu" else 2**32), 8
+    x = jax.random.bits(jax.random.key(0), (size // 4,))
+
+    def run() -> None:
+        y = x
+        for _ in range(copies):  # in a row, so that the host's wait at the end weighs little
+            y = jnp.copy(y)
+        y.block_until_ready()
+
+    run()
+    return 2 * size * copies / statistics.median(_timed(run) for _ in range(5))
+
+
+def _timed(run: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def _memory(compiled: Any) -> dict[str, int]:
+    """Bytes: the compiler's plan, and the device's peak so far where it keeps count."""
+    plan = compiled.memory_analysis()
+    found = {"arguments": plan.argument_size_in_bytes, "temporary": plan.temp_size_in_bytes}
+    peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return found | ({} if peak is None else {"peak": peak})
+
+
+def _surroundings() -> dict[str, Any]:
+    return {
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "cpus": os.cpu_count(),
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def write_json(path: Path, result: dict[str, Any]) -> None:
+    """Write it whole or not at all."""
+    part = path.with_name(path.name + ".tmp")
+    part.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(part, path)

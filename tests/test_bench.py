@@ -1,0 +1,92 @@
+"""The arithmetic of `jaxdistill bench`, and that the verb writes what it prints."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from jaxdistill import bench, cli
+from jaxdistill.bench import Decode
+from jaxdistill.errors import UserError
+from jaxdistill.models import presets
+
+TINY = dataclasses.replace(
+    presets.PRESETS["Qwen3-1.7B"],
+    vocab_size=64, hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
+    intermediate_size=32,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def tiny_preset(monkeypatch):
+    monkeypatch.setitem(presets.PRESETS, "tiny", TINY)
+    monkeypatch.setattr(bench, "copy_bytes_per_second", lambda: 1e9)
+
+
+def test_the_verb_prints_and_writes_one_result(tmp_path, capsys):
+    out = tmp_path / "decode.json"
+    arguments = "bench decode --model tiny --rows 4 --prompt 5 --new 20 --repeats 2 --top-p 0.9"
+    assert cli.main([*arguments.split(), "--out", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert json.loads(capsys.readouterr().out) == result
+    assert result["work"]["sampling"]["top_p"] == 0.9
+    assert result["tokens"] == 80
+    assert result["tokens_per_second"] == pytest.approx(80 / result["seconds"])
+    low, high = result["seconds_spread"]
+    assert low <= result["seconds"] <= high
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_step_bytes_are_the_weights_and_the_positions_in_use():
+    # 18 tokens: between the 16th and the last, rows see 5 + 16 and 5 + 17 positions, 21.5 on
+    # average. A position is a key and a value of 2 heads of 8 numbers in each of 2 layers.
+    found = bench._per_step(Decode(rows=3, prompt=5, new=18), TINY, np.float32, seconds=0.5)
+    assert found["step_bytes"] == 4 * (TINY.num_parameters + 3 * 21.5 * (2 * 2 * 2 * 8))
+    assert found["step_tokens_per_second"] == 6
+    assert found["share_of_copy"] == pytest.approx(found["step_bytes"] / 0.5 / 1e9)
+
+
+def test_an_embedding_beside_a_head_is_not_read_by_a_step():
+    untied = dataclasses.replace(TINY, tie_embeddings=False)
+    assert bench._weights_read(untied) == TINY.num_parameters
+    assert untied.num_parameters > TINY.num_parameters
+
+
+def test_long_tailed_lengths_have_about_the_mean_and_never_exceed_the_limit():
+    lengths_B = bench._lengths(Decode(rows=4000, new=1000, mean=200))
+    # The median of a log-normal lies exp(-sigma^2 / 2) = 0.73 below its mean. 4000 of them have a
+    # mean with a standard error of 1.5 %; the cut at 1000 takes another 1 %.
+    assert lengths_B.mean() == pytest.approx(200, rel=0.06)
+    assert np.median(lengths_B) == pytest.approx(145, rel=0.06)
+    assert 1 <= lengths_B.min() < 40
+    assert lengths_B.max() == 1000
+
+
+def test_rows_of_different_lengths_go_through_fewer_slots():
+    work = Decode("tiny", rows=6, rollouts=2, slots=2, prompt=3, new=12, mean=5, repeats=1)
+    result = bench.bench_decode(work)
+    assert result["tokens"] == bench._lengths(work).sum()
+    assert "step_seconds" not in result, "steps of few rows are no steps of all"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rows": 0}, "--rows must be at least 1, got 0"),
+        ({"rows": 5, "rollouts": 2}, "--rows 5 must be a multiple of --rollouts 2"),
+        ({"mean": 600}, "--mean 600 must lie between 0 and --new 512"),
+        ({"slots": -1}, "--slots must be at least 0"),
+    ],
+)
+def test_sizes_that_cannot_be_are_the_users_mistake(changes, message):
+    with pytest.raises(UserError, match=message):
+        Decode(**changes)
+
+
+def test_an_unknown_preset_and_a_missing_folder_end_in_one_line(tmp_path, capsys):
+    assert cli.main(["bench", "decode", "--model", "Qwen3-1.8B"]) == 2
+    assert "did you mean Qwen3-1.7B" in capsys.readouterr().err
+    out = str(tmp_path / "none" / "x.json")
+    assert cli.main(["bench", "decode", "--model", "tiny", "--out", out]) == 2
+    assert "there is no folder" in capsys.readouterr().err
