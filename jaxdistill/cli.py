@@ -330,6 +330,9 @@ def check_analyze(options: argparse.Namespace, makes_lexicon: bool) -> None:
         raise UserError(f"--control is a seed, 0 or above, got {options.control}")
     if options.out and (options.out.is_dir() or not options.out.parent.is_dir()):
         raise UserError(f"--out {options.out}: expected a file in a folder that exists")
+    read = [*options.paths, *([Path(options.lexicon)] if options.lexicon else [])]
+    if options.out and any(options.out.resolve() == path.resolve() for path in read):
+        raise UserError(f"--out {options.out} is also read: it would be lost; choose another file")
 
 
 def open_tokenizer(name: str):

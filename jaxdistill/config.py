@@ -1,17 +1,17 @@
 """RunConfig: one experiment, composed of the configs of the modules that read them."""
 
-import dataclasses
 import importlib
 import importlib.util
 import inspect
 import json
 import pkgutil
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 from jaxdistill import overrides
 from jaxdistill.epistemic import LexiconSource, Words
@@ -102,19 +102,27 @@ def load_recipe(name: str, texts: list[str]) -> RunConfig:
         config = _call(function, name)
         if not isinstance(config, RunConfig):
             raise UserError(f"recipe {name!r} returned {type(config).__name__}, not a RunConfig")
-    return overrides.apply_overrides(*_with_preset(config, texts))
+    return overrides.apply_overrides(config, with_presets(texts))
 
 
-def _with_preset(config: RunConfig, texts: list[str]) -> tuple[RunConfig, list[str]]:
-    """Apply `objective=NAME` where NAME is a preset; the other overrides may then change it."""
-    others = []
-    for text in texts:
-        path, _, value = (part.strip() for part in text.partition("="))
-        if path == "objective" and (preset := value.removesuffix("()")) in PRESETS:
-            config = dataclasses.replace(config, objective=PRESETS[preset]())
-        else:
-            others.append(text)
-    return config, others
+def with_presets(texts: list[str]) -> list[str]:
+    """The overrides with each preset's name in an objective written out: `objective=epi_gate`.
+
+    Raises UserError for `objective=NAME` with a name that is neither preset nor class.
+    """
+    return [_with_presets(text) if text.startswith("objective") else text for text in texts]
+
+
+def _with_presets(text: str) -> str:
+    path, equals, value = text.partition("=")
+    classes = [kind.__name__ for kind in get_args(Objective)]
+    name = value.strip().removesuffix("()")
+    if path.strip() == "objective" and name.isidentifier() and name not in [*PRESETS, *classes]:
+        near = get_close_matches(name, [*PRESETS, *classes], 3, 0.4) or list(PRESETS)
+        raise UserError(f"override 'objective={name}': no such objective; did you mean "
+                        f"{', '.join(near)}?")  # fmt: skip
+    pattern = rf"(?<!\w)({'|'.join(PRESETS)})\b(?:\(\))?(?!\s*=)"
+    return path + equals + re.sub(pattern, lambda m: repr(PRESETS[m[1]]()), " " + value).strip()
 
 
 def _recipe_function(name: str, path: Path) -> Callable[..., Any]:

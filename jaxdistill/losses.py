@@ -74,7 +74,8 @@ def jensen_shannon(
     and verl's. These are not the limits of the formula, which tends to 0 at both ends: value and
     gradient *jump* there, and alpha = 0.5 has a gradient several times smaller than either end at
     equal learning rate. `normalize` divides by alpha (1-alpha), which makes the family continuous:
-    it then tends to KL(T||S) and KL(S||T). `entry_clip` as in `forward_kl`, before normalising.
+    it then tends to KL(T||S) and KL(S||T); in float32 to 1e-5 for alpha from 0.001 to 0.999, beyond
+    that cancellation shows. `entry_clip` as in `forward_kl`, before normalising.
 
     >>> jensen_shannon(jnp.log(jnp.array([1.0, 0.0])), jnp.log(jnp.array([0.0, 1.0])))
     Array(0.6931472, dtype=float32)
@@ -264,7 +265,8 @@ def top_c(
 
     The probabilities are true ones, not renormalised, so every divergence of the pair is a lower
     bound on the full one and grows with c. `always_ids` (distinct) are kept beside the c others.
-    The last axis has c (2c) + len(always_ids) + 1 entries, or V when those would cover it.
+    The last axis has c (2c) + len(always_ids) entries and, with `tail`, one more; V, both as they
+    are, when those would cover it.
     With `tail=False` the kept probabilities are renormalised (verl's `add_tail=False`); this
     loses the mass term, and with it the bound. Where none of them has mass they are uniform.
 
@@ -339,7 +341,7 @@ def epistemic_bins(
 def importance_ratio(
     token_logp: Float[Array, "*batch"], behaviour_logp: Float[Array, "*batch"]
 ) -> Float[Array, "*batch"]:
-    """pi(y_t) / pi_old(y_t), the log-ratio clamped to +-20."""
+    """pi(y_t) / pi_old(y_t), the log-ratio clamped to +-20; 1 where the policy has not moved."""
     return jnp.exp(clip_log_ratio(log_ratio(token_logp, behaviour_logp)))
 
 
@@ -351,17 +353,6 @@ def log_ratio(p_logp: Float[Array, "*batch"], q_logp: Float[Array, "*batch"]) ->
 def clip_log_ratio(gap: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """Clamped to +-20: exp(89) is not finite in float32."""
     return jnp.clip(gap, -_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)
-
-
-def importance_weight(
-    token_logp: Float[Array, "*batch"], behaviour_logp: Float[Array, "*batch"], clip: float
-) -> Float[Array, "*batch"]:
-    """min(ratio, clip): truncated above only; 1 where the policy has not moved.
-
-    >>> importance_weight(jnp.log(jnp.array([0.5, 0.9])), jnp.log(jnp.array([0.5, 0.1])), 2.0)
-    Array([1., 2.], dtype=float32)
-    """
-    return jnp.minimum(importance_ratio(token_logp, behaviour_logp), clip)
 
 
 def grpo_surrogate(

@@ -21,6 +21,8 @@ from jaxdistill.policy import Policy
 from jaxdistill.questions import Question, messages
 from jaxdistill.responses import Response, encode
 
+# The context's own words, in any tokenizer.
+TEMPLATE_TOKENS = 64
 MAX_DEMONSTRATION_TOKENS = 20480  # as in the paper's runs
 TOKENS_PER_BATCH = 1 << 16  # positions in one forward pass
 
@@ -71,21 +73,31 @@ def rows_of(
             "is true), so there is nothing to show a teacher"
         )
     tokenizer = policy.tokenizer
-    chats: tuple[list, list] = [], []
-    for response, sibling in pairs:
-        question = Question("", response.question or "", "", response.system)
-        shown, _ = contexts.shorten(
-            sibling,
+    questions = [Question("", r.question or "", "", r.system) for r, _ in pairs]
+    chats = [messages(question) for question in questions]
+    plain = tokenizers.prompt_ids(tokenizer, chats, enable_thinking)
+    ids = encode(tokenizer, [response for response, _ in pairs])
+    shown = []
+    for row in range(len(pairs)):
+        # The sibling's text is cut so that prompt and response stay within the model's positions.
+        room = policy.config.max_positions - len(plain[row]) - len(ids[row]) - TEMPLATE_TOKENS
+        sibling, _ = contexts.shorten(
+            pairs[row][1],
             lambda text: tokenizers.encode(tokenizer, [text])[0],
             lambda ids: tokenizers.decode(tokenizer, ids),
-            MAX_DEMONSTRATION_TOKENS,
+            min(MAX_DEMONSTRATION_TOKENS, room),
         )
-        turn = contexts.render(contexts.Solution(), question.prompt, shown, "")
-        chats[0].append(messages(question))
-        chats[1].append(messages(question, turn))
-    plain, informed = (tokenizers.prompt_ids(tokenizer, each, enable_thinking) for each in chats)
-    ids = encode(tokenizer, [response for response, _ in pairs])
-    return (Row(*row) for row in zip(ids, plain, informed) if row[0])
+        turn = contexts.render(contexts.Solution(), questions[row].prompt, sibling, "")
+        shown.append(messages(questions[row], turn))
+    informed = tokenizers.prompt_ids(tokenizer, shown, enable_thinking)
+    rows = [Row(*row) for row in zip(ids, plain, informed) if row[0]]
+    fits = [r for r in rows if len(r.informed) + len(r.response) <= policy.config.max_positions]
+    if not fits:
+        raise UserError(
+            f"no response fits into the model's {policy.config.max_positions} positions together "
+            "with its question"
+        )
+    return iter(fits)
 
 
 def with_siblings(responses: Sequence[Response], seed: int) -> Iterator[tuple[Response, str]]:

@@ -147,9 +147,10 @@ class _Record:
 
     def _tokens(self, index: int, size: int) -> int | None:
         value = self._one("num_tokens", index, size)
-        if value is not None and (type(value) is not int or value < 0):
+        is_whole = type(value) in (int, float) and float(value).is_integer() and value >= 0
+        if value is not None and not is_whole:
             raise self._wrong("num_tokens", "a number of tokens", value)
-        return value
+        return None if value is None else int(value)  # 12.0 is what pandas writes
 
     def _wrong(self, name: str, expected: str, got: Any) -> UserError:
         return UserError(f"{self.where}: field `{name}`: expected {expected}, got {_shown(got)}")

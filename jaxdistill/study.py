@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill import overrides
-from jaxdistill.config import RunConfig
+from jaxdistill.config import RunConfig, with_presets
 from jaxdistill.errors import UserError
 from jaxdistill.evaluate import read_summary
 from jaxdistill.policy import ToyBase
@@ -286,5 +286,6 @@ def with_overrides(study: Study, texts: list[str]) -> Study:
     arms = []
     for arm in study.arms:
         fitting = [text for text in texts if arm.method != "base" or text.startswith("evaluation.")]
-        arms.append(dataclasses.replace(arm, config=overrides.apply_overrides(arm.config, fitting)))
+        config = overrides.apply_overrides(arm.config, with_presets(fitting))
+        arms.append(dataclasses.replace(arm, config=config))
     return dataclasses.replace(study, arms=tuple(arms))

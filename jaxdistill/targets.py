@@ -66,15 +66,14 @@ def restore_mass(
 ) -> Float[Array, "*batch V"]:
     """The teacher with one constant added to its epistemic *logits* such that m_T = exp(log_mass).
 
-    Ratios inside E and outside E stay the teacher's. `log_mass` lies below 0, and the teacher must
-    have some mass on either side.
+    Ratios inside E and outside E stay the teacher's. `log_mass` lies below 0. A teacher with no
+    mass at all on one side stays as it is.
     """
     bins = losses.epistemic_bins(teacher_logp, is_epistemic_V)
-    log_mass = losses.at_least_float32(log_mass)
     wanted = jnp.stack([log_mass, jnp.log(-jnp.expm1(log_mass))], axis=-1)
-    return _difference(teacher_logp, _per_token(bins, is_epistemic_V)) + _per_token(
-        wanted, is_epistemic_V
-    )
+    is_split = jnp.all(bins > -jnp.inf, axis=-1, keepdims=True)
+    shift = jnp.where(is_split, wanted - jnp.where(is_split, bins, 0.0), 0.0)
+    return teacher_logp + _per_token(shift, is_epistemic_V)
 
 
 def without_epistemic(

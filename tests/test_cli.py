@@ -20,7 +20,7 @@ from jaxdistill import cli, epistemic
 from jaxdistill.convert import open_model
 from jaxdistill.run import run
 
-VERBS = ("train", "sample", "eval", "analyze", "study", "report", "convert")
+VERBS = ("train", "sample", "eval", "analyze", "study", "report", "bench", "convert")
 TRAIN = "train tiny.json --quiet --run-dir run"
 
 
@@ -121,6 +121,7 @@ MISTAKES = {
     "analyze": "required: PATH",
     "analyze no.jsonl": "no.jsonl: cannot be read: No such file",
     "analyze tiny.json": "tiny.json:1: no field of responses among name",
+    "analyze tiny.json --field name --out tiny.json": "--out tiny.json is also read",
     "analyze tiny.json --field name --mode token": "mode `token` counts ids.*add --model DIR",
     "analyze tiny.json --field name --mode letters": "invalid choice: 'letters'",
     "analyze tiny.json --field name --words wait,,hmm": "`words` must not be blank",

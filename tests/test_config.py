@@ -161,13 +161,32 @@ def test_a_preset_is_chosen_by_name_and_may_then_be_changed():
     anchored = load_recipe("toy_selfdistill", ["objective=epi_anchor"])
     assert anchored.objective == epi_anchor()
     changed = load_recipe(
-        "toy_selfdistill", ["objective.reduction=token", "objective=epi_anchor()", "seed=3"]
+        "toy_selfdistill", ["objective=epi_anchor()", "objective.reduction=token", "seed=3"]
     )
     assert changed.objective == Distill(target=AnchorEpistemicMass(), reduction="token")
     assert changed.seed == 3
-    assert load_recipe("toy_selfdistill", ["objective=grpo"]).objective == GRPO()
-    with pytest.raises(UserError, match="epi_anchr"):
+    assert isinstance(load_recipe("toy_selfdistill", ["objective=grpo"]).objective, GRPO)
+    with pytest.raises(UserError, match=r"epi_anchr.*did you mean epi_anchor"):
         load_recipe("toy_selfdistill", ["objective=epi_anchr"])
+
+
+def test_presets_are_written_out_where_they_stand_and_so_the_last_override_wins():
+    from jaxdistill.objectives import Mixed, epi_gate, grpo, sdpo
+
+    def objective(*texts):
+        return load_recipe("toy_selfdistill", [f"objective{text}" for text in texts]).objective
+
+    assert objective("=Mixed()", "=epi_gate") == epi_gate()
+    assert objective("=Distill(reduction=token)", "=sdpo") == sdpo()
+    assert objective("=Mixed(distill=epi_gate(), policy_gradient=grpo)") == Mixed(
+        epi_gate(), grpo()
+    )
+    assert objective("=sdpo", ".clip=SmoothClip(limit=0.5)").clip.limit == 0.5
+    study = load_study("toy_study", "quick")
+    from jaxdistill.study import with_overrides
+
+    arms = with_overrides(study, ["objective=epi_gate"]).arms
+    assert {arm.config.objective for arm in arms if arm.method != "base"} == {epi_gate()}
 
 
 def test_the_full_profile_has_three_seeds_and_its_axes():

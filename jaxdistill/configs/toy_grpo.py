@@ -1,6 +1,7 @@
-"""GRPO in the toy world: the paper's baseline, which keeps doubting.
+"""GRPO in the toy world: the baseline that keeps doubting.
 
 Purpose: the comparison to `toy_selfdistill`; same questions, same samples, a verifier's reward.
+Unlike the paper's (`objective=grpo`) it divides by the standard deviation and averages tokens.
 Expected: accuracy rises by several points, double checks become more frequent.
 Hardware and time: 2 CPU cores, about a minute.
 Command: jaxdistill train toy_grpo --run-dir runs/grpo

@@ -103,7 +103,7 @@ def make_objective(objective: Objective, epistemic_ids: tuple[int, ...]) -> Obje
         epistemic = epistemic_of(ids, positions.student_logp_BTV.shape[-1])
         positions = with_constants(positions)
         part = part_of(objective, positions, epistemic)
-        metrics = observe(positions, epistemic, part) | part.metrics
+        metrics = observe(positions, epistemic, part, objective.reduction) | part.metrics
         return part.loss_BT, jax.lax.stop_gradient(metrics)
 
     return evaluate
@@ -121,7 +121,7 @@ def part_of(objective: Objective, positions: Positions, epistemic: Epistemic) ->
             return combined.routed(objective, positions, epistemic)
         case CrossEntropy():
             loss_BT = -positions.of_token(positions.student_logp_BTV)
-            return Part(loss_BT, jnp.ones_like(loss_BT), {})
+            return Part(loss_BT, jnp.ones_like(loss_BT), jnp.ones_like(loss_BT, bool), {})
 
 
 def with_constants(positions: Positions) -> Positions:

@@ -7,7 +7,14 @@ from jaxtyping import Array, Float
 
 from jaxdistill.objectives.distill import Distill, distill, weighted
 from jaxdistill.objectives.policy_gradient import GRPO, policy_gradient
-from jaxdistill.objectives.positions import Epistemic, Part, Positions, Rows, require
+from jaxdistill.objectives.positions import (
+    Epistemic,
+    Part,
+    Positions,
+    Rows,
+    require,
+    require_choice,
+)
 from jaxdistill.objectives.reduction import Reduction
 
 
@@ -24,9 +31,9 @@ class Mixed:
     anneal_steps: int = 0
 
     def __post_init__(self) -> None:
+        require_parts("Mixed", self.distill, self.policy_gradient)
         require(0 <= self.share <= 1, "Mixed.share", "from 0 to 1", self.share)
         require(self.anneal_steps >= 0, "Mixed.anneal_steps", "at least 0", self.anneal_steps)
-        require_one_reduction("Mixed", self.distill, self.policy_gradient)
 
     @property
     def reads(self) -> frozenset[str]:
@@ -47,7 +54,7 @@ class Routed:
     policy_gradient: GRPO = GRPO()
 
     def __post_init__(self) -> None:
-        require_one_reduction("Routed", self.distill, self.policy_gradient)
+        require_parts("Routed", self.distill, self.policy_gradient)
 
     @property
     def reads(self) -> frozenset[str]:
@@ -58,7 +65,9 @@ class Routed:
         return self.distill.reduction
 
 
-def require_one_reduction(name: str, first: Distill, second: GRPO) -> None:
+def require_parts(name: str, first: Distill, second: GRPO) -> None:
+    require_choice(f"{name}.distill", first, Distill)
+    require_choice(f"{name}.policy_gradient", second, GRPO)
     same = first.reduction == second.reduction
     got = second.reduction
     require(
@@ -73,10 +82,10 @@ def mixed(objective: Mixed, positions: Positions, epistemic: Epistemic) -> Part:
         share = share * left_B[:, None]
     first = distill(objective.distill, positions, epistemic)
     second = policy_gradient(objective.policy_gradient, positions, epistemic)
-    loss_BT = share * first.loss_BT + (1.0 - share) * second.loss_BT
-    taught_B1 = positions.rows.taught_B[:, None]
-    weight_BT = share * jnp.abs(first.weight_BT) * taught_B1 + (1.0 - share) * second.weight_BT
-    return Part(loss_BT, weight_BT, second.metrics)
+    share_BT = jnp.broadcast_to(share, first.loss_BT.shape)
+    loss_BT = weighted(first.loss_BT, share_BT) + weighted(second.loss_BT, 1.0 - share_BT)
+    weight_BT = share_BT * jnp.abs(first.weight_BT) + (1.0 - share_BT) * second.weight_BT
+    return Part(loss_BT, weight_BT, second.is_asked_BT, second.metrics)
 
 
 def is_distilled(rows: Rows) -> Float[Array, " B"]:
@@ -92,4 +101,4 @@ def routed(objective: Routed, positions: Positions, epistemic: Epistemic) -> Par
     route_BT = jnp.broadcast_to(goes_first_B1, first.loss_BT.shape)
     loss_BT = weighted(first.loss_BT, route_BT) + weighted(second.loss_BT, 1.0 - route_BT)
     weight_BT = jnp.where(route_BT > 0, first.weight_BT, second.weight_BT)
-    return Part(loss_BT, weight_BT, second.metrics)
+    return Part(loss_BT, weight_BT, second.is_asked_BT, second.metrics)

@@ -11,8 +11,11 @@ from jaxtyping import Array, Float
 
 from jaxdistill.objectives.divergences import (
     Clip,
+    ClipPosition,
     Divergence,
     JensenShannon,
+    SampledReverseKL,
+    SmoothClip,
     Support,
     TopC,
     clipped,
@@ -28,7 +31,14 @@ from jaxdistill.objectives.importance import (
     sequence_rollout_weight,
     token_rollout_weight,
 )
-from jaxdistill.objectives.positions import Epistemic, Part, Positions, require
+from jaxdistill.objectives.positions import (
+    Epistemic,
+    Part,
+    Positions,
+    require,
+    require_choice,
+    require_choices,
+)
 from jaxdistill.objectives.reduction import Reduction, require_reduction
 from jaxdistill.objectives.targets import Target, TeacherTarget, edited
 from jaxdistill.objectives.terms import Term, added
@@ -63,6 +73,21 @@ class Distill:
     reduction: Reduction = "sequence"
 
     def __post_init__(self) -> None:
+        require_choice("Distill.divergence", self.divergence, Divergence)
+        require_choice("Distill.support", self.support, Support)
+        require_choice("Distill.target", self.target, Target)
+        require_choices("Distill.weights", self.weights, Weight)
+        require_choices("Distill.terms", self.terms, Term)
+        require_choice("Distill.clip", self.clip, Clip | None)
+        may_be_negative = isinstance(self.divergence, SampledReverseKL) or (
+            getattr(self.divergence, "entry_clip", None) is not None
+        )
+        one_sided = isinstance(self.clip, ClipPosition) or self.clip == SmoothClip(
+            getattr(self.clip, "limit", 1.0), "rational"
+        )
+        fits = not (may_be_negative and one_sided)
+        expected = "SmoothClip(form='tanh') for a loss that may be negative"
+        require(fits, "Distill.clip", expected, self.clip)
         clip = self.importance_clip
         require(clip is None or clip > 0, "Distill.importance_clip", "positive or None", clip)
         known = self.normalizer in ("all", "kept")
@@ -92,7 +117,8 @@ def distill(objective: Distill, positions: Positions, epistemic: Epistemic) -> P
     loss_BT = clipped(objective.clip, loss_BT) * pair.factor_BT
     weight_BT = jax.lax.stop_gradient(weight_BT)
     loss_BT = weighted(loss_BT, weight_BT) + added(objective.terms, positions, epistemic)
-    return Part(weighted(loss_BT, jnp.broadcast_to(taught_B1, loss_BT.shape)), weight_BT, metrics)
+    taught_BT = jnp.broadcast_to(taught_B1, loss_BT.shape)
+    return Part(weighted(loss_BT, taught_BT), weight_BT * taught_BT, taught_BT > 0, metrics)
 
 
 def weighted(loss_BT: Array, weight_BT: Array) -> Array:
@@ -105,10 +131,10 @@ def importance(objective: Distill, positions: Positions) -> tuple[Array, dict]:
     correction = objective.rollout_correction
     ratio_BT = policy_ratio(positions, correction)
     weight_BT = jnp.ones_like(ratio_BT) * token_rollout_weight(correction, positions)
-    clip = objective.importance_clip
-    if clip is None:
-        return weight_BT, {}
+    clip = jnp.inf if objective.importance_clip is None else objective.importance_clip
     metrics = ratio_metrics(ratio_BT, ratio_BT > clip, correction, positions)
+    if objective.importance_clip is None:
+        return weight_BT, metrics
     return weight_BT * jnp.minimum(ratio_BT, clip), metrics
 
 
@@ -122,7 +148,7 @@ def distill_scores(
     scores = [batch_score(w, positions) for w in objective.weights if isinstance(w, OfBatch)]
     if is_of_sequences(objective.rollout_correction):
         scores.append(rollout_log_ratio(positions))
-    if objective.normalizer == "kept":
+    if scores or objective.normalizer == "kept":
         scores.append(position_weight(objective.weights, positions, epistemic))
     return tuple(scores)
 
@@ -139,18 +165,19 @@ def distill_factor(
     objective: Distill, scores: tuple[Float[Array, "B T"], ...], loss_weight_BT: Array
 ) -> Float[Array, "B T"]:
     """The factors' product; `loss_weight_BT` is each position's share in the reduction."""
-    remaining, counts_BT = iter(scores), loss_weight_BT > 0
+    *others, own_weight_BT = scores
+    remaining, is_kept_BT = iter(others), own_weight_BT != 0
     factor_BT = jnp.ones_like(loss_weight_BT)
     for weight in objective.weights:
         if isinstance(weight, OfBatch):
-            factor_BT *= batch_factor(weight, next(remaining), loss_weight_BT)
-    is_kept_BT = factor_BT != 0
+            # Of the positions that the other weights leave.
+            factor_BT *= batch_factor(weight, next(remaining), loss_weight_BT * is_kept_BT)
+    is_kept_BT &= factor_BT != 0
     if is_of_sequences(objective.rollout_correction):
         factor_BT *= sequence_rollout_weight(
-            objective.rollout_correction, next(remaining), counts_BT
+            objective.rollout_correction, next(remaining), loss_weight_BT > 0
         )
     if objective.normalizer == "kept":
-        is_kept_BT &= next(remaining) != 0
         factor_BT *= share_of_kept(objective.reduction, is_kept_BT, loss_weight_BT)
     return factor_BT
 

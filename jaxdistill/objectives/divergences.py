@@ -22,12 +22,18 @@ class ForwardKL:
 
     entry_clip: float | None = None
 
+    def __post_init__(self) -> None:
+        require_entry_clip(self)
+
 
 @dataclass(frozen=True)
 class ReverseKL:
     """KL(S||T): equation 1 of the paper. `entry_clip` as in `ForwardKL`."""
 
     entry_clip: float | None = None
+
+    def __post_init__(self) -> None:
+        require_entry_clip(self)
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ class JensenShannon:
 
     def __post_init__(self) -> None:
         require(0 <= self.alpha <= 1, "JensenShannon.alpha", "from 0 to 1", self.alpha)
+        require_entry_clip(self)
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,11 @@ Divergence = (
 )
 
 
+def require_entry_clip(divergence: ForwardKL | ReverseKL | JensenShannon) -> None:
+    clip, name = divergence.entry_clip, type(divergence).__name__
+    require(clip is None or clip > 0, f"{name}.entry_clip", "above 0 or None", clip)
+
+
 def divergence_of(
     divergence: Divergence,
     support: "Support",
@@ -100,7 +112,9 @@ def divergence_of(
     if isinstance(divergence, SampledReverseKL | SampledK3):
         estimator = {SampledReverseKL: losses.sampled_reverse_kl, SampledK3: losses.k3}
         pair = positions.of_token(student_logp_BTV), positions.of_token(target_logp_BTV)
-        return estimator[type(divergence)](*pair)
+        # A token that both have dropped says nothing; -inf - -inf would say NaN.
+        is_dropped_BT = jnp.isneginf(pair[0]) & jnp.isneginf(pair[1])
+        return estimator[type(divergence)](*(jnp.where(is_dropped_BT, 0.0, x) for x in pair))
     student, target = restrict(support, student_logp_BTV, target_logp_BTV, always_ids)
     match divergence:
         case ForwardKL(clip):

@@ -5,21 +5,28 @@ from jaxtyping import Array
 
 from jaxdistill import losses
 from jaxdistill.objectives.positions import Epistemic, Part, Positions, Weighted, everywhere
+from jaxdistill.objectives.reduction import Reduction
 
 
-def observe(positions: Positions, epistemic: Epistemic, part: Part) -> dict[str, Weighted]:
+def observe(
+    positions: Positions, epistemic: Epistemic, part: Part, reduction: Reduction
+) -> dict[str, Weighted]:
     """Each metric as a value and a weight per position; those of the teacher count distilled rows
     alone, since the others' teacher saw nothing.
     """
     student, reference = positions.student_logp_BTV, positions.reference_logp_BTV
     is_epistemic_BT = epistemic.holds(positions.sampled.tokens_BT).astype(jnp.float32)
     size_BT = jnp.abs(part.loss_BT)
+    if reduction == "sequence":
+        size_BT /= jnp.maximum(positions.rows.length_B, 1)[:, None]
     student_bins = losses.epistemic_bins(student, epistemic.is_member_V)
     metrics = {
         "epistemic_mass_student": everywhere(jnp.exp(student_bins[..., 0])),
         "epistemic_sampled": everywhere(is_epistemic_BT),
         "entropy_student": everywhere(losses.entropy(student)),
-        "kept": everywhere((part.weight_BT != 0).astype(jnp.float32)),
+        "kept": Weighted(
+            (part.weight_BT != 0).astype(jnp.float32), part.is_asked_BT.astype(jnp.float32)
+        ),
         "loss_share_epistemic": Weighted(is_epistemic_BT, size_BT),
     }
     if positions.teacher_logp_BTV is not None:

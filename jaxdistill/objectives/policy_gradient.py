@@ -19,7 +19,14 @@ from jaxdistill.objectives.importance import (
     sequence_rollout_weight,
     token_rollout_weight,
 )
-from jaxdistill.objectives.positions import Epistemic, Part, Positions, require
+from jaxdistill.objectives.positions import (
+    Epistemic,
+    Part,
+    Positions,
+    require,
+    require_choice,
+    require_choices,
+)
 from jaxdistill.objectives.reduction import Reduction, require_reduction
 from jaxdistill.objectives.terms import Term, added
 
@@ -69,6 +76,8 @@ class RLCSD:
     def __post_init__(self) -> None:
         require(self.temperature > 0, "RLCSD.temperature", "above 0", self.temperature)
         require(self.select >= 0, "RLCSD.select", "at least 0", self.select)
+        require(self.limit > 0, "RLCSD.limit", "above 0", self.limit)
+        require(self.balance >= 0, "RLCSD.balance", "at least 0", self.balance)
 
 
 @dataclass(frozen=True)
@@ -125,6 +134,8 @@ class GRPO:
     reduction: Reduction = "sequence"
 
     def __post_init__(self) -> None:
+        require_choice("GRPO.credit", self.credit, Credit)
+        require_choices("GRPO.terms", self.terms, Term)
         require(0 <= self.clip_low < 1, "GRPO.clip_low", "from 0 to below 1", self.clip_low)
         require(self.clip_high >= 0, "GRPO.clip_high", "at least 0", self.clip_high)
         dual = self.dual_clip
@@ -152,7 +163,7 @@ def policy_gradient(objective: GRPO, positions: Positions, epistemic: Epistemic)
     weight_BT = jax.lax.stop_gradient(weight_BT)
     loss_BT = surrogate_BT * weight_BT + added(objective.terms, positions, epistemic)
     metrics = ratio_metrics(ratio_BT, is_clipped_BT, correction, positions)
-    return Part(loss_BT, weight_BT, metrics)
+    return Part(loss_BT, weight_BT, jnp.ones_like(loss_BT, bool), metrics)
 
 
 def advantage_of(choice: Credit, positions: Positions, epistemic: Epistemic) -> Float[Array, "B T"]:

@@ -1,6 +1,6 @@
 """What an objective is given: aligned completion positions, and which tokens are epistemic."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -105,12 +105,30 @@ class Part(NamedTuple):
 
     loss_BT: Float[Array, "B T"]  # carries the gradient; its weights are in it
     weight_BT: Float[Array, "B T"]  # of the choices about positions; 0 where nothing is learnt
+    is_asked_BT: Array  # where the part learns at all: in distillation, rows with a demonstration
     metrics: dict[str, Weighted]
 
 
 def everywhere(value_BT: Float[Array, "B T"]) -> Weighted:
     """A metric that is averaged over all positions."""
     return Weighted(value_BT, jnp.ones_like(value_BT))
+
+
+def require_choice(name: str, value: object, union: Any) -> None:
+    """Refuse a value that is none of a union's classes, which only a recipe in Python can hold."""
+    kinds = get_args(union) or (union,)
+    got = f"{value.__name__}, a class" if isinstance(value, type) else repr(value)
+    if not isinstance(value, kinds):
+        names = ", ".join(kind.__name__ for kind in kinds)
+        raise UserError(f"{name}: expected one of {names}, got {got}")
+
+
+def require_choices(name: str, values: object, union: Any) -> None:
+    """The same of a tuple of choices."""
+    require(isinstance(values, tuple), name, "a tuple of choices, as (A(), B())", values)
+    assert isinstance(values, tuple)
+    for value in values:
+        require_choice(name, value, union)
 
 
 def require(condition: bool, name: str, expected: str, got: object) -> None:

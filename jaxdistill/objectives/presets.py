@@ -75,17 +75,17 @@ def anti_e() -> Distill:
 
 def rlsd() -> GRPO:
     """GRPO whose credit the teacher's likelihood ratio scales."""
-    return GRPO(credit=RLSD())
+    return GRPO(credit=RLSD(), rollout_correction=RolloutCorrection())
 
 
 def rlcsd() -> GRPO:
     """GRPO with a contrast of right and wrong contexts where they disagree."""
-    return GRPO(credit=RLCSD())
+    return GRPO(credit=RLCSD(), rollout_correction=RolloutCorrection())
 
 
 def srpo() -> Routed:
     """GRPO for what is right; for what is wrong `sdpo`, less where the teacher is undecided."""
-    return Routed(distill=Distill(weights=(EntropyWeight(),)))
+    return Routed(Distill(weights=(EntropyWeight(),)), grpo())
 
 
 def grpo() -> GRPO:

@@ -136,6 +136,9 @@ class Purified:
 
     strength: float = 1.0
 
+    def __post_init__(self) -> None:
+        require(self.strength >= 0, "Purified.strength", "at least 0", self.strength)
+
     reads: ClassVar = frozenset({"reference", "contrast"})
 
 
@@ -147,6 +150,9 @@ class Contrasted:
     """
 
     strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.strength >= 0, "Contrasted.strength", "at least 0", self.strength)
 
     reads: ClassVar = frozenset({"contrast"})
 

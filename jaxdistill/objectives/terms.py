@@ -1,4 +1,7 @@
-"""What is added to the loss: penalties that need no teacher."""
+"""What is added to the loss: penalties towards the reference.
+
+Inside a distillation they act, as all of it, on the rows that have a demonstration.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal

@@ -45,6 +45,10 @@ class AmplifySampledEpistemic:
     strength: float = 1.0
     if_teacher_agrees: bool = True
 
+    def __post_init__(self) -> None:
+        within = self.strength >= -1
+        require(within, "AmplifySampledEpistemic.strength", "at least -1", self.strength)
+
     @property
     def reads(self) -> frozenset[str]:
         return frozenset({"reference"} if self.if_teacher_agrees else set())
@@ -148,6 +152,7 @@ class EntropyWeight:
 
     def __post_init__(self) -> None:
         require_network("EntropyWeight.of", self.of)
+        require(self.rate >= 0, "EntropyWeight.rate", "at least 0", self.rate)
 
     @property
     def reads(self) -> frozenset[str]:
@@ -182,7 +187,7 @@ class TokenImportance:
     entropy_power: float = 1.0
     divergence_power: float = 1.0
 
-    reads: ClassVar = frozenset()
+    reads: ClassVar = frozenset({"teacher"})
 
 
 # ------------------------------------------------------------------- by position, and by contrast
@@ -352,7 +357,7 @@ def batch_score(weight: OfBatch, positions: Positions) -> Float[Array, "B T"]:
     """What must be known of every position before any one's factor is."""
     match weight:
         case EntropyWeight(of, rate):
-            return jnp.exp(-rate * entropy_of(of, positions))
+            return -rate * entropy_of(of, positions)
         case ForkingTokens():
             return losses.entropy(positions.student_logp_BTV)
 
@@ -364,8 +369,10 @@ def batch_factor(
     counts_BT = loss_weight_BT > 0
     match weight:
         case EntropyWeight():
-            total = jnp.sum(jnp.where(counts_BT, score_BT, 0.0))
-            return score_BT * (counts_BT.sum() / jnp.maximum(total, 1e-30))
+            # A softmax: however small they all are, their mean is 1.
+            log_BT = jnp.where(counts_BT, score_BT, -jnp.inf)
+            share_BT = jax.nn.softmax(log_BT.reshape(-1)).reshape(score_BT.shape)
+            return jnp.where(counts_BT, share_BT * counts_BT.sum(), 0.0)
         case ForkingTokens(fraction, keep):
             order = score_BT if keep == "high" else -score_BT
             return exactly_top(order, counts_BT, fraction).astype(jnp.float32)

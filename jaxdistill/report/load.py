@@ -65,7 +65,8 @@ class Study:
 
 
 METHOD_ORDER = (
-    BASE, "sdpo", "sdpo_ema", "opsd", "epi_mask", "epi_gate", "epi_slice", "epi_anchor",
+    BASE, "sdpo", "sdpo_ema", "opsd", "epi_mask", "epi_mask_sampled", "epi_gate",
+    "epi_slice", "epi_anchor",
     "epi_floor", "epi_amplify", "anti_e", "grpo", "rlsd", "rlcsd", "srpo",
 )  # fmt: skip
 

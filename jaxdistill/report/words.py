@@ -15,6 +15,7 @@ METHOD_LABELS = {
     "sdpo_ema": "SDPO, EMA teacher",
     "opsd": "OPSD",
     "epi_mask": "epistemic mask",
+    "epi_mask_sampled": "epistemic mask, sampled-token loss",
     "epi_gate": "epistemic gate",
     "epi_slice": "epistemic slice",
     "epi_anchor": "epistemic anchor",

@@ -29,6 +29,7 @@ from jaxdistill.objectives import (
     DropEpistemicSlice,
     EntropyGate,
     EntropySwitchedKL,
+    EntropyWeight,
     FixedEpistemicMass,
     FlipSampledEpistemic,
     ForkingTokens,
@@ -468,10 +469,10 @@ def test_metrics_equal_a_float64_oracle():
         "importance_ratio": np.full((B, T), np.exp(0.1)),
         "importance_ratio_squared": np.full((B, T), np.exp(0.2)),
         "clipped": np.zeros((B, T)),
-        "kept": np.ones((B, T)),
+        "kept": np.array([[1.0] * T, [0.0] * T]),
     }
     assert metrics.keys() == expected.keys()
-    of_teacher = {"epistemic_mass_teacher", "entropy_teacher", "kl_teacher", "mass_kl"}
+    of_teacher = {"epistemic_mass_teacher", "entropy_teacher", "kl_teacher", "mass_kl", "kept"}
     for name, value in expected.items():
         np.testing.assert_allclose(
             metrics[name].value_BT, value, rtol=1e-5, atol=2e-6, err_msg=name
@@ -483,7 +484,9 @@ def test_metrics_equal_a_float64_oracle():
                 metrics[name].weight_BT, np.broadcast_to(np.array(row_weights)[:, None], (B, T))
             )
     loss_BT = make_objective(Distill(), IDS)(given)[0]
-    np.testing.assert_array_equal(metrics["loss_share_epistemic"].weight_BT, np.abs(loss_BT))
+    np.testing.assert_allclose(
+        metrics["loss_share_epistemic"].weight_BT, np.abs(loss_BT) / T, rtol=1e-6
+    )
     np.testing.assert_array_equal(loss_BT[1], 0)
 
 
@@ -549,6 +552,34 @@ def test_cross_entropy_is_minus_the_log_probability_of_the_token():
 )
 def test_a_setting_out_of_range_is_named(make, field):
     with pytest.raises(UserError, match=field):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: Distill(weights=[SkipFirst()]), r"Distill.weights: expected a tuple"),
+        (lambda: Distill(weights=SkipFirst()), r"Distill.weights: expected a tuple"),
+        (lambda: Distill(weights=(MassPenalty(),)), r"Distill.weights: .*SkipFirst.*MassPenalty"),
+        (lambda: Distill(target="teacher"), r"Distill.target: expected one of TeacherTarget"),
+        (lambda: Distill(divergence=ForwardKL), r"ForwardKL, a class"),
+        (lambda: GRPO(credit=SuppressionGate()), r"GRPO.credit: expected one of EqualCredit"),
+        (lambda: Mixed(distill=GRPO()), r"Mixed.distill: expected one of Distill"),
+        (
+            lambda: Distill(divergence=SampledReverseKL(), clip=SmoothClip(1.0, "rational")),
+            r"Distill.clip: expected SmoothClip\(form='tanh'\)",
+        ),
+        (
+            lambda: Distill(divergence=ForwardKL(0.05), clip=ClipPosition()),
+            r"Distill.clip: expected SmoothClip\(form='tanh'\)",
+        ),
+        (lambda: ForwardKL(entry_clip=-1.0), "ForwardKL.entry_clip: expected above 0"),
+        (lambda: Purified(strength=-1.0), "Purified.strength"),
+        (lambda: EntropyWeight(rate=-1.0), "EntropyWeight.rate"),
+    ],
+)
+def test_a_choice_that_does_not_fit_is_refused_where_it_is_made(make, expected):
+    with pytest.raises(UserError, match=expected):
         make()
 
 

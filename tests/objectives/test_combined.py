@@ -32,6 +32,12 @@ def test_a_mixture_is_convex():
         np.testing.assert_allclose(c, 0.3 * np.asarray(a) + 0.7 * np.asarray(b), atol=2e-6)
 
 
+def test_a_part_with_no_share_cannot_spoil_the_other_with_an_infinity():
+    impossible = positions(teacher_logp_BTV=jnp.full_like(positions().teacher, -jnp.inf))
+    loss_BT, _ = make_objective(Mixed(share=0.0), IDS)(impossible)
+    np.testing.assert_array_equal(loss_BT, make_objective(GRPO(), IDS)(impossible)[0])
+
+
 def test_an_annealed_share_falls_to_zero_and_stays():
     annealed = Mixed(share=0.8, anneal_steps=10)
     for step, share in ((0, 0.8), (5, 0.4), (10, 0.0), (99, 0.0)):
@@ -54,7 +60,8 @@ def test_wrong_rows_with_a_demonstration_are_distilled_and_all_others_follow_the
 def test_a_weight_of_the_batch_is_normalised_over_the_rows_that_are_distilled():
     objective = Routed(distill=Distill(weights=(EntropyWeight(),)))
     given = positions()  # the second row is wrong
-    scores = Scores((jnp.array([[9.0, 9, 9], [1, 2, 3]]),), ())
+    log_weights_BT = jnp.log(jnp.array([[9.0, 9, 9], [1, 2, 3]]))
+    scores = Scores((log_weights_BT, jnp.ones((2, 3))), ())
     factor_BT, nothing = factors(objective, scores, jnp.ones((2, 3)), given.rows)
     np.testing.assert_allclose(factor_BT[1], [0.5, 1.0, 1.5], rtol=1e-6)
     assert nothing is None

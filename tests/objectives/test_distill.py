@@ -31,6 +31,7 @@ from jaxdistill.objectives import (
     Distill,
     DropEpistemicSlice,
     EntropySwitchedKL,
+    EntropyWeight,
     FixedEpistemicMass,
     ForkingTokens,
     ForwardKL,
@@ -42,10 +43,12 @@ from jaxdistill.objectives import (
     ReferenceKL,
     ReverseKL,
     RolloutCorrection,
+    SampledK3,
     SampledReverseKL,
     ScoreFunctionReverseKL,
     SkipFirst,
     TopC,
+    make_objective,
 )
 from jaxdistill.objectives.distill import distill_factor, distill_scores
 from jaxdistill.objectives.positions import epistemic_of
@@ -160,6 +163,23 @@ def test_an_all_epistemic_vocabulary_leaves_a_dropped_slice_nothing():
     loss, gradient = value_and_gradient(objective, ids=tuple(range(V)))
     np.testing.assert_array_equal(loss, 0)
     np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize("divergence", [SampledReverseKL(), SampledK3()], ids=str)
+def test_a_sampled_word_of_the_dropped_slice_says_nothing(divergence):
+    objective = with_divergence(divergence, target=DropEpistemicSlice())
+    loss, gradient = value_and_gradient(objective)
+    is_epistemic = MEMBER[np.asarray(positions().sampled.tokens_BT)]
+    np.testing.assert_array_equal(loss[is_epistemic], 0)
+    np.testing.assert_array_equal(gradient[is_epistemic], 0)
+    assert np.isfinite(loss).all()
+    assert (np.asarray(loss)[~is_epistemic] != 0).all()
+
+
+def test_a_vocabulary_of_nothing_but_doubt_keeps_its_teacher():
+    everything = epistemic_of(tuple(range(V)), V)
+    target = edited(FixedEpistemicMass(0.1), positions(), everything).target_logp_BTV
+    np.testing.assert_allclose(target, logp_of(1), atol=1e-6)
 
 
 def test_the_fixed_mass_is_the_mass():
@@ -318,6 +338,39 @@ def test_kept_positions_take_the_place_of_all_in_the_row_or_in_the_batch():
     np.testing.assert_allclose(by_row, [[1.5] * 3, [2.0] * 3], rtol=1e-6)
     by_batch = factor_of(dataclasses.replace(kept, reduction="token"), jnp.ones((B, T)))
     np.testing.assert_allclose(by_batch, 1.5, rtol=1e-6)
+
+
+def test_forks_and_mean_one_weights_are_taken_among_what_the_other_weights_leave():
+    skip, every = SkipFirst(1), jnp.ones((B, T))
+    forks = dataclasses.replace(FULL, weights=(skip, ForkingTokens(0.5)))
+    kept = factor_of(forks, every) * np.array([0, 1, 1])
+    assert kept.sum() == 2  # of the four that are left
+    entropies = dataclasses.replace(FULL, weights=(skip, EntropyWeight("teacher", 3.0)))
+    np.testing.assert_allclose(factor_of(entropies, every)[:, 1:].mean(), 1, rtol=1e-5)
+    huge = dataclasses.replace(FULL, weights=(EntropyWeight("teacher", 1e4),))
+    np.testing.assert_allclose(factor_of(huge, every).mean(), 1, rtol=1e-5)
+
+
+def test_only_rows_that_are_distilled_count_as_kept_or_not():
+    given = positions(taught_B=jnp.array([1.0, 0.0]))
+    metrics = make_objective(dataclasses.replace(FULL, weights=(SkipFirst(1),)), IDS)(given)[1]
+    kept = metrics["kept"]
+    assert (kept.value_BT * kept.weight_BT).sum() / kept.weight_BT.sum() == pytest.approx(2 / 3)
+
+
+def test_the_share_of_the_loss_on_doubt_is_that_of_the_reduced_loss():
+    lengths = jnp.array([3, 1])
+    given = positions(length_B=lengths)
+    mask = np.array([[1, 1, 1], [1, 0, 0]])
+    for reduction in ("sequence", "token"):
+        objective = dataclasses.replace(FULL, reduction=reduction)
+        loss, metrics = make_objective(objective, IDS)(given)
+        weight = mask / np.asarray(lengths)[:, None] if reduction == "sequence" else mask
+        size = np.abs(loss) * weight
+        is_epistemic = MEMBER[np.asarray(given.sampled.tokens_BT)]
+        share = metrics["loss_share_epistemic"]
+        found = (share.value_BT * share.weight_BT * mask).sum() / (share.weight_BT * mask).sum()
+        np.testing.assert_allclose(found, (size * is_epistemic).sum() / size.sum(), rtol=1e-5)
 
 
 def test_a_row_with_nothing_kept_counts_nothing():
