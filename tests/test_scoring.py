@@ -13,7 +13,21 @@ from jaxdistill.metrics import Sum
 from jaxdistill.models import decoder
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.rope import Rope
-from jaxdistill.objectives import Positions, Rows, Sampled, make_objective, sdpo
+from jaxdistill.objectives import (
+    PRESETS,
+    AnchorEpistemicMass,
+    Distill,
+    MassPenalty,
+    Mixed,
+    Positions,
+    Purified,
+    Rows,
+    Sampled,
+    SuppressionGate,
+    TopC,
+    make_objective,
+    sdpo,
+)
 from jaxdistill.objectives.positions import Weighted, everywhere
 
 B, T, D, V = 4, 11, 8, 24
@@ -115,6 +129,48 @@ def test_chunk_size_changes_neither_loss_nor_gradient_nor_metrics(chunk):
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-5, atol=1e-4)
     assert_trees_close(gradients[0], expected_gradient, 1e-5)
     assert_trees_close(metrics, expected_totals, 1e-4)
+
+
+REAL = {
+    "sdpo": Distill(support=TopC(5)),
+    "anchored": Distill(support=TopC(5), target=AnchorEpistemicMass(), terms=(MassPenalty(),)),
+    "sampled": PRESETS["anti_e"](),
+    "rlcsd": PRESETS["rlcsd"](),
+    "mixed": Mixed(Distill(target=Purified(), weights=(SuppressionGate(0.01),))),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_real_objective_in_one_pass_is_the_same_as_all_at_once(name):
+    """A chunk of 4 does not divide the 11 positions; unfused is one array of all logits."""
+    evaluate = make_objective(REAL[name], (1, 5, 7))
+    student, teacher, reference, contrast = (random_model(i) for i in range(4))
+    given, weight_BJ = batch(), jnp.ones((B, 1))
+    weight_BT = given["loss_weight_BT"]
+
+    @jax.jit
+    def fused(student):
+        others = scoring.Others((teacher,), reference, ((contrast,),), weight_BJ)
+        return scoring.chunked_objective(evaluate, student, others, **given, plan=scoring.Plan(4))
+
+    @jax.jit
+    def unfused(student):
+        models = student, teacher, reference, contrast
+        logps = [jax.nn.log_softmax(hidden @ head) for hidden, head in models]
+        loss_BT, values = evaluate(Positions(*logps, given["sampled"], given["rows"]))
+        totals = {
+            n: Sum(jnp.sum(v * w * given["mask_BT"]), jnp.sum(w * given["mask_BT"]))
+            for n, (v, w) in values.items()
+        }
+        return jnp.sum(loss_BT * weight_BT), totals
+
+    (first, a), (second, b) = (
+        jax.value_and_grad(each, has_aux=True)(student) for each in (fused, unfused)
+    )
+    np.testing.assert_allclose(first[0], second[0], rtol=1e-5, atol=1e-5)
+    assert_trees_close(first[1], second[1], 1e-4)  # sums over 44 positions
+    size = max(float(jnp.abs(x).max()) for x in b)
+    assert_trees_close(a, b, 1e-5 * max(size, 1.0))
 
 
 @pytest.mark.parametrize("chunk", [3, 64])
