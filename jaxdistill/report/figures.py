@@ -31,7 +31,7 @@ class Paper(NamedTuple):
     faint: str
     grid: str
     methods: dict[str, str]
-    others: tuple[str, ...]
+    others: tuple[str, ...]  # for methods without a colour of their own; none is a named one's
 
 
 # Okabe-Ito hues (safe for colour-blind readers), lightened for the dark ground.
@@ -39,13 +39,13 @@ LIGHT = Paper(
     "light", "#ffffff", "#24211d", "#6f6a62", "#e6e2da",
     {"base": "#7a756d", "sdpo": "#c8401c", "sdpo_ema": "#8c2d4f", "epi_mask": "#b88400",
      "epi_gate": "#3f97c9", "epi_anchor": "#1f4e9c", "grpo": "#16805c"},
-    ("#c8401c", "#1f4e9c", "#16805c", "#b88400", "#8c2d4f", "#3f97c9", "#7a756d"),
+    ("#7b3fa0", "#e08a1e", "#5f8f00", "#d46bb0", "#00a0a0", "#6b4a2b", "#24211d", "#9aa6ff"),
 )  # fmt: skip
 DARK = Paper(
     "dark", "#1b1a18", "#ece8e1", "#a8a297", "#37342f",
     {"base": "#a39d93", "sdpo": "#ff7a4d", "sdpo_ema": "#e0719a", "epi_mask": "#e5b53a",
      "epi_gate": "#7cc8f2", "epi_anchor": "#7fa3ff", "grpo": "#4cc79a"},
-    ("#ff7a4d", "#7fa3ff", "#4cc79a", "#e5b53a", "#e0719a", "#7cc8f2", "#a39d93"),
+    ("#b98cf0", "#ffb45c", "#a9cf3a", "#ff9fdc", "#4fe0e0", "#b8936d", "#ffffff", "#5f6bd6"),
 )  # fmt: skip
 DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 
