@@ -209,7 +209,14 @@ def test_parameters_moments_and_teacher_are_split_before_the_first_step():
     assert local < sum(leaf.nbytes for leaf in leaves) / 5
 
 
-@pytest.mark.parametrize("name", OF_THE_BATCH)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "forks", "srpo",
+        *(pytest.param(name, marks=pytest.mark.slow)  # half a minute of compilation each
+          for name in OF_THE_BATCH if name not in ("forks", "srpo")),
+    ],
+)  # fmt: skip
 def test_what_looks_at_the_whole_batch_does_not_see_how_it_was_split(name):
     objective = OF_THE_BATCH[name]
     batch = make_batch()
