@@ -5,6 +5,8 @@
 
 import os
 
+import pytest
+
 
 def pytest_configure(config):
     if config.option.markexpr != "gpu":
@@ -23,3 +25,23 @@ def _simulate_devices():
     os.environ["XLA_FLAGS"] = flags.strip()
     # A name that is no folder is not looked for on the network.
     os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture
+def compilations():
+    """What has been compiled since the test began, one entry each.
+
+    Not a function's own cache size: all functions of a process share one cache, and after two
+    thousand tests an entry may be gone again.
+    """
+    import jax
+
+    seen = []
+
+    def listen(event, duration, **facts):
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(facts)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)
