@@ -116,4 +116,5 @@ def test_all_layers_of_all_parameters_of_a_shape_share_a_compilation():
             part = _part(name, layer)
             tensor = jnp.ones(hf_layout.tensor_shape(CONFIG, part))
             value = hf_layout.with_layer(value, tensor, CONFIG, part)
-    assert hf_layout._with_layer._cache_size() == 1
+    # None where a full process-wide cache has dropped it again; two would be a second program.
+    assert hf_layout._with_layer._cache_size() <= 1
