@@ -4,11 +4,8 @@
 a loss sees, which needs a tokenizer.
 """
 
-import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -225,10 +222,3 @@ def _cell(value: Any) -> str:
         return f"{value:.4g}"
     text = str(value)
     return text if text.isprintable() else repr(text)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write all of it or nothing."""
-    part = path.with_name(path.name + ".tmp")
-    part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)

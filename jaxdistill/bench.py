@@ -4,14 +4,12 @@ Bytes are those that a step cannot do without: every weight once, and the keys a
 positions in use. The ceiling is the device's own copy, measured in the same run.
 """
 
-import json
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -175,10 +173,3 @@ def _surroundings() -> dict[str, Any]:
         "jax": jax.__version__,
         "python": platform.python_version(),
     }
-
-
-def write_json(path: Path, result: dict[str, Any]) -> None:
-    """Write it whole or not at all."""
-    part = path.with_name(path.name + ".tmp")
-    part.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(part, path)

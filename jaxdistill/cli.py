@@ -1,6 +1,7 @@
 """The command line: thin verbs over the library."""
 
 import argparse
+import json
 import os
 import sys
 import traceback
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from jaxdistill.errors import UserError
+from jaxdistill.files import write_whole
 
 # The system refused a path that the user chose.
 REFUSED = (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
@@ -195,9 +197,7 @@ def add_bench(sub: argparse.ArgumentParser) -> None:
 
 
 def bench(options: argparse.Namespace) -> None:
-    import json
-
-    from jaxdistill.bench import Decode, bench_decode, write_json
+    from jaxdistill.bench import Decode, bench_decode
     from jaxdistill.sampling import Sampling
 
     if options.out and not options.out.parent.is_dir():
@@ -210,9 +210,10 @@ def bench(options: argparse.Namespace) -> None:
             options.repeats,
         )
     )  # fmt: skip
-    print(json.dumps(result, indent=1))
+    text = json.dumps(result, indent=1)
+    print(text)
     if options.out:
-        write_json(options.out, result)
+        write_whole(options.out, text + "\n")
 
 
 def study(options: argparse.Namespace) -> None:
@@ -313,7 +314,7 @@ def analyze(options: argparse.Namespace) -> None:
     for line in analysis.table(found):
         print(line)
     if options.out:
-        analysis.write_json(options.out, found)
+        write_whole(options.out, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
         print(options.out)
 
 
@@ -364,7 +365,7 @@ def propose(options: argparse.Namespace, responses) -> None:
     lexicon = propose_lexicon(policy.tokenizer, stats, options.propose, options.min_count)
     write_lexicon(options.out, lexicon, policy.tokenizer)
     mean_V = mean_surprise(stats)
-    print(f"{num_rows} of {len(responses)} responses have a correct sibling")
+    print(f"{num_rows} of {len(responses)} responses scored, with a correct sibling that fits")
     print(f"{'nats':>8}  {'count':>8}  {'id':>7}  token")
     for i in lexicon.ids:
         token = policy.tokenizer.decode([i])

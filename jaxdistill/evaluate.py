@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from jaxdistill import epistemic, intervals
 from jaxdistill.errors import UserError
+from jaxdistill.files import write_whole
 from jaxdistill.policy import Policy
 from jaxdistill.rollouts import Place, Rollouts, collect, open_grading
 from jaxdistill.sampling import Sampling
@@ -138,9 +138,7 @@ def write_evaluation(folder: Path, results: dict[str, list[dict[str, Any]]]) -> 
         lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     summary = {name: summarize(records) for name, records in results.items()}
-    part = folder / "summary.json.tmp"
-    part.write_text(json.dumps(summary, indent=1))
-    os.replace(part, folder / "summary.json")
+    write_whole(folder / "summary.json", json.dumps(summary, indent=1))
     return summary
 
 

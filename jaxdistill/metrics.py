@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.errors import UserError
+from jaxdistill.files import write_whole
 
 
 class Sum(NamedTuple):
@@ -130,10 +131,7 @@ def _drop_lines(path: Path, resume_step: int | None) -> None:
         if resume_step is None or step < resume_step:
             kept.append(line + "\n")
     if "".join(kept) != text:
-        # Through a second file, so that a kill in between loses nothing.
-        new = path.with_suffix(".jsonl.tmp")
-        new.write_text("".join(kept), encoding="utf-8")
-        new.replace(path)
+        write_whole(path, "".join(kept))
 
 
 def _open_tensorboard(folder: Path, resume_step: int | None) -> Any:

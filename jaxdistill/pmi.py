@@ -48,14 +48,15 @@ def score_pmi(
     dtype: str = "float32",
     attention: str = "auto",
 ) -> tuple[TokenStats, int]:
-    """Sum log R - log T by token over the responses that have a correct sibling; and their number.
+    """Sum log R - log T by token over the responses that have a correct sibling, and fit into the
+    model's positions beside it; and their number.
 
     The tokens are those of the response's text, which need not be split as they were sampled.
     Raises UserError where a record names no question, or no response has a correct sibling.
     """
     size = epistemic.vocab_size(policy.tokenizer)
     total = TokenStats(np.zeros(size, np.int64), np.zeros(size))
-    rows = list(rows_of(policy, responses, seed, enable_thinking))
+    rows = rows_of(policy, responses, seed, enable_thinking)
     for tokens_N, plain_logp_N, informed_logp_N in _scored(policy, rows, dtype, attention):
         new = epistemic.tally(tokens_N, plain_logp_N, informed_logp_N, size)
         total = TokenStats(total.count_V + new.count_V, total.surprise_V + new.surprise_V)
@@ -64,8 +65,8 @@ def score_pmi(
 
 def rows_of(
     policy: Policy, responses: Sequence[Response], seed: int, enable_thinking: bool | None
-) -> Iterator[Row]:
-    """Prompts and ids of each response that has a correct sibling."""
+) -> list[Row]:
+    """Prompts and ids of each response that has a correct sibling, and positions for both."""
     pairs = list(with_siblings(responses, seed))
     if not pairs:
         raise UserError(
@@ -77,7 +78,7 @@ def rows_of(
     chats = [messages(question) for question in questions]
     plain = tokenizers.prompt_ids(tokenizer, chats, enable_thinking)
     ids = encode(tokenizer, [response for response, _ in pairs])
-    shown = []
+    shown, told = [], []
     for row in range(len(pairs)):
         # The sibling's text is cut so that prompt and response stay within the model's positions.
         room = policy.config.max_positions - len(plain[row]) - len(ids[row]) - TEMPLATE_TOKENS
@@ -87,17 +88,21 @@ def rows_of(
             lambda ids: tokenizers.decode(tokenizer, ids),
             min(MAX_DEMONSTRATION_TOKENS, room),
         )
+        told.append(bool(sibling.strip()))
         turn = contexts.render(contexts.Solution(), questions[row].prompt, sibling, "")
         shown.append(messages(questions[row], turn))
     informed = tokenizers.prompt_ids(tokenizer, shown, enable_thinking)
-    rows = [Row(*row) for row in zip(ids, plain, informed) if row[0]]
-    fits = [r for r in rows if len(r.informed) + len(r.response) <= policy.config.max_positions]
-    if not fits:
+    rows = [
+        Row(*row)
+        for row, is_told in zip(zip(ids, plain, informed), told)
+        if row[0] and is_told and len(row[0]) + len(row[2]) <= policy.config.max_positions
+    ]
+    if not rows:
         raise UserError(
-            f"no response fits into the model's {policy.config.max_positions} positions together "
-            "with its question"
+            f"no response fits into the model's {policy.config.max_positions} positions beside its "
+            "question and a solution"
         )
-    return iter(fits)
+    return rows
 
 
 def with_siblings(responses: Sequence[Response], seed: int) -> Iterator[tuple[Response, str]]:

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from jaxdistill.epistemic import Lexicon, LexiconFile
 from jaxdistill.errors import UserError
 from jaxdistill.evaluate import evaluate_split, evaluation_folder, write_evaluation
 from jaxdistill.experience import OnPolicy, Setting, open_source
+from jaxdistill.files import write_whole
 from jaxdistill.metrics import MetricsWriter, means
 from jaxdistill.models import hf, hf_files
 from jaxdistill.policy import Policy
@@ -118,7 +118,7 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
         is_exported = (run_dir / "export").exists() and finished_step(run_dir) == step
         if config.export and not is_exported:
             export(policy, state.params, run_dir, quiet)
-        write_atomically(run_dir / "finished.json", json.dumps({"step": step}))
+        write_whole(run_dir / "finished.json", json.dumps({"step": step}))
 
 
 # ---------------------------------------------------------------------------------- the folder
@@ -144,13 +144,13 @@ def start_folder(config: RunConfig, run_dir: Path, resume: bool) -> bool:
     # What can be wrong with the model is found before anything is written.
     policies.resolve(config.model)
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_atomically(run_dir / "provenance.json", json.dumps(provenance(), indent=1))
+    write_whole(run_dir / "provenance.json", json.dumps(provenance(), indent=1))
     write_config(config, run_dir)
     return True
 
 
 def write_config(config: RunConfig, run_dir: Path) -> None:
-    write_atomically(run_dir / "config.json", json.dumps(overrides.to_json(config), indent=1))
+    write_whole(run_dir / "config.json", json.dumps(overrides.to_json(config), indent=1))
 
 
 def note_resume(run_dir: Path, step: int) -> None:
@@ -158,7 +158,7 @@ def note_resume(run_dir: Path, step: int) -> None:
     file = run_dir / "provenance.json"
     first = hf_files.read_json(file) if file.exists() else {}
     resumed = [*first.get("resumed", ()), {"step": step, **provenance()}]
-    write_atomically(file, json.dumps(first | {"resumed": resumed}, indent=1))
+    write_whole(file, json.dumps(first | {"resumed": resumed}, indent=1))
 
 
 def check_config(config: RunConfig, run_dir: Path) -> None:
@@ -223,12 +223,6 @@ def keep_lexicon(config: RunConfig, policy: Policy, run_dir: Path) -> Lexicon:
             f"{len(lexicon.ids)} of {lexicon.tokenizer_hash}; give it back, or start another run"
         )
     return lexicon
-
-
-def write_atomically(file: Path, text: str) -> None:
-    part = file.with_name(file.name + ".tmp")
-    part.write_text(text)
-    os.replace(part, file)
 
 
 def finished_step(run_dir: Path) -> int | None:

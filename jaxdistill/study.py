@@ -23,9 +23,10 @@ from jaxdistill import overrides
 from jaxdistill.config import RunConfig, with_presets
 from jaxdistill.errors import UserError
 from jaxdistill.evaluate import read_summary
+from jaxdistill.files import write_whole
 from jaxdistill.policy import ToyBase
 from jaxdistill.provenance import provenance
-from jaxdistill.run import finished_step, run, write_atomically
+from jaxdistill.run import finished_step, run
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,7 @@ def run_study(study: Study, study_dir: Path, *, quiet: bool = False) -> Path:
         # Also when interrupted: the time of all parts is the study's.
         add_facts(study, study_dir, time.monotonic() - began)
     began = time.monotonic()
-    write_atomically(
-        study_dir / "summary.json", json.dumps(summary_rows(study, study_dir), indent=1)
-    )
+    write_whole(study_dir / "summary.json", json.dumps(summary_rows(study, study_dir), indent=1))
     write_probes(study, study_dir)
     add_facts(study, study_dir, time.monotonic() - began)
     from jaxdistill.report import write_study_report
@@ -101,7 +100,7 @@ def prepare(study: Study, study_dir: Path) -> None:
     if not file.exists() and study_dir.exists() and any(study_dir.iterdir()):
         raise UserError(f"{study_dir} is not empty and holds no study; choose another --run-dir")
     study_dir.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, described)
+    write_whole(file, described)
 
 
 def is_finished(arm: Arm, study_dir: Path) -> bool:
@@ -260,7 +259,7 @@ def write_probes(study: Study, study_dir: Path) -> None:
     tables = {
         world: probe_base(model) for world, model in worlds.items() if isinstance(model, ToyBase)
     }
-    write_atomically(study_dir / "probe.json", json.dumps(tables, indent=1))
+    write_whole(study_dir / "probe.json", json.dumps(tables, indent=1))
 
 
 def add_facts(study: Study, study_dir: Path, seconds: float) -> None:
@@ -278,7 +277,7 @@ def add_facts(study: Study, study_dir: Path, seconds: float) -> None:
         "device": "{count} x {kind}".format(**facts["devices"]),
         "git": facts["git"],
     }
-    write_atomically(file, json.dumps(described, indent=1))
+    write_whole(file, json.dumps(described, indent=1))
 
 
 def with_overrides(study: Study, texts: list[str]) -> Study:

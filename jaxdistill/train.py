@@ -260,24 +260,31 @@ def make_train_step(
         )
         scale = 1.0 / jnp.maximum(denominator, 1.0)
         grads = jax.tree.map(lambda g: g * scale, grads)
-        norm = optax.global_norm(grads)
-        updates, opt_state = transform.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        moving = _moved_teacher(teacher, state, params)
-        moved = TrainState(state.step, params, opt_state, moving)
-        # A non-finite gradient skips the update whole, the teacher's too, as in the paper's code.
-        is_finite = jnp.isfinite(norm)
-        moved = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), moved, state)
+        moved, norm = _updated(transform, teacher, state, grads)
         metrics = metrics | {
             "loss": Sum(total, denominator),
             "grad_norm": Sum(norm, jnp.float32(1)),
-            "skipped": Sum(1.0 - is_finite, jnp.float32(1)),
+            "skipped": Sum(1.0 - jnp.isfinite(norm), jnp.float32(1)),
         }
-        # Else the compiler may choose other places, and the next step compiles and copies anew.
-        moved = sharding.constrain_parameters(moved)
-        return moved._replace(step=state.step + 1), metrics
+        return moved, metrics
 
     return jax.jit(step, donate_argnums=0)
+
+
+def _updated(
+    transform: optax.GradientTransformation, teacher: Teacher, state: TrainState, grads: Any
+) -> tuple[TrainState, Float[Array, ""]]:
+    """The state after a step, and the gradient's norm."""
+    norm = optax.global_norm(grads)
+    updates, opt_state = transform.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    moved = TrainState(state.step, params, opt_state, _moved_teacher(teacher, state, params))
+    # A non-finite gradient skips the update whole, the teacher's too, as in the paper's code.
+    is_finite = jnp.isfinite(norm)
+    moved = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), moved, state)
+    # Else the compiler may choose other places, and the next step compiles and copies anew.
+    moved = sharding.constrain_parameters(moved)
+    return moved._replace(step=state.step + 1), norm
 
 
 class Asked(NamedTuple):

@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[1] / "jaxdistill"
 # A module imports from the rows above its own, and from its own row inside one subpackage. The
 # longest matching name counts: "models.hf" before "models".
 LEVELS = (
-    ("errors", "axes"),
+    ("errors", "axes", "files"),
     ("precision", "questions", "contexts", "intervals", "epistemic", "metrics", "hub"),
     ("overrides", "provenance", "tokenizer", "models.rope"),
     ("responses", "sharding", "grading", "models.layers", "models.config", "models.hf_fields"),

@@ -1,5 +1,7 @@
 """Scoring with and without a solution: siblings, and sums against every row run alone."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -105,3 +107,26 @@ def test_a_records_system_turn_stands_in_both_prompts(base, responses):
     asked = [each._replace(system="wait 7") for each in responses]
     for row in pmi.rows_of(policy_, asked, 0, None):
         assert row.plain == row.informed == tokenizers.encode(tokenizer, ["wait 7"])[0]
+
+
+def test_a_solution_is_cut_to_the_models_positions_and_a_row_with_no_room_is_not_scored(
+    base, responses
+):
+    """A response alone may fill the model; one beside a blank solution would be told nothing."""
+    whole = pmi.rows_of(base, responses, 5, None)
+    longest = max(len(row.informed) + len(row.response) for row in whole)
+
+    def within(size):
+        narrow = base._replace(config=dataclasses.replace(base.config, max_positions=size))
+        return pmi.rows_of(narrow, responses, 5, None)
+
+    assert within(longest + pmi.TEMPLATE_TOKENS) == whole
+    cut = within(longest)
+    assert all(len(row.informed) + len(row.response) <= longest for row in cut)
+    assert any(len(short.informed) < len(row.informed) for short, row in zip(cut, whole))
+    nothing = {len(row.plain) for row in whole}
+    few = within(pmi.TEMPLATE_TOKENS + 40)
+    assert 0 < len(few) < len(whole)
+    assert all(len(row.informed) > max(nothing) for row in few)
+    with pytest.raises(UserError, match="no response fits into the model's 70 positions"):
+        within(70)

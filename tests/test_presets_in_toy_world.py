@@ -92,7 +92,9 @@ def pull(objective, given, ids):
 
 @pytest.fixture(scope="module")
 def pulls(given, ids):
-    return {name: pull(preset(), given, ids) for name, preset in PRESETS.items()}
+    found = {name: pull(preset(), given, ids) for name, preset in PRESETS.items()}
+    print({name: f"{change:+.5f}" for name, (change, _) in found.items()})
+    return found
 
 
 def test_plain_self_distillation_takes_doubt_away(pulls):
@@ -112,6 +114,7 @@ def test_the_amplified_target_and_the_flipped_sign_give_doubt(pulls):
 
 def test_masking_the_sample_protects_the_sampled_token_loss(pulls, given, ids):
     unmasked, _ = pull(Distill(divergence=SampledReverseKL()), given, ids)
+    print(f"sampled-token loss without the mask: {unmasked:+.5f}")
     assert unmasked < 0
     assert abs(pulls["epi_mask"][0]) < 0.1 * abs(unmasked)
 

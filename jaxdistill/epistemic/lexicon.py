@@ -6,7 +6,6 @@ words.
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from jaxdistill.epistemic.counting import TEN_WORDS, expand
 from jaxdistill.errors import UserError
+from jaxdistill.files import write_whole
 
 _CASINGS = (str.lower, str.capitalize, str.upper)
 # Tokenizers merge one of these into a word: ".Wait" after a sentence, the others mostly in programs
@@ -137,9 +137,7 @@ def write_lexicon(path: str | Path, lexicon: Lexicon, tokenizer: Any) -> None:
     """Write a lexicon as JSON, one line a field; `tokens` shows a reader what the ids say."""
     fields = asdict(lexicon) | {"tokens": [tokenizer.decode([i]) for i in lexicon.ids]}
     lines = [f" {json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in fields.items()]
-    part = Path(f"{path}.tmp")
-    part.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-    os.replace(part, path)
+    write_whole(Path(path), "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def read_lexicon(path: str | Path, tokenizer: Any = None) -> Lexicon:

@@ -18,6 +18,14 @@ from jaxdistill.objectives.positions import (
 from jaxdistill.objectives.reduction import Reduction
 
 
+def _reads_of_both(objective: "Mixed | Routed") -> frozenset[str]:
+    return objective.distill.reads | objective.policy_gradient.reads
+
+
+def _reduction_of_both(objective: "Mixed | Routed") -> Reduction:
+    return objective.distill.reduction
+
+
 @dataclass(frozen=True)
 class Mixed:
     """(1 - share) GRPO + share * distillation, each with its own mean.
@@ -35,13 +43,8 @@ class Mixed:
         require(0 <= self.share <= 1, "Mixed.share", "from 0 to 1", self.share)
         require(self.anneal_steps >= 0, "Mixed.anneal_steps", "at least 0", self.anneal_steps)
 
-    @property
-    def reads(self) -> frozenset[str]:
-        return self.distill.reads | self.policy_gradient.reads
-
-    @property
-    def reduction(self) -> Reduction:
-        return self.distill.reduction
+    reads = property(_reads_of_both)
+    reduction = property(_reduction_of_both)
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,8 @@ class Routed:
     def __post_init__(self) -> None:
         require_parts("Routed", self.distill, self.policy_gradient)
 
-    @property
-    def reads(self) -> frozenset[str]:
-        return self.distill.reads | self.policy_gradient.reads
-
-    @property
-    def reduction(self) -> Reduction:
-        return self.distill.reduction
+    reads = property(_reads_of_both)
+    reduction = property(_reduction_of_both)
 
 
 def require_parts(name: str, first: Distill, second: GRPO) -> None:

@@ -11,16 +11,14 @@ from jaxtyping import Array, Float
 
 from jaxdistill.objectives.divergences import (
     Clip,
-    ClipPosition,
     Divergence,
     JensenShannon,
-    SampledReverseKL,
-    SmoothClip,
     Support,
     TopC,
     clipped,
     divergence_of,
     kept_ids,
+    require_fitting,
 )
 from jaxdistill.objectives.importance import (
     RolloutCorrection,
@@ -79,15 +77,7 @@ class Distill:
         require_choices("Distill.weights", self.weights, Weight)
         require_choices("Distill.terms", self.terms, Term)
         require_choice("Distill.clip", self.clip, Clip | None)
-        may_be_negative = isinstance(self.divergence, SampledReverseKL) or (
-            getattr(self.divergence, "entry_clip", None) is not None
-        )
-        one_sided = isinstance(self.clip, ClipPosition) or self.clip == SmoothClip(
-            getattr(self.clip, "limit", 1.0), "rational"
-        )
-        fits = not (may_be_negative and one_sided)
-        expected = "SmoothClip(form='tanh') for a loss that may be negative"
-        require(fits, "Distill.clip", expected, self.clip)
+        require_fitting(self.divergence, self.clip)
         clip = self.importance_clip
         require(clip is None or clip > 0, "Distill.importance_clip", "positive or None", clip)
         known = self.normalizer in ("all", "kept")

@@ -217,6 +217,20 @@ class SmoothClip:
 Clip = ClipPosition | SmoothClip
 
 
+def require_fitting(divergence: Divergence, clip: Clip | None) -> None:
+    """Refuse a clip for losses that are never negative on one that may be.
+
+    `ClipPosition` would cut one sign alone, and the rational form has a pole.
+    """
+    may_be_negative = isinstance(divergence, SampledReverseKL) or (
+        isinstance(divergence, ForwardKL | ReverseKL | JensenShannon)
+        and divergence.entry_clip is not None
+    )
+    is_tanh = isinstance(clip, SmoothClip) and clip.form == "tanh"
+    fits = clip is None or is_tanh or not may_be_negative
+    require(fits, "Distill.clip", "SmoothClip(form='tanh') for a loss that may be negative", clip)
+
+
 def clipped(clip: Clip | None, loss_BT: Float[Array, "B T"]) -> Float[Array, "B T"]:
     match clip:
         case None:
