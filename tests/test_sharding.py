@@ -211,3 +211,12 @@ def test_an_impossible_mesh_is_one_clear_line(config, message):
     with pytest.raises(UserError, match=message) as caught:
         sharding.make_mesh(config)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("V", "k"), [(1024, 7), (999, 4), (1021, 3), (600, 500)])
+def test_the_largest_of_blocks_are_the_largest_of_all(V, k):
+    # Whole numbers, so that many are equal: the first of equals must be taken.
+    rows_BV = jax.random.randint(jax.random.key(V), (20, V), 0, 50).astype(jnp.float32)
+    found, expected = sharding._top_k_of_blocks(rows_BV, k), jax.lax.top_k(rows_BV, k)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])

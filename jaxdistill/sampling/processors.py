@@ -69,7 +69,7 @@ def _threshold(x_BV: Float[Array, "B V"], enough: float, weigh: Callable) -> Boo
     for shift in range(32 - _BITS, -1, -_BITS):
         candidates = [least_B | jnp.uint32(i << shift) for i in range(1, 1 << _BITS)]
         weights = [jnp.where(order_BV >= c[:, None], weigh(x_BV), 0) for c in candidates]
-        digit_B = sum((weight_B >= enough).astype(jnp.uint32) for weight_B in _sums(weights))
+        digit_B = sum((weight_B >= enough).astype(jnp.uint32) for weight_B in sums(weights))
         least_B |= digit_B << shift
     return order_BV >= least_B[:, None]
 
@@ -80,7 +80,7 @@ def _ordered_bits(x: Float[Array, "*shape"]) -> Array:
     return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
 
 
-def _sums(terms: list[Array]) -> tuple[Array, ...]:
+def sums(terms: list[Array]) -> tuple[Array, ...]:
     """The last axis of each summed, in one pass over what they are made of."""
     add: Callable = lambda a, b: tuple(x + y for x, y in zip(a, b))  # noqa: E731
     zeros = (jnp.zeros((), terms[0].dtype),) * len(terms)

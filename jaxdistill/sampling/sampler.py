@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Int32, Key, UInt32
+from jaxtyping import Array, Bool, Float, Int, Int32, UInt32
 
 from jaxdistill.errors import UserError
 from jaxdistill.models import decoder
 from jaxdistill.models.config import ModelConfig
-from jaxdistill.sampling import keys, processors
-from jaxdistill.scoring import logits_of, logp_of
+from jaxdistill.sampling import keys
+from jaxdistill.sampling.drawing import Truncation, draw
+from jaxdistill.scoring import logits_of
 from jaxdistill.sharding import constrain, platform
 
 _NONE = -1  # where no token was drawn
@@ -98,11 +99,12 @@ def make_sampler(
     question whose mask is all 0 is a spare of the bucket: it generates nothing and costs no steps.
     `slots` rows are decoded at a time (None: all); each takes a cache of P + T positions. A row
     depends on its key (`keys.row_keys`), prompt and the parameters alone, not on its slot or when
-    it had it: token t is the argmax of logits + Gumbel noise of fold_in(key_b, t). An optional
+    it had it: token t is drawn with the noise of fold_in(key_b, t). An optional
     fifth argument, `limit_B`, ends rows before max_new_tokens.
     """
     num_tokens = sampling.max_new_tokens
     stops_E = np.asarray(stop_ids, np.int32)
+    kept = Truncation(sampling.top_k, sampling.top_p, sampling.min_p)
 
     @functools.partial(jax.jit, compiler_options=_compiler_options())
     def sample(
@@ -152,8 +154,8 @@ def make_sampler(
                 weights, config, state.token, state.cache, dtype=dtype, attention=attention
             )
             logits_JV = logits_of(hidden_JD, head_DV, sampling.logp_temperature)
-            token_J = choose(logits_JV, keys.token_keys(state.key, state.drawn), sampling)
-            return _write(state, token_J, logp_of(logits_JV, token_J), cache, stops_E)
+            keys_J = keys.token_keys(state.key, state.drawn) if sampling.temperature else None
+            return _write(state, *draw(logits_JV, keys_J, kept), cache, stops_E)
 
         def row(index) -> _Slots:
             question = index // rollouts
@@ -291,23 +293,6 @@ def _compiler_options() -> dict[str, Any] | None:
 def _steps_between_looks() -> int:
     """Steps until it is seen who has ended: on a GPU the device waits while the host looks."""
     return 16 if platform() == "gpu" else 1
-
-
-def choose(
-    logits_BV: Float[Array, "B V"], keys_B: Key[Array, " B"], sampling: Sampling
-) -> Int32[Array, " B"]:
-    """One token a row from temperature-scaled logits: argmax, or argmax of logits + Gumbel noise.
-
-    The noise comes from each row's own key, so a row's token does not depend on its neighbours.
-    """
-    if sampling.temperature == 0:
-        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    logits_BV = processors.truncate(
-        logits_BV, top_k=sampling.top_k, top_p=sampling.top_p, min_p=sampling.min_p
-    )
-    num_tokens = logits_BV.shape[-1]
-    noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, (num_tokens,)))(keys_B)
-    return jnp.argmax(logits_BV + noise_BV, axis=-1).astype(jnp.int32)
 
 
 def decoding_weights(
