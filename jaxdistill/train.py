@@ -5,7 +5,7 @@ Self-distillation, GRPO and supervised training differ in the objective and in t
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from jaxdistill import scoring, sharding
+from jaxdistill import fitting, moments, scoring, sharding
 from jaxdistill.axes import AnyArray
 from jaxdistill.errors import UserError
 from jaxdistill.metrics import Sum
 from jaxdistill.models import decoder
 from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.remat import Remat, RematChoice
 from jaxdistill.objectives import (
     Objective,
     Rows,
@@ -102,6 +103,7 @@ class Optimizer:
     eps: float = 1e-8
     weight_decay: float = 0.01
     clip_norm: float = 1.0
+    moments: Literal["float32", "bfloat16"] = "float32"  # as stored; see `moments.py`
 
     def __post_init__(self):
         if self.warmup_steps < 0 or self.clip_norm <= 0:
@@ -118,7 +120,7 @@ class Compute:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of matmul inputs; master is float32
     chunk: int = 512  # completion positions whose logits live at once
     micro_batches: int = 1
-    remat: bool = False
+    remat: RematChoice = "none"  # what a layer's backward pass computes again
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"  # see `causal_attention`
 
     def __post_init__(self):
@@ -168,10 +170,13 @@ def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformatio
         else optax.cosine_decay_schedule(config.peak_lr, max(steps - config.warmup_steps, 1))
     )
     schedule = optax.join_schedules([warm, after], [config.warmup_steps])
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(schedule, config.b1, config.b2, config.eps, weight_decay=config.weight_decay),
+    adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    adamw = optax.chain(
+        adam if config.moments == "float32" else moments.stored_in_bfloat16(adam),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_learning_rate(schedule),
     )
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
 
 
 def init_state(params: Any, optimizer: Optimizer, teacher: Teacher, steps: int) -> TrainState:
@@ -198,6 +203,11 @@ def init_state(params: Any, optimizer: Optimizer, teacher: Teacher, steps: int) 
 # --------------------------------------------------------------------------------------- step
 
 
+# What "auto" tries, in this order. Not "none": what it keeps beyond these is much memory, and no
+# product of matrices is computed again without it.
+AUTO: tuple[Remat, ...] = ("elementwise", "mlp", "projections", "all")
+
+
 @functools.lru_cache(maxsize=64)  # runs of one process with equal configs share a compilation
 def make_train_step(
     model: ModelConfig,
@@ -216,6 +226,15 @@ def make_train_step(
     the same completion tokens as the student; target, divergence and weight see aligned positions
     only. Gradients of the weighted SUM are accumulated over micro-batches and divided once.
     """
+    if compute.remat == "auto":
+        # A device that tells no limit is a CPU: there what is kept costs less than computing it.
+        return fitting.first_that_fits(
+            lambda remat: make_train_step(
+                model, objective, epistemic_ids, optimizer, teacher,
+                replace(compute, remat=remat), steps, temperature, track_reference,
+            ),
+            AUTO, "none",
+        )  # fmt: skip
     objective_fn = make_objective(objective, epistemic_ids)
     transform = make_optimizer(optimizer, steps)
     mix = (1 - teacher.mix, teacher.mix) if isinstance(teacher, TrustRegion) else (1.0,)

@@ -21,7 +21,7 @@ LEVELS = (
     ("errors", "axes", "files"),
     ("precision", "questions", "contexts", "intervals", "epistemic", "metrics", "hub"),
     ("overrides", "provenance", "tokenizer", "models.rope"),
-    ("responses", "sharding", "grading", "models.layers", "models.config", "models.hf_fields"),
+    ("responses", "sharding", "fitting", "moments", "grading", "models.layers", "models.config", "models.hf_fields"),
     (
         "analyze",
         "losses",

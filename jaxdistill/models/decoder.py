@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
@@ -23,6 +24,7 @@ from jaxdistill.models.attention import causal_attention
 from jaxdistill.models.cached_attention import has_kernel, kernel_attention, xla_attention
 from jaxdistill.models.config import LayerKind, ModelConfig
 from jaxdistill.models.layers import rms_norm, swiglu
+from jaxdistill.models.remat import Remat, rematerialised
 from jaxdistill.models.rope import apply_rope, rope_angles
 from jaxdistill.precision import einsum
 from jaxdistill.sharding import constrain
@@ -183,7 +185,7 @@ def _project(
     qkv_BTKXH = einsum("BTD,DKXH->BTKXH", constrain(x_BTD, "BTD"), layer.qkv_DKXH)
     if layer.qkv_bias_KXH is not None:
         qkv_BTKXH += layer.qkv_bias_KXH[None, None]
-    return qkv_BTKXH
+    return checkpoint_name(qkv_BTKXH, "qkv")
 
 
 def _heads(
@@ -215,6 +217,7 @@ def _add_attention_and_mlp(
     out_BTD = einsum("BTNH,NHD->BTD", attended_BTNH, layer.out_NHD)
     if layer.out_bias_D is not None:
         out_BTD += layer.out_bias_D[None, None]
+    out_BTD = checkpoint_name(out_BTD, "out")
     if config.post_norm:
         out_BTD = rms_norm(constrain(out_BTD, "BZD"), layer.attention_norm_D, config.norm_eps)
     x_BTD = constrain(x_BTD + out_BTD, "BZD")
@@ -257,14 +260,14 @@ def hidden_states(
     mask_BS: Mask_BS,
     *,
     dtype: DTypeLike = jnp.float32,
-    remat: bool = False,
+    remat: Remat = "none",
     attention: str = "auto",
 ) -> Float[Array, "B S D"]:
     """Final-normed hidden states of every position, in `dtype`.
 
     `mask_BS` is 1 at real tokens; padding may lie on either side and cannot change the others.
-    Positions count real tokens. `remat` recomputes each layer in the backward pass; `attention`
-    names an implementation (`causal_attention`). All but the arrays are static.
+    Positions count real tokens. `remat` says what a layer's backward pass computes again;
+    `attention` names an implementation (`causal_attention`). All but the arrays are static.
     """
     model = _model(config, params)
     mask_BS = jnp.asarray(mask_BS).astype(bool)
@@ -303,9 +306,7 @@ def _scan_layers(
         x_BSD = _add_attention_and_mlp(layer, config, x_BSD, attended_BSNH)
         return x_BSD, (k_BSKH, v_BSKH) if keep_kv else None
 
-    # A scan's iterations cannot be merged by CSE, so the barrier against it would only cost.
-    if remat:
-        one_layer = jax.checkpoint(one_layer, prevent_cse=False, static_argnums=2)
+    one_layer = rematerialised(one_layer, remat, static_argnums=2)
 
     def body(x_BSD, group):
         kept = []
@@ -374,7 +375,7 @@ def prefill(
     model = _model(config, params)
     mask_BP = jnp.asarray(mask_BP).astype(bool)
     tokens_BP = _left_aligned(tokens_BP, mask_BP)
-    x_BPD, kv = _scan_layers(model, config, tokens_BP, dtype, attention, remat=False, keep_kv=True)
+    x_BPD, kv = _scan_layers(model, config, tokens_BP, dtype, attention, remat="none", keep_kv=True)
     length_B = jnp.sum(mask_BP, axis=1, dtype=jnp.int32)
     last_B11 = jnp.maximum(length_B - 1, 0)[:, None, None]
     x_BD = jnp.take_along_axis(constrain(x_BPD, "BPD"), last_B11, axis=1)[:, 0]
