@@ -9,42 +9,37 @@ import jax
 MOST_PLANNED = 0.95
 
 
-def first_that_fits(
-    build: Callable[[Any], Any], choices: Sequence[Any], otherwise: Any
-) -> Callable[..., Any]:
-    """The jitted function `build(choice)` of the first choice that fits; `otherwise` without limit.
+class FirstThatFits:
+    """The jitted function `build(choice)` of the first choice that fits the memory.
 
-    The choice is made for each set of argument shapes, when they are first seen; `choices` are
-    ordered from the best, and the last is taken where none fits. A function with a limit has
-    `compiled_for(*arguments) -> (choice, compiled)`.
+    Chosen when a set of argument shapes is first seen, and kept for it. `choices` are ordered from
+    the best; the last is taken where none fits.
     """
-    limit = memory_limit()
-    if limit is None:
-        return build(otherwise)
-    known: dict[Any, tuple[Any, Any]] = {}
 
-    def compiled_for(*arguments: Any) -> tuple[Any, Any]:
+    def __init__(self, build: Callable[[Any], Any], choices: Sequence[Any], limit: int):
+        self._build, self._choices, self._limit = build, choices, limit
+        self._compiled: dict[Any, tuple[Any, Any]] = {}
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.compiled_for(*arguments)[1](*arguments)
+
+    def compiled_for(self, *arguments: Any) -> tuple[Any, Any]:
+        """(choice, its compiled function)."""
         key = tuple((x.shape, x.dtype) for x in jax.tree.leaves(arguments))
-        if key not in known:
-            known[key] = _first(build, choices, arguments, limit)
-        return known[key]
+        if key not in self._compiled:
+            self._compiled[key] = self._first(arguments)
+        return self._compiled[key]
 
-    def function(*arguments: Any) -> Any:
-        return compiled_for(*arguments)[1](*arguments)
-
-    function.compiled_for = compiled_for
-    return function
-
-
-def _first(build: Callable, choices: Sequence[Any], arguments: Any, limit: int) -> tuple[Any, Any]:
-    for choice in choices[:-1]:
-        compiled = _compiled(build(choice), arguments)
-        if compiled is not None and planned_bytes(compiled) <= MOST_PLANNED * limit:
-            return choice, compiled
-    return choices[-1], build(choices[-1]).lower(*arguments).compile()
+    def _first(self, arguments: Any) -> tuple[Any, Any]:
+        for choice in self._choices[:-1]:
+            compiled = _compile(self._build(choice), arguments)
+            if compiled is not None and planned_bytes(compiled) <= MOST_PLANNED * self._limit:
+                return choice, compiled
+        last = self._choices[-1]
+        return last, self._build(last).lower(*arguments).compile()
 
 
-def _compiled(function: Any, arguments: Any) -> Any:
+def _compile(function: Any, arguments: Any) -> Any:
     """The compiled function; None where the compiler itself finds no room, as TPUs' does."""
     try:
         return function.lower(*arguments).compile()

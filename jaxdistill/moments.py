@@ -21,9 +21,10 @@ def stored_in_bfloat16(adam: optax.GradientTransformation) -> optax.GradientTran
         zeros = lambda: jax.tree.map(lambda x: jnp.zeros_like(x, jnp.bfloat16), params)  # noqa: E731
         return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros(), zeros())
 
-    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         wide = state._replace(mu=_to(jnp.float32, state.mu), nu=_to(jnp.float32, state.nu))
-        updates, new = adam.update(gradients, wide, params)
+        new: Any
+        updates, new = adam.update(updates, wide, params)
         key = jax.random.fold_in(jax.random.key(_PURPOSE), state.count)
         nu, tree = jax.tree.flatten(new.nu)
         nu = [rounded_at_random(x, jax.random.fold_in(key, i)) for i, x in enumerate(nu)]

@@ -227,14 +227,13 @@ def make_train_step(
     only. Gradients of the weighted SUM are accumulated over micro-batches and divided once.
     """
     if compute.remat == "auto":
-        # A device that tells no limit is a CPU: there what is kept costs less than computing it.
-        return fitting.first_that_fits(
-            lambda remat: make_train_step(
-                model, objective, epistemic_ids, optimizer, teacher,
-                replace(compute, remat=remat), steps, temperature, track_reference,
-            ),
-            AUTO, "none",
+        build = lambda remat: make_train_step(  # noqa: E731
+            model, objective, epistemic_ids, optimizer, teacher, replace(compute, remat=remat),
+            steps, temperature, track_reference,
         )  # fmt: skip
+        limit = fitting.memory_limit()
+        # None on a CPU, where memory is plenty and time is not.
+        return build("none") if limit is None else fitting.FirstThatFits(build, AUTO, limit)
     objective_fn = make_objective(objective, epistemic_ids)
     transform = make_optimizer(optimizer, steps)
     mix = (1 - teacher.mix, teacher.mix) if isinstance(teacher, TrustRegion) else (1.0,)
