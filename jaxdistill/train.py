@@ -245,20 +245,14 @@ def make_train_step(
         )
     )  # fmt: skip
 
-    def total_loss(params, networks, batch, weight_BT, sampled, rows):
-        student, others = score(params, networks, batch)
+    def total_loss(weights, networks, batch, weight_BT, sampled, rows):
+        student, others = score(weights, networks, batch)
         return scoring.chunked_objective(
             objective_fn, student, others, sampled, rows, batch.completion_mask_BT, weight_BT, plan
         )
 
-    def gradient_sums(state, reference_params, batch, weight_BT, sampled, rows):
-        networks = networks_of(teacher, state, reference_params)
-        gradient = jax.value_and_grad(total_loss, has_aux=True)
-        return gradient(state.params, networks, batch, weight_BT, sampled, rows)
-
-    def batch_scores(state, reference_params, batch, sampled, rows):
-        networks = networks_of(teacher, state, reference_params)
-        student, others = score(state.params, networks, batch)
+    def batch_scores(weights, networks, batch, sampled, rows):
+        student, others = score(weights, networks, batch)
         score_fn = make_scores(objective, epistemic_ids)
         return scoring.chunked_scores(score_fn, student, others, sampled, rows, plan)
 
@@ -267,16 +261,21 @@ def make_train_step(
             objective, batch.completion_mask_BT, batch.row_weight_B
         )
         sampled, rows = samples_of(batch, taught_B, state.step)
+        # Once, and not in each pass over each micro-batch.
+        weights = decoder.stack(state.params, model, dtype=jnp.dtype(compute.dtype))
+        networks = networks_of(teacher, state._replace(params=weights), reference_params)
         if needs_whole_batch(objective):
-            scores = functools.partial(batch_scores, state, reference_params)
+            scores = functools.partial(batch_scores, weights, networks)
             scores = _map_parts(scores, (batch, sampled, rows), compute.micro_batches)
             distill_BT, gradient_BT = factors(objective, scores, weight_BT, rows)
             sampled = sampled._replace(distill_factor_BT=distill_BT, gradient_factor_BT=gradient_BT)
-        sums = functools.partial(gradient_sums, state, reference_params)
+        gradient = jax.value_and_grad(total_loss, has_aux=True)
+        sums = functools.partial(gradient, weights, networks)
         (total, metrics), grads = _accumulate(
             sums, (batch, weight_BT, sampled, rows), compute.micro_batches
         )
         scale = 1.0 / jnp.maximum(denominator, 1.0)
+        grads = decoder.unstack_gradients(grads, state.params, model)
         grads = jax.tree.map(lambda g: g * scale, grads)
         moved, norm = _updated(transform, teacher, state, grads)
         metrics = metrics | {
@@ -445,7 +444,7 @@ def _map_parts(function: Callable, inputs: Any, parts: int) -> Any:
 
 
 def _accumulate(sums: Callable, inputs: Any, parts: int) -> Any:
-    """Add `sums` over micro-batches of the leading axis; one part is no loop."""
+    """Add `sums` over micro-batches of the leading axis, in float32; one part is no loop."""
     if parts == 1:
         return sums(*inputs)
     split = _deal(inputs, parts)
@@ -454,7 +453,7 @@ def _accumulate(sums: Callable, inputs: Any, parts: int) -> Any:
         return jax.tree.map(jnp.add, carry, sums(*part)), None
 
     zero = jax.tree.map(
-        lambda s: jnp.zeros(s.shape, s.dtype),
+        lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)),
         jax.eval_shape(sums, *jax.tree.map(lambda x: x[0], split)),
     )
     return jax.lax.scan(body, zero, split)[0]
