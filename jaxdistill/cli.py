@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from jaxdistill.errors import UserError
 from jaxdistill.files import write_whole
@@ -142,7 +142,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, help="an .html file or a folder; default: the first RUN")
     sub.add_argument("--markdown", action="store_true", help="print a study's tables as Markdown")
 
-    add_bench(verb("bench", bench, "Speed beside what the device allows, as JSON: bench decode."))
+    add_bench(verb("bench", bench, "Speed and memory beside what the device allows, as JSON."))
 
     sub = verb("convert", convert, "Hugging Face folder <-> run folder (Orbax), by what SRC is.")
     sub.add_argument("source", metavar="SRC", type=Path)
@@ -186,7 +186,52 @@ def add_bench(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--top-p", type=float, default=1.0)
     sub.add_argument("--min-p", type=float, default=0.0)
     sub.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
-    sub.add_argument("--repeats", type=int, default=5)
+    add_measuring(sub, decode_bench, repeats=5)
+
+    sub = what.add_parser("step", help="the train step, on full rows of random tokens")
+    sub.add_argument("--model", default="Qwen3-1.7B", help="the model whose sizes are taken")
+    sub.add_argument("--rows", type=int, default=4)
+    sub.add_argument("--tokens", type=int, default=4096, help="of a row: prompt and completion")
+    sub.add_argument("--prompt", type=int, default=256, help="of them the prompt")
+    add_training(sub)
+    add_measuring(sub, step_bench, repeats=5)
+
+    sub = what.add_parser("train", help="a whole on-policy iteration: sampling and a step")
+    sub.add_argument("--model", default="Qwen3-1.7B", help="the model whose sizes are taken")
+    sub.add_argument("--questions", type=int, default=8)
+    sub.add_argument("--rollouts", type=int, default=8, help="responses per question")
+    sub.add_argument("--slots", type=int, default=0, help="decoded at a time; default: as many as "
+                     "memory allows")  # fmt: skip
+    sub.add_argument("--prompt", type=int, default=256, help="tokens of a prompt")
+    sub.add_argument("--context", type=int, default=1024, help="tokens of the teacher's prompt")
+    sub.add_argument("--new", type=int, default=1024, help="tokens of a response at most")
+    sub.add_argument("--mean", type=int, default=0, help="mean of long-tailed lengths; default: "
+                     "every response has --new tokens")  # fmt: skip
+    add_training(sub)
+    add_measuring(sub, train_bench, repeats=3)
+
+
+def add_training(sub: argparse.ArgumentParser) -> None:
+    from jaxdistill.models.remat import REMATS
+
+    sub.add_argument("--objective", default="sdpo", metavar="PRESET",
+                     help="default: sdpo; a distillation is over the full vocabulary")  # fmt: skip
+    sub.add_argument("--remat", default="auto", choices=("auto", *REMATS),
+                     help="what a layer's backward pass computes again; default: auto, as little "
+                     "as memory allows")  # fmt: skip
+    sub.add_argument("--moments", default="float32", choices=("float32", "bfloat16"),
+                     help="how Adam's are stored")  # fmt: skip
+    sub.add_argument("--micro-batches", type=int, default=1)
+    sub.add_argument("--chunk", type=int, default=512, help="positions whose logits live at once")
+    sub.add_argument("--attention", default="auto", choices=("auto", "xla", "cudnn", "splash"))
+    sub.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
+    sub.add_argument("--data", type=int, default=1, help="devices along each axis of the mesh")
+    sub.add_argument("--fsdp", type=int, default=1)
+    sub.add_argument("--tensor", type=int, default=1)
+
+
+def add_measuring(sub: argparse.ArgumentParser, measured, repeats: int) -> None:
+    sub.add_argument("--repeats", type=int, default=repeats)
     sub.add_argument("--out", type=Path, metavar="FILE.json")
     sub.add_argument(
         "--debug",
@@ -194,15 +239,23 @@ def add_bench(sub: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,
         help="show the traceback of an error",
     )
+    sub.set_defaults(measured=measured)
 
 
 def bench(options: argparse.Namespace) -> None:
-    from jaxdistill.bench import Decode, bench_decode
-    from jaxdistill.sampling import Sampling
-
     if options.out and not options.out.parent.is_dir():
         raise UserError(f"--out {options.out}: there is no folder {options.out.parent}")
-    result = bench_decode(
+    text = json.dumps(options.measured(options), indent=1)
+    print(text)
+    if options.out:
+        write_whole(options.out, text + "\n")
+
+
+def decode_bench(options: argparse.Namespace) -> dict:
+    from jaxdistill.bench.decode import Decode, bench_decode
+    from jaxdistill.sampling import Sampling
+
+    return bench_decode(
         Decode(
             options.model, options.rows, options.rollouts, options.slots, options.prompt,
             options.new, options.mean, options.dtype,
@@ -210,10 +263,45 @@ def bench(options: argparse.Namespace) -> None:
             options.repeats,
         )
     )  # fmt: skip
-    text = json.dumps(result, indent=1)
-    print(text)
-    if options.out:
-        write_whole(options.out, text + "\n")
+
+
+def step_bench(options: argparse.Namespace) -> dict:
+    from jaxdistill.bench.step import Step, bench_step
+
+    return bench_step(
+        Step(
+            options.model, options.rows, options.tokens, options.prompt, **training_of(options)
+        )
+    )  # fmt: skip
+
+
+def train_bench(options: argparse.Namespace) -> dict:
+    from jaxdistill.bench.iteration import Iteration, bench_iteration
+
+    return bench_iteration(
+        Iteration(
+            options.model, options.questions, options.rollouts, options.slots, options.prompt,
+            options.context, options.new, options.mean, **training_of(options),
+        )
+    )  # fmt: skip
+
+
+def training_of(options: argparse.Namespace) -> dict:
+    from jaxdistill.precision import compute_dtype
+    from jaxdistill.sharding import MeshConfig
+    from jaxdistill.train import Compute, Optimizer
+
+    dtype: Any = str(compute_dtype(options.dtype))
+    return {
+        "objective": options.objective,
+        "compute": Compute(
+            dtype, options.chunk, options.micro_batches, options.remat, options.attention
+        ),
+        # The first step moves: with warm-up its rate is 0.
+        "optimizer": Optimizer(warmup_steps=0, moments=options.moments),
+        "mesh": MeshConfig(options.data, options.fsdp, options.tensor),
+        "repeats": options.repeats,
+    }
 
 
 def study(options: argparse.Namespace) -> None:

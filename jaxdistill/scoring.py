@@ -16,6 +16,7 @@ from jaxdistill.axes import AnyArray
 from jaxdistill.metrics import Sum
 from jaxdistill.models import decoder
 from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.remat import Remat
 from jaxdistill.objectives import ObjectiveFn, Positions, Rows, Sampled
 from jaxdistill.precision import einsum
 from jaxdistill.sharding import constrain, num_parts
@@ -50,7 +51,7 @@ def completion_hidden(
     completion_mask_BT: Shaped[AnyArray, "B T"],
     *,
     dtype: Any = jnp.float32,
-    remat: bool = False,
+    remat: Remat = "none",
     attention: str = "auto",
 ) -> Float[Array, "B T D"]:
     """Run prompts (left-padded) with completions (right-padded); entry t predicts their token t."""

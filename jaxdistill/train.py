@@ -5,7 +5,7 @@ Self-distillation, GRPO and supervised training differ in the objective and in t
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from jaxdistill import scoring, sharding
+from jaxdistill import fitting, moments, scoring, sharding
 from jaxdistill.axes import AnyArray
 from jaxdistill.errors import UserError
 from jaxdistill.metrics import Sum
 from jaxdistill.models import decoder
 from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.remat import Remat, RematChoice
 from jaxdistill.objectives import (
     Objective,
     Rows,
@@ -102,6 +103,7 @@ class Optimizer:
     eps: float = 1e-8
     weight_decay: float = 0.01
     clip_norm: float = 1.0
+    moments: Literal["float32", "bfloat16"] = "float32"  # as stored; see `moments.py`
 
     def __post_init__(self):
         if self.warmup_steps < 0 or self.clip_norm <= 0:
@@ -118,7 +120,7 @@ class Compute:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of matmul inputs; master is float32
     chunk: int = 512  # completion positions whose logits live at once
     micro_batches: int = 1
-    remat: bool = False
+    remat: RematChoice = "none"  # what a layer's backward pass computes again
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"  # see `causal_attention`
 
     def __post_init__(self):
@@ -168,10 +170,13 @@ def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformatio
         else optax.cosine_decay_schedule(config.peak_lr, max(steps - config.warmup_steps, 1))
     )
     schedule = optax.join_schedules([warm, after], [config.warmup_steps])
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(schedule, config.b1, config.b2, config.eps, weight_decay=config.weight_decay),
+    adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    adamw = optax.chain(
+        adam if config.moments == "float32" else moments.stored_in_bfloat16(adam),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_learning_rate(schedule),
     )
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
 
 
 def init_state(params: Any, optimizer: Optimizer, teacher: Teacher, steps: int) -> TrainState:
@@ -198,6 +203,11 @@ def init_state(params: Any, optimizer: Optimizer, teacher: Teacher, steps: int) 
 # --------------------------------------------------------------------------------------- step
 
 
+# What "auto" tries, in this order. Not "none": what it keeps beyond these is much memory, and no
+# product of matrices is computed again without it.
+AUTO: tuple[Remat, ...] = ("elementwise", "mlp", "projections", "all")
+
+
 @functools.lru_cache(maxsize=64)  # runs of one process with equal configs share a compilation
 def make_train_step(
     model: ModelConfig,
@@ -216,6 +226,14 @@ def make_train_step(
     the same completion tokens as the student; target, divergence and weight see aligned positions
     only. Gradients of the weighted SUM are accumulated over micro-batches and divided once.
     """
+    if compute.remat == "auto":
+        build = lambda remat: make_train_step(  # noqa: E731
+            model, objective, epistemic_ids, optimizer, teacher, replace(compute, remat=remat),
+            steps, temperature, track_reference,
+        )  # fmt: skip
+        limit = fitting.memory_limit()
+        # None on a CPU, where memory is plenty and time is not.
+        return build("none") if limit is None else fitting.FirstThatFits(build, AUTO, limit)
     objective_fn = make_objective(objective, epistemic_ids)
     transform = make_optimizer(optimizer, steps)
     mix = (1 - teacher.mix, teacher.mix) if isinstance(teacher, TrustRegion) else (1.0,)
@@ -227,20 +245,14 @@ def make_train_step(
         )
     )  # fmt: skip
 
-    def total_loss(params, networks, batch, weight_BT, sampled, rows):
-        student, others = score(params, networks, batch)
+    def total_loss(weights, networks, batch, weight_BT, sampled, rows):
+        student, others = score(weights, networks, batch)
         return scoring.chunked_objective(
             objective_fn, student, others, sampled, rows, batch.completion_mask_BT, weight_BT, plan
         )
 
-    def gradient_sums(state, reference_params, batch, weight_BT, sampled, rows):
-        networks = networks_of(teacher, state, reference_params)
-        gradient = jax.value_and_grad(total_loss, has_aux=True)
-        return gradient(state.params, networks, batch, weight_BT, sampled, rows)
-
-    def batch_scores(state, reference_params, batch, sampled, rows):
-        networks = networks_of(teacher, state, reference_params)
-        student, others = score(state.params, networks, batch)
+    def batch_scores(weights, networks, batch, sampled, rows):
+        student, others = score(weights, networks, batch)
         score_fn = make_scores(objective, epistemic_ids)
         return scoring.chunked_scores(score_fn, student, others, sampled, rows, plan)
 
@@ -249,16 +261,21 @@ def make_train_step(
             objective, batch.completion_mask_BT, batch.row_weight_B
         )
         sampled, rows = samples_of(batch, taught_B, state.step)
+        # Once, and not in each pass over each micro-batch.
+        weights = decoder.stack(state.params, model, dtype=jnp.dtype(compute.dtype))
+        networks = networks_of(teacher, state._replace(params=weights), reference_params)
         if needs_whole_batch(objective):
-            scores = functools.partial(batch_scores, state, reference_params)
+            scores = functools.partial(batch_scores, weights, networks)
             scores = _map_parts(scores, (batch, sampled, rows), compute.micro_batches)
             distill_BT, gradient_BT = factors(objective, scores, weight_BT, rows)
             sampled = sampled._replace(distill_factor_BT=distill_BT, gradient_factor_BT=gradient_BT)
-        sums = functools.partial(gradient_sums, state, reference_params)
+        gradient = jax.value_and_grad(total_loss, has_aux=True)
+        sums = functools.partial(gradient, weights, networks)
         (total, metrics), grads = _accumulate(
             sums, (batch, weight_BT, sampled, rows), compute.micro_batches
         )
         scale = 1.0 / jnp.maximum(denominator, 1.0)
+        grads = decoder.unstack_gradients(grads, state.params, model)
         grads = jax.tree.map(lambda g: g * scale, grads)
         moved, norm = _updated(transform, teacher, state, grads)
         metrics = metrics | {
@@ -427,7 +444,7 @@ def _map_parts(function: Callable, inputs: Any, parts: int) -> Any:
 
 
 def _accumulate(sums: Callable, inputs: Any, parts: int) -> Any:
-    """Add `sums` over micro-batches of the leading axis; one part is no loop."""
+    """Add `sums` over micro-batches of the leading axis, in float32; one part is no loop."""
     if parts == 1:
         return sums(*inputs)
     split = _deal(inputs, parts)
@@ -436,7 +453,7 @@ def _accumulate(sums: Callable, inputs: Any, parts: int) -> Any:
         return jax.tree.map(jnp.add, carry, sums(*part)), None
 
     zero = jax.tree.map(
-        lambda s: jnp.zeros(s.shape, s.dtype),
+        lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)),
         jax.eval_shape(sums, *jax.tree.map(lambda x: x[0], split)),
     )
     return jax.lax.scan(body, zero, split)[0]

@@ -6,8 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from jaxdistill import bench, cli
-from jaxdistill.bench import Decode
+from jaxdistill import cli
+from jaxdistill.bench import decode as bench
+from jaxdistill.bench import measure
+from jaxdistill.bench import step as bench_step
+from jaxdistill.bench.decode import Decode
 from jaxdistill.errors import UserError
 from jaxdistill.models import presets
 
@@ -21,7 +24,7 @@ TINY = dataclasses.replace(
 @pytest.fixture(autouse=True)
 def tiny_preset(monkeypatch):
     monkeypatch.setitem(presets.PRESETS, "tiny", TINY)
-    monkeypatch.setattr(bench, "copy_bytes_per_second", lambda: 1e9)
+    monkeypatch.setattr(measure, "copy_bytes_per_second", lambda: 1e9)
 
 
 def test_the_verb_prints_and_writes_one_result(tmp_path, capsys):
@@ -90,3 +93,62 @@ def test_an_unknown_preset_and_a_missing_folder_end_in_one_line(tmp_path, capsys
     out = str(tmp_path / "none" / "x.json")
     assert cli.main(["bench", "decode", "--model", "tiny", "--out", out]) == 2
     assert "there is no folder" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------- step and iteration
+
+SMALL = "--model tiny --prompt 5 --chunk 8 --micro-batches 2 --repeats 2"
+
+
+def test_the_step_is_timed_beside_the_matrix_product_and_written(tmp_path, capsys):
+    out = tmp_path / "step.json"
+    arguments = f"bench step {SMALL} --rows 4 --tokens 21 --moments bfloat16 --remat mlp --fsdp 2"
+    assert cli.main([*arguments.split(), "--out", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert json.loads(capsys.readouterr().out) == result
+    assert result["tokens"] == 4 * 21
+    assert result["tokens_per_second"] == pytest.approx(84 / result["seconds"])
+    assert result["remat"] == "mlp"
+    assert result["work"]["optimizer"]["moments"] == "bfloat16"
+    assert result["model_flops"] == bench_step.step_flops(TINY, 4, 5, 21)
+    assert result["share_of_matmul"] > 0
+    assert result["memory"]["planned"] > result["memory"]["arguments"]
+    assert 0 < result["loss_last"] < result["loss_first"]
+
+
+def test_the_operations_of_a_step_by_hand():
+    # A layer of the tiny model multiplies 16 x (32 + 16 + 16) + 32 x 16 = 1536 parameters for
+    # attention and 3 x 16 x 32 = 1536 for the MLP; the head 16 x 64 = 1024, at 2 of 3 positions.
+    products = 2 * (2 * 3072 * 3 + 1024 * 2)
+    # 1 + 2 + 3 pairs of positions, each a product of 32 numbers for scores and for values.
+    attention = 2 * (4 * 6 * 32)
+    # Forward once for the teacher, three times that for the student.
+    assert bench_step.step_flops(TINY, 7, 1, 3) == 4 * 7 * (products + attention)
+    sliding = dataclasses.replace(TINY, layer_pattern=("sliding", "full"), window=2)
+    assert bench_step.step_flops(sliding, 7, 1, 3) == 4 * 7 * (products + attention - 4 * 32)
+
+
+def test_an_iteration_samples_and_steps(capsys):
+    arguments = f"bench train {SMALL} --questions 2 --rollouts 2 --new 9 --mean 5 --context 7"
+    assert cli.main(arguments.split()) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["tokens"] == bench.long_tailed(4, 9, 5).sum()
+    parts = result["seconds_sampling"] + result["seconds_step"]
+    assert result["seconds"] == pytest.approx(parts, rel=0.5)  # medians, each of its own
+    assert result["slots"] == 4
+    assert result["remat"] == "none"  # auto, where memory has no limit
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("step --tokens 256", "--tokens 256 must be more than the --prompt 256"),
+        ("step --rows 3 --micro-batches 2", "--micro-batches 2 must divide the 3 rows"),
+        ("step --objective sdop", "--objective 'sdop' is unknown"),
+        ("train --questions 0", "--questions must be at least 1"),
+        ("train --mean 5000", "--mean 5000 must lie between 0 and --new 1024"),
+    ],
+)
+def test_a_step_that_cannot_be_is_refused_in_one_line(arguments, message, capsys):
+    assert cli.main(["bench", *arguments.split()]) == 2
+    assert message in capsys.readouterr().err

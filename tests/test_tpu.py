@@ -111,7 +111,7 @@ def _train_step(mesh, objective=epi_anchor(), teacher=EMA()):  # noqa: B008
             correct_B=number_B, contrast_ids_BJP=contrast, contrast_mask_BJP=contrast,
             contrast_weight_BJ=weight_BJ,
         )  # fmt: skip
-    compute = Compute(dtype="bfloat16", chunk=CHUNK, micro_batches=PARTS, remat=True)
+    compute = Compute(dtype="bfloat16", chunk=CHUNK, micro_batches=PARTS, remat="all")
     lexicon = tuple(range(1000, 1040))
     step = make_train_step(MODEL, objective, lexicon, optimizer, teacher, compute, 100, 1.0, True)
     return step, (_as_parameters(mesh, state), _as_parameters(mesh, params), batch)

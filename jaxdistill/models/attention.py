@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -131,7 +132,8 @@ def xla_attention(
     weights_BKGSS = jax.nn.softmax(scores_BKGSS, axis=-1).astype(v_BSKH.dtype)
     weights_BKXS = weights_BKGSS.reshape(B, K, G * S, S)
     out_BKXH = einsum("BKXS,BSKH->BKXH", weights_BKXS, v_BSKH)
-    return out_BKXH.reshape(B, K, G, S, H).transpose(0, 3, 1, 2, 4).reshape(B, S, N, H)
+    out_BSKGH = out_BKXH.reshape(B, K, G, S, H).transpose(0, 3, 1, 2, 4)
+    return checkpoint_name(out_BSKGH.reshape(B, S, N, H), "attention")
 
 
 def cudnn_attention(
@@ -202,6 +204,7 @@ def _splash_kernel(
         block_sizes=sizes,
         head_shards=1,
         q_seq_shards=1,
+        residual_checkpoint_name="attention",
         interpret=interpret,
     )
     return kernel

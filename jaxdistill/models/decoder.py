@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
@@ -23,6 +24,7 @@ from jaxdistill.models.attention import causal_attention
 from jaxdistill.models.cached_attention import has_kernel, kernel_attention, xla_attention
 from jaxdistill.models.config import LayerKind, ModelConfig
 from jaxdistill.models.layers import rms_norm, swiglu
+from jaxdistill.models.remat import Remat, rematerialised
 from jaxdistill.models.rope import apply_rope, rope_angles
 from jaxdistill.precision import einsum
 from jaxdistill.sharding import constrain
@@ -108,8 +110,10 @@ def _model(config: ModelConfig, params: nnx.State) -> Decoder:
     return nnx.merge(_graph(config), params)
 
 
-def head(params: nnx.State, config: ModelConfig) -> Float[Array, "D V"]:
+def head(params: "nnx.State | Stacked", config: ModelConfig) -> Float[Array, "D V"]:
     """The output projection `hidden_BTD @ head_DV`; the embedding's transpose when tied."""
+    if isinstance(params, Stacked):
+        return params.embed_VD.T if params.head_DV is None else params.head_DV
     model = _model(config, params)
     return model.embed[...].T if config.tie_embeddings else model.head[...]
 
@@ -134,6 +138,36 @@ class Layer(NamedTuple):
     mlp_norm_D: Array
     gate_up_DXF: Array
     down_FD: Array
+
+
+class Stacked(NamedTuple):
+    """The parameters as the scan over layers reads them, prepared once for several passes.
+
+    The table and the head keep their dtype: their gradients are sums over all positions.
+    """
+
+    embed_VD: Float[Array, "V D"]
+    layers: Layer  # L in front of each array
+    norm_D: Float[Array, " D"]
+    head_DV: Float[Array, "D V"] | None  # None where it is the table
+
+
+def stack(params: nnx.State, config: ModelConfig, *, dtype: DTypeLike) -> Stacked:
+    """Fuse each layer's weights, in `dtype`: a linear map, so its transpose is that of gradients.
+
+    Else every layer is fused anew wherever it is read: forward, recomputed and backward.
+    """
+    model = _model(config, params)
+    graph, stacked = nnx.split(model.layers)
+    layers = jax.vmap(lambda sliced: _fuse(nnx.merge(graph, sliced), config, dtype))(stacked)
+    head_DV = None if config.tie_embeddings else model.head[...]
+    return Stacked(model.embed[...], layers, model.norm[...], head_DV)
+
+
+def unstack_gradients(gradients: Stacked, params: nnx.State, config: ModelConfig) -> nnx.State:
+    """The gradients of `params`, in their dtype, from those of `stack(params, ...)`."""
+    transpose = jax.vjp(lambda p: stack(p, config, dtype=jnp.float32), params)[1]
+    return transpose(jax.tree.map(lambda g: g.astype(jnp.float32), gradients))[0]
 
 
 def _fuse(blocks: Blocks, config: ModelConfig, dtype: DTypeLike) -> Layer:
@@ -183,7 +217,7 @@ def _project(
     qkv_BTKXH = einsum("BTD,DKXH->BTKXH", constrain(x_BTD, "BTD"), layer.qkv_DKXH)
     if layer.qkv_bias_KXH is not None:
         qkv_BTKXH += layer.qkv_bias_KXH[None, None]
-    return qkv_BTKXH
+    return checkpoint_name(qkv_BTKXH, "qkv")
 
 
 def _heads(
@@ -215,6 +249,7 @@ def _add_attention_and_mlp(
     out_BTD = einsum("BTNH,NHD->BTD", attended_BTNH, layer.out_NHD)
     if layer.out_bias_D is not None:
         out_BTD += layer.out_bias_D[None, None]
+    out_BTD = checkpoint_name(out_BTD, "out")
     if config.post_norm:
         out_BTD = rms_norm(constrain(out_BTD, "BZD"), layer.attention_norm_D, config.norm_eps)
     x_BTD = constrain(x_BTD + out_BTD, "BZD")
@@ -251,29 +286,30 @@ def _embed(
 
 
 def hidden_states(
-    params: nnx.State,
+    params: nnx.State | Stacked,
     config: ModelConfig,
     tokens_BS: Tokens_BS,
     mask_BS: Mask_BS,
     *,
     dtype: DTypeLike = jnp.float32,
-    remat: bool = False,
+    remat: Remat = "none",
     attention: str = "auto",
 ) -> Float[Array, "B S D"]:
     """Final-normed hidden states of every position, in `dtype`.
 
     `mask_BS` is 1 at real tokens; padding may lie on either side and cannot change the others.
-    Positions count real tokens. `remat` recomputes each layer in the backward pass; `attention`
-    names an implementation (`causal_attention`). All but the arrays are static.
+    Positions count real tokens. `remat` says what a layer's backward pass computes again;
+    `attention` names an implementation (`causal_attention`). All but the arrays are static.
     """
-    model = _model(config, params)
+    model = params if isinstance(params, Stacked) else _model(config, params)
     mask_BS = jnp.asarray(mask_BS).astype(bool)
     tokens_BS = _left_aligned(tokens_BS, mask_BS)
     x_BSD, _ = _scan_layers(model, config, tokens_BS, dtype, attention, remat=remat, keep_kv=False)
     # Back to the caller's places. Padding repeats a real neighbour's state.
     slot_BS = jnp.maximum(jnp.cumsum(mask_BS, axis=1, dtype=jnp.int32) - 1, 0)
     x_BSD = jnp.take_along_axis(constrain(x_BSD, "BSD"), slot_BS[:, :, None], axis=1)
-    return rms_norm(x_BSD, model.norm[...], config.norm_eps)
+    norm_D = model.norm_D if isinstance(model, Stacked) else model.norm[...]
+    return rms_norm(x_BSD, norm_D, config.norm_eps)
 
 
 def _left_aligned(tokens_BS: Tokens_BS, mask_BS: Bool[Array, "B S"]) -> Int[Array, "B S"]:
@@ -291,11 +327,16 @@ def _scan_layers(
     """
     pattern = config.layer_pattern
     rotary = _rotary(config, jnp.arange(tokens_BS.shape[1])[None, :])
-    graph, stacked = nnx.split(model.layers)
+    if isinstance(model, Stacked):
+        embed_VD, stacked, layer_of = model.embed_VD, model.layers, lambda sliced: sliced
+    else:
+        graph, stacked = nnx.split(model.layers)
+        embed_VD = model.embed[...]
+        layer_of = lambda sliced: _fuse(nnx.merge(graph, sliced), config, dtype)  # noqa: E731
     grouped = jax.tree.map(lambda w: w.reshape(-1, len(pattern), *w.shape[1:]), stacked)
 
     def one_layer(x_BSD, sliced, kind: LayerKind):
-        layer = _fuse(nnx.merge(graph, sliced), config, dtype)
+        layer = layer_of(sliced)
         q_BSNH, k_BSKH, v_BSKH = _queries_keys_values(layer, config, x_BSD, rotary[kind])
         attended_BSNH = causal_attention(
             q_BSNH, k_BSKH, v_BSKH, window=_window(config, kind), implementation=attention
@@ -303,9 +344,7 @@ def _scan_layers(
         x_BSD = _add_attention_and_mlp(layer, config, x_BSD, attended_BSNH)
         return x_BSD, (k_BSKH, v_BSKH) if keep_kv else None
 
-    # A scan's iterations cannot be merged by CSE, so the barrier against it would only cost.
-    if remat:
-        one_layer = jax.checkpoint(one_layer, prevent_cse=False, static_argnums=2)
+    one_layer = rematerialised(one_layer, remat, static_argnums=2)
 
     def body(x_BSD, group):
         kept = []
@@ -316,7 +355,7 @@ def _scan_layers(
 
     # D is split in the table and so in the rows looked up; then devices trade columns for rows, and
     # cotangents back. Not told so, the compiler gathers both for the whole batch on every device.
-    x_ESD = constrain(_embed(model.embed[...], constrain(tokens_BS, "ES"), dtype), "ESD")
+    x_ESD = constrain(_embed(embed_VD, constrain(tokens_BS, "ES"), dtype), "ESD")
     # Of few layers the loop's copies of saved activations cost more than their compilation.
     unroll = config.num_layers // len(pattern) if config.num_layers <= 4 else 1
     x_BSD, kept = jax.lax.scan(body, constrain(x_ESD, "BZD"), grouped, unroll=unroll)
@@ -374,7 +413,7 @@ def prefill(
     model = _model(config, params)
     mask_BP = jnp.asarray(mask_BP).astype(bool)
     tokens_BP = _left_aligned(tokens_BP, mask_BP)
-    x_BPD, kv = _scan_layers(model, config, tokens_BP, dtype, attention, remat=False, keep_kv=True)
+    x_BPD, kv = _scan_layers(model, config, tokens_BP, dtype, attention, remat="none", keep_kv=True)
     length_B = jnp.sum(mask_BP, axis=1, dtype=jnp.int32)
     last_B11 = jnp.maximum(length_B - 1, 0)[:, None, None]
     x_BD = jnp.take_along_axis(constrain(x_BPD, "BPD"), last_B11, axis=1)[:, 0]

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from jaxdistill.precision import einsum
@@ -32,6 +33,6 @@ def swiglu(
 
     Shazeer 2020, arXiv 2002.05202, equation 6.
     """
-    gate_up_BTXF = einsum("BTD,DXF->BTXF", x_BTD, gate_up_DXF)
+    gate_up_BTXF = checkpoint_name(einsum("BTD,DXF->BTXF", x_BTD, gate_up_DXF), "gate_up")
     hidden_BTF = jax.nn.silu(gate_up_BTXF[:, :, 0]) * gate_up_BTXF[:, :, 1]
-    return einsum("BTF,FD->BTD", hidden_BTF, down_FD)
+    return checkpoint_name(einsum("BTF,FD->BTD", hidden_BTF, down_FD), "down")

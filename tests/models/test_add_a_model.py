@@ -107,7 +107,7 @@ def build(family: str, folder: Path) -> Case:
 
 
 @functools.partial(jax.jit, static_argnames=("config", "remat"))
-def _logits(params, config, tokens_BS, mask_BS, remat=False):
+def _logits(params, config, tokens_BS, mask_BS, remat="none"):
     hidden_BSD = decoder.hidden_states(params, config, tokens_BS, mask_BS, remat=remat)
     return hidden_BSD @ decoder.head(params, config)
 
@@ -159,7 +159,7 @@ def decodes_as_it_scores(family: str, case: Case) -> None:
 
 def learns_with_every_parameter(family: str, case: Case) -> None:
     def loss(params):
-        logits_BSV = _logits(params, case.config, case.tokens_BS, case.mask_BS, remat=True)
+        logits_BSV = _logits(params, case.config, case.tokens_BS, case.mask_BS, remat="all")
         return -jax.nn.log_softmax(logits_BSV)[:, :-1, 1].mean()
 
     flat = jax.tree_util.tree_flatten_with_path(jax.grad(loss)(case.params))[0]

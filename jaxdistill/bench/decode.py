@@ -1,14 +1,11 @@
-"""Measured speed beside what the device allows: what `jaxdistill bench` prints and writes.
+"""`bench decode`: the sampler.
 
 Bytes are those that a step cannot do without: every weight once, and the keys and values of the
 positions in use. The ceiling is the device's own copy, measured in the same run.
 """
 
-import os
-import platform
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdistill.bench import measure
 from jaxdistill.errors import UserError
 from jaxdistill.models import decoder
 from jaxdistill.models.config import ModelConfig
@@ -72,7 +70,7 @@ def bench_decode(work: Decode) -> dict[str, Any]:
     def seconds_of(limit_B: np.ndarray) -> list[float]:
         run = lambda: jax.block_until_ready(compiled(*arguments, limit_B))  # noqa: E731
         assert int(run().mask_BT.sum()) == limit_B.sum(), "every row draws as many as it may"
-        return [_timed(run) for _ in range(work.repeats)]
+        return [measure.timed(run) for _ in range(work.repeats)]
 
     lengths_B = _lengths(work)
     whole = seconds_of(lengths_B)
@@ -83,8 +81,8 @@ def bench_decode(work: Decode) -> dict[str, Any]:
         "seconds_spread": [min(whole), max(whole)],
         "tokens_per_second": float(lengths_B.sum() / statistics.median(whole)),
         "compile_seconds": compile_seconds,
-        "memory": _memory(compiled),
-        **_surroundings(),
+        "memory": measure.memory(compiled),
+        **measure.surroundings(),
     }
     # From which the steps can be told: where all rows run from the beginning to the end.
     if slots < work.rows or work.mean or work.new <= _FEW:
@@ -103,7 +101,7 @@ def _per_step(work: Decode, config: ModelConfig, dtype: Any, seconds: float) -> 
     positions = work.rows * (work.prompt + (_FEW + work.new - 1) / 2)
     width = 2 * config.num_layers * config.num_kv_heads * config.head_dim
     step_bytes = jnp.dtype(dtype).itemsize * (_weights_read(config) + positions * width)
-    ceiling = copy_bytes_per_second()
+    ceiling = measure.copy_bytes_per_second()
     return {
         "step_seconds": seconds,
         "step_tokens_per_second": work.rows / seconds,
@@ -129,47 +127,13 @@ def _prompts(work: Decode, config: ModelConfig) -> tuple[np.ndarray, np.ndarray,
 
 
 def _lengths(work: Decode) -> np.ndarray:
-    if not work.mean:
-        return np.full(work.rows, work.new, np.int32)
+    return long_tailed(work.rows, work.new, work.mean)
+
+
+def long_tailed(rows: int, longest: int, mean: int) -> np.ndarray:
+    """Lengths of about this mean, log-normal and cut at the longest; all longest without a mean."""
+    if not mean:
+        return np.full(rows, longest, np.int32)
     sigma = 0.8
-    drawn = np.random.default_rng(1).lognormal(np.log(work.mean) - sigma**2 / 2, sigma, work.rows)
-    return np.clip(drawn, 1, work.new).astype(np.int32)
-
-
-def copy_bytes_per_second() -> float:
-    """Bytes read and written by the device's copy of an array that no cache holds."""
-    size, copies = (2**26 if jax.default_backend() == "cpu" else 2**32), 8
-    x = jax.random.bits(jax.random.key(0), (size // 4,))
-
-    def run() -> None:
-        y = x
-        for _ in range(copies):  # in a row, so that the host's wait at the end weighs little
-            y = jnp.copy(y)
-        y.block_until_ready()
-
-    run()
-    return 2 * size * copies / statistics.median(_timed(run) for _ in range(5))
-
-
-def _timed(run: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
-
-
-def _memory(compiled: Any) -> dict[str, int]:
-    """Bytes: the compiler's plan, and the device's peak so far where it keeps count."""
-    plan = compiled.memory_analysis()
-    found = {"arguments": plan.argument_size_in_bytes, "temporary": plan.temp_size_in_bytes}
-    peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    return found | ({} if peak is None else {"peak": peak})
-
-
-def _surroundings() -> dict[str, Any]:
-    return {
-        "device": jax.devices()[0].device_kind,
-        "devices": jax.device_count(),
-        "cpus": os.cpu_count(),
-        "jax": jax.__version__,
-        "python": platform.python_version(),
-    }
+    drawn = np.random.default_rng(1).lognormal(np.log(mean) - sigma**2 / 2, sigma, rows)
+    return np.clip(drawn, 1, longest).astype(np.int32)

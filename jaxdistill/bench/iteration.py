@@ -1,0 +1,141 @@
+"""`bench train`: an on-policy iteration as a run makes it: sample, fetch, place, step.
+
+Every answer counts as right at once: grading and text are the host's work and no part of it.
+"""
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxdistill import sharding
+from jaxdistill.bench import measure
+from jaxdistill.bench.decode import long_tailed
+from jaxdistill.bench.step import (
+    check_rows,
+    checked_loss,
+    compiled_step,
+    objective_of,
+    start,
+    train_step_of,
+)
+from jaxdistill.errors import UserError
+from jaxdistill.models.presets import preset
+from jaxdistill.sampling import (
+    Samples,
+    Sampling,
+    make_sampler,
+    question_hashes,
+    row_keys,
+    slots_that_fit,
+)
+from jaxdistill.sharding import MeshConfig
+from jaxdistill.train import Batch, Compute, Optimizer
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """R rollouts of each of Q random prompts by the student, then one step on them.
+
+    With a `mean` the lengths are long-tailed as in `bench decode`. Raises UserError for sizes that
+    cannot be.
+    """
+
+    model: str = "Qwen3-1.7B"
+    questions: int = 8
+    rollouts: int = 8
+    slots: int = 0  # decoded at a time; 0: as many as memory allows
+    prompt: int = 256
+    context: int = 1024  # tokens of the teacher's prompt
+    new: int = 1024
+    mean: int = 0
+    objective: str = "sdpo"
+    compute: Compute = Compute(dtype="bfloat16", remat="auto")
+    optimizer: Optimizer = Optimizer(warmup_steps=0)
+    mesh: MeshConfig = MeshConfig()
+    repeats: int = 3
+
+    def __post_init__(self):
+        for name in ("questions", "rollouts", "prompt", "context", "new", "repeats"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.mean <= self.new:
+            raise UserError(f"--mean {self.mean} must lie between 0 and --new {self.new}")
+        if self.slots < 0:
+            raise UserError(f"--slots must be at least 0 (as many as fit), got {self.slots}")
+        check_rows(self.rows, self.compute)
+        objective_of(self.objective)
+
+    @property
+    def rows(self) -> int:
+        return self.questions * self.rollouts
+
+
+def bench_iteration(work: Iteration) -> dict[str, Any]:
+    """Time iterations after one that compiles and warms up; the result goes into JSON as it is."""
+    config, compute = preset(work.model), work.compute
+    rng = np.random.default_rng(0)
+    limit_B = long_tailed(work.rows, work.new, work.mean)
+    prompts_QP = rng.integers(0, config.vocab_size, (work.questions, work.prompt), np.int32)
+    shown_BP = rng.integers(0, config.vocab_size, (work.rows, work.context), np.int32)
+    mesh = sharding.make_mesh(work.mesh)
+    with sharding.use_mesh(mesh):
+        state, reference = start(config, compute, work.optimizer, mesh)
+        slots = min(work.slots or slots_that_fit(
+            config, work.questions, work.rows, work.prompt, work.new, compute.dtype
+        ), work.rows)  # fmt: skip
+        sample = make_sampler(
+            config, Sampling(max_new_tokens=work.new), (), 0, rollouts=work.rollouts, slots=slots,
+            dtype=compute.dtype, attention=compute.attention,
+        )  # fmt: skip
+        step = train_step_of(config, objective_of(work.objective), compute, work.optimizer)
+        hashes_Q = question_hashes([str(i) for i in range(work.questions)])
+
+        def sampled(number: int) -> Batch:
+            keys_B2 = row_keys(0, "bench", number, hashes_Q, work.rollouts)
+            inputs = prompts_QP, np.ones_like(prompts_QP), keys_B2, limit_B
+            drawn = sample(state.params, *sharding.shard_batch(mesh, inputs))
+            return _batch(jax.device_get(drawn), prompts_QP, shown_BP)
+
+        seconds, losses, compiled, remat, compile_seconds = [], [], None, "", 0.0
+        for number in range(1 + work.repeats):  # the first compiles and warms up
+            began = time.perf_counter()
+            batch = sampled(number)
+            drawn_at = time.perf_counter()
+            arguments = state, reference, sharding.shard_batch(mesh, batch)
+            if compiled is None:
+                remat, compiled, compile_seconds = compiled_step(step, compute, arguments)
+            state, metrics = jax.block_until_ready(compiled(*arguments))
+            seconds.append((drawn_at - began, time.perf_counter() - drawn_at))
+            losses.append(checked_loss(metrics))
+        memory = measure.memory(compiled)
+    sampling, stepping = (list(part) for part in zip(*seconds[1:]))
+    whole = measure.median_and_spread([a + b for a, b in seconds[1:]])
+    return {
+        "work": asdict(work),
+        "remat": remat,
+        "slots": slots,
+        "tokens": int(limit_B.sum()),  # of the completions
+        **whole,
+        **measure.median_and_spread(sampling, "seconds_sampling"),
+        **measure.median_and_spread(stepping, "seconds_step"),
+        "tokens_per_second": float(limit_B.sum() / whole["seconds"]),
+        "step_compile_seconds": compile_seconds,
+        "memory": memory,
+        "loss_first": losses[0],
+        "loss_last": losses[-1],
+        **measure.surroundings(),
+    }
+
+
+def _batch(samples: Samples, prompts_QP: np.ndarray, shown_BP: np.ndarray) -> Batch:
+    rows = len(samples.tokens_BT)
+    prompt_BP = np.repeat(prompts_QP, rows // len(prompts_QP), axis=0)
+    ones_B = np.ones(rows, np.float32)
+    return Batch(
+        prompt_BP, np.ones_like(prompt_BP), shown_BP, np.ones_like(shown_BP),
+        np.asarray(samples.tokens_BT), np.asarray(samples.mask_BT), np.asarray(samples.logp_BT),
+        ones_B, ones_B, ones_B,
+    )  # fmt: skip

@@ -1,0 +1,90 @@
+"""Time, memory, and the ceilings that a measurement is set against, measured in the same run."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+
+from jaxdistill.fitting import planned_bytes
+
+
+def timed(run: Callable[[], Any]) -> float:
+    """Seconds of one call, which must wait for its own result."""
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def median_and_spread(seconds: list[float], name: str = "seconds") -> dict[str, Any]:
+    return {name: statistics.median(seconds), f"{name}_spread": [min(seconds), max(seconds)]}
+
+
+def copy_bytes_per_second() -> float:
+    """Bytes read and written by the device's copy of an array that no cache holds."""
+    size, copies = (2**26 if jax.default_backend() == "cpu" else 2**32), 8
+    x = jax.random.bits(jax.random.key(0), (size // 4,))
+
+    def run() -> None:
+        y = x
+        for _ in range(copies):  # in a row, so that the host's wait at the end weighs little
+            y = jnp.copy(y)
+        y.block_until_ready()
+
+    run()
+    return 2 * size * copies / statistics.median(timed(run) for _ in range(5))
+
+
+def matmul_flops_per_second(dtype: Any) -> float:
+    """Operations of one device's largest product: 8192^3, of random numbers.
+
+    Zeros would draw less power and so run faster.
+    """
+    size, products = (256 if jax.default_backend() == "cpu" else 8192), 16
+    keys = jax.random.split(jax.random.key(0))
+    x, y = (jax.random.normal(key, (size, size), dtype) for key in keys)
+    product = jax.jit(jnp.matmul)
+
+    def run() -> None:
+        z = x
+        for _ in range(products):
+            z = product(x, y)
+        z.block_until_ready()
+
+    run()
+    return 2 * size**3 * products / statistics.median(timed(run) for _ in range(5))
+
+
+def memory(compiled: Any) -> dict[str, int]:
+    """Bytes: the compiler's plan for a device, and the device's peak where it keeps count."""
+    plan = compiled.memory_analysis()
+    found = {
+        "arguments": plan.argument_size_in_bytes,
+        "temporary": plan.temp_size_in_bytes,
+        "planned": planned_bytes(compiled),
+    }
+    return found | peak_memory()
+
+
+def peak_memory() -> dict[str, int]:
+    """The largest number of bytes that the process has held on its first device so far."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return {"peak": stats["peak_bytes_in_use"]} if "peak_bytes_in_use" in stats else {}
+
+
+def surroundings() -> dict[str, Any]:
+    return {
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "cpus": os.cpu_count(),
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
