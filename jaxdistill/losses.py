@@ -9,6 +9,7 @@ An entry of probability zero (log-probability -inf) is allowed wherever the math
 in the value and in the gradient.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -18,6 +19,7 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxdistill.axes import AnyArray
 from jaxdistill.sharding import top_k
 
 # Below every tail that finite logits produce, above float32's smallest normal number (e^-87).
@@ -42,7 +44,7 @@ def forward_kl(
     >>> forward_kl(jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([1.0, 0.0])))
     Array(0.6931472, dtype=float32)
     """
-    return _sum_entries(_kl_entries(teacher_logp, student_logp), entry_clip)
+    return _kl_of(teacher_logp, student_logp, entry_clip)
 
 
 def reverse_kl(
@@ -58,7 +60,7 @@ def reverse_kl(
     >>> reverse_kl(jnp.log(jnp.array([1.0, 0.0])), jnp.log(jnp.array([0.5, 0.5])))
     Array(0.6931472, dtype=float32)
     """
-    return _sum_entries(_kl_entries(student_logp, teacher_logp), entry_clip)
+    return _kl_of(student_logp, teacher_logp, entry_clip)
 
 
 def jensen_shannon(
@@ -84,11 +86,60 @@ def jensen_shannon(
         return forward_kl(student_logp, teacher_logp, entry_clip)
     if alpha == 1.0:
         return reverse_kl(student_logp, teacher_logp, entry_clip)
-    mixture_logp = log_mix(student_logp, teacher_logp, alpha)
-    student_entries = _kl_entries(student_logp, mixture_logp)
-    entries = (1 - alpha) * student_entries + alpha * _kl_entries(teacher_logp, mixture_logp)
-    total = _sum_entries(entries, entry_clip)
+    if entry_clip is None:
+        total = _jensen_shannon(student_logp, teacher_logp, alpha)
+    else:
+        of_student, of_teacher = _jensen_shannon_entries(student_logp, teacher_logp, alpha)
+        total = _sum_entries(of_student + of_teacher, entry_clip)
     return total / (alpha * (1 - alpha)) if normalize else total
+
+
+def _jensen_shannon_entries(s_logp: Array, t_logp: Array, alpha: float) -> tuple[Array, Array]:
+    """The terms of (1-alpha) KL(S||M) and of alpha KL(T||M)."""
+    mixture_logp = log_mix(s_logp, t_logp, alpha)
+    of_s, of_t = (_kl_entries(logp, mixture_logp) for logp in (s_logp, t_logp))
+    return (1 - alpha) * of_s, alpha * of_t
+
+
+# The derivatives of whole sums are said outright. They are shorter than what differentiating each
+# step gives, from which a compiler keeps masks and intermediates of the vocabulary's size.
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _jensen_shannon(s_logp: Array, t_logp: Array, alpha: float) -> Array:
+    of_s, of_t = _jensen_shannon_entries(s_logp, t_logp, alpha)
+    return jnp.sum(of_s + of_t, axis=-1)
+
+
+@_jensen_shannon.defjvp
+def _jensen_shannon_jvp(alpha, logps, tangents):
+    # d/dlog S_v = (1-alpha) S_v log(S_v / M_v): what else the product rule gives cancels with T's.
+    of_s, of_t = _jensen_shannon_entries(*logps, alpha)
+    ds, dt = tangents
+    return _jensen_shannon(logps[0], logps[1], alpha), jnp.sum(
+        _times(of_s, ds) + _times(of_t, dt), axis=-1
+    )
+
+
+@jax.custom_jvp
+def _kl(p_logp: Array, q_logp: Array) -> Array:
+    return _kl_entries(p_logp, q_logp).sum(axis=-1)
+
+
+@_kl.defjvp
+def _kl_jvp(logps, tangents):
+    # d/dlog P_v = P_v (log(P_v / Q_v) + 1), d/dlog Q_v = -P_v; none where the term is infinite.
+    p_logp, q_logp = (at_least_float32(x) for x in logps)
+    entries = _kl_entries(p_logp, q_logp)
+    is_finite = entries < jnp.inf
+    p = jnp.where(is_finite & (q_logp > -jnp.inf), jnp.exp(p_logp), 0.0)
+    dp, dq = tangents
+    tangent = _times(jnp.where(is_finite, entries, 0.0) + p, dp) - _times(p, dq)
+    return _kl(p_logp, q_logp), tangent.sum(axis=-1)
+
+
+def _times(entries: Array, tangent: Array) -> Array:
+    return entries * tangent.astype(entries.dtype)
 
 
 def _kl_entries(p_logp: Array, q_logp: Array) -> Array:
@@ -107,12 +158,14 @@ def at_least_float32(logp: Array) -> Array:
     return logp.astype(jnp.promote_types(logp.dtype, jnp.float32))
 
 
-def _sum_entries(entries: Array, clip: float | None) -> Array:
-    return jnp.sum(entries if clip is None else jnp.minimum(entries, clip), axis=-1)
+def _kl_of(p_logp: Array, q_logp: Array, entry_clip: float | None) -> Array:
+    if entry_clip is None:
+        return _kl(p_logp, q_logp)
+    return _sum_entries(_kl_entries(p_logp, q_logp), entry_clip)
 
 
-def _kl(p_logp: Array, q_logp: Array) -> Array:
-    return _sum_entries(_kl_entries(p_logp, q_logp), None)
+def _sum_entries(entries: Array, clip: float) -> Array:
+    return jnp.sum(jnp.minimum(entries, clip), axis=-1)
 
 
 def log_mix(p_logp: Array, q_logp: Array, alpha: float) -> Array:
@@ -232,13 +285,25 @@ def smooth_clip_rational(loss: Float[Array, "*batch"], limit: float) -> Float[Ar
 
 
 def log_mass(
-    logp: Float[Array, "*batch V"], is_member_V: Bool[Array, " V"]
+    logp: Float[Array, "*batch V"], is_member_V: Bool[AnyArray, " V"]
 ) -> Float[Array, "*batch"]:
     """log sum_{v in members} P_v; -inf, with gradient zero, when the members have no mass.
+
+    Of a mask that is known while tracing (NumPy's) few members are read alone, and many are summed
+    in one pass, as numbers from 0 to 1: less than 1e-38 is then no mass.
 
     >>> jnp.exp(log_mass(jnp.log(jnp.array([0.5, 0.3, 0.2])), jnp.array([False, True, True])))
     Array(0.5, dtype=float32)
     """
+    if isinstance(is_member_V, np.ndarray):
+        (ids_C,) = np.nonzero(is_member_V)
+        if 2 * len(ids_C) >= len(is_member_V):
+            probability = jnp.where(is_member_V, jnp.exp(at_least_float32(logp)), 0.0)
+            mass = probability.sum(axis=-1)
+            return jnp.where(mass > 0, jnp.log(jnp.where(mass > 0, mass, 1.0)), -jnp.inf)
+        if not len(ids_C):
+            return jnp.full(logp.shape[:-1], -jnp.inf, jnp.promote_types(logp.dtype, jnp.float32))
+        logp, is_member_V = logp[..., ids_C], np.ones(len(ids_C), bool)
     return _masked_logsumexp(logp, jnp.broadcast_to(is_member_V, logp.shape))
 
 
@@ -324,7 +389,7 @@ def _renormalised(logp: Array, ids: Array, dropped: Array) -> Array:
 
 
 def epistemic_bins(
-    logp: Float[Array, "*batch V"], is_epistemic_V: Bool[Array, " V"]
+    logp: Float[Array, "*batch V"], is_epistemic_V: Bool[AnyArray, " V"]
 ) -> Float[Array, "*batch 2"]:
     """[log m_P, log(1 - m_P)]; both summed directly, so either keeps its precision near zero.
 

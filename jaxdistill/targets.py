@@ -15,12 +15,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxdistill import losses
+from jaxdistill.axes import AnyArray
 
 
 def anchor_mass(
     teacher_logp: Float[Array, "*batch V"],
     reference_logp: Float[Array, "*batch V"],
-    is_epistemic_V: Bool[Array, " V"],
+    is_epistemic_V: Bool[AnyArray, " V"],
     mode: Literal["ref", "floor", "mix"] = "ref",
     mix: float = 1.0,
     shape: Literal["teacher", "reference"] = "teacher",
@@ -61,7 +62,7 @@ def _anchored_bins(teacher_bins: Array, reference_bins: Array, mode: str, mix: f
 
 def restore_mass(
     teacher_logp: Float[Array, "*batch V"],
-    is_epistemic_V: Bool[Array, " V"],
+    is_epistemic_V: Bool[AnyArray, " V"],
     log_mass: Float[Array, "*batch"],
 ) -> Float[Array, "*batch V"]:
     """The teacher with one constant added to its epistemic *logits* such that m_T = exp(log_mass).
@@ -77,7 +78,7 @@ def restore_mass(
 
 
 def without_epistemic(
-    logp: Float[Array, "*batch V"], is_epistemic_V: Bool[Array, " V"]
+    logp: Float[Array, "*batch V"], is_epistemic_V: Bool[AnyArray, " V"]
 ) -> Float[Array, "*batch V"]:
     """P given that the token is not epistemic: -inf on E, renormalised elsewhere.
 
@@ -94,7 +95,7 @@ def without_epistemic(
 
 def amplify(
     teacher_logp: Float[Array, "*batch V"],
-    is_epistemic_V: Bool[Array, " V"],
+    is_epistemic_V: Bool[AnyArray, " V"],
     strength: Float[Array, "*batch"],
 ) -> Float[Array, "*batch V"]:
     """T_v exp(strength 1[v in E]), renormalised: more doubt where `strength` (nats) is positive.
@@ -163,7 +164,7 @@ def _normalized(logits: Array) -> Array:
     return logits - jax.scipy.special.logsumexp(logits, axis=-1, keepdims=True)
 
 
-def _per_token(bins: Array, is_epistemic_V: Array) -> Array:
+def _per_token(bins: Array, is_epistemic_V: AnyArray) -> Array:
     shape = (*bins.shape[:-1], is_epistemic_V.shape[0])
     return jnp.where(jnp.broadcast_to(is_epistemic_V, shape), bins[..., :1], bins[..., 1:])
 

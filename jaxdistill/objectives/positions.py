@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple, get_args
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdistill import losses
@@ -72,13 +73,13 @@ class Epistemic(NamedTuple):
     """The epistemic ids (static: an empty set is known while tracing) and their membership."""
 
     ids: tuple[int, ...]
-    is_member_V: Bool[Array, " V"]
+    is_member_V: Bool[np.ndarray, " V"]
 
     def mass(self, logp: Float[Array, "*batch V"]) -> Float[Array, "*batch"]:
         return jnp.exp(losses.log_mass(logp, self.is_member_V))
 
     def holds(self, tokens: Int[AnyArray, "*batch"]) -> Bool[Array, "*batch"]:
-        return self.is_member_V[jnp.asarray(tokens)]
+        return jnp.asarray(self.is_member_V)[jnp.asarray(tokens)]
 
 
 def epistemic_of(ids: tuple[int, ...], vocab_size: int) -> Epistemic:
@@ -89,7 +90,8 @@ def epistemic_of(ids: tuple[int, ...], vocab_size: int) -> Epistemic:
             f"epistemic id {outside[0]} is outside the model's vocabulary of {vocab_size}; "
             "build the lexicon from the model's own tokenizer"
         )
-    is_member_V = jnp.zeros(vocab_size, bool).at[jnp.array(ids, jnp.int32)].set(True)
+    is_member_V = np.zeros(vocab_size, bool)
+    is_member_V[list(ids)] = True
     return Epistemic(ids, is_member_V)
 
 
