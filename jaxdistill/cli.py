@@ -221,6 +221,8 @@ def add_training(sub: argparse.ArgumentParser) -> None:
                      "as memory allows")  # fmt: skip
     sub.add_argument("--moments", default="float32", choices=("float32", "bfloat16"),
                      help="how Adam's are stored")  # fmt: skip
+    sub.add_argument("--moments-on", default="device", choices=("device", "host"),
+                     help="where they lie between steps")  # fmt: skip
     sub.add_argument("--micro-batches", type=int, default=1)
     sub.add_argument("--chunk", type=int, default=512, help="positions whose logits live at once")
     sub.add_argument("--attention", default="auto", choices=("auto", "xla", "cudnn", "splash"))
@@ -298,7 +300,9 @@ def training_of(options: argparse.Namespace) -> dict:
             dtype, options.chunk, options.micro_batches, options.remat, options.attention
         ),
         # The first step moves: with warm-up its rate is 0.
-        "optimizer": Optimizer(warmup_steps=0, moments=options.moments),
+        "optimizer": Optimizer(
+            warmup_steps=0, moments=options.moments, moments_on=options.moments_on
+        ),
         "mesh": MeshConfig(options.data, options.fsdp, options.tensor),
         "repeats": options.repeats,
     }

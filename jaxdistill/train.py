@@ -104,6 +104,7 @@ class Optimizer:
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     moments: Literal["float32", "bfloat16"] = "float32"  # as stored; see `moments.py`
+    moments_on: Literal["device", "host"] = "device"  # between steps
 
     def __post_init__(self):
         if self.warmup_steps < 0 or self.clip_norm <= 0:
@@ -191,11 +192,15 @@ def init_state(params: Any, optimizer: Optimizer, teacher: Teacher, steps: int) 
         return jnp.copy(x.astype(jnp.float32))
 
     students = jax.tree.map(master, params)
+    # Not jitted: zeros made eagerly lie as their parameters do, jit would replicate them.
+    opt_state = make_optimizer(optimizer, steps).init(students)
+    if optimizer.moments_on == "host":
+        moments.require_host_memory()
+        opt_state = moments.on_host(opt_state)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=students,
-        # Not jitted: zeros made eagerly lie as their parameters do, jit would replicate them.
-        opt_state=make_optimizer(optimizer, steps).init(students),
+        opt_state=opt_state,
         teacher=jax.tree.map(master, params) if moving else None,
     )
 
@@ -277,7 +282,11 @@ def make_train_step(
         scale = 1.0 / jnp.maximum(denominator, 1.0)
         grads = decoder.unstack_gradients(grads, state.params, model)
         grads = jax.tree.map(lambda g: g * scale, grads)
+        if optimizer.moments_on == "host":
+            state = state._replace(opt_state=moments.on_device(state.opt_state))
         moved, norm = _updated(transform, teacher, state, grads)
+        if optimizer.moments_on == "host":
+            moved = moved._replace(opt_state=moments.on_host(moved.opt_state))
         metrics = metrics | {
             "loss": Sum(total, denominator),
             "grad_norm": Sum(norm, jnp.float32(1)),

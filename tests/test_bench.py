@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxdistill import cli
+from jaxdistill import cli, fitting, train
 from jaxdistill.bench import decode as bench
 from jaxdistill.bench import measure
 from jaxdistill.bench import step as bench_step
@@ -137,6 +137,16 @@ def test_an_iteration_samples_and_steps(capsys):
     assert result["seconds"] == pytest.approx(parts, rel=0.5)  # medians, each of its own
     assert result["slots"] == 4
     assert result["remat"] == "none"  # auto, where memory has no limit
+
+
+def test_auto_says_what_it_chose_where_memory_is_short(monkeypatch):
+    monkeypatch.setattr(fitting, "memory_limit", lambda: 1)
+    train.make_train_step.cache_clear()
+    compute = train.Compute(remat="auto")
+    work = bench_step.Step("tiny", rows=1, tokens=9, prompt=4, compute=compute, repeats=1)
+    result = bench_step.bench_step(work)
+    train.make_train_step.cache_clear()  # the limit was for this test
+    assert result["remat"] == "all"
 
 
 @pytest.mark.parametrize(

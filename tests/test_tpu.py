@@ -19,6 +19,7 @@ from jaxdistill import losses, sharding
 from jaxdistill.models import decoder
 from jaxdistill.models.attention import causal_attention
 from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.remat import REMATS
 from jaxdistill.models.rope import Rope
 from jaxdistill.objectives import (
     GRPO,
@@ -316,3 +317,25 @@ def test_splash_attention_holds_no_scores_and_exchanges_nothing(mesh, S, window,
     # A few copies of q in other layouts, and float32 log-sums of 128 equal lanes a query; the
     # scores would be S / H times the size of q, and twice that in float32.
     assert compiled.memory_analysis().temp_size_in_bytes < 8 * _bytes_on_one_device([q_BSNH])
+
+
+def test_what_a_layer_keeps_orders_memory_and_attention_runs_forward_once(mesh):
+    """Temporary memory falls from each `remat` to the next; "all" alone repeats the kernel."""
+    tokens_BS = _as_batch(mesh, (8, 2048))
+
+    def total(params, tokens_BS, remat):
+        hidden_BSD = decoder.hidden_states(
+            params, MODEL, tokens_BS, jnp.ones_like(tokens_BS), dtype=jnp.bfloat16, remat=remat
+        )
+        return jnp.sum(hidden_BSD.astype(jnp.float32) ** 2)
+
+    gradient = jax.jit(jax.grad(total), static_argnums=2)
+    params = _as_parameters(mesh, decoder.abstract_params(MODEL))
+    sizes = []
+    for remat in REMATS:
+        compiled = _compile(mesh, gradient, (params, tokens_BS, remat))
+        sizes.append(compiled.memory_analysis().temp_size_in_bytes)
+        kernels = compiled.as_text().count('custom_call_target="tpu_custom_call"')
+        assert kernels == (4 if remat == "all" else 3), remat  # forward, and for q, and for k and v
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[1] > 1.2 * sizes[-1]

@@ -1,0 +1,118 @@
+"""What is computed again changes memory and time, and nothing else."""
+
+import collections
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+from jaxdistill import sharding
+from jaxdistill.models import attention, decoder
+from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.remat import REMATS
+from jaxdistill.models.rope import Rope
+
+QWEN3 = ModelConfig(
+    vocab_size=32, hidden_size=16, num_layers=6, num_heads=4, num_kv_heads=2, head_dim=8,
+    intermediate_size=48,
+)  # fmt: skip
+FAMILIES = {
+    "qwen3": QWEN3,
+    "qwen2": dataclasses.replace(QWEN3, family="qwen2", qk_norm="none", qkv_bias=True),
+    "olmo3": dataclasses.replace(
+        QWEN3, family="olmo3", qk_norm="projection", post_norm=True, rope=Rope(5e5),
+        layer_pattern=("sliding", "sliding", "full"), window=4,
+    ),
+}  # fmt: skip
+
+
+def gradient(config, remat, dtype=jnp.float32, attention="auto"):
+    def total(params, tokens_BS):
+        ones_BS = jnp.ones_like(tokens_BS)
+        hidden_BSD = decoder.hidden_states(
+            params, config, tokens_BS, ones_BS, dtype=dtype, remat=remat, attention=attention
+        )
+        return jnp.sum(hidden_BSD.astype(jnp.float32) ** 3)
+
+    return jax.jit(jax.value_and_grad(total))
+
+
+@functools.cache
+def of_family(family, remat):
+    config = FAMILIES[family]
+    params = decoder.init(config, jax.random.key(0))
+    tokens_BS = np.random.default_rng(0).integers(0, 32, (2, 12))
+    return jax.device_get(gradient(config, remat)(params, tokens_BS))
+
+
+@pytest.mark.parametrize("remat", REMATS[1:])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_value_and_gradients_are_those_of_keeping_everything(family, remat):
+    (value, grads), (expected, expected_grads) = of_family(family, remat), of_family(family, "none")
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    scale = max(np.abs(g).max() for g in jax.tree.leaves(expected_grads))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5 * scale)
+    jax.tree.map(close, grads, expected_grads)
+
+
+# A layer's parts have the proportions of Qwen3-1.7B's: D = N H = 2 K H, F = 3 D.
+WIDE = dataclasses.replace(
+    QWEN3, hidden_size=64, num_heads=8, num_kv_heads=4, head_dim=8, intermediate_size=192,
+    num_layers=24,
+)  # fmt: skip
+
+
+def test_memory_falls_from_one_to_the_next_by_what_the_table_says():
+    """Numbers kept of a token and layer, in multiples of D: 11, 5, 2 and 1."""
+    config, tokens = WIDE, jax.ShapeDtypeStruct((16, 32), jnp.int32)
+    params = decoder.abstract_params(config)
+
+    def temporary(remat):
+        compiled = gradient(config, remat).lower(params, tokens).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    sizes = [temporary(remat) for remat in REMATS]
+    assert sizes == sorted(sizes, reverse=True)
+    unit = 16 * 32 * config.num_layers * config.hidden_size * 4
+    _, elementwise, mlp, projections, whole = (size / unit for size in sizes)
+    assert elementwise - mlp == pytest.approx(6, abs=0.1)  # gate and up
+    assert mlp - projections == pytest.approx(3, abs=0.1)  # q/k/v, and attention's projection
+    assert projections - whole == pytest.approx(1, abs=0.1)
+
+
+# ------------------------------------------------------------------------- the kernel of attention
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """Lower for an NVIDIA GPU that is not there; nothing is compiled."""
+    monkeypatch.setattr(sharding, "platform", lambda: "gpu")
+    monkeypatch.setattr(attention, "is_ampere_or_newer", lambda: True)
+    for name, answer in [
+        ("check_compute_capability", True), ("check_cudnn_version", 91_000),
+        ("is_cuda_compute_capability_equal", False),
+    ]:  # fmt: skip
+        monkeypatch.setattr(cudnn, name, lambda *_, answer=answer: answer)
+
+
+PRODUCTS = {"none": 0, "elementwise": 0, "mlp": 1, "projections": 3, "all": 3}
+
+
+@pytest.mark.parametrize("remat", REMATS)
+def test_the_gpus_attention_runs_forward_once_and_products_as_often_as_documented(cuda, remat):
+    config = dataclasses.replace(QWEN3, head_dim=64)
+    tokens = jax.ShapeDtypeStruct((1, 256), jnp.int32)
+    traced = gradient(config, remat, jnp.bfloat16, "cudnn").trace(
+        decoder.abstract_params(config), tokens
+    )
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    calls = collections.Counter(re.findall(r"__cudnn\$fmha\w+", text))
+    assert calls["__cudnn$fmhaSoftmax"] == (2 if remat == "all" else 1)
+    assert calls["__cudnn$fmhaSoftmaxBackward"] == 1
+    # Four products forward, two for each of them backward.
+    assert text.count("stablehlo.dot_general") == 12 + PRODUCTS[remat]
