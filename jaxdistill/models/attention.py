@@ -225,7 +225,7 @@ def _packed_cudnn_attention(
 ) -> Float[Array, "B S N H"]:
     """Each segment a sequence of its own: scores between segments are not even computed.
 
-    The softmax statistics that are kept for the gradient are [B X, N, S] in float32: X is a memory.
+    What is kept for the gradient beside the result, log-sums, is [B X, N, S] in float32.
     """
     # Not public: `jax.nn.dot_product_attention` takes lengths, but no places where they begin.
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
