@@ -19,6 +19,8 @@ LEGEND = {
     "P": "positions of a prompt",
     "D": "model width",
     "V": "vocabulary",
+    "I": "rows of a batch that is packed",
+    "M": "micro-batches of a packed batch",
     "L": "layers (stacked, always first)",
     "N": "query heads",
     "K": "key/value heads",
@@ -28,7 +30,7 @@ LEGEND = {
     "C": "vocabulary candidates kept for a top-C target",
     "E": "as B, where its rows leave fsdp to D",
     "W": "parts of the rows, each on its own devices",
-    "X": "no mesh axis: whole on every device",
+    "X": "no mesh axis: whole on every device; sequences of a packed row",
     "Z": "as T, split over tensor between a layer's multiplications",
 }
 

@@ -116,9 +116,8 @@ def _jensen_shannon_jvp(alpha, logps, tangents):
     # d/dlog S_v = (1-alpha) S_v log(S_v / M_v): what else the product rule gives cancels with T's.
     of_s, of_t = _jensen_shannon_entries(*logps, alpha)
     ds, dt = tangents
-    return _jensen_shannon(logps[0], logps[1], alpha), jnp.sum(
-        _times(of_s, ds) + _times(of_t, dt), axis=-1
-    )
+    tangent = _times(of_s, ds) + _times(of_t, dt)
+    return jnp.sum(of_s + of_t, axis=-1), jnp.sum(tangent, axis=-1)
 
 
 @jax.custom_jvp

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from jaxdistill import epistemic, overrides, sharding
+from jaxdistill import epistemic, overrides, packing, sharding
 from jaxdistill import policy as policies
 from jaxdistill.checkpoint import Checkpoints
 from jaxdistill.config import RunConfig
@@ -98,6 +98,9 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
                 began = time.monotonic()
                 batch, facts = source.next_batch(state.params, step)
                 sampled = time.monotonic()
+                if config.compute.pack:
+                    parts = sharding.num_parts("B")
+                    batch, facts["padding"] = packing.pack(batch, config.compute.pack, parts)
                 state, sums = train_step(state, policy.params, place(batch))
                 step += 1
                 # The previous step's metrics are fetched while this one runs on the device.

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from jaxdistill.axes import AnyArray
 from jaxdistill.metrics import Sum
 from jaxdistill.models import decoder
+from jaxdistill.models.attention import segments_of
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.remat import Remat
 from jaxdistill.objectives import ObjectiveFn, Positions, Rows, Sampled
@@ -33,13 +34,13 @@ class Others(NamedTuple):
     """The networks beside the student; none of them carries a gradient.
 
     A teacher may be a mixture of networks: its logits are their sum, weighted by `teacher_mix`. The
-    J contrasts are teachers under other contexts, weighted by `contrast_weight_BJ`.
+    J contrasts are teachers under other contexts, weighted by `contrast_weight_BTJ`.
     """
 
     teacher: tuple[Scored, ...] = ()
     reference: Scored | None = None
     contrasts: tuple[tuple[Scored, ...], ...] = ()
-    contrast_weight_BJ: Float[AnyArray, "B J"] | None = None
+    contrast_weight_BTJ: Float[AnyArray, "B T J"] | None = None
 
 
 def completion_hidden(
@@ -63,6 +64,30 @@ def completion_hidden(
     # The last token is run though nothing needs its hidden state: P + T is a size that kernels like
     # when the caller's buckets are, P + T - 1 never is.
     return hidden_BSD[:, prompt_ids_BP.shape[1] - 1 : -1]
+
+
+def packed_completion_hidden(
+    params: Any,
+    config: ModelConfig,
+    tokens_BS: Int[AnyArray, "B S"],
+    lengths_BX: Int[AnyArray, "B X"],
+    completion_lengths_BX: Int[AnyArray, "B X"],
+    num_positions: int,
+    **how: Any,
+) -> Float[Array, "B T D"]:
+    """The same of packed rows: up to X prompts, each with its completion (`lengths_BX` of both).
+
+    The completions' positions stand one after another, as the sequences do, T = `num_positions`.
+    """
+    hidden_BSD = decoder.packed_hidden_states(params, config, tokens_BS, lengths_BX, **how)
+    segment_BT, index_BT = segments_of(completion_lengths_BX, num_positions)
+    is_real_BT = segment_BT < lengths_BX.shape[1]
+    # A completion's first token is predicted one slot before it.
+    first_BX = jnp.cumsum(lengths_BX, axis=1) - completion_lengths_BX - 1
+    first_BT = jnp.take_along_axis(first_BX, jnp.where(is_real_BT, segment_BT, 0), axis=1)
+    slot_BT = jnp.where(is_real_BT, first_BT + index_BT, 0)
+    hidden_BTD = jnp.take_along_axis(constrain(hidden_BSD, "BSD"), slot_BT[:, :, None], axis=1)
+    return constrain(hidden_BTD, "BTD")
 
 
 # Prompts of different lengths share a forward where padding them to one length adds at most this
@@ -156,16 +181,10 @@ class _Chunked(NamedTuple):
 
     hidden_BTD: Any  # of the other networks: Others, its heads taken out
     sampled: Sampled
+    rows: Rows
+    contrast_weight_BTJ: Float[AnyArray, "B T J"] | None
     mask_BT: Float[Array, "B T"]
     loss_weight_BT: Float[Array, "B T"]
-
-
-class _Whole(NamedTuple):
-    """What every chunk reads."""
-
-    heads_XV: Any
-    contrast_weight_BJ: Float[AnyArray, "B J"] | None
-    rows: Rows
 
 
 def chunked_objective(
@@ -188,15 +207,17 @@ def chunked_objective(
     return _sums(objective_fn, plan, student, constants)
 
 
-def _constants(others: Others, sampled, rows, mask_BT, loss_weight_BT) -> tuple[_Chunked, _Whole]:
+def _constants(others: Others, sampled, rows, mask_BT, loss_weight_BT) -> tuple[_Chunked, Any]:
+    """What is cut into chunks, and the others' heads, which every chunk reads."""
     networks = others[:3]
     split = functools.partial(jax.tree.map, is_leaf=lambda x: isinstance(x, Scored))
     hidden = split(lambda scored: scored.hidden_BTD, networks)
     heads = split(lambda scored: _gathered(*scored), networks)
     mask_BT, loss_weight_BT = mask_BT.astype(jnp.float32), loss_weight_BT.astype(jnp.float32)
-    chunked = _Chunked(hidden, sampled, mask_BT, loss_weight_BT)
+    weight_BTJ = others.contrast_weight_BTJ
+    chunked = _Chunked(hidden, sampled, rows, weight_BTJ, mask_BT, loss_weight_BT)
     # Their cotangents are None by `_sums_bwd`; nothing of their size is carried.
-    return jax.lax.stop_gradient((chunked, _Whole(heads, others.contrast_weight_BJ, rows)))
+    return jax.lax.stop_gradient((chunked, heads))
 
 
 def _gathered(hidden_BTD: Array, head_DV: Array) -> Array:
@@ -211,7 +232,7 @@ def _log_probs(logits: Float[Array, "B C V"], temperature: float) -> Float[Array
     return jax.nn.log_softmax(logits if temperature == 1.0 else logits / temperature, axis=-1)
 
 
-def _positions(plan: Plan, logits_BCV: Array, chunk: _Chunked, whole: _Whole) -> Positions:
+def _positions(plan: Plan, logits_BCV: Array, chunk: _Chunked, heads_XV: Any) -> Positions:
     """A chunk's aligned positions, from the student's logits and the others' hidden states."""
 
     def mixed(hiddens, heads, mix) -> Array | None:
@@ -219,52 +240,51 @@ def _positions(plan: Plan, logits_BCV: Array, chunk: _Chunked, whole: _Whole) ->
         return _log_probs(functools.reduce(jnp.add, parts), plan.temperature) if parts else None
 
     teachers, reference, contrasts = chunk.hidden_BTD
-    teacher_heads, reference_head, contrast_heads = whole.heads_XV
+    teacher_heads, reference_head, contrast_heads = heads_XV
     mix = plan.teacher_mix[: len(teachers)]
     teacher_BCV = mixed(teachers, teacher_heads, mix)
     spoken = [mixed(*pair, mix) for pair in zip(contrasts, contrast_heads)]
     contrast_BCV = None
     if spoken:
-        assert whole.contrast_weight_BJ is not None
-        contrast_BCV = _mean_of(spoken, whole.contrast_weight_BJ, teacher_BCV)
+        assert chunk.contrast_weight_BTJ is not None
+        contrast_BCV = _mean_of(spoken, chunk.contrast_weight_BTJ, teacher_BCV)
     return Positions(
         _log_probs(logits_BCV, plan.temperature),
         teacher_BCV,
         None if reference is None else mixed((reference,), (reference_head,), (1.0,)),
         contrast_BCV,
         chunk.sampled,
-        whole.rows,
+        chunk.rows,
     )
 
 
 def _mean_of(
-    logps_BCV: list, weight_BJ: AnyArray, otherwise_BCV: Array | None
+    logps_BCV: list, weight_BCJ: AnyArray, otherwise_BCV: Array | None
 ) -> Float[Array, "B C V"]:
-    """log of the mean of the J distributions; `otherwise` in rows where all weights are 0."""
+    """log of the mean of the J distributions; `otherwise` where all weights are 0."""
     assert otherwise_BCV is not None
-    total_B11 = weight_BJ.sum(axis=1)[:, None, None]
-    is_any_B11 = total_B11 > 0
-    share_BJ = weight_BJ / jnp.where(is_any_B11[:, 0], total_B11[:, 0], 1.0)
-    log_share_BJ = jnp.log(share_BJ)
-    parts = [logp + log_share_BJ[:, j, None, None] for j, logp in enumerate(logps_BCV)]
-    return jnp.where(is_any_B11, functools.reduce(jnp.logaddexp, parts), otherwise_BCV)
+    total_BC1 = weight_BCJ.sum(axis=2, keepdims=True)
+    is_any_BC1 = total_BC1 > 0
+    log_share_BCJ = jnp.log(weight_BCJ / jnp.where(is_any_BC1, total_BC1, 1.0))
+    parts = [logp + log_share_BCJ[:, :, j, None] for j, logp in enumerate(logps_BCV)]
+    return jnp.where(is_any_BC1, functools.reduce(jnp.logaddexp, parts), otherwise_BCV)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _sums(objective_fn, plan: Plan, student: Scored, constants):
     """(loss total, metric totals) over all chunks."""
-    chunked, whole = constants
+    chunked, heads_XV = constants
     head_XV = _gathered(*student)
 
     def one_chunk(_, start, hidden_BCD, chunk):
-        return None, _totals(objective_fn, plan, logits_of(hidden_BCD, head_XV), chunk, whole)
+        return None, _totals(objective_fn, plan, logits_of(hidden_BCD, head_XV), chunk, heads_XV)
 
     return _fold_chunks(one_chunk, None, student.hidden_BTD, chunked, plan.chunk)[1]
 
 
 def _sums_fwd(objective_fn, plan: Plan, student: Scored, constants):
     """The totals and, as residuals, the loss total's gradient in hidden states and head."""
-    chunked, whole = constants
+    chunked, heads_XV = constants
     hidden_BTD, head_DV = student
     head_XV = _gathered(hidden_BTD, head_DV)
     parts = num_parts("B", len(hidden_BTD))
@@ -273,7 +293,7 @@ def _sums_fwd(objective_fn, plan: Plan, student: Scored, constants):
         gradient_BTD, gradient_WDV = gradients
 
         def totals_of(logits_BCV):
-            return _totals(objective_fn, plan, logits_BCV, chunk, whole)
+            return _totals(objective_fn, plan, logits_BCV, chunk, heads_XV)
 
         logits_BCV = logits_of(hidden_BCD, head_XV)
         loss, pullback, values = jax.vjp(totals_of, logits_BCV, has_aux=True)
@@ -309,9 +329,9 @@ def _sums_bwd(objective_fn, plan: Plan, gradient: Scored, cotangents):
 _sums.defvjp(_sums_fwd, _sums_bwd)
 
 
-def _totals(objective_fn, plan: Plan, logits_BCV: Array, chunk: _Chunked, whole: _Whole):
+def _totals(objective_fn, plan: Plan, logits_BCV: Array, chunk: _Chunked, heads_XV: Any):
     """One chunk's (loss total, metric totals) from the student's logits."""
-    loss_BC, metrics = objective_fn(_positions(plan, logits_BCV, chunk, whole))
+    loss_BC, metrics = objective_fn(_positions(plan, logits_BCV, chunk, heads_XV))
     return _weighted_sum(loss_BC, chunk.loss_weight_BT), {
         name: Sum(
             _weighted_sum(value_BC, weight_BC * chunk.mask_BT),
@@ -331,11 +351,11 @@ def chunked_scores(
 ) -> Any:
     """A tree of values at each position, [B, T], without gradient; at most [B, chunk, V] live."""
     ones_BT = jnp.ones(sampled.tokens_BT.shape, jnp.float32)
-    chunked, whole = _constants(others, sampled, rows, ones_BT, ones_BT)
+    chunked, heads_XV = _constants(others, sampled, rows, ones_BT, ones_BT)
     head_XV = _gathered(*student)
 
     def score(hidden_BCD, chunk):
-        return score_fn(_positions(plan, logits_of(hidden_BCD, head_XV), chunk, whole))
+        return score_fn(_positions(plan, logits_of(hidden_BCD, head_XV), chunk, heads_XV))
 
     def one_chunk(scores_BT, start, hidden_BCD, chunk):
         update = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=1)

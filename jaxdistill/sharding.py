@@ -221,12 +221,14 @@ def on_shards(
     return run
 
 
-def num_parts(letter: str, size: int) -> int:
-    """Into how many parts the mesh in use splits a dimension of `size`; 1 outside `use_mesh`."""
+def num_parts(letter: str, size: int | None = None) -> int:
+    """Into how many parts the mesh in use splits a dimension of `size`, or of one that may be
+    chosen; 1 outside `use_mesh`.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return 1
-    (axes,) = _spec(mesh, letter, (size,))
+    (axes,) = _spec(mesh, letter, None if size is None else (size,))
     axes = (axes,) if isinstance(axes, str) else axes or ()
     return math.prod(mesh.shape[axis] for axis in axes)
 

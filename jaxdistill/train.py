@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxdistill import fitting, moments, scoring, sharding
+from jaxdistill import packed as packs
 from jaxdistill.axes import AnyArray
 from jaxdistill.errors import UserError
 from jaxdistill.metrics import Sum
@@ -33,6 +34,7 @@ from jaxdistill.objectives import (
     needs_whole_batch,
     reduced,
 )
+from jaxdistill.packed import MicroBatch, Packed, Sequences
 
 # ------------------------------------------------------------------------------------ configs
 
@@ -121,12 +123,21 @@ class Compute:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of matmul inputs; master is float32
     chunk: int = 512  # completion positions whose logits live at once
     micro_batches: int = 1
+    # Positions of a packed row of the student's; 0: a row each, padded to the longest (`packing`).
+    pack: int = 0
     remat: RematChoice = "none"  # what a layer's backward pass computes again
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"  # see `causal_attention`
 
     def __post_init__(self):
         if self.chunk < 1:
             raise UserError(f"`chunk` must be at least 1, got {self.chunk}")
+        if self.pack < 0:
+            raise UserError(f"`pack` must be at least 0 (rows are padded), got {self.pack}")
+        if self.pack and self.micro_batches != 1:
+            raise UserError(
+                f"`pack={self.pack}` makes as many micro-batches as the rows fill; leave "
+                f"`micro_batches` at 1, got {self.micro_batches}"
+            )
 
 
 # -------------------------------------------------------------------------------------- state
@@ -224,8 +235,10 @@ def make_train_step(
     steps: int,
     temperature: float,
     track_reference: bool,
-) -> Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, Sum]]]:
+) -> Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, Sum]]]:
     """Build jitted step(state, reference_params, batch) -> (state, metrics). The state is donated.
+
+    The batch is a `Batch`, or with `compute.pack` a `Packed`, of any number of micro-batches.
 
     Teacher (under its context) and reference (the initial model under the student's prompt) score
     the same completion tokens as the student; target, divergence and weight see aligned positions
@@ -261,24 +274,54 @@ def make_train_step(
         score_fn = make_scores(objective, epistemic_ids)
         return scoring.chunked_scores(score_fn, student, others, sampled, rows, plan)
 
+    gradient = jax.value_and_grad(total_loss, has_aux=True)
+
+    def prepared(state: TrainState, reference_params: Any):
+        # Once, and not in each pass over each micro-batch.
+        weights = decoder.stack(state.params, model, dtype=jnp.dtype(compute.dtype))
+        return weights, networks_of(teacher, state._replace(params=weights), reference_params)
+
+    def packed_step(state: TrainState, reference_params: Any, batch: Packed):
+        weights, networks = prepared(state, reference_params)
+        mask_IT = packs.rows_mask(batch)
+        weight_IT, denominator, taught_I = reduced(objective, mask_IT, batch.row_weight_I)
+        rows_I = Rows(
+            batch.advantage_I, batch.correct_I, taught_I, batch.length_I,
+            jnp.broadcast_to(state.step, taught_I.shape),
+        )  # fmt: skip
+        of_rows = packs.OfRows(rows_I, batch.contrast_weight_IJ, weight_IT).on_every_device()
+        if needs_whole_batch(objective):
+
+            def scores(m):
+                micro, _, sampled, rows = packs.aligned(batch, of_rows, m)
+                return batch_scores(weights, networks, micro, sampled, rows)
+
+            rows_IT = spread(rows_I, mask_IT.shape)
+            both = factors(objective, packs.map_rows(scores, batch), weight_IT, rows_IT)
+            of_rows = packs.OfRows(*of_rows[:3], *both).on_every_device()
+
+        def sums(m):
+            return gradient(weights, networks, *packs.aligned(batch, of_rows, m))
+
+        return updated(state, denominator, *packs.fold(sums, batch))
+
     def step(state: TrainState, reference_params: Any, batch: Batch):
         weight_BT, denominator, taught_B = reduced(
             objective, batch.completion_mask_BT, batch.row_weight_B
         )
         sampled, rows = samples_of(batch, taught_B, state.step)
-        # Once, and not in each pass over each micro-batch.
-        weights = decoder.stack(state.params, model, dtype=jnp.dtype(compute.dtype))
-        networks = networks_of(teacher, state._replace(params=weights), reference_params)
+        weights, networks = prepared(state, reference_params)
         if needs_whole_batch(objective):
             scores = functools.partial(batch_scores, weights, networks)
             scores = _map_parts(scores, (batch, sampled, rows), compute.micro_batches)
             distill_BT, gradient_BT = factors(objective, scores, weight_BT, rows)
             sampled = sampled._replace(distill_factor_BT=distill_BT, gradient_factor_BT=gradient_BT)
-        gradient = jax.value_and_grad(total_loss, has_aux=True)
+        parts = batch, weight_BT, sampled, rows
         sums = functools.partial(gradient, weights, networks)
-        (total, metrics), grads = _accumulate(
-            sums, (batch, weight_BT, sampled, rows), compute.micro_batches
-        )
+        return updated(state, denominator, *_accumulate(sums, parts, compute.micro_batches))
+
+    def updated(state: TrainState, denominator, sums, grads):
+        total, metrics = sums
         scale = 1.0 / jnp.maximum(denominator, 1.0)
         grads = decoder.unstack_gradients(grads, state.params, model)
         grads = jax.tree.map(lambda g: g * scale, grads)
@@ -294,7 +337,7 @@ def make_train_step(
         }
         return moved, metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(packed_step if compute.pack else step, donate_argnums=0)
 
 
 def _updated(
@@ -350,25 +393,25 @@ def score_batch(
     compute: Compute,
     params: Any,
     networks: Networks,
-    batch: Batch,
+    batch: Batch | MicroBatch,
     *,
     asks: Asked,
 ) -> tuple[scoring.Scored, scoring.Others]:
     """Student and the others on the same completion tokens, each under its own prompt.
 
     Prompts that one network scores (a frozen teacher's and the reference's, a teacher's and its
-    contrasts') go through it in one forward, as rows of one batch.
+    contrasts') go through it in one forward, as rows of one batch; packed rows one by one.
     """
 
-    def scored(params, prompts: list[Prompt]) -> list[scoring.Scored]:
+    def scored(params, prompts: list) -> list[scoring.Scored]:
         head_DV = decoder.head(params, model)
-        hiddens = scoring.hidden_of_prompts(
-            params, model, prompts, batch.completion_ids_BT, batch.completion_mask_BT,
+        hiddens = hidden_of(
+            params, model, prompts, batch,
             dtype=jnp.dtype(compute.dtype), remat=compute.remat, attention=compute.attention,
         )  # fmt: skip
         return [scoring.Scored(hidden_BTD, head_DV) for hidden_BTD in hiddens]
 
-    plain = Prompt(batch.prompt_ids_BP, batch.prompt_mask_BP)
+    plain = plain_prompt(batch)
     (student,) = scored(params, [plain])
     informed = informed_prompts(batch, asks)
     # The reference's network scores the plain prompt too where asked, in the same forward.
@@ -384,14 +427,49 @@ def score_batch(
         teacher=by_prompt[0] if asks.teacher else (),
         reference=reference,
         contrasts=tuple(by_prompt[1:]),
-        contrast_weight_BJ=batch.contrast_weight_BJ if asks.contrast else None,
+        contrast_weight_BTJ=contrast_weights(batch) if asks.contrast else None,
     )
 
 
-def informed_prompts(batch: Batch, asks: Asked) -> list[Prompt]:
+def hidden_of(
+    params: Any, model: ModelConfig, prompts: list, batch: Batch | MicroBatch, **how: Any
+) -> list[Float[Array, "B T D"]]:
+    """The hidden states that predict the completions, under each of the prompts."""
+    if isinstance(batch, Batch):
+        return scoring.hidden_of_prompts(
+            params, model, prompts, batch.completion_ids_BT, batch.completion_mask_BT, **how
+        )
+    num_positions = batch.completion_mask_BT.shape[1]
+    return [
+        scoring.packed_completion_hidden(
+            params, model, tokens, lengths, batch.completion_lengths_BX, num_positions, **how
+        )
+        for tokens, lengths in prompts
+    ]
+
+
+def plain_prompt(batch: Batch | MicroBatch) -> Prompt | Sequences:
+    """What the student sees, and the reference."""
+    if isinstance(batch, MicroBatch):
+        return batch.plain
+    return Prompt(batch.prompt_ids_BP, batch.prompt_mask_BP)
+
+
+def contrast_weights(batch: Batch | MicroBatch) -> Float[Array, "B T J"] | None:
+    if isinstance(batch, MicroBatch):
+        return batch.contrast_weight_BTJ
+    assert batch.contrast_weight_BJ is not None
+    (B, J), T = batch.contrast_weight_BJ.shape, batch.completion_ids_BT.shape[1]
+    return jnp.broadcast_to(batch.contrast_weight_BJ[:, None, :], (B, T, J))
+
+
+def informed_prompts(batch: Batch | MicroBatch, asks: Asked) -> list:
     """What the teacher sees: its own context first, then the J contrasts."""
     if not asks.teacher:
         return []
+    if isinstance(batch, MicroBatch):
+        assert batch.teacher is not None
+        return [batch.teacher, *(batch.contrasts if asks.contrast else ())]
     assert batch.teacher_ids_BP is not None
     assert batch.teacher_mask_BP is not None
     prompts = [Prompt(batch.teacher_ids_BP, batch.teacher_mask_BP)]
@@ -410,14 +488,19 @@ def samples_of(batch: Batch, taught_B: Array, step: Array) -> tuple[Sampled, Row
     index_BT = jnp.broadcast_to(jnp.arange(mask_BT.shape[1]), mask_BT.shape)
     correct_B = batch.correct_B
     sampled = Sampled(batch.completion_ids_BT, batch.behaviour_logp_BT, index_BT)
-    return sampled, Rows(
-        advantage_B=batch.advantage_B,
-        correct_B=jnp.zeros_like(taught_B) if correct_B is None else correct_B,
-        taught_B=taught_B,
-        length_B=mask_BT.sum(axis=1),
-        # One number a row: rows are dealt to micro-batches.
-        step_B=jnp.broadcast_to(step, taught_B.shape),
+    rows_B = Rows(
+        batch.advantage_B,
+        jnp.zeros_like(taught_B) if correct_B is None else correct_B,
+        taught_B,
+        mask_BT.sum(axis=1),
+        jnp.broadcast_to(step, taught_B.shape),
     )
+    return sampled, spread(rows_B, mask_BT.shape)
+
+
+def spread(rows_B: Rows, shape: tuple[int, ...]) -> Rows:
+    """Each row's numbers at each of its positions."""
+    return jax.tree.map(lambda x_B: jnp.broadcast_to(jnp.asarray(x_B)[:, None], shape), rows_B)
 
 
 def _moved_teacher(teacher: Teacher, state: TrainState, params: Any) -> Any:

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdistill import sharding
+from jaxdistill import packing, sharding, train
 from jaxdistill.errors import UserError
 from jaxdistill.models import decoder
 from jaxdistill.models.attention import causal_attention
 from jaxdistill.models.config import ModelConfig
+from jaxdistill.objectives import sdpo
 from jaxdistill.sharding import MeshConfig
 
 pytestmark = pytest.mark.gpu
@@ -168,6 +169,163 @@ def test_auto_is_cudnn_for_bfloat16_and_xla_for_float32():
         _with_gradients(*wide)
 
 
+# -------------------------------------------------------------------------- packed rows
+
+# Rows of S slots: empty segments at either end and between, one of a single token, of no whole
+# tiles, one that fills its row, and a row of none.
+PACKS = {
+    777: [
+        [0, 300, 129, 0, 1, 200],
+        [777, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0],
+        [128, 64, 0, 63, 256, 2],
+    ],
+    1024: [[1000, 1, 20], [512, 512, 0]],
+    63: [[20, 3, 40], [1, 0, 0]],
+}
+PACKED_CASES = {
+    "qwen3-8b-heads": dict(S=1024, N=32, K=8, H=128),
+    "qwen3-8b-heads-and-a-window": dict(S=1024, N=32, K=8, H=128, window=256),
+    "one-kv-head": dict(S=777, K=1, H=128),
+    "all-kv-heads-and-a-window": dict(S=777, K=4, H=128, window=129),
+    "seven-query-heads-a-kv-head-and-a-window-of-one": dict(S=777, N=14, K=2, window=1),
+    "a-width-that-cudnn-has-not": dict(S=777, H=100, window=50),
+    "shorter-than-a-tile": dict(S=63, window=9),
+}  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnames=("window", "implementation"))
+def _packed_with_gradients(
+    q_BSNH, k_BSKH, v_BSKH, g_BSNH, lengths_BX, window=None, implementation="cudnn"
+):
+    attend = functools.partial(
+        causal_attention, lengths_BX=lengths_BX, window=window, implementation=implementation
+    )
+    out_BSNH, pull = jax.vjp(attend, q_BSNH, k_BSKH, v_BSKH)
+    return out_BSNH, *pull(g_BSNH)
+
+
+def _packed_reference(inputs, lengths_BX, window=None):
+    """The same in float32, and 0 at the padding."""
+    wide = [x.astype(jnp.float32) for x in inputs]
+    found = _packed_with_gradients(*wide, lengths_BX, window=window, implementation="xla")
+    real_BS = np.arange(inputs[0].shape[1])[None] < lengths_BX.sum(axis=1)[:, None]
+    return [x * real_BS[:, :, None, None] for x in found]
+
+
+def _pack_of(S, **sizes):
+    lengths_BX = np.array(PACKS[S])
+    return _inputs(B=len(lengths_BX), S=S, **sizes), lengths_BX
+
+
+def _slots(lengths_BX):
+    for b, lengths_X in enumerate(lengths_BX):
+        for end, length in zip(np.cumsum(lengths_X), lengths_X):
+            if length:
+                yield b, slice(end - length, end)
+
+
+@pytest.mark.parametrize("case", PACKED_CASES)
+def test_packed_cudnn_is_near_float32_in_value_and_gradient(case):
+    sizes = dict(PACKED_CASES[case])
+    window = sizes.pop("window", None)
+    inputs, lengths_BX = _pack_of(**sizes)
+    actual = _packed_with_gradients(*inputs, lengths_BX, window=window)
+    expected = _packed_reference(inputs, lengths_BX, window)
+    _assert_near(actual, expected)
+    for b, slots in _slots(lengths_BX):  # a wrong short segment is lost in the norm of all
+        _assert_near([x[b, slots] for x in actual], [x[b, slots] for x in expected])
+    for x in actual:
+        for b, length in enumerate(lengths_BX.sum(axis=1)):
+            assert not np.asarray(x[b, length:]).any()
+
+
+def test_thirty_two_segments_a_row_are_each_attended_alone():
+    """As many as a packed row holds, most of them shorter than a tile."""
+    S, lengths_BX = 4096, np.stack([np.arange(8, 248, 7)[:32], np.full(32, 128)])
+    inputs = _inputs(B=2, S=S, N=8, K=2, H=128)
+    actual = _packed_with_gradients(*inputs, lengths_BX)
+    expected = _packed_reference(inputs, lengths_BX)
+    for b, slots in _slots(lengths_BX):
+        _assert_near([x[b, slots] for x in actual], [x[b, slots] for x in expected])
+
+
+def test_scores_far_below_zero_make_no_nan_in_a_pack():
+    """Segments end within a tile, where the backward pass of single rows has had a fault."""
+    (q_BSNH, k_BSKH, v_BSKH, g_BSNH), lengths_BX = _pack_of(777)
+    low = [0.1 * q_BSNH.astype(jnp.float32), 0.1 * k_BSKH.astype(jnp.float32)]
+    low = low[0].at[..., 0].set(1), low[1].at[..., 0].set(-120 * 8)  # 8 = sqrt(H)
+    inputs = [*(x.astype(jnp.bfloat16) for x in low), v_BSKH, g_BSNH]
+    actual = _packed_with_gradients(*inputs, lengths_BX)
+    expected = _packed_reference(inputs, lengths_BX)
+    assert all(bool(jnp.isfinite(x).all()) for x in actual)
+    _assert_near([actual[0], actual[3]], [expected[0], expected[3]])
+
+
+@pytest.mark.parametrize("window", [None, 100])
+def test_other_segments_and_padding_change_no_bit_of_a_segment(window):
+    (*inputs, g_BSNH), lengths_BX = _pack_of(777)
+    run = functools.partial(_packed_with_gradients, lengths_BX=lengths_BX, window=window)
+    clean = run(*inputs, g_BSNH)
+    for b, slots in _slots(lengths_BX):
+        others = np.delete(np.arange(777), slots)
+        for number in (50.0, float("inf"), float("nan")):  # not finite: in the padding alone
+            if not np.isfinite(number):
+                others = np.arange(lengths_BX[b].sum(), 777)
+            at = np.s_[b, others]
+            if np.isfinite(number):
+                changed = _changed([*inputs, g_BSNH], at)
+            else:
+                changed = [x.at[at].set(number) for x in inputs]
+            spoilt = run(*changed, g_BSNH)
+            np.testing.assert_array_equal(clean[0][b, slots], spoilt[0][b, slots])
+            for x, y in zip(clean[1:], spoilt[1:]):
+                # The backward pass adds up dq in no fixed order; a lone key's q has no gradient.
+                gap = _size(x[b, slots].astype(jnp.float32) - y[b, slots])
+                assert gap <= 1e-3 * _size(x[b]) + 1e-6
+
+
+def test_what_another_segment_learns_gives_a_segment_no_gradient():
+    (*inputs, g_BSNH), lengths_BX = _pack_of(777)
+    for b, slots in _slots(lengths_BX):
+        only_BSNH = jnp.zeros_like(g_BSNH).at[b, slots].set(g_BSNH[b, slots])
+        for gradient in _packed_with_gradients(*inputs, only_BSNH, lengths_BX)[1:]:
+            rest = np.asarray(gradient.astype(jnp.float32)).copy()
+            rest[b, slots] = 0
+            assert not rest.any()
+
+
+def test_a_pack_of_long_rows_holds_no_array_of_all_scores():
+    B, S, N, K, H, X = 1, 20_480, 16, 8, 128, 32
+    q_BSNH = jax.ShapeDtypeStruct((B, S, N, H), jnp.bfloat16)
+    k_BSKH = jax.ShapeDtypeStruct((B, S, K, H), jnp.bfloat16)
+    lengths_BX = jax.ShapeDtypeStruct((B, X), jnp.int32)
+    arguments = q_BSNH, k_BSKH, k_BSKH, q_BSNH, lengths_BX
+    compiled = _packed_with_gradients.lower(*arguments).compile()
+    size = compiled.memory_analysis().temp_size_in_bytes
+    print(f"\npacked attention of {S} positions, {X} segments: {size / 2**20:.0f} MiB temporary")
+    assert "__cudnn$fmha" in compiled.as_text()
+    assert f"{S},{S}" not in compiled.as_text()
+    # Statistics of X times the positions, and a dozen arrays as large as q.
+    assert size < 4 * X * N * S + 12 * 2 * S * N * H
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2)])
+def test_a_mesh_changes_nothing_of_a_pack_and_exchanges_nothing(sizes):
+    if int(np.prod(sizes)) > len(jax.devices()):
+        pytest.skip(f"needs {np.prod(sizes)} GPUs")
+    inputs, lengths_BX = _pack_of(777)
+    expected = _packed_reference(inputs, lengths_BX, 100)
+    mesh = sharding.make_mesh(MeshConfig(*sizes))
+    arrays = zip([*inputs, lengths_BX], ("BSNH", "BSKH", "BSKH", "BSNH", "BX"))
+    placed = [jax.device_put(x, sharding.sharding_of(mesh, a, x.shape)) for x, a in arrays]
+    with sharding.use_mesh(mesh):
+        compiled = _packed_with_gradients.lower(*placed, window=100).compile()
+        _assert_near(compiled(*placed), expected)
+    for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
+        assert collective not in compiled.as_text()
+
+
 # -------------------------------------------------------------------------------- meshes
 
 
@@ -296,3 +454,52 @@ def test_gradients_in_bfloat16_are_as_near_to_float32_with_cudnn_as_without(para
     plain = _relative_error(flat(gradient(params, jnp.bfloat16, "xla")), exact)
     print(f"\nrelative error of bfloat16 gradients: cudnn {fused:.4f}, xla {plain:.4f}")
     assert fused <= 1.2 * plain
+
+
+# ---------------------------------------------------------------------------- packed steps
+
+
+def _step_batch(rows=12):
+    """Prompts of 3 to 40 tokens, completions of 1 to 250."""
+    rng = np.random.default_rng(0)
+
+    def texts(least, most, left):
+        lengths_B = rng.integers(least, most + 1, rows)
+        slot_T = np.arange(most)[:: -1 if left else 1]
+        mask_BT = (slot_T[None] < lengths_B[:, None]).astype(np.int32)
+        return rng.integers(1, CONFIG.vocab_size, (rows, most)).astype(np.int32) * mask_BT, mask_BT
+
+    numbers_BT = -rng.uniform(5, 7, (rows, 250)).astype(np.float32)
+    return train.Batch(
+        *texts(3, 40, True), *texts(10, 90, True), *texts(1, 250, False), numbers_BT,
+        rng.normal(size=rows).astype(np.float32), np.ones(rows, np.float32),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("remat", ["none", "elementwise", "all"])
+def test_a_packed_step_is_a_padded_one_but_for_bfloat16(params, remat):
+    """Descent at rate 1, so that what moves is the gradient."""
+    descent = train.Optimizer(
+        peak_lr=1e4, warmup_steps=0, b1=0.0, b2=0.0, eps=1e4, weight_decay=0.0, clip_norm=1e9
+    )
+    student = jax.tree.map(lambda x: 1.1 * x, params)
+    found = {}
+    for name, dtype, pack in (("exact", "float32", 0), ("padded", "bfloat16", 0),
+                              ("packed", "bfloat16", 640)):  # fmt: skip
+        compute = train.Compute(dtype=dtype, chunk=64, pack=pack, remat=remat)
+        step = train.make_train_step(
+            CONFIG, sdpo(), (3, 5), descent, train.Frozen(), compute, 10, 1.0, True
+        )
+        batch = packing.pack(_step_batch(), pack)[0] if pack else _step_batch()
+        state = train.init_state(student, descent, train.Frozen(), 10)
+        state, metrics = step(state, params, jax.device_put(batch))
+        moved = jax.tree.map(jnp.subtract, state.params, student)
+        found[name] = jnp.concatenate([x.ravel() for x in jax.tree.leaves(moved)]), metrics
+    exact, exact_metrics = found["exact"]
+    padded, packed = (_relative_error(found[name][0], exact) for name in ("padded", "packed"))
+    print(f"\nrelative error of bfloat16 steps: padded {padded:.4f}, packed {packed:.4f}")
+    assert packed <= 1.2 * padded
+    for name in ("loss", "kl_teacher", "entropy_student", "epistemic_mass_reference"):
+        np.testing.assert_allclose(
+            found["packed"][1][name].mean, exact_metrics[name].mean, rtol=0.02
+        )

@@ -25,6 +25,7 @@ from jaxdistill.objectives import (
     SampledReverseKL,
     make_objective,
 )
+from jaxdistill.train import spread
 
 ROWS = json.loads((Path(__file__).parent / "golden" / "toy_step.json").read_text())["rows"]
 
@@ -64,9 +65,12 @@ def given(base):
     return mask_BT, Positions(
         plain, logp(shown), plain, logp(other),
         Sampled(tokens_BT, token_logp_BT, index_BT),
-        Rows(
-            jnp.where(jnp.arange(len(rows)) % 2, 1.0, -1.0), jnp.zeros(len(rows)), ones_B,
-            jnp.asarray(mask_BT).sum(1), jnp.zeros(len(rows), jnp.int32),
+        spread(
+            Rows(
+                jnp.where(jnp.arange(len(rows)) % 2, 1.0, -1.0), jnp.zeros(len(rows)), ones_B,
+                jnp.asarray(mask_BT).sum(1), jnp.zeros(len(rows), jnp.int32),
+            ),
+            mask_BT.shape,
         ),
     )  # fmt: skip
 

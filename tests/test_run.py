@@ -187,6 +187,19 @@ def test_pretraining_resumes_to_the_bit_too(tmp_path):
     assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "cut")
 
 
+def test_a_packed_run_is_a_padded_one_that_says_how_much_is_padding(whole, tmp_path):
+    """Its first step to rounding; later ones may sample another token where two are as likely."""
+    packed = tiny(steps=2, compute=dataclasses.replace(tiny().compute, pack=128))
+    run(packed, tmp_path / "run", quiet=True)
+    first, second = metrics_of(tmp_path / "run")
+    assert 0 <= first["padding"] < 1
+    expected = metrics_of(whole)[0]
+    assert first.keys() - {"padding"} == expected.keys()
+    for name, value in expected.items():
+        assert first[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    assert np.isfinite(second["loss"])
+
+
 # ------------------------------------------------------------------------------- what is refused
 
 

@@ -64,7 +64,12 @@ def batch():
     advantage_B, ones_B = jax.random.normal(keys[2], (B,)), jnp.ones(B)
     return dict(
         sampled=Sampled(tokens_BT, behaviour_BT, index_BT),
-        rows=Rows(advantage_B, ones_B, ones_B, lengths_B, jnp.zeros(B, jnp.int32)),
+        rows=Rows(
+            *(
+                jnp.broadcast_to(x_B[:, None], (B, T))
+                for x_B in (advantage_B, ones_B, ones_B, lengths_B, jnp.zeros(B, jnp.int32))
+            )
+        ),
         mask_BT=mask_BT,
         loss_weight_BT=mask_BT * jax.random.uniform(keys[3], (B,))[:, None],
     )
@@ -76,7 +81,7 @@ def objective(positions):
     reference = jnp.exp(positions.reference_logp_BTV)
     kl_BT = jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
     ratio_BT = jnp.exp(positions.of_token(student) - positions.sampled.behaviour_logp_BT)
-    loss_BT = kl_BT - ratio_BT * positions.rows.advantage_B[:, None]
+    loss_BT = kl_BT - ratio_BT * positions.rows.advantage_BT
     weight_BT = jax.lax.stop_gradient(1.0 - reference[..., 3])
     loss_BT *= weight_BT / (1.0 + positions.sampled.index_BT)
     entropy_BT = -jnp.sum(jnp.exp(student) * student, -1)
@@ -145,12 +150,12 @@ def test_a_real_objective_in_one_pass_is_the_same_as_all_at_once(name):
     """A chunk of 4 does not divide the 11 positions; unfused is one array of all logits."""
     evaluate = make_objective(REAL[name], (1, 5, 7))
     student, teacher, reference, contrast = (random_model(i) for i in range(4))
-    given, weight_BJ = batch(), jnp.ones((B, 1))
+    given, weight_BTJ = batch(), jnp.ones((B, T, 1))
     weight_BT = given["loss_weight_BT"]
 
     @jax.jit
     def fused(student):
-        others = scoring.Others((teacher,), reference, ((contrast,),), weight_BJ)
+        others = scoring.Others((teacher,), reference, ((contrast,),), weight_BTJ)
         return scoring.chunked_objective(evaluate, student, others, **given, plan=scoring.Plan(4))
 
     @jax.jit
@@ -178,7 +183,8 @@ def test_a_teacher_may_be_a_mixture_and_contrasts_are_averaged_where_they_exist(
     student, first, second, one, two = (random_model(i) for i in range(5))
     arguments = batch()
     weight_BJ = jnp.array([[1, 1], [1, 0], [0, 0], [0, 1]], jnp.float32)
-    others = scoring.Others((first, second), None, ((one, one), (two, two)), weight_BJ)
+    weight_BTJ = jnp.broadcast_to(weight_BJ[:, None], (B, T, 2))
+    others = scoring.Others((first, second), None, ((one, one), (two, two)), weight_BTJ)
 
     def both(positions):
         return jnp.stack([positions.teacher[..., 0], positions.contrast[..., 0]], axis=-1)
@@ -230,8 +236,8 @@ def temporary_memory(num_positions, rows=B, width=32, vocabulary=2048, chunk=16,
         return jax.ShapeDtypeStruct([sizes[a] for a in axes], dtype, sharding=place)
 
     model = scoring.Scored(shaped("BTD"), shaped("DV"))
-    floats_BT, floats_B, whole_BT = shaped("BT"), shaped("B"), shaped("BT", jnp.int32)
-    of_rows = Rows(floats_B, floats_B, floats_B, shaped("B", jnp.int32), shaped("B", jnp.int32))
+    floats_BT, whole_BT = shaped("BT"), shaped("BT", jnp.int32)
+    of_rows = Rows(floats_BT, floats_BT, floats_BT, whole_BT, whole_BT)
     step = jax.jit(jax.value_and_grad(loss, has_aux=True))
     with contextlib.nullcontext() if mesh is None else sharding.use_mesh(mesh):
         given = Sampled(whole_BT, floats_BT, whole_BT)
@@ -287,6 +293,7 @@ def test_longer_padding_of_the_completion_changes_nothing(chunk):
     data["sampled"] = Sampled(
         pad(given.tokens_BT, 2), pad(given.behaviour_logp_BT, -3.0), pad(given.index_BT, 0)
     )
+    data["rows"] = jax.tree.map(lambda x_BT: pad(x_BT, 7), data["rows"])
     data["mask_BT"] = pad(data["mask_BT"], 0)
     data["loss_weight_BT"] = pad(data["loss_weight_BT"], 0)
     assert_trees_close(run(*wide, chunk, **data), run(*models, chunk), 1e-4)

@@ -5,6 +5,7 @@ are shapes with shardings, and what is looked at is the compiler's answer. Width
 those of Qwen3-0.6B; its 28 layers are fewer here, enough for training to scan them.
 """
 
+import functools
 import math
 import re
 import time
@@ -35,6 +36,7 @@ from jaxdistill.objectives import (
     epi_anchor,
     needs_contrast,
 )
+from jaxdistill.packed import Packed, Sequences
 from jaxdistill.sampling import Sampling, make_sampler, processors
 from jaxdistill.sharding import MeshConfig
 from jaxdistill.train import (
@@ -68,6 +70,7 @@ SLICES = {
 }
 MAX_NEW_TOKENS = 1024
 ROWS, PROMPT, TEACHER_PROMPT, COMPLETION, CHUNK, PARTS = 64, 256, 768, 1536, 128, 16
+PACK, PACKED_TEACHER, PACKED_COMPLETION = 8192, 9216, 7680
 
 
 @pytest.fixture(scope="module", params=SLICES)
@@ -113,6 +116,29 @@ def _train_step(mesh, objective=epi_anchor(), teacher=EMA()):  # noqa: B008
             contrast_weight_BJ=weight_BJ,
         )  # fmt: skip
     compute = Compute(dtype="bfloat16", chunk=CHUNK, micro_batches=PARTS, remat="all")
+    lexicon = tuple(range(1000, 1040))
+    step = make_train_step(MODEL, objective, lexicon, optimizer, teacher, compute, 100, 1.0, True)
+    return step, (_as_parameters(mesh, state), _as_parameters(mesh, params), batch)
+
+
+def _packed_train_step(mesh, objective=epi_anchor(), teacher=EMA()):  # noqa: B008
+    """The same of packed rows, 64 of every part of the mesh at most."""
+    optimizer = Optimizer()
+    params = decoder.abstract_params(MODEL)
+    state = jax.eval_shape(lambda p: init_state(p, optimizer, teacher, 100), params)
+    B = mesh.size // mesh.shape["tensor"]
+
+    def dealt(width, dtype=jnp.int32):
+        return _as_batch(mesh, (B, 64, width), dtype)
+
+    number_I, sequences = _as_batch(mesh, (ROWS,), jnp.float32), dealt(32)
+    batch = Packed(
+        jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(mesh)),
+        Sequences(dealt(PACK), sequences), Sequences(dealt(PACKED_TEACHER), sequences), (),
+        dealt(PACKED_COMPLETION), dealt(PACKED_COMPLETION, jnp.float32), sequences, sequences,
+        _as_batch(mesh, (ROWS,)), number_I, number_I, number_I, None,
+    )  # fmt: skip
+    compute = Compute(dtype="bfloat16", chunk=CHUNK, pack=PACK, remat="all")
     lexicon = tuple(range(1000, 1040))
     step = make_train_step(MODEL, objective, lexicon, optimizer, teacher, compute, 100, 1.0, True)
     return step, (_as_parameters(mesh, state), _as_parameters(mesh, params), batch)
@@ -223,6 +249,33 @@ def test_the_train_step_holds_no_vocabulary_sized_batch_and_keeps_its_state_spli
         assert max(moved_sizes) <= rows_of_part * length * MODEL.hidden_size
 
 
+def test_the_packed_train_step_attends_by_splash_and_keeps_its_state_split(mesh):
+    """One packed row of 8,192 a device at a time, whatever their number: it is an argument."""
+    step, arguments = _packed_train_step(mesh)
+    state = arguments[0]
+    compiled = _compile(mesh, step, arguments)
+    memory, operations = compiled.memory_analysis(), _operations(compiled)
+    text, tensor = compiled.as_text(), mesh.shape["tensor"]
+    assert all(f"splash_mha_{kernel}_segmented" in text for kernel in ("fwd", "dq", "dkv"))
+    shapes = [shape for op in operations for shape in op.shapes]
+    assert not [shape for shape in shapes if shape.count(PACK) + shape.count(PACKED_TEACHER) > 1]
+    V = {MODEL.vocab_size, MODEL.vocab_size // tensor}
+    with_V = [shape for shape in shapes if V & set(shape)]
+    assert max(map(math.prod, with_V)) <= MODEL.hidden_size * MODEL.vocab_size // tensor
+    assert not [shape for shape in with_V if PACKED_COMPLETION in shape]
+
+    leaves = zip(jax.tree.leaves(state), jax.tree.leaves(compiled.output_shardings[0]))
+    assert all(leaf.sharding.is_equivalent_to(left, leaf.ndim) for leaf, left in leaves)
+    assert memory.alias_size_in_bytes >= _bytes_on_one_device(state)
+
+    # No device holds another's row at full width, and no device gathers rows that wait.
+    moved = [shape for op in operations for shape in op.shapes if op.kind in COLLECTIVES]
+    for length in (PACK, PACKED_TEACHER):
+        sizes = [math.prod(shape) for shape in moved if length in shape]
+        assert sizes
+        assert max(sizes) <= length * MODEL.hidden_size
+
+
 def test_an_objective_of_every_kind_of_part_holds_no_vocabulary_sized_batch_either(mesh):
     """Two contrasts, a mixture of teachers, and weights that look at the whole batch first."""
     objective = Mixed(
@@ -287,9 +340,12 @@ def test_the_likeliest_tokens_are_found_without_sorting_the_vocabulary(mesh, nam
     assert not [op for op in operations if op.kind == "sort" and V & set(op.shapes[0])]
 
 
-@pytest.mark.parametrize(("S", "window"), [(4096, None), (16_384, None), (16_384, 4096)])
+@pytest.mark.parametrize(
+    ("S", "window", "X"),
+    [(4096, None, 0), (16_384, None, 0), (16_384, 4096, 0), (20_480, None, 32)],
+)
 @pytest.mark.parametrize("direction", ["forward", "gradient"])
-def test_splash_attention_holds_no_scores_and_exchanges_nothing(mesh, S, window, direction):
+def test_splash_attention_holds_no_scores_and_exchanges_nothing(mesh, S, window, X, direction):
     """Qwen3-8B's heads; "auto" is splash for the mesh of a TPU slice, wherever it is compiled."""
     B, N, K, H = 8, 32, 8, 128
 
@@ -297,19 +353,24 @@ def test_splash_attention_holds_no_scores_and_exchanges_nothing(mesh, S, window,
         split = sharding.sharding_of(mesh, axes, shape)
         return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=split)
 
-    def forward(q_BSNH, k_BSKH, v_BSKH):
-        return causal_attention(q_BSNH, k_BSKH, v_BSKH, window=window)
+    # Of a pack of X segments; the others are rows of one sequence.
+    pack, segmented = ([_as_batch(mesh, (B, X))], "_segmented") if X else ([], "")
 
-    def gradient(q_BSNH, k_BSKH, v_BSKH, g_BSNH):
-        return jax.vjp(forward, q_BSNH, k_BSKH, v_BSKH)[1](g_BSNH)
+    def forward(q_BSNH, k_BSKH, v_BSKH, lengths_BX=None):
+        return causal_attention(q_BSNH, k_BSKH, v_BSKH, lengths_BX=lengths_BX, window=window)
+
+    def gradient(q_BSNH, k_BSKH, v_BSKH, g_BSNH, lengths_BX=None):
+        attend = functools.partial(forward, lengths_BX=lengths_BX)
+        return jax.vjp(attend, q_BSNH, k_BSKH, v_BSKH)[1](g_BSNH)
 
     q_BSNH, k_BSKH = argument("BSNH", B, S, N, H), argument("BSKH", B, S, K, H)
     if direction == "forward":
-        compiled = _compile(mesh, jax.jit(forward), (q_BSNH, k_BSKH, k_BSKH))
-        kernels = ("splash_mha_fwd_no_residuals",)
+        compiled = _compile(mesh, jax.jit(forward), (q_BSNH, k_BSKH, k_BSKH, *pack))
+        kernels = (f"splash_mha_fwd{segmented}_no_residuals",)
     else:
-        compiled = _compile(mesh, jax.jit(gradient), (q_BSNH, k_BSKH, k_BSKH, q_BSNH))
-        kernels = ("splash_mha_fwd_residuals", "splash_mha_dq", "splash_mha_dkv")
+        compiled = _compile(mesh, jax.jit(gradient), (q_BSNH, k_BSKH, k_BSKH, q_BSNH, *pack))
+        phases = (f"fwd{segmented}_residuals", f"dq{segmented}", f"dkv{segmented}")
+        kernels = tuple(f"splash_mha_{phase}" for phase in phases)
     assert all(kernel in compiled.as_text() for kernel in kernels)
     operations = _operations(compiled)
     assert not [op for op in operations if op.kind in COLLECTIVES]

@@ -1,6 +1,7 @@
 """Scaled dot-product attention of whole rows, with grouped queries.
 
-A reference in two einsums, and a fused kernel each for GPU and TPU.
+A reference in two einsums, and a fused kernel each for GPU and TPU. A row is one sequence, or a
+pack of segments that do not see each other.
 """
 
 from collections.abc import Callable
@@ -10,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxdistill import sharding
+from jaxdistill.axes import AnyArray
 from jaxdistill.errors import UserError
 from jaxdistill.precision import einsum
 
@@ -26,11 +28,29 @@ IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 _TILE = 128
 
 
+def segments_of(
+    lengths_BX: Int[AnyArray, "B X"], S: int
+) -> tuple[Int[Array, "B S"], Int[Array, "B S"]]:
+    """Which of a packed row's X segments each slot lies in, and where in it, from 0.
+
+    Segments lie one after another from slot 0; what follows the last is one more, padding.
+
+    >>> [x.tolist() for x in segments_of(jnp.array([[2, 0, 1]]), 5)]
+    [[[0, 0, 2, 3, 3]], [[0, 1, 0, 0, 1]]]
+    """
+    ends_BX = jnp.cumsum(jnp.asarray(lengths_BX), axis=1, dtype=jnp.int32)
+    slot_S = jnp.arange(S, dtype=jnp.int32)
+    segment_BS = jnp.sum(ends_BX[:, None, :] <= slot_S[None, :, None], axis=2, dtype=jnp.int32)
+    starts_BX = jnp.pad(ends_BX, ((0, 0), (1, 0)))
+    return segment_BS, slot_S[None, :] - jnp.take_along_axis(starts_BX, segment_BS, axis=1)
+
+
 def causal_attention(
     q_BSNH: Float[Array, "B S N H"],
     k_BSKH: Float[Array, "B S K H"],
     v_BSKH: Float[Array, "B S K H"],
     *,
+    lengths_BX: Int[AnyArray, "B X"] | None = None,
     window: int | None = None,
     implementation: str = "auto",
 ) -> Float[Array, "B S N H"]:
@@ -38,6 +58,9 @@ def causal_attention(
 
     Query head n reads key/value head n // G. There is no mask: real tokens come first in their
     row, so none of them sees the padding behind it. Softmax in float32; the result is in v's dtype.
+
+    With `lengths_BX` a row holds up to X segments, one after another, and a query sees keys of its
+    own segment alone; what stands at the padding after the last is finite, and seen by none.
 
     `implementation`: "xla" is the reference, "cudnn" the flash attention of NVIDIA GPUs, "splash"
     that of TPUs, "auto" the fused one where platform, dtype, head width and length allow it. The
@@ -53,22 +76,32 @@ def causal_attention(
     assert window is None or window >= 1, f"a window of {window} shows a query nothing"
     if window is not None and window >= S:
         window = None
-    name = choose(implementation, sharding.platform(), v_BSKH.dtype, S, H)
+    is_packed = lengths_BX is not None
+    name = choose(implementation, sharding.platform(), v_BSKH.dtype, S, H, is_packed)
     if name == "xla":
-        return xla_attention(q_BSNH, k_BSKH, v_BSKH, window)
+        return xla_attention(q_BSNH, k_BSKH, v_BSKH, window, lengths_BX)
     kernel = cudnn_attention if name == "cudnn" else splash_attention
+
+    def attend(q_BSKGH, k_BSKH, v_BSKH, lengths_BX=None) -> Array:
+        q_BSNH = q_BSKGH.reshape(*q_BSKGH.shape[:2], -1, H)
+        return kernel(q_BSNH, k_BSKH, v_BSKH, window, lengths_BX).reshape(q_BSKGH.shape)
+
     # Queries by key/value head, so that a mesh splits both at the same places or neither.
-    local = sharding.on_shards(
-        lambda q, k, v: kernel(q.reshape(*q.shape[:2], -1, H), k, v, window).reshape(q.shape),
-        ("BSKGH", "BSKH", "BSKH"),
-        "BSKGH",
-    )
-    out_BSKGH = local(q_BSNH.reshape(B, S, K, N // K, H), k_BSKH, v_BSKH)
+    arrays = [q_BSNH.reshape(B, S, K, N // K, H), k_BSKH, v_BSKH]
+    axes = ["BSKGH", "BSKH", "BSKH"]
+    if is_packed:
+        arrays, axes = [*arrays, jnp.asarray(lengths_BX)], [*axes, "BX"]
+    out_BSKGH = sharding.on_shards(attend, axes, "BSKGH")(*arrays)
     return out_BSKGH.reshape(B, S, N, H)
 
 
 def choose(
-    implementation: str, platform: str, dtype: DTypeLike, sequence_length: int, head_dim: int
+    implementation: str,
+    platform: str,
+    dtype: DTypeLike,
+    sequence_length: int,
+    head_dim: int,
+    is_packed: bool = False,
 ) -> str:
     """Which of "xla", "cudnn", "splash" runs; raises UserError as `causal_attention` says."""
     if implementation not in IMPLEMENTATIONS:
@@ -78,18 +111,22 @@ def choose(
         fused = {"gpu": "cudnn", "tpu": "splash"}.get(platform)
         if fused is None or sequence_length < _TILE:
             return "xla"
-        return "xla" if _obstacle(fused, platform, dtype, head_dim) else fused
-    if obstacle := _obstacle(implementation, platform, dtype, head_dim):
+        return "xla" if _obstacle(fused, platform, dtype, head_dim, is_packed) else fused
+    if obstacle := _obstacle(implementation, platform, dtype, head_dim, is_packed):
         raise UserError(f"attention '{implementation}' {obstacle}; use 'auto' or 'xla'")
     return implementation
 
 
-def _obstacle(name: str, platform: str, dtype: DTypeLike, head_dim: int) -> str | None:
+def _obstacle(
+    name: str, platform: str, dtype: DTypeLike, head_dim: int, is_packed: bool
+) -> str | None:
     """Why an implementation cannot be used, or None."""
     dtype = jnp.dtype(dtype)
     if name == "cudnn":
         if platform != "gpu" or not is_ampere_or_newer():
             return f"needs an NVIDIA GPU, Ampere or newer, and this runs on {platform}"
+        if is_packed and not is_hopper_or_newer():
+            return "keeps packed rows apart on Hopper or newer alone"
         if dtype not in (jnp.bfloat16, jnp.float16):
             return f"computes in bfloat16 or float16, not in {dtype}"
         # Wider heads are for some generations only.
@@ -103,9 +140,17 @@ def _obstacle(name: str, platform: str, dtype: DTypeLike, head_dim: int) -> str 
 
 
 def is_ampere_or_newer() -> bool:
+    return _compute_capability() >= 8
+
+
+def is_hopper_or_newer() -> bool:
+    return _compute_capability() >= 9
+
+
+def _compute_capability() -> float:
     # "9.0" on NVIDIA's, "gfx942" on AMD's.
     capability = getattr(jax.local_devices()[0], "compute_capability", "0")
-    return capability[0].isdigit() and float(capability) >= 8
+    return float(capability) if capability[0].isdigit() else 0.0
 
 
 # ---------------------------------------------------------------------------- implementations
@@ -116,6 +161,7 @@ def xla_attention(
     k_BSKH: Float[Array, "B S K H"],
     v_BSKH: Float[Array, "B S K H"],
     window: int | None,
+    lengths_BX: Int[AnyArray, "B X"] | None = None,
 ) -> Float[Array, "B S N H"]:
     """Two batched multiplications with all S x S scores between them, for any dtype."""
     B, S, N, H = q_BSNH.shape
@@ -128,7 +174,11 @@ def xla_attention(
     scores_BKGSS = scores_BKXS.reshape(B, K, G, S, S) * H**-0.5
     distance_SS = jnp.arange(S)[:, None] - jnp.arange(S)[None, :]
     visible_SS = (distance_SS >= 0) & (distance_SS < (S if window is None else window))
-    scores_BKGSS = jnp.where(visible_SS[None, None, None], scores_BKGSS, _UNSEEN)
+    visible_BSS = visible_SS[None]
+    if lengths_BX is not None:
+        segment_BS, _ = segments_of(lengths_BX, S)
+        visible_BSS &= segment_BS[:, :, None] == segment_BS[:, None, :]
+    scores_BKGSS = jnp.where(visible_BSS[:, None, None], scores_BKGSS, _UNSEEN)
     weights_BKGSS = jax.nn.softmax(scores_BKGSS, axis=-1).astype(v_BSKH.dtype)
     weights_BKXS = weights_BKGSS.reshape(B, K, G * S, S)
     out_BKXH = einsum("BKXS,BSKH->BKXH", weights_BKXS, v_BSKH)
@@ -141,6 +191,7 @@ def cudnn_attention(
     k_BSKH: Float[Array, "B S K H"],
     v_BSKH: Float[Array, "B S K H"],
     window: int | None,
+    lengths_BX: Int[AnyArray, "B X"] | None = None,
 ) -> Float[Array, "B S N H"]:
     """cuDNN's flash attention: bfloat16 or float16, H up to 128, on one device's arrays.
 
@@ -149,8 +200,13 @@ def cudnn_attention(
     H is padded to a multiple of 8.
     """
     S, H = q_BSNH.shape[1], q_BSNH.shape[3]
+    q, k, v = (_pad(x, -S % _TILE, -H % 8) for x in (q_BSNH, k_BSKH, v_BSKH))
+    if lengths_BX is not None:
+        return _packed_cudnn_attention(q, k, v, window, lengths_BX, H**-0.5)[:, :S, :, :H]
     out_BSNH = jax.nn.dot_product_attention(
-        *(_pad(x, -S % _TILE, -H % 8) for x in (q_BSNH, k_BSKH, v_BSKH)),
+        q,
+        k,
+        v,
         scale=H**-0.5,
         is_causal=True,
         local_window_size=None if window is None else (window - 1, 0),
@@ -159,15 +215,73 @@ def cudnn_attention(
     return out_BSNH[:, :S, :, :H]
 
 
+def _packed_cudnn_attention(
+    q_BSNH: Array,
+    k_BSKH: Array,
+    v_BSKH: Array,
+    window: int | None,
+    lengths_BX: Int[AnyArray, "B X"],
+    scale: float,
+) -> Float[Array, "B S N H"]:
+    """Each segment a sequence of its own: scores between segments are not even computed.
+
+    What is kept for the gradient beside the result, log-sums, is [B X, N, S] in float32.
+    """
+    # Not public: `jax.nn.dot_product_attention` takes lengths, but no places where they begin.
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    S, N, K = *q_BSNH.shape[1:3], k_BSKH.shape[2]
+    real_BS11 = (jnp.sum(lengths_BX, axis=1)[:, None] > jnp.arange(S)[None, :])[..., None, None]
+    if jax.__version_info__ < (0, 12):
+        # Older versions find a key's segment by the queries' stride (jax-ml/jax#39521).
+        k_BSKH, v_BSKH = (jnp.repeat(x, N // K, axis=2) for x in (k_BSKH, v_BSKH))
+    # cuDNN neither reads nor writes the padding: what is in its memory there may be NaN, of the
+    # output and, in the gradient of this line, of the three inputs' cotangents.
+    qkv = [jnp.where(real_BS11, x, 0) for x in (q_BSNH, k_BSKH, v_BSKH)]
+    seqlens_BX, offsets_BX = cudnn_places(lengths_BX)
+    out_BSNH: Any = cudnn.dot_product_attention(
+        *qkv,
+        q_seqlen=seqlens_BX,
+        kv_seqlen=seqlens_BX,
+        q_offsets=offsets_BX,
+        kv_offsets=offsets_BX,
+        scale=scale,
+        mask_type=cudnn.MaskType.PADDING_CAUSAL,
+        sliding_window_length=window,
+    )
+    return jnp.where(real_BS11, out_BSNH, 0)
+
+
+def cudnn_places(
+    lengths_BX: Int[AnyArray, "B X"],
+) -> tuple[Int[Array, "B X"], Int[Array, "B X+1"]]:
+    """Lengths and first slots as cuDNN's packing takes them: -1 for an empty segment in both.
+
+    One more slot than segments, always -1. One segment alone would not be taken for a pack.
+
+    >>> [x.tolist() for x in cudnn_places(jnp.array([[2, 0, 1]]))]
+    [[[2, -1, 1]], [[0, -1, 2, -1]]]
+    """
+    lengths_BX = jnp.asarray(lengths_BX, jnp.int32)
+    lengths_BX = jnp.pad(lengths_BX, ((0, 0), (0, max(2 - lengths_BX.shape[1], 0))))
+    starts_BX = jnp.cumsum(lengths_BX, axis=1, dtype=jnp.int32) - lengths_BX
+    lengths_BX, starts_BX = (jnp.where(lengths_BX > 0, x, -1) for x in (lengths_BX, starts_BX))
+    return lengths_BX, jnp.pad(starts_BX, ((0, 0), (0, 1)), constant_values=-1)
+
+
 def splash_attention(
     q_BSNH: Float[Array, "B S N H"],
     k_BSKH: Float[Array, "B S K H"],
     v_BSKH: Float[Array, "B S K H"],
     window: int | None,
+    lengths_BX: Int[AnyArray, "B X"] | None = None,
     *,
     interpret: bool = False,
 ) -> Float[Array, "B S N H"]:
     """JAX's Pallas kernel for TPU, which skips blocks that no query sees, on one device's arrays.
+
+    Of a pack it skips blocks by causality and window alone: scores between segments are computed,
+    and then not looked at.
 
     With `interpret` it runs anywhere, slowly and in any dtype: for tests.
     """
@@ -178,13 +292,21 @@ def splash_attention(
     scaled_BSNH = (q_BSNH.astype(jnp.float32) * H**-0.5).astype(q_BSNH.dtype)
     heads_first = [_pad(x, padded - S, 0).swapaxes(1, 2) for x in (scaled_BSNH, k_BSKH, v_BSKH)]
     kernel = _splash_kernel(padded, N, window, block, interpret)
-    return jax.vmap(kernel)(*heads_first).swapaxes(1, 2)[:, :S]
+    segment_ids = None if lengths_BX is None else _segment_ids(lengths_BX, padded)
+    return jax.vmap(kernel)(*heads_first, segment_ids).swapaxes(1, 2)[:, :S]
+
+
+def _segment_ids(lengths_BX: Int[AnyArray, "B X"], S: int) -> Any:
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    segment_BS, _ = segments_of(lengths_BX, S)
+    return splash.SegmentIds(q=segment_BS, kv=segment_BS)
 
 
 def _splash_kernel(
     S: int, N: int, window: int | None, block: int, interpret: bool
 ) -> Callable[..., Array]:
-    """q_NSH, k_KSH, v_KSH -> out_NSH, for S of whole blocks."""
+    """q_NSH, k_KSH, v_KSH and, of a pack, segment ids -> out_NSH, for S of whole blocks."""
     # Here because it is long to import and only TPUs need it.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 

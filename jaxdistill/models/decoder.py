@@ -6,7 +6,8 @@ through a scan is copied whole at every token. All of them share `_queries_keys_
 `_add_attention_and_mlp`. Nothing here multiplies by the vocabulary; see `head`.
 
 Inside, every row is left-aligned: real tokens first, padding after. Causality alone then hides
-padding from real tokens, so attention needs no mask, and position t is slot t.
+padding from real tokens, so attention needs no mask, and position t is slot t. A packed row is
+several such rows one after another; attention keeps them apart, and positions restart.
 """
 
 import functools
@@ -20,7 +21,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdistill.axes import AnyArray, Mask_BS, Tokens_BS
-from jaxdistill.models.attention import causal_attention
+from jaxdistill.models.attention import causal_attention, segments_of
 from jaxdistill.models.cached_attention import has_kernel, kernel_attention, xla_attention
 from jaxdistill.models.config import LayerKind, ModelConfig
 from jaxdistill.models.layers import rms_norm, swiglu
@@ -312,6 +313,30 @@ def hidden_states(
     return rms_norm(x_BSD, norm_D, config.norm_eps)
 
 
+def packed_hidden_states(
+    params: nnx.State | Stacked,
+    config: ModelConfig,
+    tokens_BS: Tokens_BS,
+    lengths_BX: Int[AnyArray, "B X"],
+    *,
+    dtype: DTypeLike = jnp.float32,
+    remat: Remat = "none",
+    attention: str = "auto",
+) -> Float[Array, "B S D"]:
+    """`hidden_states` of rows that hold up to X sequences each, one after another from slot 0.
+
+    Every sequence has what it would have in a row of its own; what follows the last is padding.
+    """
+    model = params if isinstance(params, Stacked) else _model(config, params)
+    is_real_BS = jnp.arange(tokens_BS.shape[1])[None, :] < jnp.sum(lengths_BX, axis=1)[:, None]
+    tokens_BS = jnp.where(is_real_BS, jnp.asarray(tokens_BS), 0)
+    x_BSD, _ = _scan_layers(
+        model, config, tokens_BS, dtype, attention, lengths_BX, remat=remat, keep_kv=False
+    )
+    norm_D = model.norm_D if isinstance(model, Stacked) else model.norm[...]
+    return rms_norm(constrain(x_BSD, "BSD"), norm_D, config.norm_eps)
+
+
 def _left_aligned(tokens_BS: Tokens_BS, mask_BS: Bool[Array, "B S"]) -> Int[Array, "B S"]:
     """Each row's real tokens in their order, then zeros: padding may be any number, -100 say."""
     tokens_BS = jnp.where(mask_BS, jnp.asarray(tokens_BS), 0)
@@ -319,14 +344,20 @@ def _left_aligned(tokens_BS: Tokens_BS, mask_BS: Bool[Array, "B S"]) -> Int[Arra
 
 
 def _scan_layers(
-    model, config, tokens_BS, dtype, attention, *, remat, keep_kv
+    model, config, tokens_BS, dtype, attention, lengths_BX=None, *, remat, keep_kv
 ) -> tuple[Array, list[tuple[Array, Array]]]:
     """All layers over left-aligned rows -> (x_BSD before the final norm, L times (k, v) [B S K H]).
 
     The scan's body is one repetition of the layer pattern, so that each layer's kind is static.
     """
     pattern = config.layer_pattern
-    rotary = _rotary(config, jnp.arange(tokens_BS.shape[1])[None, :])
+    num_slots = tokens_BS.shape[1]
+    position_BS = (
+        jnp.arange(num_slots)[None, :]
+        if lengths_BX is None
+        else segments_of(lengths_BX, num_slots)[1]
+    )
+    rotary = _rotary(config, position_BS)
     if isinstance(model, Stacked):
         embed_VD, stacked, layer_of = model.embed_VD, model.layers, lambda sliced: sliced
     else:
@@ -339,8 +370,9 @@ def _scan_layers(
         layer = layer_of(sliced)
         q_BSNH, k_BSKH, v_BSKH = _queries_keys_values(layer, config, x_BSD, rotary[kind])
         attended_BSNH = causal_attention(
-            q_BSNH, k_BSKH, v_BSKH, window=_window(config, kind), implementation=attention
-        )
+            q_BSNH, k_BSKH, v_BSKH, lengths_BX=lengths_BX,
+            window=_window(config, kind), implementation=attention,
+        )  # fmt: skip
         x_BSD = _add_attention_and_mlp(layer, config, x_BSD, attended_BSNH)
         return x_BSD, (k_BSKH, v_BSKH) if keep_kv else None
 

@@ -170,20 +170,18 @@ def make_scores(
 def factors(
     objective: Objective, scores: Scores, loss_weight_BT: Float[Array, "B T"], rows: Rows
 ) -> tuple[Array | None, Array | None]:
-    """(distill_factor_BT, gradient_factor_BT) of the whole batch, for `Sampled`."""
+    """(distill_factor_BT, gradient_factor_BT) of the whole batch, for `Sampled`; a row each."""
     distill, gradient_part = distill_of(objective), policy_gradient_of(objective)
-    goes_first_B = rows.taught_B > 0
-    goes_second_B = jnp.ones_like(goes_first_B)
+    goes_first_BT = jnp.greater(rows.taught_BT, 0)
+    goes_second_BT = jnp.ones_like(goes_first_BT)
     if isinstance(objective, Routed):
-        goes_first_B = combined.is_distilled(rows) > 0
-        goes_second_B = ~goes_first_B
+        goes_first_BT = combined.is_distilled(rows) > 0
+        goes_second_BT = ~goes_first_BT
     return (
-        distillation.distill_factor(distill, scores.distill, loss_weight_BT * goes_first_B[:, None])
+        distillation.distill_factor(distill, scores.distill, loss_weight_BT * goes_first_BT)
         if distill is not None and scores.distill
         else None,
-        gradient.gradient_factor(
-            gradient_part, scores.gradient, loss_weight_BT * goes_second_B[:, None]
-        )
+        gradient.gradient_factor(gradient_part, scores.gradient, loss_weight_BT * goes_second_BT)
         if gradient_part is not None and scores.gradient
         else None,
     )

@@ -76,8 +76,8 @@ def require_parts(name: str, first: Distill, second: GRPO) -> None:
 def mixed(objective: Mixed, positions: Positions, epistemic: Epistemic) -> Part:
     share: float | Array = objective.share
     if objective.anneal_steps:
-        left_B = jnp.clip(1.0 - positions.rows.step_B / objective.anneal_steps, 0.0, 1.0)
-        share = share * left_B[:, None]
+        left_BT = jnp.clip(1.0 - positions.rows.step_BT / objective.anneal_steps, 0.0, 1.0)
+        share = share * left_BT
     first = distill(objective.distill, positions, epistemic)
     second = policy_gradient(objective.policy_gradient, positions, epistemic)
     share_BT = jnp.broadcast_to(share, first.loss_BT.shape)
@@ -86,17 +86,16 @@ def mixed(objective: Mixed, positions: Positions, epistemic: Epistemic) -> Part:
     return Part(loss_BT, weight_BT, second.is_asked_BT, second.metrics)
 
 
-def is_distilled(rows: Rows) -> Float[Array, " B"]:
+def is_distilled(rows: Rows) -> Float[Array, "B T"]:
     """1 for the rows that `Routed` distils."""
-    is_wrong_B = jnp.equal(rows.correct_B, 0)
-    return (jnp.greater(rows.taught_B, 0) & is_wrong_B).astype(jnp.float32)
+    is_wrong_BT = jnp.equal(rows.correct_BT, 0)
+    return (jnp.greater(rows.taught_BT, 0) & is_wrong_BT).astype(jnp.float32)
 
 
 def routed(objective: Routed, positions: Positions, epistemic: Epistemic) -> Part:
-    goes_first_B1 = is_distilled(positions.rows)[:, None]
+    route_BT = is_distilled(positions.rows)
     first = distill(objective.distill, positions, epistemic)
     second = policy_gradient(objective.policy_gradient, positions, epistemic)
-    route_BT = jnp.broadcast_to(goes_first_B1, first.loss_BT.shape)
     loss_BT = weighted(first.loss_BT, route_BT) + weighted(second.loss_BT, 1.0 - route_BT)
     weight_BT = jnp.where(route_BT > 0, first.weight_BT, second.weight_BT)
     return Part(loss_BT, weight_BT, second.is_asked_BT, second.metrics)

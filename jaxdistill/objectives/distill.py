@@ -93,7 +93,7 @@ class Distill:
 
 def distill(objective: Distill, positions: Positions, epistemic: Epistemic) -> Part:
     """Rows of weight 0 have no loss: their teacher was shown nothing."""
-    taught_B1 = positions.rows.taught_B[:, None]
+    taught_BT = jnp.asarray(positions.rows.taught_BT)
     weight_BT, metrics = importance(objective, positions)
     weight_BT *= position_weight(objective.weights, positions, epistemic)
     if positions.sampled.distill_factor_BT is not None:
@@ -107,7 +107,6 @@ def distill(objective: Distill, positions: Positions, epistemic: Epistemic) -> P
     loss_BT = clipped(objective.clip, loss_BT) * pair.factor_BT
     weight_BT = jax.lax.stop_gradient(weight_BT)
     loss_BT = weighted(loss_BT, weight_BT) + added(objective.terms, positions, epistemic)
-    taught_BT = jnp.broadcast_to(taught_B1, loss_BT.shape)
     return Part(weighted(loss_BT, taught_BT), weight_BT * taught_BT, taught_BT > 0, metrics)
 
 

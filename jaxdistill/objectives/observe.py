@@ -18,7 +18,7 @@ def observe(
     is_epistemic_BT = epistemic.holds(positions.sampled.tokens_BT).astype(jnp.float32)
     size_BT = jnp.abs(part.loss_BT)
     if reduction == "sequence":
-        size_BT /= jnp.maximum(positions.rows.length_B, 1)[:, None]
+        size_BT /= jnp.maximum(positions.rows.length_BT, 1)
     student_bins = losses.epistemic_bins(student, epistemic.is_member_V)
     metrics = {
         "epistemic_mass_student": everywhere(jnp.exp(student_bins[..., 0])),
@@ -47,5 +47,5 @@ def observe_teacher(
         "kl_teacher": losses.forward_kl(student, teacher),
         "mass_kl": losses.bernoulli_kl(teacher_bins, student_bins),
     }
-    taught_BT = jnp.ones_like(teacher[..., 0], jnp.float32) * (positions.rows.taught_B > 0)[:, None]
+    taught_BT = jnp.greater(positions.rows.taught_BT, 0).astype(jnp.float32)
     return {name: Weighted(value, taught_BT) for name, value in values.items()}

@@ -168,7 +168,7 @@ def policy_gradient(objective: GRPO, positions: Positions, epistemic: Epistemic)
 
 def advantage_of(choice: Credit, positions: Positions, epistemic: Epistemic) -> Float[Array, "B T"]:
     token_logp_BT = positions.of_token(positions.student_logp_BTV)
-    plain_BT = jnp.broadcast_to(positions.rows.advantage_B[:, None], token_logp_BT.shape)
+    plain_BT = jnp.asarray(positions.rows.advantage_BT)
     is_epistemic_BT = epistemic.holds(positions.sampled.tokens_BT)
     match choice:
         case EqualCredit():
@@ -194,8 +194,8 @@ def advantage_of(choice: Credit, positions: Positions, epistemic: Epistemic) -> 
             applies_BT = is_epistemic_BT if only_epistemic else jnp.ones_like(is_epistemic_BT)
             if threshold is not None:
                 applies_BT &= losses.entropy(teacher) > threshold
-    is_taught_B1 = (positions.rows.taught_B > 0)[:, None]
-    return jnp.where(applies_BT & is_taught_B1, shaped_BT, plain_BT)
+    is_taught_BT = jnp.greater(positions.rows.taught_BT, 0)
+    return jnp.where(applies_BT & is_taught_BT, shaped_BT, plain_BT)
 
 
 def contrastive_residual(choice: RLCSD, positions: Positions) -> Float[Array, "B T"]:
@@ -214,9 +214,9 @@ def gradient_scores(objective: GRPO, positions: Positions) -> tuple[Float[Array,
     """What must be known of all positions before one of them is weighed; () for nothing."""
     scores = []
     if isinstance(objective.credit, RLCSD):
-        is_taught_B1 = (positions.rows.taught_B > 0)[:, None]
+        is_taught_BT = jnp.greater(positions.rows.taught_BT, 0)
         residual_BT = jnp.abs(contrastive_residual(objective.credit, positions))
-        scores.append(((residual_BT > objective.credit.select) & is_taught_B1).astype(jnp.float32))
+        scores.append(((residual_BT > objective.credit.select) & is_taught_BT).astype(jnp.float32))
     if is_of_sequences(objective.rollout_correction):
         scores.append(rollout_log_ratio(positions))
     return tuple(scores)

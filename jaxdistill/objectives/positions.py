@@ -26,13 +26,16 @@ class Sampled(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What is the same all along a row."""
+    """What is the same all along a completion, at each of its positions.
 
-    advantage_B: Float[AnyArray, " B"]
-    correct_B: Float[AnyArray, " B"]  # 1 where the grader accepted the completion
-    taught_B: Float[AnyArray, " B"]  # weight of the row in distillation: 0 without a demonstration
-    length_B: Int[AnyArray, " B"]  # tokens in the completion
-    step_B: Int[AnyArray, " B"]  # optimizer steps taken before this one
+    Not one number a row: a packed row holds several completions.
+    """
+
+    advantage_BT: Float[AnyArray, "B T"]
+    correct_BT: Float[AnyArray, "B T"]  # 1 where the grader accepted the completion
+    taught_BT: Float[AnyArray, "B T"]  # weight in distillation: 0 without a demonstration
+    length_BT: Int[AnyArray, "B T"]  # tokens in the completion
+    step_BT: Int[AnyArray, "B T"]  # optimizer steps taken before this one
 
 
 class Positions(NamedTuple):

@@ -298,8 +298,8 @@ def one_weight(weight: Weight, positions: Positions, epistemic: Epistemic) -> Ar
             return token_importance(weight, positions)
         case PositionSlope(slope):
             middle_BT = jnp.asarray(positions.sampled.index_BT) + 0.5
-            length_B1 = jnp.maximum(positions.rows.length_B, 1)[:, None]
-            return 1.0 + slope * (2.0 * middle_BT / length_B1 - 1.0)
+            length_BT = jnp.maximum(positions.rows.length_BT, 1)
+            return 1.0 + slope * (2.0 * middle_BT / length_BT - 1.0)
         case SkipFirst(count):
             return jnp.greater_equal(positions.sampled.index_BT, count).astype(jnp.float32)
         case ContrastMask(scale):

@@ -189,6 +189,95 @@ def test_the_amount_of_padding_changes_nothing_before_it(path):
         np.testing.assert_allclose(x[:, :S], expected, atol=1e-5)
 
 
+# ------------------------------------------------------------------------- packed rows
+
+# Empty segments at either end and between, a full row, and padding behind; of no multiple of 128.
+LENGTHS = {13: [[4, 0, 6, 1], [13, 0, 0, 0], [0, 5, 5, 0]],
+           150: [[70, 0, 60, 9], [150, 0, 0, 0], [0, 1, 140, 0]]}  # fmt: skip
+
+
+def _packed(make, lengths_BX, window=None):
+    return functools.partial(make(window), lengths_BX=jnp.array(lengths_BX))
+
+
+def _segments(lengths_BX):
+    """(row, slots) of each segment that is not empty."""
+    for b, lengths_X in enumerate(lengths_BX):
+        ends_X = np.cumsum(lengths_X)
+        for end, length in zip(ends_X, lengths_X):
+            if length:
+                yield b, slice(end - length, end)
+
+
+def test_segments_and_places_of_a_row_by_hand():
+    segment_BS, index_BS = attention.segments_of(np.array([[2, 0, 1], [0, 0, 0]]), 5)
+    assert segment_BS.tolist() == [[0, 0, 2, 3, 3], [3] * 5]
+    assert index_BS.tolist() == [[0, 1, 0, 0, 1], [0, 1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize("window", [None, 1, 5])
+@pytest.mark.parametrize("path", PATHS)
+def test_a_segment_attends_as_a_row_of_its_own(path, window):
+    make, S = PATHS[path]
+    inputs = _inputs(2, B=3, S=S)
+    actual = _with_gradients(_packed(make, LENGTHS[S], window), *inputs)
+    for b, slots in _segments(LENGTHS[S]):
+        expected = _formula(*(x[b : b + 1, slots] for x in inputs), window)
+        for x, y in zip(actual, expected):
+            np.testing.assert_allclose(x[b, slots], y[0], atol=3e-5)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_other_segments_and_padding_change_no_bit_of_a_segment(path):
+    make, S = PATHS[path]
+    *inputs, g_BSNH = _inputs(2, B=3, S=S)
+    run = functools.partial(_with_gradients, _packed(make, LENGTHS[S], 6))
+    clean = run(*inputs, g_BSNH)
+    for b, slots in _segments(LENGTHS[S]):
+        others = np.ones(S, bool)
+        others[slots] = False
+        others = np.nonzero(others)[0]
+        spoilt = run(*_replace(inputs, np.s_[b, others]), g_BSNH)
+        for x, y in zip(clean, spoilt):
+            np.testing.assert_array_equal(x[b, slots], y[b, slots])
+            assert np.isfinite(y).all()
+
+
+def test_cudnn_is_told_where_each_segment_lies(monkeypatch):
+    """What its kernel is given, read as its documentation says, for two heads a key's."""
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    lengths_BX = np.array(LENGTHS[150])
+    q_BSNH, k_BSKH, v_BSKH = (jnp.asarray(x) for x in _inputs(2, B=3, S=150, H=8)[:3])
+
+    def read_as_cudnn_does(q, k, v, *, q_seqlen, kv_seqlen, q_offsets, kv_offsets, scale, **rest):
+        assert rest == {"mask_type": cudnn.MaskType.PADDING_CAUSAL, "sliding_window_length": 7}
+        lengths, _, *offsets = cudnn._fix_seqlen_offsets(
+            q_seqlen, kv_seqlen, q_offsets, kv_offsets, q, k
+        )
+        out = np.full(q.shape, np.nan, np.float32).reshape(-1, q.shape[3])
+        flat = [np.asarray(x).reshape(-1, x.shape[3]) for x in (q, k, v)]
+        for length, *starts in zip(*(np.ravel(x)[: lengths.size] for x in (lengths, *offsets))):
+            if length:
+                sizes = [x.shape[2] for x in (q, k, v)]
+                firsts = [start // 8 for start in (*starts, starts[1])]
+                rows = [
+                    x[f : f + length * n].reshape(1, length, n, 8)
+                    for x, f, n in zip(flat, firsts, sizes)
+                ]
+                attended = attention.xla_attention(*map(jnp.asarray, rows), 7)
+                out[firsts[0] : firsts[0] + length * sizes[0]] = attended.reshape(-1, 8)
+        return jnp.asarray(out.reshape(q.shape))
+
+    monkeypatch.setattr(cudnn, "dot_product_attention", read_as_cudnn_does)
+    out_BSNH = attention.cudnn_attention(q_BSNH, k_BSKH, v_BSKH, 7, lengths_BX)
+    expected = attention.xla_attention(q_BSNH, k_BSKH, v_BSKH, 7, lengths_BX)
+    for b, slots in _segments(lengths_BX):
+        np.testing.assert_allclose(out_BSNH[b, slots], expected[b, slots], atol=1e-5)
+    for b, length in enumerate(lengths_BX.sum(axis=1)):  # NaN in what the kernel never writes
+        assert not np.asarray(out_BSNH)[b, length:].any()
+
+
 # --------------------------------------------------------------------------------- meshes
 
 
@@ -215,6 +304,19 @@ def test_a_mesh_changes_no_bit_of_splash_and_its_gradient(as_on_tpu, B, sizes):
     ]
     with sharding.use_mesh(mesh):
         actual = _with_gradients(attend, *placed)
+    for x, y in zip(actual, expected):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_a_mesh_changes_no_bit_of_packed_splash_and_its_gradient(as_on_tpu):
+    inputs = [jnp.asarray(x, jnp.bfloat16) for x in _inputs(2, B=4, S=150)]
+    lengths_BX = np.array([*LENGTHS[150], [0, 0, 0, 0]])
+    attend = functools.partial(
+        attention.causal_attention, lengths_BX=lengths_BX, window=40, implementation="splash"
+    )
+    expected = _with_gradients(attend, *inputs)
+    with sharding.use_mesh(sharding.make_mesh(MeshConfig(2, 2, 2))):
+        actual = _with_gradients(attend, *inputs)
     for x, y in zip(actual, expected):
         np.testing.assert_array_equal(x, y)
 
@@ -267,6 +369,16 @@ def test_auto_leaves_older_and_other_gpus_to_xla(capability, chosen, monkeypatch
     device = type("Device", (), {"compute_capability": capability})
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
     assert attention.choose("auto", "gpu", "bfloat16", 4096, 128) == chosen
+
+
+@pytest.mark.parametrize(("capability", "chosen"), [("9.0", "cudnn"), ("8.0", "xla")])
+def test_auto_takes_cudnn_for_packed_rows_on_hopper_alone(capability, chosen, monkeypatch):
+    device = type("Device", (), {"compute_capability": capability})
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert attention.choose("auto", "gpu", "bfloat16", 4096, 128, is_packed=True) == chosen
+    if chosen == "xla":
+        with pytest.raises(UserError, match="'cudnn' keeps packed rows apart on Hopper or newer"):
+            attention.choose("cudnn", "gpu", "bfloat16", 4096, 128, is_packed=True)
 
 
 @pytest.mark.parametrize(

@@ -23,19 +23,28 @@ def logp_of(seed):
     return jax.nn.log_softmax(logits(seed))
 
 
+def of_rows(numbers):
+    """A number a row, at each of its positions."""
+    return jnp.broadcast_to(jnp.array(numbers)[:, None], (B, T))
+
+
 def positions(student=0, teacher=1, reference=2, contrast=3, **changes):
-    """Seeds of the four networks; `changes` replace fields of Positions, Sampled or Rows."""
+    """Seeds of the four networks; `changes` replace fields of Positions, Sampled or Rows.
+
+    Those of Rows are given as one number a row.
+    """
     student_logp, *others = (logp_of(seed) for seed in (student, teacher, reference, contrast))
     behaviour = losses.take_token(student_logp, TOKENS) - 0.1
     index_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
     sampled = Sampled(TOKENS, behaviour, index_BT)
-    ones_B = jnp.ones(B)
     rows = Rows(
-        jnp.array([0.5, -0.5]), jnp.array([1.0, 0.0]), ones_B, jnp.full(B, T), jnp.zeros(B, int)
-    )
+        of_rows([0.5, -0.5]), of_rows([1.0, 0.0]), jnp.ones((B, T)), jnp.full((B, T), T),
+        jnp.zeros((B, T), int),
+    )  # fmt: skip
     inner = {name: value for name, value in changes.items() if name not in Positions._fields}
     sampled = sampled._replace(**{n: v for n, v in inner.items() if n in Sampled._fields})
-    rows = rows._replace(**{n: v for n, v in inner.items() if n in Rows._fields})
+    per_row = {n: of_rows(v) for n, v in inner.items() if n in Rows._fields}
+    rows = rows._replace(**per_row)
     made = Positions(student_logp, *others, sampled, rows)
     return made._replace(**{n: v for n, v in changes.items() if n in Positions._fields})
 

@@ -257,7 +257,7 @@ def every_sample(student, teacher):
     return given._replace(
         student_logp_BTV=jnp.broadcast_to(S, wide), teacher_logp_BTV=jnp.broadcast_to(P, wide),
         reference_logp_BTV=None, contrast_logp_BTV=None, sampled=sampled,
-        rows=jax.tree.map(lambda x: x[:1], given.rows),
+        rows=jax.tree.map(lambda x: jnp.broadcast_to(x[:1, :1], (1, V)), given.rows),
     )  # fmt: skip
 
 
@@ -451,7 +451,7 @@ def test_a_padded_vocabulary_changes_nothing(objective):
 
 
 def test_metrics_equal_a_float64_oracle():
-    given = positions(taught_B=jnp.array([1.0, 0.0]))
+    given = positions(taught_BT=jnp.array([1.0, 0.0]))
     metrics = make_objective(Distill(), IDS)(given)[1]
     S, teacher = (np.exp(np.asarray(p, np.float64)) for p in given[:2])
     m_S, m_T, m_R = (mass(p) for p in given[:3])

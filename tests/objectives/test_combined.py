@@ -41,7 +41,7 @@ def test_a_part_with_no_share_cannot_spoil_the_other_with_an_infinity():
 def test_an_annealed_share_falls_to_zero_and_stays():
     annealed = Mixed(share=0.8, anneal_steps=10)
     for step, share in ((0, 0.8), (5, 0.4), (10, 0.0), (99, 0.0)):
-        given = positions(step_B=jnp.full(2, step))
+        given = positions(step_BT=jnp.full(2, step))
         assert_same(annealed, Mixed(share=share), given)
 
 
@@ -50,7 +50,7 @@ def test_wrong_rows_with_a_demonstration_are_distilled_and_all_others_follow_the
     for correct, taught, goes in (
         ([1, 0], [1, 1], [0, 1]), ([0, 0], [1, 0], [1, 0]), ([1, 1], [1, 1], [0, 0]),
     ):  # fmt: skip
-        given = positions(correct_B=jnp.array(correct), taught_B=jnp.array(taught, jnp.float32))
+        given = positions(correct_BT=jnp.array(correct), taught_BT=jnp.array(taught, jnp.float32))
         loss_BT, metrics = make_objective(Routed(), IDS)(given)
         for row, is_distilled in enumerate(goes):
             np.testing.assert_array_equal(loss_BT[row], (rewarded, distilled)[is_distilled][row])
@@ -75,7 +75,7 @@ def test_either_part_of_a_mixture_has_the_mean_it_has_alone(reduction):
 
     def mean(objective):
         weight_BT, denominator, taught_B = reduced(objective, mask_BT, row_weight_B)
-        loss_BT, _ = make_objective(objective, IDS)(positions(taught_B=taught_B))
+        loss_BT, _ = make_objective(objective, IDS)(positions(taught_BT=taught_B))
         return jnp.sum(loss_BT * weight_BT) / denominator
 
     for share in (0.0, 0.25, 1.0):

@@ -352,7 +352,7 @@ def test_forks_and_mean_one_weights_are_taken_among_what_the_other_weights_leave
 
 
 def test_only_rows_that_are_distilled_count_as_kept_or_not():
-    given = positions(taught_B=jnp.array([1.0, 0.0]))
+    given = positions(taught_BT=jnp.array([1.0, 0.0]))
     metrics = make_objective(dataclasses.replace(FULL, weights=(SkipFirst(1),)), IDS)(given)[1]
     kept = metrics["kept"]
     assert (kept.value_BT * kept.weight_BT).sum() / kept.weight_BT.sum() == pytest.approx(2 / 3)
@@ -360,7 +360,7 @@ def test_only_rows_that_are_distilled_count_as_kept_or_not():
 
 def test_the_share_of_the_loss_on_doubt_is_that_of_the_reduced_loss():
     lengths = jnp.array([3, 1])
-    given = positions(length_B=lengths)
+    given = positions(length_BT=lengths)
     mask = np.array([[1, 1, 1], [1, 0, 0]])
     for reduction in ("sequence", "token"):
         objective = dataclasses.replace(FULL, reduction=reduction)

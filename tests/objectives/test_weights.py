@@ -214,7 +214,7 @@ def test_token_importance_is_its_formula():
 def test_a_position_slope_has_mean_one_over_each_completion_whatever_its_length():
     for slope in (-1.0, 0.3, 1.0):
         for length in (1, 2, 3):
-            given = positions(length_B=jnp.full(B, length))
+            given = positions(length_BT=jnp.full(B, length))
             weight = weight_of(PositionSlope(slope), given)[:, :length]
             np.testing.assert_allclose(weight.mean(1), 1, rtol=1e-6)
             assert (weight >= 0).all()
