@@ -141,10 +141,13 @@ def _xla_attend(
     visible_BS = slot_BS <= own_B1
     if window is not None:
         visible_BS &= slot_BS > own_B1 - window
-    scores_KBGS = einsum("BKGH,KBSH->KBGS", q_BKGH, k_KBSH, out_dtype=jnp.float32) * H**-0.5
+    # The small operand is turned, lest the compiler turn the cache.
+    q_KBGH = q_BKGH.swapaxes(0, 1)
+    scores_KBGS = einsum("KBGH,KBSH->KBGS", q_KBGH, k_KBSH, out_dtype=jnp.float32) * H**-0.5
     scores_KBGS = jnp.where(visible_BS[None, :, None, :], scores_KBGS, _UNSEEN)
     weights_KBGS = jax.nn.softmax(scores_KBGS, axis=-1).astype(v_KBSH.dtype)
-    return einsum("KBGS,KBSH->BKGH", weights_KBGS, v_KBSH), k_WKMSH, v_WKMSH
+    out_KBGH = einsum("KBGS,KBSH->KBGH", weights_KBGS, v_KBSH)
+    return out_KBGH.swapaxes(0, 1), k_WKMSH, v_WKMSH
 
 
 def _tpu_attend(
