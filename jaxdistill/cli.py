@@ -177,10 +177,14 @@ def add_bench(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--rows", type=int, default=64, help="responses in all")
     sub.add_argument("--rollouts", type=int, default=1, help="of them per prompt")
     sub.add_argument("--slots", type=int, default=0, help="decoded at a time; default: all rows")
+    sub.add_argument("--pages", type=int, default=0, help="of 128 positions that the slots share; "
+                     "default: each slot has a cache of the longest row")  # fmt: skip
     sub.add_argument("--prompt", type=int, default=256, help="tokens of a prompt")
     sub.add_argument("--new", type=int, default=512, help="tokens of a response at most")
     sub.add_argument("--mean", type=int, default=0, help="mean of long-tailed lengths; default: "
                      "every response has --new tokens")  # fmt: skip
+    sub.add_argument("--busy", action="store_true", help="with --mean: also time the same slots "
+                     "when all are busy, at the same mean context")  # fmt: skip
     sub.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
     sub.add_argument("--top-k", type=int, default=0)
     sub.add_argument("--top-p", type=float, default=1.0)
@@ -259,8 +263,8 @@ def decode_bench(options: argparse.Namespace) -> dict:
 
     return bench_decode(
         Decode(
-            options.model, options.rows, options.rollouts, options.slots, options.prompt,
-            options.new, options.mean, options.dtype,
+            options.model, options.rows, options.rollouts, options.slots, options.pages,
+            options.busy, options.prompt, options.new, options.mean, options.dtype,
             Sampling(options.temperature, options.top_k, options.top_p, options.new, options.min_p),
             options.repeats,
         )

@@ -13,7 +13,7 @@ from jaxdistill import tokenizer as tokenizers
 from jaxdistill.grading import GradingPool, Verdict, grade_all
 from jaxdistill.policy import Policy
 from jaxdistill.questions import Question
-from jaxdistill.sampling import Samples, Sampling, keys, make_sampler, slots_that_fit
+from jaxdistill.sampling import Samples, Sampling, fit_slots, keys, make_sampler
 from jaxdistill.tasks import Task, grader_of, grading_workers
 
 Place = Callable[[Any], Any]  # puts a tree of host arrays onto the mesh
@@ -89,20 +89,22 @@ def collect(
 
     The samples of a question depend on (seed, purpose, step, question, rollout) and the parameters
     alone. `place` puts host arrays onto the mesh. `slots` rows are decoded at a time; None: as many
-    as memory allows.
+    as memory allows, of which they share the pages where not every row can have its own.
     """
     chats = [questions_module.messages(question) for question in questions]
     ids = tokenizers.prompt_ids(policy.tokenizer, chats, enable_thinking)
     pad = tokenizers.pad_id(policy.tokenizer)
     prompt_ids_QP, prompt_mask_QP = tokenizers.left_pad(ids, pad, PROMPT_MULTIPLE)
     (num_questions, num_prompt), num_rows = prompt_ids_QP.shape, len(questions) * rollouts
-    slots = slots or slots_that_fit(
-        policy.config, num_questions, num_rows, num_prompt, sampling.max_new_tokens, dtype
-    )
+    pages = None
+    if slots is None:
+        slots, pages = fit_slots(
+            policy.config, num_questions, num_rows, num_prompt, sampling.max_new_tokens, dtype
+        )
     slots = min(slots, num_rows)  # the same program for whatever is more
     sampler = make_sampler(
-        policy.config, sampling, policy.stop_ids, pad, rollouts=rollouts, slots=slots, dtype=dtype,
-        attention=attention,
+        policy.config, sampling, policy.stop_ids, pad, rollouts=rollouts, slots=slots, pages=pages,
+        dtype=dtype, attention=attention,
     )  # fmt: skip
     hashes = keys.question_hashes([question.id for question in questions])
     keys_B = keys.row_keys(seed, purpose, step, hashes, rollouts, first_rollout=first_rollout)

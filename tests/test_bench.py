@@ -67,10 +67,47 @@ def test_long_tailed_lengths_have_about_the_mean_and_never_exceed_the_limit():
 
 
 def test_rows_of_different_lengths_go_through_fewer_slots():
-    work = Decode("tiny", rows=6, rollouts=2, slots=2, prompt=3, new=12, mean=5, repeats=1)
+    work = Decode("tiny", 6, rollouts=2, slots=2, prompt=3, new=12, mean=5, repeats=1)
     result = bench.bench_decode(work)
     assert result["tokens"] == bench._lengths(work).sum()
     assert "step_seconds" not in result, "steps of few rows are no steps of all"
+
+
+def test_a_pool_of_pages_reports_who_began_anew_and_how_many_slots_were_busy(tmp_path, capsys):
+    out = tmp_path / "decode.json"
+    arguments = (
+        "bench decode --model tiny --rows 12 --rollouts 2 --slots 4 --pages 6 --prompt 5 --new 200 "
+        "--mean 80 --busy --repeats 1"
+    )
+    assert cli.main([*arguments.split(), "--out", str(out)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    slots, busy = result["slots"], result["busy"]
+    drawn = result["tokens"] + slots["redrawn_tokens"]
+    assert slots["mean_occupied"] == pytest.approx(drawn / slots["steps"])
+    assert 0 < slots["mean_occupied"] <= 4
+    assert slots["preempted"] >= 0
+    tokens_each = busy["mean_occupied"] * busy["steps"] / 4
+    assert busy["steps"] == -(-round(tokens_each) // 16) * 16, "all four to the end"
+    assert result["share_of_busy"] == pytest.approx(
+        result["tokens_per_second"] / busy["tokens_per_second"]
+    )
+
+
+def test_busy_slots_are_timed_around_the_mean_context():
+    work = Decode("tiny", rows=6, slots=4, pages=400, prompt=101, new=9000, mean=2000, busy=True)
+    short_B, long_B = bench._busy_limits(work, 4, mean_positions=5100.0)
+    # A context of 5,100 is a prompt's 100 and 5,000 drawn tokens, the middle of 3,750 and 6,250.
+    assert (short_B == [3750] * 4 + [0] * 2).all()
+    assert (long_B == [6250] * 4 + [0] * 2).all()
+
+
+def test_busy_slots_stay_within_their_share_of_the_pages():
+    work = Decode("tiny", rows=6, slots=4, pages=172, prompt=101, new=9000, mean=2000, busy=True)
+    short_B, long_B = bench._busy_limits(work, 4, mean_positions=5100.0)
+    assert long_B[0] == 43 * 128 - 101
+    assert short_B[0] + long_B[0] == 2 * 5000
+    with pytest.raises(UserError, match="--busy: 4 slots have room for 5120 positions each"):
+        bench._busy_limits(dataclasses.replace(work, pages=160), 4, mean_positions=5100.0)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +117,8 @@ def test_rows_of_different_lengths_go_through_fewer_slots():
         ({"rows": 5, "rollouts": 2}, "--rows 5 must be a multiple of --rollouts 2"),
         ({"mean": 600}, "--mean 600 must lie between 0 and --new 512"),
         ({"slots": -1}, "--slots must be at least 0"),
+        ({"pages": -1}, "--pages must be at least 0"),
+        ({"busy": True}, "--busy compares with rows of different lengths"),
     ],
 )
 def test_sizes_that_cannot_be_are_the_users_mistake(changes, message):

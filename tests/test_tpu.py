@@ -17,7 +17,7 @@ import pytest
 from jax.experimental import topologies
 
 from jaxdistill import losses, sharding
-from jaxdistill.models import decoder
+from jaxdistill.models import cached_attention, decoder
 from jaxdistill.models.attention import causal_attention
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.remat import REMATS
@@ -37,7 +37,7 @@ from jaxdistill.objectives import (
     needs_contrast,
 )
 from jaxdistill.packed import Packed, Sequences
-from jaxdistill.sampling import Sampling, make_sampler, processors
+from jaxdistill.sampling import Sampling, drawing, make_sampler, processors
 from jaxdistill.sharding import MeshConfig
 from jaxdistill.train import (
     EMA,
@@ -144,12 +144,13 @@ def _packed_train_step(mesh, objective=epi_anchor(), teacher=EMA()):  # noqa: B0
     return step, (_as_parameters(mesh, state), _as_parameters(mesh, params), batch)
 
 
-def _sampler(mesh, questions=4, rollouts=8, slots=None):
+def _sampler(mesh, questions=4, rollouts=8, slots=None, pages=None):
     sampling = Sampling(max_new_tokens=MAX_NEW_TOKENS, top_p=0.95)
     stop_ids, pad_id = (151_645, 151_643), 151_643
     sample = make_sampler(
-        MODEL, sampling, stop_ids, pad_id, rollouts=rollouts, slots=slots, dtype="bfloat16"
-    )
+        MODEL, sampling, stop_ids, pad_id, rollouts=rollouts, slots=slots, pages=pages,
+        dtype="bfloat16",
+    )  # fmt: skip
     prompts = [_as_batch(mesh, (questions, PROMPT))] * 2
     keys_B2 = _as_batch(mesh, (questions * rollouts, 2), jnp.uint32)
     return sample, (_as_parameters(mesh, decoder.abstract_params(MODEL)), *prompts, keys_B2)
@@ -295,9 +296,13 @@ def test_an_objective_of_every_kind_of_part_holds_no_vocabulary_sized_batch_eith
     assert not [shape for shape in with_V if COMPLETION in shape]
 
 
-@pytest.mark.parametrize("slots", [None, 16], ids=["all rows", "fewer slots"])
-def test_the_decode_loop_moves_activations_only(mesh, slots):
-    sample, arguments = _sampler(mesh, slots=slots)
+@pytest.mark.parametrize(
+    ("slots", "pages"),
+    [(None, None), (16, None), (16, 400)],
+    ids=["all rows", "fewer slots", "a pool of pages"],
+)
+def test_the_decode_loop_moves_activations_only(mesh, slots, pages):
+    sample, arguments = _sampler(mesh, slots=slots, pages=pages)
     compiled = _compile(mesh, sample, arguments)
     operations, tensor = _operations(compiled), mesh.shape["tensor"]
     V = {MODEL.vocab_size, MODEL.vocab_size // tensor}
@@ -305,21 +310,52 @@ def test_the_decode_loop_moves_activations_only(mesh, slots):
     loops = {op.loop for op in operations if op.loop for shape in op.shapes if V & set(shape)}
     moved = [op for op in operations if op.kind in COLLECTIVES and op.loop in loops]
     rows = (slots or arguments[-1].shape[0]) // (mesh.size // tensor)  # on one device
-    # The largest is a layer's output; a weight is hundreds of times larger.
-    assert max(math.prod(shape) for op in moved for shape in op.shapes) == rows * MODEL.hidden_size
+    # The largest is a layer's output, or the block of logits of which a row's token is drawn; a
+    # weight is hundreds of times larger.
+    width = max(MODEL.hidden_size, drawing._block(MODEL.vocab_size))
+    assert max(math.prod(shape) for op in moved for shape in op.shapes) <= rows * width
 
     # Neither a step nor a row that enters moves or copies other rows' caches.
-    S = PROMPT + MAX_NEW_TOKENS
-    with_cache = [op for op in operations if op.loop and any(S in shape for shape in op.shapes)]
+    parts = mesh.size // tensor
+    cache = (PROMPT + MAX_NEW_TOKENS,) if pages is None else (pages // parts + 1, 128)
+    with_cache = [
+        op for op in operations if op.loop and any(set(cache) <= set(x) for x in op.shapes)
+    ]
+    assert with_cache
     assert not [op for op in with_cache if op.kind in COLLECTIVES]
     # A copy with two results is one that fetches into fast memory what is read next.
     assert not [op for op in with_cache if op.kind == "copy" and len(op.shapes) == 1]
 
     # What the loop reads: weights in bfloat16, split over tensor alone, and the cache. Twice that
     # leaves room for a transposed table and for prefill, not for gathered float32 weights.
-    cache_BKSH = rows * (MODEL.num_kv_heads // tensor) * S * MODEL.head_dim
-    num_read = MODEL.num_parameters // tensor + 2 * MODEL.num_layers * cache_BKSH
+    positions = math.prod(cache) * (rows if pages is None else 1)
+    cache_size = (MODEL.num_kv_heads // tensor) * positions * MODEL.head_dim
+    num_read = MODEL.num_parameters // tensor + 2 * MODEL.num_layers * cache_size
     assert compiled.memory_analysis().temp_size_in_bytes < 2 * (2 * num_read)
+
+
+def test_a_step_reads_the_positions_in_use_by_the_paged_kernel(mesh):
+    """In every layer, and with 7 query heads a key/value head too."""
+    for G in (1, 2, 5, 7, 8):
+        B, K, H, num_pages = 16, 4, 128, 160
+        parts = mesh.size // mesh.shape["tensor"]
+
+        def argument(axes, *shape, dtype=jnp.bfloat16):
+            split = sharding.sharding_of(mesh, axes, shape)
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=split)
+
+        pool = argument("WKMSH", parts, K, 4000, 128, H)
+        arguments = (
+            argument("BNH", B, K * G, H), argument("BKH", B, K, H), argument("BKH", B, K, H), pool,
+            pool, argument("B", B, dtype=jnp.int32), argument("BI", B, num_pages, dtype=jnp.int32),
+        )  # fmt: skip
+        step = jax.jit(cached_attention.tpu_attention, donate_argnums=(3, 4))
+        compiled = _compile(mesh, step, arguments)
+        assert "paged_attention" in compiled.as_text()
+        operations = _operations(compiled)
+        assert not [op for op in operations if op.kind in COLLECTIVES]
+        # Written where they are: no other array of a pool's size.
+        assert compiled.memory_analysis().temp_size_in_bytes < _bytes_on_one_device([pool]) / 10
 
 
 SELECTIONS = {

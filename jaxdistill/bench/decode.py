@@ -16,10 +16,11 @@ import numpy as np
 from jaxdistill.bench import measure
 from jaxdistill.errors import UserError
 from jaxdistill.models import decoder
+from jaxdistill.models.cached_attention import PAGE
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.presets import preset
 from jaxdistill.precision import compute_dtype
-from jaxdistill.sampling import Sampling, make_sampler, question_hashes, row_keys
+from jaxdistill.sampling import Counts, Sampling, make_sampler, question_hashes, row_keys
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Decode:
     rows: int = 64
     rollouts: int = 1
     slots: int = 0  # decoded at a time; 0: all rows
+    pages: int = 0  # that the slots share; 0: each slot has a cache of the longest row
+    busy: bool = False  # also time the same slots, always busy
     prompt: int = 256
     new: int = 512
     mean: int = 0
@@ -49,6 +52,10 @@ class Decode:
             raise UserError(f"--rows {self.rows} must be a multiple of --rollouts {self.rollouts}")
         if self.slots < 0:
             raise UserError(f"--slots must be at least 0 (all rows), got {self.slots}")
+        if self.pages < 0:
+            raise UserError(f"--pages must be at least 0 (no sharing), got {self.pages}")
+        if self.busy and not self.mean:
+            raise UserError("--busy compares with rows of different lengths; give their --mean")
         if not 0 <= self.mean <= self.new:
             raise UserError(f"--mean {self.mean} must lie between 0 and --new {self.new}")
 
@@ -60,20 +67,22 @@ def bench_decode(work: Decode) -> dict[str, Any]:
     sampling = replace(work.sampling, max_new_tokens=work.new)
     slots = min(work.slots or work.rows, work.rows)
     sample: Any = make_sampler(
-        config, sampling, (), 0, rollouts=work.rollouts, slots=slots, dtype=dtype
-    )
+        config, sampling, (), 0, rollouts=work.rollouts, slots=slots, pages=work.pages or None,
+        counts=True, dtype=dtype,
+    )  # fmt: skip
     arguments = params, *_prompts(work, config)
     began = time.perf_counter()
     compiled = sample.lower(*arguments, np.zeros(work.rows, np.int32)).compile()
     compile_seconds = time.perf_counter() - began
 
-    def seconds_of(limit_B: np.ndarray) -> list[float]:
+    def seconds_of(limit_B: np.ndarray) -> tuple[list[float], Counts]:
         run = lambda: jax.block_until_ready(compiled(*arguments, limit_B))  # noqa: E731
-        assert int(run().mask_BT.sum()) == limit_B.sum(), "every row draws as many as it may"
-        return [measure.timed(run) for _ in range(work.repeats)]
+        samples, counts = run()
+        assert int(samples.mask_BT.sum()) == limit_B.sum(), "every row draws as many as it may"
+        return [measure.timed(run) for _ in range(work.repeats)], jax.device_get(counts)
 
     lengths_B = _lengths(work)
-    whole = seconds_of(lengths_B)
+    whole, counts = seconds_of(lengths_B)
     result = {
         "work": asdict(work),
         "tokens": int(lengths_B.sum()),
@@ -81,18 +90,59 @@ def bench_decode(work: Decode) -> dict[str, Any]:
         "seconds_spread": [min(whole), max(whole)],
         "tokens_per_second": float(lengths_B.sum() / statistics.median(whole)),
         "compile_seconds": compile_seconds,
+        "slots": _slots_in_use(counts),
         "memory": measure.memory(compiled),
         **measure.surroundings(),
     }
+    if work.busy:
+        limits = _busy_limits(work, slots, result["slots"]["mean_positions"])
+        (short, _), (long, most) = (seconds_of(limit_B) for limit_B in limits)
+        seconds = statistics.median(long) - statistics.median(short)
+        rate = float((limits[1] - limits[0]).sum() / seconds)
+        result |= {
+            "busy": _slots_in_use(most) | {"tokens_per_second": rate},
+            "share_of_busy": result["tokens_per_second"] / rate,
+        }
     # From which the steps can be told: where all rows run from the beginning to the end.
     if slots < work.rows or work.mean or work.new <= _FEW:
         return result
-    few = seconds_of(np.minimum(lengths_B, _FEW))  # prompts, and of the tokens next to nothing
+    few, _ = seconds_of(np.minimum(lengths_B, _FEW))  # prompts, and of the tokens next to nothing
     steps, seconds = work.new - _FEW, statistics.median(whole) - statistics.median(few)
     return result | _per_step(work, config, dtype, seconds / steps)
 
 
 _FEW = 16
+
+
+def _slots_in_use(counts: Counts) -> dict[str, float]:
+    """Means over the loop's steps, and over the tokens that they drew."""
+    return {
+        "steps": float(counts.steps),
+        "mean_occupied": float(counts.row_steps / counts.steps),
+        "mean_positions": float(counts.positions / counts.row_steps),
+        "preempted": float(counts.preempted),
+        "redrawn_tokens": float(counts.redrawn),
+    }
+
+
+def _busy_limits(work: Decode, slots: int, mean_positions: float) -> tuple[np.ndarray, np.ndarray]:
+    """Two runs of the same program, whose difference are steps of all slots at that mean context.
+
+    One row a slot, all of one length, and of the others no token: what the longer run has more are
+    steps before and after the context in question, as many, and no row begins or ends there.
+    """
+    drawn = round(mean_positions) - (work.prompt - 1)
+    room = work.pages // slots * PAGE if work.pages else work.prompt + work.new
+    longest = min(round(1.25 * drawn), work.new, room - work.prompt)
+    shortest = 2 * drawn - longest
+    if longest < 1.05 * drawn:  # too few steps to be seen beside the others
+        raise UserError(
+            f"--busy: {slots} slots have room for {room} positions each, and the rows had "
+            f"{mean_positions:.0f} on average; use fewer --slots, more --pages or more --new"
+        )
+    is_busy_B = np.arange(work.rows) < slots
+    short_B, long_B = (np.where(is_busy_B, n, 0).astype(np.int32) for n in (shortest, longest))
+    return short_B, long_B
 
 
 def _per_step(work: Decode, config: ModelConfig, dtype: Any, seconds: float) -> dict[str, Any]:

@@ -26,10 +26,10 @@ from jaxdistill.models.presets import preset
 from jaxdistill.sampling import (
     Samples,
     Sampling,
+    fit_slots,
     make_sampler,
     question_hashes,
     row_keys,
-    slots_that_fit,
 )
 from jaxdistill.sharding import MeshConfig
 from jaxdistill.train import Batch, Compute, Optimizer
@@ -83,12 +83,14 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
     mesh = sharding.make_mesh(work.mesh)
     with sharding.use_mesh(mesh):
         state, reference = start(config, compute, work.optimizer, mesh)
-        slots = min(work.slots or slots_that_fit(
-            config, work.questions, work.rows, work.prompt, work.new, compute.dtype
-        ), work.rows)  # fmt: skip
+        slots, pages = min(work.slots, work.rows), None
+        if not slots:
+            slots, pages = fit_slots(
+                config, work.questions, work.rows, work.prompt, work.new, compute.dtype
+            )
         sample = make_sampler(
             config, Sampling(max_new_tokens=work.new), (), 0, rollouts=work.rollouts, slots=slots,
-            dtype=compute.dtype, attention=compute.attention,
+            pages=pages, dtype=compute.dtype, attention=compute.attention,
         )  # fmt: skip
         step = train_step_of(config, objective_of(work.objective), compute, work.optimizer)
         hashes_Q = question_hashes([str(i) for i in range(work.questions)])
@@ -117,6 +119,7 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
         "work": asdict(work),
         "remat": remat,
         "slots": slots,
+        "pages": pages,
         "tokens": int(limit_B.sum()),  # of the completions
         **whole,
         **measure.median_and_spread(sampling, "seconds_sampling"),

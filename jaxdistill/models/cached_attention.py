@@ -1,26 +1,36 @@
 """One new token a row against a cache: append its key and value, attend to the positions in use.
 
-`xla_attention` is the reference and reads the whole cache. `kernel_attention`, for NVIDIA GPUs,
-reads the positions in use alone, each once for all queries of its head; what else is to be done for
-a head, its norm, its rotation and the write to the cache, happens in the same launch, because at a
+A layer's cache is a pool of M pages of S positions: k and v [W, K, M, S, H], a pool for each part
+(W) of the rows, which lies on the devices that have those rows. Position t of a row is position
+t % S of page `pages_BI[row, t // S]`. Without such a table the pool is as long as the part and
+row b's only page is the b-th: then XLA reads it as it lies.
+
+`xla_attention` is the reference; it gathers the pages of a table. `tpu_attention` and, for NVIDIA
+GPUs, `kernel_attention` read the positions in use alone. On a GPU what else is to be done for a
+head, its norm, its rotation and the write to the cache, happens in the same launch, because at a
 few microseconds each the small kernels of a layer take as long as its attention.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxdistill import sharding
 from jaxdistill.models import attention
 from jaxdistill.precision import einsum
 
+# Positions of a page where rows share a pool: whole blocks of the kernels, and tiles of a TPU.
+PAGE = 128
+
 # Finite: a difference of two of them is 0 and not NaN.
 _UNSEEN = -1e30
 
-Attended = tuple[Array, Array, Array]  # out_BNH, and the cache's k_BKSH, v_BKSH
+Attended = tuple[Array, Array, Array]  # out_BNH, and the cache's k_WKMSH, v_WKMSH
 
 
 def has_kernel(head_dim: int) -> bool:
@@ -30,47 +40,143 @@ def has_kernel(head_dim: int) -> bool:
     return attention.is_ampere_or_newer()
 
 
+def has_tpu_kernel(head_dim: int, page: int, dtype: DTypeLike, window: int | None) -> bool:
+    """Whether `tpu_attention` runs here: it has no windows and rounds what it reads to bfloat16."""
+    is_tpu = sharding.platform() == "tpu" and window is None
+    return is_tpu and head_dim % 128 == 0 and page % PAGE == 0 and dtype == jnp.bfloat16
+
+
 def xla_attention(
     q_BNH: Float[Array, "B N H"],
     k_BKH: Float[Array, "B K H"],
     v_BKH: Float[Array, "B K H"],
-    k_BKSH: Float[Array, "B K S H"],
-    v_BKSH: Float[Array, "B K S H"],
+    k_WKMSH: Float[Array, "W K M S H"],
+    v_WKMSH: Float[Array, "W K M S H"],
     length_B: Int[Array, " B"],
+    pages_BI: Int[Array, "B I"] | None = None,
     *,
     window: int | None = None,
 ) -> Attended:
-    """Put k_BKH, v_BKH at slot length_B of the cache and attend to it and those before.
+    """Put k_BKH, v_BKH at position length_B of the cache and attend to it and those before.
 
     With a `window` only to the last so many. Buffers are written in place where they are donated; a
-    full row (length S) loses the token. Query head n reads key/value head n // G; softmax in
-    float32. Ainslie et al. 2023, arXiv 2305.13245.
-
-    The cache lies as its multiplications read it. With S before K XLA would transpose the whole
-    cache of every layer at every token.
+    full row loses the token. Query head n reads key/value head n // G; softmax in float32. Under a
+    mesh each device does its own rows and key/value heads. Ainslie et al. 2023, arXiv 2305.13245.
     """
-    (B, N, H), (_, K, S, _) = q_BNH.shape, k_BKSH.shape
-    k_BKSH, v_BKSH = _append(k_BKSH, k_BKH, length_B), _append(v_BKSH, v_BKH, length_B)
-    slot_1S, own_B1 = jnp.arange(S)[None, :], length_B[:, None]
-    visible_BS = slot_1S <= own_B1
-    if window is not None:
-        visible_BS &= slot_1S > own_B1 - window
-    q_BKGH = q_BNH.reshape(B, K, N // K, H)
-    scores_BKGS = einsum("BKGH,BKSH->BKGS", q_BKGH, k_BKSH, out_dtype=jnp.float32) * H**-0.5
-    scores_BKGS = jnp.where(visible_BS[:, None, None, :], scores_BKGS, _UNSEEN)
-    weights_BKGS = jax.nn.softmax(scores_BKGS, axis=-1).astype(v_BKSH.dtype)
-    out_BNH = einsum("BKGS,BKSH->BKGH", weights_BKGS, v_BKSH).reshape(B, N, H)
-    return out_BNH, k_BKSH, v_BKSH
+    attend = functools.partial(_xla_attend, window=window, is_whole=pages_BI is None)
+    return _on_own_pages(attend, q_BNH, k_BKH, v_BKH, k_WKMSH, v_WKMSH, length_B, pages_BI)
 
 
-def _append(
-    x_BKSH: Float[Array, "B K S H"], new_BKH: Float[Array, "B K H"], slot_B: Int[Array, " B"]
-) -> Float[Array, "B K S H"]:
-    rows_B1 = jnp.arange(x_BKSH.shape[0])[:, None]
-    heads_1K = jnp.arange(x_BKSH.shape[1])[None, :]
-    return x_BKSH.at[rows_B1, heads_1K, slot_B[:, None]].set(
-        new_BKH, mode="drop", unique_indices=True
+def tpu_attention(
+    q_BNH: Float[Array, "B N H"],
+    k_BKH: Float[Array, "B K H"],
+    v_BKH: Float[Array, "B K H"],
+    k_WKMSH: Float[Array, "W K M S H"],
+    v_WKMSH: Float[Array, "W K M S H"],
+    length_B: Int[Array, " B"],
+    pages_BI: Int[Array, "B I"] | None = None,
+) -> Attended:
+    """`xla_attention` that reads the positions in use alone, by JAX's Pallas kernel for TPU."""
+    attend = functools.partial(_tpu_attend, is_whole=pages_BI is None)
+    return _on_own_pages(attend, q_BNH, k_BKH, v_BKH, k_WKMSH, v_WKMSH, length_B, pages_BI)
+
+
+def _on_own_pages(
+    attend: Callable[..., Attended], q_BNH, k_BKH, v_BKH, k_WKMSH, v_WKMSH, length_B, pages_BI
+) -> Attended:
+    """`attend` on each device, where W is 1 and a table counts the device's own pages."""
+    (B, N, H), K = q_BNH.shape, k_BKH.shape[1]
+    local = sharding.on_shards(
+        attend,
+        ("BKGH", "BKH", "BKH", "WKMSH", "WKMSH", "B", "BI"),
+        ("BKGH", "WKMSH", "WKMSH"),
     )
+    pages_BI = _own_pages(k_WKMSH) if pages_BI is None else pages_BI
+    q_BKGH = q_BNH.reshape(B, K, N // K, H)
+    out_BKGH, *cache = local(q_BKGH, k_BKH, v_BKH, k_WKMSH, v_WKMSH, length_B, pages_BI)
+    return out_BKGH.reshape(B, N, H), *cache
+
+
+def _own_pages(k_WKMSH: Array) -> Int[Array, "B 1"]:
+    """The table that goes without saying: the b-th page of a part for its row b."""
+    W, _, M, _, _ = k_WKMSH.shape
+    return jnp.tile(jnp.arange(M, dtype=jnp.int32), W)[:, None]
+
+
+def _append(x_WKMSH: Array, new_BKH: Array, length_B: Array, pages_BI: Array) -> Array:
+    # By one scatter: it alone leaves the TPU compiler the layout that attention reads.
+    _, K, M, S, _ = x_WKMSH.shape
+    page_B1 = jnp.take_along_axis(
+        pages_BI, (length_B // S)[:, None], axis=1, mode="fill", fill_value=M
+    )
+    heads_K1, page_1B, slot_1B = jnp.arange(K)[:, None], page_B1.T, (length_B % S)[None, :]
+    return x_WKMSH.at[0, heads_K1, page_1B, slot_1B].set(new_BKH.swapaxes(0, 1), mode="drop")
+
+
+def _xla_attend(
+    q_BKGH, k_BKH, v_BKH, k_WKMSH, v_WKMSH, length_B, pages_BI, *, window, is_whole
+) -> Attended:
+    """The cache lies as its multiplications read it.
+
+    With S before K XLA would transpose the whole cache of every layer at every token.
+    """
+    k_WKMSH = _append(k_WKMSH, k_BKH, length_B, pages_BI)
+    v_WKMSH = _append(v_WKMSH, v_BKH, length_B, pages_BI)
+    S, H = k_WKMSH.shape[3:]
+    first_B1 = jnp.zeros_like(length_B)[:, None]  # the first page that is seen
+    if is_whole:
+        k_KBSH, v_KBSH = k_WKMSH[0], v_WKMSH[0]
+    else:
+        if window is not None:
+            num_seen = min((window + S - 2) // S + 1, pages_BI.shape[1])
+            first_B1 = jnp.maximum(length_B - window + 1, 0)[:, None] // S
+            first_B1 = jnp.minimum(first_B1, pages_BI.shape[1] - num_seen)
+            seen_BI = first_B1 + jnp.arange(num_seen)[None, :]
+            pages_BI = jnp.take_along_axis(pages_BI, seen_BI, axis=1)
+        gather = lambda x_WKMSH: x_WKMSH[0][:, pages_BI].reshape(  # noqa: E731
+            x_WKMSH.shape[1], pages_BI.shape[0], -1, H
+        )
+        k_KBSH, v_KBSH = gather(k_WKMSH), gather(v_WKMSH)
+    slot_BS, own_B1 = first_B1 * S + jnp.arange(k_KBSH.shape[2])[None, :], length_B[:, None]
+    visible_BS = slot_BS <= own_B1
+    if window is not None:
+        visible_BS &= slot_BS > own_B1 - window
+    # The small operand is turned, lest the compiler turn the cache.
+    q_KBGH = q_BKGH.swapaxes(0, 1)
+    scores_KBGS = einsum("KBGH,KBSH->KBGS", q_KBGH, k_KBSH, out_dtype=jnp.float32) * H**-0.5
+    scores_KBGS = jnp.where(visible_BS[None, :, None, :], scores_KBGS, _UNSEEN)
+    weights_KBGS = jax.nn.softmax(scores_KBGS, axis=-1).astype(v_KBSH.dtype)
+    out_KBGH = einsum("KBGS,KBSH->KBGH", weights_KBGS, v_KBSH)
+    return out_KBGH.swapaxes(0, 1), k_WKMSH, v_WKMSH
+
+
+def _tpu_attend(
+    q_BKGH, k_BKH, v_BKH, k_WKMSH, v_WKMSH, length_B, pages_BI, *, is_whole
+) -> Attended:
+    # Here because it is long to import and only TPUs need it.
+    from jax.experimental.pallas.ops.tpu.paged_attention import paged_attention
+
+    k_WKMSH = _append(k_WKMSH, k_BKH, length_B, pages_BI)
+    v_WKMSH = _append(v_WKMSH, v_BKH, length_B, pages_BI)
+    (B, K, G, H), (_, _, M, S, _) = q_BKGH.shape, k_WKMSH.shape
+    if is_whole:  # a page of any length would have to fit the fast memory
+        num_pages = S // PAGE
+        pages_BI = pages_BI * num_pages + jnp.arange(num_pages, dtype=jnp.int32)[None, :]
+        M, S = M * num_pages, PAGE
+    k_KMSH, v_KMSH = (x.reshape(K, M, S, H) for x in (k_WKMSH, v_WKMSH))
+    # The kernel does not scale its scores, and takes float32 queries as they are.
+    q_BNH = (q_BKGH.astype(jnp.float32) * H**-0.5).reshape(B, K * G, H)
+    length_B = jnp.minimum(length_B + 1, pages_BI.shape[1] * S)
+    out_BNH = paged_attention(
+        q_BNH, k_KMSH, v_KMSH, length_B.astype(jnp.int32), pages_BI,
+        pages_per_compute_block=pages_at_a_time(pages_BI.shape[1]),
+    )  # fmt: skip
+    return out_BNH.reshape(B, K, G, H).astype(v_KMSH.dtype), k_WKMSH, v_WKMSH
+
+
+def pages_at_a_time(num_pages: int) -> int:
+    """Pages that the TPU's kernel fetches together, a divisor of a row's: up to 8, half a MiB."""
+    return max(n for n in range(1, 9) if num_pages % n == 0)
 
 
 # ---------------------------------------------------------------------------- the kernel
@@ -80,9 +186,10 @@ def kernel_attention(
     qkv_BKXH: Float[Array, "B K X H"],
     norms_H: tuple[Float[Array, " H"], Float[Array, " H"]] | None,
     rotary_Bh: tuple[Float[Array, "B half"], Float[Array, "B half"]] | None,
-    k_BKSH: Float[Array, "B K S H"],
-    v_BKSH: Float[Array, "B K S H"],
+    k_WKMSH: Float[Array, "W K M S H"],
+    v_WKMSH: Float[Array, "W K M S H"],
     length_B: Int[Array, " B"],
+    pages_BI: Int[Array, "B I"] | None = None,
     *,
     eps: float,
     window: int | None = None,
@@ -102,15 +209,16 @@ def kernel_attention(
             _attend, eps=eps, window=window, is_normed=norms_H is not None,
             is_turned=rotary_Bh is not None, **tuning,
         ),
-        ("BKXH", "H", "H", "BX", "BX", "BKSH", "BKSH", "B"),
-        ("BKXH", "BKSH", "BKSH"),
+        ("BKXH", "H", "H", "BX", "BX", "WKMSH", "WKMSH", "BI", "B"),
+        ("BKXH", "WKMSH", "WKMSH"),
     )  # fmt: skip
-    out_BKGH, k_BKSH, v_BKSH = local(qkv_BKXH, *norms, *rotary, k_BKSH, v_BKSH, length_B)
-    return out_BKGH.reshape(B, K * (X - 2), H), k_BKSH, v_BKSH
+    pages_BI = _own_pages(k_WKMSH) if pages_BI is None else pages_BI
+    out_BKGH, *cache = local(qkv_BKXH, *norms, *rotary, k_WKMSH, v_WKMSH, pages_BI, length_B)
+    return out_BKGH.reshape(B, K * (X - 2), H), *cache
 
 
 def _attend(
-    qkv_BKXH, q_norm_H, k_norm_H, cos_Bh, sin_Bh, k_BKSH, v_BKSH, length_B, *,
+    qkv_BKXH, q_norm_H, k_norm_H, cos_Bh, sin_Bh, k_WKMSH, v_WKMSH, pages_BI, length_B, *,
     interpret: bool = False, chunk: int = 0, block: int = 64, warps: int = 4, stages: int = 2,
     **static: Any,
 ) -> Attended:  # fmt: skip
@@ -122,40 +230,48 @@ def _attend(
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton
 
-    (B, K, X, H), S = qkv_BKXH.shape, k_BKSH.shape[2]
-    chunk = chunk or _chunk(B * K, S, block)
-    Z, Y = pl.cdiv(S, chunk), _queries_of_a_product(X - 2)
+    (B, K, X, H), (_, _, M, S, _), I = qkv_BKXH.shape, k_WKMSH.shape, pages_BI.shape[1]
+    assert I == 1 or S % block == 0, f"a block of {block} positions lies in one page of {S}"
+    chunk = chunk or _chunk(B * K, I * S, block)
+    Z, Y = pl.cdiv(I * S, chunk), _queries_of_a_product(X - 2)
 
     def spec(axes: str, *sizes: int):
         """A program's own of each letter in `axes`, and of the sizes all."""
         at = lambda *ids: tuple(ids["BKZ".index(a)] for a in axes) + (0,) * len(sizes)  # noqa: E731
         return pl.BlockSpec((None,) * len(axes) + sizes, at)
 
-    cache = spec("BK", S, H)
-    out_BKZGH, logsum_BKZG, k_BKSH, v_BKSH = pl.pallas_call(
+    pool = pl.BlockSpec((None, None, M, S, H), lambda b, k, z: (0, k, 0, 0, 0))
+    out_BKZGH, logsum_BKZG, k_WKMSH, v_WKMSH = pl.pallas_call(
         functools.partial(_attend_part, G=X - 2, chunk=chunk, block=block, **static),
         grid=(B, K, Z),
         in_specs=[
-            spec("BK", X, H), spec("", H), spec("", H), spec("B", H // 2), spec("B", H // 2), cache,
-            cache, spec("B"),
+            spec("BK", X, H),
+            spec("", H),
+            spec("", H),
+            spec("B", H // 2),
+            spec("B", H // 2),
+            pool,
+            pool,
+            spec("B", I),
+            spec("B"),
         ],
-        out_specs=[spec("BKZ", Y, H), spec("BKZ", Y), cache, cache],
+        out_specs=[spec("BKZ", Y, H), spec("BKZ", Y), pool, pool],
         out_shape=[
             jax.ShapeDtypeStruct((B, K, Z, X - 2, H), qkv_BKXH.dtype if Z == 1 else jnp.float32),
             jax.ShapeDtypeStruct((B, K, Z, X - 2), jnp.float32),
-            jax.ShapeDtypeStruct(k_BKSH.shape, k_BKSH.dtype),
-            jax.ShapeDtypeStruct(v_BKSH.shape, v_BKSH.dtype),
+            jax.ShapeDtypeStruct(k_WKMSH.shape, k_WKMSH.dtype),
+            jax.ShapeDtypeStruct(v_WKMSH.shape, v_WKMSH.dtype),
         ],
         input_output_aliases={5: 2, 6: 3},
         compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages),
         interpret=interpret,
         name="append_and_attend",
-    )(qkv_BKXH, q_norm_H, k_norm_H, cos_Bh, sin_Bh, k_BKSH, v_BKSH, length_B)  # fmt: skip
+    )(qkv_BKXH, q_norm_H, k_norm_H, cos_Bh, sin_Bh, k_WKMSH, v_WKMSH, pages_BI, length_B)
     if Z == 1:
-        return out_BKZGH[:, :, 0], k_BKSH, v_BKSH
+        return out_BKZGH[:, :, 0], k_WKMSH, v_WKMSH
     weights_BKZG = jax.nn.softmax(logsum_BKZG, axis=2)
     out_BKGH = jnp.sum(out_BKZGH * weights_BKZG[..., None], axis=2)
-    return out_BKGH.astype(qkv_BKXH.dtype), k_BKSH, v_BKSH
+    return out_BKGH.astype(qkv_BKXH.dtype), k_WKMSH, v_WKMSH
 
 
 def _chunk(num_heads: int, S: int, block: int) -> int:
@@ -170,14 +286,14 @@ def _queries_of_a_product(G: int) -> int:
 
 
 def _attend_part(
-    qkv_ref, q_norm_ref, k_norm_ref, cos_ref, sin_ref, k_ref, v_ref, length_ref, out_ref,
-    logsum_ref, k_out_ref, v_out_ref, *, G: int, chunk: int, block: int, window: int | None,
-    eps: float, is_normed: bool, is_turned: bool,
+    qkv_ref, q_norm_ref, k_norm_ref, cos_ref, sin_ref, k_ref, v_ref, pages_ref, length_ref,
+    out_ref, logsum_ref, k_out_ref, v_out_ref, *, G: int, chunk: int, block: int,
+    window: int | None, eps: float, is_normed: bool, is_turned: bool,
 ) -> None:  # fmt: skip
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton
 
-    S, H = k_ref.shape
+    _, S, H = k_ref.shape  # of its pool a program reads the pages of its row
     query_Y = jnp.arange(_queries_of_a_product(G))
     is_query_Y = query_Y < G
 
@@ -200,7 +316,8 @@ def _attend_part(
         out_YH, top_Y, total_Y = carry
         slot_C = i * block + jnp.arange(block)
         is_seen_C = (slot_C >= begin) & (slot_C < end)
-        here, mask = pl.ds(i * block, block), is_seen_C[:, None]
+        here = pages_ref[i * block // S], pl.ds(i * block % S, block)
+        mask = is_seen_C[:, None]
         k_CH = triton.load(k_ref.at[here], mask=mask, other=0.0)
         scores_YC = triton.dot(q_YH, k_CH, trans_b=True, precision=precision) * scale
         scores_YC = jnp.where(is_seen_C[None, :], scores_YC, _UNSEEN)
@@ -228,10 +345,11 @@ def _attend_part(
     triton.store(out_ref, out_YH, mask=is_query_Y[:, None])
     triton.store(logsum_ref, top_Y + jnp.log(total_Y), mask=is_query_Y)
 
-    @pl.when(is_first & (length < S))
+    @pl.when(is_first & (length < pages_ref.shape[0] * S))
     def _():
-        k_out_ref[pl.ds(length, 1), :] = new_k_1H
-        v_out_ref[length, :] = new_v_H
+        page, slot = pages_ref[length // S], length % S
+        k_out_ref[page, pl.ds(slot, 1), :] = new_k_1H
+        v_out_ref[page, slot, :] = new_v_H
 
 
 def _head(qkv_ref, row_Y: Array, norm_ref, rotary: tuple | None, eps: float) -> Array:

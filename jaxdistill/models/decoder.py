@@ -22,13 +22,19 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdistill.axes import AnyArray, Mask_BS, Tokens_BS
 from jaxdistill.models.attention import causal_attention, segments_of
-from jaxdistill.models.cached_attention import has_kernel, kernel_attention, xla_attention
+from jaxdistill.models.cached_attention import (
+    has_kernel,
+    has_tpu_kernel,
+    kernel_attention,
+    tpu_attention,
+    xla_attention,
+)
 from jaxdistill.models.config import LayerKind, ModelConfig
 from jaxdistill.models.layers import rms_norm, swiglu
 from jaxdistill.models.remat import Remat, rematerialised
 from jaxdistill.models.rope import apply_rope, rope_angles
 from jaxdistill.precision import einsum
-from jaxdistill.sharding import constrain
+from jaxdistill.sharding import constrain, num_parts
 
 Rotary = dict[LayerKind, tuple[Float[Array, "#B T half"], Float[Array, "#B T half"]]]
 
@@ -402,11 +408,12 @@ def _scan_layers(
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens so far; a pytree. Slot t of a row holds its token t."""
+    """Keys and values of the tokens so far, in pages (`cached_attention`); a pytree."""
 
-    k: tuple[Float[Array, "B K S H"], ...]  # one buffer a layer, as attention reads it
-    v: tuple[Float[Array, "B K S H"], ...]
+    k: tuple[Float[Array, "W K M S H"], ...]  # one pool a layer, as attention reads it
+    v: tuple[Float[Array, "W K M S H"], ...]
     length_B: Int[Array, " B"]  # tokens so far: the next one's slot and RoPE position
+    pages_BI: Int[Array, "B I"] | None = None  # None: each row has one page, in their order
 
 
 class Unstacked(NamedTuple):
@@ -440,7 +447,7 @@ def prefill(
 
     `num_slots` (static) is the cache's length: P plus the number of `decode_step`s to come.
     """
-    P = tokens_BP.shape[1]
+    B, P = tokens_BP.shape
     assert num_slots >= P, f"{num_slots} cache slots cannot hold a prompt of {P}"
     model = _model(config, params)
     mask_BP = jnp.asarray(mask_BP).astype(bool)
@@ -451,8 +458,9 @@ def prefill(
     x_BD = jnp.take_along_axis(constrain(x_BPD, "BPD"), last_B11, axis=1)[:, 0]
 
     def buffer(x_BPKH):
-        x_BKPH = jnp.swapaxes(x_BPKH, 1, 2)
-        return constrain(jnp.pad(x_BKPH, ((0, 0), (0, 0), (0, num_slots - P), (0, 0))), "BKSH")
+        x_BSKH = jnp.pad(x_BPKH, ((0, 0), (0, num_slots - P), (0, 0), (0, 0)))
+        x_WMSKH = x_BSKH.reshape(num_parts("B", B), -1, *x_BSKH.shape[1:])
+        return constrain(x_WMSKH.transpose(0, 3, 1, 2, 4), "WKMSH")
 
     k, v = (tuple(buffer(layer[i]) for layer in kv) for i in range(2))
     return rms_norm(x_BD, model.norm[...], config.norm_eps), Cache(k, v, length_B)
@@ -477,37 +485,42 @@ def decode_step(
     rotary = _rotary(config, cache.length_B[:, None])
     x_B1D = constrain(_embed(weights.embed_VD, token_B[:, None], dtype), "BTD")
     new_k, new_v = [], []
-    for i, (layer, k_BKSH, v_BKSH) in enumerate(zip(weights.layers, cache.k, cache.v)):
+    for i, (layer, *kv) in enumerate(zip(weights.layers, cache.k, cache.v)):
         kind = config.layer_pattern[i % len(config.layer_pattern)]
-        attended_BNH, k_BKSH, v_BKSH = _attend_to_cache(
-            layer, config, x_B1D, rotary[kind], k_BKSH, v_BKSH, cache.length_B,
-            _window(config, kind), attention != "xla" and has_kernel(config.head_dim),
+        attended_BNH, *kv = _attend_to_cache(
+            layer, config, x_B1D, rotary[kind], (*kv, cache.length_B, cache.pages_BI),
+            _window(config, kind), attention != "xla",
         )  # fmt: skip
-        new_k.append(k_BKSH)
-        new_v.append(v_BKSH)
+        new_k.append(kv[0])
+        new_v.append(kv[1])
         x_B1D = _add_attention_and_mlp(layer, config, x_B1D, attended_BNH[:, None])
     hidden_BD = rms_norm(x_B1D[:, 0], weights.norm_D, config.norm_eps)
-    return hidden_BD, Cache(tuple(new_k), tuple(new_v), cache.length_B + 1)
+    after = cache._replace(k=tuple(new_k), v=tuple(new_v), length_B=cache.length_B + 1)
+    return hidden_BD, after
 
 
-def _attend_to_cache(layer, config, x_B1D, rotary, k_BKSH, v_BKSH, length_B, window, by_kernel):
-    """(attended_BNH, k_BKSH, v_BKSH): one layer's attention of a new token in each row."""
+def _attend_to_cache(layer, config, x_B1D, rotary, cached, window, fused):
+    """(attended_BNH, k_WKMSH, v_WKMSH): one layer's attention of a new token in each row.
+
+    `cached` is (k_WKMSH, v_WKMSH, length_B, pages_BI).
+    """
     qkv_B1KXH = _project(layer, config, x_B1D)
+    by_kernel = fused and has_kernel(config.head_dim)
     if by_kernel and config.qk_norm != "projection":
         norms = None if layer.q_norm is None else (layer.q_norm, layer.k_norm)
         return kernel_attention(
-            qkv_B1KXH[:, 0], norms, tuple(x[:, 0] for x in rotary), k_BKSH, v_BKSH, length_B,
-            eps=config.norm_eps, window=window,
+            qkv_B1KXH[:, 0], norms, tuple(x[:, 0] for x in rotary), *cached, eps=config.norm_eps,
+            window=window,
         )  # fmt: skip
     q_B1NH, k_B1KH, v_B1KH = _heads(layer, config, qkv_B1KXH, rotary)
     if not by_kernel:
-        return xla_attention(
-            q_B1NH[:, 0], k_B1KH[:, 0], v_B1KH[:, 0], k_BKSH, v_BKSH, length_B, window=window
-        )
+        qkv = q_B1NH[:, 0], k_B1KH[:, 0], v_B1KH[:, 0]
+        page, dtype = cached[0].shape[3], cached[0].dtype
+        if fused and has_tpu_kernel(config.head_dim, page, dtype, window):
+            return tpu_attention(*qkv, *cached)
+        return xla_attention(*qkv, *cached, window=window)
     # The norm spans all heads, and a program of the kernel sees one: they come to it as they are.
-    q_BKGH = q_B1NH.reshape(*k_BKSH.shape[:2], -1, config.head_dim)
+    q_BKGH = q_B1NH[:, 0].reshape(-1, *config.shape("KGH"))
     new_B2KH = [x.swapaxes(1, 2) for x in (k_B1KH, v_B1KH)]
     qkv_BKXH = jnp.concatenate([q_BKGH, *new_B2KH], axis=2)
-    return kernel_attention(
-        qkv_BKXH, None, None, k_BKSH, v_BKSH, length_B, eps=config.norm_eps, window=window
-    )
+    return kernel_attention(qkv_BKXH, None, None, *cached, eps=config.norm_eps, window=window)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxdistill.models import cached_attention
-from jaxdistill.models.cached_attention import kernel_attention, xla_attention
+from jaxdistill.models.cached_attention import kernel_attention, tpu_attention, xla_attention
 from jaxdistill.models.layers import rms_norm
 from jaxdistill.models.rope import apply_rope
 
@@ -23,11 +23,33 @@ def random_arguments(B, K, G, S, H, dtype=jnp.float32, *, norms=True, rotary=Tru
     angle_Bh = jax.random.uniform(keys[2], (B, H // 2), maxval=6.3)
     turns = (jnp.cos(angle_Bh), jnp.sin(angle_Bh)) if rotary else None
     length_B = jax.random.randint(keys[3], (B,), 0, S + 1).at[0].set(0).at[1].set(S)
-    cache = normal(keys[4], B, K, S, H), normal(keys[5], B, K, S, H)
+    cache = normal(keys[4], 1, K, B, S, H), normal(keys[5], 1, K, B, S, H)
     return normal(keys[6], B, K, G + 2, H), scales, turns, *cache, length_B
 
 
-def reference(qkv_BKXH, norms_H, rotary_Bh, k_BKSH, v_BKSH, length_B, *, window=None):
+def in_shared_pages(k_WKMSH, v_WKMSH, length_B, page, seed=0):
+    """The same rows in pages that lie anywhere in a pool with others', whose numbers are NaN."""
+    _, K, B, S, H = k_WKMSH.shape
+    num_pages = -(-S // page)
+    place = np.random.default_rng(seed).permutation(B * num_pages + 3)[: B * num_pages]
+    pages_BI = place.astype(np.int32).reshape(B, num_pages)
+
+    def pool(x_WKMSH):
+        x_KBSH = jnp.pad(x_WKMSH[0], ((0, 0), (0, 0), (0, num_pages * page - S), (0, 0)))
+        others = jnp.full((1, K, B * num_pages + 3, page, H), jnp.nan, x_WKMSH.dtype)
+        return others.at[0, :, pages_BI].set(
+            x_KBSH.reshape(K, B, num_pages, page, H).transpose(1, 2, 0, 3, 4)
+        )
+
+    return pool(k_WKMSH), pool(v_WKMSH), length_B, jnp.asarray(pages_BI)
+
+
+def from_shared_pages(x_WKMSH, pages_BI, S):
+    _, K, _, _, H = x_WKMSH.shape
+    return x_WKMSH[0][:, pages_BI].reshape(1, K, len(pages_BI), -1, H)[:, :, :, :S]
+
+
+def reference(qkv_BKXH, norms_H, rotary_Bh, k_WKMSH, v_WKMSH, length_B, *, window=None):
     B, K, X, H = qkv_BKXH.shape
     q_B1NH = qkv_BKXH[:, :, :-2].reshape(B, 1, K * (X - 2), H)
     k_B1KH = qkv_BKXH[:, None, :, -2]
@@ -37,17 +59,17 @@ def reference(qkv_BKXH, norms_H, rotary_Bh, k_BKSH, v_BKSH, length_B, *, window=
         turns = tuple(x[:, None] for x in rotary_Bh)
         q_B1NH, k_B1KH = apply_rope(q_B1NH, *turns), apply_rope(k_B1KH, *turns)
     return xla_attention(
-        q_B1NH[:, 0], k_B1KH[:, 0], qkv_BKXH[:, :, -1], k_BKSH, v_BKSH, length_B, window=window
+        q_B1NH[:, 0], k_B1KH[:, 0], qkv_BKXH[:, :, -1], k_WKMSH, v_WKMSH, length_B, window=window
     )
 
 
 def assert_equal_but_for_the_full_row(found, expected, atol):
     """A full row loses its token; what it is then told to attend to is nobody's concern."""
-    for x, y in zip(found, expected):
+    for x, y, rows in zip(found, expected, (0, 2, 2)):
         x, y = (np.asarray(z, np.float32) for z in (x, y))
-        np.testing.assert_allclose(np.delete(x, 1, 0), np.delete(y, 1, 0), atol=atol)
+        np.testing.assert_allclose(np.delete(x, 1, rows), np.delete(y, 1, rows), atol=atol)
     for x, y in zip(found[1:], expected[1:]):
-        np.testing.assert_array_equal(np.asarray(x[1]), np.asarray(y[1]))
+        np.testing.assert_array_equal(np.asarray(x[:, :, 1]), np.asarray(y[:, :, 1]))
 
 
 @pytest.mark.parametrize("window", [None, 37])
@@ -64,13 +86,65 @@ def test_the_kernel_equals_the_reference(window, chunk, norms, rotary):
     assert_equal_but_for_the_full_row(found, expected, 2e-6)
 
 
+@pytest.mark.parametrize("window", [None, 37])
+@pytest.mark.parametrize("chunk", [0, 64])
+def test_the_kernel_finds_the_pages_of_its_row(window, chunk):
+    """Rows of 256 positions: a multiple of the pages, so that one that is full is full in both."""
+    *before, k_WKMSH, v_WKMSH, length_B = random_arguments(4, 2, 3, 256, 16)
+    expected = reference(*before, k_WKMSH, v_WKMSH, length_B, window=window)
+    paged = in_shared_pages(k_WKMSH, v_WKMSH, length_B, page=64)
+    kernel = functools.partial(
+        kernel_attention, eps=EPS, window=window, interpret=True, chunk=chunk
+    )
+    out_BNH, *pools = jax.jit(kernel)(*before, *paged)
+    cache = [from_shared_pages(x, paged[-1], 256) for x in pools]
+    assert_equal_but_for_the_full_row((out_BNH, *cache), expected, 2e-6)
+
+
+@pytest.mark.parametrize("window", [None, 37, 64])
+@pytest.mark.parametrize("page", [16, 64])
+def test_xla_finds_the_pages_of_a_row(window, page):
+    qkv_BKXH, _, _, k_WKMSH, v_WKMSH, length_B = random_arguments(4, 2, 3, 256, 16)
+    heads = qkv_BKXH[:, :, :3].reshape(4, 6, 16), qkv_BKXH[:, :, 3], qkv_BKXH[:, :, 4]
+    attend = functools.partial(jax.jit(xla_attention, static_argnames="window"), window=window)
+    expected = attend(*heads, k_WKMSH, v_WKMSH, length_B)
+    *paged, pages_BI = in_shared_pages(k_WKMSH, v_WKMSH, length_B, page)
+    out_BNH, *pools = attend(*heads, *paged, pages_BI)
+    cache = [from_shared_pages(x, pages_BI, 256) for x in pools]
+    assert_equal_but_for_the_full_row((out_BNH, *cache), expected, 2e-6)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("G", [2, 8])
+def test_the_tpu_kernel_equals_the_reference(G, shared):
+    from jax.experimental.pallas import tpu
+
+    arguments = random_arguments(4, 2, G, 512, 128, jnp.bfloat16, norms=False, rotary=False)
+    qkv_BKXH, _, _, *cache = arguments
+    heads = qkv_BKXH[:, :, :G].reshape(4, 2 * G, 128), qkv_BKXH[:, :, G], qkv_BKXH[:, :, G + 1]
+    expected = jax.jit(xla_attention)(*heads, *cache)
+    if shared:
+        cache = [jnp.nan_to_num(x) for x in in_shared_pages(*cache, page=128)]
+    with tpu.force_tpu_interpret_mode():
+        out_BNH, *pools = jax.jit(tpu_attention)(*heads, *cache)
+    if shared:
+        pools = [from_shared_pages(x, cache[-1], 512) for x in pools]
+    # The reference rounds its weights to bfloat16, eight bits; numbers about 1.
+    assert_equal_but_for_the_full_row((out_BNH, *pools), expected, 1e-2)
+
+
+def test_the_tpu_kernel_takes_as_many_pages_at_once_as_divide_a_row():
+    found = [cached_attention.pages_at_a_time(n) for n in (1, 4, 7, 16, 21, 160, 11)]
+    assert found == [1, 4, 7, 8, 7, 8, 1]
+
+
 def test_the_kernel_reads_no_position_beyond_a_rows_end():
-    *before, k_BKSH, v_BKSH, length_B = random_arguments(4, 2, 3, 200, 16)
+    *before, k_WKMSH, v_WKMSH, length_B = random_arguments(4, 2, 3, 200, 16)
     unused_BS = np.arange(200)[None, :] > np.asarray(length_B)[:, None]
-    spoil = lambda x: jnp.where(unused_BS[:, None, :, None], jnp.nan, x)  # noqa: E731
+    spoil = lambda x: jnp.where(unused_BS[None, None, :, :, None], jnp.nan, x)  # noqa: E731
     run = jax.jit(functools.partial(kernel_attention, eps=EPS, interpret=True))
-    clean, _, _ = run(*before, k_BKSH, v_BKSH, length_B)
-    spoilt, _, _ = run(*before, spoil(k_BKSH), spoil(v_BKSH), length_B)
+    clean, _, _ = run(*before, k_WKMSH, v_WKMSH, length_B)
+    spoilt, _, _ = run(*before, spoil(k_WKMSH), spoil(v_WKMSH), length_B)
     np.testing.assert_array_equal(clean, spoilt)
 
 
@@ -86,8 +160,29 @@ def test_parts_are_whole_blocks_and_fill_a_gpu_where_they_can(heads, S):
 @pytest.mark.parametrize(("dtype", "atol"), [(jnp.float32, 2e-6), (jnp.bfloat16, 2e-2)])
 @pytest.mark.parametrize("S", [300, 5000])
 @pytest.mark.parametrize(("G", "H"), [(2, 128), (7, 64)])
-def test_on_a_gpu_too(dtype, atol, S, G, H):
+@pytest.mark.parametrize("shared", [False, True])
+def test_on_a_gpu_too(dtype, atol, S, G, H, shared):
+    S = -(-S // 128) * 128 if shared else S  # what is full is full in both
     arguments = random_arguments(8, 4, G, S, H, dtype)
-    found = jax.jit(functools.partial(kernel_attention, eps=EPS))(*arguments)
+    expected = jax.jit(reference)(*arguments)
+    *before, k_WKMSH, v_WKMSH, length_B = arguments
+    cache = k_WKMSH, v_WKMSH, length_B
+    if shared:
+        cache = in_shared_pages(*cache, page=128)
+    found = jax.jit(functools.partial(kernel_attention, eps=EPS))(*before, *cache)
+    if shared:
+        found = found[0], *(from_shared_pages(x, cache[-1], S) for x in found[1:])
     # bfloat16 has 8 bits: a unit in the last place of a number about 2 is 0.016.
-    assert_equal_but_for_the_full_row(found, jax.jit(reference)(*arguments), atol)
+    assert_equal_but_for_the_full_row(found, expected, atol)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_kernel_is_lowered_for_a_gpu_that_is_not_here(shared):
+    arguments = random_arguments(4, 4, 7, 512, 128, jnp.bfloat16)
+    *before, k_WKMSH, v_WKMSH, length_B = arguments
+    cache = (k_WKMSH, v_WKMSH, length_B)
+    if shared:
+        cache = in_shared_pages(*cache, page=128)
+    kernel = jax.jit(functools.partial(kernel_attention, eps=EPS))
+    text = kernel.trace(*before, *cache).lower(lowering_platforms=("cuda",)).as_text()
+    assert "append_and_attend" in text

@@ -198,8 +198,8 @@ def test_unused_cache_slots_cannot_change_a_step(params):
     tokens_BS, _ = _batch()
     _, cache = _prefill(params, CONFIG, tokens_BS[:, :6], np.ones((4, 6), int), 10)
     spoilt = cache._replace(
-        k=tuple(k.at[:, :, 7:].set(1e3) for k in cache.k),
-        v=tuple(v.at[:, :, 7:].set(1e3) for v in cache.v),
+        k=tuple(k.at[..., 7:, :].set(1e3) for k in cache.k),
+        v=tuple(v.at[..., 7:, :].set(1e3) for v in cache.v),
     )
     clean_BD, _ = _decode_step(params, CONFIG, tokens_BS[:, 6], cache)
     spoilt_BD, _ = _decode_step(params, CONFIG, tokens_BS[:, 6], spoilt)

@@ -12,7 +12,7 @@ from jaxdistill.errors import UserError
 from jaxdistill.models import decoder
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.rope import Rope
-from jaxdistill.sampling import Sampling, make_sampler, question_hashes, row_keys, sampler
+from jaxdistill.sampling import Sampling, make_sampler, question_hashes, row_keys
 
 CONFIG = ModelConfig(
     family="qwen3",
@@ -38,8 +38,11 @@ def params():
     return decoder.init(CONFIG, jax.random.key(0))
 
 
-def build(sampling, rollouts, stops=STOPS, slots=None):
-    return make_sampler(CONFIG, sampling, stops, PAD, rollouts=rollouts, slots=slots)
+def build(sampling, rollouts, stops=STOPS, slots=None, pages=None, **options):
+    return make_sampler(
+        CONFIG, sampling, stops, PAD, rollouts=rollouts, slots=slots, pages=pages, page_size=4,
+        **options,
+    )  # fmt: skip
 
 
 def left_pad(prompts, width):
@@ -51,14 +54,17 @@ def left_pad(prompts, width):
     return ids_QP, mask_QP
 
 
-def sample(questions, rollouts, sampling, *, width=6, stops=STOPS, slots=None, limit_B=None):
+def sample(
+    questions, rollouts, sampling, *, width=6, stops=STOPS, slots=None, pages=None, limit_B=None
+):
     keys_B2 = row_keys(0, "test", 3, question_hashes([IDS[q] for q in questions]), rollouts)
     ids_QP, mask_QP = left_pad([PROMPTS[q] for q in questions], width)
-    run = build(sampling, rollouts, stops, slots)
+    run = build(sampling, rollouts, stops, slots, pages)
     return jax.device_get(run(params(), ids_QP, mask_QP, keys_B2, limit_B))
 
 
 SAMPLING = Sampling(max_new_tokens=12)
+ONE_ROW = 5  # pages of four positions that a prompt of six tokens and twelve new ones need
 
 
 def test_greedy_takes_the_argmax_of_a_full_forward_at_every_step():
@@ -73,15 +79,24 @@ def test_greedy_takes_the_argmax_of_a_full_forward_at_every_step():
         np.testing.assert_allclose(logp_T, logp_TV.max(axis=-1), atol=1e-4)
 
 
-def test_greedy_through_refilled_slots_is_the_argmax_of_a_full_forward():
-    """300 prompts of one to eleven tokens, twice each, through 32 slots that free up unevenly."""
+@pytest.mark.parametrize("pages", [None, 60, 200])
+def test_greedy_through_refilled_slots_is_the_argmax_of_a_full_forward(pages):
+    """300 prompts of one to eleven tokens, twice each, through 32 slots that free up unevenly.
+
+    With 60 pages of four positions for rows that need up to five, some must begin anew.
+    """
     rng = np.random.default_rng(0)
     prompts = [rng.integers(4, 29, rng.integers(1, 12)).tolist() for _ in range(300)]
     ids_QP, mask_QP = left_pad(prompts, 11)
-    limit_B = rng.integers(1, 7, 600).astype(np.int32)
-    run = build(Sampling(temperature=0.0, max_new_tokens=6), 2, slots=32)
+    num_new = 6 if pages is None else 60  # rows grow while they run, all at once
+    limit_B = rng.integers(1, num_new + 1, 600).astype(np.int32)
+    run = build(
+        Sampling(temperature=0.0, max_new_tokens=num_new), 2, slots=32, pages=pages, counts=True
+    )
     keys_B2 = row_keys(0, "test", 0, question_hashes([str(q) for q in range(300)]), 2)
-    samples = jax.device_get(run(params(), ids_QP, mask_QP, keys_B2, limit_B))
+    samples, counts = jax.device_get(run(params(), ids_QP, mask_QP, keys_B2, limit_B))
+    assert (counts.preempted > 0) == (pages == 60)
+    assert counts.row_steps == samples.mask_BT.sum() + counts.redrawn
 
     ids_BS = np.concatenate([ids_QP.repeat(2, 0), samples.tokens_BT], axis=1)
     mask_BS = np.concatenate([mask_QP.repeat(2, 0), samples.mask_BT], axis=1)
@@ -95,10 +110,22 @@ def test_greedy_through_refilled_slots_is_the_argmax_of_a_full_forward():
     assert 0 < samples.finished_B.sum() < 600
 
 
-@pytest.mark.parametrize("slots", [1, 3, 16])
-def test_a_sample_does_not_depend_on_its_slot_or_when_it_had_it(slots):
+@pytest.mark.parametrize(
+    ("slots", "pages"),
+    [
+        (1, None),
+        (3, None),
+        (16, None),
+        (1, ONE_ROW),
+        (3, ONE_ROW),
+        (16, ONE_ROW),
+        (7, 23),
+        (16, 80),
+    ],
+)
+def test_a_sample_does_not_depend_on_its_slot_or_when_it_had_it(slots, pages):
     expected = sample([0, 1, 2, 3], 4, SAMPLING)
-    found = sample([0, 1, 2, 3], 4, SAMPLING, slots=slots)
+    found = sample([0, 1, 2, 3], 4, SAMPLING, slots=slots, pages=pages)
     np.testing.assert_array_equal(found.tokens_BT, expected.tokens_BT)
     np.testing.assert_array_equal(found.mask_BT, expected.mask_BT)
     np.testing.assert_array_equal(found.finished_B, expected.finished_B)
@@ -106,11 +133,11 @@ def test_a_sample_does_not_depend_on_its_slot_or_when_it_had_it(slots):
     np.testing.assert_allclose(found.logp_BT, expected.logp_BT, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("slots", [None, 3])
-def test_a_limit_of_its_own_gives_the_beginning_of_a_row(slots):
+@pytest.mark.parametrize(("slots", "pages"), [(None, None), (3, None), (9, 20)])
+def test_a_limit_of_its_own_gives_the_beginning_of_a_row(slots, pages):
     whole = sample([0, 1, 2, 3], 4, SAMPLING)
     limit_B = np.arange(16, dtype=np.int32) % 14  # none at all, and more than max_new_tokens
-    cut = sample([0, 1, 2, 3], 4, SAMPLING, slots=slots, limit_B=limit_B)
+    cut = sample([0, 1, 2, 3], 4, SAMPLING, slots=slots, pages=pages, limit_B=limit_B)
     kept_BT = (whole.mask_BT > 0) & (np.arange(12)[None, :] < limit_B[:, None])
     np.testing.assert_array_equal(cut.mask_BT, kept_BT)
     np.testing.assert_array_equal(cut.tokens_BT, np.where(kept_BT, whole.tokens_BT, PAD))
@@ -119,8 +146,9 @@ def test_a_limit_of_its_own_gives_the_beginning_of_a_row(slots):
     )
 
 
-def test_other_prompts_and_limits_of_the_same_sizes_compile_nothing(compilations):
-    run = build(Sampling(max_new_tokens=3), 4, slots=5)
+@pytest.mark.parametrize("pages", [None, 20])
+def test_other_prompts_and_limits_of_the_same_sizes_compile_nothing(compilations, pages):
+    run = build(Sampling(max_new_tokens=3), 4, slots=5, pages=pages)
     counts = []
     for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
         keys_B2 = row_keys(0, "test", 3, question_hashes([IDS[q] for q in order]), 4)
@@ -130,13 +158,13 @@ def test_other_prompts_and_limits_of_the_same_sizes_compile_nothing(compilations
     assert counts[0] == counts[1] > 0
 
 
-@pytest.mark.parametrize("slots", [16, 5])
-def test_no_loop_of_the_compiled_program_copies_a_cache(slots):
+@pytest.mark.parametrize(("slots", "pages"), [(16, None), (5, None), (5, 333)])
+def test_no_loop_of_the_compiled_program_copies_a_cache(slots, pages):
     keys_B2 = row_keys(0, "test", 3, question_hashes(IDS), 4)
-    sampler = build(Sampling(max_new_tokens=500), 4, slots=slots)
+    sampler = build(Sampling(max_new_tokens=500), 4, slots=slots, pages=pages)
     text = sampler.lower(params(), *left_pad(PROMPTS, 6), keys_B2).compile().as_text()
     K, H, S = CONFIG.num_kv_heads, CONFIG.head_dim, 512
-    cache = f"[{slots},{K},{S},{H}]"
+    cache = f"[1,{K},{slots},{S},{H}]" if pages is None else f"[1,{K},{pages + 1},4,{H}]"
     assert f"f32{cache}" in text, "the test no longer knows the shape of the cache"
     inside = [part for part in text.split("\n\n") if not part.lstrip().startswith("ENTRY")]
     lines = "\n".join(inside).splitlines()
@@ -153,8 +181,9 @@ def test_no_loop_of_the_compiled_program_copies_a_cache(slots):
         Sampling(min_p=0.2, max_new_tokens=12),
     ],
 )
-def test_behaviour_log_probs_equal_those_of_scoring(sampling):
-    samples = sample([0, 1, 2, 3], 4, sampling, slots=5)
+@pytest.mark.parametrize("pages", [None, 12])
+def test_behaviour_log_probs_equal_those_of_scoring(sampling, pages):
+    samples = sample([0, 1, 2, 3], 4, sampling, slots=5, pages=pages)
     ids_QP, mask_QP = left_pad(PROMPTS, 6)
     hidden_BTD = jax.jit(scoring.completion_hidden, static_argnums=1)(
         params(), CONFIG, ids_QP.repeat(4, 0), mask_QP.repeat(4, 0),
@@ -170,8 +199,9 @@ def test_behaviour_log_probs_equal_those_of_scoring(sampling):
     np.testing.assert_allclose(samples.logp_BT, logp_BT * samples.mask_BT, atol=1e-4)
 
 
-def test_behaviour_log_probs_in_bfloat16_equal_those_of_scoring_in_bfloat16():
-    run = make_sampler(CONFIG, SAMPLING, STOPS, PAD, rollouts=8, slots=5, dtype=jnp.bfloat16)
+@pytest.mark.parametrize("pages", [None, 12])
+def test_behaviour_log_probs_in_bfloat16_equal_those_of_scoring_in_bfloat16(pages):
+    run = build(SAMPLING, 8, slots=5, pages=pages, dtype=jnp.bfloat16)
     ids_QP, mask_QP = left_pad(PROMPTS, 6)
     samples = jax.device_get(
         run(params(), ids_QP, mask_QP, row_keys(0, "test", 3, question_hashes(IDS), 8))
@@ -237,11 +267,12 @@ def test_a_shorter_limit_gives_the_beginning_of_the_same_samples():
         )
 
 
-@pytest.mark.parametrize("slots", [None, 3])
-def test_a_spare_question_generates_nothing_and_disturbs_nobody(slots):
+@pytest.mark.parametrize(("slots", "pages"), [(None, None), (3, None), (9, 15)])
+def test_a_spare_question_generates_nothing_and_disturbs_nobody(slots, pages):
     ids_QP, mask_QP = left_pad([PROMPTS[0], PROMPTS[1], [], PROMPTS[3]], 6)
     keys_B2 = row_keys(0, "test", 3, question_hashes(IDS), 4)
-    samples = jax.device_get(build(SAMPLING, 4, slots=slots)(params(), ids_QP, mask_QP, keys_B2))
+    run = build(SAMPLING, 4, slots=slots, pages=pages)
+    samples = jax.device_get(run(params(), ids_QP, mask_QP, keys_B2))
     expected = sample([0, 1, 2, 3], 4, SAMPLING)
     others, spare = [*range(8), *range(12, 16)], slice(8, 12)
     np.testing.assert_array_equal(samples.tokens_BT[others], expected.tokens_BT[others])
@@ -266,26 +297,21 @@ def test_keys_are_addressed_by_purpose_step_question_and_rollout():
     np.testing.assert_array_equal(later, base[2::3])
 
 
-class Device:
-    def __init__(self, free: int):
-        self.stats = {"bytes_limit": free + 1000, "bytes_in_use": 1000}
-
-    def memory_stats(self):
-        return self.stats
-
-
-@pytest.mark.parametrize(("rows_that_fit", "slots"), [(1, 1), (5, 4), (7, 6), (15, 12), (40, 20)])
-def test_as_many_slots_as_fit_beside_weights_and_prompts(monkeypatch, rows_that_fit, slots):
-    # A position of this model takes 2 x 2 layers x 2 heads x 8 numbers of four bytes.
-    row, prompts = 32 * 256, 10 * 8 * 256
-    needed = rows_that_fit * row + prompts + 4 * CONFIG.num_parameters
-    device = Device(int(needed / 0.8) + row // 2)
-    monkeypatch.setattr(jax, "local_devices", lambda: [device])
-    assert sampler.slots_that_fit(CONFIG, 10, 20, 8, 24, jnp.float32) == slots
+def test_counts_of_rows_that_all_fit_are_their_steps_and_tokens():
+    run = build(SAMPLING, 4, stops=(), slots=16, pages=80, counts=True)
+    ids_QP, mask_QP = left_pad(PROMPTS, 6)
+    keys_B2 = row_keys(0, "test", 3, question_hashes(IDS), 4)
+    _, counts = run(params(), ids_QP, mask_QP, keys_B2)
+    assert counts.steps == 16, "twelve steps, but who has ended is seen every sixteen"
+    assert counts.row_steps == 16 * 12
+    prompt = 4 * sum(len(prompt) - 1 for prompt in PROMPTS)  # the last token is fed once more
+    assert counts.positions == 12 * prompt + 16 * sum(range(12))
+    assert counts.preempted == counts.redrawn == 0
 
 
-def test_where_nobody_counts_the_memory_all_rows_get_a_slot():
-    assert sampler.slots_that_fit(CONFIG, 10, 10**9, 8, 24, jnp.float32) == 10**9
+def test_a_pool_without_room_for_a_longest_row_is_the_users_mistake():
+    with pytest.raises(UserError, match=r"pages=4 are too few.*18 positions, needs 5 of 4"):
+        sample([0, 1, 2, 3], 4, SAMPLING, slots=3, pages=ONE_ROW - 1)
 
 
 def test_a_sampling_value_out_of_range_is_the_users_mistake():
@@ -293,8 +319,8 @@ def test_a_sampling_value_out_of_range_is_the_users_mistake():
         Sampling(top_p=1.5)
 
 
-@pytest.mark.parametrize("slots", [None, 8])
-def test_eight_devices_sample_like_one(slots):
+@pytest.mark.parametrize(("slots", "pages"), [(None, None), (8, None), (8, 4 * 7), (16, 4 * 12)])
+def test_eight_devices_sample_like_one(slots, pages):
     from jaxdistill import sharding
 
     mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2))
@@ -304,7 +330,8 @@ def test_eight_devices_sample_like_one(slots):
     keys_B2 = row_keys(0, "test", 3, question_hashes(IDS), 4)
     with sharding.use_mesh(mesh):
         ids_QP, mask_QP, keys_B2 = sharding.shard_batch(mesh, (ids_QP, mask_QP, keys_B2))
-        samples = jax.device_get(build(SAMPLING, 4, slots=slots)(placed, ids_QP, mask_QP, keys_B2))
+        run = build(SAMPLING, 4, slots=slots, pages=pages)
+        samples = jax.device_get(run(placed, ids_QP, mask_QP, keys_B2))
     np.testing.assert_array_equal(samples.tokens_BT, expected.tokens_BT)
     np.testing.assert_array_equal(samples.finished_B, expected.finished_B)
     np.testing.assert_allclose(samples.logp_BT, expected.logp_BT, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,97 @@
+"""Who holds which page, who goes on when there are too few, and how many fit a device."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.rope import Rope
+from jaxdistill.sampling import fit_slots, pages
+
+ROWS, MOST, POOL = 5, 4, 13  # rows of up to four pages each, twelve pages and nobody's
+
+assign = functools.partial(jax.jit(pages.assign, static_argnums=2), num_pages=POOL)
+fitting = functools.partial(jax.jit(pages.fitting, static_argnums=2), num_pages=POOL)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.lists(st.integers(0, MOST), min_size=ROWS, max_size=ROWS), max_size=6))
+def test_every_row_gets_what_it_wants_and_no_page_has_two_rows(history):
+    table_BI = np.zeros((ROWS, MOST), np.int32)
+    for wanted in history:
+        drawn_B = np.arange(ROWS)
+        wanted_B = np.array(wanted) * np.asarray(fitting(np.array(wanted), drawn_B))
+        before_BI, table_BI = table_BI, np.asarray(assign(table_BI, wanted_B))
+        held = table_BI[table_BI > 0]
+        np.testing.assert_array_equal((table_BI > 0).sum(axis=1), wanted_B)
+        assert len(set(held)) == len(held)
+        assert held.max(initial=0) < POOL
+        kept_BI = (before_BI > 0) & (table_BI > 0)
+        np.testing.assert_array_equal(table_BI[kept_BI], before_BI[kept_BI])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.integers(0, MOST), min_size=ROWS, max_size=ROWS),
+    st.lists(st.integers(0, 99), min_size=ROWS, max_size=ROWS),
+)
+def test_those_who_have_drawn_most_go_on_as_long_as_there_are_pages(wanted, drawn):
+    fits_B = np.asarray(fitting(np.array(wanted), np.array(drawn)))
+    assert np.sum(wanted, where=fits_B) < POOL
+    assert fits_B.any(), "a longest row fits, so there is always one that comes to its end"
+    if not fits_B.all():
+        left_out = np.flatnonzero(~fits_B)
+        assert max(drawn[b] for b in left_out) <= min(drawn[b] for b in np.flatnonzero(fits_B))
+
+
+CONFIG = ModelConfig(
+    vocab_size=29,
+    hidden_size=16,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    intermediate_size=32,
+    rope=Rope(10000.0),
+    tie_embeddings=True,
+)
+POSITION = 2 * 2 * 2 * 8 * 4  # keys and values of 2 layers x 2 heads x 8 numbers of four bytes
+
+
+class Device:
+    def __init__(self, free: int):
+        self.stats = {"bytes_limit": free + 1000, "bytes_in_use": 1000}
+
+    def memory_stats(self):
+        return self.stats
+
+
+def fitted(monkeypatch, positions, rows=100):
+    """Prompts of 56 tokens, up to 600 new ones: six pages a row, two at a third of the tokens."""
+    needed = positions * POSITION + 10 * 56 * POSITION + 4 * CONFIG.num_parameters
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(int(needed / 0.8) + POSITION)])
+    return fit_slots(CONFIG, 10, rows, 56, 600, jnp.float32)
+
+
+def test_every_row_has_its_slot_where_all_fit(monkeypatch):
+    assert fitted(monkeypatch, positions=100 * 656) == (100, None)
+    assert fitted(monkeypatch, positions=100 * 656 - 10)[1] is not None
+
+
+@pytest.mark.parametrize(
+    ("pages", "expected"),
+    [(3, (3, 6)), (13, (6, 13)), (50, (24, 48)), (51, (24, 48)), (500, (100, 480))],
+)
+def test_pages_take_what_beside_weights_and_prompts_is_free(monkeypatch, pages, expected):
+    rows = 100 if pages < 500 else 1000
+    slots, found = fitted(monkeypatch, pages * 128, rows)
+    assert (min(slots, 100), found) == expected
+
+
+def test_where_nobody_counts_the_memory_all_rows_get_a_slot():
+    assert fit_slots(CONFIG, 10, 10**9, 8, 24, jnp.float32) == (10**9, None)
