@@ -190,6 +190,7 @@ def add_bench(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--top-p", type=float, default=1.0)
     sub.add_argument("--min-p", type=float, default=0.0)
     sub.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
+    add_profile(sub)
     add_measuring(sub, decode_bench, repeats=5)
 
     sub = what.add_parser("step", help="the train step, on full rows of random tokens")
@@ -198,6 +199,7 @@ def add_bench(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--tokens", type=int, default=4096, help="of a row: prompt and completion")
     sub.add_argument("--prompt", type=int, default=256, help="of them the prompt")
     add_training(sub)
+    add_profile(sub)
     add_measuring(sub, step_bench, repeats=5)
 
     sub = what.add_parser("train", help="a whole on-policy iteration: sampling and a step")
@@ -211,8 +213,15 @@ def add_bench(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--new", type=int, default=1024, help="tokens of a response at most")
     sub.add_argument("--mean", type=int, default=0, help="mean of long-tailed lengths; default: "
                      "every response has --new tokens")  # fmt: skip
+    sub.add_argument("--pack", type=int, default=0, help="positions of a packed row; default: "
+                     "rows are padded to the longest")  # fmt: skip
     add_training(sub)
     add_measuring(sub, train_bench, repeats=3)
+
+
+def add_profile(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--profile", type=int, default=0, metavar="N",
+                     help="also list the N kernels that take longest")  # fmt: skip
 
 
 def add_training(sub: argparse.ArgumentParser) -> None:
@@ -266,7 +275,7 @@ def decode_bench(options: argparse.Namespace) -> dict:
             options.model, options.rows, options.rollouts, options.slots, options.pages,
             options.busy, options.prompt, options.new, options.mean, options.dtype,
             Sampling(options.temperature, options.top_k, options.top_p, options.new, options.min_p),
-            options.repeats,
+            options.repeats, options.profile,
         )
     )  # fmt: skip
 
@@ -276,7 +285,8 @@ def step_bench(options: argparse.Namespace) -> dict:
 
     return bench_step(
         Step(
-            options.model, options.rows, options.tokens, options.prompt, **training_of(options)
+            options.model, options.rows, options.tokens, options.prompt,
+            profile=options.profile, **training_of(options),
         )
     )  # fmt: skip
 
@@ -301,7 +311,11 @@ def training_of(options: argparse.Namespace) -> dict:
     return {
         "objective": options.objective,
         "compute": Compute(
-            dtype, options.chunk, options.micro_batches, options.remat, options.attention
+            dtype=dtype,
+            chunk=options.chunk,
+            micro_batches=options.micro_batches,
+            remat=options.remat,
+            attention=options.attention,
         ),
         # The first step moves: with warm-up its rate is 0.
         "optimizer": Optimizer(

@@ -111,11 +111,11 @@ def _jensen_shannon(s_logp: Array, t_logp: Array, alpha: float) -> Array:
     return jnp.sum(of_s + of_t, axis=-1)
 
 
-@_jensen_shannon.defjvp  # pyright: ignore[reportArgumentType]
-def _jensen_shannon_jvp(alpha, logps, tangents):  # pyright: ignore[reportCallIssue]
+@_jensen_shannon.defjvp
+def _jensen_shannon_jvp(alpha, logps, tangents):
     # d/dlog S_v = (1-alpha) S_v log(S_v / M_v): what else the product rule gives cancels with T's.
-    of_s, of_t = _jensen_shannon_entries(*logps, alpha)
-    ds, dt = tangents
+    (s_logp, t_logp), (ds, dt) = logps, tangents
+    of_s, of_t = _jensen_shannon_entries(s_logp, t_logp, alpha)
     tangent = _times(of_s, ds) + _times(of_t, dt)
     return jnp.sum(of_s + of_t, axis=-1), jnp.sum(tangent, axis=-1)
 

@@ -1,7 +1,10 @@
 """The arithmetic of `jaxdistill bench`, and that the verb writes what it prints."""
 
+import contextlib
 import dataclasses
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -176,6 +179,40 @@ def test_an_iteration_samples_and_steps(capsys):
     assert result["seconds"] == pytest.approx(parts, rel=0.5)  # medians, each of its own
     assert result["slots"] == 4
     assert result["remat"] == "none"  # auto, where memory has no limit
+
+
+def test_an_iteration_on_packed_rows_says_how_much_of_them_is_padding(capsys):
+    arguments = f"bench train {SMALL} --questions 2 --rollouts 2 --new 9 --mean 5 --context 7"
+    assert cli.main(f"{arguments} --pack 64".split()) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert 0 < result["padding"] < 1
+    assert result["work"]["compute"]["pack"] == 64
+
+
+def test_a_profile_adds_up_the_kernels_of_the_first_device(monkeypatch):
+    def event(name, microseconds):
+        return SimpleNamespace(name=name, duration_ns=1000 * microseconds)
+
+    def line(name, *events):
+        return SimpleNamespace(name=name, events=events)
+
+    device = [line("Stream #1", event("gemm", 5), event("copy", 2)),
+              line("Stream #2", event("gemm", 3)), line("Steps", event("0", 99))]  # fmt: skip
+    planes = [SimpleNamespace(name="/host:CPU", lines=[line("Stream", event("host", 99))]),
+              SimpleNamespace(name="/device:GPU:0", lines=device)]  # fmt: skip
+
+    @contextlib.contextmanager
+    def trace(folder):
+        yield
+        (Path(folder) / "a.xplane.pb").touch()
+
+    profiler = SimpleNamespace(trace=trace, ProfileData=SimpleNamespace(
+        from_file=lambda file: SimpleNamespace(planes=planes)))  # fmt: skip
+    monkeypatch.setattr(measure.jax, "profiler", profiler)
+    monkeypatch.setattr(measure.jax, "default_backend", lambda: "gpu")
+    found = measure.profile(lambda: None, 1)["profile"]
+    assert found["kernels"] == [{"name": "gemm", "calls": 2, "seconds": pytest.approx(8e-6)}]
+    assert found["busy_seconds"] == pytest.approx(10e-6)
 
 
 def test_auto_says_what_it_chose_where_memory_is_short(monkeypatch):

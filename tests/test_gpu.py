@@ -61,13 +61,13 @@ def _relative_error(actual, expected):
     return _size(actual.astype(jnp.float32) - expected) / _size(expected)
 
 
-def _assert_near(actual, expected):
+def _assert_near(actual, expected, tolerance=TOLERANCE):
     out_BSNH = expected[0]
     for x, y in zip(actual, expected):
         assert bool(jnp.isfinite(x).all())
         # With a single key in sight q and k have no gradient; what is left is rounding's.
         scale = out_BSNH if _size(y) < 1e-4 * _size(out_BSNH) else y
-        assert _size(x - y) <= TOLERANCE * _size(scale)
+        assert _size(x - y) <= tolerance * _size(scale)
 
 
 # ------------------------------------------------------------------------------ attention
@@ -233,8 +233,11 @@ def test_packed_cudnn_is_near_float32_in_value_and_gradient(case):
     actual = _packed_with_gradients(*inputs, lengths_BX, window=window)
     expected = _packed_reference(inputs, lengths_BX, window)
     _assert_near(actual, expected)
-    for b, slots in _slots(lengths_BX):  # a wrong short segment is lost in the norm of all
-        _assert_near([x[b, slots] for x in actual], [x[b, slots] for x in expected])
+    # A wrong short segment is lost in the norm of all. By itself it is a few rows, over which the
+    # errors of rounding do not average (1.06 % seen); a wrong one is off by 100 %.
+    for b, slots in _slots(lengths_BX):
+        of_segment = ([x[b, slots] for x in arrays] for arrays in (actual, expected))
+        _assert_near(*of_segment, tolerance=2 * TOLERANCE)
     for x in actual:
         for b, length in enumerate(lengths_BX.sum(axis=1)):
             assert not np.asarray(x[b, length:]).any()
@@ -247,7 +250,8 @@ def test_thirty_two_segments_a_row_are_each_attended_alone():
     actual = _packed_with_gradients(*inputs, lengths_BX)
     expected = _packed_reference(inputs, lengths_BX)
     for b, slots in _slots(lengths_BX):
-        _assert_near([x[b, slots] for x in actual], [x[b, slots] for x in expected])
+        of_segment = ([x[b, slots] for x in arrays] for arrays in (actual, expected))
+        _assert_near(*of_segment, tolerance=2 * TOLERANCE)
 
 
 def test_scores_far_below_zero_make_no_nan_in_a_pack():

@@ -43,6 +43,7 @@ class Decode:
     dtype: str = "auto"
     sampling: Sampling = Sampling()  # its max_new_tokens is `new`
     repeats: int = 5
+    profile: int = 0  # kernels to list by the time they take
 
     def __post_init__(self):
         for name in ("rows", "rollouts", "prompt", "new", "repeats"):
@@ -75,12 +76,18 @@ def bench_decode(work: Decode) -> dict[str, Any]:
     compiled = sample.lower(*arguments, np.zeros(work.rows, np.int32)).compile()
     compile_seconds = time.perf_counter() - began
 
-    def seconds_of(limit_B: np.ndarray) -> tuple[list[float], Counts]:
-        run = lambda: jax.block_until_ready(compiled(*arguments, limit_B))  # noqa: E731
-        samples, counts = run()
-        assert int(samples.mask_BT.sum()) == limit_B.sum(), "every row draws as many as it may"
-        return [measure.timed(run) for _ in range(work.repeats)], jax.device_get(counts)
+    run = lambda limit_B: jax.block_until_ready(compiled(*arguments, limit_B))  # noqa: E731
 
+    def seconds_of(limit_B: np.ndarray) -> tuple[list[float], Counts]:
+        seconds = []
+        for _ in range(work.repeats):
+            began = time.perf_counter()
+            samples, counts = run(limit_B)
+            seconds.append(time.perf_counter() - began)
+            assert int(samples.mask_BT.sum()) == limit_B.sum(), "every row draws as many as it may"
+        return seconds, jax.device_get(counts)
+
+    run(np.ones(work.rows, np.int32))  # warms up, the loop too
     lengths_B = _lengths(work)
     whole, counts = seconds_of(lengths_B)
     result = {
@@ -93,6 +100,7 @@ def bench_decode(work: Decode) -> dict[str, Any]:
         "slots": _slots_in_use(counts),
         "memory": measure.memory(compiled),
         **measure.surroundings(),
+        **measure.profile(lambda: run(lengths_B), work.profile),
     }
     if work.busy:
         limits = _busy_limits(work, slots, result["slots"]["mean_positions"])

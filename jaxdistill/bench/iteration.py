@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdistill import sharding
+from jaxdistill import packing, sharding
 from jaxdistill.bench import measure
 from jaxdistill.bench.decode import long_tailed
 from jaxdistill.bench.step import (
@@ -101,11 +101,15 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
             drawn = sample(state.params, *sharding.shard_batch(mesh, inputs))
             return _batch(jax.device_get(drawn), prompts_QP, shown_BP)
 
+        parts = sharding.num_parts("B")
+        packing_of: dict[str, float] = {}  # share of padding in packed rows
         seconds, losses, compiled, remat, compile_seconds = [], [], None, "", 0.0
         for number in range(1 + work.repeats):  # the first compiles and warms up
             began = time.perf_counter()
             batch = sampled(number)
             drawn_at = time.perf_counter()
+            if compute.pack:
+                batch, packing_of["padding"] = packing.pack(batch, compute.pack, parts)
             arguments = state, reference, sharding.shard_batch(mesh, batch)
             if compiled is None:
                 remat, compiled, compile_seconds = compiled_step(step, compute, arguments)
@@ -121,6 +125,7 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
         "slots": slots,
         "pages": pages,
         "tokens": int(limit_B.sum()),  # of the completions
+        **packing_of,
         **whole,
         **measure.median_and_spread(sampling, "seconds_sampling"),
         **measure.median_and_spread(stepping, "seconds_step"),

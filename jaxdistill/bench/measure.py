@@ -2,9 +2,13 @@
 
 import os
 import platform
+import re
 import statistics
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -70,6 +74,32 @@ def memory(compiled: Any) -> dict[str, int]:
         "planned": planned_bytes(compiled),
     }
     return found | peak_memory()
+
+
+def profile(run: Callable[[], Any], kernels: int) -> dict[str, Any]:
+    """Where the first device's time goes in one call: the `kernels` that take longest in all.
+
+    Nothing on a CPU, whose operations the profiler does not tell apart.
+    """
+    if not kernels or jax.default_backend() == "cpu":
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            run()
+        (file,) = Path(folder).glob("**/*.xplane.pb")
+        planes = jax.profiler.ProfileData.from_file(str(file)).planes
+        device = next(plane for plane in planes if re.match(r"/device:\w+:0", plane.name))
+        is_kernels = lambda line: line.name == "XLA Ops" or line.name.startswith("Stream")  # noqa: E731
+        events = [event for line in device.lines if is_kernels(line) for event in line.events]
+        calls = Counter(event.name for event in events)
+        seconds: Counter[str] = Counter()
+        for event in events:
+            seconds[event.name] += event.duration_ns / 1e9
+    longest = [
+        {"name": name, "calls": calls[name], "seconds": total}
+        for name, total in seconds.most_common(kernels)
+    ]
+    return {"profile": {"busy_seconds": sum(seconds.values()), "kernels": longest}}
 
 
 def peak_memory() -> dict[str, int]:

@@ -49,6 +49,7 @@ class Step:
     optimizer: Optimizer = Optimizer(warmup_steps=0)
     mesh: MeshConfig = MeshConfig()
     repeats: int = 5
+    profile: int = 0  # kernels to list by the time they take
 
     def __post_init__(self):
         for name in ("rows", "prompt", "repeats"):
@@ -131,6 +132,10 @@ def bench_step(work: Step) -> dict[str, Any]:
             state, metrics = jax.block_until_ready(compiled(state, reference, batch))
             seconds.append(time.perf_counter() - began)
             losses.append(checked_loss(metrics))
+        # The state is donated, and this is the last that is done with it.
+        profile = measure.profile(
+            lambda: jax.block_until_ready(compiled(state, reference, batch)), work.profile
+        )
     found = measure.median_and_spread(seconds[1:])
     memory = measure.memory(compiled)  # before the ceiling asks for memory of its own
     tokens = work.rows * work.tokens
@@ -152,6 +157,7 @@ def bench_step(work: Step) -> dict[str, Any]:
         "loss_first": losses[0],
         "loss_last": losses[-1],
         **measure.surroundings(),
+        **profile,
     }
 
 
