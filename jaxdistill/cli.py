@@ -316,6 +316,7 @@ def training_of(options: argparse.Namespace) -> dict:
             micro_batches=options.micro_batches,
             remat=options.remat,
             attention=options.attention,
+            pack=getattr(options, "pack", 0),  # of `train` alone
         ),
         # The first step moves: with warm-up its rate is 0.
         "optimizer": Optimizer(

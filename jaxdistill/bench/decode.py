@@ -7,7 +7,7 @@ positions in use. The ceiling is the device's own copy, measured in the same run
 import statistics
 import time
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -79,13 +79,13 @@ def bench_decode(work: Decode) -> dict[str, Any]:
     run = lambda limit_B: jax.block_until_ready(compiled(*arguments, limit_B))  # noqa: E731
 
     def seconds_of(limit_B: np.ndarray) -> tuple[list[float], Counts]:
-        seconds = []
+        seconds, counts = [], None
         for _ in range(work.repeats):
             began = time.perf_counter()
             samples, counts = run(limit_B)
             seconds.append(time.perf_counter() - began)
             assert int(samples.mask_BT.sum()) == limit_B.sum(), "every row draws as many as it may"
-        return seconds, jax.device_get(counts)
+        return seconds, cast(Counts, jax.device_get(counts))
 
     run(np.ones(work.rows, np.int32))  # warms up, the loop too
     lengths_B = _lengths(work)
