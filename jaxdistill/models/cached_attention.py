@@ -204,23 +204,25 @@ def kernel_attention(
     # A kernel has no absent arguments: what it is not to read is a dummy.
     norms = norms_H or (jnp.zeros(H),) * 2
     rotary = rotary_Bh or (jnp.zeros((B, H // 2)),) * 2
+    is_whole, pages_axes = pages_BI is None, "BI"
+    if pages_BI is None:
+        pages_BI, pages_axes = jnp.zeros((1, 1), jnp.int32), "XX"
     local = sharding.on_shards(
         functools.partial(
             _attend, eps=eps, window=window, is_normed=norms_H is not None,
-            is_turned=rotary_Bh is not None, **tuning,
+            is_turned=rotary_Bh is not None, is_whole=is_whole, **tuning,
         ),
-        ("BKXH", "H", "H", "BX", "BX", "WKMSH", "WKMSH", "BI", "B"),
+        ("BKXH", "H", "H", "BX", "BX", "WKMSH", "WKMSH", pages_axes, "B"),
         ("BKXH", "WKMSH", "WKMSH"),
     )  # fmt: skip
-    pages_BI = _own_pages(k_WKMSH) if pages_BI is None else pages_BI
     out_BKGH, *cache = local(qkv_BKXH, *norms, *rotary, k_WKMSH, v_WKMSH, pages_BI, length_B)
     return out_BKGH.reshape(B, K * (X - 2), H), *cache
 
 
 def _attend(
     qkv_BKXH, q_norm_H, k_norm_H, cos_Bh, sin_Bh, k_WKMSH, v_WKMSH, pages_BI, length_B, *,
-    interpret: bool = False, chunk: int = 0, block: int = 64, warps: int = 4, stages: int = 2,
-    **static: Any,
+    is_whole: bool, interpret: bool = False, chunk: int = 0, block: int = 64, warps: int = 4,
+    stages: int = 2, **static: Any,
 ) -> Attended:  # fmt: skip
     """A program for each row, key/value head and part (Z) of the positions.
 
@@ -240,9 +242,14 @@ def _attend(
         at = lambda *ids: tuple(ids["BKZ".index(a)] for a in axes) + (0,) * len(sizes)  # noqa: E731
         return pl.BlockSpec((None,) * len(axes) + sizes, at)
 
-    pool = pl.BlockSpec((None, None, M, S, H), lambda b, k, z: (0, k, 0, 0, 0))
+    if is_whole:
+        pool = pl.BlockSpec((None, None, 1, S, H), lambda b, k, z: (0, k, b, 0, 0))
+    else:
+        pool = pl.BlockSpec((None, None, M, S, H), lambda b, k, z: (0, k, 0, 0, 0))
     out_BKZGH, logsum_BKZG, k_WKMSH, v_WKMSH = pl.pallas_call(
-        functools.partial(_attend_part, G=X - 2, chunk=chunk, block=block, **static),
+        functools.partial(
+            _attend_part, G=X - 2, chunk=chunk, block=block, is_whole=is_whole, **static
+        ),
         grid=(B, K, Z),
         in_specs=[
             spec("BK", X, H),
@@ -252,7 +259,7 @@ def _attend(
             spec("B", H // 2),
             pool,
             pool,
-            spec("B", I),
+            spec("" if is_whole else "B", *((1, 1) if is_whole else (I,))),
             spec("B"),
         ],
         out_specs=[spec("BKZ", Y, H), spec("BKZ", Y), pool, pool],
@@ -275,9 +282,12 @@ def _attend(
 
 
 def _chunk(num_heads: int, S: int, block: int) -> int:
-    """Positions of a part: 2048, or fewer where there would be too few programs to fill a GPU."""
+    """Positions of a part: 1024, or fewer where there would be too few programs to fill a GPU.
+
+    The last programs of rows of different lengths run alone, for as long as a part takes.
+    """
     wanted = max(S * num_heads // 512, block)  # a Hopper GPU has 132 multiprocessors
-    return min(2048, 1 << (wanted - 1).bit_length())
+    return min(1024, 1 << (wanted - 1).bit_length())
 
 
 def _queries_of_a_product(G: int) -> int:
@@ -288,12 +298,13 @@ def _queries_of_a_product(G: int) -> int:
 def _attend_part(
     qkv_ref, q_norm_ref, k_norm_ref, cos_ref, sin_ref, k_ref, v_ref, pages_ref, length_ref,
     out_ref, logsum_ref, k_out_ref, v_out_ref, *, G: int, chunk: int, block: int,
-    window: int | None, eps: float, is_normed: bool, is_turned: bool,
+    window: int | None, eps: float, is_normed: bool, is_turned: bool, is_whole: bool,
 ) -> None:  # fmt: skip
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton
 
     _, S, H = k_ref.shape  # of its pool a program reads the pages of its row
+    num_positions = S if is_whole else pages_ref.shape[0] * S
     query_Y = jnp.arange(_queries_of_a_product(G))
     is_query_Y = query_Y < G
 
@@ -312,12 +323,18 @@ def _attend_part(
     begin = jnp.maximum(part * chunk, seen_from)
     precision = jax.lax.Precision.HIGHEST if q_YH.dtype == jnp.float32 else None
 
+    def place(position):
+        """The page, and where in it."""
+        if is_whole:
+            return jnp.int32(0), position
+        return pages_ref[position // S], position % S
+
     def one_block(i, carry):
         out_YH, top_Y, total_Y = carry
         slot_C = i * block + jnp.arange(block)
         is_seen_C = (slot_C >= begin) & (slot_C < end)
-        here = pages_ref[i * block // S], pl.ds(i * block % S, block)
-        mask = is_seen_C[:, None]
+        page, slot = place(i * block)
+        here, mask = (page, pl.ds(slot, block)), is_seen_C[:, None]
         k_CH = triton.load(k_ref.at[here], mask=mask, other=0.0)
         scores_YC = triton.dot(q_YH, k_CH, trans_b=True, precision=precision) * scale
         scores_YC = jnp.where(is_seen_C[None, :], scores_YC, _UNSEEN)
@@ -345,9 +362,9 @@ def _attend_part(
     triton.store(out_ref, out_YH, mask=is_query_Y[:, None])
     triton.store(logsum_ref, top_Y + jnp.log(total_Y), mask=is_query_Y)
 
-    @pl.when(is_first & (length < pages_ref.shape[0] * S))
+    @pl.when(is_first & (length < num_positions))
     def _():
-        page, slot = pages_ref[length // S], length % S
+        page, slot = place(length)
         k_out_ref[page, pl.ds(slot, 1), :] = new_k_1H
         v_out_ref[page, slot, :] = new_v_H
 
