@@ -25,7 +25,8 @@ class FirstThatFits:
 
     def compiled_for(self, *arguments: Any) -> tuple[Any, Any]:
         """(choice, its compiled function)."""
-        key = tuple((x.shape, x.dtype) for x in jax.tree.leaves(arguments))
+        leaves, tree = jax.tree.flatten(arguments)
+        key = tree, tuple((x.shape, x.dtype, getattr(x, "sharding", None)) for x in leaves)
         if key not in self._compiled:
             self._compiled[key] = self._first(arguments)
         return self._compiled[key]

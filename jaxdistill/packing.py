@@ -27,6 +27,7 @@ def pack(batch: Batch, pack: int, parts: int = 1) -> tuple[Packed, float]:
     """
     prompts = prompts_of(batch)
     completion_I = np.asarray(batch.completion_mask_BT).sum(axis=1)
+    assert all(np.asarray(mask).any(axis=1).all() for _, mask in prompts[:1]), "an empty prompt"
     # Of each row: the completion, then each prompt with it.
     sizes_IN = np.stack(
         [completion_I, *(np.asarray(mask).sum(axis=1) + completion_I for _, mask in prompts)], 1

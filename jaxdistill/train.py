@@ -125,7 +125,7 @@ class Compute:
     micro_batches: int = 1
     # Positions of a packed row of the student's; 0: a row each, padded to the longest (`packing`).
     pack: int = 0
-    remat: RematChoice = "none"  # what a layer's backward pass computes again
+    remat: RematChoice = "auto"  # what a layer's backward pass computes again
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"  # see `causal_attention`
 
     def __post_init__(self):

@@ -5,6 +5,7 @@ who has what, and there is no other record: what no row has is free. Page 0 of a
 slots without a row write there.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -67,26 +68,36 @@ def fit_slots(
 
     (num_rows, None), a slot and the longest cache for each row, where that fits; on a CPU, whose
     memory nobody counts; and with several hosts, who would have to agree. Else pages take all but
-    the fifth of the free memory that prompts and vocabulary need, and there is a slot for each row
-    that they would hold at a third of the tokens. Both are round numbers, so that a little memory
-    more or less asks for no other program.
+    the fifth of the free memory that vocabulary and prefill need, and there is a slot for each row
+    that they would hold at a third of the tokens. What was chosen once is kept for the process: a
+    little memory more or less must not ask for another program.
     """
+    mesh = jax.sharding.get_abstract_mesh()
+    return _fit(mesh, config, num_questions, num_rows, prompt, new, jnp.dtype(dtype).itemsize)
+
+
+@functools.cache
+def _fit(
+    mesh: Any, config: ModelConfig, num_questions: int, num_rows: int, prompt: int, new: int,
+    item_bytes: int,
+) -> tuple[int, int | None]:  # fmt: skip
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" not in stats or jax.process_count() > 1:
         return num_rows, None
-    mesh = jax.sharding.get_abstract_mesh()
-    free = 0.8 * (stats["bytes_limit"] - stats["bytes_in_use"]) * max(mesh.size, 1)
-    size = jnp.dtype(dtype).itemsize
-    position = 2 * config.num_layers * config.num_kv_heads * config.head_dim * size
-    free -= config.num_parameters * size + num_questions * prompt * position
-    positions = max(int(free // position), 0)
-    if positions >= num_rows * (prompt + new):
+    # Of one device, which has whole weights and prompts, less what tensor parallelism splits.
+    heads = config.num_kv_heads // num_parts("K", config.num_kv_heads)
+    position = 2 * config.num_layers * heads * config.head_dim * item_bytes
+    weights = config.num_parameters * item_bytes // num_parts("F", config.intermediate_size)
+    free = 0.8 * (stats["bytes_limit"] - stats["bytes_in_use"])
+    positions = max(int((free - weights) // position) - num_questions * prompt, 0)
+    if positions * num_parts("B", num_rows) >= num_rows * (prompt + new):
         return num_rows, None
-    parts = num_parts("B", num_rows)  # each with its own rows and pages
-    least = pages_of_row(prompt + new, PAGE)
-    pages = max(_round_down(positions // (PAGE * parts), 8), least)
-    slots = max(pages // pages_of_row(prompt + new // 3, PAGE), 1)
-    return min(_round_down(slots, 2) * parts, num_rows), pages * parts
+    parts = num_parts("B")  # each with its own rows and pages
+    pages = max(_round_down(positions // PAGE, 8), pages_of_row(prompt + new, PAGE))
+    slots = _round_down(max(pages // pages_of_row(prompt + new // 3, PAGE), 1), 2) * parts
+    if slots > num_rows:  # as many for each part, if there are so many
+        slots = num_rows - num_rows % parts or num_rows
+    return slots, pages * num_parts("B", slots)
 
 
 def _round_down(n: int, steps: int) -> int:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxdistill import sharding
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.rope import Rope
 from jaxdistill.sampling import fit_slots, pages
@@ -75,7 +76,14 @@ def fitted(monkeypatch, positions, rows=100):
     """Prompts of 56 tokens, up to 600 new ones: six pages a row, two at a third of the tokens."""
     needed = positions * POSITION + 10 * 56 * POSITION + 4 * CONFIG.num_parameters
     monkeypatch.setattr(jax, "local_devices", lambda: [Device(int(needed / 0.8) + POSITION)])
+    pages._fit.cache_clear()
     return fit_slots(CONFIG, 10, rows, 56, 600, jnp.float32)
+
+
+@pytest.fixture(autouse=True)
+def forget_what_was_chosen():
+    yield
+    pages._fit.cache_clear()
 
 
 def test_every_row_has_its_slot_where_all_fit(monkeypatch):
@@ -95,3 +103,34 @@ def test_pages_take_what_beside_weights_and_prompts_is_free(monkeypatch, pages, 
 
 def test_where_nobody_counts_the_memory_all_rows_get_a_slot():
     assert fit_slots(CONFIG, 10, 10**9, 8, 24, jnp.float32) == (10**9, None)
+
+
+@pytest.mark.parametrize("sizes", [(4, 1, 1), (2, 2, 2), (1, 8, 1), (3, 1, 2)])
+@pytest.mark.parametrize("rows", [1, 6, 18, 22, 40, 100])
+def test_what_is_chosen_on_a_mesh_suits_the_sampler_and_fits_each_device(sizes, rows, monkeypatch):
+    mesh = sharding.make_mesh(sharding.MeshConfig(*sizes))
+    with sharding.use_mesh(mesh):
+        slots, found = fitted(monkeypatch, 20 * 128, rows)
+        parts = sharding.num_parts("B", slots)
+        position = POSITION // sharding.num_parts("K", CONFIG.num_kv_heads)
+    if found is None:
+        held = rows // sharding_parts(mesh, rows) * 656
+    else:
+        assert found % parts == 0
+        assert found // parts >= pages.pages_of_row(656, 128)  # a longest row
+        held = found // parts * 128
+    assert 1 <= slots <= rows
+    most = int((20 * 128 + 10 * 56) * POSITION + 4 * CONFIG.num_parameters) + POSITION
+    weights = 4 * CONFIG.num_parameters // sizes[2]
+    assert held * position + 10 * 56 * position + weights <= most
+
+
+def sharding_parts(mesh, rows):
+    with sharding.use_mesh(mesh):
+        return sharding.num_parts("B", rows)
+
+
+def test_what_was_chosen_once_is_kept_while_memory_moves(monkeypatch):
+    first = fitted(monkeypatch, 51 * 128)
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(10**12)])
+    assert fit_slots(CONFIG, 10, 100, 56, 600, jnp.float32) == first
