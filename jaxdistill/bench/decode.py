@@ -47,7 +47,7 @@ class Decode:
     sampling: Sampling = Sampling()  # its max_new_tokens is `new`
     repeats: int = 5
     profile: int = 0  # kernels to list by the time they take
-    attention: str = "auto"
+    attention: str = "auto"  # of the prompts, see `causal_attention`
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
@@ -127,10 +127,8 @@ def bench_decode(work: Decode) -> dict[str, Any]:
     few, few_counts = seconds_of(np.minimum(lengths_B, _FEW))
     if not (_ran_throughout(counts, work.new) and _ran_throughout(few_counts, _FEW)):
         return result
-    steps = float(counts.steps - few_counts.steps)
-    if not steps:  # the loop's steps are whole sixteens
-        return result
-    seconds = (whole["seconds"] - few["seconds"]) / steps
+    # More than new - 16 where the loop ends only at a look.
+    seconds = (whole["seconds"] - few["seconds"]) / float(counts.steps - few_counts.steps)
     return result | _per_step(work, config, dtype, seconds, parts, mesh.size)
 
 
