@@ -238,7 +238,7 @@ def add_profile(sub: argparse.ArgumentParser) -> None:
 
 def add_placing(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--attention", default="auto", choices=("auto", "xla", "cudnn", "splash"),
-                     help="kernel for whole sequences; default: auto, by device")  # fmt: skip
+                     help="implementation; default: auto, the best of the device")  # fmt: skip
     sub.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"),
                      help="of matrix products; default: auto, float32 on a CPU")  # fmt: skip
     for axis, text in (

@@ -47,7 +47,7 @@ class Decode:
     sampling: Sampling = Sampling()  # its max_new_tokens is `new`
     repeats: int = 5
     profile: int = 0  # kernels to list by the time they take
-    attention: str = "auto"  # of the prompts, see `causal_attention`
+    attention: str = "auto"  # "xla" reads whole caches, all others the positions in use
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
