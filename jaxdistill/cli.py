@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -173,86 +174,111 @@ def add_thinking(sub: argparse.ArgumentParser) -> None:
 def add_bench(sub: argparse.ArgumentParser) -> None:
     what = sub.add_subparsers(required=True, metavar="WHAT")
     sub = what.add_parser("decode", help="the sampler, with random weights and prompts")
-    sub.add_argument("--model", default="Qwen3-1.7B", help="the model whose sizes are taken")
-    sub.add_argument("--rows", type=int, default=64, help="responses in all")
-    sub.add_argument("--rollouts", type=int, default=1, help="of them per prompt")
-    sub.add_argument("--slots", type=int, default=0, help="decoded at a time; default: all rows")
-    sub.add_argument("--pages", type=int, default=0, help="of 128 positions that the slots share; "
-                     "default: each slot has a cache of the longest row")  # fmt: skip
-    sub.add_argument("--prompt", type=int, default=256, help="tokens of a prompt")
-    sub.add_argument("--new", type=int, default=512, help="tokens of a response at most")
-    sub.add_argument("--mean", type=int, default=0, help="mean of long-tailed lengths; default: "
-                     "every response has --new tokens")  # fmt: skip
+    add_sizes(sub, {
+        "rows": (64, "responses in all"),
+        "rollouts": (1, "responses per prompt"),
+        "slots": (0, "rows decoded at a time; 0: all rows"),
+        "pages": (0, "pages of 128 positions that the slots share; 0: each slot has a cache of "
+                     "the longest row"),
+        "prompt": (256, "tokens of a prompt"),
+        "new": (512, "tokens of a response at most"),
+        "mean": (0, "mean of long-tailed lengths; 0: all are --new tokens long"),
+        "top-k": (0, "most likely tokens that are kept; 0: all"),
+    })  # fmt: skip
     sub.add_argument("--busy", action="store_true", help="with --mean: also time the same slots "
-                     "when all are busy, at the same mean context")  # fmt: skip
-    sub.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
-    sub.add_argument("--top-k", type=int, default=0)
-    sub.add_argument("--top-p", type=float, default=1.0)
-    sub.add_argument("--min-p", type=float, default=0.0)
-    sub.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
+                     "when all are busy, at the same mean context; default: off")  # fmt: skip
+    for flag, default, what_it_is in (
+        ("--temperature", 1.0, "of the samples; 0 is greedy"),
+        ("--top-p", 1.0, "probability that the kept tokens have together"),
+        ("--min-p", 0.0, "least probability of a kept token, as a share of the largest"),
+    ):
+        sub.add_argument(flag, type=float, default=default,
+                         help=f"{what_it_is}; default: {default:g}")  # fmt: skip
+    add_placing(sub)
     add_profile(sub)
     add_measuring(sub, decode_bench, repeats=5)
 
     sub = what.add_parser("step", help="the train step, on full rows of random tokens")
-    sub.add_argument("--model", default="Qwen3-1.7B", help="the model whose sizes are taken")
-    sub.add_argument("--rows", type=int, default=4)
-    sub.add_argument("--tokens", type=int, default=4096, help="of a row: prompt and completion")
-    sub.add_argument("--prompt", type=int, default=256, help="of them the prompt")
+    add_sizes(sub, {
+        "rows": (4, "rows of the batch"),
+        "tokens": (4096, "of a row: prompt and completion"),
+        "prompt": (256, "of them the prompt; the teacher's is as long"),
+    })  # fmt: skip
     add_training(sub)
     add_profile(sub)
     add_measuring(sub, step_bench, repeats=5)
 
     sub = what.add_parser("train", help="a whole on-policy iteration: sampling and a step")
-    sub.add_argument("--model", default="Qwen3-1.7B", help="the model whose sizes are taken")
-    sub.add_argument("--questions", type=int, default=8)
-    sub.add_argument("--rollouts", type=int, default=8, help="responses per question")
-    sub.add_argument("--slots", type=int, default=0, help="decoded at a time; default: as many as "
-                     "memory allows")  # fmt: skip
-    sub.add_argument("--prompt", type=int, default=256, help="tokens of a prompt")
-    sub.add_argument("--context", type=int, default=1024, help="tokens of the teacher's prompt")
-    sub.add_argument("--new", type=int, default=1024, help="tokens of a response at most")
-    sub.add_argument("--mean", type=int, default=0, help="mean of long-tailed lengths; default: "
-                     "every response has --new tokens")  # fmt: skip
-    sub.add_argument("--pack", type=int, default=0, help="positions of a packed row; default: "
-                     "rows are padded to the longest")  # fmt: skip
+    add_sizes(sub, {
+        "questions": (8, "prompts"),
+        "rollouts": (8, "responses per prompt"),
+        "slots": (0, "rows decoded at a time; 0: as many as memory allows"),
+        "prompt": (256, "tokens of a prompt"),
+        "context": (1024, "tokens of the teacher's prompt"),
+        "new": (1024, "tokens of a response at most"),
+        "mean": (0, "mean of long-tailed lengths; 0: all are --new tokens long"),
+        "pack": (0, "positions of a packed row; 0: rows are padded to the longest"),
+    })  # fmt: skip
     add_training(sub)
     add_measuring(sub, train_bench, repeats=3)
 
 
+def add_sizes(sub: argparse.ArgumentParser, sizes: dict[str, tuple[int, str]]) -> None:
+    sub.add_argument("--model", default="Qwen3-1.7B",
+                     help="preset whose sizes are taken; default: Qwen3-1.7B")  # fmt: skip
+    for name, (default, text) in sizes.items():
+        sub.add_argument(f"--{name}", type=int, default=default, metavar="N",
+                         help=f"{text}; default: {default}")  # fmt: skip
+
+
 def add_profile(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--profile", type=int, default=0, metavar="N",
-                     help="also list the N kernels that take longest")  # fmt: skip
+                     help="also list the N kernels that take longest; default: 0")  # fmt: skip
+
+
+def add_placing(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--attention", default="auto", choices=("auto", "xla", "cudnn", "splash"),
+                     help="implementation; default: auto, the best of the device")  # fmt: skip
+    sub.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"),
+                     help="of matrix products; default: auto, float32 on a CPU")  # fmt: skip
+    for axis, text in (
+        ("data", "parts of the rows"),
+        ("fsdp", "parts of the rows and of each weight"),
+        ("tensor", "parts of heads and vocabulary"),
+    ):
+        sub.add_argument(f"--{axis}", type=int, default=1, metavar="N",
+                         help=f"{text}, a device each; default: 1")  # fmt: skip
 
 
 def add_training(sub: argparse.ArgumentParser) -> None:
     from jaxdistill.models.remat import REMATS
 
     sub.add_argument("--objective", default="sdpo", metavar="PRESET",
-                     help="default: sdpo; a distillation is over the full vocabulary")  # fmt: skip
+                     help="a distillation is over the full vocabulary; default: sdpo")  # fmt: skip
     sub.add_argument("--remat", default="auto", choices=("auto", *REMATS),
                      help="what a layer's backward pass computes again; default: auto, as little "
                      "as memory allows")  # fmt: skip
     sub.add_argument("--moments", default="float32", choices=("float32", "bfloat16"),
-                     help="how Adam's are stored")  # fmt: skip
+                     help="how Adam's are stored; default: float32")  # fmt: skip
     sub.add_argument("--moments-on", default="device", choices=("device", "host"),
-                     help="where they lie between steps")  # fmt: skip
-    sub.add_argument("--micro-batches", type=int, default=1)
-    sub.add_argument("--chunk", type=int, default=512, help="positions whose logits live at once")
-    sub.add_argument("--attention", default="auto", choices=("auto", "xla", "cudnn", "splash"))
-    sub.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
-    sub.add_argument("--data", type=int, default=1, help="devices along each axis of the mesh")
-    sub.add_argument("--fsdp", type=int, default=1)
-    sub.add_argument("--tensor", type=int, default=1)
+                     help="where they lie between steps; default: device")  # fmt: skip
+    sub.add_argument("--micro-batches", type=int, default=1, metavar="N",
+                     help="parts of the batch, one at a time; default: 1")  # fmt: skip
+    sub.add_argument("--chunk", type=int, default=512, metavar="N",
+                     help="positions whose logits live at once; default: 512")  # fmt: skip
+    add_placing(sub)
 
 
 def add_measuring(sub: argparse.ArgumentParser, measured, repeats: int) -> None:
-    sub.add_argument("--repeats", type=int, default=repeats)
-    sub.add_argument("--out", type=Path, metavar="FILE.json")
+    sub.add_argument("--repeats", type=int, default=repeats, metavar="N",
+                     help=f"timed runs; the median counts; default: {repeats}")  # fmt: skip
+    sub.add_argument("--out", type=Path, metavar="FILE.json",
+                     help="also write the result here; default: print it only")  # fmt: skip
     sub.add_argument(
         "--debug",
         action="store_true",
         default=argparse.SUPPRESS,
-        help="show the traceback of an error",
+        help="show the traceback of an error; default: off",
     )
     sub.set_defaults(measured=measured)
 
@@ -275,7 +301,7 @@ def decode_bench(options: argparse.Namespace) -> dict:
             options.model, options.rows, options.rollouts, options.slots, options.pages,
             options.busy, options.prompt, options.new, options.mean, options.dtype,
             Sampling(options.temperature, options.top_k, options.top_p, options.new, options.min_p),
-            options.repeats, options.profile,
+            options.repeats, options.profile, options.attention, mesh_of(options),
         )
     )  # fmt: skip
 
@@ -304,27 +330,37 @@ def train_bench(options: argparse.Namespace) -> dict:
 
 def training_of(options: argparse.Namespace) -> dict:
     from jaxdistill.precision import compute_dtype
-    from jaxdistill.sharding import MeshConfig
     from jaxdistill.train import Compute, Optimizer
 
     dtype: Any = str(compute_dtype(options.dtype))
-    return {
-        "objective": options.objective,
-        "compute": Compute(
+    try:
+        compute = Compute(
             dtype=dtype,
             chunk=options.chunk,
             micro_batches=options.micro_batches,
             remat=options.remat,
             attention=options.attention,
             pack=getattr(options, "pack", 0),  # of `train` alone
-        ),
+        )
+    except UserError as error:  # which names fields: `micro_batches`, `pack=16`
+        flag = lambda field: "--" + field[1].replace("_", "-").replace("=", " ")  # noqa: E731
+        raise UserError(re.sub(r"`([a-z_]+(=-?\d+)?)`", flag, str(error))) from None
+    return {
+        "objective": options.objective,
+        "compute": compute,
         # The first step moves: with warm-up its rate is 0.
         "optimizer": Optimizer(
             warmup_steps=0, moments=options.moments, moments_on=options.moments_on
         ),
-        "mesh": MeshConfig(options.data, options.fsdp, options.tensor),
+        "mesh": mesh_of(options),
         "repeats": options.repeats,
     }
+
+
+def mesh_of(options: argparse.Namespace) -> Any:
+    from jaxdistill.sharding import MeshConfig
+
+    return MeshConfig(options.data, options.fsdp, options.tensor)
 
 
 def study(options: argparse.Namespace) -> None:

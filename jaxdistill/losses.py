@@ -116,7 +116,7 @@ def _jensen_shannon_jvp(alpha, logps, tangents):
     # d/dlog S_v = (1-alpha) S_v log(S_v / M_v): what else the product rule gives cancels with T's.
     (s_logp, t_logp), (ds, dt) = logps, tangents
     of_s, of_t = _jensen_shannon_entries(s_logp, t_logp, alpha)
-    tangent = _times(of_s, ds) + _times(of_t, dt)
+    tangent = _along(of_s, ds) + _along(of_t, dt)
     return jnp.sum(of_s + of_t, axis=-1), jnp.sum(tangent, axis=-1)
 
 
@@ -133,11 +133,11 @@ def _kl_jvp(logps, tangents):
     is_finite = entries < jnp.inf
     p = jnp.where(is_finite & (q_logp > -jnp.inf), jnp.exp(p_logp), 0.0)
     dp, dq = tangents
-    tangent = _times(jnp.where(is_finite, entries, 0.0) + p, dp) - _times(p, dq)
+    tangent = _along(jnp.where(is_finite, entries, 0.0) + p, dp) - _along(p, dq)
     return _kl(p_logp, q_logp), tangent.sum(axis=-1)
 
 
-def _times(entries: Array, tangent: Array) -> Array:
+def _along(entries: Array, tangent: Array) -> Array:
     return entries * tangent.astype(entries.dtype)
 
 

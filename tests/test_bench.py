@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,9 @@ from jaxdistill.bench import step as bench_step
 from jaxdistill.bench.decode import Decode
 from jaxdistill.errors import UserError
 from jaxdistill.models import presets
+from jaxdistill.objectives import grpo, rlcsd, sdpo
+from jaxdistill.provenance import provenance
+from jaxdistill.sharding import MeshConfig
 
 TINY = dataclasses.replace(
     presets.PRESETS["Qwen3-1.7B"],
@@ -28,6 +32,7 @@ TINY = dataclasses.replace(
 def tiny_preset(monkeypatch):
     monkeypatch.setitem(presets.PRESETS, "tiny", TINY)
     monkeypatch.setattr(measure, "copy_bytes_per_second", lambda: 1e9)
+    monkeypatch.setattr(measure, "matmul_flops_per_second", lambda dtype: 1e9)
 
 
 def test_the_verb_prints_and_writes_one_result(tmp_path, capsys):
@@ -36,6 +41,9 @@ def test_the_verb_prints_and_writes_one_result(tmp_path, capsys):
     assert cli.main([*arguments.split(), "--out", str(out)]) == 0
     result = json.loads(out.read_text())
     assert json.loads(capsys.readouterr().out) == result
+    ours = provenance()
+    assert result["jaxdistill"] == ours["packages"]["jaxdistill"]
+    assert result["git"] == ours["git"]
     assert result["work"]["sampling"]["top_p"] == 0.9
     assert result["tokens"] == 80
     assert result["tokens_per_second"] == pytest.approx(80 / result["seconds"])
@@ -53,6 +61,41 @@ def test_step_bytes_are_the_weights_and_the_positions_in_use():
     assert found["share_of_copy"] == pytest.approx(found["step_bytes"] / 0.5 / 1e9)
 
 
+def test_step_operations_are_those_of_the_weights_and_of_the_positions_in_use():
+    # 3 rows; 2 layers of 3072 multiplied parameters and the head's 1024; 21.5 positions, each a
+    # product of 4 heads of 8 numbers for scores and for values in each layer.
+    found = bench._per_step(Decode(rows=3, prompt=5, new=18), TINY, np.float32, seconds=0.5)
+    assert found["model_flops"] == 3 * 2 * (2 * 3072 + 1024 + 21.5 * (2 * 2 * 32))
+    assert found["share_of_matmul"] == pytest.approx(found["model_flops"] / 0.5 / 1e9)
+
+
+@pytest.mark.parametrize(("pages", "steps"), [(0, 200 - 16), (40, 208 - 16), (2, None)])
+def test_a_step_is_timed_by_the_loops_own_steps_where_no_row_waits(monkeypatch, pages, steps):
+    # Who shares pages looks every 16 steps, so 200 tokens take 208. With 2 pages one row runs.
+    timings = iter((1.0, 0.04))
+    monkeypatch.setattr(measure, "timed", lambda run: (run(), next(timings))[1])
+    work = Decode("tiny", rows=8, prompt=5, new=200, pages=pages, repeats=1)
+    result = bench.bench_decode(work)
+    if steps is None:
+        assert result["slots"]["mean_occupied"] < 8
+        assert "step_seconds" not in result
+    else:
+        assert result["step_seconds"] == pytest.approx(0.96 / steps)
+
+
+def test_the_sampler_runs_on_a_mesh_with_every_parts_weights_counted():
+    work = Decode("tiny", rows=8, rollouts=2, prompt=5, new=20, repeats=1)
+    alone = bench.bench_decode(work)
+    mesh = MeshConfig(data=2, tensor=2)
+    split = bench.bench_decode(dataclasses.replace(work, mesh=mesh, attention="xla"))
+    assert split["tokens"] == alone["tokens"] == 160
+    assert split["slots"] == alone["slots"]
+    assert split["step_bytes"] - alone["step_bytes"] == 4 * TINY.num_parameters
+    assert split["model_flops"] == alone["model_flops"]
+    assert split["copy_bytes_per_second"] == 4e9
+    assert split["memory"]["arguments"] < alone["memory"]["arguments"]
+
+
 def test_an_embedding_beside_a_head_is_not_read_by_a_step():
     untied = dataclasses.replace(TINY, tie_embeddings=False)
     assert bench._weights_read(untied) == TINY.num_parameters
@@ -60,7 +103,7 @@ def test_an_embedding_beside_a_head_is_not_read_by_a_step():
 
 
 def test_long_tailed_lengths_have_about_the_mean_and_never_exceed_the_limit():
-    lengths_B = bench._lengths(Decode(rows=4000, new=1000, mean=200))
+    lengths_B = bench.long_tailed(4000, 1000, 200)
     # The median of a log-normal lies exp(-sigma^2 / 2) = 0.73 below its mean. 4000 of them have a
     # mean with a standard error of 1.5 %; the cut at 1000 takes another 1 %.
     assert lengths_B.mean() == pytest.approx(200, rel=0.06)
@@ -72,25 +115,26 @@ def test_long_tailed_lengths_have_about_the_mean_and_never_exceed_the_limit():
 def test_rows_of_different_lengths_go_through_fewer_slots():
     work = Decode("tiny", 6, rollouts=2, slots=2, prompt=3, new=12, mean=5, repeats=1)
     result = bench.bench_decode(work)
-    assert result["tokens"] == bench._lengths(work).sum()
+    assert result["tokens"] == bench.long_tailed(6, 12, 5).sum()
     assert "step_seconds" not in result, "steps of few rows are no steps of all"
 
 
 def test_a_pool_of_pages_reports_who_began_anew_and_how_many_slots_were_busy(tmp_path, capsys):
     out = tmp_path / "decode.json"
     arguments = (
-        "bench decode --model tiny --rows 12 --rollouts 2 --slots 4 --pages 6 --prompt 5 --new 200 "
-        "--mean 80 --busy --repeats 1"
+        "bench decode --model tiny --rows 4 --rollouts 2 --slots 2 --pages 12 --prompt 5 --new 900 "
+        "--mean 850 --busy --repeats 1"
     )
     assert cli.main([*arguments.split(), "--out", str(out)]) == 0
     result = json.loads(capsys.readouterr().out)
     slots, busy = result["slots"], result["busy"]
     drawn = result["tokens"] + slots["redrawn_tokens"]
     assert slots["mean_occupied"] == pytest.approx(drawn / slots["steps"])
-    assert 0 < slots["mean_occupied"] <= 4
-    assert slots["preempted"] >= 0
-    tokens_each = busy["mean_occupied"] * busy["steps"] / 4
-    assert busy["steps"] == -(-round(tokens_each) // 16) * 16, "all four to the end"
+    assert 0 < slots["mean_occupied"] <= 2
+    assert slots["preempted"] > 0, "12 pages admit two rows, but two of 900 tokens need 16"
+    assert slots["redrawn_tokens"] > 0
+    tokens_each = busy["mean_occupied"] * busy["steps"] / 2
+    assert busy["steps"] == -(-round(tokens_each) // 16) * 16, "both to the end"
     assert result["share_of_busy"] == pytest.approx(
         result["tokens_per_second"] / busy["tokens_per_second"]
     )
@@ -152,8 +196,11 @@ def test_the_step_is_timed_beside_the_matrix_product_and_written(tmp_path, capsy
     assert result["tokens_per_second"] == pytest.approx(84 / result["seconds"])
     assert result["remat"] == "mlp"
     assert result["work"]["optimizer"]["moments"] == "bfloat16"
-    assert result["model_flops"] == bench_step.step_flops(TINY, 4, 5, 21)
-    assert result["share_of_matmul"] > 0
+    assert result["model_flops"] == bench_step.step_flops(TINY, sdpo(), 4, 5, 21)
+    assert result["share_of_matmul"] == result["model_flops_per_second"] / 2e9, "of two devices"
+    # Read and written: 4 of a parameter, 4 of its gradient, 2 of each moment; read: 4 of the base.
+    assert result["step_bytes"] == (2 * (4 + 4 + 2 + 2) + 4) * TINY.num_parameters
+    assert result["bytes_per_second"] == result["step_bytes"] / result["seconds"]
     assert result["memory"]["planned"] > result["memory"]["arguments"]
     assert 0 < result["loss_last"] < result["loss_first"]
 
@@ -164,19 +211,50 @@ def test_the_operations_of_a_step_by_hand():
     products = 2 * (2 * 3072 * 3 + 1024 * 2)
     # 1 + 2 + 3 pairs of positions, each a product of 32 numbers for scores and for values.
     attention = 2 * (4 * 6 * 32)
-    # Forward once for the teacher, three times that for the student.
-    assert bench_step.step_flops(TINY, 7, 1, 3) == 4 * 7 * (products + attention)
+    # Three times forward for the student; once for the teacher, and once for a contrast.
+    for objective, passes in ((grpo(), 3), (sdpo(), 4), (rlcsd(), 5)):
+        flops = bench_step.step_flops(TINY, objective, 7, 1, 3)
+        assert flops == passes * 7 * (products + attention)
     sliding = dataclasses.replace(TINY, layer_pattern=("sliding", "full"), window=2)
-    assert bench_step.step_flops(sliding, 7, 1, 3) == 4 * 7 * (products + attention - 4 * 32)
+    flops = bench_step.step_flops(sliding, sdpo(), 7, 1, 3)
+    assert flops == 4 * 7 * (products + attention - 4 * 32)
+
+
+def test_a_step_without_teacher_and_reference_moves_its_own_state_alone():
+    compute, optimizer = train.Compute(dtype="bfloat16"), train.Optimizer()
+    of = lambda objective: bench_step.step_bytes(TINY, objective, compute, optimizer)  # noqa: E731
+    assert of(grpo()) == 2 * 16 * TINY.num_parameters
+    assert of(sdpo()) == (2 * 16 + 2) * TINY.num_parameters
+
+
+TWO_ROWS = "train --questions 2 --rollouts 1 --new 9 --context 7"
+
+
+@pytest.mark.parametrize("what", ["step --rows 2 --tokens 21", TWO_ROWS, TWO_ROWS + " --pack 64"])
+def test_an_objective_with_contrasts_moves_the_weights(what, capsys):
+    arguments = f"bench {what} --model tiny --prompt 5 --repeats 1 --objective rlcsd"
+    assert cli.main(arguments.split()) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["loss_last"] != result["loss_first"]
+
+
+def test_an_objective_without_a_teacher_packs_the_students_rows_alone(capsys):
+    arguments = f"bench {TWO_ROWS} --pack 64 --model tiny --prompt 5 --repeats 1 --objective grpo"
+    assert cli.main(arguments.split()) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["padding"] == 1 - 2 * (5 + 9) / 64
+    assert result["loss_last"] == pytest.approx(-1), "on policy: a ratio of 1 and advantages of 1"
 
 
 def test_an_iteration_samples_and_steps(capsys):
     arguments = f"bench train {SMALL} --questions 2 --rollouts 2 --new 9 --mean 5 --context 7"
-    assert cli.main(arguments.split()) == 0
+    # One repeat: medians of several need not add up.
+    assert cli.main([*arguments.split(), "--repeats", "1"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["tokens"] == bench.long_tailed(4, 9, 5).sum()
-    parts = result["seconds_sampling"] + result["seconds_step"]
-    assert result["seconds"] == pytest.approx(parts, rel=0.5)  # medians, each of its own
+    assert result["positions"] == 4 * 5 + result["tokens"]
+    assert result["seconds"] == result["seconds_sampling"] + result["seconds_step"]
+    assert result["sampler_compile_seconds"] > 0
     assert result["slots"] == 4
     assert result["remat"] == "none"  # auto, where memory has no limit
 
@@ -231,6 +309,12 @@ def test_auto_says_what_it_chose_where_memory_is_short(monkeypatch):
     [
         ("step --tokens 256", "--tokens 256 must be more than the --prompt 256"),
         ("step --rows 3 --micro-batches 2", "--micro-batches 2 must divide the 3 rows"),
+        ("step --chunk 0", "--chunk must be at least 1, got 0"),
+        (
+            "train --pack 16 --micro-batches 2",
+            "--pack 16 makes as many micro-batches as the rows "
+            "fill; leave --micro-batches at 1, got 2",
+        ),
         ("step --objective sdop", "--objective 'sdop' is unknown"),
         ("train --questions 0", "--questions must be at least 1"),
         ("train --mean 5000", "--mean 5000 must lie between 0 and --new 1024"),
@@ -239,3 +323,12 @@ def test_auto_says_what_it_chose_where_memory_is_short(monkeypatch):
 def test_a_step_that_cannot_be_is_refused_in_one_line(arguments, message, capsys):
     assert cli.main(["bench", *arguments.split()]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["decode", "step", "train"])
+def test_every_flag_says_what_it_is_and_its_default(what, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["bench", what, "--help"])
+    flags = re.split(r"\n  (?=--)", capsys.readouterr().out)[1:]
+    assert len(flags) > 10
+    assert [flag for flag in flags if "default:" not in " ".join(flag.split())] == []

@@ -1,10 +1,11 @@
 """`bench decode`: the sampler.
 
-Bytes are those that a step cannot do without: every weight once, and the keys and values of the
-positions in use. The ceiling is the device's own copy, measured in the same run.
+Bytes are those that a step cannot do without: every weight once for each part of the rows, and the
+keys and values of the positions in use. Operations are those of the weights, and of the pairs that
+attention must look at. The ceilings are the device's own copy and matrix product, measured in the
+same run.
 """
 
-import statistics
 import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
@@ -13,14 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdistill import sharding
 from jaxdistill.bench import measure
+from jaxdistill.bench.step import forward_flops, random_params
 from jaxdistill.errors import UserError
-from jaxdistill.models import decoder
 from jaxdistill.models.cached_attention import PAGE
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.presets import preset
 from jaxdistill.precision import compute_dtype
 from jaxdistill.sampling import Counts, Sampling, make_sampler, question_hashes, row_keys
+from jaxdistill.sharding import MeshConfig
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Decode:
     sampling: Sampling = Sampling()  # its max_new_tokens is `new`
     repeats: int = 5
     profile: int = 0  # kernels to list by the time they take
+    attention: str = "auto"  # "xla" reads whole caches, all others the positions in use
+    mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
         for name in ("rows", "rollouts", "prompt", "new", "repeats"):
@@ -64,38 +69,43 @@ class Decode:
 def bench_decode(work: Decode) -> dict[str, Any]:
     """Compile, warm up and time the sampler; the result goes into JSON as it is."""
     config, dtype = preset(work.model), compute_dtype(work.dtype)
-    params = jax.jit(decoder.init, static_argnums=(0, 2))(config, jax.random.key(0), dtype)
     sampling = replace(work.sampling, max_new_tokens=work.new)
     slots = min(work.slots or work.rows, work.rows)
-    sample: Any = make_sampler(
-        config, sampling, (), 0, rollouts=work.rollouts, slots=slots, pages=work.pages or None,
-        counts=True, dtype=dtype,
-    )  # fmt: skip
-    arguments = params, *_prompts(work, config)
-    began = time.perf_counter()
-    compiled = sample.lower(*arguments, np.zeros(work.rows, np.int32)).compile()
-    compile_seconds = time.perf_counter() - began
+    mesh = sharding.make_mesh(work.mesh)
+    with sharding.use_mesh(mesh):
+        sample: Any = make_sampler(
+            config, sampling, (), 0, rollouts=work.rollouts, slots=slots, pages=work.pages or None,
+            counts=True, dtype=dtype, attention=work.attention,
+        )  # fmt: skip
+        params = random_params(config, dtype, mesh)
+        arguments = params, *sharding.shard_batch(mesh, _prompts(work, config))
+        placed = lambda limit_B: sharding.shard_batch(mesh, limit_B)  # noqa: E731
+        began = time.perf_counter()
+        compiled = sample.lower(*arguments, placed(np.zeros(work.rows, np.int32))).compile()
+        compile_seconds = time.perf_counter() - began
+        parts = sharding.num_parts("B", work.rows)
 
-    run = lambda limit_B: jax.block_until_ready(compiled(*arguments, limit_B))  # noqa: E731
+    run = lambda limit_B: jax.block_until_ready(compiled(*arguments, placed(limit_B)))  # noqa: E731
 
-    def seconds_of(limit_B: np.ndarray) -> tuple[list[float], Counts]:
-        seconds, counts = [], None
+    def seconds_of(limit_B: np.ndarray) -> tuple[dict[str, Any], Counts]:
+        drawn: list[Any] = []
+        again = lambda: drawn.append(run(limit_B))  # noqa: E731
+        seconds = []
         for _ in range(work.repeats):
-            began = time.perf_counter()
-            samples, counts = run(limit_B)
-            seconds.append(time.perf_counter() - began)
-            assert int(samples.mask_BT.sum()) == limit_B.sum(), "every row draws as many as it may"
-        return seconds, cast(Counts, jax.device_get(counts))
+            drawn.clear()  # else the device holds two results
+            seconds.append(measure.timed(again))
+        ((samples, counts),) = drawn
+        assert int(samples.mask_BT.sum()) == limit_B.sum(), "every row draws as many as it may"
+        return measure.median_and_spread(seconds), cast(Counts, jax.device_get(counts))
 
     run(np.ones(work.rows, np.int32))  # warms up, the loop too
-    lengths_B = _lengths(work)
+    lengths_B = long_tailed(work.rows, work.new, work.mean)
     whole, counts = seconds_of(lengths_B)
     result = {
         "work": asdict(work),
         "tokens": int(lengths_B.sum()),
-        "seconds": statistics.median(whole),
-        "seconds_spread": [min(whole), max(whole)],
-        "tokens_per_second": float(lengths_B.sum() / statistics.median(whole)),
+        **whole,
+        "tokens_per_second": float(lengths_B.sum() / whole["seconds"]),
         "compile_seconds": compile_seconds,
         "slots": _slots_in_use(counts),
         "memory": measure.memory(compiled),
@@ -105,8 +115,7 @@ def bench_decode(work: Decode) -> dict[str, Any]:
     if work.busy:
         limits = _busy_limits(work, slots, result["slots"]["mean_positions"])
         (short, _), (long, most) = (seconds_of(limit_B) for limit_B in limits)
-        seconds = statistics.median(long) - statistics.median(short)
-        rate = float((limits[1] - limits[0]).sum() / seconds)
+        rate = float((limits[1] - limits[0]).sum() / (long["seconds"] - short["seconds"]))
         result |= {
             "busy": _slots_in_use(most) | {"tokens_per_second": rate},
             "share_of_busy": result["tokens_per_second"] / rate,
@@ -114,12 +123,25 @@ def bench_decode(work: Decode) -> dict[str, Any]:
     # From which the steps can be told: where all rows run from the beginning to the end.
     if slots < work.rows or work.mean or work.new <= _FEW:
         return result
-    few, _ = seconds_of(np.minimum(lengths_B, _FEW))  # prompts, and of the tokens next to nothing
-    steps, seconds = work.new - _FEW, statistics.median(whole) - statistics.median(few)
-    return result | _per_step(work, config, dtype, seconds / steps)
+    # Prompts, and of the tokens next to nothing.
+    few, few_counts = seconds_of(np.minimum(lengths_B, _FEW))
+    if not (_ran_throughout(counts, work.new) and _ran_throughout(few_counts, _FEW)):
+        return result
+    # More than new - 16 where the loop ends only at a look.
+    seconds = (whole["seconds"] - few["seconds"]) / float(counts.steps - few_counts.steps)
+    return result | _per_step(work, config, dtype, seconds, parts, mesh.size)
 
 
 _FEW = 16
+_LOOK = 16  # steps, at most, until the sampler sees that a row may begin, or that all have ended
+
+
+def _ran_throughout(counts: Counts, tokens: int) -> bool:
+    """Whether every row, of so many tokens each, began at once and was never put off.
+
+    A row that waits, or begins anew, ends at least one look after the others.
+    """
+    return float(counts.steps) < tokens + _LOOK
 
 
 def _slots_in_use(counts: Counts) -> dict[str, float]:
@@ -153,20 +175,21 @@ def _busy_limits(work: Decode, slots: int, mean_positions: float) -> tuple[np.nd
     return short_B, long_B
 
 
-def _per_step(work: Decode, config: ModelConfig, dtype: Any, seconds: float) -> dict[str, Any]:
-    """A step's time and bytes without the prompts, and the share of the copy ceiling."""
+def _per_step(
+    work: Decode, config: ModelConfig, dtype: Any, seconds: float, parts: int = 1, devices: int = 1
+) -> dict[str, Any]:
+    """A step's time, bytes and operations without the prompts, beside the ceilings."""
     # Step t sees the prompt and t tokens, the last prompt token being fed once more.
-    positions = work.rows * (work.prompt + (_FEW + work.new - 1) / 2)
+    first, end = work.prompt - 1 + _FEW, work.prompt - 1 + work.new
+    positions = work.rows * (first + 1 + end) / 2
     width = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    step_bytes = jnp.dtype(dtype).itemsize * (_weights_read(config) + positions * width)
-    ceiling = measure.copy_bytes_per_second()
+    moved = jnp.dtype(dtype).itemsize * (parts * _weights_read(config) + positions * width)
+    flops = work.rows * forward_flops(config, first, end, end - first) / (end - first)
     return {
         "step_seconds": seconds,
         "step_tokens_per_second": work.rows / seconds,
-        "step_bytes": step_bytes,
-        "bytes_per_second": step_bytes / seconds,
-        "copy_bytes_per_second": ceiling,
-        "share_of_copy": step_bytes / seconds / ceiling,
+        **measure.beside_copy(moved, seconds, devices),
+        **measure.beside_matmul(flops, seconds, dtype, devices),
     }
 
 
@@ -182,10 +205,6 @@ def _prompts(work: Decode, config: ModelConfig) -> tuple[np.ndarray, np.ndarray,
     ids_QP = np.random.default_rng(0).integers(0, config.vocab_size, shape, np.int32)
     hashes_Q = question_hashes([str(i) for i in range(questions)])
     return ids_QP, np.ones_like(ids_QP), row_keys(0, "bench", 0, hashes_Q, work.rollouts)
-
-
-def _lengths(work: Decode) -> np.ndarray:
-    return long_tailed(work.rows, work.new, work.mean)
 
 
 def long_tailed(rows: int, longest: int, mean: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from jaxdistill.bench.step import (
     check_rows,
     checked_loss,
     compiled_step,
+    informed,
     objective_of,
     start,
     train_step_of,
@@ -75,7 +76,7 @@ class Iteration:
 
 def bench_iteration(work: Iteration) -> dict[str, Any]:
     """Time iterations after one that compiles and warms up; the result goes into JSON as it is."""
-    config, compute = preset(work.model), work.compute
+    config, compute, objective = preset(work.model), work.compute, objective_of(work.objective)
     rng = np.random.default_rng(0)
     limit_B = long_tailed(work.rows, work.new, work.mean)
     prompts_QP = rng.integers(0, config.vocab_size, (work.questions, work.prompt), np.int32)
@@ -88,18 +89,25 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
             slots, pages = fit_slots(
                 config, work.questions, work.rows, work.prompt, work.new, compute.dtype
             )
-        sample = make_sampler(
+        sample: Any = make_sampler(
             config, Sampling(max_new_tokens=work.new), (), 0, rollouts=work.rollouts, slots=slots,
             pages=pages, dtype=compute.dtype, attention=compute.attention,
         )  # fmt: skip
-        step = train_step_of(config, objective_of(work.objective), compute, work.optimizer)
+        step = train_step_of(config, objective, compute, work.optimizer)
         hashes_Q = question_hashes([str(i) for i in range(work.questions)])
 
-        def sampled(number: int) -> Batch:
+        def asked(number: int) -> Any:
             keys_B2 = row_keys(0, "bench", number, hashes_Q, work.rollouts)
             inputs = prompts_QP, np.ones_like(prompts_QP), keys_B2, limit_B
-            drawn = sample(state.params, *sharding.shard_batch(mesh, inputs))
-            return _batch(jax.device_get(drawn), prompts_QP, shown_BP)
+            return state.params, *sharding.shard_batch(mesh, inputs)
+
+        def sampled(number: int) -> Batch:
+            drawn = jax.device_get(compiled_sample(*asked(number)))
+            return informed(_batch(drawn, prompts_QP), objective, shown_BP)
+
+        began = time.perf_counter()
+        compiled_sample = sample.lower(*asked(0)).compile()
+        sampler_compile_seconds = time.perf_counter() - began
 
         parts = sharding.num_parts("B")
         packing_of: dict[str, float] = {}  # share of padding in packed rows
@@ -125,11 +133,13 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
         "slots": slots,
         "pages": pages,
         "tokens": int(limit_B.sum()),  # of the completions
+        "positions": work.rows * work.prompt + int(limit_B.sum()),
         **packing_of,
         **whole,
         **measure.median_and_spread(sampling, "seconds_sampling"),
         **measure.median_and_spread(stepping, "seconds_step"),
         "tokens_per_second": float(limit_B.sum() / whole["seconds"]),
+        "sampler_compile_seconds": sampler_compile_seconds,
         "step_compile_seconds": compile_seconds,
         "memory": memory,
         "loss_first": losses[0],
@@ -138,12 +148,12 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
     }
 
 
-def _batch(samples: Samples, prompts_QP: np.ndarray, shown_BP: np.ndarray) -> Batch:
+def _batch(samples: Samples, prompts_QP: np.ndarray) -> Batch:
     rows = len(samples.tokens_BT)
     prompt_BP = np.repeat(prompts_QP, rows // len(prompts_QP), axis=0)
     ones_B = np.ones(rows, np.float32)
     return Batch(
-        prompt_BP, np.ones_like(prompt_BP), shown_BP, np.ones_like(shown_BP),
+        prompt_BP, np.ones_like(prompt_BP), None, None,
         np.asarray(samples.tokens_BT), np.asarray(samples.mask_BT), np.asarray(samples.logp_BT),
         ones_B, ones_B, ones_B,
     )  # fmt: skip

@@ -1,7 +1,6 @@
 """Time, memory, and the ceilings that a measurement is set against, measured in the same run."""
 
 import os
-import platform
 import re
 import statistics
 import tempfile
@@ -13,10 +12,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib
-import numpy as np
 
 from jaxdistill.fitting import planned_bytes
+from jaxdistill.provenance import provenance
 
 
 def timed(run: Callable[[], Any]) -> float:
@@ -65,6 +63,28 @@ def matmul_flops_per_second(dtype: Any) -> float:
     return 2 * size**3 * products / statistics.median(timed(run) for _ in range(5))
 
 
+def beside_matmul(flops: float, seconds: float, dtype: Any, devices: int) -> dict[str, float]:
+    """The rate of work that took so long, and its share of what so many devices' products reach."""
+    rate, ceiling = flops / seconds, matmul_flops_per_second(dtype) * devices
+    return {
+        "model_flops": flops,
+        "model_flops_per_second": rate,
+        "matmul_flops_per_second": ceiling,
+        "share_of_matmul": rate / ceiling,
+    }
+
+
+def beside_copy(moved: float, seconds: float, devices: int) -> dict[str, float]:
+    """The same of bytes that were moved, and the devices' copies."""
+    rate, ceiling = moved / seconds, copy_bytes_per_second() * devices
+    return {
+        "step_bytes": moved,
+        "bytes_per_second": rate,
+        "copy_bytes_per_second": ceiling,
+        "share_of_copy": rate / ceiling,
+    }
+
+
 def memory(compiled: Any) -> dict[str, int]:
     """Bytes: the compiler's plan for a device, and the device's peak where it keeps count."""
     plan = compiled.memory_analysis()
@@ -109,12 +129,13 @@ def peak_memory() -> dict[str, int]:
 
 
 def surroundings() -> dict[str, Any]:
+    ours = provenance()
+    packages = {name: ours["packages"][name] for name in ("jaxdistill", "jax", "jaxlib", "numpy")}
     return {
-        "device": jax.devices()[0].device_kind,
-        "devices": jax.device_count(),
+        "device": ours["devices"]["kind"],
+        "devices": ours["devices"]["count"],
         "cpus": os.cpu_count(),
-        "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
+        **packages,
+        "python": ours["python"],
+        "git": ours["git"],
     }

@@ -1,8 +1,9 @@
-"""`bench step`: the train step, its operations set against the device's own matrix product.
+"""`bench step`: the train step beside the device's own matrix product and copy.
 
 Operations are those that a step cannot do without: for each position 2 a multiplied parameter
-forward and 4 backward for the student, 2 for the teacher, and the pairs of positions that attention
-must look at. What is computed a second time to save memory counts as time, not as work.
+forward and 4 backward for the student, 2 for each other network that the objective reads, and the
+pairs of positions that attention must look at. What is computed a second time to save memory counts
+as time, not as work. Bytes are those of the parameters and what goes with them (`step_bytes`).
 """
 
 import time
@@ -20,7 +21,15 @@ from jaxdistill.fitting import FirstThatFits
 from jaxdistill.models import decoder
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.presets import preset
-from jaxdistill.objectives import PRESETS, Distill, FullVocabulary, Objective
+from jaxdistill.objectives import (
+    PRESETS,
+    Distill,
+    FullVocabulary,
+    Objective,
+    needs_contrast,
+    needs_reference,
+    needs_teacher,
+)
 from jaxdistill.sharding import MeshConfig
 from jaxdistill.train import (
     Batch,
@@ -86,11 +95,14 @@ class Trained(NamedTuple):
 
 def start(config: ModelConfig, compute: Compute, optimizer: Optimizer, mesh: Any) -> Trained:
     """Random weights where they belong on the mesh, and nothing beside them on the device."""
-    dtype = jnp.dtype(compute.dtype)
+    reference = random_params(config, jnp.dtype(compute.dtype), mesh)
+    return Trained(init_state(reference, optimizer, Frozen(), _STEPS), reference)
+
+
+def random_params(config: ModelConfig, dtype: Any, mesh: Any) -> Any:
     shardings = sharding.shardings_of(mesh, decoder.abstract_params(config, dtype))
     make = jax.jit(decoder.init, static_argnums=(0, 2), out_shardings=shardings)
-    reference = make(config, jax.random.key(0), dtype)
-    return Trained(init_state(reference, optimizer, Frozen(), _STEPS), reference)
+    return make(config, jax.random.key(0), dtype)
 
 
 _STEPS = 1000  # of the schedule
@@ -119,12 +131,12 @@ def compiled_step(step: Any, compute: Compute, arguments: Any) -> tuple[str, Any
 
 def bench_step(work: Step) -> dict[str, Any]:
     """Compile, warm up and time the step; the result goes into JSON as it is."""
-    config, compute = preset(work.model), work.compute
+    config, compute, objective = preset(work.model), work.compute, objective_of(work.objective)
     mesh = sharding.make_mesh(work.mesh)
     with sharding.use_mesh(mesh):
         state, reference = start(config, compute, work.optimizer, mesh)
         batch = sharding.shard_batch(mesh, _batch(work, config))
-        step = train_step_of(config, objective_of(work.objective), compute, work.optimizer)
+        step = train_step_of(config, objective, compute, work.optimizer)
         remat, compiled, compile_seconds = compiled_step(step, compute, (state, reference, batch))
         seconds, losses = [], []
         for _ in range(1 + work.repeats):  # the first warms up
@@ -137,11 +149,10 @@ def bench_step(work: Step) -> dict[str, Any]:
             lambda: jax.block_until_ready(compiled(state, reference, batch)), work.profile
         )
     found = measure.median_and_spread(seconds[1:])
-    memory = measure.memory(compiled)  # before the ceiling asks for memory of its own
+    memory = measure.memory(compiled)  # before the ceilings ask for memory of their own
     tokens = work.rows * work.tokens
-    flops = step_flops(config, work.rows, work.prompt, work.tokens)
-    ceiling = measure.matmul_flops_per_second(compute.dtype) * mesh.size
-    rate = flops / found["seconds"]
+    flops = step_flops(config, objective, work.rows, work.prompt, work.tokens)
+    moved = step_bytes(config, objective, compute, work.optimizer) * mesh.shape["data"]
     return {
         "work": asdict(work),
         "remat": remat,
@@ -149,10 +160,8 @@ def bench_step(work: Step) -> dict[str, Any]:
         **found,
         "tokens_per_second": tokens / found["seconds"],
         "compile_seconds": compile_seconds,
-        "model_flops": flops,
-        "model_flops_per_second": rate,
-        "matmul_flops_per_second": ceiling,
-        "share_of_matmul": rate / ceiling,
+        **measure.beside_matmul(flops, found["seconds"], compute.dtype, mesh.size),
+        **measure.beside_copy(moved, found["seconds"], mesh.size),
         "memory": memory,
         "loss_first": losses[0],
         "loss_last": losses[-1],
@@ -178,26 +187,66 @@ def _batch(work: Step, config: ModelConfig) -> Batch:
         ids = rng.integers(0, config.vocab_size, (work.rows, width), np.int32)
         return ids, np.ones_like(ids)
 
-    prompt, shown, completion = map(text, lengths)
+    prompt, (shown_BP, _), completion = map(text, lengths)
     logp_BT = np.full(completion[0].shape, -np.log(config.vocab_size), np.float32)
     ones_B = np.ones(work.rows, np.float32)
-    return Batch(*prompt, *shown, *completion, logp_BT, ones_B, ones_B, ones_B)
+    batch = Batch(*prompt, None, None, *completion, logp_BT, ones_B, ones_B, ones_B)
+    return informed(batch, objective_of(work.objective), shown_BP)
 
 
-def step_flops(config: ModelConfig, rows: int, prompt: int, tokens: int) -> float:
-    """Operations of student (forward and backward) and teacher (forward) on full rows.
+def informed(batch: Batch, objective: Objective, shown_BP: np.ndarray) -> Batch:
+    """The batch with the teacher's prompts and a contrast of their length, where they are read."""
+    ones_BP = np.ones_like(shown_BP)
+    if needs_teacher(objective):
+        batch = batch._replace(teacher_ids_BP=shown_BP, teacher_mask_BP=ones_BP)
+    if needs_contrast(objective):
+        batch = batch._replace(
+            contrast_ids_BJP=np.flip(shown_BP, axis=1)[:, None],
+            contrast_mask_BJP=ones_BP[:, None],
+            contrast_weight_BJ=np.ones((len(shown_BP), 1), np.float32),
+        )
+    return batch
 
-    The head is multiplied at completion positions alone. Attention is two products over the pairs
-    of positions that see each other.
+
+def step_flops(
+    config: ModelConfig, objective: Objective, rows: int, prompt: int, tokens: int
+) -> float:
+    """Operations on full rows: the student forward and backward, which is three times forward.
+
+    And once forward for each of teacher, reference and contrast that the objective reads.
+    """
+    needs = needs_teacher, needs_reference, needs_contrast
+    passes = 3 + sum(is_read(objective) for is_read in needs)
+    return float(passes * rows * forward_flops(config, 0, tokens, tokens - prompt))
+
+
+def step_bytes(
+    config: ModelConfig, objective: Objective, compute: Compute, optimizer: Optimizer
+) -> int:
+    """Bytes of each copy of the state: parameters, gradients and both moments.
+
+    Each is read once and written once. The base, which is teacher and reference, is read once where
+    the objective reads one of them. Activations are not counted.
+    """
+    float32 = 4
+    moment, base = (jnp.dtype(name).itemsize for name in (optimizer.moments, compute.dtype))
+    is_base_read = needs_teacher(objective) or needs_reference(objective)
+    each = 2 * (2 * float32 + 2 * moment) + base * is_base_read
+    return each * config.num_parameters
+
+
+def forward_flops(config: ModelConfig, start: int, stop: int, predicting: int) -> int:
+    """Operations of a row's positions from start to stop, some of which go through the head.
+
+    Attention is two products over the pairs of positions that see each other.
     """
     size = config.axes
     per_layer = 2 * size["D"] * size["H"] * (size["N"] + size["K"]) + 3 * size["D"] * size["F"]
-    head = size["D"] * size["V"] * (tokens - prompt)
+    products = config.num_layers * per_layer * (stop - start) + size["D"] * size["V"] * predicting
     kinds = [config.layer_pattern[i % len(config.layer_pattern)] for i in range(config.num_layers)]
-    pairs = sum(_pairs(tokens, config.window if kind == "sliding" else None) for kind in kinds)
-    forward = 2 * (config.num_layers * per_layer * tokens + head)
-    forward += 4 * pairs * size["N"] * size["H"]
-    return 4.0 * rows * forward
+    windows = [config.window if kind == "sliding" else None for kind in kinds]
+    pairs = sum(_pairs(stop, window) - _pairs(start, window) for window in windows)
+    return 2 * products + 4 * pairs * size["N"] * size["H"]
 
 
 def _pairs(tokens: int, window: int | None) -> int:
