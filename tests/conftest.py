@@ -27,6 +27,15 @@ def _simulate_devices():
     os.environ["HF_HUB_OFFLINE"] = "1"
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """Drop what a module compiled: thousands of programs take gigabytes and the kernel's mappings."""
+    yield
+    import jax
+
+    jax.clear_caches()
+
+
 @pytest.fixture
 def compilations():
     """What has been compiled since the test began, one entry each.
