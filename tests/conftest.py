@@ -29,7 +29,11 @@ def _simulate_devices():
 
 @pytest.fixture(autouse=True, scope="module")
 def _forget_programs():
-    """Drop what a module compiled: thousands of programs take gigabytes and the kernel's mappings."""
+    """Drop what a module compiled.
+
+    The programs of some two thousand tests are more than the 65,530 memory mappings that Linux
+    gives a process by default; what is compiled then crashes.
+    """
     yield
     import jax
 
