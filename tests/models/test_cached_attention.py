@@ -176,6 +176,7 @@ def test_on_a_gpu_too(dtype, atol, S, G, H, shared):
     assert_equal_but_for_the_full_row(found, expected, atol)
 
 
+@pytest.mark.skipif(jax.__version_info__ >= (0, 11), reason="newer JAX asks for the GPU itself")
 @pytest.mark.parametrize("shared", [False, True])
 def test_the_kernel_is_lowered_for_a_gpu_that_is_not_here(shared):
     arguments = random_arguments(4, 4, 7, 512, 128, jnp.bfloat16)
