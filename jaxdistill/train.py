@@ -277,7 +277,7 @@ def make_train_step(
     gradient = jax.value_and_grad(total_loss, has_aux=True)
 
     def prepared(state: TrainState, reference_params: Any):
-        # Once, and not in each pass over each micro-batch.
+        # The student's, once a step; other networks are rounded where they are read.
         weights = decoder.stack(state.params, model, dtype=jnp.dtype(compute.dtype))
         return weights, networks_of(teacher, state._replace(params=weights), reference_params)
 

@@ -1,9 +1,9 @@
 """One token a row from its logits: exact draws whose cost does not grow with the vocabulary.
 
 argmax(logits + Gumbel noise) is a draw from softmax(logits), and random bits for each of 152k
-tokens cost 3 % of a decode step. So a block of tokens is drawn first, by the log-sums of the
-blocks' probabilities, and then a token of it, each as an argmax with noise: the same distribution,
-with some 1,300 random numbers. A vocabulary of one block is drawn from at once.
+tokens cost 2 % of a decode step (`docs/log.md`). So a block of tokens is drawn first, by the
+log-sums of the blocks' probabilities, and then a token of it, each as an argmax with noise: the
+same distribution, with some 1,300 random numbers. A vocabulary of one block is drawn from at once.
 """
 
 import math
