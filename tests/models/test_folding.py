@@ -1,0 +1,54 @@
+"""A norm folded into the product after it changes nothing but rounding."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdistill.models import folding
+from jaxdistill.models.layers import rms_norm, swiglu
+
+EPS = 1e-6
+
+
+def arguments(D, F, dtype):
+    keys = jax.random.split(jax.random.key(0), 4)
+    scale_D = jnp.exp(jax.random.normal(keys[0], (D,)) / 2)
+    stream_BD = 5 * jax.random.normal(keys[1], (3, D))
+    gate_up_DXF = jax.random.normal(keys[2], (D, 2, F)) * D**-0.5
+    down_FD = jax.random.normal(keys[3], (F, D)) * F**-0.5
+    return scale_D, stream_BD.astype(dtype), gate_up_DXF, down_FD.astype(dtype)
+
+
+def error_of(found, exact):
+    found, exact = (np.asarray(x, np.float64) for x in (found, exact))
+    return np.linalg.norm(found - exact) / np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize(("D", "F"), [(64, 96), (48, 1500)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_swiglu_of_the_stream_is_swiglu_of_the_normed_stream(D, F, dtype):
+    check_swiglu(D, F, dtype, interpret=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("D", "F"), [(2048, 6144), (2560, 9728)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_on_a_gpu_too(D, F, dtype):
+    check_swiglu(D, F, dtype, interpret=False)
+
+
+def check_swiglu(D, F, dtype, interpret):
+    scale_D, stream_BD, gate_up_DXF, down_FD = arguments(D, F, dtype)
+    folded_DXF = folding.fold(scale_D, gate_up_DXF).astype(dtype)
+    run = functools.partial(folding.swiglu_of_stream, eps=EPS, interpret=interpret)
+    found = jax.jit(run)(stream_BD, folded_DXF, down_FD)
+    assert found.dtype == dtype
+    widened = (x.astype(jnp.float32) for x in (stream_BD, gate_up_DXF, down_FD))
+    stream_BD, gate_up_DXF, down_FD = widened
+    normed_BD = rms_norm(stream_BD, scale_D, EPS)
+    exact_BD = swiglu(normed_BD[:, None], gate_up_DXF, down_FD)[:, 0]
+    # Three roundings to eight bits, of weights, gated and result, 1/512 at most each.
+    assert error_of(found, exact_BD) < (1e-6 if dtype == jnp.float32 else 6e-3)
