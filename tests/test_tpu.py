@@ -1,27 +1,23 @@
 """The real step and sampler, compiled for TPU slices that nobody here owns.
 
 `pytest -m tpu tests/test_tpu.py -s`, where jax[tpu] is installed. Nothing is computed: arguments
-are shapes with shardings, and what is looked at is the compiler's answer. Width and vocabulary are
-those of Qwen3-0.6B; its 28 layers are fewer here, enough for training to scan them.
+are shapes with shardings, and what is looked at is the compiler's answer.
 """
 
 import functools
 import math
-import re
 import time
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.experimental import topologies
+from programs import COLLECTIVES, MODEL, operations_of
 
 from jaxdistill import losses, sharding
 from jaxdistill.models import cached_attention, decoder
 from jaxdistill.models.attention import causal_attention
-from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.remat import REMATS
-from jaxdistill.models.rope import Rope
 from jaxdistill.objectives import (
     GRPO,
     RLCSD,
@@ -52,17 +48,6 @@ from jaxdistill.train import (
 # On two cores a train step compiles in four to ten minutes.
 pytestmark = [pytest.mark.tpu, pytest.mark.timeout(3600)]
 
-MODEL = ModelConfig(
-    vocab_size=151_936,
-    hidden_size=1024,
-    num_layers=5,
-    num_heads=16,
-    num_kv_heads=8,
-    head_dim=128,
-    intermediate_size=3072,
-    rope=Rope(1e6),
-    tie_embeddings=True,
-)
 SLICES = {
     "v5e:2x4": MeshConfig(data=2, fsdp=2, tensor=2),
     "v5p:2x2x1": MeshConfig(data=1, fsdp=2, tensor=2),
@@ -172,37 +157,6 @@ def _compile(mesh, function, arguments):
 # ------------------------------------------------------------------- the compiler's answer
 
 
-class Operation(NamedTuple):
-    kind: str
-    shapes: list[tuple[int, ...]]  # of its results
-    loop: str  # the innermost `while` around it, or none
-
-
-COLLECTIVES = {"all-gather", "all-reduce", "all-to-all", "reduce-scatter", "collective-permute"}
-
-
-def _operations(compiled) -> list[Operation]:
-    """The optimised program's operations, from its text."""
-    found, caller, computation, bodies = [], {}, "", set()
-    for line in compiled.as_text().splitlines():
-        if header := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
-            computation = header[1]
-        if operation := re.match(r"\s+(?:ROOT )?%\S+ = (.*?[\])}]) ([a-z\-]+)\(", line):
-            sizes = re.findall(r"\w\[([\d,]+)\]", operation[1])
-            shapes = [tuple(map(int, size.split(","))) for size in sizes]
-            found.append((operation[2].removesuffix("-start"), shapes, computation))
-        for callee in re.findall(r"(?:body|condition|calls|to_apply)=%?([\w.\-]+)", line):
-            caller[callee] = computation
-        bodies.update(re.findall(r"body=%?([\w.\-]+)", line))
-
-    def loop_around(computation: str) -> str:
-        while computation in caller and computation not in bodies:
-            computation = caller[computation]
-        return computation if computation in bodies else ""
-
-    return [Operation(kind, shapes, loop_around(where)) for kind, shapes, where in found]
-
-
 def _bytes_on_one_device(tree) -> int:
     def size(leaf):
         return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
@@ -217,7 +171,7 @@ def test_the_train_step_holds_no_vocabulary_sized_batch_and_keeps_its_state_spli
     step, arguments = _train_step(mesh)
     state, _, batch = arguments
     compiled = _compile(mesh, step, arguments)
-    memory, operations = compiled.memory_analysis(), _operations(compiled)
+    memory, operations = compiled.memory_analysis(), operations_of(compiled)
     shards, tensor = mesh.shape["fsdp"] * mesh.shape["tensor"], mesh.shape["tensor"]
     rows = ROWS // (mesh.size // tensor)  # of the batch, on one device
     rows_of_part = rows // PARTS
@@ -255,7 +209,7 @@ def test_the_packed_train_step_attends_by_splash_and_keeps_its_state_split(mesh)
     step, arguments = _packed_train_step(mesh)
     state = arguments[0]
     compiled = _compile(mesh, step, arguments)
-    memory, operations = compiled.memory_analysis(), _operations(compiled)
+    memory, operations = compiled.memory_analysis(), operations_of(compiled)
     text, tensor = compiled.as_text(), mesh.shape["tensor"]
     assert all(f"splash_mha_{kernel}_segmented" in text for kernel in ("fwd", "dq", "dkv"))
     shapes = [shape for op in operations for shape in op.shapes]
@@ -291,7 +245,7 @@ def test_an_objective_of_every_kind_of_part_holds_no_vocabulary_sized_batch_eith
     step, arguments = _train_step(mesh, objective, TrustRegion())
     compiled = _compile(mesh, step, arguments)
     V = {MODEL.vocab_size, MODEL.vocab_size // mesh.shape["tensor"]}
-    with_V = [shape for op in _operations(compiled) for shape in op.shapes if V & set(shape)]
+    with_V = [shape for op in operations_of(compiled) for shape in op.shapes if V & set(shape)]
     assert with_V
     assert not [shape for shape in with_V if COMPLETION in shape]
 
@@ -304,7 +258,7 @@ def test_an_objective_of_every_kind_of_part_holds_no_vocabulary_sized_batch_eith
 def test_the_decode_loop_moves_activations_only(mesh, slots, pages):
     sample, arguments = _sampler(mesh, slots=slots, pages=pages)
     compiled = _compile(mesh, sample, arguments)
-    operations, tensor = _operations(compiled), mesh.shape["tensor"]
+    operations, tensor = operations_of(compiled), mesh.shape["tensor"]
     V = {MODEL.vocab_size, MODEL.vocab_size // tensor}
     # Prefill's loop over layers gathers weights; the one over tokens is where logits are.
     loops = {op.loop for op in operations if op.loop for shape in op.shapes if V & set(shape)}
@@ -352,7 +306,7 @@ def test_a_step_reads_the_positions_in_use_by_the_paged_kernel(mesh):
         step = jax.jit(cached_attention.tpu_attention, donate_argnums=(3, 4))
         compiled = _compile(mesh, step, arguments)
         assert "paged_attention" in compiled.as_text()
-        operations = _operations(compiled)
+        operations = operations_of(compiled)
         assert not [op for op in operations if op.kind in COLLECTIVES]
         # Written where they are: no other array of a pool's size.
         assert compiled.memory_analysis().temp_size_in_bytes < _bytes_on_one_device([pool]) / 10
@@ -371,7 +325,7 @@ def test_the_likeliest_tokens_are_found_without_sorting_the_vocabulary(mesh, nam
     shape = tuple({"B": 8, "T": 16, "V": MODEL.vocab_size}[letter] for letter in axes)
     split = sharding.sharding_of(mesh, axes, shape)
     logits = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=split)
-    operations = _operations(_compile(mesh, jax.jit(select), [logits]))
+    operations = operations_of(_compile(mesh, jax.jit(select), [logits]))
     V = {MODEL.vocab_size, MODEL.vocab_size // mesh.shape["tensor"]}
     assert not [op for op in operations if op.kind == "sort" and V & set(op.shapes[0])]
 
@@ -408,7 +362,7 @@ def test_splash_attention_holds_no_scores_and_exchanges_nothing(mesh, S, window,
         phases = (f"fwd{segmented}_residuals", f"dq{segmented}", f"dkv{segmented}")
         kernels = tuple(f"splash_mha_{phase}" for phase in phases)
     assert all(kernel in compiled.as_text() for kernel in kernels)
-    operations = _operations(compiled)
+    operations = operations_of(compiled)
     assert not [op for op in operations if op.kind in COLLECTIVES]
     assert not [shape for op in operations for shape in op.shapes if shape.count(S) > 1]
     # A few copies of q in other layouts, and float32 log-sums of 128 equal lanes a query; the

@@ -230,8 +230,8 @@ def kernel_attention(
 
 def _attend(
     qkv_BKXH, stream_BD, bias_KXH, q_norm_H, k_norm_H, cos_Bh, sin_Bh, k_WKMSH, v_WKMSH, pages_BI,
-    length_B, *, is_whole: bool, interpret: bool = False, chunk: int = 0, block: int = 64, warps: int = 4,
-    stages: int = 2, **static: Any,
+    length_B, *, is_whole: bool, interpret: bool = False, chunk: int = 0, block: int = 64,
+    warps: int = 4, stages: int = 2, **static: Any,
 ) -> Attended:  # fmt: skip
     """A program for each row, key/value head and part (Z) of the positions.
 

@@ -455,7 +455,8 @@ def unstack(
 def _fold_norms(blocks: Blocks, config: ModelConfig, dtype: DTypeLike) -> Layer:
     """`_fuse` with both norms in the weights after them, which are rounded once."""
     layer = _fuse(blocks, config, jnp.float32)
-    assert layer.attention_norm_D is not None and layer.mlp_norm_D is not None
+    assert layer.attention_norm_D is not None
+    assert layer.mlp_norm_D is not None
     return layer._replace(
         attention_norm_D=None,
         qkv_DKXH=fold(layer.attention_norm_D, layer.qkv_DKXH).astype(dtype),

@@ -1,0 +1,73 @@
+"""What the real programs copy on a GPU: `pytest -n0 -m gpu tests/test_gpu_programs.py`.
+
+Compiled for the GPU at hand and not run. Width and vocabulary are those of Qwen3-0.6B.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+from programs import MODEL, operations_of
+
+from jaxdistill.models import decoder
+from jaxdistill.objectives import sdpo
+from jaxdistill.sampling import Sampling, make_sampler
+from jaxdistill.train import Batch, Compute, Frozen, Optimizer, init_state, make_train_step
+
+pytestmark = pytest.mark.gpu
+
+LARGE = 2**20  # elements: every matrix of a layer has more; 6 rows of logits are fewer
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _on_a_gpu():
+    if jax.default_backend() != "gpu":
+        pytest.skip(f"no GPU here but {jax.devices()}")
+
+
+def shape(*sizes, dtype=jnp.int32):
+    return jax.ShapeDtypeStruct(sizes, dtype)
+
+
+@pytest.mark.parametrize(
+    ("slots", "pages"),
+    [(24, None), (6, None), (6, 100)],
+    ids=["all rows", "fewer slots", "a pool of pages"],
+)
+def test_no_token_and_no_row_that_enters_copies_a_cache_or_a_weight(slots, pages):
+    sampling = Sampling(max_new_tokens=1024, top_p=0.95)
+    sample = make_sampler(
+        MODEL, sampling, (1, 2), 0, rollouts=8, slots=slots, pages=pages, dtype=jnp.bfloat16
+    )
+    params, prompts = decoder.abstract_params(MODEL), shape(3, 256)
+    compiled = sample.lower(params, prompts, prompts, shape(24, 2, dtype=jnp.uint32)).compile()
+    operations = operations_of(compiled)
+    # Prefill has a loop over layers; the ones over tokens and rows hold caches.
+    pool = (24 if slots == 24 else slots, 1280) if pages is None else (pages + 1, 128)
+    with_cache = [op for op in operations if any(set(pool) <= set(x) for x in op.shapes)]
+    loops = {op.loop for op in with_cache if op.loop}
+    assert loops
+    copies = [op for op in operations if op.kind == "copy" and op.loop in loops]
+    assert not [op for op in copies if max(map(math.prod, op.shapes)) >= LARGE]
+
+
+def test_the_train_step_updates_its_state_in_place():
+    optimizer, params = Optimizer(), decoder.abstract_params(MODEL)
+    state = jax.eval_shape(lambda p: init_state(p, optimizer, Frozen(), 100), params)
+    prompt, completion = shape(2, 256), shape(2, 768)
+    logp_BT, number_B = shape(2, 768, dtype=jnp.float32), shape(2, dtype=jnp.float32)
+    batch = Batch(
+        prompt, prompt, prompt, prompt, completion, completion, logp_BT, number_B, number_B
+    )
+    compute = Compute(dtype="bfloat16", chunk=128, remat="mlp")
+    step = make_train_step(MODEL, sdpo(), (3, 5), optimizer, Frozen(), compute, 100, 1.0, True)
+    compiled = step.lower(state, params, batch).compile()
+    leaves = jax.tree.leaves(state)
+    assert compiled.memory_analysis().alias_size_in_bytes >= sum(
+        math.prod(x.shape) * x.dtype.itemsize for x in leaves
+    )
+    large = {x.shape for x in leaves if math.prod(x.shape) >= LARGE}
+    copies = [op for op in operations_of(compiled) if op.kind == "copy"]
+    assert large
+    assert not [op for op in copies if large & set(op.shapes)]
