@@ -44,11 +44,22 @@ def check_swiglu(D, F, dtype, interpret):
     scale_D, stream_BD, gate_up_DXF, down_FD = arguments(D, F, dtype)
     folded_DXF = folding.fold(scale_D, gate_up_DXF).astype(dtype)
     run = functools.partial(folding.swiglu_of_stream, eps=EPS, interpret=interpret)
-    found = jax.jit(run)(stream_BD, folded_DXF, down_FD)
-    assert found.dtype == dtype
-    widened = (x.astype(jnp.float32) for x in (stream_BD, gate_up_DXF, down_FD))
-    stream_BD, gate_up_DXF, down_FD = widened
+    found_BD = jax.jit(run)(stream_BD, folded_DXF, down_FD)
+    plain_BD = jax.jit(plain_swiglu)(stream_BD, scale_D, gate_up_DXF.astype(dtype), down_FD)
+    assert found_BD.dtype == plain_BD.dtype == dtype
+    exact_BD = exact_swiglu(*(np.asarray(x, np.float64) for x in (
+        stream_BD, scale_D, gate_up_DXF, down_FD
+    )))  # fmt: skip
+    # Both round as often; which numbers it is that are rounded differs.
+    assert error_of(found_BD, exact_BD) <= 1.2 * error_of(plain_BD, exact_BD)
+
+
+def plain_swiglu(stream_BD, scale_D, gate_up_DXF, down_FD):
     normed_BD = rms_norm(stream_BD, scale_D, EPS)
-    exact_BD = swiglu(normed_BD[:, None], gate_up_DXF, down_FD)[:, 0]
-    # Three roundings to eight bits, of weights, gated and result, 1/512 at most each.
-    assert error_of(found, exact_BD) < (1e-6 if dtype == jnp.float32 else 6e-3)
+    return swiglu(normed_BD[:, None], gate_up_DXF, down_FD)[:, 0]
+
+
+def exact_swiglu(x_BD, scale_D, gate_up_DXF, down_FD):
+    x_BD = x_BD / np.sqrt(np.mean(x_BD**2, axis=1, keepdims=True) + EPS) * scale_D
+    gate_BF, up_BF = (x_BD @ gate_up_DXF[:, i] for i in range(2))
+    return (gate_BF / (1 + np.exp(-gate_BF)) * up_BF) @ down_FD

@@ -566,7 +566,8 @@ def test_files_that_the_system_refuses_leave_nothing_behind(tmp_path):
         [sys.executable, "-c", FULL_DISK, *arguments], capture_output=True, text=True
     )
     assert done.stdout.split() == ["2", "2"], done.stderr
-    told = [line for line in done.stderr.splitlines() if line.startswith("jaxdistill: ")]
+    # Orbax's threads may write between them, and on the same line.
+    told = re.findall(r"jaxdistill: (.*)", done.stderr)
     assert len(told) == 2, done.stderr
     for line, name in zip(told, ("hf", "again"), strict=True):
         assert f"cannot write {tmp_path / name}: " in line
