@@ -31,7 +31,6 @@ LEVELS = (
         "models.config",
         "models.hf_fields",
     ),
-    ("models.folding",),
     (
         "analyze",
         "losses",

@@ -22,7 +22,6 @@ from jaxtyping import Array, Float, Int
 
 from jaxdistill import sharding
 from jaxdistill.models import attention
-from jaxdistill.models.folding import inverse_rms
 from jaxdistill.precision import einsum
 
 # Positions of a page where rows share a pool: whole blocks of the kernels, and tiles of a TPU.
@@ -193,45 +192,37 @@ def kernel_attention(
     pages_BI: Int[Array, "B I"] | None = None,
     *,
     eps: float,
-    stream_BD: Float[Array, "B D"] | None = None,
-    bias_KXH: Float[Array, "K X H"] | None = None,
     window: int | None = None,
     **tuning: Any,
 ) -> Attended:
     """`xla_attention` of heads as the projection gives them: G queries, a key and a value (X).
 
-    In this order, and where not None: all are divided by the root mean square of the residual
-    stream that was projected (`folding`) and get a bias, queries and keys are normed by the two
-    scales and turned by cosine and sine. Under a mesh each device does its own rows and key/value
-    heads.
+    Queries and keys are normed by the two scales and turned by cosine and sine; None: they come so.
+    Under a mesh each device does its own rows and key/value heads.
     """
     B, K, X, H = qkv_BKXH.shape
     # A kernel has no absent arguments: what it is not to read is a dummy.
     norms = norms_H or (jnp.zeros(H),) * 2
     rotary = rotary_Bh or (jnp.zeros((B, H // 2)),) * 2
-    stream = jnp.zeros((B, 1)) if stream_BD is None else stream_BD
-    bias = jnp.zeros((K, 1, 1)) if bias_KXH is None else bias_KXH
     is_whole, pages_axes = pages_BI is None, "BI"
     if pages_BI is None:
         pages_BI, pages_axes = jnp.zeros((1, 1), jnp.int32), "XX"
     local = sharding.on_shards(
         functools.partial(
             _attend, eps=eps, window=window, is_normed=norms_H is not None,
-            is_turned=rotary_Bh is not None, is_folded=stream_BD is not None,
-            is_biased=bias_KXH is not None, is_whole=is_whole, **tuning,
+            is_turned=rotary_Bh is not None, is_whole=is_whole, **tuning,
         ),
-        ("BKXH", "BX", "KXH", "H", "H", "BX", "BX", "WKMSH", "WKMSH", pages_axes, "B"),
+        ("BKXH", "H", "H", "BX", "BX", "WKMSH", "WKMSH", pages_axes, "B"),
         ("BKXH", "WKMSH", "WKMSH"),
     )  # fmt: skip
-    given = qkv_BKXH, stream, bias, *norms, *rotary
-    out_BKGH, *cache = local(*given, k_WKMSH, v_WKMSH, pages_BI, length_B)
+    out_BKGH, *cache = local(qkv_BKXH, *norms, *rotary, k_WKMSH, v_WKMSH, pages_BI, length_B)
     return out_BKGH.reshape(B, K * (X - 2), H), *cache
 
 
 def _attend(
-    qkv_BKXH, stream_BD, bias_KXH, q_norm_H, k_norm_H, cos_Bh, sin_Bh, k_WKMSH, v_WKMSH, pages_BI,
-    length_B, *, is_whole: bool, interpret: bool = False, chunk: int = 0, block: int = 64,
-    warps: int = 4, stages: int = 2, **static: Any,
+    qkv_BKXH, q_norm_H, k_norm_H, cos_Bh, sin_Bh, k_WKMSH, v_WKMSH, pages_BI, length_B, *,
+    is_whole: bool, interpret: bool = False, chunk: int = 0, block: int = 64, warps: int = 4,
+    stages: int = 2, **static: Any,
 ) -> Attended:  # fmt: skip
     """A program for each row, key/value head and part (Z) of the positions.
 
@@ -262,8 +253,6 @@ def _attend(
         grid=(B, K, Z),
         in_specs=[
             spec("BK", X, H),
-            spec("B", stream_BD.shape[1]),
-            spec("K", *bias_KXH.shape[1:]),
             spec("", H),
             spec("", H),
             spec("B", H // 2),
@@ -280,14 +269,11 @@ def _attend(
             jax.ShapeDtypeStruct(k_WKMSH.shape, k_WKMSH.dtype),
             jax.ShapeDtypeStruct(v_WKMSH.shape, v_WKMSH.dtype),
         ],
-        input_output_aliases={7: 2, 8: 3},
+        input_output_aliases={5: 2, 6: 3},
         compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages),
         interpret=interpret,
         name="append_and_attend",
-    )(
-        qkv_BKXH, stream_BD, bias_KXH, q_norm_H, k_norm_H, cos_Bh, sin_Bh, k_WKMSH, v_WKMSH,
-        pages_BI, length_B,
-    )  # fmt: skip
+    )(qkv_BKXH, q_norm_H, k_norm_H, cos_Bh, sin_Bh, k_WKMSH, v_WKMSH, pages_BI, length_B)
     if Z == 1:
         return out_BKZGH[:, :, 0], k_WKMSH, v_WKMSH
     weights_BKZG = jax.nn.softmax(logsum_BKZG, axis=2)
@@ -310,10 +296,9 @@ def _queries_of_a_product(G: int) -> int:
 
 
 def _attend_part(
-    qkv_ref, stream_ref, bias_ref, q_norm_ref, k_norm_ref, cos_ref, sin_ref, k_ref, v_ref,
-    pages_ref, length_ref, out_ref, logsum_ref, k_out_ref, v_out_ref, *, G: int, chunk: int,
-    block: int, window: int | None, eps: float, is_folded: bool, is_biased: bool, is_normed: bool,
-    is_turned: bool, is_whole: bool,
+    qkv_ref, q_norm_ref, k_norm_ref, cos_ref, sin_ref, k_ref, v_ref, pages_ref, length_ref,
+    out_ref, logsum_ref, k_out_ref, v_out_ref, *, G: int, chunk: int, block: int,
+    window: int | None, eps: float, is_normed: bool, is_turned: bool, is_whole: bool,
 ) -> None:  # fmt: skip
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton
@@ -323,26 +308,14 @@ def _attend_part(
     query_Y = jnp.arange(_queries_of_a_product(G))
     is_query_Y = query_Y < G
 
-    inverse = inverse_rms(stream_ref, eps) if is_folded else None
-    rotary = (cos_ref, sin_ref) if is_turned else None
-
-    def projected(row_Y, column_H):
-        x_YH = qkv_ref[row_Y[:, None], column_H[None, :]].astype(jnp.float32)
-        if inverse is not None:
-            x_YH *= inverse
-        if is_biased:
-            x_YH += bias_ref[row_Y[:, None], column_H[None, :]].astype(jnp.float32)
-        return x_YH
-
     def head(row_Y, norm_ref):
-        read = functools.partial(projected, row_Y)
-        norm_ref = norm_ref if is_normed else None
-        return _head(read, H, norm_ref, rotary, eps, qkv_ref.dtype).astype(qkv_ref.dtype)
+        rotary = (cos_ref, sin_ref) if is_turned else None
+        return _head(qkv_ref, row_Y, norm_ref if is_normed else None, rotary, eps)
 
     # Beyond G the last query again: its results are dropped.
     q_YH = head(jnp.minimum(query_Y, G - 1), q_norm_ref)
     new_k_1H = head(jnp.full(1, G), k_norm_ref)
-    new_v_1H = projected(jnp.full(1, G + 1), jnp.arange(H)).astype(qkv_ref.dtype)
+    new_v_H = qkv_ref[G + 1, :]
 
     length, part, scale = length_ref[()], pl.program_id(2), H**-0.5
     end = jnp.minimum(length, (part + 1) * chunk)
@@ -376,7 +349,7 @@ def _attend_part(
     # The first part begins with the new token itself, which need not come back from the cache.
     is_first = part == 0
     own_Y = jnp.sum(q_YH.astype(jnp.float32) * new_k_1H.astype(jnp.float32), axis=1) * scale
-    out_1H = jnp.where(is_first, new_v_1H.astype(jnp.float32), 0.0)
+    out_1H = jnp.where(is_first, new_v_H.astype(jnp.float32), 0.0)[None, :]
     carry = (
         jnp.broadcast_to(out_1H, q_YH.shape),
         jnp.where(is_first, own_Y, _UNSEEN),
@@ -393,17 +366,16 @@ def _attend_part(
     def _():
         page, slot = place(length)
         k_out_ref[page, pl.ds(slot, 1), :] = new_k_1H
-        v_out_ref[page, pl.ds(slot, 1), :] = new_v_1H
+        v_out_ref[page, slot, :] = new_v_H
 
 
-def _head(
-    read: Callable[[Array], Array], H: int, norm_ref, rotary: tuple | None, eps: float, dtype
-) -> Array:
-    """Heads as they are compared: normed as `rms_norm`, turned as `apply_rope` does it.
-
-    `read` gives columns of them, in float32; `dtype` is the one that norms round to.
-    """
+def _head(qkv_ref, row_Y: Array, norm_ref, rotary: tuple | None, eps: float) -> Array:
+    """Rows of qkv as they are compared: normed as `rms_norm`, turned as `apply_rope` does it."""
+    H, dtype = qkv_ref.shape[-1], qkv_ref.dtype
     half, column_H = H // 2, jnp.arange(H)
+
+    def read(column_H):
+        return qkv_ref[row_Y[:, None], column_H[None, :]].astype(jnp.float32)
 
     def normed(x_YH, column_H):
         if norm_ref is None:
@@ -414,10 +386,10 @@ def _head(
     x_YH = read(column_H)
     inverse_Y1 = jax.lax.rsqrt(jnp.sum(x_YH * x_YH, axis=1) / H + eps)[:, None]
     x_YH = normed(x_YH, column_H)
-    if rotary is None:
-        return x_YH
-    # The other of each pair (i, i + H/2) is read again: registers cannot be cut in two.
-    other_H = (column_H + half) % H
-    cos_H, sin_H = (ref[column_H % half] for ref in rotary)
-    sin_H = jnp.where(column_H < half, -sin_H, sin_H)
-    return x_YH * cos_H[None, :] + normed(read(other_H), other_H) * sin_H[None, :]
+    if rotary is not None:
+        # The other of each pair (i, i + H/2) is read again: registers cannot be cut in two.
+        other_H = (column_H + half) % H
+        cos_H, sin_H = (ref[column_H % half] for ref in rotary)
+        sin_H = jnp.where(column_H < half, -sin_H, sin_H)
+        x_YH = x_YH * cos_H[None, :] + normed(read(other_H), other_H) * sin_H[None, :]
+    return x_YH.astype(dtype)

@@ -30,7 +30,6 @@ from jaxdistill.models.cached_attention import (
     xla_attention,
 )
 from jaxdistill.models.config import LayerKind, ModelConfig
-from jaxdistill.models.folding import fold, swiglu_of_stream
 from jaxdistill.models.layers import rms_norm, swiglu
 from jaxdistill.models.remat import Remat, rematerialised
 from jaxdistill.models.rope import apply_rope, rope_angles
@@ -134,17 +133,16 @@ class Layer(NamedTuple):
 
     Queries, keys and values are fused per key/value head (X = G queries, a key, a value), so that
     a mesh that splits K splits the fused weight at the same places. What a family lacks is None.
-    Norms may be folded into the weights after them (`folding`); they are None then.
     """
 
-    attention_norm_D: Array | None
+    attention_norm_D: Array
     qkv_DKXH: Array
     qkv_bias_KXH: Array | None
     q_norm: Array | None  # [H] or [N, H]
     k_norm: Array | None  # [H] or [K, H]
     out_NHD: Array
     out_bias_D: Array | None
-    mlp_norm_D: Array | None
+    mlp_norm_D: Array
     gate_up_DXF: Array
     down_FD: Array
 
@@ -221,11 +219,10 @@ def _project(
     layer: Layer, config: ModelConfig, x_BTD: Float[Array, "B T D"]
 ) -> Float[Array, "B T K X H"]:
     """The G queries, the key and the value of each key/value head."""
-    is_folded = layer.attention_norm_D is None
-    if not config.post_norm and layer.attention_norm_D is not None:
+    if not config.post_norm:
         x_BTD = rms_norm(x_BTD, layer.attention_norm_D, config.norm_eps)
     qkv_BTKXH = einsum("BTD,DKXH->BTKXH", constrain(x_BTD, "BTD"), layer.qkv_DKXH)
-    if layer.qkv_bias_KXH is not None and not is_folded:
+    if layer.qkv_bias_KXH is not None:
         qkv_BTKXH += layer.qkv_bias_KXH[None, None]
     return checkpoint_name(qkv_BTKXH, "qkv")
 
@@ -261,12 +258,8 @@ def _add_attention_and_mlp(
         out_BTD += layer.out_bias_D[None, None]
     out_BTD = checkpoint_name(out_BTD, "out")
     if config.post_norm:
-        assert layer.attention_norm_D is not None
         out_BTD = rms_norm(constrain(out_BTD, "BZD"), layer.attention_norm_D, config.norm_eps)
     x_BTD = constrain(x_BTD + out_BTD, "BZD")
-    if layer.mlp_norm_D is None:  # folded: one new token a row
-        weights = layer.gate_up_DXF, layer.down_FD
-        return x_BTD + swiglu_of_stream(x_BTD[:, 0], *weights, config.norm_eps)[:, None]
     into_BTD = x_BTD
     if not config.post_norm:
         into_BTD = rms_norm(x_BTD, layer.mlp_norm_D, config.norm_eps)
@@ -431,45 +424,13 @@ class Unstacked(NamedTuple):
     norm_D: Float[Array, " D"]
 
 
-def unstack(
-    params: nnx.State,
-    config: ModelConfig,
-    *,
-    dtype: DTypeLike = jnp.float32,
-    attention: str = "auto",
-) -> Unstacked:
-    """Take the layers apart, fused and in `dtype`: call it once per policy, before the loop.
-
-    `attention` is `decode_step`'s: where its kernel runs, norms are folded (`folding`).
-    """
+def unstack(params: nnx.State, config: ModelConfig, *, dtype: DTypeLike = jnp.float32) -> Unstacked:
+    """Take the layers apart, fused and in `dtype`: call it once per policy, before the loop."""
     model = _model(config, params)
     graph, stacked = nnx.split(model.layers)
     slices = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(config.num_layers)]
-    # A norm after the block, or over all heads, is no scale of the product's rows.
-    is_foldable = not config.post_norm and config.qk_norm != "projection"
-    prepare = _fold_norms if is_foldable and _by_kernel(config, attention) else _fuse
-    layers = tuple(prepare(nnx.merge(graph, sliced), config, dtype) for sliced in slices)
+    layers = tuple(_fuse(nnx.merge(graph, sliced), config, dtype) for sliced in slices)
     return Unstacked(model.embed[...], layers, model.norm[...])
-
-
-def _fold_norms(blocks: Blocks, config: ModelConfig, dtype: DTypeLike) -> Layer:
-    """`_fuse` with both norms in the weights after them, which are rounded once."""
-    layer = _fuse(blocks, config, jnp.float32)
-    assert layer.attention_norm_D is not None
-    assert layer.mlp_norm_D is not None
-    return layer._replace(
-        attention_norm_D=None,
-        qkv_DKXH=fold(layer.attention_norm_D, layer.qkv_DKXH).astype(dtype),
-        out_NHD=layer.out_NHD.astype(dtype),
-        out_bias_D=None if layer.out_bias_D is None else layer.out_bias_D.astype(dtype),
-        mlp_norm_D=None,
-        gate_up_DXF=fold(layer.mlp_norm_D, layer.gate_up_DXF).astype(dtype),
-        down_FD=layer.down_FD.astype(dtype),
-    )
-
-
-def _by_kernel(config: ModelConfig, attention: str) -> bool:
-    return attention != "xla" and has_kernel(config.head_dim)
 
 
 def prefill(
@@ -517,14 +478,10 @@ def decode_step(
     """Append one token to every row: the hidden state that predicts the one after, and the cache.
 
     `attention="xla"` reads the whole cache, all others the positions in use where a kernel can.
-    In a loop hand over `unstack(params, config, ...)`, made before it for the same `dtype` and
-    `attention`. Every row must have a slot left; that is the caller's count to keep (a full row
-    loses the token).
+    In a loop hand over `unstack(params, config, dtype=dtype)`, made before it. Every row must have
+    a slot left; that is the caller's count to keep (a full row loses the token).
     """
-    if isinstance(params, Unstacked):
-        weights = params
-    else:
-        weights = unstack(params, config, dtype=dtype, attention=attention)
+    weights = params if isinstance(params, Unstacked) else unstack(params, config, dtype=dtype)
     rotary = _rotary(config, cache.length_B[:, None])
     x_B1D = constrain(_embed(weights.embed_VD, token_B[:, None], dtype), "BTD")
     new_k, new_v = [], []
@@ -532,7 +489,7 @@ def decode_step(
         kind = config.layer_pattern[i % len(config.layer_pattern)]
         attended_BNH, *kv = _attend_to_cache(
             layer, config, x_B1D, rotary[kind], (*kv, cache.length_B, cache.pages_BI),
-            _window(config, kind), attention,
+            _window(config, kind), attention != "xla",
         )  # fmt: skip
         new_k.append(kv[0])
         new_v.append(kv[1])
@@ -542,26 +499,24 @@ def decode_step(
     return hidden_BD, after
 
 
-def _attend_to_cache(layer, config, x_B1D, rotary, cached, window, attention):
+def _attend_to_cache(layer, config, x_B1D, rotary, cached, window, fused):
     """(attended_BNH, k_WKMSH, v_WKMSH): one layer's attention of a new token in each row.
 
     `cached` is (k_WKMSH, v_WKMSH, length_B, pages_BI).
     """
     qkv_B1KXH = _project(layer, config, x_B1D)
-    by_kernel, is_folded = _by_kernel(config, attention), layer.attention_norm_D is None
-    assert by_kernel or not is_folded, "the weights were made for another `attention`"
+    by_kernel = fused and has_kernel(config.head_dim)
     if by_kernel and config.qk_norm != "projection":
         norms = None if layer.q_norm is None else (layer.q_norm, layer.k_norm)
-        undone = {"stream_BD": x_B1D[:, 0], "bias_KXH": layer.qkv_bias_KXH} if is_folded else {}
         return kernel_attention(
-            qkv_B1KXH[:, 0], norms, tuple(x[:, 0] for x in rotary), *cached, **undone,
-            eps=config.norm_eps, window=window,
+            qkv_B1KXH[:, 0], norms, tuple(x[:, 0] for x in rotary), *cached, eps=config.norm_eps,
+            window=window,
         )  # fmt: skip
     q_B1NH, k_B1KH, v_B1KH = _heads(layer, config, qkv_B1KXH, rotary)
     if not by_kernel:
         qkv = q_B1NH[:, 0], k_B1KH[:, 0], v_B1KH[:, 0]
         page, dtype = cached[0].shape[3], cached[0].dtype
-        if attention != "xla" and has_tpu_kernel(config.head_dim, page, dtype, window):
+        if fused and has_tpu_kernel(config.head_dim, page, dtype, window):
             return tpu_attention(*qkv, *cached)
         return xla_attention(*qkv, *cached, window=window)
     # The norm spans all heads, and a program of the kernel sees one: they come to it as they are.

@@ -154,7 +154,7 @@ def make_sampler(
         if pages is not None or num_slots < num_rows:
             # Any slot may need any question's: gathered once, not each time.
             prompts = jax.tree.map(lambda x: constrain(x, "XKXPH" if x.ndim == 5 else "X"), prompts)
-        weights, head_DV = decoding_weights(params, config, dtype, attention)
+        weights, head_DV = decoding_weights(params, config, dtype)
         limit_B = jnp.minimum(num_tokens if limit_B is None else limit_B, num_tokens)
         limit_B = jnp.broadcast_to(limit_B, num_rows)
         is_real_B = jnp.repeat(prompt_mask_QP.astype(bool).any(axis=1), rollouts)
@@ -449,7 +449,7 @@ def _steps_between_looks(pages: int | None) -> int:
 
 
 def decoding_weights(
-    params: Any, config: ModelConfig, dtype: Any, attention: str = "auto"
+    params: Any, config: ModelConfig, dtype: Any
 ) -> tuple[decoder.Unstacked, Float[Array, "D V"]]:
     """The layers and head_DV as the loop reads them: fused, in dtype, whole along D.
 
@@ -465,7 +465,7 @@ def decoding_weights(
         named = {n: x for n, x in layer._asdict().items() if x is not None and n[-1].isupper()}
         return layer._replace(**{name: gather(name, x) for name, x in named.items()})
 
-    weights = decoder.unstack(params, config, dtype=dtype, attention=attention)
+    weights = decoder.unstack(params, config, dtype=dtype)
     layers = [gather_layer(layer) for layer in weights.layers]
     embed_VD = gather("VD", weights.embed_VD.astype(dtype))
     weights = decoder.Unstacked(embed_VD, tuple(layers), gather("D", weights.norm_D))

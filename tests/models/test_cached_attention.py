@@ -86,21 +86,6 @@ def test_the_kernel_equals_the_reference(window, chunk, norms, rotary):
     assert_equal_but_for_the_full_row(found, expected, 2e-6)
 
 
-@pytest.mark.parametrize("norms", [True, False])
-@pytest.mark.parametrize("biased", [True, False])
-def test_heads_of_a_stream_that_was_not_normed_are_divided_by_its_rms(norms, biased):
-    """Also of a width that is no power of two."""
-    qkv_BKXH, *others = random_arguments(4, 2, 3, 200, 16, norms=norms)
-    keys = jax.random.split(jax.random.key(1))
-    stream_BD = 3 * jax.random.normal(keys[0], (4, 48))
-    bias_KXH = jax.random.normal(keys[1], (2, 5, 16)) if biased else None
-    kernel = jax.jit(functools.partial(kernel_attention, eps=EPS, interpret=True))
-    found = kernel(qkv_BKXH, *others, stream_BD=stream_BD, bias_KXH=bias_KXH)
-    rms_B = jnp.sqrt(jnp.mean(stream_BD**2, axis=1) + EPS)
-    heads_BKXH = qkv_BKXH / rms_B[:, None, None, None] + (bias_KXH[None] if biased else 0)
-    assert_equal_but_for_the_full_row(found, reference(heads_BKXH, *others), 2e-6)
-
-
 @pytest.mark.parametrize("window", [None, 37])
 @pytest.mark.parametrize("chunk", [0, 64])
 def test_the_kernel_finds_the_pages_of_its_row(window, chunk):

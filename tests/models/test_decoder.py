@@ -168,8 +168,6 @@ def test_a_step_through_the_kernel_equals_one_through_xla(family, monkeypatch):
     kernel = functools.partial(decoder.kernel_attention, interpret=True)
     monkeypatch.setattr(decoder, "has_kernel", lambda head_dim: True)
     monkeypatch.setattr(decoder, "kernel_attention", kernel)
-    gated = functools.partial(decoder.swiglu_of_stream, interpret=True)
-    monkeypatch.setattr(decoder, "swiglu_of_stream", gated)
     step = jax.jit(lambda *arguments: decoder.decode_step(arguments[0], config, *arguments[1:]))
     found_BD, after = step(params, tokens_BS[:, 6], cache)
     np.testing.assert_allclose(found_BD, expected_BD, atol=TOLERANCE)
