@@ -96,9 +96,17 @@ def jensen_shannon(
 
 def _jensen_shannon_entries(s_logp: Array, t_logp: Array, alpha: float) -> tuple[Array, Array]:
     """The terms of (1-alpha) KL(S||M) and of alpha KL(T||M)."""
-    mixture_logp = log_mix(s_logp, t_logp, alpha)
-    of_s, of_t = (_kl_entries(logp, mixture_logp) for logp in (s_logp, t_logp))
-    return (1 - alpha) * of_s, alpha * of_t
+    # log M from M and not from the logarithms: a third of the arithmetic, which is what takes the
+    # time, and no less exact. Where M underflows, so does what its logarithm is multiplied by.
+    logps = tuple(at_least_float32(logp) for logp in (s_logp, t_logp))
+    masses = tuple(share * jnp.exp(logp) for share, logp in zip((1 - alpha, alpha), logps))
+    mixture = masses[0] + masses[1]
+    mixture_logp = jnp.log(jnp.where(mixture > 0, mixture, 1.0))
+    of_s, of_t = (
+        jnp.where(mass > 0, mass * (jnp.where(mass > 0, logp, 0.0) - mixture_logp), 0.0)
+        for mass, logp in zip(masses, logps)
+    )
+    return of_s, of_t
 
 
 # The derivatives of whole sums are said outright. They are shorter than what differentiating each

@@ -21,6 +21,7 @@ from jaxdistill.models.remat import Remat
 from jaxdistill.objectives import ObjectiveFn, Positions, Rows, Sampled
 from jaxdistill.precision import einsum
 from jaxdistill.sharding import constrain, num_parts
+from jaxdistill.softmax import log_softmax
 
 
 class Scored(NamedTuple):
@@ -229,7 +230,7 @@ def _gathered(hidden_BTD: Array, head_DV: Array) -> Array:
 
 
 def _log_probs(logits: Float[Array, "B C V"], temperature: float) -> Float[Array, "B C V"]:
-    return jax.nn.log_softmax(logits if temperature == 1.0 else logits / temperature, axis=-1)
+    return log_softmax(logits if temperature == 1.0 else logits / temperature)
 
 
 def _positions(plan: Plan, logits_BCV: Array, chunk: _Chunked, heads_XV: Any) -> Positions:

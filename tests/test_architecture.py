@@ -31,6 +31,7 @@ LEVELS = (
         "models.config",
         "models.hf_fields",
     ),
+    ("softmax",),
     (
         "analyze",
         "losses",

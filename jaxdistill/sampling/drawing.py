@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, Key
 
 from jaxdistill.sampling import processors
-from jaxdistill.sharding import platform
+from jaxdistill.softmax import logsumexp
 
 # Of an allowed set of mass p, in which all of so many independent draws fail with (1 - p) ** draws.
 _MOST_DRAWS = 8
@@ -61,28 +61,7 @@ def _blocks(logits_BV: Float[Array, "B V"]) -> tuple[Float[Array, "B Z"], Float[
     """Z blocks of C tokens that follow one another, and the log-sum of each block."""
     B, V = logits_BV.shape
     blocks_BZC = logits_BV.reshape(B, -1, _block(V))
-    return _logsumexp(blocks_BZC), blocks_BZC
-
-
-def _logsumexp(x: Float[Array, "*batch C"]) -> Float[Array, "*batch"]:
-    """`jax.nn.logsumexp` of the last axis; on a GPU in one pass (arXiv 1805.02867, algorithm 3).
-
-    Two sums relative to their own maxima are joined relative to the larger one.
-    """
-    if platform() != "gpu":
-        return jax.nn.logsumexp(x, axis=-1)
-
-    def join(one, other):
-        (a_max, a_sum), (b_max, b_sum) = one, other
-        is_a = a_max >= b_max
-        smaller, larger = jnp.where(is_a, b_sum, a_sum), jnp.where(is_a, a_sum, b_sum)
-        return jnp.maximum(a_max, b_max), larger + smaller * jnp.exp(-jnp.abs(a_max - b_max))
-
-    # Finite where there is nothing: a difference of two of them is 0 and not NaN.
-    lowest = jnp.array(-1e30, x.dtype)
-    seen = jnp.maximum(x, lowest), jnp.ones_like(x)
-    largest, total = jax.lax.reduce(seen, (lowest, jnp.zeros_like(lowest)), join, (x.ndim - 1,))
-    return jnp.where(largest == lowest, -jnp.inf, largest + jnp.log(total))
+    return logsumexp(blocks_BZC), blocks_BZC
 
 
 def _block(V: int) -> int:
