@@ -86,78 +86,63 @@ def jensen_shannon(
         return forward_kl(student_logp, teacher_logp, entry_clip)
     if alpha == 1.0:
         return reverse_kl(student_logp, teacher_logp, entry_clip)
-    if entry_clip is None:
-        total = _jensen_shannon(student_logp, teacher_logp, alpha)
-    else:
-        of_student, of_teacher = _jensen_shannon_entries(student_logp, teacher_logp, alpha)
-        total = _sum_entries(of_student + of_teacher, entry_clip)
+    total = _sum_entries(_jensen_shannon_entries(student_logp, teacher_logp, alpha), entry_clip)
     return total / (alpha * (1 - alpha)) if normalize else total
 
 
-def _jensen_shannon_entries(s_logp: Array, t_logp: Array, alpha: float) -> tuple[Array, Array]:
+# The derivatives of entries are said outright. They are shorter than what differentiating each step
+# gives, from which a compiler keeps masks and intermediates of the vocabulary's size; and what
+# is not differentiated needs no guard against 0 times infinity. Over a vocabulary it is
+# arithmetic and not memory that takes the time.
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _jensen_shannon_entries(s_logp: Array, t_logp: Array, alpha: float) -> Array:
+    of_s, of_t = _jensen_shannon_halves(s_logp, t_logp, alpha)
+    return of_s + of_t
+
+
+@_jensen_shannon_entries.defjvp
+def _jensen_shannon_entries_jvp(alpha, logps, tangents):
+    # d/dlog S_v = (1-alpha) S_v log(S_v / M_v): what else the product rule gives cancels with T's.
+    of_s, of_t = _jensen_shannon_halves(*logps, alpha)
+    return of_s + of_t, _along(of_s, tangents[0]) + _along(of_t, tangents[1])
+
+
+def _jensen_shannon_halves(s_logp: Array, t_logp: Array, alpha: float) -> tuple[Array, Array]:
     """The terms of (1-alpha) KL(S||M) and of alpha KL(T||M)."""
-    # log M from M and not from the logarithms: a third of the arithmetic, which is what takes the
-    # time, and no less exact. Where M underflows, so does what its logarithm is multiplied by.
+    # log M from M and not from the logarithms, which takes more arithmetic and is no more exact.
+    # Where M underflows, so do the masses that its logarithm is multiplied by.
     logps = tuple(at_least_float32(logp) for logp in (s_logp, t_logp))
     masses = tuple(share * jnp.exp(logp) for share, logp in zip((1 - alpha, alpha), logps))
-    mixture = masses[0] + masses[1]
-    mixture_logp = jnp.log(jnp.where(mixture > 0, mixture, 1.0))
+    mixture_logp = jnp.log(masses[0] + masses[1])
     of_s, of_t = (
-        jnp.where(mass > 0, mass * (jnp.where(mass > 0, logp, 0.0) - mixture_logp), 0.0)
-        for mass, logp in zip(masses, logps)
+        jnp.where(mass > 0, mass * (logp - mixture_logp), 0.0) for mass, logp in zip(masses, logps)
     )
     return of_s, of_t
 
 
-# The derivatives of whole sums are said outright. They are shorter than what differentiating each
-# step gives, from which a compiler keeps masks and intermediates of the vocabulary's size.
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _jensen_shannon(s_logp: Array, t_logp: Array, alpha: float) -> Array:
-    of_s, of_t = _jensen_shannon_entries(s_logp, t_logp, alpha)
-    return jnp.sum(of_s + of_t, axis=-1)
-
-
-@_jensen_shannon.defjvp
-def _jensen_shannon_jvp(alpha, logps, tangents):
-    # d/dlog S_v = (1-alpha) S_v log(S_v / M_v): what else the product rule gives cancels with T's.
-    (s_logp, t_logp), (ds, dt) = logps, tangents
-    of_s, of_t = _jensen_shannon_entries(s_logp, t_logp, alpha)
-    tangent = _along(of_s, ds) + _along(of_t, dt)
-    return jnp.sum(of_s + of_t, axis=-1), jnp.sum(tangent, axis=-1)
-
-
 @jax.custom_jvp
-def _kl(p_logp: Array, q_logp: Array) -> Array:
-    return _kl_entries(p_logp, q_logp).sum(axis=-1)
+def _kl_entries(p_logp: Array, q_logp: Array) -> Array:
+    # 0 where P is zero (or too small for the dtype), infinite where Q alone is.
+    p_logp, q_logp = at_least_float32(p_logp), at_least_float32(q_logp)
+    probability = jnp.exp(p_logp)
+    return jnp.where(probability > 0, probability * (p_logp - q_logp), 0.0)
 
 
-@_kl.defjvp
-def _kl_jvp(logps, tangents):
+@_kl_entries.defjvp
+def _kl_entries_jvp(logps, tangents):
     # d/dlog P_v = P_v (log(P_v / Q_v) + 1), d/dlog Q_v = -P_v; none where the term is infinite.
     p_logp, q_logp = (at_least_float32(x) for x in logps)
     entries = _kl_entries(p_logp, q_logp)
     is_finite = entries < jnp.inf
     p = jnp.where(is_finite & (q_logp > -jnp.inf), jnp.exp(p_logp), 0.0)
     dp, dq = tangents
-    tangent = _along(jnp.where(is_finite, entries, 0.0) + p, dp) - _along(p, dq)
-    return _kl(p_logp, q_logp), tangent.sum(axis=-1)
+    return entries, _along(jnp.where(is_finite, entries, 0.0) + p, dp) - _along(p, dq)
 
 
 def _along(entries: Array, tangent: Array) -> Array:
     return entries * tangent.astype(entries.dtype)
-
-
-def _kl_entries(p_logp: Array, q_logp: Array) -> Array:
-    # 0 where P is zero (or too small for the dtype), infinite where Q alone is. The `where`s keep
-    # -inf out of the gradient too: a masked or clipped branch still multiplies its 0 by inf.
-    p_logp, q_logp = at_least_float32(p_logp), at_least_float32(q_logp)
-    probability = jnp.exp(p_logp)
-    has_mass, is_impossible = probability > 0, q_logp == -jnp.inf
-    is_finite = has_mass & ~is_impossible
-    p, q = jnp.where(is_finite, p_logp, 0.0), jnp.where(is_finite, q_logp, 0.0)
-    return jnp.where(has_mass & is_impossible, jnp.inf, probability * (p - q))
 
 
 def at_least_float32(logp: Array) -> Array:
@@ -166,13 +151,11 @@ def at_least_float32(logp: Array) -> Array:
 
 
 def _kl_of(p_logp: Array, q_logp: Array, entry_clip: float | None) -> Array:
-    if entry_clip is None:
-        return _kl(p_logp, q_logp)
     return _sum_entries(_kl_entries(p_logp, q_logp), entry_clip)
 
 
-def _sum_entries(entries: Array, clip: float) -> Array:
-    return jnp.sum(jnp.minimum(entries, clip), axis=-1)
+def _sum_entries(entries: Array, clip: float | None) -> Array:
+    return jnp.sum(entries if clip is None else jnp.minimum(entries, clip), axis=-1)
 
 
 def log_mix(p_logp: Array, q_logp: Array, alpha: float) -> Array:
@@ -190,7 +173,7 @@ def entropy(logp: Float[Array, "*batch V"]) -> Float[Array, "*batch"]:
     >>> entropy(jnp.log(jnp.array([0.5, 0.5, 0.0])))
     Array(0.6931472, dtype=float32)
     """
-    return -_kl(logp, jnp.zeros_like(logp))
+    return -_kl_of(logp, jnp.zeros_like(logp), None)
 
 
 def take_token(
@@ -260,7 +243,7 @@ def bernoulli_kl(
 
     KL(P||Q) = kl(m_P, m_Q) + m_P KL(P_E||Q_E) + (1 - m_P) KL(P_nE||Q_nE).
     """
-    return _kl(p_bins, q_bins)
+    return _kl_of(p_bins, q_bins, None)
 
 
 # ------------------------------------------------------------------------------------------- clips

@@ -34,5 +34,7 @@ def swiglu(
     Shazeer 2020, arXiv 2002.05202, equation 6.
     """
     gate_up_BTXF = checkpoint_name(einsum("BTD,DXF->BTXF", x_BTD, gate_up_DXF), "gate_up")
-    hidden_BTF = jax.nn.silu(gate_up_BTXF[:, :, 0]) * gate_up_BTXF[:, :, 1]
+    gate_BTF, up_BTF = (gate_up_BTXF[:, :, i].astype(jnp.float32) for i in range(2))
+    # In float32, rounded once; its derivative too would else be rounded at each of its steps.
+    hidden_BTF = (jax.nn.silu(gate_BTF) * up_BTF).astype(x_BTD.dtype)
     return checkpoint_name(einsum("BTF,FD->BTD", hidden_BTF, down_FD), "down")
