@@ -51,6 +51,13 @@ def explain(error: BaseException) -> tuple[int, str]:
             return 141, text
         case OSError() if isinstance(error, REFUSED):
             return 2, f"{error.filename}: {error.strerror}"
+        case RuntimeError() if "RESOURCE_EXHAUSTED" in text:
+            said = text.partition("RESOURCE_EXHAUSTED: ")[2] or text
+            return 1, (
+                f"out of memory: {said[:120]}; compute less at a time (rows, slots, micro-batches, "
+                "chunk), keep less (remat), or let JAX have more of a GPU than its default of 0.75: "
+                "XLA_PYTHON_CLIENT_MEM_FRACTION=0.93"
+            )
         case _:
             kind = type(error).__name__
             return 1, f"internal error, {kind}: {text[:200]}; --debug shows the traceback"

@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 from tiny_run import tiny, tree_of, write_config
 
@@ -279,6 +280,18 @@ def test_a_fault_of_ours_is_one_line_and_code_1(monkeypatch):
     code, _, err = call("train", "toy_grpo", "--debug")
     assert code == 1
     assert err.startswith("Traceback")
+
+
+def test_a_device_without_room_is_told_with_what_to_do(monkeypatch):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while\ntrying")
+
+    monkeypatch.setattr("jaxdistill.config.load_recipe", full)
+    code, _, err = call("train", "toy_grpo")
+    assert code == 1
+    assert err.startswith("jaxdistill: out of memory: Out of memory while trying; compute less")
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION" in err
+    assert err.count("\n") == 1
 
 
 def test_ctrl_c_in_a_verb_is_130(monkeypatch):
