@@ -55,7 +55,7 @@ def explain(error: BaseException) -> tuple[int, str]:
             said = text.partition("RESOURCE_EXHAUSTED: ")[2] or text
             return 1, (
                 f"out of memory: {said[:120]}; compute less at a time (rows, slots, micro-batches, "
-                "chunk), keep less (remat), or let JAX have more of a GPU than its default of 0.75: "
+                "chunk), keep less (remat), or let JAX have more than 0.75 of a GPU: "
                 "XLA_PYTHON_CLIENT_MEM_FRACTION=0.93"
             )
         case _:
