@@ -105,8 +105,9 @@ def _jensen_shannon_entries(s_logp: Array, t_logp: Array, alpha: float) -> Array
 @_jensen_shannon_entries.defjvp
 def _jensen_shannon_entries_jvp(alpha, logps, tangents):
     # d/dlog S_v = (1-alpha) S_v log(S_v / M_v): what else the product rule gives cancels with T's.
-    of_s, of_t = _jensen_shannon_halves(*logps, alpha)
-    return of_s + of_t, _along(of_s, tangents[0]) + _along(of_t, tangents[1])
+    (s_logp, t_logp), (ds, dt) = logps, tangents
+    of_s, of_t = _jensen_shannon_halves(s_logp, t_logp, alpha)
+    return of_s + of_t, _along(of_s, ds) + _along(of_t, dt)
 
 
 def _jensen_shannon_halves(s_logp: Array, t_logp: Array, alpha: float) -> tuple[Array, Array]:

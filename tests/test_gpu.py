@@ -310,8 +310,9 @@ def test_a_pack_of_long_rows_holds_no_array_of_all_scores():
     print(f"\npacked attention of {S} positions, {X} segments: {size / 2**20:.0f} MiB temporary")
     assert "__cudnn$fmha" in compiled.as_text()
     assert f"{S},{S}" not in compiled.as_text()
-    # Statistics of X times the positions, and a dozen arrays as large as q.
-    assert size < 4 * X * N * S + 12 * 2 * S * N * H
+    # To cuDNN each of X segments may be S long: it adds up q's gradient, in float32, and keeps
+    # statistics for so many. Beside that a dozen arrays as large as q. All scores would be 13 GB.
+    assert size < 4 * X * N * S * (H + 1) + 12 * 2 * S * N * H
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2)])

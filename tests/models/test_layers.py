@@ -1,0 +1,29 @@
+"""The gated feed-forward: its derivative is said outright, so it is compared with autodiff's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdistill.models import layers
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 8e-3)])
+def test_swiglu_and_its_gradients_are_those_of_its_definition(dtype, tolerance):
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = (2, 5, 16), (16, 2, 24), (24, 16)
+    arguments = [jax.random.normal(k, s).astype(dtype) for k, s in zip(keys, shapes)]
+    cotangent_BTD = jax.random.normal(jax.random.key(1), shapes[0])
+
+    def defined(x_BTD, gate_up_DXF, down_FD):
+        gate_BTF, up_BTF = (x_BTD @ gate_up_DXF[:, i] for i in range(2))
+        return (gate_BTF / (1 + jnp.exp(-gate_BTF)) * up_BTF) @ down_FD
+
+    found, pull = jax.vjp(layers.swiglu, *arguments)
+    exact, exact_pull = jax.vjp(defined, *(x.astype(jnp.float32) for x in arguments))
+    pairs = zip((found, *pull(cotangent_BTD.astype(dtype))), (exact, *exact_pull(cotangent_BTD)))
+    for x, y in pairs:
+        assert x.dtype == dtype
+        # bfloat16 rounds by 1/512 at most, and some four numbers on the way are rounded.
+        error = np.linalg.norm(x.astype(jnp.float32) - y) / np.linalg.norm(y)
+        assert error < tolerance
