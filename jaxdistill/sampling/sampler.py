@@ -125,9 +125,9 @@ def make_sampler(
     `counts` the result is (Samples, Counts).
 
     `cache_dtype="int8"` keeps keys and values in half of bfloat16's bytes (`models.quantized`;
-    "auto": in `dtype`). Behaviour log-probs are then those of the rounded cache, so that samples
-    are slightly off-policy; importance weights (`importance_clip`, rollout corrections) see it.
-    Raises UserError for another name.
+    "auto": in `dtype`); a TPU reads it by XLA, whole. Behaviour log-probs are then those of the
+    rounded cache, so that samples are slightly off-policy; importance weights (`importance_clip`,
+    rollout corrections) see it. Raises UserError for another name.
     """
     check_cache_dtype(cache_dtype)
     num_tokens = sampling.max_new_tokens
