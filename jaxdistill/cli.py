@@ -169,7 +169,14 @@ def add_sampling(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--max-new-tokens", type=int, default=128)
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
+    add_cache_dtype(sub)
     add_thinking(sub)
+
+
+def add_cache_dtype(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--cache-dtype", default="auto", choices=("auto", "int8"),
+                     help="of keys and values while sampling; default: auto, that of matrix "
+                     "products")  # fmt: skip
 
 
 def add_thinking(sub: argparse.ArgumentParser) -> None:
@@ -202,6 +209,7 @@ def add_bench(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(flag, type=float, default=default,
                          help=f"{what_it_is}; default: {default:g}")  # fmt: skip
     add_placing(sub)
+    add_cache_dtype(sub)
     add_profile(sub)
     add_measuring(sub, decode_bench, repeats=5)
 
@@ -227,6 +235,7 @@ def add_bench(sub: argparse.ArgumentParser) -> None:
         "pack": (0, "positions of a packed row; 0: rows are padded to the longest"),
     })  # fmt: skip
     add_training(sub)
+    add_cache_dtype(sub)
     add_measuring(sub, train_bench, repeats=3)
 
 
@@ -308,7 +317,8 @@ def decode_bench(options: argparse.Namespace) -> dict:
             options.model, options.rows, options.rollouts, options.slots, options.pages,
             options.busy, options.prompt, options.new, options.mean, options.dtype,
             Sampling(options.temperature, options.top_k, options.top_p, options.new, options.min_p),
-            options.repeats, options.profile, options.attention, mesh_of(options),
+            options.repeats, options.profile, options.attention, options.cache_dtype,
+            mesh_of(options),
         )
     )  # fmt: skip
 
@@ -347,7 +357,9 @@ def training_of(options: argparse.Namespace) -> dict:
             micro_batches=options.micro_batches,
             remat=options.remat,
             attention=options.attention,
-            pack=getattr(options, "pack", 0),  # of `train` alone
+            # Of `train` alone.
+            pack=getattr(options, "pack", 0),
+            cache_dtype=getattr(options, "cache_dtype", "auto"),
         )
     except UserError as error:  # which names fields: `micro_batches`, `pack=16`
         flag = lambda field: "--" + field[1].replace("_", "-").replace("=", " ")  # noqa: E731
@@ -409,7 +421,7 @@ def sample(options: argparse.Namespace) -> None:
         policy, policy.params, questions, sampling_of(options), options.samples,
         grade=lambda _, responses: [Verdict(False, "not graded", None) for _ in responses],
         seed=options.seed, purpose="sample", step=0, enable_thinking=options.thinking,
-        dtype=str(compute_dtype(options.dtype)),
+        dtype=str(compute_dtype(options.dtype)), cache_dtype=options.cache_dtype,
     )  # fmt: skip
     for row, response in enumerate(rollouts.responses):
         ending = "" if rollouts.finished_B[row] else " (cut at --max-new-tokens)"
@@ -430,7 +442,8 @@ def evaluate(options: argparse.Namespace) -> None:
     )
     records = evaluation.evaluate_split(
         policy, policy.params, split, config, enable_thinking=options.thinking,
-        dtype=str(compute_dtype(options.dtype)), show_progress=True,
+        dtype=str(compute_dtype(options.dtype)), cache_dtype=options.cache_dtype,
+        show_progress=True,
     )  # fmt: skip
     for line in evaluation.describe(records, options.samples):
         print(line)

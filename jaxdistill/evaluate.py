@@ -10,6 +10,7 @@ from typing import Any
 from jaxdistill import epistemic, intervals
 from jaxdistill.errors import UserError
 from jaxdistill.files import write_whole
+from jaxdistill.models.quantized import CacheDtype
 from jaxdistill.policy import Policy
 from jaxdistill.rollouts import Place, Rollouts, collect, open_grading
 from jaxdistill.sampling import Sampling
@@ -76,6 +77,7 @@ def evaluate_split(
     enable_thinking: bool | None = None,
     dtype: str = "float32",
     attention: str = "auto",
+    cache_dtype: CacheDtype = "auto",
     place: Place = lambda tree: tree,
     show_progress: bool = False,
 ) -> list[dict[str, Any]]:
@@ -98,7 +100,8 @@ def evaluate_split(
             rollouts = collect(
                 policy, params, filled, config.sampling, config.samples, grade=grading.grade,
                 seed=config.seed, purpose=f"eval/{split.name}", step=0,
-                enable_thinking=enable_thinking, dtype=dtype, attention=attention, place=place,
+                enable_thinking=enable_thinking, dtype=dtype, attention=attention,
+                cache_dtype=cache_dtype, place=place,
             )  # fmt: skip
             rows = range(len(batch) * config.samples)
             records += [response_record(split.task, rollouts, row) for row in rows]

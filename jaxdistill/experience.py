@@ -15,6 +15,7 @@ from jaxdistill.contexts import Regenerated, Solution
 from jaxdistill.data.pipeline import example_iterator, questions_iterator
 from jaxdistill.errors import UserError
 from jaxdistill.evaluate import response_record
+from jaxdistill.models.quantized import CacheDtype
 from jaxdistill.objectives import Objective
 from jaxdistill.policy import Policy
 from jaxdistill.questions import Question
@@ -64,6 +65,7 @@ class Setting:
     words: tuple[str, ...]  # the epistemic words to count
     dtype: str
     attention: str
+    cache_dtype: CacheDtype
     place: Place  # puts host arrays onto the mesh
     rollouts_dir: Path
     rollouts_every: int
@@ -139,7 +141,8 @@ def draw(
     return collect(
         setting.policy, params, questions, experience.sampling, rollouts, grade=grade,
         seed=setting.seed, purpose=purpose, step=step, enable_thinking=experience.enable_thinking,
-        dtype=setting.dtype, attention=setting.attention, place=setting.place,
+        dtype=setting.dtype, attention=setting.attention, cache_dtype=setting.cache_dtype,
+        place=setting.place,
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from jaxdistill.errors import UserError
 from jaxdistill.grading import Verdict
 from jaxdistill.models import decoder, hf, hf_files
 from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.quantized import CacheDtype, check_cache_dtype
 from jaxdistill.questions import Question
 from jaxdistill.sampling import Sampling
 
@@ -111,15 +112,18 @@ class Model:
         seed: int = 0,
         enable_thinking: bool | None = None,
         dtype: str = "auto",
+        cache_dtype: CacheDtype = "auto",
     ) -> list[list[str]]:
         """Sample `rollouts` responses to each prompt, a user's turn put into the chat template.
 
         A prompt's responses depend on (seed, its place in the list, rollout, sampling) alone.
+        `cache_dtype="int8"` keeps twice the tokens in memory, rounded (`models.quantized`).
         Raises UserError for a model without tokenizer, chat template or stop token.
         """
         return generate(
-            self, prompts, sampling or Sampling(), rollouts, seed, enable_thinking, dtype
-        )
+            self, prompts, sampling or Sampling(), rollouts, seed, enable_thinking, dtype,
+            cache_dtype,
+        )  # fmt: skip
 
     def save(self, path: str | Path) -> None:
         """Write a Hugging Face folder: config, tokenizer, weights in the dtype that they have.
@@ -209,12 +213,14 @@ def generate(
     seed: int,
     enable_thinking: bool | None,
     dtype: str,
+    cache_dtype: CacheDtype,
 ) -> list[list[str]]:
     """`Model.generate`, over the sampler that training uses."""
     if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
         raise UserError(f"prompts must be a list of strings, got {prompts!r:.80}")
     if num_rollouts < 1:
         raise UserError(f"rollouts must be at least 1, got {num_rollouts}")
+    check_cache_dtype(cache_dtype)
     if not prompts:
         return []
     opened = policy.Policy(
@@ -228,7 +234,7 @@ def generate(
             opened, model.params, questions, sampling, num_rollouts,
             grade=lambda _, responses: [Verdict(False, "not graded", None) for _ in responses],
             seed=seed, purpose="sample", step=0, enable_thinking=enable_thinking,
-            dtype=str(precision.compute_dtype(dtype)), place=place,
+            dtype=str(precision.compute_dtype(dtype)), cache_dtype=cache_dtype, place=place,
         )  # fmt: skip
     rows = drawn.responses
     return [rows[i : i + num_rollouts] for i in range(0, len(rows), num_rollouts)]

@@ -11,6 +11,7 @@ import numpy as np
 from jaxdistill import questions as questions_module
 from jaxdistill import tokenizer as tokenizers
 from jaxdistill.grading import GradingPool, Verdict, grade_all
+from jaxdistill.models.quantized import CacheDtype
 from jaxdistill.policy import Policy
 from jaxdistill.questions import Question
 from jaxdistill.sampling import Samples, Sampling, fit_slots, keys, make_sampler
@@ -81,6 +82,7 @@ def collect(
     enable_thinking: bool | None = None,
     dtype: str = "float32",
     attention: str = "auto",
+    cache_dtype: CacheDtype = "auto",
     place: Place = lambda tree: tree,
     first_rollout: int = 0,
     slots: int | None = None,
@@ -99,12 +101,13 @@ def collect(
     pages = None
     if slots is None:
         slots, pages = fit_slots(
-            policy.config, num_questions, num_rows, num_prompt, sampling.max_new_tokens, dtype
-        )
+            policy.config, num_questions, num_rows, num_prompt, sampling.max_new_tokens, dtype,
+            cache_dtype,
+        )  # fmt: skip
     slots = min(slots, num_rows)  # the same program for whatever is more
     sampler = make_sampler(
         policy.config, sampling, policy.stop_ids, pad, rollouts=rollouts, slots=slots, pages=pages,
-        dtype=dtype, attention=attention,
+        dtype=dtype, attention=attention, cache_dtype=cache_dtype,
     )  # fmt: skip
     hashes = keys.question_hashes([question.id for question in questions])
     keys_B = keys.row_keys(seed, purpose, step, hashes, rollouts, first_rollout=first_rollout)

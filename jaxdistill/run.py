@@ -251,7 +251,8 @@ def setting_of(
 ) -> Setting:
     return Setting(
         policy, config.objective, config.seed, words, config.compute.dtype,
-        config.compute.attention, place, run_dir / "rollouts", config.rollouts_every,
+        config.compute.attention, config.compute.cache_dtype, place, run_dir / "rollouts",
+        config.rollouts_every,
     )  # fmt: skip
 
 
@@ -284,7 +285,8 @@ def evaluate(
     results = {
         split.name: evaluate_split(
             policy, params, split, config.evaluation, enable_thinking=thinking,
-            dtype=config.compute.dtype, attention=config.compute.attention, place=place,
+            dtype=config.compute.dtype, attention=config.compute.attention,
+            cache_dtype=config.compute.cache_dtype, place=place,
         )
         for split in config.evaluation.splits
     }  # fmt: skip

@@ -197,25 +197,28 @@ def platform() -> str:
 
 
 def on_shards(
-    function: Callable[..., Any], in_axes: Sequence[str], out_axes: str | tuple[str, ...]
+    function: Callable[..., Any], in_axes: Sequence[Any], out_axes: Any
 ) -> Callable[..., Any]:
     """Let every device run `function` on its own part of the arrays; outside `use_mesh` plainly.
 
     For kernels that the compiler cannot split. An axis is split where the rules say and its size
     allows; all arrays that share a letter share the split, and `function` must need no other part.
+    Axes are letters, or for a tree of arrays a tree of them.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return function
 
-    def run(*arrays: Array) -> Any:
-        sizes = {letter: n for axes, x in zip(in_axes, arrays) for letter, n in zip(axes, x.shape)}
+    def run(*arrays: Any) -> Any:
+        named = zip(jax.tree.leaves(tuple(in_axes)), jax.tree.leaves(arrays), strict=True)
+        sizes = {letter: n for axes, x in named for letter, n in zip(axes, x.shape)}
         split = lambda axes: _spec(mesh, axes, [sizes[a] for a in axes])  # noqa: E731
         out_specs = jax.tree.map(split, out_axes)
         # Without the check of what varies over the mesh, which kernels do not declare.
         mapped = jax.shard_map(
-            function, in_specs=tuple(map(split, in_axes)), out_specs=out_specs, check_vma=False
-        )
+            function, in_specs=jax.tree.map(split, tuple(in_axes)), out_specs=out_specs,
+            check_vma=False,
+        )  # fmt: skip
         return mapped(*arrays)
 
     return run

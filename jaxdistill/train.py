@@ -20,6 +20,7 @@ from jaxdistill.errors import UserError
 from jaxdistill.metrics import Sum
 from jaxdistill.models import decoder
 from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.quantized import CacheDtype, check_cache_dtype
 from jaxdistill.models.remat import Remat, RematChoice
 from jaxdistill.objectives import (
     Objective,
@@ -127,8 +128,12 @@ class Compute:
     pack: int = 0
     remat: RematChoice = "auto"  # what a layer's backward pass computes again
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"  # see `causal_attention`
+    # Keys and values of samples; "int8" has half of bfloat16's bytes, and makes samples slightly
+    # off-policy (`make_sampler`).
+    cache_dtype: CacheDtype = "auto"
 
     def __post_init__(self):
+        check_cache_dtype(self.cache_dtype)
         if self.chunk < 1:
             raise UserError(f"`chunk` must be at least 1, got {self.chunk}")
         if self.pack < 0:

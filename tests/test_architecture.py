@@ -28,6 +28,7 @@ LEVELS = (
         "moments",
         "grading",
         "models.layers",
+        "models.quantized",
         "models.config",
         "models.hf_fields",
     ),

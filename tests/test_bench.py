@@ -12,7 +12,7 @@ import pytest
 
 from jaxdistill import cli, fitting, train
 from jaxdistill.bench import decode as bench
-from jaxdistill.bench import measure
+from jaxdistill.bench import iteration, measure
 from jaxdistill.bench import step as bench_step
 from jaxdistill.bench.decode import Decode
 from jaxdistill.errors import UserError
@@ -59,6 +59,30 @@ def test_step_bytes_are_the_weights_and_the_positions_in_use():
     assert found["step_bytes"] == 4 * (TINY.num_parameters + 3 * 21.5 * (2 * 2 * 2 * 8))
     assert found["step_tokens_per_second"] == 6
     assert found["share_of_copy"] == pytest.approx(found["step_bytes"] / 0.5 / 1e9)
+
+
+def test_a_position_of_an_int8_cache_is_its_numbers_and_a_scale_of_four_bytes_a_head():
+    work = Decode(rows=3, prompt=5, new=18, cache_dtype="int8")
+    found = bench._per_step(work, TINY, np.float32, seconds=0.5)
+    assert found["step_bytes"] == 4 * TINY.num_parameters + 3 * 21.5 * (2 * 2 * 2 * (8 + 4))
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "decode --rows 4 --prompt 5 --new 20",
+        "train --questions 2 --rollouts 1 --prompt 5 --new 9 --context 7",
+    ],
+)
+def test_the_cache_is_int8_where_the_flag_says_so(what, monkeypatch, capsys):
+    asked, make = [], iteration.make_sampler
+    record = lambda *args, **options: (asked.append(options), make(*args, **options))[1]  # noqa: E731
+    monkeypatch.setattr(bench, "make_sampler", record)
+    monkeypatch.setattr(iteration, "make_sampler", record)
+    arguments = f"bench {what} --model tiny --repeats 1 --cache-dtype int8"
+    assert cli.main(arguments.split()) == 0
+    assert [options["cache_dtype"] for options in asked] == ["int8"]
+    assert '"cache_dtype": "int8"' in capsys.readouterr().out
 
 
 def test_step_operations_are_those_of_the_weights_and_of_the_positions_in_use():
@@ -166,6 +190,7 @@ def test_busy_slots_stay_within_their_share_of_the_pages():
         ({"slots": -1}, "--slots must be at least 0"),
         ({"pages": -1}, "--pages must be at least 0"),
         ({"busy": True}, "--busy compares with rows of different lengths"),
+        ({"cache_dtype": "int4"}, "--cache-dtype must be one of auto, int8, got 'int4'"),
     ],
 )
 def test_sizes_that_cannot_be_are_the_users_mistake(changes, message):

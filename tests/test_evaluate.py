@@ -71,6 +71,19 @@ def test_every_question_is_answered_k_times_whatever_the_batch_size(policy):
     assert records_of(policy, questions_per_batch=5) == whole
 
 
+def test_the_cache_is_the_one_that_was_asked_for(policy, monkeypatch):
+    asked, collect = [], evaluate.collect
+
+    def record(*args, **options):
+        asked.append(options["cache_dtype"])
+        return collect(*args, **options)
+
+    monkeypatch.setattr(evaluate, "collect", record)
+    evaluate_split(policy, policy.params, SPLIT, CONFIG, cache_dtype="int8")
+    records_of(policy)
+    assert asked == ["int8", "auto"]
+
+
 def test_two_checkpoints_answer_with_the_same_noise(policy):
     responses = [record["response"] for record in records_of(policy)]
     nearly = jax.tree.map(lambda x: x * np.float32(1 + 1e-4), policy.params)

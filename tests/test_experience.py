@@ -51,7 +51,7 @@ def policy(tmp_path_factory):
 @pytest.fixture
 def setting(policy, tmp_path):
     return Setting(
-        policy, Distill(), 0, TEN_WORDS, "float32", "auto", lambda tree: tree,
+        policy, Distill(), 0, TEN_WORDS, "float32", "auto", "auto", lambda tree: tree,
         tmp_path / "rollouts", 0,
     )  # fmt: skip
 

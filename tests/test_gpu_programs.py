@@ -31,15 +31,22 @@ def shape(*sizes, dtype=jnp.int32):
 
 
 @pytest.mark.parametrize(
-    ("slots", "pages"),
-    [(24, None), (6, None), (6, 100)],
-    ids=["all rows", "fewer slots", "a pool of pages"],
+    ("slots", "pages", "cache_dtype"),
+    [
+        (24, None, "auto"),
+        (6, None, "auto"),
+        (6, 100, "auto"),
+        (24, None, "int8"),
+        (6, 100, "int8"),
+    ],
+    ids=["all rows", "fewer slots", "a pool of pages", "int8", "int8 pages"],
 )
-def test_no_token_and_no_row_that_enters_copies_a_cache_or_a_weight(slots, pages):
+def test_no_token_and_no_row_that_enters_copies_a_cache_or_a_weight(slots, pages, cache_dtype):
     sampling = Sampling(max_new_tokens=1024, top_p=0.95)
     sample = make_sampler(
-        MODEL, sampling, (1, 2), 0, rollouts=8, slots=slots, pages=pages, dtype=jnp.bfloat16
-    )
+        MODEL, sampling, (1, 2), 0, rollouts=8, slots=slots, pages=pages, dtype=jnp.bfloat16,
+        cache_dtype=cache_dtype,
+    )  # fmt: skip
     params, prompts = decoder.abstract_params(MODEL), shape(3, 256)
     compiled = sample.lower(params, prompts, prompts, shape(24, 2, dtype=jnp.uint32)).compile()
     operations = operations_of(compiled)

@@ -99,6 +99,12 @@ def test_behaviour_log_probs_are_those_that_training_scores_again(policy):
     assert found.logp_BT[found.mask_BT == 1].max() < 0
 
 
+def test_the_cache_may_be_int8(policy):
+    exact, found = (draw(policy, QUESTIONS[:4], cache_dtype=name) for name in ("auto", "int8"))
+    off_BT = np.abs(exact.logp_BT - found.logp_BT)[:, 0]  # of the same first prompts
+    assert 0 < off_BT.max() < 0.05
+
+
 def test_the_samples_of_a_question_do_not_depend_on_its_neighbours(policy):
     first = by_question(draw(policy, QUESTIONS[:4]))
     second = by_question(draw(policy, [QUESTIONS[5], *QUESTIONS[3:0:-1]]))

@@ -15,6 +15,7 @@ import pytest
 from tiny_run import tiny, tree_of, write_config
 
 from jaxdistill import policy as policies
+from jaxdistill import rollouts
 from jaxdistill import run as runs
 from jaxdistill.checkpoint import Checkpoints
 from jaxdistill.errors import UserError
@@ -198,6 +199,21 @@ def test_a_packed_run_is_a_padded_one_that_says_how_much_is_padding(whole, tmp_p
     for name, value in expected.items():
         assert first[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
     assert np.isfinite(second["loss"])
+
+
+def test_training_and_evaluation_sample_from_the_cache_that_the_run_asks_for(tmp_path, monkeypatch):
+    asked, make = [], rollouts.make_sampler
+
+    def record(*arguments, **options):
+        asked.append(options["cache_dtype"])
+        return make(*arguments, **options)
+
+    monkeypatch.setattr(rollouts, "make_sampler", record)
+    config = tiny(steps=1, compute=dataclasses.replace(tiny().compute, cache_dtype="int8"))
+    run(config, tmp_path / "run", quiet=True)
+    assert asked == ["int8"] * 2
+    (line,) = metrics_of(tmp_path / "run")
+    assert np.isfinite(line["loss"])
 
 
 # ------------------------------------------------------------------------------- what is refused

@@ -21,6 +21,7 @@ from jaxdistill.errors import UserError
 from jaxdistill.models.cached_attention import PAGE
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.presets import preset
+from jaxdistill.models.quantized import CacheDtype, check_cache_dtype, vector_bytes
 from jaxdistill.precision import compute_dtype
 from jaxdistill.sampling import Counts, Sampling, make_sampler, question_hashes, row_keys
 from jaxdistill.sharding import MeshConfig
@@ -48,12 +49,14 @@ class Decode:
     repeats: int = 5
     profile: int = 0  # kernels to list by the time they take
     attention: str = "auto"  # "xla" reads whole caches, all others the positions in use
+    cache_dtype: CacheDtype = "auto"
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
         for name in ("rows", "rollouts", "prompt", "new", "repeats"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        check_cache_dtype(self.cache_dtype, "--cache-dtype")
         if self.rows % self.rollouts:
             raise UserError(f"--rows {self.rows} must be a multiple of --rollouts {self.rollouts}")
         if self.slots < 0:
@@ -75,7 +78,7 @@ def bench_decode(work: Decode) -> dict[str, Any]:
     with sharding.use_mesh(mesh):
         sample: Any = make_sampler(
             config, sampling, (), 0, rollouts=work.rollouts, slots=slots, pages=work.pages or None,
-            counts=True, dtype=dtype, attention=work.attention,
+            counts=True, dtype=dtype, attention=work.attention, cache_dtype=work.cache_dtype,
         )  # fmt: skip
         params = random_params(config, dtype, mesh)
         arguments = params, *sharding.shard_batch(mesh, _prompts(work, config))
@@ -182,8 +185,9 @@ def _per_step(
     # Step t sees the prompt and t tokens, the last prompt token being fed once more.
     first, end = work.prompt - 1 + _FEW, work.prompt - 1 + work.new
     positions = work.rows * (first + 1 + end) / 2
-    width = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    moved = jnp.dtype(dtype).itemsize * (parts * _weights_read(config) + positions * width)
+    vectors = 2 * config.num_layers * config.num_kv_heads  # keys and values of a position
+    moved = jnp.dtype(dtype).itemsize * parts * _weights_read(config)
+    moved += positions * vectors * vector_bytes(config.head_dim, dtype, work.cache_dtype)
     flops = work.rows * forward_flops(config, first, end, end - first) / (end - first)
     return {
         "step_seconds": seconds,

@@ -87,11 +87,13 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
         slots, pages = min(work.slots, work.rows), None
         if not slots:
             slots, pages = fit_slots(
-                config, work.questions, work.rows, work.prompt, work.new, compute.dtype
-            )
+                config, work.questions, work.rows, work.prompt, work.new, compute.dtype,
+                compute.cache_dtype,
+            )  # fmt: skip
         sample: Any = make_sampler(
             config, Sampling(max_new_tokens=work.new), (), 0, rollouts=work.rollouts, slots=slots,
             pages=pages, dtype=compute.dtype, attention=compute.attention,
+            cache_dtype=compute.cache_dtype,
         )  # fmt: skip
         step = train_step_of(config, objective, compute, work.optimizer)
         hashes_Q = question_hashes([str(i) for i in range(work.questions)])

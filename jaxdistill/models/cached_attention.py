@@ -9,6 +9,11 @@ row b's only page is the b-th: then XLA reads it as it lies.
 GPUs, `kernel_attention` read the positions in use alone. On a GPU what else is to be done for a
 head, its norm, its rotation and the write to the cache, happens in the same launch, because at a
 few microseconds each the small kernels of a layer take as long as its attention.
+
+A pool may be `Quantized`: int8 with a scale for each position and head. The scales multiply scores
+and weights, so no product reads anything but the int8 numbers, which are exact in every compute
+dtype. The new token too is seen as it was rounded: what a row attends to must not depend on who
+reads it, and when.
 """
 
 import functools
@@ -22,6 +27,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxdistill import sharding
 from jaxdistill.models import attention
+from jaxdistill.models.quantized import Quantized, dequantize, quantize
 from jaxdistill.precision import einsum
 
 # Positions of a page where rows share a pool: whole blocks of the kernels, and tiles of a TPU.
@@ -30,7 +36,13 @@ PAGE = 128
 # Finite: a difference of two of them is 0 and not NaN.
 _UNSEEN = -1e30
 
-Attended = tuple[Array, Array, Array]  # out_BNH, and the cache's k_WKMSH, v_WKMSH
+Pool = Float[Array, "W K M S H"] | Quantized
+Attended = tuple[Array, Pool, Pool]  # out_BNH, and the cache's k_WKMSH, v_WKMSH
+
+
+def pool_axes(pool_WKMSH: Pool) -> Any:
+    """The letters of a pool's arrays, as a tree: WKMSH, and of scales WKMS."""
+    return jax.tree.map(lambda x: "WKMSH"[: x.ndim], pool_WKMSH)
 
 
 def has_kernel(head_dim: int) -> bool:
@@ -50,8 +62,8 @@ def xla_attention(
     q_BNH: Float[Array, "B N H"],
     k_BKH: Float[Array, "B K H"],
     v_BKH: Float[Array, "B K H"],
-    k_WKMSH: Float[Array, "W K M S H"],
-    v_WKMSH: Float[Array, "W K M S H"],
+    k_WKMSH: Pool,
+    v_WKMSH: Pool,
     length_B: Int[Array, " B"],
     pages_BI: Int[Array, "B I"] | None = None,
     *,
@@ -86,31 +98,33 @@ def _on_own_pages(
 ) -> Attended:
     """`attend` on each device, where W is 1 and a table counts the device's own pages."""
     (B, N, H), K = q_BNH.shape, k_BKH.shape[1]
-    local = sharding.on_shards(
-        attend,
-        ("BKGH", "BKH", "BKH", "WKMSH", "WKMSH", "B", "BI"),
-        ("BKGH", "WKMSH", "WKMSH"),
-    )
+    pools = pool_axes(k_WKMSH), pool_axes(v_WKMSH)
+    local = sharding.on_shards(attend, ("BKGH", "BKH", "BKH", *pools, "B", "BI"), ("BKGH", *pools))
     pages_BI = _own_pages(k_WKMSH) if pages_BI is None else pages_BI
     q_BKGH = q_BNH.reshape(B, K, N // K, H)
     out_BKGH, *cache = local(q_BKGH, k_BKH, v_BKH, k_WKMSH, v_WKMSH, length_B, pages_BI)
     return out_BKGH.reshape(B, N, H), *cache
 
 
-def _own_pages(k_WKMSH: Array) -> Int[Array, "B 1"]:
+def _own_pages(k_WKMSH: Pool) -> Int[Array, "B 1"]:
     """The table that goes without saying: the b-th page of a part for its row b."""
     W, _, M, _, _ = k_WKMSH.shape
     return jnp.tile(jnp.arange(M, dtype=jnp.int32), W)[:, None]
 
 
-def _append(x_WKMSH: Array, new_BKH: Array, length_B: Array, pages_BI: Array) -> Array:
-    # By one scatter: it alone leaves the TPU compiler the layout that attention reads.
-    _, K, M, S, _ = x_WKMSH.shape
+def _append(pool_WKMSH: Pool, new_BKH: Array, length_B: Array, pages_BI: Array) -> Any:
+    _, K, M, S, _ = pool_WKMSH.shape
     page_B1 = jnp.take_along_axis(
         pages_BI, (length_B // S)[:, None], axis=1, mode="fill", fill_value=M
     )
     heads_K1, page_1B, slot_1B = jnp.arange(K)[:, None], page_B1.T, (length_B % S)[None, :]
-    return x_WKMSH.at[0, heads_K1, page_1B, slot_1B].set(new_BKH.swapaxes(0, 1), mode="drop")
+
+    def put(x_WKMSH, new_BKH):
+        # By one scatter: it alone leaves the TPU compiler the layout that attention reads.
+        return x_WKMSH.at[0, heads_K1, page_1B, slot_1B].set(new_BKH.swapaxes(0, 1), mode="drop")
+
+    new = quantize(new_BKH) if isinstance(pool_WKMSH, Quantized) else new_BKH
+    return jax.tree.map(put, pool_WKMSH, new)
 
 
 def _xla_attend(
@@ -125,7 +139,7 @@ def _xla_attend(
     S, H = k_WKMSH.shape[3:]
     first_B1 = jnp.zeros_like(length_B)[:, None]  # the first page that is seen
     if is_whole:
-        k_KBSH, v_KBSH = k_WKMSH[0], v_WKMSH[0]
+        k_KBSH, v_KBSH = jax.tree.map(lambda x_WKMSH: x_WKMSH[0], (k_WKMSH, v_WKMSH))
     else:
         if window is not None:
             num_seen = min((window + S - 2) // S + 1, pages_BI.shape[1])
@@ -133,10 +147,16 @@ def _xla_attend(
             first_B1 = jnp.minimum(first_B1, pages_BI.shape[1] - num_seen)
             seen_BI = first_B1 + jnp.arange(num_seen)[None, :]
             pages_BI = jnp.take_along_axis(pages_BI, seen_BI, axis=1)
-        gather = lambda x_WKMSH: x_WKMSH[0][:, pages_BI].reshape(  # noqa: E731
-            x_WKMSH.shape[1], pages_BI.shape[0], -1, H
-        )
-        k_KBSH, v_KBSH = gather(k_WKMSH), gather(v_WKMSH)
+
+        def gather(x_WKMSH):
+            _, K, _, _, *width = x_WKMSH.shape  # scales have none
+            return x_WKMSH[0][:, pages_BI].reshape(K, pages_BI.shape[0], -1, *width)
+
+        k_KBSH, v_KBSH = jax.tree.map(gather, (k_WKMSH, v_WKMSH))
+    k_scale_KB1S = v_scale_KB1S = None
+    if isinstance(k_KBSH, Quantized):
+        k_KBSH, k_scale_KB1S = k_KBSH.values.astype(q_BKGH.dtype), k_KBSH.scale[:, :, None]
+        v_KBSH, v_scale_KB1S = v_KBSH.values.astype(q_BKGH.dtype), v_KBSH.scale[:, :, None]
     slot_BS, own_B1 = first_B1 * S + jnp.arange(k_KBSH.shape[2])[None, :], length_B[:, None]
     visible_BS = slot_BS <= own_B1
     if window is not None:
@@ -144,9 +164,13 @@ def _xla_attend(
     # The small operand is turned, lest the compiler turn the cache.
     q_KBGH = q_BKGH.swapaxes(0, 1)
     scores_KBGS = einsum("KBGH,KBSH->KBGS", q_KBGH, k_KBSH, out_dtype=jnp.float32) * H**-0.5
+    if k_scale_KB1S is not None:
+        scores_KBGS *= k_scale_KB1S
     scores_KBGS = jnp.where(visible_BS[None, :, None, :], scores_KBGS, _UNSEEN)
-    weights_KBGS = jax.nn.softmax(scores_KBGS, axis=-1).astype(v_KBSH.dtype)
-    out_KBGH = einsum("KBGS,KBSH->KBGH", weights_KBGS, v_KBSH)
+    weights_KBGS = jax.nn.softmax(scores_KBGS, axis=-1)
+    if v_scale_KB1S is not None:
+        weights_KBGS *= v_scale_KB1S
+    out_KBGH = einsum("KBGS,KBSH->KBGH", weights_KBGS.astype(v_KBSH.dtype), v_KBSH)
     return out_KBGH.swapaxes(0, 1), k_WKMSH, v_WKMSH
 
 
@@ -186,8 +210,8 @@ def kernel_attention(
     qkv_BKXH: Float[Array, "B K X H"],
     norms_H: tuple[Float[Array, " H"], Float[Array, " H"]] | None,
     rotary_Bh: tuple[Float[Array, "B half"], Float[Array, "B half"]] | None,
-    k_WKMSH: Float[Array, "W K M S H"],
-    v_WKMSH: Float[Array, "W K M S H"],
+    k_WKMSH: Pool,
+    v_WKMSH: Pool,
     length_B: Int[Array, " B"],
     pages_BI: Int[Array, "B I"] | None = None,
     *,
@@ -207,13 +231,14 @@ def kernel_attention(
     is_whole, pages_axes = pages_BI is None, "BI"
     if pages_BI is None:
         pages_BI, pages_axes = jnp.zeros((1, 1), jnp.int32), "XX"
+    pools = pool_axes(k_WKMSH), pool_axes(v_WKMSH)
     local = sharding.on_shards(
         functools.partial(
             _attend, eps=eps, window=window, is_normed=norms_H is not None,
             is_turned=rotary_Bh is not None, is_whole=is_whole, **tuning,
         ),
-        ("BKXH", "H", "H", "BX", "BX", "WKMSH", "WKMSH", pages_axes, "B"),
-        ("BKXH", "WKMSH", "WKMSH"),
+        ("BKXH", "H", "H", "BX", "BX", *pools, pages_axes, "B"),
+        ("BKXH", *pools),
     )  # fmt: skip
     out_BKGH, *cache = local(qkv_BKXH, *norms, *rotary, k_WKMSH, v_WKMSH, pages_BI, length_B)
     return out_BKGH.reshape(B, K * (X - 2), H), *cache
@@ -242,10 +267,14 @@ def _attend(
         at = lambda *ids: tuple(ids["BKZ".index(a)] for a in axes) + (0,) * len(sizes)  # noqa: E731
         return pl.BlockSpec((None,) * len(axes) + sizes, at)
 
-    if is_whole:
-        pool = pl.BlockSpec((None, None, 1, S, H), lambda b, k, z: (0, k, b, 0, 0))
-    else:
-        pool = pl.BlockSpec((None, None, M, S, H), lambda b, k, z: (0, k, 0, 0, 0))
+    def pages(x_WKMSH):
+        """The row's own page, or where there is a table all; of numbers or of their scales."""
+        num, rest = 1 if is_whole else M, x_WKMSH.shape[3:]
+        at = lambda b, k, z: (0, k, b if is_whole else 0) + (0,) * len(rest)  # noqa: E731
+        return pl.BlockSpec((None, None, num, *rest), at)
+
+    pools = k_WKMSH, v_WKMSH
+    like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)  # noqa: E731
     out_BKZGH, logsum_BKZG, k_WKMSH, v_WKMSH = pl.pallas_call(
         functools.partial(
             _attend_part, G=X - 2, chunk=chunk, block=block, is_whole=is_whole, **static
@@ -257,19 +286,17 @@ def _attend(
             spec("", H),
             spec("B", H // 2),
             spec("B", H // 2),
-            pool,
-            pool,
+            *jax.tree.map(pages, pools),
             spec("" if is_whole else "B", *((1, 1) if is_whole else (I,))),
             spec("B"),
         ],
-        out_specs=[spec("BKZ", Y, H), spec("BKZ", Y), pool, pool],
+        out_specs=[spec("BKZ", Y, H), spec("BKZ", Y), *jax.tree.map(pages, pools)],
         out_shape=[
             jax.ShapeDtypeStruct((B, K, Z, X - 2, H), qkv_BKXH.dtype if Z == 1 else jnp.float32),
             jax.ShapeDtypeStruct((B, K, Z, X - 2), jnp.float32),
-            jax.ShapeDtypeStruct(k_WKMSH.shape, k_WKMSH.dtype),
-            jax.ShapeDtypeStruct(v_WKMSH.shape, v_WKMSH.dtype),
+            *jax.tree.map(like, pools),
         ],
-        input_output_aliases={5: 2, 6: 3},
+        input_output_aliases={5 + i: 2 + i for i in range(len(jax.tree.leaves(pools)))},
         compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages),
         interpret=interpret,
         name="append_and_attend",
@@ -316,6 +343,11 @@ def _attend_part(
     q_YH = head(jnp.minimum(query_Y, G - 1), q_norm_ref)
     new_k_1H = head(jnp.full(1, G), k_norm_ref)
     new_v_H = qkv_ref[G + 1, :]
+    new_k, new_v = new_k_1H, new_v_H
+    is_quantized = isinstance(k_ref, Quantized)
+    if is_quantized:
+        new_k, new_v = quantize(new_k_1H), quantize(new_v_H)
+        new_k_1H, new_v_H = dequantize(new_k), dequantize(new_v)
 
     length, part, scale = length_ref[()], pl.program_id(2), H**-0.5
     end = jnp.minimum(length, (part + 1) * chunk)
@@ -335,14 +367,26 @@ def _attend_part(
         is_seen_C = (slot_C >= begin) & (slot_C < end)
         page, slot = place(i * block)
         here, mask = (page, pl.ds(slot, block)), is_seen_C[:, None]
-        k_CH = triton.load(k_ref.at[here], mask=mask, other=0.0)
+
+        def load(ref):
+            """A block as it multiplies, and the scales of its numbers where they are int8."""
+            if not is_quantized:
+                return triton.load(ref.at[here], mask=mask, other=0.0), None
+            values_CH = triton.load(ref.values.at[here], mask=mask, other=0).astype(q_YH.dtype)
+            scale_C = triton.load(ref.scale.at[here], mask=is_seen_C, other=0.0)
+            return values_CH, scale_C[None, :]
+
+        k_CH, k_scale_1C = load(k_ref)
         scores_YC = triton.dot(q_YH, k_CH, trans_b=True, precision=precision) * scale
+        if k_scale_1C is not None:
+            scores_YC *= k_scale_1C
         scores_YC = jnp.where(is_seen_C[None, :], scores_YC, _UNSEEN)
         new_top_Y = jnp.maximum(top_Y, jnp.max(scores_YC, axis=1))
         weights_YC = jnp.exp(scores_YC - new_top_Y[:, None])
         decay_Y = jnp.exp(top_Y - new_top_Y)
-        v_CH = triton.load(v_ref.at[here], mask=mask, other=0.0)
-        added_YH = triton.dot(weights_YC.astype(v_CH.dtype), v_CH, precision=precision)
+        v_CH, v_scale_1C = load(v_ref)
+        scaled_YC = weights_YC if v_scale_1C is None else weights_YC * v_scale_1C
+        added_YH = triton.dot(scaled_YC.astype(v_CH.dtype), v_CH, precision=precision)
         total_Y = total_Y * decay_Y + jnp.sum(weights_YC, axis=1)
         return out_YH * decay_Y[:, None] + added_YH, new_top_Y, total_Y
 
@@ -365,8 +409,10 @@ def _attend_part(
     @pl.when(is_first & (length < num_positions))
     def _():
         page, slot = place(length)
-        k_out_ref[page, pl.ds(slot, 1), :] = new_k_1H
-        v_out_ref[page, slot, :] = new_v_H
+        for ref, x_1 in zip(jax.tree.leaves(k_out_ref), jax.tree.leaves(new_k)):
+            ref[page, pl.ds(slot, 1), ...] = x_1
+        for ref, x in zip(jax.tree.leaves(v_out_ref), jax.tree.leaves(new_v)):
+            ref[page, slot, ...] = x
 
 
 def _head(qkv_ref, row_Y: Array, norm_ref, rotary: tuple | None, eps: float) -> Array:

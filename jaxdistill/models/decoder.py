@@ -23,14 +23,17 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxdistill.axes import AnyArray, Mask_BS, Tokens_BS
 from jaxdistill.models.attention import causal_attention, segments_of
 from jaxdistill.models.cached_attention import (
+    Pool,
     has_kernel,
     has_tpu_kernel,
     kernel_attention,
+    pool_axes,
     tpu_attention,
     xla_attention,
 )
 from jaxdistill.models.config import LayerKind, ModelConfig
 from jaxdistill.models.layers import rms_norm, swiglu
+from jaxdistill.models.quantized import CacheDtype, quantize
 from jaxdistill.models.remat import Remat, rematerialised
 from jaxdistill.models.rope import apply_rope, rope_angles
 from jaxdistill.precision import einsum
@@ -410,8 +413,8 @@ def _scan_layers(
 class Cache(NamedTuple):
     """Keys and values of the tokens so far, in pages (`cached_attention`); a pytree."""
 
-    k: tuple[Float[Array, "W K M S H"], ...]  # one pool a layer, as attention reads it
-    v: tuple[Float[Array, "W K M S H"], ...]
+    k: tuple[Pool, ...]  # one pool a layer, as attention reads it
+    v: tuple[Pool, ...]
     length_B: Int[Array, " B"]  # tokens so far: the next one's slot and RoPE position
     pages_BI: Int[Array, "B I"] | None = None  # None: each row has one page, in their order
 
@@ -442,10 +445,12 @@ def prefill(
     *,
     dtype: DTypeLike = jnp.float32,
     attention: str = "auto",
+    cache_dtype: CacheDtype = "auto",
 ) -> tuple[Float[Array, "B D"], Cache]:
     """Read prompts, padded on either side: the state that predicts the next token, and the cache.
 
-    `num_slots` (static) is the cache's length: P plus the number of `decode_step`s to come.
+    `num_slots` (static) is the cache's length: P plus the number of `decode_step`s to come. It is
+    kept in `dtype`, or with `cache_dtype="int8"` in half of bfloat16's bytes: `models.quantized`.
     """
     B, P = tokens_BP.shape
     assert num_slots >= P, f"{num_slots} cache slots cannot hold a prompt of {P}"
@@ -458,11 +463,17 @@ def prefill(
     x_BD = jnp.take_along_axis(constrain(x_BPD, "BPD"), last_B11, axis=1)[:, 0]
 
     def buffer(x_BPKH):
-        x_BSKH = jnp.pad(x_BPKH, ((0, 0), (0, num_slots - P), (0, 0), (0, 0)))
+        widths = (0, 0), (0, num_slots - P), *((0, 0),) * (x_BPKH.ndim - 2)
+        x_BSKH = jnp.pad(x_BPKH, widths)
         x_WMSKH = x_BSKH.reshape(num_parts("B", B), -1, *x_BSKH.shape[1:])
-        return constrain(x_WMSKH.transpose(0, 3, 1, 2, 4), "WKMSH")
+        return jnp.moveaxis(x_WMSKH, 3, 1)
 
-    k, v = (tuple(buffer(layer[i]) for layer in kv) for i in range(2))
+    def pool(x_BPKH):
+        stored = quantize(x_BPKH) if cache_dtype == "int8" else x_BPKH
+        pool_WKMSH = jax.tree.map(buffer, stored)
+        return jax.tree.map(constrain, pool_WKMSH, pool_axes(pool_WKMSH))
+
+    k, v = (tuple(pool(layer[i]) for layer in kv) for i in range(2))
     return rms_norm(x_BD, model.norm[...], config.norm_eps), Cache(k, v, length_B)
 
 

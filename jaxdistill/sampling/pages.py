@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Int
 
 from jaxdistill.models.cached_attention import PAGE
 from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.quantized import CacheDtype, vector_bytes
 from jaxdistill.sharding import num_parts
 
 # Pages further that all who run must be able to go when another begins. In a simulation of 512 rows
@@ -62,8 +63,9 @@ def pages_of_row(num_positions: int, page: int) -> int:
 
 
 def fit_slots(
-    config: ModelConfig, num_questions: int, num_rows: int, prompt: int, new: int, dtype: Any
-) -> tuple[int, int | None]:
+    config: ModelConfig, num_questions: int, num_rows: int, prompt: int, new: int, dtype: Any,
+    cache_dtype: CacheDtype = "auto",
+) -> tuple[int, int | None]:  # fmt: skip
     """Slots, and pages of `PAGE` positions that they share, for the devices' free memory.
 
     (num_rows, None), a slot and the longest cache for each row, where that fits; on a CPU, whose
@@ -73,20 +75,21 @@ def fit_slots(
     little memory more or less must not ask for another program.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    return _fit(mesh, config, num_questions, num_rows, prompt, new, jnp.dtype(dtype).itemsize)
+    sizes = jnp.dtype(dtype).itemsize, vector_bytes(config.head_dim, dtype, cache_dtype)
+    return _fit(mesh, config, num_questions, num_rows, prompt, new, *sizes)
 
 
 @functools.cache
 def _fit(
     mesh: Any, config: ModelConfig, num_questions: int, num_rows: int, prompt: int, new: int,
-    item_bytes: int,
+    item_bytes: int, head_bytes: int,
 ) -> tuple[int, int | None]:  # fmt: skip
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" not in stats or jax.process_count() > 1:
         return num_rows, None
     # Of one device, which has whole weights and prompts, less what tensor parallelism splits.
     heads = config.num_kv_heads // num_parts("K", config.num_kv_heads)
-    position = 2 * config.num_layers * heads * config.head_dim * item_bytes
+    position = 2 * config.num_layers * heads * head_bytes
     weights = config.num_parameters * item_bytes // num_parts("F", config.intermediate_size)
     free = 0.8 * (stats["bytes_limit"] - stats["bytes_in_use"])
     positions = max(int((free - weights) // position) - num_questions * prompt, 0)

@@ -20,6 +20,7 @@ from jaxdistill.errors import UserError
 from jaxdistill.models import decoder
 from jaxdistill.models.cached_attention import PAGE
 from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.quantized import CacheDtype, check_cache_dtype
 from jaxdistill.sampling import keys
 from jaxdistill.sampling import pages as paging
 from jaxdistill.sampling.drawing import Truncation, draw
@@ -111,6 +112,7 @@ def make_sampler(
     counts: bool = False,
     dtype: Any = jnp.float32,
     attention: str = "auto",
+    cache_dtype: CacheDtype = "auto",
 ) -> Callable[..., Any]:
     """Build the jitted sample(params, prompt_ids_QP, prompt_mask_QP, keys_B2) -> Samples.
 
@@ -121,7 +123,13 @@ def make_sampler(
     the parameters alone, not on its slot or when it had it: token t is drawn with the noise of
     fold_in(key_b, t). An optional fifth argument, `limit_B`, ends rows before max_new_tokens. With
     `counts` the result is (Samples, Counts).
+
+    `cache_dtype="int8"` keeps keys and values in half of bfloat16's bytes (`models.quantized`;
+    "auto": in `dtype`); a TPU reads it by XLA, whole. Behaviour log-probs are then those of the
+    rounded cache, so that samples are slightly off-policy; importance weights (`importance_clip`,
+    rollout corrections) see it. Raises UserError for another name.
     """
+    check_cache_dtype(cache_dtype)
     num_tokens = sampling.max_new_tokens
     stops_E = np.asarray(stop_ids, np.int32)
     kept = Truncation(sampling.top_k, sampling.top_p, sampling.min_p)
@@ -143,7 +151,7 @@ def make_sampler(
         _, prompts = decoder.prefill(
             params, config, prompt_ids_QP, prompt_mask_QP,
             num_prompt if pages is None else -(-num_prompt // page_size) * page_size,
-            dtype=dtype, attention=attention,
+            dtype=dtype, attention=attention, cache_dtype=cache_dtype,
         )  # fmt: skip
         # The last prompt token is fed once more: the first token is then drawn as all others are.
         prompts = prompts._replace(length_B=jnp.maximum(prompts.length_B - 1, 0))
@@ -153,7 +161,7 @@ def make_sampler(
             cache = _empty_pool(prompts, num_slots, size, pages, page_size)
         if pages is not None or num_slots < num_rows:
             # Any slot may need any question's: gathered once, not each time.
-            prompts = jax.tree.map(lambda x: constrain(x, "XKXPH" if x.ndim == 5 else "X"), prompts)
+            prompts = jax.tree.map(lambda x: constrain(x, "XKXPH"[: x.ndim]), prompts)
         weights, head_DV = decoding_weights(params, config, dtype)
         limit_B = jnp.minimum(num_tokens if limit_B is None else limit_B, num_tokens)
         limit_B = jnp.broadcast_to(limit_B, num_rows)
@@ -320,17 +328,19 @@ def _copy_prompt(
 ) -> decoder.Cache:
     """The question's prompt in the pages of slot j, page by page as far as it goes."""
     W, _, _, page, _ = cache.k[0].shape
-    _, K, num_questions, P, H = prompts.k[0].shape  # of a part
+    _, K, num_questions, P, _ = prompts.k[0].shape  # of a part
     slots_of_part = cache.length_B.shape[0] // W
     part, size = j // slots_of_part, min(page, P)
 
     def copy(i, kv):
         at = j % slots_of_part if cache.pages_BI is None else cache.pages_BI[j, i]
-        begin = question // num_questions, 0, question % num_questions, i * size, 0
+        begin = question // num_questions, 0, question % num_questions, i * size
 
         def put(x_WKMSH, prompts_WKMPH):
-            new = jax.lax.dynamic_slice(prompts_WKMPH, begin, (1, K, 1, size, H))
-            return jax.lax.dynamic_update_slice(x_WKMSH, new, (part, 0, at, 0, 0))
+            width = x_WKMSH.shape[4:]  # none of scales
+            first, sizes = (*begin, *(0,) * len(width)), (1, K, 1, size, *width)
+            new = jax.lax.dynamic_slice(prompts_WKMPH, first, sizes)
+            return jax.lax.dynamic_update_slice(x_WKMSH, new, (part, 0, at, *(0,) * (new.ndim - 3)))
 
         return jax.tree.map(put, kv, (prompts.k, prompts.v))
 
@@ -403,10 +413,11 @@ def _first_rows(prompts: decoder.Cache, rollouts: int, num_slots: int, size: int
         return jax.lax.slice_in_dim(rows, 0, num_slots, axis=axis)
 
     def grow(x_WKMPH):
-        _, K, _, P, H = x_WKMPH.shape
-        x_KBPH = repeat(x_WKMPH.swapaxes(0, 1).reshape(K, -1, P, H), axis=1)
-        x_KBSH = jnp.pad(x_KBPH, ((0, 0), (0, 0), (0, size - P), (0, 0)))
-        return constrain(x_KBSH.reshape(K, parts, -1, size, H).swapaxes(0, 1), "WKMSH")
+        _, K, _, P, *width = x_WKMPH.shape  # scales have none
+        x_KBPH = repeat(x_WKMPH.swapaxes(0, 1).reshape(K, -1, P, *width), axis=1)
+        x_KBSH = jnp.pad(x_KBPH, ((0, 0), (0, 0), (0, size - P), *((0, 0),) * len(width)))
+        x_WKMSH = x_KBSH.reshape(K, parts, -1, size, *width).swapaxes(0, 1)
+        return constrain(x_WKMSH, "WKMSH"[: x_WKMSH.ndim])
 
     k, v = jax.tree.map(grow, (prompts.k, prompts.v))
     return decoder.Cache(k, v, constrain(repeat(prompts.length_B, axis=0), "B"))
@@ -426,8 +437,9 @@ def _empty_pool(
         num_pages = -(-num_pages // 8) * 8
 
     def empty(x_WKMPH):
-        _, K, _, _, H = x_WKMPH.shape
-        return constrain(jnp.zeros((parts, K, pages // parts + 1, page, H), x_WKMPH.dtype), "WKMSH")
+        _, K, _, _, *width = x_WKMPH.shape
+        x_WKMSH = jnp.zeros((parts, K, pages // parts + 1, page, *width), x_WKMPH.dtype)
+        return constrain(x_WKMSH, "WKMSH"[: x_WKMSH.ndim])
 
     k, v = jax.tree.map(empty, (prompts.k, prompts.v))
     none_J, pages_JI = jnp.zeros(num_slots, jnp.int32), jnp.zeros((num_slots, num_pages), jnp.int32)

@@ -10,6 +10,7 @@ import pytest
 from jaxdistill.models import cached_attention
 from jaxdistill.models.cached_attention import kernel_attention, tpu_attention, xla_attention
 from jaxdistill.models.layers import rms_norm
+from jaxdistill.models.quantized import Quantized, dequantize, quantize
 from jaxdistill.models.rope import apply_rope
 
 EPS = 1e-6
@@ -101,6 +102,98 @@ def test_the_kernel_finds_the_pages_of_its_row(window, chunk):
     assert_equal_but_for_the_full_row((out_BNH, *cache), expected, 2e-6)
 
 
+def in_int8(k_WKMSH, v_WKMSH, *rest):
+    return quantize(k_WKMSH), quantize(v_WKMSH), *rest
+
+
+def in_shared_int8_pages(k_WKMSH, v_WKMSH, length_B, page):
+    """Others' scales are NaN; their int8 numbers can only be any."""
+    k, v = quantize(k_WKMSH), quantize(v_WKMSH)
+    values = in_shared_pages(*(jnp.asarray(x.values, jnp.float32) for x in (k, v)), length_B, page)
+    scales = in_shared_pages(*(x.scale[..., None] for x in (k, v)), length_B, page)
+    pools = (
+        Quantized(jnp.nan_to_num(x, nan=99.0).astype(jnp.int8), scale[..., 0])
+        for x, scale in zip(values[:2], scales[:2])
+    )
+    return *pools, length_B, values[-1]
+
+
+def from_shared_int8_pages(x, pages_BI, S):
+    return dequantize(Quantized(
+        from_shared_pages(x.values, pages_BI, S),
+        from_shared_pages(x.scale[..., None], pages_BI, S)[..., 0],
+    ))  # fmt: skip
+
+
+def read(found):
+    """What attention returned, with the numbers that its cache stands for."""
+    return found[0], *(dequantize(x) if isinstance(x, Quantized) else x for x in found[1:])
+
+
+# The float32 tolerance of the exact kernel: keys that are compared are the same int8 numbers. A
+# number in the middle between two, which the last bit of a norm decides, is not among these.
+@pytest.mark.parametrize("window", [None, 37])
+@pytest.mark.parametrize("chunk", [0, 64])
+@pytest.mark.parametrize(("norms", "rotary"), [(True, True), (False, False)])
+def test_the_kernel_on_int8_equals_the_reference_on_int8(window, chunk, norms, rotary):
+    *before, k_WKMSH, v_WKMSH, length_B = random_arguments(
+        4, 2, 3, 200, 16, norms=norms, rotary=rotary
+    )
+    cache = in_int8(k_WKMSH, v_WKMSH, length_B)
+    kernel = functools.partial(
+        kernel_attention, eps=EPS, window=window, interpret=True, chunk=chunk
+    )
+    found = jax.jit(kernel)(*before, *cache)
+    assert found[1].dtype == found[2].dtype == jnp.int8
+    expected = reference(*before, *cache, window=window)
+    assert_equal_but_for_the_full_row(read(found), read(expected), 2e-6)
+
+
+@pytest.mark.parametrize("window", [None, 37])
+@pytest.mark.parametrize("chunk", [0, 64])
+def test_the_kernel_on_int8_finds_the_pages_of_its_row(window, chunk):
+    *before, k_WKMSH, v_WKMSH, length_B = random_arguments(4, 2, 3, 256, 16)
+    expected = reference(*before, *in_int8(k_WKMSH, v_WKMSH, length_B), window=window)
+    paged = in_shared_int8_pages(k_WKMSH, v_WKMSH, length_B, page=64)
+    kernel = functools.partial(
+        kernel_attention, eps=EPS, window=window, interpret=True, chunk=chunk
+    )
+    out_BNH, *pools = jax.jit(kernel)(*before, *paged)
+    cache = [from_shared_int8_pages(x, paged[-1], 256) for x in pools]
+    assert_equal_but_for_the_full_row((out_BNH, *cache), read(expected), 2e-6)
+
+
+@pytest.mark.parametrize("window", [None, 37])
+def test_xla_on_int8_attends_to_what_the_numbers_stand_for(window):
+    """The new token included: the same attention in float32 to keys and values rounded before."""
+    qkv_BKXH, _, _, k_WKMSH, v_WKMSH, length_B = random_arguments(4, 2, 3, 256, 16)
+    q_BNH, k_BKH, v_BKH = qkv_BKXH[:, :, :3].reshape(4, 6, 16), qkv_BKXH[:, :, 3], qkv_BKXH[:, :, 4]
+    attend = functools.partial(jax.jit(xla_attention, static_argnames="window"), window=window)
+    found = attend(q_BNH, k_BKH, v_BKH, *in_int8(k_WKMSH, v_WKMSH), length_B)
+    rounded = (dequantize(quantize(x)) for x in (k_BKH, v_BKH, k_WKMSH, v_WKMSH))
+    expected = attend(q_BNH, *rounded, length_B)
+    assert_equal_but_for_the_full_row(read(found), expected, 2e-6)
+    paged = in_shared_int8_pages(k_WKMSH, v_WKMSH, length_B, page=16)
+    # XLA multiplies weights of 0 with what lies beyond a row's end.
+    paged = jax.tree.map(lambda x: jnp.nan_to_num(x) if x.dtype == jnp.float32 else x, paged)
+    out_BNH, *pools = attend(q_BNH, k_BKH, v_BKH, *paged)
+    cache = [from_shared_int8_pages(x, paged[-1], 256) for x in pools]
+    assert_equal_but_for_the_full_row((out_BNH, *cache), expected, 2e-6)
+
+
+def test_the_int8_kernel_reads_no_position_beyond_a_rows_end():
+    *before, k_WKMSH, v_WKMSH, length_B = random_arguments(4, 2, 3, 200, 16)
+    unused_BS = np.arange(200)[None, :] > np.asarray(length_B)[:, None]
+    spoil = lambda x: x._replace(  # noqa: E731
+        scale=jnp.where(unused_BS[None, None], jnp.nan, x.scale)
+    )
+    k, v = quantize(k_WKMSH), quantize(v_WKMSH)
+    run = jax.jit(functools.partial(kernel_attention, eps=EPS, interpret=True))
+    clean, _, _ = run(*before, k, v, length_B)
+    spoilt, _, _ = run(*before, spoil(k), spoil(v), length_B)
+    np.testing.assert_array_equal(clean, spoilt)
+
+
 @pytest.mark.parametrize("window", [None, 37, 64])
 @pytest.mark.parametrize("page", [16, 64])
 def test_xla_finds_the_pages_of_a_row(window, page):
@@ -176,13 +269,42 @@ def test_on_a_gpu_too(dtype, atol, S, G, H, shared):
     assert_equal_but_for_the_full_row(found, expected, atol)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "atol"), [(jnp.float32, 5e-2), (jnp.bfloat16, 5e-2)])
+@pytest.mark.parametrize("S", [300, 5000])
+@pytest.mark.parametrize(("G", "H"), [(2, 128), (7, 64)])
 @pytest.mark.parametrize("shared", [False, True])
-def test_the_kernel_is_lowered_for_a_gpu_that_is_not_here(shared):
+def test_int8_on_a_gpu_too(dtype, atol, S, G, H, shared):
+    S = -(-S // 128) * 128 if shared else S
+    *before, k_WKMSH, v_WKMSH, length_B = random_arguments(8, 4, G, S, H, dtype)
+    cache = in_int8(k_WKMSH, v_WKMSH, length_B)
+    expected = read(jax.jit(reference)(*before, *cache))
+    if shared:
+        cache = in_shared_int8_pages(k_WKMSH, v_WKMSH, length_B, page=128)
+    found = jax.jit(functools.partial(kernel_attention, eps=EPS))(*before, *cache)
+    if shared:
+        found = found[0], *(from_shared_int8_pages(x, cache[-1], S) for x in found[1:])
+    found = read(found)
+    # Another last bit of the new key may round it to the next int8 number: up to 4.5 / 127, and in
+    # bfloat16 0.016 beside it.
+    assert_equal_but_for_the_full_row(found, expected, atol)
+    off = [np.abs(np.asarray(x, np.float32) - np.asarray(y, np.float32)) for x, y in
+           zip(found, expected)]  # fmt: skip
+    # All but a few agree as without int8.
+    rows = np.arange(8) != 1
+    assert np.mean(off[0][rows]) < (1e-4 if dtype == jnp.float32 else 4e-3)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_kernel_is_lowered_for_a_gpu_that_is_not_here(shared, int8):
     arguments = random_arguments(4, 4, 7, 512, 128, jnp.bfloat16)
     *before, k_WKMSH, v_WKMSH, length_B = arguments
     cache = (k_WKMSH, v_WKMSH, length_B)
     if shared:
-        cache = in_shared_pages(*cache, page=128)
+        cache = (in_shared_int8_pages if int8 else in_shared_pages)(*cache, page=128)
+    elif int8:
+        cache = in_int8(*cache)
     kernel = jax.jit(functools.partial(kernel_attention, eps=EPS))
     # Newer JAX asks what the GPU is, where it sees none.
     gpu = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", None, "cuda")

@@ -101,6 +101,15 @@ def test_pages_take_what_beside_weights_and_prompts_is_free(monkeypatch, pages, 
     assert (min(slots, 100), found) == expected
 
 
+def test_an_int8_cache_has_room_for_more(monkeypatch):
+    """Numbers of one byte and a scale of four for each head: 12 bytes instead of 32."""
+    assert fitted(monkeypatch, 51 * 128) == (24, 48)
+    slots, found = fit_slots(CONFIG, 10, 100, 56, 600, jnp.float32, "int8")
+    held = 51 * 128 * 32 / 12 + 10 * 56 * (32 / 12 - 1)  # prompts take less too
+    assert (slots, found) == (64, 128)
+    assert found * 128 <= held < (found + 16) * 128
+
+
 def test_where_nobody_counts_the_memory_all_rows_get_a_slot():
     assert fit_slots(CONFIG, 10, 10**9, 8, 24, jnp.float32) == (10**9, None)
 

@@ -1,0 +1,69 @@
+"""Vectors in int8 with one float32 scale each: x is about values * scale.
+
+The scale is the largest magnitude over 127, so each number is off by half a unit at most,
+|x - values * scale| <= scale / 2 = max|x| / 254, and an outlier coarsens its own vector alone.
+Per-vector absmax: Dettmers et al. 2022, LLM.int8(), arXiv 2208.07339. For keys and values: Hooper
+et al. 2024, KVQuant, arXiv 2401.18079, which goes below 8 bits and therefore needs scales per
+channel for keys; at 8 bits those of a position suffice, and can be written as it comes.
+"""
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32, Int8
+
+from jaxdistill.errors import UserError
+
+CacheDtype = Literal["auto", "int8"]  # of keys and values: the compute dtype, or `Quantized`
+CACHE_DTYPES: tuple[str, ...] = get_args(CacheDtype)
+
+_SCALE_BYTES = 4
+
+
+class Quantized(NamedTuple):
+    """A pytree that stands for the array of its values, in shape and dtype too."""
+
+    values: Int8[Array, "*N H"]
+    scale: Float32[Array, "*N"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    @property
+    def dtype(self) -> Any:
+        return self.values.dtype
+
+
+def quantize(x_NH: Float[Array, "*N H"]) -> Quantized:
+    """Round each vector (the last axis) to its own 255 steps; one of zeros keeps scale 1.
+
+    >>> values, scale = quantize(jnp.array([[2.54, -1.0, 0.0]]))
+    >>> values.tolist(), round(float(scale[0]), 3)
+    ([[127, -50, 0]], 0.02)
+    """
+    x_NH = x_NH.astype(jnp.float32)
+    scale_N = jnp.max(jnp.abs(x_NH), axis=-1) / 127
+    # Below float32's normal numbers a quotient could be anything.
+    scale_N = jnp.where(scale_N >= jnp.finfo(jnp.float32).tiny, scale_N, 1.0)
+    # Halves go up: Pallas on Triton has no other rounding than floor.
+    values_NH = jnp.floor(x_NH / scale_N[..., None] + 0.5).astype(jnp.int8)
+    return Quantized(values_NH, scale_N)
+
+
+def dequantize(x: Quantized) -> Float32[Array, "*N H"]:
+    return x.values.astype(jnp.float32) * x.scale[..., None]
+
+
+def vector_bytes(head_dim: int, dtype: DTypeLike, cache_dtype: CacheDtype) -> int:
+    """Bytes of one head's key, or value, of one position."""
+    if cache_dtype == "int8":
+        return head_dim + _SCALE_BYTES
+    return head_dim * jnp.dtype(dtype).itemsize
+
+
+def check_cache_dtype(name: str, field: str = "`cache_dtype`") -> None:
+    """Raise UserError, naming the `field`, for a name that is not in CACHE_DTYPES."""
+    if name not in CACHE_DTYPES:
+        raise UserError(f"{field} must be one of {', '.join(CACHE_DTYPES)}, got {name!r}")
