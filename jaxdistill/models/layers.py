@@ -34,33 +34,7 @@ def swiglu(
     Shazeer 2020, arXiv 2002.05202, equation 6.
     """
     gate_up_BTXF = checkpoint_name(einsum("BTD,DXF->BTXF", x_BTD, gate_up_DXF), "gate_up")
-    return checkpoint_name(einsum("BTF,FD->BTD", _gated(gate_up_BTXF), down_FD), "down")
-
-
-@jax.custom_vjp
-def _gated(gate_up_BTXF: Float[Array, "B T 2 F"]) -> Float[Array, "B T F"]:
-    """silu(gate) * up, in float32 and rounded once."""
-    gate_BTF, up_BTF = _gate_and_up(gate_up_BTXF)
-    return (jax.nn.silu(gate_BTF) * up_BTF).astype(gate_up_BTXF.dtype)
-
-
-def _gated_fwd(gate_up_BTXF: Array) -> tuple[Array, Array]:
-    return _gated(gate_up_BTXF), gate_up_BTXF
-
-
-def _gated_bwd(gate_up_BTXF: Array, gradient_BTF: Array) -> tuple[Array]:
-    # Stacked: to differentiate the slices would compute both halves at each place of either.
-    gate_BTF, up_BTF = _gate_and_up(gate_up_BTXF)
-    gradient_BTF, sigmoid_BTF = gradient_BTF.astype(jnp.float32), jax.nn.sigmoid(gate_BTF)
-    silu_BTF = gate_BTF * sigmoid_BTF
-    slope_BTF = sigmoid_BTF + silu_BTF * (1 - sigmoid_BTF)
-    halves = gradient_BTF * up_BTF * slope_BTF, gradient_BTF * silu_BTF
-    return (jnp.stack([half.astype(gate_up_BTXF.dtype) for half in halves], axis=2),)
-
-
-_gated.defvjp(_gated_fwd, _gated_bwd)
-
-
-def _gate_and_up(gate_up_BTXF: Array) -> tuple[Array, Array]:
-    gate_up_BTXF = gate_up_BTXF.astype(jnp.float32)
-    return gate_up_BTXF[:, :, 0], gate_up_BTXF[:, :, 1]
+    gate_BTF, up_BTF = (gate_up_BTXF[:, :, i].astype(jnp.float32) for i in range(2))
+    # In float32, rounded once; its derivative too would else be rounded at each of its steps.
+    hidden_BTF = (jax.nn.silu(gate_BTF) * up_BTF).astype(x_BTD.dtype)
+    return checkpoint_name(einsum("BTF,FD->BTD", hidden_BTF, down_FD), "down")
