@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdistill import sharding
 from jaxdistill.models import cached_attention
 from jaxdistill.models.cached_attention import kernel_attention, tpu_attention, xla_attention
 from jaxdistill.models.layers import rms_norm
@@ -178,6 +179,31 @@ def test_xla_on_int8_attends_to_what_the_numbers_stand_for(window):
     paged = jax.tree.map(lambda x: jnp.nan_to_num(x) if x.dtype == jnp.float32 else x, paged)
     out_BNH, *pools = attend(q_BNH, k_BKH, v_BKH, *paged)
     cache = [from_shared_int8_pages(x, paged[-1], 256) for x in pools]
+    assert_equal_but_for_the_full_row((out_BNH, *cache), expected, 2e-6)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_mesh_splits_int8_numbers_and_their_scales_alike(shared):
+    """Two parts of the rows, each with its pool, and two of the heads."""
+    *before, k_WKMSH, v_WKMSH, length_B = random_arguments(4, 2, 3, 256, 16)
+    expected = read(reference(*before, *in_int8(k_WKMSH, v_WKMSH, length_B)))
+    make = in_shared_int8_pages if shared else lambda *cache, page: in_int8(*cache)
+    parts = [make(k_WKMSH[:, :, rows], v_WKMSH[:, :, rows], length_B[rows], page=64)
+             for rows in (slice(0, 2), slice(2, 4))]  # fmt: skip
+    k, v = (
+        jax.tree.map(lambda *x: jnp.concatenate(x), *(part[i] for part in parts)) for i in (0, 1)
+    )
+    tables = [jnp.concatenate([part[3] for part in parts])] if shared else []
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=2, tensor=2))
+    kernel = functools.partial(kernel_attention, eps=EPS, interpret=True)
+    with sharding.use_mesh(mesh):
+        out_BNH, *pools = jax.jit(kernel)(*before, k, v, length_B, *tables)
+    of_part = lambda x, w: jax.tree.map(lambda y: y[w : w + 1], x)  # noqa: E731
+    cache = [
+        jnp.concatenate([from_shared_int8_pages(of_part(x, w), part[3], 256) if shared
+                         else dequantize(of_part(x, w)) for w, part in enumerate(parts)], axis=2)
+        for x in pools
+    ]  # fmt: skip
     assert_equal_but_for_the_full_row((out_BNH, *cache), expected, 2e-6)
 
 
