@@ -296,11 +296,11 @@ def test_on_a_gpu_too(dtype, atol, S, G, H, shared):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("dtype", "atol"), [(jnp.float32, 5e-2), (jnp.bfloat16, 5e-2)])
+@pytest.mark.parametrize(("dtype", "mean"), [(jnp.float32, 1e-4), (jnp.bfloat16, 4e-3)])
 @pytest.mark.parametrize("S", [300, 5000])
 @pytest.mark.parametrize(("G", "H"), [(2, 128), (7, 64)])
 @pytest.mark.parametrize("shared", [False, True])
-def test_int8_on_a_gpu_too(dtype, atol, S, G, H, shared):
+def test_int8_on_a_gpu_too(dtype, mean, S, G, H, shared):
     S = -(-S // 128) * 128 if shared else S
     *before, k_WKMSH, v_WKMSH, length_B = random_arguments(8, 4, G, S, H, dtype)
     cache = in_int8(k_WKMSH, v_WKMSH, length_B)
@@ -311,14 +311,13 @@ def test_int8_on_a_gpu_too(dtype, atol, S, G, H, shared):
     if shared:
         found = found[0], *(from_shared_int8_pages(x, cache[-1], S) for x in found[1:])
     found = read(found)
-    # Another last bit of the new key may round it to the next int8 number: up to 4.5 / 127, and in
-    # bfloat16 0.016 beside it.
-    assert_equal_but_for_the_full_row(found, expected, atol)
-    off = [np.abs(np.asarray(x, np.float32) - np.asarray(y, np.float32)) for x, y in
-           zip(found, expected)]  # fmt: skip
-    # All but a few agree as without int8.
-    rows = np.arange(8) != 1
-    assert np.mean(off[0][rows]) < (1e-4 if dtype == jnp.float32 else 4e-3)
+    # Another last bit of a new key may round it to the next int8 number, for the largest keys of 5
+    # a step of 0.04, and in bfloat16 is itself 0.03. That is rare: most agree as exact ones do.
+    assert_equal_but_for_the_full_row(found, expected, 8e-2)
+    out_BNH, expected_BNH = (
+        np.delete(np.asarray(x[0], np.float32), 1, 0) for x in (found, expected)
+    )
+    assert np.abs(out_BNH - expected_BNH).mean() < mean
 
 
 @pytest.mark.parametrize("int8", [False, True])
