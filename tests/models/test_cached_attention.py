@@ -312,8 +312,8 @@ def test_int8_on_a_gpu_too(dtype, mean, S, G, H, shared):
         found = found[0], *(from_shared_int8_pages(x, cache[-1], S) for x in found[1:])
     found = read(found)
     # Another last bit of a new key may round it to the next int8 number, for the largest keys of 5
-    # a step of 0.04, and in bfloat16 is itself 0.03. That is rare: most agree as exact ones do.
-    assert_equal_but_for_the_full_row(found, expected, 8e-2)
+    # a step of 0.04. That is rare: most agree as exact ones do.
+    assert_equal_but_for_the_full_row(found, expected, 5e-2)
     out_BNH, expected_BNH = (
         np.delete(np.asarray(x[0], np.float32), 1, 0) for x in (found, expected)
     )
