@@ -51,12 +51,12 @@ def explain(error: BaseException) -> tuple[int, str]:
             return 141, text
         case OSError() if isinstance(error, REFUSED):
             return 2, f"{error.filename}: {error.strerror}"
-        case RuntimeError() if "RESOURCE_EXHAUSTED" in text:
-            said = text.partition("RESOURCE_EXHAUSTED: ")[2] or text
+        case RuntimeError() if "RESOURCE_EXHAUSTED: Out of memory" in text:  # of a device, in all
+            said = text.partition("RESOURCE_EXHAUSTED: ")[2]
             return 1, (
-                f"out of memory: {said[:120]}; compute less at a time (rows, slots, micro-batches, "
-                "chunk), keep less (remat), or let JAX have more than 0.75 of a GPU: "
-                "XLA_PYTHON_CLIENT_MEM_FRACTION=0.93"
+                f"{said[:120]}; compute less at a time (rows, slots, micro-batches, chunk), keep "
+                "less (remat), or on a GPU let JAX have more than 0.75 of it: "
+                "XLA_PYTHON_CLIENT_MEM_FRACTION=0.93; --debug shows the traceback"
             )
         case _:
             kind = type(error).__name__
@@ -174,6 +174,7 @@ def add_sampling(sub: argparse.ArgumentParser) -> None:
 
 
 def add_cache_dtype(sub: argparse.ArgumentParser) -> None:
+    # As in `models.quantized`, which would import JAX for every command.
     sub.add_argument("--cache-dtype", default="auto", choices=("auto", "int8"),
                      help="of keys and values while sampling; default: auto, that of matrix "
                      "products")  # fmt: skip

@@ -91,8 +91,8 @@ def jensen_shannon(
 
 
 # The derivatives of entries are said outright. They are shorter than what differentiating each step
-# gives, from which a compiler keeps masks and intermediates of the vocabulary's size; and what
-# is not differentiated needs no guard against 0 times infinity. Over a vocabulary it is
+# gives, from which a compiler keeps masks and intermediates of the vocabulary's size; and a value
+# that is not differentiated needs fewer guards against 0 times infinity. Over a vocabulary it is
 # arithmetic and not memory that takes the time.
 
 
@@ -118,17 +118,17 @@ def _jensen_shannon_halves(s_logp: Array, t_logp: Array, alpha: float) -> tuple[
     masses = tuple(share * jnp.exp(logp) for share, logp in zip((1 - alpha, alpha), logps))
     mixture_logp = jnp.log(masses[0] + masses[1])
     of_s, of_t = (
-        jnp.where(mass > 0, mass * (logp - mixture_logp), 0.0) for mass, logp in zip(masses, logps)
+        jnp.where(mass == 0, 0.0, mass * (logp - mixture_logp)) for mass, logp in zip(masses, logps)
     )
     return of_s, of_t
 
 
 @jax.custom_jvp
 def _kl_entries(p_logp: Array, q_logp: Array) -> Array:
-    # 0 where P is zero (or too small for the dtype), infinite where Q alone is.
+    # 0 where P is zero (or too small for the dtype), infinite where Q alone is, NaN where one is.
     p_logp, q_logp = at_least_float32(p_logp), at_least_float32(q_logp)
     probability = jnp.exp(p_logp)
-    return jnp.where(probability > 0, probability * (p_logp - q_logp), 0.0)
+    return jnp.where(probability == 0, 0.0, probability * (p_logp - q_logp))
 
 
 @_kl_entries.defjvp
@@ -136,8 +136,8 @@ def _kl_entries_jvp(logps, tangents):
     # d/dlog P_v = P_v (log(P_v / Q_v) + 1), d/dlog Q_v = -P_v; none where the term is infinite.
     p_logp, q_logp = (at_least_float32(x) for x in logps)
     entries = _kl_entries(p_logp, q_logp)
-    is_finite = entries < jnp.inf
-    p = jnp.where(is_finite & (q_logp > -jnp.inf), jnp.exp(p_logp), 0.0)
+    is_finite = entries != jnp.inf
+    p = jnp.where(is_finite & (q_logp != -jnp.inf), jnp.exp(p_logp), 0.0)
     dp, dq = tangents
     return entries, _along(jnp.where(is_finite, entries, 0.0) + p, dp) - _along(p, dq)
 

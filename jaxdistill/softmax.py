@@ -1,17 +1,17 @@
 """Log-sums over the vocabulary, which on a GPU take one pass over it and not two.
 
 There each pass is a kernel that reads 152k numbers a position; XLA's own makes one for the maximum
-and one for the sum. Elsewhere, and where the vocabulary is split over devices, these are JAX's.
+and one for the sum. Elsewhere, and where the last axis is split over devices, these are JAX's.
 """
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float32
 
 from jaxdistill.sharding import num_parts, platform
 
 
-def logsumexp(x: Float[Array, "*batch V"]) -> Float[Array, "*batch"]:
+def logsumexp(x: Float32[Array, "*batch V"]) -> Float32[Array, "*batch"]:
     """log sum_v exp(x_v). Not differentiable on a GPU; `log_softmax` is."""
     if not _in_one_pass(x):
         return jax.nn.logsumexp(x, axis=-1)
@@ -19,7 +19,7 @@ def logsumexp(x: Float[Array, "*batch V"]) -> Float[Array, "*batch"]:
     return jnp.where(largest == _LOWEST, -jnp.inf, largest + log_total)
 
 
-def log_softmax(x: Float[Array, "*batch V"]) -> Float[Array, "*batch V"]:
+def log_softmax(x: Float32[Array, "*batch V"]) -> Float32[Array, "*batch V"]:
     """x - log sum_v exp(x_v)."""
     return _log_softmax(x) if _in_one_pass(x) else jax.nn.log_softmax(x, axis=-1)
 

@@ -289,7 +289,7 @@ def test_a_device_without_room_is_told_with_what_to_do(monkeypatch):
     monkeypatch.setattr("jaxdistill.config.load_recipe", full)
     code, _, err = call("train", "toy_grpo")
     assert code == 1
-    assert err.startswith("jaxdistill: out of memory: Out of memory while trying; compute less")
+    assert err.startswith("jaxdistill: Out of memory while trying; compute less at a time")
     assert "XLA_PYTHON_CLIENT_MEM_FRACTION" in err
     assert err.count("\n") == 1
 

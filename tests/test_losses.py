@@ -30,6 +30,14 @@ DIVERGENCES = [
     pytest.param(losses.jensen_shannon, id="jensen_shannon"),
     pytest.param(lambda s, t: losses.jensen_shannon(s, t, alpha=0.2), id="jensen_shannon_0.2"),
 ]
+CLIPPED = [
+    pytest.param(lambda s, t: losses.forward_kl(s, t, 0.5), id="forward_kl_clipped"),
+    pytest.param(lambda s, t: losses.reverse_kl(s, t, 0.5), id="reverse_kl_clipped"),
+    pytest.param(
+        lambda s, t: losses.jensen_shannon(s, t, entry_clip=0.5), id="jensen_shannon_clipped"
+    ),
+    pytest.param(lambda s, t: losses.entropy(s) + losses.entropy(t), id="entropy"),
+]
 # Float32 sums of VOCAB terms of size up to ~10: 10 * 2^-24 * a few operations.
 ATOL = 5e-6
 
@@ -617,3 +625,14 @@ def test_group_advantages_are_centred_and_divided_only_on_request():
 
 def test_a_group_of_one_keeps_its_reward():
     np.testing.assert_array_equal(losses.group_advantage(jnp.ones((3, 1))), 1)
+
+
+@pytest.mark.parametrize("broken", ["student", "teacher", "both"])
+@pytest.mark.parametrize("divergence", [*DIVERGENCES, *CLIPPED])
+def test_a_model_that_says_nan_has_no_loss(divergence, broken):
+    """Else a run that has diverged would report the best loss there is."""
+    fine, nan = jax.nn.log_softmax(random_logits(0, VOCAB)), jnp.full(VOCAB, jnp.nan)
+    student, teacher = (
+        nan if broken in (name, "both") else fine for name in ("student", "teacher")
+    )
+    assert np.isnan(divergence(student, teacher))

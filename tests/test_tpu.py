@@ -129,12 +129,12 @@ def _packed_train_step(mesh, objective=epi_anchor(), teacher=EMA()):  # noqa: B0
     return step, (_as_parameters(mesh, state), _as_parameters(mesh, params), batch)
 
 
-def _sampler(mesh, questions=4, rollouts=8, slots=None, pages=None):
+def _sampler(mesh, questions=4, rollouts=8, slots=None, pages=None, cache_dtype="auto"):
     sampling = Sampling(max_new_tokens=MAX_NEW_TOKENS, top_p=0.95)
     stop_ids, pad_id = (151_645, 151_643), 151_643
     sample = make_sampler(
         MODEL, sampling, stop_ids, pad_id, rollouts=rollouts, slots=slots, pages=pages,
-        dtype="bfloat16",
+        dtype="bfloat16", cache_dtype=cache_dtype,
     )  # fmt: skip
     prompts = [_as_batch(mesh, (questions, PROMPT))] * 2
     keys_B2 = _as_batch(mesh, (questions * rollouts, 2), jnp.uint32)
@@ -251,12 +251,12 @@ def test_an_objective_of_every_kind_of_part_holds_no_vocabulary_sized_batch_eith
 
 
 @pytest.mark.parametrize(
-    ("slots", "pages"),
-    [(None, None), (16, None), (16, 400)],
-    ids=["all rows", "fewer slots", "a pool of pages"],
+    ("slots", "pages", "cache_dtype"),
+    [(None, None, "auto"), (16, None, "auto"), (16, 400, "auto"), (16, None, "int8")],
+    ids=["all rows", "fewer slots", "a pool of pages", "int8"],
 )
-def test_the_decode_loop_moves_activations_only(mesh, slots, pages):
-    sample, arguments = _sampler(mesh, slots=slots, pages=pages)
+def test_the_decode_loop_moves_activations_only(mesh, slots, pages, cache_dtype):
+    sample, arguments = _sampler(mesh, slots=slots, pages=pages, cache_dtype=cache_dtype)
     compiled = _compile(mesh, sample, arguments)
     operations, tensor = operations_of(compiled), mesh.shape["tensor"]
     V = {MODEL.vocab_size, MODEL.vocab_size // tensor}

@@ -48,7 +48,7 @@ class Decode:
     sampling: Sampling = Sampling()  # its max_new_tokens is `new`
     repeats: int = 5
     profile: int = 0  # kernels to list by the time they take
-    attention: str = "auto"  # "xla" reads whole caches, all others the positions in use
+    attention: str = "auto"  # "xla" reads whole caches, all others what is in use where they can
     cache_dtype: CacheDtype = "auto"
     mesh: MeshConfig = MeshConfig()
 

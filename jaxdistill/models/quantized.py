@@ -46,7 +46,7 @@ def quantize(x_NH: Float[Array, "*N H"]) -> Quantized:
     x_NH = x_NH.astype(jnp.float32)
     scale_N = jnp.max(jnp.abs(x_NH), axis=-1) / 127
     # Below float32's normal numbers a quotient could be anything.
-    scale_N = jnp.where(scale_N >= jnp.finfo(jnp.float32).tiny, scale_N, 1.0)
+    scale_N = jnp.where(scale_N < jnp.finfo(jnp.float32).tiny, 1.0, scale_N)
     # Halves go up: Pallas on Triton has no other rounding than floor.
     values_NH = jnp.floor(x_NH / scale_N[..., None] + 0.5).astype(jnp.int8)
     return Quantized(values_NH, scale_N)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Int
 from jaxdistill.models.cached_attention import PAGE
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.quantized import CacheDtype, vector_bytes
-from jaxdistill.sharding import num_parts
+from jaxdistill.sharding import num_parts, platform
 
 # Pages further that all who run must be able to go when another begins. In a simulation of 512 rows
 # with a mean of 6,000 tokens, 128 slots and 4,000 pages, 178 begin anew with 1, 16 with 4, and none
@@ -71,18 +71,29 @@ def fit_slots(
     (num_rows, None), a slot and the longest cache for each row, where that fits; on a CPU, whose
     memory nobody counts; and with several hosts, who would have to agree. Else pages take all but
     the fifth of the free memory that vocabulary and prefill need, and there is a slot for each row
-    that they would hold at a third of the tokens. What was chosen once is kept for the process: a
+    that they would hold at a third of the tokens; or, where slots cannot share pages, as many as
+    have room for the longest cache. What was chosen once is kept for the process: a
     little memory more or less must not ask for another program.
     """
     mesh = jax.sharding.get_abstract_mesh()
     sizes = jnp.dtype(dtype).itemsize, vector_bytes(config.head_dim, dtype, cache_dtype)
-    return _fit(mesh, config, num_questions, num_rows, prompt, new, *sizes)
+    has_pages = shares_pages(cache_dtype)
+    return _fit(mesh, config, num_questions, num_rows, prompt, new, *sizes, has_pages)
+
+
+def shares_pages(cache_dtype: CacheDtype) -> bool:
+    """Whether slots can share pages here.
+
+    Not of an int8 cache on a TPU: its paged kernel reads bfloat16, and XLA would gather every row's
+    pages in each layer at each token.
+    """
+    return cache_dtype == "auto" or platform() != "tpu"
 
 
 @functools.cache
 def _fit(
     mesh: Any, config: ModelConfig, num_questions: int, num_rows: int, prompt: int, new: int,
-    item_bytes: int, head_bytes: int,
+    item_bytes: int, head_bytes: int, has_pages: bool,
 ) -> tuple[int, int | None]:  # fmt: skip
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" not in stats or jax.process_count() > 1:
@@ -96,6 +107,9 @@ def _fit(
     if positions * num_parts("B", num_rows) >= num_rows * (prompt + new):
         return num_rows, None
     parts = num_parts("B")  # each with its own rows and pages
+    if not has_pages:
+        slots = _round_down(max(positions // (prompt + new), 1), 2) * parts
+        return min(slots, num_rows - num_rows % parts or num_rows), None
     pages = max(_round_down(positions // PAGE, 8), pages_of_row(prompt + new, PAGE))
     slots = _round_down(max(pages // pages_of_row(prompt + new // 3, PAGE), 1), 2) * parts
     if slots > num_rows:  # as many for each part, if there are so many

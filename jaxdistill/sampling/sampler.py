@@ -125,9 +125,9 @@ def make_sampler(
     `counts` the result is (Samples, Counts).
 
     `cache_dtype="int8"` keeps keys and values in half of bfloat16's bytes (`models.quantized`;
-    "auto": in `dtype`); a TPU reads it by XLA, whole. Behaviour log-probs are then those of the
-    rounded cache, so that samples are slightly off-policy; importance weights (`importance_clip`,
-    rollout corrections) see it. Raises UserError for another name.
+    "auto": in `dtype`); a TPU reads it by XLA, whole, and has no pages of it. Behaviour log-probs
+    are then those of the rounded cache, so that samples are slightly off-policy; importance weights
+    (`importance_clip`, rollout corrections) see it. Raises UserError for another name.
     """
     check_cache_dtype(cache_dtype)
     num_tokens = sampling.max_new_tokens
@@ -146,6 +146,11 @@ def make_sampler(
         assert num_rows == num_questions * rollouts, "one key a row: Q * rollouts"
         num_slots = min(slots or num_rows, num_rows)
         size, stride = num_prompt + num_tokens, _steps_between_looks(pages)
+        if pages is not None and not paging.shares_pages(cache_dtype):
+            raise UserError(
+                f"pages={pages}: on a TPU slots of an int8 cache cannot share pages; leave pages "
+                'out, or use cache_dtype="auto"'
+            )
 
         # -- prefill each question once
         _, prompts = decoder.prefill(

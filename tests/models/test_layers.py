@@ -1,4 +1,4 @@
-"""The gated feed-forward: its derivative is said outright, so it is compared with autodiff's."""
+"""The gated feed-forward against its definition."""
 
 import jax
 import jax.numpy as jnp

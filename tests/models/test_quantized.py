@@ -40,6 +40,10 @@ def test_a_vector_of_zeros_stays_zero():
     assert (scale_N == 1).all()
 
 
+def test_nan_stays_nan():
+    assert np.isnan(dequantize(quantize(jnp.array([jnp.nan, 1.0, 2.0])))).all()
+
+
 def test_it_stands_for_the_array_of_its_values():
     found = quantize(jnp.ones((2, 3, 4)))
     assert found.shape == (2, 3, 4)

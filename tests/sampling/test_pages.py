@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxdistill import sharding
+from jaxdistill.errors import UserError
+from jaxdistill.models import decoder
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.rope import Rope
-from jaxdistill.sampling import fit_slots, pages
+from jaxdistill.sampling import Sampling, fit_slots, make_sampler, pages
 
 ROWS, MOST, POOL = 5, 4, 13  # rows of up to four pages each, twelve pages and nobody's
 
@@ -108,6 +110,21 @@ def test_an_int8_cache_has_room_for_more(monkeypatch):
     held = 51 * 128 * 32 / 12 + 10 * 56 * (32 / 12 - 1)  # prompts take less too
     assert (slots, found) == (64, 128)
     assert found * 128 <= held < (found + 16) * 128
+
+
+def test_an_int8_cache_has_no_pages_on_a_tpu(monkeypatch):
+    monkeypatch.setattr(pages, "platform", lambda: "tpu")
+    assert fitted(monkeypatch, 51 * 128)[1] == 48
+    held = 51 * 128 * 32 / 12 + 10 * 56 * (32 / 12 - 1)  # as above: 26 rows of 656
+    slots, found = fit_slots(CONFIG, 10, 100, 56, 600, jnp.float32, "int8")
+    assert (slots, found) == (24, None)
+    assert slots * 656 <= held
+    sample = make_sampler(
+        CONFIG, Sampling(max_new_tokens=4), (), 0, rollouts=1, slots=1, pages=8, cache_dtype="int8"
+    )
+    ids_QP = np.ones((2, 8), np.int32)
+    with pytest.raises(UserError, match="pages=8: on a TPU slots of an int8 cache cannot share"):
+        sample(decoder.init(CONFIG, jax.random.key(0)), ids_QP, ids_QP, np.zeros((2, 2), np.uint32))
 
 
 def test_where_nobody_counts_the_memory_all_rows_get_a_slot():

@@ -1,0 +1,78 @@
+"""How far sampled log-probs are from re-scored ones, with and without an int8 cache.
+
+    PYTHONPATH=. python benchmarks/cache_log_probs.py
+
+Of the toy base `main` on held-out problems, as JSON: |behaviour log-prob - re-scored log-prob| of
+each token, in nats, its mean, 99th percentile and largest; the difference's mean; and the size of
+its sum over a completion. Last, the share of completions that are the same tokens with either.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxdistill import policy, scoring
+from jaxdistill.grading import Verdict
+from jaxdistill.models import decoder
+from jaxdistill.rollouts import Rollouts, collect
+from jaxdistill.sampling import Sampling
+from jaxdistill.tasks import ToyTask, questions_of
+
+
+def main() -> None:
+    options = parse()
+    with tempfile.TemporaryDirectory() as folder:
+        base = policy.load(policy.ToyBase("main"), 0, Path(folder))
+        found: dict[str, Any] = {}
+        for dtype in ("float32", "bfloat16"):
+            drawn = [sample(base, options, dtype, name) for name in ("auto", "int8")]
+            found[dtype], found[f"{dtype}, int8"] = (errors(base, x, dtype) for x in drawn)
+            same_B = np.all(drawn[0].tokens_BT == drawn[1].tokens_BT, axis=1)
+            found[f"{dtype}, int8"]["same_completions"] = float(same_B.mean())
+    print(json.dumps(found, indent=1))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--problems", type=int, default=100)
+    parser.add_argument("--rollouts", type=int, default=4, help="completions of each")
+    parser.add_argument("--new", type=int, default=128, help="tokens of a completion at most")
+    return parser.parse_args()
+
+
+def sample(base: policy.Policy, options: argparse.Namespace, dtype: str, cache: Any) -> Rollouts:
+    ungraded = lambda _, responses: [Verdict(False, "", None) for _ in responses]  # noqa: E731
+    return collect(
+        base, base.params, questions_of(ToyTask(pool="heldout", count=options.problems)),
+        Sampling(max_new_tokens=options.new), options.rollouts, grade=ungraded, seed=0,
+        purpose="measure", step=0, dtype=dtype, cache_dtype=cache,
+    )  # fmt: skip
+
+
+def errors(base: policy.Policy, drawn: Rollouts, dtype: str) -> dict[str, float]:
+    @jax.jit
+    def score(params, *texts):
+        hidden_BTD = scoring.completion_hidden(params, base.config, *texts, dtype=dtype)
+        return scoring.token_logp(hidden_BTD, decoder.head(params, base.config), texts[2])
+
+    texts = drawn.prompt_ids_BP, drawn.prompt_mask_BP, drawn.tokens_BT, drawn.mask_BT
+    is_real_BT = np.asarray(drawn.mask_BT) > 0
+    gap_BT = np.where(is_real_BT, drawn.logp_BT - np.asarray(score(base.params, *texts)), 0.0)
+    size = np.abs(gap_BT[is_real_BT])
+    return {
+        "tokens": int(is_real_BT.sum()),
+        "mean": float(size.mean()),
+        "percentile_99": float(np.percentile(size, 99)),
+        "largest": float(size.max()),
+        "mean_difference": float(gap_BT[is_real_BT].mean()),
+        "mean_of_a_completions_sum": float(np.abs(gap_BT.sum(axis=1)).mean()),
+    }
+
+
+if __name__ == "__main__":
+    main()
