@@ -19,6 +19,7 @@ from tiny_run import tiny, tree_of, write_config
 
 from jaxdistill import cli, epistemic
 from jaxdistill.convert import open_model
+from jaxdistill.errors import UserError
 from jaxdistill.run import run
 
 VERBS = ("train", "sample", "eval", "analyze", "study", "report", "bench", "convert")
@@ -391,6 +392,22 @@ def test_sample_says_where_a_response_was_cut():
     code, out, _ = call("sample", "toy:main", "--prompt", "9 4 2 -> 7", "--max-new-tokens", 2)
     assert code == 0
     assert out.startswith("# 9 4 2 -> 7 (cut at --max-new-tokens)\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "asks"),
+    [
+        ("sample toy:main --prompt x", "jaxdistill.rollouts.collect"),
+        ("eval toy:main --data toy:heldout", "jaxdistill.evaluate.evaluate_split"),
+    ],
+)
+def test_an_int8_cache_is_asked_for(command, asks, monkeypatch):
+    def refuse(*_, cache_dtype, **__):
+        raise UserError(f"asked for {cache_dtype}")
+
+    monkeypatch.setattr(asks, refuse)
+    for more, name in (([], "auto"), (["--cache-dtype", "int8"], "int8")):
+        assert call(*command.split(), *more)[2] == f"jaxdistill: asked for {name}\n"
 
 
 def test_a_greedy_sample_of_a_run_is_that_of_its_export(run_dir):

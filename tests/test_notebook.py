@@ -285,6 +285,18 @@ def test_greedy_text_is_the_argmax_of_the_logits_token_by_token(toy):
     assert responses == [tok.decode(toy.tokenizer, expected)] * 2
 
 
+def test_an_int8_cache_is_asked_for(toy, monkeypatch):
+    def refuse(*_, cache_dtype, **__):
+        raise UserError(f"asked for {cache_dtype}")
+
+    monkeypatch.setattr("jaxdistill.rollouts.collect", refuse)
+    for asked, name in (({}, "auto"), ({"cache_dtype": "int8"}, "int8")):
+        with pytest.raises(UserError, match=f"asked for {name}"):
+            toy.generate(["x"], **asked)
+    with pytest.raises(UserError, match="`cache_dtype` must be one of auto, int8, got 'int4'"):
+        toy.generate(["x"], cache_dtype="int4")
+
+
 def test_texts_come_back_prompt_by_prompt_and_the_seed_fixes_them(toy):
     sampling = jd.Sampling(max_new_tokens=8)
     prompts = ["20 15 1 -> 34", "2 3 4 -> 9"]
