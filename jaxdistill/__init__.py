@@ -11,11 +11,7 @@ The rest is in the modules. Importing the package alone imports neither JAX nor 
 """
 
 import importlib
-import os
 from typing import Any
-
-# transformers says on stderr that PyTorch is missing, and nothing here needs it.
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 __version__ = "0.1.0"
 

@@ -3,9 +3,12 @@
 Weights are taken as safetensors alone: a `.bin` is a pickle, which can run code when it is read.
 """
 
+import importlib
 import json
+import os
 import re
 from pathlib import Path
+from typing import Any
 
 from jaxdistill.errors import UserError
 
@@ -15,6 +18,15 @@ _TEXTS = (
 )  # fmt: skip
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _IGNORED = ("*/*",)  # subfolders: other frameworks' copies of the weights, training states
+
+
+def import_transformers() -> Any:
+    """The package, which takes seconds to import, so only where it is needed.
+
+    Without its advice on stderr to install PyTorch: nothing here needs it.
+    """
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    return importlib.import_module("transformers")
 
 
 def find_folder(name: str | Path, *, weights: bool = True) -> Path:

@@ -27,13 +27,12 @@ def load(name: str | Path) -> "PreTrainedTokenizerFast":
     Raises UserError when there is no such folder or model, or no readable fast tokenizer in it.
     """
     folder = hub.find_folder(name, weights=False)
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
+    transformers = hub.import_transformers()
     # AutoTokenizer chooses a class by config.json's model_type, and some classes (Qwen2's in
     # transformers 5) keep the vocabulary of tokenizer.json but replace its splitting of text by
     # their own, in silence. This one takes the file as it is.
     has_file = (folder / "tokenizer.json").is_file()
-    loader = PreTrainedTokenizerFast if has_file else AutoTokenizer
+    loader = transformers.PreTrainedTokenizerFast if has_file else transformers.AutoTokenizer
     try:
         tokenizer = loader.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, its own, ...

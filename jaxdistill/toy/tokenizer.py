@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from jaxdistill import hub
 from jaxdistill.contexts import TEMPLATE
 from jaxdistill.toy import problems, traces
 
@@ -28,12 +29,11 @@ def vocabulary() -> list[str]:
 def write_tokenizer(folder: Path) -> None:
     """Write tokenizer.json, tokenizer_config.json and the chat template into a folder."""
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
 
     ids = {word: i for i, word in enumerate(vocabulary())}
     core = Tokenizer(models.WordLevel(ids, unk_token="<|unk|>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = hub.import_transformers().PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token="<|pad|>",
         unk_token="<|unk|>",
