@@ -151,7 +151,7 @@ def at_least_float32(logp: Array) -> Array:
     return logp.astype(jnp.promote_types(logp.dtype, jnp.float32))
 
 
-def _kl_of(p_logp: Array, q_logp: Array, entry_clip: float | None) -> Array:
+def _kl_of(p_logp: Array, q_logp: Array, entry_clip: float | None = None) -> Array:
     return _sum_entries(_kl_entries(p_logp, q_logp), entry_clip)
 
 
@@ -174,7 +174,7 @@ def entropy(logp: Float[Array, "*batch V"]) -> Float[Array, "*batch"]:
     >>> entropy(jnp.log(jnp.array([0.5, 0.5, 0.0])))
     Array(0.6931472, dtype=float32)
     """
-    return -_kl_of(logp, jnp.zeros_like(logp), None)
+    return -_kl_of(logp, jnp.zeros_like(logp))
 
 
 def take_token(
@@ -244,7 +244,7 @@ def bernoulli_kl(
 
     KL(P||Q) = kl(m_P, m_Q) + m_P KL(P_E||Q_E) + (1 - m_P) KL(P_nE||Q_nE).
     """
-    return _kl_of(p_bins, q_bins, None)
+    return _kl_of(p_bins, q_bins)
 
 
 # ------------------------------------------------------------------------------------------- clips
