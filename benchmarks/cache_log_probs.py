@@ -16,12 +16,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdistill import policy, scoring
-from jaxdistill.grading import Verdict
 from jaxdistill.models import decoder
-from jaxdistill.rollouts import Rollouts, collect
 from jaxdistill.sampling import Sampling
-from jaxdistill.tasks import ToyTask, questions_of
+from jaxdistill.sampling.rollouts import Rollouts, collect
+from jaxdistill.storage import loading as policy
+from jaxdistill.tasks.grading import Verdict
+from jaxdistill.tasks.tasks import ToyTask, questions_of
+from jaxdistill.training import chunked_objective as scoring
 
 
 def main() -> None:

@@ -26,14 +26,15 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import safe_open
 
-from jaxdistill.models import decoder, families, hf
+from jaxdistill.models import decoder, families
 from jaxdistill.models.config import ModelConfig
-from jaxdistill.models.hf_export import create_shards
-from jaxdistill.models.hf_files import write_json
-from jaxdistill.models.hf_layout import parts_of, tensor_shape
-from jaxdistill.models.hf_tensors import Tensor, in_parallel, write
 from jaxdistill.models.presets import preset
 from jaxdistill.sharding import MeshConfig, make_mesh
+from jaxdistill.storage import hf
+from jaxdistill.storage.hf_export import create_shards
+from jaxdistill.storage.hf_files import write_json
+from jaxdistill.storage.hf_layout import parts_of, tensor_shape
+from jaxdistill.storage.safetensors_io import Tensor, in_parallel, write
 
 TINY = dict(vocab_size=1024, hidden_size=128, num_layers=4, intermediate_size=256, num_heads=8)
 

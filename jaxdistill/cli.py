@@ -348,7 +348,7 @@ def train_bench(options: argparse.Namespace) -> dict:
 
 def training_of(options: argparse.Namespace) -> dict:
     from jaxdistill.precision import compute_dtype
-    from jaxdistill.train import Compute, Optimizer
+    from jaxdistill.training.step import Compute, Optimizer
 
     dtype: Any = str(compute_dtype(options.dtype))
     try:
@@ -385,7 +385,7 @@ def mesh_of(options: argparse.Namespace) -> Any:
 
 def study(options: argparse.Namespace) -> None:
     from jaxdistill.config import load_study
-    from jaxdistill.study import Study, run_study, with_overrides
+    from jaxdistill.run.study import Study, run_study, with_overrides
 
     chosen = load_study(options.config, options.profile)
     if not isinstance(chosen, Study):
@@ -397,7 +397,7 @@ def study(options: argparse.Namespace) -> None:
 
 def train(options: argparse.Namespace) -> None:
     from jaxdistill.config import load_recipe
-    from jaxdistill.run import run
+    from jaxdistill.run.loop import run
 
     config = load_recipe(options.config, options.overrides)
     run_dir = options.run_dir or Path("runs") / config.name
@@ -406,11 +406,11 @@ def train(options: argparse.Namespace) -> None:
 
 
 def sample(options: argparse.Namespace) -> None:
-    from jaxdistill.convert import open_named
-    from jaxdistill.grading import Verdict
     from jaxdistill.precision import compute_dtype
-    from jaxdistill.questions import Question
-    from jaxdistill.rollouts import collect
+    from jaxdistill.sampling.rollouts import collect
+    from jaxdistill.storage.convert import open_named
+    from jaxdistill.tasks.grading import Verdict
+    from jaxdistill.tasks.questions import Question
 
     require_positive(options.samples, "--samples")
     policy = open_named(options.model, progress=True)
@@ -430,9 +430,9 @@ def sample(options: argparse.Namespace) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    from jaxdistill import evaluate as evaluation
-    from jaxdistill.convert import open_named
+    from jaxdistill.evaluation import evaluate as evaluation
     from jaxdistill.precision import compute_dtype
+    from jaxdistill.storage.convert import open_named
 
     require_positive(options.samples, "--samples")
     require_positive(1 if options.limit is None else options.limit, "--limit")
@@ -454,9 +454,9 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def analyze(options: argparse.Namespace) -> None:
-    from jaxdistill import analyze as analysis
     from jaxdistill.epistemic import LexiconFile, Words, expand, open_lexicon, read_lexicon
-    from jaxdistill.responses import read_responses
+    from jaxdistill.evaluation import analyze as analysis
+    from jaxdistill.evaluation.responses import read_responses
 
     makes_lexicon = options.propose is not None or options.control is not None
     check_analyze(options, makes_lexicon)
@@ -506,11 +506,11 @@ def check_analyze(options: argparse.Namespace, makes_lexicon: bool) -> None:
 
 def open_tokenizer(name: str):
     """The tokenizer of a folder, a run, a bundled base or a model of the hub."""
-    from jaxdistill import tokenizer
+    from jaxdistill.storage import tokenizer
 
     kind, _, world = name.partition(":")
     if kind == "toy":
-        from jaxdistill.policy import toy_base_folder
+        from jaxdistill.storage.loading import toy_base_folder
 
         return tokenizer.load(toy_base_folder(world))
     is_run = (Path(name) / "model" / "tokenizer.json").is_file()
@@ -519,11 +519,11 @@ def open_tokenizer(name: str):
 
 def propose(options: argparse.Namespace, responses) -> None:
     """`analyze --propose`: score the responses with and without a solution, rank, write."""
-    from jaxdistill.convert import open_named
     from jaxdistill.epistemic import mean_surprise, write_lexicon
     from jaxdistill.epistemic import propose as propose_lexicon
-    from jaxdistill.pmi import score_pmi
+    from jaxdistill.evaluation.lexicon_proposals import score_pmi
     from jaxdistill.precision import compute_dtype
+    from jaxdistill.storage.convert import open_named
 
     policy = open_named(options.model, progress=True)
     stats, num_rows = score_pmi(
@@ -543,8 +543,8 @@ def propose(options: argparse.Namespace, responses) -> None:
 
 def write_control(options: argparse.Namespace, responses, vocabulary) -> None:
     """`analyze --control`: random ids of the frequencies that the lexicon has in the responses."""
-    from jaxdistill.analyze import count_tokens
     from jaxdistill.epistemic import matched_control, write_lexicon
+    from jaxdistill.evaluation.analyze import count_tokens
 
     tokenizer = vocabulary.tokenizer
     count_V = count_tokens(tokenizer, responses)
@@ -583,7 +583,7 @@ def report(options: argparse.Namespace) -> None:
 
 
 def convert(options: argparse.Namespace) -> None:
-    from jaxdistill.convert import convert as convert_folder
+    from jaxdistill.storage.convert import convert as convert_folder
 
     print(
         convert_folder(

@@ -16,12 +16,12 @@ from typing import Any, get_args
 from jaxdistill import overrides
 from jaxdistill.epistemic import LexiconSource, Words
 from jaxdistill.errors import UserError
-from jaxdistill.evaluate import Evaluation
-from jaxdistill.experience import Experience, Supervised
+from jaxdistill.evaluation.evaluate import Evaluation
 from jaxdistill.objectives import PRESETS, CrossEntropy, Objective
-from jaxdistill.policy import ModelSource
 from jaxdistill.sharding import MeshConfig
-from jaxdistill.train import Compute, Frozen, Optimizer, Teacher
+from jaxdistill.storage.loading import ModelSource
+from jaxdistill.training.experience import Experience, Supervised
+from jaxdistill.training.step import Compute, Frozen, Optimizer, Teacher
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,15 @@ def _require_at_least(low: int, path: str, value: int) -> None:
 RECIPES = "jaxdistill.configs"
 
 
-def recipe_names() -> list[str]:
+def recipe_modules() -> dict[str, str]:
+    """{recipe: its module}, over the folders of `configs`."""
     package = importlib.import_module(RECIPES)
-    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    found = pkgutil.walk_packages(package.__path__, f"{RECIPES}.")
+    return {module.name.rpartition(".")[2]: module.name for module in found if not module.ispkg}
+
+
+def recipe_names() -> list[str]:
+    return sorted(recipe_modules())
 
 
 def load_recipe(name: str, texts: list[str]) -> RunConfig:
@@ -130,13 +136,13 @@ def _recipe_function(name: str, path: Path) -> Callable[..., Any]:
         module, stem = _module_from_file(path), path.stem
     else:
         stem = path.stem if path.suffix == ".py" else name
-        names = recipe_names()
-        if stem not in names:
-            near = get_close_matches(stem, names, 3, 0.4) or names
+        modules = recipe_modules()
+        if stem not in modules:
+            near = get_close_matches(stem, modules, 3, 0.4) or sorted(modules)
             if (path / "config.json").exists():
                 near = [str(path / "config.json")]
             raise UserError(f"no recipe {name!r}; did you mean {', '.join(near)}?")
-        module = importlib.import_module(f"{RECIPES}.{stem}")
+        module = importlib.import_module(modules[stem])
     function = getattr(module, stem, None)
     if not callable(function):
         raise UserError(f"recipe {path}: expected a function named {stem!r} that returns a config")

@@ -6,6 +6,7 @@
 import os
 
 import pytest
+from reference_models import reference, reference_logits  # noqa: F401
 
 
 def pytest_configure(config):

@@ -8,73 +8,47 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-
-PACKAGE = Path(__file__).parents[1] / "jaxdistill"
+from places import PACKAGE
 
 # A module imports from the rows above its own, and from its own row inside one subpackage. The
 # longest matching name counts: "models.hf" before "models".
 LEVELS = (
     ("errors", "axes", "files"),
-    ("precision", "questions", "contexts", "intervals", "epistemic", "metrics", "hub"),
-    ("overrides", "provenance", "tokenizer", "models.rope"),
-    (
-        "responses",
-        "sharding",
-        "fitting",
-        "moments",
-        "grading",
-        "models.layers",
-        "models.quantized",
-        "models.config",
-        "models.hf_fields",
-    ),
-    ("softmax",),
-    (
-        "analyze",
-        "losses",
-        "models.attention",
-        "models.cached_attention",
-        "models.qwen2",
-        "models.qwen3",
-        "models.olmo3",
-    ),
-    (
-        "credit",
-        "targets",
-        "models.families",
-    ),
-    ("toy", "models", "objectives", "data"),
-    ("scoring", "packed", "policy", "tasks"),
-    ("sampling", "toy_source"),
-    ("rollouts", "probe", "pmi"),
-    ("train", "evaluate", "checkpoint", "teaching"),
-    ("experience", "convert", "packing"),
-    ("config", "bench"),
-    ("configs", "run", "report"),
-    ("study",),
-    ("configs.toy_study",),
-    ("configs.toy_presets",),
-    ("cli", "notebook"),
+    ("precision", "overrides", "epistemic"),
+    ("sharding",),
+    ("losses",),
+    ("models",),
+    ("tasks",),
+    ("objectives",),
+    ("storage",),
+    ("sampling",),
+    ("evaluation",),
+    ("training",),
+    ("config",),
+    ("report",),
+    ("run",),
+    ("configs", "bench"),
+    ("api",),
+    ("cli",),
     ("__main__",),
 )
 
 # Third-party package -> the only module or subpackage that may import it.
 OWNERS = {
-    "orbax": "checkpoint",
-    "tensorstore": "checkpoint",
-    "grain": "data",
-    "tensorflow_datasets": "data",
-    "safetensors": "models.hf_tensors",
+    "orbax": "storage.checkpoint",
+    "tensorstore": "storage.checkpoint",
+    "grain": "tasks.pipelines",
+    "tensorflow_datasets": "tasks.sources",
+    "safetensors": "storage.safetensors_io",
     "torch": "the tests",
 }
 
 JAX_FREE = (
-    "grading", "contexts", "report", "toy", "questions", "intervals", "epistemic", "responses",
-    "analyze",
+    "epistemic", "evaluation.analyze", "evaluation.intervals", "evaluation.responses", "report",
+    "tasks.contexts", "tasks.grading", "tasks.questions", "tasks.toy",
 )  # fmt: skip
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 NEVER_CONFIG = ("losses", "objectives", "sampling")
@@ -281,9 +255,10 @@ GOOD = {
     "errors": "class UserError(ValueError): pass\n",
     "losses": "import jax.numpy as jnp\nfrom jaxdistill.errors import UserError\n",
     "sharding": "from jax.sharding import PartitionSpec\n",
-    "grading": "from jaxdistill.grading import pool\n",
-    "grading.pool": "from jaxdistill.errors import UserError\ndef f():\n    print()\n",
-    "data": "def load():\n    import grain\n",
+    "tasks": "",
+    "tasks.grading": "from jaxdistill.tasks.grading import pool\n",
+    "tasks.grading.pool": "from jaxdistill.errors import UserError\ndef f():\n    print()\n",
+    "tasks.pipelines": "def load():\n    import grain\n",
     "config": "from jaxdistill import losses\nif __name__ == '__main__':\n    print()\n",
 }
 
@@ -298,26 +273,30 @@ def test_a_good_package_has_no_violations():
         ("errors", "from jaxdistill import losses", "errors:1: imports upward or sideways: losses"),
         ("losses", "import jaxdistill.config", "losses:1: imports upward"),
         ("losses", "def f():\n    from jaxdistill.config import X", "losses:2: imports upward"),
-        ("sharding", "from jaxdistill import grading", "sharding:1: imports upward or sideways"),
+        ("sharding", "from jaxdistill import tasks", "sharding:1: imports upward or sideways"),
         ("losses", "from jaxdistill.metric import Sum", "does not exist"),
         ("losses", "from .errors import UserError", "relative import"),
         ("brand_new", "", "brand_new: not in LEVELS; add it to the table"),
         ("", "from jaxdistill import errors", "imports upward"),
-        ("losses", "import orbax.checkpoint as ocp", "which belongs to checkpoint"),
-        ("checkpoint", "def f():\n    import grain", "which belongs to data"),
-        ("models.decoder", "from safetensors import safe_open", "which belongs to models.hf"),
-        ("data", "import torch", "which belongs to the tests"),
-        ("questions", "import jax", "questions: must do without JAX"),
-        ("questions", "def f():\n    import jax", "questions:2: must do without JAX"),
-        ("toy", "from jaxdistill import sharding", "but sharding:1 imports jax.sharding"),
-        ("toy.worlds", "from jaxdistill.losses import kl", "but losses:1 imports jax.numpy"),
-        ("train", "from jax.sharding import NamedSharding as N", "belongs to sharding"),
-        ("train", "import jax\nx = jax.sharding.Mesh", "Mesh belongs to sharding"),
-        ("train", "import jax\njax.config.update('a', 1)", "jax.config.update() runs at import"),
-        ("train", "import os\nos.environ['A'] = 'b'", "changes another module's state"),
-        ("train", "import os\nos.environ.setdefault('A', 'b')", "runs at import time"),
-        ("train", "import jax.numpy as jnp\nMASK = jnp.ones(3)", "starts JAX at import time"),
-        ("train", "import jax\nclass A:\n    n = jax.device_count()", "starts JAX at import"),
+        ("losses", "import orbax.checkpoint as ocp", "which belongs to storage.checkpoint"),
+        ("storage", "def f():\n    import grain", "which belongs to tasks.pipelines"),
+        (
+            "models.decoder",
+            "from safetensors import safe_open",
+            "which belongs to storage.safetensors_io",
+        ),
+        ("tasks", "import torch", "which belongs to the tests"),
+        ("tasks.questions", "import jax", "tasks.questions: must do without JAX"),
+        ("tasks.questions", "def f():\n    import jax", "tasks.questions:2: must do without JAX"),
+        ("tasks.toy", "from jaxdistill import sharding", "but sharding:1 imports jax.sharding"),
+        ("tasks.toy.worlds", "from jaxdistill.losses import kl", "but losses:1 imports jax.numpy"),
+        ("training", "from jax.sharding import NamedSharding as N", "belongs to sharding"),
+        ("training", "import jax\nx = jax.sharding.Mesh", "Mesh belongs to sharding"),
+        ("training", "import jax\njax.config.update('a', 1)", "jax.config.update() runs at import"),
+        ("training", "import os\nos.environ['A'] = 'b'", "changes another module's state"),
+        ("training", "import os\nos.environ.setdefault('A', 'b')", "runs at import time"),
+        ("training", "import jax.numpy as jnp\nMASK = jnp.ones(3)", "starts JAX at import time"),
+        ("training", "import jax\nclass A:\n    n = jax.device_count()", "starts JAX at import"),
     ],
 )
 def test_a_bad_source_is_reported(module, source, message):

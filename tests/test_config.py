@@ -14,7 +14,7 @@ from jaxdistill.config import RunConfig, load_recipe, load_study, recipe_names
 from jaxdistill.epistemic import LexiconFile, Words
 from jaxdistill.errors import UserError
 from jaxdistill.objectives import GRPO, AnchorEpistemicMass, CrossEntropy
-from jaxdistill.train import EMA
+from jaxdistill.training.step import EMA
 
 STUDIES = {"toy_study": ("quick", "full"), "toy_presets": ("quick", "full")}
 RUNS = [name for name in recipe_names() if name not in STUDIES]
@@ -46,7 +46,7 @@ def test_every_arm_of_a_study_survives_its_config_json(name, profile):
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_recipe_says_what_it_is_for(name):
     """Purpose, expected result, hardware and time, command (DESIGN section 5)."""
-    text = importlib.import_module(f"jaxdistill.configs.{name}").__doc__ or ""
+    text = importlib.import_module(configs.recipe_modules()[name]).__doc__ or ""
     command = f"Command: jaxdistill .*{name}"
     for heading in ("Purpose: ", "Expected", "Hardware and time: ", command):
         assert re.search(heading, text), heading
@@ -134,7 +134,7 @@ def test_a_config_json_of_another_version_names_the_setting(tmp_path):
 
 
 def test_the_methods_differ_from_plain_self_distillation_in_one_thing_each():
-    from jaxdistill.configs.toy_study import methods
+    from jaxdistill.configs.toy.toy_study import methods
 
     parent, grpo = load_recipe("toy_selfdistill", []), load_recipe("toy_grpo", [])
     found = methods(parent, grpo)
@@ -183,7 +183,7 @@ def test_presets_are_written_out_where_they_stand_and_so_the_last_override_wins(
     )
     assert objective("=sdpo", ".clip=SmoothClip(limit=0.5)").clip.limit == 0.5
     study = load_study("toy_study", "quick")
-    from jaxdistill.study import with_overrides
+    from jaxdistill.run.study import with_overrides
 
     arms = with_overrides(study, ["objective=epi_gate"]).arms
     assert {arm.config.objective for arm in arms if arm.method != "base"} == {epi_gate()}

@@ -1,9 +1,8 @@
 """The documentation's code runs as it stands."""
 
 import re
-from pathlib import Path
 
-DOCS = Path(__file__).parent.parent / "docs"
+from places import DOCS
 
 
 def test_one_step_runs_from_top_to_bottom(capsys):
@@ -25,7 +24,11 @@ def test_the_code_about_objectives_runs(capsys):
 
 def test_the_papers_page_names_only_what_exists():
     """Every `Class`, `preset` and module.function of the tables can be found."""
-    from jaxdistill import contexts, credit, losses, objectives, targets, train
+    from jaxdistill import losses, objectives
+    from jaxdistill.losses import advantages as credit
+    from jaxdistill.losses import edits as targets
+    from jaxdistill.tasks import contexts
+    from jaxdistill.training import step as train
 
     homes = {"losses": losses, "targets": targets, "credit": credit, "contexts": contexts}
     text = (DOCS / "papers.md").read_text()

@@ -10,13 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdistill import packing, sharding, train
+from jaxdistill import sharding
 from jaxdistill.errors import UserError
 from jaxdistill.models import decoder
 from jaxdistill.models.attention import causal_attention
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.objectives import sdpo
 from jaxdistill.sharding import MeshConfig
+from jaxdistill.training import packing
+from jaxdistill.training import step as train
 
 pytestmark = pytest.mark.gpu
 

@@ -13,7 +13,7 @@ from programs import MODEL, operations_of
 from jaxdistill.models import decoder
 from jaxdistill.objectives import sdpo
 from jaxdistill.sampling import Sampling, make_sampler
-from jaxdistill.train import Batch, Compute, Frozen, Optimizer, init_state, make_train_step
+from jaxdistill.training.step import Batch, Compute, Frozen, Optimizer, init_state, make_train_step
 
 pytestmark = pytest.mark.gpu
 

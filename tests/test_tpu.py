@@ -32,10 +32,11 @@ from jaxdistill.objectives import (
     epi_anchor,
     needs_contrast,
 )
-from jaxdistill.packed import Packed, Sequences
-from jaxdistill.sampling import Sampling, drawing, make_sampler, processors
+from jaxdistill.sampling import Sampling, drawing, make_sampler
+from jaxdistill.sampling import truncation as processors
 from jaxdistill.sharding import MeshConfig
-from jaxdistill.train import (
+from jaxdistill.training.packed_batch import Packed, Sequences
+from jaxdistill.training.step import (
     EMA,
     Batch,
     Compute,

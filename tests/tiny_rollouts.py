@@ -5,15 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from jaxdistill import tokenizer as tokenizers
-from jaxdistill.contexts import Solution
-from jaxdistill.grading import Verdict
-from jaxdistill.policy import Policy
-from jaxdistill.questions import Question, messages
-from jaxdistill.rollouts import Rollouts
 from jaxdistill.sampling import Sampling
-from jaxdistill.tasks import ToyTask, questions_of
-from jaxdistill.teaching import OnPolicy
+from jaxdistill.sampling.rollouts import Rollouts
+from jaxdistill.storage import tokenizer as tokenizers
+from jaxdistill.storage.loading import Policy
+from jaxdistill.tasks.contexts import Solution
+from jaxdistill.tasks.grading import Verdict
+from jaxdistill.tasks.questions import Question, messages
+from jaxdistill.tasks.tasks import ToyTask, questions_of
+from jaxdistill.training.teacher_prompts import OnPolicy
 
 TASK = ToyTask(count=5)
 QUESTIONS = questions_of(TASK)

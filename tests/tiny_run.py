@@ -11,16 +11,16 @@ import jax
 
 from jaxdistill import overrides
 from jaxdistill.config import RunConfig
-from jaxdistill.contexts import AnswerOnly
-from jaxdistill.evaluate import Evaluation, Split
-from jaxdistill.experience import OnPolicy
+from jaxdistill.evaluation.evaluate import Evaluation, Split
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.rope import Rope
 from jaxdistill.objectives import Distill, FullVocabulary
-from jaxdistill.policy import Fresh
 from jaxdistill.sampling import Sampling
-from jaxdistill.tasks import ToyTask
-from jaxdistill.train import EMA, Compute, Optimizer
+from jaxdistill.storage.loading import Fresh
+from jaxdistill.tasks.contexts import AnswerOnly
+from jaxdistill.tasks.tasks import ToyTask
+from jaxdistill.training.experience import OnPolicy
+from jaxdistill.training.step import EMA, Compute, Optimizer
 
 # Compiling is most of these tests' time, and killed, resumed and worker processes repeat it.
 CACHE = {

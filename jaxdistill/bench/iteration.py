@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdistill import packing, sharding
+from jaxdistill import sharding
 from jaxdistill.bench import measure
 from jaxdistill.bench.decode import long_tailed
 from jaxdistill.bench.step import (
@@ -33,7 +33,8 @@ from jaxdistill.sampling import (
     row_keys,
 )
 from jaxdistill.sharding import MeshConfig
-from jaxdistill.train import Batch, Compute, Optimizer
+from jaxdistill.training import packing
+from jaxdistill.training.step import Batch, Compute, Optimizer
 
 
 @dataclass(frozen=True)

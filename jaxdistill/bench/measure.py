@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdistill.fitting import planned_bytes
-from jaxdistill.provenance import provenance
+from jaxdistill.run.provenance import provenance
+from jaxdistill.training.memory import planned_bytes
 
 
 def timed(run: Callable[[], Any]) -> float:

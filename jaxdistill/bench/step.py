@@ -17,7 +17,6 @@ import numpy as np
 from jaxdistill import sharding
 from jaxdistill.bench import measure
 from jaxdistill.errors import UserError
-from jaxdistill.fitting import FirstThatFits
 from jaxdistill.models import decoder
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.presets import preset
@@ -31,7 +30,8 @@ from jaxdistill.objectives import (
     needs_teacher,
 )
 from jaxdistill.sharding import MeshConfig
-from jaxdistill.train import (
+from jaxdistill.training.memory import FirstThatFits
+from jaxdistill.training.step import (
     Batch,
     Compute,
     Frozen,

@@ -7,7 +7,20 @@ usual ones, and `docs/add_an_objective.md` says how to add a choice.
 Letters as everywhere: B sequences, T completion positions of a chunk, V vocabulary.
 """
 
-from jaxdistill.objectives.assembled import (
+from jaxdistill.objectives.comparison import (
+    ClipPosition,
+    EntropySwitchedKL,
+    ForwardKL,
+    FullVocabulary,
+    JensenShannon,
+    ReverseKL,
+    SampledK3,
+    SampledReverseKL,
+    ScoreFunctionReverseKL,
+    SmoothClip,
+    TopC,
+)
+from jaxdistill.objectives.compose import (
     CrossEntropy,
     Objective,
     ObjectiveFn,
@@ -24,22 +37,9 @@ from jaxdistill.objectives.assembled import (
     policy_gradient_of,
     reduced,
 )
-from jaxdistill.objectives.combined import Mixed, Routed
 from jaxdistill.objectives.distill import Distill
-from jaxdistill.objectives.divergences import (
-    ClipPosition,
-    EntropySwitchedKL,
-    ForwardKL,
-    FullVocabulary,
-    JensenShannon,
-    ReverseKL,
-    SampledK3,
-    SampledReverseKL,
-    ScoreFunctionReverseKL,
-    SmoothClip,
-    TopC,
-)
 from jaxdistill.objectives.importance import RolloutCorrection
+from jaxdistill.objectives.mixtures import Mixed, Routed
 from jaxdistill.objectives.policy_gradient import (
     GRPO,
     RLCSD,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdistill.objectives.divergences import (
+from jaxdistill.objectives.comparison import (
     Clip,
     Divergence,
     JensenShannon,

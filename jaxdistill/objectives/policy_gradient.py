@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdistill import credit, losses
+from jaxdistill import losses
+from jaxdistill.losses import advantages as credit
 from jaxdistill.objectives.importance import (
     RolloutCorrection,
     is_of_sequences,

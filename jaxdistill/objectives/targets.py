@@ -1,4 +1,4 @@
-"""What is imitated: the teacher as it is, or edited (`jaxdistill.targets` has the mathematics)."""
+"""What is imitated: the teacher as it is, or edited (mathematics: `losses.edits`)."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxdistill import losses, targets
+from jaxdistill import losses
+from jaxdistill.losses import edits as targets
 from jaxdistill.objectives.positions import Epistemic, Positions, require
 
 NOTHING: frozenset[str] = frozenset()

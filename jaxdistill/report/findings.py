@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from jaxdistill.errors import UserError
-from jaxdistill.intervals import (
+from jaxdistill.evaluation.intervals import (
     Clusters,
     Interval,
     bootstrap,

@@ -4,7 +4,7 @@ import html
 import re
 from collections.abc import Sequence
 
-from jaxdistill.intervals import Interval
+from jaxdistill.evaluation.intervals import Interval
 
 MINUS = "−"
 NO_BREAK = "\N{NO-BREAK SPACE}"

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, Key
 
-from jaxdistill.sampling import processors
-from jaxdistill.softmax import logsumexp
+from jaxdistill.losses.vocabulary import logsumexp
+from jaxdistill.sampling import truncation as processors
 
 # Of an allowed set of mass p, in which all of so many independent draws fail with (1 - p) ** draws.
 _MOST_DRAWS = 8

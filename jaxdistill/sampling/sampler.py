@@ -24,8 +24,8 @@ from jaxdistill.models.quantized import CacheDtype, check_cache_dtype
 from jaxdistill.sampling import keys
 from jaxdistill.sampling import pages as paging
 from jaxdistill.sampling.drawing import Truncation, draw
-from jaxdistill.scoring import logits_of
 from jaxdistill.sharding import constrain, num_parts, platform
+from jaxdistill.training.chunked_objective import logits_of
 
 _NONE = -1  # where no token was drawn
 

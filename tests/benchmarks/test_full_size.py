@@ -3,9 +3,8 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from places import ROOT
 
 
 def test_a_tiny_checkpoint_goes_in_and_out_to_the_byte(tmp_path):

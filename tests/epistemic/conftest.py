@@ -1,19 +1,16 @@
 """Qwen3's real tokenizer, and tokenizers of one id a word."""
 
-from pathlib import Path
-
 import pytest
+from places import SHARED_DATA
 
 from jaxdistill import epistemic
 
 
 @pytest.fixture(scope="session")
 def qwen():
-    above = Path(__file__).resolve().parents
-    folders = [folder / "shared" / "data" / "qwen3_tokenizer" for folder in above]
-    folder = next((each for each in folders if each.exists()), None)
-    if folder is None:
-        pytest.skip("no shared/data/qwen3_tokenizer at or above the repository")
+    folder = SHARED_DATA / "qwen3_tokenizer"
+    if not folder.exists():
+        pytest.skip("no shared/data/qwen3_tokenizer beside the repository")
     transformers = pytest.importorskip("transformers")
     return transformers.PreTrainedTokenizerFast.from_pretrained(folder)
 

@@ -13,10 +13,14 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdistill import contexts, epistemic, policy, scoring, train
-from jaxdistill import tokenizer as tokenizers
+from jaxdistill import epistemic
 from jaxdistill.models import decoder
 from jaxdistill.objectives import AnchorEpistemicMass, Distill, FullVocabulary
+from jaxdistill.storage import loading as policy
+from jaxdistill.storage import tokenizer as tokenizers
+from jaxdistill.tasks import contexts
+from jaxdistill.training import chunked_objective as scoring
+from jaxdistill.training import step as train
 
 GOLDEN = Path(__file__).with_name("toy_step.json")
 FIRST = (

@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdistill.models import decoder, hf
+from jaxdistill.models import decoder
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.remat import REMATS
 from jaxdistill.models.rope import Rope, Yarn
+from jaxdistill.storage import hf
 
 CONFIG = ModelConfig(
     vocab_size=61,

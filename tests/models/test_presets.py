@@ -1,15 +1,15 @@
 """Presets against transformers' own models and the real config.json files."""
 
 import json
-from pathlib import Path
 
 import pytest
+from places import SHARED_DATA
 
 from jaxdistill.errors import UserError
 from jaxdistill.models import families
 from jaxdistill.models.presets import PRESETS, preset
 
-HF_CONFIGS = Path(__file__).resolve().parents[3] / "shared" / "data" / "hf_configs"
+HF_CONFIGS = SHARED_DATA / "hf_configs"
 
 # The number of parameters that the hub shows for the published safetensors: unlike the sizes in
 # PRESETS it is counted from the weights. (Files of tied models hold the embedding once or twice,

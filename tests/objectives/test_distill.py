@@ -22,7 +22,8 @@ from made_positions import (
     value_and_gradient,
 )
 
-from jaxdistill import losses, targets
+from jaxdistill import losses
+from jaxdistill.losses import edits as targets
 from jaxdistill.objectives import (
     AmplifyEpistemic,
     AnchorEpistemicMass,

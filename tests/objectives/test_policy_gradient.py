@@ -20,7 +20,8 @@ from made_positions import (
     value_and_gradient,
 )
 
-from jaxdistill import credit, losses
+from jaxdistill import losses
+from jaxdistill.losses import advantages as credit
 from jaxdistill.objectives import GRPO, RLCSD, RLSD, AntiSD, SuppressUnlikely, make_objective
 from jaxdistill.objectives.policy_gradient import (
     advantage_of,

@@ -14,7 +14,7 @@ import pytest
 from synthetic_study import BASE_STATE, ENDS, build_study
 
 from jaxdistill.errors import UserError
-from jaxdistill.intervals import Interval
+from jaxdistill.evaluation.intervals import Interval
 from jaxdistill.report import findings as findings_module
 from jaxdistill.report import study_markdown, write_run_report, write_study_report
 from jaxdistill.report.examples import examples_of
@@ -430,5 +430,5 @@ def test_folders_that_are_none_of_ours_are_refused(tmp_path):
 
 
 def test_reporting_does_not_import_jax():
-    code = "import sys, jaxdistill.report, jaxdistill.intervals; sys.exit('jax' in sys.modules)"
+    code = "import sys, jaxdistill.report; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

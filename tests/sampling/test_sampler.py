@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdistill import scoring
 from jaxdistill.errors import UserError
 from jaxdistill.models import decoder
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.rope import Rope
 from jaxdistill.sampling import Sampling, make_sampler, question_hashes, row_keys
+from jaxdistill.training import chunked_objective as scoring
 
 CONFIG = ModelConfig(
     family="qwen3",

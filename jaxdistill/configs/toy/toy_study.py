@@ -1,0 +1,130 @@
+"""The whole story in the toy world: damage by self-distillation, and its cure.
+
+Purpose: base, SDPO, SDPO with an EMA teacher, `epi_mask` (the cautionary one), `epi_gate`,
+`epi_anchor` and GRPO, in the main world and in the control world whose teacher keeps verifying.
+Expected (main world, held-out problems): SDPO loses most epistemic tokens and over ten points of
+accuracy, `epi_anchor` keeps most of both, GRPO gains accuracy; in the control world SDPO loses most
+words of doubt and no accuracy. `docs/toy_study.md` has the figures.
+Hardware and time: profile quick, 2 CPU cores, under ten minutes; profile full (3 seeds, coverage,
+richness of the context), one H200, under 25 minutes.
+Command: jaxdistill study toy_study [--profile full] [--run-dir runs/toy_study]
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import replace
+
+from jaxdistill.config import RunConfig
+from jaxdistill.configs.toy.toy_grpo import toy_grpo
+from jaxdistill.configs.toy.toy_selfdistill import SPLITS, toy_selfdistill
+from jaxdistill.errors import UserError
+from jaxdistill.evaluation.evaluate import Split
+from jaxdistill.objectives import AnchorEpistemicMass, MaskSampledEpistemic, SuppressionGate
+from jaxdistill.run.study import Arm, Study
+from jaxdistill.storage.loading import ToyBase
+from jaxdistill.tasks import contexts
+from jaxdistill.training.experience import OnPolicy
+from jaxdistill.training.step import EMA
+
+WORLDS = ("main", "control")
+COVERAGES: tuple[int | str, ...] = (1, 8, 64, 512, "all")
+ALL_TRAIN = 20_000  # distinct problems; no run of this size sees one twice
+CONTEXTS: tuple[contexts.Context, ...] = (
+    contexts.NoContext(),
+    contexts.PartialSolution(),
+    contexts.AnswerOnly(),
+    contexts.SolutionWithoutThinking(),
+    contexts.Solution(),
+)
+
+
+def methods(parent: RunConfig, grpo: RunConfig) -> dict[str, RunConfig]:
+    """Each method as its visible difference from plain self-distillation."""
+    loss = parent.objective
+    return {
+        "sdpo": parent,
+        "sdpo_ema": replace(parent, teacher=EMA()),
+        "epi_mask": replace(parent, objective=replace(loss, weights=(MaskSampledEpistemic(),))),
+        "epi_gate": replace(parent, objective=replace(loss, weights=(SuppressionGate(),))),
+        "epi_anchor": replace(parent, objective=replace(loss, target=AnchorEpistemicMass())),
+        "grpo": grpo,
+    }
+
+
+def toy_study(profile: str = "quick") -> Study:
+    profiles = {"quick": quick, "full": full}
+    if profile not in profiles:
+        raise UserError(f"`--profile` must be quick or full, got {profile!r}")
+    arms = tuple(profiles[profile]())
+    return Study("toy_study", profile, arms, workers=2)
+
+
+def in_world(config: RunConfig, world: str, name: str, seed: int = 0) -> RunConfig:
+    """The same run from a world's base; a study keeps no weights, only what was measured."""
+    return replace(
+        config, model=ToyBase(world), name=name, seed=seed, export=False, save_checkpoints=False
+    )
+
+
+def base(config: RunConfig, world: str) -> Arm:
+    return Arm(world, "base", in_world(replace(config, steps=0), world, "base"))
+
+
+def quick() -> Iterator[Arm]:
+    parent, grpo = toy_selfdistill(), toy_grpo()
+    for world in WORLDS:
+        yield base(parent, world)
+        for name, config in methods(parent, grpo).items():
+            yield Arm(world, name, in_world(config, world, name))
+
+
+def full() -> Iterator[Arm]:
+    """Three seeds; 256 rollouts a step; then coverage and richness axes in the main world."""
+    parent, grpo = at_full_size(toy_selfdistill(), 1e-4), at_full_size(toy_grpo(), 3e-4)
+    seeds = range(3)
+    for world in WORLDS:
+        yield base(parent, world)
+        for name, config in methods(parent, grpo).items():
+            for seed in seeds:
+                yield Arm(world, name, in_world(config, world, name, seed))
+    for coverage in COVERAGES:
+        for name, config in {"sdpo": parent, "grpo": grpo}.items():
+            for seed in seeds:
+                narrow = on_problems(config, coverage)
+                labels = (("coverage", coverage),)
+                yield Arm("main", name, in_world(narrow, "main", name, seed), labels)
+    for context in CONTEXTS:
+        for seed in seeds:
+            told = replace(parent, experience=replace(parent.experience, context=context))
+            labels = (("context", type(context).__name__),)
+            yield Arm("main", "sdpo", in_world(told, "main", "sdpo", seed), labels)
+
+
+def at_full_size(config: RunConfig, peak_lr: float) -> RunConfig:
+    splits = tuple(
+        Split(split.name, dataclasses.replace(split.task, count=192)) for split in SPLITS
+    )
+    return replace(
+        config,
+        steps=60,
+        experience=replace(config.experience, questions=32),
+        optimizer=replace(config.optimizer, peak_lr=peak_lr),
+        evaluation=replace(config.evaluation, splits=splits, every=30, questions_per_batch=192),
+        rollouts_every=0,
+    )
+
+
+def on_problems(config: RunConfig, coverage: int | str) -> RunConfig:
+    """Train on `coverage` distinct problems, and measure the train split on those."""
+    count = ALL_TRAIN if coverage == "all" else int(coverage)
+    assert isinstance(config.experience, OnPolicy)
+    task = replace(config.experience.task, count=count)
+    shown = replace(task, count=min(count, 192))
+    splits = tuple(
+        Split(s.name, shown if s.name == "train" else s.task) for s in config.evaluation.splits
+    )
+    return replace(
+        config,
+        experience=replace(config.experience, task=task),
+        evaluation=replace(config.evaluation, splits=splits),
+    )

@@ -1,1 +1,0 @@
-"""Where questions come from, and in which order."""

@@ -1,0 +1,224 @@
+"""Responses in numbers: lengths, and words of doubt in three ways of counting.
+
+`paper` counts substrings, as every published number does; `word` whole words; `token` the ids that
+a loss sees, which needs a tokenizer.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from jaxdistill import epistemic
+from jaxdistill.epistemic import Lexicon
+from jaxdistill.errors import UserError
+from jaxdistill.evaluation.responses import Response, encode
+from jaxdistill.storage import tokenizer as tokenizers
+
+MODES = ("paper", "word", "token")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the `token` mode needs: a tokenizer, and the lexicon in it."""
+
+    tokenizer: Any
+    lexicon: Lexicon
+
+
+def count_tokens(tokenizer: Any, responses: Sequence[Response]) -> Int[np.ndarray, " V"]:
+    """How often each id of the vocabulary stands in the responses."""
+    ids = [i for sequence in encode(tokenizer, responses) for i in sequence]
+    return np.bincount(np.array(ids, np.int64), minlength=epistemic.vocab_size(tokenizer))
+
+
+class _Counted(NamedTuple):
+    """One response in numbers: {mode: {word: count}}, tokens, and forms that no id covers."""
+
+    response: Response
+    counts: dict[str, dict[str, int]]
+    tokens: int | None
+    uncovered: int
+
+
+def analyze(
+    responses: Sequence[Response],
+    words: Sequence[str],
+    modes: Sequence[str] = MODES,
+    vocabulary: Vocabulary | None = None,
+) -> dict[str, Any]:
+    """Count `words` in every response and sum over groups, as values for JSON.
+
+    `groups` are each source (where there are several), all, and the correct and incorrect ones
+    where records say which. A group has `responses`, `characters` and `tokens` (means), `truncated`
+    and `accuracy` (shares), and `counts[mode]` with `total`, `per_response`, `per_1k` (of tokens)
+    and `words`: the same for each word. None is what the records do not tell: tokens are those of
+    the text under the tokenizer, without one `num_tokens`, and never an estimate.
+    Raises UserError for the mode `token` without a tokenizer.
+    """
+    if "token" in modes and vocabulary is None:
+        raise UserError("mode `token` counts ids, which needs a tokenizer: add --model DIR")
+    counted = list(_count(responses, words, modes, vocabulary))
+    names = list(dict.fromkeys(each.source for each in responses))
+    groups = {name: [c for c in counted if c.response.source == name] for name in names}
+    groups = (groups if len(groups) > 1 else {}) | {"all": counted}
+    groups |= {
+        name: [c for c in counted if c.response.correct is verdict]
+        for name, verdict in (("correct", True), ("incorrect", False))
+    }
+    result = {"groups": {name: _summary(group) for name, group in groups.items() if group}}
+    return result | ({} if vocabulary is None else {"lexicon": _describe(vocabulary)})
+
+
+def _count(
+    responses: Sequence[Response],
+    words: Sequence[str],
+    modes: Sequence[str],
+    vocabulary: Vocabulary | None,
+) -> Iterator[_Counted]:
+    ids: Iterable[list[int] | None] = [None] * len(responses)
+    said: dict[int, str] = {}
+    split: list[tuple[int, ...]] = []
+    if vocabulary is not None:
+        tokenizer, lexicon = vocabulary.tokenizer, vocabulary.lexicon
+        ids = encode(tokenizer, responses)
+        said = {i: epistemic.said_by(tokenizer, i) for i in lexicon.ids}
+        split = _split_forms(tokenizer, lexicon)
+    for response, sequence in zip(responses, ids):
+        counts = {}
+        for mode in modes:
+            if mode != "token":
+                counts[mode] = epistemic.count(response.text, words, mode)
+                continue
+            counts[mode] = dict.fromkeys([*words, *said.values()], 0)
+            for i in sequence or ():
+                if i in said:
+                    counts[mode][said[i]] += 1
+        tokens = response.num_tokens if sequence is None else len(sequence)
+        yield _Counted(response, counts, tokens, epistemic.count_sequences(sequence or (), split))
+
+
+def _split_forms(tokenizer: Any, lexicon: Lexicon) -> list[tuple[int, ...]]:
+    """The forms that are several tokens; one that the tokenizer cannot spell at all is none."""
+    forms = {tuple(ids) for ids in tokenizers.encode(tokenizer, lexicon.uncovered) if len(ids) > 1}
+    forms = {ids for ids in forms if tokenizer.unk_token_id not in ids}
+    # "seems" stands in " seems" where the space is a token of its own: once is enough.
+    return [ids for ids in forms if not epistemic.count_sequences(ids, forms - {ids})]
+
+
+def _summary(group: Sequence[_Counted]) -> dict[str, Any]:
+    size = len(group)
+    finished = [c.response.finished for c in group]
+    correct = [c.response.correct for c in group]
+    lengths = [c.tokens for c in group]
+    tokens = None if None in lengths else sum(length or 0 for length in lengths)
+
+    def rates(total: int) -> dict[str, Any]:
+        per_1k = 1000 * total / tokens if tokens else None
+        return {"total": total, "per_response": total / size, "per_1k": per_1k}
+
+    counts = {}
+    for mode in group[0].counts:
+        totals = {w: sum(c.counts[mode][w] for c in group) for w in group[0].counts[mode]}
+        words = {word: rates(total) for word, total in totals.items()}
+        counts[mode] = rates(sum(totals.values())) | {"words": words}
+    return {
+        "responses": size,
+        "tokens": None if tokens is None else tokens / size,
+        "characters": sum(len(c.response.text) for c in group) / size,
+        "truncated": None if None in finished else finished.count(False) / size,
+        "accuracy": None if None in correct else correct.count(True) / size,
+        "counts": counts,
+        "uncovered": sum(c.uncovered for c in group),
+    }
+
+
+def _describe(vocabulary: Vocabulary) -> dict[str, Any]:
+    lexicon = vocabulary.lexicon
+    report = epistemic.examine(vocabulary.tokenizer, lexicon)
+    return {
+        "made": lexicon.made,
+        "tokenizer_hash": lexicon.tokenizer_hash,
+        "ids": {i: vocabulary.tokenizer.decode([i]) for i in lexicon.ids},
+        "uncovered": lexicon.uncovered,
+        "near": [each._asdict() for each in report.near],
+        "over_inclusive": [each._asdict() for each in report.over_inclusive],
+    }
+
+
+# ------------------------------------------------------------------------------------ showing
+
+
+def table(found: dict[str, Any]) -> Iterator[str]:
+    """An analysis in lines for a person: groups, then words, then what the ids miss and say."""
+    groups = found["groups"]
+    modes = list(groups["all"]["counts"])
+    plain = ("responses", "tokens", "characters", "truncated", "accuracy")
+    yield from _aligned(
+        ["", *plain, *_headers(modes)],
+        [
+            [name, *(group[key] for key in plain), *_rates(group["counts"], modes)]
+            for name, group in groups.items()
+        ],
+    )
+    yield ""
+    counts = groups["all"]["counts"]
+    words = dict.fromkeys(word for mode in modes for word in counts[mode]["words"])
+    rows = [
+        [word, *_rates({m: counts[m]["words"].get(word) for m in modes}, modes)] for word in words
+    ]
+    rows.append(["total", *_rates(counts, modes)])
+    yield from _aligned(["word", *_headers(modes)], rows)
+    yield from _notes(found)
+
+
+def _headers(modes: Sequence[str]) -> list[str]:
+    return [f"{mode}{rate}" for mode in modes for rate in ("/resp", "/1k")]
+
+
+def _rates(counts: dict[str, Any], modes: Sequence[str]) -> list[float | None]:
+    none = {"per_response": None, "per_1k": None}
+    return [(counts[mode] or none)[rate] for mode in modes for rate in none]
+
+
+def _notes(found: dict[str, Any]) -> Iterator[str]:
+    everything = found["groups"]["all"]
+    if everything["tokens"] is None:
+        yield "no rates per 1,000 tokens: records without `num_tokens` need --model DIR"
+    if (lexicon := found.get("lexicon")) is None:
+        return
+    yield ""
+    yield f"lexicon: {len(lexicon['ids'])} ids of tokenizer {lexicon['tokenizer_hash']}"
+    yield (
+        f"{len(lexicon['uncovered'])} forms have no id, so no loss sees them "
+        f"({everything['uncovered']} times here): {_few(lexicon['uncovered'])}"
+    )
+    near = [each["token"] for each in lexicon["near"]]
+    yield f"{len(near)} entries contain a word and are left out: {_few(near)}"
+    also = [f"{each['token']!r} in {each['inside'][0]}" for each in lexicon["over_inclusive"]]
+    yield f"{len(also)} ids also spell other words: {', '.join(also[:4]) or 'none'}"
+
+
+def _few(texts: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, texts[:6]))
+    return (shown or "none") + (", ..." if len(texts) > 6 else "")
+
+
+def _aligned(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
+    cells = [list(headers), *([_cell(value) for value in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
+    for first, *rest in cells:
+        line = [first.ljust(widths[0])]
+        line += [cell.rjust(width) for cell, width in zip(rest, widths[1:])]
+        yield "  ".join(line).rstrip()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = str(value)
+    return text if text.isprintable() else repr(text)

@@ -1,0 +1,110 @@
+"""What a model would write at each fork of a trace, by how much it has been told."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdistill.models import decoder
+from jaxdistill.storage import loading as policies
+from jaxdistill.storage import tokenizer as tokenizers
+from jaxdistill.storage.loading import Policy, ToyBase
+from jaxdistill.tasks import contexts
+from jaxdistill.tasks.questions import Question
+from jaxdistill.tasks.tasks import ToyTask, probe_prefixes
+from jaxdistill.tasks.toy import grader, problems, traces
+from jaxdistill.training import chunked_objective as scoring
+
+CONTEXTS: tuple[contexts.Context, ...] = (
+    contexts.NoContext(),
+    contexts.PartialSolution(),
+    contexts.AnswerOnly(),
+    contexts.SolutionWithoutThinking(),
+    contexts.Solution(),
+)
+
+
+def forks(question: Question, words: list[str]) -> list[tuple[str, int]]:
+    """(place, index) of each fork of a trace: word `index` is what was written there.
+
+    `start`; `miss`, after a try that does not end in the target; `match`, after one that does and
+    that is not a double check itself.
+    """
+    target = str(problems.parse(question.prompt).target)
+    found = [("start", 0)]
+    led_by = ""  # the word before the try
+    for i, word in enumerate(words[: words.index(traces.END_THINK) + 1]):
+        if grader.is_arithmetic(word):
+            continue
+        if i > 0 and words[i - 1] != target and grader.is_arithmetic(words[i - 1]):
+            found.append(("miss", i))
+        elif i > 0 and words[i - 1] == target and led_by != traces.CHECK:
+            found.append(("match", i))
+        led_by = word
+    return found
+
+
+def probe(policy: Policy, params: Any, task: ToyTask, seed: int = 0) -> list[dict[str, Any]]:
+    """Mean probability of doubting, answering, `then` and checking, per context and place.
+
+    The forks are those of unguided traces of the main world on the task's questions; the shown
+    solution is the reference solution. Rows {context, place, epistemic, answer, then, check, n};
+    `epistemic` leaves out `check`, which has its own column.
+    """
+    examples = probe_prefixes(task, seed)
+    responses = tokenizers.encode(policy.tokenizer, [text for _, text in examples])
+    pad = tokenizers.pad_id(policy.tokenizer)
+    ids_BT, mask_BT = (jnp.asarray(x) for x in tokenizers.right_pad(responses, pad, 64))
+    places = [
+        (row, place, index)
+        for row, (question, text) in enumerate(examples)
+        for place, index in forks(question, text.split())
+    ]
+    rows_F, index_F = (np.array([place[i] for place in places]) for i in (0, 2))
+    groups = {
+        "epistemic": (*traces.WAIT_WORDS, *traces.HEDGE_WORDS),
+        "answer": (traces.END_THINK,),
+        "then": (traces.THEN,),
+        "check": (traces.CHECK,),
+    }
+    group_ids = {
+        name: [ids for (ids,) in tokenizers.encode(policy.tokenizer, words)]
+        for name, words in groups.items()
+    }
+
+    @jax.jit
+    def masses(params, prompt_ids_BP, prompt_mask_BP):
+        hidden_BTD = scoring.completion_hidden(
+            params, policy.config, prompt_ids_BP, prompt_mask_BP, ids_BT, mask_BT
+        )
+        head_DV = decoder.head(params, policy.config)
+        probability_FV = jax.nn.softmax(hidden_BTD[rows_F, index_F] @ head_DV, axis=-1)
+        return {
+            name: probability_FV[:, np.array(ids)].sum(axis=-1) for name, ids in group_ids.items()
+        }
+
+    table = []
+    for context in CONTEXTS:
+        chats = [
+            [{"role": "user", "content": contexts.render(context, question.prompt,
+                                                          question.solution, question.answer)}]
+            for question, _ in examples
+        ]  # fmt: skip
+        prompt = tokenizers.left_pad(tokenizers.prompt_ids(policy.tokenizer, chats), pad, 64)
+        values = jax.device_get(masses(params, *prompt))
+        for place in ("start", "miss", "match"):
+            pick = np.array([name == place for _, name, _ in places])
+            means = {name: float(value[pick].mean()) for name, value in values.items()}
+            table.append({"context": type(context).__name__, "place": place, **means,
+                          "n": int(pick.sum())})  # fmt: skip
+    return table
+
+
+def probe_base(source: ToyBase) -> list[dict[str, Any]]:
+    """Probe a bundled base on held-out problems."""
+    with tempfile.TemporaryDirectory() as folder:
+        policy = policies.load(source, 0, Path(folder))
+        return probe(policy, policy.params, ToyTask(pool="heldout", count=128))

@@ -1,6 +1,0 @@
-"""Is the answer right? A wrong, missing, malformed or slow answer is a verdict, no exception."""
-
-from jaxdistill.grading.pool import GradingPool, grade_all
-from jaxdistill.grading.verdict import Grader, Verdict
-
-__all__ = ["Grader", "GradingPool", "Verdict", "grade_all"]

@@ -1,0 +1,107 @@
+"""Qwen2 as data, and with it DeepSeek-R1-Distill-Qwen: config.json and the tensors' names.
+
+Qwen Team 2024, arXiv 2407.10671: pre-norm, grouped queries with biases on queries, keys and values,
+SwiGLU.
+"""
+
+from jaxdistill.errors import UserError
+from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.families.fields import (
+    Fields,
+    TensorName,
+    field,
+    older_rope_scaling,
+    read_layers,
+    read_rope,
+    read_sizes,
+    write_rope,
+    write_sizes,
+)
+
+MODEL_TYPE = "qwen2"
+
+# From the parameter's path in `Decoder`.
+TENSORS = {
+    ("embed",): TensorName("model.embed_tokens.weight", "V D"),
+    ("norm",): TensorName("model.norm.weight", "D"),
+    ("head",): TensorName("lm_head.weight", "V D"),
+    ("layers", "attention_norm"): TensorName("model.layers.{}.input_layernorm.weight", "D"),
+    ("layers", "q"): TensorName("model.layers.{}.self_attn.q_proj.weight", "NH D"),
+    ("layers", "k"): TensorName("model.layers.{}.self_attn.k_proj.weight", "KH D"),
+    ("layers", "v"): TensorName("model.layers.{}.self_attn.v_proj.weight", "KH D"),
+    ("layers", "q_bias"): TensorName("model.layers.{}.self_attn.q_proj.bias", "NH"),
+    ("layers", "k_bias"): TensorName("model.layers.{}.self_attn.k_proj.bias", "KH"),
+    ("layers", "v_bias"): TensorName("model.layers.{}.self_attn.v_proj.bias", "KH"),
+    ("layers", "out"): TensorName("model.layers.{}.self_attn.o_proj.weight", "D NH"),
+    ("layers", "mlp_norm"): TensorName("model.layers.{}.post_attention_layernorm.weight", "D"),
+    ("layers", "gate"): TensorName("model.layers.{}.mlp.gate_proj.weight", "F D"),
+    ("layers", "up"): TensorName("model.layers.{}.mlp.up_proj.weight", "F D"),
+    ("layers", "down"): TensorName("model.layers.{}.mlp.down_proj.weight", "D F"),
+}
+
+
+def from_hf(fields: Fields) -> ModelConfig:
+    """The config of a parsed config.json; fields that may be absent default as in transformers.
+
+    Raises UserError naming the field that is missing, malformed or asks for what is not built.
+    """
+    return ModelConfig(**read_qwen(fields), qk_norm="none", qkv_bias=True)
+
+
+def to_hf(config: ModelConfig) -> Fields:
+    """The architecture's fields of config.json, RoPE in both spellings."""
+    return {"architectures": ["Qwen2ForCausalLM"]} | write_qwen(config)
+
+
+# ---------------------------------------------------------------------------- also Qwen3's
+
+
+def read_qwen(fields: Fields) -> dict:
+    """The ModelConfig fields that both Qwens spell alike."""
+    max_positions = field(fields, "max_position_embeddings", int, 32_768)
+    pattern, window = read_layers(fields, *_default_layers(fields))
+    return read_sizes(fields) | {
+        "rope": _read_rope(fields, max_positions),
+        "layer_pattern": pattern,
+        "window": window,
+        "norm_eps": field(fields, "rms_norm_eps", float, 1e-6),
+        "max_positions": max_positions,
+    }
+
+
+def _default_layers(fields: Fields) -> tuple[list[str], int | None]:
+    """With `use_sliding_window` the layers from `max_window_layers` on slide."""
+    num_layers = field(fields, "num_hidden_layers", int)
+    if not field(fields, "use_sliding_window", bool, False):
+        return ["full_attention"] * num_layers, None
+    full = min(field(fields, "max_window_layers", int, 28), num_layers)
+    kinds = ["full_attention"] * full + ["sliding_attention"] * (num_layers - full)
+    if fields.get("sliding_window", 4096) is None:  # said to be none, and not left out
+        return ["full_attention"] * num_layers, None
+    return kinds, field(fields, "sliding_window", int, 4096)
+
+
+def _read_rope(fields: Fields, max_positions: int):
+    parameters = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
+    theta = field(fields, "rope_theta", float, 10_000.0)
+    rope = read_rope(parameters, theta, max_positions)
+    if fields.get("rope_theta") is not None and rope.theta != theta:
+        raise UserError(f"rope_parameters and rope_theta disagree: {rope.theta} and {theta}")
+    return rope
+
+
+def write_qwen(config: ModelConfig) -> Fields:
+    """The fields of config.json that both Qwens spell alike."""
+    rope, sizes = write_rope(config.rope), write_sizes(config)
+    return sizes | {
+        # Older readers (vLLM, transformers 4) know only the first two.
+        "rope_theta": config.rope.theta,
+        "rope_scaling": older_rope_scaling(rope),
+        "rope_parameters": rope,
+        "use_sliding_window": config.window is not None,
+        "sliding_window": config.window,
+        # For readers that know no layer_types.
+        "max_window_layers": [*sizes["layer_types"], "sliding_attention"].index(
+            "sliding_attention"
+        ),
+    }

@@ -1,0 +1,310 @@
+"""The loop: one function, from a RunConfig to a finished run folder."""
+
+import contextlib
+import functools
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxdistill import epistemic, overrides, sharding
+from jaxdistill.config import RunConfig
+from jaxdistill.epistemic import Lexicon, LexiconFile
+from jaxdistill.errors import UserError
+from jaxdistill.evaluation.evaluate import evaluate_split, evaluation_folder, write_evaluation
+from jaxdistill.files import write_whole
+from jaxdistill.run.provenance import provenance
+from jaxdistill.sampling.rollouts import Place
+from jaxdistill.storage import hf, hf_files
+from jaxdistill.storage import loading as policies
+from jaxdistill.storage.checkpoint import Checkpoints
+from jaxdistill.storage.loading import Policy
+from jaxdistill.tasks.tasks import questions_of
+from jaxdistill.training import packing
+from jaxdistill.training.experience import OnPolicy, Setting, open_source
+from jaxdistill.training.metrics import MetricsWriter, means
+from jaxdistill.training.step import TrainState, init_state, make_train_step
+
+
+def run(config: RunConfig, run_dir: Path, *, resume: bool = False, quiet: bool = False) -> Path:
+    """Train as `config` says and leave a self-contained run folder.
+
+    An interrupted run goes on with `resume=True` exactly where its last checkpoint stands (on CPU
+    bit for bit). Raises UserError for an existing folder without `resume`, a folder of another
+    config, or unusable input.
+    """
+    # A path that cannot be read is found now and not by the first evaluation, hours later.
+    for split in config.evaluation.splits:
+        questions_of(split.task)
+    if isinstance(config.lexicon, LexiconFile):
+        epistemic.read_lexicon(config.lexicon.path)
+    is_new = start_folder(config, run_dir, resume)
+    try:
+        train(config, run_dir, resume, quiet)
+    except UserError:
+        # Input that proved unusable before the first step leaves no folder behind.
+        if is_new and not (run_dir / "metrics.jsonl").exists():
+            shutil.rmtree(run_dir)
+        raise
+    return run_dir
+
+
+def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
+    """The loop itself, in a folder that `start_folder` has made or checked."""
+    mesh = sharding.make_mesh(config.mesh)
+    place: Place = functools.partial(sharding.shard_batch, mesh)
+
+    with sharding.use_mesh(mesh):
+        # ---- model, data, state
+        check_base(config, run_dir)
+        policy = policies.load(
+            config.model, config.seed, run_dir / "model", mesh,
+            dtype=None,  # the reference stays as it was stored; only what is trained is float32
+            progress=not quiet,
+        )  # fmt: skip
+        lexicon = keep_lexicon(config, policy, run_dir)
+        setting = setting_of(config, policy, lexicon.words, run_dir, place)
+        source = open_source(config.experience, setting)
+        state = init_state(policy.params, config.optimizer, config.teacher, config.steps)
+        checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.keep_checkpoints)
+        step = 0
+        if resume and (latest := checkpoints.latest_step()) is not None:
+            step = check_steps(config, run_dir, latest)
+            restored, host = checkpoints.restore(latest, state._asdict())
+            state = TrainState(**restored)
+            source.batches.set_state(host["data"])
+            note_resume(run_dir, step)
+        if resume:
+            write_config(config, run_dir)
+        train_step = make_train_step(
+            policy.config, config.objective, tuple(lexicon.ids), config.optimizer, config.teacher,
+            config.compute, config.steps, source.temperature, config.track_reference,
+        )  # fmt: skip
+
+        # ---- the steps
+        with contextlib.ExitStack() as stack:
+            stack.callback(checkpoints.close)
+            stack.callback(source.close)
+            writer = stack.enter_context(MetricsWriter(run_dir, resume_step=step + 1))
+            bar = stack.enter_context(progress(config, step, quiet))
+            pending: tuple[int, dict[str, Any], dict[str, Any]] | None = None
+            # A run of no steps is evaluated too; and so is a step whose evaluation was killed.
+            if evaluates_at(config, step) and not is_evaluated(run_dir, step):
+                evaluate(config, policy, state.params, run_dir, step, place)
+            while step < config.steps:
+                began = time.monotonic()
+                batch, facts = source.next_batch(state.params, step)
+                sampled = time.monotonic()
+                if config.compute.pack:
+                    parts = sharding.num_parts("B")
+                    batch, facts["padding"] = packing.pack(batch, config.compute.pack, parts)
+                state, sums = train_step(state, policy.params, place(batch))
+                step += 1
+                # The previous step's metrics are fetched while this one runs on the device.
+                if pending is not None:
+                    log(writer, bar, *pending)
+                facts |= {"seconds_rollout": sampled - began, "seconds": time.monotonic() - began}
+                pending = (step, sums, facts)
+                if step == config.steps or is_due(step, config.checkpoint_every):
+                    log(writer, bar, *pending)
+                    pending = None
+                    if config.save_checkpoints:
+                        host = {"data": source.batches.get_state()}
+                        checkpoints.save(step, state._asdict(), host)
+                if evaluates_at(config, step):
+                    evaluate(config, policy, state.params, run_dir, step, place)
+
+        # ---- the way out
+        is_exported = (run_dir / "export").exists() and finished_step(run_dir) == step
+        if config.export and not is_exported:
+            export(policy, state.params, run_dir, quiet)
+        write_whole(run_dir / "finished.json", json.dumps({"step": step}))
+
+
+# ---------------------------------------------------------------------------------- the folder
+
+
+# What a resumed run may change without becoming another run.
+MAY_CHANGE = {"steps", "evaluation", "checkpoint_every", "keep_checkpoints", "save_checkpoints",
+              "rollouts_every", "export"}  # fmt: skip
+
+
+def start_folder(config: RunConfig, run_dir: Path, resume: bool) -> bool:
+    """Create the run folder (True), or check that it is this config's (False)."""
+    if (run_dir / "config.json").exists():
+        if not resume:
+            raise UserError(
+                f"run folder {run_dir} exists; add --resume to go on, or choose another"
+            )
+        check_config(config, run_dir)
+        return False
+    # A start that was killed may have left its first file.
+    if run_dir.exists() and {file.name for file in run_dir.iterdir()} - {"provenance.json"}:
+        raise UserError(f"run folder {run_dir} is not empty and holds no run; choose another")
+    # What can be wrong with the model is found before anything is written.
+    policies.resolve(config.model)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_whole(run_dir / "provenance.json", json.dumps(provenance(), indent=1))
+    write_config(config, run_dir)
+    return True
+
+
+def write_config(config: RunConfig, run_dir: Path) -> None:
+    write_whole(run_dir / "config.json", json.dumps(overrides.to_json(config), indent=1))
+
+
+def note_resume(run_dir: Path, step: int) -> None:
+    """Add where and with what the run goes on: perhaps another commit, perhaps another machine."""
+    file = run_dir / "provenance.json"
+    first = hf_files.read_json(file) if file.exists() else {}
+    resumed = [*first.get("resumed", ()), {"step": step, **provenance()}]
+    write_whole(file, json.dumps(first | {"resumed": resumed}, indent=1))
+
+
+def check_config(config: RunConfig, run_dir: Path) -> None:
+    """Hold a resumed run to its own config, but for what may change."""
+    saved, described = hf_files.read_json(run_dir / "config.json"), overrides.to_json(config)
+    for key in described.keys() - MAY_CHANGE:
+        if found := difference(saved.get(key), described[key], key):
+            path, there, here = found
+            raise UserError(
+                f"run folder {run_dir} was started with another config: `{path}` is {there!r} "
+                f"there and {here!r} here; use its config.json, or another folder"
+            )
+    if config.optimizer.schedule == "cosine" and saved["steps"] != config.steps:
+        raise UserError(
+            f"run folder {run_dir} was started with `steps` {saved['steps']}, and its cosine "
+            f"schedule ends there; {config.steps} steps are another run"
+        )
+
+
+def difference(there: Any, here: Any, path: str) -> tuple[str, Any, Any] | None:
+    """The first setting in which two configs (as JSON) differ: (dotted path, there, here)."""
+    # A setting that an older version did not have yet is no difference.
+    if isinstance(there, dict) and isinstance(here, dict) and there.keys() <= here.keys():
+        inner = (difference(there[key], here[key], f"{path}.{key}") for key in there)
+        return next(filter(None, inner), None)
+    return None if there == here else (path, there, here)
+
+
+def check_steps(config: RunConfig, run_dir: Path, latest: int) -> int:
+    if latest > config.steps:
+        raise UserError(
+            f"run folder {run_dir} stands at step {latest} already, beyond `steps`={config.steps}"
+        )
+    return latest
+
+
+def check_base(config: RunConfig, run_dir: Path) -> None:
+    """Hold a resumed run to the base it started from: a frozen teacher is re-read, not saved."""
+    folder = policies.resolve(config.model)
+    if folder is None:
+        return
+    file, found = run_dir / "model" / "fingerprint.txt", policies.fingerprint(folder)
+    if not file.exists():
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(found)
+    elif file.read_text() != found:
+        raise UserError(f"the model in {folder} is not the one that run {run_dir} started from")
+
+
+def keep_lexicon(config: RunConfig, policy: Policy, run_dir: Path) -> Lexicon:
+    """The run's lexicon, kept in its folder; a resumed run is held to the one it started with."""
+    lexicon = epistemic.open_lexicon(config.lexicon, policy.tokenizer)
+    file = run_dir / "lexicon.json"
+    if not file.exists():
+        epistemic.write_lexicon(file, lexicon, policy.tokenizer)
+        return lexicon
+    kept = epistemic.read_lexicon(file)
+    if (set(kept.ids), kept.tokenizer_hash) != (set(lexicon.ids), lexicon.tokenizer_hash):
+        raise UserError(
+            f"run folder {run_dir} was started with another lexicon: {len(kept.ids)} ids of the "
+            f"tokenizer {kept.tokenizer_hash} in its lexicon.json, and `lexicon` now gives "
+            f"{len(lexicon.ids)} of {lexicon.tokenizer_hash}; give it back, or start another run"
+        )
+    return lexicon
+
+
+def finished_step(run_dir: Path) -> int | None:
+    """The step that a finished run ended at; None for one that is not finished."""
+    file = run_dir / "finished.json"
+    return hf_files.read_json(file)["step"] if file.exists() else None
+
+
+def is_due(step: int, every: int) -> bool:
+    return bool(every) and step > 0 and step % every == 0
+
+
+def evaluates_at(config: RunConfig, step: int) -> bool:
+    return step == config.steps or is_due(step, config.evaluation.every)
+
+
+def is_evaluated(run_dir: Path, step: int) -> bool:
+    return (evaluation_folder(run_dir, step) / "summary.json").exists()
+
+
+def setting_of(
+    config: RunConfig, policy: Policy, words: tuple[str, ...], run_dir: Path, place: Place
+) -> Setting:
+    return Setting(
+        policy, config.objective, config.seed, words, config.compute.dtype,
+        config.compute.attention, config.compute.cache_dtype, place, run_dir / "rollouts",
+        config.rollouts_every,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def progress(config: RunConfig, step: int, quiet: bool) -> Iterator[Any]:
+    from tqdm import tqdm
+
+    with tqdm(total=config.steps, initial=step, desc=config.name, disable=quiet) as bar:
+        yield bar
+
+
+def log(writer: MetricsWriter, bar: Any, step: int, sums: dict[str, Any], facts: dict[str, Any]):
+    values = means(sums) | facts
+    writer.write(step, values)
+    bar.update()
+    shown = {key: values[key] for key in ("loss", "reward", "length") if key in values}
+    bar.set_postfix({key: f"{value:.3g}" for key, value in shown.items()}, refresh=False)
+
+
+# ------------------------------------------------------------------------------------ the exits
+
+
+def evaluate(
+    config: RunConfig, policy: Policy, params: Any, run_dir: Path, step: int, place: Place
+) -> None:
+    if not config.evaluation.splits:
+        return
+    experience = config.experience
+    thinking = experience.enable_thinking if isinstance(experience, OnPolicy) else None
+    results = {
+        split.name: evaluate_split(
+            policy, params, split, config.evaluation, enable_thinking=thinking,
+            dtype=config.compute.dtype, attention=config.compute.attention,
+            cache_dtype=config.compute.cache_dtype, place=place,
+        )
+        for split in config.evaluation.splits
+    }  # fmt: skip
+    write_evaluation(evaluation_folder(run_dir, step), results)
+
+
+def export(policy: Policy, params: Any, run_dir: Path, quiet: bool) -> None:
+    """Write the Hugging Face folder RUN/export, read back and compared, in an older one's place.
+
+    Its dtype is that of the base; the float32 that training keeps stays in the checkpoints.
+    """
+    folder, new = run_dir / "export", run_dir / "export.new"
+    shutil.rmtree(new, ignore_errors=True)
+    hf.export_folder(
+        new, params, policy.config, tokenizer_from=policy.tokenizer_folder,
+        dtype=policies.export_dtype(policy.tokenizer_folder), progress=not quiet,
+    )  # fmt: skip
+    if jax.process_index() == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+        new.rename(folder)

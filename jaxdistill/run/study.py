@@ -1,0 +1,290 @@
+"""A study: a grid of runs, each in its own folder, then one table and one report.
+
+The run folders are the only interface: workers write them, progress is read off them, and the
+summary is made from them. So a study that was stopped goes on where it stands.
+"""
+
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from jaxdistill import overrides
+from jaxdistill.config import RunConfig, with_presets
+from jaxdistill.errors import UserError
+from jaxdistill.evaluation.evaluate import read_summary
+from jaxdistill.files import write_whole
+from jaxdistill.run.loop import finished_step, run
+from jaxdistill.run.provenance import provenance
+from jaxdistill.storage.loading import ToyBase
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One run of the study and what its rows are called.
+
+    `labels` are extra columns (such as coverage or context) of studies with more than methods.
+    """
+
+    world: str
+    method: str
+    config: RunConfig
+    labels: tuple[tuple[str, str | int], ...] = ()
+
+    @property
+    def name(self) -> str:
+        extra = "".join(f"-{key}{value}" for key, value in self.labels)
+        return f"{self.world}-{self.method}{extra}-s{self.config.seed}"
+
+
+@dataclass(frozen=True)
+class Study:
+    name: str
+    profile: str
+    arms: tuple[Arm, ...]
+    workers: int  # processes on a CPU; an accelerator takes one
+
+    def __post_init__(self):
+        names = [arm.name for arm in self.arms]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise UserError(
+                f"study {self.name}: {len(twice)} names stand for several arms, as {min(twice)}; "
+                "give the arms other seeds or labels"
+            )
+
+
+def run_study(study: Study, study_dir: Path, *, quiet: bool = False) -> Path:
+    """Run every unfinished arm, then write summary.json, probe.json, study.json and the report.
+
+    Returns the report's path. Raises UserError when the folder belongs to another study.
+    """
+    began = time.monotonic()
+    prepare(study, study_dir)
+    todo = [arm for arm in study.arms if not is_finished(arm, study_dir)]
+    workers = 1 if on_accelerator() else min(study.workers, max(len(todo), 1))
+    try:
+        if workers == 1:
+            run_arms(todo, study_dir, quiet)
+        elif todo:
+            run_in_processes(todo, study_dir, workers, quiet)
+    finally:
+        # Also when interrupted: the time of all parts is the study's.
+        add_facts(study, study_dir, time.monotonic() - began)
+    began = time.monotonic()
+    write_whole(study_dir / "summary.json", json.dumps(summary_rows(study, study_dir), indent=1))
+    write_probes(study, study_dir)
+    add_facts(study, study_dir, time.monotonic() - began)
+    from jaxdistill.report import write_study_report
+
+    return write_study_report(study_dir)
+
+
+def prepare(study: Study, study_dir: Path) -> None:
+    """Create the folder, or check that it is this study's."""
+    described = json.dumps([[arm.name, overrides.to_json(arm.config)] for arm in study.arms])
+    file = study_dir / "arms.json"
+    if file.exists() and file.read_text() != described:
+        raise UserError(
+            f"{study_dir} holds another study (see arms.json); choose another --run-dir"
+        )
+    if not file.exists() and study_dir.exists() and any(study_dir.iterdir()):
+        raise UserError(f"{study_dir} is not empty and holds no study; choose another --run-dir")
+    study_dir.mkdir(parents=True, exist_ok=True)
+    write_whole(file, described)
+
+
+def is_finished(arm: Arm, study_dir: Path) -> bool:
+    return finished_step(study_dir / "runs" / arm.name) == arm.config.steps
+
+
+def on_accelerator() -> bool:
+    import jax
+
+    return jax.default_backend() != "cpu"
+
+
+# ------------------------------------------------------------------------------------- the runs
+
+
+def run_arms(arms: list[Arm], study_dir: Path, quiet: bool) -> None:
+    """Run arms one after the other in this process; equal configs share their compilations."""
+    from tqdm import tqdm
+
+    for arm in tqdm(arms, desc=study_dir.name, disable=quiet):
+        run_dir = study_dir / "runs" / arm.name
+        run(arm.config, run_dir, resume=run_dir.exists(), quiet=True)
+
+
+def run_in_processes(arms: list[Arm], study_dir: Path, workers: int, quiet: bool) -> None:
+    """Split the arms over processes of one core each: small matrices gain nothing from two.
+
+    Arms with the same objective go to the same process, which compiles it once.
+    """
+    shares = share_out(arms, workers)
+    context = multiprocessing.get_context("spawn")
+    failures = context.SimpleQueue()
+    processes = [
+        context.Process(target=worker, args=(share, study_dir, core, failures))
+        for core, share in enumerate(shares)
+    ]
+    try:
+        with one_core_each():
+            for process in processes:
+                process.start()
+        watch(processes, arms, study_dir, quiet)
+        codes = [process.exitcode for process in processes if process.exitcode]
+    finally:
+        stop([process for process in processes if process.pid is not None])
+    if not failures.empty():
+        raise failures.get()
+    if codes:
+        raise RuntimeError(f"a worker of the study ended with code {codes[0]} (below 0: a signal)")
+
+
+def stop(processes: list[Any]) -> None:
+    """End what still runs: asked to, so that its files are closed, and killed after a while."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(timeout=10.0)
+        process.kill()
+        process.join()
+
+
+@contextlib.contextmanager
+def one_core_each() -> Iterator[None]:
+    """What processes started in here inherit: XLA without a thread pool of its own."""
+    before = os.environ.get("XLA_FLAGS")
+    one_core = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    os.environ["XLA_FLAGS"] = f"{before or ''} {one_core}".strip()
+    try:
+        yield
+    finally:
+        del os.environ["XLA_FLAGS"]
+        if before is not None:
+            os.environ["XLA_FLAGS"] = before
+
+
+def share_out(arms: list[Arm], workers: int) -> list[list[Arm]]:
+    """Groups of equal objective and teacher, the heaviest first, each to the lightest worker."""
+    groups: dict[Any, list[Arm]] = {}
+    for arm in arms:
+        groups.setdefault((arm.config.objective, arm.config.teacher), []).append(arm)
+    shares: list[list[Arm]] = [[] for _ in range(workers)]
+    for group in sorted(groups.values(), key=work, reverse=True):
+        min(shares, key=work).extend(group)
+    return [share for share in shares if share]
+
+
+def work(arms: list[Arm]) -> int:
+    """Steps, plus an evaluation's worth of steps each, plus the compilation of each objective."""
+    compilations = len({(arm.config.objective, arm.config.teacher) for arm in arms})
+    return sum(arm.config.steps + 10 for arm in arms) + 10 * compilations
+
+
+def worker(arms: list[Arm], study_dir: Path, core: int, failures: Any) -> None:
+    """A worker process: one core, its arms; a failure is put on the queue and ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it stops us itself
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if cores:
+        os.sched_setaffinity(0, {cores[core % len(cores)]})
+    try:
+        run_arms(arms, study_dir, quiet=True)
+    except Exception as error:
+        # Not every exception survives the way to another process, and none with its traceback.
+        kind = UserError if isinstance(error, UserError) else RuntimeError
+        sent = error if kind is UserError else f"{type(error).__name__}: {error}"
+        failure = kind(f"a worker of the study failed: {sent}")
+        failure.add_note(traceback.format_exc())
+        failures.put(failure)
+        sys.exit(1)
+
+
+def watch(processes: list[Any], arms: list[Arm], study_dir: Path, quiet: bool) -> None:
+    """Show progress, read off the run folders, until all workers end or one fails."""
+    from tqdm import tqdm
+
+    with tqdm(total=sum(arm.config.steps for arm in arms), desc="steps", disable=quiet) as bar:
+        while alive := [process for process in processes if process.is_alive()]:
+            if any(process.exitcode for process in processes):
+                break
+            wait([process.sentinel for process in alive], timeout=1.0)
+            bar.update(sum(steps_done(arm, study_dir) for arm in arms) - bar.n)
+
+
+def steps_done(arm: Arm, study_dir: Path) -> int:
+    file = study_dir / "runs" / arm.name / "metrics.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+# ---------------------------------------------------------------------------------- the outcome
+
+
+def summary_rows(study: Study, study_dir: Path) -> list[dict[str, Any]]:
+    """One row per arm, evaluated step and split, as `summary.json` has them."""
+    return [row for arm in study.arms for row in arm_rows(arm, study_dir / "runs" / arm.name)]
+
+
+def arm_rows(arm: Arm, run_dir: Path) -> Iterator[dict[str, Any]]:
+    columns = ("accuracy", "length", "epistemic_per_response", "check_rate", "copy_fidelity", "n")
+    for folder in sorted((run_dir / "evals").glob("step_*")):
+        for split, values in read_summary(folder).items():
+            yield {
+                "world": arm.world,
+                "method": arm.method,
+                "seed": arm.config.seed,
+                "step": int(folder.name.removeprefix("step_")),
+                "split": split,
+                **{column: values[column] for column in columns},
+                **dict(arm.labels),
+            }
+
+
+def write_probes(study: Study, study_dir: Path) -> None:
+    """What each world's base does at each fork, by context: the world's assumption, measured."""
+    from jaxdistill.evaluation.toy_probe import probe_base
+
+    worlds = {arm.world: arm.config.model for arm in study.arms if arm.method == "base"}
+    tables = {
+        world: probe_base(model) for world, model in worlds.items() if isinstance(model, ToyBase)
+    }
+    write_whole(study_dir / "probe.json", json.dumps(tables, indent=1))
+
+
+def add_facts(study: Study, study_dir: Path, seconds: float) -> None:
+    """Write study.json; `seconds` are added to those that stand there already."""
+    file = study_dir / "study.json"
+    before = json.loads(file.read_text())["seconds"] if file.exists() else 0.0
+    facts = provenance()
+    described = {
+        "name": study.name,
+        "profile": study.profile,
+        "command": f"jaxdistill study {study.name} --profile {study.profile}",
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "seconds": round(before + seconds, 1),
+        "versions": {"python": facts["python"], **facts["packages"]},
+        "device": "{count} x {kind}".format(**facts["devices"]),
+        "git": facts["git"],
+    }
+    write_whole(file, json.dumps(described, indent=1))
+
+
+def with_overrides(study: Study, texts: list[str]) -> Study:
+    """Apply overrides to every trained arm; a base arm takes those of its evaluation alone."""
+    arms = []
+    for arm in study.arms:
+        fitting = [text for text in texts if arm.method != "base" or text.startswith("evaluation.")]
+        config = overrides.apply_overrides(arm.config, with_presets(fitting))
+        arms.append(dataclasses.replace(arm, config=config))
+    return dataclasses.replace(study, arms=tuple(arms))

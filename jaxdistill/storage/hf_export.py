@@ -1,0 +1,285 @@
+"""Hugging Face folders out: written beside the destination, read back, and renamed last.
+
+Shards and their names are planned from the config. Then one tensor after another is cut out of its
+parameter on the device, fetched, and written into its place.
+"""
+
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jaxdistill.errors import UserError
+from jaxdistill.models import families
+from jaxdistill.models.config import ModelConfig
+from jaxdistill.storage.hf_files import (
+    INDEX,
+    TOKENIZER_FILES,
+    WEIGHTS,
+    copy_tokenizer_files,
+    generation_config,
+    resolve_folder,
+    write_json,
+)
+from jaxdistill.storage.hf_layout import parts_of, tensor_of, tensor_shape
+from jaxdistill.storage.safetensors_io import (
+    DTYPES,
+    Tensor,
+    create,
+    in_parallel,
+    progress_bar,
+    read_digest,
+    read_header,
+    write,
+)
+
+Shapes = dict[str, tuple[str, tuple[int, ...]]]  # {tensor: (dtype as safetensors names it, shape)}
+
+
+def export_folder(
+    folder: str | Path,
+    params: nnx.State,
+    config: ModelConfig,
+    *,
+    tokenizer_from: str | Path | None,
+    generation: dict[str, Any] | None = None,
+    dtype: str | None = None,
+    max_shard_bytes: float | int = 5e9,
+    progress: bool = False,
+) -> None:
+    """Write a folder that transformers reads: config, safetensors, the tokenizer's files.
+
+    `generation` is for generation_config.json, None that of the tokenizer's folder; its special
+    ids go into config.json too. `dtype` None keeps the parameters' own. Every tensor is read back
+    and compared bit by bit. A host needs memory for one tensor. With several hosts all must call
+    it; the first one writes. Raises UserError, and leaves nothing behind, when `folder` exists, the
+    tokenizer's folder is missing, the dtype is none that can be written, or the disk is too small
+    or refuses.
+    """
+    folder = Path(folder)
+    known = [str(kind) for kind in DTYPES.values()]
+    if dtype is not None and dtype not in known:
+        raise UserError(f"dtype {dtype!r} cannot be exported; use {' or '.join(known)}")
+    shapes = _shapes(params, config, dtype)
+    arrays = _arrays(params, config, shapes)
+    error = None
+    try:
+        if jax.process_index() == 0:
+            source = _tokenizer_folder(tokenizer_from)
+            if generation is None:
+                generation = {} if source is None else generation_config(source)
+            _check_token_ids(generation, config, source)
+            _write(folder, config, shapes, arrays, source, generation, max_shard_bytes, progress)
+    except Exception as caught:
+        error = caught
+    _end_together(folder, arrays, error)
+
+
+def _end_together(folder: Path, arrays: Iterator[Any], error: Exception | None) -> None:
+    """Raise what went wrong at the writing host; on the others, that it did."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        for _ in arrays:  # every host takes part in gathering what is split over hosts
+            pass
+        failed = multihost_utils.broadcast_one_to_all(np.array(error is not None))
+        if failed and error is None:
+            raise UserError(f"{folder} could not be written; the first host says why")
+    if error is not None:
+        raise error
+
+
+def _write(
+    folder: Path,
+    config: ModelConfig,
+    shapes: Shapes,
+    arrays: Iterator[tuple[str, jax.Array]],
+    source: Path | None,
+    generation: dict[str, Any],
+    max_shard_bytes: float | int,
+    progress: bool,
+) -> None:
+    if os.path.lexists(folder):
+        raise UserError(f"{folder} exists; choose another name or remove it first")
+    check_space(folder, sum(_num_bytes(*shape) for shape in shapes.values()))
+    dtype = str(DTYPES[shapes[families.FAMILIES[config.family].TENSORS[("embed",)].name][0]])
+    # transformers 5 reads dtype, everything older torch_dtype.
+    fields = families.describe(config) | {"dtype": dtype, "torch_dtype": dtype}
+    fields |= {name: value for name, value in generation.items() if name.endswith("_token_id")}
+
+    def write_files(temporary: Path) -> None:
+        write_json(temporary / "config.json", fields)
+        write_json(temporary / "generation_config.json", generation)
+        if source is not None:
+            copy_tokenizer_files(source, temporary)
+        _write_weights(temporary, shapes, arrays, max_shard_bytes, folder.name, progress)
+
+    try:
+        _write_then_rename(folder, write_files)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error}") from error
+
+
+def _tokenizer_folder(tokenizer_from: str | Path | None) -> Path | None:
+    source = None if tokenizer_from is None else resolve_folder(tokenizer_from)
+    if source is not None and not any((source / name).is_file() for name in TOKENIZER_FILES):
+        raise UserError(f"{source} holds no tokenizer; name the folder with tokenizer.json")
+    return source
+
+
+def check_space(folder: Path, num_bytes: int) -> None:
+    """Raises UserError when the disk that `folder` will lie on has not that much free."""
+    existing = next(path for path in folder.absolute().parents if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < num_bytes:
+        raise UserError(
+            f"{folder} needs {num_bytes / 1e9:.2f} GB, but {existing} has {free / 1e9:.2f} GB free"
+        )
+
+
+def _write_then_rename(folder: Path, write_files: Callable[[Path], None]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        write_files(temporary)
+        temporary.chmod(0o755)  # mkdtemp's own folders are private
+        os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+# ---------------------------------------------------------------------------- from device to file
+
+
+def _shapes(params: nnx.State, config: ModelConfig, dtype: str | None) -> Shapes:
+    """Every tensor to be written, in the order of the layers."""
+    names = {str(kind): name for name, kind in DTYPES.items()}
+    values = {path: leaf.get_raw_value() for path, leaf in nnx.to_flat_state(params)}
+    parts = parts_of(config)
+    # Layer 2 before layer 10.
+    in_order = sorted(parts, key=lambda name: re.sub(r"\d+", lambda n: n[0].zfill(6), name))
+    return {
+        name: (
+            names[dtype or str(values[parts[name].path].dtype)],
+            tensor_shape(config, parts[name]),
+        )
+        for name in in_order
+    }
+
+
+def _arrays(
+    params: nnx.State, config: ModelConfig, shapes: Shapes
+) -> Iterator[tuple[str, jax.Array]]:
+    """Yield each tensor when it is asked for, still on its devices."""
+    values = {path: leaf.get_raw_value() for path, leaf in nnx.to_flat_state(params)}
+    parts = parts_of(config)
+    for name, (dtype, _) in shapes.items():
+        part = parts[name]
+        yield name, _gathered(tensor_of(values[part.path], config, part, DTYPES[dtype]))
+
+
+def _gathered(x: jax.Array) -> Any:
+    """What one process can fetch alone."""
+    if x.is_fully_addressable:
+        return x
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(x, tiled=True)
+
+
+def _write_weights(
+    folder: Path,
+    shapes: Shapes,
+    arrays: Iterator[tuple[str, jax.Array]],
+    max_shard_bytes: float | int,
+    shown_name: str,
+    progress: bool,
+) -> None:
+    places = create_shards(folder, shapes, max_shard_bytes)
+
+    def fetch_and_write(item: tuple[str, jax.Array]) -> str:
+        name, array = item
+        return write(places[name], np.asarray(array))
+
+    digests = {}
+    largest = max(place.num_bytes for place in places.values())
+    with progress_bar(places.values(), f"write {shown_name}", progress) as bar:
+        sized = in_parallel(fetch_and_write, arrays, lambda x: places[x[0]].num_bytes, largest)
+        for (name, _), digest in sized:
+            digests[name] = digest
+            bar.update(places[name].num_bytes)
+    with progress_bar(places.values(), f"check {shown_name}", progress) as bar:
+        _check_written(places, digests, bar)
+
+
+def create_shards(folder: Path, shapes: Shapes, max_shard_bytes: float | int) -> dict[str, Tensor]:
+    """Start the files of these tensors; returns where `write` puts each.
+
+    A single file takes the plain name and needs no index.
+    """
+    shards = _split(shapes, max_shard_bytes)
+    if len(shards) == 1:
+        return create(folder / WEIGHTS, shards[0])
+    places: dict[str, Tensor] = {}
+    for i, shard in enumerate(shards):
+        places |= create(folder / f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors", shard)
+    total = sum(place.num_bytes for place in places.values())
+    weight_map = {name: place.file.name for name, place in places.items()}
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    return places
+
+
+def _split(shapes: Shapes, max_shard_bytes: float | int) -> list[Shapes]:
+    """Fill shards in order; a tensor that is larger than a shard is one by itself."""
+    shards: list[Shapes] = [{}]
+    room = max_shard_bytes
+    for name, shape in shapes.items():
+        if shards[-1] and _num_bytes(*shape) > room:
+            shards.append({})
+            room = max_shard_bytes
+        shards[-1][name] = shape
+        room -= _num_bytes(*shape)
+    return shards
+
+
+def _num_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * DTYPES[dtype].itemsize
+
+
+def _check_written(places: dict[str, Tensor], digests: dict[str, str], bar: Any) -> None:
+    """Read the files back through the safetensors library and compare."""
+    for file in {place.file for place in places.values()}:
+        found = read_header(file)
+        assert found == {name: place for name, place in places.items() if place.file == file}
+    largest = max(place.num_bytes for place in places.values())
+    found = in_parallel(
+        lambda name: read_digest(places[name].file, name), places,
+        lambda name: places[name].num_bytes, largest,
+    )  # fmt: skip
+    for name, digest in found:
+        if digest != digests[name]:
+            raise RuntimeError(
+                f"{places[name].file}: tensor {name} read back differs from what was written"
+            )
+        bar.update(places[name].num_bytes)
+
+
+def _check_token_ids(generation: dict[str, Any], config: ModelConfig, source: Path | None) -> None:
+    """A tokenizer that is not this model's would make a folder that transformers cannot load."""
+    for name, value in generation.items():
+        ids = value if isinstance(value, list) else [value]
+        if name.endswith("_token_id") and any(
+            isinstance(i, int) and i >= config.vocab_size for i in ids
+        ):
+            raise UserError(
+                f"tokenizer folder {source}: {name}={value} lies beyond the model's "
+                f"vocab_size={config.vocab_size}; is it this model's tokenizer?"
+            )

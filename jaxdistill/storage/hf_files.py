@@ -1,0 +1,65 @@
+"""The files around a model's weights: its JSON, its tokenizer, and the folder itself."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from jaxdistill.errors import UserError
+from jaxdistill.storage import hub
+from jaxdistill.storage import tokenizer as tokenizers
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "chat_template.jinja", "tokenizer.model",
+)  # fmt: skip
+
+
+def resolve_folder(name: str | Path) -> Path:
+    """A local folder; or, for a name like "org/name", its snapshot from the hub.
+
+    The local hub cache comes first; what it lacks is downloaded (safetensors, never pickles).
+    Raises UserError when there is no such folder and no such model, or it cannot be fetched.
+    """
+    return hub.find_folder(name)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The file's JSON object. Raises UserError when it is missing, unreadable or another value."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} has no {path.name}; is it a model folder?") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object, not a {type(content).__name__}")
+    return content
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write indented UTF-8 JSON."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def copy_tokenizer_files(source: Path, destination: Path) -> None:
+    """Copy whichever tokenizer files the folder `source` has."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, destination / name)
+
+
+def generation_config(source: Path) -> dict[str, Any]:
+    """The source's generation_config.json, with special token ids that only other files name."""
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    given, fields = (
+        read_json(source / name) if (source / name).is_file() else {}
+        for name in ("generation_config.json", "config.json")
+    )
+    found = {name: given.get(name, fields.get(name)) for name in names}
+    if found["eos_token_id"] is None and any((source / name).is_file() for name in TOKENIZER_FILES):
+        tokenizer = tokenizers.load(source)
+        found = {name: found[name] or getattr(tokenizer, name) for name in names}
+    return given | {name: value for name, value in found.items() if value is not None}

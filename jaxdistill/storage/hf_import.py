@@ -1,0 +1,282 @@
+"""Hugging Face folders in: everything is checked from the files' headers before a tensor is read.
+
+Then each tensor goes from its file straight to where it will lie: every process reads the slices
+that its own devices hold, and the device writes them into the stacked parameter in place.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+from jaxdistill.errors import UserError
+from jaxdistill.models import families
+from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.decoder import abstract_params
+from jaxdistill.sharding import Mesh
+from jaxdistill.storage.hf_files import INDEX, WEIGHTS, read_json, resolve_folder
+from jaxdistill.storage.hf_layout import (
+    Part,
+    parameter_of,
+    parts_of,
+    tensor_shape,
+    tensor_sharding,
+    with_layer,
+    zeros,
+)
+from jaxdistill.storage.safetensors_io import (
+    DTYPES,
+    Tensor,
+    in_parallel,
+    progress_bar,
+    read_header,
+    read_slice,
+)
+
+ParameterPath = tuple[Any, ...]  # of a parameter in the state
+
+
+def read_config(folder: str | Path) -> ModelConfig:
+    """The model's config from the folder's config.json.
+
+    Raises UserError for a missing folder or file, a malformed field or an unknown `model_type`.
+    """
+    path = resolve_folder(folder) / "config.json"
+    fields = read_json(path)
+    try:
+        return families.read(fields)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def import_folder(
+    folder: str | Path,
+    *,
+    mesh: Mesh | None = None,
+    dtype: DTypeLike | None = None,
+    progress: bool = False,
+) -> tuple[ModelConfig, nnx.State]:
+    """Read config and parameters; with `mesh`, each parameter split by its axes.
+
+    `dtype` None keeps the files' own. A host needs memory for its share of the parameters and one
+    tensor (of the smaller ones as many as have the largest's bytes); a device, beside its share,
+    for that tensor and the same rearranged. Raises UserError, before a tensor is read, for a folder
+    whose tensors are not exactly the config's.
+    """
+    folder = resolve_folder(folder)
+    config = read_config(folder)
+    parts = parts_of(config)
+    tensors = _checked(folder, config, parts, _open_tensors(folder))
+    dtypes = _dtypes(folder, parts, tensors, dtype)
+    with progress_bar(tensors.values(), f"read {folder.name}", progress) as bar:
+        values = _load(config, parts, tensors, dtypes, mesh, bar)
+    leaves = nnx.to_flat_state(abstract_params(config))
+    return config, nnx.from_flat_state(
+        [(path, leaf.replace(values[path])) for path, leaf in leaves]
+    )
+
+
+def stored_dtype(folder: str | Path) -> str:
+    """The dtype of a folder's embedding, "bfloat16" say, which stands for the whole model's.
+
+    Raises UserError as `import_folder` does.
+    """
+    folder = resolve_folder(folder)
+    name = families.FAMILIES[read_config(folder).family].TENSORS[("embed",)].name
+    tensors = _open_tensors(folder)
+    if name not in tensors:
+        raise UserError(f"{folder}: tensor {name} is missing; config.json asks for it")
+    _check_dtype(folder, name, tensors[name])
+    return str(DTYPES[tensors[name].dtype])
+
+
+def stored_bytes(folder: str | Path, dtype: DTypeLike | None = None) -> int:
+    """The bytes that a folder's tensors take, in `dtype` or in their own; from the headers.
+
+    Raises UserError as `import_folder` does, short of checking each tensor.
+    """
+    folder = resolve_folder(folder)
+    read_config(folder)
+    tensors = _open_tensors(folder).values()
+    if dtype is None:
+        return sum(tensor.num_bytes for tensor in tensors)
+    return sum(math.prod(tensor.shape) for tensor in tensors) * jnp.dtype(dtype).itemsize
+
+
+# ---------------------------------------------------------------------------- from file to device
+
+
+def _load(
+    config: ModelConfig,
+    parts: dict[str, Part],
+    tensors: dict[str, Tensor],
+    dtypes: dict[ParameterPath, np.dtype],
+    mesh: Mesh | None,
+    bar: Any,
+) -> dict[ParameterPath, jax.Array]:
+    """Every parameter: the stacked ones are made at once and filled layer by layer."""
+    stacked = {part.path: part.axes for part in parts.values() if part.layer is not None}
+    values = {path: zeros(config, axes, dtypes[path], mesh) for path, axes in stacked.items()}
+    for name, array in _stream(config, parts, tensors, mesh):
+        part = parts[name]
+        if part.layer is None:
+            values[part.path] = parameter_of(array, config, part, dtypes[part.path])
+        else:
+            values[part.path] = with_layer(values[part.path], array, config, part)
+        # Else tensors would pile up on the device, waiting for their turn.
+        values[part.path].block_until_ready()
+        bar.update(tensors[name].num_bytes)
+    return values
+
+
+def _stream(
+    config: ModelConfig, parts: dict[str, Part], tensors: dict[str, Tensor], mesh: Mesh | None
+) -> Iterator[tuple[str, jax.Array]]:
+    """Yield every tensor on its devices, in the files' order, read a little ahead."""
+    # The caller's default device: it is a thread's own setting.
+    device = next(iter(jnp.zeros(()).devices()))
+
+    def read(name: str) -> jax.Array:
+        tensor = tensors[name]
+        if mesh is None:
+            with jax.default_device(device):
+                return jnp.asarray(read_slice(tensor)).block_until_ready()
+        sharding = tensor_sharding(mesh, config, parts[name])
+        return _read_sharded(tensor, sharding).block_until_ready()
+
+    names = sorted(tensors, key=lambda name: (tensors[name].file, tensors[name].offset))
+    largest = max(tensor.num_bytes for tensor in tensors.values())
+    return in_parallel(read, names, lambda name: tensors[name].num_bytes, largest)
+
+
+def _read_sharded(tensor: Tensor, sharding: jax.sharding.Sharding) -> jax.Array:
+    """Each slice that this process's devices hold is read once, however many of them hold it."""
+    slices: dict[str, np.ndarray] = {}
+
+    def read(index) -> np.ndarray:
+        if str(index) not in slices:  # slices have no hash before Python 3.12
+            slices[str(index)] = read_slice(tensor, index)
+        return slices[str(index)]
+
+    return jax.make_array_from_callback(tensor.shape, sharding, read)
+
+
+# ---------------------------------------------------------------------------- checks
+
+
+def _open_tensors(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of the folder's weights, from their headers."""
+    if (folder / WEIGHTS).is_file():
+        return read_header(folder / WEIGHTS)
+    if not (folder / INDEX).is_file():
+        pickles = sorted(path.name for path in folder.glob("*.bin"))
+        hint = f"; {pickles[0]} is a pickle, which can run code: convert it" if pickles else ""
+        raise UserError(f"{folder} has no {WEIGHTS} and no {INDEX}{hint}")
+    return _open_shards(folder)
+
+
+def _open_shards(folder: Path) -> dict[str, Tensor]:
+    index = folder / INDEX
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index} has no weight_map")
+    found: dict[str, Tensor] = {}
+    for file in sorted({str(file) for file in weight_map.values()}):
+        if Path(file).name != file or not file.endswith(".safetensors"):
+            raise UserError(f"{index} names {file!r}; expected a .safetensors file beside it")
+        if not (folder / file).is_file():
+            raise UserError(f"{index} names {file}, which is missing; download it again")
+        for name, tensor in read_header(folder / file).items():
+            if name in found:
+                raise UserError(
+                    f"{folder}: tensor {name} is in {found[name].file.name} and again in {file}"
+                )
+            found[name] = tensor
+    for name in sorted(weight_map.keys() | found.keys()):
+        named, actual = weight_map.get(name), found[name].file.name if name in found else None
+        if named != actual:
+            raise UserError(
+                f"{index} has tensor {name} in {named or 'no file'}, but it is in "
+                f"{actual or 'no file'}"
+            )
+    return found
+
+
+def _checked(
+    folder: Path, config: ModelConfig, parts: dict[str, Part], tensors: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """The tensors of `parts`, if the folder has them and nothing else.
+
+    But tied models' files may have the output projection as well, as Qwen3-0.6B's do, if it is the
+    embedding once more.
+    """
+    table = families.FAMILIES[config.family].TENSORS
+    embed, head = table[("embed",)].name, table[("head",)].name
+    has_copy = config.tie_embeddings and head in tensors
+    _check_tensors(folder, config, parts | ({head: parts[embed]} if has_copy else {}), tensors)
+    if has_copy and not _hold_same_bits(tensors[embed], tensors[head]):
+        raise UserError(
+            f"{folder}: tie_word_embeddings is true but {head} differs from {embed}; "
+            "set it to false in config.json if both are meant"
+        )
+    return {name: tensors[name] for name in parts}
+
+
+def _check_tensors(
+    folder: Path, config: ModelConfig, parts: dict[str, Part], tensors: dict[str, Tensor]
+) -> None:
+    """Names, shapes and dtypes must be the config's. Raises UserError for the first that is not."""
+    for name in sorted(parts.keys() | tensors.keys()):
+        if name not in tensors:
+            raise UserError(f"{folder}: tensor {name} is missing; config.json asks for it")
+        if name not in parts:
+            raise UserError(f"{folder}: tensor {name} is none that config.json asks for")
+        expected = tensor_shape(config, parts[name])
+        if tensors[name].shape != expected:
+            raise UserError(
+                f"{folder}: tensor {name} has shape {tensors[name].shape}; "
+                f"config.json asks for {expected}"
+            )
+        _check_dtype(folder, name, tensors[name])
+
+
+def _check_dtype(folder: Path, name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in DTYPES:
+        known = ", ".join(DTYPES)
+        raise UserError(f"{folder}: tensor {name} is {tensor.dtype}; only {known} are read")
+
+
+def _dtypes(
+    folder: Path,
+    parts: dict[str, Part],
+    tensors: dict[str, Tensor],
+    dtype: DTypeLike | None,
+) -> dict[ParameterPath, np.dtype]:
+    """Each parameter's dtype: the one that was asked for, or the one that all its layers have."""
+    if dtype is not None:
+        return {part.path: jnp.dtype(dtype) for part in parts.values()}
+    first: dict[ParameterPath, str] = {}
+    for name, tensor in tensors.items():
+        other = first.setdefault(parts[name].path, name)
+        if tensors[other].dtype != tensor.dtype:
+            raise UserError(
+                f"{folder}: tensor {name} is {tensor.dtype} but {other} is {tensors[other].dtype}; "
+                "name a dtype to cast both to"
+            )
+    return {path: DTYPES[tensors[name].dtype] for path, name in first.items()}
+
+
+def _hold_same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equal in dtype and every bit, compared a few megabytes at a time."""
+    rows = max(1, 2**24 * a.shape[0] // a.num_bytes)
+    return a.dtype == b.dtype and all(
+        read_slice(a, slice(start, start + rows)).tobytes()
+        == read_slice(b, slice(start, start + rows)).tobytes()
+        for start in range(0, a.shape[0], rows)
+    )

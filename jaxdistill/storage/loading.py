@@ -1,0 +1,181 @@
+"""Where a model comes from: a Hugging Face folder, a bundled toy base, or random weights."""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from jaxdistill.errors import UserError
+from jaxdistill.models import decoder, families
+from jaxdistill.models.config import ModelConfig
+from jaxdistill.sharding import Mesh, shardings_of
+from jaxdistill.storage import hf, hf_files, hub
+from jaxdistill.storage import tokenizer as tokenizers
+from jaxdistill.tasks.toy.tokenizer import write_tokenizer
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A Hugging Face folder, or a run folder (its export)."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class ToyBase:
+    """A base model that ships with the package: world `main` or `control`."""
+
+    world: str = "main"
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """Random weights. `tokenizer` is a folder, or "toy" for the toy world's own.
+
+    `vocab_size=0` in the architecture takes the tokenizer's size.
+    """
+
+    architecture: ModelConfig
+    tokenizer: str = "toy"
+
+
+ModelSource = Pretrained | ToyBase | Fresh
+
+
+class Policy(NamedTuple):
+    config: ModelConfig
+    params: Any
+    tokenizer: Any
+    stop_ids: tuple[int, ...]
+    tokenizer_folder: Path  # where the tokenizer files lie, to be copied into exports
+
+
+def toy_base_folder(world: str) -> Path:
+    folder = Path(str(resources.files("jaxdistill") / "tasks" / "toy" / "bases" / world))
+    if not (folder / "config.json").exists():
+        raise UserError(f"toy base {world!r} is not in the package; expected 'main' or 'control'")
+    return folder
+
+
+def model_folder(path: str | Path) -> Path:
+    """The Hugging Face folder that `path` means: itself, or the export of a run folder."""
+    folder = hf_files.resolve_folder(path)
+    if (folder / "export" / "config.json").exists():
+        return folder / "export"
+    if (folder / "provenance.json").exists():
+        raise UserError(f"run folder {folder} holds no export")
+    if (folder / "checkpoints").is_dir() and (folder / "model" / "config.json").is_file():
+        raise UserError(f"run folder {folder} holds no export; `jaxdistill convert` makes one")
+    return folder
+
+
+def fingerprint(folder: Path) -> str:
+    """A short hash of a folder's config and weights' names, sizes and headers.
+
+    It tells one base model from another when a run is resumed, without reading gigabytes.
+    """
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(f"{file.name} {file.stat().st_size}".encode())
+        with file.open("rb") as handle:
+            digest.update(handle.read(1 << 20))
+    return digest.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _tokenizer_folder(name: str) -> Iterator[Path]:
+    if name != "toy":
+        yield hub.find_folder(name, weights=False)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer(Path(folder))
+        yield Path(folder)
+
+
+def resolve(source: ModelSource) -> Path | None:
+    """The folder a source reads its weights from; None for random weights."""
+    match source:
+        case Pretrained(path):
+            return model_folder(path)
+        case ToyBase(world):
+            return toy_base_folder(world)
+        case Fresh():
+            return None
+
+
+def load(
+    source: ModelSource,
+    seed: int,
+    model_dir: Path,
+    mesh: Mesh | None = None,
+    dtype: DTypeLike | None = jnp.float32,
+    progress: bool = False,
+) -> Policy:
+    """Load or create the policy, sharded over `mesh`, in float32 as training wants it.
+
+    `dtype` None keeps a folder's own. `model_dir` (the run's `model/` folder) receives config.json
+    and the tokenizer's files, so that a run and its checkpoints can be read without the place its
+    model came from. Raises UserError when the folder is missing or not a model.
+    """
+    folder = resolve(source)
+    with contextlib.ExitStack() as stack:
+        if isinstance(source, Fresh):
+            origin = stack.enter_context(_tokenizer_folder(source.tokenizer))
+            tokenizer = tokenizers.load(origin)
+            config, params = _fresh(source.architecture, len(tokenizer), seed, mesh)
+            stored = "float32"
+        else:
+            assert folder is not None
+            origin = folder
+            stored = hf.stored_dtype(folder)
+            tokenizers.load(folder)  # what is wrong with it is found before the long read
+            config, params = hf.import_folder(folder, mesh=mesh, dtype=dtype, progress=progress)
+        model_dir.mkdir(parents=True, exist_ok=True)
+        hf_files.copy_tokenizer_files(origin, model_dir)
+        hf_files.write_json(
+            model_dir / "generation_config.json", hf_files.generation_config(origin)
+        )
+    # The base's dtype is also its exports'.
+    fields = families.describe(config) | {"dtype": stored}
+    hf_files.write_json(model_dir / "config.json", fields)
+    return with_tokenizer(config, params, model_dir)
+
+
+def export_dtype(model_dir: Path) -> str | None:
+    """The dtype that a run's exports have: its base's. None where that was not recorded."""
+    return hf_files.read_json(model_dir / "config.json").get("dtype")
+
+
+def with_tokenizer(config: ModelConfig, params: Any, folder: Path) -> Policy:
+    tokenizer = tokenizers.load(folder)
+    return Policy(config, params, tokenizer, tokenizers.stop_ids(tokenizer, folder), folder)
+
+
+def _fresh(
+    config: ModelConfig, tokenizer_size: int, seed: int, mesh: Mesh | None
+) -> tuple[ModelConfig, Any]:
+    """Random parameters, created in their sharding: never whole on one device."""
+    if config.vocab_size == 0:
+        config = dataclasses.replace(config, vocab_size=tokenizer_size)
+    families.describe(config)  # raises for what its family cannot express
+    if config.vocab_size < tokenizer_size:
+        raise UserError(
+            f"`model.architecture.vocab_size={config.vocab_size}` is smaller than the tokenizer's "
+            f"{tokenizer_size} entries"
+        )
+    create = functools.partial(decoder.init, config)
+    key = jax.random.key(seed)
+    if mesh is None:
+        return config, jax.jit(create)(key)
+    shardings = shardings_of(mesh, decoder.abstract_params(config))
+    return config, jax.jit(create, out_shardings=shardings)(key)

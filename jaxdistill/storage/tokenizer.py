@@ -1,0 +1,193 @@
+"""Text to token ids and back, and chat templates, over a folder's or a hub model's tokenizer.
+
+Nothing here knows of `<think>`. A template may open the thinking itself (DeepSeek-R1: the prompt
+ends in `<think>\\n`), or close it at once (Qwen3 with `enable_thinking=False`); a response is what
+comes after the prompt, so R1's has a `</think>` and no `<think>`. Whoever reads responses expects
+both (`contexts.remove_thinking`), and such a template drops the thinking of past assistant turns.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, SupportsInt
+
+import numpy as np
+from jaxtyping import Int32
+
+from jaxdistill.errors import UserError
+from jaxdistill.storage import hub
+
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from transformers import PreTrainedTokenizerFast
+
+
+def load(name: str | Path) -> "PreTrainedTokenizerFast":
+    """Load the tokenizer of a Hugging Face folder, or of a model on the hub ("org/name").
+
+    Raises UserError when there is no such folder or model, or no readable fast tokenizer in it.
+    """
+    folder = hub.find_folder(name, weights=False)
+    transformers = hub.import_transformers()
+    # AutoTokenizer chooses a class by config.json's model_type, and some classes (Qwen2's in
+    # transformers 5) keep the vocabulary of tokenizer.json but replace its splitting of text by
+    # their own, in silence. This one takes the file as it is.
+    has_file = (folder / "tokenizer.json").is_file()
+    loader = transformers.PreTrainedTokenizerFast if has_file else transformers.AutoTokenizer
+    try:
+        tokenizer = loader.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, its own, ...
+        raise UserError(f"cannot read a tokenizer from {folder}: {_one_line(error)}") from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(f"the tokenizer in {folder} is not a fast one; add its tokenizer.json")
+    return tokenizer
+
+
+def _one_line(error: BaseException) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]
+
+
+# ------------------------------------------------------------------------------ text and ids
+
+
+def prompt_ids(
+    tokenizer: "PreTrainedTokenizerFast",
+    chats: Sequence[Sequence[dict[str, str]]],
+    enable_thinking: bool | None = None,
+) -> list[list[int]]:
+    """Render each chat (a list of role/content messages) up to where the assistant starts.
+
+    `enable_thinking` None leaves the choice to the template; a template that knows no such choice
+    ignores it. Raises UserError when the tokenizer has no chat template or it refuses a chat.
+    """
+    texts = [prompt_text(tokenizer, chat, enable_thinking) for chat in chats]
+    return encode(tokenizer, texts)  # the template has written every special token itself
+
+
+def prompt_text(
+    tokenizer: "PreTrainedTokenizerFast",
+    chat: Sequence[dict[str, str]],
+    enable_thinking: bool | None = None,
+) -> str:
+    """Render one chat through the template, the generation prompt included."""
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"the tokenizer in {tokenizer.name_or_path} has no chat template; add "
+            "`chat_template` to its tokenizer_config.json"
+        )
+    options: dict[str, Any] = {}
+    if enable_thinking is not None:
+        options["enable_thinking"] = enable_thinking
+    try:
+        text = tokenizer.apply_chat_template(
+            list(chat), tokenize=False, add_generation_prompt=True, **options
+        )
+    except Exception as error:  # Jinja's errors, and whatever a template raises itself
+        raise UserError(
+            f"the chat template in {tokenizer.name_or_path} refused a chat of roles "
+            f"{[message.get('role') for message in chat]}: {_one_line(error)}"
+        ) from error
+    assert isinstance(text, str)
+    return text
+
+
+def encode(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str]) -> list[list[int]]:
+    """Encode texts in one batch; no special token is added."""
+    if not texts:
+        return []
+    return tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+
+
+def decode(tokenizer: "PreTrainedTokenizerFast", ids: Iterable[SupportsInt]) -> str:
+    """Decode one sequence; special tokens are skipped (`<think>` is none and stays)."""
+    return decode_all(tokenizer, [ids])[0]
+
+
+def decode_all(
+    tokenizer: "PreTrainedTokenizerFast", sequences: Iterable[Iterable[SupportsInt]]
+) -> list[str]:
+    """Decode many sequences in one batch, as `decode` does."""
+    rows = [[int(token) for token in ids] for ids in sequences]
+    # Straight to the Rust tokenizer: the wrapper decodes row by row, and by some folders' config
+    # "cleans up" spaces before punctuation, which would change what a student is shown.
+    return tokenizer.backend_tokenizer.decode_batch(rows, skip_special_tokens=True)
+
+
+# ---------------------------------------------------------------------------- special tokens
+
+
+def stop_ids(
+    tokenizer: "PreTrainedTokenizerFast", folder: str | Path | None = None
+) -> tuple[int, ...]:
+    """Return the ids that end a response: `generation_config.json`'s, then the tokenizer's eos.
+
+    Where the two disagree either ends it, as in vLLM: folders in the wild name the end of a text in
+    one and the end of a turn in the other. Raises UserError when there is none, or the file is
+    malformed.
+    """
+    found = [] if folder is None else _generation_eos(Path(folder) / "generation_config.json")
+    if isinstance(tokenizer.eos_token_id, int):
+        found.append(tokenizer.eos_token_id)
+    if not found:
+        raise UserError(
+            f"no stop token for {tokenizer.name_or_path}: set `eos_token` in "
+            "tokenizer_config.json or `eos_token_id` in generation_config.json"
+        )
+    return tuple(dict.fromkeys(found))
+
+
+def _generation_eos(path: Path) -> list[int]:
+    if not path.is_file():
+        return []
+    try:
+        value = json.loads(path.read_bytes()).get("eos_token_id")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: not a readable JSON object: {_one_line(error)}") from error
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(type(token) is int and token >= 0 for token in ids):
+        raise UserError(f"{path}: `eos_token_id` must be a token id or a list of them: {value!r}")
+    return ids
+
+
+def pad_id(tokenizer: "PreTrainedTokenizerFast") -> int:
+    """Return the id to pad with. Masks hide padding, so a stop token serves where none is set."""
+    pad = tokenizer.pad_token_id
+    return pad if isinstance(pad, int) else stop_ids(tokenizer)[0]
+
+
+# ------------------------------------------------------------------------------------ padding
+
+
+def left_pad(
+    sequences: Sequence[Sequence[int]], pad_id: int, multiple: int = 1
+) -> tuple[Int32[np.ndarray, "B P"], Int32[np.ndarray, "B P"]]:
+    """Pad on the left to the longest length, rounded up to `multiple`; returns (ids, mask).
+
+    >>> left_pad([[5, 6], [7]], pad_id=0, multiple=4)[0].tolist()
+    [[0, 0, 5, 6], [0, 0, 0, 7]]
+    """
+    ids_BP, mask_BP = _blank(sequences, pad_id, multiple)
+    for ids_P, mask_P, sequence in zip(ids_BP, mask_BP, sequences, strict=True):
+        start = len(ids_P) - len(sequence)
+        ids_P[start:] = sequence
+        mask_P[start:] = 1
+    return ids_BP, mask_BP
+
+
+def right_pad(
+    sequences: Sequence[Sequence[int]], pad_id: int, multiple: int = 1
+) -> tuple[Int32[np.ndarray, "B T"], Int32[np.ndarray, "B T"]]:
+    """Pad on the right to the longest length, rounded up to `multiple`; returns (ids, mask)."""
+    ids_BT, mask_BT = _blank(sequences, pad_id, multiple)
+    for ids_T, mask_T, sequence in zip(ids_BT, mask_BT, sequences, strict=True):
+        ids_T[: len(sequence)] = sequence
+        mask_T[: len(sequence)] = 1
+    return ids_BT, mask_BT
+
+
+def _blank(
+    sequences: Sequence[Sequence[int]], pad_id: int, multiple: int
+) -> tuple[np.ndarray, np.ndarray]:
+    longest = max((len(sequence) for sequence in sequences), default=0)
+    # At least one multiple: no compiled function takes an axis of length zero.
+    shape = (len(sequences), max(-(-longest // multiple), 1) * multiple)
+    return np.full(shape, pad_id, np.int32), np.zeros(shape, np.int32)

@@ -1,0 +1,6 @@
+"""Is the answer right? A wrong, missing, malformed or slow answer is a verdict, no exception."""
+
+from jaxdistill.tasks.grading.pool import GradingPool, grade_all
+from jaxdistill.tasks.grading.verdict import Grader, Verdict
+
+__all__ = ["Grader", "GradingPool", "Verdict", "grade_all"]

@@ -1,0 +1,316 @@
+"""Where a step's batch comes from: texts to imitate, or the student's own graded samples."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdistill import epistemic, losses, objectives
+from jaxdistill.errors import UserError
+from jaxdistill.evaluation.evaluate import response_record
+from jaxdistill.models.quantized import CacheDtype
+from jaxdistill.objectives import Objective
+from jaxdistill.sampling.rollouts import Grade, Place, Rollouts, collect, open_grading
+from jaxdistill.storage import tokenizer as tokenizers
+from jaxdistill.storage.loading import Policy
+from jaxdistill.tasks.contexts import Regenerated, Solution
+from jaxdistill.tasks.pipelines import example_iterator, questions_iterator
+from jaxdistill.tasks.questions import Question
+from jaxdistill.tasks.tasks import Task, questions_of
+from jaxdistill.tasks.toy.traces import WORLDS
+from jaxdistill.training import teacher_prompts as teaching
+from jaxdistill.training.step import Batch
+from jaxdistill.training.supervised_texts import ToyTexts
+from jaxdistill.training.teacher_prompts import OnPolicy as OnPolicy
+from jaxdistill.training.teacher_prompts import Prompts
+
+# ------------------------------------------------------------------------------------ configs
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """Pretraining texts of a toy world, drawn by index; longer ones are dropped."""
+
+    world: str = "main"
+    examples: int = 2_000_000
+    batch_size: int = 512
+    max_prompt_tokens: int = 128
+    max_completion_tokens: int = 128
+    workers: int = 0  # processes that write and tokenize texts ahead
+
+    def __post_init__(self):
+        for name in ("examples", "batch_size", "max_prompt_tokens", "max_completion_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        if self.world not in WORLDS:
+            raise UserError(f"`world` must be one of {', '.join(WORLDS)}, got {self.world!r}")
+
+
+Experience = OnPolicy | Supervised
+
+
+# ------------------------------------------------------------------------------------ sources
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a source needs to know of the run around it."""
+
+    policy: Policy
+    objective: Objective
+    seed: int
+    words: tuple[str, ...]  # the epistemic words to count
+    dtype: str
+    attention: str
+    cache_dtype: CacheDtype
+    place: Place  # puts host arrays onto the mesh
+    rollouts_dir: Path
+    rollouts_every: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """next_batch(params, step) -> (Batch on the host, facts to log)."""
+
+    batches: Any  # a Grain iterator with get_state, set_state, close
+    next_batch: Callable[[Any, int], tuple[Batch, dict[str, Any]]]
+    temperature: float
+    close: Callable[[], None]
+
+
+def open_source(experience: Experience, setting: Setting) -> Source:
+    if isinstance(experience, Supervised):
+        return supervised_source(experience, setting)
+    return on_policy_source(experience, setting)
+
+
+def supervised_source(experience: Supervised, setting: Setting) -> Source:
+    texts = ToyTexts(
+        experience.world, setting.seed, experience.examples, str(setting.policy.tokenizer_folder),
+        experience.max_prompt_tokens, experience.max_completion_tokens,
+    )  # fmt: skip
+    batches = example_iterator(texts, setting.seed, experience.batch_size, experience.workers)
+    pad = tokenizers.pad_id(setting.policy.tokenizer)
+
+    def next_batch(params: Any, step: int) -> tuple[Batch, dict[str, Any]]:
+        prompts, completions = zip(*next(batches))
+        prompt = tokenizers.left_pad(prompts, pad, experience.max_prompt_tokens)
+        completion = tokenizers.right_pad(completions, pad, experience.max_completion_tokens)
+        behaviour_BT = np.zeros(completion[0].shape, np.float32)
+        none_B = np.zeros(len(prompts), np.float32)
+        all_B = np.ones_like(none_B)  # every text counts, and is right to imitate
+        batch = Batch(*prompt, None, None, *completion, behaviour_BT, none_B, all_B, all_B)
+        return batch, {"tokens": int(completion[1].sum())}
+
+    return Source(batches, next_batch, temperature=1.0, close=batches.close)
+
+
+def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
+    questions = questions_of(experience.task)
+    if objectives.needs_teacher(setting.objective):
+        teaching.check_demonstrations(experience, questions)
+    if objectives.needs_contrast(setting.objective):
+        teaching.check_contrast(experience, questions)
+    batches = questions_iterator(questions, setting.seed, experience.questions)
+    grading = open_grading(experience.task)
+
+    def next_batch(params: Any, step: int) -> tuple[Batch, dict[str, Any]]:
+        rollouts = draw(
+            experience, setting, params, told_apart(next(batches)), grading.grade,
+            rollouts=experience.rollouts, purpose="train", step=step,
+        )  # fmt: skip
+        if setting.rollouts_every and step % setting.rollouts_every == 0:
+            save_rollouts(experience.task, rollouts, setting.rollouts_dir, step)
+        return on_policy_batch(experience, setting, rollouts, step, grading.grade)
+
+    def close() -> None:
+        batches.close()
+        grading.close()
+
+    return Source(batches, next_batch, experience.sampling.logp_temperature, close)
+
+
+def draw(
+    experience: OnPolicy, setting: Setting, params: Any, questions: list[Question], grade: Grade,
+    *, rollouts: int, purpose: str, step: int,
+) -> Rollouts:  # fmt: skip
+    """Sample and grade as the experience says."""
+    return collect(
+        setting.policy, params, questions, experience.sampling, rollouts, grade=grade,
+        seed=setting.seed, purpose=purpose, step=step, enable_thinking=experience.enable_thinking,
+        dtype=setting.dtype, attention=setting.attention, cache_dtype=setting.cache_dtype,
+        place=setting.place,
+    )  # fmt: skip
+
+
+def told_apart(questions: list[Question]) -> list[Question]:
+    """Give a question that stands several times in a batch several ids, and so other samples.
+
+    A set smaller than the batch repeats its questions; each repeat is a group of its own, as in
+    the paper's seen_1x64.
+    """
+    seen: dict[str, int] = {}
+    result = []
+    for question in questions:
+        nth = seen[question.id] = seen.get(question.id, 0) + 1
+        result.append(replace(question, id=f"{question.id}#{nth}") if nth > 1 else question)
+    return result
+
+
+# ---------------------------------------------------------------------------- rollouts to arrays
+
+
+def on_policy_batch(
+    experience: OnPolicy,
+    setting: Setting,
+    rollouts: Rollouts,
+    step: int,
+    grade: Grade | None = None,
+) -> tuple[Batch, dict[str, Any]]:
+    """Advantages, what the teacher sees, and what the host can count.
+
+    A Regenerated context needs `grade`, to judge what the initial model writes.
+    """
+    rewards_QR = rollouts.rewards_QR
+    correct_B = rewards_QR.reshape(-1)
+    advantage_B = np.zeros_like(correct_B)
+    if (gradient := objectives.policy_gradient_of(setting.objective)) is not None:
+        advantage_QR = losses.group_advantage(jnp.asarray(rewards_QR), gradient.normalize_std)
+        advantage_B = np.asarray(advantage_QR).reshape(-1)
+    T = bucket(int(rollouts.lengths_B.max()), experience.completion_multiple)
+    batch = Batch(
+        rollouts.prompt_ids_BP, rollouts.prompt_mask_BP, None, None, fit(rollouts.tokens_BT, T),
+        fit(rollouts.mask_BT, T), fit(rollouts.logp_BT, T), advantage_B, np.ones_like(correct_B),
+        correct_B,
+    )  # fmt: skip
+    facts = describe(rollouts, setting.words)
+    if objectives.needs_teacher(setting.objective):
+        fields, seen = teacher_fields(experience, setting, rollouts, step, grade)
+        batch, facts = batch._replace(**fields), facts | seen
+    return batch, facts | {"distilled": float(batch.row_weight_B.mean())}
+
+
+def teacher_fields(
+    experience: OnPolicy, setting: Setting, rollouts: Rollouts, step: int, grade: Grade | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the teacher sees, as fields of the batch, and what became of it, as facts."""
+    facts, texts = {}, None
+    if isinstance(experience.context, Regenerated):
+        assert grade is not None, "what is regenerated must be graded"
+        texts, facts = regenerate(experience, setting, rollouts, step, grade)
+    taught = teaching.teacher_prompts(
+        experience, setting.policy, setting.seed, rollouts, step, texts
+    )
+    ids_BP, mask_BP = padded(experience, setting.policy, taught)
+    fields = {
+        "teacher_ids_BP": ids_BP, "teacher_mask_BP": mask_BP, "row_weight_B": taught.weight_B
+    }  # fmt: skip
+    facts |= shares("contexts", taught)
+    if objectives.needs_contrast(setting.objective):
+        more_fields, more_facts = contrast_fields(experience, setting, rollouts, step, taught)
+        fields, facts = fields | more_fields, facts | more_facts
+    return fields, facts
+
+
+def contrast_fields(
+    experience: OnPolicy, setting: Setting, rollouts: Rollouts, step: int, taught: Prompts
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The same of the prompts that an objective sets against the teacher's."""
+    contrasts = teaching.contrast_prompts(
+        experience, setting.policy, setting.seed, rollouts, step, taught
+    )
+    ids_BP, mask_BP = padded(experience, setting.policy, contrasts)
+    weight_BJ = contrasts.weight_B.reshape(-1, experience.contrasts)
+    fields = {
+        "contrast_ids_BJP": ids_BP.reshape(*weight_BJ.shape, -1),
+        "contrast_mask_BJP": mask_BP.reshape(*weight_BJ.shape, -1),
+        "contrast_weight_BJ": weight_BJ,
+    }
+    contrasted = float(weight_BJ.any(axis=1).mean())
+    return fields, shares("contrasts", contrasts) | {"contrasted": contrasted}
+
+
+def padded(experience: OnPolicy, policy: Policy, prompts: Prompts) -> tuple[np.ndarray, np.ndarray]:
+    pad = tokenizers.pad_id(policy.tokenizer)
+    return tokenizers.left_pad(prompts.ids, pad, experience.teacher_prompt_multiple)
+
+
+def shares(name: str, prompts: Prompts) -> dict[str, float]:
+    """What became of contexts that were too long; nothing is shortened without being counted."""
+    return {
+        f"{name}_cut": float(prompts.is_cut_B.mean()),
+        f"{name}_dropped": float(prompts.is_dropped_B.mean()),
+    }
+
+
+def regenerate(
+    experience: OnPolicy, setting: Setting, rollouts: Rollouts, step: int, grade: Grade
+) -> tuple[list[str | None], dict[str, Any]]:
+    """Let the initial model answer each row's question under a solution (the paper's setting 4).
+
+    Returns its right answers (None for a wrong one, and where there was no solution to show).
+    """
+    guided = teaching.teacher_prompts(
+        replace(experience, context=Solution()), setting.policy, setting.seed, rollouts, step
+    )
+    rows = [row for row, shown in enumerate(guided.shown) if shown is not None]
+    texts: list[str | None] = [None] * len(guided.shown)
+    facts = shares("regenerations", guided) | {"regenerated_correct": None}
+    if not rows:
+        return texts, facts
+    # Rows that are shown nothing repeat one that is: shapes stay as they are, and the sampler need
+    # not wait for answers, long because unguided, that nobody will see.
+    asked = rows + [rows[0]] * (len(texts) - len(rows))
+    originals = [rollouts.question_of(row) for row in asked]
+    guided_questions = [
+        replace(question, id=f"{question.id}/{row % rollouts.rollouts}", prompt=guided.turns[row])
+        for row, question in zip(asked, originals)
+    ]
+    answers = draw(
+        experience, setting, setting.policy.params, guided_questions,
+        lambda _, responses: grade(originals, responses),
+        rollouts=1, purpose="regenerate", step=step,
+    )  # fmt: skip
+    for row, response, verdict in zip(rows, answers.responses, answers.verdicts):
+        texts[row] = response if verdict.correct else None
+    correct = sum(verdict.correct for verdict in answers.verdicts[: len(rows)])
+    return texts, facts | {"regenerated_correct": correct / len(rows)}
+
+
+def describe(rollouts: Rollouts, words: tuple[str, ...]) -> dict[str, float | int]:
+    """Reward, solved questions, lengths and epistemic counts of the sampled responses."""
+    counts = [
+        sum(epistemic.count(text, words, mode="word").values()) for text in rollouts.responses
+    ]
+    tokens = int(rollouts.lengths_B.sum())
+    return {
+        "reward": float(rollouts.rewards_QR.mean()),
+        "solved": float(rollouts.rewards_QR.any(axis=1).mean()),
+        "length": float(rollouts.lengths_B.mean()),
+        "truncated": float(1 - rollouts.finished_B.mean()),
+        "epistemic_per_response": float(np.mean(counts)),
+        "epistemic_per_1k": 1000 * sum(counts) / max(tokens, 1),
+        "tokens": tokens,
+    }
+
+
+def bucket(size: int, multiple: int) -> int:
+    return max(-(-size // multiple), 1) * multiple
+
+
+def fit(x_BT: np.ndarray, T: int) -> np.ndarray:
+    """Trim or zero-pad the last axis to T."""
+    return np.pad(x_BT[:, :T], ((0, 0), (0, max(T - x_BT.shape[1], 0))))
+
+
+def save_rollouts(task: Task, rollouts: Rollouts, folder: Path, step: int) -> None:
+    """Write a JSONL sample of a step's rollouts, with verdicts."""
+    folder.mkdir(exist_ok=True)
+    rows = range(min(len(rollouts.responses), 64))
+    records = [response_record(task, rollouts, row) for row in rows]
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+    (folder / f"step_{step:06d}.jsonl").write_text("".join(lines), encoding="utf-8")

@@ -1,0 +1,157 @@
+"""Rows of a batch into packed rows of few sizes: with a long tail of lengths little is padding.
+
+Planned on the host in NumPy. Student, teacher and contrasts see the same completions under prompts
+of different lengths; a packed row holds the same rows of the batch for each of them, in room of its
+own size, and its completions once more by themselves.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from jaxdistill.training.packed_batch import Packed, Sequences
+from jaxdistill.training.step import Batch
+
+# X, the most sequences of a packed row: cuDNN keeps statistics of X times a row's positions.
+MOST_SEQUENCES = 32
+
+# A room's size is a multiple of so large a share of the student's: few sizes, little to spare.
+STEPS = 16
+
+
+def pack(batch: Batch, pack: int, parts: int = 1) -> tuple[Packed, float]:
+    """The batch packed, and the share of positions that are padding in it.
+
+    `pack` is the room of the student's packed rows; where a row is longer it is the next multiple
+    that holds it. `parts` of the mesh hold packed rows of their own.
+    """
+    prompts = prompts_of(batch)
+    completion_I = np.asarray(batch.completion_mask_BT).sum(axis=1)
+    assert all(np.asarray(mask).any(axis=1).all() for _, mask in prompts[:1]), "an empty prompt"
+    # Of each row: the completion, then each prompt with it.
+    sizes_IN = np.stack(
+        [completion_I, *(np.asarray(mask).sum(axis=1) + completion_I for _, mask in prompts)], 1
+    )
+    room_N = rooms(sizes_IN, pack)
+    plan = plan_rows(sizes_IN, room_N)
+    packed = arranged(batch, prompts, sizes_IN, room_N, plan, parts)
+    num_rows = int(packed.num_micro_batches) * parts
+    return packed, float(1 - sizes_IN[:, 1:].sum() / (num_rows * room_N[1:].sum()))
+
+
+def prompts_of(batch: Batch) -> list[Any]:
+    """(ids, mask) of the student's prompts, the teacher's, and each contrast's."""
+    prompts: list[Any] = [(batch.prompt_ids_BP, batch.prompt_mask_BP)]
+    if batch.teacher_ids_BP is not None:
+        prompts.append((batch.teacher_ids_BP, batch.teacher_mask_BP))
+    if batch.contrast_ids_BJP is not None:
+        assert batch.contrast_mask_BJP is not None
+        contrasts = np.asarray(batch.contrast_ids_BJP), np.asarray(batch.contrast_mask_BJP)
+        prompts += [tuple(x[:, j] for x in contrasts) for j in range(contrasts[0].shape[1])]
+    return prompts
+
+
+# ------------------------------------------------------------------------------------ the plan
+
+
+def rooms(sizes_IN: np.ndarray, pack: int) -> np.ndarray:
+    """The room for each of N kinds: completions first, then the student, then the others.
+
+    The student's is the least multiple of `pack` that holds its longest row. The others stand to it
+    as their sums do, in steps of a sixteenth, so that all fill up together.
+    """
+    student = -(-int(sizes_IN[:, 1].max()) // pack) * pack
+    step = max(student // STEPS, 1)
+    share_N = sizes_IN.sum(axis=0) / sizes_IN[:, 1].sum()
+    wanted_N = np.maximum(np.ceil(share_N * student), sizes_IN.max(axis=0)).astype(int)
+    room_N = np.maximum(-(-wanted_N // step), 1) * step
+    room_N[1] = student
+    room_N[3:] = room_N[3:].max(initial=0)  # contrasts are alike, so their sizes need not differ
+    return room_N
+
+
+def plan_rows(
+    sizes_IN: np.ndarray, room_N: np.ndarray, most: int = MOST_SEQUENCES
+) -> list[list[int]]:
+    """Rows of the batch for each packed row, by greedy vector packing, one packed row at a time.
+
+    Each begins with the largest row that is left, and goes on with the one that leaves the least
+    room over, in the Euclidean norm over the N kinds (Panigrahy et al. 2011, "Heuristics for vector
+    bin packing", norm-based greedy).
+    """
+    assert (sizes_IN <= room_N).all(), "a row is longer than its room"
+    share_IN = sizes_IN / room_N
+    is_left_I = np.ones(len(share_IN), bool)
+    plan: list[list[int]] = []
+    while is_left_I.any():
+        rows: list[int] = []
+        score_I = -share_IN.max(axis=1)
+        fits_I = is_left_I
+        while fits_I.any() and len(rows) < most:
+            chosen = int(np.argmin(np.where(fits_I, score_I, np.inf)))
+            rows.append(chosen)
+            is_left_I[chosen] = False
+            over_N = room_N - sizes_IN[rows].sum(axis=0)
+            fits_I = is_left_I & (sizes_IN <= over_N).all(axis=1)
+            score_I = np.square(over_N / room_N - share_IN).sum(axis=1)
+        plan.append(rows)
+    return plan
+
+
+# ---------------------------------------------------------------------------------- the arrays
+
+
+def arranged(
+    batch: Batch,
+    prompts: list[Any],
+    sizes_IN: np.ndarray,
+    room_N: np.ndarray,
+    plan: list[list[int]],
+    parts: int,
+) -> Packed:
+    """The arrays of a plan. Packed row r is part r % parts of micro-batch r // parts."""
+    num_micro_batches = -(-len(plan) // parts)
+    M = 1 << (num_micro_batches - 1).bit_length()  # a power of two: few sizes
+
+    def dealt(flat: np.ndarray) -> np.ndarray:
+        """[M * parts, ...] -> [B, M, ...]."""
+        return flat.reshape(M, parts, *flat.shape[1:]).swapaxes(0, 1)
+
+    def filled(texts: list[np.ndarray], room: int, dtype: Any) -> np.ndarray:
+        flat = np.zeros((M * parts, room), dtype)
+        for r, rows in enumerate(plan):
+            text = np.concatenate([texts[row] for row in rows])
+            flat[r, : len(text)] = text
+        return dealt(flat)
+
+    def of_sequences(x_I: np.ndarray) -> np.ndarray:
+        flat = np.zeros((M * parts, MOST_SEQUENCES), np.int32)
+        for r, rows in enumerate(plan):
+            flat[r, : len(rows)] = x_I[rows]
+        return dealt(flat)
+
+    completions = _texts(batch.completion_ids_BT, batch.completion_mask_BT)
+    behaviour = _texts(batch.behaviour_logp_BT, batch.completion_mask_BT)
+
+    def sequences(n: int) -> Sequences:
+        texts = [np.concatenate(both) for both in zip(_texts(*prompts[n - 1]), completions)]
+        return Sequences(filled(texts, int(room_N[n]), np.int32), of_sequences(sizes_IN[:, n]))
+
+    plain, *others = (sequences(n + 1) for n in range(len(prompts)))
+    length_I = sizes_IN[:, 0].astype(np.int32)
+    correct_I = batch.correct_B
+    return Packed(
+        np.asarray(num_micro_batches, np.int32),
+        plain, others[0] if others else None, tuple(others[1:]),
+        filled(completions, int(room_N[0]), np.int32),
+        filled(behaviour, int(room_N[0]), np.float32),
+        of_sequences(length_I), of_sequences(np.arange(len(length_I))), length_I,
+        np.asarray(batch.advantage_B), np.asarray(batch.row_weight_B),
+        np.zeros(len(length_I), np.float32) if correct_I is None else np.asarray(correct_I),
+        None if batch.contrast_weight_BJ is None else np.asarray(batch.contrast_weight_BJ),
+    )  # fmt: skip
+
+
+def _texts(values: Any, mask: Any) -> list[np.ndarray]:
+    """Each row's values where its mask is set."""
+    return [row[is_real] for row, is_real in zip(np.asarray(values), np.asarray(mask) > 0)]

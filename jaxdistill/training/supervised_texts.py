@@ -1,0 +1,46 @@
+"""The toy world's pretraining texts as a random-access source of token ids, for Grain."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+from jaxdistill.storage import tokenizer as tokenizers
+from jaxdistill.tasks.tasks import example_text
+
+
+@functools.cache
+def _tokenizer(folder: str) -> Any:
+    return tokenizers.load(folder)  # once a process, workers included
+
+
+@dataclass(frozen=True)
+class ToyTexts:
+    """Record i is (prompt ids, completion ids) of the text at the address (world, seed, i).
+
+    A text longer than the limits (in tokens) is replaced by the next shorter one of its address.
+    """
+
+    world: str
+    seed: int
+    size: int
+    tokenizer_folder: str
+    max_prompt_tokens: int
+    max_completion_tokens: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: Any) -> tuple[list[int], list[int]]:
+        tokenizer = _tokenizer(self.tokenizer_folder)
+        for attempt in range(100):
+            turn, response = example_text(self.world, self.seed, int(index) + attempt * self.size)
+            chat = [[{"role": "user", "content": turn}]]
+            (prompt_ids,) = tokenizers.prompt_ids(tokenizer, chat)
+            (completion_ids,) = tokenizers.encode(tokenizer, [response])
+            completion_ids = [*completion_ids, tokenizer.eos_token_id]
+            if (
+                len(prompt_ids) <= self.max_prompt_tokens
+                and len(completion_ids) <= self.max_completion_tokens
+            ):
+                return prompt_ids, completion_ids
+        raise AssertionError("a hundred texts in a row exceed the limits")

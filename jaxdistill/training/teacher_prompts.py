@@ -1,0 +1,299 @@
+"""What the teacher is shown at a step: from graded rollouts to prompts that fit, row by row."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from jaxdistill.errors import UserError
+from jaxdistill.sampling import Sampling
+from jaxdistill.sampling.rollouts import Rollouts
+from jaxdistill.storage import tokenizer as tokenizers
+from jaxdistill.storage.loading import Policy
+from jaxdistill.tasks import contexts
+from jaxdistill.tasks.contexts import (
+    PAPER,
+    Context,
+    ContextOnly,
+    Feedback,
+    InstructionOnly,
+    NoContext,
+    Regenerated,
+    Shown,
+    Template,
+    WrongSolution,
+)
+from jaxdistill.tasks.questions import Question, messages
+from jaxdistill.tasks.tasks import Task
+
+# ------------------------------------------------------------------------------------- config
+
+
+@dataclass(frozen=True)
+class OnPolicy:
+    """The student's own samples: Q questions a step, R rollouts each, and what the teacher sees.
+
+    demonstration: `sibling` takes a correct other rollout of the same question, and a row without
+    one is not distilled; `reference` takes the question's own solution text; `sibling_or_reference`
+    falls back to it. WrongSolution takes an incorrect other rollout always.
+    overlong: a demonstration is too long beyond `max_demonstration_tokens`, or where the teacher's
+    prompt and the row's completion would leave the model's positions. Its end is cut off, or its
+    row dropped (not distilled); both are counted in the metrics.
+    contrast, contrasts: what an objective that asks for it sets the teacher's context against, and
+    how many such prompts a row.
+    """
+
+    task: Task
+    questions: int = 32
+    rollouts: int = 8
+    sampling: Sampling = Sampling()
+    context: Context = NoContext()
+    demonstration: Literal["sibling", "reference", "sibling_or_reference"] = "sibling"
+    demonstration_choice: Literal["random", "first", "shortest"] = "random"
+    max_demonstration_tokens: int = 20480
+    overlong: Literal["cut", "drop"] = "cut"
+    template: Template = PAPER
+    contrast: Context = WrongSolution()
+    contrasts: int = 1
+    teacher_prompt_multiple: int = 64  # teacher prompts are padded to multiples of this
+    completion_multiple: int = 64  # and completions to multiples of this
+    enable_thinking: bool | None = None
+
+    def __post_init__(self):
+        for name in ("questions", "rollouts", "max_demonstration_tokens", "contrasts",
+                     "teacher_prompt_multiple", "completion_multiple"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise UserError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+
+
+# ------------------------------------------------------------------------------------- checks
+
+
+def check_demonstrations(
+    experience: OnPolicy, questions: Sequence[Question], field: str = "context"
+) -> None:
+    """Refuse a run whose teacher could never be shown anything, and so would teach nothing."""
+    context = getattr(experience, field)
+    if not contexts.needs_demonstration(context):
+        return
+    name, source = f"`{field}={type(context).__name__}()`", source_of(experience, context)
+    if source != "reference" and experience.rollouts >= 2:
+        return
+    if source == "sibling":
+        raise UserError(f"{name} shows a sibling: `rollouts` must be at least 2, got 1")
+    if not any(question.solution for question in questions):
+        raise UserError(
+            f"{name} with `demonstration={source}` shows solution texts, and no question of "
+            "the task has one; use `demonstration=sibling` and at least 2 `rollouts`"
+        )
+
+
+def check_contrast(experience: OnPolicy, questions: Sequence[Question]) -> None:
+    """Refuse contrasts that could never be made."""
+    contrast, context, J = experience.contrast, experience.context, experience.contrasts
+    name = f"`contrast={type(contrast).__name__}()`"
+    if isinstance(contrast, Regenerated):
+        raise UserError(f"{name} would need samples of its own; use Solution() or WrongSolution()")
+    is_teachers = isinstance(contrast, ContextOnly)
+    if is_teachers and isinstance(context, NoContext | InstructionOnly):
+        raise UserError(
+            f"{name} shows what the teacher is shown less the question, and "
+            f"`context={type(context).__name__}()` shows nothing else"
+        )
+    if not is_teachers:
+        check_demonstrations(experience, questions, "contrast")
+    shows_siblings = (
+        contexts.needs_demonstration(contrast)
+        and not is_teachers
+        and source_of(experience, contrast) != "reference"
+    )
+    if J > 1 and not (shows_siblings and experience.rollouts > J):
+        raise UserError(
+            f"`contrasts={J}` needs a `contrast` that shows siblings, such as WrongSolution(), and "
+            f"at least {J + 1} `rollouts`; got {name} and {experience.rollouts}"
+        )
+
+
+# ------------------------------------------------------------------------- who is shown what
+
+
+def source_of(experience: OnPolicy, context: Context) -> str:
+    """Where the demonstrations of a context come from. Nobody refers to a wrong solution."""
+    return "sibling" if isinstance(context, WrongSolution) else experience.demonstration
+
+
+def draw_siblings(
+    experience: OnPolicy, context: Context, seed: int, rollouts: Rollouts, q: int, step: int,
+    *, purpose: str = "demonstration", count: int = 1,
+) -> list[list[int]]:  # fmt: skip
+    """Up to `count` siblings for each row of question q to be shown: indices inside its group.
+
+    Chosen by randomness that depends on (seed, purpose, step, question) alone.
+    """
+    if source_of(experience, context) == "reference":
+        return [[] for _ in range(rollouts.rollouts)]
+    rows = slice(q * rollouts.rollouts, (q + 1) * rollouts.rollouts)
+    address = f"{seed}/{purpose}/{step}/{rollouts.questions[q].id}"
+    rng = np.random.default_rng(list(address.encode()))
+    wants_right = not isinstance(context, WrongSolution)
+    is_eligible = [verdict.correct == wants_right for verdict in rollouts.verdicts[rows]]
+    lengths = rollouts.lengths_B[rows].tolist()
+    choice = experience.demonstration_choice
+    return contexts.choose_siblings(is_eligible, rng, choice, lengths, count)
+
+
+def demonstrations(
+    experience: OnPolicy, context: Context, seed: int, rollouts: Rollouts, step: int,
+    *, purpose: str = "demonstration", count: int = 1,
+) -> list[str | None]:  # fmt: skip
+    """The texts to make contexts of, `count` a row; None for one that is not there."""
+    may_refer = source_of(experience, context) != "sibling"
+    found: list[str | None] = []
+    for q, question in enumerate(rollouts.questions):
+        responses = rollouts.responses[q * rollouts.rollouts : (q + 1) * rollouts.rollouts]
+        drawn = draw_siblings(
+            experience, context, seed, rollouts, q, step, purpose=purpose, count=count
+        )
+        for siblings in drawn:
+            texts: list[str | None] = [responses[sibling] for sibling in siblings]
+            if not texts and may_refer:
+                texts = [question.solution]
+            found += texts + [None] * (count - len(texts))
+    return found
+
+
+def show(context: Context, rollouts: Rollouts, texts: Sequence[str | None]) -> list[Shown | None]:
+    """What `context` shows for each text, equally many a row."""
+    rows = row_of_each(texts, rollouts)
+    return [_show_row(context, rollouts, row, text) for row, text in zip(rows, texts)]
+
+
+def _show_row(context: Context, rollouts: Rollouts, row: int, text: str | None) -> Shown | None:
+    question, verdict = rollouts.question_of(row), rollouts.verdicts[row]
+    feedback = None
+    if isinstance(context, Feedback) and not verdict.correct:
+        gold = question.answer if context.reveal_answer else None
+        feedback = contexts.feedback_text(verdict.reason, verdict.answer, gold)
+    return contexts.show(context, question.prompt, text, question.answer, feedback)
+
+
+def row_of_each(items: Sequence[Any], rollouts: Rollouts) -> list[int]:
+    """Items stand row by row, equally many a row."""
+    per_row = len(items) // len(rollouts.responses)
+    return [i // per_row for i in range(len(items))]
+
+
+# ------------------------------------------------------------------------------------- prompts
+
+
+class Prompts(NamedTuple):
+    """Prompts as the teacher gets them; where nothing is shown, the plain one."""
+
+    shown: list[Shown | None]  # after the cut
+    turns: list[str]  # the user's
+    ids: list[list[int]]
+    is_cut_B: np.ndarray
+    is_dropped_B: np.ndarray
+
+    @property
+    def weight_B(self) -> np.ndarray:
+        """0 where the context had nothing to show."""
+        return np.array([shown is not None for shown in self.shown], np.float32)
+
+
+def teacher_prompts(
+    experience: OnPolicy, policy: Policy, seed: int, rollouts: Rollouts, step: int,
+    regenerated: Sequence[str | None] | None = None,
+) -> Prompts:  # fmt: skip
+    """One prompt a row under `experience.context`; Regenerated is made of `regenerated`."""
+    context = experience.context
+    assert (regenerated is not None) == isinstance(context, Regenerated)
+    texts = regenerated
+    if texts is None:
+        texts = demonstrations(experience, context, seed, rollouts, step)
+    return fit(experience, policy, rollouts, show(context, rollouts, texts))
+
+
+def contrast_prompts(
+    experience: OnPolicy, policy: Policy, seed: int, rollouts: Rollouts, step: int, taught: Prompts
+) -> Prompts:
+    """J prompts a row under `experience.contrast`, row by row; `taught` are the teacher's."""
+    contrast = experience.contrast
+    if isinstance(contrast, ContextOnly):
+        shown = [None if x is None else x._replace(prompt="") for x in taught.shown]
+    else:
+        texts = demonstrations(
+            experience, contrast, seed, rollouts, step,
+            purpose="contrast", count=experience.contrasts,
+        )  # fmt: skip
+        shown = show(contrast, rollouts, texts)
+    return fit(experience, policy, rollouts, shown)
+
+
+# Text that is cut out and put between other texts may come out as a few tokens more.
+_SLACK = 8
+
+
+def fit(
+    experience: OnPolicy, policy: Policy, rollouts: Rollouts, shown: Sequence[Shown | None]
+) -> Prompts:
+    """Render what is shown so that a prompt and its row's completion fit the model's positions.
+
+    What is too long is cut inside the demonstration, or dropped: question, instruction and
+    generation prompt stay whole. A plain prompt, the student's own, is left as it is.
+    """
+    rows = row_of_each(shown, rollouts)
+    room_B = policy.config.max_positions - rollouts.lengths_B[rows]
+    questions = [rollouts.question_of(row) for row in rows]
+
+    def render(shown: Sequence[Shown | None]) -> tuple[list[str], list[list[int]]]:
+        turns = [
+            question.prompt if x is None else contexts.compose(x, experience.template)
+            for question, x in zip(questions, shown, strict=True)
+        ]
+        chats = [messages(question, turn) for question, turn in zip(questions, turns)]
+        return turns, tokenizers.prompt_ids(policy.tokenizer, chats, experience.enable_thinking)
+
+    _, frames = render([x and x._replace(solution=x.solution and "") for x in shown])
+    limits = [
+        min(experience.max_demonstration_tokens, room - len(frame) - _SLACK)
+        for room, frame in zip(room_B, frames)
+    ]
+    fitted = shorten(experience, policy, shown, limits)
+    turns, ids = render(fitted)
+    is_over = [
+        x is not None and x.instruction and len(row) > room
+        for x, row, room in zip(fitted, ids, room_B)
+    ]
+    if any(is_over):  # not for the demonstration, but for what stands around it
+        fitted = [None if over else x for x, over in zip(fitted, is_over)]
+        turns, ids = render(fitted)
+    is_dropped_B = np.array([x is not None and y is None for x, y in zip(shown, fitted)])
+    is_cut_B = np.array([x != y for x, y in zip(shown, fitted)]) & ~is_dropped_B
+    return Prompts(fitted, turns, ids, is_cut_B, is_dropped_B)
+
+
+def shorten(
+    experience: OnPolicy, policy: Policy, shown: Sequence[Shown | None], limits: Sequence[int]
+) -> list[Shown | None]:
+    """Hold each demonstration to its limit of tokens, as `experience.overlong` says."""
+    tokenizer = policy.tokenizer
+    # Siblings share demonstrations, most of which fit: one batch tells which.
+    texts = list(dict.fromkeys(x.solution for x in shown if x is not None and x.solution))
+    sizes = dict(zip(texts, map(len, tokenizers.encode(tokenizer, texts))))
+
+    def within(x: Shown | None, limit: int) -> Shown | None:
+        if x is None or x.solution is None or sizes[x.solution] <= limit:
+            return x
+        if experience.overlong == "drop":
+            return None
+        text, _ = contexts.shorten(
+            x.solution,
+            lambda t: tokenizers.encode(tokenizer, [t])[0],
+            lambda ids: tokenizers.decode(tokenizer, ids),
+            limit,
+        )
+        return x._replace(solution=text) if text.strip() else None
+
+    return [within(x, limit) for x, limit in zip(shown, limits, strict=True)]

@@ -1,0 +1,254 @@
+"""An evaluation: the same noise for every checkpoint and batch size, and sums to check by hand."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from tiny_run import ARCHITECTURE
+
+from jaxdistill.errors import UserError
+from jaxdistill.evaluation import evaluate
+from jaxdistill.evaluation.evaluate import (
+    Evaluation,
+    Split,
+    describe,
+    evaluate_split,
+    named_split,
+    read_summary,
+    response_record,
+    summarize,
+    write_evaluation,
+)
+from jaxdistill.sampling import Sampling
+from jaxdistill.sampling.rollouts import Rollouts
+from jaxdistill.storage import loading as policies
+from jaxdistill.storage.loading import Fresh
+from jaxdistill.tasks.grading import Verdict
+from jaxdistill.tasks.questions import Question
+from jaxdistill.tasks.tasks import MathTask, ToyTask, questions_of
+
+SPLIT = Split("heldout", ToyTask(pool="heldout", count=5))
+CONFIG = Evaluation((SPLIT,), samples=2, sampling=Sampling(max_new_tokens=8))
+FIELDS = {
+    "question_id": str,
+    "question": str,
+    "answer": str,
+    "rollout": int,
+    "response": str,
+    "correct": bool,
+    "verdict": str,
+    "finished": bool,
+    "num_tokens": int,
+    "epistemic": int,
+    "words": dict,
+    "checks": int | None,
+    "copy": bool | None,
+}
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    return policies.load(Fresh(ARCHITECTURE), 0, tmp_path_factory.mktemp("model"))
+
+
+def records_of(policy, params=None, split=SPLIT, **changes):
+    config = dataclasses.replace(CONFIG, **changes)
+    return evaluate_split(policy, policy.params if params is None else params, split, config)
+
+
+# ---------------------------------------------------------------------------------- the sampling
+
+
+def test_every_question_is_answered_k_times_whatever_the_batch_size(policy):
+    whole = records_of(policy)
+    questions = questions_of(SPLIT.task)
+    expected = [(question.id, rollout) for question in questions for rollout in range(2)]
+    assert [(r["question_id"], r["rollout"]) for r in whole] == expected
+    # Batches of two: the last one is filled up with repeats, which are dropped again.
+    assert records_of(policy, questions_per_batch=2) == whole
+    assert records_of(policy, questions_per_batch=5) == whole
+
+
+def test_the_cache_is_the_one_that_was_asked_for(policy, monkeypatch):
+    asked, collect = [], evaluate.collect
+
+    def record(*args, **options):
+        asked.append(options["cache_dtype"])
+        return collect(*args, **options)
+
+    monkeypatch.setattr(evaluate, "collect", record)
+    evaluate_split(policy, policy.params, SPLIT, CONFIG, cache_dtype="int8")
+    records_of(policy)
+    assert asked == ["int8", "auto"]
+
+
+def test_two_checkpoints_answer_with_the_same_noise(policy):
+    responses = [record["response"] for record in records_of(policy)]
+    nearly = jax.tree.map(lambda x: x * np.float32(1 + 1e-4), policy.params)
+    same_noise = [record["response"] for record in records_of(policy, nearly)]
+    other_noise = [record["response"] for record in records_of(policy, seed=1)]
+    # A model that is all but the same writes all but the same: differences are the checkpoints'.
+    assert np.mean([a == b for a, b in zip(responses, same_noise)]) >= 0.9
+    assert not any(a == b for a, b in zip(responses, other_noise))
+
+
+def test_splits_of_the_same_questions_are_answered_independently(policy):
+    other = records_of(policy, split=Split("other", SPLIT.task))
+    pairs = zip(records_of(policy), other, strict=True)
+    assert not any(a["response"] == b["response"] for a, b in pairs)
+
+
+def test_a_record_has_the_fields_that_reports_read_and_survives_json(policy):
+    records = records_of(policy)
+    for record in records:
+        assert set(record) == set(FIELDS)
+        for name, kind in FIELDS.items():
+            assert isinstance(record[name], kind), name
+        assert 1 <= record["num_tokens"] <= 8
+    assert [json.loads(json.dumps(record)) for record in records] == records
+
+
+def rollout_of(question, text, verdict, num_tokens, finished):
+    mask_BT = np.zeros((2, 16), np.int32)
+    mask_BT[1, :num_tokens] = 1
+    zeros = np.zeros((2, 16), np.float32)
+    return Rollouts(
+        [question], 2, mask_BT, mask_BT, mask_BT, mask_BT, zeros, np.array([True, finished]),
+        ["", text], [Verdict(False, "no answer", None), verdict],
+    )  # fmt: skip
+
+
+def test_a_record_of_a_response_by_hand():
+    question = questions_of(SPLIT.task)[0]
+    assert question.solution is not None
+    tries = question.solution.split(" </think>")[0]
+    text = f"maybe {tries} wait perhaps check {question.solution}"
+    found = rollout_of(question, text, Verdict(True, "match", question.answer), 12, False)
+    assert response_record(SPLIT.task, found, 1) == {
+        "question_id": question.id,
+        "question": question.prompt,
+        "answer": question.answer,
+        "rollout": 1,
+        "response": text,
+        "correct": True,
+        "verdict": "match",
+        "finished": False,
+        "num_tokens": 12,
+        "epistemic": 4,
+        "words": {"wait": 1, "perhaps": 1, "maybe": 1, "check": 1},
+        "checks": 1,
+        "copy": True,
+    }
+
+
+def test_mathematics_has_no_checks_and_no_copies():
+    found = rollout_of(
+        Question("q", "1+1?", "2"), "Wait, 2.", Verdict(False, "no box", None), 4, True
+    )
+    record = response_record(MathTask("unused.jsonl"), found, 1)
+    assert (record["checks"], record["copy"], record["epistemic"]) == (None, None, 1)
+
+
+# ----------------------------------------------------------------------------------- the numbers
+
+
+def record(question, *, correct, tokens=10, epistemic=0, checks=None, copy=None, finished=True):
+    return {
+        "question_id": question, "correct": correct, "num_tokens": tokens, "epistemic": epistemic,
+        "checks": checks, "copy": copy, "finished": finished,
+    }  # fmt: skip
+
+
+# Problem a: one of two right; b: both; c: none.
+RECORDS = [
+    record("a", correct=True, tokens=10, epistemic=1, checks=2, copy=True),
+    record("a", correct=False, tokens=20, epistemic=3, checks=0, copy=False),
+    record("b", correct=True, tokens=30, epistemic=0, checks=1, copy=True),
+    record("b", correct=True, tokens=40, epistemic=0, checks=0, copy=True),
+    record("c", correct=False, tokens=50, epistemic=2, checks=0, finished=False),
+    record("c", correct=False, tokens=50, epistemic=0, checks=0, finished=False),
+]
+
+
+def test_a_summary_by_hand():
+    assert summarize(RECORDS) == pytest.approx({
+        "accuracy": 3 / 6,
+        "length": 200 / 6,
+        "epistemic_per_response": 6 / 6,
+        "epistemic_per_1k": 1000 * 6 / 200,  # of all tokens, not a mean of ratios
+        "check_rate": 2 / 6,
+        "copy_fidelity": 3 / 4,
+        "finished": 4 / 6,
+        "n": 6,
+    })  # fmt: skip
+
+
+def test_what_no_response_can_tell_is_null():
+    summary = summarize([record("a", correct=True)])
+    assert summary["check_rate"] is None
+    assert summary["copy_fidelity"] is None
+    assert summarize([]) == dict.fromkeys(summary, None) | {"n": 0}
+    assert summarize([record("a", correct=False, tokens=0)])["epistemic_per_1k"] is None
+
+
+def test_the_lines_for_a_person_hold_both_accuracies_and_every_known_mean():
+    lines = dict(line.split(maxsplit=1) for line in describe(RECORDS, 2))
+    # Means over problems a, b, c: avg@2 of 1/2, 1, 0 and pass@2 of 1, 1, 0.
+    assert lines.pop("avg@2").startswith("0.500  [")
+    assert lines.pop("pass@2").startswith("0.667  [")
+    assert lines == {
+        "length": "33.33", "epistemic_per_response": "1", "epistemic_per_1k": "30",
+        "check_rate": "0.3333", "copy_fidelity": "0.75", "finished": "0.6667", "n": "6",
+    }  # fmt: skip
+
+
+def test_many_responses_are_counted_in_full():
+    lines = list(describe([record(str(i), correct=True) for i in range(12_345)], 1))
+    assert lines[-1].split() == ["n", "12345"]
+    assert not any(line.startswith(("check_rate", "copy_fidelity")) for line in lines)
+
+
+# ------------------------------------------------------------------------------------- the files
+
+
+def test_an_evaluation_on_disk_is_a_file_a_split_and_a_summary(tmp_path):
+    folder = evaluate.evaluation_folder(tmp_path, 40)
+    assert folder == tmp_path / "evals" / "step_000040"
+    summary = write_evaluation(folder, {"heldout": RECORDS, "ood": RECORDS[:2]})
+    assert {file.name for file in folder.iterdir()} == {
+        "heldout.jsonl", "ood.jsonl", "summary.json",
+    }  # fmt: skip
+    lines = (folder / "heldout.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == RECORDS
+    assert read_summary(folder) == summary == {
+        "heldout": summarize(RECORDS), "ood": summarize(RECORDS[:2]),
+    }  # fmt: skip
+
+
+def test_a_missing_or_broken_summary_is_a_users_error(tmp_path):
+    with pytest.raises(UserError, match="no readable evaluation in"):
+        read_summary(tmp_path)
+    (tmp_path / "summary.json").write_text("{")
+    with pytest.raises(UserError, match="no readable evaluation in"):
+        read_summary(tmp_path)
+
+
+def test_names_of_splits():
+    assert named_split("toy:ood", None).task == ToyTask("heldout", 4, 128)
+    assert named_split("toy:train", 7) == Split("train", ToyTask("train", 3, 7))
+    assert named_split("some/where/aime24.parquet", 3).name == "aime24"
+    with pytest.raises(UserError, match=r"toy:moon.*use toy:train, toy:heldout, toy:ood"):
+        named_split("toy:moon", None)
+
+
+@pytest.mark.parametrize("field", [{"samples": 0}, {"questions_per_batch": 0}, {"every": -1}])
+def test_settings_that_cannot_be_are_refused(field):
+    with pytest.raises(UserError, match="at least 1"):
+        Evaluation((SPLIT,), **field)
+
+
+def test_two_splits_of_one_name_would_overwrite_each_other():
+    with pytest.raises(UserError, match="`splits` must have different names"):
+        Evaluation((SPLIT, SPLIT))

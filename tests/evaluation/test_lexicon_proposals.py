@@ -1,0 +1,135 @@
+"""Scoring with and without a solution: siblings, and sums against every row run alone."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from jaxdistill import epistemic
+from jaxdistill.errors import UserError
+from jaxdistill.evaluation import lexicon_proposals as pmi
+from jaxdistill.evaluation.responses import Response
+from jaxdistill.models import decoder
+from jaxdistill.storage import loading as policy
+from jaxdistill.storage import tokenizer as tokenizers
+from jaxdistill.tasks import contexts
+from jaxdistill.tasks.tasks import ToyTask, probe_prefixes
+
+
+def response(text, question, correct):
+    return Response(text, "a.jsonl", "a.jsonl:1", question, None, correct, None, None)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return policy.load(policy.ToyBase("main"), 0, tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def responses():
+    """Doubtful traces of held-out problems, and beside each the concise solution."""
+    found = []
+    for question, text in probe_prefixes(ToyTask(pool="heldout", count=24), seed=3):
+        found.append(response(text, question.prompt, False))
+        found.append(response(question.solution, question.prompt, True))
+    return found
+
+
+def test_a_response_is_shown_a_correct_sibling_and_never_itself():
+    group = [response(text, "p", correct) for text, correct in
+             (("a", True), ("b", False), ("c", True), ("d", None))]  # fmt: skip
+    others = [response("e", "q", True), response("f", "r", False), response("g", "r", False)]
+    pairs = [(each.text, shown) for each, shown in pmi.with_siblings([*group, *others], seed=0)]
+    assert [text for text, _ in pairs] == ["a", "b", "c", "d"]  # e, f and g have no one
+    shown = dict(pairs)
+    assert (shown["a"], shown["c"]) == ("c", "a")
+    assert {shown["b"], shown["d"]} <= {"a", "c"}
+    alone = [(each.text, text) for each, text in pmi.with_siblings(group, seed=0)]
+    assert alone == pairs  # a question's draw does not depend on the others
+    drawn = {tuple(text for _, text in pmi.with_siblings(group, seed=seed)) for seed in range(20)}
+    assert len(drawn) > 1
+
+
+def test_the_sums_are_those_of_every_row_run_alone(base, responses):
+    """Reference: no batch, no padding on the left, log-softmax over the whole vocabulary."""
+    stats, num_rows = pmi.score_pmi(base, responses, seed=5)
+    expected = np.zeros_like(stats.surprise_V)
+    run = jax.jit(decoder.hidden_states, static_argnums=1)
+    pairs = list(pmi.with_siblings(responses, seed=5))
+    for each, sibling in pairs:
+        (ids,) = tokenizers.encode(base.tokenizer, [each.text])
+        turns = [each.question, contexts.render(contexts.Solution(), each.question, sibling, "")]
+        for sign, turn in zip((1, -1), turns):
+            chat = [[{"role": "user", "content": turn}]]
+            (prompt,) = tokenizers.prompt_ids(base.tokenizer, chat)
+            row = tokenizers.right_pad([[*prompt, *ids]], 0, 256)  # one shape, one compilation
+            logits_SV = run(base.params, base.config, *row)[0] @ decoder.head(
+                base.params, base.config
+            )
+            logp_SV = np.asarray(jax.nn.log_softmax(logits_SV), np.float64)
+            for t, i in enumerate(ids):
+                expected[i] += sign * logp_SV[len(prompt) + t - 1, i]
+    assert num_rows == len(pairs) == 24  # the solutions' only siblings are wrong
+    # float32 log-probs of up to 20 nats, some hundred a token, in another order of sums
+    np.testing.assert_allclose(stats.surprise_V, expected, rtol=1e-4, atol=2e-2)
+    ids = tokenizers.encode(base.tokenizer, [each.text for each, _ in pairs])
+    counts = np.bincount(np.concatenate(ids), minlength=len(stats.count_V))
+    np.testing.assert_array_equal(stats.count_V, counts)
+
+
+def test_the_toy_bases_own_words_of_doubt_are_proposed_without_a_word_list(base, responses):
+    stats, _ = pmi.score_pmi(base, responses, seed=0)
+    lexicon = epistemic.propose(base.tokenizer, stats, 8, min_count=3)
+    assert len(lexicon.ids) == 8
+    assert len(set(lexicon.words) & set(epistemic.TEN_WORDS)) >= 7
+
+
+def test_batches_change_nothing(base, responses, monkeypatch):
+    whole, _ = pmi.score_pmi(base, responses)
+    monkeypatch.setattr(pmi, "TOKENS_PER_BATCH", 1000)
+    cut, _ = pmi.score_pmi(base, responses)
+    np.testing.assert_array_equal(whole.count_V, cut.count_V)
+    # rounding of float32 log-probs, summed over some hundred places
+    np.testing.assert_allclose(whole.surprise_V, cut.surprise_V, rtol=1e-4, atol=1e-2)
+
+
+def test_what_cannot_be_scored_is_said(base, responses):
+    with pytest.raises(UserError, match="no response has a correct sibling"):
+        pmi.score_pmi(base, [each for each in responses if not each.correct])
+    nameless = responses[0]._replace(question=None)
+    with pytest.raises(UserError, match=r"a\.jsonl:1: no text in `question`"):
+        pmi.score_pmi(base, [nameless])
+
+
+def test_a_records_system_turn_stands_in_both_prompts(base, responses):
+    backend = base.tokenizer.backend_tokenizer
+    tokenizer = base.tokenizer.__class__(tokenizer_object=backend)
+    tokenizer.chat_template = "{{ messages[0].content if messages[0].role == 'system' }}"
+    policy_ = base._replace(tokenizer=tokenizer)
+    asked = [each._replace(system="wait 7") for each in responses]
+    for row in pmi.rows_of(policy_, asked, 0, None):
+        assert row.plain == row.informed == tokenizers.encode(tokenizer, ["wait 7"])[0]
+
+
+def test_a_solution_is_cut_to_the_models_positions_and_a_row_with_no_room_is_not_scored(
+    base, responses
+):
+    """A response alone may fill the model; one beside a blank solution would be told nothing."""
+    whole = pmi.rows_of(base, responses, 5, None)
+    longest = max(len(row.informed) + len(row.response) for row in whole)
+
+    def within(size):
+        narrow = base._replace(config=dataclasses.replace(base.config, max_positions=size))
+        return pmi.rows_of(narrow, responses, 5, None)
+
+    assert within(longest + pmi.TEMPLATE_TOKENS) == whole
+    cut = within(longest)
+    assert all(len(row.informed) + len(row.response) <= longest for row in cut)
+    assert any(len(short.informed) < len(row.informed) for short, row in zip(cut, whole))
+    nothing = {len(row.plain) for row in whole}
+    few = within(pmi.TEMPLATE_TOKENS + 40)
+    assert 0 < len(few) < len(whole)
+    assert all(len(row.informed) > max(nothing) for row in few)
+    with pytest.raises(UserError, match="no response fits into the model's 70 positions"):
+        within(70)

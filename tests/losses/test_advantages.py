@@ -1,0 +1,95 @@
+"""Credit against its formulas in float64, over agreement, disagreement and everything between."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from float64_oracle import assert_close
+
+from jaxdistill.losses import advantages as credit
+
+RNG = np.random.default_rng(0)
+# Log-probabilities of one token: student, teacher, contrast; then pairs that agree, and extremes.
+TOKENS = np.concatenate(
+    [
+        -RNG.exponential(3.0, size=(3, 200)),
+        np.tile(-RNG.exponential(3.0, size=50), (3, 1)),
+        np.array([[0, -120, 0], [-120, 0, -1], [0, 0, -120], [-120, -120, 0]]).T,
+    ],
+    axis=1,
+)
+ADVANTAGE = np.concatenate([RNG.choice([-1.5, -0.5, 0.0, 0.5, 1.0], size=250), [1, -1, 0, 1]])
+dtypes = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+
+
+def rounded(dtype):
+    """(s, q, c) as the functions get them, and the same in float64."""
+    given = jnp.asarray(TOKENS, dtype)
+    return given, np.asarray(given, np.float64)
+
+
+def check(measured, expected, *gaps):
+    # exp and tanh know an argument of size x to x 2^-24; what is computed stays float32.
+    assert measured.dtype == jnp.float32
+    size = 1 + sum(np.minimum(abs(gap), 20) for gap in gaps)
+    assert_close(measured, expected, 4 * 2**-24 * size * (1 + abs(ADVANTAGE)), "credit")
+
+
+@dtypes
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("clip", [0.0, 0.2, 0.9])
+def test_rlsd_is_its_formula_and_keeps_the_verifiers_sign(dtype, strength, clip):
+    (s, q, _), (S, Q, _) = rounded(dtype)
+    A = jnp.asarray(ADVANTAGE, jnp.float32)
+    shaped = credit.rlsd(A, s, q, strength, clip)
+    with np.errstate(over="ignore"):
+        weight = np.clip(np.exp(np.sign(ADVANTAGE) * (Q - S)), 1 - clip, 1 + clip)
+    check(shaped, ADVANTAGE * ((1 - strength) + strength * weight), Q - S)
+    np.testing.assert_array_equal(np.sign(shaped), np.sign(ADVANTAGE))
+    unmoved = shaped if strength == 0 or clip == 0 else credit.rlsd(A, s, s, strength, clip)
+    np.testing.assert_allclose(unmoved, ADVANTAGE, rtol=1e-6)  # teacher = student, or no strength
+
+
+@dtypes
+@pytest.mark.parametrize(("temperature", "strength", "limit"), [(0.02, 0.5, 2.0), (2.0, 1.0, 0.6)])
+def test_the_contrastive_residual_is_its_formula_odd_and_zero_where_contexts_agree(
+    dtype, temperature, strength, limit
+):
+    (_, q, c), (_, Q, C) = rounded(dtype)
+    choice = (temperature, strength, limit)
+    residual = credit.contrastive_residual(q, c, *choice)
+    expected = np.clip(strength * np.tanh((Q - C) / temperature), -limit, limit)
+    check(residual, expected, (Q - C) / temperature)
+    np.testing.assert_array_equal(residual, -credit.contrastive_residual(c, q, *choice))
+    np.testing.assert_array_equal(credit.contrastive_residual(q, q, *choice), 0)
+
+
+def test_a_shaped_advantage_keeps_its_sign_or_is_nothing():
+    A, shaped = np.meshgrid([-1.0, -0.5, 0.0, 0.5], np.linspace(-2, 2, 41))
+    kept = np.asarray(credit.keep_sign(jnp.asarray(shaped), jnp.asarray(A)))
+    agrees = np.sign(shaped) * np.sign(A) > 0
+    np.testing.assert_array_equal(kept, np.where(agrees, np.float32(shaped), 0))
+
+
+@dtypes
+def test_the_anti_credit_is_its_formula_bounded_and_zero_where_the_two_agree(dtype):
+    (s, q, _), (S, Q, _) = rounded(dtype)
+    A = credit.anti_jensen_shannon(s, q)
+    check(A, 0.5 * (np.log(2) - np.logaddexp(0, Q - S)), Q - S)
+    assert float(A.max()) <= 0.5 * np.log(2) + 2**-24
+    np.testing.assert_allclose(A[S == Q], 0, atol=2**-24)
+    assert (np.sign(A[S != Q]) == np.sign((S - Q)[S != Q])).all()  # for what the teacher doubts
+
+
+@dtypes
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_the_unlikely_are_discouraged_by_confidence_and_no_teacher_is_asked(dtype, adaptive):
+    (s, _, _), (S, _, _) = rounded(dtype)
+    entropy = np.linspace(0, np.log(50), S.size) if adaptive else None
+    given = None if entropy is None else jnp.asarray(entropy, jnp.float32)
+    threshold = float(np.exp(S[0]))  # the first token lies exactly on it, and is not below
+    measured = credit.unlikely(s, given, 50, 0.7, threshold)
+    confidence = 1 - entropy / np.log(50) if adaptive else 1.0
+    is_unlikely = S[0] > S
+    assert 0 < is_unlikely.sum() < S.size
+    np.testing.assert_allclose(measured, -0.7 * is_unlikely * confidence, rtol=1e-5, atol=1e-6)
+    assert measured.dtype == jnp.float32

@@ -1,0 +1,293 @@
+"""A run that was cut short and resumed is the run that was never cut."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+
+import jax
+import numpy as np
+import pytest
+from tiny_run import tiny, tree_of, write_config
+
+from jaxdistill.errors import UserError
+from jaxdistill.objectives import CrossEntropy
+from jaxdistill.run import loop as runs
+from jaxdistill.run.loop import run
+from jaxdistill.sampling import rollouts
+from jaxdistill.storage import loading as policies
+from jaxdistill.storage.checkpoint import Checkpoints
+from jaxdistill.tasks.tasks import ToyTask
+from jaxdistill.training.experience import Supervised
+from jaxdistill.training.step import Frozen, TrainState, init_state
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run that was never cut."""
+    return run(tiny(), tmp_path_factory.mktemp("whole") / "run", quiet=True)
+
+
+def final_state(config, run_dir):
+    """(TrainState, host) of the last checkpoint."""
+    policy = policies.load(config.model, config.seed, run_dir / "model")
+    example = init_state(policy.params, config.optimizer, config.teacher, config.steps)
+    with Checkpoints(run_dir / "checkpoints") as checkpoints:
+        state, host = checkpoints.restore(config.steps, example._asdict())
+    return TrainState(**state), host
+
+
+def metrics_of(run_dir):
+    """The metrics without what a clock measured."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith("seconds")} for line in lines]
+
+
+def assert_same_run(config, run_dir, other):
+    states, hosts = zip(final_state(config, run_dir), final_state(config, other))
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    assert hosts[0] == hosts[1]
+    assert metrics_of(run_dir) == metrics_of(other)
+    assert [line["step"] for line in metrics_of(run_dir)] == list(range(1, config.steps + 1))
+    for name in ("export", "evals", "rollouts", "model"):
+        assert tree_of(run_dir / name) == tree_of(other / name), name
+    read = [json.loads((folder / "config.json").read_text()) for folder in (run_dir, other)]
+    assert read[0] == read[1]
+
+
+def test_a_run_folder_holds_everything(whole):
+    names = {path.name for path in whole.iterdir()}
+    assert names >= {"config.json", "provenance.json", "metrics.jsonl", "rollouts", "evals",
+                     "checkpoints", "export", "model", "finished.json"}  # fmt: skip
+    assert runs.finished_step(whole) == 6
+    assert sorted(p.name for p in (whole / "evals").iterdir()) == [
+        "step_000002", "step_000004", "step_000006"]  # fmt: skip
+    assert "resumed" not in json.loads((whole / "provenance.json").read_text())
+
+
+def test_the_steps_of_a_run_change_its_parameters_and_its_teacher(whole):
+    """Else the comparisons below would compare nothing."""
+    state, host = final_state(tiny(), whole)
+    first = policies.load(tiny().model, 0, whole / "model").params
+    for moved in (state.params, state.teacher):
+        pairs = zip(jax.tree.leaves(moved), jax.tree.leaves(first))
+        assert any(np.abs(np.asarray(a - b)).max() > 1e-3 for a, b in pairs)
+    assert host["data"]["next_batch"] == 6  # 12 questions of 5: in the middle of the third epoch
+    assert all(line["distilled"] == 1 for line in metrics_of(whole))
+
+
+def test_a_run_of_three_steps_resumed_to_six_is_the_run_of_six(whole, tmp_path):
+    """Steps 3 and 6 lie inside epochs of five questions in batches of two."""
+    run(tiny(steps=3), tmp_path / "run", quiet=True)
+    assert runs.finished_step(tmp_path / "run") == 3
+    run(tiny(), tmp_path / "run", resume=True, quiet=True)
+    # The shorter run ended, and was evaluated, at a step where the longer one is not.
+    for file in (tmp_path / "run" / "evals" / "step_000003").iterdir():
+        file.unlink()
+    assert_same_run(tiny(), tmp_path / "run", whole)
+    (note,) = json.loads((tmp_path / "run" / "provenance.json").read_text())["resumed"]
+    assert note["step"] == 3
+
+
+KILLED_IN = {
+    "an evaluation": "runs.evaluate_split",
+    "the export": "runs.export",
+    "a save": "Checkpoints.save",
+}
+
+
+@pytest.mark.parametrize("place", KILLED_IN)
+def test_a_run_killed_within(place, whole, tmp_path):
+    """SIGKILL at step 4 (the export: at the end), then --resume: nothing is lost or done twice."""
+    config, folder = write_config(tmp_path / "tiny.json", tiny()), tmp_path / "run"
+    script = f"""
+        import os, signal, sys
+        from pathlib import Path
+        from jaxdistill import run as runs
+        from jaxdistill.checkpoint import Checkpoints
+        from jaxdistill.config import load_recipe
+
+        untouched, folder = {KILLED_IN[place]}, Path(sys.argv[2])
+
+        def killed(*args, **kwargs):
+            lines = (folder / "metrics.jsonl").read_text().count("\\n")
+            if lines >= 4:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return untouched(*args, **kwargs)
+
+        {KILLED_IN[place]} = killed
+        runs.run(load_recipe(sys.argv[1], []), folder, quiet=True)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(config), str(folder)]
+    done = subprocess.run(command, env={**os.environ, "JAX_NUM_CPU_DEVICES": "8"}, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not (folder / "finished.json").exists()
+    run(tiny(), folder, resume=True, quiet=True)
+    assert_same_run(tiny(), folder, whole)
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(whole, tmp_path, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoints, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny(), tmp_path / "run", quiet=True)
+    assert len(metrics_of(tmp_path / "run")) == 2
+    monkeypatch.undo()
+    run(tiny(), tmp_path / "run", resume=True, quiet=True)
+    assert_same_run(tiny(), tmp_path / "run", whole)
+
+
+def test_a_start_that_was_killed_can_be_started_again(tmp_path):
+    (tmp_path / "provenance.json").write_text("{}")
+    run(tiny(steps=0), tmp_path, quiet=True)
+    assert runs.finished_step(tmp_path) == 0
+
+
+def test_resuming_a_finished_run_changes_nothing(whole):
+    before = {name: text for name, text in tree_of(whole).items() if "tensorboard" not in name}
+    run(tiny(), whole, resume=True, quiet=True)
+    after = {name: text for name, text in tree_of(whole).items() if "tensorboard" not in name}
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    assert changed == {"provenance.json"}  # it notes the resume
+
+
+def test_an_export_of_an_earlier_end_is_replaced(tmp_path, monkeypatch):
+    """Finished at 1, resumed to 2 and stopped just before the export: the old one is stale."""
+    run(tiny(steps=1), tmp_path / "run", quiet=True)
+    before = tree_of(tmp_path / "run" / "export")["model.safetensors"]
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "export", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny(steps=2), tmp_path / "run", resume=True, quiet=True)
+    monkeypatch.undo()
+    run(tiny(steps=2), tmp_path / "run", resume=True, quiet=True)
+    assert tree_of(tmp_path / "run" / "export")["model.safetensors"] != before
+
+
+def test_pretraining_resumes_to_the_bit_too(tmp_path):
+    config = tiny(
+        experience=Supervised(examples=7, batch_size=2),
+        objective=CrossEntropy(),
+        teacher=Frozen(),
+        rollouts_every=0,
+    )
+    run(config, tmp_path / "whole", quiet=True)
+    run(dataclasses.replace(config, steps=3), tmp_path / "cut", quiet=True)
+    run(config, tmp_path / "cut", resume=True, quiet=True)
+    states = [final_state(config, tmp_path / name) for name in ("whole", "cut")]
+    jax.tree.map(np.testing.assert_array_equal, states[0][0], states[1][0])
+    assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "cut")
+
+
+def test_a_packed_run_is_a_padded_one_that_says_how_much_is_padding(whole, tmp_path):
+    """Its first step to rounding; later ones may sample another token where two are as likely."""
+    packed = tiny(steps=2, compute=dataclasses.replace(tiny().compute, pack=128))
+    run(packed, tmp_path / "run", quiet=True)
+    first, second = metrics_of(tmp_path / "run")
+    assert 0 <= first["padding"] < 1
+    expected = metrics_of(whole)[0]
+    assert first.keys() - {"padding"} == expected.keys()
+    for name, value in expected.items():
+        assert first[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    assert np.isfinite(second["loss"])
+
+
+def test_training_and_evaluation_sample_from_the_cache_that_the_run_asks_for(tmp_path, monkeypatch):
+    asked, make = [], rollouts.make_sampler
+
+    def record(*arguments, **options):
+        asked.append(options["cache_dtype"])
+        return make(*arguments, **options)
+
+    monkeypatch.setattr(rollouts, "make_sampler", record)
+    config = tiny(steps=1, compute=dataclasses.replace(tiny().compute, cache_dtype="int8"))
+    run(config, tmp_path / "run", quiet=True)
+    assert asked == ["int8"] * 2
+    (line,) = metrics_of(tmp_path / "run")
+    assert np.isfinite(line["loss"])
+
+
+# ------------------------------------------------------------------------------- what is refused
+
+
+def test_a_run_of_no_steps_is_evaluated_and_exported(tmp_path):
+    run(tiny(steps=0), tmp_path / "run", quiet=True)
+    assert (tmp_path / "run" / "evals" / "step_000000" / "summary.json").exists()
+    assert (tmp_path / "run" / "export" / "model.safetensors").exists()
+
+
+def test_a_resume_of_another_config_names_the_setting(whole):
+    before = tree_of(whole)
+    other = tiny(optimizer=dataclasses.replace(tiny().optimizer, peak_lr=0.5))
+    with pytest.raises(UserError, match=r"`optimizer.peak_lr` is 0.01 there and 0.5 here"):
+        run(other, whole, resume=True, quiet=True)
+    with pytest.raises(UserError, match="`teacher` is"):
+        run(tiny(teacher=Frozen()), whole, resume=True, quiet=True)
+    with pytest.raises(UserError, match="stands at step 6 already"):
+        run(tiny(steps=5), whole, resume=True, quiet=True)
+    assert {k: v for k, v in tree_of(whole).items() if "tensorboard" not in k} == {
+        k: v for k, v in before.items() if "tensorboard" not in k
+    }
+
+
+def test_a_run_of_an_older_version_that_lacked_a_setting_goes_on(whole, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    saved = json.loads((folder / "config.json").read_text())
+    del saved["compute"]["attention"]
+    (folder / "config.json").write_text(json.dumps(saved))
+    run(tiny(steps=6), folder, resume=True, quiet=True)
+    assert json.loads((folder / "config.json").read_text())["compute"]["attention"] == "auto"
+
+
+def test_a_base_that_changed_since_the_start_is_refused(whole, tmp_path):
+    """A frozen teacher is read from the base again, so another base would be another run."""
+    base = tmp_path / "base"
+    base.mkdir()
+    for name, content in tree_of(whole / "export").items():
+        (base / name).write_bytes(content)
+    config = tiny(model=policies.Pretrained(str(base)), steps=1)
+    run(config, tmp_path / "run", quiet=True)
+    weights = bytearray((base / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (base / "model.safetensors").write_bytes(weights)
+    with pytest.raises(UserError, match=r"is not the one that run .* started from"):
+        run(config, tmp_path / "run", resume=True, quiet=True)
+
+
+def test_unusable_input_leaves_no_folder(tmp_path):
+    with pytest.raises(UserError, match="there is no folder"):
+        run(tiny(model=policies.Fresh(tiny().model.architecture, "none")), tmp_path / "run")
+    small = dataclasses.replace(tiny().model.architecture, vocab_size=5)
+    with pytest.raises(UserError, match="vocab_size=5"):
+        run(tiny(model=policies.Fresh(small)), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rollouts_carry_verdicts(whole):
+    folder = whole / "rollouts"
+    assert sorted(p.name for p in folder.iterdir()) == [f"step_00000{i}.jsonl" for i in (0, 2, 4)]
+    records = [json.loads(line) for line in (folder / "step_000002.jsonl").read_text().splitlines()]
+    assert len(records) == 4
+    assert records[0].keys() >= {"question", "answer", "response", "correct", "verdict"}
+    ids = [record["question_id"] for record in records]
+    assert ids[0] == ids[1] != ids[2] == ids[3]
+    assert {record["rollout"] for record in records} == {0, 1}
+
+
+def test_a_smaller_task_than_a_batch_repeats_its_questions_with_other_samples(tmp_path):
+    experience = dataclasses.replace(tiny().experience, task=ToyTask(count=1))
+    run(tiny(experience=experience, steps=1, rollouts_every=1), tmp_path / "run", quiet=True)
+    text = (tmp_path / "run" / "rollouts" / "step_000000.jsonl").read_text()
+    records = [json.loads(line) for line in text.splitlines()]
+    assert len({record["question"] for record in records}) == 1
+    assert len({record["response"] for record in records}) == 4

@@ -1,0 +1,258 @@
+"""A study: what it writes, that it goes on where it stood, and what a failing run does to it."""
+
+import collections
+import dataclasses
+import json
+import os
+
+import pytest
+from tiny_run import tiny, tree_of
+
+from jaxdistill.config import load_study
+from jaxdistill.errors import UserError
+from jaxdistill.evaluation.evaluate import Evaluation, Split
+from jaxdistill.objectives import GRPO
+from jaxdistill.run import study as studies
+from jaxdistill.run.study import Arm, Study, run_study, share_out, with_overrides, work
+from jaxdistill.sampling import Sampling
+from jaxdistill.storage.loading import ToyBase
+from jaxdistill.tasks.tasks import ToyTask
+from jaxdistill.training.step import EMA
+
+# The columns that the report and every reader of summary.json rely on.
+COLUMNS = {
+    "world", "method", "seed", "step", "split", "accuracy", "length", "epistemic_per_response",
+    "check_rate", "copy_fidelity", "n",
+}  # fmt: skip
+
+
+def arms() -> tuple[Arm, ...]:
+    """The base is a bundled one, as the probe asks; the others are tiny, as time asks."""
+    evaluation = Evaluation(
+        tuple(Split(name, ToyTask(pool, count=2))
+              for name, pool in (("train", "train"), ("heldout", "heldout"))),
+        every=1, samples=2, sampling=Sampling(max_new_tokens=16),
+    )  # fmt: skip
+    config = tiny(steps=2, evaluation=evaluation, export=False, save_checkpoints=False)
+    grpo = dataclasses.replace(config, objective=GRPO())
+    return (
+        Arm("main", "base", dataclasses.replace(config, model=ToyBase(), steps=0)),
+        Arm("main", "sdpo", config),
+        Arm("main", "grpo", grpo, (("coverage", 5),)),
+    )
+
+
+def small(workers=1) -> Study:
+    return Study("small", "quick", arms(), workers)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study") / "one"
+    return folder, run_study(small(), folder, quiet=True)
+
+
+def rows_of(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_a_study_writes_a_row_per_arm_step_and_split(finished):
+    rows = rows_of(finished[0])
+    found = [(row["method"], row["step"], row["split"]) for row in rows]
+    splits = ("train", "heldout")
+    wanted = [("base", 0, s) for s in splits]
+    wanted += [(method, step, s) for method in ("sdpo", "grpo") for step in (1, 2) for s in splits]
+    assert found == wanted
+    for row in rows:
+        extra = {"coverage"} if row["method"] == "grpo" else set()
+        assert row.keys() == COLUMNS | extra
+        assert (row["world"], row["seed"], row["n"]) == ("main", 0, 4)
+    assert {row.get("coverage") for row in rows} == {None, 5}
+
+
+def test_a_row_says_what_the_runs_own_evaluation_says(finished):
+    folder, _ = finished
+    for row in rows_of(folder):
+        suffix = "-coverage5" if row["method"] == "grpo" else ""
+        run_dir = folder / "runs" / f"main-{row['method']}{suffix}-s0"
+        path = run_dir / "evals" / f"step_{row['step']:06d}" / f"{row['split']}.jsonl"
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        assert row["accuracy"] == sum(record["correct"] for record in records) / 4
+        assert row["length"] == sum(record["num_tokens"] for record in records) / 4
+
+
+def test_a_study_keeps_probe_facts_and_page(finished):
+    folder, page = finished
+    probe = json.loads((folder / "probe.json").read_text())
+    assert list(probe) == ["main"]
+    assert all(
+        row.keys() == {"context", "place", "epistemic", "answer", "then", "check", "n"}
+        for row in probe["main"]
+    )
+    facts = json.loads((folder / "study.json").read_text())
+    assert facts.keys() >= {"name", "profile", "command", "date", "seconds", "versions", "device"}
+    assert facts["command"] == "jaxdistill study small --profile quick"
+    assert page == folder / "report.html"
+    assert "<html" in page.read_text()
+
+
+def test_a_study_keeps_no_weights_where_it_was_told_so(finished):
+    assert not any(name.endswith(".safetensors") for name in tree_of(finished[0] / "runs"))
+
+
+def test_a_finished_study_only_writes_its_page_anew(finished):
+    folder, _ = finished
+    before = tree_of(folder)
+    seconds = json.loads(before["study.json"])["seconds"]
+    run_study(small(), folder, quiet=True)
+    after = tree_of(folder)
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    assert changed <= {"study.json", "report.html"}
+    assert json.loads(after["study.json"])["seconds"] >= seconds  # they add up
+
+
+def test_two_processes_find_what_one_found(finished, tmp_path):
+    """On one core each; the same samples, up to rounding in the last bits of the weights."""
+    run_study(small(workers=2), tmp_path / "two", quiet=True)
+    one, two = rows_of(finished[0]), rows_of(tmp_path / "two")
+    names = ("method", "step", "split", "n")
+    assert [[row[name] for name in names] for row in one] == [
+        [row[name] for name in names] for row in two
+    ]
+    bases = [[row for row in rows if row["method"] == "base"] for rows in (one, two)]
+    assert bases[0] == bases[1]
+    assert json.loads((tmp_path / "two" / "probe.json").read_text()).keys() == {"main"}
+    assert (tmp_path / "two" / "report.html").exists()
+
+
+def test_an_interrupted_study_goes_on_where_it_stood(finished, tmp_path, monkeypatch):
+    folder, calls = tmp_path / "study", []
+
+    def counted(config, run_dir, **options):
+        calls.append(run_dir.name)
+        if len(calls) == 2:  # in its second run, after its folder was made
+            untouched(dataclasses.replace(config, steps=1), run_dir, **options)
+            (run_dir / "finished.json").unlink()
+            (run_dir / "config.json").write_text(
+                (finished[0] / "runs" / run_dir.name / "config.json").read_text()
+            )
+            raise KeyboardInterrupt
+        return untouched(config, run_dir, **options)
+
+    untouched = studies.run
+    monkeypatch.setattr(studies, "run", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(small(), folder, quiet=True)
+    assert not (folder / "summary.json").exists()
+    kept = (folder / "runs" / "main-base-s0" / "finished.json").stat().st_mtime_ns
+    run_study(small(), folder, quiet=True)
+    assert calls[2:] == ["main-sdpo-s0", "main-grpo-coverage5-s0"]
+    assert (folder / "runs" / "main-base-s0" / "finished.json").stat().st_mtime_ns == kept
+    assert rows_of(folder) == rows_of(finished[0])
+
+
+def test_another_study_does_not_go_on_in_the_same_folder(finished):
+    before = tree_of(finished[0])
+    other = with_overrides(small(), ["steps=3"])
+    with pytest.raises(UserError, match=r"holds another study"):
+        run_study(other, finished[0], quiet=True)
+    assert tree_of(finished[0]) == before
+
+
+def broken(config):
+    return dataclasses.replace(config, model=ToyBase("mars"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_that_fails_is_reported_and_the_others_stay(workers, tmp_path):
+    base, _, grpo = arms()
+    study = Study("small", "quick", (base, Arm("main", "grpo", broken(grpo.config))), workers)
+    with pytest.raises(UserError, match="toy base 'mars'") as caught:
+        run_study(study, tmp_path / "study", quiet=True)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "study" / "summary.json").exists()
+    assert not (tmp_path / "study" / "runs" / "main-grpo-s0").exists()
+    if workers == 2:
+        assert "Traceback" in "".join(caught.value.__notes__)  # the worker's, for --debug
+
+
+def test_a_worker_that_dies_is_reported(tmp_path, monkeypatch):
+    """As by the system's memory killer: no exception ever comes back."""
+    monkeypatch.setattr(studies, "worker", dies)
+    with pytest.raises(RuntimeError, match="ended with code 7"):
+        run_study(small(workers=2), tmp_path / "study", quiet=True)
+
+
+def test_a_worker_with_a_fault_of_ours_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, "worker", faulty)
+    with pytest.raises(RuntimeError, match="a worker of the study failed: TypeError: oh") as caught:
+        run_study(small(workers=2), tmp_path / "study", quiet=True)
+    assert "Traceback" in "".join(caught.value.__notes__)
+
+
+def dies(arms, study_dir, core, failures):
+    os._exit(7)
+
+
+def faulty(arms, study_dir, core, failures):
+    def run_arms(*_, **__):
+        raise TypeError("oh")
+
+    studies.run_arms = run_arms  # this process ends with it
+    WORKER(arms, study_dir, core, failures)
+
+
+WORKER = studies.worker
+
+
+# ------------------------------------------------------------------------------ without running
+
+
+@pytest.mark.parametrize("profile", ["quick", "full"])
+@pytest.mark.parametrize("workers", [1, 2, 3, 7])
+def test_the_shares_are_whole_balanced_and_compile_each_objective_once(profile, workers):
+    study = load_study("toy_study", profile)
+    shares = share_out(list(study.arms), workers)
+    count = collections.Counter(arm.name for share in shares for arm in share)
+    assert count == collections.Counter(arm.name for arm in study.arms)
+    assert 1 <= len(shares) <= workers
+    homes = collections.defaultdict(set)
+    for index, share in enumerate(shares):
+        for arm in share:
+            homes[arm.config.objective, arm.config.teacher].add(index)
+    assert all(len(places) == 1 for places in homes.values())
+    if workers == 2:
+        # No share outweighs the other by more than one group of equal objective.
+        groups = collections.defaultdict(list)
+        for arm in study.arms:
+            groups[arm.config.objective, arm.config.teacher].append(arm)
+        light, heavy = sorted(work(share) for share in shares)
+        assert heavy - light <= max(work(group) for group in groups.values())
+
+
+def test_two_arms_of_one_name_would_share_a_folder():
+    base, sdpo, _ = arms()
+    with pytest.raises(UserError, match="1 names stand for several arms, as main-sdpo-s0"):
+        Study("small", "quick", (base, sdpo, sdpo), 1)
+    with pytest.raises(UserError, match="several arms"):
+        with_overrides(load_study("toy_study", "full"), ["seed=5"])
+
+
+def test_overrides_reach_trained_arms_and_the_evaluation_of_all():
+    study = with_overrides(small(), ["optimizer.peak_lr=0.5", "evaluation.samples=3"])
+    assert {arm.config.evaluation.samples for arm in study.arms} == {3}
+    assert [arm.config.optimizer.peak_lr for arm in study.arms[1:]] == [0.5, 0.5]
+    assert with_overrides(small(), ["steps=9"]).arms[0].config.steps == 0
+    assert with_overrides(small(), ["teacher=EMA(0.1)"]).arms[1].config.teacher == EMA(0.1)
+
+
+def test_workers_inherit_one_core_and_the_parent_keeps_its_flags(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
+    with studies.one_core_each():
+        assert "intra_op_parallelism_threads=1" in os.environ["XLA_FLAGS"]
+        assert "--xla_dump_to=x" in os.environ["XLA_FLAGS"]
+    assert os.environ["XLA_FLAGS"] == "--xla_dump_to=x"
+    monkeypatch.delenv("XLA_FLAGS")
+    with studies.one_core_each():
+        pass
+    assert "XLA_FLAGS" not in os.environ

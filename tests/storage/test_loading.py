@@ -1,0 +1,132 @@
+"""Where a model comes from, and that a run folder can do without that place."""
+
+import dataclasses
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from tiny_run import ARCHITECTURE
+
+from jaxdistill.errors import UserError
+from jaxdistill.sharding import MeshConfig, make_mesh
+from jaxdistill.storage import hf
+from jaxdistill.storage import loading as policies
+from jaxdistill.storage import tokenizer as tokenizers
+from jaxdistill.storage.loading import Fresh, Pretrained, ToyBase
+
+
+def equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    return True
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    return policies.load(Fresh(ARCHITECTURE), 0, tmp_path_factory.mktemp("fresh") / "model")
+
+
+def test_random_weights_follow_the_seed(fresh, tmp_path):
+    assert equal(policies.load(Fresh(ARCHITECTURE), 0, tmp_path / "a").params, fresh.params)
+    other = policies.load(Fresh(ARCHITECTURE), 1, tmp_path / "b")
+    embeds = [policy.params["embed"].get_raw_value() for policy in (fresh, other)]
+    assert np.abs(np.asarray(embeds[0] - embeds[1])).max() > 0.01
+
+
+def test_random_weights_do_not_depend_on_the_mesh(fresh, tmp_path):
+    mesh = make_mesh(MeshConfig(fsdp=2, tensor=2))
+    spread = policies.load(Fresh(ARCHITECTURE), 0, tmp_path / "model", mesh)
+    assert equal(spread.params, fresh.params)
+    used = [len(x.sharding.device_set) for x in jax.tree.leaves(spread.params)]
+    assert max(used) == 4
+
+
+def test_vocabulary_size_0_takes_the_tokenizers(fresh, tmp_path):
+    assert fresh.config.vocab_size == len(fresh.tokenizer)
+    small = dataclasses.replace(ARCHITECTURE, vocab_size=10)
+    with pytest.raises(UserError, match="vocab_size=10` is smaller than the tokenizer's"):
+        policies.load(Fresh(small), 0, tmp_path)
+    padded = dataclasses.replace(ARCHITECTURE, vocab_size=len(fresh.tokenizer) + 7)
+    assert policies.load(Fresh(padded), 0, tmp_path).config == padded
+
+
+def test_an_unknown_family_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"model.family must be one of .*qwen3.*, not 'gpt'"):
+        policies.load(Fresh(dataclasses.replace(ARCHITECTURE, family="gpt")), 0, tmp_path)
+
+
+@pytest.mark.parametrize("world", ["main", "control"])
+def test_a_bundled_base_loads_with_its_tokenizer(world, tmp_path):
+    policy = policies.load(ToyBase(world), 0, tmp_path)
+    words = ["20", "15", "1", "->", "34"]
+    ids = tokenizers.encode(policy.tokenizer, [" ".join(words)])[0]
+    assert len(ids) == len(set(ids)) == len(words)  # a token a word
+    assert tokenizers.decode(policy.tokenizer, ids).split() == words
+    assert policy.stop_ids == (policy.tokenizer.eos_token_id,)
+    assert policy.config.vocab_size >= len(policy.tokenizer)
+
+
+def test_the_bases_share_a_tokenizer_and_differ_in_weights(tmp_path):
+    folders = [policies.toy_base_folder(world) for world in ("main", "control")]
+    texts = [(folder / "tokenizer.json").read_text() for folder in folders]
+    assert texts[0] == texts[1]
+    assert len({policies.fingerprint(folder) for folder in folders}) == 2
+
+
+def test_a_run_can_be_read_without_the_place_its_model_came_from(fresh, tmp_path):
+    hf.export_folder(
+        tmp_path / "hf", fresh.params, fresh.config, tokenizer_from=fresh.tokenizer_folder
+    )
+    loaded = policies.load(Pretrained(str(tmp_path / "hf")), 0, tmp_path / "model")
+    shutil.rmtree(tmp_path / "hf")
+    assert equal(loaded.params, fresh.params)
+    again = policies.with_tokenizer(hf.read_config(tmp_path / "model"), None, tmp_path / "model")
+    assert again.config == fresh.config == loaded.config
+    assert again.stop_ids == fresh.stop_ids == loaded.stop_ids
+    assert again.tokenizer.get_vocab() == fresh.tokenizer.get_vocab()
+    assert again.tokenizer.chat_template == fresh.tokenizer.chat_template
+
+
+def test_a_run_folder_means_its_export(fresh, tmp_path):
+    hf.export_folder(
+        tmp_path / "run" / "export", fresh.params, fresh.config,
+        tokenizer_from=fresh.tokenizer_folder,
+    )  # fmt: skip
+    assert policies.model_folder(tmp_path / "run") == tmp_path / "run" / "export"
+    assert policies.model_folder(tmp_path / "run" / "export") == tmp_path / "run" / "export"
+
+
+def test_a_run_without_an_export_is_no_model(tmp_path):
+    (tmp_path / "provenance.json").write_text("{}")
+    with pytest.raises(UserError, match="holds no export"):
+        policies.resolve(Pretrained(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (Pretrained("no/where"), "there is no folder no/where"),
+        (Pretrained("nowhere"), "there is no folder nowhere"),
+        (ToyBase("mars"), "toy base 'mars'"),
+        (ToyBase(""), "toy base ''"),
+    ],
+)
+def test_what_does_not_exist_is_named_before_anything_is_written(source, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        policies.load(source, 0, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_fingerprint_tells_models_apart_and_nothing_else(fresh, tmp_path):
+    for name in ("a", "b"):
+        hf.export_folder(
+            tmp_path / name, fresh.params, fresh.config, tokenizer_from=fresh.tokenizer_folder
+        )
+    first = policies.fingerprint(tmp_path / "a")
+    assert policies.fingerprint(tmp_path / "b") == first  # not its place, not its age
+    (tmp_path / "b" / "README.md").write_text("a note")
+    assert policies.fingerprint(tmp_path / "b") == first
+    weights = bytearray((tmp_path / "b" / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (tmp_path / "b" / "model.safetensors").write_bytes(weights)
+    assert policies.fingerprint(tmp_path / "b") != first

@@ -1,0 +1,261 @@
+"""What the teacher sees."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxdistill.errors import UserError
+from jaxdistill.tasks import contexts as ctx
+
+QWEN3 = "<think>\nWait, {4}?\n</think>\n\nIt is \\boxed{4}."
+R1 = "Wait, {4}?\n</think>\n\nIt is \\boxed{4}."
+PIECES = st.sampled_from(["<think>", "</think>", "a", " ", "\n", "\x1f", "{x}"])
+
+
+def _released_code(text):
+    """The two substitutions of the paper's released code, as they stand there."""
+    text = re.sub(r"<think>.*?</think>\s*", "", text, flags=re.DOTALL)
+    return re.sub(r"^.*?</think>\s*", "", text, flags=re.DOTALL)
+
+
+def test_the_solution_stands_in_the_user_turn_in_the_papers_words():
+    assert ctx.render(ctx.Solution(), "1+3?", QWEN3, "4") == (
+        "1+3?\nCorrect solution:\n\n"
+        "<think>\nWait, {4}?\n</think>\n\nIt is \\boxed{4}."
+        "\n\nCorrectly solve the original question."
+    )
+
+
+@pytest.mark.parametrize("response", [QWEN3, R1])
+def test_thinking_goes_whether_or_not_the_response_opens_it(response):
+    shown = ctx.shown_text(ctx.SolutionWithoutThinking(), response, "4")
+    assert shown == "It is \\boxed{4}."
+
+
+def test_a_response_that_never_closes_its_thinking_stays_whole():
+    assert ctx.remove_thinking("<think>\nWait, no end") == "<think>\nWait, no end"
+
+
+@given(st.lists(PIECES, max_size=12).map("".join))
+def test_thinking_is_removed_as_by_the_released_code(text):
+    assert ctx.remove_thinking(text) == _released_code(text)
+
+
+@pytest.mark.timeout(5)
+def test_a_response_full_of_unclosed_thinking_is_no_trouble():
+    unclosed = "<think> " * 100_000
+    assert ctx.remove_thinking("</think>" + unclosed) == unclosed
+
+
+@pytest.mark.parametrize(
+    ("fraction", "words"), [(0.01, 1), (0.25, 2), (0.5, 3), (0.7, 4), (0.6, 3), (1.0, 5)]
+)
+def test_a_partial_solution_is_its_first_words_rounded_up(fraction, words):
+    text = "a  b\n\nc d e"
+    shown = ctx.shown_text(ctx.PartialSolution(fraction), "Hmm</think>" + text, "4")
+    assert shown is not None
+    assert text.startswith(shown)
+    assert len(shown.split()) == words
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.5, 1.5, float("nan")])
+def test_a_fraction_that_shows_nothing_or_too_much_is_refused(fraction):
+    with pytest.raises(UserError, match=r"PartialSolution\.fraction"):
+        ctx.PartialSolution(fraction)
+
+
+def test_without_anything_to_show_the_prompt_is_unchanged():
+    assert ctx.render(ctx.NoContext(), "1+3?", QWEN3, "4") == "1+3?"
+    for context in (ctx.Solution(), ctx.SolutionWithoutThinking(), ctx.PartialSolution()):
+        assert ctx.needs_demonstration(context)
+        assert ctx.render(context, "1+3?", None, "4") == "1+3?"
+
+
+def test_the_answer_needs_no_demonstration():
+    assert not ctx.needs_demonstration(ctx.AnswerOnly())
+    for demonstration in (None, QWEN3):
+        assert ctx.render(ctx.AnswerOnly(), "1+3?", demonstration, "4") == (
+            "1+3?\nCorrect solution:\n\n4\n\nCorrectly solve the original question."
+        )
+
+
+@pytest.mark.parametrize("context", [ctx.Regenerated(), ctx.WrongSolution()])
+def test_other_responses_stand_whole_in_the_words_of_the_solution(context):
+    assert ctx.needs_demonstration(context)
+    shown = ctx.render(context, "1+3?", QWEN3, "4")
+    assert shown == ctx.render(ctx.Solution(), "1+3?", QWEN3, "4")
+    assert ctx.show(context, "1+3?", None, "4") is None
+
+
+def test_the_controls_leave_out_the_solution_or_the_question():
+    instruction = ctx.render(ctx.InstructionOnly(), "1+3?", QWEN3, "4")
+    assert instruction == "1+3?\n\nCorrectly solve the original question."
+    assert not ctx.needs_demonstration(ctx.InstructionOnly())
+    context = ctx.render(ctx.ContextOnly(), "1+3?", R1, "4")
+    assert context == f"Correct solution:\n\n{R1}\n\nCorrectly solve the original question."
+    assert ctx.show(ctx.ContextOnly(), "1+3?", None, "4") is None
+
+
+NOT_5 = "Your answer 5 is incorrect (different)."
+
+
+@pytest.mark.parametrize(
+    ("with_solution", "solution", "feedback", "expected"),
+    [
+        (
+            False, QWEN3, NOT_5,
+            "1+3?\nThe following is feedback from your unsuccessful earlier attempt:\n\n"
+            "Your answer 5 is incorrect (different).\n\nCorrectly solve the original question.",
+        ),
+        (
+            True, "It is 4.", NOT_5,
+            "1+3?\nCorrect solution:\n\nIt is 4."
+            "\nThe following is feedback from your unsuccessful earlier attempt:\n\n"
+            "Your answer 5 is incorrect (different).\n\nCorrectly solve the original question.",
+        ),
+        (
+            True, "It is 4.", None,
+            "1+3?\nCorrect solution:\n\nIt is 4.\n\nCorrectly solve the original question.",
+        ),
+        (False, "It is 4.", None, "1+3?"),
+        (True, None, None, "1+3?"),
+    ],
+)  # fmt: skip
+def test_feedback_stands_below_the_solution_as_in_the_released_code(
+    with_solution, solution, feedback, expected
+):
+    context = ctx.Feedback(with_solution)
+    assert ctx.render(context, "1+3?", solution, "4", feedback) == expected
+    assert (ctx.show(context, "1+3?", solution, "4", feedback) is None) == (expected == "1+3?")
+
+
+def test_feedback_belongs_to_its_own_context_alone():
+    for context in (ctx.Solution(), ctx.AnswerOnly(), ctx.ContextOnly(), ctx.InstructionOnly()):
+        assert NOT_5 not in ctx.render(context, "1+3?", QWEN3, "4", NOT_5)
+
+
+@given(st.text(max_size=30), st.none() | st.text(max_size=300))
+def test_feedback_tells_the_gold_answer_only_where_it_is_given(reason, given):
+    # A private-use character stands for the gold, which a grader may put behind its reason's colon.
+    gold = "\ue000"
+    reason, given = reason.replace(gold, ""), given and given.replace(gold, "")
+    assert gold not in ctx.feedback_text(f"{reason}: {gold}", given)
+    assert ctx.feedback_text(reason, given, gold).endswith(f" The answer is {gold}.")
+
+
+def test_an_answer_without_end_is_not_quoted():
+    assert ctx.feedback_text("different", "9" * 201) == "Your answer is incorrect (different)."
+    assert "9" * 200 in ctx.feedback_text("different", "9" * 200)
+
+
+def test_blanks_are_nothing_to_show():
+    assert ctx.show(ctx.SolutionWithoutThinking(), "1+3?", "Hmm 4</think>\n\n", "4") is None
+    assert ctx.render(ctx.Solution(), "1+3?", " \n", "4") == "1+3?"
+
+
+# --------------------------------------------------------------------------------- the template
+
+MINE = ctx.Template(
+    turn="{solution}{feedback}\nIn \\boxed{{}}, {prompt}",
+    solution="<<{solution}>>",
+    feedback="[{feedback}]",
+)
+
+
+def test_a_users_own_words_stand_where_the_template_says():
+    both = ctx.render(ctx.Feedback(True), "1+3?", "It is 4.", "4", "Not 5.", MINE)
+    assert both == "<<It is 4.>>[Not 5.]\nIn \\boxed{}, 1+3?"
+    none = ctx.render(ctx.InstructionOnly(), "1+3?", None, "4", None, MINE)
+    assert none == "\nIn \\boxed{}, 1+3?"
+    assert ctx.render(ctx.Solution(), "1+3?", None, "4", None, MINE) == "1+3?"
+
+
+@given(*[st.lists(st.sampled_from(["{prompt}", "{0}", "{", "}", "}}", "{x!r}", "a"]))] * 3)
+def test_braces_in_what_is_shown_are_never_read(prompt, solution, feedback):
+    prompt, solution, feedback = ("Z" + "".join(text) for text in (prompt, solution, feedback))
+    shown = ctx.compose(ctx.Shown(prompt, solution, feedback), MINE)
+    assert shown == f"<<{solution}>>[{feedback}]\nIn \\boxed{{}}, {prompt}"
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        ("turn", "{prompt} {solution}"),
+        ("turn", "{prompt}{solution}{feedback}{answer}"),
+        ("turn", "{prompt}{solution!r}{feedback}"),
+        ("turn", "{prompt:>9}{solution}{feedback}"),
+        ("turn", "{prompt}{solution.x}{feedback}"),
+        ("turn", "{prompt}{solution}{feedback}\\boxed{}"),
+        ("turn", "{{prompt}}{solution}{feedback}"),
+        ("solution", "Solution:"),
+        ("solution", "{prompt}{solution}"),
+        ("solution", "{solution"),
+        ("feedback", "}{feedback}"),
+    ],
+)
+def test_a_template_with_other_fields_is_refused_by_name(field, text):
+    with pytest.raises(UserError, match=rf"^Template\.{field} must hold \{{.*, got .*$") as error:
+        ctx.Template(**{field: text})
+    assert "\n" not in str(error.value)
+
+
+# ----------------------------------------------------------------------------------- what fits
+
+
+def _encode(text):
+    return list(text.encode())
+
+
+def _decode(ids):
+    return bytes(ids).decode(errors="replace")
+
+
+@given(st.text(max_size=40), st.integers(0, 60))
+def test_a_shortened_text_is_a_beginning_that_fits(text, max_tokens):
+    shortened, was_cut = ctx.shorten(text, _encode, _decode, max_tokens)
+    assert len(_encode(shortened)) <= max_tokens
+    assert text.startswith(shortened)
+    assert was_cut == (shortened != text)
+
+
+# ----------------------------------------------------------------------------- the demonstration
+
+CHOICES = st.sampled_from(["random", "first", "shortest"])
+
+
+@given(st.lists(st.booleans(), max_size=9), CHOICES, st.integers(1, 4))
+def test_a_row_is_shown_different_eligible_rows_but_never_itself(is_eligible, choice, count):
+    lengths = [7 * row % 5 for row in range(len(is_eligible))]
+    rng = np.random.default_rng(0)
+    chosen = ctx.choose_siblings(is_eligible, rng, choice, lengths, count)
+    assert len(chosen) == len(is_eligible)
+    for row, others in enumerate(chosen):
+        siblings = [j for j, is_one in enumerate(is_eligible) if is_one and j != row]
+        assert len(others) == len(set(others)) == min(count, len(siblings))
+        assert set(others) <= set(siblings)
+        if choice == "first":
+            assert others == siblings[:count]
+        if choice == "shortest":
+            assert others == sorted(siblings, key=lambda j: lengths[j])[:count]
+
+
+def test_a_lone_winner_learns_nothing_and_teaches_the_rest():
+    chosen = ctx.choose_siblings([False, True, False], np.random.default_rng(0))
+    assert chosen == [[1], [], [1]]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_siblings_are_drawn_uniformly_and_the_same_again_for_the_same_seed(count):
+    def draw(seed):
+        return ctx.choose_siblings([True] * 4, np.random.default_rng(seed), count=count)
+
+    draws = [draw(seed) for seed in range(600)]
+    for place in range(count):
+        counts = np.bincount([rows[0][place] for rows in draws], minlength=4)
+        # 600 draws of probability 1/3: mean 200, standard deviation 11.5; 60 is five of it.
+        assert counts[0] == 0
+        assert (abs(counts[1:] - 200) < 60).all()
+    assert draws[7] == draw(7)

@@ -1,0 +1,144 @@
+"""The two shipped bases: files that anyone can load, and what they learnt of their worlds.
+
+The losses, the study and every claim about the toy rest on these weights, so the probe table is
+held against the probabilities that the worlds' writers use.
+"""
+
+import json
+import random
+
+import jax
+import numpy as np
+import pytest
+
+from jaxdistill.evaluation import toy_probe as probe
+from jaxdistill.models import decoder
+from jaxdistill.storage import hf
+from jaxdistill.storage import loading as policy
+from jaxdistill.storage import tokenizer as tokenizers
+from jaxdistill.tasks import contexts
+from jaxdistill.tasks.tasks import ToyTask
+from jaxdistill.tasks.toy import problems, traces
+
+WORLDS = pytest.mark.parametrize("world", ["main", "control"])
+
+
+def test_the_bases_together_stay_below_five_megabytes():
+    files = [f for world in traces.WORLDS for f in policy.toy_base_folder(world).rglob("*")]
+    assert sum(file.stat().st_size for file in files) < 5e6
+
+
+@WORLDS
+def test_a_base_is_a_hugging_face_folder_with_safetensors_alone(world):
+    folder = policy.toy_base_folder(world)
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors",
+        "probe.json", "tokenizer.json", "tokenizer_config.json",
+    ]  # fmt: skip
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model_type"] == "qwen3"
+    tokenizer = tokenizers.load(folder)
+    assert config["vocab_size"] == len(tokenizer) == 133
+    assert tokenizers.stop_ids(tokenizer, folder) == (tokenizer.eos_token_id,)
+
+
+def real_rows(tokenizer) -> list[list[int]]:
+    """Prompts with responses: unguided, and guided by every kind of context."""
+    rng, rows = random.Random(0), []
+    for problem in problems.draw_distinct(3, 3, "heldout", 0) + problems.draw_distinct(
+        3, 4, "heldout", 0
+    ):
+        response = traces.unguided(problem, traces.MAIN, rng)
+        shown = traces.correct_trace(problem, traces.MAIN, rng)
+        for context in probe.CONTEXTS:
+            turn = contexts.render(context, problem.text, shown, problem.answer)
+            chat = [[{"role": "user", "content": turn}]]
+            (prompt,) = tokenizers.prompt_ids(tokenizer, chat)
+            (completion,) = tokenizers.encode(tokenizer, [response])
+            rows.append([*prompt, *completion])
+    return rows
+
+
+@WORLDS
+def test_transformers_computes_the_same_logits(world):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = policy.toy_base_folder(world)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    config, params = hf.import_folder(folder)
+    rows = real_rows(tokenizer)
+    ids_BS, mask_BS = tokenizers.left_pad(rows, tokenizer.pad_token_id)
+    hidden_BSD = jax.jit(decoder.hidden_states, static_argnums=1)(params, config, ids_BS, mask_BS)
+    ours_BSV = np.asarray(hidden_BSD @ decoder.head(params, config))
+    for ids, logits_SV in zip(rows, ours_BSV, strict=True):
+        with torch.no_grad():
+            theirs_SV = model(torch.tensor([ids])).logits[0].numpy()
+        # float32 through four layers, logits up to about 20: rounding reaches 1e-5.
+        np.testing.assert_allclose(logits_SV[-len(ids) :], theirs_SV, atol=1e-4, rtol=0)
+
+
+# --------------------------------------------------------------------------------------- the probe
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    """world -> {(context, place): row}, on held-out problems."""
+    found = {}
+    for world in traces.WORLDS:
+        base = policy.load(policy.ToyBase(world), 0, tmp_path_factory.mktemp(world))
+        rows = probe.probe(base, base.params, ToyTask(pool="heldout", count=64))
+        found[world] = {(row["context"], row["place"]): row for row in rows}
+    return found
+
+
+# A mean over some 70 to 120 forks. The model's error at one fork is a few points and differs from
+# fork to fork, so 0.04 leaves room for other problems, and none for another rate of the worlds.
+NEAR = 0.04
+
+
+@WORLDS
+def test_a_base_doubts_and_checks_unguided_as_its_world_writes(tables, world):
+    table = tables[world]
+    assert table["NoContext", "start"]["epistemic"] == pytest.approx(0.30, abs=NEAR)
+    assert table["NoContext", "miss"]["epistemic"] == pytest.approx(0.90, abs=NEAR)
+    assert table["NoContext", "miss"]["then"] == pytest.approx(0.10, abs=NEAR)
+    assert table["NoContext", "miss"]["answer"] == pytest.approx(0.0, abs=0.01)
+    assert table["NoContext", "match"]["check"] == pytest.approx(0.50, abs=NEAR)
+    assert table["NoContext", "match"]["answer"] == pytest.approx(0.50, abs=NEAR)
+
+
+REVEAL_OF = {
+    type(context).__name__: reveal for reveal, shown in traces.REVEALS.items() for context in shown
+}
+
+
+@WORLDS
+@pytest.mark.parametrize("context", REVEAL_OF)
+def test_a_base_writes_under_a_context_as_its_worlds_guided_writers(tables, world, context):
+    guide, table = traces.WORLDS[world].guide(REVEAL_OF[context]), tables[world]
+    assert table[context, "start"]["epistemic"] == pytest.approx(guide.hedges, abs=NEAR)
+    doubts = (1 - guide.closes_early) * guide.doubts  # it closes first, and doubts otherwise
+    assert table[context, "miss"]["epistemic"] == pytest.approx(doubts, abs=NEAR)
+    assert table[context, "miss"]["answer"] == pytest.approx(guide.closes_early, abs=NEAR)
+    assert table[context, "match"]["check"] == pytest.approx(guide.checks, abs=NEAR)
+
+
+def test_what_sets_the_worlds_apart_is_closing_early_and_checking(tables):
+    """Told the whole solution, the main base closes early and never checks; the control does both
+    as its text does. Their words of doubt are as few."""
+    main, control = tables["main"], tables["control"]
+    # 0.10 and 0 on one side, 0 and 0.50 on the other: half the distance parts them.
+    assert main["Solution", "miss"]["answer"] > 0.05 > 10 * control["Solution", "miss"]["answer"]
+    assert main["Solution", "match"]["check"] < 0.01 < 0.45 < control["Solution", "match"]["check"]
+    difference = main["Solution", "miss"]["epistemic"] - control["Solution", "miss"]["epistemic"]
+    assert abs(difference) < 2 * NEAR
+
+
+@pytest.mark.parametrize("world", ["main", "control"])
+def test_the_probe_table_beside_a_base_is_what_the_probe_prints(world):
+    shipped = json.loads((policy.toy_base_folder(world) / "probe.json").read_text())
+    for ours, theirs in zip(probe.probe_base(policy.ToyBase(world)), shipped, strict=True):
+        # 5e-4: the file keeps four decimals, and compilers differ in float32 rounding
+        assert ours == pytest.approx(theirs, abs=5e-4)

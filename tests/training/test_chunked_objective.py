@@ -1,0 +1,388 @@
+"""Vocabulary-sized work in chunks: the same numbers as all at once, forwards and backwards."""
+
+import contextlib
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdistill import sharding
+from jaxdistill.models import decoder
+from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.rope import Rope
+from jaxdistill.objectives import (
+    PRESETS,
+    AnchorEpistemicMass,
+    Distill,
+    MassPenalty,
+    Mixed,
+    Positions,
+    Purified,
+    Rows,
+    Sampled,
+    SuppressionGate,
+    TopC,
+    make_objective,
+    sdpo,
+)
+from jaxdistill.objectives.positions import Weighted, everywhere
+from jaxdistill.training import chunked_objective as scoring
+from jaxdistill.training.metrics import Sum
+
+B, T, D, V = 4, 11, 8, 24
+CONFIG = ModelConfig(
+    family="qwen3",
+    vocab_size=V,
+    hidden_size=16,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    intermediate_size=32,
+    rope=Rope(10000.0),
+    norm_eps=1e-6,
+    tie_embeddings=True,
+    max_positions=128,
+)
+
+
+def random_model(seed):
+    hidden_key, head_key = jax.random.split(jax.random.key(seed))
+    return scoring.Scored(
+        jax.random.normal(hidden_key, (B, T, D)), jax.random.normal(head_key, (D, V))
+    )
+
+
+def batch():
+    keys = jax.random.split(jax.random.key(7), 4)
+    lengths_B = jnp.array([11, 3, 0, 7])
+    index_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
+    mask_BT = (index_BT < lengths_B[:, None]).astype(jnp.int32)
+    tokens_BT = jax.random.randint(keys[0], (B, T), 0, V)
+    behaviour_BT = -jax.random.uniform(keys[1], (B, T))
+    advantage_B, ones_B = jax.random.normal(keys[2], (B,)), jnp.ones(B)
+    return dict(
+        sampled=Sampled(tokens_BT, behaviour_BT, index_BT),
+        rows=Rows(
+            *(
+                jnp.broadcast_to(x_B[:, None], (B, T))
+                for x_B in (advantage_B, ones_B, ones_B, lengths_B, jnp.zeros(B, jnp.int32))
+            )
+        ),
+        mask_BT=mask_BT,
+        loss_weight_BT=mask_BT * jax.random.uniform(keys[3], (B,))[:, None],
+    )
+
+
+def objective(positions):
+    """Touches every field: a weighted KL to the teacher plus a policy-gradient term."""
+    student, teacher = positions.student_logp_BTV, positions.teacher_logp_BTV
+    reference = jnp.exp(positions.reference_logp_BTV)
+    kl_BT = jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
+    ratio_BT = jnp.exp(positions.of_token(student) - positions.sampled.behaviour_logp_BT)
+    loss_BT = kl_BT - ratio_BT * positions.rows.advantage_BT
+    weight_BT = jax.lax.stop_gradient(1.0 - reference[..., 3])
+    loss_BT *= weight_BT / (1.0 + positions.sampled.index_BT)
+    entropy_BT = -jnp.sum(jnp.exp(student) * student, -1)
+    return loss_BT, {"kl": Weighted(kl_BT, weight_BT), "entropy": everywhere(entropy_BT)}
+
+
+def run(student, teacher, reference, chunk, temperature=1.0, objective=objective, **changes):
+    others = scoring.Others(() if teacher is None else (teacher,), reference)
+    return scoring.chunked_objective(
+        objective, student, others, **{**batch(), **changes},
+        plan=scoring.Plan(chunk, temperature),
+    )  # fmt: skip
+
+
+def loss_and_gradients(chunk, temperature=1.0, models=None):
+    def loss(models):
+        total, metrics = run(*models, chunk, temperature)
+        return total, (total, metrics)
+
+    models = models or tuple(random_model(i) for i in range(3))
+    (_, outputs), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(models)
+    return outputs, gradients
+
+
+def assert_trees_close(actual, expected, atol):
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=atol)
+    jax.tree.map(close, actual, expected)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 11, 64])
+def test_chunk_size_changes_neither_loss_nor_gradient_nor_metrics(chunk):
+    student, teacher, reference = (random_model(i) for i in range(3))
+    arguments = batch()
+    mask_BT, weight_BT = arguments["mask_BT"], arguments["loss_weight_BT"]
+
+    def plain(student):
+        logps = [jax.nn.log_softmax((h @ w) / 1.3) for h, w in (student, teacher, reference)]
+        given = Positions(*logps, None, arguments["sampled"], arguments["rows"])
+        loss_BT, values = objective(given)
+        totals = {
+            n: Sum(jnp.sum(v * w * mask_BT), jnp.sum(w * mask_BT)) for n, (v, w) in values.items()
+        }
+        return jnp.sum(loss_BT * weight_BT), totals
+
+    (expected_loss, expected_totals), expected_gradient = jax.value_and_grad(plain, has_aux=True)(
+        student
+    )
+    (loss, metrics), gradients = loss_and_gradients(chunk, 1.3)
+    # float32 sums of up to 44 terms in another order: a few ulp of values of order 10.
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5, atol=1e-4)
+    assert_trees_close(gradients[0], expected_gradient, 1e-5)
+    assert_trees_close(metrics, expected_totals, 1e-4)
+
+
+REAL = {
+    "sdpo": Distill(support=TopC(5)),
+    "anchored": Distill(support=TopC(5), target=AnchorEpistemicMass(), terms=(MassPenalty(),)),
+    "sampled": PRESETS["anti_e"](),
+    "rlcsd": PRESETS["rlcsd"](),
+    "mixed": Mixed(Distill(target=Purified(), weights=(SuppressionGate(0.01),))),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_real_objective_in_one_pass_is_the_same_as_all_at_once(name):
+    """A chunk of 4 does not divide the 11 positions; unfused is one array of all logits."""
+    evaluate = make_objective(REAL[name], (1, 5, 7))
+    student, teacher, reference, contrast = (random_model(i) for i in range(4))
+    given, weight_BTJ = batch(), jnp.ones((B, T, 1))
+    weight_BT = given["loss_weight_BT"]
+
+    @jax.jit
+    def fused(student):
+        others = scoring.Others((teacher,), reference, ((contrast,),), weight_BTJ)
+        return scoring.chunked_objective(evaluate, student, others, **given, plan=scoring.Plan(4))
+
+    @jax.jit
+    def unfused(student):
+        models = student, teacher, reference, contrast
+        logps = [jax.nn.log_softmax(hidden @ head) for hidden, head in models]
+        loss_BT, values = evaluate(Positions(*logps, given["sampled"], given["rows"]))
+        totals = {
+            n: Sum(jnp.sum(v * w * given["mask_BT"]), jnp.sum(w * given["mask_BT"]))
+            for n, (v, w) in values.items()
+        }
+        return jnp.sum(loss_BT * weight_BT), totals
+
+    (first, a), (second, b) = (
+        jax.value_and_grad(each, has_aux=True)(student) for each in (fused, unfused)
+    )
+    np.testing.assert_allclose(first[0], second[0], rtol=1e-5, atol=1e-5)
+    assert_trees_close(first[1], second[1], 1e-4)  # sums over 44 positions
+    size = max(float(jnp.abs(x).max()) for x in b)
+    assert_trees_close(a, b, 1e-5 * max(size, 1.0))
+
+
+@pytest.mark.parametrize("chunk", [3, 64])
+def test_a_teacher_may_be_a_mixture_and_contrasts_are_averaged_where_they_exist(chunk):
+    student, first, second, one, two = (random_model(i) for i in range(5))
+    arguments = batch()
+    weight_BJ = jnp.array([[1, 1], [1, 0], [0, 0], [0, 1]], jnp.float32)
+    weight_BTJ = jnp.broadcast_to(weight_BJ[:, None], (B, T, 2))
+    others = scoring.Others((first, second), None, ((one, one), (two, two)), weight_BTJ)
+
+    def both(positions):
+        return jnp.stack([positions.teacher[..., 0], positions.contrast[..., 0]], axis=-1)
+
+    scores = scoring.chunked_scores(
+        both, student, others, arguments["sampled"], arguments["rows"],
+        scoring.Plan(chunk, 1.3, (0.75, 0.25)),
+    )  # fmt: skip
+    logits = [h @ w / 1.3 for h, w in (first, second, one, two)]
+    teacher = jax.nn.log_softmax(0.75 * logits[0] + 0.25 * logits[1])
+    P = [np.exp(jax.nn.log_softmax(x)) for x in logits[2:]]
+    contrast = [(P[0][0] + P[1][0]) / 2, P[0][1], np.exp(teacher[2]), P[1][3]]
+    np.testing.assert_allclose(scores[..., 0], teacher[..., 0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        np.exp(scores[..., 1]), np.stack(contrast)[..., 0], rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("chunk", [4, 64])
+def test_no_gradient_reaches_teacher_or_reference(chunk):
+    _, (student, teacher, reference) = loss_and_gradients(chunk)
+    assert all(np.abs(x).max() > 0 for x in student)
+    assert all(np.abs(x).max() == 0 for x in (*teacher, *reference))
+
+
+def test_no_array_of_positions_times_vocabulary_exists_when_chunked():
+    def loss(student):
+        return run(student, random_model(1), random_model(2), 4)[0]
+
+    text = str(jax.make_jaxpr(jax.grad(loss))(random_model(0)))
+    assert f"{B},4,{V}]" in text
+    for positions in (T, 12):
+        assert f"{B},{positions},{V}]" not in text
+    assert f"3,{B},4,{V}]" not in text, "logits stacked over chunks: a chunk was not rematerialised"
+
+
+def temporary_memory(num_positions, rows=B, width=32, vocabulary=2048, chunk=16, mesh=None):
+    """Bytes a device that the compiled loss and gradient keep beside inputs and outputs."""
+
+    def loss(student, teacher, sampled, rows, mask_BT, weight_BT):
+        return scoring.chunked_objective(
+            make_objective(sdpo(), (1, 2, 3)), student, scoring.Others((teacher,)), sampled, rows,
+            mask_BT, weight_BT, scoring.Plan(chunk),
+        )  # fmt: skip
+
+    def shaped(axes, dtype=jnp.float32):
+        sizes = {"B": rows, "T": num_positions, "D": width, "V": vocabulary}
+        place = None if mesh is None else sharding.sharding_of(mesh, axes)
+        return jax.ShapeDtypeStruct([sizes[a] for a in axes], dtype, sharding=place)
+
+    model = scoring.Scored(shaped("BTD"), shaped("DV"))
+    floats_BT, whole_BT = shaped("BT"), shaped("BT", jnp.int32)
+    of_rows = Rows(floats_BT, floats_BT, floats_BT, whole_BT, whole_BT)
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    with contextlib.nullcontext() if mesh is None else sharding.use_mesh(mesh):
+        given = Sampled(whole_BT, floats_BT, whole_BT)
+        lowered = step.lower(model, model, given, of_rows, floats_BT, floats_BT)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+
+def test_temporary_memory_does_not_grow_with_the_completion():
+    """Nothing but the hidden states' own gradient, which is an output here, has all T positions."""
+    grown = temporary_memory(1024) - temporary_memory(64)
+    assert grown < 32 * 1024  # of 480 KiB of new hidden states
+
+
+@pytest.mark.slow  # a minute of compilation
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 4, 2)], ids=str)
+def test_at_real_size_too_temporary_memory_does_not_grow_with_the_completion(sizes):
+    mesh = sharding.make_mesh(sharding.MeshConfig(*sizes)) if np.prod(sizes) > 1 else None
+    rows = sizes[0] * sizes[1]
+    measured = {
+        num_positions: temporary_memory(num_positions, rows, 1024, 151_936, 512, mesh)
+        for num_positions in (4096, 16_384, 65_536)
+    }
+    print(sizes, {T: f"{size / 1e9:.3f} GB a device" for T, size in measured.items()})
+    assert max(measured.values()) - min(measured.values()) < 16 << 20
+
+
+@pytest.mark.parametrize("chunk", [4, 64])
+def test_a_position_that_does_not_count_cannot_spoil_a_sum_with_nan(chunk):
+    def broken(positions):
+        loss_BT, values = objective(positions)
+        is_marked = positions.sampled.behaviour_logp_BT == -5.0
+        spoilt = {n: Weighted(jnp.where(is_marked, jnp.inf, v), w) for n, (v, w) in values.items()}
+        return jnp.where(is_marked, jnp.nan, loss_BT), spoilt
+
+    given = batch()["sampled"]
+    marked_BT = jnp.where(batch()["mask_BT"] == 1, given.behaviour_logp_BT, -5.0)
+    marked = given._replace(behaviour_logp_BT=marked_BT)
+    models = [random_model(i) for i in range(3)]
+    expected = run(*models, chunk)
+    assert_trees_close(run(*models, chunk, objective=broken, sampled=marked), expected, 0)
+
+
+@pytest.mark.parametrize("chunk", [3, 64])
+def test_longer_padding_of_the_completion_changes_nothing(chunk):
+    models = [random_model(i) for i in range(3)]
+
+    def pad(x, value):
+        return jnp.pad(x, ((0, 0), (0, 5)) + ((0, 0),) * (x.ndim - 2), constant_values=value)
+
+    wide = [scoring.Scored(pad(hidden, 9.0), head) for hidden, head in models]
+    data = batch()
+    given = data["sampled"]
+    data["sampled"] = Sampled(
+        pad(given.tokens_BT, 2), pad(given.behaviour_logp_BT, -3.0), pad(given.index_BT, 0)
+    )
+    data["rows"] = jax.tree.map(lambda x_BT: pad(x_BT, 7), data["rows"])
+    data["mask_BT"] = pad(data["mask_BT"], 0)
+    data["loss_weight_BT"] = pad(data["loss_weight_BT"], 0)
+    assert_trees_close(run(*wide, chunk, **data), run(*models, chunk), 1e-4)
+
+
+def test_objectives_without_teacher_or_reference_get_none():
+    def entropy(positions):
+        assert positions.teacher_logp_BTV is None
+        assert positions.reference_logp_BTV is None
+        value = -jnp.sum(jnp.exp(positions.student_logp_BTV) * positions.student_logp_BTV, -1)
+        return value, {}
+
+    loss, metrics = run(random_model(0), None, None, 4, objective=entropy)
+    assert 0 < loss / batch()["loss_weight_BT"].sum() < np.log(V)
+    assert metrics == {}
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 11, 128])
+def test_token_logp_equals_a_whole_log_softmax_and_so_does_its_gradient(chunk):
+    (hidden_BTD, head_DV), tokens_BT = random_model(0), batch()["sampled"].tokens_BT
+
+    def plain(hidden_BTD, head_DV):
+        logp_BTV = jax.nn.log_softmax(hidden_BTD @ head_DV / 0.7)
+        return jnp.take_along_axis(logp_BTV, tokens_BT[..., None], axis=-1)[..., 0]
+
+    def chunked(hidden_BTD, head_DV):
+        return scoring.token_logp(hidden_BTD, head_DV, tokens_BT, temperature=0.7, chunk=chunk)
+
+    np.testing.assert_allclose(
+        chunked(hidden_BTD, head_DV), plain(hidden_BTD, head_DV), rtol=1e-5, atol=1e-5
+    )
+    gradients = [
+        jax.grad(lambda *a, f=f: jnp.sum(f(*a) * mask()), (0, 1))(hidden_BTD, head_DV)
+        for f in (chunked, plain)
+    ]
+    assert_trees_close(*gradients, 1e-5)
+
+
+def mask():
+    return batch()["mask_BT"].astype(jnp.float32)
+
+
+def test_bfloat16_hidden_states_give_float32_logits_and_a_float32_head_gradient():
+    (hidden_BTD, head_DV), tokens_BT = random_model(0), batch()["sampled"].tokens_BT
+    hidden_BTD = hidden_BTD.astype(jnp.bfloat16)
+    assert scoring.logits_of(hidden_BTD, head_DV).dtype == jnp.float32
+    gradient = jax.grad(
+        lambda head: scoring.token_logp(hidden_BTD, head, tokens_BT, chunk=4).sum()
+    )(head_DV)
+    assert gradient.dtype == jnp.float32
+
+
+def test_completion_hidden_ignores_how_prompt_and_completion_are_padded():
+    params = decoder.init(CONFIG, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    prompt, completion = rng.integers(0, V, 5), rng.integers(0, V, 4)
+    text = jnp.asarray(np.concatenate([prompt, completion]))[None]
+    plain_SD = decoder.hidden_states(params, CONFIG, text, jnp.ones_like(text))[0]
+
+    for left, right in [(0, 0), (3, 2)]:
+        prompt_ids = np.pad(prompt, (left, 0), constant_values=1)[None]
+        completion_ids = np.pad(completion, (0, right), constant_values=2)[None]
+        hidden_BTD = jax.jit(scoring.completion_hidden, static_argnums=1)(
+            params,
+            CONFIG,
+            jnp.asarray(prompt_ids, jnp.int32),
+            jnp.asarray(np.pad(np.ones(5, np.int32), (left, 0))[None]),
+            jnp.asarray(completion_ids, jnp.int32),
+            jnp.asarray(np.pad(np.ones(4, np.int32), (0, right))[None]),
+        )
+        # Entry t predicts completion token t: the hidden state of the token before it.
+        np.testing.assert_allclose(hidden_BTD[0, :4], plain_SD[4:8], rtol=1e-5, atol=1e-5)
+        assert hidden_BTD.shape == (1, 4 + right, CONFIG.hidden_size)
+
+
+def test_eight_devices_score_like_one():
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2))
+    models = tuple(random_model(i) for i in range(3))
+    expected, expected_gradients = loss_and_gradients(4)
+    sharded = tuple(
+        scoring.Scored(
+            sharding.shard_batch(mesh, hidden),
+            jax.device_put(head, sharding.sharding_of(mesh, "DV")),
+        )
+        for hidden, head in models
+    )
+    with sharding.use_mesh(mesh):
+        actual, gradients = loss_and_gradients(4, models=sharded)
+    assert_trees_close(jax.device_get(actual), jax.device_get(expected), 1e-4)
+    assert_trees_close(jax.device_get(gradients), jax.device_get(expected_gradients), 1e-5)
+    assert_trees_close(jax.device_get(gradients), jax.device_get(expected_gradients), 1e-4)

@@ -1,0 +1,412 @@
+"""What a step learns from: its arrays, and what the host reports."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from tiny_rollouts import (
+    ALL,
+    LONE,
+    NONE,
+    PAIR,
+    QUESTIONS,
+    TASK,
+    experience,
+    rendered,
+    response,
+    rollouts_of,
+    shown,
+)
+from tiny_run import ARCHITECTURE
+
+from jaxdistill import objectives
+from jaxdistill.epistemic import TEN_WORDS
+from jaxdistill.errors import UserError
+from jaxdistill.objectives import GRPO, CrossEntropy, Distill
+from jaxdistill.sampling import Sampling
+from jaxdistill.storage import loading as policies
+from jaxdistill.storage.loading import Fresh
+from jaxdistill.tasks.contexts import AnswerOnly, ContextOnly, Regenerated
+from jaxdistill.tasks.grading import Verdict
+from jaxdistill.tasks.tasks import ToyTask
+from jaxdistill.training import experience as sources
+from jaxdistill.training.experience import (
+    Setting,
+    Supervised,
+    bucket,
+    fit,
+    on_policy_batch,
+    open_source,
+    save_rollouts,
+    told_apart,
+)
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    return policies.load(Fresh(ARCHITECTURE), 0, tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def setting(policy, tmp_path):
+    return Setting(
+        policy, Distill(), 0, TEN_WORDS, "float32", "auto", "auto", lambda tree: tree,
+        tmp_path / "rollouts", 0,
+    )  # fmt: skip
+
+
+def no_grade(questions, responses):
+    raise AssertionError("nothing was sampled that could be graded")
+
+
+def batch_of(config, setting, found, grade=no_grade):
+    return on_policy_batch(config, setting, found, 0, grade)
+
+
+def test_repeated_questions_get_ids_of_their_own_and_the_first_keeps_its_own():
+    a, b = QUESTIONS[:2]
+    named = told_apart([a, b, a, a])
+    assert [question.id for question in named] == [a.id, b.id, f"{a.id}#2", f"{a.id}#3"]
+    assert [question.prompt for question in named] == [a.prompt, b.prompt, a.prompt, a.prompt]
+
+
+# ----------------------------------------------------------------------------- arrays and facts
+
+
+def test_completions_keep_every_token_and_end_at_a_bucket(setting, policy):
+    found = rollouts_of(policy, [LONE, [(response(1, *["wait"] * 9), False)] * 3])
+    for multiple, width in ((8, 16), (5, 15), (14, 14)):
+        batch, _ = batch_of(experience(completion_multiple=multiple), setting, found)
+        assert batch.completion_ids_BT.shape[1] == width  # the longest has 9 + 4 words and a stop
+        assert batch.completion_mask_BT.sum(axis=1).tolist() == found.lengths_B.tolist()
+        for given, kept in (
+            (found.tokens_BT, batch.completion_ids_BT),
+            (found.logp_BT, batch.behaviour_logp_BT),
+        ):
+            is_real = found.mask_BT == 1
+            np.testing.assert_array_equal(given[is_real], kept[batch.completion_mask_BT == 1])
+            assert kept.dtype == given.dtype
+
+
+def test_a_samplers_empty_columns_are_trimmed_to_the_bucket(setting, policy):
+    found = rollouts_of(policy, [LONE])
+    wide = dataclasses.replace(
+        found,
+        **{name: fit(getattr(found, name), 64) for name in ("tokens_BT", "mask_BT", "logp_BT")},
+    )
+    narrow, expected = (batch_of(experience(), setting, x)[0] for x in (wide, found))
+    for ours, theirs in zip(narrow, expected):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_bucket_is_the_next_multiple_and_never_empty():
+    assert [bucket(size, 8) for size in (0, 1, 8, 9)] == [8, 8, 8, 16]
+
+
+def test_the_facts_of_a_step_by_hand(setting, policy):
+    # 4 and 6 words, each with a stop: five and seven tokens a row.
+    group = [(response(1), True), (response(2, "wait", "unlikely"), False)]
+    found = rollouts_of(
+        policy, [group, [(response(3), False), (response(4, "hmm", "check"), False)]]
+    )
+    found = dataclasses.replace(found, finished_B=np.array([True, True, True, False]))
+    _, facts = batch_of(experience(), setting, found)
+    assert facts == pytest.approx({
+        "reward": 1 / 4,
+        "solved": 1 / 2,
+        "length": (5 + 7 + 5 + 7) / 4,
+        "truncated": 1 / 4,
+        "epistemic_per_response": (0 + 1 + 0 + 2) / 4,
+        "epistemic_per_1k": 1000 * 3 / 24,
+        "tokens": 24,
+        "distilled": 1 / 4,
+        "contexts_cut": 0,
+        "contexts_dropped": 0,
+    })  # fmt: skip
+
+
+def test_the_settings_own_words_are_counted(setting, policy):
+    found = rollouts_of(policy, [[(response(1, "then", "wait"), False)] * 3])
+    setting = dataclasses.replace(setting, words=("then",))
+    _, facts = batch_of(experience(), setting, found)
+    assert facts["epistemic_per_response"] == 1
+
+
+@pytest.mark.parametrize(("by_std", "scale"), [(False, 1.0), (True, 3**0.5)])
+def test_grpo_gets_centred_rewards_no_teacher_and_every_row(setting, policy, by_std, scale):
+    setting = dataclasses.replace(setting, objective=GRPO(normalize_std=by_std))
+    batch, facts = batch_of(experience(), setting, rollouts_of(policy, [LONE, ALL]))
+    # Rewards 0 1 0: mean 1/3, unbiased deviation 1/sqrt(3). A group of equals teaches nothing.
+    expected = np.array([-1 / 3, 2 / 3, -1 / 3, 0, 0, 0]) * scale
+    np.testing.assert_allclose(batch.advantage_B, expected, atol=1e-5)
+    assert batch.advantage_B.dtype == np.float32
+    assert batch.teacher_ids_BP is None
+    assert batch.row_weight_B.tolist() == [1] * 6
+    assert facts["distilled"] == 1
+    assert not any("context" in name or "contrast" in name for name in facts)
+
+
+@pytest.mark.parametrize("objective", [Distill(), GRPO()])
+def test_every_batch_says_which_rows_were_right(setting, policy, objective):
+    setting = dataclasses.replace(setting, objective=objective)
+    batch, facts = batch_of(experience(), setting, rollouts_of(policy, [LONE, NONE]))
+    assert batch.correct_B.tolist() == [0, 1, 0, 0, 0, 0]
+    assert batch.correct_B.dtype == np.float32
+    assert facts["solved"] == 1 / 2
+
+
+# -------------------------------------------------------------------------- what the teacher sees
+
+
+def test_teacher_prompts_are_padded_on_the_left_to_a_bucket(setting, policy):
+    for multiple in (32, 48):
+        config = experience(teacher_prompt_multiple=multiple)
+        batch, _ = batch_of(config, setting, rollouts_of(policy, [LONE, NONE]))
+        assert batch.teacher_ids_BP.shape == batch.teacher_mask_BP.shape
+        assert batch.teacher_ids_BP.shape[1] % multiple == 0
+        assert np.all(np.diff(batch.teacher_mask_BP, axis=1) >= 0)
+
+
+def test_a_row_that_is_shown_nothing_has_the_students_prompt_and_no_weight(setting, policy):
+    batch, facts = batch_of(experience(), setting, rollouts_of(policy, [LONE]))
+    student = rendered(policy, batch.prompt_ids_BP, batch.prompt_mask_BP)
+    teacher = rendered(policy, batch.teacher_ids_BP, batch.teacher_mask_BP)
+    assert teacher[1] == student[1]
+    assert teacher[0] == teacher[2] != student[0]
+    assert " ".join(shown(QUESTIONS[0], response(2)).split()) in teacher[0]
+    assert batch.row_weight_B.tolist() == [1, 0, 1]
+    assert facts["distilled"] == pytest.approx(2 / 3)
+    assert batch.contrast_ids_BJP is None
+
+
+LONG = [(response(1, *["wait"] * 20), True), (response(2), False), (response(3), False)]
+
+
+@pytest.mark.parametrize("overlong", ["cut", "drop"])
+def test_contexts_that_were_too_long_are_counted(setting, policy, overlong):
+    config = experience(max_demonstration_tokens=4, overlong=overlong)
+    batch, facts = batch_of(config, setting, rollouts_of(policy, [LONG, NONE]))
+    was_cut = overlong == "cut"
+    assert facts["contexts_cut"] == pytest.approx(2 / 6 if was_cut else 0)
+    assert facts["contexts_dropped"] == pytest.approx(0 if was_cut else 2 / 6)
+    assert batch.row_weight_B.tolist() == [0, was_cut, was_cut, 0, 0, 0]
+
+
+@pytest.fixture
+def contrasting(monkeypatch):
+    monkeypatch.setattr(
+        objectives, "needs_contrast", lambda objective: isinstance(objective, Distill)
+    )
+
+
+@pytest.mark.usefixtures("contrasting")
+def test_contrasts_are_arrays_of_every_rows_own(setting, policy):
+    config = experience(contrasts=2, demonstration_choice="first")
+    batch, facts = batch_of(config, setting, rollouts_of(policy, [LONE, ALL]))
+    B, J, P = batch.contrast_ids_BJP.shape
+    assert (B, J, P % 32) == (6, 2, 0)
+    assert batch.contrast_mask_BJP.shape == (B, J, P)
+    weight_BJ = batch.contrast_weight_BJ
+    assert weight_BJ.dtype == np.float32
+    assert weight_BJ.tolist() == [[1, 0], [1, 1], [1, 0], [0, 0], [0, 0], [0, 0]]
+    assert facts["contrasted"] == 3 / 6
+    assert (facts["contrasts_cut"], facts["contrasts_dropped"]) == (0, 0)
+    texts = [
+        rendered(policy, batch.contrast_ids_BJP[:, j], batch.contrast_mask_BJP[:, j])
+        for j in range(J)
+    ]
+    student = rendered(policy, batch.prompt_ids_BP, batch.prompt_mask_BP)
+    wrong = [response(3), response(1), response(1)]  # of LONE, but never the row's own
+    for row in range(B):
+        expected = " ".join(wrong[row].split()) if row < 3 else student[row]
+        assert expected in texts[0][row]
+        assert weight_BJ[row, 1] or texts[1][row] == student[row]
+    assert " ".join(response(3).split()) in texts[1][1]
+
+
+@pytest.mark.usefixtures("contrasting")
+def test_the_context_alone_is_the_teachers_prompt_less_the_question(setting, policy):
+    config = experience(contrast=ContextOnly())
+    batch, _ = batch_of(config, setting, rollouts_of(policy, [PAIR]))
+    teacher = rendered(policy, batch.teacher_ids_BP, batch.teacher_mask_BP)
+    alone = rendered(policy, batch.contrast_ids_BJP[:, 0], batch.contrast_mask_BJP[:, 0])
+    assert alone == [text.replace(f"{QUESTIONS[0].prompt} ", "") for text in teacher]
+    assert batch.contrast_weight_BJ.tolist() == [[1]] * 3
+
+
+# ----------------------------------------------------------------------------- what it regenerates
+
+
+class Judge:
+    """Calls the answers to be regenerated right by turns, and keeps what it saw."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, questions, responses):
+        self.calls.append((list(questions), list(responses)))
+        return [Verdict(i % 2 == 0, "", None) for i in range(len(responses))]
+
+
+REGENERATED = experience(context=Regenerated())
+
+
+def test_a_right_regenerated_answer_is_what_the_teacher_sees(setting, policy):
+    judge = Judge()
+    batch, facts = batch_of(REGENERATED, setting, rollouts_of(policy, [LONE, PAIR]), judge)
+    ((questions, responses),) = judge.calls
+    # Five rows have a solution to be guided by; the sixth repeats, so that shapes are the same.
+    a, b = QUESTIONS[:2]
+    assert questions == [a, a, b, b, b, a]  # as they are, for whoever grades them
+    # Rows 0, 2, 3, 4, 5 were asked, and by turns they were right.
+    assert batch.row_weight_B.tolist() == [1, 0, 0, 1, 0, 1]
+    assert facts["regenerated_correct"] == 3 / 5
+    assert facts["distilled"] == 3 / 6
+    assert (facts["regenerations_cut"], facts["regenerations_dropped"]) == (0, 0)
+    teacher = rendered(policy, batch.teacher_ids_BP, batch.teacher_mask_BP)
+    for row, response_ in {0: responses[0], 3: responses[2], 5: responses[4]}.items():
+        told = shown(QUESTIONS[row // 3], response_)
+        assert " ".join(told.split()) in teacher[row]
+    student = rendered(policy, batch.prompt_ids_BP, batch.prompt_mask_BP)
+    assert [teacher[row] for row in (1, 2, 4)] == [student[row] for row in (1, 2, 4)]
+
+
+def test_the_initial_model_answers_the_guided_question_at_its_own_address(
+    setting, policy, monkeypatch
+):
+    """What `collect` is asked, and that neither the student's samples nor neighbours matter."""
+    asked = []
+
+    def collect(policy, params, questions, sampling, rollouts, **options):
+        asked.append((params, questions, sampling, rollouts, options))
+        return real(policy, params, questions, sampling, rollouts, **options)
+
+    real = sources.collect
+    monkeypatch.setattr(sources, "collect", collect)
+    judge = Judge()
+    on_policy_batch(REGENERATED, setting, rollouts_of(policy, [LONE]), 7, judge)
+    ((params, questions, sampling, rollouts, options),) = asked
+    assert params is policy.params
+    assert (sampling, rollouts) == (REGENERATED.sampling, 1)
+    assert (options["purpose"], options["step"], options["seed"]) == ("regenerate", 7, 0)
+    assert [question.prompt for question in questions] == [shown(QUESTIONS[0], response(2))] * 3
+    assert [question.id for question in questions[:2]] == [
+        f"{QUESTIONS[0].id}/0", f"{QUESTIONS[0].id}/2",
+    ]  # fmt: skip
+    # In another batch, at another place: the same answers.
+    found = rollouts_of(policy, [PAIR, LONE], [QUESTIONS[1], QUESTIONS[0]])
+    on_policy_batch(REGENERATED, setting, found, 7, judge)
+    (_, first), (_, second) = judge.calls
+    assert second[3:5] == first[:2]
+    assert first[0] != first[1]  # rows of one question and one solution, each by itself
+
+
+def test_without_any_solution_nothing_is_regenerated(setting, policy):
+    batch, facts = batch_of(REGENERATED, setting, rollouts_of(policy, [NONE]))
+    assert batch.row_weight_B.tolist() == [0, 0, 0]
+    assert facts["regenerated_correct"] is None
+
+
+def test_saved_rollouts_are_a_sample_with_verdicts(policy, tmp_path):
+    found = rollouts_of(policy, [PAIR] * 30, QUESTIONS * 6)
+    save_rollouts(TASK, found, tmp_path / "rollouts", 7)
+    lines = (tmp_path / "rollouts" / "step_000007.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert len(records) == 64
+    assert [r["correct"] for r in records[:3]] == [True, False, True]
+    assert [r["rollout"] for r in records[:4]] == [0, 1, 2, 0]
+    assert records[3]["question_id"] == QUESTIONS[1].id
+
+
+# -------------------------------------------------------------------------------------- sources
+
+
+def take(source, policy, first, count):
+    return [source.next_batch(policy.params, step) for step in range(first, first + count)]
+
+
+def assert_same_batches(actual, expected):
+    for (batch, facts), (other, other_facts) in zip(actual, expected, strict=True):
+        for ours, theirs in zip(batch, other):
+            np.testing.assert_array_equal(ours, theirs)
+        assert facts == other_facts
+
+
+ON_POLICY = experience(context=AnswerOnly(), rollouts=2)
+GUIDED = experience(context=Regenerated(), demonstration="reference", rollouts=2)
+TEXTS = Supervised(examples=50, batch_size=4)
+
+
+@pytest.mark.parametrize(
+    ("config", "objective"),
+    [(ON_POLICY, Distill()), (GUIDED, Distill()), (TEXTS, CrossEntropy())],
+    ids=["on_policy", "regenerated", "supervised"],
+)  # fmt: skip
+def test_a_restored_source_goes_on_with_the_same_batches(setting, policy, config, objective):
+    setting = dataclasses.replace(setting, objective=objective)
+    source = open_source(config, setting)
+    take(source, policy, 0, 2)
+    state = json.dumps(source.batches.get_state())
+    expected = take(source, policy, 2, 3)
+    source.close()
+
+    resumed = open_source(config, setting)
+    resumed.batches.set_state(json.loads(state))
+    assert_same_batches(take(resumed, policy, 2, 3), expected)
+    resumed.close()
+
+
+def test_a_set_smaller_than_the_batch_is_sampled_anew_for_each_repeat(setting, policy):
+    source = open_source(dataclasses.replace(ON_POLICY, task=ToyTask(count=1)), setting)
+    (batch, _), (later, _) = take(source, policy, 0, 2)
+    source.close()
+    rows = [row.tolist() for row in (*batch.completion_ids_BT, *later.completion_ids_BT)]
+    assert len(rows) == 8
+    assert len({tuple(row) for row in rows}) == 8
+    # One question: all the student's prompts are the same.
+    assert len({tuple(row) for row in batch.prompt_ids_BP.tolist()}) == 1
+
+
+def test_the_behaviour_temperature_is_the_samplers(setting):
+    for temperature, expected in ((0.7, 0.7), (0.0, 1.0)):
+        config = dataclasses.replace(ON_POLICY, sampling=Sampling(temperature))
+        source = open_source(config, setting)
+        assert source.temperature == expected
+        source.close()
+
+
+def test_rollouts_are_saved_as_often_as_asked(setting, policy):
+    setting = dataclasses.replace(setting, rollouts_every=2)
+    source = open_source(ON_POLICY, setting)
+    take(source, policy, 0, 4)
+    source.close()
+    names = sorted(file.name for file in setting.rollouts_dir.iterdir())
+    assert names == ["step_000000.jsonl", "step_000002.jsonl"]
+
+
+def test_supervised_rows_are_whole_texts_that_end_in_a_stop(setting, policy):
+    source = open_source(TEXTS, setting)
+    ((batch, facts),) = take(source, policy, 0, 1)
+    source.close()
+    assert batch.prompt_ids_BP.shape == batch.completion_ids_BT.shape == (4, 128)
+    assert batch.teacher_ids_BP is None
+    assert batch.row_weight_B.tolist() == batch.correct_B.tolist() == [1] * 4
+    assert facts == {"tokens": batch.completion_mask_BT.sum()}
+    prompts = rendered(policy, batch.prompt_ids_BP, batch.prompt_mask_BP)
+    completions = rendered(policy, batch.completion_ids_BT, batch.completion_mask_BT)
+    for prompt, completion in zip(prompts, completions):
+        assert prompt.endswith("<|im_start|> assistant <think>")
+        assert "</think> answer" in completion
+        assert completion.endswith("<|im_end|>")
+        assert completion.count("<|im_end|>") == 1
+
+
+@pytest.mark.usefixtures("contrasting")
+def test_a_source_that_could_never_show_anything_is_not_opened(setting):
+    with pytest.raises(UserError, match=r"`context=Solution.*`rollouts` must be at least 2"):
+        open_source(experience(rollouts=1), setting)
+    with pytest.raises(UserError, match=r"`contrast=WrongSolution.*`rollouts` must be at least 2"):
+        open_source(experience(context=AnswerOnly(), rollouts=1), setting)
+    # No teacher, nobody to be shown anything.
+    open_source(experience(rollouts=1), dataclasses.replace(setting, objective=GRPO())).close()
