@@ -16,13 +16,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdistill.models import decoder
+from jaxdistill.models import completions, parameters
 from jaxdistill.sampling import Sampling
 from jaxdistill.sampling.rollouts import Rollouts, collect
 from jaxdistill.storage import loading as policy
 from jaxdistill.tasks.grading import Verdict
 from jaxdistill.tasks.tasks import ToyTask, questions_of
-from jaxdistill.training import chunked_objective as scoring
 
 
 def main() -> None:
@@ -58,8 +57,8 @@ def sample(base: policy.Policy, options: argparse.Namespace, dtype: str, cache: 
 def errors(base: policy.Policy, drawn: Rollouts, dtype: str) -> dict[str, float]:
     @jax.jit
     def score(params, *texts):
-        hidden_BTD = scoring.completion_hidden(params, base.config, *texts, dtype=dtype)
-        return scoring.token_logp(hidden_BTD, decoder.head(params, base.config), texts[2])
+        hidden_BTD = completions.completion_hidden(params, base.config, *texts, dtype=dtype)
+        return completions.token_logp(hidden_BTD, parameters.head(params, base.config), texts[2])
 
     texts = drawn.prompt_ids_BP, drawn.prompt_mask_BP, drawn.tokens_BT, drawn.mask_BT
     is_real_BT = np.asarray(drawn.mask_BT) > 0

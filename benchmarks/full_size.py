@@ -26,11 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import safe_open
 
-from jaxdistill.models import decoder, families
+from jaxdistill.models import decoder, families, parameters
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.presets import preset
 from jaxdistill.sharding import MeshConfig, make_mesh
-from jaxdistill.storage import hf
+from jaxdistill.storage import hf_export, hf_import
 from jaxdistill.storage.hf_export import create_shards
 from jaxdistill.storage.hf_files import write_json
 from jaxdistill.storage.hf_layout import parts_of, tensor_shape
@@ -81,9 +81,9 @@ def measure(config: ModelConfig, folder: Path, options: argparse.Namespace) -> d
     _, written = rated(lambda: write_random(original, config, shard_bytes))
     if options.cold:
         forget(original)
-    (_, params), imported = rated(lambda: hf.import_folder(original, mesh=mesh))
+    (_, params), imported = rated(lambda: hf_import.import_folder(original, mesh=mesh))
     forward = run_forward(config, params, options.tokens)
-    export = lambda: hf.export_folder(  # noqa: E731
+    export = lambda: hf_export.export_folder(  # noqa: E731
         exported, params, config, tokenizer_from=None, max_shard_bytes=shard_bytes
     )
     _, exporting = rated(export)
@@ -162,7 +162,7 @@ def run_forward(config: ModelConfig, params: Any, num_tokens: int) -> dict[str, 
     def logits_of(params, tokens_BS):
         mask_BS = jnp.ones_like(tokens_BS)
         hidden_BSD = decoder.hidden_states(params, config, tokens_BS, mask_BS, dtype=jnp.bfloat16)
-        return hidden_BSD[:, -1] @ decoder.head(params, config)
+        return hidden_BSD[:, -1] @ parameters.head(params, config)
 
     tokens_BS = jnp.asarray(
         np.random.default_rng(0).integers(0, config.vocab_size, (1, num_tokens))

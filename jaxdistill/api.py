@@ -19,16 +19,16 @@ from jaxtyping import Array, Float, Int
 
 from jaxdistill import precision, sharding
 from jaxdistill.errors import UserError
-from jaxdistill.models import decoder
+from jaxdistill.models import completions, decoder, parameters
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.quantized import CacheDtype, check_cache_dtype
 from jaxdistill.sampling import Sampling, rollouts
-from jaxdistill.storage import convert, hf, hf_files
+from jaxdistill.storage import hf_export, hf_files, hf_import, loading
 from jaxdistill.storage import loading as policy
 from jaxdistill.storage import tokenizer as tokenizers
+from jaxdistill.storage.toy import toy_base_folder
 from jaxdistill.tasks.grading import Verdict
 from jaxdistill.tasks.questions import Question
-from jaxdistill.training import chunked_objective as scoring
 
 
 def load(
@@ -42,15 +42,17 @@ def load(
     """
     _check_dtype(dtype)
     kind, _, world = str(path).partition(":")
-    path = policy.toy_base_folder(world) if kind == "toy" else Path(path)
-    if convert.is_run(path):
-        run = convert.open_model(path, mesh)
+    path = toy_base_folder(world) if kind == "toy" else Path(path)
+    if loading.is_run(path):
+        run = loading.open_model(path, mesh)
         params = run.params
         if dtype is not None:
             params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
         return Model(run.config, params, run.tokenizer_folder, mesh)
     folder = policy.model_folder(path)
-    return Model(*hf.import_folder(folder, mesh=mesh, dtype=dtype, progress=True), folder, mesh)
+    return Model(
+        *hf_import.import_folder(folder, mesh=mesh, dtype=dtype, progress=True), folder, mesh
+    )
 
 
 def _check_dtype(dtype: DTypeLike | None) -> None:
@@ -134,7 +136,7 @@ class Model:
         Raises UserError when `path` exists or cannot be written; nothing is left half-written.
         """
         source = self.folder if self._has_tokenizer else None
-        hf.export_folder(
+        hf_export.export_folder(
             path, self.params, self.config, tokenizer_from=source,
             generation=hf_files.generation_config(self.folder), progress=True,
         )  # fmt: skip
@@ -155,7 +157,7 @@ def _logits(
     hidden_BSD = decoder.hidden_states(
         params, config, tokens_BS, mask_BS, dtype=dtype, attention=attention
     )
-    return scoring.logits_of(hidden_BSD, decoder.head(params, config))
+    return completions.logits_of(hidden_BSD, parameters.head(params, config))
 
 
 def check_tokens(

@@ -348,7 +348,8 @@ def train_bench(options: argparse.Namespace) -> dict:
 
 def training_of(options: argparse.Namespace) -> dict:
     from jaxdistill.precision import compute_dtype
-    from jaxdistill.training.step import Compute, Optimizer
+    from jaxdistill.training.compute import Compute
+    from jaxdistill.training.optimizer import Optimizer
 
     dtype: Any = str(compute_dtype(options.dtype))
     try:
@@ -408,7 +409,7 @@ def train(options: argparse.Namespace) -> None:
 def sample(options: argparse.Namespace) -> None:
     from jaxdistill.precision import compute_dtype
     from jaxdistill.sampling.rollouts import collect
-    from jaxdistill.storage.convert import open_named
+    from jaxdistill.storage.loading import open_named
     from jaxdistill.tasks.grading import Verdict
     from jaxdistill.tasks.questions import Question
 
@@ -432,7 +433,7 @@ def sample(options: argparse.Namespace) -> None:
 def evaluate(options: argparse.Namespace) -> None:
     from jaxdistill.evaluation import evaluate as evaluation
     from jaxdistill.precision import compute_dtype
-    from jaxdistill.storage.convert import open_named
+    from jaxdistill.storage.loading import open_named
 
     require_positive(options.samples, "--samples")
     require_positive(1 if options.limit is None else options.limit, "--limit")
@@ -449,7 +450,7 @@ def evaluate(options: argparse.Namespace) -> None:
     for line in evaluation.describe(records, options.samples):
         print(line)
     if options.out:
-        evaluation.write_evaluation(options.out, {split.name: records})
+        records.write_evaluation(options.out, {split.name: records})
         print(options.out)
 
 
@@ -510,7 +511,7 @@ def open_tokenizer(name: str):
 
     kind, _, world = name.partition(":")
     if kind == "toy":
-        from jaxdistill.storage.loading import toy_base_folder
+        from jaxdistill.storage.toy import toy_base_folder
 
         return tokenizer.load(toy_base_folder(world))
     is_run = (Path(name) / "model" / "tokenizer.json").is_file()
@@ -523,7 +524,7 @@ def propose(options: argparse.Namespace, responses) -> None:
     from jaxdistill.epistemic import propose as propose_lexicon
     from jaxdistill.evaluation.lexicon_proposals import score_pmi
     from jaxdistill.precision import compute_dtype
-    from jaxdistill.storage.convert import open_named
+    from jaxdistill.storage.loading import open_named
 
     policy = open_named(options.model, progress=True)
     stats, num_rows = score_pmi(

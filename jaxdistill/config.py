@@ -20,8 +20,10 @@ from jaxdistill.evaluation.evaluate import Evaluation
 from jaxdistill.objectives import PRESETS, CrossEntropy, Objective
 from jaxdistill.sharding import MeshConfig
 from jaxdistill.storage.loading import ModelSource
+from jaxdistill.training.compute import Compute
 from jaxdistill.training.experience import Experience, Supervised
-from jaxdistill.training.step import Compute, Frozen, Optimizer, Teacher
+from jaxdistill.training.optimizer import Optimizer
+from jaxdistill.training.teachers import Frozen, Teacher
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -234,34 +233,3 @@ def num_parts(letter: str, size: int | None = None) -> int:
     (axes,) = _spec(mesh, letter, None if size is None else (size,))
     axes = (axes,) if isinstance(axes, str) else axes or ()
     return math.prod(mesh.shape[axis] for axis in axes)
-
-
-def top_k(x: Shaped[Array, "*batch V"], k: int) -> tuple[Array, Array]:
-    """`jax.lax.top_k`: the k largest of the last axis and their indices, also of a V that is split.
-
-    The TPU compiler takes the largest of each part of V in this form; of more than two dimensions,
-    or with split results, it sorts the whole vocabulary.
-    """
-    rows_BV = constrain(x.reshape(-1, x.shape[-1]), "BV")
-    found = _top_k_of_blocks(rows_BV, k) if platform() == "gpu" else jax.lax.top_k(rows_BV, k)
-    values_BC, ids_BC = (constrain(y, "BC") for y in found)
-    shape = (*x.shape[:-1], k)
-    return values_BC.reshape(shape), ids_BC.reshape(shape)
-
-
-def _top_k_of_blocks(rows_BV: Shaped[Array, "B V"], k: int) -> tuple[Array, Array]:
-    """The k largest lie in the k blocks with the largest maxima: sort those, and not all of V.
-
-    On a GPU `jax.lax.top_k` sorts, which for 100 of 152k took a fifth of a training step. Of equal
-    numbers the first are taken, as there.
-    """
-    B, V = rows_BV.shape
-    size = next(size for size in range(max(math.isqrt(V // k), 1), 0, -1) if V % size == 0)
-    if 2 * (V // size + k * size) > V:  # too little to gain
-        return jax.lax.top_k(rows_BV, k)
-    blocks_BZC = rows_BV.reshape(B, -1, size)
-    chosen_BK = jnp.sort(jax.lax.top_k(blocks_BZC.max(axis=-1), k)[1], axis=-1)
-    candidates_BKC = jnp.take_along_axis(blocks_BZC, chosen_BK[:, :, None], axis=1)
-    values_BC, at_BC = jax.lax.top_k(candidates_BKC.reshape(B, -1), k)
-    block_BC = jnp.take_along_axis(chosen_BK, at_BC // size, axis=1)
-    return values_BC, block_BC * size + at_BC % size

@@ -14,7 +14,7 @@ from jaxdistill.config import RunConfig, load_recipe, load_study, recipe_names
 from jaxdistill.epistemic import LexiconFile, Words
 from jaxdistill.errors import UserError
 from jaxdistill.objectives import GRPO, AnchorEpistemicMass, CrossEntropy
-from jaxdistill.training.step import EMA
+from jaxdistill.training.teachers import EMA
 
 STUDIES = {"toy_study": ("quick", "full"), "toy_presets": ("quick", "full")}
 RUNS = [name for name in recipe_names() if name not in STUDIES]

@@ -12,13 +12,18 @@ import pytest
 
 from jaxdistill import sharding
 from jaxdistill.errors import UserError
-from jaxdistill.models import decoder
+from jaxdistill.models import decoder, parameters
 from jaxdistill.models.attention import causal_attention
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.objectives import sdpo
 from jaxdistill.sharding import MeshConfig
 from jaxdistill.training import packing
 from jaxdistill.training import step as train
+from jaxdistill.training.batch import Batch
+from jaxdistill.training.compute import Compute
+from jaxdistill.training.optimizer import Optimizer
+from jaxdistill.training.state import init_state
+from jaxdistill.training.teachers import Frozen
 
 pytestmark = pytest.mark.gpu
 
@@ -371,7 +376,7 @@ CONFIG = ModelConfig(
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.jit(decoder.init, static_argnums=0)(CONFIG, jax.random.key(0))
+    return jax.jit(parameters.init, static_argnums=0)(CONFIG, jax.random.key(0))
 
 
 @functools.partial(jax.jit, static_argnames=("dtype", "attention"))
@@ -379,7 +384,7 @@ def _logits(params, tokens_BS, mask_BS, dtype=jnp.bfloat16, attention="cudnn"):
     hidden_BSD = decoder.hidden_states(
         params, CONFIG, tokens_BS, mask_BS, dtype=dtype, attention=attention
     )
-    head_DV = decoder.head(params, CONFIG)
+    head_DV = parameters.head(params, CONFIG)
     return jnp.einsum("BSD,DV->BSV", hidden_BSD.astype(jnp.float32), head_DV, precision="highest")
 
 
@@ -477,7 +482,7 @@ def _step_batch(rows=12):
         return rng.integers(1, CONFIG.vocab_size, (rows, most)).astype(np.int32) * mask_BT, mask_BT
 
     numbers_BT = -rng.uniform(5, 7, (rows, 250)).astype(np.float32)
-    return train.Batch(
+    return Batch(
         *texts(3, 40, True), *texts(10, 90, True), *texts(1, 250, False), numbers_BT,
         rng.normal(size=rows).astype(np.float32), np.ones(rows, np.float32),
     )  # fmt: skip
@@ -486,19 +491,19 @@ def _step_batch(rows=12):
 @pytest.mark.parametrize("remat", ["none", "elementwise", "all"])
 def test_a_packed_step_is_a_padded_one_but_for_bfloat16(params, remat):
     """Descent at rate 1, so that what moves is the gradient."""
-    descent = train.Optimizer(
+    descent = Optimizer(
         peak_lr=1e4, warmup_steps=0, b1=0.0, b2=0.0, eps=1e4, weight_decay=0.0, clip_norm=1e9
     )
     student = jax.tree.map(lambda x: 1.1 * x, params)
     found = {}
     for name, dtype, pack in (("exact", "float32", 0), ("padded", "bfloat16", 0),
                               ("packed", "bfloat16", 640)):  # fmt: skip
-        compute = train.Compute(dtype=dtype, chunk=64, pack=pack, remat=remat)
+        compute = Compute(dtype=dtype, chunk=64, pack=pack, remat=remat)
         step = train.make_train_step(
-            CONFIG, sdpo(), (3, 5), descent, train.Frozen(), compute, 10, 1.0, True
+            CONFIG, sdpo(), (3, 5), descent, Frozen(), compute, 10, 1.0, True
         )
         batch = packing.pack(_step_batch(), pack)[0] if pack else _step_batch()
-        state = train.init_state(student, descent, train.Frozen(), 10)
+        state = init_state(student, descent, Frozen(), 10)
         state, metrics = step(state, params, jax.device_put(batch))
         moved = jax.tree.map(jnp.subtract, state.params, student)
         found[name] = jnp.concatenate([x.ravel() for x in jax.tree.leaves(moved)]), metrics

@@ -10,10 +10,15 @@ import jax.numpy as jnp
 import pytest
 from programs import MODEL, operations_of
 
-from jaxdistill.models import decoder
+from jaxdistill.models import parameters
 from jaxdistill.objectives import sdpo
 from jaxdistill.sampling import Sampling, make_sampler
-from jaxdistill.training.step import Batch, Compute, Frozen, Optimizer, init_state, make_train_step
+from jaxdistill.training.batch import Batch
+from jaxdistill.training.compute import Compute
+from jaxdistill.training.optimizer import Optimizer
+from jaxdistill.training.state import init_state
+from jaxdistill.training.step import make_train_step
+from jaxdistill.training.teachers import Frozen
 
 pytestmark = pytest.mark.gpu
 
@@ -47,7 +52,7 @@ def test_no_token_and_no_row_that_enters_copies_a_cache_or_a_weight(slots, pages
         MODEL, sampling, (1, 2), 0, rollouts=8, slots=slots, pages=pages, dtype=jnp.bfloat16,
         cache_dtype=cache_dtype,
     )  # fmt: skip
-    params, prompts = decoder.abstract_params(MODEL), shape(3, 256)
+    params, prompts = parameters.abstract_params(MODEL), shape(3, 256)
     compiled = sample.lower(params, prompts, prompts, shape(24, 2, dtype=jnp.uint32)).compile()
     operations = operations_of(compiled)
     # Prefill has a loop over layers; the ones over tokens and rows hold caches.
@@ -60,7 +65,7 @@ def test_no_token_and_no_row_that_enters_copies_a_cache_or_a_weight(slots, pages
 
 
 def test_the_train_step_updates_its_state_in_place():
-    optimizer, params = Optimizer(), decoder.abstract_params(MODEL)
+    optimizer, params = Optimizer(), parameters.abstract_params(MODEL)
     state = jax.eval_shape(lambda p: init_state(p, optimizer, Frozen(), 100), params)
     prompt, completion = shape(2, 256), shape(2, 768)
     logp_BT, number_B = shape(2, 768, dtype=jnp.float32), shape(2, dtype=jnp.float32)

@@ -11,7 +11,8 @@ from jax.sharding import PartitionSpec
 
 from jaxdistill import sharding
 from jaxdistill.errors import UserError
-from jaxdistill.models import decoder
+from jaxdistill.losses import vocabulary
+from jaxdistill.models import decoder, parameters
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.sampling.sampler import decoding_weights
 from jaxdistill.sharding import MeshConfig
@@ -44,7 +45,7 @@ FAMILIES = {
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.jit(decoder.init, static_argnums=0)(CONFIG, jax.random.key(0))
+    return jax.jit(parameters.init, static_argnums=0)(CONFIG, jax.random.key(0))
 
 
 def _batch(B=8, S=12):
@@ -56,7 +57,7 @@ def _batch(B=8, S=12):
 
 def _loss(params, tokens_BS, mask_BS):
     hidden_BSD = decoder.hidden_states(params, CONFIG, tokens_BS, mask_BS)
-    logp_BSV = jax.nn.log_softmax(hidden_BSD @ decoder.head(params, CONFIG))
+    logp_BSV = jax.nn.log_softmax(hidden_BSD @ parameters.head(params, CONFIG))
     return jnp.sum(jnp.where(mask_BS[:, :, None] == 1, logp_BSV[:, :, :3], 0)) / 100
 
 
@@ -79,13 +80,13 @@ def test_a_mesh_changes_neither_value_nor_gradient(params, value_and_gradient, s
 @functools.partial(jax.jit, static_argnums=1)
 def _logits(params, config, tokens_BS, mask_BS):
     hidden_BSD = decoder.hidden_states(params, config, tokens_BS, mask_BS)
-    return hidden_BSD @ decoder.head(params, config)
+    return hidden_BSD @ parameters.head(params, config)
 
 
 @pytest.fixture(scope="module")
 def on_one_device():
     """{family: (params, logits)}"""
-    params = {name: jax.jit(decoder.init, static_argnums=0)(config, jax.random.key(0))
+    params = {name: jax.jit(parameters.init, static_argnums=0)(config, jax.random.key(0))
               for name, config in FAMILIES.items()}  # fmt: skip
     return {name: (p, _logits(p, FAMILIES[name], *_batch())) for name, p in params.items()}
 
@@ -152,8 +153,8 @@ def test_parameters_and_optimizer_moments_are_split_in_bytes(params):
 
 def test_initialisation_under_jit_is_born_split_and_equal(params):
     mesh = sharding.make_mesh(MeshConfig(fsdp=4, tensor=2))
-    shardings = sharding.shardings_of(mesh, decoder.abstract_params(CONFIG))
-    born = jax.jit(decoder.init, static_argnums=0, out_shardings=shardings)(
+    shardings = sharding.shardings_of(mesh, parameters.abstract_params(CONFIG))
+    born = jax.jit(parameters.init, static_argnums=0, out_shardings=shardings)(
         CONFIG, jax.random.key(0)
     )
     assert born["layers"]["q"][...].addressable_shards[0].data.shape == (2, 8, 4, 8)
@@ -229,6 +230,6 @@ def test_an_impossible_mesh_is_one_clear_line(config, message):
 def test_the_largest_of_blocks_are_the_largest_of_all(V, k):
     # Whole numbers, so that many are equal: the first of equals must be taken.
     rows_BV = jax.random.randint(jax.random.key(V), (20, V), 0, 50).astype(jnp.float32)
-    found, expected = sharding._top_k_of_blocks(rows_BV, k), jax.lax.top_k(rows_BV, k)
+    found, expected = vocabulary._top_k_of_blocks(rows_BV, k), jax.lax.top_k(rows_BV, k)
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_array_equal(found[1], expected[1])

@@ -15,7 +15,7 @@ from jax.experimental import topologies
 from programs import COLLECTIVES, MODEL, operations_of
 
 from jaxdistill import losses, sharding
-from jaxdistill.models import cached_attention, decoder
+from jaxdistill.models import cached_attention, decoder, parameters
 from jaxdistill.models.attention import causal_attention
 from jaxdistill.models.remat import REMATS
 from jaxdistill.objectives import (
@@ -35,16 +35,13 @@ from jaxdistill.objectives import (
 from jaxdistill.sampling import Sampling, drawing, make_sampler
 from jaxdistill.sampling import truncation as processors
 from jaxdistill.sharding import MeshConfig
+from jaxdistill.training.batch import Batch
+from jaxdistill.training.compute import Compute
+from jaxdistill.training.optimizer import Optimizer
 from jaxdistill.training.packed_batch import Packed, Sequences
-from jaxdistill.training.step import (
-    EMA,
-    Batch,
-    Compute,
-    Optimizer,
-    TrustRegion,
-    init_state,
-    make_train_step,
-)
+from jaxdistill.training.state import init_state
+from jaxdistill.training.step import make_train_step
+from jaxdistill.training.teachers import EMA, TrustRegion
 
 # On two cores a train step compiles in four to ten minutes.
 pytestmark = [pytest.mark.tpu, pytest.mark.timeout(3600)]
@@ -87,7 +84,7 @@ def _as_batch(mesh, shape, dtype=jnp.int32):
 def _train_step(mesh, objective=epi_anchor(), teacher=EMA()):  # noqa: B008
     """The step with everything on: teacher, reference, EMA, bfloat16, remat, micro-batches."""
     optimizer = Optimizer()
-    params = decoder.abstract_params(MODEL)
+    params = parameters.abstract_params(MODEL)
     state = jax.eval_shape(lambda p: init_state(p, optimizer, teacher, 100), params)
     prompt, shown = [_as_batch(mesh, (ROWS, width)) for width in (PROMPT, TEACHER_PROMPT)]
     completion = _as_batch(mesh, (ROWS, COMPLETION))
@@ -110,7 +107,7 @@ def _train_step(mesh, objective=epi_anchor(), teacher=EMA()):  # noqa: B008
 def _packed_train_step(mesh, objective=epi_anchor(), teacher=EMA()):  # noqa: B008
     """The same of packed rows, 64 of every part of the mesh at most."""
     optimizer = Optimizer()
-    params = decoder.abstract_params(MODEL)
+    params = parameters.abstract_params(MODEL)
     state = jax.eval_shape(lambda p: init_state(p, optimizer, teacher, 100), params)
     B = mesh.size // mesh.shape["tensor"]
 
@@ -139,7 +136,7 @@ def _sampler(mesh, questions=4, rollouts=8, slots=None, pages=None, cache_dtype=
     )  # fmt: skip
     prompts = [_as_batch(mesh, (questions, PROMPT))] * 2
     keys_B2 = _as_batch(mesh, (questions * rollouts, 2), jnp.uint32)
-    return sample, (_as_parameters(mesh, decoder.abstract_params(MODEL)), *prompts, keys_B2)
+    return sample, (_as_parameters(mesh, parameters.abstract_params(MODEL)), *prompts, keys_B2)
 
 
 def _compile(mesh, function, arguments):
@@ -382,7 +379,7 @@ def test_what_a_layer_keeps_orders_memory_and_attention_runs_forward_once(mesh):
         return jnp.sum(hidden_BSD.astype(jnp.float32) ** 2)
 
     gradient = jax.jit(jax.grad(total), static_argnums=2)
-    params = _as_parameters(mesh, decoder.abstract_params(MODEL))
+    params = _as_parameters(mesh, parameters.abstract_params(MODEL))
     sizes = []
     for remat in REMATS:
         compiled = _compile(mesh, gradient, (params, tokens_BS, remat))

@@ -13,7 +13,7 @@ from jaxdistill.tasks.contexts import Solution
 from jaxdistill.tasks.grading import Verdict
 from jaxdistill.tasks.questions import Question, messages
 from jaxdistill.tasks.tasks import ToyTask, questions_of
-from jaxdistill.training.teacher_prompts import OnPolicy
+from jaxdistill.training.on_policy import OnPolicy
 
 TASK = ToyTask(count=5)
 QUESTIONS = questions_of(TASK)

@@ -19,8 +19,10 @@ from jaxdistill.sampling import Sampling
 from jaxdistill.storage.loading import Fresh
 from jaxdistill.tasks.contexts import AnswerOnly
 from jaxdistill.tasks.tasks import ToyTask
+from jaxdistill.training.compute import Compute
 from jaxdistill.training.experience import OnPolicy
-from jaxdistill.training.step import EMA, Compute, Optimizer
+from jaxdistill.training.optimizer import Optimizer
+from jaxdistill.training.teachers import EMA
 
 # Compiling is most of these tests' time, and killed, resumed and worker processes repeat it.
 CACHE = {

@@ -34,7 +34,9 @@ from jaxdistill.sampling import (
 )
 from jaxdistill.sharding import MeshConfig
 from jaxdistill.training import packing
-from jaxdistill.training.step import Batch, Compute, Optimizer
+from jaxdistill.training.batch import Batch
+from jaxdistill.training.compute import Compute
+from jaxdistill.training.optimizer import Optimizer
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 from jaxdistill import sharding
 from jaxdistill.bench import measure
 from jaxdistill.errors import UserError
-from jaxdistill.models import decoder
+from jaxdistill.models import parameters
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.presets import preset
 from jaxdistill.objectives import (
@@ -30,16 +30,13 @@ from jaxdistill.objectives import (
     needs_teacher,
 )
 from jaxdistill.sharding import MeshConfig
+from jaxdistill.training.batch import Batch
+from jaxdistill.training.compute import Compute
 from jaxdistill.training.memory import FirstThatFits
-from jaxdistill.training.step import (
-    Batch,
-    Compute,
-    Frozen,
-    Optimizer,
-    TrainState,
-    init_state,
-    make_train_step,
-)
+from jaxdistill.training.optimizer import Optimizer
+from jaxdistill.training.state import TrainState, init_state
+from jaxdistill.training.step import make_train_step
+from jaxdistill.training.teachers import Frozen
 
 
 @dataclass(frozen=True)
@@ -100,8 +97,8 @@ def start(config: ModelConfig, compute: Compute, optimizer: Optimizer, mesh: Any
 
 
 def random_params(config: ModelConfig, dtype: Any, mesh: Any) -> Any:
-    shardings = sharding.shardings_of(mesh, decoder.abstract_params(config, dtype))
-    make = jax.jit(decoder.init, static_argnums=(0, 2), out_shardings=shardings)
+    shardings = sharding.shardings_of(mesh, parameters.abstract_params(config, dtype))
+    make = jax.jit(parameters.init, static_argnums=(0, 2), out_shardings=shardings)
     return make(config, jax.random.key(0), dtype)
 
 

@@ -7,21 +7,14 @@ up to 1,100. `vocabulary` reports what a lexicon misses and what its ids say bes
 chooses ids from data: by how much less an informed teacher says them, and at random as a control.
 """
 
-from jaxdistill.epistemic.counting import (
-    CORE,
-    HEDGE,
-    TEN_WORDS,
-    count,
-    count_ids,
-    count_sequences,
-    expand,
-)
+from jaxdistill.epistemic.counting import CORE, HEDGE, TEN_WORDS, count, count_sequences, expand
 from jaxdistill.epistemic.lexicon import (
     Lexicon,
     LexiconFile,
     LexiconSource,
     Words,
     build_lexicon,
+    count_ids,
     hash_tokenizer,
     open_lexicon,
     read_lexicon,

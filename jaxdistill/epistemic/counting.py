@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from jaxdistill.errors import UserError
 
 if TYPE_CHECKING:
-    from jaxdistill.epistemic.lexicon import Lexicon
+    pass
 
 # The paper's list, in its order (`eval/check_epistemic_tokens.py` of the reference code).
 TEN_WORDS = (
@@ -58,12 +58,6 @@ def count(text: str, words: Sequence[str] = TEN_WORDS, mode: str = "word") -> di
 
 def _whole_word(word: str) -> str:
     return f"(?<![{_LATIN_LETTER}]){re.escape(word)}(?![{_LATIN_LETTER}])"
-
-
-def count_ids(ids: Iterable[int], lexicon: "Lexicon") -> int:
-    """Counts the tokens of `ids` that are epistemic in `lexicon`."""
-    members = frozenset(lexicon.ids)
-    return sum(int(i) in members for i in ids)
 
 
 def count_sequences(ids: Iterable[int], sequences: Iterable[Sequence[int]]) -> int:

@@ -6,7 +6,7 @@ words.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -203,3 +203,9 @@ def _list_of(kind: type, path: str | Path, fields: dict[str, Any], name: str) ->
         expected = f"a list of {'texts' if kind is str else 'token ids'}"
         raise UserError(f"{path}: field `{name}`: expected {expected}, got {value!r:.80}")
     return tuple(value)
+
+
+def count_ids(ids: Iterable[int], lexicon: "Lexicon") -> int:
+    """Counts the tokens of `ids` that are epistemic in `lexicon`."""
+    members = frozenset(lexicon.ids)
+    return sum(int(i) in members for i in ids)

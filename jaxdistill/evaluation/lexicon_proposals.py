@@ -16,12 +16,11 @@ from jaxdistill import epistemic
 from jaxdistill.epistemic import TokenStats
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation.responses import Response, encode
-from jaxdistill.models import decoder
+from jaxdistill.models import completions, parameters
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.loading import Policy
 from jaxdistill.tasks import contexts
 from jaxdistill.tasks.questions import Question, messages
-from jaxdistill.training import chunked_objective as scoring
 
 # The context's own words, in any tokenizer.
 TEMPLATE_TOKENS = 64
@@ -130,10 +129,12 @@ def _scored(
 
     @jax.jit
     def logp(params, prompt, completion):
-        hidden_BTD = scoring.completion_hidden(
+        hidden_BTD = completions.completion_hidden(
             params, policy.config, *prompt, *completion, dtype=dtype, attention=attention
         )
-        return scoring.token_logp(hidden_BTD, decoder.head(params, policy.config), completion[0])
+        return completions.token_logp(
+            hidden_BTD, parameters.head(params, policy.config), completion[0]
+        )
 
     for batch in _batches(rows):
         completion = _padded(tokenizers.right_pad, [row.response for row in batch], pad)

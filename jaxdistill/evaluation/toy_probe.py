@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdistill.models import decoder
+from jaxdistill.models import completions, parameters
 from jaxdistill.storage import loading as policies
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.loading import Policy, ToyBase
@@ -16,7 +16,6 @@ from jaxdistill.tasks import contexts
 from jaxdistill.tasks.questions import Question
 from jaxdistill.tasks.tasks import ToyTask, probe_prefixes
 from jaxdistill.tasks.toy import grader, problems, traces
-from jaxdistill.training import chunked_objective as scoring
 
 CONTEXTS: tuple[contexts.Context, ...] = (
     contexts.NoContext(),
@@ -77,10 +76,10 @@ def probe(policy: Policy, params: Any, task: ToyTask, seed: int = 0) -> list[dic
 
     @jax.jit
     def masses(params, prompt_ids_BP, prompt_mask_BP):
-        hidden_BTD = scoring.completion_hidden(
+        hidden_BTD = completions.completion_hidden(
             params, policy.config, prompt_ids_BP, prompt_mask_BP, ids_BT, mask_BT
         )
-        head_DV = decoder.head(params, policy.config)
+        head_DV = parameters.head(params, policy.config)
         probability_FV = jax.nn.softmax(hidden_BTD[rows_F, index_F] @ head_DV, axis=-1)
         return {
             name: probability_FV[:, np.array(ids)].sum(axis=-1) for name, ids in group_ids.items()

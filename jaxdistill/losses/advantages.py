@@ -10,7 +10,7 @@ import numpy as np
 from jax.nn import softplus
 from jaxtyping import Array, Bool, Float
 
-from jaxdistill.losses import at_least_float32, log_ratio
+from jaxdistill.losses.divergences import at_least_float32, clip_log_ratio, log_ratio
 
 
 def rlsd(
@@ -88,3 +88,50 @@ def unlikely(
     confidence = 1.0 if entropy is None else 1.0 - entropy / np.log(vocab_size)
     is_unlikely: Bool[Array, "*batch"] = at_least_float32(token_logp) < np.log(threshold)
     return jnp.where(is_unlikely, -strength * confidence, 0.0)
+
+
+def importance_ratio(
+    token_logp: Float[Array, "*batch"], behaviour_logp: Float[Array, "*batch"]
+) -> Float[Array, "*batch"]:
+    """pi(y_t) / pi_old(y_t), the log-ratio clamped to +-20; 1 where the policy has not moved."""
+    return jnp.exp(clip_log_ratio(log_ratio(token_logp, behaviour_logp)))
+
+
+def grpo_surrogate(
+    ratio: Float[Array, "*batch"],
+    advantage: Float[Array, "*batch"],
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None,
+) -> Float[Array, "*batch"]:
+    """max(-A ratio, -A clip(ratio, 1 - low, 1 + high)), at most -A dual_clip where A < 0; a loss.
+
+    PPO's clipped surrogate with DAPO's asymmetric range and dual clipping (arXiv 1912.09729).
+
+    >>> grpo_surrogate(jnp.array([1.0, 2.0, 5.0]), jnp.array([1.0, 1.0, -1.0]), 0.2, 0.28, 3.0)
+    Array([-1.  , -1.28,  3.  ], dtype=float32)
+    """
+    clipped = jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
+    loss = jnp.maximum(-advantage * ratio, -advantage * clipped)
+    if dual_clip is None:
+        return loss
+    return jnp.where(advantage < 0, jnp.minimum(loss, -advantage * dual_clip), loss)
+
+
+def group_advantage(
+    rewards_QR: Float[Array, "Q R"], normalize_std: bool = False
+) -> Float[Array, "Q R"]:
+    """Each reward less its group's mean; over the group's standard deviation on request.
+
+    The paper's baseline does not divide. A group of one keeps its reward (mean 0, deviation 1), as
+    in verl `compute_grpo_outcome_advantage`; the deviation is the unbiased one.
+
+    >>> group_advantage(jnp.array([[1.0, 0.0, 0.0, 1.0]]))
+    Array([[ 0.5, -0.5, -0.5,  0.5]], dtype=float32)
+    """
+    if rewards_QR.shape[-1] == 1:
+        return rewards_QR
+    centred_QR = rewards_QR - jnp.mean(rewards_QR, axis=-1, keepdims=True)
+    if not normalize_std:
+        return centred_QR
+    return centred_QR / (jnp.std(rewards_QR, axis=-1, ddof=1, keepdims=True) + 1e-6)

@@ -4,11 +4,13 @@ There each pass is a kernel that reads 152k numbers a position; XLA's own makes 
 and one for the sum. Elsewhere, and where the last axis is split over devices, these are JAX's.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float32
+from jaxtyping import Array, Float32, Shaped
 
-from jaxdistill.sharding import num_parts, platform
+from jaxdistill.sharding import constrain, num_parts, platform
 
 
 def logsumexp(x: Float32[Array, "*batch V"]) -> Float32[Array, "*batch"]:
@@ -61,3 +63,34 @@ def _log_softmax(x: Array) -> Array:
 def _log_softmax_jvp(primals, tangents):
     logp, (dx,) = _log_softmax(*primals), tangents
     return logp, dx - jnp.sum(jnp.exp(logp) * dx, axis=-1, keepdims=True)
+
+
+def top_k(x: Shaped[Array, "*batch V"], k: int) -> tuple[Array, Array]:
+    """`jax.lax.top_k`: the k largest of the last axis and their indices, also of a V that is split.
+
+    The TPU compiler takes the largest of each part of V in this form; of more than two dimensions,
+    or with split results, it sorts the whole vocabulary.
+    """
+    rows_BV = constrain(x.reshape(-1, x.shape[-1]), "BV")
+    found = _top_k_of_blocks(rows_BV, k) if platform() == "gpu" else jax.lax.top_k(rows_BV, k)
+    values_BC, ids_BC = (constrain(y, "BC") for y in found)
+    shape = (*x.shape[:-1], k)
+    return values_BC.reshape(shape), ids_BC.reshape(shape)
+
+
+def _top_k_of_blocks(rows_BV: Shaped[Array, "B V"], k: int) -> tuple[Array, Array]:
+    """The k largest lie in the k blocks with the largest maxima: sort those, and not all of V.
+
+    On a GPU `jax.lax.top_k` sorts, which for 100 of 152k took a fifth of a training step. Of equal
+    numbers the first are taken, as there.
+    """
+    B, V = rows_BV.shape
+    size = next(size for size in range(max(math.isqrt(V // k), 1), 0, -1) if V % size == 0)
+    if 2 * (V // size + k * size) > V:  # too little to gain
+        return jax.lax.top_k(rows_BV, k)
+    blocks_BZC = rows_BV.reshape(B, -1, size)
+    chosen_BK = jnp.sort(jax.lax.top_k(blocks_BZC.max(axis=-1), k)[1], axis=-1)
+    candidates_BKC = jnp.take_along_axis(blocks_BZC, chosen_BK[:, :, None], axis=1)
+    values_BC, at_BC = jax.lax.top_k(candidates_BKC.reshape(B, -1), k)
+    block_BC = jnp.take_along_axis(chosen_BK, at_BC // size, axis=1)
+    return values_BC, block_BC * size + at_BC % size

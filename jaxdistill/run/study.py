@@ -22,9 +22,10 @@ from typing import Any
 from jaxdistill import overrides
 from jaxdistill.config import RunConfig, with_presets
 from jaxdistill.errors import UserError
-from jaxdistill.evaluation.evaluate import read_summary
+from jaxdistill.evaluation.records import read_summary
 from jaxdistill.files import write_whole
-from jaxdistill.run.loop import finished_step, run
+from jaxdistill.run.folder import finished_step
+from jaxdistill.run.loop import run
 from jaxdistill.run.provenance import provenance
 from jaxdistill.storage.loading import ToyBase
 

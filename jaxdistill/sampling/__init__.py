@@ -2,7 +2,8 @@
 
 from jaxdistill.sampling.keys import question_hashes, row_keys
 from jaxdistill.sampling.pages import fit_slots
-from jaxdistill.sampling.sampler import Counts, Samples, Sampling, make_sampler
+from jaxdistill.sampling.sampler import Samples, Sampling, make_sampler
+from jaxdistill.sampling.slots import Counts
 
 __all__ = [
     "Counts",

@@ -5,83 +5,16 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import jax
 from flax import nnx
 
 from jaxdistill.errors import UserError
-from jaxdistill.models import decoder
-from jaxdistill.models.config import ModelConfig
-from jaxdistill.sharding import Mesh, MeshConfig, make_mesh, shardings_of
-from jaxdistill.storage import hf, hf_files
+from jaxdistill.sharding import MeshConfig, make_mesh
+from jaxdistill.storage import hf_export, hf_import
 from jaxdistill.storage import loading as policies
 from jaxdistill.storage.checkpoint import Checkpoints
-from jaxdistill.storage.loading import Policy, Pretrained
-
-
-def is_run(path: Path) -> bool:
-    """A folder with checkpoints and the model's description beside them."""
-    checkpoints = path / "checkpoints"
-    has_any = checkpoints.is_dir() and any(checkpoints.iterdir())
-    return has_any and (path / "model" / "config.json").is_file()
-
-
-def open_model(path: str | Path, mesh: Mesh | None = None, progress: bool = False) -> Policy:
-    """Load a Hugging Face folder, or the newest checkpoint of a run folder, in its own dtype.
-
-    A run that kept no checkpoint is read from its export. Raises UserError where there is no model.
-    """
-    path = Path(path)
-    is_exported = (path / "export" / "config.json").is_file()
-    if (path / "checkpoints").is_dir() and not is_run(path) and not is_exported:
-        raise UserError(f"run folder {path} has no checkpoint yet")
-    if not is_run(path):
-        folder = policies.model_folder(path)
-        config, params = hf.import_folder(folder, mesh=mesh, progress=progress)
-        return policies.with_tokenizer(config, params, folder)
-    config = hf.read_config(path / "model")
-    with Checkpoints(path / "checkpoints") as checkpoints:
-        step = checkpoints.latest_step()
-        if step is None:
-            raise UserError(f"run folder {path} has no checkpoint yet")
-        example = _example(path, config, mesh or make_mesh(MeshConfig()))
-        params, _ = checkpoints.restore(step, example, part="params")
-    return policies.with_tokenizer(config, params, path / "model")
-
-
-def _example(run: Path, config: ModelConfig, mesh: Mesh) -> nnx.State:
-    """Shapes, dtypes and shardings of a run's parameters."""
-    dtypes = _converted(run).get("dtypes", {})
-    flat = nnx.to_flat_state(decoder.abstract_params(config))
-    typed = [
-        (path, _abstract(leaf, dtypes.get(".".join(map(str, path)), "float32")))
-        for path, leaf in flat
-    ]
-    example = nnx.from_flat_state(typed)
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        example,
-        shardings_of(mesh, example),
-    )
-
-
-def _abstract(leaf: nnx.Variable, dtype: str) -> nnx.Variable:
-    return leaf.replace(jax.ShapeDtypeStruct(leaf.get_raw_value().shape, dtype))
-
-
-def _converted(run: Path) -> dict[str, Any]:
-    """What `convert` noted in a run that it made; nothing for a run that was trained."""
-    file = run / "config.json"
-    noted = hf_files.read_json(file) if file.exists() else {}
-    return noted if "converted_from" in noted else {}
-
-
-def open_named(name: str, progress: bool = False) -> Policy:
-    """`open_model`, which also knows the bundled bases `toy:main` and `toy:control`."""
-    kind, _, world = name.partition(":")
-    path = policies.toy_base_folder(world) if kind == "toy" else name
-    return open_model(path, progress=progress)
+from jaxdistill.storage.loading import Policy, Pretrained, _converted, is_run, open_model
 
 
 def convert(
@@ -104,7 +37,7 @@ def convert(
         policy = open_model(source, mesh)
         if dtype is None and not _converted(source):
             dtype = policies.export_dtype(policy.tokenizer_folder)
-        hf.export_folder(
+        hf_export.export_folder(
             destination, policy.params, policy.config, tokenizer_from=policy.tokenizer_folder,
             dtype=dtype, progress=progress,
         )  # fmt: skip
@@ -114,7 +47,9 @@ def convert(
     with tempfile.TemporaryDirectory(prefix=prefix, dir=destination.parent) as folder:
         part = Path(folder) / "run"
         # Known from the headers, before the long read.
-        hf.check_space(destination, hf.stored_bytes(policies.model_folder(source), dtype))
+        hf_export.check_space(
+            destination, hf_import.stored_bytes(policies.model_folder(source), dtype)
+        )
         policy = policies.load(
             Pretrained(str(source)), 0, part / "model", mesh, dtype=dtype, progress=progress
         )

@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from jaxdistill.errors import UserError
 from jaxdistill.models import families
 from jaxdistill.models.config import ModelConfig
-from jaxdistill.models.decoder import abstract_params
+from jaxdistill.models.parameters import abstract_params
 from jaxdistill.sharding import Mesh
 from jaxdistill.storage.hf_files import INDEX, WEIGHTS, read_json, resolve_folder
 from jaxdistill.storage.hf_layout import (

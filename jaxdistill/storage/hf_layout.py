@@ -16,8 +16,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxdistill.models.config import ModelConfig
-from jaxdistill.models.decoder import abstract_params
 from jaxdistill.models.families import FAMILIES
+from jaxdistill.models.parameters import abstract_params
 from jaxdistill.sharding import Mesh, grouped_sharding, sharding_of
 
 

@@ -7,21 +7,23 @@ import hashlib
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxdistill.errors import UserError
-from jaxdistill.models import decoder, families
+from jaxdistill.models import families, parameters
 from jaxdistill.models.config import ModelConfig
-from jaxdistill.sharding import Mesh, shardings_of
-from jaxdistill.storage import hf, hf_files, hub
+from jaxdistill.sharding import Mesh, MeshConfig, make_mesh, shardings_of
+from jaxdistill.storage import hf_files, hf_import, hub
+from jaxdistill.storage import loading as policies
 from jaxdistill.storage import tokenizer as tokenizers
-from jaxdistill.tasks.toy.tokenizer import write_tokenizer
+from jaxdistill.storage.checkpoint import Checkpoints
+from jaxdistill.storage.toy import toy_base_folder, write_tokenizer
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,6 @@ class Policy(NamedTuple):
     tokenizer: Any
     stop_ids: tuple[int, ...]
     tokenizer_folder: Path  # where the tokenizer files lie, to be copied into exports
-
-
-def toy_base_folder(world: str) -> Path:
-    folder = Path(str(resources.files("jaxdistill") / "tasks" / "toy" / "bases" / world))
-    if not (folder / "config.json").exists():
-        raise UserError(f"toy base {world!r} is not in the package; expected 'main' or 'control'")
-    return folder
 
 
 def model_folder(path: str | Path) -> Path:
@@ -137,9 +132,11 @@ def load(
         else:
             assert folder is not None
             origin = folder
-            stored = hf.stored_dtype(folder)
+            stored = hf_import.stored_dtype(folder)
             tokenizers.load(folder)  # what is wrong with it is found before the long read
-            config, params = hf.import_folder(folder, mesh=mesh, dtype=dtype, progress=progress)
+            config, params = hf_import.import_folder(
+                folder, mesh=mesh, dtype=dtype, progress=progress
+            )
         model_dir.mkdir(parents=True, exist_ok=True)
         hf_files.copy_tokenizer_files(origin, model_dir)
         hf_files.write_json(
@@ -173,9 +170,73 @@ def _fresh(
             f"`model.architecture.vocab_size={config.vocab_size}` is smaller than the tokenizer's "
             f"{tokenizer_size} entries"
         )
-    create = functools.partial(decoder.init, config)
+    create = functools.partial(parameters.init, config)
     key = jax.random.key(seed)
     if mesh is None:
         return config, jax.jit(create)(key)
-    shardings = shardings_of(mesh, decoder.abstract_params(config))
+    shardings = shardings_of(mesh, parameters.abstract_params(config))
     return config, jax.jit(create, out_shardings=shardings)(key)
+
+
+def is_run(path: Path) -> bool:
+    """A folder with checkpoints and the model's description beside them."""
+    checkpoints = path / "checkpoints"
+    has_any = checkpoints.is_dir() and any(checkpoints.iterdir())
+    return has_any and (path / "model" / "config.json").is_file()
+
+
+def open_model(path: str | Path, mesh: Mesh | None = None, progress: bool = False) -> Policy:
+    """Load a Hugging Face folder, or the newest checkpoint of a run folder, in its own dtype.
+
+    A run that kept no checkpoint is read from its export. Raises UserError where there is no model.
+    """
+    path = Path(path)
+    is_exported = (path / "export" / "config.json").is_file()
+    if (path / "checkpoints").is_dir() and not is_run(path) and not is_exported:
+        raise UserError(f"run folder {path} has no checkpoint yet")
+    if not is_run(path):
+        folder = policies.model_folder(path)
+        config, params = hf_import.import_folder(folder, mesh=mesh, progress=progress)
+        return policies.with_tokenizer(config, params, folder)
+    config = hf_import.read_config(path / "model")
+    with Checkpoints(path / "checkpoints") as checkpoints:
+        step = checkpoints.latest_step()
+        if step is None:
+            raise UserError(f"run folder {path} has no checkpoint yet")
+        example = _example(path, config, mesh or make_mesh(MeshConfig()))
+        params, _ = checkpoints.restore(step, example, part="params")
+    return policies.with_tokenizer(config, params, path / "model")
+
+
+def _example(run: Path, config: ModelConfig, mesh: Mesh) -> nnx.State:
+    """Shapes, dtypes and shardings of a run's parameters."""
+    dtypes = _converted(run).get("dtypes", {})
+    flat = nnx.to_flat_state(parameters.abstract_params(config))
+    typed = [
+        (path, _abstract(leaf, dtypes.get(".".join(map(str, path)), "float32")))
+        for path, leaf in flat
+    ]
+    example = nnx.from_flat_state(typed)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        example,
+        shardings_of(mesh, example),
+    )
+
+
+def _abstract(leaf: nnx.Variable, dtype: str) -> nnx.Variable:
+    return leaf.replace(jax.ShapeDtypeStruct(leaf.get_raw_value().shape, dtype))
+
+
+def _converted(run: Path) -> dict[str, Any]:
+    """What `convert` noted in a run that it made; nothing for a run that was trained."""
+    file = run / "config.json"
+    noted = hf_files.read_json(file) if file.exists() else {}
+    return noted if "converted_from" in noted else {}
+
+
+def open_named(name: str, progress: bool = False) -> Policy:
+    """`open_model`, which also knows the bundled bases `toy:main` and `toy:control`."""
+    kind, _, world = name.partition(":")
+    path = toy_base_folder(world) if kind == "toy" else name
+    return open_model(path, progress=progress)

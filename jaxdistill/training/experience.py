@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxdistill import epistemic, losses, objectives
 from jaxdistill.errors import UserError
-from jaxdistill.evaluation.evaluate import response_record
+from jaxdistill.evaluation.records import response_record
 from jaxdistill.models.quantized import CacheDtype
 from jaxdistill.objectives import Objective
 from jaxdistill.sampling.rollouts import Grade, Place, Rollouts, collect, open_grading
@@ -23,9 +23,10 @@ from jaxdistill.tasks.questions import Question
 from jaxdistill.tasks.tasks import Task, questions_of
 from jaxdistill.tasks.toy.traces import WORLDS
 from jaxdistill.training import teacher_prompts as teaching
-from jaxdistill.training.step import Batch
+from jaxdistill.training.batch import Batch, bucket, fit
+from jaxdistill.training.on_policy import OnPolicy as OnPolicy
+from jaxdistill.training.on_policy import check_contrast, check_demonstrations
 from jaxdistill.training.supervised_texts import ToyTexts
-from jaxdistill.training.teacher_prompts import OnPolicy as OnPolicy
 from jaxdistill.training.teacher_prompts import Prompts
 
 # ------------------------------------------------------------------------------------ configs
@@ -112,9 +113,9 @@ def supervised_source(experience: Supervised, setting: Setting) -> Source:
 def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
     questions = questions_of(experience.task)
     if objectives.needs_teacher(setting.objective):
-        teaching.check_demonstrations(experience, questions)
+        check_demonstrations(experience, questions)
     if objectives.needs_contrast(setting.objective):
-        teaching.check_contrast(experience, questions)
+        check_contrast(experience, questions)
     batches = questions_iterator(questions, setting.seed, experience.questions)
     grading = open_grading(experience.task)
 
@@ -296,15 +297,6 @@ def describe(rollouts: Rollouts, words: tuple[str, ...]) -> dict[str, float | in
         "epistemic_per_1k": 1000 * sum(counts) / max(tokens, 1),
         "tokens": tokens,
     }
-
-
-def bucket(size: int, multiple: int) -> int:
-    return max(-(-size // multiple), 1) * multiple
-
-
-def fit(x_BT: np.ndarray, T: int) -> np.ndarray:
-    """Trim or zero-pad the last axis to T."""
-    return np.pad(x_BT[:, :T], ((0, 0), (0, max(T - x_BT.shape[1], 0))))
 
 
 def save_rollouts(task: Task, rollouts: Rollouts, folder: Path, step: int) -> None:

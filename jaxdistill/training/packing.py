@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxdistill.training.batch import Batch
 from jaxdistill.training.packed_batch import Packed, Sequences
-from jaxdistill.training.step import Batch
 
 # X, the most sequences of a packed row: cuDNN keeps statistics of X times a row's positions.
 MOST_SEQUENCES = 32

@@ -22,6 +22,8 @@ from jaxdistill.run.provenance import provenance
 from jaxdistill.sharding import MeshConfig
 from jaxdistill.training import memory as fitting
 from jaxdistill.training import step as train
+from jaxdistill.training.compute import Compute
+from jaxdistill.training.optimizer import Optimizer
 
 TINY = dataclasses.replace(
     presets.PRESETS["Qwen3-1.7B"],
@@ -248,7 +250,7 @@ def test_the_operations_of_a_step_by_hand():
 
 
 def test_a_step_without_teacher_and_reference_moves_its_own_state_alone():
-    compute, optimizer = train.Compute(dtype="bfloat16"), train.Optimizer()
+    compute, optimizer = Compute(dtype="bfloat16"), Optimizer()
     of = lambda objective: bench_step.step_bytes(TINY, objective, compute, optimizer)  # noqa: E731
     assert of(grpo()) == 2 * 16 * TINY.num_parameters
     assert of(sdpo()) == (2 * 16 + 2) * TINY.num_parameters
@@ -324,7 +326,7 @@ def test_a_profile_adds_up_the_kernels_of_the_first_device(monkeypatch):
 def test_auto_says_what_it_chose_where_memory_is_short(monkeypatch):
     monkeypatch.setattr(fitting, "memory_limit", lambda: 1)
     train.make_train_step.cache_clear()
-    compute = train.Compute(remat="auto")
+    compute = Compute(remat="auto")
     work = bench_step.Step("tiny", rows=1, tokens=9, prompt=4, compute=compute, repeats=1)
     result = bench_step.bench_step(work)
     train.make_train_step.cache_clear()  # the limit was for this test

@@ -20,7 +20,7 @@ from tiny_run import tiny, tree_of, write_config
 from jaxdistill import cli, epistemic
 from jaxdistill.errors import UserError
 from jaxdistill.run.loop import run
-from jaxdistill.storage.convert import open_model
+from jaxdistill.storage.loading import open_model
 
 VERBS = ("train", "sample", "eval", "analyze", "study", "report", "bench", "convert")
 TRAIN = "train tiny.json --quiet --run-dir run"

@@ -9,8 +9,8 @@ import tiny_run  # noqa: F401  (shares compilations)
 from places import SHARED_DATA
 
 from jaxdistill import cli
-from jaxdistill.models import decoder
-from jaxdistill.storage.convert import open_model
+from jaxdistill.models import decoder, parameters
+from jaxdistill.storage.loading import open_model
 
 PARQUET, TOKENIZER = SHARED_DATA / "math" / "seen_64.parquet", SHARED_DATA / "qwen3_tokenizer"
 
@@ -75,7 +75,7 @@ def test_transformers_reads_the_export_and_finds_our_logits(run_dir):
     mask_BS = np.ones_like(ids_BS)
     hidden_BSD = decoder.hidden_states(policy.params, policy.config, ids_BS, mask_BS)
     with jax.default_matmul_precision("highest"):
-        ours_BSV = np.asarray(hidden_BSD @ decoder.head(policy.params, policy.config))
+        ours_BSV = np.asarray(hidden_BSD @ parameters.head(policy.params, policy.config))
     # float32 sums in another order over 64 channels and 40 positions.
     np.testing.assert_allclose(ours_BSV, theirs_BSV, atol=1e-4)
     assert np.abs(theirs_BSV).max() > 0.1

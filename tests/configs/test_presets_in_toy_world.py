@@ -14,7 +14,7 @@ import pytest
 from places import ROOT
 
 from jaxdistill import epistemic, losses
-from jaxdistill.models import decoder
+from jaxdistill.models import completions, parameters
 from jaxdistill.objectives import (
     PRESETS,
     Distill,
@@ -27,8 +27,7 @@ from jaxdistill.objectives import (
 from jaxdistill.storage import loading as policy
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.tasks import contexts
-from jaxdistill.training import chunked_objective as scoring
-from jaxdistill.training.step import spread
+from jaxdistill.training.batch import spread
 
 ROWS = json.loads((ROOT / "tests" / "golden" / "toy_step.json").read_text())["rows"]
 
@@ -50,14 +49,14 @@ def given(base):
     pad = tokenizers.pad_id(base.tokenizer)
     encoded = tokenizers.encode(base.tokenizer, [row["response"] for row in rows])
     tokens_BT, mask_BT = tokenizers.right_pad([[*i, *base.stop_ids] for i in encoded], pad, 8)
-    run = jax.jit(scoring.completion_hidden, static_argnums=1)
+    run = jax.jit(completions.completion_hidden, static_argnums=1)
 
     def logp(texts):
         chats = [[{"role": "user", "content": text}] for text in texts]
         ids = tokenizers.prompt_ids(base.tokenizer, chats)
         prompt = tokenizers.left_pad(ids, pad, 64)
         hidden_BTD = run(base.params, base.config, *prompt, tokens_BT, mask_BT)
-        return jax.nn.log_softmax(scoring.logits_of(hidden_BTD, decoder.head(*base[1::-1])))
+        return jax.nn.log_softmax(completions.logits_of(hidden_BTD, parameters.head(*base[1::-1])))
 
     plain = logp([row["prompt"] for row in rows])
     shown = [contexts.render(contexts.Solution(), r["prompt"], r["shown"], "") for r in rows]

@@ -13,7 +13,7 @@ from jaxdistill.errors import UserError
 from jaxdistill.evaluation import analyze
 from jaxdistill.evaluation.responses import Response, encode, read_responses
 from jaxdistill.storage import tokenizer as tokenizers
-from jaxdistill.storage.loading import toy_base_folder
+from jaxdistill.storage.toy import toy_base_folder
 
 SENTENCE = (
     "Wait, the checkmate is unlikely. I am awaiting the waiter in Kuwait; the mighty checker "

@@ -9,18 +9,9 @@ import pytest
 from tiny_run import ARCHITECTURE
 
 from jaxdistill.errors import UserError
-from jaxdistill.evaluation import evaluate
-from jaxdistill.evaluation.evaluate import (
-    Evaluation,
-    Split,
-    describe,
-    evaluate_split,
-    named_split,
-    read_summary,
-    response_record,
-    summarize,
-    write_evaluation,
-)
+from jaxdistill.evaluation import evaluate, records
+from jaxdistill.evaluation.evaluate import Evaluation, Split, describe, evaluate_split, named_split
+from jaxdistill.evaluation.records import read_summary, response_record, summarize, write_evaluation
 from jaxdistill.sampling import Sampling
 from jaxdistill.sampling.rollouts import Rollouts
 from jaxdistill.storage import loading as policies
@@ -214,7 +205,7 @@ def test_many_responses_are_counted_in_full():
 
 
 def test_an_evaluation_on_disk_is_a_file_a_split_and_a_summary(tmp_path):
-    folder = evaluate.evaluation_folder(tmp_path, 40)
+    folder = records.evaluation_folder(tmp_path, 40)
     assert folder == tmp_path / "evals" / "step_000040"
     summary = write_evaluation(folder, {"heldout": RECORDS, "ood": RECORDS[:2]})
     assert {file.name for file in folder.iterdir()} == {

@@ -10,7 +10,7 @@ from jaxdistill import epistemic
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation import lexicon_proposals as pmi
 from jaxdistill.evaluation.responses import Response
-from jaxdistill.models import decoder
+from jaxdistill.models import decoder, parameters
 from jaxdistill.storage import loading as policy
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.tasks import contexts
@@ -64,7 +64,7 @@ def test_the_sums_are_those_of_every_row_run_alone(base, responses):
             chat = [[{"role": "user", "content": turn}]]
             (prompt,) = tokenizers.prompt_ids(base.tokenizer, chat)
             row = tokenizers.right_pad([[*prompt, *ids]], 0, 256)  # one shape, one compilation
-            logits_SV = run(base.params, base.config, *row)[0] @ decoder.head(
+            logits_SV = run(base.params, base.config, *row)[0] @ parameters.head(
                 base.params, base.config
             )
             logp_SV = np.asarray(jax.nn.log_softmax(logits_SV), np.float64)

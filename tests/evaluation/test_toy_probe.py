@@ -8,7 +8,7 @@ import pytest
 
 from jaxdistill import epistemic
 from jaxdistill.evaluation import toy_probe as probe
-from jaxdistill.models import decoder
+from jaxdistill.models import decoder, parameters
 from jaxdistill.storage import loading as policy
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.tasks import contexts
@@ -85,7 +85,7 @@ def test_the_masses_are_those_of_each_trace_run_alone(base, table, run, context)
         (response,) = tokenizers.encode(base.tokenizer, [text])
         row = tokenizers.right_pad([[*prompt, *response]], 0, 256)  # one length, one compilation
         hidden_BSD = run(base.params, base.config, *row)
-        chances_SV = jax.nn.softmax(hidden_BSD[0] @ decoder.head(base.params, base.config))
+        chances_SV = jax.nn.softmax(hidden_BSD[0] @ parameters.head(base.params, base.config))
         for place, index in probe.forks(question, text.split()):
             chances = np.asarray(chances_SV[len(prompt) + index - 1])
             ids = {name: base.tokenizer.convert_tokens_to_ids([*g]) for name, g in groups.items()}

@@ -14,13 +14,17 @@ import numpy as np
 import pytest
 
 from jaxdistill import epistemic
-from jaxdistill.models import decoder
+from jaxdistill.models import completions, parameters
 from jaxdistill.objectives import AnchorEpistemicMass, Distill, FullVocabulary
 from jaxdistill.storage import loading as policy
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.tasks import contexts
-from jaxdistill.training import chunked_objective as scoring
 from jaxdistill.training import step as train
+from jaxdistill.training.batch import Batch
+from jaxdistill.training.compute import Compute
+from jaxdistill.training.optimizer import Optimizer
+from jaxdistill.training.state import init_state
+from jaxdistill.training.teachers import Frozen
 
 GOLDEN = Path(__file__).with_name("toy_step.json")
 FIRST = (
@@ -30,7 +34,7 @@ FIRST = (
 SECOND = ("loss", "epistemic_mass_student", "importance_ratio")  # the student has moved
 
 
-def padded_batch(base: policy.Policy, rows: list[dict]) -> train.Batch:
+def padded_batch(base: policy.Policy, rows: list[dict]) -> Batch:
     """Rows {prompt, response, shown}; `shown` null means no sibling, and so nothing to learn."""
 
     def prompts(context: contexts.Context) -> tuple:
@@ -42,12 +46,12 @@ def padded_batch(base: policy.Policy, rows: list[dict]) -> train.Batch:
     texts = tokenizers.encode(base.tokenizer, [row["response"] for row in rows])
     completion = tokenizers.right_pad([[*ids, *base.stop_ids] for ids in texts], pad, 8)
     prompt, teacher = prompts(contexts.NoContext()), prompts(contexts.Solution())
-    run = jax.jit(scoring.completion_hidden, static_argnums=1)
+    run = jax.jit(completions.completion_hidden, static_argnums=1)
     hidden_BTD = run(base.params, base.config, *prompt, *completion)
-    head_DV = decoder.head(base.params, base.config)
-    return train.Batch(
+    head_DV = parameters.head(base.params, base.config)
+    return Batch(
         *prompt, *teacher, *completion,
-        behaviour_logp_BT=scoring.token_logp(hidden_BTD, head_DV, completion[0]),
+        behaviour_logp_BT=completions.token_logp(hidden_BTD, head_DV, completion[0]),
         advantage_B=np.zeros(len(rows), np.float32),
         row_weight_B=np.array([row["shown"] is not None for row in rows], np.float32),
     )  # fmt: skip
@@ -56,20 +60,20 @@ def padded_batch(base: policy.Policy, rows: list[dict]) -> train.Batch:
 def measure(rows: list[dict], folder: Path) -> dict[str, float]:
     """Two steps; what the second one sees is what the first one did."""
     base = policy.load(policy.ToyBase("main"), 0, folder)
-    optimizer = train.Optimizer(peak_lr=3e-4, warmup_steps=0, b2=0.99, weight_decay=0.0)
+    optimizer = Optimizer(peak_lr=3e-4, warmup_steps=0, b2=0.99, weight_decay=0.0)
     step = train.make_train_step(
         base.config,
         Distill(support=FullVocabulary(), target=AnchorEpistemicMass(), reduction="token"),
         epistemic.build_lexicon(base.tokenizer).ids,
         optimizer,
-        train.Frozen(),
-        train.Compute(chunk=32),
+        Frozen(),
+        Compute(chunk=32),
         steps=2,
         temperature=1.0,
         track_reference=False,
     )
     batch = padded_batch(base, rows)
-    state = train.init_state(base.params, optimizer, train.Frozen(), 2)
+    state = init_state(base.params, optimizer, Frozen(), 2)
     measured = {}
     for prefix, names in (("first", FIRST), ("second", SECOND)):
         state, metrics = step(state, base.params, batch)

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdistill.models import decoder
+from jaxdistill.models import decoder, parameters
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.remat import REMATS
 from jaxdistill.models.rope import Rope, Yarn
-from jaxdistill.storage import hf
+from jaxdistill.storage import hf_import
 
 CONFIG = ModelConfig(
     vocab_size=61,
@@ -41,7 +41,7 @@ CONFIGS = {
 # float32 sums in another order: a few units of 1e-7, grown over three layers of values near 1.
 TOLERANCE = 2e-5
 
-_init = jax.jit(decoder.init, static_argnums=0)
+_init = jax.jit(parameters.init, static_argnums=0)
 _hidden_states = jax.jit(decoder.hidden_states, static_argnames=("config", "dtype", "remat"))
 _prefill = jax.jit(decoder.prefill, static_argnames=("config", "num_slots", "dtype", "cache_dtype"))
 _decode_step = jax.jit(decoder.decode_step, static_argnames=("config", "dtype"))
@@ -131,11 +131,11 @@ def _olmo3_ropes(full, sliding):
 )
 def test_logits_are_those_of_transformers(family, fields, reference, reference_logits, tmp_path):
     model = reference(tmp_path, family=family, **fields)
-    config, params = hf.import_folder(tmp_path)
+    config, params = hf_import.import_folder(tmp_path)
     assert config.family == family
     tokens_BS, mask_BS = _batch(S=50)
     hidden_BSD = _hidden_states(params, config, tokens_BS, mask_BS)
-    logits_BSV = np.asarray(hidden_BSD @ decoder.head(params, config))
+    logits_BSV = np.asarray(hidden_BSD @ parameters.head(params, config))
     expected_BSV = reference_logits(model, tokens_BS, mask_BS)
     real = mask_BS.astype(bool)
     assert expected_BSV[real].std() > 1, "near-uniform logits would hide mistakes"
@@ -152,7 +152,7 @@ def test_decoding_with_a_cache_equals_the_full_forward_at_every_position(family,
     expected_BSD = np.asarray(_hidden_states(params, config, tokens_BS, mask_BS))
     hidden_BD, cache = _prefill(params, config, tokens_BS[:, :P], mask_BS[:, :P], S)
     np.testing.assert_allclose(hidden_BD, expected_BSD[:, P - 1], atol=TOLERANCE)
-    weights = decoder.unstack(params, config) if prepared else params
+    weights = parameters.unstack(params, config) if prepared else params
     for t in range(P, S):
         hidden_BD, cache = _decode_step(weights, config, tokens_BS[:, t], cache)
         np.testing.assert_allclose(hidden_BD, expected_BSD[:, t], atol=TOLERANCE)
@@ -323,13 +323,13 @@ def test_no_array_of_positions_times_vocabulary_exists(params):
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_config_counts_the_parameters(family, tied):
     config = dataclasses.replace(CONFIGS[family], tie_embeddings=tied)
-    leaves = jax.tree.leaves(decoder.abstract_params(config))
+    leaves = jax.tree.leaves(parameters.abstract_params(config))
     assert sum(leaf.size for leaf in leaves) == config.num_parameters
 
 
 def test_initial_hidden_states_and_logits_have_unit_scale(params):
     tokens_BS, mask_BS = _batch()
     hidden_BSD = _hidden_states(params, CONFIG, tokens_BS, mask_BS)
-    logits_BSV = hidden_BSD @ decoder.head(params, CONFIG)
+    logits_BSV = hidden_BSD @ parameters.head(params, CONFIG)
     assert 0.7 < float(hidden_BSD.std()) < 1.3
     assert 0.7 < float(logits_BSV.std()) < 1.3

@@ -12,7 +12,7 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from jaxdistill import sharding
-from jaxdistill.models import attention, decoder
+from jaxdistill.models import attention, decoder, parameters
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.remat import REMATS
 from jaxdistill.models.rope import Rope
@@ -45,7 +45,7 @@ def gradient(config, remat, dtype=jnp.float32, attention="auto"):
 @functools.cache
 def of_family(family, remat):
     config = FAMILIES[family]
-    params = decoder.init(config, jax.random.key(0))
+    params = parameters.init(config, jax.random.key(0))
     tokens_BS = np.random.default_rng(0).integers(0, 32, (2, 12))
     return jax.device_get(gradient(config, remat)(params, tokens_BS))
 
@@ -76,7 +76,7 @@ def test_memory_falls_from_one_to_the_next_by_what_the_table_says():
         sizes = []
         for num_layers in (24, 48):
             config = dataclasses.replace(WIDE, num_layers=num_layers)
-            params = decoder.abstract_params(config)
+            params = parameters.abstract_params(config)
             compiled = gradient(config, remat).lower(params, tokens).compile()
             sizes.append(compiled.memory_analysis().temp_size_in_bytes)
         return (sizes[1] - sizes[0]) / (24 * 16 * 32 * WIDE.hidden_size * 4)
@@ -112,7 +112,7 @@ def test_the_gpus_attention_runs_forward_once_and_products_as_often_as_documente
     config = dataclasses.replace(QWEN3, head_dim=64)
     tokens = jax.ShapeDtypeStruct((1, 256), jnp.int32)
     traced = gradient(config, remat, jnp.bfloat16, "cudnn").trace(
-        decoder.abstract_params(config), tokens
+        parameters.abstract_params(config), tokens
     )
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     calls = collections.Counter(re.findall(r"__cudnn\$fmha\w+", text))

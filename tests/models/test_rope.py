@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdistill.models.families.fields import read_rope
+from jaxdistill.models.families.hf_fields import read_rope
 from jaxdistill.models.rope import Rope, apply_rope, inverse_frequencies, rope_angles
 
 SCALINGS = {

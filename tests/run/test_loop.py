@@ -16,6 +16,7 @@ from tiny_run import tiny, tree_of, write_config
 
 from jaxdistill.errors import UserError
 from jaxdistill.objectives import CrossEntropy
+from jaxdistill.run import folder
 from jaxdistill.run import loop as runs
 from jaxdistill.run.loop import run
 from jaxdistill.sampling import rollouts
@@ -23,7 +24,8 @@ from jaxdistill.storage import loading as policies
 from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.tasks.tasks import ToyTask
 from jaxdistill.training.experience import Supervised
-from jaxdistill.training.step import Frozen, TrainState, init_state
+from jaxdistill.training.state import TrainState, init_state
+from jaxdistill.training.teachers import Frozen
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ def test_a_run_folder_holds_everything(whole):
     names = {path.name for path in whole.iterdir()}
     assert names >= {"config.json", "provenance.json", "metrics.jsonl", "rollouts", "evals",
                      "checkpoints", "export", "model", "finished.json"}  # fmt: skip
-    assert runs.finished_step(whole) == 6
+    assert folder.finished_step(whole) == 6
     assert sorted(p.name for p in (whole / "evals").iterdir()) == [
         "step_000002", "step_000004", "step_000006"]  # fmt: skip
     assert "resumed" not in json.loads((whole / "provenance.json").read_text())
@@ -83,7 +85,7 @@ def test_the_steps_of_a_run_change_its_parameters_and_its_teacher(whole):
 def test_a_run_of_three_steps_resumed_to_six_is_the_run_of_six(whole, tmp_path):
     """Steps 3 and 6 lie inside epochs of five questions in batches of two."""
     run(tiny(steps=3), tmp_path / "run", quiet=True)
-    assert runs.finished_step(tmp_path / "run") == 3
+    assert folder.finished_step(tmp_path / "run") == 3
     run(tiny(), tmp_path / "run", resume=True, quiet=True)
     # The shorter run ended, and was evaluated, at a step where the longer one is not.
     for file in (tmp_path / "run" / "evals" / "step_000003").iterdir():
@@ -146,7 +148,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(whole, tmp_path, m
 def test_a_start_that_was_killed_can_be_started_again(tmp_path):
     (tmp_path / "provenance.json").write_text("{}")
     run(tiny(steps=0), tmp_path, quiet=True)
-    assert runs.finished_step(tmp_path) == 0
+    assert folder.finished_step(tmp_path) == 0
 
 
 def test_resuming_a_finished_run_changes_nothing(whole):

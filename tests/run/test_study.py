@@ -17,7 +17,7 @@ from jaxdistill.run.study import Arm, Study, run_study, share_out, with_override
 from jaxdistill.sampling import Sampling
 from jaxdistill.storage.loading import ToyBase
 from jaxdistill.tasks.tasks import ToyTask
-from jaxdistill.training.step import EMA
+from jaxdistill.training.teachers import EMA
 
 # The columns that the report and every reader of summary.json rely on.
 COLUMNS = {

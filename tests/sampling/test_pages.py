@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jaxdistill import sharding
 from jaxdistill.errors import UserError
-from jaxdistill.models import decoder
+from jaxdistill.models import parameters
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.rope import Rope
 from jaxdistill.sampling import Sampling, fit_slots, make_sampler, pages
@@ -124,7 +124,9 @@ def test_an_int8_cache_has_no_pages_on_a_tpu(monkeypatch):
     )
     ids_QP = np.ones((2, 8), np.int32)
     with pytest.raises(UserError, match="pages=8: on a TPU slots of an int8 cache cannot share"):
-        sample(decoder.init(CONFIG, jax.random.key(0)), ids_QP, ids_QP, np.zeros((2, 2), np.uint32))
+        sample(
+            parameters.init(CONFIG, jax.random.key(0)), ids_QP, ids_QP, np.zeros((2, 2), np.uint32)
+        )
 
 
 def test_where_nobody_counts_the_memory_all_rows_get_a_slot():

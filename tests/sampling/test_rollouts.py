@@ -10,7 +10,7 @@ import pytest
 from tiny_run import ARCHITECTURE
 
 from jaxdistill import sharding
-from jaxdistill.models import decoder
+from jaxdistill.models import completions, parameters
 from jaxdistill.sampling import Sampling
 from jaxdistill.sampling import rollouts as rollouts_module
 from jaxdistill.sampling.rollouts import collect, open_grading
@@ -19,7 +19,6 @@ from jaxdistill.storage.loading import Fresh
 from jaxdistill.tasks.grading import Verdict
 from jaxdistill.tasks.questions import Question
 from jaxdistill.tasks.tasks import MathTask, ToyTask, questions_of
-from jaxdistill.training import chunked_objective as scoring
 
 QUESTIONS = questions_of(ToyTask(count=6))
 SAMPLING = Sampling(temperature=0.8, max_new_tokens=8)
@@ -87,12 +86,12 @@ def test_behaviour_log_probs_are_those_that_training_scores_again(policy):
 
     @jax.jit
     def score(params):
-        hidden_BTD = scoring.completion_hidden(
+        hidden_BTD = completions.completion_hidden(
             params, policy.config, found.prompt_ids_BP, found.prompt_mask_BP,
             found.tokens_BT, found.mask_BT,
         )  # fmt: skip
-        head_DV = decoder.head(params, policy.config)
-        return scoring.token_logp(hidden_BTD, head_DV, found.tokens_BT, temperature=0.8)
+        head_DV = parameters.head(params, policy.config)
+        return completions.token_logp(hidden_BTD, head_DV, found.tokens_BT, temperature=0.8)
 
     expected_BT = np.asarray(score(policy.params)) * found.mask_BT
     # Decoding with a cache and scoring whole rows sum in another order.

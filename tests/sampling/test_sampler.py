@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from jaxdistill.errors import UserError
-from jaxdistill.models import decoder
+from jaxdistill.models import completions, decoder, parameters
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.rope import Rope
 from jaxdistill.sampling import Sampling, make_sampler, question_hashes, row_keys
-from jaxdistill.training import chunked_objective as scoring
 
 CONFIG = ModelConfig(
     family="qwen3",
@@ -35,7 +34,7 @@ IDS = ["a", "b", "c", "d"]
 
 @functools.cache
 def params():
-    return decoder.init(CONFIG, jax.random.key(0))
+    return parameters.init(CONFIG, jax.random.key(0))
 
 
 def build(sampling, rollouts, stops=STOPS, slots=None, pages=None, **options):
@@ -73,7 +72,7 @@ def test_greedy_takes_the_argmax_of_a_full_forward_at_every_step():
     texts = [np.concatenate(pair) for pair in zip(PROMPTS, samples.tokens_BT)]
     ids_BS, mask_BS = left_pad(texts, 13)
     hidden_BSD = jax.jit(decoder.hidden_states, static_argnums=1)(params(), CONFIG, ids_BS, mask_BS)
-    logp_BSV = jax.nn.log_softmax(hidden_BSD @ decoder.head(params(), CONFIG))
+    logp_BSV = jax.nn.log_softmax(hidden_BSD @ parameters.head(params(), CONFIG))
     for logp_SV, tokens_T, logp_T in zip(logp_BSV, samples.tokens_BT, samples.logp_BT):
         logp_TV = logp_SV[-9:-1]  # each position predicts the token after it
         np.testing.assert_array_equal(tokens_T, jnp.argmax(logp_TV, axis=-1))
@@ -102,7 +101,7 @@ def test_greedy_through_refilled_slots_is_the_argmax_of_a_full_forward(pages):
     ids_BS = np.concatenate([ids_QP.repeat(2, 0), samples.tokens_BT], axis=1)
     mask_BS = np.concatenate([mask_QP.repeat(2, 0), samples.mask_BT], axis=1)
     hidden_BSD = jax.jit(decoder.hidden_states, static_argnums=1)(params(), CONFIG, ids_BS, mask_BS)
-    logits_BTV = (hidden_BSD @ decoder.head(params(), CONFIG))[:, 10:-1]
+    logits_BTV = (hidden_BSD @ parameters.head(params(), CONFIG))[:, 10:-1]
     is_drawn_BT = samples.mask_BT > 0
     expected_BT = np.asarray(jnp.argmax(logits_BTV, axis=-1))
     np.testing.assert_array_equal(samples.tokens_BT[is_drawn_BT], expected_BT[is_drawn_BT])
@@ -148,11 +147,13 @@ def test_a_sample_from_an_int8_cache_does_not_depend_on_its_slot_either(slots, p
 def test_behaviour_log_probs_of_an_int8_cache_are_near_those_of_scoring_and_not_equal(pages):
     samples = sample([0, 1, 2, 3], 4, SAMPLING, slots=5, pages=pages, cache_dtype="int8")
     ids_QP, mask_QP = left_pad(PROMPTS, 6)
-    hidden_BTD = jax.jit(scoring.completion_hidden, static_argnums=1)(
+    hidden_BTD = jax.jit(completions.completion_hidden, static_argnums=1)(
         params(), CONFIG, ids_QP.repeat(4, 0), mask_QP.repeat(4, 0),
         samples.tokens_BT, samples.mask_BT,
     )  # fmt: skip
-    logp_BT = scoring.token_logp(hidden_BTD, decoder.head(params(), CONFIG), samples.tokens_BT)
+    logp_BT = completions.token_logp(
+        hidden_BTD, parameters.head(params(), CONFIG), samples.tokens_BT
+    )
     off_BT = np.abs(samples.logp_BT - logp_BT * samples.mask_BT)
     # Logits of a spread of 1 from states that are off by half a percent, as test_decoder has it.
     assert 1e-4 < off_BT.sum() / samples.mask_BT.sum() < 1e-2
@@ -217,13 +218,13 @@ def test_no_loop_of_the_compiled_program_copies_a_cache(slots, pages, cache_dtyp
 def test_behaviour_log_probs_equal_those_of_scoring(sampling, pages):
     samples = sample([0, 1, 2, 3], 4, sampling, slots=5, pages=pages)
     ids_QP, mask_QP = left_pad(PROMPTS, 6)
-    hidden_BTD = jax.jit(scoring.completion_hidden, static_argnums=1)(
+    hidden_BTD = jax.jit(completions.completion_hidden, static_argnums=1)(
         params(), CONFIG, ids_QP.repeat(4, 0), mask_QP.repeat(4, 0),
         samples.tokens_BT, samples.mask_BT,
     )  # fmt: skip
-    logp_BT = scoring.token_logp(
+    logp_BT = completions.token_logp(
         hidden_BTD,
-        decoder.head(params(), CONFIG),
+        parameters.head(params(), CONFIG),
         samples.tokens_BT,
         temperature=sampling.logp_temperature,
     )
@@ -238,11 +239,13 @@ def test_behaviour_log_probs_in_bfloat16_equal_those_of_scoring_in_bfloat16(page
     samples = jax.device_get(
         run(params(), ids_QP, mask_QP, row_keys(0, "test", 3, question_hashes(IDS), 8))
     )
-    hidden_BTD = jax.jit(scoring.completion_hidden, static_argnums=1, static_argnames="dtype")(
+    hidden_BTD = jax.jit(completions.completion_hidden, static_argnums=1, static_argnames="dtype")(
         params(), CONFIG, ids_QP.repeat(8, 0), mask_QP.repeat(8, 0), samples.tokens_BT,
         samples.mask_BT, dtype=jnp.bfloat16,
     )  # fmt: skip
-    logp_BT = scoring.token_logp(hidden_BTD, decoder.head(params(), CONFIG), samples.tokens_BT)
+    logp_BT = completions.token_logp(
+        hidden_BTD, parameters.head(params(), CONFIG), samples.tokens_BT
+    )
     # Hidden states of size 1 are rounded to 2^-8 several times, at other places in the two.
     np.testing.assert_allclose(samples.logp_BT, logp_BT * samples.mask_BT, atol=2e-2)
 

@@ -13,11 +13,12 @@ from tiny_run import ARCHITECTURE, tiny, tree_of
 from jaxdistill.errors import UserError
 from jaxdistill.run.loop import run
 from jaxdistill.sharding import MeshConfig, make_mesh
-from jaxdistill.storage import hf
+from jaxdistill.storage import hf_export
 from jaxdistill.storage import loading as policies
 from jaxdistill.storage.checkpoint import Checkpoints
-from jaxdistill.storage.convert import convert, is_run, open_model, open_named
-from jaxdistill.storage.loading import Fresh, Pretrained
+from jaxdistill.storage.convert import convert
+from jaxdistill.storage.loading import Fresh, Pretrained, is_run, open_model, open_named
+from jaxdistill.storage.toy import toy_base_folder
 
 
 def equal(a, b):
@@ -41,7 +42,7 @@ def run_dir(tmp_path_factory):
 
 
 def export(policy, folder, dtype=None, max_shard_bytes=5e9):
-    hf.export_folder(
+    hf_export.export_folder(
         folder, policy.params, policy.config, tokenizer_from=policy.tokenizer_folder, dtype=dtype,
         max_shard_bytes=max_shard_bytes,
     )  # fmt: skip
@@ -136,7 +137,7 @@ def test_a_converted_run_can_be_sampled_from(fresh, tmp_path):
 def test_the_bundled_bases_have_names():
     main, control = open_named("toy:main"), open_named("toy:control")
     assert main.config == control.config
-    assert equal(main.params, open_model(policies.toy_base_folder("main")).params)
+    assert equal(main.params, open_model(toy_base_folder("main")).params)
 
 
 # ------------------------------------------------------------------------------- what is refused

@@ -18,12 +18,12 @@ from safetensors.numpy import load_file, save_file
 
 from jaxdistill import cli, sharding
 from jaxdistill.errors import UserError
-from jaxdistill.models import decoder
+from jaxdistill.models import parameters
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.families import FAMILIES
-from jaxdistill.storage import hf, hf_export, hf_import
+from jaxdistill.storage import hf_export, hf_import
 from jaxdistill.storage.hf_files import INDEX, WEIGHTS
-from jaxdistill.storage.loading import toy_base_folder
+from jaxdistill.storage.toy import toy_base_folder
 
 CONFIG = ModelConfig(
     vocab_size=64,
@@ -45,7 +45,7 @@ MESHES = {
 def _random_params(config=CONFIG, dtype=np.float32):
     """Normal numbers in every parameter, norms included, so that no two tensors are alike."""
     rng = np.random.default_rng(0)
-    abstract = decoder.abstract_params(config, dtype)
+    abstract = parameters.abstract_params(config, dtype)
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), abstract)
 
 
@@ -63,7 +63,7 @@ def source(tmp_path):
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported") / "model"
-    hf.export_folder(folder, _random_params(), CONFIG, tokenizer_from=None)
+    hf_export.export_folder(folder, _random_params(), CONFIG, tokenizer_from=None)
     return folder
 
 
@@ -92,8 +92,8 @@ def test_a_folder_of_transformers_comes_back_to_the_byte(family, shards, referen
     if shards:
         shutil.rmtree(tmp_path / "original")
         model.save_pretrained(tmp_path / "original", max_shard_size="8KB")
-    config, params = hf.import_folder(tmp_path / "original")
-    hf.export_folder(
+    config, params = hf_import.import_folder(tmp_path / "original")
+    hf_export.export_folder(
         tmp_path / "deep" / "model", params, config, tokenizer_from=None,
         max_shard_bytes=8000 if shards else 5e9,
     )  # fmt: skip
@@ -111,8 +111,8 @@ def test_transformers_reads_an_export_and_gives_equal_logits(
     from transformers import AutoModelForCausalLM
 
     original = reference(tmp_path / "original", family=family, tie_word_embeddings=tied)
-    config, params = hf.import_folder(tmp_path / "original")
-    hf.export_folder(
+    config, params = hf_import.import_folder(tmp_path / "original")
+    hf_export.export_folder(
         tmp_path / "model", params, config, tokenizer_from=source, max_shard_bytes=2**14
     )
     model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
@@ -129,7 +129,9 @@ def test_transformers_reads_an_export_and_gives_equal_logits(
 
 def test_shards_keep_to_their_size_and_their_index_is_true(tmp_path):
     folder, most = tmp_path / "model", 20_000
-    hf.export_folder(folder, _random_params(), CONFIG, tokenizer_from=None, max_shard_bytes=most)
+    hf_export.export_folder(
+        folder, _random_params(), CONFIG, tokenizer_from=None, max_shard_bytes=most
+    )
     index, tensors = json.loads((folder / INDEX).read_text()), _tensors(folder)
     files = sorted(path.name for path in folder.glob("*.safetensors"))
     assert files == [
@@ -144,13 +146,15 @@ def test_shards_keep_to_their_size_and_their_index_is_true(tmp_path):
 
 def test_the_files_dtype_is_kept_unless_another_is_asked_for(tmp_path):
     params = _random_params(dtype=jnp.bfloat16)
-    hf.export_folder(tmp_path / "model", params, CONFIG, tokenizer_from=None)
+    hf_export.export_folder(tmp_path / "model", params, CONFIG, tokenizer_from=None)
     assert json.loads((tmp_path / "model" / "config.json").read_text())["dtype"] == "bfloat16"
-    assert hf.stored_dtype(tmp_path / "model") == "bfloat16"
-    _assert_same_bits(hf.import_folder(tmp_path / "model")[1], params)
-    masters = hf.import_folder(tmp_path / "model", dtype=jnp.float32)[1]
+    assert hf_import.stored_dtype(tmp_path / "model") == "bfloat16"
+    _assert_same_bits(hf_import.import_folder(tmp_path / "model")[1], params)
+    masters = hf_import.import_folder(tmp_path / "model", dtype=jnp.float32)[1]
     _assert_same_bits(masters, jax.tree.map(lambda x: x.astype(jnp.float32), params))
-    hf.export_folder(tmp_path / "cast", masters, CONFIG, tokenizer_from=None, dtype="bfloat16")
+    hf_export.export_folder(
+        tmp_path / "cast", masters, CONFIG, tokenizer_from=None, dtype="bfloat16"
+    )
     assert _tensors(tmp_path / "cast") == _tensors(tmp_path / "model")
 
 
@@ -160,9 +164,9 @@ def test_parameters_of_several_dtypes_are_kept_apart(exported, tmp_path):
     _rewrite(folder, lambda tensors: tensors.update(
         {n: x.astype(jnp.bfloat16) for n, x in tensors.items() if "norm" not in n}
     ))  # fmt: skip
-    config, params = hf.import_folder(folder)
+    config, params = hf_import.import_folder(folder)
     assert {str(x.dtype) for x in jax.tree.leaves(params)} == {"float32", "bfloat16"}
-    hf.export_folder(tmp_path / "again", params, config, tokenizer_from=None)
+    hf_export.export_folder(tmp_path / "again", params, config, tokenizer_from=None)
     assert _tensors(tmp_path / "again") == _tensors(folder)
 
 
@@ -171,10 +175,10 @@ def test_a_second_copy_of_a_tied_embedding_is_accepted_only_if_it_is_one(exporte
     tensors = load_file(folder / WEIGHTS)
     _set_config(folder, tie_word_embeddings=True)
     save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]}, folder / WEIGHTS)
-    assert hf.import_folder(folder)[0].tie_embeddings
+    assert hf_import.import_folder(folder)[0].tie_embeddings
     save_file(tensors, folder / WEIGHTS)
     with pytest.raises(UserError, match=r"lm_head\.weight differs from model.embed_tokens.weight"):
-        hf.import_folder(folder)
+        hf_import.import_folder(folder)
 
 
 # ---------------------------------------------------------------------------- on a mesh
@@ -187,7 +191,7 @@ def test_every_device_gets_its_share_and_every_slice_is_read_once(mesh, exported
     monkeypatch.setattr(hf_import, "read_slice", lambda *a: read.append(plain(*a)) or read[-1])
     sizes = MESHES[mesh]
     mesh = sharding.make_mesh(sharding.MeshConfig(**sizes))
-    _, params = hf.import_folder(exported, mesh=mesh)
+    _, params = hf_import.import_folder(exported, mesh=mesh)
     leaves = jax.tree.leaves(params)
     whole = sum(x.nbytes for x in leaves)
     # Norms of heads, [L, H], are never split: 3 layers of 2 * 8 numbers; with tensor 8 no norm is.
@@ -202,13 +206,13 @@ def test_every_device_gets_its_share_and_every_slice_is_read_once(mesh, exported
     expected = sharding.shardings_of(mesh, params)
     for x, wanted in zip(leaves, jax.tree.leaves(expected), strict=True):
         assert x.sharding.is_equivalent_to(wanted, x.ndim)
-    _assert_same_bits(params, hf.import_folder(exported)[1])
+    _assert_same_bits(params, hf_import.import_folder(exported)[1])
 
 
 def test_an_export_from_a_mesh_is_the_export_from_one_device(exported, tmp_path):
     mesh = sharding.make_mesh(sharding.MeshConfig(fsdp=4, tensor=2))
-    config, placed = hf.import_folder(exported, mesh=mesh)
-    hf.export_folder(tmp_path / "model", placed, config, tokenizer_from=None)
+    config, placed = hf_import.import_folder(exported, mesh=mesh)
+    hf_export.export_folder(tmp_path / "model", placed, config, tokenizer_from=None)
     for name in (WEIGHTS, "config.json"):
         assert (tmp_path / "model" / name).read_bytes() == (exported / name).read_bytes()
 
@@ -289,9 +293,9 @@ def test_a_host_holds_the_parameters_once_and_little_more(tmp_path):
             head_dim=64, intermediate_size=1536,
         )  # fmt: skip
         params = jax.tree.map(
-            lambda x: jnp.ones(x.shape, x.dtype), decoder.abstract_params(config, jnp.bfloat16)
+            lambda x: jnp.ones(x.shape, x.dtype), parameters.abstract_params(config, jnp.bfloat16)
         )
-        hf.export_folder(tmp_path / name, params, config, tokenizer_from=None)
+        hf_export.export_folder(tmp_path / name, params, config, tokenizer_from=None)
     command = [sys.executable, "-c", MEMORY, tmp_path / "small", tmp_path / "large"]
     # Without the tests' own XLA_FLAGS: moving megabytes takes optimized code.
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
@@ -309,7 +313,7 @@ def test_an_export_leaves_no_copy_of_the_parameters_on_the_host(tmp_path):
     params = _random_params()
     leaves = jax.tree.leaves(params)
     assert all(leaf._npy_value is None for leaf in leaves)
-    hf.export_folder(tmp_path / "model", params, CONFIG, tokenizer_from=None)
+    hf_export.export_folder(tmp_path / "model", params, CONFIG, tokenizer_from=None)
     assert all(leaf._npy_value is None for leaf in leaves)
 
 
@@ -475,7 +479,7 @@ def test_a_damaged_folder_is_one_clear_line_and_leaves_nothing(damage, tmp_path,
     folder = shutil.copytree(toy_base_folder("main"), tmp_path / "model")
     spoil(folder)
     with pytest.raises(UserError, match=message) as caught:
-        hf.import_folder(folder)
+        hf_import.import_folder(folder)
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
     there = sorted(path.name for path in tmp_path.iterdir())
@@ -489,9 +493,9 @@ def test_a_damaged_folder_is_one_clear_line_and_leaves_nothing(damage, tmp_path,
 
 def test_shards_that_are_not_spoilt_are_read(tmp_path):
     folder = shutil.copytree(toy_base_folder("main"), tmp_path / "model")
-    expected = hf.import_folder(folder)[1]
+    expected = hf_import.import_folder(folder)[1]
     _shard(folder)
-    _assert_same_bits(hf.import_folder(folder)[1], expected)
+    _assert_same_bits(hf_import.import_folder(folder)[1], expected)
 
 
 # ---------------------------------------------------------------------------- bad exports
@@ -504,7 +508,7 @@ def test_an_existing_destination_is_refused_and_left_alone(kind, tmp_path):
     make[kind]()
     before = path.lstat()
     with pytest.raises(UserError, match="exists; choose another name"):
-        hf.export_folder(path, _random_params(), CONFIG, tokenizer_from=None)
+        hf_export.export_folder(path, _random_params(), CONFIG, tokenizer_from=None)
     assert path.lstat() == before
     assert os.listdir(tmp_path) == ["model"]
 
@@ -513,7 +517,9 @@ def test_a_disk_that_is_too_small_is_found_before_it_is_full(monkeypatch, tmp_pa
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000))
     needed = 4 * CONFIG.num_parameters / 1e9
     with pytest.raises(UserError, match=rf"model needs {needed:.2f} GB, but .* has 0.00 GB free"):
-        hf.export_folder(tmp_path / "deep" / "model", _random_params(), CONFIG, tokenizer_from=None)
+        hf_export.export_folder(
+            tmp_path / "deep" / "model", _random_params(), CONFIG, tokenizer_from=None
+        )
     assert os.listdir(tmp_path) == []
 
 
@@ -529,7 +535,7 @@ def test_a_disk_that_fills_midway_is_one_line_and_leaves_nothing(tmp_path, monke
     plain = hf_export.write
     monkeypatch.setattr(hf_export, "write", fill)
     with pytest.raises(UserError, match=r"cannot write .*model: .*No space left") as told:
-        hf.export_folder(tmp_path / "model", _random_params(), CONFIG, tokenizer_from=None)
+        hf_export.export_folder(tmp_path / "model", _random_params(), CONFIG, tokenizer_from=None)
     assert "\n" not in str(told.value)
     assert os.listdir(tmp_path) == []
 
@@ -545,7 +551,7 @@ def test_a_bit_that_the_disk_flips_is_found(tmp_path, monkeypatch):
     plain = hf_export.write
     monkeypatch.setattr(hf_export, "write", flip)
     with pytest.raises(RuntimeError, match=r"model.safetensors: tensor \S+ read back differs"):
-        hf.export_folder(tmp_path / "model", _random_params(), CONFIG, tokenizer_from=None)
+        hf_export.export_folder(tmp_path / "model", _random_params(), CONFIG, tokenizer_from=None)
     assert os.listdir(tmp_path) == []
 
 
@@ -579,18 +585,20 @@ def test_files_that_the_system_refuses_leave_nothing_behind(tmp_path):
 def test_a_tokenizer_of_another_model_is_refused(source, tmp_path):
     (source / "generation_config.json").write_text('{"eos_token_id": 151645}')
     with pytest.raises(UserError, match=r"eos_token_id=151645 lies beyond .* vocab_size=64"):
-        hf.export_folder(tmp_path / "model", _random_params(), CONFIG, tokenizer_from=source)
+        hf_export.export_folder(tmp_path / "model", _random_params(), CONFIG, tokenizer_from=source)
     (source / "tokenizer.json").unlink()
     (source / "tokenizer_config.json").unlink()
     with pytest.raises(UserError, match="holds no tokenizer"):
-        hf.export_folder(tmp_path / "model", _random_params(), CONFIG, tokenizer_from=source)
+        hf_export.export_folder(tmp_path / "model", _random_params(), CONFIG, tokenizer_from=source)
     with pytest.raises(UserError, match="there is no folder"):
-        hf.export_folder(tmp_path / "model", _random_params(), CONFIG, tokenizer_from="absent")
+        hf_export.export_folder(
+            tmp_path / "model", _random_params(), CONFIG, tokenizer_from="absent"
+        )
     assert os.listdir(tmp_path) == ["source"]
 
 
 def test_an_unknown_dtype_is_refused(tmp_path):
     with pytest.raises(UserError, match="dtype 'int8' cannot be exported"):
-        hf.export_folder(
+        hf_export.export_folder(
             tmp_path / "model", _random_params(), CONFIG, tokenizer_from=None, dtype="int8"
         )

@@ -10,10 +10,11 @@ from tiny_run import ARCHITECTURE
 
 from jaxdistill.errors import UserError
 from jaxdistill.sharding import MeshConfig, make_mesh
-from jaxdistill.storage import hf
+from jaxdistill.storage import hf_export, hf_import
 from jaxdistill.storage import loading as policies
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.loading import Fresh, Pretrained, ToyBase
+from jaxdistill.storage.toy import toy_base_folder
 
 
 def equal(a, b):
@@ -67,20 +68,22 @@ def test_a_bundled_base_loads_with_its_tokenizer(world, tmp_path):
 
 
 def test_the_bases_share_a_tokenizer_and_differ_in_weights(tmp_path):
-    folders = [policies.toy_base_folder(world) for world in ("main", "control")]
+    folders = [toy_base_folder(world) for world in ("main", "control")]
     texts = [(folder / "tokenizer.json").read_text() for folder in folders]
     assert texts[0] == texts[1]
     assert len({policies.fingerprint(folder) for folder in folders}) == 2
 
 
 def test_a_run_can_be_read_without_the_place_its_model_came_from(fresh, tmp_path):
-    hf.export_folder(
+    hf_export.export_folder(
         tmp_path / "hf", fresh.params, fresh.config, tokenizer_from=fresh.tokenizer_folder
     )
     loaded = policies.load(Pretrained(str(tmp_path / "hf")), 0, tmp_path / "model")
     shutil.rmtree(tmp_path / "hf")
     assert equal(loaded.params, fresh.params)
-    again = policies.with_tokenizer(hf.read_config(tmp_path / "model"), None, tmp_path / "model")
+    again = policies.with_tokenizer(
+        hf_import.read_config(tmp_path / "model"), None, tmp_path / "model"
+    )
     assert again.config == fresh.config == loaded.config
     assert again.stop_ids == fresh.stop_ids == loaded.stop_ids
     assert again.tokenizer.get_vocab() == fresh.tokenizer.get_vocab()
@@ -88,7 +91,7 @@ def test_a_run_can_be_read_without_the_place_its_model_came_from(fresh, tmp_path
 
 
 def test_a_run_folder_means_its_export(fresh, tmp_path):
-    hf.export_folder(
+    hf_export.export_folder(
         tmp_path / "run" / "export", fresh.params, fresh.config,
         tokenizer_from=fresh.tokenizer_folder,
     )  # fmt: skip
@@ -119,7 +122,7 @@ def test_what_does_not_exist_is_named_before_anything_is_written(source, said, t
 
 def test_the_fingerprint_tells_models_apart_and_nothing_else(fresh, tmp_path):
     for name in ("a", "b"):
-        hf.export_folder(
+        hf_export.export_folder(
             tmp_path / name, fresh.params, fresh.config, tokenizer_from=fresh.tokenizer_folder
         )
     first = policies.fingerprint(tmp_path / "a")

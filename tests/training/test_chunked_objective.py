@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxdistill import sharding
-from jaxdistill.models import decoder
+from jaxdistill.models import completions, decoder, parameters
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.rope import Rope
 from jaxdistill.objectives import (
@@ -321,7 +321,7 @@ def test_token_logp_equals_a_whole_log_softmax_and_so_does_its_gradient(chunk):
         return jnp.take_along_axis(logp_BTV, tokens_BT[..., None], axis=-1)[..., 0]
 
     def chunked(hidden_BTD, head_DV):
-        return scoring.token_logp(hidden_BTD, head_DV, tokens_BT, temperature=0.7, chunk=chunk)
+        return completions.token_logp(hidden_BTD, head_DV, tokens_BT, temperature=0.7, chunk=chunk)
 
     np.testing.assert_allclose(
         chunked(hidden_BTD, head_DV), plain(hidden_BTD, head_DV), rtol=1e-5, atol=1e-5
@@ -340,15 +340,15 @@ def mask():
 def test_bfloat16_hidden_states_give_float32_logits_and_a_float32_head_gradient():
     (hidden_BTD, head_DV), tokens_BT = random_model(0), batch()["sampled"].tokens_BT
     hidden_BTD = hidden_BTD.astype(jnp.bfloat16)
-    assert scoring.logits_of(hidden_BTD, head_DV).dtype == jnp.float32
+    assert completions.logits_of(hidden_BTD, head_DV).dtype == jnp.float32
     gradient = jax.grad(
-        lambda head: scoring.token_logp(hidden_BTD, head, tokens_BT, chunk=4).sum()
+        lambda head: completions.token_logp(hidden_BTD, head, tokens_BT, chunk=4).sum()
     )(head_DV)
     assert gradient.dtype == jnp.float32
 
 
 def test_completion_hidden_ignores_how_prompt_and_completion_are_padded():
-    params = decoder.init(CONFIG, jax.random.key(0))
+    params = parameters.init(CONFIG, jax.random.key(0))
     rng = np.random.default_rng(0)
     prompt, completion = rng.integers(0, V, 5), rng.integers(0, V, 4)
     text = jnp.asarray(np.concatenate([prompt, completion]))[None]
@@ -357,7 +357,7 @@ def test_completion_hidden_ignores_how_prompt_and_completion_are_padded():
     for left, right in [(0, 0), (3, 2)]:
         prompt_ids = np.pad(prompt, (left, 0), constant_values=1)[None]
         completion_ids = np.pad(completion, (0, right), constant_values=2)[None]
-        hidden_BTD = jax.jit(scoring.completion_hidden, static_argnums=1)(
+        hidden_BTD = jax.jit(completions.completion_hidden, static_argnums=1)(
             params,
             CONFIG,
             jnp.asarray(prompt_ids, jnp.int32),

@@ -31,11 +31,10 @@ from jaxdistill.tasks.contexts import AnswerOnly, ContextOnly, Regenerated
 from jaxdistill.tasks.grading import Verdict
 from jaxdistill.tasks.tasks import ToyTask
 from jaxdistill.training import experience as sources
+from jaxdistill.training.batch import bucket, fit
 from jaxdistill.training.experience import (
     Setting,
     Supervised,
-    bucket,
-    fit,
     on_policy_batch,
     open_source,
     save_rollouts,

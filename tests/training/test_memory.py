@@ -10,7 +10,8 @@ from jaxdistill.models.remat import REMATS
 from jaxdistill.objectives import Distill, TopC
 from jaxdistill.training import memory as fitting
 from jaxdistill.training import step as train
-from jaxdistill.training.step import Compute, Frozen
+from jaxdistill.training.compute import Compute
+from jaxdistill.training.teachers import Frozen
 
 
 def sums(repeats):

@@ -23,9 +23,10 @@ from jaxdistill import sharding
 from jaxdistill.errors import UserError
 from jaxdistill.objectives import Distill, TopC
 from jaxdistill.storage.checkpoint import Checkpoints
-from jaxdistill.training import moments
-from jaxdistill.training import step as train
-from jaxdistill.training.step import Frozen, Optimizer
+from jaxdistill.training import optimizer
+from jaxdistill.training.optimizer import Optimizer
+from jaxdistill.training.state import TrainState, init_state
+from jaxdistill.training.teachers import Frozen
 
 ADAM = Optimizer(peak_lr=0.02, warmup_steps=0, eps=1e-2)
 BFLOAT16 = dataclasses.replace(ADAM, moments="bfloat16")
@@ -50,7 +51,7 @@ def adam_state(state) -> optax.ScaleByAdamState:
 def test_random_rounding_is_right_on_average_and_never_further_than_the_next_number():
     x = jnp.float32([1.0, 1.001, 0.0, 3.3e-9, 7e4])
     keys = jax.random.split(jax.random.key(0), 4000)
-    rounded = jax.jit(jax.vmap(lambda key: moments.rounded_at_random(x, key)))(keys)
+    rounded = jax.jit(jax.vmap(lambda key: optimizer.rounded_at_random(x, key)))(keys)
     rounded = np.float64(rounded)
     # bfloat16 numbers lie at most 2^-7 apart, so a mean of 4000 is within 4 x 2^-8 / sqrt(4000).
     np.testing.assert_allclose(rounded.mean(axis=0), x, rtol=3e-4)
@@ -61,8 +62,8 @@ def test_random_rounding_is_right_on_average_and_never_further_than_the_next_num
 
 def test_elements_of_an_array_are_rounded_independently():
     x = jnp.full((64, 64), 1.0 + 2.0**-8)  # midway between two numbers
-    up = np.float32(moments.rounded_at_random(x, jax.random.key(1))) > 1
-    other = np.float32(moments.rounded_at_random(x, jax.random.key(2))) > 1
+    up = np.float32(optimizer.rounded_at_random(x, jax.random.key(1))) > 1
+    other = np.float32(optimizer.rounded_at_random(x, jax.random.key(2))) > 1
     for sample in (up, up ^ other, up[1:] ^ up[:-1], up[:, 1:] ^ up[:, :-1]):
         assert abs(sample.mean() - 0.5) < 4 * 0.5 / 63  # four standard errors
 
@@ -88,7 +89,7 @@ def test_the_second_moment_follows_gradients_that_shrink_where_rounding_to_neare
     exact = second_moment(adam, lambda state: state)
     # 1 - 0.999^300 = 0.26, of which 0.999^700 = 0.50 is left.
     assert exact == pytest.approx(0.129, rel=0.01)
-    stored = second_moment(moments.stored_in_bfloat16(adam), lambda state: state)
+    stored = second_moment(optimizer.stored_in_bfloat16(adam), lambda state: state)
     assert stored == pytest.approx(exact, rel=0.01)
     assert second_moment(adam, nearest) > 1.5 * exact
 
@@ -108,7 +109,7 @@ def test_eight_devices_round_as_one():
     x = jax.random.uniform(jax.random.key(0), (4, 16, 8))
     split = jax.device_put(x, sharding.sharding_of(mesh, "LDN", x.shape))
     assert len(split.sharding.device_set) == 8
-    rounded = jax.jit(moments.rounded_at_random)
+    rounded = jax.jit(optimizer.rounded_at_random)
     with sharding.use_mesh(mesh):
         there = rounded(split, jax.random.key(3))
     np.testing.assert_array_equal(np.float32(there), np.float32(rounded(x, jax.random.key(3))))
@@ -121,7 +122,7 @@ def test_a_checkpoint_carries_the_moments_exactly(optimizer, tmp_path):
     checkpoints.save(2, half._asdict(), {})
     restored, _ = checkpoints.restore(2, start(optimizer)._asdict())
     checkpoints.close()
-    resumed = train.TrainState(**restored)
+    resumed = TrainState(**restored)
     kinds = [x.sharding.memory_kind for x in jax.tree.leaves(resumed)]
     assert kinds == [x.sharding.memory_kind for x in jax.tree.leaves(start(optimizer))]
     through, resumed = trained(optimizer, 4), trained(optimizer, 2, resumed, first=2)
@@ -148,4 +149,4 @@ def test_a_backend_without_host_memory_is_refused_in_one_line(monkeypatch):
 
     monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
     with pytest.raises(UserError, match="abacus does not offer"):
-        train.init_state(model(STUDENT), ON_HOST, Frozen(), 10)
+        init_state(model(STUDENT), ON_HOST, Frozen(), 10)

@@ -39,8 +39,9 @@ from jaxdistill.objectives import (
     TopC,
 )
 from jaxdistill.training import packing
-from jaxdistill.training import step as train
-from jaxdistill.training.step import EMA, Compute, Frozen, TrustRegion
+from jaxdistill.training.compute import Compute
+from jaxdistill.training.state import init_state
+from jaxdistill.training.teachers import EMA, Frozen, TrustRegion
 
 PACK = 40
 
@@ -279,7 +280,7 @@ def test_eight_devices_take_the_same_packed_steps_as_one_takes_padded_ones(name,
             jax.device_put(model(seed), sharding.shardings_of(mesh, model(seed)))
             for seed in (STUDENT, REFERENCE)
         )
-        state = train.init_state(params, ADAM, EMA(0.1), 10)
+        state = init_state(params, ADAM, EMA(0.1), 10)
         before = [(x.sharding, x.ndim) for x in jax.tree.leaves(state)]
         for batch in batches:
             packed, _ = packing.pack(batch, PACK, sharding.num_parts("B"))

@@ -9,7 +9,7 @@ import pytest
 
 from jaxdistill import sharding
 from jaxdistill.errors import UserError
-from jaxdistill.models import decoder
+from jaxdistill.models import completions, parameters
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.objectives import (
     GRPO,
@@ -28,18 +28,12 @@ from jaxdistill.objectives import (
     TopC,
     loss_weights,
 )
-from jaxdistill.training import chunked_objective as scoring
 from jaxdistill.training import step as train
-from jaxdistill.training.step import (
-    EMA,
-    Batch,
-    Compute,
-    Frozen,
-    Live,
-    Optimizer,
-    Snapshot,
-    TrustRegion,
-)
+from jaxdistill.training.batch import Batch
+from jaxdistill.training.compute import Compute
+from jaxdistill.training.optimizer import Optimizer, make_optimizer
+from jaxdistill.training.state import init_state
+from jaxdistill.training.teachers import EMA, Frozen, Live, Snapshot, TrustRegion
 
 CONFIG = ModelConfig(
     vocab_size=32,
@@ -81,7 +75,7 @@ DESCENT = Optimizer(
 
 @functools.cache
 def model(seed):
-    return jax.jit(decoder.init, static_argnums=0)(CONFIG, jax.random.key(seed))
+    return jax.jit(parameters.init, static_argnums=0)(CONFIG, jax.random.key(seed))
 
 
 STUDENT, REFERENCE = 1, 0  # seeds: a student that has already left the reference
@@ -123,7 +117,7 @@ def make_step(objective, optimizer=DESCENT, teacher=Frozen(), **compute):  # noq
 
 
 def start(optimizer=DESCENT, teacher=Frozen(), student=STUDENT):  # noqa: B008
-    return train.init_state(model(student), optimizer, teacher, 10)
+    return init_state(model(student), optimizer, teacher, 10)
 
 
 def run(step, state, *batches):
@@ -182,7 +176,7 @@ def test_eight_devices_take_the_same_steps_as_one(name, sizes):
             jax.device_put(model(seed), sharding.shardings_of(mesh, model(seed)))
             for seed in (STUDENT, REFERENCE)
         )
-        state = train.init_state(params, ADAM, EMA(0.1), 10)
+        state = init_state(params, ADAM, EMA(0.1), 10)
         before = shardings(state)
         for seed in (0, 1):
             state, metrics = step(state, reference, place(make_batch(seed)))
@@ -204,7 +198,7 @@ def test_parameters_moments_and_teacher_are_split_before_the_first_step():
     mesh = sharding.make_mesh(sharding.MeshConfig(fsdp=4, tensor=2))
     with sharding.use_mesh(mesh):
         params = jax.device_put(model(STUDENT), sharding.shardings_of(mesh, model(STUDENT)))
-        state = train.init_state(params, ADAM, EMA(0.1), 10)
+        state = init_state(params, ADAM, EMA(0.1), 10)
     leaves = jax.tree.leaves(state)
     local = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
     # All but norms and counters is split eightfold; whole moments alone would be half of it.
@@ -358,8 +352,10 @@ def test_a_teacher_that_sees_what_the_student_sees_teaches_nothing():
 
 
 def completion_logp(params, batch):
-    hidden_BTD = scoring.completion_hidden(params, CONFIG, *batch[0:2], *batch[4:6])
-    return scoring.token_logp(hidden_BTD, decoder.head(params, CONFIG), batch.completion_ids_BT)
+    hidden_BTD = completions.completion_hidden(params, CONFIG, *batch[0:2], *batch[4:6])
+    return completions.token_logp(
+        hidden_BTD, parameters.head(params, CONFIG), batch.completion_ids_BT
+    )
 
 
 def test_grpo_follows_the_policy_gradient_where_samples_are_fresh():
@@ -429,8 +425,7 @@ def test_a_reference_in_bfloat16_is_what_the_same_numbers_are_in_float32():
     batch = jax.device_put(make_batch())
     step = make_step(ANCHORED, ADAM, chunk=4)
     (first, a), (second, b) = (
-        step(train.init_state(params, ADAM, Frozen(), 10), params, batch)
-        for params in (stored, wide)
+        step(init_state(params, ADAM, Frozen(), 10), params, batch) for params in (stored, wide)
     )
     assert {x.dtype for x in jax.tree.leaves(first.params)} == {jnp.dtype(jnp.float32)}
     assert_close(first, second, 0, 0)
@@ -466,8 +461,8 @@ def test_a_trust_region_teacher_is_between_the_initial_model_and_the_student():
     state, metrics = run(step, start(teacher=TrustRegion(0.3)), batch)
 
     def logits(seed):
-        hidden_BTD = scoring.completion_hidden(model(seed), CONFIG, *batch[2:4], *batch[4:6])
-        return hidden_BTD @ decoder.head(model(seed), CONFIG)
+        hidden_BTD = completions.completion_hidden(model(seed), CONFIG, *batch[2:4], *batch[4:6])
+        return hidden_BTD @ parameters.head(model(seed), CONFIG)
 
     mixed = jax.nn.log_softmax(0.7 * logits(REFERENCE) + 0.3 * logits(STUDENT))
     mass_BT = np.exp(mixed)[..., list(EPISTEMIC)].sum(-1)
@@ -605,7 +600,7 @@ def test_the_optimizer_is_adamw_with_warm_up_from_zero_and_clipping(schedule):
         {name: np.float32(scale * rng.normal(size=p.shape)) for name, p in params.items()}
         for scale in (0.01, 0.5, 3.0, 0.1, 10.0, 0.02, 1.0, 0.3)
     ]
-    transform = train.make_optimizer(config, 8)
+    transform = make_optimizer(config, 8)
     moving, state = jax.tree.map(jnp.asarray, params), transform.init(params)
     for s, gradient in enumerate(gradients):
         updates, state = transform.update(gradient, state, moving)
@@ -616,7 +611,7 @@ def test_the_optimizer_is_adamw_with_warm_up_from_zero_and_clipping(schedule):
 
 
 def test_without_warm_up_the_first_step_has_the_full_rate():
-    transform = train.make_optimizer(Optimizer(peak_lr=0.5, warmup_steps=0, weight_decay=0.0), 4)
+    transform = make_optimizer(Optimizer(peak_lr=0.5, warmup_steps=0, weight_decay=0.0), 4)
     params = {"a": jnp.ones(1)}
     updates, _ = transform.update({"a": jnp.full(1, 0.1)}, transform.init(params), params)
     np.testing.assert_allclose(updates["a"], -0.5, rtol=1e-5)  # Adam's first step is sign x lr

@@ -5,9 +5,9 @@ import pickle
 import pytest
 
 from jaxdistill.storage import tokenizer as tokenizers
+from jaxdistill.storage.toy import write_tokenizer
 from jaxdistill.tasks import tasks
 from jaxdistill.tasks.pipelines import example_iterator
-from jaxdistill.tasks.toy.tokenizer import write_tokenizer
 from jaxdistill.training.supervised_texts import ToyTexts
 
 SIZE = 400

@@ -25,6 +25,7 @@ from jaxdistill import overrides
 from jaxdistill.errors import UserError
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.loading import with_tokenizer
+from jaxdistill.storage.toy import write_tokenizer
 from jaxdistill.tasks.contexts import (
     AnswerOnly,
     Context,
@@ -40,8 +41,8 @@ from jaxdistill.tasks.contexts import (
     WrongSolution,
 )
 from jaxdistill.tasks.questions import Question, messages
-from jaxdistill.tasks.toy.tokenizer import write_tokenizer
 from jaxdistill.training import teacher_prompts as teaching
+from jaxdistill.training.on_policy import check_contrast, check_demonstrations
 
 QWEN3 = SHARED_DATA / "qwen3_tokenizer"
 
@@ -464,7 +465,7 @@ def test_qwen3s_long_demonstrations_are_cut_to_the_positions_that_there_are(qwen
 
 
 def check(questions, **changes):
-    teaching.check_demonstrations(experience(**changes), questions)
+    check_demonstrations(experience(**changes), questions)
 
 
 def test_a_teacher_that_could_never_be_shown_anything_is_refused():
@@ -505,10 +506,10 @@ def test_a_teacher_that_could_never_be_shown_anything_is_refused():
     ],
 )
 def test_contrasts_that_could_never_be_made_are_refused(changes, message):
-    teaching.check_contrast(experience(contrasts=2), QUESTIONS)
-    teaching.check_contrast(experience(contrast=ContextOnly()), QUESTIONS)
+    check_contrast(experience(contrasts=2), QUESTIONS)
+    check_contrast(experience(contrast=ContextOnly()), QUESTIONS)
     with pytest.raises(UserError, match=message) as error:
-        teaching.check_contrast(experience(**changes), QUESTIONS)
+        check_contrast(experience(**changes), QUESTIONS)
     assert "\n" not in str(error.value)
 
 

@@ -17,8 +17,9 @@ from jaxdistill.sampling import Sampling
 from jaxdistill.storage.loading import Fresh
 from jaxdistill.tasks.contexts import AnswerOnly
 from jaxdistill.tasks.tasks import MathTask
+from jaxdistill.training.compute import Compute
 from jaxdistill.training.experience import OnPolicy
-from jaxdistill.training.step import Compute, Optimizer
+from jaxdistill.training.optimizer import Optimizer
 
 
 def dapo_smoke() -> RunConfig:

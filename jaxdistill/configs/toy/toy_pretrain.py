@@ -15,8 +15,9 @@ from jaxdistill.objectives import CrossEntropy
 from jaxdistill.sampling import Sampling
 from jaxdistill.storage.loading import Fresh
 from jaxdistill.tasks.tasks import ToyTask
+from jaxdistill.training.compute import Compute
 from jaxdistill.training.experience import Supervised
-from jaxdistill.training.step import Compute, Optimizer
+from jaxdistill.training.optimizer import Optimizer
 
 ARCHITECTURE = ModelConfig(
     family="qwen3",

@@ -16,8 +16,9 @@ from jaxdistill.sampling import Sampling
 from jaxdistill.storage.loading import ToyBase
 from jaxdistill.tasks.contexts import Solution
 from jaxdistill.tasks.tasks import ToyTask
+from jaxdistill.training.compute import Compute
 from jaxdistill.training.experience import OnPolicy
-from jaxdistill.training.step import Compute, Optimizer
+from jaxdistill.training.optimizer import Optimizer
 
 SPLITS = (
     Split("train", ToyTask(pool="train", count=64)),

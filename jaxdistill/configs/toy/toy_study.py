@@ -24,7 +24,7 @@ from jaxdistill.run.study import Arm, Study
 from jaxdistill.storage.loading import ToyBase
 from jaxdistill.tasks import contexts
 from jaxdistill.training.experience import OnPolicy
-from jaxdistill.training.step import EMA
+from jaxdistill.training.teachers import EMA
 
 WORLDS = ("main", "control")
 COVERAGES: tuple[int | str, ...] = (1, 8, 64, 512, "all")

@@ -10,7 +10,7 @@ do some ports; their logits differ, also below the original context.
 
 from jaxdistill.errors import UserError
 from jaxdistill.models.config import ModelConfig
-from jaxdistill.models.families.fields import (
+from jaxdistill.models.families.hf_fields import (
     Fields,
     TensorName,
     field,

@@ -6,7 +6,7 @@ SwiGLU.
 
 from jaxdistill.errors import UserError
 from jaxdistill.models.config import ModelConfig
-from jaxdistill.models.families.fields import (
+from jaxdistill.models.families.hf_fields import (
     Fields,
     TensorName,
     field,

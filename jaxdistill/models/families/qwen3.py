@@ -6,7 +6,7 @@ unless `attention_bias` asks for them.
 
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.families import qwen2
-from jaxdistill.models.families.fields import Fields, TensorName, field
+from jaxdistill.models.families.hf_fields import Fields, TensorName, field
 
 MODEL_TYPE = "qwen3"
 

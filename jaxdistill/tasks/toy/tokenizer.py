@@ -1,8 +1,5 @@
 """The toy's tokenizer: one token per word, a `transformers` fast tokenizer with a chat template."""
 
-from pathlib import Path
-
-from jaxdistill.storage import hub
 from jaxdistill.tasks.contexts import TEMPLATE
 from jaxdistill.tasks.toy import problems, traces
 
@@ -24,22 +21,3 @@ def vocabulary() -> list[str]:
     words += [*traces.WAIT_WORDS, *traces.HEDGE_WORDS, "system", "user", "assistant"]
     words += TEMPLATE.format(prompt="", solution="").split()
     return list(dict.fromkeys(words))
-
-
-def write_tokenizer(folder: Path) -> None:
-    """Write tokenizer.json, tokenizer_config.json and the chat template into a folder."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    ids = {word: i for i, word in enumerate(vocabulary())}
-    core = Tokenizer(models.WordLevel(ids, unk_token="<|unk|>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = hub.import_transformers().PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token="<|pad|>",
-        unk_token="<|unk|>",
-        eos_token="<|im_end|>",
-        additional_special_tokens=["<|im_start|>"],
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-    )
-    tokenizer.save_pretrained(folder)

@@ -22,10 +22,10 @@ from safetensors.numpy import load_file
 from jaxdistill import sharding
 from jaxdistill.axes import LEGEND
 from jaxdistill.errors import UserError
-from jaxdistill.models import decoder, families
+from jaxdistill.models import decoder, families, parameters
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.presets import PRESETS
-from jaxdistill.storage import hf
+from jaxdistill.storage import hf_export, hf_import
 
 DOCUMENT = DOCS / "add_a_model.md"
 
@@ -58,8 +58,8 @@ def has_all_parts(family: str, folder: Path) -> None:
     for name in ("MODEL_TYPE", "TENSORS", "from_hf", "to_hf"):
         assert hasattr(module, name), f"the module of {family!r} has no {name}"
     assert family == module.MODEL_TYPE
-    config = hf.read_config(folder)
-    for path, leaf in nnx.to_flat_state(decoder.abstract_params(config)):
+    config = hf_import.read_config(folder)
+    for path, leaf in nnx.to_flat_state(parameters.abstract_params(config)):
         assert path in module.TENSORS, f"TENSORS of {family!r} has no name for {path}"
         axes, there = leaf.get_metadata()["axes"].lstrip("L"), module.TENSORS[path].axes
         assert sorted(axes) == sorted(there.replace(" ", "")), (
@@ -101,7 +101,7 @@ def build(family: str, folder: Path) -> Case:
     mask_BS = np.ones((3, S), int)
     mask_BS[0, :5] = mask_BS[1, -4:] = 0
     has_all_parts(family, folder)
-    config, params = hf.import_folder(folder)
+    config, params = hf_import.import_folder(folder)
     return Case(folder, model, config, params, np.where(mask_BS, tokens_BS, 0), mask_BS)
 
 
@@ -111,7 +111,7 @@ def build(family: str, folder: Path) -> Case:
 @functools.partial(jax.jit, static_argnames=("config", "remat"))
 def _logits(params, config, tokens_BS, mask_BS, remat="none"):
     hidden_BSD = decoder.hidden_states(params, config, tokens_BS, mask_BS, remat=remat)
-    return hidden_BSD @ decoder.head(params, config)
+    return hidden_BSD @ parameters.head(params, config)
 
 
 def _logits_of(case: Case) -> np.ndarray:
@@ -148,7 +148,7 @@ def decodes_as_it_scores(family: str, case: Case) -> None:
     row = slice(2, 3)  # the one without padding
     tokens_BS, mask_BS = case.tokens_BS[row], case.mask_BS[row]
     expected_BSV = _logits_of(case)[row]
-    head_DV = decoder.head(case.params, case.config)
+    head_DV = parameters.head(case.params, case.config)
     hidden_BD, cache = decoder.prefill(
         case.params, case.config, tokens_BS[:, :P], mask_BS[:, :P], S
     )
@@ -173,7 +173,7 @@ def learns_with_every_parameter(family: str, case: Case) -> None:
 
 def runs_on_a_mesh(family: str, case: Case) -> None:
     mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2))
-    _, params = hf.import_folder(case.folder, mesh=mesh)
+    _, params = hf_import.import_folder(case.folder, mesh=mesh)
     with sharding.use_mesh(mesh):
         logits_BSV = _logits(params, case.config, case.tokens_BS, case.mask_BS)
     is_real = case.mask_BS.astype(bool)
@@ -187,7 +187,7 @@ def returns_the_same_folder(family: str, case: Case) -> None:
     from transformers import AutoModelForCausalLM
 
     saved = case.folder / "saved"
-    hf.export_folder(saved, case.params, case.config, tokenizer_from=None)
+    hf_export.export_folder(saved, case.params, case.config, tokenizer_from=None)
     before, after = (load_file(x / "model.safetensors") for x in (case.folder, saved))
     assert before.keys() == after.keys()
     for name, tensor in before.items():

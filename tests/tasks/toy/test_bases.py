@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from jaxdistill.evaluation import toy_probe as probe
-from jaxdistill.models import decoder
-from jaxdistill.storage import hf
+from jaxdistill.models import decoder, parameters
+from jaxdistill.storage import hf_import
 from jaxdistill.storage import loading as policy
 from jaxdistill.storage import tokenizer as tokenizers
+from jaxdistill.storage.toy import toy_base_folder
 from jaxdistill.tasks import contexts
 from jaxdistill.tasks.tasks import ToyTask
 from jaxdistill.tasks.toy import problems, traces
@@ -24,13 +25,13 @@ WORLDS = pytest.mark.parametrize("world", ["main", "control"])
 
 
 def test_the_bases_together_stay_below_five_megabytes():
-    files = [f for world in traces.WORLDS for f in policy.toy_base_folder(world).rglob("*")]
+    files = [f for world in traces.WORLDS for f in toy_base_folder(world).rglob("*")]
     assert sum(file.stat().st_size for file in files) < 5e6
 
 
 @WORLDS
 def test_a_base_is_a_hugging_face_folder_with_safetensors_alone(world):
-    folder = policy.toy_base_folder(world)
+    folder = toy_base_folder(world)
     assert sorted(file.name for file in folder.iterdir()) == [
         "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors",
         "probe.json", "tokenizer.json", "tokenizer_config.json",
@@ -64,14 +65,14 @@ def test_transformers_computes_the_same_logits(world):
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = policy.toy_base_folder(world)
+    folder = toy_base_folder(world)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    config, params = hf.import_folder(folder)
+    config, params = hf_import.import_folder(folder)
     rows = real_rows(tokenizer)
     ids_BS, mask_BS = tokenizers.left_pad(rows, tokenizer.pad_token_id)
     hidden_BSD = jax.jit(decoder.hidden_states, static_argnums=1)(params, config, ids_BS, mask_BS)
-    ours_BSV = np.asarray(hidden_BSD @ decoder.head(params, config))
+    ours_BSV = np.asarray(hidden_BSD @ parameters.head(params, config))
     for ids, logits_SV in zip(rows, ours_BSV, strict=True):
         with torch.no_grad():
             theirs_SV = model(torch.tensor([ids])).logits[0].numpy()
@@ -138,7 +139,7 @@ def test_what_sets_the_worlds_apart_is_closing_early_and_checking(tables):
 
 @pytest.mark.parametrize("world", ["main", "control"])
 def test_the_probe_table_beside_a_base_is_what_the_probe_prints(world):
-    shipped = json.loads((policy.toy_base_folder(world) / "probe.json").read_text())
+    shipped = json.loads((toy_base_folder(world) / "probe.json").read_text())
     for ours, theirs in zip(probe.probe_base(policy.ToyBase(world)), shipped, strict=True):
         # 5e-4: the file keeps four decimals, and compilers differ in float32 rounding
         assert ours == pytest.approx(theirs, abs=5e-4)

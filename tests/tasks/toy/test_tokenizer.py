@@ -6,8 +6,8 @@ import re
 import pytest
 
 from jaxdistill import epistemic
-from jaxdistill.storage import loading as policy
 from jaxdistill.storage import tokenizer as tokenizers
+from jaxdistill.storage.toy import toy_base_folder, write_tokenizer
 from jaxdistill.tasks import contexts
 from jaxdistill.tasks.toy import problems, tokenizer, traces
 
@@ -15,7 +15,7 @@ from jaxdistill.tasks.toy import problems, tokenizer, traces
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer.write_tokenizer(folder)
+    write_tokenizer(folder)
     return tokenizers.load(folder)
 
 
@@ -79,7 +79,7 @@ def test_the_ids_are_pinned():
 
 @pytest.mark.parametrize("world", traces.WORLDS)
 def test_the_shipped_tokenizers_are_this_one(toy, world):
-    shipped = tokenizers.load(policy.toy_base_folder(world))
+    shipped = tokenizers.load(toy_base_folder(world))
     assert shipped.get_vocab() == toy.get_vocab()
     assert shipped.chat_template == toy.chat_template
     for name in ("pad_token_id", "eos_token_id", "unk_token_id"):

@@ -1,0 +1,250 @@
+"""Divergences between distributions over the vocabulary, their estimators, and clips of a loss."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+# exp(89) is not finite in float32; 20 is verl's bound (`core_algos.py`).
+_LARGEST_LOG_RATIO = 20.0
+
+
+def forward_kl(
+    student_logp: Float[Array, "*batch V"],
+    teacher_logp: Float[Array, "*batch V"],
+    entry_clip: float | None = None,
+) -> Float[Array, "*batch"]:
+    """KL(T||S) = sum_v T_v (log T_v - log S_v), in nats; infinite where T has mass and S has none.
+
+    With `entry_clip` each of the V terms is cut at that many nats before the sum, as in
+    OPSD's code: one token cannot dominate. The sum may then be negative.
+
+    >>> forward_kl(jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([1.0, 0.0])))
+    Array(0.6931472, dtype=float32)
+    """
+    return _kl_of(teacher_logp, student_logp, entry_clip)
+
+
+def reverse_kl(
+    student_logp: Float[Array, "*batch V"],
+    teacher_logp: Float[Array, "*batch V"],
+    entry_clip: float | None = None,
+) -> Float[Array, "*batch"]:
+    """KL(S||T) = sum_v S_v (log S_v - log T_v), in nats; infinite where S has mass and T has none.
+
+    This is equation 1 of arXiv 2603.24472; the released runs use `jensen_shannon` at alpha 0.5.
+    `entry_clip` as in `forward_kl`.
+
+    >>> reverse_kl(jnp.log(jnp.array([1.0, 0.0])), jnp.log(jnp.array([0.5, 0.5])))
+    Array(0.6931472, dtype=float32)
+    """
+    return _kl_of(student_logp, teacher_logp, entry_clip)
+
+
+def jensen_shannon(
+    student_logp: Float[Array, "*batch V"],
+    teacher_logp: Float[Array, "*batch V"],
+    alpha: float = 0.5,
+    normalize: bool = False,
+    entry_clip: float | None = None,
+) -> Float[Array, "*batch"]:
+    """(1-alpha) KL(S||M) + alpha KL(T||M) with M = (1-alpha) S + alpha T; at most ln 2, in nats.
+
+    alpha = 0 gives `forward_kl` and alpha = 1 gives `reverse_kl`, as in the paper's code, TRL's
+    and verl's. These are not the limits of the formula, which tends to 0 at both ends: value and
+    gradient *jump* there, and alpha = 0.5 has a gradient several times smaller than either end at
+    equal learning rate. `normalize` divides by alpha (1-alpha), which makes the family continuous:
+    it then tends to KL(T||S) and KL(S||T); in float32 to 1e-5 for alpha from 0.001 to 0.999, beyond
+    that cancellation shows. `entry_clip` as in `forward_kl`, before normalising.
+
+    >>> jensen_shannon(jnp.log(jnp.array([1.0, 0.0])), jnp.log(jnp.array([0.0, 1.0])))
+    Array(0.6931472, dtype=float32)
+    """
+    if alpha == 0.0:
+        return forward_kl(student_logp, teacher_logp, entry_clip)
+    if alpha == 1.0:
+        return reverse_kl(student_logp, teacher_logp, entry_clip)
+    total = _sum_entries(_jensen_shannon_entries(student_logp, teacher_logp, alpha), entry_clip)
+    return total / (alpha * (1 - alpha)) if normalize else total
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _jensen_shannon_entries(s_logp: Array, t_logp: Array, alpha: float) -> Array:
+    of_s, of_t = _jensen_shannon_halves(s_logp, t_logp, alpha)
+    return of_s + of_t
+
+
+@_jensen_shannon_entries.defjvp
+def _jensen_shannon_entries_jvp(alpha, logps, tangents):
+    # d/dlog S_v = (1-alpha) S_v log(S_v / M_v): what else the product rule gives cancels with T's.
+    (s_logp, t_logp), (ds, dt) = logps, tangents
+    of_s, of_t = _jensen_shannon_halves(s_logp, t_logp, alpha)
+    return of_s + of_t, _along(of_s, ds) + _along(of_t, dt)
+
+
+def _jensen_shannon_halves(s_logp: Array, t_logp: Array, alpha: float) -> tuple[Array, Array]:
+    """The terms of (1-alpha) KL(S||M) and of alpha KL(T||M)."""
+    # log M from M and not from the logarithms, which takes more arithmetic and is no more exact.
+    # Where M underflows, so do the masses that its logarithm is multiplied by.
+    logps = tuple(at_least_float32(logp) for logp in (s_logp, t_logp))
+    masses = tuple(share * jnp.exp(logp) for share, logp in zip((1 - alpha, alpha), logps))
+    mixture_logp = jnp.log(masses[0] + masses[1])
+    of_s, of_t = (
+        jnp.where(mass == 0, 0.0, mass * (logp - mixture_logp)) for mass, logp in zip(masses, logps)
+    )
+    return of_s, of_t
+
+
+@jax.custom_jvp
+def _kl_entries(p_logp: Array, q_logp: Array) -> Array:
+    # 0 where P is zero (or too small for the dtype), infinite where Q alone is, NaN where one is.
+    p_logp, q_logp = at_least_float32(p_logp), at_least_float32(q_logp)
+    probability = jnp.exp(p_logp)
+    return jnp.where(probability == 0, 0.0, probability * (p_logp - q_logp))
+
+
+@_kl_entries.defjvp
+def _kl_entries_jvp(logps, tangents):
+    # d/dlog P_v = P_v (log(P_v / Q_v) + 1), d/dlog Q_v = -P_v; none where the term is infinite.
+    p_logp, q_logp = (at_least_float32(x) for x in logps)
+    entries = _kl_entries(p_logp, q_logp)
+    is_finite = entries != jnp.inf
+    p = jnp.where(is_finite & (q_logp != -jnp.inf), jnp.exp(p_logp), 0.0)
+    dp, dq = tangents
+    return entries, _along(jnp.where(is_finite, entries, 0.0) + p, dp) - _along(p, dq)
+
+
+def _along(entries: Array, tangent: Array) -> Array:
+    return entries * tangent.astype(entries.dtype)
+
+
+def at_least_float32(logp: Array) -> Array:
+    """Log-probabilities in a dtype fit to be subtracted: bfloat16 has three digits."""
+    return logp.astype(jnp.promote_types(logp.dtype, jnp.float32))
+
+
+def _kl_of(p_logp: Array, q_logp: Array, entry_clip: float | None = None) -> Array:
+    return _sum_entries(_kl_entries(p_logp, q_logp), entry_clip)
+
+
+def _sum_entries(entries: Array, clip: float | None) -> Array:
+    return jnp.sum(entries if clip is None else jnp.minimum(entries, clip), axis=-1)
+
+
+def log_mix(p_logp: Array, q_logp: Array, alpha: float) -> Array:
+    """log((1-alpha) P + alpha Q), elementwise, for 0 < alpha < 1."""
+    p_logp, q_logp = at_least_float32(p_logp), at_least_float32(q_logp)
+    has_mass = (p_logp > -jnp.inf) | (q_logp > -jnp.inf)
+    p = jnp.where(has_mass, p_logp, 0.0) + np.log1p(-alpha)
+    q = jnp.where(has_mass, q_logp, 0.0) + np.log(alpha)
+    return jnp.where(has_mass, jnp.logaddexp(p, q), -jnp.inf)
+
+
+def entropy(logp: Float[Array, "*batch V"]) -> Float[Array, "*batch"]:
+    """H(P) = -sum_v P_v log P_v, in nats.
+
+    >>> entropy(jnp.log(jnp.array([0.5, 0.5, 0.0])))
+    Array(0.6931472, dtype=float32)
+    """
+    return -_kl_of(logp, jnp.zeros_like(logp))
+
+
+def take_token(
+    logp: Float[Array, "*batch V"], tokens: Int[Array, "*batch"]
+) -> Float[Array, "*batch"]:
+    """The log-probability of one token at each position, in float32 at least."""
+    return at_least_float32(jnp.take_along_axis(logp, tokens[..., None], axis=-1)[..., 0])
+
+
+def score_function_reverse_kl(
+    student_logp: Float[Array, "*batch V"], teacher_logp: Float[Array, "*batch V"]
+) -> Float[Array, "*batch"]:
+    """KL(S||T) by value; its gradient is sum_v sg(S_v (log S_v - log T_v)) grad log S_v.
+
+    Over a whole vocabulary that is the gradient of `reverse_kl`, since sum_v S_v grad log S_v = 0.
+    Over a top-C support that identity fails, and differentiating the sum itself adds a term that
+    has nothing to do with the teacher (the bias of truncated gradients, arXiv 2605.11182); this
+    form leaves it out.
+    """
+    coefficients = jax.lax.stop_gradient(_kl_entries(student_logp, teacher_logp))
+    return _with_gradient_of(coefficients.sum(-1), _scaled_sum(coefficients, student_logp))
+
+
+def _scaled_sum(coefficients: Array, logp: Array) -> Array:
+    has_mass = logp > -jnp.inf
+    return jnp.sum(jnp.where(has_mass, coefficients * jnp.where(has_mass, logp, 0.0), 0.0), axis=-1)
+
+
+def _with_gradient_of(value: Array, surrogate: Array) -> Array:
+    return jax.lax.stop_gradient(value - surrogate) + surrogate
+
+
+def sampled_reverse_kl(
+    token_logp: Float[Array, "*batch"], teacher_token_logp: Float[Array, "*batch"]
+) -> Float[Array, "*batch"]:
+    """k1 = log S(y) - log T(y) by value, its gradient the score function's: k1 grad log S(y).
+
+    Unbiased for the gradient of KL(S||T) when y is the student's sample; high variance, may be
+    negative (Schulman's k1; the token-level policy gradient of SDPO and tinker).
+    """
+    k1 = jax.lax.stop_gradient(log_ratio(token_logp, teacher_token_logp))
+    return _with_gradient_of(k1, k1 * token_logp)
+
+
+def k3(
+    token_logp: Float[Array, "*batch"], teacher_token_logp: Float[Array, "*batch"]
+) -> Float[Array, "*batch"]:
+    """r - 1 - log r with r = T(y)/S(y): never negative, its mean over y ~ S is KL(S||T).
+
+    Only the value is unbiased; its gradient's mean is that of KL(T||S). The log-ratio is clamped
+    to +-20.
+
+    >>> k3(jnp.log(jnp.array([0.5])), jnp.log(jnp.array([0.5])))
+    Array([0.], dtype=float32)
+    """
+    gap = clip_log_ratio(log_ratio(teacher_token_logp, token_logp))
+    return jnp.expm1(gap) - gap
+
+
+def bernoulli_kl(
+    p_bins: Float[Array, "*batch 2"], q_bins: Float[Array, "*batch 2"]
+) -> Float[Array, "*batch"]:
+    """kl(m_P, m_Q) of two `epistemic_bins`, in nats: the mass term of the exact chain rule
+
+    KL(P||Q) = kl(m_P, m_Q) + m_P KL(P_E||Q_E) + (1 - m_P) KL(P_nE||Q_nE).
+    """
+    return _kl_of(p_bins, q_bins)
+
+
+def clip_position(loss: Float[Array, "*batch"], limit: float) -> Float[Array, "*batch"]:
+    """min(loss, limit): a position above it has no gradient (RLCSD's token clip)."""
+    return jnp.minimum(loss, limit)
+
+
+def smooth_clip_tanh(loss: Float[Array, "*batch"], limit: float) -> Float[Array, "*batch"]:
+    """limit tanh(loss / limit): below `limit`, slope 1 at 0, and everywhere a gradient.
+
+    >>> smooth_clip_tanh(jnp.array([0.0, 100.0]), 2.0)
+    Array([0., 2.], dtype=float32)
+    """
+    return limit * jnp.tanh(loss / limit)
+
+
+def smooth_clip_rational(loss: Float[Array, "*batch"], limit: float) -> Float[Array, "*batch"]:
+    """loss / (1 + loss / limit), for losses that are not negative: below `limit`, slope 1 at 0.
+
+    Its gradient falls off like 1 / loss^2, where `smooth_clip_tanh`'s falls off exponentially.
+    """
+    return loss / (1 + loss / limit)
+
+
+def log_ratio(p_logp: Float[Array, "*batch"], q_logp: Float[Array, "*batch"]) -> Array:
+    """log P - log Q, subtracted in float32 at least."""
+    return at_least_float32(p_logp) - at_least_float32(q_logp)
+
+
+def clip_log_ratio(gap: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """Clamped to +-20: exp(89) is not finite in float32."""
+    return jnp.clip(gap, -_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)

@@ -1,0 +1,163 @@
+"""Hidden states, logits and log-probabilities at the positions of completions."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Shaped
+
+from jaxdistill.axes import AnyArray
+from jaxdistill.models import decoder
+from jaxdistill.models.attention import segments_of
+from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.remat import Remat
+from jaxdistill.precision import einsum
+from jaxdistill.sharding import constrain
+
+
+def completion_hidden(
+    params: Any,
+    config: ModelConfig,
+    prompt_ids_BP: Int[AnyArray, "B P"],
+    prompt_mask_BP: Shaped[AnyArray, "B P"],
+    completion_ids_BT: Int[AnyArray, "B T"],
+    completion_mask_BT: Shaped[AnyArray, "B T"],
+    *,
+    dtype: Any = jnp.float32,
+    remat: Remat = "none",
+    attention: str = "auto",
+) -> Float[Array, "B T D"]:
+    """Run prompts (left-padded) with completions (right-padded); entry t predicts their token t."""
+    tokens_BS = jnp.concatenate([prompt_ids_BP, completion_ids_BT], axis=1)
+    mask_BS = jnp.concatenate([prompt_mask_BP, completion_mask_BT], axis=1)
+    hidden_BSD = decoder.hidden_states(
+        params, config, tokens_BS, mask_BS, dtype=dtype, remat=remat, attention=attention
+    )
+    # The last token is run though nothing needs its hidden state: P + T is a size that kernels like
+    # when the caller's buckets are, P + T - 1 never is.
+    return hidden_BSD[:, prompt_ids_BP.shape[1] - 1 : -1]
+
+
+def packed_completion_hidden(
+    params: Any,
+    config: ModelConfig,
+    tokens_BS: Int[AnyArray, "B S"],
+    lengths_BX: Int[AnyArray, "B X"],
+    completion_lengths_BX: Int[AnyArray, "B X"],
+    num_positions: int,
+    **how: Any,
+) -> Float[Array, "B T D"]:
+    """The same of packed rows: up to X prompts, each with its completion (`lengths_BX` of both).
+
+    The completions' positions stand one after another, as the sequences do, T = `num_positions`.
+    """
+    hidden_BSD = decoder.packed_hidden_states(params, config, tokens_BS, lengths_BX, **how)
+    segment_BT, index_BT = segments_of(completion_lengths_BX, num_positions)
+    is_real_BT = segment_BT < lengths_BX.shape[1]
+    # A completion's first token is predicted one slot before it.
+    first_BX = jnp.cumsum(lengths_BX, axis=1) - completion_lengths_BX - 1
+    first_BT = jnp.take_along_axis(first_BX, jnp.where(is_real_BT, segment_BT, 0), axis=1)
+    slot_BT = jnp.where(is_real_BT, first_BT + index_BT, 0)
+    hidden_BTD = jnp.take_along_axis(constrain(hidden_BSD, "BSD"), slot_BT[:, :, None], axis=1)
+    return constrain(hidden_BTD, "BTD")
+
+
+# Prompts of different lengths share a forward where padding them to one length adds at most this
+# share of positions: a reference padded to a teacher's long context would cost more than it saves.
+MOST_PADDING = 0.25
+
+
+def hidden_of_prompts(
+    params: Any,
+    config: ModelConfig,
+    prompts: Sequence[tuple[Int[AnyArray, "B P"], Shaped[AnyArray, "B P"]]],
+    completion_ids_BT: Int[AnyArray, "B T"],
+    completion_mask_BT: Shaped[AnyArray, "B T"],
+    **how: Any,
+) -> list[Float[Array, "B T D"]]:
+    """`completion_hidden` under each of several prompts, in one forward where their lengths allow.
+
+    The rows of all prompts then stand in one batch; each weight is read once for all of them.
+    """
+    num = len(prompts)
+    widths = [ids_BP.shape[1] for ids_BP, _ in prompts]
+    num_positions = completion_ids_BT.shape[1]
+    padded = num * (max(widths, default=0) + num_positions)
+    if padded > (1 + MOST_PADDING) * (sum(widths) + num * num_positions):
+        return [
+            completion_hidden(params, config, *prompt, completion_ids_BT, completion_mask_BT, **how)
+            for prompt in prompts
+        ]
+    if num == 0:
+        return []
+    ids_XP, mask_XP = (
+        _stack_rows([jnp.pad(x, ((0, 0), (max(widths) - x.shape[1], 0))) for x in some])
+        for some in zip(*prompts)
+    )
+    completions = (_stack_rows([x] * num) for x in (completion_ids_BT, completion_mask_BT))
+    hidden_XTD = completion_hidden(params, config, ids_XP, mask_XP, *completions, **how)
+    hidden_BXTD = hidden_XTD.reshape(-1, num, *hidden_XTD.shape[1:])
+    return [hidden_BXTD[:, i] for i in range(num)]
+
+
+def _stack_rows(arrays: Sequence[AnyArray]) -> Array:
+    """Row b of each array in turn: rows that are split over devices stay where they are."""
+    return jnp.stack(arrays, axis=1).reshape(-1, *arrays[0].shape[1:])
+
+
+def logits_of(
+    hidden: Float[Array, "... D"], head_DV: Float[Array, "D V"], temperature: float = 1.0
+) -> Float[Array, "... V"]:
+    """float32 logits over temperature (> 0); the product takes its inputs in hidden's dtype."""
+    axes = "BT"[: hidden.ndim - 1]  # one position a row while sampling, T of them when scoring
+    spec = f"{axes}D,DV->{axes}V"
+    logits = einsum(spec, hidden, head_DV.astype(hidden.dtype), out_dtype=jnp.float32)
+    return constrain(logits if temperature == 1.0 else logits / temperature, f"{axes}V")
+
+
+def logp_of(logits: Float[Array, "*BT V"], tokens: Int[Array, "*BT"]) -> Float[Array, "*BT"]:
+    """log softmax(logits)[token], without the log-probabilities of the other tokens."""
+    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def token_logp(
+    hidden_BTD: Float[Array, "B T D"],
+    head_DV: Float[Array, "D V"],
+    tokens_BT: Int[Array, "B T"],
+    *,
+    temperature: float = 1.0,
+    chunk: int = 128,
+) -> Float[Array, "B T"]:
+    """Log-prob (nats, float32) of each token; at most [B, chunk, V] logits live. Differentiable."""
+
+    def score(inputs):
+        hidden_BCD, tokens_BC = inputs
+        return logp_of(logits_of(hidden_BCD, head_DV, temperature), tokens_BC)
+
+    logp_ZBC = _map_chunks(score, (hidden_BTD, tokens_BT), chunk)
+    logp_BT = jnp.moveaxis(logp_ZBC, 0, 1).reshape(tokens_BT.shape[0], -1)
+    return logp_BT[:, : tokens_BT.shape[1]]
+
+
+def _map_chunks(function: Callable, inputs_BT: Any, chunk: int) -> Any:
+    """function over chunks of axis 1, outputs stacked in front; padding is zero in every input.
+
+    Each chunk is rematerialised, so the gradient too holds one chunk's logits. Chunks are scan
+    inputs rather than slices of a captured array: the gradient is then stacked, not accumulated
+    into a full-sized array once a chunk.
+    """
+    num_positions = jax.tree.leaves(inputs_BT)[0].shape[1]
+    num_chunks = -(-num_positions // chunk)
+    if num_chunks == 1:  # nothing to save by rematerialising: the one chunk lives in any case
+        return jax.tree.map(lambda y: y[None], function(inputs_BT))
+
+    def split(x):
+        widths = [(0, 0), (0, num_chunks * chunk - num_positions)] + [(0, 0)] * (x.ndim - 2)
+        x = jnp.pad(x, widths)
+        return jnp.moveaxis(x.reshape(x.shape[0], num_chunks, chunk, *x.shape[2:]), 1, 0)
+
+    # prevent_cse=False: inside a scan nothing can be merged across the barrier anyway (JAX docs).
+    body = jax.checkpoint(lambda _, x: (None, function(x)), prevent_cse=False)
+    return jax.lax.scan(body, None, jax.tree.map(split, inputs_BT))[1]

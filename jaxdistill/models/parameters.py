@@ -1,0 +1,190 @@
+"""The decoder's parameters: declared in Flax NNX, stacked over layers, fused for use."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from jaxdistill.models.config import ModelConfig
+from jaxdistill.sharding import constrain
+
+
+class Blocks(nnx.Module):
+    """The parameters of all L layers, stacked."""
+
+    def __init__(self, config: ModelConfig, key: jax.Array, dtype: DTypeLike):
+        keys = iter(jax.random.split(key, 7))
+        D, F, N, H = config.shape("DFNH")
+        # Each layer adds two terms to the residual stream; their sum keeps unit variance.
+        to_stream = (2 * config.num_layers) ** -0.5
+        self.attention_norm = _ones(config, "LD", dtype)
+        self.q = _normal(config, "LDNH", D**-0.5, next(keys), dtype)
+        self.k = _normal(config, "LDKH", D**-0.5, next(keys), dtype)
+        self.v = _normal(config, "LDKH", D**-0.5, next(keys), dtype)
+        if config.qkv_bias:
+            self.q_bias = _zeros(config, "LNH", dtype)
+            self.k_bias = _zeros(config, "LKH", dtype)
+            self.v_bias = _zeros(config, "LKH", dtype)
+        if config.qk_norm != "none":
+            per_head = config.qk_norm == "head"
+            self.q_norm = _ones(config, "LH" if per_head else "LNH", dtype)
+            self.k_norm = _ones(config, "LH" if per_head else "LKH", dtype)
+        self.out = _normal(config, "LNHD", to_stream * (N * H) ** -0.5, next(keys), dtype)
+        if config.out_bias:
+            self.out_bias = _zeros(config, "LD", dtype)
+        self.mlp_norm = _ones(config, "LD", dtype)
+        self.gate = _normal(config, "LDF", D**-0.5, next(keys), dtype)
+        self.up = _normal(config, "LDF", D**-0.5, next(keys), dtype)
+        self.down = _normal(config, "LFD", to_stream * F**-0.5, next(keys), dtype)
+
+
+class Decoder(nnx.Module):
+    """Every parameter of the model, declared with its axis letters."""
+
+    def __init__(self, config: ModelConfig, key: jax.Array, dtype: DTypeLike):
+        embed_key, layers_key, head_key = jax.random.split(key, 3)
+        std = config.hidden_size**-0.5
+        self.embed = _normal(config, "VD", std, embed_key, dtype)
+        self.layers = Blocks(config, layers_key, dtype)
+        self.norm = _ones(config, "D", dtype)
+        # Tied embeddings are one parameter, not two that share memory.
+        if not config.tie_embeddings:
+            self.head = _normal(config, "DV", std, head_key, dtype)
+
+
+def _normal(config: ModelConfig, axes: str, std: float, key: jax.Array, dtype) -> nnx.Param:
+    value = std * jax.random.normal(key, config.shape(axes), jnp.float32)
+    return nnx.Param(value.astype(dtype), axes=axes)
+
+
+def _ones(config: ModelConfig, axes: str, dtype) -> nnx.Param:
+    return nnx.Param(jnp.ones(config.shape(axes), dtype), axes=axes)
+
+
+def _zeros(config: ModelConfig, axes: str, dtype) -> nnx.Param:
+    return nnx.Param(jnp.zeros(config.shape(axes), dtype), axes=axes)
+
+
+def init(config: ModelConfig, key: jax.Array, dtype: DTypeLike = jnp.float32) -> nnx.State:
+    """Random parameters: normal, standard deviation 1/sqrt(fan-in); norms are 1, biases 0."""
+    return nnx.split(Decoder(config, key, dtype))[1]
+
+
+def abstract_params(config: ModelConfig, dtype: DTypeLike = jnp.float32) -> nnx.State:
+    """The parameters' shapes, dtypes and axis letters, without any memory behind them."""
+    return jax.eval_shape(lambda: init(config, jax.random.key(0), dtype))
+
+
+@functools.cache
+def _graph(config: ModelConfig) -> nnx.GraphDef:
+    return nnx.split(nnx.eval_shape(lambda: Decoder(config, jax.random.key(0), jnp.float32)))[0]
+
+
+def _model(config: ModelConfig, params: nnx.State) -> Decoder:
+    return nnx.merge(_graph(config), params)
+
+
+def head(params: "nnx.State | Stacked", config: ModelConfig) -> Float[Array, "D V"]:
+    """The output projection `hidden_BTD @ head_DV`; the embedding's transpose when tied."""
+    if isinstance(params, Stacked):
+        return params.embed_VD.T if params.head_DV is None else params.head_DV
+    model = _model(config, params)
+    return model.embed[...].T if config.tie_embeddings else model.head[...]
+
+
+class Layer(NamedTuple):
+    """One layer's weights as its multiplications read them: in the compute dtype, and fused.
+
+    Queries, keys and values are fused per key/value head (X = G queries, a key, a value), so that
+    a mesh that splits K splits the fused weight at the same places. What a family lacks is None.
+    """
+
+    attention_norm_D: Array
+    qkv_DKXH: Array
+    qkv_bias_KXH: Array | None
+    q_norm: Array | None  # [H] or [N, H]
+    k_norm: Array | None  # [H] or [K, H]
+    out_NHD: Array
+    out_bias_D: Array | None
+    mlp_norm_D: Array
+    gate_up_DXF: Array
+    down_FD: Array
+
+
+class Stacked(NamedTuple):
+    """The parameters as the scan over layers reads them, prepared once for several passes.
+
+    The table and the head keep their dtype: their gradients are sums over all positions.
+    """
+
+    embed_VD: Float[Array, "V D"]
+    layers: Layer  # L in front of each array
+    norm_D: Float[Array, " D"]
+    head_DV: Float[Array, "D V"] | None  # None where it is the table
+
+
+def stack(params: nnx.State, config: ModelConfig, *, dtype: DTypeLike) -> Stacked:
+    """Fuse each layer's weights, in `dtype`: a linear map, so its transpose is that of gradients.
+
+    Else every layer is fused anew wherever it is read: forward, recomputed and backward.
+    """
+    model = _model(config, params)
+    graph, stacked = nnx.split(model.layers)
+    layers = jax.vmap(lambda sliced: _fuse(nnx.merge(graph, sliced), config, dtype))(stacked)
+    head_DV = None if config.tie_embeddings else model.head[...]
+    return Stacked(model.embed[...], layers, model.norm[...], head_DV)
+
+
+def unstack_gradients(gradients: Stacked, params: nnx.State, config: ModelConfig) -> nnx.State:
+    """The gradients of `params`, in their dtype, from those of `stack(params, ...)`."""
+    transpose = jax.vjp(lambda p: stack(p, config, dtype=jnp.float32), params)[1]
+    return transpose(jax.tree.map(lambda g: g.astype(jnp.float32), gradients))[0]
+
+
+def _fuse(blocks: Blocks, config: ModelConfig, dtype: DTypeLike) -> Layer:
+    """The weights of one layer, from Blocks whose L axis was sliced away."""
+    gate_up = [blocks.gate[...].astype(dtype), blocks.up[...].astype(dtype)]
+    has_norm = config.qk_norm != "none"
+    return Layer(
+        attention_norm_D=blocks.attention_norm[...],
+        qkv_DKXH=_fuse_qkv(config, blocks.q, blocks.k, blocks.v, dtype),
+        qkv_bias_KXH=_fuse_qkv(config, blocks.q_bias, blocks.k_bias, blocks.v_bias, dtype)
+        if config.qkv_bias
+        else None,
+        q_norm=blocks.q_norm[...] if has_norm else None,
+        k_norm=blocks.k_norm[...] if has_norm else None,
+        out_NHD=blocks.out[...].astype(dtype),
+        out_bias_D=blocks.out_bias[...].astype(dtype) if config.out_bias else None,
+        mlp_norm_D=blocks.mlp_norm[...],
+        gate_up_DXF=constrain(jnp.stack(gate_up, axis=1), "DXF"),
+        down_FD=blocks.down[...].astype(dtype),
+    )
+
+
+def _fuse_qkv(config: ModelConfig, q: nnx.Param, k: nnx.Param, v: nnx.Param, dtype) -> Array:
+    """[D, N, H] and two [D, K, H] -> [D, K, X, H]; the biases, without D, likewise."""
+    q_KGH, k_KH, v_KH = (x[...].astype(dtype) for x in (q, k, v))
+    q_KGH = q_KGH.reshape(*k_KH.shape[:-1], config.axes["G"], config.head_dim)
+    fused = jnp.concatenate([q_KGH, k_KH[..., None, :], v_KH[..., None, :]], axis=-2)
+    return constrain(fused, "DKXH"[4 - fused.ndim :])
+
+
+class Unstacked(NamedTuple):
+    """The parameters as `decode_step` reads them, prepared once before a loop over tokens."""
+
+    embed_VD: Float[Array, "V D"]
+    layers: tuple[Layer, ...]
+    norm_D: Float[Array, " D"]
+
+
+def unstack(params: nnx.State, config: ModelConfig, *, dtype: DTypeLike = jnp.float32) -> Unstacked:
+    """Take the layers apart, fused and in `dtype`: call it once per policy, before the loop."""
+    model = _model(config, params)
+    graph, stacked = nnx.split(model.layers)
+    slices = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(config.num_layers)]
+    layers = tuple(_fuse(nnx.merge(graph, sliced), config, dtype) for sliced in slices)
+    return Unstacked(model.embed[...], layers, model.norm[...])

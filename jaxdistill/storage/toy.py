@@ -1,0 +1,34 @@
+"""The toy world's bundled base models, and its tokenizer as a Hugging Face folder."""
+
+from importlib import resources
+from pathlib import Path
+
+from jaxdistill.errors import UserError
+from jaxdistill.storage import hub
+from jaxdistill.tasks.toy.tokenizer import CHAT_TEMPLATE, vocabulary
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Write tokenizer.json, tokenizer_config.json and the chat template into a folder."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    ids = {word: i for i, word in enumerate(vocabulary())}
+    core = Tokenizer(models.WordLevel(ids, unk_token="<|unk|>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = hub.import_transformers().PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<|pad|>",
+        unk_token="<|unk|>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>"],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.save_pretrained(folder)
+
+
+def toy_base_folder(world: str) -> Path:
+    folder = Path(str(resources.files("jaxdistill") / "tasks" / "toy" / "bases" / world))
+    if not (folder / "config.json").exists():
+        raise UserError(f"toy base {world!r} is not in the package; expected 'main' or 'control'")
+    return folder
