@@ -113,7 +113,7 @@ def measure(config: ModelConfig, folder: Path, options: argparse.Namespace) -> d
 def write_random(folder: Path, config: ModelConfig, shard_bytes: float) -> None:
     """Random bits with an exponent that keeps weights small, and norms near 1."""
     folder.mkdir()
-    fields = families.describe(config) | {"dtype": "bfloat16", "torch_dtype": "bfloat16"}
+    fields = families.to_fields(config) | {"dtype": "bfloat16", "torch_dtype": "bfloat16"}
     write_json(folder / "config.json", fields)
     parts = parts_of(config)
     shapes = {name: ("BF16", tensor_shape(config, part)) for name, part in parts.items()}

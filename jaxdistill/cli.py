@@ -385,10 +385,10 @@ def mesh_of(options: argparse.Namespace) -> Any:
 
 
 def study(options: argparse.Namespace) -> None:
-    from jaxdistill.config import load_study
+    from jaxdistill.config import load_study_recipe
     from jaxdistill.run.study import Study, run_study, with_overrides
 
-    chosen = load_study(options.config, options.profile)
+    chosen = load_study_recipe(options.config, options.profile)
     if not isinstance(chosen, Study):
         raise UserError(f"recipe {options.config!r} returned {type(chosen).__name__}, not a Study")
     chosen = with_overrides(chosen, options.overrides)
@@ -432,6 +432,7 @@ def sample(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     from jaxdistill.evaluation import evaluate as evaluation
+    from jaxdistill.evaluation.records import write_evaluation
     from jaxdistill.precision import compute_dtype
     from jaxdistill.storage.loading import open_named
 
@@ -447,10 +448,10 @@ def evaluate(options: argparse.Namespace) -> None:
         dtype=str(compute_dtype(options.dtype)), cache_dtype=options.cache_dtype,
         show_progress=True,
     )  # fmt: skip
-    for line in evaluation.describe(records, options.samples):
+    for line in evaluation.summary_lines(records, options.samples):
         print(line)
     if options.out:
-        records.write_evaluation(options.out, {split.name: records})
+        write_evaluation(options.out, {split.name: records})
         print(options.out)
 
 

@@ -170,7 +170,7 @@ def _call(function: Callable[..., Any], name: str, *arguments: Any) -> Any:
         raise UserError(f"recipe {name} cannot be run: {type(error).__name__}: {error}") from error
 
 
-def load_study(name: str, profile: str) -> Any:
+def load_study_recipe(name: str, profile: str) -> Any:
     """Find a study recipe: a function of `profile` that returns a Study."""
     function = _recipe_function(name, Path(name))
     if "profile" not in inspect.signature(function).parameters:

@@ -10,7 +10,7 @@ from tiny_run import tiny, write_config
 
 from jaxdistill import config as configs
 from jaxdistill import overrides
-from jaxdistill.config import RunConfig, load_recipe, load_study, recipe_names
+from jaxdistill.config import RunConfig, load_recipe, load_study_recipe, recipe_names
 from jaxdistill.epistemic import LexiconFile, Words
 from jaxdistill.errors import UserError
 from jaxdistill.objectives import GRPO, AnchorEpistemicMass, CrossEntropy
@@ -36,7 +36,7 @@ def test_a_recipe_survives_its_config_json(name):
 
 @pytest.mark.parametrize(("name", "profile"), [(n, p) for n, ps in STUDIES.items() for p in ps])
 def test_every_arm_of_a_study_survives_its_config_json(name, profile):
-    arms = load_study(name, profile).arms
+    arms = load_study_recipe(name, profile).arms
     assert len({arm.name for arm in arms}) == len(arms)
     for arm in arms:
         assert round_trip(arm.config) == arm.config
@@ -45,7 +45,7 @@ def test_every_arm_of_a_study_survives_its_config_json(name, profile):
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_recipe_says_what_it_is_for(name):
-    """Purpose, expected result, hardware and time, command (DESIGN section 5)."""
+    """Purpose, expected result, hardware and time, command."""
     text = importlib.import_module(configs.recipe_modules()[name]).__doc__ or ""
     command = f"Command: jaxdistill .*{name}"
     for heading in ("Purpose: ", "Expected", "Hardware and time: ", command):
@@ -138,7 +138,7 @@ def test_the_methods_differ_from_plain_self_distillation_in_one_thing_each():
 
     parent, grpo = load_recipe("toy_selfdistill", []), load_recipe("toy_grpo", [])
     found = methods(parent, grpo)
-    assert list(found) == ["sdpo", "sdpo_ema", "epi_mask", "epi_gate", "epi_anchor", "grpo"]
+    assert list(found) == ["sdpo", "sdpo_ema", "sdpo_mask", "epi_gate", "epi_anchor", "grpo"]
     flat = {name: overrides.describe(config) for name, config in found.items()}
 
     def changed(name):
@@ -148,7 +148,7 @@ def test_the_methods_differ_from_plain_self_distillation_in_one_thing_each():
 
     assert changed("sdpo") == set()
     assert changed("sdpo_ema") == {"teacher"}
-    for name in ("epi_mask", "epi_gate"):
+    for name in ("sdpo_mask", "epi_gate"):
         assert all(path.startswith("objective.weights") for path in changed(name)), name
     assert all(path.startswith("objective.target") for path in changed("epi_anchor"))
     assert isinstance(found["grpo"].objective, GRPO)
@@ -182,7 +182,7 @@ def test_presets_are_written_out_where_they_stand_and_so_the_last_override_wins(
         epi_gate(), grpo()
     )
     assert objective("=sdpo", ".clip=SmoothClip(limit=0.5)").clip.limit == 0.5
-    study = load_study("toy_study", "quick")
+    study = load_study_recipe("toy_study", "quick")
     from jaxdistill.run.study import with_overrides
 
     arms = with_overrides(study, ["objective=epi_gate"]).arms
@@ -190,7 +190,7 @@ def test_presets_are_written_out_where_they_stand_and_so_the_last_override_wins(
 
 
 def test_the_full_profile_has_three_seeds_and_its_axes():
-    arms = load_study("toy_study", "full").arms
+    arms = load_study_recipe("toy_study", "full").arms
     main = [arm for arm in arms if not arm.labels]
     for world in ("main", "control"):
         bases = [arm for arm in main if (arm.world, arm.method) == (world, "base")]

@@ -203,30 +203,30 @@ PACKED_CASES = {
 
 @functools.partial(jax.jit, static_argnames=("window", "implementation"))
 def _packed_with_gradients(
-    q_BSNH, k_BSKH, v_BSKH, g_BSNH, lengths_BX, window=None, implementation="cudnn"
+    q_BSNH, k_BSKH, v_BSKH, g_BSNH, lengths_BA, window=None, implementation="cudnn"
 ):
     attend = functools.partial(
-        causal_attention, lengths_BX=lengths_BX, window=window, implementation=implementation
+        causal_attention, lengths_BA=lengths_BA, window=window, implementation=implementation
     )
     out_BSNH, pull = jax.vjp(attend, q_BSNH, k_BSKH, v_BSKH)
     return out_BSNH, *pull(g_BSNH)
 
 
-def _packed_reference(inputs, lengths_BX, window=None):
+def _packed_reference(inputs, lengths_BA, window=None):
     """The same in float32, and 0 at the padding."""
     wide = [x.astype(jnp.float32) for x in inputs]
-    found = _packed_with_gradients(*wide, lengths_BX, window=window, implementation="xla")
-    real_BS = np.arange(inputs[0].shape[1])[None] < lengths_BX.sum(axis=1)[:, None]
+    found = _packed_with_gradients(*wide, lengths_BA, window=window, implementation="xla")
+    real_BS = np.arange(inputs[0].shape[1])[None] < lengths_BA.sum(axis=1)[:, None]
     return [x * real_BS[:, :, None, None] for x in found]
 
 
 def _pack_of(S, **sizes):
-    lengths_BX = np.array(PACKS[S])
-    return _inputs(B=len(lengths_BX), S=S, **sizes), lengths_BX
+    lengths_BA = np.array(PACKS[S])
+    return _inputs(B=len(lengths_BA), S=S, **sizes), lengths_BA
 
 
-def _slots(lengths_BX):
-    for b, lengths_X in enumerate(lengths_BX):
+def _slots(lengths_BA):
+    for b, lengths_X in enumerate(lengths_BA):
         for end, length in zip(np.cumsum(lengths_X), lengths_X):
             if length:
                 yield b, slice(end - length, end)
@@ -236,53 +236,53 @@ def _slots(lengths_BX):
 def test_packed_cudnn_is_near_float32_in_value_and_gradient(case):
     sizes = dict(PACKED_CASES[case])
     window = sizes.pop("window", None)
-    inputs, lengths_BX = _pack_of(**sizes)
-    actual = _packed_with_gradients(*inputs, lengths_BX, window=window)
-    expected = _packed_reference(inputs, lengths_BX, window)
+    inputs, lengths_BA = _pack_of(**sizes)
+    actual = _packed_with_gradients(*inputs, lengths_BA, window=window)
+    expected = _packed_reference(inputs, lengths_BA, window)
     _assert_near(actual, expected)
     # A wrong short segment is lost in the norm of all. By itself it is a few rows, over which the
     # errors of rounding do not average (1.06 % seen); a wrong one is off by 100 %.
-    for b, slots in _slots(lengths_BX):
+    for b, slots in _slots(lengths_BA):
         of_segment = ([x[b, slots] for x in arrays] for arrays in (actual, expected))
         _assert_near(*of_segment, tolerance=2 * TOLERANCE)
     for x in actual:
-        for b, length in enumerate(lengths_BX.sum(axis=1)):
+        for b, length in enumerate(lengths_BA.sum(axis=1)):
             assert not np.asarray(x[b, length:]).any()
 
 
 def test_thirty_two_segments_a_row_are_each_attended_alone():
     """As many as a packed row holds, most of them shorter than a tile."""
-    S, lengths_BX = 4096, np.stack([np.arange(8, 248, 7)[:32], np.full(32, 128)])
+    S, lengths_BA = 4096, np.stack([np.arange(8, 248, 7)[:32], np.full(32, 128)])
     inputs = _inputs(B=2, S=S, N=8, K=2, H=128)
-    actual = _packed_with_gradients(*inputs, lengths_BX)
-    expected = _packed_reference(inputs, lengths_BX)
-    for b, slots in _slots(lengths_BX):
+    actual = _packed_with_gradients(*inputs, lengths_BA)
+    expected = _packed_reference(inputs, lengths_BA)
+    for b, slots in _slots(lengths_BA):
         of_segment = ([x[b, slots] for x in arrays] for arrays in (actual, expected))
         _assert_near(*of_segment, tolerance=2 * TOLERANCE)
 
 
 def test_scores_far_below_zero_make_no_nan_in_a_pack():
     """Segments end within a tile, where the backward pass of single rows has had a fault."""
-    (q_BSNH, k_BSKH, v_BSKH, g_BSNH), lengths_BX = _pack_of(777)
+    (q_BSNH, k_BSKH, v_BSKH, g_BSNH), lengths_BA = _pack_of(777)
     low = [0.1 * q_BSNH.astype(jnp.float32), 0.1 * k_BSKH.astype(jnp.float32)]
     low = low[0].at[..., 0].set(1), low[1].at[..., 0].set(-120 * 8)  # 8 = sqrt(H)
     inputs = [*(x.astype(jnp.bfloat16) for x in low), v_BSKH, g_BSNH]
-    actual = _packed_with_gradients(*inputs, lengths_BX)
-    expected = _packed_reference(inputs, lengths_BX)
+    actual = _packed_with_gradients(*inputs, lengths_BA)
+    expected = _packed_reference(inputs, lengths_BA)
     assert all(bool(jnp.isfinite(x).all()) for x in actual)
     _assert_near([actual[0], actual[3]], [expected[0], expected[3]])
 
 
 @pytest.mark.parametrize("window", [None, 100])
 def test_other_segments_and_padding_change_no_bit_of_a_segment(window):
-    (*inputs, g_BSNH), lengths_BX = _pack_of(777)
-    run = functools.partial(_packed_with_gradients, lengths_BX=lengths_BX, window=window)
+    (*inputs, g_BSNH), lengths_BA = _pack_of(777)
+    run = functools.partial(_packed_with_gradients, lengths_BA=lengths_BA, window=window)
     clean = run(*inputs, g_BSNH)
-    for b, slots in _slots(lengths_BX):
+    for b, slots in _slots(lengths_BA):
         others = np.delete(np.arange(777), slots)
         for number in (50.0, float("inf"), float("nan")):  # not finite: in the padding alone
             if not np.isfinite(number):
-                others = np.arange(lengths_BX[b].sum(), 777)
+                others = np.arange(lengths_BA[b].sum(), 777)
             at = np.s_[b, others]
             if np.isfinite(number):
                 changed = _changed([*inputs, g_BSNH], at)
@@ -297,10 +297,10 @@ def test_other_segments_and_padding_change_no_bit_of_a_segment(window):
 
 
 def test_what_another_segment_learns_gives_a_segment_no_gradient():
-    (*inputs, g_BSNH), lengths_BX = _pack_of(777)
-    for b, slots in _slots(lengths_BX):
+    (*inputs, g_BSNH), lengths_BA = _pack_of(777)
+    for b, slots in _slots(lengths_BA):
         only_BSNH = jnp.zeros_like(g_BSNH).at[b, slots].set(g_BSNH[b, slots])
-        for gradient in _packed_with_gradients(*inputs, only_BSNH, lengths_BX)[1:]:
+        for gradient in _packed_with_gradients(*inputs, only_BSNH, lengths_BA)[1:]:
             rest = np.asarray(gradient.astype(jnp.float32)).copy()
             rest[b, slots] = 0
             assert not rest.any()
@@ -310,8 +310,8 @@ def test_a_pack_of_long_rows_holds_no_array_of_all_scores():
     B, S, N, K, H, X = 1, 20_480, 16, 8, 128, 32
     q_BSNH = jax.ShapeDtypeStruct((B, S, N, H), jnp.bfloat16)
     k_BSKH = jax.ShapeDtypeStruct((B, S, K, H), jnp.bfloat16)
-    lengths_BX = jax.ShapeDtypeStruct((B, X), jnp.int32)
-    arguments = q_BSNH, k_BSKH, k_BSKH, q_BSNH, lengths_BX
+    lengths_BA = jax.ShapeDtypeStruct((B, X), jnp.int32)
+    arguments = q_BSNH, k_BSKH, k_BSKH, q_BSNH, lengths_BA
     compiled = _packed_with_gradients.lower(*arguments).compile()
     size = compiled.memory_analysis().temp_size_in_bytes
     print(f"\npacked attention of {S} positions, {X} segments: {size / 2**20:.0f} MiB temporary")
@@ -326,10 +326,10 @@ def test_a_pack_of_long_rows_holds_no_array_of_all_scores():
 def test_a_mesh_changes_nothing_of_a_pack_and_exchanges_nothing(sizes):
     if int(np.prod(sizes)) > len(jax.devices()):
         pytest.skip(f"needs {np.prod(sizes)} GPUs")
-    inputs, lengths_BX = _pack_of(777)
-    expected = _packed_reference(inputs, lengths_BX, 100)
+    inputs, lengths_BA = _pack_of(777)
+    expected = _packed_reference(inputs, lengths_BA, 100)
     mesh = sharding.make_mesh(MeshConfig(*sizes))
-    arrays = zip([*inputs, lengths_BX], ("BSNH", "BSKH", "BSKH", "BSNH", "BX"))
+    arrays = zip([*inputs, lengths_BA], ("BSNH", "BSKH", "BSKH", "BSNH", "BX"))
     placed = [jax.device_put(x, sharding.sharding_of(mesh, a, x.shape)) for x, a in arrays]
     with sharding.use_mesh(mesh):
         compiled = _packed_with_gradients.lower(*placed, window=100).compile()

@@ -344,11 +344,11 @@ def test_splash_attention_holds_no_scores_and_exchanges_nothing(mesh, S, window,
     # Of a pack of X segments; the others are rows of one sequence.
     pack, segmented = ([_as_batch(mesh, (B, X))], "_segmented") if X else ([], "")
 
-    def forward(q_BSNH, k_BSKH, v_BSKH, lengths_BX=None):
-        return causal_attention(q_BSNH, k_BSKH, v_BSKH, lengths_BX=lengths_BX, window=window)
+    def forward(q_BSNH, k_BSKH, v_BSKH, lengths_BA=None):
+        return causal_attention(q_BSNH, k_BSKH, v_BSKH, lengths_BA=lengths_BA, window=window)
 
-    def gradient(q_BSNH, k_BSKH, v_BSKH, g_BSNH, lengths_BX=None):
-        attend = functools.partial(forward, lengths_BX=lengths_BX)
+    def gradient(q_BSNH, k_BSKH, v_BSKH, g_BSNH, lengths_BA=None):
+        attend = functools.partial(forward, lengths_BA=lengths_BA)
         return jax.vjp(attend, q_BSNH, k_BSKH, v_BSKH)[1](g_BSNH)
 
     q_BSNH, k_BSKH = argument("BSNH", B, S, N, H), argument("BSKH", B, S, K, H)

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdistill.run.provenance import provenance
+from jaxdistill.run.provenance import current_provenance
 from jaxdistill.training.memory import planned_bytes
 
 
@@ -129,7 +129,7 @@ def peak_memory() -> dict[str, int]:
 
 
 def surroundings() -> dict[str, Any]:
-    ours = provenance()
+    ours = current_provenance()
     packages = {name: ours["packages"][name] for name in ("jaxdistill", "jax", "jaxlib", "numpy")}
     return {
         "device": ours["devices"]["kind"],

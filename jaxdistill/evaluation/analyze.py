@@ -69,7 +69,7 @@ def analyze(
         for name, verdict in (("correct", True), ("incorrect", False))
     }
     result = {"groups": {name: _summary(group) for name, group in groups.items() if group}}
-    return result | ({} if vocabulary is None else {"lexicon": _describe(vocabulary)})
+    return result | ({} if vocabulary is None else {"lexicon": _lexicon_facts(vocabulary)})
 
 
 def _count(
@@ -135,7 +135,7 @@ def _summary(group: Sequence[_Counted]) -> dict[str, Any]:
     }
 
 
-def _describe(vocabulary: Vocabulary) -> dict[str, Any]:
+def _lexicon_facts(vocabulary: Vocabulary) -> dict[str, Any]:
     lexicon = vocabulary.lexicon
     report = epistemic.examine(vocabulary.tokenizer, lexicon)
     return {

@@ -97,7 +97,7 @@ def named_split(name: str, limit: int | None) -> Split:
     return Split(name.removeprefix("toy:"), ToyTask(pool, numbers, 128 if limit is None else limit))
 
 
-def describe(records: list[dict[str, Any]], k: int) -> Iterator[str]:
+def summary_lines(records: list[dict[str, Any]], k: int) -> Iterator[str]:
     """An evaluation in lines for a person: accuracies with 95 % intervals over problems."""
     ids = [record["question_id"] for record in records]
     correct = [record["correct"] for record in records]

@@ -37,7 +37,7 @@ class Row(NamedTuple):
 
     @property
     def width(self) -> int:
-        return padded(len(self.informed)) + padded(len(self.response))
+        return padded_length(len(self.informed)) + padded_length(len(self.response))
 
 
 def score_pmi(
@@ -137,9 +137,9 @@ def _scored(
         )
 
     for batch in _batches(rows):
-        completion = _padded(tokenizers.right_pad, [row.response for row in batch], pad)
-        plain = _padded(tokenizers.left_pad, [row.plain for row in batch], pad)
-        informed = _padded(tokenizers.left_pad, [row.informed for row in batch], pad)
+        completion = _pad_rows(tokenizers.right_pad, [row.response for row in batch], pad)
+        plain = _pad_rows(tokenizers.left_pad, [row.plain for row in batch], pad)
+        informed = _pad_rows(tokenizers.left_pad, [row.informed for row in batch], pad)
         plain_logp_BT = np.asarray(logp(policy.params, plain, completion))
         informed_logp_BT = np.asarray(logp(policy.params, informed, completion))
         is_token_BT = completion[1] > 0
@@ -154,14 +154,14 @@ def _batches(rows: Sequence[Row]) -> Iterator[list[Row]]:
             yield alike[start : start + size]
 
 
-def _padded(pad_rows: Any, sequences: list[list[int]], pad: int) -> tuple[np.ndarray, np.ndarray]:
-    return pad_rows(sequences, pad, padded(max(map(len, sequences))))
+def _pad_rows(pad_rows: Any, sequences: list[list[int]], pad: int) -> tuple[np.ndarray, np.ndarray]:
+    return pad_rows(sequences, pad, padded_length(max(map(len, sequences))))
 
 
-def padded(length: int) -> int:
+def padded_length(length: int) -> int:
     """The power of two, 64 or more, that a sequence is padded to.
 
-    >>> padded(3), padded(65)
+    >>> padded_length(3), padded_length(65)
     (64, 128)
     """
     return max(64, 1 << (length - 1).bit_length())

@@ -88,9 +88,9 @@ def _top_k_of_blocks(rows_BV: Shaped[Array, "B V"], k: int) -> tuple[Array, Arra
     size = next(size for size in range(max(math.isqrt(V // k), 1), 0, -1) if V % size == 0)
     if 2 * (V // size + k * size) > V:  # too little to gain
         return jax.lax.top_k(rows_BV, k)
-    blocks_BZC = rows_BV.reshape(B, -1, size)
-    chosen_BK = jnp.sort(jax.lax.top_k(blocks_BZC.max(axis=-1), k)[1], axis=-1)
-    candidates_BKC = jnp.take_along_axis(blocks_BZC, chosen_BK[:, :, None], axis=1)
+    blocks_BXC = rows_BV.reshape(B, -1, size)
+    chosen_BK = jnp.sort(jax.lax.top_k(blocks_BXC.max(axis=-1), k)[1], axis=-1)
+    candidates_BKC = jnp.take_along_axis(blocks_BXC, chosen_BK[:, :, None], axis=1)
     values_BC, at_BC = jax.lax.top_k(candidates_BKC.reshape(B, -1), k)
     block_BC = jnp.take_along_axis(chosen_BK, at_BC // size, axis=1)
     return values_BC, block_BC * size + at_BC % size

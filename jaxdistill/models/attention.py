@@ -29,20 +29,20 @@ _TILE = 128
 
 
 def segments_of(
-    lengths_BX: Int[AnyArray, "B X"], S: int
+    lengths_BA: Int[AnyArray, "B A"], S: int
 ) -> tuple[Int[Array, "B S"], Int[Array, "B S"]]:
-    """Which of a packed row's X segments each slot lies in, and where in it, from 0.
+    """Which of a packed row's A segments each slot lies in, and where in it, from 0.
 
     Segments lie one after another from slot 0; what follows the last is one more, padding.
 
     >>> [x.tolist() for x in segments_of(jnp.array([[2, 0, 1]]), 5)]
     [[[0, 0, 2, 3, 3]], [[0, 1, 0, 0, 1]]]
     """
-    ends_BX = jnp.cumsum(jnp.asarray(lengths_BX), axis=1, dtype=jnp.int32)
+    ends_BA = jnp.cumsum(jnp.asarray(lengths_BA), axis=1, dtype=jnp.int32)
     slot_S = jnp.arange(S, dtype=jnp.int32)
-    segment_BS = jnp.sum(ends_BX[:, None, :] <= slot_S[None, :, None], axis=2, dtype=jnp.int32)
-    starts_BX = jnp.pad(ends_BX, ((0, 0), (1, 0)))
-    return segment_BS, slot_S[None, :] - jnp.take_along_axis(starts_BX, segment_BS, axis=1)
+    segment_BS = jnp.sum(ends_BA[:, None, :] <= slot_S[None, :, None], axis=2, dtype=jnp.int32)
+    starts_BA = jnp.pad(ends_BA, ((0, 0), (1, 0)))
+    return segment_BS, slot_S[None, :] - jnp.take_along_axis(starts_BA, segment_BS, axis=1)
 
 
 def causal_attention(
@@ -50,7 +50,7 @@ def causal_attention(
     k_BSKH: Float[Array, "B S K H"],
     v_BSKH: Float[Array, "B S K H"],
     *,
-    lengths_BX: Int[AnyArray, "B X"] | None = None,
+    lengths_BA: Int[AnyArray, "B A"] | None = None,
     window: int | None = None,
     implementation: str = "auto",
 ) -> Float[Array, "B S N H"]:
@@ -59,7 +59,7 @@ def causal_attention(
     Query head n reads key/value head n // G. There is no mask: real tokens come first in their
     row, so none of them sees the padding behind it. Softmax in float32; the result is in v's dtype.
 
-    With `lengths_BX` a row holds up to X segments, one after another, and a query sees keys of its
+    With `lengths_BA` a row holds up to X segments, one after another, and a query sees keys of its
     own segment alone; what stands at the padding after the last is finite, and seen by none.
 
     `implementation`: "xla" is the reference, "cudnn" the flash attention of NVIDIA GPUs, "splash"
@@ -76,21 +76,21 @@ def causal_attention(
     assert window is None or window >= 1, f"a window of {window} shows a query nothing"
     if window is not None and window >= S:
         window = None
-    is_packed = lengths_BX is not None
+    is_packed = lengths_BA is not None
     name = choose(implementation, sharding.platform(), v_BSKH.dtype, S, H, is_packed)
     if name == "xla":
-        return xla_attention(q_BSNH, k_BSKH, v_BSKH, window, lengths_BX)
+        return xla_attention(q_BSNH, k_BSKH, v_BSKH, window, lengths_BA)
     kernel = cudnn_attention if name == "cudnn" else splash_attention
 
-    def attend(q_BSKGH, k_BSKH, v_BSKH, lengths_BX=None) -> Array:
+    def attend(q_BSKGH, k_BSKH, v_BSKH, lengths_BA=None) -> Array:
         q_BSNH = q_BSKGH.reshape(*q_BSKGH.shape[:2], -1, H)
-        return kernel(q_BSNH, k_BSKH, v_BSKH, window, lengths_BX).reshape(q_BSKGH.shape)
+        return kernel(q_BSNH, k_BSKH, v_BSKH, window, lengths_BA).reshape(q_BSKGH.shape)
 
     # Queries by key/value head, so that a mesh splits both at the same places or neither.
     arrays = [q_BSNH.reshape(B, S, K, N // K, H), k_BSKH, v_BSKH]
     axes = ["BSKGH", "BSKH", "BSKH"]
     if is_packed:
-        arrays, axes = [*arrays, jnp.asarray(lengths_BX)], [*axes, "BX"]
+        arrays, axes = [*arrays, jnp.asarray(lengths_BA)], [*axes, "BX"]
     out_BSKGH = sharding.on_shards(attend, axes, "BSKGH")(*arrays)
     return out_BSKGH.reshape(B, S, N, H)
 
@@ -161,7 +161,7 @@ def xla_attention(
     k_BSKH: Float[Array, "B S K H"],
     v_BSKH: Float[Array, "B S K H"],
     window: int | None,
-    lengths_BX: Int[AnyArray, "B X"] | None = None,
+    lengths_BA: Int[AnyArray, "B A"] | None = None,
 ) -> Float[Array, "B S N H"]:
     """Two batched multiplications with all S x S scores between them, for any dtype."""
     B, S, N, H = q_BSNH.shape
@@ -175,8 +175,8 @@ def xla_attention(
     distance_SS = jnp.arange(S)[:, None] - jnp.arange(S)[None, :]
     visible_SS = (distance_SS >= 0) & (distance_SS < (S if window is None else window))
     visible_BSS = visible_SS[None]
-    if lengths_BX is not None:
-        segment_BS, _ = segments_of(lengths_BX, S)
+    if lengths_BA is not None:
+        segment_BS, _ = segments_of(lengths_BA, S)
         visible_BSS &= segment_BS[:, :, None] == segment_BS[:, None, :]
     scores_BKGSS = jnp.where(visible_BSS[:, None, None], scores_BKGSS, _UNSEEN)
     weights_BKGSS = jax.nn.softmax(scores_BKGSS, axis=-1).astype(v_BSKH.dtype)
@@ -191,7 +191,7 @@ def cudnn_attention(
     k_BSKH: Float[Array, "B S K H"],
     v_BSKH: Float[Array, "B S K H"],
     window: int | None,
-    lengths_BX: Int[AnyArray, "B X"] | None = None,
+    lengths_BA: Int[AnyArray, "B A"] | None = None,
 ) -> Float[Array, "B S N H"]:
     """cuDNN's flash attention: bfloat16 or float16, H up to 128, on one device's arrays.
 
@@ -201,8 +201,8 @@ def cudnn_attention(
     """
     S, H = q_BSNH.shape[1], q_BSNH.shape[3]
     q, k, v = (_pad(x, -S % _TILE, -H % 8) for x in (q_BSNH, k_BSKH, v_BSKH))
-    if lengths_BX is not None:
-        return _packed_cudnn_attention(q, k, v, window, lengths_BX, H**-0.5)[:, :S, :, :H]
+    if lengths_BA is not None:
+        return _packed_cudnn_attention(q, k, v, window, lengths_BA, H**-0.5)[:, :S, :, :H]
     out_BSNH = jax.nn.dot_product_attention(
         q,
         k,
@@ -220,31 +220,31 @@ def _packed_cudnn_attention(
     k_BSKH: Array,
     v_BSKH: Array,
     window: int | None,
-    lengths_BX: Int[AnyArray, "B X"],
+    lengths_BA: Int[AnyArray, "B A"],
     scale: float,
 ) -> Float[Array, "B S N H"]:
     """Each segment a sequence of its own: scores between segments are not even computed.
 
-    What is kept for the gradient beside the result, log-sums, is [B X, N, S] in float32.
+    What is kept for the gradient beside the result, log-sums, is [B A, N, S] in float32.
     """
     # Not public: `jax.nn.dot_product_attention` takes lengths, but no places where they begin.
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
     S, N, K = *q_BSNH.shape[1:3], k_BSKH.shape[2]
-    real_BS11 = (jnp.sum(lengths_BX, axis=1)[:, None] > jnp.arange(S)[None, :])[..., None, None]
+    real_BS11 = (jnp.sum(lengths_BA, axis=1)[:, None] > jnp.arange(S)[None, :])[..., None, None]
     if jax.__version_info__ < (0, 12):
         # Older versions find a key's segment by the queries' stride (jax-ml/jax#39521).
         k_BSKH, v_BSKH = (jnp.repeat(x, N // K, axis=2) for x in (k_BSKH, v_BSKH))
     # cuDNN neither reads nor writes the padding: what is in its memory there may be NaN, of the
     # output and, in the gradient of this line, of the three inputs' cotangents.
     qkv = [jnp.where(real_BS11, x, 0) for x in (q_BSNH, k_BSKH, v_BSKH)]
-    seqlens_BX, offsets_BX = cudnn_places(lengths_BX)
+    seqlens_BA, offsets_BA = cudnn_places(lengths_BA)
     out_BSNH: Any = cudnn.dot_product_attention(
         *qkv,
-        q_seqlen=seqlens_BX,
-        kv_seqlen=seqlens_BX,
-        q_offsets=offsets_BX,
-        kv_offsets=offsets_BX,
+        q_seqlen=seqlens_BA,
+        kv_seqlen=seqlens_BA,
+        q_offsets=offsets_BA,
+        kv_offsets=offsets_BA,
         scale=scale,
         mask_type=cudnn.MaskType.PADDING_CAUSAL,
         sliding_window_length=window,
@@ -253,8 +253,8 @@ def _packed_cudnn_attention(
 
 
 def cudnn_places(
-    lengths_BX: Int[AnyArray, "B X"],
-) -> tuple[Int[Array, "B X"], Int[Array, "B X+1"]]:
+    lengths_BA: Int[AnyArray, "B A"],
+) -> tuple[Int[Array, "B A"], Int[Array, "B A+1"]]:
     """Lengths and first slots as cuDNN's packing takes them: -1 for an empty segment in both.
 
     One more slot than segments, always -1. One segment alone would not be taken for a pack.
@@ -262,11 +262,11 @@ def cudnn_places(
     >>> [x.tolist() for x in cudnn_places(jnp.array([[2, 0, 1]]))]
     [[[2, -1, 1]], [[0, -1, 2, -1]]]
     """
-    lengths_BX = jnp.asarray(lengths_BX, jnp.int32)
-    lengths_BX = jnp.pad(lengths_BX, ((0, 0), (0, max(2 - lengths_BX.shape[1], 0))))
-    starts_BX = jnp.cumsum(lengths_BX, axis=1, dtype=jnp.int32) - lengths_BX
-    lengths_BX, starts_BX = (jnp.where(lengths_BX > 0, x, -1) for x in (lengths_BX, starts_BX))
-    return lengths_BX, jnp.pad(starts_BX, ((0, 0), (0, 1)), constant_values=-1)
+    lengths_BA = jnp.asarray(lengths_BA, jnp.int32)
+    lengths_BA = jnp.pad(lengths_BA, ((0, 0), (0, max(2 - lengths_BA.shape[1], 0))))
+    starts_BA = jnp.cumsum(lengths_BA, axis=1, dtype=jnp.int32) - lengths_BA
+    lengths_BA, starts_BA = (jnp.where(lengths_BA > 0, x, -1) for x in (lengths_BA, starts_BA))
+    return lengths_BA, jnp.pad(starts_BA, ((0, 0), (0, 1)), constant_values=-1)
 
 
 def splash_attention(
@@ -274,7 +274,7 @@ def splash_attention(
     k_BSKH: Float[Array, "B S K H"],
     v_BSKH: Float[Array, "B S K H"],
     window: int | None,
-    lengths_BX: Int[AnyArray, "B X"] | None = None,
+    lengths_BA: Int[AnyArray, "B A"] | None = None,
     *,
     interpret: bool = False,
 ) -> Float[Array, "B S N H"]:
@@ -292,14 +292,14 @@ def splash_attention(
     scaled_BSNH = (q_BSNH.astype(jnp.float32) * H**-0.5).astype(q_BSNH.dtype)
     heads_first = [_pad(x, padded - S, 0).swapaxes(1, 2) for x in (scaled_BSNH, k_BSKH, v_BSKH)]
     kernel = _splash_kernel(padded, N, window, block, interpret)
-    segment_ids = None if lengths_BX is None else _segment_ids(lengths_BX, padded)
+    segment_ids = None if lengths_BA is None else _segment_ids(lengths_BA, padded)
     return jax.vmap(kernel)(*heads_first, segment_ids).swapaxes(1, 2)[:, :S]
 
 
-def _segment_ids(lengths_BX: Int[AnyArray, "B X"], S: int) -> Any:
+def _segment_ids(lengths_BA: Int[AnyArray, "B A"], S: int) -> Any:
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-    segment_BS, _ = segments_of(lengths_BX, S)
+    segment_BS, _ = segments_of(lengths_BA, S)
     return splash.SegmentIds(q=segment_BS, kv=segment_BS)
 
 

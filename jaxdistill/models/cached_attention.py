@@ -2,10 +2,10 @@
 
 A layer's cache is a pool of M pages of S positions: k and v [W, K, M, S, H], a pool for each part
 (W) of the rows, which lies on the devices that have those rows. Position t of a row is position
-t % S of page `pages_BI[row, t // S]`. Without such a table the pool is as long as the part and
+t % S of page `pages_BY[row, t // S]`. Without such a table the pool is as long as the part and
 row b's only page is the b-th: then XLA reads it as it lies.
 
-`xla_attention` is the reference; it gathers the pages of a table. `tpu_attention` and, for NVIDIA
+`xla_cached_attention` is the reference; it gathers a table's pages. `tpu_attention` and, for NVIDIA
 GPUs, `kernel_attention` read the positions in use alone. On a GPU what else is to be done for a
 head, its norm, its rotation and the write to the cache, happens in the same launch, because at a
 few microseconds each the small kernels of a layer take as long as its attention.
@@ -58,14 +58,14 @@ def has_tpu_kernel(head_dim: int, page: int, dtype: DTypeLike, window: int | Non
     return is_tpu and head_dim % 128 == 0 and page % PAGE == 0 and dtype == jnp.bfloat16
 
 
-def xla_attention(
+def xla_cached_attention(
     q_BNH: Float[Array, "B N H"],
     k_BKH: Float[Array, "B K H"],
     v_BKH: Float[Array, "B K H"],
     k_WKMSH: Pool,
     v_WKMSH: Pool,
     length_B: Int[Array, " B"],
-    pages_BI: Int[Array, "B I"] | None = None,
+    pages_BY: Int[Array, "B Y"] | None = None,
     *,
     window: int | None = None,
 ) -> Attended:
@@ -75,8 +75,8 @@ def xla_attention(
     full row loses the token. Query head n reads key/value head n // G; softmax in float32. Under a
     mesh each device does its own rows and key/value heads. Ainslie et al. 2023, arXiv 2305.13245.
     """
-    attend = functools.partial(_xla_attend, window=window, is_whole=pages_BI is None)
-    return _on_own_pages(attend, q_BNH, k_BKH, v_BKH, k_WKMSH, v_WKMSH, length_B, pages_BI)
+    attend = functools.partial(_xla_attend, window=window, is_whole=pages_BY is None)
+    return _on_own_pages(attend, q_BNH, k_BKH, v_BKH, k_WKMSH, v_WKMSH, length_B, pages_BY)
 
 
 def tpu_attention(
@@ -86,23 +86,23 @@ def tpu_attention(
     k_WKMSH: Float[Array, "W K M S H"],
     v_WKMSH: Float[Array, "W K M S H"],
     length_B: Int[Array, " B"],
-    pages_BI: Int[Array, "B I"] | None = None,
+    pages_BY: Int[Array, "B Y"] | None = None,
 ) -> Attended:
-    """`xla_attention` that reads the positions in use alone, by JAX's Pallas kernel for TPU."""
-    attend = functools.partial(_tpu_attend, is_whole=pages_BI is None)
-    return _on_own_pages(attend, q_BNH, k_BKH, v_BKH, k_WKMSH, v_WKMSH, length_B, pages_BI)
+    """`xla_cached_attention` of the filled part alone, by JAX's Pallas kernel for TPU."""
+    attend = functools.partial(_tpu_attend, is_whole=pages_BY is None)
+    return _on_own_pages(attend, q_BNH, k_BKH, v_BKH, k_WKMSH, v_WKMSH, length_B, pages_BY)
 
 
 def _on_own_pages(
-    attend: Callable[..., Attended], q_BNH, k_BKH, v_BKH, k_WKMSH, v_WKMSH, length_B, pages_BI
+    attend: Callable[..., Attended], q_BNH, k_BKH, v_BKH, k_WKMSH, v_WKMSH, length_B, pages_BY
 ) -> Attended:
     """`attend` on each device, where W is 1 and a table counts the device's own pages."""
     (B, N, H), K = q_BNH.shape, k_BKH.shape[1]
     pools = pool_axes(k_WKMSH), pool_axes(v_WKMSH)
-    local = sharding.on_shards(attend, ("BKGH", "BKH", "BKH", *pools, "B", "BI"), ("BKGH", *pools))
-    pages_BI = _own_pages(k_WKMSH) if pages_BI is None else pages_BI
+    local = sharding.on_shards(attend, ("BKGH", "BKH", "BKH", *pools, "B", "BY"), ("BKGH", *pools))
+    pages_BY = _own_pages(k_WKMSH) if pages_BY is None else pages_BY
     q_BKGH = q_BNH.reshape(B, K, N // K, H)
-    out_BKGH, *cache = local(q_BKGH, k_BKH, v_BKH, k_WKMSH, v_WKMSH, length_B, pages_BI)
+    out_BKGH, *cache = local(q_BKGH, k_BKH, v_BKH, k_WKMSH, v_WKMSH, length_B, pages_BY)
     return out_BKGH.reshape(B, N, H), *cache
 
 
@@ -112,10 +112,10 @@ def _own_pages(k_WKMSH: Pool) -> Int[Array, "B 1"]:
     return jnp.tile(jnp.arange(M, dtype=jnp.int32), W)[:, None]
 
 
-def _append(pool_WKMSH: Pool, new_BKH: Array, length_B: Array, pages_BI: Array) -> Any:
+def _append(pool_WKMSH: Pool, new_BKH: Array, length_B: Array, pages_BY: Array) -> Any:
     _, K, M, S, _ = pool_WKMSH.shape
     page_B1 = jnp.take_along_axis(
-        pages_BI, (length_B // S)[:, None], axis=1, mode="fill", fill_value=M
+        pages_BY, (length_B // S)[:, None], axis=1, mode="fill", fill_value=M
     )
     heads_K1, page_1B, slot_1B = jnp.arange(K)[:, None], page_B1.T, (length_B % S)[None, :]
 
@@ -128,29 +128,29 @@ def _append(pool_WKMSH: Pool, new_BKH: Array, length_B: Array, pages_BI: Array) 
 
 
 def _xla_attend(
-    q_BKGH, k_BKH, v_BKH, k_WKMSH, v_WKMSH, length_B, pages_BI, *, window, is_whole
+    q_BKGH, k_BKH, v_BKH, k_WKMSH, v_WKMSH, length_B, pages_BY, *, window, is_whole
 ) -> Attended:
     """The cache lies as its multiplications read it.
 
     With S before K XLA would transpose the whole cache of every layer at every token.
     """
-    k_WKMSH = _append(k_WKMSH, k_BKH, length_B, pages_BI)
-    v_WKMSH = _append(v_WKMSH, v_BKH, length_B, pages_BI)
+    k_WKMSH = _append(k_WKMSH, k_BKH, length_B, pages_BY)
+    v_WKMSH = _append(v_WKMSH, v_BKH, length_B, pages_BY)
     S, H = k_WKMSH.shape[3:]
     first_B1 = jnp.zeros_like(length_B)[:, None]  # the first page that is seen
     if is_whole:
         k_KBSH, v_KBSH = jax.tree.map(lambda x_WKMSH: x_WKMSH[0], (k_WKMSH, v_WKMSH))
     else:
         if window is not None:
-            num_seen = min((window + S - 2) // S + 1, pages_BI.shape[1])
+            num_seen = min((window + S - 2) // S + 1, pages_BY.shape[1])
             first_B1 = jnp.maximum(length_B - window + 1, 0)[:, None] // S
-            first_B1 = jnp.minimum(first_B1, pages_BI.shape[1] - num_seen)
-            seen_BI = first_B1 + jnp.arange(num_seen)[None, :]
-            pages_BI = jnp.take_along_axis(pages_BI, seen_BI, axis=1)
+            first_B1 = jnp.minimum(first_B1, pages_BY.shape[1] - num_seen)
+            seen_BY = first_B1 + jnp.arange(num_seen)[None, :]
+            pages_BY = jnp.take_along_axis(pages_BY, seen_BY, axis=1)
 
         def gather(x_WKMSH):
             _, K, _, _, *width = x_WKMSH.shape  # scales have none
-            return x_WKMSH[0][:, pages_BI].reshape(K, pages_BI.shape[0], -1, *width)
+            return x_WKMSH[0][:, pages_BY].reshape(K, pages_BY.shape[0], -1, *width)
 
         k_KBSH, v_KBSH = jax.tree.map(gather, (k_WKMSH, v_WKMSH))
     k_scale_KB1S = v_scale_KB1S = None
@@ -175,25 +175,25 @@ def _xla_attend(
 
 
 def _tpu_attend(
-    q_BKGH, k_BKH, v_BKH, k_WKMSH, v_WKMSH, length_B, pages_BI, *, is_whole
+    q_BKGH, k_BKH, v_BKH, k_WKMSH, v_WKMSH, length_B, pages_BY, *, is_whole
 ) -> Attended:
     # Here because it is long to import and only TPUs need it.
     from jax.experimental.pallas.ops.tpu.paged_attention import paged_attention
 
-    k_WKMSH = _append(k_WKMSH, k_BKH, length_B, pages_BI)
-    v_WKMSH = _append(v_WKMSH, v_BKH, length_B, pages_BI)
+    k_WKMSH = _append(k_WKMSH, k_BKH, length_B, pages_BY)
+    v_WKMSH = _append(v_WKMSH, v_BKH, length_B, pages_BY)
     (B, K, G, H), (_, _, M, S, _) = q_BKGH.shape, k_WKMSH.shape
     if is_whole:  # a page of any length would have to fit the fast memory
         num_pages = S // PAGE
-        pages_BI = pages_BI * num_pages + jnp.arange(num_pages, dtype=jnp.int32)[None, :]
+        pages_BY = pages_BY * num_pages + jnp.arange(num_pages, dtype=jnp.int32)[None, :]
         M, S = M * num_pages, PAGE
     k_KMSH, v_KMSH = (x.reshape(K, M, S, H) for x in (k_WKMSH, v_WKMSH))
     # The kernel does not scale its scores, and takes float32 queries as they are.
     q_BNH = (q_BKGH.astype(jnp.float32) * H**-0.5).reshape(B, K * G, H)
-    length_B = jnp.minimum(length_B + 1, pages_BI.shape[1] * S)
+    length_B = jnp.minimum(length_B + 1, pages_BY.shape[1] * S)
     out_BNH = paged_attention(
-        q_BNH, k_KMSH, v_KMSH, length_B.astype(jnp.int32), pages_BI,
-        pages_per_compute_block=pages_at_a_time(pages_BI.shape[1]),
+        q_BNH, k_KMSH, v_KMSH, length_B.astype(jnp.int32), pages_BY,
+        pages_per_compute_block=pages_at_a_time(pages_BY.shape[1]),
     )  # fmt: skip
     return out_BNH.reshape(B, K, G, H).astype(v_KMSH.dtype), k_WKMSH, v_WKMSH
 
@@ -213,13 +213,13 @@ def kernel_attention(
     k_WKMSH: Pool,
     v_WKMSH: Pool,
     length_B: Int[Array, " B"],
-    pages_BI: Int[Array, "B I"] | None = None,
+    pages_BY: Int[Array, "B Y"] | None = None,
     *,
     eps: float,
     window: int | None = None,
     **tuning: Any,
 ) -> Attended:
-    """`xla_attention` of heads as the projection gives them: G queries, a key and a value (X).
+    """`xla_cached_attention` of heads as projected: G queries, a key and a value (X).
 
     Queries and keys are normed by the two scales and turned by cosine and sine; None: they come so.
     Under a mesh each device does its own rows and key/value heads.
@@ -228,9 +228,9 @@ def kernel_attention(
     # A kernel has no absent arguments: what it is not to read is a dummy.
     norms = norms_H or (jnp.zeros(H),) * 2
     rotary = rotary_Bh or (jnp.zeros((B, H // 2)),) * 2
-    is_whole, pages_axes = pages_BI is None, "BI"
-    if pages_BI is None:
-        pages_BI, pages_axes = jnp.zeros((1, 1), jnp.int32), "XX"
+    is_whole, pages_axes = pages_BY is None, "BY"
+    if pages_BY is None:
+        pages_BY, pages_axes = jnp.zeros((1, 1), jnp.int32), "XX"
     pools = pool_axes(k_WKMSH), pool_axes(v_WKMSH)
     local = sharding.on_shards(
         functools.partial(
@@ -240,16 +240,16 @@ def kernel_attention(
         ("BKXH", "H", "H", "BX", "BX", *pools, pages_axes, "B"),
         ("BKXH", *pools),
     )  # fmt: skip
-    out_BKGH, *cache = local(qkv_BKXH, *norms, *rotary, k_WKMSH, v_WKMSH, pages_BI, length_B)
+    out_BKGH, *cache = local(qkv_BKXH, *norms, *rotary, k_WKMSH, v_WKMSH, pages_BY, length_B)
     return out_BKGH.reshape(B, K * (X - 2), H), *cache
 
 
 def _attend(
-    qkv_BKXH, q_norm_H, k_norm_H, cos_Bh, sin_Bh, k_WKMSH, v_WKMSH, pages_BI, length_B, *,
+    qkv_BKXH, q_norm_H, k_norm_H, cos_Bh, sin_Bh, k_WKMSH, v_WKMSH, pages_BY, length_B, *,
     is_whole: bool, interpret: bool = False, chunk: int = 0, block: int = 64, warps: int = 4,
     stages: int = 2, **static: Any,
 ) -> Attended:  # fmt: skip
-    """A program for each row, key/value head and part (Z) of the positions.
+    """A program for each row, key/value head and part (O) of the positions.
 
     Parts are joined by their log-sums (Dao et al. 2023, Flash-Decoding); one that lies beyond its
     row's end reads nothing. With `interpret` it runs anywhere, slowly.
@@ -257,14 +257,14 @@ def _attend(
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton
 
-    (B, K, X, H), (_, _, M, S, _), I = qkv_BKXH.shape, k_WKMSH.shape, pages_BI.shape[1]
-    assert I == 1 or S % block == 0, f"a block of {block} positions lies in one page of {S}"
-    chunk = chunk or _chunk(B * K, I * S, block)
-    Z, Y = pl.cdiv(I * S, chunk), _queries_of_a_product(X - 2)
+    (B, K, X, H), (_, _, M, S, _), Y = qkv_BKXH.shape, k_WKMSH.shape, pages_BY.shape[1]
+    assert Y == 1 or S % block == 0, f"a block of {block} positions lies in one page of {S}"
+    chunk = chunk or _chunk(B * K, Y * S, block)
+    O, num_queries = pl.cdiv(Y * S, chunk), _queries_of_a_product(X - 2)
 
     def spec(axes: str, *sizes: int):
         """A program's own of each letter in `axes`, and of the sizes all."""
-        at = lambda *ids: tuple(ids["BKZ".index(a)] for a in axes) + (0,) * len(sizes)  # noqa: E731
+        at = lambda *ids: tuple(ids["BKO".index(a)] for a in axes) + (0,) * len(sizes)  # noqa: E731
         return pl.BlockSpec((None,) * len(axes) + sizes, at)
 
     def pages(x_WKMSH):
@@ -275,11 +275,11 @@ def _attend(
 
     pools = k_WKMSH, v_WKMSH
     like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)  # noqa: E731
-    out_BKZGH, logsum_BKZG, k_WKMSH, v_WKMSH = pl.pallas_call(
+    out_BKOGH, logsum_BKOG, k_WKMSH, v_WKMSH = pl.pallas_call(
         functools.partial(
             _attend_part, G=X - 2, chunk=chunk, block=block, is_whole=is_whole, **static
         ),
-        grid=(B, K, Z),
+        grid=(B, K, O),
         in_specs=[
             spec("BK", X, H),
             spec("", H),
@@ -287,24 +287,28 @@ def _attend(
             spec("B", H // 2),
             spec("B", H // 2),
             *jax.tree.map(pages, pools),
-            spec("" if is_whole else "B", *((1, 1) if is_whole else (I,))),
+            spec("" if is_whole else "B", *((1, 1) if is_whole else (Y,))),
             spec("B"),
         ],
-        out_specs=[spec("BKZ", Y, H), spec("BKZ", Y), *jax.tree.map(pages, pools)],
+        out_specs=[
+            spec("BKO", num_queries, H),
+            spec("BKO", num_queries),
+            *jax.tree.map(pages, pools),
+        ],
         out_shape=[
-            jax.ShapeDtypeStruct((B, K, Z, X - 2, H), qkv_BKXH.dtype if Z == 1 else jnp.float32),
-            jax.ShapeDtypeStruct((B, K, Z, X - 2), jnp.float32),
+            jax.ShapeDtypeStruct((B, K, O, X - 2, H), qkv_BKXH.dtype if O == 1 else jnp.float32),
+            jax.ShapeDtypeStruct((B, K, O, X - 2), jnp.float32),
             *jax.tree.map(like, pools),
         ],
         input_output_aliases={5 + i: 2 + i for i in range(len(jax.tree.leaves(pools)))},
         compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages),
         interpret=interpret,
         name="append_and_attend",
-    )(qkv_BKXH, q_norm_H, k_norm_H, cos_Bh, sin_Bh, k_WKMSH, v_WKMSH, pages_BI, length_B)
-    if Z == 1:
-        return out_BKZGH[:, :, 0], k_WKMSH, v_WKMSH
-    weights_BKZG = jax.nn.softmax(logsum_BKZG, axis=2)
-    out_BKGH = jnp.sum(out_BKZGH * weights_BKZG[..., None], axis=2)
+    )(qkv_BKXH, q_norm_H, k_norm_H, cos_Bh, sin_Bh, k_WKMSH, v_WKMSH, pages_BY, length_B)
+    if O == 1:
+        return out_BKOGH[:, :, 0], k_WKMSH, v_WKMSH
+    weights_BKOG = jax.nn.softmax(logsum_BKOG, axis=2)
+    out_BKGH = jnp.sum(out_BKOGH * weights_BKOG[..., None], axis=2)
     return out_BKGH.astype(qkv_BKXH.dtype), k_WKMSH, v_WKMSH
 
 
@@ -332,15 +336,15 @@ def _attend_part(
 
     _, S, H = k_ref.shape  # of its pool a program reads the pages of its row
     num_positions = S if is_whole else pages_ref.shape[0] * S
-    query_Y = jnp.arange(_queries_of_a_product(G))
-    is_query_Y = query_Y < G
+    query_G = jnp.arange(_queries_of_a_product(G))
+    is_query_G = query_G < G
 
-    def head(row_Y, norm_ref):
+    def head(row_G, norm_ref):
         rotary = (cos_ref, sin_ref) if is_turned else None
-        return _head(qkv_ref, row_Y, norm_ref if is_normed else None, rotary, eps)
+        return _head(qkv_ref, row_G, norm_ref if is_normed else None, rotary, eps)
 
     # Beyond G the last query again: its results are dropped.
-    q_YH = head(jnp.minimum(query_Y, G - 1), q_norm_ref)
+    q_GH = head(jnp.minimum(query_G, G - 1), q_norm_ref)
     new_k_1H = head(jnp.full(1, G), k_norm_ref)
     new_v_H = qkv_ref[G + 1, :]
     new_k, new_v = new_k_1H, new_v_H
@@ -353,7 +357,7 @@ def _attend_part(
     end = jnp.minimum(length, (part + 1) * chunk)
     seen_from = 0 if window is None else jnp.maximum(length - window + 1, 0)
     begin = jnp.maximum(part * chunk, seen_from)
-    precision = jax.lax.Precision.HIGHEST if q_YH.dtype == jnp.float32 else None
+    precision = jax.lax.Precision.HIGHEST if q_GH.dtype == jnp.float32 else None
 
     def place(position):
         """The page, and where in it."""
@@ -362,7 +366,7 @@ def _attend_part(
         return pages_ref[position // S], position % S
 
     def one_block(i, carry):
-        out_YH, top_Y, total_Y = carry
+        out_GH, top_G, total_G = carry
         slot_C = i * block + jnp.arange(block)
         is_seen_C = (slot_C >= begin) & (slot_C < end)
         page, slot = place(i * block)
@@ -372,39 +376,39 @@ def _attend_part(
             """A block as it multiplies, and the scales of its numbers where they are int8."""
             if not is_quantized:
                 return triton.load(ref.at[here], mask=mask, other=0.0), None
-            values_CH = triton.load(ref.values.at[here], mask=mask, other=0).astype(q_YH.dtype)
+            values_CH = triton.load(ref.values.at[here], mask=mask, other=0).astype(q_GH.dtype)
             scale_C = triton.load(ref.scale.at[here], mask=is_seen_C, other=0.0)
             return values_CH, scale_C[None, :]
 
         k_CH, k_scale_1C = load(k_ref)
-        scores_YC = triton.dot(q_YH, k_CH, trans_b=True, precision=precision) * scale
+        scores_GC = triton.dot(q_GH, k_CH, trans_b=True, precision=precision) * scale
         if k_scale_1C is not None:
-            scores_YC *= k_scale_1C
-        scores_YC = jnp.where(is_seen_C[None, :], scores_YC, _UNSEEN)
-        new_top_Y = jnp.maximum(top_Y, jnp.max(scores_YC, axis=1))
-        weights_YC = jnp.exp(scores_YC - new_top_Y[:, None])
-        decay_Y = jnp.exp(top_Y - new_top_Y)
+            scores_GC *= k_scale_1C
+        scores_GC = jnp.where(is_seen_C[None, :], scores_GC, _UNSEEN)
+        new_top_G = jnp.maximum(top_G, jnp.max(scores_GC, axis=1))
+        weights_GC = jnp.exp(scores_GC - new_top_G[:, None])
+        decay_G = jnp.exp(top_G - new_top_G)
         v_CH, v_scale_1C = load(v_ref)
-        scaled_YC = weights_YC if v_scale_1C is None else weights_YC * v_scale_1C
-        added_YH = triton.dot(scaled_YC.astype(v_CH.dtype), v_CH, precision=precision)
-        total_Y = total_Y * decay_Y + jnp.sum(weights_YC, axis=1)
-        return out_YH * decay_Y[:, None] + added_YH, new_top_Y, total_Y
+        scaled_GC = weights_GC if v_scale_1C is None else weights_GC * v_scale_1C
+        added_GH = triton.dot(scaled_GC.astype(v_CH.dtype), v_CH, precision=precision)
+        total_G = total_G * decay_G + jnp.sum(weights_GC, axis=1)
+        return out_GH * decay_G[:, None] + added_GH, new_top_G, total_G
 
     # The first part begins with the new token itself, which need not come back from the cache.
     is_first = part == 0
-    own_Y = jnp.sum(q_YH.astype(jnp.float32) * new_k_1H.astype(jnp.float32), axis=1) * scale
+    own_G = jnp.sum(q_GH.astype(jnp.float32) * new_k_1H.astype(jnp.float32), axis=1) * scale
     out_1H = jnp.where(is_first, new_v_H.astype(jnp.float32), 0.0)[None, :]
     carry = (
-        jnp.broadcast_to(out_1H, q_YH.shape),
-        jnp.where(is_first, own_Y, _UNSEEN),
-        jnp.where(is_first, jnp.ones(own_Y.shape), jnp.zeros(own_Y.shape)),
+        jnp.broadcast_to(out_1H, q_GH.shape),
+        jnp.where(is_first, own_G, _UNSEEN),
+        jnp.where(is_first, jnp.ones(own_G.shape), jnp.zeros(own_G.shape)),
     )
     blocks = begin // block, pl.cdiv(jnp.maximum(end, begin), block)
-    out_YH, top_Y, total_Y = jax.lax.fori_loop(*blocks, one_block, carry)
-    total_Y = jnp.maximum(total_Y, 1e-30)
-    out_YH = (out_YH / total_Y[:, None]).astype(out_ref.dtype)
-    triton.store(out_ref, out_YH, mask=is_query_Y[:, None])
-    triton.store(logsum_ref, top_Y + jnp.log(total_Y), mask=is_query_Y)
+    out_GH, top_G, total_G = jax.lax.fori_loop(*blocks, one_block, carry)
+    total_G = jnp.maximum(total_G, 1e-30)
+    out_GH = (out_GH / total_G[:, None]).astype(out_ref.dtype)
+    triton.store(out_ref, out_GH, mask=is_query_G[:, None])
+    triton.store(logsum_ref, top_G + jnp.log(total_G), mask=is_query_G)
 
     @pl.when(is_first & (length < num_positions))
     def _():
@@ -415,27 +419,27 @@ def _attend_part(
             ref[page, slot, ...] = x
 
 
-def _head(qkv_ref, row_Y: Array, norm_ref, rotary: tuple | None, eps: float) -> Array:
+def _head(qkv_ref, row_G: Array, norm_ref, rotary: tuple | None, eps: float) -> Array:
     """Rows of qkv as they are compared: normed as `rms_norm`, turned as `apply_rope` does it."""
     H, dtype = qkv_ref.shape[-1], qkv_ref.dtype
     half, column_H = H // 2, jnp.arange(H)
 
     def read(column_H):
-        return qkv_ref[row_Y[:, None], column_H[None, :]].astype(jnp.float32)
+        return qkv_ref[row_G[:, None], column_H[None, :]].astype(jnp.float32)
 
-    def normed(x_YH, column_H):
+    def normed(x_GH, column_H):
         if norm_ref is None:
-            return x_YH
+            return x_GH
         scale_1H = norm_ref[column_H].astype(jnp.float32)[None, :]
-        return (x_YH * inverse_Y1 * scale_1H).astype(dtype).astype(jnp.float32)
+        return (x_GH * inverse_G1 * scale_1H).astype(dtype).astype(jnp.float32)
 
-    x_YH = read(column_H)
-    inverse_Y1 = jax.lax.rsqrt(jnp.sum(x_YH * x_YH, axis=1) / H + eps)[:, None]
-    x_YH = normed(x_YH, column_H)
+    x_GH = read(column_H)
+    inverse_G1 = jax.lax.rsqrt(jnp.sum(x_GH * x_GH, axis=1) / H + eps)[:, None]
+    x_GH = normed(x_GH, column_H)
     if rotary is not None:
         # The other of each pair (i, i + H/2) is read again: registers cannot be cut in two.
         other_H = (column_H + half) % H
         cos_H, sin_H = (ref[column_H % half] for ref in rotary)
         sin_H = jnp.where(column_H < half, -sin_H, sin_H)
-        x_YH = x_YH * cos_H[None, :] + normed(read(other_H), other_H) * sin_H[None, :]
-    return x_YH.astype(dtype)
+        x_GH = x_GH * cos_H[None, :] + normed(read(other_H), other_H) * sin_H[None, :]
+    return x_GH.astype(dtype)

@@ -43,21 +43,21 @@ def packed_completion_hidden(
     params: Any,
     config: ModelConfig,
     tokens_BS: Int[AnyArray, "B S"],
-    lengths_BX: Int[AnyArray, "B X"],
-    completion_lengths_BX: Int[AnyArray, "B X"],
+    lengths_BA: Int[AnyArray, "B A"],
+    completion_lengths_BA: Int[AnyArray, "B A"],
     num_positions: int,
     **how: Any,
 ) -> Float[Array, "B T D"]:
-    """The same of packed rows: up to X prompts, each with its completion (`lengths_BX` of both).
+    """The same of packed rows: up to A prompts, each with its completion (`lengths_BA` of both).
 
     The completions' positions stand one after another, as the sequences do, T = `num_positions`.
     """
-    hidden_BSD = decoder.packed_hidden_states(params, config, tokens_BS, lengths_BX, **how)
-    segment_BT, index_BT = segments_of(completion_lengths_BX, num_positions)
-    is_real_BT = segment_BT < lengths_BX.shape[1]
+    hidden_BSD = decoder.packed_hidden_states(params, config, tokens_BS, lengths_BA, **how)
+    segment_BT, index_BT = segments_of(completion_lengths_BA, num_positions)
+    is_real_BT = segment_BT < lengths_BA.shape[1]
     # A completion's first token is predicted one slot before it.
-    first_BX = jnp.cumsum(lengths_BX, axis=1) - completion_lengths_BX - 1
-    first_BT = jnp.take_along_axis(first_BX, jnp.where(is_real_BT, segment_BT, 0), axis=1)
+    first_BA = jnp.cumsum(lengths_BA, axis=1) - completion_lengths_BA - 1
+    first_BT = jnp.take_along_axis(first_BA, jnp.where(is_real_BT, segment_BT, 0), axis=1)
     slot_BT = jnp.where(is_real_BT, first_BT + index_BT, 0)
     hidden_BTD = jnp.take_along_axis(constrain(hidden_BSD, "BSD"), slot_BT[:, :, None], axis=1)
     return constrain(hidden_BTD, "BTD")
@@ -91,13 +91,13 @@ def hidden_of_prompts(
         ]
     if num == 0:
         return []
-    ids_XP, mask_XP = (
+    ids_BP, mask_BP = (
         _stack_rows([jnp.pad(x, ((0, 0), (max(widths) - x.shape[1], 0))) for x in some])
         for some in zip(*prompts)
     )
     completions = (_stack_rows([x] * num) for x in (completion_ids_BT, completion_mask_BT))
-    hidden_XTD = completion_hidden(params, config, ids_XP, mask_XP, *completions, **how)
-    hidden_BXTD = hidden_XTD.reshape(-1, num, *hidden_XTD.shape[1:])
+    hidden_BTD = completion_hidden(params, config, ids_BP, mask_BP, *completions, **how)
+    hidden_BXTD = hidden_BTD.reshape(-1, num, *hidden_BTD.shape[1:])
     return [hidden_BXTD[:, i] for i in range(num)]
 
 
@@ -136,8 +136,8 @@ def token_logp(
         hidden_BCD, tokens_BC = inputs
         return logp_of(logits_of(hidden_BCD, head_DV, temperature), tokens_BC)
 
-    logp_ZBC = _map_chunks(score, (hidden_BTD, tokens_BT), chunk)
-    logp_BT = jnp.moveaxis(logp_ZBC, 0, 1).reshape(tokens_BT.shape[0], -1)
+    logp_XBC = _map_chunks(score, (hidden_BTD, tokens_BT), chunk)
+    logp_BT = jnp.moveaxis(logp_XBC, 0, 1).reshape(tokens_BT.shape[0], -1)
     return logp_BT[:, : tokens_BT.shape[1]]
 
 

@@ -11,7 +11,7 @@ LayerKind = Literal["full", "sliding"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A decoder-only transformer; the fields are the axes of its parameters (DESIGN's alphabet).
+    """A decoder-only transformer; the fields are the axes of its parameters (`axes`).
 
     Raises UserError when the sizes cannot belong together.
     """

@@ -28,7 +28,7 @@ from jaxdistill.models.cached_attention import (
     kernel_attention,
     pool_axes,
     tpu_attention,
-    xla_attention,
+    xla_cached_attention,
 )
 from jaxdistill.models.config import LayerKind, ModelConfig
 from jaxdistill.models.layers import rms_norm, swiglu
@@ -166,21 +166,21 @@ def packed_hidden_states(
     params: nnx.State | Stacked,
     config: ModelConfig,
     tokens_BS: Tokens_BS,
-    lengths_BX: Int[AnyArray, "B X"],
+    lengths_BA: Int[AnyArray, "B A"],
     *,
     dtype: DTypeLike = jnp.float32,
     remat: Remat = "none",
     attention: str = "auto",
 ) -> Float[Array, "B S D"]:
-    """`hidden_states` of rows that hold up to X sequences each, one after another from slot 0.
+    """`hidden_states` of rows that hold up to A sequences each, one after another from slot 0.
 
     Every sequence has what it would have in a row of its own; what follows the last is padding.
     """
     model = params if isinstance(params, Stacked) else _model(config, params)
-    is_real_BS = jnp.arange(tokens_BS.shape[1])[None, :] < jnp.sum(lengths_BX, axis=1)[:, None]
+    is_real_BS = jnp.arange(tokens_BS.shape[1])[None, :] < jnp.sum(lengths_BA, axis=1)[:, None]
     tokens_BS = jnp.where(is_real_BS, jnp.asarray(tokens_BS), 0)
     x_BSD, _ = _scan_layers(
-        model, config, tokens_BS, dtype, attention, lengths_BX, remat=remat, keep_kv=False
+        model, config, tokens_BS, dtype, attention, lengths_BA, remat=remat, keep_kv=False
     )
     norm_D = model.norm_D if isinstance(model, Stacked) else model.norm[...]
     return rms_norm(constrain(x_BSD, "BSD"), norm_D, config.norm_eps)
@@ -193,7 +193,7 @@ def _left_aligned(tokens_BS: Tokens_BS, mask_BS: Bool[Array, "B S"]) -> Int[Arra
 
 
 def _scan_layers(
-    model, config, tokens_BS, dtype, attention, lengths_BX=None, *, remat, keep_kv
+    model, config, tokens_BS, dtype, attention, lengths_BA=None, *, remat, keep_kv
 ) -> tuple[Array, list[tuple[Array, Array]]]:
     """All layers over left-aligned rows -> (x_BSD before the final norm, L times (k, v) [B S K H]).
 
@@ -203,8 +203,8 @@ def _scan_layers(
     num_slots = tokens_BS.shape[1]
     position_BS = (
         jnp.arange(num_slots)[None, :]
-        if lengths_BX is None
-        else segments_of(lengths_BX, num_slots)[1]
+        if lengths_BA is None
+        else segments_of(lengths_BA, num_slots)[1]
     )
     rotary = _rotary(config, position_BS)
     if isinstance(model, Stacked):
@@ -219,7 +219,7 @@ def _scan_layers(
         layer = layer_of(sliced)
         q_BSNH, k_BSKH, v_BSKH = _queries_keys_values(layer, config, x_BSD, rotary[kind])
         attended_BSNH = causal_attention(
-            q_BSNH, k_BSKH, v_BSKH, lengths_BX=lengths_BX,
+            q_BSNH, k_BSKH, v_BSKH, lengths_BA=lengths_BA,
             window=_window(config, kind), implementation=attention,
         )  # fmt: skip
         x_BSD = _add_attention_and_mlp(layer, config, x_BSD, attended_BSNH)
@@ -256,7 +256,7 @@ class Cache(NamedTuple):
     k: tuple[Pool, ...]  # one pool a layer, as attention reads it
     v: tuple[Pool, ...]
     length_B: Int[Array, " B"]  # tokens so far: the next one's slot and RoPE position
-    pages_BI: Int[Array, "B I"] | None = None  # None: each row has one page, in their order
+    pages_BY: Int[Array, "B Y"] | None = None  # None: each row has one page, in their order
 
 
 def prefill(
@@ -322,7 +322,7 @@ def decode_step(
     for i, (layer, *kv) in enumerate(zip(weights.layers, cache.k, cache.v)):
         kind = config.layer_pattern[i % len(config.layer_pattern)]
         attended_BNH, *kv = _attend_to_cache(
-            layer, config, x_B1D, rotary[kind], (*kv, cache.length_B, cache.pages_BI),
+            layer, config, x_B1D, rotary[kind], (*kv, cache.length_B, cache.pages_BY),
             _window(config, kind), attention != "xla",
         )  # fmt: skip
         new_k.append(kv[0])
@@ -336,7 +336,7 @@ def decode_step(
 def _attend_to_cache(layer, config, x_B1D, rotary, cached, window, fused):
     """(attended_BNH, k_WKMSH, v_WKMSH): one layer's attention of a new token in each row.
 
-    `cached` is (k_WKMSH, v_WKMSH, length_B, pages_BI).
+    `cached` is (k_WKMSH, v_WKMSH, length_B, pages_BY).
     """
     qkv_B1KXH = _project(layer, config, x_B1D)
     by_kernel = fused and has_kernel(config.head_dim)
@@ -352,7 +352,7 @@ def _attend_to_cache(layer, config, x_B1D, rotary, cached, window, fused):
         page, dtype = cached[0].shape[3], cached[0].dtype
         if fused and has_tpu_kernel(config.head_dim, page, dtype, window):
             return tpu_attention(*qkv, *cached)
-        return xla_attention(*qkv, *cached, window=window)
+        return xla_cached_attention(*qkv, *cached, window=window)
     # The norm spans all heads, and a program of the kernel sees one: they come to it as they are.
     q_BKGH = q_B1NH[:, 0].reshape(-1, *config.shape("KGH"))
     new_B2KH = [x.swapaxes(1, 2) for x in (k_B1KH, v_B1KH)]

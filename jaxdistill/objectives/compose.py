@@ -18,7 +18,7 @@ from jaxdistill.objectives.mixtures import Mixed, Routed
 from jaxdistill.objectives.policy_gradient import GRPO
 from jaxdistill.objectives.positions import (
     Epistemic,
-    Part,
+    LossPart,
     Positions,
     Rows,
     Weighted,
@@ -109,7 +109,7 @@ def make_objective(objective: Objective, epistemic_ids: tuple[int, ...]) -> Obje
     return evaluate
 
 
-def part_of(objective: Objective, positions: Positions, epistemic: Epistemic) -> Part:
+def part_of(objective: Objective, positions: Positions, epistemic: Epistemic) -> LossPart:
     match objective:
         case Distill():
             return distillation.distill(objective, positions, epistemic)
@@ -121,7 +121,7 @@ def part_of(objective: Objective, positions: Positions, epistemic: Epistemic) ->
             return combined.routed(objective, positions, epistemic)
         case CrossEntropy():
             loss_BT = -positions.of_token(positions.student_logp_BTV)
-            return Part(loss_BT, jnp.ones_like(loss_BT), jnp.ones_like(loss_BT, bool), {})
+            return LossPart(loss_BT, jnp.ones_like(loss_BT), jnp.ones_like(loss_BT, bool), {})
 
 
 def with_constants(positions: Positions) -> Positions:
@@ -172,7 +172,7 @@ def factors(
 ) -> tuple[Array | None, Array | None]:
     """(distill_factor_BT, gradient_factor_BT) of the whole batch, for `Sampled`; a row each."""
     distill, gradient_part = distill_of(objective), policy_gradient_of(objective)
-    goes_first_BT = jnp.greater(rows.taught_BT, 0)
+    goes_first_BT = jnp.greater(rows.distill_weight_BT, 0)
     goes_second_BT = jnp.ones_like(goes_first_BT)
     if isinstance(objective, Routed):
         goes_first_BT = combined.is_distilled(rows) > 0
@@ -192,7 +192,7 @@ class Reduced(NamedTuple):
 
     weight_BT: Float[Array, "B T"]
     denominator: Float[Array, ""]
-    taught_B: Float[Array, " B"]
+    distill_weight_B: Float[Array, " B"]
 
 
 def reduced(

@@ -31,7 +31,7 @@ from jaxdistill.objectives.importance import (
 )
 from jaxdistill.objectives.positions import (
     Epistemic,
-    Part,
+    LossPart,
     Positions,
     require,
     require_choice,
@@ -41,7 +41,7 @@ from jaxdistill.objectives.reduction import Reduction, require_reduction
 from jaxdistill.objectives.targets import Target, TeacherTarget, edited
 from jaxdistill.objectives.terms import Term, added
 from jaxdistill.objectives.weights import (
-    OfBatch,
+    BatchWeight,
     Weight,
     batch_factor,
     batch_score,
@@ -91,15 +91,15 @@ class Distill:
         return functools.reduce(operator.or_, (c.reads for c in choices), frozenset({"teacher"}))
 
 
-def distill(objective: Distill, positions: Positions, epistemic: Epistemic) -> Part:
+def distill(objective: Distill, positions: Positions, epistemic: Epistemic) -> LossPart:
     """Rows of weight 0 have no loss: their teacher was shown nothing."""
-    taught_BT = jnp.asarray(positions.rows.taught_BT)
+    distill_weight_BT = jnp.asarray(positions.rows.distill_weight_BT)
     weight_BT, metrics = importance(objective, positions)
     weight_BT *= position_weight(objective.weights, positions, epistemic)
     if positions.sampled.distill_factor_BT is not None:
         weight_BT *= positions.sampled.distill_factor_BT
     pair = edited(objective.target, positions, epistemic)
-    always_ids = kept_ids(objective.support, epistemic, "epistemic" in objective.target.reads)
+    always_ids = kept_ids(objective.support, epistemic, objective.target.keeps_epistemic)
     # Target first, support second: masses are exact on the full vocabulary and only there.
     loss_BT = divergence_of(
         objective.divergence, objective.support, *pair[:2], positions, always_ids
@@ -107,7 +107,12 @@ def distill(objective: Distill, positions: Positions, epistemic: Epistemic) -> P
     loss_BT = clipped(objective.clip, loss_BT) * pair.factor_BT
     weight_BT = jax.lax.stop_gradient(weight_BT)
     loss_BT = weighted(loss_BT, weight_BT) + added(objective.terms, positions, epistemic)
-    return Part(weighted(loss_BT, taught_BT), weight_BT * taught_BT, taught_BT > 0, metrics)
+    return LossPart(
+        weighted(loss_BT, distill_weight_BT),
+        weight_BT * distill_weight_BT,
+        distill_weight_BT > 0,
+        metrics,
+    )
 
 
 def weighted(loss_BT: Array, weight_BT: Array) -> Array:
@@ -134,7 +139,7 @@ def distill_scores(
     objective: Distill, positions: Positions, epistemic: Epistemic
 ) -> tuple[Float[Array, "B T"], ...]:
     """What must be known of all positions before one of them is weighed; () for nothing."""
-    scores = [batch_score(w, positions) for w in objective.weights if isinstance(w, OfBatch)]
+    scores = [batch_score(w, positions) for w in objective.weights if isinstance(w, BatchWeight)]
     if is_of_sequences(objective.rollout_correction):
         scores.append(rollout_log_ratio(positions))
     if scores or objective.normalizer == "kept":
@@ -144,7 +149,7 @@ def distill_scores(
 
 def is_of_batch(objective: Distill) -> bool:
     return (
-        any(isinstance(weight, OfBatch) for weight in objective.weights)
+        any(isinstance(weight, BatchWeight) for weight in objective.weights)
         or is_of_sequences(objective.rollout_correction)
         or objective.normalizer == "kept"
     )
@@ -158,7 +163,7 @@ def distill_factor(
     remaining, is_kept_BT = iter(others), own_weight_BT != 0
     factor_BT = jnp.ones_like(loss_weight_BT)
     for weight in objective.weights:
-        if isinstance(weight, OfBatch):
+        if isinstance(weight, BatchWeight):
             # Of the positions that the other weights leave.
             factor_BT *= batch_factor(weight, next(remaining), loss_weight_BT * is_kept_BT)
     is_kept_BT &= factor_BT != 0

@@ -4,12 +4,12 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxdistill import losses
-from jaxdistill.objectives.positions import Epistemic, Part, Positions, Weighted, everywhere
+from jaxdistill.objectives.positions import Epistemic, LossPart, Positions, Weighted, everywhere
 from jaxdistill.objectives.reduction import Reduction
 
 
 def observe(
-    positions: Positions, epistemic: Epistemic, part: Part, reduction: Reduction
+    positions: Positions, epistemic: Epistemic, part: LossPart, reduction: Reduction
 ) -> dict[str, Weighted]:
     """Each metric as a value and a weight per position; those of the teacher count distilled rows
     alone, since the others' teacher saw nothing.
@@ -25,7 +25,7 @@ def observe(
         "epistemic_sampled": everywhere(is_epistemic_BT),
         "entropy_student": everywhere(losses.entropy(student)),
         "kept": Weighted(
-            (part.weight_BT != 0).astype(jnp.float32), part.is_asked_BT.astype(jnp.float32)
+            (part.weight_BT != 0).astype(jnp.float32), part.is_active_BT.astype(jnp.float32)
         ),
         "loss_share_epistemic": Weighted(is_epistemic_BT, size_BT),
     }
@@ -47,5 +47,5 @@ def observe_teacher(
         "kl_teacher": losses.forward_kl(student, teacher),
         "mass_kl": losses.bernoulli_kl(teacher_bins, student_bins),
     }
-    taught_BT = jnp.greater(positions.rows.taught_BT, 0).astype(jnp.float32)
-    return {name: Weighted(value, taught_BT) for name, value in values.items()}
+    distill_weight_BT = jnp.greater(positions.rows.distill_weight_BT, 0).astype(jnp.float32)
+    return {name: Weighted(value, distill_weight_BT) for name, value in values.items()}

@@ -9,7 +9,7 @@ from jaxdistill.objectives.distill import Distill, distill, weighted
 from jaxdistill.objectives.policy_gradient import GRPO, policy_gradient
 from jaxdistill.objectives.positions import (
     Epistemic,
-    Part,
+    LossPart,
     Positions,
     Rows,
     require,
@@ -73,7 +73,7 @@ def require_parts(name: str, first: Distill, second: GRPO) -> None:
     )
 
 
-def mixed(objective: Mixed, positions: Positions, epistemic: Epistemic) -> Part:
+def mixed(objective: Mixed, positions: Positions, epistemic: Epistemic) -> LossPart:
     share: float | Array = objective.share
     if objective.anneal_steps:
         left_BT = jnp.clip(1.0 - positions.rows.step_BT / objective.anneal_steps, 0.0, 1.0)
@@ -83,19 +83,19 @@ def mixed(objective: Mixed, positions: Positions, epistemic: Epistemic) -> Part:
     share_BT = jnp.broadcast_to(share, first.loss_BT.shape)
     loss_BT = weighted(first.loss_BT, share_BT) + weighted(second.loss_BT, 1.0 - share_BT)
     weight_BT = share_BT * jnp.abs(first.weight_BT) + (1.0 - share_BT) * second.weight_BT
-    return Part(loss_BT, weight_BT, second.is_asked_BT, second.metrics)
+    return LossPart(loss_BT, weight_BT, second.is_active_BT, second.metrics)
 
 
 def is_distilled(rows: Rows) -> Float[Array, "B T"]:
     """1 for the rows that `Routed` distils."""
     is_wrong_BT = jnp.equal(rows.correct_BT, 0)
-    return (jnp.greater(rows.taught_BT, 0) & is_wrong_BT).astype(jnp.float32)
+    return (jnp.greater(rows.distill_weight_BT, 0) & is_wrong_BT).astype(jnp.float32)
 
 
-def routed(objective: Routed, positions: Positions, epistemic: Epistemic) -> Part:
+def routed(objective: Routed, positions: Positions, epistemic: Epistemic) -> LossPart:
     route_BT = is_distilled(positions.rows)
     first = distill(objective.distill, positions, epistemic)
     second = policy_gradient(objective.policy_gradient, positions, epistemic)
     loss_BT = weighted(first.loss_BT, route_BT) + weighted(second.loss_BT, 1.0 - route_BT)
     weight_BT = jnp.where(route_BT > 0, first.weight_BT, second.weight_BT)
-    return Part(loss_BT, weight_BT, second.is_asked_BT, second.metrics)
+    return LossPart(loss_BT, weight_BT, second.is_active_BT, second.metrics)

@@ -22,7 +22,7 @@ from jaxdistill.objectives.importance import (
 )
 from jaxdistill.objectives.positions import (
     Epistemic,
-    Part,
+    LossPart,
     Positions,
     require,
     require_choice,
@@ -150,7 +150,7 @@ class GRPO:
         return functools.reduce(operator.or_, (c.reads for c in choices), frozenset())
 
 
-def policy_gradient(objective: GRPO, positions: Positions, epistemic: Epistemic) -> Part:
+def policy_gradient(objective: GRPO, positions: Positions, epistemic: Epistemic) -> LossPart:
     correction = objective.rollout_correction
     ratio_BT = policy_ratio(positions, correction)
     weight_BT = jnp.ones_like(ratio_BT) * token_rollout_weight(correction, positions)
@@ -164,7 +164,7 @@ def policy_gradient(objective: GRPO, positions: Positions, epistemic: Epistemic)
     weight_BT = jax.lax.stop_gradient(weight_BT)
     loss_BT = surrogate_BT * weight_BT + added(objective.terms, positions, epistemic)
     metrics = ratio_metrics(ratio_BT, is_clipped_BT, correction, positions)
-    return Part(loss_BT, weight_BT, jnp.ones_like(loss_BT, bool), metrics)
+    return LossPart(loss_BT, weight_BT, jnp.ones_like(loss_BT, bool), metrics)
 
 
 def advantage_of(choice: Credit, positions: Positions, epistemic: Epistemic) -> Float[Array, "B T"]:
@@ -184,7 +184,7 @@ def advantage_of(choice: Credit, positions: Positions, epistemic: Epistemic) -> 
             shaped_BT = credit.rlsd(plain_BT, token_logp_BT, teacher_BT, strength, clip)
             applies_BT = ~is_epistemic_BT if protect_epistemic else jnp.ones_like(is_epistemic_BT)
         case RLCSD():
-            residual_BT = contrastive_residual(choice, positions)
+            residual_BT = residual_to_contrast(choice, positions)
             shaped_BT = credit.keep_sign(plain_BT + residual_BT, plain_BT)
             applies_BT = jnp.abs(residual_BT) > choice.select
         case AntiSD(strength, threshold, only_epistemic):
@@ -195,11 +195,11 @@ def advantage_of(choice: Credit, positions: Positions, epistemic: Epistemic) -> 
             applies_BT = is_epistemic_BT if only_epistemic else jnp.ones_like(is_epistemic_BT)
             if threshold is not None:
                 applies_BT &= losses.entropy(teacher) > threshold
-    is_taught_BT = jnp.greater(positions.rows.taught_BT, 0)
-    return jnp.where(applies_BT & is_taught_BT, shaped_BT, plain_BT)
+    is_distilled_BT = jnp.greater(positions.rows.distill_weight_BT, 0)
+    return jnp.where(applies_BT & is_distilled_BT, shaped_BT, plain_BT)
 
 
-def contrastive_residual(choice: RLCSD, positions: Positions) -> Float[Array, "B T"]:
+def residual_to_contrast(choice: RLCSD, positions: Positions) -> Float[Array, "B T"]:
     tokens = positions.of_token(positions.teacher), positions.of_token(positions.contrast)
     return credit.contrastive_residual(*tokens, choice.temperature, choice.strength, choice.limit)
 
@@ -215,9 +215,11 @@ def gradient_scores(objective: GRPO, positions: Positions) -> tuple[Float[Array,
     """What must be known of all positions before one of them is weighed; () for nothing."""
     scores = []
     if isinstance(objective.credit, RLCSD):
-        is_taught_BT = jnp.greater(positions.rows.taught_BT, 0)
-        residual_BT = jnp.abs(contrastive_residual(objective.credit, positions))
-        scores.append(((residual_BT > objective.credit.select) & is_taught_BT).astype(jnp.float32))
+        is_distilled_BT = jnp.greater(positions.rows.distill_weight_BT, 0)
+        residual_BT = jnp.abs(residual_to_contrast(objective.credit, positions))
+        scores.append(
+            ((residual_BT > objective.credit.select) & is_distilled_BT).astype(jnp.float32)
+        )
     if is_of_sequences(objective.rollout_correction):
         scores.append(rollout_log_ratio(positions))
     return tuple(scores)

@@ -33,7 +33,7 @@ class Rows(NamedTuple):
 
     advantage_BT: Float[AnyArray, "B T"]
     correct_BT: Float[AnyArray, "B T"]  # 1 where the grader accepted the completion
-    taught_BT: Float[AnyArray, "B T"]  # weight in distillation: 0 without a demonstration
+    distill_weight_BT: Float[AnyArray, "B T"]  # weight in distillation: 0 without a demonstration
     length_BT: Int[AnyArray, "B T"]  # tokens in the completion
     step_BT: Int[AnyArray, "B T"]  # optimizer steps taken before this one
 
@@ -105,12 +105,12 @@ class Weighted(NamedTuple):
     weight_BT: Float[Array, "B T"]
 
 
-class Part(NamedTuple):
+class LossPart(NamedTuple):
     """One part of an objective at each position."""
 
     loss_BT: Float[Array, "B T"]  # carries the gradient; its weights are in it
     weight_BT: Float[Array, "B T"]  # of the choices about positions; 0 where nothing is learnt
-    is_asked_BT: Array  # where the part learns at all: in distillation, rows with a demonstration
+    is_active_BT: Array  # where the part learns at all: in distillation, rows with a demonstration
     metrics: dict[str, Weighted]
 
 

@@ -12,6 +12,9 @@ from jaxdistill import losses
 from jaxdistill.losses import edits as targets
 from jaxdistill.objectives.positions import Epistemic, Positions, require
 
+# Of every target: `reads`, the networks beside the teacher that it needs; `is_epistemic`, whether it
+# edits the teacher at the epistemic ids (and is no edit without any); `keeps_epistemic`, whether a
+# top-C support must keep those ids among its candidates.
 NOTHING: frozenset[str] = frozenset()
 
 
@@ -20,6 +23,8 @@ class TeacherTarget:
     """The student is pulled towards the teacher as it is."""
 
     reads: ClassVar = NOTHING
+    is_epistemic: ClassVar = False
+    keeps_epistemic: ClassVar = False
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,9 @@ class AnchorEpistemicMass:
     mix: float = 1.0
     shape: Literal["teacher", "reference"] = "teacher"
 
-    reads: ClassVar = frozenset({"reference", "epistemic"})
+    reads: ClassVar = frozenset({"reference"})
+    is_epistemic: ClassVar = True
+    keeps_epistemic: ClassVar = True
 
     def __post_init__(self) -> None:
         known = self.mode in ("ref", "floor", "mix")
@@ -54,7 +61,9 @@ class FixedEpistemicMass:
 
     mass: float = 0.02
 
-    reads: ClassVar = frozenset({"epistemic"})
+    reads: ClassVar = NOTHING
+    is_epistemic: ClassVar = True
+    keeps_epistemic: ClassVar = True
 
     def __post_init__(self) -> None:
         require(0 < self.mass < 1, "FixedEpistemicMass.mass", "between 0 and 1", self.mass)
@@ -71,6 +80,9 @@ class DropEpistemicSlice:
     weighted: bool = False
 
     reads: ClassVar = NOTHING
+    is_epistemic: ClassVar = True
+    # What is dropped need not be among a top-C support's candidates.
+    keeps_epistemic: ClassVar = False
 
 
 @dataclass(frozen=True)
@@ -89,7 +101,9 @@ class AmplifyEpistemic:
     max_mass: float = 0.9
     base: Literal["teacher", "floor"] = "teacher"
 
-    reads: ClassVar = frozenset({"reference", "epistemic"})
+    reads: ClassVar = frozenset({"reference"})
+    is_epistemic: ClassVar = True
+    keeps_epistemic: ClassVar = True
 
     def __post_init__(self) -> None:
         require(self.strength >= 0, "AmplifyEpistemic.strength", "at least 0", self.strength)
@@ -124,8 +138,15 @@ class Barycentre:
 
     @property
     def reads(self) -> frozenset[str]:
-        needs = {"reference"} if self.base == "reference" else set()
-        return frozenset(needs | ({"epistemic"} if self.only_epistemic else set()))
+        return frozenset({"reference"}) if self.base == "reference" else NOTHING
+
+    @property
+    def is_epistemic(self) -> bool:
+        return self.only_epistemic
+
+    @property
+    def keeps_epistemic(self) -> bool:
+        return self.only_epistemic
 
 
 @dataclass(frozen=True)
@@ -141,6 +162,8 @@ class Purified:
         require(self.strength >= 0, "Purified.strength", "at least 0", self.strength)
 
     reads: ClassVar = frozenset({"reference", "contrast"})
+    is_epistemic: ClassVar = False
+    keeps_epistemic: ClassVar = False
 
 
 @dataclass(frozen=True)
@@ -156,6 +179,8 @@ class Contrasted:
         require(self.strength >= 0, "Contrasted.strength", "at least 0", self.strength)
 
     reads: ClassVar = frozenset({"contrast"})
+    is_epistemic: ClassVar = False
+    keeps_epistemic: ClassVar = False
 
 
 Target = (
@@ -185,8 +210,7 @@ def edited(target: Target, positions: Positions, epistemic: Epistemic) -> Pair:
         positions.teacher,
         epistemic.is_member_V,
     )
-    is_plain = "epistemic" in target.reads or isinstance(target, DropEpistemicSlice)
-    if is_plain and not epistemic.ids:
+    if target.is_epistemic and not epistemic.ids:
         return Pair(student, teacher)
     match target:
         case TeacherTarget():

@@ -1,7 +1,7 @@
 """Where the student learns: one factor a position, from what it, teacher and reference say there.
 
 A weight may be 0 (not learnt), or negative (away from the teacher). Most look at their own position
-alone. Three look at the whole batch (`OfBatch`): they *score* each position first, and a second
+alone. Three look at the whole batch (`BatchWeight`): they *score* each position first, and a second
 function turns the scores of all into factors, so that neither micro-batches nor devices matter.
 """
 
@@ -232,7 +232,7 @@ class ContrastMask:
         require(self.scale >= 0, "ContrastMask.scale", "at least 0", self.scale)
 
 
-OfBatch = EntropyWeight | ForkingTokens
+BatchWeight = EntropyWeight | ForkingTokens
 Weight = (
     MaskSampledEpistemic
     | AmplifySampledEpistemic
@@ -264,7 +264,7 @@ def position_weight(
     """The product of those weights that look at their own position alone."""
     product_BT = jnp.ones(positions.sampled.tokens_BT.shape, jnp.float32)
     for weight in weights:
-        if not isinstance(weight, OfBatch):
+        if not isinstance(weight, BatchWeight):
             product_BT = product_BT * one_weight(weight, positions, epistemic)
     return product_BT
 
@@ -353,7 +353,7 @@ def token_importance(weight: TokenImportance, positions: Positions) -> Float[Arr
 # ------------------------------------------------------------------------------ of the whole batch
 
 
-def batch_score(weight: OfBatch, positions: Positions) -> Float[Array, "B T"]:
+def batch_score(weight: BatchWeight, positions: Positions) -> Float[Array, "B T"]:
     """What must be known of every position before any one's factor is."""
     match weight:
         case EntropyWeight(of, rate):
@@ -363,7 +363,7 @@ def batch_score(weight: OfBatch, positions: Positions) -> Float[Array, "B T"]:
 
 
 def batch_factor(
-    weight: OfBatch, score_BT: Float[Array, "B T"], loss_weight_BT: Float[Array, "B T"]
+    weight: BatchWeight, score_BT: Float[Array, "B T"], loss_weight_BT: Float[Array, "B T"]
 ) -> Float[Array, "B T"]:
     """Factors from the scores of the whole batch; positions of loss weight 0 do not take part."""
     counts_BT = loss_weight_BT > 0

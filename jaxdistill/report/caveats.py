@@ -12,14 +12,14 @@ from jaxdistill.report.findings import (
     control_contrast,
     judge,
 )
-from jaxdistill.report.load import Study
+from jaxdistill.report.load import StudyResults
 from jaxdistill.report.words import change_text, method_label, value_text, world_label
 
 COPY_FLOOR = 0.95  # below this, copying errors explain part of a fall in accuracy
 AGREEMENT = 0.002  # summary rows are rounded; a larger gap means they tell of other evaluations
 
 
-def caveats(study: Study, cells: dict[CellKey, Cell], judged: list[Finding]) -> list[str]:
+def caveats(study: StudyResults, cells: dict[CellKey, Cell], judged: list[Finding]) -> list[str]:
     """Sentences on what the numbers can and cannot carry."""
     lines = [_cause(cells), _seeds(study), _multiplicity(judged), _copying(cells)]
     lines.append(
@@ -34,7 +34,7 @@ def caveats(study: Study, cells: dict[CellKey, Cell], judged: list[Finding]) -> 
     return [line for line in lines if line]
 
 
-def warnings(study: Study, cells: dict[CellKey, Cell]) -> list[str]:
+def warnings(study: StudyResults, cells: dict[CellKey, Cell]) -> list[str]:
     """What the reader must know about the data themselves: missing records, disagreeing files."""
     lines = []
     bare = [cell for cell in cells.values() if not cell.clusters]
@@ -54,7 +54,7 @@ def warnings(study: Study, cells: dict[CellKey, Cell]) -> list[str]:
     return lines
 
 
-def provenance(study: Study) -> list[tuple[str, str]]:
+def provenance_line(study: StudyResults) -> list[tuple[str, str]]:
     """Name, command, versions, device and duration, as far as study.json has them."""
     info = study.info
     pairs = [(key, str(info[key])) for key in ("name", "profile", "command", "date", "device")
@@ -99,7 +99,7 @@ def _cause(cells: dict[CellKey, Cell]) -> str:
     )
 
 
-def _seeds(study: Study) -> str:
+def _seeds(study: StudyResults) -> str:
     counts = {len({row["seed"] for row in study.select(world=w, method=m)})
               for w in study.worlds for m in study.methods if m != BASE} - {0}  # fmt: skip
     if not counts:

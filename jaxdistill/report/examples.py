@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from jaxdistill.errors import UserError
 from jaxdistill.report.findings import last_rows
-from jaxdistill.report.load import BASE, Row, Run, Study, read_jsonl
+from jaxdistill.report.load import BASE, Row, Run, StudyResults, read_jsonl
 from jaxdistill.report.words import split_label, world_label
 
 HARMED = "sdpo"
@@ -21,7 +21,7 @@ class Answer(NamedTuple):
     note: str
 
 
-class Example(NamedTuple):
+class AnswerPair(NamedTuple):
     question: str
     gold: str
     answers: list[Answer]
@@ -32,10 +32,10 @@ class Examples:
     """Problems to show, and the sentence that says how they were chosen."""
 
     how_chosen: str
-    examples: list[Example]
+    examples: list[AnswerPair]
 
 
-def examples_of(study: Study, num: int = 3) -> Examples:
+def examples_of(study: StudyResults, num: int = 3) -> Examples:
     """Problems of the first world at the final step, by the first answer (rollout 0) of each model.
 
     Problems where the base is right and SDPO wrong come first, each kind in the order of the ids;
@@ -76,7 +76,7 @@ def _contrast_sentence(total: int, place: str, lost: int, won: int) -> str:
     )
 
 
-def _example(answers: dict[str, dict[str, list[Row]]], question_id: str) -> Example:
+def _example(answers: dict[str, dict[str, list[Row]]], question_id: str) -> AnswerPair:
     head = next(iter(answers.values()))[question_id][0]
     shown = []
     for method, by_id in answers.items():
@@ -85,10 +85,12 @@ def _example(answers: dict[str, dict[str, list[Row]]], question_id: str) -> Exam
         note = f"{rows[0]['num_tokens']} tokens, {rows[0]['epistemic']} epistemic; "
         note += f"{right} of {len(rows)} answers right"
         shown.append(Answer(method, rows[0]["response"], bool(rows[0]["correct"]), note))
-    return Example(head["question"], str(head.get("answer") or ""), shown)
+    return AnswerPair(head["question"], str(head.get("answer") or ""), shown)
 
 
-def _answers_by_method(study: Study, world: str, split: str) -> dict[str, dict[str, list[Row]]]:
+def _answers_by_method(
+    study: StudyResults, world: str, split: str
+) -> dict[str, dict[str, list[Row]]]:
     """method -> question id -> its records by rollout, of the lowest seed that kept records."""
     found = {}
     for method in study.methods:
@@ -123,5 +125,5 @@ def _from_rollouts(runs: list[tuple[str, Run]], num: int) -> Examples:
             note = f"training sample, {files[-1].stem}"
             answer = Answer(method, response, record.get("correct"), note)
             question = str(record.get("question") or record.get("prompt") or "")
-            examples.append(Example(question, str(record.get("answer") or ""), [answer]))
+            examples.append(AnswerPair(question, str(record.get("answer") or ""), [answer]))
     return Examples("The first training samples of the last step that kept any.", examples)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jaxdistill.report.findings import Cell, CellKey, change
-from jaxdistill.report.load import BASE, Study
+from jaxdistill.report.load import BASE, StudyResults
 from jaxdistill.report.words import method_label, sentence, split_label, world_label
 
 if TYPE_CHECKING:
@@ -37,13 +37,13 @@ class Paper(NamedTuple):
 # Okabe-Ito hues (safe for colour-blind readers), lightened for the dark ground.
 LIGHT = Paper(
     "light", "#ffffff", "#24211d", "#6f6a62", "#e6e2da",
-    {"base": "#7a756d", "sdpo": "#c8401c", "sdpo_ema": "#8c2d4f", "epi_mask": "#b88400",
+    {"base": "#7a756d", "sdpo": "#c8401c", "sdpo_ema": "#8c2d4f", "sdpo_mask": "#b88400",
      "epi_gate": "#3f97c9", "epi_anchor": "#1f4e9c", "grpo": "#16805c"},
     ("#7b3fa0", "#e08a1e", "#5f8f00", "#d46bb0", "#00a0a0", "#6b4a2b", "#24211d", "#9aa6ff"),
 )  # fmt: skip
 DARK = Paper(
     "dark", "#1b1a18", "#ece8e1", "#a8a297", "#37342f",
-    {"base": "#a39d93", "sdpo": "#ff7a4d", "sdpo_ema": "#e0719a", "epi_mask": "#e5b53a",
+    {"base": "#a39d93", "sdpo": "#ff7a4d", "sdpo_ema": "#e0719a", "sdpo_mask": "#e5b53a",
      "epi_gate": "#7cc8f2", "epi_anchor": "#7fa3ff", "grpo": "#4cc79a"},
     ("#b98cf0", "#ffb45c", "#a9cf3a", "#ff9fdc", "#4fe0e0", "#b8936d", "#ffffff", "#5f6bd6"),
 )  # fmt: skip
@@ -71,7 +71,7 @@ def picture(name: str, caption: str, draw: Callable[[Paper], "Figure"]) -> Pictu
     return Picture(name, png["light"], png["dark"], caption)
 
 
-def curves(study: Study, paper: Paper) -> "Figure":
+def curves(study: StudyResults, paper: Paper) -> "Figure":
     """Training reward, accuracy by split, length and epistemic tokens over training steps."""
     panels = _curve_panels(study)
     fig = _figure(1.75 * len(panels) + 1.0)
@@ -96,7 +96,7 @@ def curves(study: Study, paper: Paper) -> "Figure":
     return fig
 
 
-def _curve_panels(study: Study) -> list[tuple[str, str, str]]:
+def _curve_panels(study: StudyResults) -> list[tuple[str, str, str]]:
     """(label, split, field) from top to bottom; split "" is the training samples' own log.
 
     Length and epistemic tokens come from held-out problems, or from the log without evaluations.
@@ -111,7 +111,7 @@ def _curve_panels(study: Study) -> list[tuple[str, str, str]]:
     ]
 
 
-def forest(study: Study, cells: dict[CellKey, Cell], paper: Paper) -> "Figure":
+def forest(study: StudyResults, cells: dict[CellKey, Cell], paper: Paper) -> "Figure":
     """Each method's accuracy minus the base's, with its interval, per world and split."""
     methods = [m for m in study.methods if m != BASE]
     splits = [s for s in study.splits if s != "train"] or study.splits
@@ -134,7 +134,7 @@ def forest(study: Study, cells: dict[CellKey, Cell], paper: Paper) -> "Figure":
     return fig
 
 
-def mass_panels(study: Study) -> list[tuple[str, str]]:
+def mass_panels(study: StudyResults) -> list[tuple[str, str]]:
     """(world, method) of the runs that logged an epistemic mass."""
     return [
         (world, method)
@@ -144,7 +144,7 @@ def mass_panels(study: Study) -> list[tuple[str, str]]:
     ]
 
 
-def mass(study: Study, paper: Paper) -> "Figure":
+def mass(study: StudyResults, paper: Paper) -> "Figure":
     """Epistemic probability mass of student, teacher and reference at each step."""
     panels = mass_panels(study)
     num_columns = min(3, len(panels))
@@ -191,7 +191,7 @@ def smoothed(points: Points, width: int = SMOOTHING_STEPS) -> Points:
             for i in range(len(points))]  # fmt: skip
 
 
-def _eval_series(study: Study, world: str, method: str, split: str, key: str) -> Points:
+def _eval_series(study: StudyResults, world: str, method: str, split: str, key: str) -> Points:
     """One point an evaluation; a method without a step 0 starts at the base's value."""
     rows = study.select(world=world, method=method, split=split)
     if rows and method != BASE and min(row["step"] for row in rows) > 0:
@@ -200,7 +200,7 @@ def _eval_series(study: Study, world: str, method: str, split: str, key: str) ->
     return _by_step((row["step"], row.get(key)) for row in rows)
 
 
-def _metric_series(study: Study, world: str, method: str, key: str) -> Points:
+def _metric_series(study: StudyResults, world: str, method: str, key: str) -> Points:
     runs = [r for (w, m, _), r in study.runs.items() if (w, m) == (world, method)]
     return _by_step((line["step"], line.get(key)) for run in runs for line in run.metrics)
 
@@ -213,7 +213,7 @@ def _by_step(pairs: Any) -> Points:
     return [(step, float(np.mean(v)), min(v), max(v)) for step, v in sorted(values.items())]
 
 
-def _curve_splits(study: Study) -> list[str]:
+def _curve_splits(study: StudyResults) -> list[str]:
     return [s for s in study.splits if s != "train"] or study.splits
 
 
@@ -257,7 +257,7 @@ def _draw_difference(
     ax.plot([100 * difference.value], [height], "o", color=colour, markersize=5.5)
 
 
-def _colour(study: Study, method: str, paper: Paper) -> str:
+def _colour(study: StudyResults, method: str, paper: Paper) -> str:
     """The method's own colour; a name we do not know takes the next of a fixed row."""
     if method in paper.methods:
         return paper.methods[method]
@@ -296,7 +296,7 @@ def _say_if_empty(ax: "Axes", paper: Paper) -> None:
         )
 
 
-def _title_columns(axes: Any, study: Study, paper: Paper) -> None:
+def _title_columns(axes: Any, study: StudyResults, paper: Paper) -> None:
     for world, ax in zip(study.worlds, axes[0]):
         if world:
             ax.set_title(
@@ -308,7 +308,7 @@ def _title_columns(axes: Any, study: Study, paper: Paper) -> None:
             )
 
 
-def _legend(fig: "Figure", study: Study, paper: Paper) -> None:
+def _legend(fig: "Figure", study: StudyResults, paper: Paper) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
@@ -337,7 +337,7 @@ def _legend_of(fig: "Figure", handles: list, labels: list[str], paper: Paper, co
     )
 
 
-def draw_all(study: Study, cells: dict[CellKey, Cell]) -> dict[str, Picture]:
+def draw_all(study: StudyResults, cells: dict[CellKey, Cell]) -> dict[str, Picture]:
     """Every figure that this study's data allow, by name."""
     caption = CURVES_CAPTION + (
         " The dotted line is the base model." if BASE in study.methods else ""

@@ -19,7 +19,7 @@ from jaxdistill.evaluation.intervals import (
     interval,
     paired_difference,
 )
-from jaxdistill.report.load import BASE, METHOD_ORDER, Row, Study
+from jaxdistill.report.load import BASE, METHOD_ORDER, Row, StudyResults
 from jaxdistill.report.words import (
     change_text,
     method_label,
@@ -118,13 +118,13 @@ ORDERINGS = (
     Ordering("the anchor ends above SDPO, OOD", ANCHOR, "above", SDPO, split="ood"),
     Ordering("the anchor keeps more epistemic tokens", ANCHOR, "above", SDPO, "epistemic"),
     Ordering("the gate ends above SDPO", MAIN["epi_gate"], "above", SDPO),
-    Ordering("the anchor ends above the mask", ANCHOR, "above", MAIN["epi_mask"]),
+    Ordering("the anchor ends above the mask", ANCHOR, "above", MAIN["sdpo_mask"]),
     Ordering("control world: SDPO says fewer epistemic tokens there too",
              ("control", "sdpo"), "below", ("control", BASE), "epistemic"),
 )  # fmt: skip
 
 
-def tabulate(study: Study) -> dict[CellKey, Cell]:
+def tabulate(study: StudyResults) -> dict[CellKey, Cell]:
     """Every method's final cell on the main grid, with clusters where the runs kept records."""
     cells = {}
     for world in study.worlds:
@@ -148,7 +148,7 @@ def last_rows(rows: list[Row]) -> list[Row]:
     return sorted((r for r in rows if r["step"] == max(shared)), key=lambda r: r["seed"])
 
 
-def make_cell(study: Study, rows: list[Row]) -> Cell:
+def make_cell(study: StudyResults, rows: list[Row]) -> Cell:
     """Pool the seeds of one (world, method, split, step)."""
     head = rows[0]
     runs = [study.runs.get((head["world"], head["method"], row["seed"])) for row in rows]
@@ -170,7 +170,7 @@ def _clusters(records: list[Row], measure: Measure) -> Clusters:
     return by_problem([record["question_id"] for record in records], values)
 
 
-def references(study: Study, cells: dict[CellKey, Cell]) -> dict[CellKey, Cell]:
+def references(study: StudyResults, cells: dict[CellKey, Cell]) -> dict[CellKey, Cell]:
     """What each cell is compared with: the base, or in a study without one its own first step."""
     if BASE in study.methods:
         found = {key: cells.get((key[0], BASE, key[2])) for key in cells if key[1] != BASE}

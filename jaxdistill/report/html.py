@@ -4,7 +4,7 @@ import base64
 import html
 from collections.abc import Iterable, Sequence
 
-from jaxdistill.report.examples import Answer, Example, Examples
+from jaxdistill.report.examples import Answer, AnswerPair, Examples
 from jaxdistill.report.figures import DARK, LIGHT, Picture
 from jaxdistill.report.findings import Finding
 from jaxdistill.report.tables import Entry, Table
@@ -184,7 +184,7 @@ def examples(chosen: Examples, words: Sequence[str]) -> str:
     return paragraph(chosen.how_chosen, "faint") + problems
 
 
-def _problem(example: Example, words: Sequence[str]) -> str:
+def _problem(example: AnswerPair, words: Sequence[str]) -> str:
     gold = (
         f'<p class="faint">Reference answer: {html.escape(example.gold)}</p>'
         if example.gold

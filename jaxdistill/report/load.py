@@ -35,7 +35,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Study:
+class StudyResults:
     """Everything a report is made of; `sweep_rows` are the rows off the main grid."""
 
     folder: Path
@@ -65,7 +65,7 @@ class Study:
 
 
 METHOD_ORDER = (
-    BASE, "sdpo", "sdpo_ema", "opsd", "epi_mask", "epi_mask_sampled", "epi_gate",
+    BASE, "sdpo", "sdpo_ema", "opsd", "sdpo_mask", "epi_mask", "epi_gate",
     "epi_slice", "epi_anchor",
     "epi_floor", "epi_amplify", "anti_e", "grpo", "rlsd", "rlcsd", "srpo",
 )  # fmt: skip
@@ -77,7 +77,7 @@ def in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:
     return [n for n in order if n in distinct] + [n for n in distinct if n not in order]
 
 
-def load_study(study_dir: str | Path) -> Study:
+def load_study_results(study_dir: str | Path) -> StudyResults:
     """Read a study folder; UserError (one line) for what is missing or malformed."""
     folder = Path(study_dir)
     if not folder.is_dir():
@@ -85,7 +85,7 @@ def load_study(study_dir: str | Path) -> Study:
     rows = _checked_rows(folder / "summary.json")
     main, sweep = split_grid(rows)
     probe_path = folder / "probe.json"
-    return Study(
+    return StudyResults(
         folder=folder,
         info=_mapping(folder / "study.json"),
         rows=main,
@@ -95,7 +95,7 @@ def load_study(study_dir: str | Path) -> Study:
     )
 
 
-def load_runs(run_dirs: Sequence[str | Path]) -> Study:
+def load_runs(run_dirs: Sequence[str | Path]) -> StudyResults:
     """Read plain run folders as a study of one world in which every run is a method of its own."""
     if not run_dirs:
         raise UserError("report: no run folder given; name at least one")
@@ -109,7 +109,7 @@ def load_runs(run_dirs: Sequence[str | Path]) -> Study:
             )
         runs["", name, 0] = run = load_run(folder)
         rows += _rows_of_evals(run, name)
-    return Study(folders[0].parent, {"name": ", ".join(key[1] for key in runs)}, rows, runs)
+    return StudyResults(folders[0].parent, {"name": ", ".join(key[1] for key in runs)}, rows, runs)
 
 
 def load_run(folder: Path) -> Run:

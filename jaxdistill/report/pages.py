@@ -6,7 +6,7 @@ from pathlib import Path
 from jaxdistill.errors import UserError
 from jaxdistill.report import caveats, examples, figures, findings, html, markdown, tables
 from jaxdistill.report.findings import BASE, Cell, CellKey, change, kept_share
-from jaxdistill.report.load import Study, load_runs, load_study
+from jaxdistill.report.load import StudyResults, load_runs, load_study_results
 from jaxdistill.report.words import change_text, share_text, value_text
 
 
@@ -16,7 +16,7 @@ def write_study_report(study_dir: str | Path, *, words: Sequence[str] | None = N
     `words` are highlighted in the answers (default: the paper's ten). Raises UserError, one line,
     where summary.json or study.json is missing or a file is malformed.
     """
-    study = load_study(study_dir)
+    study = load_study_results(study_dir)
     cells = findings.tabulate(study)
     judged = findings.findings(cells)
     pictures = figures.draw_all(study, cells)
@@ -38,7 +38,7 @@ def write_study_report(study_dir: str | Path, *, words: Sequence[str] | None = N
         html.section("What this shows and what it does not",
                      html.facts(caveats.caveats(study, cells, judged)),
                      html.facts(caveats.warnings(study, cells))),
-        html.section("Provenance", html.definitions(caveats.provenance(study))),
+        html.section("Provenance", html.definitions(caveats.provenance_line(study))),
     ]  # fmt: skip
     return write(study.folder / "report.html", html.page(_title(study), body), pictures)
 
@@ -77,7 +77,7 @@ def write_run_report(
 
 def study_markdown(study_dir: str | Path) -> str:
     """The findings, orderings and final tables of a study as Markdown."""
-    study = load_study(study_dir)
+    study = load_study_results(study_dir)
     cells = findings.tabulate(study)
     judged = findings.findings(cells)
     reference = findings.references(study, cells)
@@ -138,14 +138,14 @@ TILES = (
 )
 
 
-def final_tables(study: Study, cells: dict[CellKey, Cell]) -> list[str]:
+def final_tables(study: StudyResults, cells: dict[CellKey, Cell]) -> list[str]:
     reference = findings.references(study, cells)
     return [html.table(tables.final_table(study, cells, reference, world, split))
             for world in study.worlds for split in study.splits
             if any((key[0], key[2]) == (world, split) for key in cells)]  # fmt: skip
 
 
-def sweeps(study: Study) -> list[str]:
+def sweeps(study: StudyResults) -> list[str]:
     return [html.section(title, html.table(table, has_title=False))
             for axis, title in (("coverage", "Task coverage: how many training problems"),
                                 ("context", "Context richness: what the teacher sees"))
@@ -156,12 +156,12 @@ def paragraph_on_intervals() -> str:
     return html.paragraph(INTERVAL_TEXT, "faint")
 
 
-def _over(study: Study) -> str:
+def _over(study: StudyResults) -> str:
     return " · ".join(["jaxdistill study", *(str(study.info[key]) for key in ("profile", "date")
                                              if study.info.get(key))])  # fmt: skip
 
 
-def _title(study: Study) -> str:
+def _title(study: StudyResults) -> str:
     return f"{study.info.get('name') or study.folder.name} · jaxdistill study"
 
 

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from jaxdistill.report.findings import Cell, CellKey, change, is_measured, last_rows
-from jaxdistill.report.load import BASE, Row, Study, in_order
+from jaxdistill.report.load import BASE, Row, StudyResults, in_order
 from jaxdistill.report.words import (
     method_label,
     number_text,
@@ -38,7 +38,11 @@ ROW_KEYS = {"accuracy": "accuracy", "length": "length", "epistemic": "epistemic_
 
 
 def final_table(
-    study: Study, cells: dict[CellKey, Cell], reference: dict[CellKey, Cell], world: str, split: str
+    study: StudyResults,
+    cells: dict[CellKey, Cell],
+    reference: dict[CellKey, Cell],
+    world: str,
+    split: str,
 ) -> Table:
     """Last step of every method: values with intervals and paired changes against the reference."""
     versus = "vs base" if BASE in study.methods else "vs its start"
@@ -67,7 +71,7 @@ def final_table(
     return Table(title, headers, rows)
 
 
-def sweep_table(study: Study, axis: str) -> Table | None:
+def sweep_table(study: StudyResults, axis: str) -> Table | None:
     """The last step along `coverage` or `context`; None where the study has no such rows."""
     other = {"coverage": "context", "context": "coverage"}[axis]
     usual = study.rows[0].get(other)
@@ -89,7 +93,7 @@ def sweep_table(study: Study, axis: str) -> Table | None:
     return Table(axis, headers, [_sweep_row(key, groups[key]) for key in order])
 
 
-def probe_tables(study: Study) -> list[Table]:
+def probe_tables(study: StudyResults) -> list[Table]:
     """What the base does at each fork of its own rollouts, with and without a context."""
     tables = []
     for world, rows in study.probe.items():

@@ -10,7 +10,7 @@ from jaxdistill.epistemic import Lexicon
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation.records import evaluation_folder
 from jaxdistill.files import write_whole
-from jaxdistill.run.provenance import provenance
+from jaxdistill.run.provenance import current_provenance
 from jaxdistill.storage import hf_files
 from jaxdistill.storage import loading as policies
 from jaxdistill.storage.loading import Policy
@@ -35,7 +35,7 @@ def start_folder(config: RunConfig, run_dir: Path, resume: bool) -> bool:
     # What can be wrong with the model is found before anything is written.
     policies.resolve(config.model)
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_whole(run_dir / "provenance.json", json.dumps(provenance(), indent=1))
+    write_whole(run_dir / "provenance.json", json.dumps(current_provenance(), indent=1))
     write_config(config, run_dir)
     return True
 
@@ -48,7 +48,7 @@ def note_resume(run_dir: Path, step: int) -> None:
     """Add where and with what the run goes on: perhaps another commit, perhaps another machine."""
     file = run_dir / "provenance.json"
     first = hf_files.read_json(file) if file.exists() else {}
-    resumed = [*first.get("resumed", ()), {"step": step, **provenance()}]
+    resumed = [*first.get("resumed", ()), {"step": step, **current_provenance()}]
     write_whole(file, json.dumps(first | {"resumed": resumed}, indent=1))
 
 
@@ -56,7 +56,7 @@ def check_config(config: RunConfig, run_dir: Path) -> None:
     """Hold a resumed run to its own config, but for what may change."""
     saved, described = hf_files.read_json(run_dir / "config.json"), overrides.to_json(config)
     for key in described.keys() - MAY_CHANGE:
-        if found := difference(saved.get(key), described[key], key):
+        if found := first_difference(saved.get(key), described[key], key):
             path, there, here = found
             raise UserError(
                 f"run folder {run_dir} was started with another config: `{path}` is {there!r} "
@@ -69,11 +69,11 @@ def check_config(config: RunConfig, run_dir: Path) -> None:
         )
 
 
-def difference(there: Any, here: Any, path: str) -> tuple[str, Any, Any] | None:
+def first_difference(there: Any, here: Any, path: str) -> tuple[str, Any, Any] | None:
     """The first setting in which two configs (as JSON) differ: (dotted path, there, here)."""
     # A setting that an older version did not have yet is no difference.
     if isinstance(there, dict) and isinstance(here, dict) and there.keys() <= here.keys():
-        inner = (difference(there[key], here[key], f"{path}.{key}") for key in there)
+        inner = (first_difference(there[key], here[key], f"{path}.{key}") for key in there)
         return next(filter(None, inner), None)
     return None if there == here else (path, there, here)
 

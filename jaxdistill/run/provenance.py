@@ -21,7 +21,7 @@ _PACKAGES = (
 )
 
 
-def provenance() -> dict[str, Any]:
+def current_provenance() -> dict[str, Any]:
     """Collect what `RUN/provenance.json` holds, as plain JSON values.
 
     `git` is None when the package does not run from a git checkout (or git is not installed); a

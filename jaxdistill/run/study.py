@@ -26,7 +26,7 @@ from jaxdistill.evaluation.records import read_summary
 from jaxdistill.files import write_whole
 from jaxdistill.run.folder import finished_step
 from jaxdistill.run.loop import run
-from jaxdistill.run.provenance import provenance
+from jaxdistill.run.provenance import current_provenance
 from jaxdistill.storage.loading import ToyBase
 
 
@@ -267,7 +267,7 @@ def add_facts(study: Study, study_dir: Path, seconds: float) -> None:
     """Write study.json; `seconds` are added to those that stand there already."""
     file = study_dir / "study.json"
     before = json.loads(file.read_text())["seconds"] if file.exists() else 0.0
-    facts = provenance()
+    facts = current_provenance()
     described = {
         "name": study.name,
         "profile": study.profile,

@@ -35,33 +35,33 @@ class Truncation(NamedTuple):
     min_p: float = 0.0
 
 
-def draw(
+def draw_tokens(
     logits_BV: Float[Array, "B V"], keys_B: Key[Array, " B"] | None, kept: Truncation
 ) -> Drawn:
     """Draw from softmax(logits), of the tokens that are kept; without keys take the likeliest.
 
     A row's noise comes from its own key, so its token does not depend on its neighbours.
     """
-    logsum_BZ, blocks_BZC = _blocks(logits_BV)
-    logsum_B = jax.nn.logsumexp(logsum_BZ, axis=-1)
+    logsum_BX, blocks_BXC = _blocks(logits_BV)
+    logsum_B = jax.nn.logsumexp(logsum_BX, axis=-1)
     if keys_B is None:
         token_B = jnp.argmax(logits_BV, axis=-1)
     elif _draws(kept, logits_BV.shape[-1]):
         token_B = _until_kept(logits_BV, keys_B, kept)
     elif kept == Truncation():
-        token_B = _gumbel_max(blocks_BZC, logsum_BZ, keys_B)
+        token_B = _gumbel_max(blocks_BXC, logsum_BX, keys_B)
     else:
-        logsum_BZ, blocks_BZC = _blocks(processors.truncate(logits_BV, **kept._asdict()))
-        token_B = _gumbel_max(blocks_BZC, logsum_BZ, keys_B)
+        logsum_BX, blocks_BXC = _blocks(processors.truncate(logits_BV, **kept._asdict()))
+        token_B = _gumbel_max(blocks_BXC, logsum_BX, keys_B)
     chosen_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)[:, 0]
     return Drawn(token_B.astype(jnp.int32), chosen_B - logsum_B)
 
 
-def _blocks(logits_BV: Float[Array, "B V"]) -> tuple[Float[Array, "B Z"], Float[Array, "B Z C"]]:
+def _blocks(logits_BV: Float[Array, "B V"]) -> tuple[Float[Array, "B X"], Float[Array, "B X C"]]:
     """Z blocks of C tokens that follow one another, and the log-sum of each block."""
     B, V = logits_BV.shape
-    blocks_BZC = logits_BV.reshape(B, -1, _block(V))
-    return logsumexp(blocks_BZC), blocks_BZC
+    blocks_BXC = logits_BV.reshape(B, -1, _block(V))
+    return logsumexp(blocks_BXC), blocks_BXC
 
 
 def _block(V: int) -> int:
@@ -73,15 +73,15 @@ def _block(V: int) -> int:
 
 
 def _gumbel_max(
-    blocks_BZC: Float[Array, "B Z C"], logsum_BZ: Float[Array, "B Z"], keys_B: Key[Array, " B"]
+    blocks_BXC: Float[Array, "B X C"], logsum_BX: Float[Array, "B X"], keys_B: Key[Array, " B"]
 ) -> Int32[Array, " B"]:
     """A block by its log-sum, and a token of that block."""
-    _, Z, C = blocks_BZC.shape
-    if Z == 1:
-        return jnp.argmax(blocks_BZC[:, 0] + _noise(keys_B, C), axis=-1)
+    _, X, C = blocks_BXC.shape
+    if X == 1:
+        return jnp.argmax(blocks_BXC[:, 0] + _noise(keys_B, C), axis=-1)
     keys_B2 = jax.vmap(jax.random.split)(keys_B)
-    block_B = jnp.argmax(logsum_BZ + _noise(keys_B2[:, 0], Z), axis=-1)
-    block_BC = jnp.take_along_axis(blocks_BZC, block_B[:, None, None], axis=1)[:, 0]
+    block_B = jnp.argmax(logsum_BX + _noise(keys_B2[:, 0], X), axis=-1)
+    block_BC = jnp.take_along_axis(blocks_BXC, block_B[:, None, None], axis=1)[:, 0]
     return block_B * C + jnp.argmax(block_BC + _noise(keys_B2[:, 1], C), axis=-1)
 
 
@@ -114,17 +114,17 @@ def _until_kept(
     """
     logits_BV = processors.keep_top_k(logits_BV, kept.top_k)
     likeliest_B = jnp.argmax(logits_BV, axis=-1)
-    logsum_BZ, blocks_BZC = _blocks(logits_BV)
-    logsum_B1 = jax.nn.logsumexp(logsum_BZ, axis=-1, keepdims=True)
+    logsum_BX, blocks_BXC = _blocks(logits_BV)
+    logsum_B1 = jax.nn.logsumexp(logsum_BX, axis=-1, keepdims=True)
     if kept.min_p > 0:
-        logsum_BZ, blocks_BZC = _blocks(processors.keep_min_p(logits_BV, kept.min_p))
+        logsum_BX, blocks_BXC = _blocks(processors.keep_min_p(logits_BV, kept.min_p))
     draws = range(_draws(kept, logits_BV.shape[-1]))
-    keys_M = [jax.vmap(jax.random.fold_in, (0, None))(keys_B, m) for m in draws]
-    tokens_MB = [_gumbel_max(blocks_BZC, logsum_BZ, keys) for keys in keys_M]
+    keys_X = [jax.vmap(jax.random.fold_in, (0, None))(keys_B, m) for m in draws]
+    tokens_XB = [_gumbel_max(blocks_BXC, logsum_BX, keys) for keys in keys_X]
     probs_BV = jnp.exp(logits_BV - logsum_B1)
-    drawn_MB1 = [jnp.take_along_axis(logits_BV, token_B[:, None], -1) for token_B in tokens_MB]
-    above_MB = processors.sums([jnp.where(logits_BV > x_B1, probs_BV, 0.0) for x_B1 in drawn_MB1])
+    drawn_XB1 = [jnp.take_along_axis(logits_BV, token_B[:, None], -1) for token_B in tokens_XB]
+    above_XB = processors.sums([jnp.where(logits_BV > x_B1, probs_BV, 0.0) for x_B1 in drawn_XB1])
     token_B = likeliest_B
-    for drawn_B, above_B in reversed(list(zip(tokens_MB, above_MB))):
+    for drawn_B, above_B in reversed(list(zip(tokens_XB, above_XB))):
         token_B = jnp.where(above_B < kept.top_p, drawn_B, token_B)
     return token_B

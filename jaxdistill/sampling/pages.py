@@ -24,8 +24,8 @@ RESERVE = 4
 
 
 def assign(
-    pages_BI: Int[Array, "B I"], wanted_B: Int[Array, " B"], num_pages: int
-) -> Int[Array, "B I"]:
+    pages_BY: Int[Array, "B Y"], wanted_B: Int[Array, " B"], num_pages: int
+) -> Int[Array, "B Y"]:
     """Rows keep the first `wanted` of their pages, give back others and take free ones; 0 is none.
 
     There must be enough: the sum of wanted_B is below num_pages.
@@ -33,13 +33,13 @@ def assign(
     >>> assign(jnp.array([[2, 0], [1, 3]]), jnp.array([2, 0]), 4).tolist()
     [[2, 1], [0, 0]]
     """
-    is_wanted_BI = jnp.arange(pages_BI.shape[1])[None, :] < wanted_B[:, None]
-    kept_BI = jnp.where(is_wanted_BI, pages_BI, 0)
-    is_taken_M = jnp.zeros(num_pages, bool).at[kept_BI.reshape(-1)].set(True).at[0].set(True)
+    is_wanted_BY = jnp.arange(pages_BY.shape[1])[None, :] < wanted_B[:, None]
+    kept_BY = jnp.where(is_wanted_BY, pages_BY, 0)
+    is_taken_M = jnp.zeros(num_pages, bool).at[kept_BY.reshape(-1)].set(True).at[0].set(True)
     (free_M,) = jnp.nonzero(~is_taken_M, size=num_pages, fill_value=0)
-    is_new_BI = is_wanted_BI & (kept_BI == 0)
-    rank_BI = jnp.cumsum(is_new_BI.reshape(-1)).reshape(pages_BI.shape) - 1
-    return jnp.where(is_new_BI, free_M[rank_BI], kept_BI).astype(pages_BI.dtype)
+    is_new_BY = is_wanted_BY & (kept_BY == 0)
+    rank_BY = jnp.cumsum(is_new_BY.reshape(-1)).reshape(pages_BY.shape) - 1
+    return jnp.where(is_new_BY, free_M[rank_BY], kept_BY).astype(pages_BY.dtype)
 
 
 def fitting(
@@ -78,7 +78,7 @@ def fit_slots(
     mesh = jax.sharding.get_abstract_mesh()
     sizes = jnp.dtype(dtype).itemsize, vector_bytes(config.head_dim, dtype, cache_dtype)
     has_pages = shares_pages(cache_dtype)
-    return _fit(mesh, config, num_questions, num_rows, prompt, new, *sizes, has_pages)
+    return _choose_slots(mesh, config, num_questions, num_rows, prompt, new, *sizes, has_pages)
 
 
 def shares_pages(cache_dtype: CacheDtype) -> bool:
@@ -91,7 +91,7 @@ def shares_pages(cache_dtype: CacheDtype) -> bool:
 
 
 @functools.cache
-def _fit(
+def _choose_slots(
     mesh: Any, config: ModelConfig, num_questions: int, num_rows: int, prompt: int, new: int,
     item_bytes: int, head_bytes: int, has_pages: bool,
 ) -> tuple[int, int | None]:  # fmt: skip

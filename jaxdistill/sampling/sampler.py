@@ -1,6 +1,6 @@
 """The jitted sampler: prefill each question once, then decode its R rollouts in one loop.
 
-J rows are decoded at a time, each in a slot; one that ends leaves its slot to the next that waits,
+U rows are decoded at a time, each in a slot; one that ends leaves its slot to the next that waits,
 all inside one program. Slots have a cache of the longest row each, or share a pool of pages. Then
 it may happen that there are too few; rows that have drawn least go back to those that wait. They
 lose nothing: a row's tokens follow from its key and its prompt, so they will be drawn again.
@@ -24,7 +24,7 @@ from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.quantized import CacheDtype, check_cache_dtype
 from jaxdistill.sampling import keys
 from jaxdistill.sampling import pages as paging
-from jaxdistill.sampling.drawing import Truncation, draw
+from jaxdistill.sampling.drawing import Truncation, draw_tokens
 from jaxdistill.sampling.slots import (
     _NONE,
     Counts,
@@ -108,7 +108,7 @@ def make_sampler(
     """
     check_cache_dtype(cache_dtype)
     num_tokens = sampling.max_new_tokens
-    stops_E = np.asarray(stop_ids, np.int32)
+    stops_C = np.asarray(stop_ids, np.int32)
     kept = Truncation(sampling.top_k, sampling.top_p, sampling.min_p)
 
     @functools.partial(jax.jit, compiler_options=_compiler_options())
@@ -167,12 +167,12 @@ def make_sampler(
 
         # -- decode: feed the last token, draw the next
         def step(slots: _Slots, cache: decoder.Cache) -> tuple[_Slots, decoder.Cache]:
-            hidden_JD, cache = decoder.decode_step(
+            hidden_UD, cache = decoder.decode_step(
                 weights, config, slots.token, cache, dtype=dtype, attention=attention
             )
-            logits_JV = logits_of(hidden_JD, head_DV, sampling.logp_temperature)
-            keys_J = keys.token_keys(slots.key, slots.drawn) if sampling.temperature else None
-            slots = _write(slots, *draw(logits_JV, keys_J, kept), stops_E)
+            logits_UV = logits_of(hidden_UD, head_DV, sampling.logp_temperature)
+            keys_U = keys.token_keys(slots.key, slots.drawn) if sampling.temperature else None
+            slots = _write(slots, *draw_tokens(logits_UV, keys_U, kept), stops_C)
             return slots, cache._replace(length_B=slots.length)
 
         def look(state: _Loop) -> _Loop:
@@ -194,11 +194,11 @@ def make_sampler(
         def is_unfinished(state: _Loop) -> Array:
             return state.slots.running.any() | state.is_waiting_B.any()
 
-        first_J = jnp.arange(num_slots)
-        first = rows(first_J)
+        first_U = jnp.arange(num_slots)
+        first = rows(first_U)
         if pages is not None:  # all begin as those who wait, and in the order of their rows
             first = first._replace(
-                row=jnp.full_like(first_J, num_rows),
+                row=jnp.full_like(first_U, num_rows),
                 running=jnp.zeros_like(first.running),
                 length=jnp.zeros_like(first.length),
             )
@@ -211,13 +211,13 @@ def make_sampler(
             counts=Counts(*[jnp.float32(0)] * len(Counts._fields)),
         )
         state = jax.lax.while_loop(is_unfinished, decode, state)
-        samples = _samples(state, stops_E, pad_id, pages is None and num_slots == num_rows)
+        samples = _samples(state, stops_C, pad_id, pages is None and num_slots == num_rows)
         return (samples, state.counts) if counts else samples
 
     return sample
 
 
-def _samples(state: _Loop, stops_E: np.ndarray, pad_id: int, never_left: bool) -> Samples:
+def _samples(state: _Loop, stops_C: np.ndarray, pad_id: int, never_left: bool) -> Samples:
     slots = state.slots
     if never_left:  # each row has its own slot
         tokens_BT, logp_BT = slots.tokens, slots.logp
@@ -225,7 +225,7 @@ def _samples(state: _Loop, stops_E: np.ndarray, pad_id: int, never_left: bool) -
         tokens_BT = state.tokens_BT.at[slots.row].set(slots.tokens, mode="drop")
         logp_BT = state.logp_BT.at[slots.row].set(slots.logp, mode="drop")
     mask_BT = tokens_BT != _NONE
-    finished_B = (tokens_BT[:, :, None] == stops_E[None, None, :]).any(axis=(1, 2))
+    finished_B = (tokens_BT[:, :, None] == stops_C[None, None, :]).any(axis=(1, 2))
     return Samples(
         jnp.where(mask_BT, tokens_BT, pad_id), mask_BT.astype(jnp.int32), logp_BT, finished_B
     )

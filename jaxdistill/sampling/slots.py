@@ -29,16 +29,16 @@ class Counts(NamedTuple):
 
 
 class _Slots(NamedTuple):
-    """Rows in flight, the first axis (J) theirs; or one row about to enter, without that axis."""
+    """Rows in flight, the first axis (U) theirs; or one row about to enter, without that axis."""
 
     row: Array  # beyond the last row: nobody
-    key: Array  # [J, 2]
+    key: Array  # [U, 2]
     limit: Array  # tokens to draw at most
     running: Array
     drawn: Array  # tokens so far
     token: Array  # the last one, or the prompt's last: the next step feeds it
-    tokens: Array  # [J, T], _NONE where none was drawn
-    logp: Array  # [J, T]
+    tokens: Array  # [U, T], _NONE where none was drawn
+    logp: Array  # [U, T]
     length: Array  # of the cache, which has the tokens before the last
 
 
@@ -55,24 +55,24 @@ def _preempt(state: _Loop, stride: int) -> _Loop:
     """Pages for all who run until the next look; who has drawn least waits again if too few."""
     slots, num_rows = state.slots, state.is_waiting_B.shape[0]
     W, _, M, page, _ = state.cache.k[0].shape
-    wanted_J = _wanted_pages(slots, page, stride)
+    wanted_U = _wanted_pages(slots, page, stride)
     fitting = jax.vmap(functools.partial(paging.fitting, num_pages=M))
-    goes_on_J = fitting(wanted_J.reshape(W, -1), slots.drawn.reshape(W, -1)).reshape(-1)
-    is_preempted_J = slots.running & ~goes_on_J
+    goes_on_U = fitting(wanted_U.reshape(W, -1), slots.drawn.reshape(W, -1)).reshape(-1)
+    is_preempted_U = slots.running & ~goes_on_U
     counts = state.counts._replace(
-        preempted=state.counts.preempted + is_preempted_J.sum(),
-        redrawn=state.counts.redrawn + jnp.where(is_preempted_J, slots.drawn, 0).sum(),
+        preempted=state.counts.preempted + is_preempted_U.sum(),
+        redrawn=state.counts.redrawn + jnp.where(is_preempted_U, slots.drawn, 0).sum(),
     )
-    waits_J = jnp.where(is_preempted_J, slots.row, num_rows)
+    waits_U = jnp.where(is_preempted_U, slots.row, num_rows)
     slots = slots._replace(
-        row=jnp.where(is_preempted_J, num_rows, slots.row),
-        running=slots.running & goes_on_J,
-        length=jnp.where(is_preempted_J, 0, slots.length),
+        row=jnp.where(is_preempted_U, num_rows, slots.row),
+        running=slots.running & goes_on_U,
+        length=jnp.where(is_preempted_U, 0, slots.length),
     )
     return state._replace(
         slots=slots,
         cache=_with_pages(state.cache, slots, stride),
-        is_waiting_B=state.is_waiting_B.at[waits_J].set(True, mode="drop"),
+        is_waiting_B=state.is_waiting_B.at[waits_U].set(True, mode="drop"),
         counts=counts,
     )
 
@@ -86,21 +86,21 @@ def _admit(
 ) -> _Loop:
     """Rows that wait take the slots of rows that ended, while there are pages for them."""
 
-    def may_enter_J(state: _Loop) -> Array:
+    def may_enter_U(state: _Loop) -> Array:
         """The slots that the first row that waits may have."""
-        slots, pages_JI = state.slots, state.cache.pages_BI
-        is_possible_J = ~slots.running & state.is_waiting_B.any()
-        if pages_JI is None:
-            return is_possible_J
+        slots, pages_UY = state.slots, state.cache.pages_BY
+        is_possible_U = ~slots.running & state.is_waiting_B.any()
+        if pages_UY is None:
+            return is_possible_U
         W, _, M, page, _ = state.cache.k[0].shape
         ahead = stride + paging.RESERVE * page  # all should be able to go on for a while
-        wanted_WJ = _wanted_pages(slots, page, ahead).reshape(W, -1)
+        wanted_WU = _wanted_pages(slots, page, ahead).reshape(W, -1)
         more = _wanted_pages(rows(jnp.argmax(state.is_waiting_B)), page, ahead)
-        has_room_W = wanted_WJ.sum(axis=1) + more < M
-        return is_possible_J & jnp.repeat(has_room_W, wanted_WJ.shape[1])
+        has_room_W = wanted_WU.sum(axis=1) + more < M
+        return is_possible_U & jnp.repeat(has_room_W, wanted_WU.shape[1])
 
     def enter(state: _Loop) -> _Loop:
-        j, index = jnp.argmax(may_enter_J(state)), jnp.argmax(state.is_waiting_B)
+        j, index = jnp.argmax(may_enter_U(state)), jnp.argmax(state.is_waiting_B)
         left, new = jax.tree.map(lambda x: x[j], state.slots), rows(index)
         slots = jax.tree.map(lambda x, y: _put(x, y, j), state.slots, new)
         last = state.is_waiting_B.shape[0] - 1
@@ -117,7 +117,7 @@ def _admit(
             logp_BT=save(state.logp_BT, left.logp),
         )
 
-    return jax.lax.while_loop(lambda state: may_enter_J(state).any(), enter, state)
+    return jax.lax.while_loop(lambda state: may_enter_U(state).any(), enter, state)
 
 
 def _wanted_pages(slots: _Slots, page: int, stride: int) -> Array:
@@ -129,14 +129,14 @@ def _wanted_pages(slots: _Slots, page: int, stride: int) -> Array:
 
 def _with_pages(cache: decoder.Cache, slots: _Slots, stride: int) -> decoder.Cache:
     """The cache with the slots' lengths, and pages for what they want until the next look."""
-    if cache.pages_BI is None:
+    if cache.pages_BY is None:
         return cache._replace(length_B=slots.length)
     W, _, M, page, _ = cache.k[0].shape
-    wanted_WJ = _wanted_pages(slots, page, stride).reshape(W, -1)
-    pages_WJI = cache.pages_BI.reshape(W, -1, cache.pages_BI.shape[1])
-    pages_WJI = jax.vmap(functools.partial(paging.assign, num_pages=M))(pages_WJI, wanted_WJ)
-    pages_JI = constrain(pages_WJI.reshape(cache.pages_BI.shape), "BI")
-    return cache._replace(length_B=slots.length, pages_BI=pages_JI)
+    wanted_WU = _wanted_pages(slots, page, stride).reshape(W, -1)
+    pages_WUY = cache.pages_BY.reshape(W, -1, cache.pages_BY.shape[1])
+    pages_WUY = jax.vmap(functools.partial(paging.assign, num_pages=M))(pages_WUY, wanted_WU)
+    pages_UY = constrain(pages_WUY.reshape(cache.pages_BY.shape), "BY")
+    return cache._replace(length_B=slots.length, pages_BY=pages_UY)
 
 
 def _copy_prompt(
@@ -149,7 +149,7 @@ def _copy_prompt(
     part, size = j // slots_of_part, min(page, P)
 
     def copy(i, kv):
-        at = j % slots_of_part if cache.pages_BI is None else cache.pages_BI[j, i]
+        at = j % slots_of_part if cache.pages_BY is None else cache.pages_BY[j, i]
         begin = question // num_questions, 0, question % num_questions, i * size
 
         def put(x_WKMSH, prompts_WKMPH):
@@ -166,32 +166,32 @@ def _copy_prompt(
 
 
 def _count(counts: Counts, stride: int, before: _Slots, after: _Slots) -> Counts:
-    drawn_J = after.drawn - before.drawn
-    positions_J = drawn_J * before.length + drawn_J * (drawn_J - 1) // 2
+    drawn_U = after.drawn - before.drawn
+    positions_U = drawn_U * before.length + drawn_U * (drawn_U - 1) // 2
     return counts._replace(
         steps=counts.steps + stride,
-        row_steps=counts.row_steps + drawn_J.sum(),
-        positions=counts.positions + positions_J.astype(jnp.float32).sum(),
+        row_steps=counts.row_steps + drawn_U.sum(),
+        positions=counts.positions + positions_U.astype(jnp.float32).sum(),
     )
 
 
-def _write(slots: _Slots, token_J: Array, logp_J: Array, stops_E: np.ndarray) -> _Slots:
+def _write(slots: _Slots, token_U: Array, logp_U: Array, stops_C: np.ndarray) -> _Slots:
     """Record a token of every slot that runs, and who ends with it."""
-    was_running_J = slots.running
+    was_running_U = slots.running
     # A choice and no scatter, for which devices would exchange what all rows have drawn.
-    is_here_JT = jnp.arange(slots.tokens.shape[1])[None, :] == slots.drawn[:, None]
-    is_here_JT &= was_running_J[:, None]
-    drawn_J = slots.drawn + was_running_J
-    is_stop_J = (token_J[:, None] == stops_E[None, :]).any(axis=1)
-    running_J = was_running_J & ~is_stop_J & (drawn_J < slots.limit)
+    is_here_UT = jnp.arange(slots.tokens.shape[1])[None, :] == slots.drawn[:, None]
+    is_here_UT &= was_running_U[:, None]
+    drawn_U = slots.drawn + was_running_U
+    is_stop_U = (token_U[:, None] == stops_C[None, :]).any(axis=1)
+    running_U = was_running_U & ~is_stop_U & (drawn_U < slots.limit)
     return slots._replace(
-        running=running_J,
-        drawn=drawn_J,
-        token=jnp.where(was_running_J, token_J, slots.token),
-        tokens=jnp.where(is_here_JT, token_J[:, None], slots.tokens),
-        logp=jnp.where(is_here_JT, logp_J[:, None], slots.logp),
+        running=running_U,
+        drawn=drawn_U,
+        token=jnp.where(was_running_U, token_U, slots.token),
+        tokens=jnp.where(is_here_UT, token_U[:, None], slots.tokens),
+        logp=jnp.where(is_here_UT, logp_U[:, None], slots.logp),
         # An idle slot writes and sees its first position alone, until a row enters.
-        length=jnp.where(running_J, slots.length + 1, 0),
+        length=jnp.where(running_U, slots.length + 1, 0),
     )
 
 
@@ -244,5 +244,5 @@ def _empty_pool(
         return constrain(x_WKMSH, "WKMSH"[: x_WKMSH.ndim])
 
     k, v = jax.tree.map(empty, (prompts.k, prompts.v))
-    none_J, pages_JI = jnp.zeros(num_slots, jnp.int32), jnp.zeros((num_slots, num_pages), jnp.int32)
-    return decoder.Cache(k, v, constrain(none_J, "B"), constrain(pages_JI, "BI"))
+    none_U, pages_UY = jnp.zeros(num_slots, jnp.int32), jnp.zeros((num_slots, num_pages), jnp.int32)
+    return decoder.Cache(k, v, constrain(none_U, "B"), constrain(pages_UY, "BY"))

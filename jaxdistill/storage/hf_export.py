@@ -112,7 +112,7 @@ def _write(
     check_space(folder, sum(_num_bytes(*shape) for shape in shapes.values()))
     dtype = str(DTYPES[shapes[families.FAMILIES[config.family].TENSORS[("embed",)].name][0]])
     # transformers 5 reads dtype, everything older torch_dtype.
-    fields = families.describe(config) | {"dtype": dtype, "torch_dtype": dtype}
+    fields = families.to_fields(config) | {"dtype": dtype, "torch_dtype": dtype}
     fields |= {name: value for name, value in generation.items() if name.endswith("_token_id")}
 
     def write_files(temporary: Path) -> None:

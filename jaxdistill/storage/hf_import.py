@@ -22,7 +22,7 @@ from jaxdistill.models.parameters import abstract_params
 from jaxdistill.sharding import Mesh
 from jaxdistill.storage.hf_files import INDEX, WEIGHTS, read_json, resolve_folder
 from jaxdistill.storage.hf_layout import (
-    Part,
+    ParameterPart,
     parameter_of,
     parts_of,
     tensor_shape,
@@ -50,7 +50,7 @@ def read_config(folder: str | Path) -> ModelConfig:
     path = resolve_folder(folder) / "config.json"
     fields = read_json(path)
     try:
-        return families.read(fields)
+        return families.from_fields(fields)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -114,7 +114,7 @@ def stored_bytes(folder: str | Path, dtype: DTypeLike | None = None) -> int:
 
 def _load(
     config: ModelConfig,
-    parts: dict[str, Part],
+    parts: dict[str, ParameterPart],
     tensors: dict[str, Tensor],
     dtypes: dict[ParameterPath, np.dtype],
     mesh: Mesh | None,
@@ -136,7 +136,10 @@ def _load(
 
 
 def _stream(
-    config: ModelConfig, parts: dict[str, Part], tensors: dict[str, Tensor], mesh: Mesh | None
+    config: ModelConfig,
+    parts: dict[str, ParameterPart],
+    tensors: dict[str, Tensor],
+    mesh: Mesh | None,
 ) -> Iterator[tuple[str, jax.Array]]:
     """Yield every tensor on its devices, in the files' order, read a little ahead."""
     # The caller's default device: it is a thread's own setting.
@@ -209,7 +212,7 @@ def _open_shards(folder: Path) -> dict[str, Tensor]:
 
 
 def _checked(
-    folder: Path, config: ModelConfig, parts: dict[str, Part], tensors: dict[str, Tensor]
+    folder: Path, config: ModelConfig, parts: dict[str, ParameterPart], tensors: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """The tensors of `parts`, if the folder has them and nothing else.
 
@@ -229,7 +232,7 @@ def _checked(
 
 
 def _check_tensors(
-    folder: Path, config: ModelConfig, parts: dict[str, Part], tensors: dict[str, Tensor]
+    folder: Path, config: ModelConfig, parts: dict[str, ParameterPart], tensors: dict[str, Tensor]
 ) -> None:
     """Names, shapes and dtypes must be the config's. Raises UserError for the first that is not."""
     for name in sorted(parts.keys() | tensors.keys()):
@@ -254,7 +257,7 @@ def _check_dtype(folder: Path, name: str, tensor: Tensor) -> None:
 
 def _dtypes(
     folder: Path,
-    parts: dict[str, Part],
+    parts: dict[str, ParameterPart],
     tensors: dict[str, Tensor],
     dtype: DTypeLike | None,
 ) -> dict[ParameterPath, np.dtype]:

@@ -21,7 +21,7 @@ from jaxdistill.models.parameters import abstract_params
 from jaxdistill.sharding import Mesh, grouped_sharding, sharding_of
 
 
-class Part(NamedTuple):
+class ParameterPart(NamedTuple):
     """What a tensor of a checkpoint is: a parameter, or one layer of one."""
 
     path: tuple[Any, ...]  # in the parameters' state
@@ -34,22 +34,22 @@ class Part(NamedTuple):
         return self.groups.replace(" ", "")
 
 
-def parts_of(config: ModelConfig) -> dict[str, Part]:
+def parts_of(config: ModelConfig) -> dict[str, ParameterPart]:
     """Every tensor of a checkpoint of this config, by name."""
     parts = {}
     for path, leaf in nnx.to_flat_state(abstract_params(config)):
         tensor, axes = FAMILIES[config.family].TENSORS[path], leaf.get_metadata()["axes"]
         for layer in range(config.num_layers) if axes[0] == "L" else (None,):
-            parts[tensor.name.format(layer)] = Part(path, axes, layer, tensor.axes)
+            parts[tensor.name.format(layer)] = ParameterPart(path, axes, layer, tensor.axes)
     return parts
 
 
-def tensor_shape(config: ModelConfig, part: Part) -> tuple[int, ...]:
+def tensor_shape(config: ModelConfig, part: ParameterPart) -> tuple[int, ...]:
     """The tensor's shape in a checkpoint: "NH D" -> (N*H, D)."""
     return tuple(math.prod(config.shape(group)) for group in part.groups.split())
 
 
-def tensor_sharding(mesh: Mesh, config: ModelConfig, part: Part) -> Sharding:
+def tensor_sharding(mesh: Mesh, config: ModelConfig, part: ParameterPart) -> Sharding:
     """How a tensor is split, so that every device gets what it holds of the parameter."""
     return grouped_sharding(mesh, part.groups, part.axes, config.shape(part.axes))
 
@@ -66,7 +66,10 @@ def zeros(
 
 
 def with_layer(
-    value: Float[Array, "L ..."], tensor: Float[Array, "..."], config: ModelConfig, part: Part
+    value: Float[Array, "L ..."],
+    tensor: Float[Array, "..."],
+    config: ModelConfig,
+    part: ParameterPart,
 ) -> Float[Array, "L ..."]:
     """The parameter with one layer replaced and cast, in place: `value` is donated."""
     order = tuple(part.letters.index(axis) for axis in part.axes[1:])
@@ -86,7 +89,7 @@ def _with_layer(value, tensor, layer, shape, order, sharding):
 
 
 def parameter_of(
-    tensor: Float[Array, "..."], config: ModelConfig, part: Part, dtype: DTypeLike
+    tensor: Float[Array, "..."], config: ModelConfig, part: ParameterPart, dtype: DTypeLike
 ) -> Float[Array, "..."]:
     """A parameter that is one tensor: the tensor itself, not a copy, where the two lie alike."""
     order = tuple(part.letters.index(axis) for axis in part.axes)
@@ -110,7 +113,7 @@ def _bits(x):
 
 
 def tensor_of(
-    value: Float[Array, "..."], config: ModelConfig, part: Part, dtype: DTypeLike
+    value: Float[Array, "..."], config: ModelConfig, part: ParameterPart, dtype: DTypeLike
 ) -> Float[Array, "..."]:
     """The checkpoint's tensor, cut out of its parameter and cast; the parameter stays.
 

@@ -143,7 +143,7 @@ def load(
             model_dir / "generation_config.json", hf_files.generation_config(origin)
         )
     # The base's dtype is also its exports'.
-    fields = families.describe(config) | {"dtype": stored}
+    fields = families.to_fields(config) | {"dtype": stored}
     hf_files.write_json(model_dir / "config.json", fields)
     return with_tokenizer(config, params, model_dir)
 
@@ -164,7 +164,7 @@ def _fresh(
     """Random parameters, created in their sharding: never whole on one device."""
     if config.vocab_size == 0:
         config = dataclasses.replace(config, vocab_size=tokenizer_size)
-    families.describe(config)  # raises for what its family cannot express
+    families.to_fields(config)  # raises for what its family cannot express
     if config.vocab_size < tokenizer_size:
         raise UserError(
             f"`model.architecture.vocab_size={config.vocab_size}` is smaller than the tokenizer's "

@@ -39,7 +39,7 @@ class Batch(NamedTuple):
     contrast_weight_BJ: Float[AnyArray, "B J"] | None = None
 
 
-def samples_of(batch: Batch, taught_B: Array, step: Array) -> tuple[Sampled, Rows]:
+def samples_of(batch: Batch, distill_weight_B: Array, step: Array) -> tuple[Sampled, Rows]:
     """The batch as the objective sees it."""
     mask_BT = jnp.asarray(batch.completion_mask_BT, jnp.int32)
     index_BT = jnp.broadcast_to(jnp.arange(mask_BT.shape[1]), mask_BT.shape)
@@ -47,10 +47,10 @@ def samples_of(batch: Batch, taught_B: Array, step: Array) -> tuple[Sampled, Row
     sampled = Sampled(batch.completion_ids_BT, batch.behaviour_logp_BT, index_BT)
     rows_B = Rows(
         batch.advantage_B,
-        jnp.zeros_like(taught_B) if correct_B is None else correct_B,
-        taught_B,
+        jnp.zeros_like(distill_weight_B) if correct_B is None else correct_B,
+        distill_weight_B,
         mask_BT.sum(axis=1),
-        jnp.broadcast_to(step, taught_B.shape),
+        jnp.broadcast_to(step, distill_weight_B.shape),
     )
     return sampled, spread(rows_B, mask_BT.shape)
 
@@ -64,6 +64,6 @@ def bucket(size: int, multiple: int) -> int:
     return max(-(-size // multiple), 1) * multiple
 
 
-def fit(x_BT: np.ndarray, T: int) -> np.ndarray:
+def trim_or_pad(x_BT: np.ndarray, T: int) -> np.ndarray:
     """Trim or zero-pad the last axis to T."""
     return np.pad(x_BT[:, :T], ((0, 0), (0, max(T - x_BT.shape[1], 0))))

@@ -21,27 +21,27 @@ from jaxdistill.sharding import constrain, num_parts
 from jaxdistill.training.metrics import Sum
 
 
-class Scored(NamedTuple):
+class HiddenAndHead(NamedTuple):
     """What a network says of the completions: hidden states, and the head that reads them."""
 
     hidden_BTD: Float[Array, "B T D"]
     head_DV: Float[Array, "D V"]
 
 
-class Others(NamedTuple):
+class OtherNetworks(NamedTuple):
     """The networks beside the student; none of them carries a gradient.
 
     A teacher may be a mixture of networks: its logits are their sum, weighted by `teacher_mix`. The
     J contrasts are teachers under other contexts, weighted by `contrast_weight_BTJ`.
     """
 
-    teacher: tuple[Scored, ...] = ()
-    reference: Scored | None = None
-    contrasts: tuple[tuple[Scored, ...], ...] = ()
+    teacher: tuple[HiddenAndHead, ...] = ()
+    reference: HiddenAndHead | None = None
+    contrasts: tuple[tuple[HiddenAndHead, ...], ...] = ()
     contrast_weight_BTJ: Float[AnyArray, "B T J"] | None = None
 
 
-class Plan(NamedTuple):
+class ChunkOptions(NamedTuple):
     """How scored positions are read; static."""
 
     chunk: int  # positions whose logits live at once
@@ -52,7 +52,7 @@ class Plan(NamedTuple):
 class _Chunked(NamedTuple):
     """What is cut into chunks beside the student's hidden states."""
 
-    hidden_BTD: Any  # of the other networks: Others, its heads taken out
+    hidden_BTD: Any  # of the other networks: OtherNetworks, its heads taken out
     sampled: Sampled
     rows: Rows
     contrast_weight_BTJ: Float[AnyArray, "B T J"] | None
@@ -62,13 +62,13 @@ class _Chunked(NamedTuple):
 
 def chunked_objective(
     objective_fn: ObjectiveFn,
-    student: Scored,
-    others: Others,
+    student: HiddenAndHead,
+    others: OtherNetworks,
     sampled: Sampled,
     rows: Rows,
     mask_BT: Shaped[AnyArray, "B T"],
     loss_weight_BT: Float[AnyArray, "B T"],
-    plan: Plan,
+    options: ChunkOptions,
 ) -> tuple[Float[Array, ""], dict[str, Sum]]:
     """Sum an objective over completion positions, at most [B, chunk, V] at a time.
 
@@ -77,13 +77,15 @@ def chunked_objective(
     the same pass: a chunk's logits exist once, for forward and backward.
     """
     constants = _constants(others, sampled, rows, mask_BT, loss_weight_BT)
-    return _sums(objective_fn, plan, student, constants)
+    return _sums(objective_fn, options, student, constants)
 
 
-def _constants(others: Others, sampled, rows, mask_BT, loss_weight_BT) -> tuple[_Chunked, Any]:
+def _constants(
+    others: OtherNetworks, sampled, rows, mask_BT, loss_weight_BT
+) -> tuple[_Chunked, Any]:
     """What is cut into chunks, and the others' heads, which every chunk reads."""
     networks = others[:3]
-    split = functools.partial(jax.tree.map, is_leaf=lambda x: isinstance(x, Scored))
+    split = functools.partial(jax.tree.map, is_leaf=lambda x: isinstance(x, HiddenAndHead))
     hidden = split(lambda scored: scored.hidden_BTD, networks)
     heads = split(lambda scored: _gathered(*scored), networks)
     mask_BT, loss_weight_BT = mask_BT.astype(jnp.float32), loss_weight_BT.astype(jnp.float32)
@@ -105,24 +107,26 @@ def _log_probs(logits: Float[Array, "B C V"], temperature: float) -> Float[Array
     return log_softmax(logits if temperature == 1.0 else logits / temperature)
 
 
-def _positions(plan: Plan, logits_BCV: Array, chunk: _Chunked, heads_XV: Any) -> Positions:
+def _positions(
+    options: ChunkOptions, logits_BCV: Array, chunk: _Chunked, heads_XV: Any
+) -> Positions:
     """A chunk's aligned positions, from the student's logits and the others' hidden states."""
 
     def mixed(hiddens, heads, mix) -> Array | None:
         parts = [m * logits_of(h, w) for m, h, w in zip(mix, hiddens, heads, strict=True)]
-        return _log_probs(functools.reduce(jnp.add, parts), plan.temperature) if parts else None
+        return _log_probs(functools.reduce(jnp.add, parts), options.temperature) if parts else None
 
     teachers, reference, contrasts = chunk.hidden_BTD
     teacher_heads, reference_head, contrast_heads = heads_XV
-    mix = plan.teacher_mix[: len(teachers)]
+    mix = options.teacher_mix[: len(teachers)]
     teacher_BCV = mixed(teachers, teacher_heads, mix)
-    spoken = [mixed(*pair, mix) for pair in zip(contrasts, contrast_heads)]
+    contrast_logps = [mixed(*pair, mix) for pair in zip(contrasts, contrast_heads)]
     contrast_BCV = None
-    if spoken:
+    if contrast_logps:
         assert chunk.contrast_weight_BTJ is not None
-        contrast_BCV = _mean_of(spoken, chunk.contrast_weight_BTJ, teacher_BCV)
+        contrast_BCV = _mean_of(contrast_logps, chunk.contrast_weight_BTJ, teacher_BCV)
     return Positions(
-        _log_probs(logits_BCV, plan.temperature),
+        _log_probs(logits_BCV, options.temperature),
         teacher_BCV,
         None if reference is None else mixed((reference,), (reference_head,), (1.0,)),
         contrast_BCV,
@@ -144,18 +148,18 @@ def _mean_of(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _sums(objective_fn, plan: Plan, student: Scored, constants):
+def _sums(objective_fn, options: ChunkOptions, student: HiddenAndHead, constants):
     """(loss total, metric totals) over all chunks."""
     chunked, heads_XV = constants
     head_XV = _gathered(*student)
 
     def one_chunk(_, start, hidden_BCD, chunk):
-        return None, _totals(objective_fn, plan, logits_of(hidden_BCD, head_XV), chunk, heads_XV)
+        return None, _totals(objective_fn, options, logits_of(hidden_BCD, head_XV), chunk, heads_XV)
 
-    return _fold_chunks(one_chunk, None, student.hidden_BTD, chunked, plan.chunk)[1]
+    return _fold_chunks(one_chunk, None, student.hidden_BTD, chunked, options.chunk)[1]
 
 
-def _sums_fwd(objective_fn, plan: Plan, student: Scored, constants):
+def _sums_fwd(objective_fn, options: ChunkOptions, student: HiddenAndHead, constants):
     """The totals and, as residuals, the loss total's gradient in hidden states and head."""
     chunked, heads_XV = constants
     hidden_BTD, head_DV = student
@@ -166,7 +170,7 @@ def _sums_fwd(objective_fn, plan: Plan, student: Scored, constants):
         gradient_BTD, gradient_WDV = gradients
 
         def totals_of(logits_BCV):
-            return _totals(objective_fn, plan, logits_BCV, chunk, heads_XV)
+            return _totals(objective_fn, options, logits_BCV, chunk, heads_XV)
 
         logits_BCV = logits_of(hidden_BCD, head_XV)
         loss, pullback, values = jax.vjp(totals_of, logits_BCV, has_aux=True)
@@ -188,13 +192,13 @@ def _sums_fwd(objective_fn, plan: Plan, student: Scored, constants):
     zeros_WDV = jnp.zeros((parts, *head_DV.shape), jnp.float32)
     gradients = jnp.zeros_like(hidden_BTD), constrain(zeros_WDV, "WXV")
     (gradient_BTD, gradient_WDV), totals = _fold_chunks(
-        one_chunk, gradients, hidden_BTD, chunked, plan.chunk
+        one_chunk, gradients, hidden_BTD, chunked, options.chunk
     )
     gradient_DV = constrain(gradient_WDV.sum(axis=0), "DV").astype(head_DV.dtype)
-    return totals, Scored(gradient_BTD, gradient_DV)
+    return totals, HiddenAndHead(gradient_BTD, gradient_DV)
 
 
-def _sums_bwd(objective_fn, plan: Plan, gradient: Scored, cotangents):
+def _sums_bwd(objective_fn, options: ChunkOptions, gradient: HiddenAndHead, cotangents):
     scale = cotangents[0]  # of the loss total; the metrics carry no gradient
     return jax.tree.map(lambda g: (g * scale).astype(g.dtype), gradient), None
 
@@ -202,9 +206,9 @@ def _sums_bwd(objective_fn, plan: Plan, gradient: Scored, cotangents):
 _sums.defvjp(_sums_fwd, _sums_bwd)
 
 
-def _totals(objective_fn, plan: Plan, logits_BCV: Array, chunk: _Chunked, heads_XV: Any):
+def _totals(objective_fn, options: ChunkOptions, logits_BCV: Array, chunk: _Chunked, heads_XV: Any):
     """One chunk's (loss total, metric totals) from the student's logits."""
-    loss_BC, metrics = objective_fn(_positions(plan, logits_BCV, chunk, heads_XV))
+    loss_BC, metrics = objective_fn(_positions(options, logits_BCV, chunk, heads_XV))
     return _weighted_sum(loss_BC, chunk.loss_weight_BT), {
         name: Sum(
             _weighted_sum(value_BC, weight_BC * chunk.mask_BT),
@@ -216,11 +220,11 @@ def _totals(objective_fn, plan: Plan, logits_BCV: Array, chunk: _Chunked, heads_
 
 def chunked_scores(
     score_fn: Callable[[Positions], Any],
-    student: Scored,
-    others: Others,
+    student: HiddenAndHead,
+    others: OtherNetworks,
     sampled: Sampled,
     rows: Rows,
-    plan: Plan,
+    options: ChunkOptions,
 ) -> Any:
     """A tree of values at each position, [B, T], without gradient; at most [B, chunk, V] live."""
     ones_BT = jnp.ones(sampled.tokens_BT.shape, jnp.float32)
@@ -228,7 +232,7 @@ def chunked_scores(
     head_XV = _gathered(*student)
 
     def score(hidden_BCD, chunk):
-        return score_fn(_positions(plan, logits_of(hidden_BCD, head_XV), chunk, heads_XV))
+        return score_fn(_positions(options, logits_of(hidden_BCD, head_XV), chunk, heads_XV))
 
     def one_chunk(scores_BT, start, hidden_BCD, chunk):
         update = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=1)
@@ -237,7 +241,7 @@ def chunked_scores(
     zeros_BT = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(score, student.hidden_BTD, chunked)
     )
-    return _fold_chunks(one_chunk, zeros_BT, student.hidden_BTD, chunked, plan.chunk)[0]
+    return _fold_chunks(one_chunk, zeros_BT, student.hidden_BTD, chunked, options.chunk)[0]
 
 
 def _deal_rows(x: Array, axes: str, parts: int) -> Array:
@@ -275,8 +279,8 @@ def _fold_chunks(
 
     if size == num_positions:
         return step(carry, 0)
-    carry, totals_Z = jax.lax.scan(step, carry, jnp.arange(0, num_positions, size))
-    return carry, jax.tree.map(lambda total_Z: total_Z.sum(axis=0), totals_Z)
+    carry, totals_X = jax.lax.scan(step, carry, jnp.arange(0, num_positions, size))
+    return carry, jax.tree.map(lambda total_X: total_X.sum(axis=0), totals_X)
 
 
 def _add_at(x_BTD: Array, new_BCD: Array, start: Array) -> Array:

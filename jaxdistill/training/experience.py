@@ -23,7 +23,7 @@ from jaxdistill.tasks.questions import Question
 from jaxdistill.tasks.tasks import Task, questions_of
 from jaxdistill.tasks.toy.traces import WORLDS
 from jaxdistill.training import teacher_prompts as teaching
-from jaxdistill.training.batch import Batch, bucket, fit
+from jaxdistill.training.batch import Batch, bucket, trim_or_pad
 from jaxdistill.training.on_policy import OnPolicy as OnPolicy
 from jaxdistill.training.on_policy import check_contrast, check_demonstrations
 from jaxdistill.training.supervised_texts import ToyTexts
@@ -120,8 +120,8 @@ def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
     grading = open_grading(experience.task)
 
     def next_batch(params: Any, step: int) -> tuple[Batch, dict[str, Any]]:
-        rollouts = draw(
-            experience, setting, params, told_apart(next(batches)), grading.grade,
+        rollouts = sample_and_grade(
+            experience, setting, params, with_unique_ids(next(batches)), grading.grade,
             rollouts=experience.rollouts, purpose="train", step=step,
         )  # fmt: skip
         if setting.rollouts_every and step % setting.rollouts_every == 0:
@@ -135,7 +135,7 @@ def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
     return Source(batches, next_batch, experience.sampling.logp_temperature, close)
 
 
-def draw(
+def sample_and_grade(
     experience: OnPolicy, setting: Setting, params: Any, questions: list[Question], grade: Grade,
     *, rollouts: int, purpose: str, step: int,
 ) -> Rollouts:  # fmt: skip
@@ -148,7 +148,7 @@ def draw(
     )  # fmt: skip
 
 
-def told_apart(questions: list[Question]) -> list[Question]:
+def with_unique_ids(questions: list[Question]) -> list[Question]:
     """Give a question that stands several times in a batch several ids, and so other samples.
 
     A set smaller than the batch repeats its questions; each repeat is a group of its own, as in
@@ -184,11 +184,18 @@ def on_policy_batch(
         advantage_B = np.asarray(advantage_QR).reshape(-1)
     T = bucket(int(rollouts.lengths_B.max()), experience.completion_multiple)
     batch = Batch(
-        rollouts.prompt_ids_BP, rollouts.prompt_mask_BP, None, None, fit(rollouts.tokens_BT, T),
-        fit(rollouts.mask_BT, T), fit(rollouts.logp_BT, T), advantage_B, np.ones_like(correct_B),
-        correct_B,
-    )  # fmt: skip
-    facts = describe(rollouts, setting.words)
+        prompt_ids_BP=rollouts.prompt_ids_BP,
+        prompt_mask_BP=rollouts.prompt_mask_BP,
+        teacher_ids_BP=None,
+        teacher_mask_BP=None,
+        completion_ids_BT=trim_or_pad(rollouts.tokens_BT, T),
+        completion_mask_BT=trim_or_pad(rollouts.mask_BT, T),
+        behaviour_logp_BT=trim_or_pad(rollouts.logp_BT, T),
+        advantage_B=advantage_B,
+        row_weight_B=np.ones_like(correct_B),
+        correct_B=correct_B,
+    )
+    facts = rollout_facts(rollouts, setting.words)
     if objectives.needs_teacher(setting.objective):
         fields, seen = teacher_fields(experience, setting, rollouts, step, grade)
         batch, facts = batch._replace(**fields), facts | seen
@@ -206,7 +213,7 @@ def teacher_fields(
     taught = teaching.teacher_prompts(
         experience, setting.policy, setting.seed, rollouts, step, texts
     )
-    ids_BP, mask_BP = padded(experience, setting.policy, taught)
+    ids_BP, mask_BP = pad_prompts(experience, setting.policy, taught)
     fields = {
         "teacher_ids_BP": ids_BP, "teacher_mask_BP": mask_BP, "row_weight_B": taught.weight_B
     }  # fmt: skip
@@ -224,7 +231,7 @@ def contrast_fields(
     contrasts = teaching.contrast_prompts(
         experience, setting.policy, setting.seed, rollouts, step, taught
     )
-    ids_BP, mask_BP = padded(experience, setting.policy, contrasts)
+    ids_BP, mask_BP = pad_prompts(experience, setting.policy, contrasts)
     weight_BJ = contrasts.weight_B.reshape(-1, experience.contrasts)
     fields = {
         "contrast_ids_BJP": ids_BP.reshape(*weight_BJ.shape, -1),
@@ -235,7 +242,9 @@ def contrast_fields(
     return fields, shares("contrasts", contrasts) | {"contrasted": contrasted}
 
 
-def padded(experience: OnPolicy, policy: Policy, prompts: Prompts) -> tuple[np.ndarray, np.ndarray]:
+def pad_prompts(
+    experience: OnPolicy, policy: Policy, prompts: Prompts
+) -> tuple[np.ndarray, np.ndarray]:
     pad = tokenizers.pad_id(policy.tokenizer)
     return tokenizers.left_pad(prompts.ids, pad, experience.teacher_prompt_multiple)
 
@@ -271,7 +280,7 @@ def regenerate(
         replace(question, id=f"{question.id}/{row % rollouts.rollouts}", prompt=guided.turns[row])
         for row, question in zip(asked, originals)
     ]
-    answers = draw(
+    answers = sample_and_grade(
         experience, setting, setting.policy.params, guided_questions,
         lambda _, responses: grade(originals, responses),
         rollouts=1, purpose="regenerate", step=step,
@@ -282,7 +291,7 @@ def regenerate(
     return texts, facts | {"regenerated_correct": correct / len(rows)}
 
 
-def describe(rollouts: Rollouts, words: tuple[str, ...]) -> dict[str, float | int]:
+def rollout_facts(rollouts: Rollouts, words: tuple[str, ...]) -> dict[str, float | int]:
     """Reward, solved questions, lengths and epistemic counts of the sampled responses."""
     counts = [
         sum(epistemic.count(text, words, mode="word").values()) for text in rollouts.responses

@@ -16,7 +16,7 @@ from jaxdistill.training.state import TrainState
 from jaxdistill.training.teachers import EMA, Frozen, Live, Snapshot, Teacher, TrustRegion
 
 
-class Asked(NamedTuple):
+class NeededNetworks(NamedTuple):
     """Which networks score the samples beside the student."""
 
     teacher: bool
@@ -55,39 +55,42 @@ def score_batch(
     networks: Networks,
     batch: Batch | MicroBatch,
     *,
-    asks: Asked,
-) -> tuple[scoring.Scored, scoring.Others]:
+    needed: NeededNetworks,
+) -> tuple[scoring.HiddenAndHead, scoring.OtherNetworks]:
     """Student and the others on the same completion tokens, each under its own prompt.
 
     Prompts that one network scores (a frozen teacher's and the reference's, a teacher's and its
     contrasts') go through it in one forward, as rows of one batch; packed rows one by one.
     """
 
-    def scored(params, prompts: list) -> list[scoring.Scored]:
+    def scored(params, prompts: list) -> list[scoring.HiddenAndHead]:
         head_DV = parameters.head(params, model)
         hiddens = hidden_of(
             params, model, prompts, batch,
             dtype=jnp.dtype(compute.dtype), remat=compute.remat, attention=compute.attention,
         )  # fmt: skip
-        return [scoring.Scored(hidden_BTD, head_DV) for hidden_BTD in hiddens]
+        return [scoring.HiddenAndHead(hidden_BTD, head_DV) for hidden_BTD in hiddens]
 
     plain = plain_prompt(batch)
     (student,) = scored(params, [plain])
-    informed = informed_prompts(batch, asks)
+    informed = informed_prompts(batch, needed)
     # The reference's network scores the plain prompt too where asked, in the same forward.
-    of_reference = [*(informed if None in networks.teacher else []), *[plain] * asks.reference]
-    said_by_reference = scored(networks.reference, of_reference)
-    reference = said_by_reference.pop() if asks.reference else None
+    reference_prompts = [
+        *(informed if None in networks.teacher else []),
+        *[plain] * needed.reference,
+    ]
+    reference_hiddens = scored(networks.reference, reference_prompts)
+    reference = reference_hiddens.pop() if needed.reference else None
     by_network = [
-        said_by_reference if teacher_params is None else scored(teacher_params, informed)
+        reference_hiddens if teacher_params is None else scored(teacher_params, informed)
         for teacher_params in networks.teacher
     ]
     by_prompt = list(zip(*by_network, strict=True))
-    return student, scoring.Others(
-        teacher=by_prompt[0] if asks.teacher else (),
+    return student, scoring.OtherNetworks(
+        teacher=by_prompt[0] if needed.teacher else (),
         reference=reference,
         contrasts=tuple(by_prompt[1:]),
-        contrast_weight_BTJ=contrast_weights(batch) if asks.contrast else None,
+        contrast_weight_BTJ=contrast_weights(batch) if needed.contrast else None,
     )
 
 
@@ -102,7 +105,7 @@ def hidden_of(
     num_positions = batch.completion_mask_BT.shape[1]
     return [
         completions.packed_completion_hidden(
-            params, model, tokens, lengths, batch.completion_lengths_BX, num_positions, **how
+            params, model, tokens, lengths, batch.completion_lengths_BA, num_positions, **how
         )
         for tokens, lengths in prompts
     ]
@@ -123,17 +126,17 @@ def contrast_weights(batch: Batch | MicroBatch) -> Float[Array, "B T J"] | None:
     return jnp.broadcast_to(batch.contrast_weight_BJ[:, None, :], (B, T, J))
 
 
-def informed_prompts(batch: Batch | MicroBatch, asks: Asked) -> list:
+def informed_prompts(batch: Batch | MicroBatch, needed: NeededNetworks) -> list:
     """What the teacher sees: its own context first, then the J contrasts."""
-    if not asks.teacher:
+    if not needed.teacher:
         return []
     if isinstance(batch, MicroBatch):
         assert batch.teacher is not None
-        return [batch.teacher, *(batch.contrasts if asks.contrast else ())]
+        return [batch.teacher, *(batch.contrasts if needed.contrast else ())]
     assert batch.teacher_ids_BP is not None
     assert batch.teacher_mask_BP is not None
     prompts = [Prompt(batch.teacher_ids_BP, batch.teacher_mask_BP)]
-    if asks.contrast:
+    if needed.contrast:
         assert batch.contrast_ids_BJP is not None
         assert batch.contrast_mask_BJP is not None
         contrasts = batch.contrast_ids_BJP, batch.contrast_mask_BJP

@@ -1,8 +1,8 @@
 """A batch whose rows stand one after another in rows of a fixed size, and its micro-batches.
 
 The host plans who stands where (`packing`); here arrays are only looked up. B parts of the mesh
-hold M packed rows each: micro-batch m is one packed row of every part. Each packed row holds up to
-X of the I rows of the batch.
+hold several packed rows each: micro-batch m is one packed row of every part. Each packed row holds
+up to A of the I rows of the batch.
 """
 
 from collections.abc import Callable
@@ -21,8 +21,8 @@ from jaxdistill.sharding import constrain
 class Sequences(NamedTuple):
     """The packed rows of one kind of prompt: each with its completion, one after another."""
 
-    tokens: Int[AnyArray, "B M S"]  # of one micro-batch [B, S]
-    lengths: Int[AnyArray, "B M X"]  # of one micro-batch [B, X]
+    tokens: Int[AnyArray, "B micro S"]  # of one micro-batch [B, S]
+    lengths: Int[AnyArray, "B micro A"]  # of one micro-batch [B, A]
 
 
 class Packed(NamedTuple):
@@ -37,10 +37,10 @@ class Packed(NamedTuple):
     plain: Sequences
     teacher: Sequences | None
     contrasts: tuple[Sequences, ...]
-    completion_ids: Int[AnyArray, "B M T"]
-    behaviour_logp: Float[AnyArray, "B M T"]
-    completion_lengths: Int[AnyArray, "B M X"]
-    row: Int[AnyArray, "B M X"]  # of the batch, that this sequence is
+    completion_ids: Int[AnyArray, "B micro T"]
+    behaviour_logp: Float[AnyArray, "B micro T"]
+    completion_lengths: Int[AnyArray, "B micro A"]
+    row: Int[AnyArray, "B micro A"]  # of the batch, that this sequence is
     length_I: Int[AnyArray, " I"]  # of the completion
     advantage_I: Float[AnyArray, " I"]
     row_weight_I: Float[AnyArray, " I"]
@@ -54,12 +54,12 @@ class MicroBatch(NamedTuple):
     plain: Sequences
     teacher: Sequences | None
     contrasts: tuple[Sequences, ...]
-    completion_lengths_BX: Int[AnyArray, "B X"]
+    completion_lengths_BA: Int[AnyArray, "B A"]
     completion_mask_BT: Int[Array, "B T"]
     contrast_weight_BTJ: Float[Array, "B T J"] | None
 
 
-class Places(NamedTuple):
+class PackedPositions(NamedTuple):
     """Where positions of packed completions come from: the batch's row and the token in it."""
 
     row_BT: Int[Array, "B T"]  # 0 at padding
@@ -68,7 +68,7 @@ class Places(NamedTuple):
 
 
 def micro_batch(packed: Packed, m: Array | int) -> Packed:
-    """The arrays of micro-batch m, M taken away; those of the batch's rows stay whole."""
+    """The arrays of micro-batch m, without that axis; those of the batch's rows stay whole."""
 
     def pick(field: Any) -> Any:
         take = lambda x: jax.lax.dynamic_index_in_dim(x, m, 1, keepdims=False)  # noqa: E731
@@ -85,14 +85,14 @@ def micro_batch(packed: Packed, m: Array | int) -> Packed:
     )
 
 
-def places_of(
-    completion_lengths_BX: Int[AnyArray, "B X"], row_BX: Int[AnyArray, "B X"], T: int
-) -> Places:
-    segment_BT, index_BT = segments_of(completion_lengths_BX, T)
+def packed_positions(
+    completion_lengths_BA: Int[AnyArray, "B A"], row_BA: Int[AnyArray, "B A"], T: int
+) -> PackedPositions:
+    segment_BT, index_BT = segments_of(completion_lengths_BA, T)
     # Padding is one segment more than there are.
-    row_BX = jnp.pad(jnp.asarray(row_BX), ((0, 0), (0, 1)))
-    is_real_BT = segment_BT < row_BX.shape[1] - 1
-    return Places(jnp.take_along_axis(row_BX, segment_BT, axis=1), index_BT, is_real_BT)
+    row_BA = jnp.pad(jnp.asarray(row_BA), ((0, 0), (0, 1)))
+    is_real_BT = segment_BT < row_BA.shape[1] - 1
+    return PackedPositions(jnp.take_along_axis(row_BA, segment_BT, axis=1), index_BT, is_real_BT)
 
 
 def rows_mask(packed: Packed) -> Int[Array, "I T"]:
@@ -101,7 +101,7 @@ def rows_mask(packed: Packed) -> Int[Array, "I T"]:
     return (jnp.arange(T)[None, :] < jnp.asarray(packed.length_I)[:, None]).astype(jnp.int32)
 
 
-class OfRows(NamedTuple):
+class RowData(NamedTuple):
     """What is known of each row of the batch, and of each of its positions."""
 
     rows_I: Rows  # one number a row
@@ -110,17 +110,17 @@ class OfRows(NamedTuple):
     distill_factor_IT: Float[Array, "I T"] | None = None
     gradient_factor_IT: Float[Array, "I T"] | None = None
 
-    def on_every_device(self) -> "OfRows":
+    def on_every_device(self) -> "RowData":
         """Gathered once: a packed row looks up rows from anywhere in the batch."""
         return jax.tree.map(lambda x: constrain(jnp.asarray(x), "X" * x.ndim), self)
 
 
 def aligned(
-    packed: Packed, of_rows: OfRows, m: Array | int
+    packed: Packed, of_rows: RowData, m: Array | int
 ) -> tuple[MicroBatch, Array, Sampled, Rows]:
     """Micro-batch m: its networks' inputs, loss weights, samples and rows at each position."""
     part = micro_batch(packed, m)
-    places = places_of(part.completion_lengths, part.row, part.completion_ids.shape[1])
+    places = packed_positions(part.completion_lengths, part.row, part.completion_ids.shape[1])
 
     def at(x_IT: Array | None) -> Any:
         return None if x_IT is None else x_IT[places.row_BT, places.index_BT]
@@ -158,7 +158,7 @@ def map_rows(scores: Callable[[Any], Any], packed: Packed) -> Any:
 
     def put(m, filled):
         part = micro_batch(packed, m)
-        places = places_of(part.completion_lengths, part.row, T)
+        places = packed_positions(part.completion_lengths, part.row, T)
         # Padding goes to a row that does not exist.
         row_BT = jnp.where(places.is_real_BT, places.row_BT, num_rows)
 

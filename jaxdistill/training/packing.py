@@ -12,7 +12,7 @@ import numpy as np
 from jaxdistill.training.batch import Batch
 from jaxdistill.training.packed_batch import Packed, Sequences
 
-# X, the most sequences of a packed row: cuDNN keeps statistics of X times a row's positions.
+# A, the most sequences of a packed row: cuDNN keeps statistics of A times a row's positions.
 MOST_SEQUENCES = 32
 
 # A room's size is a multiple of so large a share of the student's: few sizes, little to spare.
@@ -29,14 +29,14 @@ def pack(batch: Batch, pack: int, parts: int = 1) -> tuple[Packed, float]:
     completion_I = np.asarray(batch.completion_mask_BT).sum(axis=1)
     assert all(np.asarray(mask).any(axis=1).all() for _, mask in prompts[:1]), "an empty prompt"
     # Of each row: the completion, then each prompt with it.
-    sizes_IN = np.stack(
+    sizes_IX = np.stack(
         [completion_I, *(np.asarray(mask).sum(axis=1) + completion_I for _, mask in prompts)], 1
     )
-    room_N = rooms(sizes_IN, pack)
-    plan = plan_rows(sizes_IN, room_N)
-    packed = arranged(batch, prompts, sizes_IN, room_N, plan, parts)
+    room_X = rooms(sizes_IX, pack)
+    plan = plan_rows(sizes_IX, room_X)
+    packed = build_arrays(batch, prompts, sizes_IX, room_X, plan, parts)
     num_rows = int(packed.num_micro_batches) * parts
-    return packed, float(1 - sizes_IN[:, 1:].sum() / (num_rows * room_N[1:].sum()))
+    return packed, float(1 - sizes_IX[:, 1:].sum() / (num_rows * room_X[1:].sum()))
 
 
 def prompts_of(batch: Batch) -> list[Any]:
@@ -54,46 +54,46 @@ def prompts_of(batch: Batch) -> list[Any]:
 # ------------------------------------------------------------------------------------ the plan
 
 
-def rooms(sizes_IN: np.ndarray, pack: int) -> np.ndarray:
-    """The room for each of N kinds: completions first, then the student, then the others.
+def rooms(sizes_IX: np.ndarray, pack: int) -> np.ndarray:
+    """The room for each of X kinds: completions first, then the student, then the others.
 
     The student's is the least multiple of `pack` that holds its longest row. The others stand to it
     as their sums do, in steps of a sixteenth, so that all fill up together.
     """
-    student = -(-int(sizes_IN[:, 1].max()) // pack) * pack
+    student = -(-int(sizes_IX[:, 1].max()) // pack) * pack
     step = max(student // STEPS, 1)
-    share_N = sizes_IN.sum(axis=0) / sizes_IN[:, 1].sum()
-    wanted_N = np.maximum(np.ceil(share_N * student), sizes_IN.max(axis=0)).astype(int)
-    room_N = np.maximum(-(-wanted_N // step), 1) * step
-    room_N[1] = student
-    room_N[3:] = room_N[3:].max(initial=0)  # contrasts are alike, so their sizes need not differ
-    return room_N
+    share_X = sizes_IX.sum(axis=0) / sizes_IX[:, 1].sum()
+    wanted_X = np.maximum(np.ceil(share_X * student), sizes_IX.max(axis=0)).astype(int)
+    room_X = np.maximum(-(-wanted_X // step), 1) * step
+    room_X[1] = student
+    room_X[3:] = room_X[3:].max(initial=0)  # contrasts are alike, so their sizes need not differ
+    return room_X
 
 
 def plan_rows(
-    sizes_IN: np.ndarray, room_N: np.ndarray, most: int = MOST_SEQUENCES
+    sizes_IX: np.ndarray, room_X: np.ndarray, most: int = MOST_SEQUENCES
 ) -> list[list[int]]:
     """Rows of the batch for each packed row, by greedy vector packing, one packed row at a time.
 
     Each begins with the largest row that is left, and goes on with the one that leaves the least
-    room over, in the Euclidean norm over the N kinds (Panigrahy et al. 2011, "Heuristics for vector
+    room over, in the Euclidean norm over the X kinds (Panigrahy et al. 2011, "Heuristics for vector
     bin packing", norm-based greedy).
     """
-    assert (sizes_IN <= room_N).all(), "a row is longer than its room"
-    share_IN = sizes_IN / room_N
-    is_left_I = np.ones(len(share_IN), bool)
+    assert (sizes_IX <= room_X).all(), "a row is longer than its room"
+    share_IX = sizes_IX / room_X
+    is_left_I = np.ones(len(share_IX), bool)
     plan: list[list[int]] = []
     while is_left_I.any():
         rows: list[int] = []
-        score_I = -share_IN.max(axis=1)
+        score_I = -share_IX.max(axis=1)
         fits_I = is_left_I
         while fits_I.any() and len(rows) < most:
             chosen = int(np.argmin(np.where(fits_I, score_I, np.inf)))
             rows.append(chosen)
             is_left_I[chosen] = False
-            over_N = room_N - sizes_IN[rows].sum(axis=0)
-            fits_I = is_left_I & (sizes_IN <= over_N).all(axis=1)
-            score_I = np.square(over_N / room_N - share_IN).sum(axis=1)
+            over_X = room_X - sizes_IX[rows].sum(axis=0)
+            fits_I = is_left_I & (sizes_IX <= over_X).all(axis=1)
+            score_I = np.square(over_X / room_X - share_IX).sum(axis=1)
         plan.append(rows)
     return plan
 
@@ -101,31 +101,31 @@ def plan_rows(
 # ---------------------------------------------------------------------------------- the arrays
 
 
-def arranged(
+def build_arrays(
     batch: Batch,
     prompts: list[Any],
-    sizes_IN: np.ndarray,
-    room_N: np.ndarray,
+    sizes_IX: np.ndarray,
+    room_X: np.ndarray,
     plan: list[list[int]],
     parts: int,
 ) -> Packed:
     """The arrays of a plan. Packed row r is part r % parts of micro-batch r // parts."""
     num_micro_batches = -(-len(plan) // parts)
-    M = 1 << (num_micro_batches - 1).bit_length()  # a power of two: few sizes
+    num_kept = 1 << (num_micro_batches - 1).bit_length()  # a power of two: few sizes
 
     def dealt(flat: np.ndarray) -> np.ndarray:
-        """[M * parts, ...] -> [B, M, ...]."""
-        return flat.reshape(M, parts, *flat.shape[1:]).swapaxes(0, 1)
+        """[micro-batches * parts, ...] -> [B, micro-batches, ...]."""
+        return flat.reshape(num_kept, parts, *flat.shape[1:]).swapaxes(0, 1)
 
     def filled(texts: list[np.ndarray], room: int, dtype: Any) -> np.ndarray:
-        flat = np.zeros((M * parts, room), dtype)
+        flat = np.zeros((num_kept * parts, room), dtype)
         for r, rows in enumerate(plan):
             text = np.concatenate([texts[row] for row in rows])
             flat[r, : len(text)] = text
         return dealt(flat)
 
     def of_sequences(x_I: np.ndarray) -> np.ndarray:
-        flat = np.zeros((M * parts, MOST_SEQUENCES), np.int32)
+        flat = np.zeros((num_kept * parts, MOST_SEQUENCES), np.int32)
         for r, rows in enumerate(plan):
             flat[r, : len(rows)] = x_I[rows]
         return dealt(flat)
@@ -135,16 +135,16 @@ def arranged(
 
     def sequences(n: int) -> Sequences:
         texts = [np.concatenate(both) for both in zip(_texts(*prompts[n - 1]), completions)]
-        return Sequences(filled(texts, int(room_N[n]), np.int32), of_sequences(sizes_IN[:, n]))
+        return Sequences(filled(texts, int(room_X[n]), np.int32), of_sequences(sizes_IX[:, n]))
 
     plain, *others = (sequences(n + 1) for n in range(len(prompts)))
-    length_I = sizes_IN[:, 0].astype(np.int32)
+    length_I = sizes_IX[:, 0].astype(np.int32)
     correct_I = batch.correct_B
     return Packed(
         np.asarray(num_micro_batches, np.int32),
         plain, others[0] if others else None, tuple(others[1:]),
-        filled(completions, int(room_N[0]), np.int32),
-        filled(behaviour, int(room_N[0]), np.float32),
+        filled(completions, int(room_X[0]), np.int32),
+        filled(behaviour, int(room_X[0]), np.float32),
         of_sequences(length_I), of_sequences(np.arange(len(length_I))), length_I,
         np.asarray(batch.advantage_B), np.asarray(batch.row_weight_B),
         np.zeros(len(length_I), np.float32) if correct_I is None else np.asarray(correct_I),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from jaxdistill.training.optimizer import Optimizer, make_optimizer
+from jaxdistill.training.optimizer import Optimizer, make_optimizer, on_host, require_host_memory
 from jaxdistill.training.teachers import EMA, Snapshot, Teacher
 
 
@@ -32,8 +32,8 @@ def init_state(params: Any, optimizer: Optimizer, teacher: Teacher, steps: int) 
     # Not jitted: zeros made eagerly lie as their parameters do, jit would replicate them.
     opt_state = make_optimizer(optimizer, steps).init(students)
     if optimizer.moments_on == "host":
-        optimizer.require_host_memory()
-        opt_state = optimizer.on_host(opt_state)
+        require_host_memory()
+        opt_state = on_host(opt_state)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=students,

@@ -35,8 +35,8 @@ from jaxdistill.training import packed_batch as packs
 from jaxdistill.training.batch import Batch, samples_of, spread
 from jaxdistill.training.compute import Compute
 from jaxdistill.training.metrics import Sum
-from jaxdistill.training.networks import Asked, networks_of, score_batch
-from jaxdistill.training.optimizer import Optimizer, make_optimizer
+from jaxdistill.training.networks import NeededNetworks, networks_of, score_batch
+from jaxdistill.training.optimizer import Optimizer, make_optimizer, on_device, on_host
 from jaxdistill.training.packed_batch import Packed
 from jaxdistill.training.state import TrainState
 from jaxdistill.training.teachers import Teacher, TrustRegion, moved_teacher
@@ -86,9 +86,9 @@ def make_train_step(
     objective_fn = make_objective(objective, epistemic_ids)
     transform = make_optimizer(optimizer, steps)
     mix = (1 - teacher.mix, teacher.mix) if isinstance(teacher, TrustRegion) else (1.0,)
-    plan = scoring.Plan(compute.chunk, temperature, mix)
+    options = scoring.ChunkOptions(compute.chunk, temperature, mix)
     score = functools.partial(
-        score_batch, model, compute, asks=Asked(
+        score_batch, model, compute, needed=NeededNetworks(
             needs_teacher(objective), needs_reference(objective) or track_reference,
             needs_contrast(objective),
         )
@@ -97,13 +97,20 @@ def make_train_step(
     def total_loss(weights, networks, batch, weight_BT, sampled, rows):
         student, others = score(weights, networks, batch)
         return scoring.chunked_objective(
-            objective_fn, student, others, sampled, rows, batch.completion_mask_BT, weight_BT, plan
+            objective_fn,
+            student,
+            others,
+            sampled,
+            rows,
+            batch.completion_mask_BT,
+            weight_BT,
+            options,
         )
 
     def batch_scores(weights, networks, batch, sampled, rows):
         student, others = score(weights, networks, batch)
         score_fn = make_scores(objective, epistemic_ids)
-        return scoring.chunked_scores(score_fn, student, others, sampled, rows, plan)
+        return scoring.chunked_scores(score_fn, student, others, sampled, rows, options)
 
     gradient = jax.value_and_grad(total_loss, has_aux=True)
 
@@ -115,12 +122,12 @@ def make_train_step(
     def packed_step(state: TrainState, reference_params: Any, batch: Packed):
         weights, networks = prepared(state, reference_params)
         mask_IT = packs.rows_mask(batch)
-        weight_IT, denominator, taught_I = reduced(objective, mask_IT, batch.row_weight_I)
+        weight_IT, denominator, distill_weight_I = reduced(objective, mask_IT, batch.row_weight_I)
         rows_I = Rows(
-            batch.advantage_I, batch.correct_I, taught_I, batch.length_I,
-            jnp.broadcast_to(state.step, taught_I.shape),
+            batch.advantage_I, batch.correct_I, distill_weight_I, batch.length_I,
+            jnp.broadcast_to(state.step, distill_weight_I.shape),
         )  # fmt: skip
-        of_rows = packs.OfRows(rows_I, batch.contrast_weight_IJ, weight_IT).on_every_device()
+        of_rows = packs.RowData(rows_I, batch.contrast_weight_IJ, weight_IT).on_every_device()
         if needs_whole_batch(objective):
 
             def scores(m):
@@ -129,7 +136,7 @@ def make_train_step(
 
             rows_IT = spread(rows_I, mask_IT.shape)
             both = factors(objective, packs.map_rows(scores, batch), weight_IT, rows_IT)
-            of_rows = packs.OfRows(*of_rows[:3], *both).on_every_device()
+            of_rows = packs.RowData(*of_rows[:3], *both).on_every_device()
 
         def sums(m):
             return gradient(weights, networks, *packs.aligned(batch, of_rows, m))
@@ -137,10 +144,10 @@ def make_train_step(
         return updated(state, denominator, *packs.fold(sums, batch))
 
     def step(state: TrainState, reference_params: Any, batch: Batch):
-        weight_BT, denominator, taught_B = reduced(
+        weight_BT, denominator, distill_weight_B = reduced(
             objective, batch.completion_mask_BT, batch.row_weight_B
         )
-        sampled, rows = samples_of(batch, taught_B, state.step)
+        sampled, rows = samples_of(batch, distill_weight_B, state.step)
         weights, networks = prepared(state, reference_params)
         if needs_whole_batch(objective):
             scores = functools.partial(batch_scores, weights, networks)
@@ -157,10 +164,10 @@ def make_train_step(
         grads = parameters.unstack_gradients(grads, state.params, model)
         grads = jax.tree.map(lambda g: g * scale, grads)
         if optimizer.moments_on == "host":
-            state = state._replace(opt_state=optimizer.on_device(state.opt_state))
+            state = state._replace(opt_state=on_device(state.opt_state))
         moved, norm = _updated(transform, teacher, state, grads)
         if optimizer.moments_on == "host":
-            moved = moved._replace(opt_state=optimizer.on_host(moved.opt_state))
+            moved = moved._replace(opt_state=on_host(moved.opt_state))
         metrics = metrics | {
             "loss": Sum(total, denominator),
             "grad_norm": Sum(norm, jnp.float32(1)),

@@ -69,7 +69,9 @@ def demonstrations(
     return found
 
 
-def show(context: Context, rollouts: Rollouts, texts: Sequence[str | None]) -> list[Shown | None]:
+def show_rows(
+    context: Context, rollouts: Rollouts, texts: Sequence[str | None]
+) -> list[Shown | None]:
     """What `context` shows for each text, equally many a row."""
     rows = row_of_each(texts, rollouts)
     return [_show_row(context, rollouts, row, text) for row, text in zip(rows, texts)]
@@ -118,7 +120,7 @@ def teacher_prompts(
     texts = regenerated
     if texts is None:
         texts = demonstrations(experience, context, seed, rollouts, step)
-    return fit(experience, policy, rollouts, show(context, rollouts, texts))
+    return fit_prompts(experience, policy, rollouts, show_rows(context, rollouts, texts))
 
 
 def contrast_prompts(
@@ -133,15 +135,15 @@ def contrast_prompts(
             experience, contrast, seed, rollouts, step,
             purpose="contrast", count=experience.contrasts,
         )  # fmt: skip
-        shown = show(contrast, rollouts, texts)
-    return fit(experience, policy, rollouts, shown)
+        shown = show_rows(contrast, rollouts, texts)
+    return fit_prompts(experience, policy, rollouts, shown)
 
 
 # Text that is cut out and put between other texts may come out as a few tokens more.
 _SLACK = 8
 
 
-def fit(
+def fit_prompts(
     experience: OnPolicy, policy: Policy, rollouts: Rollouts, shown: Sequence[Shown | None]
 ) -> Prompts:
     """Render what is shown so that a prompt and its row's completion fit the model's positions.
@@ -166,7 +168,7 @@ def fit(
         min(experience.max_demonstration_tokens, room - len(frame) - _SLACK)
         for room, frame in zip(room_B, frames)
     ]
-    fitted = shorten(experience, policy, shown, limits)
+    fitted = shorten_demonstrations(experience, policy, shown, limits)
     turns, ids = render(fitted)
     is_over = [
         x is not None and x.instruction and len(row) > room
@@ -180,7 +182,7 @@ def fit(
     return Prompts(fitted, turns, ids, is_cut_B, is_dropped_B)
 
 
-def shorten(
+def shorten_demonstrations(
     experience: OnPolicy, policy: Policy, shown: Sequence[Shown | None], limits: Sequence[int]
 ) -> list[Shown | None]:
     """Hold each demonstration to its limit of tokens, as `experience.overlong` says."""

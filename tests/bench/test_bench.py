@@ -18,7 +18,7 @@ from jaxdistill.bench.decode import Decode
 from jaxdistill.errors import UserError
 from jaxdistill.models import presets
 from jaxdistill.objectives import grpo, rlcsd, sdpo
-from jaxdistill.run.provenance import provenance
+from jaxdistill.run.provenance import current_provenance
 from jaxdistill.sharding import MeshConfig
 from jaxdistill.training import memory as fitting
 from jaxdistill.training import step as train
@@ -45,7 +45,7 @@ def test_the_verb_prints_and_writes_one_result(tmp_path, capsys):
     assert cli.main([*arguments.split(), "--out", str(out)]) == 0
     result = json.loads(out.read_text())
     assert json.loads(capsys.readouterr().out) == result
-    ours = provenance()
+    ours = current_provenance()
     assert result["jaxdistill"] == ours["packages"]["jaxdistill"]
     assert result["git"] == ours["git"]
     assert result["work"]["sampling"]["top_p"] == 0.9

@@ -196,13 +196,13 @@ LENGTHS = {13: [[4, 0, 6, 1], [13, 0, 0, 0], [0, 5, 5, 0]],
            150: [[70, 0, 60, 9], [150, 0, 0, 0], [0, 1, 140, 0]]}  # fmt: skip
 
 
-def _packed(make, lengths_BX, window=None):
-    return functools.partial(make(window), lengths_BX=jnp.array(lengths_BX))
+def _packed(make, lengths_BA, window=None):
+    return functools.partial(make(window), lengths_BA=jnp.array(lengths_BA))
 
 
-def _segments(lengths_BX):
+def _segments(lengths_BA):
     """(row, slots) of each segment that is not empty."""
-    for b, lengths_X in enumerate(lengths_BX):
+    for b, lengths_X in enumerate(lengths_BA):
         ends_X = np.cumsum(lengths_X)
         for end, length in zip(ends_X, lengths_X):
             if length:
@@ -247,7 +247,7 @@ def test_cudnn_is_told_where_each_segment_lies(monkeypatch):
     """What its kernel is given, read as its documentation says, for two heads a key's."""
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
-    lengths_BX = np.array(LENGTHS[150])
+    lengths_BA = np.array(LENGTHS[150])
     q_BSNH, k_BSKH, v_BSKH = (jnp.asarray(x) for x in _inputs(2, B=3, S=150, H=8)[:3])
 
     def read_as_cudnn_does(q, k, v, *, q_seqlen, kv_seqlen, q_offsets, kv_offsets, scale, **rest):
@@ -270,11 +270,11 @@ def test_cudnn_is_told_where_each_segment_lies(monkeypatch):
         return jnp.asarray(out.reshape(q.shape))
 
     monkeypatch.setattr(cudnn, "dot_product_attention", read_as_cudnn_does)
-    out_BSNH = attention.cudnn_attention(q_BSNH, k_BSKH, v_BSKH, 7, lengths_BX)
-    expected = attention.xla_attention(q_BSNH, k_BSKH, v_BSKH, 7, lengths_BX)
-    for b, slots in _segments(lengths_BX):
+    out_BSNH = attention.cudnn_attention(q_BSNH, k_BSKH, v_BSKH, 7, lengths_BA)
+    expected = attention.xla_attention(q_BSNH, k_BSKH, v_BSKH, 7, lengths_BA)
+    for b, slots in _segments(lengths_BA):
         np.testing.assert_allclose(out_BSNH[b, slots], expected[b, slots], atol=1e-5)
-    for b, length in enumerate(lengths_BX.sum(axis=1)):  # NaN in what the kernel never writes
+    for b, length in enumerate(lengths_BA.sum(axis=1)):  # NaN in what the kernel never writes
         assert not np.asarray(out_BSNH)[b, length:].any()
 
 
@@ -310,9 +310,9 @@ def test_a_mesh_changes_no_bit_of_splash_and_its_gradient(as_on_tpu, B, sizes):
 
 def test_a_mesh_changes_no_bit_of_packed_splash_and_its_gradient(as_on_tpu):
     inputs = [jnp.asarray(x, jnp.bfloat16) for x in _inputs(2, B=4, S=150)]
-    lengths_BX = np.array([*LENGTHS[150], [0, 0, 0, 0]])
+    lengths_BA = np.array([*LENGTHS[150], [0, 0, 0, 0]])
     attend = functools.partial(
-        attention.causal_attention, lengths_BX=lengths_BX, window=40, implementation="splash"
+        attention.causal_attention, lengths_BA=lengths_BA, window=40, implementation="splash"
     )
     expected = _with_gradients(attend, *inputs)
     with sharding.use_mesh(sharding.make_mesh(MeshConfig(2, 2, 2))):

@@ -34,21 +34,21 @@ def in_shared_pages(k_WKMSH, v_WKMSH, length_B, page, seed=0):
     _, K, B, S, H = k_WKMSH.shape
     num_pages = -(-S // page)
     place = np.random.default_rng(seed).permutation(B * num_pages + 3)[: B * num_pages]
-    pages_BI = place.astype(np.int32).reshape(B, num_pages)
+    pages_BY = place.astype(np.int32).reshape(B, num_pages)
 
     def pool(x_WKMSH):
         x_KBSH = jnp.pad(x_WKMSH[0], ((0, 0), (0, 0), (0, num_pages * page - S), (0, 0)))
         others = jnp.full((1, K, B * num_pages + 3, page, H), jnp.nan, x_WKMSH.dtype)
-        return others.at[0, :, pages_BI].set(
+        return others.at[0, :, pages_BY].set(
             x_KBSH.reshape(K, B, num_pages, page, H).transpose(1, 2, 0, 3, 4)
         )
 
-    return pool(k_WKMSH), pool(v_WKMSH), length_B, jnp.asarray(pages_BI)
+    return pool(k_WKMSH), pool(v_WKMSH), length_B, jnp.asarray(pages_BY)
 
 
-def from_shared_pages(x_WKMSH, pages_BI, S):
+def from_shared_pages(x_WKMSH, pages_BY, S):
     _, K, _, _, H = x_WKMSH.shape
-    return x_WKMSH[0][:, pages_BI].reshape(1, K, len(pages_BI), -1, H)[:, :, :, :S]
+    return x_WKMSH[0][:, pages_BY].reshape(1, K, len(pages_BY), -1, H)[:, :, :, :S]
 
 
 def reference(qkv_BKXH, norms_H, rotary_Bh, k_WKMSH, v_WKMSH, length_B, *, window=None):
@@ -119,10 +119,10 @@ def in_shared_int8_pages(k_WKMSH, v_WKMSH, length_B, page):
     return *pools, length_B, values[-1]
 
 
-def from_shared_int8_pages(x, pages_BI, S):
+def from_shared_int8_pages(x, pages_BY, S):
     return dequantize(Quantized(
-        from_shared_pages(x.values, pages_BI, S),
-        from_shared_pages(x.scale[..., None], pages_BI, S)[..., 0],
+        from_shared_pages(x.values, pages_BY, S),
+        from_shared_pages(x.scale[..., None], pages_BY, S)[..., 0],
     ))  # fmt: skip
 
 
@@ -227,9 +227,9 @@ def test_xla_finds_the_pages_of_a_row(window, page):
     heads = qkv_BKXH[:, :, :3].reshape(4, 6, 16), qkv_BKXH[:, :, 3], qkv_BKXH[:, :, 4]
     attend = functools.partial(jax.jit(xla_attention, static_argnames="window"), window=window)
     expected = attend(*heads, k_WKMSH, v_WKMSH, length_B)
-    *paged, pages_BI = in_shared_pages(k_WKMSH, v_WKMSH, length_B, page)
-    out_BNH, *pools = attend(*heads, *paged, pages_BI)
-    cache = [from_shared_pages(x, pages_BI, 256) for x in pools]
+    *paged, pages_BY = in_shared_pages(k_WKMSH, v_WKMSH, length_B, page)
+    out_BNH, *pools = attend(*heads, *paged, pages_BY)
+    cache = [from_shared_pages(x, pages_BY, 256) for x in pools]
     assert_equal_but_for_the_full_row((out_BNH, *cache), expected, 2e-6)
 
 

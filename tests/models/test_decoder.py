@@ -67,14 +67,14 @@ def test_a_packed_sequence_has_the_states_of_a_row_of_its_own(family):
     """Two sequences and padding, an empty one between two, and a row of none."""
     config = CONFIGS[family]
     params = _init(config, jax.random.key(0))
-    lengths_BX = np.array([[6, 5, 0], [4, 0, 10], [0, 0, 0]])
+    lengths_BA = np.array([[6, 5, 0], [4, 0, 10], [0, 0, 0]])
     tokens_BS = np.random.default_rng(1).integers(1, config.vocab_size, (3, 14))
     run = jax.jit(decoder.packed_hidden_states, static_argnames=("config", "remat"))
-    packed_BSD = np.asarray(run(params, config, tokens_BS, lengths_BX))
+    packed_BSD = np.asarray(run(params, config, tokens_BS, lengths_BA))
     assert np.isfinite(packed_BSD).all()
     spoilt_BS = tokens_BS.copy()
     spoilt_BS[0, 11:] = -100
-    again_BSD = run(params, config, spoilt_BS, lengths_BX, remat="all")
+    again_BSD = run(params, config, spoilt_BS, lengths_BA, remat="all")
     np.testing.assert_allclose(again_BSD[:2, :11], packed_BSD[:2, :11], atol=TOLERANCE)
     for b, slots in ((0, np.s_[:6]), (0, np.s_[6:11]), (1, np.s_[:4]), (1, np.s_[4:])):
         alone_BS = tokens_BS[b : b + 1, slots]

@@ -32,7 +32,7 @@ def test_transformers_counts_as_many_parameters(name):
     torch = pytest.importorskip("torch")
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-    fields = families.describe(PRESETS[name])
+    fields = families.to_fields(PRESETS[name])
     config = CONFIG_MAPPING[fields.pop("model_type")](**fields)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
@@ -47,8 +47,8 @@ def test_the_published_weights_have_as_many_parameters(name):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_written_as_a_config_json_reads_back_the_same(name):
-    text = json.dumps(families.describe(PRESETS[name]))
-    assert families.read(json.loads(text)) == PRESETS[name]
+    text = json.dumps(families.to_fields(PRESETS[name]))
+    assert families.from_fields(json.loads(text)) == PRESETS[name]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_preset_is_what_the_published_config_json_says(file, name):
     path = HF_CONFIGS / f"{file}.json"
     if not path.is_file():
         pytest.skip(f"no {path}")
-    assert families.read(json.loads(path.read_text())) == PRESETS[name]
+    assert families.from_fields(json.loads(path.read_text())) == PRESETS[name]
 
 
 def test_every_family_has_a_preset():

@@ -451,7 +451,7 @@ def test_a_padded_vocabulary_changes_nothing(objective):
 
 
 def test_metrics_equal_a_float64_oracle():
-    given = positions(taught_BT=jnp.array([1.0, 0.0]))
+    given = positions(distill_weight_BT=jnp.array([1.0, 0.0]))
     metrics = make_objective(Distill(), IDS)(given)[1]
     S, teacher = (np.exp(np.asarray(p, np.float64)) for p in given[:2])
     m_S, m_T, m_R = (mass(p) for p in given[:3])

@@ -353,7 +353,7 @@ def test_forks_and_mean_one_weights_are_taken_among_what_the_other_weights_leave
 
 
 def test_only_rows_that_are_distilled_count_as_kept_or_not():
-    given = positions(taught_BT=jnp.array([1.0, 0.0]))
+    given = positions(distill_weight_BT=jnp.array([1.0, 0.0]))
     metrics = make_objective(dataclasses.replace(FULL, weights=(SkipFirst(1),)), IDS)(given)[1]
     kept = metrics["kept"]
     assert (kept.value_BT * kept.weight_BT).sum() / kept.weight_BT.sum() == pytest.approx(2 / 3)

@@ -50,7 +50,9 @@ def test_wrong_rows_with_a_demonstration_are_distilled_and_all_others_follow_the
     for correct, taught, goes in (
         ([1, 0], [1, 1], [0, 1]), ([0, 0], [1, 0], [1, 0]), ([1, 1], [1, 1], [0, 0]),
     ):  # fmt: skip
-        given = positions(correct_BT=jnp.array(correct), taught_BT=jnp.array(taught, jnp.float32))
+        given = positions(
+            correct_BT=jnp.array(correct), distill_weight_BT=jnp.array(taught, jnp.float32)
+        )
         loss_BT, metrics = make_objective(Routed(), IDS)(given)
         for row, is_distilled in enumerate(goes):
             np.testing.assert_array_equal(loss_BT[row], (rewarded, distilled)[is_distilled][row])
@@ -74,8 +76,8 @@ def test_either_part_of_a_mixture_has_the_mean_it_has_alone(reduction):
     distill, grpo = Distill(reduction=reduction), GRPO(reduction=reduction)
 
     def mean(objective):
-        weight_BT, denominator, taught_B = reduced(objective, mask_BT, row_weight_B)
-        loss_BT, _ = make_objective(objective, IDS)(positions(taught_BT=taught_B))
+        weight_BT, denominator, distill_weight_B = reduced(objective, mask_BT, row_weight_B)
+        loss_BT, _ = make_objective(objective, IDS)(positions(distill_weight_BT=distill_weight_B))
         return jnp.sum(loss_BT * weight_BT) / denominator
 
     for share in (0.0, 0.25, 1.0):

@@ -99,7 +99,7 @@ def test_protected_doubt_keeps_the_verifiers_credit():
 
 
 def test_a_row_whose_teacher_saw_nothing_follows_plain_grpo():
-    given = positions(taught_BT=jnp.array([1.0, 0.0]))
+    given = positions(distill_weight_BT=jnp.array([1.0, 0.0]))
     for choice in (RLSD(), AntiSD(entropy_threshold=None), RLCSD()):
         shaped = advantage_of(choice, given, EPISTEMIC)
         np.testing.assert_array_equal(shaped[1], ADVANTAGE[1])

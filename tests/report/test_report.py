@@ -20,7 +20,7 @@ from jaxdistill.report import study_markdown, write_run_report, write_study_repo
 from jaxdistill.report.examples import examples_of
 from jaxdistill.report.figures import smoothed
 from jaxdistill.report.findings import HOLDS, OPEN, OPPOSITE, UNMEASURED, kept_share, tabulate
-from jaxdistill.report.load import load_study, read_jsonl, split_grid
+from jaxdistill.report.load import load_study_results, read_jsonl, split_grid
 from jaxdistill.report.tables import sweep_table
 from jaxdistill.report.words import change_text, marked, movement, number_text
 
@@ -63,7 +63,7 @@ def page(study_dir):
 
 
 def verdicts(folder) -> dict[str, str]:
-    judged = findings_module.findings(tabulate(load_study(folder)))
+    judged = findings_module.findings(tabulate(load_study_results(folder)))
     return {f.claim: f.verdict for f in judged}
 
 
@@ -151,7 +151,7 @@ def test_without_records_there_are_values_but_no_intervals_and_the_page_says_why
     assert verdicts(folder)["SDPO ends below the base, held-out"] == "holds (no interval)"
     text = Page(write_study_report(folder).read_text()).text
     assert "No per-response records, hence no intervals" in text
-    cell = tabulate(load_study(folder))["main", "sdpo", "heldout"]
+    cell = tabulate(load_study_results(folder))["main", "sdpo", "heldout"]
     assert not cell.estimate("accuracy").is_bounded
 
 
@@ -174,7 +174,7 @@ def test_low_copy_fidelity_is_named_as_a_reason(tmp_path):
 
 
 def test_the_kept_share_is_the_part_of_the_loss_that_is_not_lost(study_dir):
-    cells = tabulate(load_study(study_dir))
+    cells = tabulate(load_study_results(study_dir))
     base, sdpo, anchor = (cells["main", m, "heldout"] for m in ("base", "sdpo", "epi_anchor"))
     b, s, a = (cell.value("accuracy") for cell in (base, sdpo, anchor))
     share = kept_share(base, sdpo, anchor)
@@ -200,7 +200,7 @@ def test_numbers_read_as_percent_points_with_a_true_minus_and_no_negative_zero()
 
 def test_several_seeds_are_pooled_by_problem_and_their_spread_is_shown(tmp_path):
     folder = build_study(tmp_path / "s", seeds=(0, 1, 2))
-    cell = tabulate(load_study(folder))["main", "sdpo", "heldout"]
+    cell = tabulate(load_study_results(folder))["main", "sdpo", "heldout"]
     assert len(cell.clusters["accuracy"].ids) == 60  # problems, not problems x seeds
     assert cell.clusters["accuracy"].weight_Q.tolist() == [18.0] * 60
     per_seed = [row["accuracy"] for row in cell.rows]
@@ -281,20 +281,20 @@ def test_the_longest_of_overlapping_words_is_marked():
 
 
 def test_the_examples_are_problems_the_base_has_right_and_sdpo_wrong(study_dir):
-    chosen = examples_of(load_study(study_dir))
+    chosen = examples_of(load_study_results(study_dir))
     assert len(chosen.examples) == 3
     for example in chosen.examples:
         by_method = {answer.method: answer for answer in example.answers}
         assert set(by_method) == {"base", *ENDS["main"]}
         assert by_method["base"].is_right
         assert not by_method["sdpo"].is_right
-    assert examples_of(load_study(study_dir)) == chosen
+    assert examples_of(load_study_results(study_dir)) == chosen
 
 
 def test_without_such_problems_the_examples_are_the_first_ones_and_say_so(tmp_path):
     folder = build_study(tmp_path / "s", ends={"main": {"sdpo": ENDS["main"]["sdpo"]}})
     rewrite_records(records_path(folder, "sdpo"), correct=True)
-    chosen = examples_of(load_study(folder))
+    chosen = examples_of(load_study_results(folder))
     assert "wrong on 0" in chosen.how_chosen
     assert [e.question for e in chosen.examples] == [
         "20 0 -> 20 go",
@@ -311,7 +311,7 @@ def test_coverage_and_context_rows_make_tables_and_stay_out_of_the_main_grid(
 ):
     axes = [{"coverage": c} for c in (64, 8, "all", 1)] + [{"context": "answer"}]
     folder = build_study(tmp_path / "s", sweeps=axes)
-    study = load_study(folder)
+    study = load_study_results(folder)
     assert len(study.sweep_rows) == 3 * len(axes)
     table = sweep_table(study, "coverage")
     assert table is not None

@@ -8,7 +8,7 @@ import os
 import pytest
 from tiny_run import tiny, tree_of
 
-from jaxdistill.config import load_study
+from jaxdistill.config import load_study_recipe
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation.evaluate import Evaluation, Split
 from jaxdistill.objectives import GRPO
@@ -211,7 +211,7 @@ WORKER = studies.worker
 @pytest.mark.parametrize("profile", ["quick", "full"])
 @pytest.mark.parametrize("workers", [1, 2, 3, 7])
 def test_the_shares_are_whole_balanced_and_compile_each_objective_once(profile, workers):
-    study = load_study("toy_study", profile)
+    study = load_study_recipe("toy_study", profile)
     shares = share_out(list(study.arms), workers)
     count = collections.Counter(arm.name for share in shares for arm in share)
     assert count == collections.Counter(arm.name for arm in study.arms)
@@ -235,7 +235,7 @@ def test_two_arms_of_one_name_would_share_a_folder():
     with pytest.raises(UserError, match="1 names stand for several arms, as main-sdpo-s0"):
         Study("small", "quick", (base, sdpo, sdpo), 1)
     with pytest.raises(UserError, match="several arms"):
-        with_overrides(load_study("toy_study", "full"), ["seed=5"])
+        with_overrides(load_study_recipe("toy_study", "full"), ["seed=5"])
 
 
 def test_overrides_reach_trained_arms_and_the_evaluation_of_all():

@@ -14,11 +14,11 @@ PROBS_V = np.array([0.4, 0.06, 0.25, 0.04, 0.15, 0.1])
 RANK_V = np.argsort(-PROBS_V)
 
 
-def draw(logits_BV, kept, purpose="frequencies"):
+def draw_tokens(logits_BV, kept, purpose="frequencies"):
     rows = len(logits_BV)
     keys_B2 = row_keys(5, purpose, 0, question_hashes(["q"]), rows)
     keys_B = keys.token_keys(keys_B2, jnp.zeros(rows, jnp.int32))
-    run = jax.jit(functools.partial(drawing.draw, kept=kept))
+    run = jax.jit(functools.partial(drawing.draw_tokens, kept=kept))
     return jax.device_get(run(jnp.asarray(logits_BV, jnp.float32), keys_B))
 
 
@@ -47,7 +47,7 @@ def block(request, monkeypatch):
 def test_sampled_frequencies_match_the_distribution(block, temperature, kept, num_kept):
     rows = 20_000
     logits_V = np.log(PROBS_V) / temperature
-    drawn = draw(np.tile(logits_V, (rows, 1)), kept)
+    drawn = draw_tokens(np.tile(logits_V, (rows, 1)), kept)
     counts_V = np.bincount(drawn.token_B, minlength=6)
 
     probs_V = np.zeros(6)
@@ -69,7 +69,7 @@ def test_two_steps_draw_from_a_vocabulary_of_real_size():
     expected_X = rows * np.bincount(class_V, probs_V / probs_V.sum())
     found = []
     for part in range(3):
-        some = draw(np.broadcast_to(logits_V, (rows // 3, V)), Truncation(), f"part {part}")
+        some = draw_tokens(np.broadcast_to(logits_V, (rows // 3, V)), Truncation(), f"part {part}")
         found.append(class_V[some.token_B])
     counts_X = np.bincount(np.concatenate(found), minlength=10)
     chi_square = np.sum((counts_X - expected_X) ** 2 / expected_X)
@@ -80,7 +80,7 @@ def test_two_steps_draw_from_a_vocabulary_of_real_size():
 def test_the_log_prob_is_that_of_all_tokens(kept, monkeypatch):
     monkeypatch.setattr(drawing, "_MOST_OF_A_BLOCK", 16)
     logits_BV = 3 * jax.random.normal(jax.random.key(0), (50, 64))
-    drawn = draw(logits_BV, kept)
+    drawn = draw_tokens(logits_BV, kept)
     logp_BV = np.asarray(jax.nn.log_softmax(logits_BV))
     expected_B = logp_BV[np.arange(50), drawn.token_B]
     np.testing.assert_allclose(drawn.logp_B, expected_B, atol=2e-6)
@@ -92,7 +92,7 @@ def test_several_draws_and_masks_keep_the_same_tokens(top_p, monkeypatch):
     logits_V = jax.random.normal(jax.random.key(1), (24,))
     monkeypatch.setattr(drawing, "_MOST_OF_A_BLOCK", 8)
     assert drawing._draws(Truncation(top_p=top_p), 24) > 0
-    drawn = draw(jnp.tile(logits_V, (20_000, 1)), Truncation(top_p=top_p))
+    drawn = draw_tokens(jnp.tile(logits_V, (20_000, 1)), Truncation(top_p=top_p))
     masked_V = drawing.processors.keep_top_p(logits_V[None], top_p)[0]
     assert set(drawn.token_B.tolist()) == set(np.flatnonzero(np.isfinite(masked_V)).tolist())
 
@@ -102,14 +102,14 @@ def test_where_every_draw_fails_it_is_the_likeliest_token(monkeypatch):
     monkeypatch.setattr(drawing, "_draws", lambda kept, V: 1)
     logits_V = jnp.array([0.1] * 8 + [0.0] * 56)  # a nucleus of 8 tokens that one draw rarely hits
     logits_V = logits_V.at[3].add(1e-3)
-    token_B = draw(jnp.tile(logits_V, (500, 1)), Truncation(top_p=0.13)).token_B
+    token_B = draw_tokens(jnp.tile(logits_V, (500, 1)), Truncation(top_p=0.13)).token_B
     assert set(token_B.tolist()) <= set(range(8))
     assert np.mean(token_B == 3) > 0.5
 
 
 def test_without_keys_it_is_the_likeliest_token():
     logits_BV = jax.random.normal(jax.random.key(0), (5, 40))
-    drawn = drawing.draw(logits_BV, None, Truncation())
+    drawn = drawing.draw_tokens(logits_BV, None, Truncation())
     np.testing.assert_array_equal(drawn.token_B, np.argmax(logits_BV, axis=-1))
 
 

@@ -50,7 +50,7 @@ CONFIG = ModelConfig(
 
 def random_model(seed):
     hidden_key, head_key = jax.random.split(jax.random.key(seed))
-    return scoring.Scored(
+    return scoring.HiddenAndHead(
         jax.random.normal(hidden_key, (B, T, D)), jax.random.normal(head_key, (D, V))
     )
 
@@ -90,10 +90,10 @@ def objective(positions):
 
 
 def run(student, teacher, reference, chunk, temperature=1.0, objective=objective, **changes):
-    others = scoring.Others(() if teacher is None else (teacher,), reference)
+    others = scoring.OtherNetworks(() if teacher is None else (teacher,), reference)
     return scoring.chunked_objective(
         objective, student, others, **{**batch(), **changes},
-        plan=scoring.Plan(chunk, temperature),
+        options=scoring.ChunkOptions(chunk, temperature),
     )  # fmt: skip
 
 
@@ -156,8 +156,10 @@ def test_a_real_objective_in_one_pass_is_the_same_as_all_at_once(name):
 
     @jax.jit
     def fused(student):
-        others = scoring.Others((teacher,), reference, ((contrast,),), weight_BTJ)
-        return scoring.chunked_objective(evaluate, student, others, **given, plan=scoring.Plan(4))
+        others = scoring.OtherNetworks((teacher,), reference, ((contrast,),), weight_BTJ)
+        return scoring.chunked_objective(
+            evaluate, student, others, **given, options=scoring.ChunkOptions(4)
+        )
 
     @jax.jit
     def unfused(student):
@@ -185,14 +187,14 @@ def test_a_teacher_may_be_a_mixture_and_contrasts_are_averaged_where_they_exist(
     arguments = batch()
     weight_BJ = jnp.array([[1, 1], [1, 0], [0, 0], [0, 1]], jnp.float32)
     weight_BTJ = jnp.broadcast_to(weight_BJ[:, None], (B, T, 2))
-    others = scoring.Others((first, second), None, ((one, one), (two, two)), weight_BTJ)
+    others = scoring.OtherNetworks((first, second), None, ((one, one), (two, two)), weight_BTJ)
 
     def both(positions):
         return jnp.stack([positions.teacher[..., 0], positions.contrast[..., 0]], axis=-1)
 
     scores = scoring.chunked_scores(
         both, student, others, arguments["sampled"], arguments["rows"],
-        scoring.Plan(chunk, 1.3, (0.75, 0.25)),
+        scoring.ChunkOptions(chunk, 1.3, (0.75, 0.25)),
     )  # fmt: skip
     logits = [h @ w / 1.3 for h, w in (first, second, one, two)]
     teacher = jax.nn.log_softmax(0.75 * logits[0] + 0.25 * logits[1])
@@ -227,8 +229,8 @@ def temporary_memory(num_positions, rows=B, width=32, vocabulary=2048, chunk=16,
 
     def loss(student, teacher, sampled, rows, mask_BT, weight_BT):
         return scoring.chunked_objective(
-            make_objective(sdpo(), (1, 2, 3)), student, scoring.Others((teacher,)), sampled, rows,
-            mask_BT, weight_BT, scoring.Plan(chunk),
+            make_objective(sdpo(), (1, 2, 3)), student, scoring.OtherNetworks((teacher,)), sampled,
+            rows, mask_BT, weight_BT, scoring.ChunkOptions(chunk),
         )  # fmt: skip
 
     def shaped(axes, dtype=jnp.float32):
@@ -236,7 +238,7 @@ def temporary_memory(num_positions, rows=B, width=32, vocabulary=2048, chunk=16,
         place = None if mesh is None else sharding.sharding_of(mesh, axes)
         return jax.ShapeDtypeStruct([sizes[a] for a in axes], dtype, sharding=place)
 
-    model = scoring.Scored(shaped("BTD"), shaped("DV"))
+    model = scoring.HiddenAndHead(shaped("BTD"), shaped("DV"))
     floats_BT, whole_BT = shaped("BT"), shaped("BT", jnp.int32)
     of_rows = Rows(floats_BT, floats_BT, floats_BT, whole_BT, whole_BT)
     step = jax.jit(jax.value_and_grad(loss, has_aux=True))
@@ -288,7 +290,7 @@ def test_longer_padding_of_the_completion_changes_nothing(chunk):
     def pad(x, value):
         return jnp.pad(x, ((0, 0), (0, 5)) + ((0, 0),) * (x.ndim - 2), constant_values=value)
 
-    wide = [scoring.Scored(pad(hidden, 9.0), head) for hidden, head in models]
+    wide = [scoring.HiddenAndHead(pad(hidden, 9.0), head) for hidden, head in models]
     data = batch()
     given = data["sampled"]
     data["sampled"] = Sampled(
@@ -375,7 +377,7 @@ def test_eight_devices_score_like_one():
     models = tuple(random_model(i) for i in range(3))
     expected, expected_gradients = loss_and_gradients(4)
     sharded = tuple(
-        scoring.Scored(
+        scoring.HiddenAndHead(
             sharding.shard_batch(mesh, hidden),
             jax.device_put(head, sharding.sharding_of(mesh, "DV")),
         )

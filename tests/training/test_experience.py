@@ -38,7 +38,7 @@ from jaxdistill.training.experience import (
     on_policy_batch,
     open_source,
     save_rollouts,
-    told_apart,
+    with_unique_ids,
 )
 
 
@@ -65,7 +65,7 @@ def batch_of(config, setting, found, grade=no_grade):
 
 def test_repeated_questions_get_ids_of_their_own_and_the_first_keeps_its_own():
     a, b = QUESTIONS[:2]
-    named = told_apart([a, b, a, a])
+    named = with_unique_ids([a, b, a, a])
     assert [question.id for question in named] == [a.id, b.id, f"{a.id}#2", f"{a.id}#3"]
     assert [question.prompt for question in named] == [a.prompt, b.prompt, a.prompt, a.prompt]
 

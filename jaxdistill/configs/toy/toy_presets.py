@@ -38,9 +38,7 @@ def presets(parent: RunConfig, seeds: range) -> Iterator[Arm]:
     for name, preset in PRESETS.items():
         for seed in seeds:
             config = replace(parent, objective=preset())
-            # `toy_study` has an arm `epi_mask` already: the same mask on the full-vocabulary loss.
-            method = "epi_mask_sampled" if name == "epi_mask" else name
-            yield Arm("main", method, in_world(config, "main", method, seed))
+            yield Arm("main", name, in_world(config, "main", name, seed))
 
 
 def short(parent: RunConfig) -> RunConfig:

@@ -1,6 +1,6 @@
 """The whole story in the toy world: damage by self-distillation, and its cure.
 
-Purpose: base, SDPO, SDPO with an EMA teacher, `epi_mask` (the cautionary one), `epi_gate`,
+Purpose: base, SDPO, SDPO with an EMA teacher, `sdpo_mask` (the cautionary one), `epi_gate`,
 `epi_anchor` and GRPO, in the main world and in the control world whose teacher keeps verifying.
 Expected (main world, held-out problems): SDPO loses most epistemic tokens and over ten points of
 accuracy, `epi_anchor` keeps most of both, GRPO gains accuracy; in the control world SDPO loses most
@@ -44,7 +44,7 @@ def methods(parent: RunConfig, grpo: RunConfig) -> dict[str, RunConfig]:
     return {
         "sdpo": parent,
         "sdpo_ema": replace(parent, teacher=EMA()),
-        "epi_mask": replace(parent, objective=replace(loss, weights=(MaskSampledEpistemic(),))),
+        "sdpo_mask": replace(parent, objective=replace(loss, weights=(MaskSampledEpistemic(),))),
         "epi_gate": replace(parent, objective=replace(loss, weights=(SuppressionGate(),))),
         "epi_anchor": replace(parent, objective=replace(loss, target=AnchorEpistemicMass())),
         "grpo": grpo,

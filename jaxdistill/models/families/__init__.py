@@ -11,7 +11,7 @@ from jaxdistill.models.families import olmo3, qwen2, qwen3
 FAMILIES = {family.MODEL_TYPE: family for family in (qwen2, qwen3, olmo3)}
 
 
-def read(description: dict[str, Any]) -> ModelConfig:
+def from_fields(description: dict[str, Any]) -> ModelConfig:
     """The config that a parsed config.json describes.
 
     Raises UserError for an unknown `model_type` and for fields that are missing, malformed or ask
@@ -23,13 +23,13 @@ def read(description: dict[str, Any]) -> ModelConfig:
     return FAMILIES[family].from_hf(description)
 
 
-def describe(config: ModelConfig) -> dict[str, Any]:
+def to_fields(config: ModelConfig) -> dict[str, Any]:
     """The fields of config.json for a config. Raises UserError if its family cannot express it."""
     if config.family not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise UserError(f"model.family must be one of {known}, not {config.family!r}")
     description = FAMILIES[config.family].to_hf(config)
-    read_back = read(description)
+    read_back = from_fields(description)
     for name in (field.name for field in fields(config)):
         if getattr(read_back, name) != getattr(config, name):
             raise UserError(

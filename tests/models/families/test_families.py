@@ -23,7 +23,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 
 
 def _read(family, **fields):
-    return families.read({"model_type": family} | SIZES | fields)
+    return families.from_fields({"model_type": family} | SIZES | fields)
 
 
 CONFIGS = {
@@ -39,14 +39,14 @@ CONFIGS = {
 @pytest.mark.parametrize("name", CONFIGS)
 def test_what_is_written_is_read_as_the_same_config(name):
     config = CONFIGS[name]
-    assert families.read(json.loads(json.dumps(families.describe(config)))) == config
+    assert families.from_fields(json.loads(json.dumps(families.to_fields(config)))) == config
 
 
 @pytest.mark.parametrize("scaling", [None, Linear(2.0), Yarn(2.0, 8, 1.1, truncate=False),
                                      Llama3(8.0, 1.0, 4.0, 64)])  # fmt: skip
 def test_every_scaling_is_written_and_read(scaling):
     config = dataclasses.replace(CONFIGS["qwen3"], rope=Rope(5e4, scaling))
-    assert families.read(families.describe(config)) == config
+    assert families.from_fields(families.to_fields(config)) == config
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -125,7 +125,7 @@ def test_what_is_not_built_is_refused_by_name(family, fields, message):
 )
 def test_a_config_that_its_family_cannot_express_is_refused(changes, message):
     with pytest.raises(UserError) as error:
-        families.describe(dataclasses.replace(CONFIGS["qwen3"], **changes))
+        families.to_fields(dataclasses.replace(CONFIGS["qwen3"], **changes))
     assert str(error.value) == message
 
 
