@@ -12,9 +12,9 @@ from jaxdistill import losses
 from jaxdistill.losses import edits as targets
 from jaxdistill.objectives.positions import Epistemic, Positions, require
 
-# Of every target: `reads`, the networks beside the teacher that it needs; `is_epistemic`, whether it
-# edits the teacher at the epistemic ids (and is no edit without any); `keeps_epistemic`, whether a
-# top-C support must keep those ids among its candidates.
+# Of every target: `reads`, the networks beside the teacher that it needs; `is_epistemic`, whether
+# it edits the teacher at the epistemic ids (and is no edit without any); `keeps_epistemic`, whether
+# a top-C support must keep those ids among its candidates.
 NOTHING: frozenset[str] = frozenset()
 
 

@@ -26,16 +26,17 @@ from jaxdistill.sampling import keys
 from jaxdistill.sampling import pages as paging
 from jaxdistill.sampling.drawing import Truncation, draw_tokens
 from jaxdistill.sampling.slots import (
-    _NONE,
-    Counts,
-    _admit,
-    _count,
-    _empty_pool,
-    _first_rows,
-    _Loop,
-    _preempt,
-    _Slots,
-    _write,
+    NONE,
+    Rows,
+    Slots,
+    State,
+    admit,
+    count,
+    empty_pool,
+    first_rows,
+    first_state,
+    preempt,
+    write,
 )
 from jaxdistill.sharding import constrain, platform
 
@@ -107,12 +108,45 @@ def make_sampler(
     (`importance_clip`, rollout corrections) see it. Raises UserError for another name.
     """
     check_cache_dtype(cache_dtype)
-    num_tokens = sampling.max_new_tokens
-    stops_C = np.asarray(stop_ids, np.int32)
-    kept = Truncation(sampling.top_k, sampling.top_p, sampling.min_p)
+    program = _Program(
+        config=config,
+        sampling=sampling,
+        stop_ids=stop_ids,
+        pad_id=pad_id,
+        rollouts=rollouts,
+        slots=slots,
+        pages=pages,
+        page_size=page_size,
+        counts=counts,
+        dtype=dtype,
+        attention=attention,
+        cache_dtype=cache_dtype,
+    )
+    # XLA's own GPU products of a few rows leave float32 parts for the next kernel to add: 6 % of a
+    # step of Qwen3-1.7B, 64 rows, on an H200.
+    options = {"xla_gpu_enable_triton_gemm": False} if platform() == "gpu" else None
+    return jax.jit(program.sample, compiler_options=options)
 
-    @functools.partial(jax.jit, compiler_options=_compiler_options())
+
+@dataclass(frozen=True)
+class _Program:
+    """The settings of a sampler, static, and the program that is traced with them."""
+
+    config: ModelConfig
+    sampling: Sampling
+    stop_ids: tuple[int, ...]
+    pad_id: int
+    rollouts: int
+    slots: int | None
+    pages: int | None
+    page_size: int
+    counts: bool
+    dtype: Any
+    attention: str
+    cache_dtype: CacheDtype
+
     def sample(
+        self,
         params: Any,
         prompt_ids_QP: Int[Array, "Q P"],
         prompt_mask_QP: Int[Array, "Q P"],
@@ -120,129 +154,113 @@ def make_sampler(
         limit_B: Int[Array, " B"] | None = None,
     ) -> Any:
         (num_questions, num_prompt), num_rows = prompt_ids_QP.shape, keys_B2.shape[0]
-        assert num_rows == num_questions * rollouts, "one key a row: Q * rollouts"
-        num_slots = min(slots or num_rows, num_rows)
-        size, stride = num_prompt + num_tokens, _steps_between_looks(pages)
-        if pages is not None and not paging.shares_pages(cache_dtype):
-            raise UserError(
-                f"pages={pages}: on a TPU slots of an int8 cache cannot share pages; leave pages "
-                'out, or use cache_dtype="auto"'
-            )
+        assert num_rows == num_questions * self.rollouts, "one key a row: Q * rollouts"
+        num_slots, num_tokens = min(self.slots or num_rows, num_rows), self.sampling.max_new_tokens
+        has_pages, has_own_slot = self.pages is not None, num_slots == num_rows
+        # On a GPU the device waits while the host looks who has ended; and whoever looks at pages
+        # sorts rows and pages. 16 steps make both small beside the decoding.
+        stride = 16 if platform() == "gpu" or has_pages else 1
 
         # -- prefill each question once
-        _, prompts = decoder.prefill(
-            params, config, prompt_ids_QP, prompt_mask_QP,
-            num_prompt if pages is None else -(-num_prompt // page_size) * page_size,
-            dtype=dtype, attention=attention, cache_dtype=cache_dtype,
-        )  # fmt: skip
-        # The last prompt token is fed once more: the first token is then drawn as all others are.
-        prompts = prompts._replace(length_B=jnp.maximum(prompts.length_B - 1, 0))
-        if pages is None:
-            cache = _first_rows(prompts, rollouts, num_slots, size)
+        with jax.named_scope("prefill"):
+            prompts = self._prefill(params, prompt_ids_QP, prompt_mask_QP)
+        size = num_prompt + num_tokens
+        if self.pages is None:
+            cache = first_rows(prompts, self.rollouts, num_slots, size)
         else:
-            cache = _empty_pool(prompts, num_slots, size, pages, page_size)
-        if pages is not None or num_slots < num_rows:
+            cache = empty_pool(prompts, num_slots, size, self.pages, self.page_size)
+        if has_pages or not has_own_slot:
             # Any slot may need any question's: gathered once, not each time.
             prompts = jax.tree.map(lambda x: constrain(x, "XKXPH"[: x.ndim]), prompts)
-        weights, head_DV = decoding_weights(params, config, dtype)
+        weights, head_DV = decoding_weights(params, self.config, self.dtype)
+
+        # -- the rows, of which the first take the slots
         limit_B = jnp.minimum(num_tokens if limit_B is None else limit_B, num_tokens)
         limit_B = jnp.broadcast_to(limit_B, num_rows)
-        is_real_B = jnp.repeat(prompt_mask_QP.astype(bool).any(axis=1), rollouts)
-        draws_B = is_real_B & (limit_B > 0)
-
-        def rows(index) -> _Slots:
-            """Rows about to begin, by their indices, one or several."""
-            limit, question = limit_B[index], index // rollouts
-            return _Slots(
-                row=index,
-                key=keys_B2[index],
-                limit=limit,
-                running=draws_B[index],
-                drawn=jnp.zeros_like(limit),
-                token=prompt_ids_QP[question, -1],
-                tokens=jnp.full((*limit.shape, num_tokens), _NONE, jnp.int32),
-                logp=jnp.zeros((*limit.shape, num_tokens), jnp.float32),
-                length=prompts.length_B[question],
-            )
-
-        # -- decode: feed the last token, draw the next
-        def step(slots: _Slots, cache: decoder.Cache) -> tuple[_Slots, decoder.Cache]:
-            hidden_UD, cache = decoder.decode_step(
-                weights, config, slots.token, cache, dtype=dtype, attention=attention
-            )
-            logits_UV = logits_of(hidden_UD, head_DV, sampling.logp_temperature)
-            keys_U = keys.token_keys(slots.key, slots.drawn) if sampling.temperature else None
-            slots = _write(slots, *draw_tokens(logits_UV, keys_U, kept), stops_C)
-            return slots, cache._replace(length_B=slots.length)
-
-        def look(state: _Loop) -> _Loop:
-            """Who ended makes room, for those who run and then for those who wait."""
-            if pages is None and num_slots == num_rows:
-                return state
-            if pages is not None:
-                state = _preempt(state, stride)
-            return _admit(state, rows, prompts, rollouts, stride)
-
-        def decode(state: _Loop) -> _Loop:
-            state = look(state)
-            slots, cache = jax.lax.fori_loop(
-                0, stride, lambda _, both: step(*both), (state.slots, state.cache)
-            )
-            counts = _count(state.counts, stride, state.slots, slots)
-            return state._replace(slots=slots, cache=cache, counts=counts)
-
-        def is_unfinished(state: _Loop) -> Array:
-            return state.slots.running.any() | state.is_waiting_B.any()
-
-        first_U = jnp.arange(num_slots)
-        first = rows(first_U)
-        if pages is not None:  # all begin as those who wait, and in the order of their rows
-            first = first._replace(
-                row=jnp.full_like(first_U, num_rows),
-                running=jnp.zeros_like(first.running),
-                length=jnp.zeros_like(first.length),
-            )
-        state = _Loop(
-            first,
-            cache._replace(length_B=first.length),
-            is_waiting_B=draws_B & (jnp.arange(num_rows) >= (num_slots if pages is None else 0)),
-            tokens_BT=jnp.full((num_rows, num_tokens), _NONE, jnp.int32),
-            logp_BT=jnp.zeros((num_rows, num_tokens), jnp.float32),
-            counts=Counts(*[jnp.float32(0)] * len(Counts._fields)),
+        is_real_B = jnp.repeat(prompt_mask_QP.astype(bool).any(axis=1), self.rollouts)
+        rows = Rows(
+            prompt_ids_QP=prompt_ids_QP,
+            prompts=prompts,
+            keys_B2=keys_B2,
+            limit_B=limit_B,
+            draws_B=is_real_B & (limit_B > 0),
+            rollouts=self.rollouts,
+            num_tokens=num_tokens,
         )
-        state = jax.lax.while_loop(is_unfinished, decode, state)
-        samples = _samples(state, stops_C, pad_id, pages is None and num_slots == num_rows)
-        return (samples, state.counts) if counts else samples
+        state = first_state(rows, cache, num_slots, all_wait=has_pages)
 
-    return sample
+        # -- decode: feed the last token, draw the next; now and then see who has ended
+        def decode(state: State) -> State:
+            # Who ended makes room, for those who run and then for those who wait.
+            if has_pages:
+                state = preempt(state, stride)
+            if has_pages or not has_own_slot:
+                state = admit(state, rows, stride)
+            after, cache = jax.lax.fori_loop(
+                0,
+                stride,
+                lambda _, both: self._step(weights, head_DV, *both),
+                (state.slots, state.cache),
+            )
+            counts = count(state.counts, stride, state.slots, after)
+            return state._replace(slots=after, cache=cache, counts=counts)
 
+        state = jax.lax.while_loop(
+            lambda state: state.slots.running.any() | state.is_waiting_B.any(), decode, state
+        )
+        samples = self._samples(state, never_left=not has_pages and has_own_slot)
+        return (samples, state.counts) if self.counts else samples
 
-def _samples(state: _Loop, stops_C: np.ndarray, pad_id: int, never_left: bool) -> Samples:
-    slots = state.slots
-    if never_left:  # each row has its own slot
-        tokens_BT, logp_BT = slots.tokens, slots.logp
-    else:
-        tokens_BT = state.tokens_BT.at[slots.row].set(slots.tokens, mode="drop")
-        logp_BT = state.logp_BT.at[slots.row].set(slots.logp, mode="drop")
-    mask_BT = tokens_BT != _NONE
-    finished_B = (tokens_BT[:, :, None] == stops_C[None, None, :]).any(axis=(1, 2))
-    return Samples(
-        jnp.where(mask_BT, tokens_BT, pad_id), mask_BT.astype(jnp.int32), logp_BT, finished_B
-    )
+    def _prefill(self, params: Any, prompt_ids_QP: Array, prompt_mask_QP: Array) -> decoder.Cache:
+        num_prompt = prompt_ids_QP.shape[1]
+        if self.pages is not None:
+            if not paging.shares_pages(self.cache_dtype):
+                raise UserError(
+                    f"pages={self.pages}: on a TPU slots of an int8 cache cannot share pages; "
+                    'leave pages out, or use cache_dtype="auto"'
+                )
+            num_prompt = -(-num_prompt // self.page_size) * self.page_size
+        _, prompts = decoder.prefill(
+            params,
+            self.config,
+            prompt_ids_QP,
+            prompt_mask_QP,
+            num_prompt,
+            dtype=self.dtype,
+            attention=self.attention,
+            cache_dtype=self.cache_dtype,
+        )
+        # The last prompt token is fed once more: the first token is then drawn as all others are.
+        return prompts._replace(length_B=jnp.maximum(prompts.length_B - 1, 0))
 
+    def _step(
+        self, weights: parameters.Unstacked, head_DV: Array, now: Slots, cache: decoder.Cache
+    ) -> tuple[Slots, decoder.Cache]:
+        hidden_UD, cache = decoder.decode_step(
+            weights, self.config, now.token, cache, dtype=self.dtype, attention=self.attention
+        )
+        logits_UV = logits_of(hidden_UD, head_DV, self.sampling.logp_temperature)
+        with jax.named_scope("draw"):
+            keys_U = keys.token_keys(now.key, now.drawn) if self.sampling.temperature else None
+            kept = Truncation(self.sampling.top_k, self.sampling.top_p, self.sampling.min_p)
+            token_U, logp_U = draw_tokens(logits_UV, keys_U, kept)
+            now = write(now, token_U, logp_U, np.asarray(self.stop_ids, np.int32))
+        return now, cache._replace(length_B=now.length)
 
-def _compiler_options() -> dict[str, Any] | None:
-    # XLA's own GPU products of a few rows leave float32 parts for the next kernel to add: 6 % of a
-    # step of Qwen3-1.7B, 64 rows, on an H200.
-    return {"xla_gpu_enable_triton_gemm": False} if platform() == "gpu" else None
-
-
-def _steps_between_looks(pages: int | None) -> int:
-    """Steps until it is seen who has ended.
-
-    On a GPU the device waits while the host looks; and who looks at pages sorts rows and pages.
-    """
-    return 16 if platform() == "gpu" or pages is not None else 1
+    def _samples(self, state: State, never_left: bool) -> Samples:
+        now, stops_C = state.slots, np.asarray(self.stop_ids, np.int32)
+        if never_left:  # each row has its own slot
+            tokens_BT, logp_BT = now.tokens, now.logp
+        else:
+            tokens_BT = state.tokens_BT.at[now.row].set(now.tokens, mode="drop")
+            logp_BT = state.logp_BT.at[now.row].set(now.logp, mode="drop")
+        mask_BT = tokens_BT != NONE
+        return Samples(
+            tokens_BT=jnp.where(mask_BT, tokens_BT, self.pad_id),
+            mask_BT=mask_BT.astype(jnp.int32),
+            logp_BT=logp_BT,
+            finished_B=(tokens_BT[:, :, None] == stops_C[None, None, :]).any(axis=(1, 2)),
+        )
 
 
 def decoding_weights(

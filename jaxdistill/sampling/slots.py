@@ -1,7 +1,6 @@
 """Rows in flight: who holds a slot, who waits, who is preempted when pages run out."""
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -15,7 +14,7 @@ from jaxdistill.models.cached_attention import PAGE
 from jaxdistill.sampling import pages as paging
 from jaxdistill.sharding import constrain, num_parts, platform
 
-_NONE = -1  # where no token was drawn
+NONE = -1  # where no token was drawn
 
 
 class Counts(NamedTuple):
@@ -28,7 +27,7 @@ class Counts(NamedTuple):
     redrawn: Float[Array, ""]  # the tokens that they had drawn
 
 
-class _Slots(NamedTuple):
+class Slots(NamedTuple):
     """Rows in flight, the first axis (U) theirs; or one row about to enter, without that axis."""
 
     row: Array  # beyond the last row: nobody
@@ -37,13 +36,42 @@ class _Slots(NamedTuple):
     running: Array
     drawn: Array  # tokens so far
     token: Array  # the last one, or the prompt's last: the next step feeds it
-    tokens: Array  # [U, T], _NONE where none was drawn
+    tokens: Array  # [U, T], NONE where none was drawn
     logp: Array  # [U, T]
     length: Array  # of the cache, which has the tokens before the last
 
 
-class _Loop(NamedTuple):
-    slots: _Slots
+class Rows(NamedTuple):
+    """All B = Q x R rows of a call, whether they wait, run or have ended."""
+
+    prompt_ids_QP: Array
+    prompts: decoder.Cache  # prefilled, a row for each question
+    keys_B2: Array
+    limit_B: Array  # tokens to draw at most
+    draws_B: Array  # False for spares of the bucket, which draw nothing
+    rollouts: int  # R, static
+    num_tokens: int  # T, static
+
+    def begin(self, index: Array) -> Slots:
+        """Rows about to begin, by their indices, one or several."""
+        limit, question = self.limit_B[index], index // self.rollouts
+        return Slots(
+            row=index,
+            key=self.keys_B2[index],
+            limit=limit,
+            running=self.draws_B[index],
+            drawn=jnp.zeros_like(limit),
+            token=self.prompt_ids_QP[question, -1],
+            tokens=jnp.full((*limit.shape, self.num_tokens), NONE, jnp.int32),
+            logp=jnp.zeros((*limit.shape, self.num_tokens), jnp.float32),
+            length=self.prompts.length_B[question],
+        )
+
+
+class State(NamedTuple):
+    """What the decode loop carries."""
+
+    slots: Slots
     cache: decoder.Cache  # its length is the slots'
     is_waiting_B: Array  # for a slot
     tokens_BT: Array  # of the rows that left their slot
@@ -51,7 +79,27 @@ class _Loop(NamedTuple):
     counts: Counts
 
 
-def _preempt(state: _Loop, stride: int) -> _Loop:
+def first_state(rows: Rows, cache: decoder.Cache, num_slots: int, *, all_wait: bool) -> State:
+    """The first rows in the slots; or, where they share pages, nobody: `admit` lets them in."""
+    num_rows, first_U = len(rows.limit_B), jnp.arange(num_slots)
+    first = rows.begin(first_U)
+    if all_wait:  # in the order of their rows
+        first = first._replace(
+            row=jnp.full_like(first_U, num_rows),
+            running=jnp.zeros_like(first.running),
+            length=jnp.zeros_like(first.length),
+        )
+    return State(
+        slots=first,
+        cache=cache._replace(length_B=first.length),
+        is_waiting_B=rows.draws_B & (jnp.arange(num_rows) >= (0 if all_wait else num_slots)),
+        tokens_BT=jnp.full((num_rows, rows.num_tokens), NONE, jnp.int32),
+        logp_BT=jnp.zeros((num_rows, rows.num_tokens), jnp.float32),
+        counts=Counts(*[jnp.float32(0)] * len(Counts._fields)),
+    )
+
+
+def preempt(state: State, stride: int) -> State:
     """Pages for all who run until the next look; who has drawn least waits again if too few."""
     slots, num_rows = state.slots, state.is_waiting_B.shape[0]
     W, _, M, page, _ = state.cache.k[0].shape
@@ -77,16 +125,10 @@ def _preempt(state: _Loop, stride: int) -> _Loop:
     )
 
 
-def _admit(
-    state: _Loop,
-    rows: Callable[[Array], _Slots],
-    prompts: decoder.Cache,
-    rollouts: int,
-    stride: int,
-) -> _Loop:
+def admit(state: State, rows: Rows, stride: int) -> State:
     """Rows that wait take the slots of rows that ended, while there are pages for them."""
 
-    def may_enter_U(state: _Loop) -> Array:
+    def may_enter_U(state: State) -> Array:
         """The slots that the first row that waits may have."""
         slots, pages_UY = state.slots, state.cache.pages_BY
         is_possible_U = ~slots.running & state.is_waiting_B.any()
@@ -95,23 +137,24 @@ def _admit(
         W, _, M, page, _ = state.cache.k[0].shape
         ahead = stride + paging.RESERVE * page  # all should be able to go on for a while
         wanted_WU = _wanted_pages(slots, page, ahead).reshape(W, -1)
-        more = _wanted_pages(rows(jnp.argmax(state.is_waiting_B)), page, ahead)
+        more = _wanted_pages(rows.begin(jnp.argmax(state.is_waiting_B)), page, ahead)
         has_room_W = wanted_WU.sum(axis=1) + more < M
         return is_possible_U & jnp.repeat(has_room_W, wanted_WU.shape[1])
 
-    def enter(state: _Loop) -> _Loop:
+    def enter(state: State) -> State:
         j, index = jnp.argmax(may_enter_U(state)), jnp.argmax(state.is_waiting_B)
-        left, new = jax.tree.map(lambda x: x[j], state.slots), rows(index)
+        left, new = jax.tree.map(lambda x: x[j], state.slots), rows.begin(index)
         slots = jax.tree.map(lambda x, y: _put(x, y, j), state.slots, new)
         last = state.is_waiting_B.shape[0] - 1
         at, is_somebody = jnp.minimum(left.row, last), left.row <= last
-        save = lambda x_BT, new_T: _put(  # noqa: E731
-            x_BT, jnp.where(is_somebody, new_T, x_BT[at]), at
-        )
+
+        def save(x_BT: Array, new_T: Array) -> Array:
+            return _put(x_BT, jnp.where(is_somebody, new_T, x_BT[at]), at)
+
         cache = _with_pages(state.cache, slots, stride)
         return state._replace(
             slots=slots,
-            cache=_copy_prompt(cache, j, prompts, index // rollouts),
+            cache=_copy_prompt(cache, j, rows.prompts, index // rows.rollouts),
             is_waiting_B=state.is_waiting_B.at[index].set(False),
             tokens_BT=save(state.tokens_BT, left.tokens),
             logp_BT=save(state.logp_BT, left.logp),
@@ -120,14 +163,14 @@ def _admit(
     return jax.lax.while_loop(lambda state: may_enter_U(state).any(), enter, state)
 
 
-def _wanted_pages(slots: _Slots, page: int, stride: int) -> Array:
+def _wanted_pages(slots: Slots, page: int, stride: int) -> Array:
     """Pages that a slot's row needs until the next look, 0 without one that runs."""
     end = slots.length - slots.drawn + slots.limit
     positions = jnp.minimum(slots.length + stride, end)
     return jnp.where(slots.running, -(-positions // page), 0)
 
 
-def _with_pages(cache: decoder.Cache, slots: _Slots, stride: int) -> decoder.Cache:
+def _with_pages(cache: decoder.Cache, slots: Slots, stride: int) -> decoder.Cache:
     """The cache with the slots' lengths, and pages for what they want until the next look."""
     if cache.pages_BY is None:
         return cache._replace(length_B=slots.length)
@@ -165,7 +208,7 @@ def _copy_prompt(
     return cache._replace(k=k, v=v)
 
 
-def _count(counts: Counts, stride: int, before: _Slots, after: _Slots) -> Counts:
+def count(counts: Counts, stride: int, before: Slots, after: Slots) -> Counts:
     drawn_U = after.drawn - before.drawn
     positions_U = drawn_U * before.length + drawn_U * (drawn_U - 1) // 2
     return counts._replace(
@@ -175,7 +218,7 @@ def _count(counts: Counts, stride: int, before: _Slots, after: _Slots) -> Counts
     )
 
 
-def _write(slots: _Slots, token_U: Array, logp_U: Array, stops_C: np.ndarray) -> _Slots:
+def write(slots: Slots, token_U: Array, logp_U: Array, stops_C: np.ndarray) -> Slots:
     """Record a token of every slot that runs, and who ends with it."""
     was_running_U = slots.running
     # A choice and no scatter, for which devices would exchange what all rows have drawn.
@@ -200,7 +243,7 @@ def _put(x: Array, new: Array, at: Array) -> Array:
     return jax.lax.dynamic_update_slice(x, new[None].astype(x.dtype), (at,) + (0,) * new.ndim)
 
 
-def _first_rows(prompts: decoder.Cache, rollouts: int, num_slots: int, size: int) -> decoder.Cache:
+def first_rows(prompts: decoder.Cache, rollouts: int, num_slots: int, size: int) -> decoder.Cache:
     """The first rows' caches of `size` positions: question q's prompt in rows q*R to q*R + R - 1.
 
     Whole tiles of positions: of a partial last one the TPU compiler copies the cache at each token,
@@ -225,7 +268,7 @@ def _first_rows(prompts: decoder.Cache, rollouts: int, num_slots: int, size: int
     return decoder.Cache(k, v, constrain(repeat(prompts.length_B, axis=0), "B"))
 
 
-def _empty_pool(
+def empty_pool(
     prompts: decoder.Cache, num_slots: int, size: int, pages: int, page: int
 ) -> decoder.Cache:
     """No row's cache: for each part of the slots its share of the pages, and nobody's page."""

@@ -5,13 +5,13 @@ Self-distillation, GRPO and supervised training differ in the objective and in t
 
 import functools
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from jaxdistill import sharding
 from jaxdistill.models import parameters
@@ -29,26 +29,22 @@ from jaxdistill.objectives import (
     needs_whole_batch,
     reduced,
 )
-from jaxdistill.training import chunked_objective as scoring
-from jaxdistill.training import memory as fitting
-from jaxdistill.training import packed_batch as packs
+from jaxdistill.training import memory, packed_batch
 from jaxdistill.training.batch import Batch, samples_of, spread
+from jaxdistill.training.chunked_objective import (
+    ChunkOptions,
+    HiddenAndHead,
+    OtherNetworks,
+    chunked_objective,
+    chunked_scores,
+)
 from jaxdistill.training.compute import Compute
 from jaxdistill.training.metrics import Sum
-from jaxdistill.training.networks import NeededNetworks, networks_of, score_batch
+from jaxdistill.training.networks import NeededNetworks, Networks, networks_of, score_batch
 from jaxdistill.training.optimizer import Optimizer, make_optimizer, on_device, on_host
 from jaxdistill.training.packed_batch import Packed
 from jaxdistill.training.state import TrainState
 from jaxdistill.training.teachers import Teacher, TrustRegion, moved_teacher
-
-# ------------------------------------------------------------------------------------ configs
-
-
-# -------------------------------------------------------------------------------------- state
-
-
-# --------------------------------------------------------------------------------------- step
-
 
 # What "auto" tries, in this order. Not "none": what it keeps beyond these is much memory, and no
 # product of matrices is computed again without it.
@@ -75,125 +71,177 @@ def make_train_step(
     the same completion tokens as the student; target, divergence and weight see aligned positions
     only. Gradients of the weighted SUM are accumulated over micro-batches and divided once.
     """
-    if compute.remat == "auto":
-        build = lambda remat: make_train_step(  # noqa: E731
-            model, objective, epistemic_ids, optimizer, teacher, replace(compute, remat=remat),
-            steps, temperature, track_reference,
-        )  # fmt: skip
-        limit = fitting.memory_limit()
-        # None on a CPU, where memory is plenty and time is not.
-        return build("none") if limit is None else fitting.FirstThatFits(build, AUTO, limit)
-    objective_fn = make_objective(objective, epistemic_ids)
-    transform = make_optimizer(optimizer, steps)
-    mix = (1 - teacher.mix, teacher.mix) if isinstance(teacher, TrustRegion) else (1.0,)
-    options = scoring.ChunkOptions(compute.chunk, temperature, mix)
-    score = functools.partial(
-        score_batch, model, compute, needed=NeededNetworks(
-            needs_teacher(objective), needs_reference(objective) or track_reference,
-            needs_contrast(objective),
-        )
-    )  # fmt: skip
+    program = _Program(
+        model=model,
+        objective=objective,
+        epistemic_ids=epistemic_ids,
+        optimizer=optimizer,
+        teacher=teacher,
+        compute=compute,
+        steps=steps,
+        temperature=temperature,
+        track_reference=track_reference,
+    )
 
-    def total_loss(weights, networks, batch, weight_BT, sampled, rows):
-        student, others = score(weights, networks, batch)
-        return scoring.chunked_objective(
-            objective_fn,
-            student,
-            others,
-            sampled,
-            rows,
-            batch.completion_mask_BT,
-            weight_BT,
-            options,
-        )
+    def build(remat: Remat) -> Any:
+        chosen = replace(program, compute=replace(compute, remat=remat))
+        return jax.jit(chosen.packed_step if compute.pack else chosen.step, donate_argnums=0)
 
-    def batch_scores(weights, networks, batch, sampled, rows):
-        student, others = score(weights, networks, batch)
-        score_fn = make_scores(objective, epistemic_ids)
-        return scoring.chunked_scores(score_fn, student, others, sampled, rows, options)
+    if compute.remat != "auto":
+        return build(compute.remat)
+    limit = memory.memory_limit()
+    # None on a CPU, where memory is plenty and time is not.
+    return build("none") if limit is None else memory.FirstThatFits(build, AUTO, limit)
 
-    gradient = jax.value_and_grad(total_loss, has_aux=True)
 
-    def prepared(state: TrainState, reference_params: Any):
-        # The student's, once a step; other networks are rounded where they are read.
-        weights = parameters.stack(state.params, model, dtype=jnp.dtype(compute.dtype))
-        return weights, networks_of(teacher, state._replace(params=weights), reference_params)
+@dataclass(frozen=True)
+class _Program:
+    """The settings of a step, static, and the programs that are traced with them."""
 
-    def packed_step(state: TrainState, reference_params: Any, batch: Packed):
-        weights, networks = prepared(state, reference_params)
-        mask_IT = packs.rows_mask(batch)
-        weight_IT, denominator, distill_weight_I = reduced(objective, mask_IT, batch.row_weight_I)
-        rows_I = Rows(
-            batch.advantage_I, batch.correct_I, distill_weight_I, batch.length_I,
-            jnp.broadcast_to(state.step, distill_weight_I.shape),
-        )  # fmt: skip
-        of_rows = packs.RowData(rows_I, batch.contrast_weight_IJ, weight_IT).on_every_device()
-        if needs_whole_batch(objective):
+    model: ModelConfig
+    objective: Objective
+    epistemic_ids: tuple[int, ...]
+    optimizer: Optimizer
+    teacher: Teacher
+    compute: Compute
+    steps: int
+    temperature: float
+    track_reference: bool
 
-            def scores(m):
-                micro, _, sampled, rows = packs.aligned(batch, of_rows, m)
-                return batch_scores(weights, networks, micro, sampled, rows)
-
-            rows_IT = spread(rows_I, mask_IT.shape)
-            both = factors(objective, packs.map_rows(scores, batch), weight_IT, rows_IT)
-            of_rows = packs.RowData(*of_rows[:3], *both).on_every_device()
-
-        def sums(m):
-            return gradient(weights, networks, *packs.aligned(batch, of_rows, m))
-
-        return updated(state, denominator, *packs.fold(sums, batch))
-
-    def step(state: TrainState, reference_params: Any, batch: Batch):
+    def step(
+        self, state: TrainState, reference_params: Any, batch: Batch
+    ) -> tuple[TrainState, dict[str, Sum]]:
+        """The step of a batch whose rows are padded to the longest."""
         weight_BT, denominator, distill_weight_B = reduced(
-            objective, batch.completion_mask_BT, batch.row_weight_B
+            self.objective, batch.completion_mask_BT, batch.row_weight_B
         )
         sampled, rows = samples_of(batch, distill_weight_B, state.step)
-        weights, networks = prepared(state, reference_params)
-        if needs_whole_batch(objective):
-            scores = functools.partial(batch_scores, weights, networks)
-            scores = _map_parts(scores, (batch, sampled, rows), compute.micro_batches)
-            distill_BT, gradient_BT = factors(objective, scores, weight_BT, rows)
+        weights, networks = self._networks(state, reference_params)
+        parts = self.compute.micro_batches
+        if needs_whole_batch(self.objective):
+            score = functools.partial(self._scores, weights, networks)
+            scores = _map_parts(score, (batch, sampled, rows), parts)
+            distill_BT, gradient_BT = factors(self.objective, scores, weight_BT, rows)
             sampled = sampled._replace(distill_factor_BT=distill_BT, gradient_factor_BT=gradient_BT)
-        parts = batch, weight_BT, sampled, rows
-        sums = functools.partial(gradient, weights, networks)
-        return updated(state, denominator, *_accumulate(sums, parts, compute.micro_batches))
+        gradient = functools.partial(self._gradient, weights, networks)
+        sums = _accumulate(gradient, (batch, weight_BT, sampled, rows), parts)
+        return self._update(state, denominator, *sums)
 
-    def updated(state: TrainState, denominator, sums, grads):
+    def packed_step(
+        self, state: TrainState, reference_params: Any, batch: Packed
+    ) -> tuple[TrainState, dict[str, Sum]]:
+        """The step of a batch whose rows stand one after another in packed rows."""
+        weights, networks = self._networks(state, reference_params)
+        mask_IT = packed_batch.rows_mask(batch)
+        weight_IT, denominator, distill_weight_I = reduced(
+            self.objective, mask_IT, batch.row_weight_I
+        )
+        rows_I = Rows(
+            advantage_BT=batch.advantage_I,
+            correct_BT=batch.correct_I,
+            distill_weight_BT=distill_weight_I,
+            length_BT=batch.length_I,
+            step_BT=jnp.broadcast_to(state.step, distill_weight_I.shape),
+        )
+        data = packed_batch.RowData(rows_I, batch.contrast_weight_IJ, weight_IT).on_every_device()
+        if needs_whole_batch(self.objective):
+
+            def scores(m):
+                micro, _, sampled, rows = packed_batch.aligned(batch, data, m)
+                return self._scores(weights, networks, micro, sampled, rows)
+
+            rows_IT = spread(rows_I, mask_IT.shape)
+            scores_IT = packed_batch.map_rows(scores, batch)
+            distill_IT, gradient_IT = factors(self.objective, scores_IT, weight_IT, rows_IT)
+            data = data._replace(distill_factor_IT=distill_IT, gradient_factor_IT=gradient_IT)
+            data = data.on_every_device()
+
+        def gradient(m):
+            return self._gradient(weights, networks, *packed_batch.aligned(batch, data, m))
+
+        return self._update(state, denominator, *packed_batch.fold(gradient, batch))
+
+    def _networks(self, state: TrainState, reference_params: Any) -> tuple[Any, Networks]:
+        """The student's weights, rounded once per step, and the other networks'.
+
+        Those are rounded where they are read.
+        """
+        weights = parameters.stack(state.params, self.model, dtype=jnp.dtype(self.compute.dtype))
+        student = state._replace(params=weights)
+        return weights, networks_of(self.teacher, student, reference_params)
+
+    def _score_batch(self, weights, networks, batch) -> tuple[HiddenAndHead, OtherNetworks]:
+        needed = NeededNetworks(
+            teacher=needs_teacher(self.objective),
+            reference=needs_reference(self.objective) or self.track_reference,
+            contrast=needs_contrast(self.objective),
+        )
+        return score_batch(self.model, self.compute, weights, networks, batch, needed=needed)
+
+    def _chunks(self) -> ChunkOptions:
+        mix = self.teacher.mix if isinstance(self.teacher, TrustRegion) else None
+        return ChunkOptions(
+            chunk=self.compute.chunk,
+            temperature=self.temperature,
+            teacher_mix=(1.0,) if mix is None else (1 - mix, mix),
+        )
+
+    def _scores(self, weights, networks, batch, sampled, rows) -> Any:
+        """What weights of the whole batch need to know of each position, without a gradient."""
+        student, others = self._score_batch(weights, networks, batch)
+        score_fn = make_scores(self.objective, self.epistemic_ids)
+        return chunked_scores(score_fn, student, others, sampled, rows, self._chunks())
+
+    def _gradient(self, weights, networks, batch, weight_BT, sampled, rows) -> Any:
+        """((loss, metrics), gradients), summed over the positions of a micro-batch."""
+
+        def total_loss(weights):
+            student, others = self._score_batch(weights, networks, batch)
+            return chunked_objective(
+                objective_fn=make_objective(self.objective, self.epistemic_ids),
+                student=student,
+                others=others,
+                sampled=sampled,
+                rows=rows,
+                mask_BT=batch.completion_mask_BT,
+                loss_weight_BT=weight_BT,
+                options=self._chunks(),
+            )
+
+        return jax.value_and_grad(total_loss, has_aux=True)(weights)
+
+    def _update(
+        self, state: TrainState, denominator: Array, sums: Any, grads: Any
+    ) -> tuple[TrainState, dict[str, Sum]]:
+        """Divide the sums once, and move student, optimizer and teacher."""
         total, metrics = sums
         scale = 1.0 / jnp.maximum(denominator, 1.0)
-        grads = parameters.unstack_gradients(grads, state.params, model)
+        grads = parameters.unstack_gradients(grads, state.params, self.model)
         grads = jax.tree.map(lambda g: g * scale, grads)
-        if optimizer.moments_on == "host":
+        if self.optimizer.moments_on == "host":
             state = state._replace(opt_state=on_device(state.opt_state))
-        moved, norm = _updated(transform, teacher, state, grads)
-        if optimizer.moments_on == "host":
+        with jax.named_scope("optimizer"):
+            norm = optax.global_norm(grads)
+            transform = make_optimizer(self.optimizer, self.steps)
+            updates, opt_state = transform.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            teacher_params = moved_teacher(self.teacher, state.teacher, params, state.step)
+            moved = TrainState(
+                step=state.step, params=params, opt_state=opt_state, teacher=teacher_params
+            )
+            # A non-finite gradient skips the update whole, the teacher's too, as in the paper's
+            # code. Optax's `apply_if_finite` would skip the student's alone.
+            is_finite = jnp.isfinite(norm)
+            moved = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), moved, state)
+            # Else the compiler may choose other places, and the next step compiles and copies anew.
+            moved = sharding.constrain_parameters(moved)._replace(step=state.step + 1)
+        if self.optimizer.moments_on == "host":
             moved = moved._replace(opt_state=on_host(moved.opt_state))
-        metrics = metrics | {
+        return moved, metrics | {
             "loss": Sum(total, denominator),
             "grad_norm": Sum(norm, jnp.float32(1)),
             "skipped": Sum(1.0 - jnp.isfinite(norm), jnp.float32(1)),
         }
-        return moved, metrics
-
-    return jax.jit(packed_step if compute.pack else step, donate_argnums=0)
-
-
-def _updated(
-    transform: optax.GradientTransformation, teacher: Teacher, state: TrainState, grads: Any
-) -> tuple[TrainState, Float[Array, ""]]:
-    """The state after a step, and the gradient's norm."""
-    norm = optax.global_norm(grads)
-    updates, opt_state = transform.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    moved = TrainState(
-        state.step, params, opt_state, moved_teacher(teacher, state.teacher, params, state.step)
-    )
-    # A non-finite gradient skips the update whole, the teacher's too, as in the paper's code.
-    is_finite = jnp.isfinite(norm)
-    moved = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), moved, state)
-    # Else the compiler may choose other places, and the next step compiles and copies anew.
-    moved = sharding.constrain_parameters(moved)
-    return moved._replace(step=state.step + 1), norm
 
 
 def _deal(inputs: Any, parts: int) -> Any:
