@@ -17,10 +17,10 @@ import jax
 import numpy as np
 
 from jaxdistill.models import completions, parameters
-from jaxdistill.sampling import Sampling
-from jaxdistill.sampling.rollouts import Rollouts, collect
+from jaxdistill.sampling import Address, Sampling
+from jaxdistill.sampling.engine import Engine
+from jaxdistill.sampling.rollouts import Rollouts
 from jaxdistill.storage import loading as policy
-from jaxdistill.tasks.grading import Verdict
 from jaxdistill.tasks.tasks import ToyTask, questions_of
 
 
@@ -46,12 +46,13 @@ def parse() -> argparse.Namespace:
 
 
 def sample(base: policy.Policy, options: argparse.Namespace, dtype: str, cache: Any) -> Rollouts:
-    ungraded = lambda _, responses: [Verdict(False, "", None) for _ in responses]  # noqa: E731
-    return collect(
-        base, base.params, questions_of(ToyTask(pool="heldout", count=options.problems)),
-        Sampling(max_new_tokens=options.new), options.rollouts, grade=ungraded, seed=0,
-        purpose="measure", step=0, dtype=dtype, cache_dtype=cache,
-    )  # fmt: skip
+    return Engine(base, dtype=dtype, cache_dtype=cache).rollouts(
+        base.params,
+        questions_of(ToyTask(pool="heldout", count=options.problems)),
+        Sampling(max_new_tokens=options.new),
+        options.rollouts,
+        Address(seed=0, purpose="measure"),
+    )
 
 
 def errors(base: policy.Policy, drawn: Rollouts, dtype: str) -> dict[str, float]:

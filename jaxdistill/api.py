@@ -1,7 +1,7 @@
 """The surface for notebooks: load a model, ask it for logits or text, save it.
 
-Everything here is thin: `convert` and `models.hf` open and write folders, `models.decoder`
-computes, `rollouts` samples. What is added is that a mistake in the input ends in one clear line.
+Everything here is thin: `storage` opens and writes folders, `models.decoder` computes,
+`sampling.engine` samples. What is added is that a mistake in the input ends in one clear line.
 """
 
 import contextlib
@@ -21,13 +21,12 @@ from jaxdistill import precision, sharding
 from jaxdistill.errors import UserError
 from jaxdistill.models import completions, decoder, parameters
 from jaxdistill.models.config import ModelConfig
-from jaxdistill.models.quantized import CacheDtype, check_cache_dtype
-from jaxdistill.sampling import Sampling, rollouts
+from jaxdistill.models.quantized import CacheDtype
+from jaxdistill.sampling import Address, Sampling
+from jaxdistill.sampling.engine import Engine
 from jaxdistill.storage import hf_export, hf_files, hf_import, loading
-from jaxdistill.storage import loading as policy
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.toy import toy_base_folder
-from jaxdistill.tasks.grading import Verdict
 from jaxdistill.tasks.questions import Question
 
 
@@ -48,11 +47,10 @@ def load(
         params = run.params
         if dtype is not None:
             params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-        return Model(run.config, params, run.tokenizer_folder, mesh)
-    folder = policy.model_folder(path)
-    return Model(
-        *hf_import.import_folder(folder, mesh=mesh, dtype=dtype, progress=True), folder, mesh
-    )
+        return Model(config=run.config, params=params, folder=run.tokenizer_folder, mesh=mesh)
+    folder = loading.model_folder(path)
+    config, params = hf_import.import_folder(folder, mesh=mesh, dtype=dtype, progress=True)
+    return Model(config=config, params=params, folder=folder, mesh=mesh)
 
 
 def _check_dtype(dtype: DTypeLike | None) -> None:
@@ -106,7 +104,14 @@ class Model:
             tokens_BS, mask_BS = sharding.shard_batch(self.mesh, (tokens_BS, mask_BS))
         compute = precision.compute_dtype(dtype)
         with sharding.use_mesh(self.mesh):
-            return _logits(self.params, self.config, tokens_BS, mask_BS, compute, attention)
+            return _logits(
+                self.params,
+                config=self.config,
+                tokens_BS=tokens_BS,
+                mask_BS=mask_BS,
+                dtype=compute,
+                attention=attention,
+            )
 
     def generate(
         self,
@@ -125,10 +130,30 @@ class Model:
         `cache_dtype="int8"` keeps twice the tokens in memory, rounded (`models.quantized`).
         Raises UserError for a model without tokenizer, chat template or stop token.
         """
-        return generate(
-            self, prompts, sampling or Sampling(), rollouts, seed, enable_thinking, dtype,
-            cache_dtype,
-        )  # fmt: skip
+        if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+            raise UserError(f"prompts must be a list of strings, got {prompts!r:.80}")
+        if rollouts < 1:
+            raise UserError(f"rollouts must be at least 1, got {rollouts}")
+        if not prompts:
+            return []
+        policy = loading.Policy(
+            config=self.config,
+            params=self.params,
+            tokenizer=self.tokenizer,
+            stop_ids=self.stop_ids,
+            tokenizer_folder=self.folder,
+        )
+        engine = Engine(policy, mesh=self.mesh, dtype=dtype, cache_dtype=cache_dtype)
+        questions = [Question(f"prompt:{i}", prompt, "") for i, prompt in enumerate(prompts)]
+        responses = engine.rollouts(
+            self.params,
+            questions,
+            sampling or Sampling(),
+            rollouts,
+            Address(seed=seed, purpose="sample"),
+            enable_thinking=enable_thinking,
+        ).responses
+        return [responses[i : i + rollouts] for i in range(0, len(responses), rollouts)]
 
     def save(self, path: str | Path) -> None:
         """Write a Hugging Face folder: config, tokenizer, weights in the dtype that they have.
@@ -137,9 +162,13 @@ class Model:
         """
         source = self.folder if self._has_tokenizer else None
         hf_export.export_folder(
-            path, self.params, self.config, tokenizer_from=source,
-            generation=hf_files.generation_config(self.folder), progress=True,
-        )  # fmt: skip
+            path,
+            self.params,
+            self.config,
+            tokenizer_from=source,
+            generation=hf_files.generation_config(self.folder),
+            progress=True,
+        )
 
 
 # ---------------------------------------------------------------------------- logits
@@ -205,41 +234,3 @@ def _check_rows(config: ModelConfig, tokens_BS: np.ndarray, mask_BS: np.ndarray)
             f"tokens row {lengths_B.argmax()} has {lengths_B.max()} tokens; the model reads at "
             f"most {config.max_positions} (max_position_embeddings)"
         )
-
-
-# ---------------------------------------------------------------------------- text
-
-
-def generate(
-    model: Model,
-    prompts: Sequence[str],
-    sampling: Sampling,
-    num_rollouts: int,
-    seed: int,
-    enable_thinking: bool | None,
-    dtype: str,
-    cache_dtype: CacheDtype,
-) -> list[list[str]]:
-    """`Model.generate`, over the sampler that training uses."""
-    if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise UserError(f"prompts must be a list of strings, got {prompts!r:.80}")
-    if num_rollouts < 1:
-        raise UserError(f"rollouts must be at least 1, got {num_rollouts}")
-    check_cache_dtype(cache_dtype)
-    if not prompts:
-        return []
-    opened = policy.Policy(
-        model.config, model.params, model.tokenizer, model.stop_ids, model.folder
-    )
-    questions = [Question(f"prompt:{i}", prompt, "") for i, prompt in enumerate(prompts)]
-    mesh = model.mesh
-    place = functools.partial(sharding.shard_batch, mesh) if mesh else lambda tree: tree
-    with sharding.use_mesh(mesh):
-        drawn = rollouts.collect(
-            opened, model.params, questions, sampling, num_rollouts,
-            grade=lambda _, responses: [Verdict(False, "not graded", None) for _ in responses],
-            seed=seed, purpose="sample", step=0, enable_thinking=enable_thinking,
-            dtype=str(precision.compute_dtype(dtype)), cache_dtype=cache_dtype, place=place,
-        )  # fmt: skip
-    rows = drawn.responses
-    return [rows[i : i + num_rollouts] for i in range(0, len(rows), num_rollouts)]

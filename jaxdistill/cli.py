@@ -315,13 +315,30 @@ def decode_bench(options: argparse.Namespace) -> dict:
 
     return bench_decode(
         Decode(
-            options.model, options.rows, options.rollouts, options.slots, options.pages,
-            options.busy, options.prompt, options.new, options.mean, options.dtype,
-            Sampling(options.temperature, options.top_k, options.top_p, options.new, options.min_p),
-            options.repeats, options.profile, options.attention, options.cache_dtype,
-            mesh_of(options),
+            model=options.model,
+            rows=options.rows,
+            rollouts=options.rollouts,
+            slots=options.slots,
+            pages=options.pages,
+            busy=options.busy,
+            prompt=options.prompt,
+            new=options.new,
+            mean=options.mean,
+            dtype=options.dtype,
+            sampling=Sampling(
+                temperature=options.temperature,
+                top_k=options.top_k,
+                top_p=options.top_p,
+                max_new_tokens=options.new,
+                min_p=options.min_p,
+            ),
+            repeats=options.repeats,
+            profile=options.profile,
+            attention=options.attention,
+            cache_dtype=options.cache_dtype,
+            mesh=mesh_of(options),
         )
-    )  # fmt: skip
+    )
 
 
 def step_bench(options: argparse.Namespace) -> dict:
@@ -329,10 +346,14 @@ def step_bench(options: argparse.Namespace) -> dict:
 
     return bench_step(
         Step(
-            options.model, options.rows, options.tokens, options.prompt,
-            profile=options.profile, **training_of(options),
+            model=options.model,
+            rows=options.rows,
+            tokens=options.tokens,
+            prompt=options.prompt,
+            profile=options.profile,
+            **training_of(options),
         )
-    )  # fmt: skip
+    )
 
 
 def train_bench(options: argparse.Namespace) -> dict:
@@ -340,10 +361,17 @@ def train_bench(options: argparse.Namespace) -> dict:
 
     return bench_iteration(
         Iteration(
-            options.model, options.questions, options.rollouts, options.slots, options.prompt,
-            options.context, options.new, options.mean, **training_of(options),
+            model=options.model,
+            questions=options.questions,
+            rollouts=options.rollouts,
+            slots=options.slots,
+            prompt=options.prompt,
+            context=options.context,
+            new=options.new,
+            mean=options.mean,
+            **training_of(options),
         )
-    )  # fmt: skip
+    )
 
 
 def training_of(options: argparse.Namespace) -> dict:
@@ -407,10 +435,9 @@ def train(options: argparse.Namespace) -> None:
 
 
 def sample(options: argparse.Namespace) -> None:
-    from jaxdistill.precision import compute_dtype
-    from jaxdistill.sampling.rollouts import collect
+    from jaxdistill.sampling import Address
+    from jaxdistill.sampling.engine import Engine
     from jaxdistill.storage.loading import open_named
-    from jaxdistill.tasks.grading import Verdict
     from jaxdistill.tasks.questions import Question
 
     require_positive(options.samples, "--samples")
@@ -419,12 +446,15 @@ def sample(options: argparse.Namespace) -> None:
         Question(f"prompt:{i}", prompt, "", options.system)
         for i, prompt in enumerate(options.prompt)
     ]
-    rollouts = collect(
-        policy, policy.params, questions, sampling_of(options), options.samples,
-        grade=lambda _, responses: [Verdict(False, "not graded", None) for _ in responses],
-        seed=options.seed, purpose="sample", step=0, enable_thinking=options.thinking,
-        dtype=str(compute_dtype(options.dtype)), cache_dtype=options.cache_dtype,
-    )  # fmt: skip
+    engine = Engine(policy, dtype=options.dtype, cache_dtype=options.cache_dtype)
+    rollouts = engine.rollouts(
+        policy.params,
+        questions,
+        sampling_of(options),
+        options.samples,
+        Address(seed=options.seed, purpose="sample"),
+        enable_thinking=options.thinking,
+    )
     for row, response in enumerate(rollouts.responses):
         ending = "" if rollouts.finished_B[row] else " (cut at --max-new-tokens)"
         print(f"# {rollouts.question_of(row).prompt}{ending}\n{response}\n")
@@ -433,7 +463,7 @@ def sample(options: argparse.Namespace) -> None:
 def evaluate(options: argparse.Namespace) -> None:
     from jaxdistill.evaluation import evaluate as evaluation
     from jaxdistill.evaluation.records import write_evaluation
-    from jaxdistill.precision import compute_dtype
+    from jaxdistill.sampling.engine import Engine
     from jaxdistill.storage.loading import open_named
 
     require_positive(options.samples, "--samples")
@@ -441,13 +471,16 @@ def evaluate(options: argparse.Namespace) -> None:
     split = evaluation.named_split(options.data, options.limit)
     policy = open_named(options.model, progress=True)
     config = evaluation.Evaluation(
-        (split,), samples=options.samples, sampling=sampling_of(options), seed=options.seed
+        splits=(split,), samples=options.samples, sampling=sampling_of(options), seed=options.seed
     )
     records = evaluation.evaluate_split(
-        policy, policy.params, split, config, enable_thinking=options.thinking,
-        dtype=str(compute_dtype(options.dtype)), cache_dtype=options.cache_dtype,
+        Engine(policy, dtype=options.dtype, cache_dtype=options.cache_dtype),
+        policy.params,
+        split,
+        config,
+        enable_thinking=options.thinking,
         show_progress=True,
-    )  # fmt: skip
+    )
     for line in evaluation.summary_lines(records, options.samples):
         print(line)
     if options.out:

@@ -26,7 +26,7 @@ from jaxdistill.training.optimizer import Optimizer
 from jaxdistill.training.teachers import Frozen, Teacher
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One run. Every default lives in the dataclass that reads it."""
 
@@ -127,8 +127,9 @@ def _with_presets(text: str) -> str:
     name = value.strip().removesuffix("()")
     if path.strip() == "objective" and name.isidentifier() and name not in [*PRESETS, *classes]:
         near = get_close_matches(name, [*PRESETS, *classes], 3, 0.4) or list(PRESETS)
-        raise UserError(f"override 'objective={name}': no such objective; did you mean "
-                        f"{', '.join(near)}?")  # fmt: skip
+        raise UserError(
+            f"override 'objective={name}': no such objective; did you mean {', '.join(near)}?"
+        )
     pattern = rf"(?<!\w)({'|'.join(PRESETS)})\b(?:\(\))?(?!\s*=)"
     return path + equals + re.sub(pattern, lambda m: repr(PRESETS[m[1]]()), " " + value).strip()
 

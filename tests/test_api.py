@@ -291,7 +291,7 @@ def test_an_int8_cache_is_asked_for(toy, monkeypatch):
     def refuse(*_, cache_dtype, **__):
         raise UserError(f"asked for {cache_dtype}")
 
-    monkeypatch.setattr("jaxdistill.sampling.rollouts.collect", refuse)
+    monkeypatch.setattr("jaxdistill.sampling.engine.make_sampler", refuse)
     for asked, name in (({}, "auto"), ({"cache_dtype": "int8"}, "int8")):
         with pytest.raises(UserError, match=f"asked for {name}"):
             toy.generate(["x"], **asked)

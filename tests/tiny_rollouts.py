@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdistill.sampling import Sampling
+from jaxdistill.sampling import Address, Sampling
 from jaxdistill.sampling.rollouts import Rollouts
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.loading import Policy
@@ -21,9 +21,14 @@ QUESTIONS = questions_of(TASK)
 
 def experience(**changes: Any) -> OnPolicy:
     config = OnPolicy(
-        TASK, 2, 3, Sampling(max_new_tokens=8), Solution(), teacher_prompt_multiple=32,
+        task=TASK,
+        questions=2,
+        rollouts=3,
+        sampling=Sampling(max_new_tokens=8),
+        context=Solution(),
+        teacher_prompt_multiple=32,
         completion_multiple=8,
-    )  # fmt: skip
+    )
     return dataclasses.replace(config, **changes)
 
 
@@ -33,7 +38,12 @@ def response(number: int, *words: str) -> str:
 
 
 def rollouts_of(
-    policy: Policy, groups: list[list[tuple[str, bool]]], questions: list[Question] = QUESTIONS
+    policy: Policy,
+    groups: list[list[tuple[str, bool]]],
+    questions: list[Question] = QUESTIONS,
+    *,
+    seed: int = 0,
+    step: int = 0,
 ) -> Rollouts:
     """For each question a list of (response, is it right)."""
     texts = [text for group in groups for text, _ in group]
@@ -43,14 +53,21 @@ def rollouts_of(
     ids = [[*tokens, stop] for tokens in tokenizers.encode(policy.tokenizer, texts)]
     tokens_BT, mask_BT = tokenizers.right_pad(ids, 0, 1)
     chats = [messages(question) for question in questions[: len(groups)]]
-    prompts = tokenizers.left_pad(tokenizers.prompt_ids(policy.tokenizer, chats), 0, 16)
+    prompt_ids = tokenizers.prompt_ids(policy.tokenizer, chats)
+    prompt_ids_QP, prompt_mask_QP = tokenizers.left_pad(prompt_ids, 0, 16)
     return Rollouts(
-        list(questions[: len(groups)]), num_rollouts,
-        *(np.repeat(x, num_rollouts, axis=0) for x in prompts),
-        tokens_BT, mask_BT, np.full(tokens_BT.shape, -1.5, np.float32),
-        np.ones(len(texts), bool), texts,
-        [Verdict(right, "match" if right else "wrong answer", "9") for right in rights],
-    )  # fmt: skip
+        address=Address(seed=seed, purpose="train", step=step),
+        questions=list(questions[: len(groups)]),
+        rollouts=num_rollouts,
+        prompt_ids_BP=np.repeat(prompt_ids_QP, num_rollouts, axis=0),
+        prompt_mask_BP=np.repeat(prompt_mask_QP, num_rollouts, axis=0),
+        tokens_BT=tokens_BT,
+        mask_BT=mask_BT,
+        logp_BT=np.full(tokens_BT.shape, -1.5, np.float32),
+        finished_B=np.ones(len(texts), bool),
+        responses=texts,
+        verdicts=[Verdict(right, "match" if right else "wrong answer", "9") for right in rights],
+    )
 
 
 LONE = [(response(1), False), (response(2), True), (response(3), False)]  # the second alone wins

@@ -20,7 +20,7 @@ from jaxdistill.storage.loading import Fresh
 from jaxdistill.tasks.contexts import AnswerOnly
 from jaxdistill.tasks.tasks import ToyTask
 from jaxdistill.training.compute import Compute
-from jaxdistill.training.experience import OnPolicy
+from jaxdistill.training.on_policy import OnPolicy
 from jaxdistill.training.optimizer import Optimizer
 from jaxdistill.training.teachers import EMA
 
@@ -73,7 +73,7 @@ def tiny(**changes: Any) -> RunConfig:
         optimizer=Optimizer(peak_lr=1e-2, warmup_steps=1),
         compute=Compute(chunk=8),
         evaluation=Evaluation(
-            (Split("heldout", ToyTask(pool="heldout", count=3)),),
+            splits=(Split("heldout", ToyTask(pool="heldout", count=3)),),
             every=2,
             samples=2,
             sampling=Sampling(max_new_tokens=8),

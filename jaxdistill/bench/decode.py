@@ -8,6 +8,7 @@ same run.
 
 import time
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import jax
@@ -23,11 +24,13 @@ from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.presets import preset
 from jaxdistill.models.quantized import CacheDtype, check_cache_dtype, vector_bytes
 from jaxdistill.precision import compute_dtype
-from jaxdistill.sampling import Counts, Sampling, make_sampler, question_hashes, row_keys
+from jaxdistill.sampling import Counts, Sampling, question_hashes, row_keys
+from jaxdistill.sampling.engine import Engine
 from jaxdistill.sharding import MeshConfig
+from jaxdistill.storage.loading import Policy
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Decode:
     """What is decoded: rows = prompts x rollouts, of random weights and random prompts.
 
@@ -76,27 +79,33 @@ def bench_decode(work: Decode) -> dict[str, Any]:
     slots = min(work.slots or work.rows, work.rows)
     mesh = sharding.make_mesh(work.mesh)
     with sharding.use_mesh(mesh):
-        sample: Any = make_sampler(
-            config, sampling, (), 0, rollouts=work.rollouts, slots=slots, pages=work.pages or None,
-            counts=True, dtype=dtype, attention=work.attention, cache_dtype=work.cache_dtype,
-        )  # fmt: skip
         params = random_params(config, dtype, mesh)
-        arguments = params, *sharding.shard_batch(mesh, _prompts(work, config))
-        placed = lambda limit_B: sharding.shard_batch(mesh, limit_B)  # noqa: E731
+        engine = Engine(
+            without_text(config, params),
+            mesh=mesh,
+            dtype=work.dtype,
+            attention=work.attention,
+            cache_dtype=work.cache_dtype,
+        )
+        sample: Any = engine.sampler(
+            sampling, work.rollouts, slots=slots, pages=work.pages or None, counts=True
+        )
+        arguments = params, *engine.place(_prompts(work, config))
+        no_tokens_B = engine.place(np.zeros(work.rows, np.int32))
         began = time.perf_counter()
-        compiled = sample.lower(*arguments, placed(np.zeros(work.rows, np.int32))).compile()
+        compiled = sample.lower(*arguments, no_tokens_B).compile()
         compile_seconds = time.perf_counter() - began
         parts = sharding.num_parts("B", work.rows)
 
-    run = lambda limit_B: jax.block_until_ready(compiled(*arguments, placed(limit_B)))  # noqa: E731
+    def run(limit_B: np.ndarray) -> Any:
+        return jax.block_until_ready(compiled(*arguments, engine.place(limit_B)))
 
     def seconds_of(limit_B: np.ndarray) -> tuple[dict[str, Any], Counts]:
         drawn: list[Any] = []
-        again = lambda: drawn.append(run(limit_B))  # noqa: E731
         seconds = []
         for _ in range(work.repeats):
             drawn.clear()  # else the device holds two results
-            seconds.append(measure.timed(again))
+            seconds.append(measure.timed(lambda: drawn.append(run(limit_B))))
         ((samples, counts),) = drawn
         assert int(samples.mask_BT.sum()) == limit_B.sum(), "every row draws as many as it may"
         return measure.median_and_spread(seconds), cast(Counts, jax.device_get(counts))
@@ -132,7 +141,7 @@ def bench_decode(work: Decode) -> dict[str, Any]:
         return result
     # More than new - 16 where the loop ends only at a look.
     seconds = (whole["seconds"] - few["seconds"]) / float(counts.steps - few_counts.steps)
-    return result | _per_step(work, config, dtype, seconds, parts, mesh.size)
+    return result | _per_step(work, config, dtype, seconds, parts=parts, devices=mesh.size)
 
 
 _FEW = 16
@@ -179,7 +188,13 @@ def _busy_limits(work: Decode, slots: int, mean_positions: float) -> tuple[np.nd
 
 
 def _per_step(
-    work: Decode, config: ModelConfig, dtype: Any, seconds: float, parts: int = 1, devices: int = 1
+    work: Decode,
+    config: ModelConfig,
+    dtype: Any,
+    seconds: float,
+    *,
+    parts: int = 1,
+    devices: int = 1,
 ) -> dict[str, Any]:
     """A step's time, bytes and operations without the prompts, beside the ceilings."""
     # Step t sees the prompt and t tokens, the last prompt token being fed once more.
@@ -201,6 +216,13 @@ def _weights_read(config: ModelConfig) -> int:
     """Parameters that a step reads: all, but of an embedding beside a head only a few rows."""
     unread = 0 if config.tie_embeddings else config.vocab_size * config.hidden_size
     return config.num_parameters - unread
+
+
+def without_text(config: ModelConfig, params: Any) -> Policy:
+    """A policy for random prompts: no tokenizer, and no token ends a row before its limit."""
+    return Policy(
+        config=config, params=params, tokenizer=None, stop_ids=(), tokenizer_folder=Path()
+    )
 
 
 def _prompts(work: Decode, config: ModelConfig) -> tuple[np.ndarray, np.ndarray, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxdistill import sharding
 from jaxdistill.bench import measure
-from jaxdistill.bench.decode import long_tailed
+from jaxdistill.bench.decode import long_tailed, without_text
 from jaxdistill.bench.step import (
     check_rows,
     checked_loss,
@@ -24,14 +24,8 @@ from jaxdistill.bench.step import (
 )
 from jaxdistill.errors import UserError
 from jaxdistill.models.presets import preset
-from jaxdistill.sampling import (
-    Samples,
-    Sampling,
-    fit_slots,
-    make_sampler,
-    question_hashes,
-    row_keys,
-)
+from jaxdistill.sampling import Samples, Sampling, question_hashes, row_keys
+from jaxdistill.sampling.engine import Engine
 from jaxdistill.sharding import MeshConfig
 from jaxdistill.training import packing
 from jaxdistill.training.batch import Batch
@@ -39,7 +33,7 @@ from jaxdistill.training.compute import Compute
 from jaxdistill.training.optimizer import Optimizer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Iteration:
     """R rollouts of each of Q random prompts by the student, then one step on them.
 
@@ -87,24 +81,25 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
     mesh = sharding.make_mesh(work.mesh)
     with sharding.use_mesh(mesh):
         state, reference = start(config, compute, work.optimizer, mesh)
+        engine = Engine(
+            without_text(config, reference),
+            mesh=mesh,
+            dtype=compute.dtype,
+            attention=compute.attention,
+            cache_dtype=compute.cache_dtype,
+        )
+        sampling = Sampling(max_new_tokens=work.new)
         slots, pages = min(work.slots, work.rows), None
         if not slots:
-            slots, pages = fit_slots(
-                config, work.questions, work.rows, work.prompt, work.new, compute.dtype,
-                compute.cache_dtype,
-            )  # fmt: skip
-        sample: Any = make_sampler(
-            config, Sampling(max_new_tokens=work.new), (), 0, rollouts=work.rollouts, slots=slots,
-            pages=pages, dtype=compute.dtype, attention=compute.attention,
-            cache_dtype=compute.cache_dtype,
-        )  # fmt: skip
+            slots, pages = engine.fit_slots(prompts_QP.shape, work.rollouts, sampling)
+        sample: Any = engine.sampler(sampling, work.rollouts, slots=slots, pages=pages)
         step = train_step_of(config, objective, compute, work.optimizer)
         hashes_Q = question_hashes([str(i) for i in range(work.questions)])
 
         def asked(number: int) -> Any:
             keys_B2 = row_keys(0, "bench", number, hashes_Q, work.rollouts)
             inputs = prompts_QP, np.ones_like(prompts_QP), keys_B2, limit_B
-            return state.params, *sharding.shard_batch(mesh, inputs)
+            return state.params, *engine.place(inputs)
 
         def sampled(number: int) -> Batch:
             drawn = jax.device_get(compiled_sample(*asked(number)))
@@ -123,14 +118,14 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
             drawn_at = time.perf_counter()
             if compute.pack:
                 batch, packing_of["padding"] = packing.pack(batch, compute.pack, parts)
-            arguments = state, reference, sharding.shard_batch(mesh, batch)
+            arguments = state, reference, engine.place(batch)
             if compiled is None:
                 remat, compiled, compile_seconds = compiled_step(step, compute, arguments)
             state, metrics = jax.block_until_ready(compiled(*arguments))
             seconds.append((drawn_at - began, time.perf_counter() - drawn_at))
             losses.append(checked_loss(metrics))
         memory = measure.memory(compiled)
-    sampling, stepping = (list(part) for part in zip(*seconds[1:]))
+    seconds_sampling, seconds_step = (list(part) for part in zip(*seconds[1:]))
     whole = measure.median_and_spread([a + b for a, b in seconds[1:]])
     return {
         "work": asdict(work),
@@ -141,8 +136,8 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
         "positions": work.rows * work.prompt + int(limit_B.sum()),
         **packing_of,
         **whole,
-        **measure.median_and_spread(sampling, "seconds_sampling"),
-        **measure.median_and_spread(stepping, "seconds_step"),
+        **measure.median_and_spread(seconds_sampling, "seconds_sampling"),
+        **measure.median_and_spread(seconds_step, "seconds_step"),
         "tokens_per_second": float(limit_B.sum() / whole["seconds"]),
         "sampler_compile_seconds": sampler_compile_seconds,
         "step_compile_seconds": compile_seconds,
@@ -158,7 +153,14 @@ def _batch(samples: Samples, prompts_QP: np.ndarray) -> Batch:
     prompt_BP = np.repeat(prompts_QP, rows // len(prompts_QP), axis=0)
     ones_B = np.ones(rows, np.float32)
     return Batch(
-        prompt_BP, np.ones_like(prompt_BP), None, None,
-        np.asarray(samples.tokens_BT), np.asarray(samples.mask_BT), np.asarray(samples.logp_BT),
-        ones_B, ones_B, ones_B,
-    )  # fmt: skip
+        prompt_ids_BP=prompt_BP,
+        prompt_mask_BP=np.ones_like(prompt_BP),
+        teacher_ids_BP=None,
+        teacher_mask_BP=None,
+        completion_ids_BT=np.asarray(samples.tokens_BT),
+        completion_mask_BT=np.asarray(samples.mask_BT),
+        behaviour_logp_BT=np.asarray(samples.logp_BT),
+        advantage_B=ones_B,
+        row_weight_B=ones_B,
+        correct_B=ones_B,
+    )

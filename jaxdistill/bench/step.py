@@ -39,7 +39,7 @@ from jaxdistill.training.step import make_train_step
 from jaxdistill.training.teachers import Frozen
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """What a step is given: full rows of random tokens, and random weights.
 
@@ -111,7 +111,15 @@ def train_step_of(
 ) -> Any:
     lexicon = tuple(range(min(_LEXICON, config.vocab_size)))
     return make_train_step(
-        config, objective, lexicon, optimizer, Frozen(), compute, _STEPS, 1.0, False
+        model=config,
+        objective=objective,
+        epistemic_ids=lexicon,
+        optimizer=optimizer,
+        teacher=Frozen(),
+        compute=compute,
+        steps=_STEPS,
+        temperature=1.0,
+        track_reference=False,
     )
 
 
@@ -178,16 +186,23 @@ def checked_loss(metrics: Any) -> float:
 def _batch(work: Step, config: ModelConfig) -> Batch:
     """Full rows: no padding, so that every position counts."""
     rng = np.random.default_rng(0)
-    lengths = work.prompt, work.prompt, work.tokens - work.prompt
-
-    def text(width: int) -> tuple[np.ndarray, np.ndarray]:
-        ids = rng.integers(0, config.vocab_size, (work.rows, width), np.int32)
-        return ids, np.ones_like(ids)
-
-    prompt, (shown_BP, _), completion = map(text, lengths)
-    logp_BT = np.full(completion[0].shape, -np.log(config.vocab_size), np.float32)
+    widths = work.prompt, work.prompt, work.tokens - work.prompt
+    prompt_BP, shown_BP, completion_BT = (
+        rng.integers(0, config.vocab_size, (work.rows, width), np.int32) for width in widths
+    )
     ones_B = np.ones(work.rows, np.float32)
-    batch = Batch(*prompt, None, None, *completion, logp_BT, ones_B, ones_B, ones_B)
+    batch = Batch(
+        prompt_ids_BP=prompt_BP,
+        prompt_mask_BP=np.ones_like(prompt_BP),
+        teacher_ids_BP=None,
+        teacher_mask_BP=None,
+        completion_ids_BT=completion_BT,
+        completion_mask_BT=np.ones_like(completion_BT),
+        behaviour_logp_BT=np.full(completion_BT.shape, -np.log(config.vocab_size), np.float32),
+        advantage_B=ones_B,
+        row_weight_B=ones_B,
+        correct_B=ones_B,
+    )
     return informed(batch, objective_of(work.objective), shown_BP)
 
 

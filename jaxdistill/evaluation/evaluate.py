@@ -9,10 +9,9 @@ from typing import Any
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation import intervals
 from jaxdistill.evaluation.records import response_record, summarize
-from jaxdistill.models.quantized import CacheDtype
-from jaxdistill.sampling import Sampling
-from jaxdistill.sampling.rollouts import Place, collect, open_grading
-from jaxdistill.storage.loading import Policy
+from jaxdistill.sampling import Address, Sampling
+from jaxdistill.sampling.engine import Engine
+from jaxdistill.sampling.rollouts import open_grading
 from jaxdistill.tasks.tasks import MathTask, Task, ToyTask, questions_of
 
 
@@ -24,7 +23,7 @@ class Split:
     task: Task
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """What is evaluated during a run, and how often; `every=0`: after the last step only."""
 
@@ -47,16 +46,12 @@ class Evaluation:
 
 
 def evaluate_split(
-    policy: Policy,
+    engine: Engine,
     params: Any,
     split: Split,
     config: Evaluation,
     *,
     enable_thinking: bool | None = None,
-    dtype: str = "float32",
-    attention: str = "auto",
-    cache_dtype: CacheDtype = "auto",
-    place: Place = lambda tree: tree,
     show_progress: bool = False,
 ) -> list[dict[str, Any]]:
     """Return a record per response, K = config.samples for each question of the split.
@@ -69,18 +64,22 @@ def evaluate_split(
 
     questions = questions_of(split.task)
     size = min(config.questions_per_batch, len(questions))
+    address = Address(seed=config.seed, purpose=f"eval/{split.name}")
     records = []
     with contextlib.closing(open_grading(split.task)) as grading:
         starts = range(0, len(questions), size)
         for start in tqdm(starts, desc=split.name, disable=not show_progress):
             batch = questions[start : start + size]
             filled = batch + questions[: size - len(batch)]
-            rollouts = collect(
-                policy, params, filled, config.sampling, config.samples, grade=grading.grade,
-                seed=config.seed, purpose=f"eval/{split.name}", step=0,
-                enable_thinking=enable_thinking, dtype=dtype, attention=attention,
-                cache_dtype=cache_dtype, place=place,
-            )  # fmt: skip
+            rollouts = engine.rollouts(
+                params,
+                filled,
+                config.sampling,
+                config.samples,
+                address,
+                grade=grading.grade,
+                enable_thinking=enable_thinking,
+            )
             rows = range(len(batch) * config.samples)
             records += [response_record(split.task, rollouts, row) for row in rows]
     return records

@@ -94,9 +94,9 @@ def rows_of(
         shown.append(messages(questions[row], turn))
     informed = tokenizers.prompt_ids(tokenizer, shown, enable_thinking)
     rows = [
-        Row(*row)
-        for row, is_told in zip(zip(ids, plain, informed), told)
-        if row[0] and is_told and len(row[0]) + len(row[2]) <= policy.config.max_positions
+        Row(response=response, plain=without, informed=with_sibling)
+        for response, without, with_sibling, is_told in zip(ids, plain, informed, told)
+        if response and is_told and len(response) + len(with_sibling) <= policy.config.max_positions
     ]
     if not rows:
         raise UserError(
@@ -130,7 +130,14 @@ def _scored(
     @jax.jit
     def logp(params, prompt, completion):
         hidden_BTD = completions.completion_hidden(
-            params, policy.config, *prompt, *completion, dtype=dtype, attention=attention
+            params,
+            policy.config,
+            prompt_ids_BP=prompt[0],
+            prompt_mask_BP=prompt[1],
+            completion_ids_BT=completion[0],
+            completion_mask_BT=completion[1],
+            dtype=dtype,
+            attention=attention,
         )
         return completions.token_logp(
             hidden_BTD, parameters.head(params, policy.config), completion[0]

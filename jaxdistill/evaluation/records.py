@@ -1,4 +1,4 @@
-"""One response as a record, and an evaluation's files and means."""
+"""One response as a record, and the files of records: a step's rollouts, an evaluation."""
 
 import json
 from collections.abc import Iterable
@@ -33,6 +33,15 @@ def response_record(task: Task, rollouts: Rollouts, row: int) -> dict[str, Any]:
     }
 
 
+def write_rollouts(folder: Path, task: Task, rollouts: Rollouts) -> None:
+    """Write a sample of a step's rollouts as records to step_NNNNNN.jsonl."""
+    folder.mkdir(exist_ok=True)
+    # Enough to read what a step was like, and a small file however many rows a step has.
+    rows = range(min(len(rollouts.responses), 64))
+    records = [response_record(task, rollouts, row) for row in rows]
+    _write_jsonl(folder / f"step_{rollouts.address.step:06d}.jsonl", records)
+
+
 def summarize(records: list[dict[str, Any]]) -> dict[str, Any]:
     """Means over responses. `check_rate`: share with a double check; `copy_fidelity`: share of
     right answers among responses whose last try truly reaches the target (null when none does)."""
@@ -42,11 +51,14 @@ def summarize(records: list[dict[str, Any]]) -> dict[str, Any]:
         return sum(kept) / len(kept) if kept else None
 
     checks = [record["checks"] for record in records]
+    tokens = sum(record["num_tokens"] for record in records)
+    epistemic_words = sum(record["epistemic"] for record in records)
     return {
         "accuracy": mean(record["correct"] for record in records),
         "length": mean(record["num_tokens"] for record in records),
         "epistemic_per_response": mean(record["epistemic"] for record in records),
-        "epistemic_per_1k": _density(records),
+        # Of all tokens, not a mean of the responses' ratios.
+        "epistemic_per_1k": 1000 * epistemic_words / tokens if tokens else None,
         "check_rate": mean(None if count is None else count > 0 for count in checks),
         "copy_fidelity": mean(record["copy"] for record in records),
         "finished": mean(record["finished"] for record in records),
@@ -54,20 +66,19 @@ def summarize(records: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _density(records: list[dict[str, Any]]) -> float | None:
-    tokens = sum(record["num_tokens"] for record in records)
-    return 1000 * sum(record["epistemic"] for record in records) / tokens if tokens else None
-
-
 def write_evaluation(folder: Path, results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Write SPLIT.jsonl files and summary.json; the summary comes last and marks completeness."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, records in results.items():
-        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        _write_jsonl(folder / f"{name}.jsonl", records)
     summary = {name: summarize(records) for name, records in results.items()}
     write_whole(folder / "summary.json", json.dumps(summary, indent=1))
     return summary
+
+
+def _write_jsonl(file: Path, records: list[dict[str, Any]]) -> None:
+    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    file.write_text("".join(lines), encoding="utf-8")
 
 
 def evaluation_folder(run_dir: Path, step: int) -> Path:

@@ -14,10 +14,21 @@ from jaxdistill.storage import tokenizer as tokenizers
 
 # Where responses stand in the files of evaluation tools; the first that a file has is taken.
 FIELDS = (
-    "response", "responses", "generated_responses", "output", "outputs", "completion",
-    "completions", "generated_text", "generation", "generations", "text", "answer_responses",
-    "prediction", "predictions",
-)  # fmt: skip
+    "response",
+    "responses",
+    "generated_responses",
+    "output",
+    "outputs",
+    "completion",
+    "completions",
+    "generated_text",
+    "generation",
+    "generations",
+    "text",
+    "answer_responses",
+    "prediction",
+    "predictions",
+)
 
 
 class Response(NamedTuple):
@@ -117,14 +128,14 @@ class _Record:
             if not isinstance(text, str):
                 raise self._wrong(field, "text or a list of texts", text)
             yield Response(
-                text,
-                source,
-                self.where,
-                self._text("question") or self._text("prompt"),
-                self._text("system"),
-                self._flag("correct", index, len(texts)),
-                self._flag("finished", index, len(texts)),
-                self._tokens(index, len(texts)),
+                text=text,
+                source=source,
+                where=self.where,
+                question=self._text("question") or self._text("prompt"),
+                system=self._text("system"),
+                correct=self._flag("correct", index, len(texts)),
+                finished=self._flag("finished", index, len(texts)),
+                num_tokens=self._tokens(index, len(texts)),
             )
 
     def _text(self, name: str) -> str | None:

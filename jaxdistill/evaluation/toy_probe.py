@@ -77,7 +77,12 @@ def probe(policy: Policy, params: Any, task: ToyTask, seed: int = 0) -> list[dic
     @jax.jit
     def masses(params, prompt_ids_BP, prompt_mask_BP):
         hidden_BTD = completions.completion_hidden(
-            params, policy.config, prompt_ids_BP, prompt_mask_BP, ids_BT, mask_BT
+            params,
+            policy.config,
+            prompt_ids_BP=prompt_ids_BP,
+            prompt_mask_BP=prompt_mask_BP,
+            completion_ids_BT=ids_BT,
+            completion_mask_BT=mask_BT,
         )
         head_DV = parameters.head(params, policy.config)
         probability_FV = jax.nn.softmax(hidden_BTD[rows_F, index_F] @ head_DV, axis=-1)
@@ -87,18 +92,24 @@ def probe(policy: Policy, params: Any, task: ToyTask, seed: int = 0) -> list[dic
 
     table = []
     for context in CONTEXTS:
-        chats = [
-            [{"role": "user", "content": contexts.render(context, question.prompt,
-                                                          question.solution, question.answer)}]
+        turns = [
+            contexts.render(context, question.prompt, question.solution, question.answer)
             for question, _ in examples
-        ]  # fmt: skip
+        ]
+        chats = [[{"role": "user", "content": turn}] for turn in turns]
         prompt = tokenizers.left_pad(tokenizers.prompt_ids(policy.tokenizer, chats), pad, 64)
         values = jax.device_get(masses(params, *prompt))
         for place in ("start", "miss", "match"):
             pick = np.array([name == place for _, name, _ in places])
             means = {name: float(value[pick].mean()) for name, value in values.items()}
-            table.append({"context": type(context).__name__, "place": place, **means,
-                          "n": int(pick.sum())})  # fmt: skip
+            table.append(
+                {
+                    "context": type(context).__name__,
+                    "place": place,
+                    **means,
+                    "n": int(pick.sum()),
+                }
+            )
     return table
 
 

@@ -16,8 +16,15 @@ from jaxdistill.storage import loading as policies
 from jaxdistill.storage.loading import Policy
 
 # What a resumed run may change without becoming another run.
-MAY_CHANGE = {"steps", "evaluation", "checkpoint_every", "keep_checkpoints", "save_checkpoints",
-              "rollouts_every", "export"}  # fmt: skip
+MAY_CHANGE = {
+    "steps",
+    "evaluation",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "save_checkpoints",
+    "rollouts_every",
+    "export",
+}
 
 
 def start_folder(config: RunConfig, run_dir: Path, resume: bool) -> bool:

@@ -1,11 +1,9 @@
 """The loop: one function, from a RunConfig to a finished run folder."""
 
 import contextlib
-import functools
 import json
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +26,16 @@ from jaxdistill.run.folder import (
     start_folder,
     write_config,
 )
-from jaxdistill.sampling.rollouts import Place
+from jaxdistill.sampling.engine import Engine
 from jaxdistill.storage import hf_export
 from jaxdistill.storage import loading as policies
 from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.storage.loading import Policy
 from jaxdistill.tasks.tasks import questions_of
 from jaxdistill.training import packing
-from jaxdistill.training.experience import OnPolicy, Setting, open_source
+from jaxdistill.training.experience import Setting, open_source
 from jaxdistill.training.metrics import MetricsWriter, means
+from jaxdistill.training.on_policy import OnPolicy
 from jaxdistill.training.state import TrainState, init_state
 from jaxdistill.training.step import make_train_step
 
@@ -66,19 +65,36 @@ def run(config: RunConfig, run_dir: Path, *, resume: bool = False, quiet: bool =
 
 def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
     """The loop itself, in a folder that `start_folder` has made or checked."""
-    mesh = sharding.make_mesh(config.mesh)
-    place: Place = functools.partial(sharding.shard_batch, mesh)
+    from tqdm import tqdm
 
+    mesh = sharding.make_mesh(config.mesh)
     with sharding.use_mesh(mesh):
         # ---- model, data, state
         check_base(config, run_dir)
         policy = policies.load(
-            config.model, config.seed, run_dir / "model", mesh,
+            config.model,
+            config.seed,
+            run_dir / "model",
+            mesh,
             dtype=None,  # the reference stays as it was stored; only what is trained is float32
             progress=not quiet,
-        )  # fmt: skip
+        )
+        engine = Engine(
+            policy,
+            mesh=mesh,
+            dtype=config.compute.dtype,
+            attention=config.compute.attention,
+            cache_dtype=config.compute.cache_dtype,
+        )
         lexicon = keep_lexicon(config, policy, run_dir)
-        setting = setting_of(config, policy, lexicon.words, run_dir, place)
+        setting = Setting(
+            engine=engine,
+            objective=config.objective,
+            seed=config.seed,
+            words=lexicon.words,
+            rollouts_dir=run_dir / "rollouts",
+            rollouts_every=config.rollouts_every,
+        )
         source = open_source(config.experience, setting)
         state = init_state(policy.params, config.optimizer, config.teacher, config.steps)
         checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.keep_checkpoints)
@@ -92,20 +108,29 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
         if resume:
             write_config(config, run_dir)
         train_step = make_train_step(
-            policy.config, config.objective, tuple(lexicon.ids), config.optimizer, config.teacher,
-            config.compute, config.steps, source.temperature, config.track_reference,
-        )  # fmt: skip
+            model=policy.config,
+            objective=config.objective,
+            epistemic_ids=tuple(lexicon.ids),
+            optimizer=config.optimizer,
+            teacher=config.teacher,
+            compute=config.compute,
+            steps=config.steps,
+            temperature=source.temperature,
+            track_reference=config.track_reference,
+        )
 
         # ---- the steps
         with contextlib.ExitStack() as stack:
             stack.callback(checkpoints.close)
             stack.callback(source.close)
             writer = stack.enter_context(MetricsWriter(run_dir, resume_step=step + 1))
-            bar = stack.enter_context(progress(config, step, quiet))
+            bar = stack.enter_context(
+                tqdm(total=config.steps, initial=step, desc=config.name, disable=quiet)
+            )
             pending: tuple[int, dict[str, Any], dict[str, Any]] | None = None
             # A run of no steps is evaluated too; and so is a step whose evaluation was killed.
             if evaluates_at(config, step) and not is_evaluated(run_dir, step):
-                evaluate(config, policy, state.params, run_dir, step, place)
+                evaluate(config, engine, state.params, run_dir, step)
             while step < config.steps:
                 began = time.monotonic()
                 batch, facts = source.next_batch(state.params, step)
@@ -113,7 +138,7 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
                 if config.compute.pack:
                     parts = sharding.num_parts("B")
                     batch, facts["padding"] = packing.pack(batch, config.compute.pack, parts)
-                state, sums = train_step(state, policy.params, place(batch))
+                state, sums = train_step(state, policy.params, engine.place(batch))
                 step += 1
                 # The previous step's metrics are fetched while this one runs on the device.
                 if pending is not None:
@@ -127,7 +152,7 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
                         host = {"data": source.batches.get_state()}
                         checkpoints.save(step, state._asdict(), host)
                 if evaluates_at(config, step):
-                    evaluate(config, policy, state.params, run_dir, step, place)
+                    evaluate(config, engine, state.params, run_dir, step)
 
         # ---- the way out
         is_exported = (run_dir / "export").exists() and finished_step(run_dir) == step
@@ -147,24 +172,6 @@ def evaluates_at(config: RunConfig, step: int) -> bool:
     return step == config.steps or is_due(step, config.evaluation.every)
 
 
-def setting_of(
-    config: RunConfig, policy: Policy, words: tuple[str, ...], run_dir: Path, place: Place
-) -> Setting:
-    return Setting(
-        policy, config.objective, config.seed, words, config.compute.dtype,
-        config.compute.attention, config.compute.cache_dtype, place, run_dir / "rollouts",
-        config.rollouts_every,
-    )  # fmt: skip
-
-
-@contextlib.contextmanager
-def progress(config: RunConfig, step: int, quiet: bool) -> Iterator[Any]:
-    from tqdm import tqdm
-
-    with tqdm(total=config.steps, initial=step, desc=config.name, disable=quiet) as bar:
-        yield bar
-
-
 def log(writer: MetricsWriter, bar: Any, step: int, sums: dict[str, Any], facts: dict[str, Any]):
     values = means(sums) | facts
     writer.write(step, values)
@@ -176,21 +183,17 @@ def log(writer: MetricsWriter, bar: Any, step: int, sums: dict[str, Any], facts:
 # ------------------------------------------------------------------------------------ the exits
 
 
-def evaluate(
-    config: RunConfig, policy: Policy, params: Any, run_dir: Path, step: int, place: Place
-) -> None:
+def evaluate(config: RunConfig, engine: Engine, params: Any, run_dir: Path, step: int) -> None:
     if not config.evaluation.splits:
         return
     experience = config.experience
     thinking = experience.enable_thinking if isinstance(experience, OnPolicy) else None
     results = {
         split.name: evaluate_split(
-            policy, params, split, config.evaluation, enable_thinking=thinking,
-            dtype=config.compute.dtype, attention=config.compute.attention,
-            cache_dtype=config.compute.cache_dtype, place=place,
+            engine, params, split, config.evaluation, enable_thinking=thinking
         )
         for split in config.evaluation.splits
-    }  # fmt: skip
+    }
     write_evaluation(evaluation_folder(run_dir, step), results)
 
 
@@ -202,9 +205,13 @@ def export(policy: Policy, params: Any, run_dir: Path, quiet: bool) -> None:
     folder, new = run_dir / "export", run_dir / "export.new"
     shutil.rmtree(new, ignore_errors=True)
     hf_export.export_folder(
-        new, params, policy.config, tokenizer_from=policy.tokenizer_folder,
-        dtype=policies.export_dtype(policy.tokenizer_folder), progress=not quiet,
-    )  # fmt: skip
+        new,
+        params,
+        policy.config,
+        tokenizer_from=policy.tokenizer_folder,
+        dtype=policies.export_dtype(policy.tokenizer_folder),
+        progress=not quiet,
+    )
     if jax.process_index() == 0:
         shutil.rmtree(folder, ignore_errors=True)
         new.rename(folder)

@@ -30,7 +30,7 @@ from jaxdistill.run.provenance import current_provenance
 from jaxdistill.storage.loading import ToyBase
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Arm:
     """One run of the study and what its rows are called.
 
@@ -48,7 +48,7 @@ class Arm:
         return f"{self.world}-{self.method}{extra}-s{self.config.seed}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Study:
     name: str
     profile: str

@@ -1,11 +1,12 @@
 """The jitted sampler: prefill, decode loop, token processors, addressed keys."""
 
-from jaxdistill.sampling.keys import question_hashes, row_keys
+from jaxdistill.sampling.keys import Address, question_hashes, row_keys
 from jaxdistill.sampling.pages import fit_slots
 from jaxdistill.sampling.sampler import Samples, Sampling, make_sampler
 from jaxdistill.sampling.slots import Counts
 
 __all__ = [
+    "Address",
     "Counts",
     "Samples",
     "Sampling",

@@ -3,6 +3,7 @@
 import functools
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,15 @@ from jaxtyping import Array, Int, Key, UInt32
 # Named, because a global flag must not change samples; threefry, because only it gives a vmapped
 # row the bits that the row would get alone.
 _GENERATOR = "threefry2x32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Address:
+    """What samples are drawn for; with question and rollout it decides all of their randomness."""
+
+    seed: int
+    purpose: str  # "train", "sample", ...: two purposes share no randomness
+    step: int = 0
 
 
 def question_hashes(question_ids: Sequence[str]) -> UInt32[np.ndarray, " Q"]:
@@ -25,22 +35,19 @@ def row_keys(
     step: int,
     question_hashes_Q: UInt32[np.ndarray, " Q"],
     rollouts: int,
-    *,
-    first_rollout: int = 0,
 ) -> UInt32[Array, "B 2"]:
     """One key a row, rows ordered q*R + r: fold_in of (purpose, step, question, rollout) into seed.
 
     Keys are raw words (two a row), so that they travel through NumPy and shard like any array.
 
-    first_rollout continues a question's rollouts in a later batch: rollouts 0..7 in one call equal
-    0..3 and 4..7 in two. Two calls with different purposes ("train", "eval") share no randomness.
+    A rollout's key does not depend on how many follow. Two calls with different purposes ("train",
+    "eval") share no randomness.
     """
     return _row_keys(
         np.uint32(seed % 2**32),
         np.uint32(zlib.crc32(purpose.encode())),
         np.uint32(step),
         jnp.asarray(question_hashes_Q, jnp.uint32),
-        np.uint32(first_rollout),
         rollouts,
     )
 
@@ -51,12 +58,12 @@ def token_keys(row_keys_B2: UInt32[Array, "B 2"], t_B: Int[Array, " B"]) -> Key[
     return jax.vmap(jax.random.fold_in)(keys_B, t_B)
 
 
-@functools.partial(jax.jit, static_argnums=5)
-def _row_keys(seed, purpose, step, question_hashes_Q, first_rollout, rollouts):
+@functools.partial(jax.jit, static_argnums=4)
+def _row_keys(seed, purpose, step, question_hashes_Q, rollouts):
     key = jax.random.key(seed, impl=_GENERATOR)
     key = jax.random.fold_in(jax.random.fold_in(key, purpose), step)
     keys_Q = jax.vmap(jax.random.fold_in, (None, 0))(key, question_hashes_Q)
-    rollouts_R = first_rollout + jnp.arange(rollouts, dtype=jnp.uint32)
+    rollouts_R = jnp.arange(rollouts, dtype=jnp.uint32)
     fold_rollouts = jax.vmap(jax.random.fold_in, (None, 0))
     keys_B = jax.vmap(fold_rollouts, (0, None))(keys_Q, rollouts_R).reshape(-1)
     return jax.random.key_data(keys_B)

@@ -1,6 +1,5 @@
 """Where a step's batch comes from: texts to imitate, or the student's own graded samples."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,28 +10,26 @@ import numpy as np
 
 from jaxdistill import epistemic, losses, objectives
 from jaxdistill.errors import UserError
-from jaxdistill.evaluation.records import response_record
-from jaxdistill.models.quantized import CacheDtype
+from jaxdistill.evaluation.records import write_rollouts
 from jaxdistill.objectives import Objective
-from jaxdistill.sampling.rollouts import Grade, Place, Rollouts, collect, open_grading
+from jaxdistill.sampling import Address
+from jaxdistill.sampling.engine import Engine
+from jaxdistill.sampling.rollouts import Grade, Rollouts, open_grading
 from jaxdistill.storage import tokenizer as tokenizers
-from jaxdistill.storage.loading import Policy
 from jaxdistill.tasks.contexts import Regenerated, Solution
 from jaxdistill.tasks.pipelines import example_iterator, questions_iterator
 from jaxdistill.tasks.questions import Question
-from jaxdistill.tasks.tasks import Task, questions_of
+from jaxdistill.tasks.tasks import questions_of
 from jaxdistill.tasks.toy.traces import WORLDS
-from jaxdistill.training import teacher_prompts as teaching
 from jaxdistill.training.batch import Batch, bucket, trim_or_pad
-from jaxdistill.training.on_policy import OnPolicy as OnPolicy
-from jaxdistill.training.on_policy import check_contrast, check_demonstrations
+from jaxdistill.training.on_policy import OnPolicy, check_contrast, check_demonstrations
 from jaxdistill.training.supervised_texts import ToyTexts
-from jaxdistill.training.teacher_prompts import Prompts
+from jaxdistill.training.teacher_prompts import Prompts, contrast_prompts, teacher_prompts
 
 # ------------------------------------------------------------------------------------ configs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Supervised:
     """Pretraining texts of a toy world, drawn by index; longer ones are dropped."""
 
@@ -57,23 +54,19 @@ Experience = OnPolicy | Supervised
 # ------------------------------------------------------------------------------------ sources
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Setting:
     """What a source needs to know of the run around it."""
 
-    policy: Policy
+    engine: Engine  # its policy is the initial model, which regenerates solutions
     objective: Objective
     seed: int
     words: tuple[str, ...]  # the epistemic words to count
-    dtype: str
-    attention: str
-    cache_dtype: CacheDtype
-    place: Place  # puts host arrays onto the mesh
-    rollouts_dir: Path
-    rollouts_every: int
+    rollouts_dir: Path | None = None  # samples of rollouts are saved there; None: nowhere
+    rollouts_every: int = 0  # steps between two such samples; 0: none
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """next_batch(params, step) -> (Batch on the host, facts to log)."""
 
@@ -90,24 +83,42 @@ def open_source(experience: Experience, setting: Setting) -> Source:
 
 
 def supervised_source(experience: Supervised, setting: Setting) -> Source:
+    policy = setting.engine.policy
     texts = ToyTexts(
-        experience.world, setting.seed, experience.examples, str(setting.policy.tokenizer_folder),
-        experience.max_prompt_tokens, experience.max_completion_tokens,
-    )  # fmt: skip
+        world=experience.world,
+        seed=setting.seed,
+        size=experience.examples,
+        tokenizer_folder=str(policy.tokenizer_folder),
+        max_prompt_tokens=experience.max_prompt_tokens,
+        max_completion_tokens=experience.max_completion_tokens,
+    )
     batches = example_iterator(texts, setting.seed, experience.batch_size, experience.workers)
-    pad = tokenizers.pad_id(setting.policy.tokenizer)
+    pad = tokenizers.pad_id(policy.tokenizer)
 
     def next_batch(params: Any, step: int) -> tuple[Batch, dict[str, Any]]:
         prompts, completions = zip(*next(batches))
-        prompt = tokenizers.left_pad(prompts, pad, experience.max_prompt_tokens)
-        completion = tokenizers.right_pad(completions, pad, experience.max_completion_tokens)
-        behaviour_BT = np.zeros(completion[0].shape, np.float32)
-        none_B = np.zeros(len(prompts), np.float32)
-        all_B = np.ones_like(none_B)  # every text counts, and is right to imitate
-        batch = Batch(*prompt, None, None, *completion, behaviour_BT, none_B, all_B, all_B)
-        return batch, {"tokens": int(completion[1].sum())}
+        prompt_ids_BP, prompt_mask_BP = tokenizers.left_pad(
+            prompts, pad, experience.max_prompt_tokens
+        )
+        completion_ids_BT, completion_mask_BT = tokenizers.right_pad(
+            completions, pad, experience.max_completion_tokens
+        )
+        ones_B = np.ones(len(prompts), np.float32)  # every text is right, and to be imitated
+        batch = Batch(
+            prompt_ids_BP=prompt_ids_BP,
+            prompt_mask_BP=prompt_mask_BP,
+            teacher_ids_BP=None,
+            teacher_mask_BP=None,
+            completion_ids_BT=completion_ids_BT,
+            completion_mask_BT=completion_mask_BT,
+            behaviour_logp_BT=np.zeros(completion_ids_BT.shape, np.float32),
+            advantage_B=np.zeros_like(ones_B),
+            row_weight_B=ones_B,
+            correct_B=ones_B,
+        )
+        return batch, {"tokens": int(completion_mask_BT.sum())}
 
-    return Source(batches, next_batch, temperature=1.0, close=batches.close)
+    return Source(batches=batches, next_batch=next_batch, temperature=1.0, close=batches.close)
 
 
 def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
@@ -120,32 +131,30 @@ def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
     grading = open_grading(experience.task)
 
     def next_batch(params: Any, step: int) -> tuple[Batch, dict[str, Any]]:
-        rollouts = sample_and_grade(
-            experience, setting, params, with_unique_ids(next(batches)), grading.grade,
-            rollouts=experience.rollouts, purpose="train", step=step,
-        )  # fmt: skip
+        rollouts = setting.engine.rollouts(
+            params,
+            with_unique_ids(next(batches)),
+            experience.sampling,
+            experience.rollouts,
+            Address(seed=setting.seed, purpose="train", step=step),
+            grade=grading.grade,
+            enable_thinking=experience.enable_thinking,
+        )
         if setting.rollouts_every and step % setting.rollouts_every == 0:
-            save_rollouts(experience.task, rollouts, setting.rollouts_dir, step)
-        return on_policy_batch(experience, setting, rollouts, step, grading.grade)
+            assert setting.rollouts_dir is not None, "`rollouts_every` needs a `rollouts_dir`"
+            write_rollouts(setting.rollouts_dir, experience.task, rollouts)
+        return on_policy_batch(experience, setting, rollouts, grading.grade)
 
     def close() -> None:
         batches.close()
         grading.close()
 
-    return Source(batches, next_batch, experience.sampling.logp_temperature, close)
-
-
-def sample_and_grade(
-    experience: OnPolicy, setting: Setting, params: Any, questions: list[Question], grade: Grade,
-    *, rollouts: int, purpose: str, step: int,
-) -> Rollouts:  # fmt: skip
-    """Sample and grade as the experience says."""
-    return collect(
-        setting.policy, params, questions, experience.sampling, rollouts, grade=grade,
-        seed=setting.seed, purpose=purpose, step=step, enable_thinking=experience.enable_thinking,
-        dtype=setting.dtype, attention=setting.attention, cache_dtype=setting.cache_dtype,
-        place=setting.place,
-    )  # fmt: skip
+    return Source(
+        batches=batches,
+        next_batch=next_batch,
+        temperature=experience.sampling.logp_temperature,
+        close=close,
+    )
 
 
 def with_unique_ids(questions: list[Question]) -> list[Question]:
@@ -166,11 +175,7 @@ def with_unique_ids(questions: list[Question]) -> list[Question]:
 
 
 def on_policy_batch(
-    experience: OnPolicy,
-    setting: Setting,
-    rollouts: Rollouts,
-    step: int,
-    grade: Grade | None = None,
+    experience: OnPolicy, setting: Setting, rollouts: Rollouts, grade: Grade | None = None
 ) -> tuple[Batch, dict[str, Any]]:
     """Advantages, what the teacher sees, and what the host can count.
 
@@ -197,56 +202,42 @@ def on_policy_batch(
     )
     facts = rollout_facts(rollouts, setting.words)
     if objectives.needs_teacher(setting.objective):
-        fields, seen = teacher_fields(experience, setting, rollouts, step, grade)
+        fields, seen = teacher_fields(experience, setting, rollouts, grade)
         batch, facts = batch._replace(**fields), facts | seen
     return batch, facts | {"distilled": float(batch.row_weight_B.mean())}
 
 
 def teacher_fields(
-    experience: OnPolicy, setting: Setting, rollouts: Rollouts, step: int, grade: Grade | None
+    experience: OnPolicy, setting: Setting, rollouts: Rollouts, grade: Grade | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the teacher sees, as fields of the batch, and what became of it, as facts."""
-    facts, texts = {}, None
+    """What teacher and contrasts see, as fields of the batch; what became of it, as facts."""
+    policy, facts, texts = setting.engine.policy, {}, None
+    pad = tokenizers.pad_id(policy.tokenizer)
     if isinstance(experience.context, Regenerated):
         assert grade is not None, "what is regenerated must be graded"
-        texts, facts = regenerate(experience, setting, rollouts, step, grade)
-    taught = teaching.teacher_prompts(
-        experience, setting.policy, setting.seed, rollouts, step, texts
-    )
-    ids_BP, mask_BP = pad_prompts(experience, setting.policy, taught)
+        texts, facts = regenerate(experience, setting, rollouts, grade)
+    taught = teacher_prompts(experience, policy, rollouts, texts)
+    ids_BP, mask_BP = tokenizers.left_pad(taught.ids, pad, experience.teacher_prompt_multiple)
     fields = {
-        "teacher_ids_BP": ids_BP, "teacher_mask_BP": mask_BP, "row_weight_B": taught.weight_B
-    }  # fmt: skip
+        "teacher_ids_BP": ids_BP,
+        "teacher_mask_BP": mask_BP,
+        "row_weight_B": taught.weight_B,
+    }
     facts |= shares("contexts", taught)
     if objectives.needs_contrast(setting.objective):
-        more_fields, more_facts = contrast_fields(experience, setting, rollouts, step, taught)
-        fields, facts = fields | more_fields, facts | more_facts
+        contrasts = contrast_prompts(experience, policy, rollouts, taught)
+        ids_BP, mask_BP = tokenizers.left_pad(
+            contrasts.ids, pad, experience.teacher_prompt_multiple
+        )
+        weight_BJ = contrasts.weight_B.reshape(-1, experience.contrasts)
+        fields |= {
+            "contrast_ids_BJP": ids_BP.reshape(*weight_BJ.shape, -1),
+            "contrast_mask_BJP": mask_BP.reshape(*weight_BJ.shape, -1),
+            "contrast_weight_BJ": weight_BJ,
+        }
+        facts |= shares("contrasts", contrasts)
+        facts["contrasted"] = float(weight_BJ.any(axis=1).mean())
     return fields, facts
-
-
-def contrast_fields(
-    experience: OnPolicy, setting: Setting, rollouts: Rollouts, step: int, taught: Prompts
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The same of the prompts that an objective sets against the teacher's."""
-    contrasts = teaching.contrast_prompts(
-        experience, setting.policy, setting.seed, rollouts, step, taught
-    )
-    ids_BP, mask_BP = pad_prompts(experience, setting.policy, contrasts)
-    weight_BJ = contrasts.weight_B.reshape(-1, experience.contrasts)
-    fields = {
-        "contrast_ids_BJP": ids_BP.reshape(*weight_BJ.shape, -1),
-        "contrast_mask_BJP": mask_BP.reshape(*weight_BJ.shape, -1),
-        "contrast_weight_BJ": weight_BJ,
-    }
-    contrasted = float(weight_BJ.any(axis=1).mean())
-    return fields, shares("contrasts", contrasts) | {"contrasted": contrasted}
-
-
-def pad_prompts(
-    experience: OnPolicy, policy: Policy, prompts: Prompts
-) -> tuple[np.ndarray, np.ndarray]:
-    pad = tokenizers.pad_id(policy.tokenizer)
-    return tokenizers.left_pad(prompts.ids, pad, experience.teacher_prompt_multiple)
 
 
 def shares(name: str, prompts: Prompts) -> dict[str, float]:
@@ -258,15 +249,14 @@ def shares(name: str, prompts: Prompts) -> dict[str, float]:
 
 
 def regenerate(
-    experience: OnPolicy, setting: Setting, rollouts: Rollouts, step: int, grade: Grade
+    experience: OnPolicy, setting: Setting, rollouts: Rollouts, grade: Grade
 ) -> tuple[list[str | None], dict[str, Any]]:
     """Let the initial model answer each row's question under a solution (the paper's setting 4).
 
     Returns its right answers (None for a wrong one, and where there was no solution to show).
     """
-    guided = teaching.teacher_prompts(
-        replace(experience, context=Solution()), setting.policy, setting.seed, rollouts, step
-    )
+    policy = setting.engine.policy
+    guided = teacher_prompts(replace(experience, context=Solution()), policy, rollouts)
     rows = [row for row, shown in enumerate(guided.shown) if shown is not None]
     texts: list[str | None] = [None] * len(guided.shown)
     facts = shares("regenerations", guided) | {"regenerated_correct": None}
@@ -280,11 +270,16 @@ def regenerate(
         replace(question, id=f"{question.id}/{row % rollouts.rollouts}", prompt=guided.turns[row])
         for row, question in zip(asked, originals)
     ]
-    answers = sample_and_grade(
-        experience, setting, setting.policy.params, guided_questions,
-        lambda _, responses: grade(originals, responses),
-        rollouts=1, purpose="regenerate", step=step,
-    )  # fmt: skip
+    answers = setting.engine.rollouts(
+        policy.params,
+        guided_questions,
+        experience.sampling,
+        1,
+        replace(rollouts.address, purpose="regenerate"),
+        # By the question as it is, not by the one that shows a solution.
+        grade=lambda _, responses: grade(originals, responses),
+        enable_thinking=experience.enable_thinking,
+    )
     for row, response, verdict in zip(rows, answers.responses, answers.verdicts):
         texts[row] = response if verdict.correct else None
     correct = sum(verdict.correct for verdict in answers.verdicts[: len(rows)])
@@ -306,12 +301,3 @@ def rollout_facts(rollouts: Rollouts, words: tuple[str, ...]) -> dict[str, float
         "epistemic_per_1k": 1000 * sum(counts) / max(tokens, 1),
         "tokens": tokens,
     }
-
-
-def save_rollouts(task: Task, rollouts: Rollouts, folder: Path, step: int) -> None:
-    """Write a JSONL sample of a step's rollouts, with verdicts."""
-    folder.mkdir(exist_ok=True)
-    rows = range(min(len(rollouts.responses), 64))
-    records = [response_record(task, rollouts, row) for row in rows]
-    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-    (folder / f"step_{step:06d}.jsonl").write_text("".join(lines), encoding="utf-8")

@@ -21,7 +21,7 @@ from jaxdistill.tasks.questions import Question
 from jaxdistill.tasks.tasks import Task
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OnPolicy:
     """The student's own samples: Q questions a step, R rollouts each, and what the teacher sees.
 
@@ -52,8 +52,14 @@ class OnPolicy:
     enable_thinking: bool | None = None
 
     def __post_init__(self):
-        for name in ("questions", "rollouts", "max_demonstration_tokens", "contrasts",
-                     "teacher_prompt_multiple", "completion_multiple"):  # fmt: skip
+        for name in (
+            "questions",
+            "rollouts",
+            "max_demonstration_tokens",
+            "contrasts",
+            "teacher_prompt_multiple",
+            "completion_multiple",
+        ):
             if getattr(self, name) < 1:
                 raise UserError(f"`{name}` must be at least 1, got {getattr(self, name)}")
 

@@ -13,7 +13,7 @@ def _tokenizer(folder: str) -> Any:
     return tokenizers.load(folder)  # once a process, workers included
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ToyTexts:
     """Record i is (prompt ids, completion ids) of the text at the address (world, seed, i).
 

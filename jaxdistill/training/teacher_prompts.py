@@ -20,28 +20,28 @@ from jaxdistill.tasks.contexts import (
 from jaxdistill.tasks.questions import messages
 from jaxdistill.training.on_policy import OnPolicy, source_of
 
-# ------------------------------------------------------------------------------------- config
-
-
-# ------------------------------------------------------------------------------------- checks
-
-
 # ------------------------------------------------------------------------- who is shown what
 
 
 def draw_siblings(
-    experience: OnPolicy, context: Context, seed: int, rollouts: Rollouts, q: int, step: int,
-    *, purpose: str = "demonstration", count: int = 1,
-) -> list[list[int]]:  # fmt: skip
+    experience: OnPolicy,
+    context: Context,
+    rollouts: Rollouts,
+    q: int,
+    *,
+    purpose: str = "demonstration",
+    count: int = 1,
+) -> list[list[int]]:
     """Up to `count` siblings for each row of question q to be shown: indices inside its group.
 
-    Chosen by randomness that depends on (seed, purpose, step, question) alone.
+    Chosen by randomness that depends on the rollouts' seed and step, `purpose` and question alone.
     """
     if source_of(experience, context) == "reference":
         return [[] for _ in range(rollouts.rollouts)]
     rows = slice(q * rollouts.rollouts, (q + 1) * rollouts.rollouts)
-    address = f"{seed}/{purpose}/{step}/{rollouts.questions[q].id}"
-    rng = np.random.default_rng(list(address.encode()))
+    seed, step = rollouts.address.seed, rollouts.address.step
+    name = f"{seed}/{purpose}/{step}/{rollouts.questions[q].id}"
+    rng = np.random.default_rng(list(name.encode()))
     wants_right = not isinstance(context, WrongSolution)
     is_eligible = [verdict.correct == wants_right for verdict in rollouts.verdicts[rows]]
     lengths = rollouts.lengths_B[rows].tolist()
@@ -50,17 +50,19 @@ def draw_siblings(
 
 
 def demonstrations(
-    experience: OnPolicy, context: Context, seed: int, rollouts: Rollouts, step: int,
-    *, purpose: str = "demonstration", count: int = 1,
-) -> list[str | None]:  # fmt: skip
+    experience: OnPolicy,
+    context: Context,
+    rollouts: Rollouts,
+    *,
+    purpose: str = "demonstration",
+    count: int = 1,
+) -> list[str | None]:
     """The texts to make contexts of, `count` a row; None for one that is not there."""
     may_refer = source_of(experience, context) != "sibling"
     found: list[str | None] = []
     for q, question in enumerate(rollouts.questions):
         responses = rollouts.responses[q * rollouts.rollouts : (q + 1) * rollouts.rollouts]
-        drawn = draw_siblings(
-            experience, context, seed, rollouts, q, step, purpose=purpose, count=count
-        )
+        drawn = draw_siblings(experience, context, rollouts, q, purpose=purpose, count=count)
         for siblings in drawn:
             texts: list[str | None] = [responses[sibling] for sibling in siblings]
             if not texts and may_refer:
@@ -73,17 +75,15 @@ def show_rows(
     context: Context, rollouts: Rollouts, texts: Sequence[str | None]
 ) -> list[Shown | None]:
     """What `context` shows for each text, equally many a row."""
-    rows = row_of_each(texts, rollouts)
-    return [_show_row(context, rollouts, row, text) for row, text in zip(rows, texts)]
-
-
-def _show_row(context: Context, rollouts: Rollouts, row: int, text: str | None) -> Shown | None:
-    question, verdict = rollouts.question_of(row), rollouts.verdicts[row]
-    feedback = None
-    if isinstance(context, Feedback) and not verdict.correct:
-        gold = question.answer if context.reveal_answer else None
-        feedback = contexts.feedback_text(verdict.reason, verdict.answer, gold)
-    return contexts.show(context, question.prompt, text, question.answer, feedback)
+    found = []
+    for row, text in zip(row_of_each(texts, rollouts), texts):
+        question, verdict = rollouts.question_of(row), rollouts.verdicts[row]
+        feedback = None
+        if isinstance(context, Feedback) and not verdict.correct:
+            gold = question.answer if context.reveal_answer else None
+            feedback = contexts.feedback_text(verdict.reason, verdict.answer, gold)
+        found.append(contexts.show(context, question.prompt, text, question.answer, feedback))
+    return found
 
 
 def row_of_each(items: Sequence[Any], rollouts: Rollouts) -> list[int]:
@@ -111,20 +111,22 @@ class Prompts(NamedTuple):
 
 
 def teacher_prompts(
-    experience: OnPolicy, policy: Policy, seed: int, rollouts: Rollouts, step: int,
+    experience: OnPolicy,
+    policy: Policy,
+    rollouts: Rollouts,
     regenerated: Sequence[str | None] | None = None,
-) -> Prompts:  # fmt: skip
+) -> Prompts:
     """One prompt a row under `experience.context`; Regenerated is made of `regenerated`."""
     context = experience.context
     assert (regenerated is not None) == isinstance(context, Regenerated)
     texts = regenerated
     if texts is None:
-        texts = demonstrations(experience, context, seed, rollouts, step)
+        texts = demonstrations(experience, context, rollouts)
     return fit_prompts(experience, policy, rollouts, show_rows(context, rollouts, texts))
 
 
 def contrast_prompts(
-    experience: OnPolicy, policy: Policy, seed: int, rollouts: Rollouts, step: int, taught: Prompts
+    experience: OnPolicy, policy: Policy, rollouts: Rollouts, taught: Prompts
 ) -> Prompts:
     """J prompts a row under `experience.contrast`, row by row; `taught` are the teacher's."""
     contrast = experience.contrast
@@ -132,9 +134,8 @@ def contrast_prompts(
         shown = [None if x is None else x._replace(prompt="") for x in taught.shown]
     else:
         texts = demonstrations(
-            experience, contrast, seed, rollouts, step,
-            purpose="contrast", count=experience.contrasts,
-        )  # fmt: skip
+            experience, contrast, rollouts, purpose="contrast", count=experience.contrasts
+        )
         shown = show_rows(contrast, rollouts, texts)
     return fit_prompts(experience, policy, rollouts, shown)
 
@@ -179,7 +180,7 @@ def fit_prompts(
         turns, ids = render(fitted)
     is_dropped_B = np.array([x is not None and y is None for x, y in zip(shown, fitted)])
     is_cut_B = np.array([x != y for x, y in zip(shown, fitted)]) & ~is_dropped_B
-    return Prompts(fitted, turns, ids, is_cut_B, is_dropped_B)
+    return Prompts(shown=fitted, turns=turns, ids=ids, is_cut_B=is_cut_B, is_dropped_B=is_dropped_B)
 
 
 def shorten_demonstrations(

@@ -12,13 +12,14 @@ import pytest
 
 from jaxdistill import cli
 from jaxdistill.bench import decode as bench
-from jaxdistill.bench import iteration, measure
+from jaxdistill.bench import measure
 from jaxdistill.bench import step as bench_step
 from jaxdistill.bench.decode import Decode
 from jaxdistill.errors import UserError
 from jaxdistill.models import presets
 from jaxdistill.objectives import grpo, rlcsd, sdpo
 from jaxdistill.run.provenance import current_provenance
+from jaxdistill.sampling import engine
 from jaxdistill.sharding import MeshConfig
 from jaxdistill.training import memory as fitting
 from jaxdistill.training import step as train
@@ -79,10 +80,9 @@ def test_a_position_of_an_int8_cache_is_its_numbers_and_a_scale_of_four_bytes_a_
     ],
 )
 def test_the_cache_is_int8_where_the_flag_says_so(what, monkeypatch, capsys):
-    asked, make = [], iteration.make_sampler
+    asked, make = [], engine.make_sampler
     record = lambda *args, **options: (asked.append(options), make(*args, **options))[1]  # noqa: E731
-    monkeypatch.setattr(bench, "make_sampler", record)
-    monkeypatch.setattr(iteration, "make_sampler", record)
+    monkeypatch.setattr(engine, "make_sampler", record)
     arguments = f"bench {what} --model tiny --repeats 1 --cache-dtype int8"
     assert cli.main(arguments.split()) == 0
     assert [options["cache_dtype"] for options in asked] == ["int8"]
@@ -102,7 +102,7 @@ def test_a_step_is_timed_by_the_loops_own_steps_where_no_row_waits(monkeypatch, 
     # Who shares pages looks every 16 steps, so 200 tokens take 208. With 2 pages one row runs.
     timings = iter((1.0, 0.04))
     monkeypatch.setattr(measure, "timed", lambda run: (run(), next(timings))[1])
-    work = Decode("tiny", rows=8, prompt=5, new=200, pages=pages, repeats=1)
+    work = Decode(model="tiny", rows=8, prompt=5, new=200, pages=pages, repeats=1)
     result = bench.bench_decode(work)
     if steps is None:
         assert result["slots"]["mean_occupied"] < 8
@@ -112,7 +112,7 @@ def test_a_step_is_timed_by_the_loops_own_steps_where_no_row_waits(monkeypatch, 
 
 
 def test_the_sampler_runs_on_a_mesh_with_every_parts_weights_counted():
-    work = Decode("tiny", rows=8, rollouts=2, prompt=5, new=20, repeats=1)
+    work = Decode(model="tiny", rows=8, rollouts=2, prompt=5, new=20, repeats=1)
     alone = bench.bench_decode(work)
     mesh = MeshConfig(data=2, tensor=2)
     split = bench.bench_decode(dataclasses.replace(work, mesh=mesh, attention="xla"))
@@ -141,7 +141,7 @@ def test_long_tailed_lengths_have_about_the_mean_and_never_exceed_the_limit():
 
 
 def test_rows_of_different_lengths_go_through_fewer_slots():
-    work = Decode("tiny", 6, rollouts=2, slots=2, prompt=3, new=12, mean=5, repeats=1)
+    work = Decode(model="tiny", rows=6, rollouts=2, slots=2, prompt=3, new=12, mean=5, repeats=1)
     result = bench.bench_decode(work)
     assert result["tokens"] == bench.long_tailed(6, 12, 5).sum()
     assert "step_seconds" not in result, "steps of few rows are no steps of all"
@@ -169,7 +169,9 @@ def test_a_pool_of_pages_reports_who_began_anew_and_how_many_slots_were_busy(tmp
 
 
 def test_busy_slots_are_timed_around_the_mean_context():
-    work = Decode("tiny", rows=6, slots=4, pages=400, prompt=101, new=9000, mean=2000, busy=True)
+    work = Decode(
+        model="tiny", rows=6, slots=4, pages=400, prompt=101, new=9000, mean=2000, busy=True
+    )
     short_B, long_B = bench._busy_limits(work, 4, mean_positions=5100.0)
     # A context of 5,100 is a prompt's 100 and 5,000 drawn tokens, the middle of 3,750 and 6,250.
     assert (short_B == [3750] * 4 + [0] * 2).all()
@@ -177,7 +179,9 @@ def test_busy_slots_are_timed_around_the_mean_context():
 
 
 def test_busy_slots_stay_within_their_share_of_the_pages():
-    work = Decode("tiny", rows=6, slots=4, pages=172, prompt=101, new=9000, mean=2000, busy=True)
+    work = Decode(
+        model="tiny", rows=6, slots=4, pages=172, prompt=101, new=9000, mean=2000, busy=True
+    )
     short_B, long_B = bench._busy_limits(work, 4, mean_positions=5100.0)
     assert long_B[0] == 43 * 128 - 101
     assert short_B[0] + long_B[0] == 2 * 5000
@@ -327,7 +331,7 @@ def test_auto_says_what_it_chose_where_memory_is_short(monkeypatch):
     monkeypatch.setattr(fitting, "memory_limit", lambda: 1)
     train.make_train_step.cache_clear()
     compute = Compute(remat="auto")
-    work = bench_step.Step("tiny", rows=1, tokens=9, prompt=4, compute=compute, repeats=1)
+    work = bench_step.Step(model="tiny", rows=1, tokens=9, prompt=4, compute=compute, repeats=1)
     result = bench_step.bench_step(work)
     train.make_train_step.cache_clear()  # the limit was for this test
     assert result["remat"] == "all"

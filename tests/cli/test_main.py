@@ -395,17 +395,13 @@ def test_sample_says_where_a_response_was_cut():
 
 
 @pytest.mark.parametrize(
-    ("command", "asks"),
-    [
-        ("sample toy:main --prompt x", "jaxdistill.sampling.rollouts.collect"),
-        ("eval toy:main --data toy:heldout", "jaxdistill.evaluation.evaluate.evaluate_split"),
-    ],
+    "command", ["sample toy:main --prompt x", "eval toy:main --data toy:heldout"]
 )
-def test_an_int8_cache_is_asked_for(command, asks, monkeypatch):
+def test_an_int8_cache_is_asked_for(command, monkeypatch):
     def refuse(*_, cache_dtype, **__):
         raise UserError(f"asked for {cache_dtype}")
 
-    monkeypatch.setattr(asks, refuse)
+    monkeypatch.setattr("jaxdistill.sampling.engine.make_sampler", refuse)
     for more, name in (([], "auto"), (["--cache-dtype", "int8"], "int8")):
         assert call(*command.split(), *more)[2] == f"jaxdistill: asked for {name}\n"
 

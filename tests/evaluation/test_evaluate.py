@@ -6,13 +6,27 @@ import json
 import jax
 import numpy as np
 import pytest
+from tiny_rollouts import PAIR, QUESTIONS, TASK, rollouts_of
 from tiny_run import ARCHITECTURE
 
 from jaxdistill.errors import UserError
-from jaxdistill.evaluation import evaluate, records
-from jaxdistill.evaluation.evaluate import Evaluation, Split, describe, evaluate_split, named_split
-from jaxdistill.evaluation.records import read_summary, response_record, summarize, write_evaluation
-from jaxdistill.sampling import Sampling
+from jaxdistill.evaluation import records
+from jaxdistill.evaluation.evaluate import (
+    Evaluation,
+    Split,
+    evaluate_split,
+    named_split,
+    summary_lines,
+)
+from jaxdistill.evaluation.records import (
+    read_summary,
+    response_record,
+    summarize,
+    write_evaluation,
+    write_rollouts,
+)
+from jaxdistill.sampling import Address, Sampling, engine
+from jaxdistill.sampling.engine import Engine
 from jaxdistill.sampling.rollouts import Rollouts
 from jaxdistill.storage import loading as policies
 from jaxdistill.storage.loading import Fresh
@@ -21,7 +35,7 @@ from jaxdistill.tasks.questions import Question
 from jaxdistill.tasks.tasks import MathTask, ToyTask, questions_of
 
 SPLIT = Split("heldout", ToyTask(pool="heldout", count=5))
-CONFIG = Evaluation((SPLIT,), samples=2, sampling=Sampling(max_new_tokens=8))
+CONFIG = Evaluation(splits=(SPLIT,), samples=2, sampling=Sampling(max_new_tokens=8))
 FIELDS = {
     "question_id": str,
     "question": str,
@@ -46,7 +60,8 @@ def policy(tmp_path_factory):
 
 def records_of(policy, params=None, split=SPLIT, **changes):
     config = dataclasses.replace(CONFIG, **changes)
-    return evaluate_split(policy, policy.params if params is None else params, split, config)
+    params = policy.params if params is None else params
+    return evaluate_split(Engine(policy), params, split, config)
 
 
 # ---------------------------------------------------------------------------------- the sampling
@@ -63,14 +78,14 @@ def test_every_question_is_answered_k_times_whatever_the_batch_size(policy):
 
 
 def test_the_cache_is_the_one_that_was_asked_for(policy, monkeypatch):
-    asked, collect = [], evaluate.collect
+    asked, make_sampler = [], engine.make_sampler
 
     def record(*args, **options):
         asked.append(options["cache_dtype"])
-        return collect(*args, **options)
+        return make_sampler(*args, **options)
 
-    monkeypatch.setattr(evaluate, "collect", record)
-    evaluate_split(policy, policy.params, SPLIT, CONFIG, cache_dtype="int8")
+    monkeypatch.setattr(engine, "make_sampler", record)
+    evaluate_split(Engine(policy, cache_dtype="int8"), policy.params, SPLIT, CONFIG)
     records_of(policy)
     assert asked == ["int8", "auto"]
 
@@ -106,9 +121,18 @@ def rollout_of(question, text, verdict, num_tokens, finished):
     mask_BT[1, :num_tokens] = 1
     zeros = np.zeros((2, 16), np.float32)
     return Rollouts(
-        [question], 2, mask_BT, mask_BT, mask_BT, mask_BT, zeros, np.array([True, finished]),
-        ["", text], [Verdict(False, "no answer", None), verdict],
-    )  # fmt: skip
+        address=Address(seed=0, purpose="eval/heldout"),
+        questions=[question],
+        rollouts=2,
+        prompt_ids_BP=mask_BT,
+        prompt_mask_BP=mask_BT,
+        tokens_BT=mask_BT,
+        mask_BT=mask_BT,
+        logp_BT=zeros,
+        finished_B=np.array([True, finished]),
+        responses=["", text],
+        verdicts=[Verdict(False, "no answer", None), verdict],
+    )
 
 
 def test_a_record_of_a_response_by_hand():
@@ -116,7 +140,8 @@ def test_a_record_of_a_response_by_hand():
     assert question.solution is not None
     tries = question.solution.split(" </think>")[0]
     text = f"maybe {tries} wait perhaps check {question.solution}"
-    found = rollout_of(question, text, Verdict(True, "match", question.answer), 12, False)
+    verdict = Verdict(True, "match", question.answer)
+    found = rollout_of(question, text, verdict, num_tokens=12, finished=False)
     assert response_record(SPLIT.task, found, 1) == {
         "question_id": question.id,
         "question": question.prompt,
@@ -135,9 +160,8 @@ def test_a_record_of_a_response_by_hand():
 
 
 def test_mathematics_has_no_checks_and_no_copies():
-    found = rollout_of(
-        Question("q", "1+1?", "2"), "Wait, 2.", Verdict(False, "no box", None), 4, True
-    )
+    verdict = Verdict(False, "no box", None)
+    found = rollout_of(Question("q", "1+1?", "2"), "Wait, 2.", verdict, num_tokens=4, finished=True)
     record = response_record(MathTask("unused.jsonl"), found, 1)
     assert (record["checks"], record["copy"], record["epistemic"]) == (None, None, 1)
 
@@ -185,7 +209,7 @@ def test_what_no_response_can_tell_is_null():
 
 
 def test_the_lines_for_a_person_hold_both_accuracies_and_every_known_mean():
-    lines = dict(line.split(maxsplit=1) for line in describe(RECORDS, 2))
+    lines = dict(line.split(maxsplit=1) for line in summary_lines(RECORDS, 2))
     # Means over problems a, b, c: avg@2 of 1/2, 1, 0 and pass@2 of 1, 1, 0.
     assert lines.pop("avg@2").startswith("0.500  [")
     assert lines.pop("pass@2").startswith("0.667  [")
@@ -196,12 +220,23 @@ def test_the_lines_for_a_person_hold_both_accuracies_and_every_known_mean():
 
 
 def test_many_responses_are_counted_in_full():
-    lines = list(describe([record(str(i), correct=True) for i in range(12_345)], 1))
+    lines = list(summary_lines([record(str(i), correct=True) for i in range(12_345)], 1))
     assert lines[-1].split() == ["n", "12345"]
     assert not any(line.startswith(("check_rate", "copy_fidelity")) for line in lines)
 
 
 # ------------------------------------------------------------------------------------- the files
+
+
+def test_saved_rollouts_are_a_sample_with_verdicts(policy, tmp_path):
+    found = rollouts_of(policy, [PAIR] * 30, QUESTIONS * 6, step=7)
+    write_rollouts(tmp_path / "rollouts", TASK, found)
+    lines = (tmp_path / "rollouts" / "step_000007.jsonl").read_text().splitlines()
+    saved = [json.loads(line) for line in lines]
+    assert len(saved) == 64
+    assert [r["correct"] for r in saved[:3]] == [True, False, True]
+    assert [r["rollout"] for r in saved[:4]] == [0, 1, 2, 0]
+    assert saved[3]["question_id"] == QUESTIONS[1].id
 
 
 def test_an_evaluation_on_disk_is_a_file_a_split_and_a_summary(tmp_path):
@@ -237,9 +272,9 @@ def test_names_of_splits():
 @pytest.mark.parametrize("field", [{"samples": 0}, {"questions_per_batch": 0}, {"every": -1}])
 def test_settings_that_cannot_be_are_refused(field):
     with pytest.raises(UserError, match="at least 1"):
-        Evaluation((SPLIT,), **field)
+        Evaluation(splits=(SPLIT,), **field)
 
 
 def test_two_splits_of_one_name_would_overwrite_each_other():
     with pytest.raises(UserError, match="`splits` must have different names"):
-        Evaluation((SPLIT, SPLIT))
+        Evaluation(splits=(SPLIT, SPLIT))

@@ -19,7 +19,7 @@ from jaxdistill.objectives import CrossEntropy
 from jaxdistill.run import folder
 from jaxdistill.run import loop as runs
 from jaxdistill.run.loop import run
-from jaxdistill.sampling import rollouts
+from jaxdistill.sampling import engine
 from jaxdistill.storage import loading as policies
 from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.tasks.tasks import ToyTask
@@ -109,9 +109,9 @@ def test_a_run_killed_within(place, whole, tmp_path):
     script = f"""
         import os, signal, sys
         from pathlib import Path
-        from jaxdistill import run as runs
-        from jaxdistill.checkpoint import Checkpoints
         from jaxdistill.config import load_recipe
+        from jaxdistill.run import loop as runs
+        from jaxdistill.storage.checkpoint import Checkpoints
 
         untouched, folder = {KILLED_IN[place]}, Path(sys.argv[2])
 
@@ -204,13 +204,13 @@ def test_a_packed_run_is_a_padded_one_that_says_how_much_is_padding(whole, tmp_p
 
 
 def test_training_and_evaluation_sample_from_the_cache_that_the_run_asks_for(tmp_path, monkeypatch):
-    asked, make = [], rollouts.make_sampler
+    asked, make = [], engine.make_sampler
 
     def record(*arguments, **options):
         asked.append(options["cache_dtype"])
         return make(*arguments, **options)
 
-    monkeypatch.setattr(rollouts, "make_sampler", record)
+    monkeypatch.setattr(engine, "make_sampler", record)
     config = tiny(steps=1, compute=dataclasses.replace(tiny().compute, cache_dtype="int8"))
     run(config, tmp_path / "run", quiet=True)
     assert asked == ["int8"] * 2

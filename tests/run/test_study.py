@@ -26,24 +26,29 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def arms() -> tuple[Arm, ...]:
+def three_arms() -> tuple[Arm, ...]:
     """The base is a bundled one, as the probe asks; the others are tiny, as time asks."""
     evaluation = Evaluation(
-        tuple(Split(name, ToyTask(pool, count=2))
-              for name, pool in (("train", "train"), ("heldout", "heldout"))),
-        every=1, samples=2, sampling=Sampling(max_new_tokens=16),
-    )  # fmt: skip
+        splits=tuple(Split(pool, ToyTask(pool, count=2)) for pool in ("train", "heldout")),
+        every=1,
+        samples=2,
+        sampling=Sampling(max_new_tokens=16),
+    )
     config = tiny(steps=2, evaluation=evaluation, export=False, save_checkpoints=False)
     grpo = dataclasses.replace(config, objective=GRPO())
     return (
-        Arm("main", "base", dataclasses.replace(config, model=ToyBase(), steps=0)),
-        Arm("main", "sdpo", config),
-        Arm("main", "grpo", grpo, (("coverage", 5),)),
+        Arm(
+            world="main",
+            method="base",
+            config=dataclasses.replace(config, model=ToyBase(), steps=0),
+        ),
+        Arm(world="main", method="sdpo", config=config),
+        Arm(world="main", method="grpo", config=grpo, labels=(("coverage", 5),)),
     )
 
 
-def small(workers=1) -> Study:
-    return Study("small", "quick", arms(), workers)
+def small(workers=1, arms=None) -> Study:
+    return Study(name="small", profile="quick", arms=arms or three_arms(), workers=workers)
 
 
 @pytest.fixture(scope="module")
@@ -165,8 +170,9 @@ def broken(config):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_run_that_fails_is_reported_and_the_others_stay(workers, tmp_path):
-    base, _, grpo = arms()
-    study = Study("small", "quick", (base, Arm("main", "grpo", broken(grpo.config))), workers)
+    base, _, grpo = three_arms()
+    failing = Arm(world="main", method="grpo", config=broken(grpo.config))
+    study = small(workers, (base, failing))
     with pytest.raises(UserError, match="toy base 'mars'") as caught:
         run_study(study, tmp_path / "study", quiet=True)
     assert "\n" not in str(caught.value)
@@ -231,9 +237,9 @@ def test_the_shares_are_whole_balanced_and_compile_each_objective_once(profile, 
 
 
 def test_two_arms_of_one_name_would_share_a_folder():
-    base, sdpo, _ = arms()
+    base, sdpo, _ = three_arms()
     with pytest.raises(UserError, match="1 names stand for several arms, as main-sdpo-s0"):
-        Study("small", "quick", (base, sdpo, sdpo), 1)
+        small(arms=(base, sdpo, sdpo))
     with pytest.raises(UserError, match="several arms"):
         with_overrides(load_study_recipe("toy_study", "full"), ["seed=5"])
 

@@ -11,7 +11,6 @@ from tiny_rollouts import (
     NONE,
     PAIR,
     QUESTIONS,
-    TASK,
     experience,
     rendered,
     response,
@@ -24,20 +23,19 @@ from jaxdistill import objectives
 from jaxdistill.epistemic import TEN_WORDS
 from jaxdistill.errors import UserError
 from jaxdistill.objectives import GRPO, CrossEntropy, Distill
-from jaxdistill.sampling import Sampling
+from jaxdistill.sampling import Address, Sampling
+from jaxdistill.sampling.engine import Engine
 from jaxdistill.storage import loading as policies
 from jaxdistill.storage.loading import Fresh
 from jaxdistill.tasks.contexts import AnswerOnly, ContextOnly, Regenerated
 from jaxdistill.tasks.grading import Verdict
 from jaxdistill.tasks.tasks import ToyTask
-from jaxdistill.training import experience as sources
-from jaxdistill.training.batch import bucket, fit
+from jaxdistill.training.batch import bucket, trim_or_pad
 from jaxdistill.training.experience import (
     Setting,
     Supervised,
     on_policy_batch,
     open_source,
-    save_rollouts,
     with_unique_ids,
 )
 
@@ -50,9 +48,12 @@ def policy(tmp_path_factory):
 @pytest.fixture
 def setting(policy, tmp_path):
     return Setting(
-        policy, Distill(), 0, TEN_WORDS, "float32", "auto", "auto", lambda tree: tree,
-        tmp_path / "rollouts", 0,
-    )  # fmt: skip
+        engine=Engine(policy),
+        objective=Distill(),
+        seed=0,
+        words=TEN_WORDS,
+        rollouts_dir=tmp_path / "rollouts",
+    )
 
 
 def no_grade(questions, responses):
@@ -60,7 +61,7 @@ def no_grade(questions, responses):
 
 
 def batch_of(config, setting, found, grade=no_grade):
-    return on_policy_batch(config, setting, found, 0, grade)
+    return on_policy_batch(config, setting, found, grade)
 
 
 def test_repeated_questions_get_ids_of_their_own_and_the_first_keeps_its_own():
@@ -92,7 +93,10 @@ def test_a_samplers_empty_columns_are_trimmed_to_the_bucket(setting, policy):
     found = rollouts_of(policy, [LONE])
     wide = dataclasses.replace(
         found,
-        **{name: fit(getattr(found, name), 64) for name in ("tokens_BT", "mask_BT", "logp_BT")},
+        **{
+            name: trim_or_pad(getattr(found, name), 64)
+            for name in ("tokens_BT", "mask_BT", "logp_BT")
+        },
     )
     narrow, expected = (batch_of(experience(), setting, x)[0] for x in (wide, found))
     for ours, theirs in zip(narrow, expected):
@@ -274,28 +278,27 @@ def test_a_right_regenerated_answer_is_what_the_teacher_sees(setting, policy):
 def test_the_initial_model_answers_the_guided_question_at_its_own_address(
     setting, policy, monkeypatch
 ):
-    """What `collect` is asked, and that neither the student's samples nor neighbours matter."""
-    asked = []
+    """What the engine is asked, and that neither the student's samples nor neighbours matter."""
+    asked, real = [], Engine.rollouts
 
-    def collect(policy, params, questions, sampling, rollouts, **options):
-        asked.append((params, questions, sampling, rollouts, options))
-        return real(policy, params, questions, sampling, rollouts, **options)
+    def rollouts(self, *arguments, **options):
+        asked.append(arguments)
+        return real(self, *arguments, **options)
 
-    real = sources.collect
-    monkeypatch.setattr(sources, "collect", collect)
+    monkeypatch.setattr(Engine, "rollouts", rollouts)
     judge = Judge()
-    on_policy_batch(REGENERATED, setting, rollouts_of(policy, [LONE]), 7, judge)
-    ((params, questions, sampling, rollouts, options),) = asked
+    batch_of(REGENERATED, setting, rollouts_of(policy, [LONE], step=7), judge)
+    ((params, questions, sampling, num_rollouts, address),) = asked
     assert params is policy.params
-    assert (sampling, rollouts) == (REGENERATED.sampling, 1)
-    assert (options["purpose"], options["step"], options["seed"]) == ("regenerate", 7, 0)
+    assert (sampling, num_rollouts) == (REGENERATED.sampling, 1)
+    assert address == Address(seed=0, purpose="regenerate", step=7)
     assert [question.prompt for question in questions] == [shown(QUESTIONS[0], response(2))] * 3
     assert [question.id for question in questions[:2]] == [
         f"{QUESTIONS[0].id}/0", f"{QUESTIONS[0].id}/2",
     ]  # fmt: skip
     # In another batch, at another place: the same answers.
-    found = rollouts_of(policy, [PAIR, LONE], [QUESTIONS[1], QUESTIONS[0]])
-    on_policy_batch(REGENERATED, setting, found, 7, judge)
+    found = rollouts_of(policy, [PAIR, LONE], [QUESTIONS[1], QUESTIONS[0]], step=7)
+    batch_of(REGENERATED, setting, found, judge)
     (_, first), (_, second) = judge.calls
     assert second[3:5] == first[:2]
     assert first[0] != first[1]  # rows of one question and one solution, each by itself
@@ -305,17 +308,6 @@ def test_without_any_solution_nothing_is_regenerated(setting, policy):
     batch, facts = batch_of(REGENERATED, setting, rollouts_of(policy, [NONE]))
     assert batch.row_weight_B.tolist() == [0, 0, 0]
     assert facts["regenerated_correct"] is None
-
-
-def test_saved_rollouts_are_a_sample_with_verdicts(policy, tmp_path):
-    found = rollouts_of(policy, [PAIR] * 30, QUESTIONS * 6)
-    save_rollouts(TASK, found, tmp_path / "rollouts", 7)
-    lines = (tmp_path / "rollouts" / "step_000007.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    assert len(records) == 64
-    assert [r["correct"] for r in records[:3]] == [True, False, True]
-    assert [r["rollout"] for r in records[:4]] == [0, 1, 2, 0]
-    assert records[3]["question_id"] == QUESTIONS[1].id
 
 
 # -------------------------------------------------------------------------------------- sources

@@ -21,7 +21,14 @@ def folder(tmp_path_factory):
 
 
 def source(folder, max_prompt_tokens=1000, max_completion_tokens=1000) -> ToyTexts:
-    return ToyTexts("main", 0, SIZE, folder, max_prompt_tokens, max_completion_tokens)
+    return ToyTexts(
+        world="main",
+        seed=0,
+        size=SIZE,
+        tokenizer_folder=folder,
+        max_prompt_tokens=max_prompt_tokens,
+        max_completion_tokens=max_completion_tokens,
+    )
 
 
 def test_a_record_is_its_text_under_the_chat_template_and_ends_in_the_stop_token(folder):

@@ -68,14 +68,14 @@ def with_positions(policy, positions):
 
 
 def taught(policy, groups, questions=QUESTIONS, *, seed=0, step=0, **changes):
-    config, found = experience(**changes), rollouts_of(policy, groups, questions)
-    return teaching.teacher_prompts(config, policy, seed, found, step)
+    found = rollouts_of(policy, groups, questions, seed=seed, step=step)
+    return teaching.teacher_prompts(experience(**changes), policy, found)
 
 
 def contrasted(policy, groups, questions=QUESTIONS, **changes):
     config, found = experience(**changes), rollouts_of(policy, groups, questions)
-    prompts = teaching.teacher_prompts(config, policy, 0, found, 0)
-    return teaching.contrast_prompts(config, policy, 0, found, 0, prompts)
+    prompts = teaching.teacher_prompts(config, policy, found)
+    return teaching.contrast_prompts(config, policy, found, prompts)
 
 
 # ------------------------------------------------------------------------- who is shown what
@@ -210,7 +210,7 @@ def test_regenerated_texts_are_shown_where_there_are_any(policy):
     found = rollouts_of(policy, [LONE])
     config = experience(context=Regenerated())
     texts = [None, None, "10 </think> answer 10"]
-    prompts = teaching.teacher_prompts(config, policy, 0, found, 0, texts)
+    prompts = teaching.teacher_prompts(config, policy, found, texts)
     plain_turn = QUESTIONS[0].prompt
     assert prompts.turns == [plain_turn, plain_turn, shown(QUESTIONS[0], texts[2])]
     assert prompts.weight_B.tolist() == [0, 0, 1]
@@ -234,8 +234,8 @@ def test_no_row_is_ever_shown_itself_whatever_was_right(policy, patterns, choice
     ]
     found = rollouts_of(policy, groups)
     config = experience(demonstration_choice=choice, contrasts=J)
-    prompts = teaching.teacher_prompts(config, policy, 0, found, 0)
-    contrasts = teaching.contrast_prompts(config, policy, 0, found, 0, prompts)
+    prompts = teaching.teacher_prompts(config, policy, found)
+    contrasts = teaching.contrast_prompts(config, policy, found, prompts)
     for q, pattern in enumerate(patterns):
         for r in range(len(pattern)):
             row, texts = 4 * q + r, [text for text, _ in groups[q]]
@@ -286,11 +286,12 @@ def test_a_contrast_may_be_another_context_of_the_same_row(policy):
 
 def siblings_by_question(policy, order, context=Solution(), **address):  # noqa: B008
     outcomes = [(response(n), n % 2 == 0) for n in range(6)]
-    found = rollouts_of(policy, [outcomes] * len(order), [QUESTIONS[i] for i in order])
-    address = {"seed": 0, "step": 0, "count": 2} | address
-    seed, step = address.pop("seed"), address.pop("step")
+    options = {"count": 2} | address
+    place = {name: options.pop(name, 0) for name in ("seed", "step")}
+    questions = [QUESTIONS[i] for i in order]
+    found = rollouts_of(policy, [outcomes] * len(order), questions, **place)
     return {
-        i: teaching.draw_siblings(experience(), context, seed, found, q, step, **address)
+        i: teaching.draw_siblings(experience(), context, found, q, **options)
         for q, i in enumerate(order)
     }
 
@@ -427,7 +428,7 @@ def test_qwen3s_teacher_reads_the_same_and_ends_where_the_assistant_starts(qwen3
     group = [(good, True), ("\\boxed{3}", False)]
     found = rollouts_of(qwen3, [group], [question])
     settings_ = {"enable_thinking": thinking, "context": Feedback(with_solution=True)}
-    prompts = teaching.teacher_prompts(experience(**settings_), qwen3, 0, found, 0)
+    prompts = teaching.teacher_prompts(experience(**settings_), qwen3, found)
     system = "<|im_start|>system\nBe brief.<|im_end|>\n"
     assert tokenizer.decode(prompts.ids[1]) == (
         f"{system}<|im_start|>user\nWhat is $\\frac{{4}}{{2}}$?\nCorrect solution:\n\n{good}\n"
@@ -448,7 +449,7 @@ def test_qwen3s_long_demonstrations_are_cut_to_the_positions_that_there_are(qwen
     config = experience(enable_thinking=thinking)
     for positions in range(150, 190):
         small = with_positions(qwen3, positions)
-        prompts = teaching.teacher_prompts(config, small, 0, found, 0)
+        prompts = teaching.teacher_prompts(config, small, found)
         room = positions - int(found.lengths_B[1])
         # A cut gives away the slack and what a character of several tokens leaves over.
         assert room - 16 <= len(prompts.ids[1]) <= room

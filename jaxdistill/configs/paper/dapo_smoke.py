@@ -18,7 +18,7 @@ from jaxdistill.storage.loading import Fresh
 from jaxdistill.tasks.contexts import AnswerOnly
 from jaxdistill.tasks.tasks import MathTask
 from jaxdistill.training.compute import Compute
-from jaxdistill.training.experience import OnPolicy
+from jaxdistill.training.on_policy import OnPolicy
 from jaxdistill.training.optimizer import Optimizer
 
 

@@ -30,7 +30,7 @@ def toy_presets(profile: str = "quick") -> Study:
     parent = replace(parent, track_reference=True)
     run = short(parent) if profile == "quick" else at_full_size(parent, 1e-4)
     arms = tuple(presets(run, range(1 if profile == "quick" else 3)))
-    return Study("toy_presets", profile, arms, workers=2)
+    return Study(name="toy_presets", profile=profile, arms=arms, workers=2)
 
 
 def presets(parent: RunConfig, seeds: range) -> Iterator[Arm]:
@@ -38,7 +38,8 @@ def presets(parent: RunConfig, seeds: range) -> Iterator[Arm]:
     for name, preset in PRESETS.items():
         for seed in seeds:
             config = replace(parent, objective=preset())
-            yield Arm("main", name, in_world(config, "main", name, seed))
+            run = in_world(config, "main", name, seed)
+            yield Arm(world="main", method=name, config=run)
 
 
 def short(parent: RunConfig) -> RunConfig:

@@ -17,7 +17,7 @@ from jaxdistill.storage.loading import ToyBase
 from jaxdistill.tasks.contexts import Solution
 from jaxdistill.tasks.tasks import ToyTask
 from jaxdistill.training.compute import Compute
-from jaxdistill.training.experience import OnPolicy
+from jaxdistill.training.on_policy import OnPolicy
 from jaxdistill.training.optimizer import Optimizer
 
 SPLITS = (
@@ -46,7 +46,7 @@ def toy_selfdistill() -> RunConfig:
         optimizer=Optimizer(peak_lr=3e-4, warmup_steps=3, b2=0.99, weight_decay=0.0),
         compute=Compute(chunk=128),
         evaluation=Evaluation(
-            SPLITS,
+            splits=SPLITS,
             every=15,
             samples=4,
             sampling=Sampling(max_new_tokens=128),

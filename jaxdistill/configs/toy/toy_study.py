@@ -23,7 +23,7 @@ from jaxdistill.objectives import AnchorEpistemicMass, MaskSampledEpistemic, Sup
 from jaxdistill.run.study import Arm, Study
 from jaxdistill.storage.loading import ToyBase
 from jaxdistill.tasks import contexts
-from jaxdistill.training.experience import OnPolicy
+from jaxdistill.training.on_policy import OnPolicy
 from jaxdistill.training.teachers import EMA
 
 WORLDS = ("main", "control")
@@ -56,7 +56,7 @@ def toy_study(profile: str = "quick") -> Study:
     if profile not in profiles:
         raise UserError(f"`--profile` must be quick or full, got {profile!r}")
     arms = tuple(profiles[profile]())
-    return Study("toy_study", profile, arms, workers=2)
+    return Study(name="toy_study", profile=profile, arms=arms, workers=2)
 
 
 def in_world(config: RunConfig, world: str, name: str, seed: int = 0) -> RunConfig:
@@ -67,7 +67,8 @@ def in_world(config: RunConfig, world: str, name: str, seed: int = 0) -> RunConf
 
 
 def base(config: RunConfig, world: str) -> Arm:
-    return Arm(world, "base", in_world(replace(config, steps=0), world, "base"))
+    run = in_world(replace(config, steps=0), world, "base")
+    return Arm(world=world, method="base", config=run)
 
 
 def quick() -> Iterator[Arm]:
@@ -75,7 +76,7 @@ def quick() -> Iterator[Arm]:
     for world in WORLDS:
         yield base(parent, world)
         for name, config in methods(parent, grpo).items():
-            yield Arm(world, name, in_world(config, world, name))
+            yield Arm(world=world, method=name, config=in_world(config, world, name))
 
 
 def full() -> Iterator[Arm]:
@@ -86,18 +87,20 @@ def full() -> Iterator[Arm]:
         yield base(parent, world)
         for name, config in methods(parent, grpo).items():
             for seed in seeds:
-                yield Arm(world, name, in_world(config, world, name, seed))
+                run = in_world(config, world, name, seed)
+                yield Arm(world=world, method=name, config=run)
     for coverage in COVERAGES:
         for name, config in {"sdpo": parent, "grpo": grpo}.items():
             for seed in seeds:
-                narrow = on_problems(config, coverage)
+                run = in_world(on_problems(config, coverage), "main", name, seed)
                 labels = (("coverage", coverage),)
-                yield Arm("main", name, in_world(narrow, "main", name, seed), labels)
+                yield Arm(world="main", method=name, config=run, labels=labels)
     for context in CONTEXTS:
         for seed in seeds:
             told = replace(parent, experience=replace(parent.experience, context=context))
+            run = in_world(told, "main", "sdpo", seed)
             labels = (("context", type(context).__name__),)
-            yield Arm("main", "sdpo", in_world(told, "main", "sdpo", seed), labels)
+            yield Arm(world="main", method="sdpo", config=run, labels=labels)
 
 
 def at_full_size(config: RunConfig, peak_lr: float) -> RunConfig:

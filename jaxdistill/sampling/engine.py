@@ -1,0 +1,150 @@
+"""One value for how to sample: questions in, graded completions out.
+
+Training, evaluation, the command line, notebooks and benchmarks sample through an `Engine`. What
+they draw, and for which purpose, they say at each call.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from jaxdistill import sharding
+from jaxdistill.models.quantized import CacheDtype, check_cache_dtype
+from jaxdistill.precision import compute_dtype
+from jaxdistill.sampling.keys import Address, question_hashes, row_keys
+from jaxdistill.sampling.pages import fit_slots
+from jaxdistill.sampling.rollouts import Grade, Rollouts, not_graded
+from jaxdistill.sampling.sampler import Samples, Sampling, make_sampler
+from jaxdistill.storage import tokenizer as tokenizers
+from jaxdistill.storage.loading import Policy
+from jaxdistill.tasks.questions import Question, messages
+
+# Prompts are padded to multiples of this: each padded length is another program to compile, and 16
+# positions more or less cost next to nothing in a prefill.
+PROMPT_MULTIPLE = 16
+
+Tree = TypeVar("Tree")
+
+
+@dataclass(frozen=True, eq=False)  # the arrays of two policies have no one truth value
+class Engine:
+    """The policy, the devices that sample from it, and the number formats that they compute in.
+
+    `dtype` is that of matrix multiplications, "auto" as in `precision.compute_dtype`; `attention`
+    names an implementation (`models.attention`); `cache_dtype="int8"` keeps keys and values in half
+    of bfloat16's bytes (`models.quantized`). Raises UserError for a name that does not exist.
+    """
+
+    policy: Policy
+    mesh: sharding.Mesh | None = None  # None: JAX's default device
+    dtype: str = "float32"
+    attention: str = "auto"
+    cache_dtype: CacheDtype = "auto"
+
+    def __post_init__(self):
+        check_cache_dtype(self.cache_dtype)
+        compute_dtype(self.dtype)
+
+    def rollouts(
+        self,
+        params: Any,
+        questions: Sequence[Question],
+        sampling: Sampling,
+        rollouts: int,
+        address: Address,
+        *,
+        grade: Grade | None = None,
+        enable_thinking: bool | None = None,
+        slots: int | None = None,
+    ) -> Rollouts:
+        """Sample `rollouts` completions of each question and grade them (None: `not_graded`).
+
+        The samples of a question depend on (address, question, rollout), the sampling and `params`
+        alone, which need not be the policy's own. `slots` rows are decoded at a time; None: as many
+        as memory allows, sharing pages of the cache where not every row can have its own.
+        """
+        tokenizer = self.policy.tokenizer
+        chats = [messages(question) for question in questions]
+        ids = tokenizers.prompt_ids(tokenizer, chats, enable_thinking)
+        prompt_ids_QP, prompt_mask_QP = tokenizers.left_pad(ids, self.pad_id, PROMPT_MULTIPLE)
+        hashes_Q = question_hashes([question.id for question in questions])
+        num_rows, pages = len(questions) * rollouts, None
+        with sharding.use_mesh(self.mesh):
+            if slots is None:
+                slots, pages = self.fit_slots(prompt_ids_QP.shape, rollouts, sampling)
+            # More slots than rows would be another program that does the same.
+            slots = min(slots, num_rows)
+            sample = self.sampler(sampling, rollouts, slots=slots, pages=pages)
+            keys_B2 = row_keys(address.seed, address.purpose, address.step, hashes_Q, rollouts)
+            drawn = sample(params, *self.place((prompt_ids_QP, prompt_mask_QP, keys_B2)))
+            samples: Samples = jax.device_get(drawn)
+        tokens_BT, mask_BT = np.asarray(samples.tokens_BT), np.asarray(samples.mask_BT)
+        generated = [tokens[mask > 0] for tokens, mask in zip(tokens_BT, mask_BT)]
+        responses = tokenizers.decode_all(tokenizer, generated)
+        asked = [question for question in questions for _ in range(rollouts)]
+        return Rollouts(
+            address=address,
+            questions=list(questions),
+            rollouts=rollouts,
+            prompt_ids_BP=np.repeat(prompt_ids_QP, rollouts, axis=0),
+            prompt_mask_BP=np.repeat(prompt_mask_QP, rollouts, axis=0),
+            tokens_BT=tokens_BT,
+            mask_BT=mask_BT,
+            logp_BT=np.asarray(samples.logp_BT),
+            finished_B=np.asarray(samples.finished_B),
+            responses=responses,
+            verdicts=(grade or not_graded)(asked, responses),
+        )
+
+    def sampler(
+        self,
+        sampling: Sampling,
+        rollouts: int,
+        *,
+        slots: int | None = None,
+        pages: int | None = None,
+        counts: bool = False,
+    ) -> Callable[..., Any]:
+        """`make_sampler` for this engine; the same settings again give the same jitted function."""
+        return make_sampler(
+            self.policy.config,
+            sampling,
+            self.policy.stop_ids,
+            self.pad_id,
+            rollouts=rollouts,
+            slots=slots,
+            pages=pages,
+            counts=counts,
+            dtype=str(compute_dtype(self.dtype)),
+            attention=self.attention,
+            cache_dtype=self.cache_dtype,
+        )
+
+    def fit_slots(
+        self, prompts_shape: tuple[int, ...], rollouts: int, sampling: Sampling
+    ) -> tuple[int, int | None]:
+        """Slots and pages (`pages.fit_slots`) for `rollouts` of each of the prompts [Q, P]."""
+        num_questions, num_prompt = prompts_shape
+        with sharding.use_mesh(self.mesh):
+            return fit_slots(
+                self.policy.config,
+                num_questions=num_questions,
+                num_rows=num_questions * rollouts,
+                prompt=num_prompt,
+                new=sampling.max_new_tokens,
+                dtype=str(compute_dtype(self.dtype)),
+                cache_dtype=self.cache_dtype,
+            )
+
+    def place(self, batch: Tree) -> Tree:
+        """Put host arrays onto the mesh, split along their first axis; without one leave them."""
+        return batch if self.mesh is None else sharding.shard_batch(self.mesh, batch)
+
+    @property
+    def pad_id(self) -> int:
+        """The id at padding; without a tokenizer, as for a benchmark's random prompts, any does."""
+        tokenizer = self.policy.tokenizer
+        return 0 if tokenizer is None else tokenizers.pad_id(tokenizer)
