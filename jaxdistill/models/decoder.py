@@ -204,7 +204,7 @@ def _left_aligned(tokens_BS: Tokens_BS, mask_BS: Bool[Array, "B S"]) -> Int[Arra
 def _scan_layers(
     model: Decoder | Stacked,
     config: ModelConfig,
-    tokens_BS: Tokens_BS,
+    tokens_BS: Int[Array, "B S"],
     *,
     lengths_BA: Int[AnyArray, "B A"] | None = None,
     dtype: DTypeLike,
@@ -232,9 +232,9 @@ def _scan_layers(
     grouped = jax.tree.map(lambda w: w.reshape(-1, len(pattern), *w.shape[1:]), stacked)
 
     def one_layer(x_BSD, sliced, kind: LayerKind):
-        # Weights that were not stacked beforehand are fused here, anew in each pass.
-        is_fused = graph is None
-        layer = sliced if is_fused else fuse_layer(nnx.merge(graph, sliced), config, dtype)
+        layer = sliced
+        if graph is not None:  # not stacked beforehand, hence fused here, anew in each pass
+            layer = fuse_layer(nnx.merge(graph, sliced), config, dtype)
         with jax.named_scope("attention"):
             qkv_BSKXH = _project(layer, config, x_BSD)
             q_BSNH, k_BSKH, v_BSKH = _heads(layer, config, qkv_BSKXH, rotary[kind])
@@ -383,7 +383,9 @@ def _attend_to_cache(
     qkv_B1KXH = _project(layer, config, x_B1D)
     by_kernel = fused and has_kernel(config.head_dim)
     if by_kernel and config.qk_norm != "projection":
-        norms = None if layer.q_norm is None else (layer.q_norm, layer.k_norm)
+        norms = None
+        if layer.q_norm is not None and layer.k_norm is not None:
+            norms = (layer.q_norm, layer.k_norm)
         qkv_BKXH = qkv_B1KXH[:, 0]
         rotary_Bh = (rotary[0][:, 0], rotary[1][:, 0])
         return kernel_attention(
