@@ -130,6 +130,7 @@ def _set(draft: _Draft, path: str, text: str) -> None:
 
 def _nearest(draft: _Draft, path: str) -> str:
     known = list(_paths(draft, ""))
+    # difflib's own cutoff of 0.6, written out because three and two names fit the line of an error.
     # By whole path for a typo, by last name for a setting looked for at the wrong level.
     close = difflib.get_close_matches(path, known, n=3, cutoff=0.6)
     leaf = path.rpartition(".")[2]
@@ -171,7 +172,12 @@ def _parse(annotation: Any, text: str, path: str) -> Any:
         value = _read(ast.parse(text, mode="eval").body)
     except (SyntaxError, ValueError, RecursionError):
         value = _Unreadable(text)
-    if _accepts_text(annotation) and not (isinstance(value, _Call) and _dataclasses(annotation)):
+    takes_text = any(
+        member is str
+        or (typing.get_origin(member) is Literal and isinstance(typing.get_args(member)[0], str))
+        for member in _members(annotation)
+    )
+    if takes_text and not (isinstance(value, _Call) and _dataclasses(annotation)):
         try:
             return _convert(annotation, value, path, with_defaults=True)
         except UserError:
@@ -213,8 +219,14 @@ def _convert(annotation: Any, value: Any, path: str, with_defaults: bool = False
     if dataclasses.is_dataclass(annotation):
         return _convert_dataclass(annotation, value, path, with_defaults)
     origin = typing.get_origin(annotation)
-    if origin is tuple and isinstance(value, list | tuple) and type(value) in (list, tuple):
-        return _convert_tuple(annotation, value, path, with_defaults)
+    # By exact type: _Call and _Unreadable are tuples too, and no values.
+    if origin is tuple and type(value) in (list, tuple):
+        annotations = _element_annotations(annotation, len(value))
+        if len(annotations) == len(value):
+            return tuple(
+                _convert(inner, element, f"{path}[{index}]", with_defaults)
+                for index, (inner, element) in enumerate(zip(annotations, value, strict=True))
+            )
     if origin is Literal:
         for choice in typing.get_args(annotation):
             if type(choice) is type(value) and choice == value:
@@ -251,16 +263,6 @@ def _convert_union(annotation: Any, value: Any, path: str, with_defaults: bool) 
     raise _ill_typed(annotation, value, path)
 
 
-def _convert_tuple(annotation: Any, value: Sequence[Any], path: str, with_defaults: bool) -> Any:
-    annotations = _element_annotations(annotation, len(value))
-    if len(annotations) != len(value):
-        raise _ill_typed(annotation, value, path)
-    return tuple(
-        _convert(a, v, f"{path}[{index}]", with_defaults)
-        for index, (a, v) in enumerate(zip(annotations, value, strict=True))
-    )
-
-
 def _convert_dataclass(cls: Any, value: Any, path: str, with_defaults: bool) -> Any:
     fields = _fields(cls)
     if isinstance(value, _Call) and value.name == cls.__name__:
@@ -275,8 +277,14 @@ def _convert_dataclass(cls: Any, value: Any, path: str, with_defaults: bool) -> 
             raise UserError(
                 f"unknown setting {_join(path, str(name))!r}; expected {_signature(cls)}"
             )
+    nothing = dataclasses.MISSING
+    have_default = {
+        field.name
+        for field in dataclasses.fields(cls)
+        if field.default is not nothing or field.default_factory is not nothing
+    }
     for name in fields:
-        if name not in value and not (with_defaults and _has_default(cls, name)):
+        if name not in value and not (with_defaults and name in have_default):
             raise UserError(f"missing setting {_join(path, name)!r}; expected {_signature(cls)}")
     converted = {
         name: _convert(fields[name], inner, _join(path, name), with_defaults)
@@ -303,13 +311,6 @@ def _fields(cls: Any) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
 
 
-def _has_default(cls: Any, name: str) -> bool:
-    field = next(field for field in dataclasses.fields(cls) if field.name == name)
-    return not (
-        field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    )
-
-
 def _is_union(annotation: Any) -> bool:
     return typing.get_origin(annotation) in (Union, types.UnionType)
 
@@ -320,14 +321,6 @@ def _members(annotation: Any) -> tuple[Any, ...]:
 
 def _dataclasses(annotation: Any) -> list[Any]:
     return [member for member in _members(annotation) if dataclasses.is_dataclass(member)]
-
-
-def _accepts_text(annotation: Any) -> bool:
-    return any(
-        member is str
-        or (typing.get_origin(member) is Literal and isinstance(typing.get_args(member)[0], str))
-        for member in _members(annotation)
-    )
 
 
 def _tuple_annotation(annotation: Any) -> Any:
@@ -391,4 +384,5 @@ def _show(value: Any) -> str:
         inner += [f"{name}={_show(arg)}" for name, arg in value.keywords.items()]
         return f"{value.name}({', '.join(inner)})"
     text = repr(value)
+    # An error is one line for a person; 200 characters show what was meant.
     return text if len(text) <= 200 else text[:200] + "..."

@@ -152,6 +152,7 @@ def shard_batch(mesh: Mesh, batch: Tree) -> Tree:
     """
 
     def place(x):
+        # NumPy first: the callback below slices on the host.
         x = np.asarray(x)
         sharding = sharding_of(mesh, "B" if x.ndim else "", x.shape)
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
@@ -167,7 +168,7 @@ def use_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager:
 def constrain(x: Shaped[Array, "..."], axes: str) -> Shaped[Array, "..."]:
     """Tell the compiler how `x` is split, by its axis letters; outside `use_mesh` do nothing."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if mesh.empty or mesh.size == 1:  # nothing to split
         return x
     assert x.ndim == len(axes), f"{axes} does not spell an array of shape {x.shape}"
     return jax.lax.with_sharding_constraint(x, _spec(mesh, axes, x.shape))
@@ -211,13 +212,16 @@ def on_shards(
     def run(*arrays: Any) -> Any:
         named = zip(jax.tree.leaves(tuple(in_axes)), jax.tree.leaves(arrays), strict=True)
         sizes = {letter: n for axes, x in named for letter, n in zip(axes, x.shape)}
-        split = lambda axes: _spec(mesh, axes, [sizes[a] for a in axes])  # noqa: E731
-        out_specs = jax.tree.map(split, out_axes)
-        # Without the check of what varies over the mesh, which kernels do not declare.
+
+        def split(axes: str) -> PartitionSpec:
+            return _spec(mesh, axes, [sizes[letter] for letter in axes])
+
         mapped = jax.shard_map(
-            function, in_specs=jax.tree.map(split, tuple(in_axes)), out_specs=out_specs,
-            check_vma=False,
-        )  # fmt: skip
+            function,
+            in_specs=jax.tree.map(split, tuple(in_axes)),
+            out_specs=jax.tree.map(split, out_axes),
+            check_vma=False,  # kernels do not declare what varies over the mesh
+        )
         return mapped(*arrays)
 
     return run

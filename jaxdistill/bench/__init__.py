@@ -1,5 +1,6 @@
-"""Measured speed beside what the device allows: what `jaxdistill bench` prints and writes.
+"""How fast is this device, beside what its memory and arithmetic allow?
 
-`decode` is the sampler, `step` the train step, `iteration` one after the other (`bench train`).
-Each has a frozen dataclass of the work and a function from it to what goes into JSON as it is.
+`decode` measures the sampler, `step` the train step, `iteration` one after the other (`bench
+train`). Each has a frozen dataclass of the work and a function from it to what goes into JSON as it
+is. May import `run` and every room that it may.
 """

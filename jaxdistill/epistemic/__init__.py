@@ -1,4 +1,6 @@
-"""The words of doubt: how often a text says them, and which token ids they are.
+"""Which words are doubt? How often a text says them, and which token ids they are.
+
+May import `errors`, `axes` and `files` alone, and no JAX.
 
 The paper (arXiv 2603.24472, section 3) measures doubt by ten words. `counting` counts words in a
 text. A `Lexicon` is such a list together with the ids that spell it in one tokenizer; losses see

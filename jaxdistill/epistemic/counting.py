@@ -2,18 +2,22 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from jaxdistill.errors import UserError
 
-if TYPE_CHECKING:
-    pass
-
 # The paper's list, in its order (`eval/check_epistemic_tokens.py` of the reference code).
 TEN_WORDS = (
-    "wait", "hmm", "perhaps", "maybe", "actually",
-    "alternatively", "seems", "might", "likely", "check",
-)  # fmt: skip
+    "wait",
+    "hmm",
+    "perhaps",
+    "maybe",
+    "actually",
+    "alternatively",
+    "seems",
+    "might",
+    "likely",
+    "check",
+)
 # CORE words are doubt almost wherever they stand; HEDGE words are also ordinary mathematical prose
 # ("equally likely", "check the base case").
 CORE = ("wait", "hmm", "maybe", "perhaps", "alternatively", "actually")
@@ -52,12 +56,11 @@ def count(text: str, words: Sequence[str] = TEN_WORDS, mode: str = "word") -> di
     if mode == "paper":
         return {word: text.count(word.lower()) for word in words}
     if mode == "word":
-        return {word: len(re.findall(_whole_word(word.lower()), text)) for word in words}
+        before, after = f"(?<![{_LATIN_LETTER}])", f"(?![{_LATIN_LETTER}])"
+        return {
+            word: len(re.findall(before + re.escape(word.lower()) + after, text)) for word in words
+        }
     raise UserError(f"count mode: expected 'word' or 'paper', got {mode!r}")
-
-
-def _whole_word(word: str) -> str:
-    return f"(?<![{_LATIN_LETTER}]){re.escape(word)}(?![{_LATIN_LETTER}])"
 
 
 def count_sequences(ids: Iterable[int], sequences: Iterable[Sequence[int]]) -> int:

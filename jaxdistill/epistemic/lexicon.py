@@ -91,28 +91,24 @@ def build_lexicon(
     (3783, 11489, 13824, 14190, 28384, 54390, 71032)
     """
     words = tuple(dict.fromkeys(word.lower() for word in words))
-    forms = dict.fromkeys(form for word in words for form in _forms(word, merged))
-    found = {form: _single_id(tokenizer, form, words) for form in forms}
+    found: dict[str, int | None] = {}
+    for word in words:
+        forms = [mark + casing(word) for mark in ("", " ") for casing in _CASINGS]
+        if merged:
+            forms += [mark + casing(word) for mark in _MARKS for casing in _CASINGS]
+        else:
+            forms.append("." + word.capitalize())  # how a sentence begins after another one
+        for form in forms:
+            ids = tokenizer.encode(form, add_special_tokens=False)
+            # Decoded again, because an unknown form may be one id too: <unk>.
+            is_word = len(ids) == 1 and without_leading_mark(tokenizer.decode(ids)).lower() in words
+            found[form] = ids[0] if is_word else None
     return Lexicon(
         words=words,
         ids=tuple(sorted({i for i in found.values() if i is not None})),
         tokenizer_hash=hash_tokenizer(tokenizer),
         uncovered=tuple(form for form, i in found.items() if i is None and form[0] not in _MARKS),
     )
-
-
-def _forms(word: str, merged: bool) -> list[str]:
-    plain = [mark + casing(word) for mark in ("", " ") for casing in _CASINGS]
-    if not merged:
-        return [*plain, "." + word.capitalize()]
-    return plain + [mark + casing(word) for mark in _MARKS for casing in _CASINGS]
-
-
-def _single_id(tokenizer: Any, form: str, words: tuple[str, ...]) -> int | None:
-    ids = tokenizer.encode(form, add_special_tokens=False)
-    if len(ids) != 1:
-        return None
-    return ids[0] if without_leading_mark(tokenizer.decode(ids)).lower() in words else None
 
 
 def without_leading_mark(text: str) -> str:
@@ -122,12 +118,19 @@ def without_leading_mark(text: str) -> str:
 def hash_tokenizer(tokenizer: Any) -> str:
     """Identifies a tokenizer by its vocabulary (16 hex digits), whatever its file or version."""
     by_id = sorted((i, token) for token, i in tokenizer.get_vocab().items())
+    # 64 bits: a chance meeting of two tokenizers is out of the question, and it fits a line.
     return hashlib.sha256(repr(by_id).encode()).hexdigest()[:16]
 
 
 def vocab_size(tokenizer: Any) -> int:
     """One more than the largest id; a model's own vocabulary may be padded beyond it."""
     return max(tokenizer.get_vocab().values()) + 1
+
+
+def count_ids(ids: Iterable[int], lexicon: Lexicon) -> int:
+    """Counts the tokens of `ids` that are epistemic in `lexicon`."""
+    members = frozenset(lexicon.ids)
+    return sum(int(i) in members for i in ids)
 
 
 # ------------------------------------------------------------------------------------ the file
@@ -177,7 +180,7 @@ def _read_object(path: Path) -> dict[str, Any]:
         fields = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"lexicon {path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: brackets nested too deeply
         raise UserError(f"lexicon {path} is not JSON: {' '.join(str(error).split())}") from error
     if not isinstance(fields, dict):
         raise UserError(f"lexicon {path} must hold a JSON object, not a {type(fields).__name__}")
@@ -203,9 +206,3 @@ def _list_of(kind: type, path: str | Path, fields: dict[str, Any], name: str) ->
         expected = f"a list of {'texts' if kind is str else 'token ids'}"
         raise UserError(f"{path}: field `{name}`: expected {expected}, got {value!r:.80}")
     return tuple(value)
-
-
-def count_ids(ids: Iterable[int], lexicon: "Lexicon") -> int:
-    """Counts the tokens of `ids` that are epistemic in `lexicon`."""
-    members = frozenset(lexicon.ids)
-    return sum(int(i) in members for i in ids)

@@ -37,8 +37,8 @@ def tally(
     """
     surprise_N = reference_logp_N.astype(np.float64) - teacher_logp_N.astype(np.float64)
     return TokenStats(
-        np.bincount(tokens_N, minlength=vocab_size),
-        np.bincount(tokens_N, surprise_N, minlength=vocab_size),
+        count_V=np.bincount(tokens_N, minlength=vocab_size),
+        surprise_V=np.bincount(tokens_N, surprise_N, minlength=vocab_size),
     )
 
 
@@ -64,14 +64,20 @@ def rank_ids(stats: TokenStats, min_count: int, banned: Iterable[int] = ()) -> l
 def propose(tokenizer: Any, stats: TokenStats, size: int, min_count: int = 5) -> Lexicon:
     """The lexicon of the `size` ids of `rank_ids`, best first, special tokens left out.
 
-    It may be smaller: an id that the teacher says as often or more is never proposed.
+    5 places are the fewest whose mean is worth ranking: chosen, not measured. The lexicon may be
+    smaller than `size`: an id that the teacher says as often or more is never proposed.
     """
     ids = rank_ids(stats, min_count, special_ids(tokenizer))[:size]
     made = (
         f"proposal: top {size} by mean(log R - log T) of ids sampled at least {min_count} times, "
         f"over {int(stats.count_V.sum())} tokens"
     )
-    return Lexicon(_words_of(tokenizer, ids), tuple(ids), hash_tokenizer(tokenizer), made=made)
+    return Lexicon(
+        words=_words_of(tokenizer, ids),
+        ids=tuple(ids),
+        tokenizer_hash=hash_tokenizer(tokenizer),
+        made=made,
+    )
 
 
 def _words_of(tokenizer: Any, ids: Iterable[int]) -> tuple[str, ...]:
@@ -94,7 +100,8 @@ def match_ids(
 
     Drawn evenly among the free ids whose count is within `tolerance` (relative) of the id's; where
     there are none, among the nearest. The most frequent choose first: they have the fewest like
-    them. So where each finds one within the tolerance, the totals agree within it too.
+    them. So where each finds one within the tolerance, the totals agree within it too. 0.1 was
+    chosen, not measured: frequent words still have several candidates.
     """
     rng = np.random.default_rng(seed)
     is_free_V = is_free_V.copy()
@@ -136,5 +143,8 @@ def matched_control(
         f"({totals[1]} occurrences for {totals[0]}) of the lexicon made as: {lexicon.made}"
     )
     return Lexicon(
-        _words_of(tokenizer, ids), tuple(sorted(ids)), hash_tokenizer(tokenizer), made=made
+        words=_words_of(tokenizer, ids),
+        ids=tuple(sorted(ids)),
+        tokenizer_hash=hash_tokenizer(tokenizer),
+        made=made,
     )

@@ -42,17 +42,15 @@ def examine(tokenizer: Any, lexicon: Lexicon) -> Report:
     Each is encoded in the three casings, with and without a space: a casing that has no entry of
     its own is spelled in pieces, and a member among them is over-inclusive.
     """
-    near = tuple(_near(tokenizer, lexicon))
-    return Report(near, tuple(_over_inclusive(tokenizer, lexicon, near)))
-
-
-def _near(tokenizer: Any, lexicon: Lexicon) -> Iterable[Near]:
     members = frozenset(lexicon.ids)
     texts = [(i, text, text.lower()) for i, text in enumerate(texts_of(tokenizer))]
-    for word in lexicon.words:
-        for i, text, lower in texts:
-            if word in lower and i not in members:
-                yield Near(word, i, text)
+    near = tuple(
+        Near(word, i, text)
+        for word in lexicon.words
+        for i, text, lower in texts
+        if word in lower and i not in members
+    )
+    return Report(near, tuple(_over_inclusive(tokenizer, lexicon, near)))
 
 
 def _over_inclusive(
@@ -72,6 +70,7 @@ def _over_inclusive(
 
 def texts_of(tokenizer: Any) -> list[str]:
     """What each id decodes to by itself, special tokens included."""
+    # In one batch by the Rust tokenizer, and not in a call from Python per id.
     one_each = [[i] for i in range(vocab_size(tokenizer))]
     return tokenizer.backend_tokenizer.decode_batch(one_each, skip_special_tokens=False)
 

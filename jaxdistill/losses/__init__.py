@@ -1,4 +1,7 @@
-"""Divergences, estimators, masses and policy-gradient terms: pure, float32, unreduced.
+"""How far apart are two distributions, and what is a token's credit? Pure functions, unreduced.
+
+Divergences, estimators, masses and policy-gradient terms, in float32. May import `sharding`,
+`precision` and what stands above them, and never `config`.
 
 S is the student, T the teacher, R the reference (the unconditioned frozen model); E is the set of
 epistemic token ids and m_P = P(E) the mass that P puts on it. Everything takes *log*-probabilities

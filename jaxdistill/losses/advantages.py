@@ -134,4 +134,5 @@ def group_advantage(
     centred_QR = rewards_QR - jnp.mean(rewards_QR, axis=-1, keepdims=True)
     if not normalize_std:
         return centred_QR
+    # 1e-6 is verl's: a group of equal rewards has advantages of 0 and not NaN.
     return centred_QR / (jnp.std(rewards_QR, axis=-1, ddof=1, keepdims=True) + 1e-6)

@@ -169,15 +169,14 @@ def score_function_reverse_kl(
     form leaves it out.
     """
     coefficients = jax.lax.stop_gradient(_kl_entries(student_logp, teacher_logp))
-    return _with_gradient_of(coefficients.sum(-1), _scaled_sum(coefficients, student_logp))
-
-
-def _scaled_sum(coefficients: Array, logp: Array) -> Array:
-    has_mass = logp > -jnp.inf
-    return jnp.sum(jnp.where(has_mass, coefficients * jnp.where(has_mass, logp, 0.0), 0.0), axis=-1)
+    # Double `where`: 0 times -inf is NaN in the value, and would be in the gradient.
+    has_mass = student_logp > -jnp.inf
+    scaled = jnp.where(has_mass, coefficients * jnp.where(has_mass, student_logp, 0.0), 0.0)
+    return _with_gradient_of(coefficients.sum(-1), jnp.sum(scaled, axis=-1))
 
 
 def _with_gradient_of(value: Array, surrogate: Array) -> Array:
+    """`value`, differentiated as if it were `surrogate`."""
     return jax.lax.stop_gradient(value - surrogate) + surrogate
 
 

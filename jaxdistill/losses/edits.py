@@ -157,7 +157,9 @@ def contrasted(
     RLCSD's `opsd_ectr` (arXiv 2606.11709 and its code, floor included); C = T leaves T.
     """
     teacher_logp, contrast_logp = map(losses.at_least_float32, (teacher_logp, contrast_logp))
-    return _normalized((1 + strength) * teacher_logp - strength * jnp.maximum(contrast_logp, -30.0))
+    # -30 nats is the floor of RLCSD's code: what the contrast never says is not lifted without end.
+    contrast_logp = jnp.maximum(contrast_logp, -30.0)
+    return _normalized((1 + strength) * teacher_logp - strength * contrast_logp)
 
 
 def _normalized(logits: Array) -> Array:
@@ -165,6 +167,7 @@ def _normalized(logits: Array) -> Array:
 
 
 def _per_token(bins: Array, is_epistemic_V: AnyArray) -> Array:
+    """[inside E, outside E] spread over the vocabulary."""
     shape = (*bins.shape[:-1], is_epistemic_V.shape[0])
     return jnp.where(jnp.broadcast_to(is_epistemic_V, shape), bins[..., :1], bins[..., 1:])
 

@@ -13,7 +13,8 @@ from jaxdistill.axes import AnyArray
 from jaxdistill.losses.divergences import at_least_float32
 from jaxdistill.losses.vocabulary import top_k
 
-# Below every tail that finite logits produce, above float32's smallest normal number (e^-87).
+# Below every tail that finite logits produce in practice, above float32's smallest normal number
+# (e^-87), so that its exponential is not flushed to zero.
 _SMALLEST_TAIL_LOGP = -80.0
 
 
@@ -30,6 +31,8 @@ def log_mass(
     """
     if isinstance(is_member_V, np.ndarray):
         (ids_C,) = np.nonzero(is_member_V)
+        # Gathering reads few entries at scattered places, the sum all of them once. Half was
+        # chosen: callers ask for tens of ids or for their complement, never for near a half.
         if 2 * len(ids_C) >= len(is_member_V):
             probability = jnp.where(is_member_V, jnp.exp(at_least_float32(logp)), 0.0)
             mass = probability.sum(axis=-1)

@@ -19,12 +19,12 @@ from jaxdistill.errors import UserError
 from jaxdistill.precision import einsum
 
 # Finite, so that a row that sees nothing gives a harmless mean and not NaN, which would reach the
-# gradient of every other row.
+# gradient of every other row. exp(-1e30 - score) is 0 in float32 for every score that occurs.
 _UNSEEN = -1e30
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 
-# A tile of either fused kernel; shorter rows would be mostly padding.
+# A tile of either fused kernel: cuDNN's and splash's own; shorter rows would be mostly padding.
 _TILE = 128
 
 
@@ -75,9 +75,16 @@ def causal_attention(
     K = k_BSKH.shape[2]
     assert window is None or window >= 1, f"a window of {window} shows a query nothing"
     if window is not None and window >= S:
-        window = None
+        window = None  # it hides nothing: the plain causal kernel will do
     is_packed = lengths_BA is not None
-    name = choose(implementation, sharding.platform(), v_BSKH.dtype, S, H, is_packed)
+    name = choose(
+        implementation,
+        platform=sharding.platform(),
+        dtype=v_BSKH.dtype,
+        sequence_length=S,
+        head_dim=H,
+        is_packed=is_packed,
+    )
     if name == "xla":
         return xla_attention(q_BSNH, k_BSKH, v_BSKH, window, lengths_BA)
     kernel = cudnn_attention if name == "cudnn" else splash_attention
@@ -125,11 +132,11 @@ def _obstacle(
     if name == "cudnn":
         if platform != "gpu" or not is_ampere_or_newer():
             return f"needs an NVIDIA GPU, Ampere or newer, and this runs on {platform}"
-        if is_packed and not is_hopper_or_newer():
+        if is_packed and _compute_capability() < 9:
             return "keeps packed rows apart on Hopper or newer alone"
         if dtype not in (jnp.bfloat16, jnp.float16):
             return f"computes in bfloat16 or float16, not in {dtype}"
-        # Wider heads are for some generations only.
+        # cuDNN takes wider heads on some generations only.
         return None if head_dim <= 128 else f"takes head_dim up to 128, not {head_dim}"
     if name == "splash":
         if platform != "tpu":
@@ -141,10 +148,6 @@ def _obstacle(
 
 def is_ampere_or_newer() -> bool:
     return _compute_capability() >= 8
-
-
-def is_hopper_or_newer() -> bool:
-    return _compute_capability() >= 9
 
 
 def _compute_capability() -> float:
@@ -202,7 +205,10 @@ def cudnn_attention(
     S, H = q_BSNH.shape[1], q_BSNH.shape[3]
     q, k, v = (_pad(x, -S % _TILE, -H % 8) for x in (q_BSNH, k_BSKH, v_BSKH))
     if lengths_BA is not None:
-        return _packed_cudnn_attention(q, k, v, window, lengths_BA, H**-0.5)[:, :S, :, :H]
+        out_BSNH = _packed_cudnn_attention(
+            q, k, v, lengths_BA=lengths_BA, window=window, scale=H**-0.5
+        )
+        return out_BSNH[:, :S, :, :H]
     out_BSNH = jax.nn.dot_product_attention(
         q,
         k,
@@ -219,8 +225,9 @@ def _packed_cudnn_attention(
     q_BSNH: Array,
     k_BSKH: Array,
     v_BSKH: Array,
-    window: int | None,
+    *,
     lengths_BA: Int[AnyArray, "B A"],
+    window: int | None,
     scale: float,
 ) -> Float[Array, "B S N H"]:
     """Each segment a sequence of its own: scores between segments are not even computed.
@@ -230,7 +237,8 @@ def _packed_cudnn_attention(
     # Not public: `jax.nn.dot_product_attention` takes lengths, but no places where they begin.
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
-    S, N, K = *q_BSNH.shape[1:3], k_BSKH.shape[2]
+    S, N = q_BSNH.shape[1:3]
+    K = k_BSKH.shape[2]
     real_BS11 = (jnp.sum(lengths_BA, axis=1)[:, None] > jnp.arange(S)[None, :])[..., None, None]
     if jax.__version_info__ < (0, 12):
         # Older versions find a key's segment by the queries' stride (jax-ml/jax#39521).
@@ -285,29 +293,27 @@ def splash_attention(
 
     With `interpret` it runs anywhere, slowly and in any dtype: for tests.
     """
+    # Here because it is long to import and only TPUs need it.
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
     S, N, H = q_BSNH.shape[1:]
     block = _block(S)
     padded = _up_to_multiple(S, block)
-    # The kernel does not scale its scores.
+    # The kernel does not scale its scores. In float32, so that queries are rounded once more only.
     scaled_BSNH = (q_BSNH.astype(jnp.float32) * H**-0.5).astype(q_BSNH.dtype)
     heads_first = [_pad(x, padded - S, 0).swapaxes(1, 2) for x in (scaled_BSNH, k_BSKH, v_BSKH)]
     kernel = _splash_kernel(padded, N, window, block, interpret)
-    segment_ids = None if lengths_BA is None else _segment_ids(lengths_BA, padded)
+    segment_ids = None
+    if lengths_BA is not None:
+        segment_BS, _ = segments_of(lengths_BA, padded)
+        segment_ids = splash.SegmentIds(q=segment_BS, kv=segment_BS)
     return jax.vmap(kernel)(*heads_first, segment_ids).swapaxes(1, 2)[:, :S]
-
-
-def _segment_ids(lengths_BA: Int[AnyArray, "B A"], S: int) -> Any:
-    from jax.experimental.pallas.ops.tpu import splash_attention as splash
-
-    segment_BS, _ = segments_of(lengths_BA, S)
-    return splash.SegmentIds(q=segment_BS, kv=segment_BS)
 
 
 def _splash_kernel(
     S: int, N: int, window: int | None, block: int, interpret: bool
 ) -> Callable[..., Array]:
     """q_NSH, k_KSH, v_KSH and, of a pack, segment ids -> out_NSH, for S of whole blocks."""
-    # Here because it is long to import and only TPUs need it.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     if window is None:

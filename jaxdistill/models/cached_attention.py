@@ -18,7 +18,7 @@ reads it, and when.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +30,11 @@ from jaxdistill.models import attention
 from jaxdistill.models.quantized import Quantized, dequantize, quantize
 from jaxdistill.precision import einsum
 
-# Positions of a page where rows share a pool: whole blocks of the kernels, and tiles of a TPU.
+# Positions of a page where rows share a pool: whole blocks of the GPU kernel (64) and a TPU's
+# tile of 128; larger ones would leave more of each row's last page empty.
 PAGE = 128
 
-# Finite: a difference of two of them is 0 and not NaN.
+# Finite: a difference of two of them is 0 and not NaN. Any number far below all scores would do.
 _UNSEEN = -1e30
 
 Pool = Float[Array, "W K M S H"] | Quantized
@@ -47,6 +48,7 @@ def pool_axes(pool_WKMSH: Pool) -> Any:
 
 def has_kernel(head_dim: int) -> bool:
     """Whether `kernel_attention` runs here: on NVIDIA's Ampere or newer, heads a power of two."""
+    # Triton's arrays have sizes of powers of two, and its products at least 16 columns.
     if sharding.platform() != "gpu" or head_dim not in (16, 32, 64, 128, 256):
         return False
     return attention.is_ampere_or_newer()
@@ -76,7 +78,9 @@ def xla_cached_attention(
     mesh each device does its own rows and key/value heads. Ainslie et al. 2023, arXiv 2305.13245.
     """
     attend = functools.partial(_xla_attend, window=window, is_whole=pages_BY is None)
-    return _on_own_pages(attend, q_BNH, k_BKH, v_BKH, k_WKMSH, v_WKMSH, length_B, pages_BY)
+    return _on_own_pages(
+        attend, (q_BNH, k_BKH, v_BKH), (k_WKMSH, v_WKMSH), length_B=length_B, pages_BY=pages_BY
+    )
 
 
 def tpu_attention(
@@ -90,26 +94,33 @@ def tpu_attention(
 ) -> Attended:
     """`xla_cached_attention` of the filled part alone, by JAX's Pallas kernel for TPU."""
     attend = functools.partial(_tpu_attend, is_whole=pages_BY is None)
-    return _on_own_pages(attend, q_BNH, k_BKH, v_BKH, k_WKMSH, v_WKMSH, length_B, pages_BY)
+    return _on_own_pages(
+        attend, (q_BNH, k_BKH, v_BKH), (k_WKMSH, v_WKMSH), length_B=length_B, pages_BY=pages_BY
+    )
 
 
 def _on_own_pages(
-    attend: Callable[..., Attended], q_BNH, k_BKH, v_BKH, k_WKMSH, v_WKMSH, length_B, pages_BY
+    attend: Callable[..., Attended],
+    qkv: tuple[Array, Array, Array],
+    pools: tuple[Pool, Pool],
+    *,
+    length_B: Int[Array, " B"],
+    pages_BY: Int[Array, "B Y"] | None,
 ) -> Attended:
     """`attend` on each device, where W is 1 and a table counts the device's own pages."""
-    (B, N, H), K = q_BNH.shape, k_BKH.shape[1]
-    pools = pool_axes(k_WKMSH), pool_axes(v_WKMSH)
-    local = sharding.on_shards(attend, ("BKGH", "BKH", "BKH", *pools, "B", "BY"), ("BKGH", *pools))
-    pages_BY = _own_pages(k_WKMSH) if pages_BY is None else pages_BY
+    q_BNH, k_BKH, v_BKH = qkv
+    B, N, H = q_BNH.shape
+    K = k_BKH.shape[1]
+    pools_axes = pool_axes(pools[0]), pool_axes(pools[1])
+    local = sharding.on_shards(
+        attend, ("BKGH", "BKH", "BKH", *pools_axes, "B", "BY"), ("BKGH", *pools_axes)
+    )
+    if pages_BY is None:  # the b-th page of a part belongs to its row b
+        W, _, M, _, _ = pools[0].shape
+        pages_BY = jnp.tile(jnp.arange(M, dtype=jnp.int32), W)[:, None]
     q_BKGH = q_BNH.reshape(B, K, N // K, H)
-    out_BKGH, *cache = local(q_BKGH, k_BKH, v_BKH, k_WKMSH, v_WKMSH, length_B, pages_BY)
+    out_BKGH, *cache = local(q_BKGH, k_BKH, v_BKH, *pools, length_B, pages_BY)
     return out_BKGH.reshape(B, N, H), *cache
-
-
-def _own_pages(k_WKMSH: Pool) -> Int[Array, "B 1"]:
-    """The table that goes without saying: the b-th page of a part for its row b."""
-    W, _, M, _, _ = k_WKMSH.shape
-    return jnp.tile(jnp.arange(M, dtype=jnp.int32), W)[:, None]
 
 
 def _append(pool_WKMSH: Pool, new_BKH: Array, length_B: Array, pages_BY: Array) -> Any:
@@ -117,7 +128,9 @@ def _append(pool_WKMSH: Pool, new_BKH: Array, length_B: Array, pages_BY: Array) 
     page_B1 = jnp.take_along_axis(
         pages_BY, (length_B // S)[:, None], axis=1, mode="fill", fill_value=M
     )
-    heads_K1, page_1B, slot_1B = jnp.arange(K)[:, None], page_B1.T, (length_B % S)[None, :]
+    heads_K1 = jnp.arange(K)[:, None]
+    page_1B = page_B1.T
+    slot_1B = (length_B % S)[None, :]
 
     def put(x_WKMSH, new_BKH):
         # By one scatter: it alone leaves the TPU compiler the layout that attention reads.
@@ -142,6 +155,7 @@ def _xla_attend(
         k_KBSH, v_KBSH = jax.tree.map(lambda x_WKMSH: x_WKMSH[0], (k_WKMSH, v_WKMSH))
     else:
         if window is not None:
+            # One page more than the window fills: it may begin and end inside pages.
             num_seen = min((window + S - 2) // S + 1, pages_BY.shape[1])
             first_B1 = jnp.maximum(length_B - window + 1, 0)[:, None] // S
             first_B1 = jnp.minimum(first_B1, pages_BY.shape[1] - num_seen)
@@ -192,14 +206,20 @@ def _tpu_attend(
     q_BNH = (q_BKGH.astype(jnp.float32) * H**-0.5).reshape(B, K * G, H)
     length_B = jnp.minimum(length_B + 1, pages_BY.shape[1] * S)
     out_BNH = paged_attention(
-        q_BNH, k_KMSH, v_KMSH, length_B.astype(jnp.int32), pages_BY,
+        q_BNH,
+        k_pages=k_KMSH,
+        v_pages=v_KMSH,
+        lengths=length_B.astype(jnp.int32),
+        page_indices=pages_BY,
         pages_per_compute_block=pages_at_a_time(pages_BY.shape[1]),
-    )  # fmt: skip
+    )
     return out_BNH.reshape(B, K, G, H).astype(v_KMSH.dtype), k_WKMSH, v_WKMSH
 
 
 def pages_at_a_time(num_pages: int) -> int:
-    """Pages that the TPU's kernel fetches together, a divisor of a row's: up to 8, half a MiB."""
+    """Pages that the TPU's kernel fetches together, a divisor of a row's: up to 8."""
+    # 8 pages of 128 keys and values of width 128 in bfloat16 are half a MiB, twice for the double
+    # buffer: small beside the fast memory. Chosen, not timed on a TPU.
     return max(n for n in range(1, 9) if num_pages % n == 0)
 
 
@@ -228,27 +248,80 @@ def kernel_attention(
     # A kernel has no absent arguments: what it is not to read is a dummy.
     norms = norms_H or (jnp.zeros(H),) * 2
     rotary = rotary_Bh or (jnp.zeros((B, H // 2)),) * 2
-    is_whole, pages_axes = pages_BY is None, "BY"
-    if pages_BY is None:
-        pages_BY, pages_axes = jnp.zeros((1, 1), jnp.int32), "XX"
-    pools = pool_axes(k_WKMSH), pool_axes(v_WKMSH)
-    local = sharding.on_shards(
-        functools.partial(
-            _attend, eps=eps, window=window, is_normed=norms_H is not None,
-            is_turned=rotary_Bh is not None, is_whole=is_whole, **tuning,
-        ),
-        ("BKXH", "H", "H", "BX", "BX", *pools, pages_axes, "B"),
-        ("BKXH", *pools),
-    )  # fmt: skip
-    out_BKGH, *cache = local(qkv_BKXH, *norms, *rotary, k_WKMSH, v_WKMSH, pages_BY, length_B)
+    is_whole = pages_BY is None
+    reads = _Reads(
+        qkv=qkv_BKXH,
+        q_norm=norms[0],
+        k_norm=norms[1],
+        cos=rotary[0],
+        sin=rotary[1],
+        k=k_WKMSH,
+        v=v_WKMSH,
+        pages=jnp.zeros((1, 1), jnp.int32) if pages_BY is None else pages_BY,
+        length=length_B,
+    )
+    pools_axes = pool_axes(k_WKMSH), pool_axes(v_WKMSH)
+    axes = _Reads(
+        qkv="BKXH",
+        q_norm="H",
+        k_norm="H",
+        cos="BX",
+        sin="BX",
+        k=pools_axes[0],
+        v=pools_axes[1],
+        pages="XX" if is_whole else "BY",
+        length="B",
+    )
+    attend = functools.partial(
+        _attend,
+        eps=eps,
+        window=window,
+        is_normed=norms_H is not None,
+        is_turned=rotary_Bh is not None,
+        is_whole=is_whole,
+        **tuning,
+    )
+    out_BKGH, *cache = sharding.on_shards(attend, [axes], ("BKXH", *pools_axes))(reads)
     return out_BKGH.reshape(B, K * (X - 2), H), *cache
 
 
+class _Reads(NamedTuple):
+    """What the kernel reads: arrays, and for each its axes, its block or a program's reference."""
+
+    qkv: Any  # BKXH
+    q_norm: Any  # H
+    k_norm: Any  # H
+    cos: Any  # Bh
+    sin: Any  # Bh
+    k: Any  # WKMSH
+    v: Any  # WKMSH
+    pages: Any  # BY
+    length: Any  # B
+
+
+# The kernel's grid: rows x key/value heads x parts of the positions, one program each.
+#
+#     positions of row b  0 ........ chunk ........ 2 chunk ... length ... (the cache's end)
+#     program (b, k, 0)   [new token, block, block]                  |
+#     program (b, k, 1)                   [block, block]             |
+#     program (b, k, 2)                                 [block, mask]|  <- writes nothing beyond
+#
+# A program has the G queries of head k and reads keys and values of its part alone, block by
+# block, with a running maximum and sum (flash attention). Part 0 starts from the new token, which
+# is in registers, and writes it to the cache at `length`. Parts join by their log-sums.
 def _attend(
-    qkv_BKXH, q_norm_H, k_norm_H, cos_Bh, sin_Bh, k_WKMSH, v_WKMSH, pages_BY, length_B, *,
-    is_whole: bool, interpret: bool = False, chunk: int = 0, block: int = 64, warps: int = 4,
-    stages: int = 2, **static: Any,
-) -> Attended:  # fmt: skip
+    reads: _Reads,
+    *,
+    is_whole: bool,
+    interpret: bool = False,
+    chunk: int = 0,
+    # Blocks of 64 positions with two stages were the best or near it at every size on an H200;
+    # between 1 and 8 warps no order was found that two runs agree on.
+    block: int = 64,
+    warps: int = 4,
+    stages: int = 2,
+    **static: Any,
+) -> Attended:
     """A program for each row, key/value head and part (O) of the positions.
 
     Parts are joined by their log-sums (Dao et al. 2023, Flash-Decoding); one that lies beyond its
@@ -257,38 +330,50 @@ def _attend(
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton
 
-    (B, K, X, H), (_, _, M, S, _), Y = qkv_BKXH.shape, k_WKMSH.shape, pages_BY.shape[1]
+    B, K, X, H = reads.qkv.shape
+    _, _, M, S, _ = reads.k.shape
+    Y = reads.pages.shape[1]
     assert Y == 1 or S % block == 0, f"a block of {block} positions lies in one page of {S}"
     chunk = chunk or _chunk(B * K, Y * S, block)
-    O, num_queries = pl.cdiv(Y * S, chunk), _queries_of_a_product(X - 2)
+    O = pl.cdiv(Y * S, chunk)
+    num_queries = _queries_of_a_product(X - 2)
 
     def spec(axes: str, *sizes: int):
         """A program's own of each letter in `axes`, and of the sizes all."""
-        at = lambda *ids: tuple(ids["BKO".index(a)] for a in axes) + (0,) * len(sizes)  # noqa: E731
-        return pl.BlockSpec((None,) * len(axes) + sizes, at)
+
+        def index(*ids):
+            return tuple(ids["BKO".index(a)] for a in axes) + (0,) * len(sizes)
+
+        return pl.BlockSpec((None,) * len(axes) + sizes, index)
 
     def pages(x_WKMSH):
         """The row's own page, or where there is a table all; of numbers or of their scales."""
         num, rest = 1 if is_whole else M, x_WKMSH.shape[3:]
-        at = lambda b, k, z: (0, k, b if is_whole else 0) + (0,) * len(rest)  # noqa: E731
-        return pl.BlockSpec((None, None, num, *rest), at)
 
-    pools = k_WKMSH, v_WKMSH
-    like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)  # noqa: E731
+        def index(b, k, _):
+            return (0, k, b if is_whole else 0) + (0,) * len(rest)
+
+        return pl.BlockSpec((None, None, num, *rest), index)
+
+    pools = reads.k, reads.v
+    num_arrays = len(jax.tree.leaves(pools))  # 2, or with scales 4
     out_BKOGH, logsum_BKOG, k_WKMSH, v_WKMSH = pl.pallas_call(
         functools.partial(
             _attend_part, G=X - 2, chunk=chunk, block=block, is_whole=is_whole, **static
         ),
         grid=(B, K, O),
         in_specs=[
-            spec("BK", X, H),
-            spec("", H),
-            spec("", H),
-            spec("B", H // 2),
-            spec("B", H // 2),
-            *jax.tree.map(pages, pools),
-            spec("" if is_whole else "B", *((1, 1) if is_whole else (Y,))),
-            spec("B"),
+            _Reads(
+                qkv=spec("BK", X, H),
+                q_norm=spec("", H),
+                k_norm=spec("", H),
+                cos=spec("B", H // 2),
+                sin=spec("B", H // 2),
+                k=jax.tree.map(pages, reads.k),
+                v=jax.tree.map(pages, reads.v),
+                pages=spec("", 1, 1) if is_whole else spec("B", Y),
+                length=spec("B"),
+            )
         ],
         out_specs=[
             spec("BKO", num_queries, H),
@@ -296,20 +381,22 @@ def _attend(
             *jax.tree.map(pages, pools),
         ],
         out_shape=[
-            jax.ShapeDtypeStruct((B, K, O, X - 2, H), qkv_BKXH.dtype if O == 1 else jnp.float32),
+            # Parts are joined in float32; one alone is rounded by the kernel itself.
+            jax.ShapeDtypeStruct((B, K, O, X - 2, H), reads.qkv.dtype if O == 1 else jnp.float32),
             jax.ShapeDtypeStruct((B, K, O, X - 2), jnp.float32),
-            *jax.tree.map(like, pools),
+            *jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), pools),
         ],
-        input_output_aliases={5 + i: 2 + i for i in range(len(jax.tree.leaves(pools)))},
+        # The cache, sixth of the arrays that are read and third of the results, stays in place.
+        input_output_aliases={5 + i: 2 + i for i in range(num_arrays)},
         compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages),
         interpret=interpret,
         name="append_and_attend",
-    )(qkv_BKXH, q_norm_H, k_norm_H, cos_Bh, sin_Bh, k_WKMSH, v_WKMSH, pages_BY, length_B)
+    )(reads)
     if O == 1:
         return out_BKOGH[:, :, 0], k_WKMSH, v_WKMSH
     weights_BKOG = jax.nn.softmax(logsum_BKOG, axis=2)
     out_BKGH = jnp.sum(out_BKOGH * weights_BKOG[..., None], axis=2)
-    return out_BKGH.astype(qkv_BKXH.dtype), k_WKMSH, v_WKMSH
+    return out_BKGH.astype(reads.qkv.dtype), k_WKMSH, v_WKMSH
 
 
 def _chunk(num_heads: int, S: int, block: int) -> int:
@@ -317,7 +404,9 @@ def _chunk(num_heads: int, S: int, block: int) -> int:
 
     The last programs of rows of different lengths run alone, for as long as a part takes.
     """
-    wanted = max(S * num_heads // 512, block)  # a Hopper GPU has 132 multiprocessors
+    # 512 programs are some four for each of a Hopper GPU's 132 multiprocessors: chosen, not
+    # measured. Parts of 1024 took as long as parts of 2048 at 32 rows of 4,608 (239 and 237 us).
+    wanted = max(S * num_heads // 512, block)
     return min(1024, 1 << (wanted - 1).bit_length())
 
 
@@ -327,33 +416,47 @@ def _queries_of_a_product(G: int) -> int:
 
 
 def _attend_part(
-    qkv_ref, q_norm_ref, k_norm_ref, cos_ref, sin_ref, k_ref, v_ref, pages_ref, length_ref,
-    out_ref, logsum_ref, k_out_ref, v_out_ref, *, G: int, chunk: int, block: int,
-    window: int | None, eps: float, is_normed: bool, is_turned: bool, is_whole: bool,
-) -> None:  # fmt: skip
+    refs: _Reads,
+    out_ref,
+    logsum_ref,
+    k_out_ref,
+    v_out_ref,
+    *,
+    G: int,
+    chunk: int,
+    block: int,
+    window: int | None,
+    eps: float,
+    is_normed: bool,
+    is_turned: bool,
+    is_whole: bool,
+) -> None:
+    """One program of the grid above; `refs` are its own blocks of what the kernel reads."""
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton
 
-    _, S, H = k_ref.shape  # of its pool a program reads the pages of its row
-    num_positions = S if is_whole else pages_ref.shape[0] * S
+    _, S, H = refs.k.shape  # of its pool a program reads the pages of its row
+    num_positions = S if is_whole else refs.pages.shape[0] * S
     query_G = jnp.arange(_queries_of_a_product(G))
     is_query_G = query_G < G
 
     def head(row_G, norm_ref):
-        rotary = (cos_ref, sin_ref) if is_turned else None
-        return _head(qkv_ref, row_G, norm_ref if is_normed else None, rotary, eps)
+        rotary = (refs.cos, refs.sin) if is_turned else None
+        return _head(refs.qkv, row_G, norm_ref if is_normed else None, rotary, eps)
 
     # Beyond G the last query again: its results are dropped.
-    q_GH = head(jnp.minimum(query_G, G - 1), q_norm_ref)
-    new_k_1H = head(jnp.full(1, G), k_norm_ref)
-    new_v_H = qkv_ref[G + 1, :]
+    q_GH = head(jnp.minimum(query_G, G - 1), refs.q_norm)
+    new_k_1H = head(jnp.full(1, G), refs.k_norm)
+    new_v_H = refs.qkv[G + 1, :]
     new_k, new_v = new_k_1H, new_v_H
-    is_quantized = isinstance(k_ref, Quantized)
+    is_quantized = isinstance(refs.k, Quantized)
     if is_quantized:
         new_k, new_v = quantize(new_k_1H), quantize(new_v_H)
         new_k_1H, new_v_H = dequantize(new_k), dequantize(new_v)
 
-    length, part, scale = length_ref[()], pl.program_id(2), H**-0.5
+    length = refs.length[()]
+    part = pl.program_id(2)
+    scale = H**-0.5
     end = jnp.minimum(length, (part + 1) * chunk)
     seen_from = 0 if window is None else jnp.maximum(length - window + 1, 0)
     begin = jnp.maximum(part * chunk, seen_from)
@@ -363,7 +466,7 @@ def _attend_part(
         """The page, and where in it."""
         if is_whole:
             return jnp.int32(0), position
-        return pages_ref[position // S], position % S
+        return refs.pages[position // S], position % S
 
     def one_block(i, carry):
         out_GH, top_G, total_G = carry
@@ -380,7 +483,7 @@ def _attend_part(
             scale_C = triton.load(ref.scale.at[here], mask=is_seen_C, other=0.0)
             return values_CH, scale_C[None, :]
 
-        k_CH, k_scale_1C = load(k_ref)
+        k_CH, k_scale_1C = load(refs.k)
         scores_GC = triton.dot(q_GH, k_CH, trans_b=True, precision=precision) * scale
         if k_scale_1C is not None:
             scores_GC *= k_scale_1C
@@ -388,7 +491,7 @@ def _attend_part(
         new_top_G = jnp.maximum(top_G, jnp.max(scores_GC, axis=1))
         weights_GC = jnp.exp(scores_GC - new_top_G[:, None])
         decay_G = jnp.exp(top_G - new_top_G)
-        v_CH, v_scale_1C = load(v_ref)
+        v_CH, v_scale_1C = load(refs.v)
         scaled_GC = weights_GC if v_scale_1C is None else weights_GC * v_scale_1C
         added_GH = triton.dot(scaled_GC.astype(v_CH.dtype), v_CH, precision=precision)
         total_G = total_G * decay_G + jnp.sum(weights_GC, axis=1)
@@ -405,6 +508,7 @@ def _attend_part(
     )
     blocks = begin // block, pl.cdiv(jnp.maximum(end, begin), block)
     out_GH, top_G, total_G = jax.lax.fori_loop(*blocks, one_block, carry)
+    # A part that saw nothing has a sum of 0; its log-sum then is about -1e30, and its weight 0.
     total_G = jnp.maximum(total_G, 1e-30)
     out_GH = (out_GH / total_G[:, None]).astype(out_ref.dtype)
     triton.store(out_ref, out_GH, mask=is_query_G[:, None])

@@ -2,7 +2,7 @@
 
 `hidden_states` scores whole sequences by a scan over stacked layers. `prefill` and `decode_step`
 generate: the layers are unrolled there with one cache buffer each, because a cache that is carried
-through a scan is copied whole at every token. All of them share `_queries_keys_values` and
+through a scan is copied whole at every token. All of them share `_project`, `_heads` and
 `_add_attention_and_mlp`. Nothing here multiplies by the vocabulary; see `head`.
 
 Inside, every row is left-aligned: real tokens first, padding after. Causality alone then hides
@@ -10,7 +10,7 @@ padding from real tokens, so attention needs no mask, and position t is slot t. 
 several such rows one after another; attention keeps them apart, and positions restart.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,15 @@ from jaxdistill.models.cached_attention import (
 )
 from jaxdistill.models.config import LayerKind, ModelConfig
 from jaxdistill.models.layers import rms_norm, swiglu
-from jaxdistill.models.parameters import Layer, Stacked, Unstacked, _fuse, _model, unstack
+from jaxdistill.models.parameters import (
+    Decoder,
+    Layer,
+    Stacked,
+    Unstacked,
+    decoder_of,
+    fuse_layer,
+    unstack,
+)
 from jaxdistill.models.quantized import CacheDtype, quantize
 from jaxdistill.models.remat import Remat, rematerialised
 from jaxdistill.models.rope import apply_rope, rope_angles
@@ -42,20 +50,7 @@ from jaxdistill.sharding import constrain, num_parts
 Rotary = dict[LayerKind, tuple[Float[Array, "#B T half"], Float[Array, "#B T half"]]]
 
 
-# ---------------------------------------------------------------------------- parameters
-
-
 # ---------------------------------------------------------------------------- one layer
-
-
-def _queries_keys_values(
-    layer: Layer,
-    config: ModelConfig,
-    x_BTD: Float[Array, "B T D"],
-    rotary: tuple[Float[Array, "#B T half"], Float[Array, "#B T half"]],
-) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
-    """Projected, normed if the family does, and rotated; values are only projected."""
-    return _heads(layer, config, _project(layer, config, x_BTD), rotary)
 
 
 def _project(
@@ -76,6 +71,7 @@ def _heads(
     qkv_BTKXH: Float[Array, "B T K X H"],
     rotary: tuple[Float[Array, "#B T half"], Float[Array, "#B T half"]],
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+    """Queries and keys, normed if the family does and rotated; values as they were projected."""
     q_BTNH = qkv_BTKXH[:, :, :, :-2].reshape(*qkv_BTKXH.shape[:2], *config.shape("NH"))
     k_BTKH, v_BTKH = qkv_BTKXH[:, :, :, -2], qkv_BTKXH[:, :, :, -1]
     if layer.q_norm is not None and layer.k_norm is not None:
@@ -96,20 +92,22 @@ def _add_attention_and_mlp(
     Between them the positions (Z) are split where the heads are inside: tensor parallelism then
     keeps its share of the residual stream too, and norms its share (arXiv 2205.05198).
     """
-    out_BTD = einsum("BTNH,NHD->BTD", attended_BTNH, layer.out_NHD)
-    if layer.out_bias_D is not None:
-        out_BTD += layer.out_bias_D[None, None]
-    out_BTD = checkpoint_name(out_BTD, "out")
-    if config.post_norm:
-        out_BTD = rms_norm(constrain(out_BTD, "BZD"), layer.attention_norm_D, config.norm_eps)
-    x_BTD = constrain(x_BTD + out_BTD, "BZD")
-    into_BTD = x_BTD
-    if not config.post_norm:
-        into_BTD = rms_norm(x_BTD, layer.mlp_norm_D, config.norm_eps)
-    mlp_BTD = swiglu(constrain(into_BTD, "BTD"), layer.gate_up_DXF, layer.down_FD)
-    if config.post_norm:
-        mlp_BTD = rms_norm(constrain(mlp_BTD, "BZD"), layer.mlp_norm_D, config.norm_eps)
-    return constrain(x_BTD + mlp_BTD, "BZD")
+    with jax.named_scope("attention"):
+        out_BTD = einsum("BTNH,NHD->BTD", attended_BTNH, layer.out_NHD)
+        if layer.out_bias_D is not None:
+            out_BTD += layer.out_bias_D[None, None]
+        out_BTD = checkpoint_name(out_BTD, "out")
+        if config.post_norm:
+            out_BTD = rms_norm(constrain(out_BTD, "BZD"), layer.attention_norm_D, config.norm_eps)
+        x_BTD = constrain(x_BTD + out_BTD, "BZD")
+    with jax.named_scope("mlp"):
+        into_BTD = x_BTD
+        if not config.post_norm:
+            into_BTD = rms_norm(x_BTD, layer.mlp_norm_D, config.norm_eps)
+        mlp_BTD = swiglu(constrain(into_BTD, "BTD"), layer.gate_up_DXF, layer.down_FD)
+        if config.post_norm:
+            mlp_BTD = rms_norm(constrain(mlp_BTD, "BZD"), layer.mlp_norm_D, config.norm_eps)
+        return constrain(x_BTD + mlp_BTD, "BZD")
 
 
 def _rotary(config: ModelConfig, positions_BT: Int[Array, "B T"]) -> Rotary:
@@ -128,8 +126,10 @@ def _window(config: ModelConfig, kind: LayerKind) -> int | None:
 def _embed(
     embed_VD: Float[Array, "V D"], tokens_BT: Tokens_BS, dtype: DTypeLike
 ) -> Float[Array, "B T D"]:
-    # An id beyond the vocabulary gives NaN; clamping it would train on a wrong token in silence.
-    return jnp.take(embed_VD, tokens_BT, axis=0, mode="fill", fill_value=jnp.nan).astype(dtype)
+    with jax.named_scope("embed"):
+        # An id beyond the vocabulary gives NaN: clamping would train on a wrong token in silence.
+        x_BTD = jnp.take(embed_VD, tokens_BT, axis=0, mode="fill", fill_value=jnp.nan)
+        return x_BTD.astype(dtype)
 
 
 # ---------------------------------------------------------------------------- whole sequences
@@ -151,10 +151,12 @@ def hidden_states(
     Positions count real tokens. `remat` says what a layer's backward pass computes again;
     `attention` names an implementation (`causal_attention`). All but the arrays are static.
     """
-    model = params if isinstance(params, Stacked) else _model(config, params)
+    model = params if isinstance(params, Stacked) else decoder_of(config, params)
     mask_BS = jnp.asarray(mask_BS).astype(bool)
     tokens_BS = _left_aligned(tokens_BS, mask_BS)
-    x_BSD, _ = _scan_layers(model, config, tokens_BS, dtype, attention, remat=remat, keep_kv=False)
+    x_BSD, _ = _scan_layers(
+        model, config, tokens_BS, dtype=dtype, attention=attention, remat=remat, keep_kv=False
+    )
     # Back to the caller's places. Padding repeats a real neighbour's state.
     slot_BS = jnp.maximum(jnp.cumsum(mask_BS, axis=1, dtype=jnp.int32) - 1, 0)
     x_BSD = jnp.take_along_axis(constrain(x_BSD, "BSD"), slot_BS[:, :, None], axis=1)
@@ -176,11 +178,18 @@ def packed_hidden_states(
 
     Every sequence has what it would have in a row of its own; what follows the last is padding.
     """
-    model = params if isinstance(params, Stacked) else _model(config, params)
+    model = params if isinstance(params, Stacked) else decoder_of(config, params)
     is_real_BS = jnp.arange(tokens_BS.shape[1])[None, :] < jnp.sum(lengths_BA, axis=1)[:, None]
     tokens_BS = jnp.where(is_real_BS, jnp.asarray(tokens_BS), 0)
     x_BSD, _ = _scan_layers(
-        model, config, tokens_BS, dtype, attention, lengths_BA, remat=remat, keep_kv=False
+        model,
+        config,
+        tokens_BS,
+        lengths_BA=lengths_BA,
+        dtype=dtype,
+        attention=attention,
+        remat=remat,
+        keep_kv=False,
     )
     norm_D = model.norm_D if isinstance(model, Stacked) else model.norm[...]
     return rms_norm(constrain(x_BSD, "BSD"), norm_D, config.norm_eps)
@@ -193,7 +202,15 @@ def _left_aligned(tokens_BS: Tokens_BS, mask_BS: Bool[Array, "B S"]) -> Int[Arra
 
 
 def _scan_layers(
-    model, config, tokens_BS, dtype, attention, lengths_BA=None, *, remat, keep_kv
+    model: Decoder | Stacked,
+    config: ModelConfig,
+    tokens_BS: Int[Array, "B S"],
+    *,
+    lengths_BA: Int[AnyArray, "B A"] | None = None,
+    dtype: DTypeLike,
+    attention: str,
+    remat: Remat,
+    keep_kv: bool,
 ) -> tuple[Array, list[tuple[Array, Array]]]:
     """All layers over left-aligned rows -> (x_BSD before the final norm, L times (k, v) [B S K H]).
 
@@ -208,20 +225,27 @@ def _scan_layers(
     )
     rotary = _rotary(config, position_BS)
     if isinstance(model, Stacked):
-        embed_VD, stacked, layer_of = model.embed_VD, model.layers, lambda sliced: sliced
+        graph, stacked, embed_VD = None, model.layers, model.embed_VD
     else:
         graph, stacked = nnx.split(model.layers)
         embed_VD = model.embed[...]
-        layer_of = lambda sliced: _fuse(nnx.merge(graph, sliced), config, dtype)  # noqa: E731
     grouped = jax.tree.map(lambda w: w.reshape(-1, len(pattern), *w.shape[1:]), stacked)
 
     def one_layer(x_BSD, sliced, kind: LayerKind):
-        layer = layer_of(sliced)
-        q_BSNH, k_BSKH, v_BSKH = _queries_keys_values(layer, config, x_BSD, rotary[kind])
-        attended_BSNH = causal_attention(
-            q_BSNH, k_BSKH, v_BSKH, lengths_BA=lengths_BA,
-            window=_window(config, kind), implementation=attention,
-        )  # fmt: skip
+        layer = sliced
+        if graph is not None:  # not stacked beforehand, hence fused here, anew in each pass
+            layer = fuse_layer(nnx.merge(graph, sliced), config, dtype)
+        with jax.named_scope("attention"):
+            qkv_BSKXH = _project(layer, config, x_BSD)
+            q_BSNH, k_BSKH, v_BSKH = _heads(layer, config, qkv_BSKXH, rotary[kind])
+            attended_BSNH = causal_attention(
+                q_BSNH,
+                k_BSKH,
+                v_BSKH,
+                lengths_BA=lengths_BA,
+                window=_window(config, kind),
+                implementation=attention,
+            )
         x_BSD = _add_attention_and_mlp(layer, config, x_BSD, attended_BSNH)
         return x_BSD, (k_BSKH, v_BSKH) if keep_kv else None
 
@@ -237,7 +261,8 @@ def _scan_layers(
     # D is split in the table and so in the rows looked up; then devices trade columns for rows, and
     # cotangents back. Not told so, the compiler gathers both for the whole batch on every device.
     x_ESD = constrain(_embed(embed_VD, constrain(tokens_BS, "ES"), dtype), "ESD")
-    # Of few layers the loop's copies of saved activations cost more than their compilation.
+    # Of few layers the loop's copies of saved activations cost more than their compilation. 4 is
+    # the toy models' depth, chosen and not measured: 28 layers did not compile within 100 s.
     unroll = config.num_layers // len(pattern) if config.num_layers <= 4 else 1
     x_BSD, kept = jax.lax.scan(body, constrain(x_ESD, "BZD"), grouped, unroll=unroll)
     if not keep_kv:
@@ -277,10 +302,12 @@ def prefill(
     """
     B, P = tokens_BP.shape
     assert num_slots >= P, f"{num_slots} cache slots cannot hold a prompt of {P}"
-    model = _model(config, params)
+    model = decoder_of(config, params)
     mask_BP = jnp.asarray(mask_BP).astype(bool)
     tokens_BP = _left_aligned(tokens_BP, mask_BP)
-    x_BPD, kv = _scan_layers(model, config, tokens_BP, dtype, attention, remat="none", keep_kv=True)
+    x_BPD, kv = _scan_layers(
+        model, config, tokens_BP, dtype=dtype, attention=attention, remat="none", keep_kv=True
+    )
     length_B = jnp.sum(mask_BP, axis=1, dtype=jnp.int32)
     last_B11 = jnp.maximum(length_B - 1, 0)[:, None, None]
     x_BD = jnp.take_along_axis(constrain(x_BPD, "BPD"), last_B11, axis=1)[:, 0]
@@ -321,19 +348,34 @@ def decode_step(
     new_k, new_v = [], []
     for i, (layer, *kv) in enumerate(zip(weights.layers, cache.k, cache.v)):
         kind = config.layer_pattern[i % len(config.layer_pattern)]
-        attended_BNH, *kv = _attend_to_cache(
-            layer, config, x_B1D, rotary[kind], (*kv, cache.length_B, cache.pages_BY),
-            _window(config, kind), attention != "xla",
-        )  # fmt: skip
-        new_k.append(kv[0])
-        new_v.append(kv[1])
+        with jax.named_scope("attention"):
+            attended_BNH, k_WKMSH, v_WKMSH = _attend_to_cache(
+                layer,
+                config,
+                x_B1D,
+                rotary=rotary[kind],
+                cached=(*kv, cache.length_B, cache.pages_BY),
+                window=_window(config, kind),
+                fused=attention != "xla",
+            )
+        new_k.append(k_WKMSH)
+        new_v.append(v_WKMSH)
         x_B1D = _add_attention_and_mlp(layer, config, x_B1D, attended_BNH[:, None])
     hidden_BD = rms_norm(x_B1D[:, 0], weights.norm_D, config.norm_eps)
     after = cache._replace(k=tuple(new_k), v=tuple(new_v), length_B=cache.length_B + 1)
     return hidden_BD, after
 
 
-def _attend_to_cache(layer, config, x_B1D, rotary, cached, window, fused):
+def _attend_to_cache(
+    layer: Layer,
+    config: ModelConfig,
+    x_B1D: Float[Array, "B 1 D"],
+    *,
+    rotary: tuple[Array, Array],
+    cached: tuple[Any, ...],
+    window: int | None,
+    fused: bool,
+):
     """(attended_BNH, k_WKMSH, v_WKMSH): one layer's attention of a new token in each row.
 
     `cached` is (k_WKMSH, v_WKMSH, length_B, pages_BY).
@@ -341,16 +383,19 @@ def _attend_to_cache(layer, config, x_B1D, rotary, cached, window, fused):
     qkv_B1KXH = _project(layer, config, x_B1D)
     by_kernel = fused and has_kernel(config.head_dim)
     if by_kernel and config.qk_norm != "projection":
-        norms = None if layer.q_norm is None else (layer.q_norm, layer.k_norm)
+        norms = None
+        if layer.q_norm is not None and layer.k_norm is not None:
+            norms = (layer.q_norm, layer.k_norm)
+        qkv_BKXH = qkv_B1KXH[:, 0]
+        rotary_Bh = (rotary[0][:, 0], rotary[1][:, 0])
         return kernel_attention(
-            qkv_B1KXH[:, 0], norms, tuple(x[:, 0] for x in rotary), *cached, eps=config.norm_eps,
-            window=window,
-        )  # fmt: skip
+            qkv_BKXH, norms, rotary_Bh, *cached, eps=config.norm_eps, window=window
+        )
     q_B1NH, k_B1KH, v_B1KH = _heads(layer, config, qkv_B1KXH, rotary)
     if not by_kernel:
         qkv = q_B1NH[:, 0], k_B1KH[:, 0], v_B1KH[:, 0]
-        page, dtype = cached[0].shape[3], cached[0].dtype
-        if fused and has_tpu_kernel(config.head_dim, page, dtype, window):
+        k_WKMSH = cached[0]
+        if fused and has_tpu_kernel(config.head_dim, k_WKMSH.shape[3], k_WKMSH.dtype, window):
             return tpu_attention(*qkv, *cached)
         return xla_cached_attention(*qkv, *cached, window=window)
     # The norm spans all heads, and a program of the kernel sees one: they come to it as they are.

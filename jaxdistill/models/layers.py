@@ -18,6 +18,7 @@ def rms_norm(x: Float[Array, "..."], scale: Float[Array, "..."], eps: float) -> 
 
     Zhang and Sennrich 2019, arXiv 1910.07467, equation 4.
     """
+    # float32: a sum of D squares in bfloat16's 8 bits would lose the small ones.
     x32 = x.astype(jnp.float32)
     variance = jnp.mean(x32 * x32, axis=tuple(range(-scale.ndim, 0)), keepdims=True)
     scale = scale.astype(jnp.float32).reshape((1,) * (x.ndim - scale.ndim) + scale.shape)

@@ -19,6 +19,7 @@ class Blocks(nnx.Module):
     def __init__(self, config: ModelConfig, key: jax.Array, dtype: DTypeLike):
         keys = iter(jax.random.split(key, 7))
         D, F, N, H = config.shape("DFNH")
+        # Standard deviation 1/sqrt(fan-in) keeps the variance of what a projection reads.
         # Each layer adds two terms to the residual stream; their sum keeps unit variance.
         to_stream = (2 * config.num_layers) ** -0.5
         self.attention_norm = _ones(config, "LD", dtype)
@@ -57,6 +58,7 @@ class Decoder(nnx.Module):
 
 
 def _normal(config: ModelConfig, axes: str, std: float, key: jax.Array, dtype) -> nnx.Param:
+    # Drawn in float32 and rounded: the same key gives the same model in every dtype.
     value = std * jax.random.normal(key, config.shape(axes), jnp.float32)
     return nnx.Param(value.astype(dtype), axes=axes)
 
@@ -79,12 +81,13 @@ def abstract_params(config: ModelConfig, dtype: DTypeLike = jnp.float32) -> nnx.
     return jax.eval_shape(lambda: init(config, jax.random.key(0), dtype))
 
 
-@functools.cache
+@functools.cache  # else every trace would build a Decoder to learn what the config fixes
 def _graph(config: ModelConfig) -> nnx.GraphDef:
     return nnx.split(nnx.eval_shape(lambda: Decoder(config, jax.random.key(0), jnp.float32)))[0]
 
 
-def _model(config: ModelConfig, params: nnx.State) -> Decoder:
+def decoder_of(config: ModelConfig, params: nnx.State) -> Decoder:
+    """The parameters under the names that `Decoder` declares them with."""
     return nnx.merge(_graph(config), params)
 
 
@@ -92,7 +95,7 @@ def head(params: "nnx.State | Stacked", config: ModelConfig) -> Float[Array, "D 
     """The output projection `hidden_BTD @ head_DV`; the embedding's transpose when tied."""
     if isinstance(params, Stacked):
         return params.embed_VD.T if params.head_DV is None else params.head_DV
-    model = _model(config, params)
+    model = decoder_of(config, params)
     return model.embed[...].T if config.tie_embeddings else model.head[...]
 
 
@@ -132,20 +135,22 @@ def stack(params: nnx.State, config: ModelConfig, *, dtype: DTypeLike) -> Stacke
 
     Else every layer is fused anew wherever it is read: forward, recomputed and backward.
     """
-    model = _model(config, params)
+    model = decoder_of(config, params)
     graph, stacked = nnx.split(model.layers)
-    layers = jax.vmap(lambda sliced: _fuse(nnx.merge(graph, sliced), config, dtype))(stacked)
+    layers = jax.vmap(lambda sliced: fuse_layer(nnx.merge(graph, sliced), config, dtype))(stacked)
     head_DV = None if config.tie_embeddings else model.head[...]
     return Stacked(model.embed[...], layers, model.norm[...], head_DV)
 
 
 def unstack_gradients(gradients: Stacked, params: nnx.State, config: ModelConfig) -> nnx.State:
     """The gradients of `params`, in their dtype, from those of `stack(params, ...)`."""
+    # In float32 whatever the forward pass read: micro-batches were summed in float32, and a
+    # transpose in bfloat16 would round their sum again.
     transpose = jax.vjp(lambda p: stack(p, config, dtype=jnp.float32), params)[1]
     return transpose(jax.tree.map(lambda g: g.astype(jnp.float32), gradients))[0]
 
 
-def _fuse(blocks: Blocks, config: ModelConfig, dtype: DTypeLike) -> Layer:
+def fuse_layer(blocks: Blocks, config: ModelConfig, dtype: DTypeLike) -> Layer:
     """The weights of one layer, from Blocks whose L axis was sliced away."""
     gate_up = [blocks.gate[...].astype(dtype), blocks.up[...].astype(dtype)]
     has_norm = config.qk_norm != "none"
@@ -183,8 +188,8 @@ class Unstacked(NamedTuple):
 
 def unstack(params: nnx.State, config: ModelConfig, *, dtype: DTypeLike = jnp.float32) -> Unstacked:
     """Take the layers apart, fused and in `dtype`: call it once per policy, before the loop."""
-    model = _model(config, params)
+    model = decoder_of(config, params)
     graph, stacked = nnx.split(model.layers)
     slices = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(config.num_layers)]
-    layers = tuple(_fuse(nnx.merge(graph, sliced), config, dtype) for sliced in slices)
+    layers = tuple(fuse_layer(nnx.merge(graph, sliced), config, dtype) for sliced in slices)
     return Unstacked(model.embed[...], layers, model.norm[...])

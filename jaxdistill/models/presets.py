@@ -23,6 +23,7 @@ def preset(name: str) -> ModelConfig:
     if name in PRESETS:
         return PRESETS[name]
     lower = {known.lower(): known for known in PRESETS}
+    # cutoff=0.5: looser than difflib's 0.6, as most of a name may be digits that differ. Chosen.
     wanted = name.rpartition("/")[2].lower()
     near = [lower[known] for known in difflib.get_close_matches(wanted, lower, n=3, cutoff=0.5)]
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(PRESETS)}"
@@ -31,28 +32,59 @@ def preset(name: str) -> ModelConfig:
 
 def _qwen3(D: int, L: int, N: int, F: int, **fields: Any) -> ModelConfig:
     return ModelConfig(
-        family="qwen3", vocab_size=151_936, hidden_size=D, num_layers=L, num_heads=N,
-        num_kv_heads=8, head_dim=128, intermediate_size=F, rope=Rope(1e6), norm_eps=1e-6,
-        max_positions=40_960, **fields,
-    )  # fmt: skip
+        family="qwen3",
+        vocab_size=151_936,
+        hidden_size=D,
+        num_layers=L,
+        num_heads=N,
+        num_kv_heads=8,
+        head_dim=128,
+        intermediate_size=F,
+        rope=Rope(1e6),
+        norm_eps=1e-6,
+        max_positions=40_960,
+        **fields,
+    )
 
 
 def _r1_distill(D: int, L: int, N: int, K: int, F: int, **fields: Any) -> ModelConfig:
     # Distilled from Qwen2.5-Math (1.5B, 7B), whose RoPE turns with base 10,000, and from Qwen2.5.
     return ModelConfig(
-        family="qwen2", hidden_size=D, num_layers=L, num_heads=N, num_kv_heads=K, head_dim=128,
-        intermediate_size=F, qk_norm="none", qkv_bias=True, max_positions=131_072, **fields,
-    )  # fmt: skip
+        family="qwen2",
+        hidden_size=D,
+        num_layers=L,
+        num_heads=N,
+        num_kv_heads=K,
+        head_dim=128,
+        intermediate_size=F,
+        qk_norm="none",
+        qkv_bias=True,
+        max_positions=131_072,
+        **fields,
+    )
 
 
 def _olmo3(D: int, L: int, N: int, K: int, F: int) -> ModelConfig:
+    # attention_factor is 0.1 ln(8) + 1 (arXiv 2309.00071, section 3.4), as config.json spells it.
     yarn = Yarn(factor=8.0, original_positions=8192, attention_factor=1.2079441541679836)
     return ModelConfig(
-        family="olmo3", vocab_size=100_278, hidden_size=D, num_layers=L, num_heads=N,
-        num_kv_heads=K, head_dim=128, intermediate_size=F, rope=Rope(5e5, yarn),
-        sliding_rope=Rope(5e5), layer_pattern=("sliding", "sliding", "sliding", "full"),
-        window=4096, qk_norm="projection", post_norm=True, norm_eps=1e-6, max_positions=65_536,
-    )  # fmt: skip
+        family="olmo3",
+        vocab_size=100_278,
+        hidden_size=D,
+        num_layers=L,
+        num_heads=N,
+        num_kv_heads=K,
+        head_dim=128,
+        intermediate_size=F,
+        rope=Rope(5e5, yarn),
+        sliding_rope=Rope(5e5),
+        layer_pattern=("sliding", "sliding", "sliding", "full"),
+        window=4096,
+        qk_norm="projection",
+        post_norm=True,
+        norm_eps=1e-6,
+        max_positions=65_536,
+    )
 
 
 PRESETS: dict[str, ModelConfig] = {

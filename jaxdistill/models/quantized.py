@@ -18,7 +18,7 @@ from jaxdistill.errors import UserError
 CacheDtype = Literal["auto", "int8"]  # of keys and values: the compute dtype, or `Quantized`
 CACHE_DTYPES: tuple[str, ...] = get_args(CacheDtype)
 
-_SCALE_BYTES = 4
+_SCALE_BYTES = 4  # float32
 
 
 class Quantized(NamedTuple):
@@ -44,7 +44,7 @@ def quantize(x_NH: Float[Array, "*N H"]) -> Quantized:
     ([[127, -50, 0]], 0.02)
     """
     x_NH = x_NH.astype(jnp.float32)
-    scale_N = jnp.max(jnp.abs(x_NH), axis=-1) / 127
+    scale_N = jnp.max(jnp.abs(x_NH), axis=-1) / 127  # symmetric: -128 is not used
     # Below float32's normal numbers a quotient could be anything.
     scale_N = jnp.where(scale_N < jnp.finfo(jnp.float32).tiny, 1.0, scale_N)
     # Halves go up: Pallas on Triton has no other rounding than floor.

@@ -42,7 +42,7 @@ class Yarn:
     factor: float
     original_positions: int
     attention_factor: float
-    beta_fast: float = 32.0
+    beta_fast: float = 32.0  # this and the next as in the paper, section 3.2
     beta_slow: float = 1.0
     truncate: bool = True  # widen the ramp to whole pairs
 
@@ -111,7 +111,7 @@ def _yarn(yarn: Yarn, theta: float, periods: np.ndarray, head_dim: int) -> np.nd
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)
     pairs = np.arange(head_dim // 2, dtype=np.float32)
-    width = high - low if high != low else 0.001
+    width = high - low if high != low else 0.001  # transformers' guard against a ramp of width 0
     slowed = np.clip((pairs - np.float32(low)) / np.float32(width), 0, 1)
     kept = np.float32(1) - slowed
     slow = np.float32(1) / (np.float32(yarn.factor) * periods)

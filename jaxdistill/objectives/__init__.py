@@ -1,4 +1,6 @@
-"""What the student minimises: small frozen configs, composed into one function of positions.
+"""What does the student minimise? Small frozen configs, composed into one function of positions.
+
+May import `losses`, `tasks` and what stands above them, and never `config` or a network's code.
 
 A self-distillation loss is (target of what distribution) o (divergence) o (support) o (weight of
 which position) + (terms); every variant is another choice of one of these. `presets` names the

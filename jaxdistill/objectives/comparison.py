@@ -59,7 +59,7 @@ class EntropySwitchedKL:
     Mode seeking costs diversity where the teacher itself is undecided (arXiv 2603.07079).
     """
 
-    threshold: float = 0.672
+    threshold: float = 0.672  # nats; see `targets.AmplifyEpistemic`
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class TopC:
     has already lost it.
     """
 
-    c: int = 100
+    c: int = 100  # the released runs'
     tail: bool = True
     support: Literal["student", "teacher", "union"] = "student"
     keep_epistemic: bool | None = None
@@ -181,7 +181,9 @@ def restrict(
         case FullVocabulary():
             return student_logp, target_logp
         case TopC(c, tail, whose):
-            return losses.top_c(student_logp, target_logp, c, tail, always_ids, whose)
+            return losses.top_c(
+                student_logp, target_logp, c, tail=tail, always_ids=always_ids, support=whose
+            )
 
 
 # ------------------------------------------------------------------------------------------ clips
@@ -191,7 +193,7 @@ def restrict(
 class ClipPosition:
     """min(loss, limit): a position above it teaches nothing (RLCSD's token clip)."""
 
-    limit: float = 0.05
+    limit: float = 0.05  # nats, as OPSD's clip of an entry
 
     def __post_init__(self) -> None:
         require(self.limit > 0, "ClipPosition.limit", "above 0", self.limit)

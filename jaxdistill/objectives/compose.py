@@ -101,7 +101,12 @@ def make_objective(objective: Objective, epistemic_ids: tuple[int, ...]) -> Obje
 
     def evaluate(positions: Positions) -> tuple[Array, dict[str, Weighted]]:
         epistemic = epistemic_of(ids, positions.student_logp_BTV.shape[-1])
-        positions = with_constants(positions)
+        # The one place where gradients stop on teacher, reference and contrast.
+        positions = positions._replace(
+            teacher_logp_BTV=jax.lax.stop_gradient(positions.teacher_logp_BTV),
+            reference_logp_BTV=jax.lax.stop_gradient(positions.reference_logp_BTV),
+            contrast_logp_BTV=jax.lax.stop_gradient(positions.contrast_logp_BTV),
+        )
         part = part_of(objective, positions, epistemic)
         metrics = observe(positions, epistemic, part, objective.reduction) | part.metrics
         return part.loss_BT, jax.lax.stop_gradient(metrics)
@@ -122,12 +127,6 @@ def part_of(objective: Objective, positions: Positions, epistemic: Epistemic) ->
         case CrossEntropy():
             loss_BT = -positions.of_token(positions.student_logp_BTV)
             return LossPart(loss_BT, jnp.ones_like(loss_BT), jnp.ones_like(loss_BT, bool), {})
-
-
-def with_constants(positions: Positions) -> Positions:
-    """The one place where gradients stop on teacher, reference and contrast."""
-    networks = jax.lax.stop_gradient(positions[1:4])
-    return Positions(positions.student_logp_BTV, *networks, *positions[4:])
 
 
 # ------------------------------------------------------------------------------ of the whole batch
@@ -157,12 +156,12 @@ def make_scores(
     def score(positions: Positions) -> Scores:
         epistemic = epistemic_of(ids, positions.student_logp_BTV.shape[-1])
         distill, gradient_part = distill_of(objective), policy_gradient_of(objective)
-        return Scores(
-            () if distill is None
-            else distillation.distill_scores(distill, positions, epistemic),
-            () if gradient_part is None
-            else gradient.gradient_scores(gradient_part, positions),
-        )  # fmt: skip
+        first, second = (), ()
+        if distill is not None:
+            first = distillation.distill_scores(distill, positions, epistemic)
+        if gradient_part is not None:
+            second = gradient.gradient_scores(gradient_part, positions)
+        return Scores(distill=first, gradient=second)
 
     return score
 
@@ -210,5 +209,6 @@ def reduced(
     weight_BT, denominator = loss_weights(mask_BT, every_B, objective.reduction)
     if isinstance(objective, Mixed):
         own = loss_weights(mask_BT, row_weight_B, objective.reduction).denominator
+        # Where no row is distilled the numerator is 0 too: the floor only keeps 0/0 away.
         row_weight_B = row_weight_B * jnp.where(own > 0, denominator / jnp.maximum(own, 1.0), 0.0)
     return Reduced(weight_BT, denominator, row_weight_B)

@@ -21,7 +21,7 @@ class RolloutCorrection:
     completion. One update follows each batch of samples, so pi is pi_old, and that ratio is 1.
     """
 
-    clip: float = 2.0
+    clip: float = 2.0  # the paper's: min(pi_old / pi_rollout, 2)
     level: Literal["token", "sequence"] = "token"
     two_sided: bool = False
 

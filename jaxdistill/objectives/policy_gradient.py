@@ -125,6 +125,7 @@ class GRPO:
     context keeps its plain advantage.
     """
 
+    # DAPO's range (0.2 and 0.28) and the dual clip at 3 of arXiv 1912.09729.
     clip_low: float = 0.2
     clip_high: float = 0.28
     dual_clip: float | None = 3.0

@@ -14,8 +14,8 @@ from jaxdistill.errors import UserError
 class Sampled(NamedTuple):
     """The student's own samples at T positions of a chunk.
 
-    The factors are weights that could only be found from the whole batch (`whole_batch`), one for
-    each part of an objective; None stands for one everywhere.
+    The factors are weights that could only be found from the whole batch (`compose.factors`), one
+    for each part of an objective; None stands for one everywhere.
     """
 
     tokens_BT: Int[AnyArray, "B T"]
@@ -99,7 +99,7 @@ def epistemic_of(ids: tuple[int, ...], vocab_size: int) -> Epistemic:
 
 
 class Weighted(NamedTuple):
-    """A metric: the mean of `value_BT` over the positions that count, weighted by `weight_BT`."""
+    """A metric: the mean of `value_BT` over the loss mask, weighted by `weight_BT`."""
 
     value_BT: Float[Array, "B T"]
     weight_BT: Float[Array, "B T"]

@@ -96,7 +96,18 @@ def grpo() -> GRPO:
 PRESETS: dict[str, Callable[[], Distill | GRPO | Routed]] = {
     preset.__name__: preset
     for preset in (
-        sdpo, opsd, epi_mask, epi_gate, epi_slice, epi_anchor, epi_floor, epi_amplify, anti_e,
-        rlsd, rlcsd, srpo, grpo,
+        sdpo,
+        opsd,
+        epi_mask,
+        epi_gate,
+        epi_slice,
+        epi_anchor,
+        epi_floor,
+        epi_amplify,
+        anti_e,
+        rlsd,
+        rlcsd,
+        srpo,
+        grpo,
     )
-}  # fmt: skip
+}

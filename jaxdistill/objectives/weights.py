@@ -79,7 +79,7 @@ class SuppressionGate:
     sigmoid((threshold - gap) / b), which tends to the hard gate as b falls to 0.
     """
 
-    threshold: float = 0.01
+    threshold: float = 0.01  # probability mass; chosen, not measured
     relative: bool = False
     softness: float = 0.0
 
@@ -117,7 +117,7 @@ class EntropyGate:
 
     of: Network = "teacher"
     keep: Literal["below", "above"] = "below"
-    threshold: float = 0.672
+    threshold: float = 0.672  # see `targets.AmplifyEpistemic`
     floor: float = 0.0
 
     def __post_init__(self) -> None:
@@ -137,7 +137,7 @@ class DirectionAdaptive:
     `drop`, nothing there). After DASD (arXiv 2605.22263); the form is ours.
     """
 
-    threshold: float = 0.672
+    threshold: float = 0.672  # see `targets.AmplifyEpistemic`
     drop: bool = False
 
     reads: ClassVar = frozenset()
@@ -167,7 +167,7 @@ class ForkingTokens:
     Exactly ceil(fraction N) of the N positions that count; ties go to the earlier ones.
     """
 
-    fraction: float = 0.2
+    fraction: float = 0.2  # the paper's
     keep: Literal["high", "low"] = "high"
 
     reads: ClassVar = frozenset()
@@ -212,7 +212,7 @@ class PositionSlope:
 class SkipFirst:
     """The first `count` tokens do not count: where two templates meet, the divergence is huge."""
 
-    count: int = 3
+    count: int = 3  # chosen, not measured
 
     reads: ClassVar = frozenset()
 
@@ -224,7 +224,7 @@ class SkipFirst:
 class ContrastMask:
     """d / (d + scale) with d = KL(T||C): silent where any context says the same (RLCSD's style)."""
 
-    scale: float = 0.05
+    scale: float = 0.05  # nats; chosen, not measured
 
     reads: ClassVar = frozenset({"contrast"})
 

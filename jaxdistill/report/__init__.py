@@ -1,10 +1,10 @@
-"""Run and study folders -> figures, one HTML page, Markdown tables. No JAX is imported here.
+"""What do finished runs and studies show? One HTML page, figures and Markdown tables from folders.
 
-`load` reads, `findings` computes and judges, `tables`, `figures`, `examples` and `caveats` arrange,
-`html` and `markdown` write, `pages` puts the pages together. Every sentence on a page follows from
-the numbers of the folder it describes.
+May import `config` and every room that it may, but no JAX. `load` reads, `findings` computes and
+judges, `tables`, `figures`, `examples` and `caveats` arrange, `html` and `markdown` are the two
+formats, and `write` puts the pages together. Every sentence follows from a folder's numbers.
 """
 
-from jaxdistill.report.pages import study_markdown, write_run_report, write_study_report
+from jaxdistill.report.write import study_markdown, write_run_report, write_study_report
 
 __all__ = ["study_markdown", "write_run_report", "write_study_report"]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from jaxdistill.errors import UserError
 from jaxdistill.report.findings import last_rows
-from jaxdistill.report.load import BASE, Row, Run, StudyResults, read_jsonl
+from jaxdistill.report.load import BASE, Row, Run, StudyResults, read_rows
 from jaxdistill.report.words import split_label, world_label
 
 HARMED = "sdpo"
@@ -61,19 +61,14 @@ def _choose(answers: dict[str, dict[str, list[Row]]], world: str, split: str, nu
     if BASE in answers and HARMED in answers:
         lost = [i for i in shared if is_right(BASE, i) and not is_right(HARMED, i)]
         won = [i for i in shared if is_right(HARMED, i) and not is_right(BASE, i)]
-        how = _contrast_sentence(len(shared), place, len(lost), len(won))
+        shown = "problems of the former kind" if lost else "problems in the order of their ids"
+        how = (
+            f"Of {len(shared)} {place}, the base's first answer is right and SDPO's wrong on "
+            f"{len(lost)}, the reverse on {len(won)}. Each model's first answer is shown, "
+            f"for the first {shown}."
+        )
         shared = lost + [i for i in shared if i not in set(lost)]
     return Examples(how, [_example(answers, question_id) for question_id in shared[:num]])
-
-
-def _contrast_sentence(total: int, place: str, lost: int, won: int) -> str:
-    how = (f"Of {total} {place}, the base's first answer is right and SDPO's wrong on {lost}, the "
-           f"reverse on {won}. Each model's first answer is shown, ")  # fmt: skip
-    return how + (
-        "for the first problems of the former kind."
-        if lost
-        else "for the first problems in the order of their ids."
-    )
 
 
 def _example(answers: dict[str, dict[str, list[Row]]], question_id: str) -> AnswerPair:
@@ -116,7 +111,7 @@ def _from_rollouts(runs: list[tuple[str, Run]], num: int) -> Examples:
     examples = []
     for method, run in runs:
         files = sorted((run.folder / "rollouts").glob("*.jsonl"))
-        records = read_jsonl(files[-1], may_be_cut=True) if files else []
+        records = read_rows(files[-1], may_be_cut=True) if files else []
         by_question = _grouped(records, lambda r: str(r.get("question_id") or r.get("question")))
         for record in [rows[0] for rows in by_question.values()][:num]:
             response = record.get("response")

@@ -100,11 +100,16 @@ class Finding(NamedTuple):
     verdict: str
 
 
-HOLDS, OPPOSITE, OPEN, UNMEASURED = "holds", "opposite", "not settled", "not measured"
+HOLDS = "holds"
+OPPOSITE = "opposite"
+OPEN = "not settled"
+UNMEASURED = "not measured"
 NO_INTERVAL = " (no interval)"
 
 MAIN = {method: ("main", method) for method in METHOD_ORDER}
-SDPO, GRPO, ANCHOR = MAIN["sdpo"], MAIN["grpo"], MAIN["epi_anchor"]
+SDPO = MAIN["sdpo"]
+GRPO = MAIN["grpo"]
+ANCHOR = MAIN["epi_anchor"]
 ORDERINGS = (
     Ordering("SDPO ends below the base, held-out", SDPO, "below", MAIN[BASE]),
     Ordering("SDPO ends below the base, OOD", SDPO, "below", MAIN[BASE], split="ood"),
@@ -119,9 +124,14 @@ ORDERINGS = (
     Ordering("the anchor keeps more epistemic tokens", ANCHOR, "above", SDPO, "epistemic"),
     Ordering("the gate ends above SDPO", MAIN["epi_gate"], "above", SDPO),
     Ordering("the anchor ends above the mask", ANCHOR, "above", MAIN["sdpo_mask"]),
-    Ordering("control world: SDPO says fewer epistemic tokens there too",
-             ("control", "sdpo"), "below", ("control", BASE), "epistemic"),
-)  # fmt: skip
+    Ordering(
+        "control world: SDPO says fewer epistemic tokens there too",
+        ("control", "sdpo"),
+        "below",
+        ("control", BASE),
+        "epistemic",
+    ),
+)
 
 
 def tabulate(study: StudyResults) -> dict[CellKey, Cell]:
@@ -159,15 +169,18 @@ def make_cell(study: StudyResults, rows: list[Row]) -> Cell:
         for name, measure in MEASURES.items():
             counted = [r for r in records if r.get(measure.record_key) is not None]
             if counted:
-                clusters[name] = _clusters(counted, measure)
-    return Cell(head["world"], head["method"], head["split"], head["step"], rows, clusters)
-
-
-def _clusters(records: list[Row], measure: Measure) -> Clusters:
-    values = [record[measure.record_key] for record in records]
-    if measure.is_share:
-        values = [value > 0 for value in values]
-    return by_problem([record["question_id"] for record in records], values)
+                values = [r[measure.record_key] for r in counted]
+                if measure.is_share:
+                    values = [value > 0 for value in values]
+                clusters[name] = by_problem([r["question_id"] for r in counted], values)
+    return Cell(
+        world=head["world"],
+        method=head["method"],
+        split=head["split"],
+        step=head["step"],
+        rows=rows,
+        clusters=clusters,
+    )
 
 
 def references(study: StudyResults, cells: dict[CellKey, Cell]) -> dict[CellKey, Cell]:
@@ -260,7 +273,7 @@ def verdict_sentence(judged: Iterable[Finding]) -> str:
 def headline(cells: dict[CellKey, Cell]) -> list[str]:
     """Sentences on what happened, each built from the numbers of this run."""
     lines = [
-        _sdpo_sentence(cells, "main", measure, split)
+        _movement_sentence(cells, "main", "sdpo", measure=measure, split=split)
         for measure, split in (
             ("accuracy", "heldout"),
             ("accuracy", "ood"),
@@ -289,9 +302,12 @@ def _judged(ordering: Ordering, cells: dict[CellKey, Cell]) -> Finding:
 
 
 def _movement_sentence(
-    cells: dict[CellKey, Cell], world: str, method: str, measure: str = "accuracy",
+    cells: dict[CellKey, Cell],
+    world: str,
+    method: str,
+    measure: str = "accuracy",
     split: str = "heldout",
-) -> str:  # fmt: skip
+) -> str:
     before, after = cells.get((world, BASE, split)), cells.get((world, method, split))
     if before is None or after is None:
         return ""
@@ -304,10 +320,6 @@ def _movement_sentence(
         f"{method_label(method)}: {subject} {movement(difference)} from {ends[0]} to {ends[1]}, "
         f"{change_text(measure, difference)}."
     )
-
-
-def _sdpo_sentence(cells: dict[CellKey, Cell], world: str, measure: str, split: str) -> str:
-    return _movement_sentence(cells, world, "sdpo", measure, split)
 
 
 def _anchor_sentence(cells: dict[CellKey, Cell]) -> str:

@@ -102,8 +102,10 @@ def page(title: str, body: Iterable[str]) -> str:
 
 
 def header(over: str, title: str, lead: str) -> str:
-    return (f'<p class="over">{html.escape(over)}</p>\n<h1>{html.escape(title)}</h1>\n'
-            f'<p class="lead">{html.escape(lead)}</p>')  # fmt: skip
+    return (
+        f'<p class="over">{html.escape(over)}</p>\n<h1>{html.escape(title)}</h1>\n'
+        f'<p class="lead">{html.escape(lead)}</p>'
+    )
 
 
 def section(title: str, *parts: str) -> str:
@@ -143,16 +145,20 @@ def figure(picture: Picture | None) -> str:
     on_dark = f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
     caption = html.escape(picture.caption)
     alt = html.escape(picture.name.replace("_", " "))
-    return (f'<figure><picture>{on_dark}<img src="{light}" alt="{alt}"></picture>'
-            f"<figcaption>{caption}</figcaption></figure>")  # fmt: skip
+    return (
+        f'<figure><picture>{on_dark}<img src="{light}" alt="{alt}"></picture>'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
 
 
 def table(data: Table, *, has_title: bool = True) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in data.headers)
     body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in data.rows)
     title = f"<h3>{html.escape(sentence(data.title))}</h3>" if has_title else ""
-    return (f'{title}<div class="scroll"><table><thead><tr>{head}</tr></thead>'
-            f"<tbody>{body}</tbody></table></div>")  # fmt: skip
+    return (
+        f'{title}<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
 
 
 def _cell(entry: Entry) -> str:
@@ -162,19 +168,18 @@ def _cell(entry: Entry) -> str:
 
 def ledger(findings: Sequence[Finding]) -> str:
     """The expected orderings, what was measured, and the verdict."""
-    rows = "".join(
-        f"<tr><td>{html.escape(sentence(f.claim))}</td><td>{html.escape(f.measured or '–')}</td>"
-        f'<td class="verdict {f.verdict.split()[0]}">{_verdict_mark(f.verdict)} '
-        f"{html.escape(f.verdict)}</td></tr>"
-        for f in findings
-    )
+    rows = ""
+    for claim, measured, verdict in findings:
+        mark = next(mark for kind, mark in VERDICT_MARKS.items() if verdict.startswith(kind))
+        rows += (
+            f"<tr><td>{html.escape(sentence(claim))}</td><td>{html.escape(measured or '–')}</td>"
+            f'<td class="verdict {verdict.split()[0]}">{mark} {html.escape(verdict)}</td></tr>'
+        )
     head = "<th>Expected ordering</th><th>Measured, difference and 95% interval</th><th></th>"
-    return (f'<div class="scroll"><table class="prose"><thead><tr>{head}</tr></thead>'
-            f"<tbody>{rows}</tbody></table></div>")  # fmt: skip
-
-
-def _verdict_mark(verdict: str) -> str:
-    return next(mark for kind, mark in VERDICT_MARKS.items() if verdict.startswith(kind))
+    return (
+        f'<div class="scroll"><table class="prose"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
 
 
 def examples(chosen: Examples, words: Sequence[str]) -> str:
@@ -191,8 +196,10 @@ def _problem(example: AnswerPair, words: Sequence[str]) -> str:
         else ""
     )
     answers = "".join(_answer(answer, words) for answer in example.answers)
-    return (f'<div class="problem"><p class="question">{html.escape(example.question)}</p>{gold}'
-            f'<div class="answers">{answers}</div></div>')  # fmt: skip
+    return (
+        f'<div class="problem"><p class="question">{html.escape(example.question)}</p>{gold}'
+        f'<div class="answers">{answers}</div></div>'
+    )
 
 
 def _answer(answer: Answer, words: Sequence[str]) -> str:
@@ -203,9 +210,11 @@ def _answer(answer: Answer, words: Sequence[str]) -> str:
         hue = f' style="--hue-light: {light}; --hue-dark: {dark}"'
     verdict = flag[bool(answer.is_right)] if answer.is_right is not None else ""
     name = html.escape(method_label(answer.method))
-    return (f'<div class="answer"{hue}><header><span>{name}</span>{verdict}</header>'
-            f"<pre>{marked(answer.response, words)}</pre>"
-            f'<small class="faint">{html.escape(answer.note)}</small></div>')  # fmt: skip
+    return (
+        f'<div class="answer"{hue}><header><span>{name}</span>{verdict}</header>'
+        f"<pre>{marked(answer.response, words)}</pre>"
+        f'<small class="faint">{html.escape(answer.note)}</small></div>'
+    )
 
 
 def definitions(pairs: Sequence[tuple[str, str]]) -> str:

@@ -17,6 +17,7 @@ BASE = "base"
 SPLITS = ("heldout", "ood", "train")
 # Axes along which a full study departs from its main grid of world x method x seed.
 AXES = ("coverage", "context")
+# What every row of summary.json must have: fields of text, and fields of numbers.
 ROW_TEXT = ("world", "method", "split")
 ROW_NUMBERS = ("seed", "step", "accuracy", "length", "epistemic_per_response", "n")
 
@@ -65,10 +66,23 @@ class StudyResults:
 
 
 METHOD_ORDER = (
-    BASE, "sdpo", "sdpo_ema", "opsd", "sdpo_mask", "epi_mask", "epi_gate",
-    "epi_slice", "epi_anchor",
-    "epi_floor", "epi_amplify", "anti_e", "grpo", "rlsd", "rlcsd", "srpo",
-)  # fmt: skip
+    BASE,
+    "sdpo",
+    "sdpo_ema",
+    "opsd",
+    "sdpo_mask",
+    "epi_mask",
+    "epi_gate",
+    "epi_slice",
+    "epi_anchor",
+    "epi_floor",
+    "epi_amplify",
+    "anti_e",
+    "grpo",
+    "rlsd",
+    "rlcsd",
+    "srpo",
+)
 
 
 def in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:
@@ -84,12 +98,14 @@ def load_study_results(study_dir: str | Path) -> StudyResults:
         raise UserError(f"{folder}: no such study folder; give the one `jaxdistill study` wrote")
     rows = _checked_rows(folder / "summary.json")
     main, sweep = split_grid(rows)
+    keys = dict.fromkeys((row["world"], row["method"], row["seed"]) for row in main)
+    folders = {key: folder / "runs" / "{}-{}-s{}".format(*key) for key in keys}
     probe_path = folder / "probe.json"
     return StudyResults(
         folder=folder,
         info=_mapping(folder / "study.json"),
         rows=main,
-        runs=_runs_of(folder, main),
+        runs={key: load_run(path) for key, path in folders.items() if path.is_dir()},
         sweep_rows=sweep,
         probe=_mapping(probe_path) if probe_path.is_file() else {},
     )
@@ -115,7 +131,7 @@ def load_runs(run_dirs: Sequence[str | Path]) -> StudyResults:
 def load_run(folder: Path) -> Run:
     """Read one run folder; a run that never trained (the base) has no metrics."""
     path = folder / "metrics.jsonl"
-    metrics = read_jsonl(path, may_be_cut=True) if path.is_file() else []
+    metrics = read_rows(path, may_be_cut=True) if path.is_file() else []
     for number, line in enumerate(metrics, start=1):
         if not isinstance(line.get("step"), int):
             raise UserError(
@@ -140,14 +156,7 @@ def split_grid(rows: list[Row]) -> tuple[list[Row], list[Row]]:
     )
 
 
-def eval_steps(run: Run) -> list[int]:
-    """Steps at which a run was evaluated, ascending."""
-    names = (path.name for path in (run.folder / "evals").glob("step_*"))
-    matches = (re.fullmatch(r"step_(\d+)", name) for name in names)
-    return sorted(int(match[1]) for match in matches if match)
-
-
-def read_json(path: Path) -> Any:
+def read_study_json(path: Path) -> Any:
     """Parse a JSON file; UserError naming it where it is missing or broken."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -157,7 +166,7 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not valid JSON ({error})") from None
 
 
-def read_jsonl(path: Path, *, may_be_cut: bool = False) -> list[Row]:
+def read_rows(path: Path, *, may_be_cut: bool = False) -> list[Row]:
     """Parse a file of one JSON object a line; UserError naming the line that is broken.
 
     With `may_be_cut` a last line without its line break is dropped: a killed run leaves one.
@@ -185,7 +194,7 @@ def read_jsonl(path: Path, *, may_be_cut: bool = False) -> list[Row]:
 
 def read_records(path: Path) -> list[Row]:
     """Per-response records, each with the fields the report counts."""
-    records = read_jsonl(path)
+    records = read_rows(path)
     for number, record in enumerate(records, start=1):
         for key in ("question_id", "question", "response", "correct", "num_tokens", "epistemic"):
             if record.get(key) is None:
@@ -196,7 +205,7 @@ def read_records(path: Path) -> list[Row]:
 
 
 def _checked_rows(path: Path) -> list[Row]:
-    rows = read_json(path)
+    rows = read_study_json(path)
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{path}: expected a non-empty list of rows, got {type(rows).__name__}")
     for number, row in enumerate(rows, start=1):
@@ -216,30 +225,35 @@ def _checked_rows(path: Path) -> list[Row]:
 
 
 def _mapping(path: Path) -> Row:
-    value = read_json(path)
+    value = read_study_json(path)
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value
 
 
-def _runs_of(folder: Path, rows: list[Row]) -> dict[RunKey, Run]:
-    keys = dict.fromkeys((row["world"], row["method"], row["seed"]) for row in rows)
-    folders = {key: folder / "runs" / "{}-{}-s{}".format(*key) for key in keys}
-    return {key: load_run(path) for key, path in folders.items() if path.is_dir()}
-
-
 def _rows_of_evals(run: Run, name: str) -> list[Row]:
+    """The rows that a study's summary.json would have, one per evaluation and split."""
     rows = []
-    for step in eval_steps(run):
+    names = (path.name for path in (run.folder / "evals").glob("step_*"))
+    matches = (re.fullmatch(r"step_(\d+)", name) for name in names)
+    for step in sorted(int(match[1]) for match in matches if match):
         for path in sorted((run.folder / "evals" / f"step_{step:06d}").glob("*.jsonl")):
             records = read_records(path)
-            rows.append({
-                "world": "", "method": name, "seed": 0, "step": step, "split": path.stem,
-                "accuracy": _mean(records, "correct"), "length": _mean(records, "num_tokens"),
-                "epistemic_per_response": _mean(records, "epistemic"),
-                "check_rate": _mean(records, "checks", lambda count: count > 0),
-                "copy_fidelity": _mean(records, "copy"), "n": len(records),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "world": "",
+                    "method": name,
+                    "seed": 0,
+                    "step": step,
+                    "split": path.stem,
+                    "accuracy": _mean(records, "correct"),
+                    "length": _mean(records, "num_tokens"),
+                    "epistemic_per_response": _mean(records, "epistemic"),
+                    "check_rate": _mean(records, "checks", lambda count: count > 0),
+                    "copy_fidelity": _mean(records, "copy"),
+                    "n": len(records),
+                }
+            )
     return rows
 
 

@@ -7,16 +7,17 @@ from jaxdistill.report.words import sentence
 
 def table(data: Table) -> str:
     """A pipe table under its title; the small line of a cell follows in the same cell."""
-    lines = [f"**{sentence(data.title)}**", "", _line(data.headers),
-             _line(["---"] + ["---:"] * (len(data.headers) - 1))]  # fmt: skip
+    rule = ["---"] + ["---:"] * (len(data.headers) - 1)
+    lines = [f"**{sentence(data.title)}**", "", _line(data.headers), _line(rule)]
     lines += [_line([_text(entry) for entry in row]) for row in data.rows]
     return "\n".join(lines)
 
 
 def ledger(findings: list[Finding]) -> str:
     lines = [_line(["expected ordering", "measured", "verdict"]), _line(["---"] * 3)]
-    lines += [_line([_plain(part) for part in (sentence(f.claim), f.measured or "–", f.verdict)])
-              for f in findings]  # fmt: skip
+    for finding in findings:
+        parts = (sentence(finding.claim), finding.measured or "–", finding.verdict)
+        lines.append(_line([_plain(part) for part in parts]))
     return "\n".join(lines)
 
 

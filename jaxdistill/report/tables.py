@@ -28,18 +28,31 @@ class Table(NamedTuple):
 
 NOTHING = Entry("–")
 SWEEP_COLUMNS = (
-    ("train", "accuracy"), ("heldout", "accuracy"), ("ood", "accuracy"), ("heldout", "length"),
-    ("heldout", "epistemic"), ("heldout", "checks"),
-)  # fmt: skip
-SHORT = {"accuracy": "accuracy, %", "length": "length", "epistemic": "epistemic per response",
-         "checks": "checks, %"}  # fmt: skip
-ROW_KEYS = {"accuracy": "accuracy", "length": "length", "epistemic": "epistemic_per_response",
-            "checks": "check_rate"}  # fmt: skip
+    ("train", "accuracy"),
+    ("heldout", "accuracy"),
+    ("ood", "accuracy"),
+    ("heldout", "length"),
+    ("heldout", "epistemic"),
+    ("heldout", "checks"),
+)
+SHORT = {
+    "accuracy": "accuracy, %",
+    "length": "length",
+    "epistemic": "epistemic per response",
+    "checks": "checks, %",
+}
+ROW_KEYS = {
+    "accuracy": "accuracy",
+    "length": "length",
+    "epistemic": "epistemic_per_response",
+    "checks": "check_rate",
+}
 
 
 def final_table(
     study: StudyResults,
     cells: dict[CellKey, Cell],
+    *,
     reference: dict[CellKey, Cell],
     world: str,
     split: str,
@@ -61,8 +74,13 @@ def final_table(
     rows = []
     for cell in chosen:
         before = reference.get((cell.world, cell.method, cell.split))
-        rows.append([_name(cell), _value(cell, "accuracy"), _change(cell, before, "accuracy")])
-        rows[-1] += [_seed_range(cell)] if has_seeds else []
+        seeds = [row["accuracy"] for row in cell.rows]
+        how_many = f", {len(seeds)} seeds" if len(seeds) > 1 else ""
+        name = Entry(method_label(cell.method), f"step {cell.step}{how_many}")
+        rows.append([name, _value(cell, "accuracy"), _change(cell, before, "accuracy")])
+        if has_seeds:
+            ends = (number_text("accuracy", end) for end in (min(seeds), max(seeds)))
+            rows[-1].append(Entry("–".join(ends) if len(seeds) > 1 else ""))
         for measure in ("length", "epistemic"):
             rows[-1] += [_value(cell, measure), _change(cell, before, measure)]
         rows[-1] += [_value(cell, "checks"), _value(cell, "copy")]
@@ -88,7 +106,19 @@ def sweep_table(study: StudyResults, axis: str) -> Table | None:
         label = "as in the main grid" if value is None else str(value)
         label = "–" if row["method"] == BASE else label  # it was not trained
         groups.setdefault((row["world"], row["method"], label), []).append(row)
-    order = sorted(groups, key=lambda key: (_places(rows, key), _axis_rank(key[2])))
+    worlds = in_order((row["world"] for row in rows), ("main", "control"))
+    methods = in_order((row["method"] for row in rows), (BASE, "sdpo"))
+
+    def rank(key: tuple[str, str, str]) -> tuple[int, int, tuple[float, str]]:
+        """By world and method; then numbers ascending, names, "all" and the main grid last."""
+        world, method, label = key
+        if label.isdigit():
+            return worlds.index(world), methods.index(method), (float(label), "")
+        # Above every number of problems, in this order.
+        last = {"all": 2e18, "as in the main grid": 3e18}.get(label, 1e18)
+        return worlds.index(world), methods.index(method), (last, label)
+
+    order = sorted(groups, key=rank)
     headers = ["", axis, "step", *(f"{split_label(s)} {SHORT[m]}" for s, m in SWEEP_COLUMNS)]
     return Table(axis, headers, [_sweep_row(key, groups[key]) for key in order])
 
@@ -99,16 +129,19 @@ def probe_tables(study: StudyResults) -> list[Table]:
     for world, rows in study.probe.items():
         headers = ["context", "place", "epistemic", "answer", "then", "check", "positions"]
         keys = ("epistemic", "answer", "then", "check")
-        body = [[Entry(str(r.get("context", ""))), Entry(str(r.get("place", ""))),
-                 *(_mass(r.get(key)) for key in keys), Entry(str(r.get("n", "–")))]
-                for r in rows]  # fmt: skip
+        body = []
+        for row in rows:
+            masses = [row.get(key) for key in keys]
+            body.append(
+                [
+                    Entry(str(row.get("context", ""))),
+                    Entry(str(row.get("place", ""))),
+                    *(NOTHING if mass is None else Entry(f"{mass:.3f}") for mass in masses),
+                    Entry(str(row.get("n", "–"))),
+                ]
+            )
         tables.append(Table(world_label(world), headers, body))
     return tables
-
-
-def _name(cell: Cell) -> Entry:
-    seeds = f", {len(cell.rows)} seeds" if len(cell.rows) > 1 else ""
-    return Entry(method_label(cell.method), f"step {cell.step}{seeds}")
 
 
 def _sizes(cells: list[Cell]) -> str:
@@ -116,11 +149,8 @@ def _sizes(cells: list[Cell]) -> str:
     responses = sorted({int(row["n"]) for cell in cells for row in cell.rows})
     problems = {len(c.clusters["accuracy"].ids) for c in cells if "accuracy" in c.clusters}
     text = f"{problems.pop():,} problems, " if len(problems) == 1 else ""
-    return (
-        text
-        + " to ".join(f"{n:,}" for n in dict.fromkeys((responses[0], responses[-1])))
-        + (" responses each")
-    )
+    ends = dict.fromkeys((responses[0], responses[-1]))
+    return f"{text}{' to '.join(f'{n:,}' for n in ends)} responses each"
 
 
 def _value(cell: Cell, measure: str) -> Entry:
@@ -140,40 +170,21 @@ def _change(cell: Cell, before: Cell | None, measure: str) -> Entry:
     return Entry(text, range_text(measure, difference, signed=True))
 
 
-def _seed_range(cell: Cell) -> Entry:
-    values = [row["accuracy"] for row in cell.rows]
-    if len(values) < 2:
-        return Entry("")
-    return Entry("–".join(number_text("accuracy", edge) for edge in (min(values), max(values))))
-
-
 def _sweep_row(key: tuple[str, str, str], rows: list[Row]) -> list[Entry]:
     world, method, label = key
-    last = {split: last_rows([r for r in rows if r["split"] == split])
-            for split in {r["split"] for r in rows}}  # fmt: skip
+    last = {
+        split: last_rows([r for r in rows if r["split"] == split])
+        for split in {r["split"] for r in rows}
+    }
     head = next(iter(last.values()))
     entries = [Entry(f"{method_label(method)}", world_label(world) if world else ""), Entry(label)]
     entries.append(Entry(str(head[0]["step"]), f"{len(head)} seeds" if len(head) > 1 else ""))
     for split, measure in SWEEP_COLUMNS:
-        values = [row[ROW_KEYS[measure]] for row in last.get(split, [])
-                  if row.get(ROW_KEYS[measure]) is not None]  # fmt: skip
+        values = [
+            row[ROW_KEYS[measure]]
+            for row in last.get(split, [])
+            if row.get(ROW_KEYS[measure]) is not None
+        ]
         mean = sum(values) / len(values) if values else None
         entries.append(NOTHING if mean is None else Entry(number_text(measure, mean)))
     return entries
-
-
-def _places(rows: list[Row], key: tuple[str, str, str]) -> tuple[int, int]:
-    worlds = in_order((row["world"] for row in rows), ("main", "control"))
-    methods = in_order((row["method"] for row in rows), (BASE, "sdpo"))
-    return worlds.index(key[0]), methods.index(key[1])
-
-
-def _axis_rank(label: str) -> tuple[float, str]:
-    """Numbers ascending, then names, "all" and the main grid last."""
-    if label.isdigit():
-        return float(label), ""
-    return {"all": 2e18, "as in the main grid": 3e18}.get(label, 1e18), label
-
-
-def _mass(value: float | None) -> Entry:
-    return NOTHING if value is None else Entry(f"{value:.3f}")

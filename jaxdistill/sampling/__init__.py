@@ -1,4 +1,8 @@
-"""The jitted sampler: prefill, decode loop, token processors, addressed keys."""
+"""Which tokens does a policy answer with? The same for a question, whatever its neighbours.
+
+The jitted sampler: prefill, decode loop, truncation, addressed keys. May import `storage` and every
+room that it may, and never `config`.
+"""
 
 from jaxdistill.sampling.keys import Address, question_hashes, row_keys
 from jaxdistill.sampling.pages import fit_slots

@@ -36,7 +36,10 @@ class Checkpoints:
     def __init__(
         self, folder: str | os.PathLike[str], keep: int | None = 3, save_async: bool = True
     ) -> None:
-        """Keep the newest `keep` steps (None: all)."""
+        """Keep the newest `keep` steps (None: all).
+
+        Three by default, chosen: the newest may turn out damaged, and the one before it too old.
+        """
         # epath knows gs:// as well; Orbax wants absolute paths.
         self._folder = epath.Path(folder).absolute()
         self._keep = keep
@@ -123,7 +126,11 @@ class Checkpoints:
             if self._writer is not None:
                 self._writer.wait_until_finished()
             if step is not None and jax.process_index() == 0:
-                _write_listing(self._folder / str(step))
+                folder = self._folder / str(step)
+                sizes = {str(f.relative_to(folder)): f.stat().length for f in _files(folder)}
+                # Renamed when whole: a listing that is cut off would damn a good checkpoint.
+                (folder / f"{_LISTING}.tmp").write_text(json.dumps(sizes))
+                (folder / f"{_LISTING}.tmp").rename(folder / _LISTING)
 
     def close(self) -> None:
         """Wait and release Orbax's threads; a later call opens them again."""
@@ -180,6 +187,8 @@ class Checkpoints:
             yield
         except UserError:
             raise
+        # Orbax, TensorStore and asyncio each raise their own; the first 160 characters say which
+        # file, and what follows are pages of stack.
         except Exception as error:
             reason = (str(error).strip().splitlines() or [""])[0][:160]
             raise self._damaged(step, f"{type(error).__name__}: {reason}") from error
@@ -194,7 +203,11 @@ class Checkpoints:
         self, step: int, saved: dict[str, str], wanted: dict[str, Any], part: str | None
     ) -> None:
         if part is not None:
-            saved = {name: text for name, text in saved.items() if _is_under(name, part)}
+            saved = {
+                name: text
+                for name, text in saved.items()
+                if name == part or name.startswith(part + ".")
+            }
         expected = {name: _shape_and_dtype(leaf) for name, leaf in wanted.items()}
         wrong = [
             f"{name}: expected {expected.get(name, 'nothing')}, got {saved.get(name, 'nothing')}"
@@ -207,12 +220,6 @@ class Checkpoints:
                 f"{self._folder}: the checkpoint of step {step} does not fit this config; "
                 f"{wrong[0]}{more}; use the config.json of its own run, or another folder"
             )
-
-
-def _write_listing(folder: epath.Path) -> None:
-    sizes = {str(file.relative_to(folder)): file.stat().length for file in _files(folder)}
-    (folder / f"{_LISTING}.tmp").write_text(json.dumps(sizes))
-    (folder / f"{_LISTING}.tmp").rename(folder / _LISTING)
 
 
 def _files(folder: epath.Path) -> Iterator[epath.Path]:
@@ -232,10 +239,6 @@ def _by_name(tree: Any, prefix: str | None = None) -> dict[str, Any]:
         assert name not in named, f"two leaves are called {name}"
         named[name] = leaf
     return named
-
-
-def _is_under(name: str, part: str) -> bool:
-    return name == part or name.startswith(part + ".")
 
 
 def _shape_and_dtype(leaf: Any) -> str:

@@ -11,10 +11,9 @@ from flax import nnx
 
 from jaxdistill.errors import UserError
 from jaxdistill.sharding import MeshConfig, make_mesh
-from jaxdistill.storage import hf_export, hf_import
-from jaxdistill.storage import loading as policies
+from jaxdistill.storage import hf_export, hf_import, loading
 from jaxdistill.storage.checkpoint import Checkpoints
-from jaxdistill.storage.loading import Policy, Pretrained, _converted, is_run, open_model
+from jaxdistill.storage.loading import Policy, Pretrained
 
 
 def convert(
@@ -33,14 +32,18 @@ def convert(
         raise UserError("convert runs on one host; start it without the others")
     # Split over all devices, for models that are too large for one.
     mesh = make_mesh(MeshConfig(fsdp=-1))
-    if source.is_dir() and is_run(source):
-        policy = open_model(source, mesh)
-        if dtype is None and not _converted(source):
-            dtype = policies.export_dtype(policy.tokenizer_folder)
+    if source.is_dir() and loading.is_run(source):
+        policy = loading.open_model(source, mesh)
+        if dtype is None and not loading.conversion_notes(source):
+            dtype = loading.export_dtype(policy.tokenizer_folder)
         hf_export.export_folder(
-            destination, policy.params, policy.config, tokenizer_from=policy.tokenizer_folder,
-            dtype=dtype, progress=progress,
-        )  # fmt: skip
+            destination,
+            policy.params,
+            policy.config,
+            tokenizer_from=policy.tokenizer_folder,
+            dtype=dtype,
+            progress=progress,
+        )
         return f"run {source} -> Hugging Face folder {destination}"
     destination.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{destination.name}."
@@ -48,29 +51,30 @@ def convert(
         part = Path(folder) / "run"
         # Known from the headers, before the long read.
         hf_export.check_space(
-            destination, hf_import.stored_bytes(policies.model_folder(source), dtype)
+            destination, hf_import.stored_bytes(loading.model_folder(source), dtype)
         )
-        policy = policies.load(
-            Pretrained(str(source)), 0, part / "model", mesh, dtype=dtype, progress=progress
+        policy = loading.load(
+            Pretrained(str(source)),
+            seed=0,  # nothing is drawn: the weights are read
+            model_dir=part / "model",
+            mesh=mesh,
+            dtype=dtype,
+            progress=progress,
         )
         try:
             _save(part, policy, source)
             part.rename(destination)
         except (OSError, ValueError) as error:  # Orbax has the disk's own words in a ValueError
-            if reason := _refusal(error):
-                raise UserError(f"cannot write {destination}: {reason}") from error
+            full = (os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+            for reason in full:
+                if reason in str(error):
+                    raise UserError(f"cannot write {destination}: {reason}") from error
             raise
     return f"Hugging Face folder {source} -> run {destination}"
 
 
-def _refusal(error: Exception) -> str | None:
-    """Why the disk took no more, if that is what the error says."""
-    reasons = (os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
-    return next((reason for reason in reasons if reason in str(error)), None)
-
-
 def _save(run: Path, policy: Policy, source: Path) -> None:
-    """The parameters as a checkpoint, and what `_converted` reads."""
+    """The parameters as a checkpoint, and what `loading.conversion_notes` reads."""
     leaves = nnx.to_flat_state(policy.params)
     dtypes = {".".join(map(str, path)): str(leaf.get_raw_value().dtype) for path, leaf in leaves}
     noted = {"converted_from": str(source), "dtypes": dtypes}

@@ -52,7 +52,7 @@ def export_folder(
     tokenizer_from: str | Path | None,
     generation: dict[str, Any] | None = None,
     dtype: str | None = None,
-    max_shard_bytes: float | int = 5e9,
+    max_shard_bytes: float | int = 5e9,  # as transformers 4 wrote them; a part to download again
     progress: bool = False,
 ) -> None:
     """Write a folder that transformers reads: config, safetensors, the tokenizer's files.
@@ -77,8 +77,17 @@ def export_folder(
             if generation is None:
                 generation = {} if source is None else generation_config(source)
             _check_token_ids(generation, config, source)
-            _write(folder, config, shapes, arrays, source, generation, max_shard_bytes, progress)
-    except Exception as caught:
+            _write(
+                folder,
+                config,
+                shapes,
+                arrays,
+                source=source,
+                generation=generation,
+                max_shard_bytes=max_shard_bytes,
+                progress=progress,
+            )
+    except Exception as caught:  # held back, because the other hosts wait for this one
         error = caught
     _end_together(folder, arrays, error)
 
@@ -102,6 +111,7 @@ def _write(
     config: ModelConfig,
     shapes: Shapes,
     arrays: Iterator[tuple[str, jax.Array]],
+    *,
     source: Path | None,
     generation: dict[str, Any],
     max_shard_bytes: float | int,
@@ -120,7 +130,14 @@ def _write(
         write_json(temporary / "generation_config.json", generation)
         if source is not None:
             copy_tokenizer_files(source, temporary)
-        _write_weights(temporary, shapes, arrays, max_shard_bytes, folder.name, progress)
+        _write_weights(
+            temporary,
+            shapes,
+            arrays,
+            max_shard_bytes=max_shard_bytes,
+            shown_name=folder.name,
+            progress=progress,
+        )
 
     try:
         _write_then_rename(folder, write_files)
@@ -164,7 +181,7 @@ def _shapes(params: nnx.State, config: ModelConfig, dtype: str | None) -> Shapes
     names = {str(kind): name for name, kind in DTYPES.items()}
     values = {path: leaf.get_raw_value() for path, leaf in nnx.to_flat_state(params)}
     parts = parts_of(config)
-    # Layer 2 before layer 10.
+    # Layer 2 before layer 10: numbers are compared as six digits.
     in_order = sorted(parts, key=lambda name: re.sub(r"\d+", lambda n: n[0].zfill(6), name))
     return {
         name: (
@@ -199,6 +216,7 @@ def _write_weights(
     folder: Path,
     shapes: Shapes,
     arrays: Iterator[tuple[str, jax.Array]],
+    *,
     max_shard_bytes: float | int,
     shown_name: str,
     progress: bool,
@@ -261,9 +279,11 @@ def _check_written(places: dict[str, Tensor], digests: dict[str, str], bar: Any)
         assert found == {name: place for name, place in places.items() if place.file == file}
     largest = max(place.num_bytes for place in places.values())
     found = in_parallel(
-        lambda name: read_digest(places[name].file, name), places,
-        lambda name: places[name].num_bytes, largest,
-    )  # fmt: skip
+        lambda name: read_digest(places[name].file, name),
+        places,
+        lambda name: places[name].num_bytes,
+        largest,
+    )
     for name, digest in found:
         if digest != digests[name]:
             raise RuntimeError(

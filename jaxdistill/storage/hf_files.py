@@ -12,9 +12,15 @@ from jaxdistill.storage import tokenizer as tokenizers
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "chat_template.jinja", "tokenizer.model",
-)  # fmt: skip
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "tokenizer.model",
+)
 
 
 def resolve_folder(name: str | Path) -> Path:

@@ -74,12 +74,12 @@ def with_layer(
     """The parameter with one layer replaced and cast, in place: `value` is donated."""
     order = tuple(part.letters.index(axis) for axis in part.axes[1:])
     shape = config.shape(part.letters)
-    return _with_layer(value, tensor, part.layer, shape, order, value.sharding)
+    return _with_layer(value, tensor, part.layer, shape=shape, order=order, sharding=value.sharding)
 
 
 # One compilation for each shape: the layer is traced.
-@functools.partial(jax.jit, donate_argnums=0, static_argnums=(3, 4, 5))
-def _with_layer(value, tensor, layer, shape, order, sharding):
+@functools.partial(jax.jit, donate_argnames="value", static_argnames=("shape", "order", "sharding"))
+def _with_layer(value, tensor, layer, *, shape, order, sharding):
     dtype = value.dtype
     tensor = _bits(tensor.astype(dtype)).reshape(shape).transpose(order)
     value = jax.lax.dynamic_update_index_in_dim(_bits(value), tensor, layer, 0)

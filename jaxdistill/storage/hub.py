@@ -13,9 +13,15 @@ from typing import Any
 from jaxdistill.errors import UserError
 
 _TEXTS = (
-    "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt", "chat_template*",
-)  # fmt: skip
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template*",
+)
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _IGNORED = ("*/*",)  # subfolders: other frameworks' copies of the weights, training states
 
@@ -97,6 +103,7 @@ def _download(name: str, patterns: list[str]) -> Path:
             "`hf auth login` first)"
         ) from error
     except Exception as error:  # no network, offline mode, proxies, full disks, ...
+        # Cut: an HTTP error carries its request, and the line is for a person.
         reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
         raise UserError(
             f"there is no folder {name}, and no whole model of that name in the local hub cache; "

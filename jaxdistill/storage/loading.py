@@ -20,7 +20,6 @@ from jaxdistill.models import families, parameters
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.sharding import Mesh, MeshConfig, make_mesh, shardings_of
 from jaxdistill.storage import hf_files, hf_import, hub
-from jaxdistill.storage import loading as policies
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.storage.toy import toy_base_folder, write_tokenizer
@@ -83,6 +82,7 @@ def fingerprint(folder: Path) -> str:
     for file in sorted(folder.glob("*.safetensors")):
         digest.update(f"{file.name} {file.stat().st_size}".encode())
         with file.open("rb") as handle:
+            # A MiB holds the headers of large models, names and offsets of every tensor.
             digest.update(handle.read(1 << 20))
     return digest.hexdigest()[:16]
 
@@ -155,7 +155,13 @@ def export_dtype(model_dir: Path) -> str | None:
 
 def with_tokenizer(config: ModelConfig, params: Any, folder: Path) -> Policy:
     tokenizer = tokenizers.load(folder)
-    return Policy(config, params, tokenizer, tokenizers.stop_ids(tokenizer, folder), folder)
+    return Policy(
+        config=config,
+        params=params,
+        tokenizer=tokenizer,
+        stop_ids=tokenizers.stop_ids(tokenizer, folder),
+        tokenizer_folder=folder,
+    )
 
 
 def _fresh(
@@ -195,9 +201,9 @@ def open_model(path: str | Path, mesh: Mesh | None = None, progress: bool = Fals
     if (path / "checkpoints").is_dir() and not is_run(path) and not is_exported:
         raise UserError(f"run folder {path} has no checkpoint yet")
     if not is_run(path):
-        folder = policies.model_folder(path)
+        folder = model_folder(path)
         config, params = hf_import.import_folder(folder, mesh=mesh, progress=progress)
-        return policies.with_tokenizer(config, params, folder)
+        return with_tokenizer(config, params, folder)
     config = hf_import.read_config(path / "model")
     with Checkpoints(path / "checkpoints") as checkpoints:
         step = checkpoints.latest_step()
@@ -205,17 +211,18 @@ def open_model(path: str | Path, mesh: Mesh | None = None, progress: bool = Fals
             raise UserError(f"run folder {path} has no checkpoint yet")
         example = _example(path, config, mesh or make_mesh(MeshConfig()))
         params, _ = checkpoints.restore(step, example, part="params")
-    return policies.with_tokenizer(config, params, path / "model")
+    return with_tokenizer(config, params, path / "model")
 
 
 def _example(run: Path, config: ModelConfig, mesh: Mesh) -> nnx.State:
     """Shapes, dtypes and shardings of a run's parameters."""
-    dtypes = _converted(run).get("dtypes", {})
-    flat = nnx.to_flat_state(parameters.abstract_params(config))
-    typed = [
-        (path, _abstract(leaf, dtypes.get(".".join(map(str, path)), "float32")))
-        for path, leaf in flat
-    ]
+    # Training keeps float32 masters; a run that `convert` made has the dtypes of its source.
+    dtypes = conversion_notes(run).get("dtypes", {})
+    typed = []
+    for path, leaf in nnx.to_flat_state(parameters.abstract_params(config)):
+        dtype = dtypes.get(".".join(map(str, path)), "float32")
+        shape = leaf.get_raw_value().shape
+        typed.append((path, leaf.replace(jax.ShapeDtypeStruct(shape, dtype))))
     example = nnx.from_flat_state(typed)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -224,11 +231,7 @@ def _example(run: Path, config: ModelConfig, mesh: Mesh) -> nnx.State:
     )
 
 
-def _abstract(leaf: nnx.Variable, dtype: str) -> nnx.Variable:
-    return leaf.replace(jax.ShapeDtypeStruct(leaf.get_raw_value().shape, dtype))
-
-
-def _converted(run: Path) -> dict[str, Any]:
+def conversion_notes(run: Path) -> dict[str, Any]:
     """What `convert` noted in a run that it made; nothing for a run that was trained."""
     file = run / "config.json"
     noted = hf_files.read_json(file) if file.exists() else {}

@@ -22,7 +22,9 @@ from safetensors import SafetensorError, safe_open
 
 from jaxdistill.errors import UserError
 
-_BLOCK = 2**24  # bytes that are read back at a time
+# Bytes that are read back at a time: 16 MiB, chosen. The host needs memory for one tensor, and
+# reading it back must not need that again.
+_BLOCK = 2**24
 
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16), "F16": np.dtype(np.float16)}
 
@@ -80,6 +82,7 @@ def read_digest(file: Path, name: str) -> str:
     with safe_open(file, framework="numpy") as handle:
         part = handle.get_slice(name)
         first, *rest = part.get_shape()
+        # 4 bytes, the widest of DTYPES; max: a row may be wider than a block, or of no width.
         rows = max(1, _BLOCK // max(1, 4 * math.prod(rest)))
         blocks = (part[start : min(start + rows, first)] for start in range(0, first, rows))
         return digest(DTYPES[part.get_dtype()], (first, *rest), blocks)
@@ -163,9 +166,13 @@ def progress_bar(tensors: Iterable[Tensor], what: str, shown: bool) -> Any:
     from tqdm import tqdm
 
     return tqdm(
-        total=sum(tensor.num_bytes for tensor in tensors), desc=what, unit="B", unit_scale=True,
-        delay=1, disable=None if shown else True,
-    )  # fmt: skip
+        total=sum(tensor.num_bytes for tensor in tensors),
+        desc=what,
+        unit="B",
+        unit_scale=True,
+        delay=1,
+        disable=None if shown else True,
+    )
 
 
 def _first(waiting: deque[tuple[Item, Future[Result]]]) -> tuple[Item, Result]:

@@ -3,7 +3,8 @@
 Nothing here knows of `<think>`. A template may open the thinking itself (DeepSeek-R1: the prompt
 ends in `<think>\\n`), or close it at once (Qwen3 with `enable_thinking=False`); a response is what
 comes after the prompt, so R1's has a `</think>` and no `<think>`. Whoever reads responses expects
-both (`contexts.remove_thinking`), and such a template drops the thinking of past assistant turns.
+both (`tasks.contexts.remove_thinking`), and such a template drops the thinking of past assistant
+turns.
 """
 
 import json
@@ -43,6 +44,7 @@ def load(name: str | Path) -> "PreTrainedTokenizerFast":
 
 
 def _one_line(error: BaseException) -> str:
+    # An error is one line for a person; a template's may quote the whole template.
     return (" ".join(str(error).split()) or type(error).__name__)[:300]
 
 

@@ -92,18 +92,30 @@ class ContextOnly:
 
 
 Context = (
-    NoContext | Solution | SolutionWithoutThinking | AnswerOnly | PartialSolution | Regenerated
-    | Feedback | WrongSolution | InstructionOnly | ContextOnly
-)  # fmt: skip
+    NoContext
+    | Solution
+    | SolutionWithoutThinking
+    | AnswerOnly
+    | PartialSolution
+    | Regenerated
+    | Feedback
+    | WrongSolution
+    | InstructionOnly
+    | ContextOnly
+)
 
 
 def needs_demonstration(context: Context) -> bool:
     """Tell whether the context is made of a response (a sibling's), or a reference solution."""
     return isinstance(
         context,
-        Solution | SolutionWithoutThinking | PartialSolution | Regenerated | WrongSolution
+        Solution
+        | SolutionWithoutThinking
+        | PartialSolution
+        | Regenerated
+        | WrongSolution
         | ContextOnly,
-    )  # fmt: skip
+    )
 
 
 # --------------------------------------------------------------------------------- the template
@@ -237,7 +249,7 @@ def feedback_text(reason: str, given: str | None, gold: str | None = None) -> st
     if given is None:
         text = f"No answer could be read ({why})."
     else:
-        # Not quoted at any length: a degenerate response may be one long answer.
+        # Quoted up to 200 characters, a long formula: a degenerate response may be one long answer.
         text = f"Your answer{f' {given}' if len(given) <= 200 else ''} is incorrect ({why})."
     return text if gold is None else f"{text} The answer is {gold}."
 

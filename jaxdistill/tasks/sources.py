@@ -94,6 +94,7 @@ def _unreadable(path: Path, error: Exception, expected: str) -> UserError:
 
 
 def _one_line(error: Exception) -> str:
+    # An error is one line for a person; Arrow's and TFDS's run to pages.
     return (" ".join(str(error).split()) or type(error).__name__)[:200]
 
 
@@ -178,7 +179,7 @@ class _Row:
             return value
         try:
             return json.loads(value)
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError):  # RecursionError: brackets nested too deeply
             raise self.wrong(field, "valid JSON", value) from None
 
     def chat(self, field: str, value: Any) -> tuple[str | None, str]:

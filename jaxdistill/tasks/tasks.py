@@ -31,6 +31,7 @@ class ToyTask:
             raise UserError(f"`pool` must be one of {', '.join(problems.POOLS)}, got {self.pool!r}")
         if self.count < 1:
             raise UserError(f"`count` must be at least 1, got {self.count}")
+        # Fewer than three leave no search; six have up to 3^5 = 243 chains. Chosen.
         if not 3 <= self.numbers <= 6:
             raise UserError(f"`numbers` must lie in 3..6, got {self.numbers}")
 
@@ -57,14 +58,16 @@ def questions_of(task: Task) -> list[Question]:
     """
     if isinstance(task, ToyTask):
         return [
-            toy_question(problem)
+            # A toy problem is its own id: all of a pool are distinct.
+            Question(
+                id=problem.text,
+                prompt=problem.text,
+                answer=problem.answer,
+                solution=traces.concise(problem),
+            )
             for problem in problems.draw_distinct(task.count, task.numbers, task.pool, task.seed)
         ]
     return sources.read(task.path)[: task.limit]
-
-
-def toy_question(problem: problems.Problem) -> Question:
-    return Question(problem.text, problem.text, problem.answer, solution=traces.concise(problem))
 
 
 def grader_of(task: Task) -> Callable[[Question, str], Verdict]:
@@ -72,7 +75,10 @@ def grader_of(task: Task) -> Callable[[Question, str], Verdict]:
 
 
 def grading_workers(task: Task) -> int:
-    """Toy verdicts are a string comparison; mathematics needs processes that can be stopped."""
+    """Toy verdicts are a string comparison; mathematics needs processes that can be stopped.
+
+    Two were chosen, not measured: one goes on while the other is replaced.
+    """
     return 0 if isinstance(task, ToyTask) else 2
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from jaxdistill import sharding
 from jaxdistill.models import cached_attention
-from jaxdistill.models.cached_attention import kernel_attention, tpu_attention, xla_attention
+from jaxdistill.models.cached_attention import kernel_attention, tpu_attention, xla_cached_attention
 from jaxdistill.models.layers import rms_norm
 from jaxdistill.models.quantized import Quantized, dequantize, quantize
 from jaxdistill.models.rope import apply_rope
@@ -60,7 +60,7 @@ def reference(qkv_BKXH, norms_H, rotary_Bh, k_WKMSH, v_WKMSH, length_B, *, windo
     if rotary_Bh is not None:
         turns = tuple(x[:, None] for x in rotary_Bh)
         q_B1NH, k_B1KH = apply_rope(q_B1NH, *turns), apply_rope(k_B1KH, *turns)
-    return xla_attention(
+    return xla_cached_attention(
         q_B1NH[:, 0], k_B1KH[:, 0], qkv_BKXH[:, :, -1], k_WKMSH, v_WKMSH, length_B, window=window
     )
 
@@ -169,7 +169,9 @@ def test_xla_on_int8_attends_to_what_the_numbers_stand_for(window):
     """The new token included: the same attention in float32 to keys and values rounded before."""
     qkv_BKXH, _, _, k_WKMSH, v_WKMSH, length_B = random_arguments(4, 2, 3, 256, 16)
     q_BNH, k_BKH, v_BKH = qkv_BKXH[:, :, :3].reshape(4, 6, 16), qkv_BKXH[:, :, 3], qkv_BKXH[:, :, 4]
-    attend = functools.partial(jax.jit(xla_attention, static_argnames="window"), window=window)
+    attend = functools.partial(
+        jax.jit(xla_cached_attention, static_argnames="window"), window=window
+    )
     found = attend(q_BNH, k_BKH, v_BKH, *in_int8(k_WKMSH, v_WKMSH), length_B)
     rounded = (dequantize(quantize(x)) for x in (k_BKH, v_BKH, k_WKMSH, v_WKMSH))
     expected = attend(q_BNH, *rounded, length_B)
@@ -225,7 +227,9 @@ def test_the_int8_kernel_reads_no_position_beyond_a_rows_end():
 def test_xla_finds_the_pages_of_a_row(window, page):
     qkv_BKXH, _, _, k_WKMSH, v_WKMSH, length_B = random_arguments(4, 2, 3, 256, 16)
     heads = qkv_BKXH[:, :, :3].reshape(4, 6, 16), qkv_BKXH[:, :, 3], qkv_BKXH[:, :, 4]
-    attend = functools.partial(jax.jit(xla_attention, static_argnames="window"), window=window)
+    attend = functools.partial(
+        jax.jit(xla_cached_attention, static_argnames="window"), window=window
+    )
     expected = attend(*heads, k_WKMSH, v_WKMSH, length_B)
     *paged, pages_BY = in_shared_pages(k_WKMSH, v_WKMSH, length_B, page)
     out_BNH, *pools = attend(*heads, *paged, pages_BY)
@@ -241,7 +245,7 @@ def test_the_tpu_kernel_equals_the_reference(G, shared):
     arguments = random_arguments(4, 2, G, 512, 128, jnp.bfloat16, norms=False, rotary=False)
     qkv_BKXH, _, _, *cache = arguments
     heads = qkv_BKXH[:, :, :G].reshape(4, 2 * G, 128), qkv_BKXH[:, :, G], qkv_BKXH[:, :, G + 1]
-    expected = jax.jit(xla_attention)(*heads, *cache)
+    expected = jax.jit(xla_cached_attention)(*heads, *cache)
     if shared:
         cache = [jnp.nan_to_num(x) for x in in_shared_pages(*cache, page=128)]
     with tpu.force_tpu_interpret_mode():

@@ -20,7 +20,7 @@ from jaxdistill.report import study_markdown, write_run_report, write_study_repo
 from jaxdistill.report.examples import examples_of
 from jaxdistill.report.figures import smoothed
 from jaxdistill.report.findings import HOLDS, OPEN, OPPOSITE, UNMEASURED, kept_share, tabulate
-from jaxdistill.report.load import load_study_results, read_jsonl, split_grid
+from jaxdistill.report.load import load_study_results, read_rows, split_grid
 from jaxdistill.report.tables import sweep_table
 from jaxdistill.report.words import change_text, marked, movement, number_text
 
@@ -86,7 +86,7 @@ def records_path(folder, method, split="heldout", world="main", step=40):
 
 
 def rewrite_records(path, **fields):
-    records = [{**record, **fields} for record in read_jsonl(path)]
+    records = [{**record, **fields} for record in read_rows(path)]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
@@ -344,7 +344,7 @@ def test_absent_and_null_metrics_leave_gaps_and_a_cut_last_line_is_dropped(tmp_p
 def test_a_response_may_hold_a_unicode_line_separator(tmp_path):
     path = tmp_path / "r.jsonl"
     path.write_text(json.dumps({"response": "a\u2028b\x85c"}, ensure_ascii=False) + "\n")
-    assert read_jsonl(path) == [{"response": "a\u2028b\x85c"}]
+    assert read_rows(path) == [{"response": "a\u2028b\x85c"}]
 
 
 def test_plain_runs_are_compared_with_their_own_first_evaluation(study_dir, tmp_path):

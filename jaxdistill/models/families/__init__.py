@@ -1,4 +1,7 @@
-"""The families by their `model_type`: config.json to ModelConfig and back."""
+"""How does each `model_type` spell its config and tensors? config.json to ModelConfig and back.
+
+A family is data, and may import `models.config`, `models.rope` and what stands above `models`.
+"""
 
 from dataclasses import fields
 from typing import Any

@@ -19,8 +19,12 @@ class TensorName(NamedTuple):
 Fields = dict[str, Any]  # a parsed config.json
 
 # What other values of these fields would mean is not implemented, so they are refused.
-_REQUIRED = {"hidden_act": "silu", "quantization_config": None, "num_experts": None,
-             "use_mrope": False}  # fmt: skip
+_REQUIRED = {
+    "hidden_act": "silu",
+    "quantization_config": None,
+    "num_experts": None,
+    "use_mrope": False,
+}
 _KINDS: dict[str, LayerKind] = {"full_attention": "full", "sliding_attention": "sliding"}
 
 
@@ -32,7 +36,7 @@ def field(fields: Fields, name: str, kind: type, default: Any = None) -> Any:
 
     Raises UserError when it is of another type, or missing without a default.
     """
-    value = fields.get(name)
+    value = fields.get(name)  # null means absent: transformers writes None for "the default"
     value = default if value is None else value
     if value is None:
         raise UserError(f"field '{name}' is missing")
@@ -50,17 +54,21 @@ def read_sizes(fields: Fields) -> dict[str, Any]:
     for name, value in _REQUIRED.items():
         if fields.get(name) not in (value, None):
             raise UserError(f"{name}={fields[name]!r} is not supported; only {value!r}")
+    hidden_size = field(fields, "hidden_size", int)
     num_heads = field(fields, "num_attention_heads", int)
+    # Without a width of its own a head has its share of the model's, where that is whole.
+    is_whole = num_heads > 0 and hidden_size % num_heads == 0
+    head_dim = hidden_size // num_heads if is_whole else None
     if field(fields, "vocab_size", int) < 1 or field(fields, "num_hidden_layers", int) < 1:
         raise UserError("vocab_size and num_hidden_layers must be positive")
     return {
         "family": fields["model_type"],
         "vocab_size": field(fields, "vocab_size", int),
-        "hidden_size": field(fields, "hidden_size", int),
+        "hidden_size": hidden_size,
         "num_layers": field(fields, "num_hidden_layers", int),
         "num_heads": num_heads,
         "num_kv_heads": field(fields, "num_key_value_heads", int),
-        "head_dim": field(fields, "head_dim", int, _head_dim(fields, num_heads)),
+        "head_dim": field(fields, "head_dim", int, head_dim),
         "intermediate_size": field(fields, "intermediate_size", int),
         "tie_embeddings": field(fields, "tie_word_embeddings", bool, False),
     }
@@ -85,11 +93,6 @@ def write_sizes(config: ModelConfig) -> Fields:
         "layer_types": write_layers(config.layer_pattern, config.num_layers),
         "use_cache": True,
     }
-
-
-def _head_dim(fields: Fields, num_heads: int) -> int | None:
-    hidden_size = field(fields, "hidden_size", int)
-    return hidden_size // num_heads if num_heads > 0 and hidden_size % num_heads == 0 else None
 
 
 # ---------------------------------------------------------------------------- layers
@@ -135,6 +138,7 @@ def read_rope(parameters: Fields | None, theta: float, max_positions: int) -> Ro
     given = {key: value for key, value in (parameters or {}).items() if value is not None}
     kind = given.pop("rope_type", given.get("type", "default"))
     given.pop("type", None)
+    # What is read is taken out of `given`: a key that is left would be ignored in silence.
     theta = field({"rope_theta": given.pop("rope_theta", theta)}, "rope_theta", float)
     if given.pop("partial_rotary_factor", 1.0) != 1.0:
         raise UserError("partial_rotary_factor is not supported; only 1.0")
@@ -163,16 +167,17 @@ def _read_scaling(kind: str, given: Fields, max_positions: int) -> Scaling | Non
                 factor=factor,
                 original_positions=original,
                 attention_factor=take("attention_factor", float, _yarn_factor(factor, *factors)),
+                # Defaults are the paper's, and transformers' own.
                 beta_fast=take("beta_fast", float, 32.0),
                 beta_slow=take("beta_slow", float, 1.0),
                 truncate=take("truncate", bool, True),
             )
         case "llama3":
             return Llama3(
-                take("factor", float),
-                take("low_freq_factor", float),
-                take("high_freq_factor", float),
-                take("original_max_position_embeddings", int, max_positions),
+                factor=take("factor", float),
+                low_freq_factor=take("low_freq_factor", float),
+                high_freq_factor=take("high_freq_factor", float),
+                original_positions=take("original_max_position_embeddings", int, max_positions),
             )
         case _:
             raise UserError(

@@ -35,7 +35,7 @@ TENSORS = _QWEN3 | {
     ("layers", "k_norm"): TensorName("model.layers.{}.self_attn.k_norm.weight", "KH"),
 }
 
-_THETA = 500_000.0
+_THETA = 500_000.0  # Olmo3Config's default in transformers 5.23
 
 
 def from_hf(fields: Fields) -> ModelConfig:
@@ -45,6 +45,8 @@ def from_hf(fields: Fields) -> ModelConfig:
     """
     max_positions = field(fields, "max_position_embeddings", int, 2048)
     num_layers = field(fields, "num_hidden_layers", int)
+    # Absent fields (2048 positions, every fourth layer full, a window of 4096, eps 1e-5) are
+    # Olmo3Config's defaults in transformers.
     default = ["full_attention" if i % 4 == 3 else "sliding_attention" for i in range(num_layers)]
     pattern, window = read_layers(fields, default, field(fields, "sliding_window", int, 4096))
     full, sliding = _read_ropes(fields, max_positions)
@@ -109,5 +111,5 @@ def to_hf(config: ModelConfig) -> Fields:
         "rope_scaling": older_rope_scaling(full),
         "rope_parameters": {"full_attention": full, "sliding_attention": sliding},
         "attention_bias": config.qkv_bias,
-        "sliding_window": config.window or 4096,
+        "sliding_window": config.window or 4096,  # a number is required where no layer slides
     }

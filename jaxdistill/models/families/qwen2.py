@@ -74,9 +74,10 @@ def _default_layers(fields: Fields) -> tuple[list[str], int | None]:
     num_layers = field(fields, "num_hidden_layers", int)
     if not field(fields, "use_sliding_window", bool, False):
         return ["full_attention"] * num_layers, None
+    # 28 full layers and a window of 4096 are Qwen2Config's defaults in transformers.
     full = min(field(fields, "max_window_layers", int, 28), num_layers)
     kinds = ["full_attention"] * full + ["sliding_attention"] * (num_layers - full)
-    if fields.get("sliding_window", 4096) is None:  # said to be none, and not left out
+    if fields.get("sliding_window", 4096) is None:  # null: no window; absent: the default
         return ["full_attention"] * num_layers, None
     return kinds, field(fields, "sliding_window", int, 4096)
 

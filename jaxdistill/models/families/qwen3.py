@@ -23,7 +23,7 @@ def from_hf(fields: Fields) -> ModelConfig:
     Raises UserError naming the field that is missing, malformed or asks for what is not built.
     """
     has_bias = field(fields, "attention_bias", bool, False)
-    # Not hidden_size / num_attention_heads, as elsewhere.
+    # 128 where absent, Qwen3Config's default, and not hidden_size / num_attention_heads.
     fields = fields | {"head_dim": field(fields, "head_dim", int, 128)}
     return ModelConfig(
         **qwen2.read_qwen(fields), qk_norm="head", qkv_bias=has_bias, out_bias=has_bias

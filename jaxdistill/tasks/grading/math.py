@@ -17,6 +17,7 @@ from jaxdistill.tasks.grading.verdict import Verdict
 from jaxdistill.tasks.questions import Question
 
 _ALARM_S = 4  # per step of math_verify, below a pool's 5 s, whose workers then need no replacing
+# 300 digits: int() takes quadratic time and refuses strings of more than 4,300.
 _INTEGER = re.compile(r"[+-]?[0-9]{1,300}")
 
 

@@ -20,7 +20,8 @@ from jaxdistill.tasks.grading.verdict import Grader, Verdict, judge
 from jaxdistill.tasks.questions import Question
 
 TOO_SLOW = "too slow"
-_START_S = 120.0  # imports on a loaded machine; not charged to any response
+# Imports on a loaded machine, not charged to any response: some seconds where nothing else runs.
+_START_S = 120.0
 
 
 def grade_all(
@@ -54,8 +55,9 @@ class _Worker:
 class GradingPool:
     """Worker processes for one grader, which must be importable by name (no lambda).
 
-    A response that takes longer than `timeout_s` is "too slow", and its worker is replaced. Use it
-    as a context manager or call `close`.
+    A response that takes longer than `timeout_s` is "too slow", and its worker is replaced. 5 s lie
+    above `grading.math`'s own alarm, which costs no worker. Use it as a context manager or call
+    `close`.
     """
 
     def __init__(self, grader: Grader, workers: int = 2, timeout_s: float = 5.0):

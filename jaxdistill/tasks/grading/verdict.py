@@ -23,4 +23,5 @@ def judge(grader: Grader, question: Question, response: str) -> Verdict:
     try:
         return grader(question, response)
     except Exception as error:  # one strange response must not end a run
+        # 200 characters: a reason is kept with every response, and sympy's messages hold formulas.
         return Verdict(False, f"grader failed: {type(error).__name__}: {error}"[:200], None)

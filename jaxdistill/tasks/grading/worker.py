@@ -9,14 +9,17 @@ from multiprocessing.connection import Connection
 from jaxdistill.tasks.grading.verdict import judge
 from jaxdistill.tasks.questions import Question
 
-_MEMORY_BYTES = 4 << 30  # a tower of exponents fills memory faster than it runs out of time
+# A tower of exponents fills memory faster than it runs out of time. The 4 GiB were chosen.
+_MEMORY_BYTES = 4 << 30
 
 
 def main(descriptor: int) -> None:
     """Receive a grader, say that it is ready, then answer (question, response) with a verdict."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it stops us itself
     logging.disable(logging.WARNING)  # what went wrong is in the verdict
-    _limit_memory()
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = _MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(_MEMORY_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     with Connection(descriptor) as connection:
         grader = connection.recv()
         # Wrong on purpose: a right answer would end before the slow imports, and they belong here.
@@ -28,12 +31,6 @@ def main(descriptor: int) -> None:
             except EOFError:  # the parent is gone
                 return
             connection.send(judge(grader, question, response))
-
-
-def _limit_memory() -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = _MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(_MEMORY_BYTES, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
 if __name__ == "__main__":

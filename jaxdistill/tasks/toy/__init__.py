@@ -1,1 +1,5 @@
-"""The synthetic reasoning world: problems, traces, tokenizer, grader. No JAX in here."""
+"""What is the synthetic world in which a study takes minutes?
+
+Problems, the traces that a base is pretrained on, tokenizer and grader. May import contexts,
+questions and grading of `tasks`; no JAX in here.
+"""

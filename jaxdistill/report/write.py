@@ -1,4 +1,4 @@
-"""The two pages, section by section: a study's comparison and a look at plain runs."""
+"""Write the two pages, section by section: a study's comparison and a look at plain runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,27 +20,45 @@ def write_study_report(study_dir: str | Path, *, words: Sequence[str] | None = N
     cells = findings.tabulate(study)
     judged = findings.findings(cells)
     pictures = figures.draw_all(study, cells)
+    name = str(study.info.get("name") or study.folder.name)
+    facts = [str(study.info[key]) for key in ("profile", "date") if study.info.get(key)]
+    over = " · ".join(["jaxdistill study", *facts])
     body = [
-        html.header(_over(study), str(study.info.get("name") or study.folder.name),
-                    findings.verdict_sentence(judged)),
+        html.header(over, name, findings.verdict_sentence(judged)),
         html.tiles(tiles(cells)),
         html.facts(findings.headline(cells)),
         html.ledger(judged),
         html.section("The course of training", html.figure(pictures.get("curves"))),
-        html.section("Where each method ends", paragraph_on_intervals(),
-                     html.figure(pictures.get("differences")), *final_tables(study, cells)),
-        *sweeps(study),
+        html.section(
+            "Where each method ends",
+            html.paragraph(INTERVAL_TEXT, "faint"),
+            html.figure(pictures.get("differences")),
+            *final_tables(study, cells),
+        ),
+        *(
+            html.section(title, html.table(table, has_title=False))
+            for axis, title in SWEEP_TITLES.items()
+            if (table := tables.sweep_table(study, axis))
+        ),
         html.section("Epistemic mass while training", html.figure(pictures.get("epistemic_mass"))),
-        html.section("The same problem, answered by each model",
-                     html.examples(examples.examples_of(study), default_words(words))),
-        html.section("The probe", html.paragraph(PROBE_TEXT) if study.probe else "",
-                     *map(html.table, tables.probe_tables(study))),
-        html.section("What this shows and what it does not",
-                     html.facts(caveats.caveats(study, cells, judged)),
-                     html.facts(caveats.warnings(study, cells))),
+        html.section(
+            "The same problem, answered by each model",
+            html.examples(examples.examples_of(study), default_words(words)),
+        ),
+        html.section(
+            "The probe",
+            html.paragraph(PROBE_TEXT) if study.probe else "",
+            *map(html.table, tables.probe_tables(study)),
+        ),
+        html.section(
+            "What this shows and what it does not",
+            html.facts(caveats.caveats(study, cells, judged)),
+            html.facts(caveats.warnings(study, cells)),
+        ),
         html.section("Provenance", html.definitions(caveats.provenance_line(study))),
-    ]  # fmt: skip
-    return write(study.folder / "report.html", html.page(_title(study), body), pictures)
+    ]
+    text = html.page(f"{name} · jaxdistill study", body)
+    return write(study.folder / "report.html", text, pictures)
 
 
 def write_run_report(
@@ -81,12 +99,18 @@ def study_markdown(study_dir: str | Path) -> str:
     cells = findings.tabulate(study)
     judged = findings.findings(cells)
     reference = findings.references(study, cells)
-    parts = [findings.verdict_sentence(judged), markdown.bullets(findings.headline(cells)),
-             markdown.ledger(judged)]  # fmt: skip
-    parts += [markdown.table(tables.final_table(study, cells, reference, world, split))
-              for world in study.worlds for split in study.splits]  # fmt: skip
-    parts += [markdown.table(t) for axis in ("coverage", "context")
-              if (t := tables.sweep_table(study, axis))]  # fmt: skip
+    parts = [
+        findings.verdict_sentence(judged),
+        markdown.bullets(findings.headline(cells)),
+        markdown.ledger(judged),
+    ]
+    for world in study.worlds:
+        for split in study.splits:
+            final = tables.final_table(study, cells, reference=reference, world=world, split=split)
+            parts.append(markdown.table(final))
+    for axis in SWEEP_TITLES:
+        if sweep := tables.sweep_table(study, axis):
+            parts.append(markdown.table(sweep))
     parts += [markdown.table(t) for t in tables.probe_tables(study)]
     parts.append(markdown.bullets(caveats.caveats(study, cells, judged)))
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -124,8 +148,8 @@ def tiles(cells: dict[CellKey, Cell]) -> list[tuple[str, str, str]]:
     if base is not None and sdpo is not None and anchor is not None:
         kept = kept_share(base, sdpo, anchor)
         if kept is not None:
-            entries.insert(2, ("of SDPO's loss, the anchor keeps", share_text(kept).split(" [")[0],
-                               share_text(kept).partition(" ")[2]))  # fmt: skip
+            share, _, bounds = share_text(kept).partition(" ")
+            entries.insert(2, ("of SDPO's loss, the anchor keeps", share, bounds))
     return entries
 
 
@@ -140,31 +164,18 @@ TILES = (
 
 def final_tables(study: StudyResults, cells: dict[CellKey, Cell]) -> list[str]:
     reference = findings.references(study, cells)
-    return [html.table(tables.final_table(study, cells, reference, world, split))
-            for world in study.worlds for split in study.splits
-            if any((key[0], key[2]) == (world, split) for key in cells)]  # fmt: skip
+    return [
+        html.table(tables.final_table(study, cells, reference=reference, world=world, split=split))
+        for world in study.worlds
+        for split in study.splits
+        if any((key[0], key[2]) == (world, split) for key in cells)
+    ]
 
 
-def sweeps(study: StudyResults) -> list[str]:
-    return [html.section(title, html.table(table, has_title=False))
-            for axis, title in (("coverage", "Task coverage: how many training problems"),
-                                ("context", "Context richness: what the teacher sees"))
-            if (table := tables.sweep_table(study, axis))]  # fmt: skip
-
-
-def paragraph_on_intervals() -> str:
-    return html.paragraph(INTERVAL_TEXT, "faint")
-
-
-def _over(study: StudyResults) -> str:
-    return " · ".join(["jaxdistill study", *(str(study.info[key]) for key in ("profile", "date")
-                                             if study.info.get(key))])  # fmt: skip
-
-
-def _title(study: StudyResults) -> str:
-    return f"{study.info.get('name') or study.folder.name} · jaxdistill study"
-
-
+SWEEP_TITLES = {
+    "coverage": "Task coverage: how many training problems",
+    "context": "Context richness: what the teacher sees",
+}
 INTERVAL_TEXT = (
     "Small print under a value is its 95% interval: problems resampled with all their answers "
     "(2,000 times); changes are paired by problem. A double check is a response that checks at "
