@@ -30,6 +30,7 @@ def preset(name: str) -> ModelConfig:
 
 
 def _qwen3(D: int, L: int, N: int, F: int, **fields: Any) -> ModelConfig:
+    """Dense Qwen3."""
     return ModelConfig(
         family="qwen3", vocab_size=151_936, hidden_size=D, num_layers=L, num_heads=N,
         num_kv_heads=8, head_dim=128, intermediate_size=F, rope=Rope(1e6), norm_eps=1e-6,
@@ -38,6 +39,7 @@ def _qwen3(D: int, L: int, N: int, F: int, **fields: Any) -> ModelConfig:
 
 
 def _r1_distill(D: int, L: int, N: int, K: int, F: int, **fields: Any) -> ModelConfig:
+    """Qwen2.5 distilled from DeepSeek-R1."""
     # Distilled from Qwen2.5-Math (1.5B, 7B), whose RoPE turns with base 10,000, and from Qwen2.5.
     return ModelConfig(
         family="qwen2", hidden_size=D, num_layers=L, num_heads=N, num_kv_heads=K, head_dim=128,
@@ -46,6 +48,7 @@ def _r1_distill(D: int, L: int, N: int, K: int, F: int, **fields: Any) -> ModelC
 
 
 def _olmo3(D: int, L: int, N: int, K: int, F: int) -> ModelConfig:
+    """Olmo 3 with sliding windows in three layers of four."""
     yarn = Yarn(factor=8.0, original_positions=8192, attention_factor=1.2079441541679836)
     return ModelConfig(
         family="olmo3", vocab_size=100_278, hidden_size=D, num_layers=L, num_heads=N,

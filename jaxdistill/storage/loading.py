@@ -20,7 +20,6 @@ from jaxdistill.models import families, parameters
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.sharding import Mesh, MeshConfig, make_mesh, shardings_of
 from jaxdistill.storage import hf_files, hf_import, hub
-from jaxdistill.storage import loading as policies
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.storage.toy import toy_base_folder, write_tokenizer
@@ -195,9 +194,9 @@ def open_model(path: str | Path, mesh: Mesh | None = None, progress: bool = Fals
     if (path / "checkpoints").is_dir() and not is_run(path) and not is_exported:
         raise UserError(f"run folder {path} has no checkpoint yet")
     if not is_run(path):
-        folder = policies.model_folder(path)
+        folder = model_folder(path)
         config, params = hf_import.import_folder(folder, mesh=mesh, progress=progress)
-        return policies.with_tokenizer(config, params, folder)
+        return with_tokenizer(config, params, folder)
     config = hf_import.read_config(path / "model")
     with Checkpoints(path / "checkpoints") as checkpoints:
         step = checkpoints.latest_step()
@@ -205,7 +204,7 @@ def open_model(path: str | Path, mesh: Mesh | None = None, progress: bool = Fals
             raise UserError(f"run folder {path} has no checkpoint yet")
         example = _example(path, config, mesh or make_mesh(MeshConfig()))
         params, _ = checkpoints.restore(step, example, part="params")
-    return policies.with_tokenizer(config, params, path / "model")
+    return with_tokenizer(config, params, path / "model")
 
 
 def _example(run: Path, config: ModelConfig, mesh: Mesh) -> nnx.State:
@@ -240,3 +239,12 @@ def open_named(name: str, progress: bool = False) -> Policy:
     kind, _, world = name.partition(":")
     path = toy_base_folder(world) if kind == "toy" else name
     return open_model(path, progress=progress)
+
+
+def open_tokenizer(name: str) -> Any:
+    """The tokenizer of a folder, a run, a bundled base (`toy:main`) or a model of the hub."""
+    kind, _, world = name.partition(":")
+    if kind == "toy":
+        return tokenizers.load(toy_base_folder(world))
+    is_run = (Path(name) / "model" / "tokenizer.json").is_file()
+    return tokenizers.load(Path(name) / "model" if is_run else name)
