@@ -48,7 +48,8 @@ def listing() -> dict[str, dict[str, str]]:
         tree = _parse(path)
         for function in _functions(tree):
             if function.name == path.stem:  # that of `config.load_recipe`
-                takes = [argument.arg for argument in function.args.args]
+                arguments = function.args.args + function.args.kwonlyargs
+                takes = [argument.arg for argument in arguments]
                 (studies if "profile" in takes else runs)[path.stem] = _first_line(tree)
     presets = _parse(PACKAGE / "objectives" / "presets.py")
     objectives = {f.name: _first_line(f) for f in _functions(presets) if f.name[0] != "_"}
