@@ -7,7 +7,7 @@ Everything here is thin: `storage` opens and writes folders, `models.decoder` co
 import contextlib
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +60,25 @@ def _check_dtype(dtype: DTypeLike | None) -> None:
     raise UserError(f"dtype must be 'float32', 'bfloat16', 'float16' or None, not {dtype!r}")
 
 
-@dataclass(frozen=True, eq=False)  # two models' arrays have no one truth value
+# Not eq: two models' arrays have no one truth value.
+@dataclass(frozen=True, eq=False, repr=False)
 class Model:
     """A model in memory: its config, its parameters, and the folder that its tokenizer is in."""
 
     config: ModelConfig
-    params: Any = field(repr=False)
+    params: Any
     folder: Path
     mesh: sharding.Mesh | None = None
+
+    def __repr__(self) -> str:
+        config, leaves = self.config, jax.tree.leaves(self.params)
+        dtypes = " and ".join(sorted({str(leaf.dtype) for leaf in leaves}))
+        return (
+            f"{config.family}: {config.num_layers} layers of width {config.hidden_size:,}, "
+            f"{config.num_heads} query heads, {config.num_kv_heads} key/value heads\n"
+            f"{sum(leaf.size for leaf in leaves):,} parameters in {dtypes}, from {self.folder}\n"
+            f"vocabulary of {config.vocab_size:,} ids, at most {config.max_positions:,} positions"
+        )
 
     @functools.cached_property
     def tokenizer(self) -> Any:

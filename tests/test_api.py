@@ -323,3 +323,31 @@ def test_texts_come_back_prompt_by_prompt_and_the_seed_fixes_them(toy):
 def test_a_wrong_request_for_text_is_one_line(toy, prompts, rollouts, expected):
     with pytest.raises(UserError, match=expected):
         toy.generate(prompts, rollouts=rollouts)
+
+
+# ---------------------------------------------------------------------------- names
+
+
+def test_the_package_shows_its_public_names_alone():
+    assert dir(jd) == sorted(jd.__all__)
+    assert {"load", "Model", "Sampling", "UserError", "__version__"} == set(jd.__all__)
+    assert all(getattr(jd, name) is not None for name in jd.__all__)
+    assert jd.UserError is UserError
+
+
+def test_a_star_import_brings_the_public_names():
+    names: dict = {}
+    exec("from jaxdistill import *", names)
+    assert {"load", "Model", "Sampling", "UserError"} <= set(names)
+
+
+def test_a_printed_model_says_its_sizes_and_where_it_comes_from(toy):
+    assert str(toy) == repr(toy)
+    assert str(toy).splitlines() == [
+        "qwen3: 4 layers of width 128, 4 query heads, 2 key/value heads",
+        f"804,864 parameters in bfloat16, from {toy.folder}",
+        "vocabulary of 133 ids, at most 512 positions",
+    ]
+    params = dict(toy.params) | {"embed": toy.params["embed"].astype(jnp.float32)}
+    mixed = jd.Model(toy.config, params, toy.folder)
+    assert "804,864 parameters in bfloat16 and float32, from" in str(mixed)

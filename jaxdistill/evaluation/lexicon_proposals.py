@@ -13,8 +13,9 @@ import jax
 import numpy as np
 
 from jaxdistill import epistemic
-from jaxdistill.epistemic import TokenStats
+from jaxdistill.epistemic import Lexicon, TokenStats
 from jaxdistill.errors import UserError
+from jaxdistill.evaluation.analyze import Vocabulary, count_tokens
 from jaxdistill.evaluation.responses import Response, encode
 from jaxdistill.models import completions, parameters
 from jaxdistill.storage import tokenizer as tokenizers
@@ -38,6 +39,46 @@ class Row(NamedTuple):
     @property
     def width(self) -> int:
         return padded_length(len(self.informed)) + padded_length(len(self.response))
+
+
+class Proposal(NamedTuple):
+    """A lexicon from data, with what it was chosen by."""
+
+    lexicon: Lexicon
+    stats: TokenStats
+    num_scored: int  # responses
+
+    def table(self, tokenizer: Any) -> Iterator[str]:
+        """A line for each id: how much less the informed teacher says it, how often it stands."""
+        mean_V = epistemic.mean_surprise(self.stats)
+        yield f"{'nats':>8}  {'count':>8}  {'id':>7}  token"
+        for i in self.lexicon.ids:
+            count, token = self.stats.count_V[i], tokenizer.decode([i])
+            yield f"{mean_V[i]:>8.3f}  {count:>8}  {i:>7}  {token!r}"
+
+
+def propose_lexicon(
+    policy: Policy,
+    responses: Sequence[Response],
+    *,
+    num_ids: int,
+    min_count: int,
+    seed: int = 0,
+    enable_thinking: bool | None = None,
+    dtype: str = "float32",
+) -> Proposal:
+    """The `num_ids` ids that the model says less once it was shown a solution, by `score_pmi`."""
+    stats, num_scored = score_pmi(
+        policy, responses, seed=seed, enable_thinking=enable_thinking, dtype=dtype
+    )
+    lexicon = epistemic.propose(policy.tokenizer, stats, num_ids, min_count)
+    return Proposal(lexicon, stats, num_scored)
+
+
+def control_lexicon(vocabulary: Vocabulary, responses: Sequence[Response], seed: int) -> Lexicon:
+    """Random ids that stand in the responses as often as the vocabulary's lexicon does."""
+    count_V = count_tokens(vocabulary.tokenizer, responses)
+    return epistemic.matched_control(vocabulary.tokenizer, vocabulary.lexicon, count_V, seed)
 
 
 def score_pmi(

@@ -31,6 +31,7 @@ def preset(name: str) -> ModelConfig:
 
 
 def _qwen3(D: int, L: int, N: int, F: int, **fields: Any) -> ModelConfig:
+    """Dense Qwen3."""
     return ModelConfig(
         family="qwen3",
         vocab_size=151_936,
@@ -48,6 +49,7 @@ def _qwen3(D: int, L: int, N: int, F: int, **fields: Any) -> ModelConfig:
 
 
 def _r1_distill(D: int, L: int, N: int, K: int, F: int, **fields: Any) -> ModelConfig:
+    """Qwen2.5 distilled from DeepSeek-R1."""
     # Distilled from Qwen2.5-Math (1.5B, 7B), whose RoPE turns with base 10,000, and from Qwen2.5.
     return ModelConfig(
         family="qwen2",
@@ -65,6 +67,7 @@ def _r1_distill(D: int, L: int, N: int, K: int, F: int, **fields: Any) -> ModelC
 
 
 def _olmo3(D: int, L: int, N: int, K: int, F: int) -> ModelConfig:
+    """Olmo 3 with sliding windows in three layers of four."""
     # attention_factor is 0.1 ln(8) + 1 (arXiv 2309.00071, section 3.4), as config.json spells it.
     yarn = Yarn(factor=8.0, original_positions=8192, attention_factor=1.2079441541679836)
     return ModelConfig(

@@ -61,14 +61,15 @@ def epi_floor() -> Distill:
 
 
 def epi_amplify() -> Distill:
-    """`sdpo` towards a teacher that doubts half a nat more than the reference where it would
-    suppress the reference's doubt."""
+    """`sdpo` towards half a nat more doubt than the reference's where the teacher has less."""
     return Distill(target=AmplifyEpistemic(0.5, base="floor"))
 
 
 def anti_e() -> Distill:
-    """The sampled-token loss with its sign flipped on epistemic tokens: doubt is reinforced, where
-    the student does not doubt more than the reference already."""
+    """The sampled-token loss with its sign flipped on epistemic tokens, which reinforces doubt.
+
+    Only where the student does not doubt more than the reference already.
+    """
     flip = FlipSampledEpistemic(up_to_reference=True)
     return Distill(divergence=SampledReverseKL(), weights=(flip,))
 

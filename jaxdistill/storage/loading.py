@@ -243,3 +243,12 @@ def open_named(name: str, progress: bool = False) -> Policy:
     kind, _, world = name.partition(":")
     path = toy_base_folder(world) if kind == "toy" else name
     return open_model(path, progress=progress)
+
+
+def open_tokenizer(name: str) -> Any:
+    """The tokenizer of a folder, a run, a bundled base (`toy:main`) or a model of the hub."""
+    kind, _, world = name.partition(":")
+    if kind == "toy":
+        return tokenizers.load(toy_base_folder(world))
+    is_run = (Path(name) / "model" / "tokenizer.json").is_file()
+    return tokenizers.load(Path(name) / "model" if is_run else name)

@@ -1,0 +1,155 @@
+"""`analyze` counts words of doubt in responses, and makes lexicons from them."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxdistill.cli.flags import MODEL_HELP, add_dtype, add_out, add_thinking, require_positive
+from jaxdistill.cli.parser import add_verb, worked_out
+from jaxdistill.errors import UserError
+from jaxdistill.files import write_whole
+
+
+def add_verbs(verbs: Any) -> None:
+    sub = add_verb(
+        verbs, "analyze", analyze, "Lengths and epistemic counts of responses in JSONL files."
+    )
+    sub.add_argument(
+        "paths",
+        nargs="+",
+        type=Path,
+        metavar="PATH",
+        help="JSONL files, run folders, or folders of JSONL files",
+    )
+    field = sub.add_argument("--field", metavar="NAME", help="the field that holds the response")
+    worked_out(field, "the first known name that a record has")
+    sub.add_argument(
+        "--model", metavar="MODEL", help=f"whose tokenizer (or weights) to use: {MODEL_HELP}"
+    )
+    sub.add_argument(
+        "--mode",
+        default="all",
+        choices=("paper", "word", "token", "all"),
+        help="count substrings as published, whole words, token ids (with --model), or each way",
+    )
+    counted = sub.add_mutually_exclusive_group()
+    counted.add_argument(
+        "--words",
+        metavar="A,B,C",
+        default="ten",
+        help="words to count; ten means the paper's, core and hedge are its tiers",
+    )
+    counted.add_argument(
+        "--lexicon", type=Path, metavar="FILE", help="take words and ids from this lexicon instead"
+    )
+    made = sub.add_mutually_exclusive_group()
+    made.add_argument(
+        "--propose",
+        type=int,
+        metavar="N",
+        help="write the N ids that a teacher with a solution says less",
+    )
+    made.add_argument(
+        "--control",
+        type=int,
+        metavar="SEED",
+        help="write random ids that are as frequent as the lexicon's",
+    )
+    sub.add_argument(
+        "--min-count", type=int, default=5, metavar="N", help="least count of an id for --propose"
+    )
+    sub.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="chooses the solutions for --propose"
+    )
+    add_out(sub, "also write the counts as JSON here, or the lexicon that is made", metavar="FILE")
+    add_dtype(sub)
+    add_thinking(sub)
+
+
+def analyze(options: argparse.Namespace) -> None:
+    from jaxdistill.epistemic import LexiconFile, Words, expand, open_lexicon, read_lexicon
+    from jaxdistill.evaluation import analyze as analysis
+    from jaxdistill.evaluation.responses import read_responses
+
+    check(options)
+    words = expand(options.words.split(","))
+    source = LexiconFile(str(options.lexicon)) if options.lexicon else Words(words)
+    responses = read_responses(options.paths, options.field)
+    if options.propose is not None:
+        propose(options, responses)
+        return
+    vocabulary = None
+    if options.model:
+        from jaxdistill.storage.loading import open_tokenizer
+
+        tokenizer = open_tokenizer(options.model)
+        vocabulary = analysis.Vocabulary(tokenizer, open_lexicon(source, tokenizer))
+        words = vocabulary.lexicon.words
+    elif options.lexicon:
+        words = read_lexicon(options.lexicon).words
+    if options.control is not None:
+        assert vocabulary is not None  # `check` asks for --model
+        write_control(options, responses, vocabulary)
+        return
+    modes = [mode for mode in analysis.MODES if vocabulary or mode != "token"]
+    modes = modes if options.mode == "all" else [options.mode]
+    found = analysis.analyze(responses, words, modes, vocabulary)
+    for line in analysis.table(found):
+        print(line)
+    if options.out:
+        write_whole(options.out, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        print(options.out)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Options that do not go together are found before any work."""
+    makes_lexicon = options.propose is not None or options.control is not None
+    if makes_lexicon and not options.model:
+        raise UserError("--propose and --control choose ids of a tokenizer: add --model DIR")
+    if makes_lexicon and not options.out:
+        raise UserError("--propose and --control write a lexicon: add --out FILE")
+    if options.propose is not None:
+        require_positive(options.propose, "--propose")
+        require_positive(options.min_count, "--min-count")
+    if options.control is not None and options.control < 0:
+        raise UserError(f"--control is a seed, 0 or above, got {options.control}")
+    if options.out and (options.out.is_dir() or not options.out.parent.is_dir()):
+        raise UserError(f"--out {options.out}: expected a file in a folder that exists")
+    read = [*options.paths, *([Path(options.lexicon)] if options.lexicon else [])]
+    if options.out and any(options.out.resolve() == path.resolve() for path in read):
+        raise UserError(f"--out {options.out} is also read: it would be lost; choose another file")
+
+
+def propose(options: argparse.Namespace, responses: list[Any]) -> None:
+    from jaxdistill.epistemic import write_lexicon
+    from jaxdistill.evaluation.lexicon_proposals import propose_lexicon
+    from jaxdistill.precision import compute_dtype
+    from jaxdistill.storage.loading import open_named
+
+    policy = open_named(options.model, progress=True)
+    proposal = propose_lexicon(
+        policy,
+        responses,
+        num_ids=options.propose,
+        min_count=options.min_count,
+        seed=options.seed,
+        enable_thinking=options.thinking,
+        dtype=str(compute_dtype(options.dtype)),
+    )
+    write_lexicon(options.out, proposal.lexicon, policy.tokenizer)
+    scored = f"{proposal.num_scored} of {len(responses)} responses scored"
+    print(f"{scored}, with a correct sibling that fits")
+    for line in proposal.table(policy.tokenizer):
+        print(line)
+    print(options.out)
+
+
+def write_control(options: argparse.Namespace, responses: list[Any], vocabulary: Any) -> None:
+    from jaxdistill.epistemic import write_lexicon
+    from jaxdistill.evaluation.lexicon_proposals import control_lexicon
+
+    lexicon = control_lexicon(vocabulary, responses, seed=options.control)
+    write_lexicon(options.out, lexicon, vocabulary.tokenizer)
+    print(lexicon.made)
+    print(options.out)

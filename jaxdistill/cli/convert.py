@@ -1,0 +1,30 @@
+"""`convert` turns a Hugging Face folder into a run folder, and back."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from jaxdistill.cli.flags import add_quiet
+from jaxdistill.cli.parser import add_verb, worked_out
+
+
+def add_verbs(verbs: Any) -> None:
+    sub = add_verb(
+        verbs, "convert", convert, "Hugging Face folder <-> run folder (Orbax), by what SRC is."
+    )
+    sub.add_argument("source", metavar="SRC", type=Path, help="a Hugging Face folder, or a run")
+    sub.add_argument(
+        "destination", metavar="DST", type=Path, help="the other kind of folder, to be created"
+    )
+    dtype = sub.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="dtype of the weights in DST"
+    )
+    worked_out(dtype, "that of SRC; for a trained run, that of its base")
+    add_quiet(sub)
+
+
+def convert(options: argparse.Namespace) -> None:
+    from jaxdistill.storage.convert import convert as convert_folder
+
+    show = not options.quiet
+    print(convert_folder(options.source, options.destination, options.dtype, progress=show))

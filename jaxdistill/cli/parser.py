@@ -1,0 +1,44 @@
+"""The parser's manners: a mistake is one line, and every flag's help ends with its default."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    def __init__(self, **settings: Any):
+        super().__init__(formatter_class=DefaultsShown, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        """One line, without the usage before it."""
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+class DefaultsShown(argparse.HelpFormatter):
+    """Appends each flag's default to its help, so that no help text repeats it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        ends_here = isinstance(action, argparse._HelpAction | argparse._VersionAction)
+        if not action.help or not action.option_strings or ends_here:
+            return action.help
+        if action.required:
+            return f"{action.help} (required)"
+        default = vars(action).get("worked_out")
+        if default is None:
+            is_switch, is_empty = action.nargs == 0, action.default in (None, [])
+            default = "off" if is_switch else "none" if is_empty else "%(default)s"
+        return f"{action.help} (default: {default})"
+
+
+def worked_out(action: argparse.Action, default: str) -> None:
+    """Show `default` for a flag whose value is None until its verb works it out."""
+    vars(action)["worked_out"] = default
+
+
+def add_verb(
+    verbs: Any, name: str, function: Callable[[argparse.Namespace], None], summary: str
+) -> argparse.ArgumentParser:
+    sub = verbs.add_parser(name, help=summary, description=summary)
+    sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    sub.set_defaults(function=function)
+    return sub

@@ -1,0 +1,38 @@
+"""`report` writes figures and pages about finished runs and studies."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from jaxdistill.cli.flags import add_out
+from jaxdistill.cli.parser import add_verb, worked_out
+from jaxdistill.errors import UserError
+
+
+def add_verbs(verbs: Any) -> None:
+    sub = add_verb(
+        verbs, "report", report, "Figures and a self-contained HTML page from run folders."
+    )
+    sub.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="run folders, or one study's folder"
+    )
+    out = add_out(sub, "an .html file, or a folder for it", metavar="PATH")
+    worked_out(out, "the first RUN")
+    sub.add_argument(
+        "--markdown", action="store_true", help="print a study's tables as Markdown instead"
+    )
+
+
+def report(options: argparse.Namespace) -> None:
+    from jaxdistill.report import study_markdown, write_run_report, write_study_report
+
+    if options.markdown:
+        if len(options.runs) != 1:
+            raise UserError("--markdown prints one study's tables; give one STUDY folder")
+        print(study_markdown(options.runs[0]), end="")
+    elif len(options.runs) == 1 and (options.runs[0] / "study.json").exists():
+        if options.out:
+            raise UserError("--out goes with run folders; a study's page is STUDY/report.html")
+        print(write_study_report(options.runs[0]))
+    else:
+        print(write_run_report(options.runs, options.out or options.runs[0]))

@@ -1,0 +1,103 @@
+"""`sample` prints responses of a model, `eval` scores them on a set of questions."""
+
+import argparse
+from typing import Any
+
+from jaxdistill.cli.flags import (
+    MODEL_HELP,
+    add_out,
+    add_sampling,
+    require_positive,
+    sampling_of,
+)
+from jaxdistill.cli.parser import add_verb, worked_out
+
+
+def add_verbs(verbs: Any) -> None:
+    sub = add_verb(verbs, "sample", sample, "Sample responses from a Hugging Face folder or a run.")
+    sub.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    sub.add_argument(
+        "--prompt", action="append", required=True, metavar="TEXT", help="a user turn; repeatable"
+    )
+    sub.add_argument("--system", metavar="TEXT", help="a system turn before each prompt")
+    sub.add_argument("--samples", type=int, default=1, metavar="N", help="responses per prompt")
+    add_sampling(sub)
+
+    sub = add_verb(
+        verbs,
+        "eval",
+        evaluate,
+        "Measure avg@k and pass@k with intervals, lengths and epistemic counts.",
+    )
+    sub.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    sub.add_argument(
+        "--data",
+        required=True,
+        metavar="DATA",
+        help="a .parquet or .jsonl file, or toy:train, toy:heldout, toy:ood",
+    )
+    sub.add_argument(
+        "--samples", type=int, default=4, metavar="K", help="responses per question (k)"
+    )
+    limit = sub.add_argument(
+        "--limit", type=int, metavar="N", help="evaluate the first N questions only"
+    )
+    worked_out(limit, "all of a file's, 128 of a toy split's")
+    add_out(sub, "also write NAME.jsonl and summary.json into this folder", metavar="DIR")
+    add_sampling(sub)
+
+
+def sample(options: argparse.Namespace) -> None:
+    from jaxdistill.sampling import Address
+    from jaxdistill.sampling.engine import Engine
+    from jaxdistill.storage.loading import open_named
+    from jaxdistill.tasks.questions import Question
+
+    require_positive(options.samples, "--samples")
+    policy = open_named(options.model, progress=True)
+    questions = [
+        Question(f"prompt:{i}", prompt, "", options.system)
+        for i, prompt in enumerate(options.prompt)
+    ]
+    sampling = sampling_of(options, options.max_new_tokens)
+    engine = Engine(policy, dtype=options.dtype, cache_dtype=options.cache_dtype)
+    rollouts = engine.rollouts(
+        policy.params,
+        questions,
+        sampling,
+        options.samples,
+        Address(seed=options.seed, purpose="sample"),
+        enable_thinking=options.thinking,
+    )
+    for row, response in enumerate(rollouts.responses):
+        ending = "" if rollouts.finished_B[row] else " (cut at --max-new-tokens)"
+        print(f"# {rollouts.question_of(row).prompt}{ending}\n{response}\n")
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    from jaxdistill.evaluation import evaluate as evaluation
+    from jaxdistill.evaluation.records import write_evaluation
+    from jaxdistill.sampling.engine import Engine
+    from jaxdistill.storage.loading import open_named
+
+    require_positive(options.samples, "--samples")
+    require_positive(1 if options.limit is None else options.limit, "--limit")
+    split = evaluation.named_split(options.data, options.limit)
+    policy = open_named(options.model, progress=True)
+    sampling = sampling_of(options, options.max_new_tokens)
+    config = evaluation.Evaluation(
+        splits=(split,), samples=options.samples, sampling=sampling, seed=options.seed
+    )
+    records = evaluation.evaluate_split(
+        Engine(policy, dtype=options.dtype, cache_dtype=options.cache_dtype),
+        policy.params,
+        split,
+        config,
+        enable_thinking=options.thinking,
+        show_progress=True,
+    )
+    for line in evaluation.summary_lines(records, options.samples):
+        print(line)
+    if options.out:
+        write_evaluation(options.out, {split.name: records})
+        print(options.out)

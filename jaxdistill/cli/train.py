@@ -1,0 +1,61 @@
+"""`train` runs one recipe, `study` a grid of runs with its comparison report."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from jaxdistill.cli.flags import add_overrides, add_quiet
+from jaxdistill.cli.parser import add_verb, worked_out
+from jaxdistill.errors import UserError
+
+
+def add_verbs(verbs: Any) -> None:
+    sub = add_verb(verbs, "train", train, "Run a recipe: pre-training, self-distillation or GRPO.")
+    sub.add_argument("config", metavar="CONFIG", help="a recipe's name or path, or a config.json")
+    add_overrides(sub, "the recipe")
+    folder = sub.add_argument("--run-dir", type=Path, metavar="DIR", help="the run's folder")
+    worked_out(folder, "runs/NAME")
+    sub.add_argument(
+        "--resume", action="store_true", help="go on from the last checkpoint in the run's folder"
+    )
+    add_quiet(sub)
+
+    sub = add_verb(verbs, "study", study, "Run a grid of runs, then write the comparison report.")
+    sub.add_argument("config", metavar="STUDY", help="a study recipe's name or path: toy_study")
+    sub.add_argument(
+        "--profile",
+        default="quick",
+        metavar="NAME",
+        help="the study's size: quick (2 CPU cores) or full (one GPU)",
+    )
+    add_overrides(sub, "every trained run")
+    folder = sub.add_argument(
+        "--run-dir",
+        type=Path,
+        metavar="DIR",
+        help="the study's folder; an unfinished study there goes on",
+    )
+    worked_out(folder, "runs/NAME_PROFILE")
+    add_quiet(sub)
+
+
+def train(options: argparse.Namespace) -> None:
+    from jaxdistill.config import load_recipe
+    from jaxdistill.run.loop import run
+
+    config = load_recipe(options.config, options.overrides)
+    run_dir = options.run_dir or Path("runs") / config.name
+    run(config, run_dir, resume=options.resume, quiet=options.quiet)
+    print(run_dir)
+
+
+def study(options: argparse.Namespace) -> None:
+    from jaxdistill.config import load_study_recipe
+    from jaxdistill.run.study import Study, run_study, with_overrides
+
+    chosen = load_study_recipe(options.config, options.profile)
+    if not isinstance(chosen, Study):
+        raise UserError(f"recipe {options.config!r} returned {type(chosen).__name__}, not a Study")
+    chosen = with_overrides(chosen, options.overrides)
+    study_dir = options.run_dir or Path("runs") / f"{chosen.name}_{chosen.profile}"
+    print(run_study(chosen, study_dir, quiet=options.quiet))

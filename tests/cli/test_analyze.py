@@ -1,0 +1,78 @@
+"""`analyze`: counts of a run's responses, and lexicons that a run takes."""
+
+import json
+
+import pytest
+from command_line import assert_mistake, call
+
+MISTAKES = {
+    "analyze": "required: PATH",
+    "analyze no.jsonl": "no.jsonl: cannot be read: No such file",
+    "analyze tiny.json": "tiny.json:1: no field of responses among name",
+    "analyze tiny.json --field name --out tiny.json": "--out tiny.json is also read",
+    "analyze tiny.json --field name --mode token": "mode `token` counts ids.*add --model DIR",
+    "analyze tiny.json --field name --mode letters": "invalid choice: 'letters'",
+    "analyze tiny.json --field name --words wait,,hmm": "`words` must not be blank",
+    "analyze tiny.json --field steps": "tiny.json:1: field `steps`: expected text.*got int 2",
+    "analyze tiny.json --field name --model nowhere": "there is no folder nowhere",
+    "analyze tiny.json --field name --model toy:mars": "toy base 'mars'",
+    "analyze tiny.json --field name --lexicon tiny.json": "tiny.json: no field `words`",
+    "analyze tiny.json --field name --lexicon no.json": "lexicon no.json cannot be read",
+    "analyze tiny.json --field name --out no/where.json": "--out no/where.json: expected a file",
+    "analyze tiny.json --field name --out .": "--out .: expected a file in a folder",
+    "analyze tiny.json --field name --propose 3": "of a tokenizer: add --model DIR",
+    "analyze tiny.json --field name --propose 3 --model toy:main": "a lexicon: add --out FILE",
+    "analyze tiny.json --field name --propose 0 --model toy:main --out a": "--propose must be at",
+    "analyze tiny.json --field name --control -1 --model toy:main --out a": "--control is a seed",
+    "analyze tiny.json --field name --propose 3 --model toy:main --out a": "no text in `question`",
+}
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(command):
+    assert_mistake(command.split(), MISTAKES[command])
+
+
+def test_analyze_prints_and_writes_what_a_run_sampled(place, run_dir):
+    code, out, err = call("analyze", run_dir, "--out", "found.json")
+    assert (code, err) == (0, "")
+    assert out.endswith("found.json\n")
+    found = json.loads((place / "found.json").read_text())["groups"]["all"]
+    files = (run_dir / "rollouts").glob("*.jsonl")
+    records = [json.loads(line) for file in files for line in file.open()]
+    assert found["responses"] == len(records)
+    assert found["counts"]["word"]["total"] == sum(record["epistemic"] for record in records)
+    assert found["tokens"] == pytest.approx(
+        sum(record["num_tokens"] for record in records) / len(records)
+    )
+    assert set(found["counts"]) == {"paper", "word"}
+    code, out, err = call("analyze", run_dir, "--model", run_dir, "--mode", "token")
+    assert (code, err) == (0, "")
+    assert "token/resp" in out
+    assert "lexicon: 10 ids of tokenizer" in out
+
+
+def test_a_run_takes_the_lexicon_that_analyze_wrote(place):
+    """A random control of the words of doubt, then a proposal, each used by a run of its own."""
+    code, out, err = call("sample", "toy:main", "--prompt", "9 4 2 -> 7", "--samples", 6)
+    assert (code, err) == (0, "")
+    texts = out.split("# 9 4 2 -> 7\n")[1:]
+    lines = [json.dumps({"question": "9 4 2 -> 7", "response": text.strip(), "correct": True})
+             for text in texts]  # fmt: skip
+    (place / "mine.jsonl").write_text("\n".join(lines))
+    for made in (["--control", 3], ["--propose", 4, "--min-count", 1]):
+        code, out, err = call("analyze", "mine.jsonl", "--model", "toy:main", *made,
+                              "--out", "lexicon.json")  # fmt: skip
+        assert (code, err) == (0, "")
+        folder = f"run{made[0]}"
+        setting = "lexicon=LexiconFile('lexicon.json')"
+        command = ["train", "tiny.json", "--quiet", "--run-dir", folder, "--set", setting]
+        assert call(*command) == (0, f"{folder}\n", "")
+        kept = (place / folder / "lexicon.json").read_text()
+        assert kept == (place / "lexicon.json").read_text()
+        assert call("analyze", folder, "--lexicon", "lexicon.json", "--model", folder)[0] == 0
+    # The file is another one now: a resumed run is held to its own.
+    command = ["train", "tiny.json", "--quiet", "--run-dir", "run--control", "--set", setting]
+    assert_mistake([*command, "--resume"], "run--control was started with another lexicon: 10 ids")
+    (place / "lexicon.json").write_bytes((place / "run--control" / "lexicon.json").read_bytes())
+    assert call(*command, "--resume")[0] == 0

@@ -1,0 +1,20 @@
+"""`report`: a page about a run."""
+
+import pytest
+from command_line import assert_mistake, call
+
+MISTAKES = {
+    "report nowhere": "nowhere",
+}
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(command):
+    assert_mistake(command.split(), MISTAKES[command])
+
+
+def test_report_writes_a_page_about_a_run(place, run_dir):
+    code, out, err = call("report", run_dir, "--out", place / "page.html")
+    assert (code, err) == (0, "")
+    assert out.strip() == str(place / "page.html")
+    assert "<html" in (place / "page.html").read_text()

@@ -1,0 +1,146 @@
+"""`sample` and `eval`: models, prompts, questions, what is printed and written."""
+
+import json
+import re
+import shutil
+
+import pytest
+from command_line import TRAIN, assert_mistake, call, copied
+from tiny_run import tree_of
+
+from jaxdistill.errors import UserError
+
+MISTAKES = {
+    "sample nowhere --prompt hi": "there is no folder nowhere",
+    "sample toy:mars --prompt hi": "toy base 'mars'",
+    "sample toy:main": "required: --prompt",
+    "sample toy:main --prompt hi --samples 0": "--samples must be at least 1, got 0",
+    "sample toy:main --prompt hi --temperature -1": "temperature=-1.0: expected a value >= 0",
+    "sample toy:main --prompt hi --top-p 0": "top_p=0.0: expected a value in",
+    "sample toy:main --prompt hi --max-new-tokens x": "invalid int value: 'x'",
+    "eval toy:main --data toy:mars": "'toy:mars' is unknown",
+    "eval toy:main --data no.parquet": "no.parquet.*no such file",
+    "eval toy:main --data toy:train --samples 0": "--samples must be at least 1, got 0",
+    "eval toy:main --data toy:train --limit 0": "--limit must be at least 1, got 0",
+    "eval nowhere --data toy:train": "there is no folder nowhere",
+}
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(command):
+    assert_mistake(command.split(), MISTAKES[command])
+
+
+def test_unreadable_parquet_is_refused_wherever_it_is_named(place):
+    (place / "bad.parquet").write_bytes(b"PAR1 this is none PAR1")
+    refused = "bad.parquet: cannot read it as a parquet file"
+    for setting in (
+        "experience.task=MathTask('bad.parquet')",
+        # Before the first step, although it is read after the last one.
+        "evaluation.splits=(Split('x',MathTask('bad.parquet')),)",
+    ):
+        assert_mistake([*TRAIN.split(), "--set", setting], refused)
+    assert_mistake(["eval", "toy:main", "--data", "bad.parquet"], refused)
+
+
+def test_folders_that_are_no_models_are_refused(place, run_dir):
+    (place / "empty").mkdir()
+    assert_mistake(["sample", "empty", "--prompt", "hi"], "no config.json; is it a model folder")
+    assert_mistake(["convert", "empty", "out"], "no config.json; is it a model folder")
+    assert_mistake(["sample", "tiny.json", "--prompt", "hi"], "is a file; expected a folder")
+    (place / "cut").mkdir()
+    for name, content in tree_of(run_dir / "export").items():
+        (place / "cut" / name).write_bytes(content[:1000])
+    assert_mistake(["sample", "cut", "--prompt", "hi"], "truncated or not safetensors")
+    assert_mistake([*TRAIN.split(), "--set", "model=Pretrained('cut')"], "truncated or not")
+
+
+def test_a_cut_off_checkpoint_is_named(place, run_dir):
+    copied(run_dir, place)
+    files = (path for path in (place / "run" / "checkpoints").rglob("*") if path.is_file())
+    largest = max(files, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:100])
+    damaged = "the checkpoint of step 2 is damaged"
+    assert_mistake([*TRAIN.split(), "--resume", "--set", "steps=3"], damaged)
+    assert_mistake(["sample", "run", "--prompt", "hi"], damaged)
+    assert_mistake(["convert", "run", "out"], damaged)
+
+
+def test_a_run_without_weights_says_so(place, run_dir):
+    copied(run_dir, place)
+    shutil.rmtree(place / "run" / "export")
+    shutil.rmtree(place / "run" / "checkpoints")
+    (place / "run" / "checkpoints").mkdir()
+    assert_mistake(["sample", "run", "--prompt", "hi"], "run has no checkpoint yet")
+    (place / "run" / "checkpoints").rmdir()
+    for arguments in (["sample", "run", "--prompt", "hi"], ["convert", "run", "out"]):
+        assert_mistake(arguments, "run folder run holds no export")
+
+
+def test_sample_prints_each_prompt_with_its_responses():
+    command = ["sample", "toy:main", "--prompt", "20 15 1 -> 34", "--prompt", "9 4 2 -> 7"]
+    code, out, err = call(*command, "--samples", 2, "--seed", 3)
+    assert (code, err) == (0, "")
+    assert out.count("# 20 15 1 -> 34\n") == out.count("# 9 4 2 -> 7\n") == 2
+    assert out.index("# 20 15") < out.index("# 9 4")
+    assert call(*command, "--samples", 2, "--seed", 3)[1] == out
+    assert call(*command, "--samples", 2, "--seed", 4)[1] != out
+    # The first sample of a prompt does not depend on how many follow.
+    assert call(*command, "--seed", 3)[1].split("\n\n")[0] == out.split("\n\n")[0]
+
+
+def test_sample_says_where_a_response_was_cut():
+    code, out, _ = call("sample", "toy:main", "--prompt", "9 4 2 -> 7", "--max-new-tokens", 2)
+    assert code == 0
+    assert out.startswith("# 9 4 2 -> 7 (cut at --max-new-tokens)\n")
+
+
+@pytest.mark.parametrize(
+    "command", ["sample toy:main --prompt x", "eval toy:main --data toy:heldout"]
+)
+def test_an_int8_cache_is_asked_for(command, monkeypatch):
+    def refuse(*_, cache_dtype, **__):
+        raise UserError(f"asked for {cache_dtype}")
+
+    monkeypatch.setattr("jaxdistill.sampling.engine.make_sampler", refuse)
+    for more, name in (([], "auto"), (["--cache-dtype", "int8"], "int8")):
+        assert call(*command.split(), *more)[2] == f"jaxdistill: asked for {name}\n"
+
+
+def test_a_greedy_sample_of_a_run_is_that_of_its_export(run_dir):
+    arguments = ["--prompt", "9 4 2 -> 7", "--temperature", 0, "--max-new-tokens", 8]
+    outs = [call("sample", folder, *arguments) for folder in (run_dir, run_dir / "export")]
+    assert outs[0] == outs[1]
+    assert outs[0][0] == 0
+
+
+def test_eval_prints_and_writes_the_same_numbers(place):
+    code, out, err = call(
+        "eval", "toy:main", "--data", "toy:heldout", "--samples", 2, "--limit", 6, "--out", "found",
+        "--max-new-tokens", 64,
+    )  # fmt: skip
+    assert code == 0, err
+    records = [json.loads(line) for line in (place / "found" / "heldout.jsonl").open()]
+    assert len(records) == 12
+    assert len({record["question_id"] for record in records}) == 6
+    summary = json.loads((place / "found" / "summary.json").read_text())["heldout"]
+    accuracy = sum(record["correct"] for record in records) / 12
+    assert summary["accuracy"] == pytest.approx(accuracy)
+    assert summary["n"] == 12
+    shown = dict(line.split(maxsplit=1) for line in out.splitlines() if " " in line)
+    value, low, high = (float(x) for x in re.findall(r"[\d.]+", shown["avg@2"]))
+    assert value == pytest.approx(accuracy, abs=5e-4)
+    assert 0 <= low <= value <= high <= 1
+    assert float(shown["pass@2"].split()[0]) >= value
+    assert float(shown["length"]) == pytest.approx(summary["length"], rel=1e-3)
+    assert out.endswith("found\n")
+
+
+def test_eval_reads_a_run_and_a_question_file(place, run_dir):
+    rows = [{"id": i, "question": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(3)]
+    (place / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, err = call("eval", run_dir, "--data", "mine.jsonl", "--samples", 1, "--limit", 2,
+                          "--max-new-tokens", 4, "--out", "found")  # fmt: skip
+    assert code == 0, err
+    assert out.startswith("avg@1 ")
+    assert len((place / "found" / "mine.jsonl").read_text().splitlines()) == 2

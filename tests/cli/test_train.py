@@ -1,0 +1,148 @@
+"""`train` and `study`: recipes by name, path and config, run folders, Ctrl-C."""
+
+import contextlib
+import json
+import signal
+import subprocess
+import time
+
+import pytest
+from command_line import TRAIN, assert_mistake, call, copied, start
+from tiny_run import tree_of
+
+from jaxdistill import epistemic
+
+MISTAKES = {
+    "train": "required: CONFIG",
+    "train toy_selfdistil": r"no recipe 'toy_selfdistil'; did you mean toy_selfdistill",
+    "train missing.json": "config missing.json cannot be read: No such file",
+    "train toy_study": "is a study; use `jaxdistill study toy_study`",
+    "train toy_grpo --set optimizer.peek_lr=1": r"unknown setting.*optimizer.peak_lr",
+    "train toy_grpo --set steps=many": "steps: expected int, got 'many'",
+    "train toy_grpo --set steps": r"expected path=value",
+    "train toy_grpo --set steps=-1": "`steps` must be at least 0, got -1",
+    "train toy_grpo --set seed=-1": "`seed` must be at least 0, got -1",
+    "train toy_grpo --set compute.micro_batches=0": "`compute.micro_batches` must be at least 1",
+    "train toy_grpo --set compute.micro_batches=5": "must divide the 48 rows",
+    "train toy_grpo --set objective=CrossEntropy()": "goes with `experience` Supervised",
+    "train toy_grpo --set teacher=EMA(rate=2)": r"teacher: `rate` must lie in \(0, 1\]",
+    "train toy_grpo --set model.world=mars": "toy base 'mars'",
+    "train toy_grpo --set experience.task.pool=mars": "`pool` must be one of",
+    "train toy_grpo --set mesh.data=4096": "mesh",
+    "train toy_pretrain --set experience.world=mars": "must be one of main, control, got 'mars'",
+    "train toy_grpo --set model=Pretrained('nowhere')": "there is no folder nowhere",
+    "train tiny.json --set model.tokenizer=nowhere": "there is no folder nowhere",
+    "train tiny.json --set experience.task=MathTask('no.parquet')": "no.parquet.*no such file",
+    "train tiny.json --set experience.task=MathTask('tiny.json')": "tiny.json",
+    "train tiny.json --set lexicon=LexiconFile('no.json')": "lexicon no.json cannot be read",
+    "train tiny.json --set lexicon=LexiconFile('tiny.json')": "tiny.json: no field `words`",
+    "train toy_grpo --set epistemic_words=(wait,)": "unknown setting 'epistemic_words'",
+    "study toy_grpo": "is one run, not a study; use `jaxdistill train toy_grpo`",
+    "study toy_study --profile huge": "`--profile` must be quick or full, got 'huge'",
+    "study toy_study --set optimizer.peak=1": r"unknown setting 'optimizer.peak'.*peak_lr",
+}
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(command):
+    assert_mistake(command.split(), MISTAKES[command])
+
+
+def test_a_folder_that_is_taken_is_not_touched(place, run_dir):
+    (place / "run").mkdir()
+    (place / "run" / "notes.txt").write_text("mine")
+    assert_mistake(TRAIN.split(), "is not empty and holds no run")
+    assert_mistake([*TRAIN.split(), "--resume"], "is not empty and holds no run")
+    assert_mistake(["study", "toy_study", "--run-dir", "run"], "not empty and holds no study")
+    assert_mistake(["convert", run_dir / "export", "run"], "run exists; choose another name")
+    assert_mistake(["convert", run_dir, "run"], "run exists; choose another name")
+    assert_mistake(["train", "tiny.json", "--run-dir", "tiny.json"], "tiny.json: Not a directory")
+
+
+def test_a_run_folder_is_not_overwritten_and_not_resumed_as_another(place, run_dir):
+    before = tree_of(run_dir)
+    assert_mistake(["train", "tiny.json", "--run-dir", run_dir], "exists; add --resume to go on")
+    changed = ["--resume", "--set", "experience.rollouts=4"]
+    assert_mistake(
+        ["train", "tiny.json", "--run-dir", run_dir, *changed],
+        "`experience.rollouts` is 2 there and 4 here",
+    )
+    assert_mistake(["train", run_dir], f"did you mean {run_dir}/config.json")
+    assert tree_of(run_dir) == before
+
+
+def test_a_cut_off_config_is_named(place, run_dir):
+    copied(run_dir, place)
+    (place / "run" / "config.json").write_text('{"name":')
+    assert_mistake([*TRAIN.split(), "--resume"], "run/config.json is not readable JSON")
+    assert_mistake(["train", "run/config.json"], "run/config.json is not JSON")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("def mine():\n    raise KeyError('no such thing')", "KeyError: 'no such thing'"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("def mine(:", "SyntaxError"),
+        ("def other(): ...", "expected a function named 'mine'"),
+        ("def mine(): return 3", "returned int, not a RunConfig"),
+        ("from jaxdistill.errors import UserError\ndef mine(): raise UserError('so')", "l: so$"),
+    ],
+)
+def test_a_broken_recipe_is_its_authors_to_mend(text, expected, place):
+    (place / "mine.py").write_text(text)
+    assert_mistake(["train", "mine.py"], expected)
+
+
+def test_a_broken_study_recipe_too(place):
+    (place / "mine.py").write_text("def mine(profile='quick'): return [][1]")
+    assert_mistake(["study", "mine.py"], "mine.py cannot be run: IndexError")
+    (place / "mine.py").write_text("def mine(profile='quick'): return 3")
+    assert_mistake(["study", "mine.py"], "returned int, not a Study")
+
+
+def test_ctrl_c_while_training_ends_cleanly_and_resumes(place):
+    process = start(*TRAIN.split(), "--set", "steps=100000", stdout=subprocess.PIPE)
+    metrics = place / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 400
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    out = err = ""
+    for _ in range(5):  # JAX swallows a signal that arrives while it collects garbage
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            out, err = process.communicate(timeout=60)
+            break
+    assert process.returncode == 130
+    assert out == ""
+    assert err.endswith("jaxdistill: interrupted\n")
+    assert "Traceback" not in err or "_xla_gc_callback" in err
+    done = json.loads(metrics.read_text().splitlines()[-1])["step"]
+    code, _, err = call(*TRAIN.split(), "--resume", "--set", f"steps={done + 2}")
+    assert (code, err) == (0, "")
+
+
+def test_train_runs_a_recipe_file_with_overrides_and_prints_the_folder(place):
+    (place / "mine.py").write_text("from tiny_run import tiny\ndef mine(): return tiny()\n")
+    code, out, err = call("train", "mine.py", "--quiet", "--set", "steps=1", "--set", "name=me")
+    assert (code, out, err) == (0, "runs/me\n", "")
+    assert json.loads((place / "runs" / "me" / "config.json").read_text())["steps"] == 1
+
+
+def test_train_takes_a_runs_own_config(place, run_dir):
+    code, _, err = call("train", run_dir / "config.json", "--quiet", "--run-dir", "again")
+    assert (code, err) == (0, "")
+    exports = [tree_of(folder / "export") for folder in (place / "again", run_dir)]
+    assert exports[0] == exports[1]
+
+
+def test_a_run_keeps_its_lexicon(place, run_dir):
+    kept = (run_dir / "lexicon.json").read_bytes()
+    assert json.loads(kept)["words"] == list(epistemic.TEN_WORDS)
+    assert epistemic.read_lexicon(run_dir / "lexicon.json").tokenizer_hash in str(kept)
+    copied(run_dir, place)
+    (place / "run" / "lexicon.json").unlink()
+    assert call(*TRAIN.split(), "--resume") == (0, "run\n", "")
+    assert (place / "run" / "lexicon.json").read_bytes() == kept

@@ -1,0 +1,56 @@
+"""The command line as tests call it: in this process, or in one of its own."""
+
+import contextlib
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tiny_run import tree_of
+
+from jaxdistill import cli
+
+TRAIN = "train tiny.json --quiet --run-dir run"  # `tiny.json`: of tests/cli/conftest.py
+
+
+def call(*arguments):
+    """(exit code, stdout, stderr) of the command in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = cli.main([str(argument) for argument in arguments])
+        except SystemExit as exit_:
+            code = exit_.code
+    return code, out.getvalue(), err.getvalue()
+
+
+def assert_mistake(arguments, expected):
+    """Exit code 2, one line on stderr that says `expected` (a regular expression), nothing else."""
+    before = tree_of(Path.cwd())
+    code, out, err = call(*arguments)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1, err
+    assert err.startswith("jaxdistill")
+    assert re.search(expected, err), err
+    assert tree_of(Path.cwd()) == before
+
+
+def copied(run_dir, place):
+    for name, content in tree_of(run_dir).items():
+        (place / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / "run" / name).write_bytes(content)
+
+
+# A shell's background job ignores Ctrl-C, and its children inherit that: be sure to heed it.
+HEEDING = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from jaxdistill.cli import entry
+entry()
+"""
+
+
+def start(*arguments, **options):
+    command = [sys.executable, "-c", HEEDING, *map(str, arguments)]
+    return subprocess.Popen(command, text=True, stderr=subprocess.PIPE, **options)
