@@ -23,14 +23,13 @@ from jaxdistill.axes import AnyArray, Mask_BS, Tokens_BS
 from jaxdistill.models.attention import causal_attention, segments_of
 from jaxdistill.models.cached_attention import (
     Pool,
-    has_kernel,
     has_tpu_kernel,
-    kernel_attention,
     pool_axes,
     tpu_attention,
     xla_cached_attention,
 )
 from jaxdistill.models.config import LayerKind, ModelConfig
+from jaxdistill.models.decode_kernel import has_kernel, kernel_attention
 from jaxdistill.models.layers import rms_norm, swiglu
 from jaxdistill.models.parameters import (
     Decoder,

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Float32, Int
 from jaxdistill.errors import UserError
 
 
-def _require_positive(scaling: "Scaling", *names: str) -> None:
+def _require_positive(scaling: "Scaling", names: tuple[str, ...]) -> None:
     for name in names:
         if not getattr(scaling, name) > 0:
             kind = type(scaling).__name__
@@ -28,7 +28,7 @@ class Linear:
     factor: float
 
     def __post_init__(self):
-        _require_positive(self, "factor")
+        _require_positive(self, ("factor",))
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Yarn:
 
     def __post_init__(self):
         _require_positive(
-            self, "factor", "original_positions", "attention_factor", "beta_fast", "beta_slow"
+            self, ("factor", "original_positions", "attention_factor", "beta_fast", "beta_slow")
         )
 
 
@@ -63,7 +63,7 @@ class Llama3:
 
     def __post_init__(self):
         _require_positive(
-            self, "factor", "low_freq_factor", "high_freq_factor", "original_positions"
+            self, ("factor", "low_freq_factor", "high_freq_factor", "original_positions")
         )
         if not self.high_freq_factor > self.low_freq_factor:
             raise UserError(

@@ -63,9 +63,15 @@ def pages_of_row(num_positions: int, page: int) -> int:
 
 
 def fit_slots(
-    config: ModelConfig, num_questions: int, num_rows: int, prompt: int, new: int, dtype: Any,
+    config: ModelConfig,
+    *,
+    num_questions: int,
+    num_rows: int,
+    prompt: int,
+    new: int,
+    dtype: Any,
     cache_dtype: CacheDtype = "auto",
-) -> tuple[int, int | None]:  # fmt: skip
+) -> tuple[int, int | None]:
     """Slots, and pages of `PAGE` positions that they share, for the devices' free memory.
 
     (num_rows, None), a slot and the longest cache for each row, where that fits; on a CPU, whose
@@ -76,9 +82,17 @@ def fit_slots(
     little memory more or less must not ask for another program.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    sizes = jnp.dtype(dtype).itemsize, vector_bytes(config.head_dim, dtype, cache_dtype)
-    has_pages = shares_pages(cache_dtype)
-    return _choose_slots(mesh, config, num_questions, num_rows, prompt, new, *sizes, has_pages)
+    return _choose_slots(
+        mesh,
+        config,
+        num_questions=num_questions,
+        num_rows=num_rows,
+        prompt=prompt,
+        new=new,
+        item_bytes=jnp.dtype(dtype).itemsize,
+        head_bytes=vector_bytes(config.head_dim, dtype, cache_dtype),
+        has_pages=shares_pages(cache_dtype),
+    )
 
 
 def shares_pages(cache_dtype: CacheDtype) -> bool:
@@ -92,9 +106,17 @@ def shares_pages(cache_dtype: CacheDtype) -> bool:
 
 @functools.cache
 def _choose_slots(
-    mesh: Any, config: ModelConfig, num_questions: int, num_rows: int, prompt: int, new: int,
-    item_bytes: int, head_bytes: int, has_pages: bool,
-) -> tuple[int, int | None]:  # fmt: skip
+    mesh: Any,
+    config: ModelConfig,
+    *,
+    num_questions: int,
+    num_rows: int,
+    prompt: int,
+    new: int,
+    item_bytes: int,
+    head_bytes: int,
+    has_pages: bool,
+) -> tuple[int, int | None]:
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" not in stats or jax.process_count() > 1:
         return num_rows, None
@@ -102,6 +124,8 @@ def _choose_slots(
     heads = config.num_kv_heads // num_parts("K", config.num_kv_heads)
     position = 2 * config.num_layers * heads * head_bytes
     weights = config.num_parameters * item_bytes // num_parts("F", config.intermediate_size)
+    # A fifth stays free for the prefill's activations and a step's logits. Chosen, not measured:
+    # too much costs some slots, too little ends the run.
     free = 0.8 * (stats["bytes_limit"] - stats["bytes_in_use"])
     positions = max(int((free - weights) // position) - num_questions * prompt, 0)
     if positions * num_parts("B", num_rows) >= num_rows * (prompt + new):

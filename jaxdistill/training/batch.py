@@ -12,7 +12,6 @@ from jaxdistill.objectives import (
     Rows,
     Sampled,
 )
-from jaxdistill.training.on_policy import OnPolicy as OnPolicy
 
 
 class Batch(NamedTuple):
@@ -44,13 +43,17 @@ def samples_of(batch: Batch, distill_weight_B: Array, step: Array) -> tuple[Samp
     mask_BT = jnp.asarray(batch.completion_mask_BT, jnp.int32)
     index_BT = jnp.broadcast_to(jnp.arange(mask_BT.shape[1]), mask_BT.shape)
     correct_B = batch.correct_B
-    sampled = Sampled(batch.completion_ids_BT, batch.behaviour_logp_BT, index_BT)
+    sampled = Sampled(
+        tokens_BT=batch.completion_ids_BT,
+        behaviour_logp_BT=batch.behaviour_logp_BT,
+        index_BT=index_BT,
+    )
     rows_B = Rows(
-        batch.advantage_B,
-        jnp.zeros_like(distill_weight_B) if correct_B is None else correct_B,
-        distill_weight_B,
-        mask_BT.sum(axis=1),
-        jnp.broadcast_to(step, distill_weight_B.shape),
+        advantage_BT=batch.advantage_B,
+        correct_BT=jnp.zeros_like(distill_weight_B) if correct_B is None else correct_B,
+        distill_weight_BT=distill_weight_B,
+        length_BT=mask_BT.sum(axis=1),
+        step_BT=jnp.broadcast_to(step, distill_weight_B.shape),
     )
     return sampled, spread(rows_B, mask_BT.shape)
 

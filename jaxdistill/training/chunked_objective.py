@@ -84,13 +84,19 @@ def _constants(
     others: OtherNetworks, sampled, rows, mask_BT, loss_weight_BT
 ) -> tuple[_Chunked, Any]:
     """What is cut into chunks, and the others' heads, which every chunk reads."""
-    networks = others[:3]
+    networks = others.teacher, others.reference, others.contrasts
     split = functools.partial(jax.tree.map, is_leaf=lambda x: isinstance(x, HiddenAndHead))
     hidden = split(lambda scored: scored.hidden_BTD, networks)
     heads = split(lambda scored: _gathered(*scored), networks)
     mask_BT, loss_weight_BT = mask_BT.astype(jnp.float32), loss_weight_BT.astype(jnp.float32)
-    weight_BTJ = others.contrast_weight_BTJ
-    chunked = _Chunked(hidden, sampled, rows, weight_BTJ, mask_BT, loss_weight_BT)
+    chunked = _Chunked(
+        hidden_BTD=hidden,
+        sampled=sampled,
+        rows=rows,
+        contrast_weight_BTJ=others.contrast_weight_BTJ,
+        mask_BT=mask_BT,
+        loss_weight_BT=loss_weight_BT,
+    )
     # Their cotangents are None by `_sums_bwd`; nothing of their size is carried.
     return jax.lax.stop_gradient((chunked, heads))
 
@@ -126,12 +132,14 @@ def _positions(
         assert chunk.contrast_weight_BTJ is not None
         contrast_BCV = _mean_of(contrast_logps, chunk.contrast_weight_BTJ, teacher_BCV)
     return Positions(
-        _log_probs(logits_BCV, options.temperature),
-        teacher_BCV,
-        None if reference is None else mixed((reference,), (reference_head,), (1.0,)),
-        contrast_BCV,
-        chunk.sampled,
-        chunk.rows,
+        student_logp_BTV=_log_probs(logits_BCV, options.temperature),
+        teacher_logp_BTV=teacher_BCV,
+        reference_logp_BTV=(
+            None if reference is None else mixed((reference,), (reference_head,), (1.0,))
+        ),
+        contrast_logp_BTV=contrast_BCV,
+        sampled=chunk.sampled,
+        rows=chunk.rows,
     )
 
 

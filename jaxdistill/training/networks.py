@@ -100,12 +100,23 @@ def hidden_of(
     """The hidden states that predict the completions, under each of the prompts."""
     if isinstance(batch, Batch):
         return completions.hidden_of_prompts(
-            params, model, prompts, batch.completion_ids_BT, batch.completion_mask_BT, **how
+            params=params,
+            config=model,
+            prompts=prompts,
+            completion_ids_BT=batch.completion_ids_BT,
+            completion_mask_BT=batch.completion_mask_BT,
+            **how,
         )
     num_positions = batch.completion_mask_BT.shape[1]
     return [
         completions.packed_completion_hidden(
-            params, model, tokens, lengths, batch.completion_lengths_BA, num_positions, **how
+            params=params,
+            config=model,
+            tokens_BS=tokens,
+            lengths_BA=lengths,
+            completion_lengths_BA=batch.completion_lengths_BA,
+            num_positions=num_positions,
+            **how,
         )
         for tokens, lengths in prompts
     ]

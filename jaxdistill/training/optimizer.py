@@ -9,7 +9,6 @@ import optax
 from jaxtyping import Array, BFloat16, Float32, UInt32
 
 from jaxdistill.errors import UserError
-from jaxdistill.training import optimizer
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformatio
     schedule = optax.join_schedules([warm, after], [config.warmup_steps])
     adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
     adamw = optax.chain(
-        adam if config.moments == "float32" else optimizer.stored_in_bfloat16(adam),
+        adam if config.moments == "float32" else stored_in_bfloat16(adam),
         optax.add_decayed_weights(config.weight_decay),
         optax.scale_by_learning_rate(schedule),
     )

@@ -71,8 +71,9 @@ def micro_batch(packed: Packed, m: Array | int) -> Packed:
     """The arrays of micro-batch m, without that axis; those of the batch's rows stay whole."""
 
     def pick(field: Any) -> Any:
-        take = lambda x: jax.lax.dynamic_index_in_dim(x, m, 1, keepdims=False)  # noqa: E731
-        return jax.tree.map(take, field)
+        return jax.tree.map(
+            lambda x: jax.lax.dynamic_index_in_dim(x, m, axis=1, keepdims=False), field
+        )
 
     return packed._replace(
         plain=pick(packed.plain),
@@ -127,16 +128,23 @@ def aligned(
 
     weight_BT = jnp.where(places.is_real_BT, at(of_rows.weight_IT), 0.0)
     sampled = Sampled(
-        part.completion_ids, part.behaviour_logp, places.index_BT,
-        at(of_rows.distill_factor_IT), at(of_rows.gradient_factor_IT),
-    )  # fmt: skip
+        tokens_BT=part.completion_ids,
+        behaviour_logp_BT=part.behaviour_logp,
+        index_BT=places.index_BT,
+        distill_factor_BT=at(of_rows.distill_factor_IT),
+        gradient_factor_BT=at(of_rows.gradient_factor_IT),
+    )
     rows, weight_BTJ = jax.tree.map(
         lambda x_I: x_I[places.row_BT], (of_rows.rows_I, of_rows.contrast_weight_IJ)
     )
     micro = MicroBatch(
-        part.plain, part.teacher, part.contrasts, part.completion_lengths,
-        places.is_real_BT.astype(jnp.int32), weight_BTJ,
-    )  # fmt: skip
+        plain=part.plain,
+        teacher=part.teacher,
+        contrasts=part.contrasts,
+        completion_lengths_BA=part.completion_lengths,
+        completion_mask_BT=places.is_real_BT.astype(jnp.int32),
+        contrast_weight_BTJ=weight_BTJ,
+    )
     return micro, weight_BT, sampled, rows
 
 

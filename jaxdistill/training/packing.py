@@ -34,7 +34,7 @@ def pack(batch: Batch, pack: int, parts: int = 1) -> tuple[Packed, float]:
     )
     room_X = rooms(sizes_IX, pack)
     plan = plan_rows(sizes_IX, room_X)
-    packed = build_arrays(batch, prompts, sizes_IX, room_X, plan, parts)
+    packed = build_arrays(batch, prompts, sizes_IX, room_X, plan=plan, parts=parts)
     num_rows = int(packed.num_micro_batches) * parts
     return packed, float(1 - sizes_IX[:, 1:].sum() / (num_rows * room_X[1:].sum()))
 
@@ -140,16 +140,24 @@ def build_arrays(
     plain, *others = (sequences(n + 1) for n in range(len(prompts)))
     length_I = sizes_IX[:, 0].astype(np.int32)
     correct_I = batch.correct_B
+    if correct_I is None:
+        correct_I = np.zeros(len(length_I), np.float32)
+    weight_IJ = batch.contrast_weight_BJ
     return Packed(
-        np.asarray(num_micro_batches, np.int32),
-        plain, others[0] if others else None, tuple(others[1:]),
-        filled(completions, int(room_X[0]), np.int32),
-        filled(behaviour, int(room_X[0]), np.float32),
-        of_sequences(length_I), of_sequences(np.arange(len(length_I))), length_I,
-        np.asarray(batch.advantage_B), np.asarray(batch.row_weight_B),
-        np.zeros(len(length_I), np.float32) if correct_I is None else np.asarray(correct_I),
-        None if batch.contrast_weight_BJ is None else np.asarray(batch.contrast_weight_BJ),
-    )  # fmt: skip
+        num_micro_batches=np.asarray(num_micro_batches, np.int32),
+        plain=plain,
+        teacher=others[0] if others else None,
+        contrasts=tuple(others[1:]),
+        completion_ids=filled(completions, int(room_X[0]), np.int32),
+        behaviour_logp=filled(behaviour, int(room_X[0]), np.float32),
+        completion_lengths=of_sequences(length_I),
+        row=of_sequences(np.arange(len(length_I))),
+        length_I=length_I,
+        advantage_I=np.asarray(batch.advantage_B),
+        row_weight_I=np.asarray(batch.row_weight_B),
+        correct_I=np.asarray(correct_I),
+        contrast_weight_IJ=None if weight_IJ is None else np.asarray(weight_IJ),
+    )
 
 
 def _texts(values: Any, mask: Any) -> list[np.ndarray]:

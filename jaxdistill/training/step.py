@@ -190,7 +190,7 @@ class _Program:
         """What weights of the whole batch need to know of each position, without a gradient."""
         student, others = self._score_batch(weights, networks, batch)
         score_fn = make_scores(self.objective, self.epistemic_ids)
-        return chunked_scores(score_fn, student, others, sampled, rows, self._chunks())
+        return chunked_scores(score_fn, student, others, sampled, rows=rows, options=self._chunks())
 
     def _gradient(self, weights, networks, batch, weight_BT, sampled, rows) -> Any:
         """((loss, metrics), gradients), summed over the positions of a micro-batch."""

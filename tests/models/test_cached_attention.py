@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from jaxdistill import sharding
-from jaxdistill.models import cached_attention
-from jaxdistill.models.cached_attention import kernel_attention, tpu_attention, xla_cached_attention
+from jaxdistill.models import cached_attention, decode_kernel
+from jaxdistill.models.cached_attention import tpu_attention, xla_cached_attention
+from jaxdistill.models.decode_kernel import kernel_attention
 from jaxdistill.models.layers import rms_norm
 from jaxdistill.models.quantized import Quantized, dequantize, quantize
 from jaxdistill.models.rope import apply_rope
@@ -273,7 +274,7 @@ def test_the_kernel_reads_no_position_beyond_a_rows_end():
 
 @pytest.mark.parametrize(("heads", "S"), [(512, 768), (8, 100), (256, 8704), (4096, 20_480)])
 def test_parts_are_whole_blocks_and_fill_a_gpu_where_they_can(heads, S):
-    chunk = cached_attention._chunk(heads, S, 64)
+    chunk = decode_kernel._chunk(heads, S, 64)
     assert chunk % 64 == 0
     assert chunk <= 1024
     assert heads * -(-S // chunk) >= 256 or chunk == 64

@@ -79,7 +79,7 @@ def fitted(monkeypatch, positions, rows=100):
     needed = positions * POSITION + 10 * 56 * POSITION + 4 * CONFIG.num_parameters
     monkeypatch.setattr(jax, "local_devices", lambda: [Device(int(needed / 0.8) + POSITION)])
     pages._fit.cache_clear()
-    return fit_slots(CONFIG, 10, rows, 56, 600, jnp.float32)
+    return fit_slots(CONFIG, num_questions=10, num_rows=rows, prompt=56, new=600, dtype=jnp.float32)
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +106,15 @@ def test_pages_take_what_beside_weights_and_prompts_is_free(monkeypatch, pages, 
 def test_an_int8_cache_has_room_for_more(monkeypatch):
     """Numbers of one byte and a scale of four for each head: 12 bytes instead of 32."""
     assert fitted(monkeypatch, 51 * 128) == (24, 48)
-    slots, found = fit_slots(CONFIG, 10, 100, 56, 600, jnp.float32, "int8")
+    slots, found = fit_slots(
+        CONFIG,
+        num_questions=10,
+        num_rows=100,
+        prompt=56,
+        new=600,
+        dtype=jnp.float32,
+        cache_dtype="int8",
+    )
     held = 51 * 128 * 32 / 12 + 10 * 56 * (32 / 12 - 1)  # prompts take less too
     assert (slots, found) == (64, 128)
     assert found * 128 <= held < (found + 16) * 128
@@ -116,7 +124,15 @@ def test_an_int8_cache_has_no_pages_on_a_tpu(monkeypatch):
     monkeypatch.setattr(pages, "platform", lambda: "tpu")
     assert fitted(monkeypatch, 51 * 128)[1] == 48
     held = 51 * 128 * 32 / 12 + 10 * 56 * (32 / 12 - 1)  # as above: 26 rows of 656
-    slots, found = fit_slots(CONFIG, 10, 100, 56, 600, jnp.float32, "int8")
+    slots, found = fit_slots(
+        CONFIG,
+        num_questions=10,
+        num_rows=100,
+        prompt=56,
+        new=600,
+        dtype=jnp.float32,
+        cache_dtype="int8",
+    )
     assert (slots, found) == (24, None)
     assert slots * 656 <= held
     sample = make_sampler(
@@ -130,7 +146,9 @@ def test_an_int8_cache_has_no_pages_on_a_tpu(monkeypatch):
 
 
 def test_where_nobody_counts_the_memory_all_rows_get_a_slot():
-    assert fit_slots(CONFIG, 10, 10**9, 8, 24, jnp.float32) == (10**9, None)
+    assert fit_slots(
+        CONFIG, num_questions=10, num_rows=10**9, prompt=8, new=24, dtype=jnp.float32
+    ) == (10**9, None)
 
 
 @pytest.mark.parametrize("sizes", [(4, 1, 1), (2, 2, 2), (1, 8, 1), (3, 1, 2)])
@@ -161,4 +179,7 @@ def sharding_parts(mesh, rows):
 def test_what_was_chosen_once_is_kept_while_memory_moves(monkeypatch):
     first = fitted(monkeypatch, 51 * 128)
     monkeypatch.setattr(jax, "local_devices", lambda: [Device(10**12)])
-    assert fit_slots(CONFIG, 10, 100, 56, 600, jnp.float32) == first
+    assert (
+        fit_slots(CONFIG, num_questions=10, num_rows=100, prompt=56, new=600, dtype=jnp.float32)
+        == first
+    )
