@@ -48,7 +48,7 @@ def _simulate_devices():
 
 @pytest.fixture(autouse=True, scope="module")
 def _forget_programs():
-    """Drop what has been compiled once its memory mappings are many; until then modules share it."""
+    """Drop what has been compiled once it has many memory mappings; until then modules share it."""
     yield
     import jax
 
