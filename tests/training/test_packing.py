@@ -5,9 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxdistill.errors import UserError
 from jaxdistill.training import packing
-from jaxdistill.training.compute import Compute
 
 # ------------------------------------------------------------------------------------ the plan
 
@@ -84,10 +82,3 @@ def test_the_sizes_of_batches_from_one_distribution_are_few():
         for seed in range(40)
     }
     assert len(rooms) <= 2
-
-
-def test_packing_goes_without_micro_batches():
-    with pytest.raises(UserError, match=r"`pack=40` makes as many .* leave `micro_batches` at 1"):
-        Compute(pack=40, micro_batches=2)
-    with pytest.raises(UserError, match="`pack` must be at least 0"):
-        Compute(pack=-1)
