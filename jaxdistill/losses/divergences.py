@@ -127,7 +127,7 @@ def at_least_float32(logp: Array) -> Array:
     return logp.astype(jnp.promote_types(logp.dtype, jnp.float32))
 
 
-def _kl_of(p_logp: Array, q_logp: Array, entry_clip: float | None = None) -> Array:
+def _kl_of(p_logp: AnyArray, q_logp: AnyArray, entry_clip: float | None = None) -> Array:
     return _sum_entries(_kl_entries(p_logp, q_logp), entry_clip)
 
 

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32, UInt32
 
-from jaxdistill.axes import AnyArray
 from jaxdistill.errors import UserError
 from jaxdistill.models import decoder, parameters
 from jaxdistill.models.cached_attention import PAGE
@@ -115,10 +114,10 @@ def make_sampler(
     @functools.partial(jax.jit, compiler_options=_compiler_options())
     def sample(
         params: Any,
-        prompt_ids_QP: Int[AnyArray, "Q P"],
-        prompt_mask_QP: Int[AnyArray, "Q P"],
-        keys_B2: UInt32[AnyArray, "B 2"],
-        limit_B: Int[AnyArray, " B"] | None = None,
+        prompt_ids_QP: Int[Array, "Q P"],
+        prompt_mask_QP: Int[Array, "Q P"],
+        keys_B2: UInt32[Array, "B 2"],
+        limit_B: Int[Array, " B"] | None = None,
     ) -> Any:
         (num_questions, num_prompt), num_rows = prompt_ids_QP.shape, keys_B2.shape[0]
         assert num_rows == num_questions * rollouts, "one key a row: Q * rollouts"
