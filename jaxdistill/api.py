@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxdistill import precision, sharding
+from jaxdistill.axes import AnyArray
 from jaxdistill.errors import UserError
 from jaxdistill.models import completions, decoder, parameters
 from jaxdistill.models.config import ModelConfig
@@ -189,8 +190,8 @@ class Model:
 def _logits(
     params: Any,
     config: ModelConfig,
-    tokens_BS: Int[Array, "B S"],
-    mask_BS: Int[Array, "B S"],
+    tokens_BS: Int[AnyArray, "B S"],
+    mask_BS: Int[AnyArray, "B S"],
     dtype: DTypeLike,
     attention: str,
 ) -> Float[Array, "B S V"]:

@@ -4,9 +4,29 @@
 """
 
 import os
+from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
 from reference_models import reference, reference_logits  # noqa: F401
+
+# Before the package is first imported. Here rather than among pytest's options, which do not reach
+# the workers of pytest-xdist.
+install_import_hook("jaxdistill", "shape_checker.check")
+
+# Tests compile more than they compute: what speeds up the compiled program costs them more than it
+# gives. Without LLVM's optimizations they take half the time; XLA's newer way to emit a fusion
+# (through MLIR) takes twice as long to compile as the older one; and splitting a program in 32
+# parts, to compile them in parallel, costs more than it gains when every core has its own worker.
+QUICK_TO_COMPILE = (
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
+
+# Linux gives a process 65,530 memory mappings by default, and what is compiled beyond them crashes.
+# No module adds more than a third of them.
+MANY_MAPPINGS = 25_000
 
 
 def pytest_configure(config):
@@ -21,24 +41,20 @@ def pytest_configure(config):
 def _simulate_devices():
     # Before JAX is imported, and for the processes that tests start.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    # Tests compile more than they compute: without LLVM's optimizations they take half the time.
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
-    os.environ["XLA_FLAGS"] = flags.strip()
+    os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *QUICK_TO_COMPILE]).strip()
     # A name that is no folder is not looked for on the network.
     os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _forget_programs():
-    """Drop what a module compiled.
-
-    The programs of some two thousand tests are more than the 65,530 memory mappings that Linux
-    gives a process by default; what is compiled then crashes.
-    """
+    """Drop what has been compiled once it has many memory mappings; until then modules share it."""
     yield
     import jax
 
-    jax.clear_caches()
+    mappings = Path("/proc/self/maps")  # absent where there is no such limit
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > MANY_MAPPINGS:
+        jax.clear_caches()
 
 
 @pytest.fixture

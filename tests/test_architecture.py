@@ -57,6 +57,30 @@ SHARDING_NAMES = {"PartitionSpec", "Mesh", "AbstractMesh", "NamedSharding"}
 # Calls that start a backend or put arrays on a device.
 DEVICE_CALLS = ("jnp.", "jax.numpy.", "jax.random.", "jax.device", "jax.local_device")
 
+# Modules without a test file of their name, and where they are tested instead. Those of up to
+# thirty lines need none.
+SMALL = 30
+TESTED_ELSEWHERE = {
+    "bench": "bench/test_bench.py: the verb runs all of its modules",
+    "cli": "tests/cli: a file for each verb",
+    "configs": "test_config.py and tests/configs, over every recipe",
+    "evaluation.records": "evaluation/test_evaluate.py, which makes the records",
+    "models.config": "models/test_presets.py and models/families",
+    "models.families": "models/families/test_families.py, each test over every family",
+    "precision": "sharding and the models: its casts are in every reference test",
+    "report": "report/test_report.py, which reads the pages it writes",
+    "run.folder": "run/test_loop.py, which kills and resumes runs",
+    "run.provenance": "run/test_loop.py, which reads what it wrote",
+    "sampling.keys": "sampling/test_sampler.py",
+    "sampling.slots": "sampling/test_sampler.py and test_pages.py",
+    "storage.hf_files": "storage/test_hf_import.py, with its damaged folders",
+    "tasks.grading": "tasks/grading/test_math.py, whose answers go through the pool",
+    "training.batch": "training/test_experience.py",
+    "training.networks": "training/test_step.py",
+    "training.on_policy": "training/test_experience.py",
+    "training.state": "training/test_step.py",
+}
+
 
 class Import(NamedTuple):
     module: str  # dotted name, below jaxdistill without the package's name
@@ -248,6 +272,45 @@ def test_the_jax_free_modules_load_without_jax():
 def test_no_module_stands_twice_in_the_table():
     names = [name for row in LEVELS for name in row]
     assert len(names) == len(set(names))
+
+
+def untested(lengths: dict[str, int], test_files: set[str]) -> list[str]:
+    """Modules that are neither small nor in the list above, and have no test file of their name.
+
+    Also the other way: what stands in the list and no longer needs to.
+    """
+    large = [name for name, lines in lengths.items() if name and lines > SMALL]
+    missing = [name for name in large if _test_file(name) not in test_files]
+    excused = [name for name in missing if _is_in(name, TESTED_ELSEWHERE)]
+    return [name for name in missing if name not in excused] + [
+        f"{entry}: not needed in TESTED_ELSEWHERE"
+        for entry in TESTED_ELSEWHERE
+        if entry in lengths and not any(_is_in(name, [entry]) for name in excused)
+    ]
+
+
+def _test_file(module: str) -> str:
+    folder, _, name = module.rpartition(".")
+    return f"{folder.replace('.', '/')}/test_{name}.py".lstrip("/")
+
+
+def test_every_module_has_a_test_file_of_its_name_or_a_reason():
+    tests = PACKAGE.parent / "tests"
+    files = {path.relative_to(tests).as_posix() for path in tests.rglob("test_*.py")}
+    packages = {path.parent for path in PACKAGE.rglob("__init__.py")}
+    lengths = {
+        name: source.count("\n")
+        for name, source in _package_sources().items()
+        if PACKAGE.joinpath(*name.split(".")) not in packages
+    }
+    assert untested(lengths, files) == []
+
+
+def test_a_module_without_tests_is_reported():
+    lengths = {"losses": 31, "losses.small": 30, "losses.large": 31, "run.folder": 31}
+    assert untested(lengths, {"test_losses.py"}) == ["losses.large"]
+    files = {"test_losses.py", "losses/test_large.py", "run/test_folder.py"}
+    assert untested(lengths, files) == ["run.folder: not needed in TESTED_ELSEWHERE"]
 
 
 GOOD = {

@@ -7,13 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxdistill.axes import AnyArray
+
 # exp(89) is not finite in float32; 20 is verl's bound (`core_algos.py`).
 _LARGEST_LOG_RATIO = 20.0
 
 
 def forward_kl(
     student_logp: Float[Array, "*batch V"],
-    teacher_logp: Float[Array, "*batch V"],
+    teacher_logp: Float[AnyArray, "*batch V"],
     entry_clip: float | None = None,
 ) -> Float[Array, "*batch"]:
     """KL(T||S) = sum_v T_v (log T_v - log S_v), in nats; infinite where T has mass and S has none.
@@ -29,7 +31,7 @@ def forward_kl(
 
 def reverse_kl(
     student_logp: Float[Array, "*batch V"],
-    teacher_logp: Float[Array, "*batch V"],
+    teacher_logp: Float[AnyArray, "*batch V"],
     entry_clip: float | None = None,
 ) -> Float[Array, "*batch"]:
     """KL(S||T) = sum_v S_v (log S_v - log T_v), in nats; infinite where S has mass and T has none.
@@ -45,7 +47,7 @@ def reverse_kl(
 
 def jensen_shannon(
     student_logp: Float[Array, "*batch V"],
-    teacher_logp: Float[Array, "*batch V"],
+    teacher_logp: Float[AnyArray, "*batch V"],
     alpha: float = 0.5,
     normalize: bool = False,
     entry_clip: float | None = None,
@@ -125,7 +127,7 @@ def at_least_float32(logp: Array) -> Array:
     return logp.astype(jnp.promote_types(logp.dtype, jnp.float32))
 
 
-def _kl_of(p_logp: Array, q_logp: Array, entry_clip: float | None = None) -> Array:
+def _kl_of(p_logp: AnyArray, q_logp: AnyArray, entry_clip: float | None = None) -> Array:
     return _sum_entries(_kl_entries(p_logp, q_logp), entry_clip)
 
 
@@ -152,7 +154,7 @@ def entropy(logp: Float[Array, "*batch V"]) -> Float[Array, "*batch"]:
 
 
 def take_token(
-    logp: Float[Array, "*batch V"], tokens: Int[Array, "*batch"]
+    logp: Float[Array, "*batch V"], tokens: Int[AnyArray, "*batch"]
 ) -> Float[Array, "*batch"]:
     """The log-probability of one token at each position, in float32 at least."""
     return at_least_float32(jnp.take_along_axis(logp, tokens[..., None], axis=-1)[..., 0])

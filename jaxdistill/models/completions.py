@@ -121,7 +121,7 @@ def logits_of(
         return constrain(logits if temperature == 1.0 else logits / temperature, f"{axes}V")
 
 
-def logp_of(logits: Float[Array, "*BT V"], tokens: Int[Array, "*BT"]) -> Float[Array, "*BT"]:
+def logp_of(logits: Float[Array, "*BT V"], tokens: Int[AnyArray, "*BT"]) -> Float[Array, "*BT"]:
     """log softmax(logits)[token], without the log-probabilities of the other tokens."""
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)
@@ -130,7 +130,7 @@ def logp_of(logits: Float[Array, "*BT V"], tokens: Int[Array, "*BT"]) -> Float[A
 def token_logp(
     hidden_BTD: Float[Array, "B T D"],
     head_DV: Float[Array, "D V"],
-    tokens_BT: Int[Array, "B T"],
+    tokens_BT: Int[AnyArray, "B T"],
     *,
     temperature: float = 1.0,
     chunk: int = 128,  # chosen: with V = 151,936 a row's chunk of logits takes 78 MB

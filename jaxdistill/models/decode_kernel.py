@@ -24,8 +24,8 @@ def has_kernel(head_dim: int) -> bool:
     return attention.is_ampere_or_newer()
 
 
-# Positions that a program reads at a time. 64 with two stages were the best or near it at every size
-# on an H200; between 1 and 8 warps no order was found that two runs agree on.
+# Positions that a program reads at a time. 64 with two stages were the best or near it at every
+# size on an H200; between 1 and 8 warps no order was found that two runs agree on.
 BLOCK = 64
 
 

@@ -329,7 +329,7 @@ def prefill(
 def decode_step(
     params: nnx.State | Unstacked,
     config: ModelConfig,
-    token_B: Int[Array, " B"],
+    token_B: Int[AnyArray, " B"],
     cache: Cache,
     *,
     dtype: DTypeLike = jnp.float32,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
+from jaxdistill.axes import AnyArray
 from jaxdistill.errors import UserError
 
 
@@ -131,7 +132,7 @@ def _llama3(llama3: Llama3, frequencies: np.ndarray) -> np.ndarray:
 
 
 def rope_angles(
-    positions_BT: Int[Array, "B T"], head_dim: int, rope: Rope
+    positions_BT: Int[AnyArray, "B T"], head_dim: int, rope: Rope
 ) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
     """Cosine and sine of each position's angles, in float32; YaRN's scaled by its factor.
 
@@ -144,7 +145,7 @@ def rope_angles(
 
 
 def apply_rope(
-    x_BTNH: Float[Array, "B T N H"],
+    x_BTNH: Float[AnyArray, "B T N H"],
     cos_BTh: Float[Array, "#B T half"],
     sin_BTh: Float[Array, "#B T half"],
 ) -> Float[Array, "B T N H"]:

@@ -1,10 +1,15 @@
 """Credit against its formulas in float64, over agreement, disagreement and everything between."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from float64_oracle import assert_close
+from float64_oracle import (
+    assert_close,
+)
+from random_log_probs import numeric_gradient
 
+from jaxdistill import losses
 from jaxdistill.losses import advantages as credit
 
 RNG = np.random.default_rng(0)
@@ -93,3 +98,48 @@ def test_the_unlikely_are_discouraged_by_confidence_and_no_teacher_is_asked(dtyp
     assert 0 < is_unlikely.sum() < S.size
     np.testing.assert_allclose(measured, -0.7 * is_unlikely * confidence, rtol=1e-5, atol=1e-6)
     assert measured.dtype == jnp.float32
+
+
+# -------------------------------------------------------------------------------- policy gradients
+
+
+def grpo_oracle(ratio, advantage):
+    """The branches of PPO written out: pessimistic clipping, and a floor for bad actions."""
+    if advantage >= 0:
+        return -advantage * min(ratio, 1.28)
+    return -advantage * min(max(ratio, 0.8), 3.0)
+
+
+@pytest.mark.parametrize("advantage", [1.5, 0.0, -0.7])
+@pytest.mark.parametrize("ratio", [0.1, 0.79, 0.9, 1.0, 1.2, 1.4, 2.9, 5.0])
+def test_the_grpo_surrogate_equals_its_branches_in_value_and_gradient(ratio, advantage):
+    value, slope = jax.value_and_grad(losses.grpo_surrogate)(
+        jnp.float32(ratio), jnp.float32(advantage), 0.2, 0.28, 3.0
+    )
+    expected = numeric_gradient(lambda x: grpo_oracle(x[0], advantage), np.array([ratio]))
+    np.testing.assert_allclose(value, grpo_oracle(ratio, advantage), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(slope, expected[0], rtol=1e-6, atol=1e-7)
+
+
+def test_importance_ratios_are_one_on_policy_and_clamped():
+    token = jnp.array([-1.0, -3.0, -0.1, -0.1])
+    behaviour = jnp.array([-1.0, -0.7, -3.0, -90.0])
+    expected = [1, np.exp(-2.3), np.exp(2.9), np.exp(20)]
+    np.testing.assert_allclose(losses.importance_ratio(token, behaviour), expected, rtol=1e-5)
+
+
+def test_group_advantages_are_centred_and_divided_only_on_request():
+    rewards = jnp.array([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.0, 0.0]])
+    expected = np.asarray(rewards, np.float64)
+    expected = expected - expected.mean(1, keepdims=True)
+    np.testing.assert_allclose(losses.group_advantage(rewards), expected, atol=1e-7)
+    deviation = np.asarray(rewards, np.float64).std(1, ddof=1, keepdims=True)
+    np.testing.assert_allclose(
+        losses.group_advantage(rewards, normalize_std=True),
+        expected / (deviation + 1e-6),
+        rtol=1e-5,
+    )
+
+
+def test_a_group_of_one_keeps_its_reward():
+    np.testing.assert_array_equal(losses.group_advantage(jnp.ones((3, 1))), 1)

@@ -1,14 +1,11 @@
 """Every loss against a float64 NumPy oracle, the spec's properties, and cases done by hand."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from float64_oracle import (
     PAIRS,
-    WORDS,
     assert_close,
     derivative,
     entries_of_kl,
@@ -19,17 +16,10 @@ from float64_oracle import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
+from random_log_probs import ATOL, DIVERGENCES, VOCAB, logits_pairs, logp, random_logits
 
 from jaxdistill import losses
 
-VOCAB = 8
-DIVERGENCES = [
-    pytest.param(losses.forward_kl, id="forward_kl"),
-    pytest.param(losses.reverse_kl, id="reverse_kl"),
-    pytest.param(losses.jensen_shannon, id="jensen_shannon"),
-    pytest.param(lambda s, t: losses.jensen_shannon(s, t, alpha=0.2), id="jensen_shannon_0.2"),
-]
 CLIPPED = [
     pytest.param(lambda s, t: losses.forward_kl(s, t, 0.5), id="forward_kl_clipped"),
     pytest.param(lambda s, t: losses.reverse_kl(s, t, 0.5), id="reverse_kl_clipped"),
@@ -38,36 +28,15 @@ CLIPPED = [
     ),
     pytest.param(lambda s, t: losses.entropy(s) + losses.entropy(t), id="entropy"),
 ]
-# Float32 sums of VOCAB terms of size up to ~10: 10 * 2^-24 * a few operations.
-ATOL = 5e-6
-
-logits_pairs = hnp.arrays(
-    np.float32, (2, VOCAB), elements=st.floats(-8, 8, width=32, allow_subnormal=False)
-)
-
-
-def random_logits(seed, *shape):
-    return np.random.default_rng(seed).normal(scale=2.0, size=shape).astype(np.float32)
-
-
-def logp(probabilities):
-    with np.errstate(divide="ignore"):
-        return jnp.asarray(np.log(np.asarray(probabilities, np.float32)))
-
-
-def numeric_gradient(f, x, step=1e-5):
-    """Central differences in float64; error about step^2 = 1e-10."""
-    x = np.asarray(x, np.float64)
-    moves = step * np.eye(x.size)
-    return np.array([(f(x + move) - f(x - move)) / (2 * step) for move in moves])
-
 
 # alpha, normalize, entry_clip: each must equal the oracle.
 CASES = [
     (0.0, False, None), (0.3, False, None), (0.5, False, None), (1.0, False, None),
     (0.3, True, None), (1.0, False, 0.05), (0.3, True, 0.05),
 ]  # fmt: skip
+
 FULL = None
+
 SUPPORTS = [
     FULL,
     *((support, tail, always)
@@ -258,143 +227,6 @@ def test_entropy_of_a_uniform_choice_is_the_log_of_its_size():
     assert np.isfinite(gradient).all()
 
 
-# ------------------------------------------------------------------------------------------ top C
-
-
-@pytest.mark.parametrize("tail", [True, False])
-def test_c_equal_to_the_vocabulary_is_the_full_divergence(tail):
-    S, T = jax.nn.log_softmax(random_logits(6, 2, 3, VOCAB))
-    for c in (VOCAB, VOCAB + 5):
-        np.testing.assert_array_equal(
-            losses.forward_kl(*losses.top_c(S, T, c, tail)), losses.forward_kl(S, T)
-        )
-
-
-@pytest.mark.parametrize("divergence", DIVERGENCES)
-@pytest.mark.parametrize("support", ["student", "teacher"])
-def test_with_a_tail_the_divergence_rises_with_c_towards_the_full_one(divergence, support):
-    S, T = map(jnp.asarray, PAIRS)
-    values = [
-        divergence(*losses.top_c(S, T, c, support=support)) for c in (1, 3, 8, WORDS - 1, WORDS)
-    ]
-    for lower, upper in itertools.pairwise(values):  # or both are infinite
-        assert ((lower <= upper * (1 + 1e-6) + ATOL) | (lower == upper)).all()
-    np.testing.assert_array_equal(values[-1], divergence(S, T))
-
-
-def test_every_bin_holds_a_true_probability_and_none_is_counted_twice():
-    S, T = jax.nn.log_softmax(random_logits(7, 2, 4, VOCAB))
-    for bins in losses.top_c(S, T, 2, always_ids=(0, int(jnp.argmax(S[0])))):
-        assert bins.shape == (4, 5)
-        np.testing.assert_allclose(np.exp(bins).sum(-1), 1, atol=1e-6)
-
-
-def test_banned_words_cannot_make_an_always_kept_id_appear_twice():
-    # Only one word outside the always-kept ones has mass, but c asks for two.
-    S = logp([0.4, 0.3, 0.3, 0.0, 0.0, 0.0])
-    student, teacher = losses.top_c(S, logp([0.1, 0.1, 0.2, 0.2, 0.2, 0.2]), 2, always_ids=(0, 1))
-    np.testing.assert_allclose(np.exp(student).sum(), 1, atol=1e-6)
-    np.testing.assert_allclose(np.exp(teacher).sum(), 1, atol=1e-6)
-
-
-@pytest.mark.parametrize("divergence", DIVERGENCES)
-def test_a_student_with_all_its_mass_in_the_kept_words_has_a_finite_loss_and_gradient(divergence):
-    teacher = jax.nn.log_softmax(jnp.zeros(4))
-    for student in (jnp.array([0.0, -1e4, -1e4, -1e4]), logp([1.0, 0.0, 0.0, 0.0])):
-        value, gradient = jax.value_and_grad(
-            lambda x: divergence(*losses.top_c(jax.nn.log_softmax(x), teacher, 1))
-        )(student)
-        assert np.isfinite(value)
-        assert np.isfinite(gradient).all()
-
-
-def test_a_tail_far_below_float32_resolution_keeps_its_value_and_gradient():
-    # The kept mass rounds to 1: log(1 - kept) would be -inf or noise; the summed tail is exact.
-    student = np.array([30.0, 1.0, 0.0, -1.0], np.float32)
-    teacher = np.array([2.0, 1.0, 0.5, 0.0], np.float32)
-
-    def loss(x):
-        pair = jax.nn.log_softmax(x), jax.nn.log_softmax(teacher)
-        return losses.forward_kl(*losses.top_c(*pair, 1))
-
-    def expected(x):
-        pair = (oracle_bins(normalise(side), np.array([0]), True) for side in (x, teacher))
-        return oracle(*pair, alpha=0)
-
-    value, gradient = jax.value_and_grad(loss)(jnp.asarray(student))
-    np.testing.assert_allclose(value, expected(student), rtol=1e-6)
-    np.testing.assert_allclose(gradient, numeric_gradient(expected, student), atol=1e-6)
-
-
-def test_without_a_tail_the_kept_words_are_renormalised_and_a_change_of_mass_is_invisible():
-    S, T = logp([0.45, 0.45, 0.05, 0.05]), logp([0.05, 0.05, 0.45, 0.45])
-    np.testing.assert_allclose(losses.forward_kl(*losses.top_c(S, T, 2, tail=False)), 0, atol=1e-6)
-    assert losses.forward_kl(*losses.top_c(S, T, 2)) > 1
-
-
-# -------------------------------------------------------------------------------- epistemic masses
-
-
-def test_log_mass_is_the_log_of_the_summed_probability():
-    members = jnp.array([False, True, False, True])
-    P = logp([0.1, 0.2, 0.3, 0.4])
-    np.testing.assert_allclose(losses.log_mass(P, members), np.log(0.6), rtol=1e-6)
-    np.testing.assert_allclose(losses.epistemic_bins(P, members), np.log([0.6, 0.4]), rtol=1e-6)
-
-
-def test_an_empty_or_massless_set_has_log_mass_minus_infinity_and_no_gradient():
-    for members, P in [([False] * 3, [0.2, 0.3, 0.5]), ([True, False, False], [0.0, 0.5, 0.5])]:
-        value, gradient = jax.value_and_grad(losses.log_mass)(logp(P), jnp.array(members))
-        assert value == -np.inf
-        np.testing.assert_array_equal(gradient, 0)
-
-
-@settings(max_examples=30, deadline=None)
-@given(logits=logits_pairs)
-def test_the_chain_rule_splits_the_forward_kl_into_mass_and_two_shapes(logits):
-    S, T = jax.nn.log_softmax(logits)
-    E = jnp.arange(VOCAB) < 3
-    bins_S, bins_T = losses.epistemic_bins(S, E), losses.epistemic_bins(T, E)
-    inside = losses.forward_kl(S[:3] - bins_S[0], T[:3] - bins_T[0])
-    outside = losses.forward_kl(S[3:] - bins_S[1], T[3:] - bins_T[1])
-    total = losses.forward_kl(bins_S, bins_T) + jnp.exp(bins_T) @ jnp.stack([inside, outside])
-    np.testing.assert_allclose(total, losses.forward_kl(S, T), rtol=1e-5, atol=ATOL)
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
-def test_masses_entropy_and_the_bernoulli_term_equal_the_oracle_in_value_and_gradient(dtype):
-    s, t = (jnp.asarray(side, dtype) for side in PAIRS)
-    S, T = (np.asarray(side, np.float64) for side in (s, t))
-    E = np.isin(np.arange(WORDS), [2, 4, 9])
-
-    def bins(x):
-        with np.errstate(divide="ignore"):
-            sides = (np.log(np.where(side, np.exp(x), 0).sum(-1)) for side in (E, ~E))
-            return np.stack(list(sides), -1)
-
-    pairs = {
-        "entropy": (losses.entropy, lambda x: -entries_of_kl(x, 0 * np.exp(x)).sum(-1)),
-        "log mass": (lambda x: losses.log_mass(x, E), lambda x: bins(x)[..., 0]),
-        "rest": (lambda x: losses.epistemic_bins(x, E)[..., 1], lambda x: bins(x)[..., 1]),
-        "mass_kl": (
-            lambda x: losses.bernoulli_kl(*(losses.epistemic_bins(side, E) for side in (t, x))),
-            lambda x: entries_of_kl(bins(T), bins(x)).sum(-1),
-        ),
-    }
-    scale = 1 + np.where(np.isinf(S), 0, abs(S)).max(-1)
-    eps = float(jnp.finfo(dtype).eps)
-    for name, (measure, formula) in pairs.items():
-        value, pull = jax.vjp(measure, s)
-        expected = formula(S)
-        assert value.dtype == jnp.float32
-        assert_close(value, expected, 4 * 2**-24 * scale, name)
-        slope, is_finite = pull(jnp.ones_like(value))[0], np.isfinite(expected)
-        assert np.isfinite(slope).all()
-        rows = (each[is_finite] for each in (slope, derivative(formula, S)))
-        assert_close(*rows, 4 * eps * scale[is_finite, None], name, rtol=max(1e-5, eps))
-    np.testing.assert_array_equal(jnp.isneginf(losses.log_mass(s, E)), np.isneginf(bins(S)[:, 0]))
-
-
 # -------------------------------------------------------------------------------------- estimators
 
 
@@ -566,65 +398,6 @@ def test_smooth_clips_grow_never_pass_the_limit_and_start_with_slope_one(clip, l
 def test_a_clipped_position_has_no_gradient():
     slopes = jax.vmap(jax.grad(losses.clip_position), (0, None))(jnp.array([0.5, 3.0]), 1.0)
     np.testing.assert_array_equal(slopes, [1, 0])
-
-
-@pytest.mark.parametrize("support", ["teacher", "union"])
-def test_the_support_may_be_the_teachers_or_both(support):
-    S, T = jax.nn.log_softmax(random_logits(29, 2, 30))
-    c = 4
-    pair = losses.top_c(S, T, c, support=support)
-    first = [] if support == "teacher" else np.argsort(-normalise(S))[:c].tolist()
-    kept = first + [v for v in np.argsort(-normalise(T)) if v not in first][:c]
-    for logp, bins in zip((S, T), pair):
-        assert bins.shape == (len(kept) + 1,)
-        assert sorted(bins[:-1].tolist()) == sorted(np.asarray(logp)[kept].tolist())
-        np.testing.assert_allclose(np.exp(bins).sum(), 1, atol=1e-6)
-    assert losses.reverse_kl(*pair) <= losses.reverse_kl(S, T) + 1e-6
-
-
-# -------------------------------------------------------------------------------- policy gradients
-
-
-def grpo_oracle(ratio, advantage):
-    """The branches of PPO written out: pessimistic clipping, and a floor for bad actions."""
-    if advantage >= 0:
-        return -advantage * min(ratio, 1.28)
-    return -advantage * min(max(ratio, 0.8), 3.0)
-
-
-@pytest.mark.parametrize("advantage", [1.5, 0.0, -0.7])
-@pytest.mark.parametrize("ratio", [0.1, 0.79, 0.9, 1.0, 1.2, 1.4, 2.9, 5.0])
-def test_the_grpo_surrogate_equals_its_branches_in_value_and_gradient(ratio, advantage):
-    value, slope = jax.value_and_grad(losses.grpo_surrogate)(
-        jnp.float32(ratio), jnp.float32(advantage), 0.2, 0.28, 3.0
-    )
-    expected = numeric_gradient(lambda x: grpo_oracle(x[0], advantage), np.array([ratio]))
-    np.testing.assert_allclose(value, grpo_oracle(ratio, advantage), rtol=1e-6, atol=1e-7)
-    np.testing.assert_allclose(slope, expected[0], rtol=1e-6, atol=1e-7)
-
-
-def test_importance_ratios_are_one_on_policy_and_clamped():
-    token = jnp.array([-1.0, -3.0, -0.1, -0.1])
-    behaviour = jnp.array([-1.0, -0.7, -3.0, -90.0])
-    expected = [1, np.exp(-2.3), np.exp(2.9), np.exp(20)]
-    np.testing.assert_allclose(losses.importance_ratio(token, behaviour), expected, rtol=1e-5)
-
-
-def test_group_advantages_are_centred_and_divided_only_on_request():
-    rewards = jnp.array([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.0, 0.0]])
-    expected = np.asarray(rewards, np.float64)
-    expected = expected - expected.mean(1, keepdims=True)
-    np.testing.assert_allclose(losses.group_advantage(rewards), expected, atol=1e-7)
-    deviation = np.asarray(rewards, np.float64).std(1, ddof=1, keepdims=True)
-    np.testing.assert_allclose(
-        losses.group_advantage(rewards, normalize_std=True),
-        expected / (deviation + 1e-6),
-        rtol=1e-5,
-    )
-
-
-def test_a_group_of_one_keeps_its_reward():
-    np.testing.assert_array_equal(losses.group_advantage(jnp.ones((3, 1))), 1)
 
 
 @pytest.mark.parametrize("broken", ["student", "teacher", "both"])

@@ -5,68 +5,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_decoder import CONFIG, CONFIGS, init_params, random_batch, states_of
 
 from jaxdistill.models import decoder, parameters
-from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.remat import REMATS
-from jaxdistill.models.rope import Rope, Yarn
 from jaxdistill.storage import hf_import
 
-CONFIG = ModelConfig(
-    vocab_size=61,
-    hidden_size=24,
-    num_layers=3,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    intermediate_size=40,
-)
-CONFIGS = {
-    "qwen3": CONFIG,
-    "qwen2": dataclasses.replace(CONFIG, family="qwen2", qk_norm="none", qkv_bias=True),
-    "olmo3": dataclasses.replace(
-        CONFIG,
-        family="olmo3",
-        num_layers=4,
-        rope=Rope(5e5, Yarn(4.0, 8, attention_factor=1.2)),
-        sliding_rope=Rope(5e5),
-        layer_pattern=("sliding", "full"),
-        window=4,
-        qk_norm="projection",
-        post_norm=True,
-        out_bias=True,
-        qkv_bias=True,
-    ),
-}
 # float32 sums in another order: a few units of 1e-7, grown over three layers of values near 1.
 TOLERANCE = 2e-5
 
-_init = jax.jit(parameters.init, static_argnums=0)
-_hidden_states = jax.jit(decoder.hidden_states, static_argnames=("config", "dtype", "remat"))
 _prefill = jax.jit(decoder.prefill, static_argnames=("config", "num_slots", "dtype", "cache_dtype"))
+
 _decode_step = jax.jit(decoder.decode_step, static_argnames=("config", "dtype"))
-
-
-@pytest.fixture(scope="module")
-def params():
-    return _init(CONFIG, jax.random.key(0))
-
-
-def _batch(S=14, B=4, vocab_size=CONFIG.vocab_size):
-    """Random tokens with left padding, right padding, both, and none."""
-    tokens_BS = np.random.default_rng(0).integers(1, vocab_size, (B, S))
-    mask_BS = np.ones((B, S), int)
-    mask_BS[0, :5] = 0
-    mask_BS[1, -4:] = 0
-    mask_BS[2, :2] = mask_BS[2, -3:] = 0
-    return np.where(mask_BS, tokens_BS, 0), mask_BS
 
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_a_packed_sequence_has_the_states_of_a_row_of_its_own(family):
     """Two sequences and padding, an empty one between two, and a row of none."""
     config = CONFIGS[family]
-    params = _init(config, jax.random.key(0))
+    params = init_params(config, jax.random.key(0))
     lengths_BA = np.array([[6, 5, 0], [4, 0, 10], [0, 0, 0]])
     tokens_BS = np.random.default_rng(1).integers(1, config.vocab_size, (3, 14))
     run = jax.jit(decoder.packed_hidden_states, static_argnames=("config", "remat"))
@@ -78,11 +35,12 @@ def test_a_packed_sequence_has_the_states_of_a_row_of_its_own(family):
     np.testing.assert_allclose(again_BSD[:2, :11], packed_BSD[:2, :11], atol=TOLERANCE)
     for b, slots in ((0, np.s_[:6]), (0, np.s_[6:11]), (1, np.s_[:4]), (1, np.s_[4:])):
         alone_BS = tokens_BS[b : b + 1, slots]
-        alone_BSD = _hidden_states(params, config, alone_BS, np.ones_like(alone_BS))
+        alone_BSD = states_of(params, config, alone_BS, np.ones_like(alone_BS))
         np.testing.assert_allclose(packed_BSD[b, slots], alone_BSD[0], atol=TOLERANCE)
 
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -90,6 +48,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+
 WINDOW = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
 
 
@@ -133,8 +92,8 @@ def test_logits_are_those_of_transformers(family, fields, reference, reference_l
     model = reference(tmp_path, family=family, **fields)
     config, params = hf_import.import_folder(tmp_path)
     assert config.family == family
-    tokens_BS, mask_BS = _batch(S=50)
-    hidden_BSD = _hidden_states(params, config, tokens_BS, mask_BS)
+    tokens_BS, mask_BS = random_batch(S=50)
+    hidden_BSD = states_of(params, config, tokens_BS, mask_BS)
     logits_BSV = np.asarray(hidden_BSD @ parameters.head(params, config))
     expected_BSV = reference_logits(model, tokens_BS, mask_BS)
     real = mask_BS.astype(bool)
@@ -146,10 +105,10 @@ def test_logits_are_those_of_transformers(family, fields, reference, reference_l
 @pytest.mark.parametrize("prepared", [False, True], ids=["stacked", "unstacked"])
 def test_decoding_with_a_cache_equals_the_full_forward_at_every_position(family, prepared):
     config, P, S = CONFIGS[family], 6, 14  # across the windows of 4
-    params = _init(config, jax.random.key(0))
-    tokens_BS, mask_BS = _batch(S)
+    params = init_params(config, jax.random.key(0))
+    tokens_BS, mask_BS = random_batch(S)
     mask_BS[:, P - 1 :] = 1  # left padding only
-    expected_BSD = np.asarray(_hidden_states(params, config, tokens_BS, mask_BS))
+    expected_BSD = np.asarray(states_of(params, config, tokens_BS, mask_BS))
     hidden_BD, cache = _prefill(params, config, tokens_BS[:, :P], mask_BS[:, :P], S)
     np.testing.assert_allclose(hidden_BD, expected_BSD[:, P - 1], atol=TOLERANCE)
     weights = parameters.unstack(params, config) if prepared else params
@@ -162,10 +121,10 @@ def test_decoding_with_a_cache_equals_the_full_forward_at_every_position(family,
 @pytest.mark.parametrize("family", CONFIGS)
 def test_decoding_with_an_int8_cache_stays_near_the_full_forward(family):
     config, P, S = CONFIGS[family], 6, 14
-    params = _init(config, jax.random.key(0))
-    tokens_BS, mask_BS = _batch(S)
+    params = init_params(config, jax.random.key(0))
+    tokens_BS, mask_BS = random_batch(S)
     mask_BS[:, P - 1 :] = 1
-    expected_BSD = np.asarray(_hidden_states(params, config, tokens_BS, mask_BS))
+    expected_BSD = np.asarray(states_of(params, config, tokens_BS, mask_BS))
     prompt = tokens_BS[:, :P], mask_BS[:, :P], S
     hidden_BD, cache = _prefill(params, config, *prompt, cache_dtype="int8")
     assert {x.dtype.name for x in jax.tree.leaves((cache.k, cache.v))} == {"int8", "float32"}
@@ -184,8 +143,8 @@ def test_decoding_with_an_int8_cache_stays_near_the_full_forward(family):
 @pytest.mark.parametrize("family", CONFIGS)
 def test_a_step_through_the_kernel_equals_one_through_xla(family, cache_dtype, monkeypatch):
     config = dataclasses.replace(CONFIGS[family], head_dim=16)
-    params = _init(config, jax.random.key(0))
-    tokens_BS, mask_BS = _batch()
+    params = init_params(config, jax.random.key(0))
+    tokens_BS, mask_BS = random_batch()
     prompt = tokens_BS[:, :6], mask_BS[:, :6], 10
     _, cache = _prefill(params, config, *prompt, cache_dtype=cache_dtype)
     expected_BD, _ = _decode_step(params, config, tokens_BS[:, 6], cache)
@@ -200,7 +159,7 @@ def test_a_step_through_the_kernel_equals_one_through_xla(family, cache_dtype, m
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_prompt_may_be_padded_on_either_side(side, params):
-    tokens_BS, _ = _batch()
+    tokens_BS, _ = random_batch()
     widths = (3, 0) if side == "left" else (0, 3)
     prompt_BP = np.pad(tokens_BS[:, :6], ((0, 0), widths))
     mask_BP = np.pad(np.ones((4, 6), int), ((0, 0), widths))
@@ -212,14 +171,14 @@ def test_a_prompt_may_be_padded_on_either_side(side, params):
 
 
 def test_a_row_without_room_keeps_its_cache(params):
-    tokens_BS, _ = _batch()
+    tokens_BS, _ = random_batch()
     _, cache = _prefill(params, CONFIG, tokens_BS[:, :6], np.ones((4, 6), int), 6)
     _, after = _decode_step(params, CONFIG, tokens_BS[:, 6], cache)
     jax.tree.map(np.testing.assert_array_equal, after.k, cache.k)
 
 
 def test_unused_cache_slots_cannot_change_a_step(params):
-    tokens_BS, _ = _batch()
+    tokens_BS, _ = random_batch()
     _, cache = _prefill(params, CONFIG, tokens_BS[:, :6], np.ones((4, 6), int), 10)
     spoilt = cache._replace(
         k=tuple(k.at[..., 7:, :].set(1e3) for k in cache.k),
@@ -232,10 +191,10 @@ def test_unused_cache_slots_cannot_change_a_step(params):
 
 @pytest.mark.parametrize("padding", [17, -100, CONFIG.vocab_size])
 def test_the_token_in_the_padding_cannot_change_a_bit(params, padding):
-    tokens_BS, mask_BS = _batch()
+    tokens_BS, mask_BS = random_batch()
     other_BS = np.where(mask_BS, tokens_BS, padding)
     hidden_BSD, other_BSD = (
-        np.asarray(_hidden_states(params, CONFIG, x, mask_BS)) for x in (tokens_BS, other_BS)
+        np.asarray(states_of(params, CONFIG, x, mask_BS)) for x in (tokens_BS, other_BS)
     )
     real = mask_BS.astype(bool)
     np.testing.assert_array_equal(hidden_BSD[real], other_BSD[real])
@@ -243,10 +202,10 @@ def test_the_token_in_the_padding_cannot_change_a_bit(params, padding):
 
 @pytest.mark.parametrize(("left", "right"), [(5, 0), (0, 5), (3, 4)])
 def test_the_amount_of_padding_cannot_change_a_hidden_state(params, left, right):
-    tokens_BS = _batch()[0][3:]
-    bare_BSD = _hidden_states(params, CONFIG, tokens_BS, np.ones_like(tokens_BS))
+    tokens_BS = random_batch()[0][3:]
+    bare_BSD = states_of(params, CONFIG, tokens_BS, np.ones_like(tokens_BS))
     widths = ((0, 0), (left, right))
-    padded_BSD = _hidden_states(
+    padded_BSD = states_of(
         params, CONFIG, np.pad(tokens_BS, widths), np.pad(np.ones_like(tokens_BS), widths)
     )
     inner = slice(left, left + tokens_BS.shape[1])
@@ -254,7 +213,7 @@ def test_the_amount_of_padding_cannot_change_a_hidden_state(params, left, right)
 
 
 def test_padding_has_no_gradient_and_makes_no_nan(params):
-    tokens_BS, mask_BS = _batch()  # token 0 stands in the padding only
+    tokens_BS, mask_BS = random_batch()  # token 0 stands in the padding only
 
     def total(params):
         hidden_BSD = decoder.hidden_states(params, CONFIG, tokens_BS, mask_BS)
@@ -268,18 +227,18 @@ def test_padding_has_no_gradient_and_makes_no_nan(params):
 
 
 def test_a_later_token_cannot_change_an_earlier_hidden_state(params):
-    tokens_BS = _batch()[0][3:]
+    tokens_BS = random_batch()[0][3:]
     other_BS = tokens_BS.copy()
     other_BS[:, 9:] = 5
     ones_BS = np.ones_like(tokens_BS)
-    hidden_BSD = np.asarray(_hidden_states(params, CONFIG, tokens_BS, ones_BS))
-    other_BSD = np.asarray(_hidden_states(params, CONFIG, other_BS, ones_BS))
+    hidden_BSD = np.asarray(states_of(params, CONFIG, tokens_BS, ones_BS))
+    other_BSD = np.asarray(states_of(params, CONFIG, other_BS, ones_BS))
     np.testing.assert_array_equal(hidden_BSD[:, :9], other_BSD[:, :9])
     assert np.abs(hidden_BSD[:, 9:] - other_BSD[:, 9:]).max() > 0.1
 
 
 def test_rematerialisation_changes_neither_value_nor_gradient(params):
-    tokens_BS, mask_BS = _batch()
+    tokens_BS, mask_BS = random_batch()
 
     def total(params, remat):
         return jnp.sum(decoder.hidden_states(params, CONFIG, tokens_BS, mask_BS, remat=remat) ** 3)
@@ -294,9 +253,9 @@ def test_rematerialisation_changes_neither_value_nor_gradient(params):
 
 
 def test_bfloat16_reads_float32_parameters_and_stays_near_them(params):
-    tokens_BS, mask_BS = _batch()
-    exact_BSD = _hidden_states(params, CONFIG, tokens_BS, mask_BS)
-    rough_BSD = _hidden_states(params, CONFIG, tokens_BS, mask_BS, dtype=jnp.bfloat16)
+    tokens_BS, mask_BS = random_batch()
+    exact_BSD = states_of(params, CONFIG, tokens_BS, mask_BS)
+    rough_BSD = states_of(params, CONFIG, tokens_BS, mask_BS, dtype=jnp.bfloat16)
     assert rough_BSD.dtype == jnp.bfloat16
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     # bfloat16 keeps 8 bits: 0.4 % a rounding, a few dozen of them on values near 1.
@@ -305,11 +264,11 @@ def test_bfloat16_reads_float32_parameters_and_stays_near_them(params):
 
 def test_a_token_beyond_the_vocabulary_gives_nan_and_not_another_token(params):
     tokens_BS = np.full((1, 3), CONFIG.vocab_size)
-    assert np.isnan(_hidden_states(params, CONFIG, tokens_BS, np.ones_like(tokens_BS))).all()
+    assert np.isnan(states_of(params, CONFIG, tokens_BS, np.ones_like(tokens_BS))).all()
 
 
 def test_no_array_of_positions_times_vocabulary_exists(params):
-    tokens_BS, mask_BS = _batch()
+    tokens_BS, mask_BS = random_batch()
 
     def total(params):
         return decoder.hidden_states(params, CONFIG, tokens_BS, mask_BS).sum()
@@ -317,19 +276,3 @@ def test_no_array_of_positions_times_vocabulary_exists(params):
     jaxpr = str(jax.make_jaxpr(jax.grad(total))(params))
     assert "f32[61,24]" in jaxpr  # the embedding is there
     assert "14,61" not in jaxpr
-
-
-@pytest.mark.parametrize("family", CONFIGS)
-@pytest.mark.parametrize("tied", [False, True])
-def test_the_config_counts_the_parameters(family, tied):
-    config = dataclasses.replace(CONFIGS[family], tie_embeddings=tied)
-    leaves = jax.tree.leaves(parameters.abstract_params(config))
-    assert sum(leaf.size for leaf in leaves) == config.num_parameters
-
-
-def test_initial_hidden_states_and_logits_have_unit_scale(params):
-    tokens_BS, mask_BS = _batch()
-    hidden_BSD = _hidden_states(params, CONFIG, tokens_BS, mask_BS)
-    logits_BSV = hidden_BSD @ parameters.head(params, CONFIG)
-    assert 0.7 < float(hidden_BSD.std()) < 1.3
-    assert 0.7 < float(logits_BSV.std()) < 1.3

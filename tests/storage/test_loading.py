@@ -12,9 +12,7 @@ from jaxdistill.errors import UserError
 from jaxdistill.sharding import MeshConfig, make_mesh
 from jaxdistill.storage import hf_export, hf_import
 from jaxdistill.storage import loading as policies
-from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.loading import Fresh, Pretrained, ToyBase
-from jaxdistill.storage.toy import toy_base_folder
 
 
 def equal(a, b):
@@ -54,24 +52,6 @@ def test_vocabulary_size_0_takes_the_tokenizers(fresh, tmp_path):
 def test_an_unknown_family_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"model.family must be one of .*qwen3.*, not 'gpt'"):
         policies.load(Fresh(dataclasses.replace(ARCHITECTURE, family="gpt")), 0, tmp_path)
-
-
-@pytest.mark.parametrize("world", ["main", "control"])
-def test_a_bundled_base_loads_with_its_tokenizer(world, tmp_path):
-    policy = policies.load(ToyBase(world), 0, tmp_path)
-    words = ["20", "15", "1", "->", "34"]
-    ids = tokenizers.encode(policy.tokenizer, [" ".join(words)])[0]
-    assert len(ids) == len(set(ids)) == len(words)  # a token a word
-    assert tokenizers.decode(policy.tokenizer, ids).split() == words
-    assert policy.stop_ids == (policy.tokenizer.eos_token_id,)
-    assert policy.config.vocab_size >= len(policy.tokenizer)
-
-
-def test_the_bases_share_a_tokenizer_and_differ_in_weights(tmp_path):
-    folders = [toy_base_folder(world) for world in ("main", "control")]
-    texts = [(folder / "tokenizer.json").read_text() for folder in folders]
-    assert texts[0] == texts[1]
-    assert len({policies.fingerprint(folder) for folder in folders}) == 2
 
 
 def test_a_run_can_be_read_without_the_place_its_model_came_from(fresh, tmp_path):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_train import CONFIG, DESCENT, EPISTEMIC, REFERENCE, make_batch, model, start
+from small_step import CONFIG, DESCENT, EPISTEMIC, REFERENCE, make_batch, model, start
 
 from jaxdistill.models.remat import REMATS
 from jaxdistill.objectives import Distill, TopC

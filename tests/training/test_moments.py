@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_train import (
+from small_step import (
     REFERENCE,
     STUDENT,
     assert_close,

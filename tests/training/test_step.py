@@ -6,159 +6,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_step import (
+    ADAM,
+    ANCHORED,
+    CONFIG,
+    OBJECTIVES,
+    OF_THE_BATCH,
+    REFERENCE,
+    ROWS,
+    STUDENT,
+    assert_close,
+    assert_same_update,
+    completion_logp,
+    difference,
+    largest,
+    make_batch,
+    make_step,
+    model,
+    moving_step,
+    on_one_device,
+    run,
+    start,
+    update,
+)
 
 from jaxdistill import sharding
-from jaxdistill.errors import UserError
-from jaxdistill.models import completions, parameters
-from jaxdistill.models.config import ModelConfig
 from jaxdistill.objectives import (
     GRPO,
-    RLCSD,
-    AnchorEpistemicMass,
     Contrasted,
     CrossEntropy,
     Distill,
-    EntropyWeight,
-    ForkingTokens,
-    Mixed,
-    PerTokens,
-    RolloutCorrection,
-    Routed,
-    SuppressionGate,
     TopC,
-    loss_weights,
 )
-from jaxdistill.training import step as train
-from jaxdistill.training.batch import Batch
-from jaxdistill.training.compute import Compute
-from jaxdistill.training.optimizer import Optimizer, make_optimizer
 from jaxdistill.training.state import init_state
-from jaxdistill.training.teachers import EMA, Frozen, Live, Snapshot, TrustRegion
-
-CONFIG = ModelConfig(
-    vocab_size=32,
-    hidden_size=16,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    intermediate_size=32,
-)
-EPISTEMIC = (3, 5, 7)
-ROWS, PROMPT, TOKENS = 8, 10, 7
-
-ANCHORED = Distill(support=TopC(8), target=AnchorEpistemicMass())
-OBJECTIVES = {"sdpo_anchor": ANCHORED, "grpo": GRPO(), "cross_entropy": CrossEntropy()}
-# Each looks at the whole batch before it weighs a position.
-OF_THE_BATCH = {
-    "forks": Distill(
-        support=TopC(8), weights=(ForkingTokens(0.3), EntropyWeight()), normalizer="kept"
-    ),
-    "kept tokens": Distill(
-        support=TopC(8), weights=(SuppressionGate(0.001),), normalizer="kept", reduction="token"
-    ),
-    "rlcsd": GRPO(credit=RLCSD(temperature=1.0), reduction="token"),
-    "srpo": Routed(distill=Distill(support=TopC(8), weights=(EntropyWeight(),))),
-    "sequences": Distill(
-        support=TopC(8), rollout_correction=RolloutCorrection(2.0, "sequence", two_sided=True)
-    ),
-    "mixed": Mixed(Distill(support=TopC(8), reduction="token"), GRPO(reduction="token")),
-}
-
-# eps bounds how much a rounding error in a near-zero gradient can move a parameter (lr / eps).
-ADAM = Optimizer(peak_lr=0.02, warmup_steps=0, eps=1e-2)
-# AdamW so damped that it is plain gradient descent at rate 1: an update is the gradient itself.
-DESCENT = Optimizer(
-    peak_lr=1e4, warmup_steps=0, b1=0.0, b2=0.0, eps=1e4, weight_decay=0.0, clip_norm=1e9
-)
-
-
-@functools.cache
-def model(seed):
-    return jax.jit(parameters.init, static_argnums=0)(CONFIG, jax.random.key(seed))
-
-
-STUDENT, REFERENCE = 1, 0  # seeds: a student that has already left the reference
-
-
-def texts(rng, rows, width, *, left):
-    """Random ids of random lengths, padded with zeros on one side."""
-    lengths = rng.integers(2, width + 1, rows)
-    columns = np.arange(width)[::-1] if left else np.arange(width)
-    mask = (columns[None, :] < lengths[:, None]).astype(np.int32)
-    return rng.integers(1, CONFIG.vocab_size, (rows, width)).astype(np.int32) * mask, mask
-
-
-def make_batch(seed=0, rows=ROWS):
-    rng = np.random.default_rng(seed)
-    return Batch(
-        *texts(rng, rows, PROMPT, left=True),
-        *texts(rng, rows, PROMPT, left=True),
-        *texts(rng, rows, TOKENS, left=False),
-        -rng.uniform(2.5, 4.5, (rows, TOKENS)).astype(np.float32),
-        rng.normal(size=rows).astype(np.float32),
-        np.ones(rows, np.float32),
-        rng.integers(0, 2, rows).astype(np.float32),
-        *contrasts(rng, rows),
-    )
-
-
-def contrasts(rng, rows):
-    """Two further prompts a row, the second missing in some."""
-    some = [texts(rng, rows, PROMPT, left=True) for _ in range(2)]
-    weight_BJ = np.stack([np.ones(rows), rng.integers(0, 2, rows)], axis=1).astype(np.float32)
-    return (*(np.stack(x, axis=1) for x in zip(*some)), weight_BJ)
-
-
-def make_step(objective, optimizer=DESCENT, teacher=Frozen(), **compute):  # noqa: B008
-    return train.make_train_step(
-        CONFIG, objective, EPISTEMIC, optimizer, teacher, Compute(**compute), 10, 1.0, True
-    )
-
-
-def start(optimizer=DESCENT, teacher=Frozen(), student=STUDENT):  # noqa: B008
-    return init_state(model(student), optimizer, teacher, 10)
-
-
-def run(step, state, *batches):
-    for batch in batches:
-        state, metrics = step(state, model(REFERENCE), jax.device_put(batch))
-    return jax.device_get(state), jax.device_get(metrics)
-
-
-def update(objective, batch, **compute):
-    """(-gradient, metrics) of one batch."""
-    state, metrics = run(make_step(objective, **compute), start(), batch)
-    return difference(state.params, model(STUDENT)), metrics
-
-
-def difference(new, old):
-    return jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), new, old)
-
-
-def assert_close(actual, expected, atol, rtol=1e-5):
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=atol, rtol=rtol),
-                 actual, expected)  # fmt: skip
-
-
-def largest(tree):
-    return max(float(np.abs(x).max()) for x in jax.tree.leaves(tree))
-
-
-def assert_same_update(actual, expected):
-    """Parameters are of order 1, so an update read off them is exact to about 1e-7."""
-    assert largest(expected[0]) > 1e-2
-    assert_close(actual[0], expected[0], 1e-6, 1e-4)
-    assert_close(actual[1]["loss"].mean, expected[1]["loss"].mean, 1e-6)
-
-
-# ---------------------------------------------------------------------------------- invariances
-
-
-@functools.cache
-def on_one_device(name):
-    step = make_step({**OBJECTIVES, **OF_THE_BATCH}[name], ADAM, EMA(0.1), chunk=4)
-    return run(step, start(ADAM, EMA(0.1)), make_batch(0), make_batch(1))
+from jaxdistill.training.teachers import EMA, Frozen
 
 
 @pytest.mark.parametrize(
@@ -282,30 +163,6 @@ def test_extra_undistilled_rows_leave_a_token_mean_alone():
     assert_same_update(update(objective, more), update(objective, batch))
 
 
-# ------------------------------------------------------------------------------ weights of rows
-
-
-def test_loss_weights_of_two_rows_by_hand():
-    mask_BT, row_weight_B = jnp.array([[1, 1, 1, 0], [1, 0, 0, 0]]), jnp.array([1.0, 0.0])
-    # token: three tokens count, each a third.
-    weight_BT, denominator = loss_weights(mask_BT, row_weight_B, "token")
-    assert weight_BT.tolist() == [[1, 1, 1, 0], [1, 0, 0, 0]]
-    assert denominator == 3
-    # sequence: two rows, the second as a zero; each token of the first counts 1/3 of a half.
-    weight_BT, denominator = loss_weights(mask_BT, row_weight_B, "sequence")
-    np.testing.assert_allclose(weight_BT, [[1 / 3, 1 / 3, 1 / 3, 0], [1, 0, 0, 0]], rtol=1e-6)
-    assert denominator == 2
-    # The second row's zero is the objective's own affair. A constant divides whatever the lengths.
-    weight_BT, denominator = loss_weights(mask_BT, row_weight_B, PerTokens(10))
-    assert weight_BT.tolist() == mask_BT.tolist()
-    assert denominator == 20
-
-
-def test_an_empty_completion_weighs_nothing_and_divides_by_nothing():
-    weight_BT, _ = loss_weights(jnp.zeros((1, 3)), jnp.ones(1), "sequence")
-    assert weight_BT.tolist() == [[0, 0, 0]]
-
-
 @pytest.mark.parametrize("reduction", ["token", "sequence"])
 def test_the_loss_is_made_of_the_rows_own_means(reduction):
     objective = Distill(support=TopC(8), reduction=reduction)
@@ -351,13 +208,6 @@ def test_a_teacher_that_sees_what_the_student_sees_teaches_nothing():
     assert metrics["loss"].mean > 1e-3
 
 
-def completion_logp(params, batch):
-    hidden_BTD = completions.completion_hidden(params, CONFIG, *batch[0:2], *batch[4:6])
-    return completions.token_logp(
-        hidden_BTD, parameters.head(params, CONFIG), batch.completion_ids_BT
-    )
-
-
 def test_grpo_follows_the_policy_gradient_where_samples_are_fresh():
     """At ratio 1 it is grad of mean_B(A_B mean_T(log pi)): good answers up, bad ones down."""
     batch = jax.tree.map(jnp.asarray, make_batch())
@@ -396,79 +246,6 @@ def test_bfloat16_matmuls_stay_near_float32():
     a, b = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(t[0])]) for t in (exact, rough))
     assert a.dtype == b.dtype == np.float32
     assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.99
-
-
-# ----------------------------------------------------------------------------- teacher and state
-
-
-@functools.cache
-def moving_step():
-    return make_step(Distill(support=TopC(8)), ADAM, EMA(0.25))
-
-
-def test_an_ema_teacher_is_the_average_of_the_students_so_far():
-    step, state = moving_step(), start(ADAM, EMA(0.25))
-    students = [model(STUDENT)]
-    for seed in (0, 1):
-        state, _ = step(state, model(REFERENCE), jax.device_put(make_batch(seed)))
-        students.append(jax.device_get(state.params))
-    # T0 = S0; T1 = 3/4 S0 + 1/4 S1; T2 = 9/16 S0 + 3/16 S1 + 4/16 S2.
-    expected = jax.tree.map(lambda a, b, c: (9 * a + 3 * b + 4 * c) / 16, *students)
-    assert largest(difference(students[2], students[1])) > 1e-3
-    assert_close(jax.device_get(state.teacher), jax.device_get(expected), 1e-6)
-
-
-def test_a_reference_in_bfloat16_is_what_the_same_numbers_are_in_float32():
-    """The base's own dtype loses nothing, and the student still learns in float32."""
-    stored = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model(REFERENCE))
-    wide = jax.tree.map(lambda x: x.astype(jnp.float32), stored)
-    batch = jax.device_put(make_batch())
-    step = make_step(ANCHORED, ADAM, chunk=4)
-    (first, a), (second, b) = (
-        step(init_state(params, ADAM, Frozen(), 10), params, batch) for params in (stored, wide)
-    )
-    assert {x.dtype for x in jax.tree.leaves(first.params)} == {jnp.dtype(jnp.float32)}
-    assert_close(first, second, 0, 0)
-    assert_close(a, b, 0, 0)
-
-
-def test_a_snapshot_is_held_until_the_next_is_due():
-    step, state = make_step(Distill(support=TopC(8)), ADAM, Snapshot(2)), start(ADAM, Snapshot(2))
-    held = []
-    for seed in range(4):
-        state, _ = step(state, model(REFERENCE), jax.device_put(make_batch(seed)))
-        held.append(jax.tree.map(np.array, (state.teacher, state.params)))
-    assert largest(difference(held[0][0], model(STUDENT))) == 0
-    for after, source in [(1, 1), (2, 1), (3, 3)]:  # the compiler rounds the update twice
-        assert largest(difference(held[after][0], held[source][1])) < 1e-7
-    assert largest(difference(held[3][0], held[1][0])) > 1e-3
-
-
-def test_a_live_teacher_scores_with_the_students_parameters_and_without_gradient():
-    objective, batch = Distill(support=TopC(8)), make_batch()
-    state, metrics = run(make_step(objective, DESCENT, Live()), start(DESCENT, Live()), batch)
-    assert state.teacher is None
-    # The same step with a teacher that holds those parameters as its own.
-    same, expected = run(make_step(objective, DESCENT, EMA(1.0)), start(DESCENT, EMA(1.0)), batch)
-    assert_close(jax.device_get(state.params), jax.device_get(same.params), 1e-6)
-    np.testing.assert_allclose(metrics["loss"].mean, expected["loss"].mean, rtol=1e-6)
-
-
-def test_a_trust_region_teacher_is_between_the_initial_model_and_the_student():
-    """Under the teacher's context, its logits are the two models' mixture."""
-    batch, objective = make_batch(), Distill(support=TopC(8), reduction="token")
-    step = make_step(objective, teacher=TrustRegion(0.3))
-    state, metrics = run(step, start(teacher=TrustRegion(0.3)), batch)
-
-    def logits(seed):
-        hidden_BTD = completions.completion_hidden(model(seed), CONFIG, *batch[2:4], *batch[4:6])
-        return hidden_BTD @ parameters.head(model(seed), CONFIG)
-
-    mixed = jax.nn.log_softmax(0.7 * logits(REFERENCE) + 0.3 * logits(STUDENT))
-    mass_BT = np.exp(mixed)[..., list(EPISTEMIC)].sum(-1)
-    expected = np.average(mass_BT, weights=batch.completion_mask_BT)
-    np.testing.assert_allclose(metrics["epistemic_mass_teacher"].mean, expected, rtol=1e-5)
-    assert state.teacher is None
 
 
 def forwards_of(objective, batch, teacher=Frozen()):  # noqa: B008
@@ -562,67 +339,3 @@ def test_every_live_diagnostic_of_a_step_is_among_its_metrics():
     assert all(np.isfinite(value.mean) for value in metrics.values())
     assert metrics["entropy_student"].weight == make_batch(1).completion_mask_BT.sum()
     assert 0 < metrics["entropy_student"].mean < np.log(CONFIG.vocab_size)
-
-
-# ------------------------------------------------------------------------------------ optimizer
-
-
-def numpy_adamw(config, params, gradients, steps):
-    """AdamW (arXiv 1711.05101) in float64, with the paper's warm-up: lr x min(1, s / warmup)."""
-    params = {name: np.float64(value) for name, value in params.items()}
-    m, v = ({name: np.zeros_like(value) for name, value in params.items()} for _ in range(2))
-    for s, gradient in enumerate(gradients):
-        norm = np.sqrt(sum((np.float64(g) ** 2).sum() for g in gradient.values()))
-        lr = config.peak_lr * min(1.0, s / config.warmup_steps)
-        if config.schedule == "cosine" and s > config.warmup_steps:
-            done = (s - config.warmup_steps) / (steps - config.warmup_steps)
-            lr *= 0.5 * (1 + np.cos(np.pi * done))
-        for name, p in params.items():
-            g = np.float64(gradient[name]) * min(1.0, config.clip_norm / norm)
-            m[name] = config.b1 * m[name] + (1 - config.b1) * g
-            v[name] = config.b2 * v[name] + (1 - config.b2) * g**2
-            m_hat = m[name] / (1 - config.b1 ** (s + 1))
-            v_hat = v[name] / (1 - config.b2 ** (s + 1))
-            p -= lr * (m_hat / (np.sqrt(v_hat) + config.eps) + config.weight_decay * p)
-    return params
-
-
-@pytest.mark.parametrize("schedule", ["constant", "cosine"])
-def test_the_optimizer_is_adamw_with_warm_up_from_zero_and_clipping(schedule):
-    config = Optimizer(
-        peak_lr=0.1, warmup_steps=3, schedule=schedule, b2=0.99, weight_decay=0.1, clip_norm=1.0
-    )
-    rng = np.random.default_rng(0)
-    params = {"a": rng.normal(size=(3, 4)), "b": rng.normal(size=5)}
-    params = {name: value.astype(np.float32) for name, value in params.items()}
-    # Norms from well below the clip to well above it.
-    gradients = [
-        {name: np.float32(scale * rng.normal(size=p.shape)) for name, p in params.items()}
-        for scale in (0.01, 0.5, 3.0, 0.1, 10.0, 0.02, 1.0, 0.3)
-    ]
-    transform = make_optimizer(config, 8)
-    moving, state = jax.tree.map(jnp.asarray, params), transform.init(params)
-    for s, gradient in enumerate(gradients):
-        updates, state = transform.update(gradient, state, moving)
-        moving = jax.tree.map(jnp.add, moving, updates)
-        if s == 0:
-            assert_close(moving, params, 0, 0)  # the first step has learning rate 0
-        assert_close(moving, numpy_adamw(config, params, gradients[: s + 1], 8), 1e-6)
-
-
-def test_without_warm_up_the_first_step_has_the_full_rate():
-    transform = make_optimizer(Optimizer(peak_lr=0.5, warmup_steps=0, weight_decay=0.0), 4)
-    params = {"a": jnp.ones(1)}
-    updates, _ = transform.update({"a": jnp.full(1, 0.1)}, transform.init(params), params)
-    np.testing.assert_allclose(updates["a"], -0.5, rtol=1e-5)  # Adam's first step is sign x lr
-
-
-def test_a_snapshot_of_no_steps_is_refused_by_name():
-    with pytest.raises(UserError, match="`every` must be at least 1"):
-        Snapshot(0)
-
-
-@pytest.mark.parametrize("rate", [0.0, -0.1, 1.5])
-def test_an_ema_rate_outside_its_range_is_refused_by_name(rate):
-    with pytest.raises(UserError, match="`rate` must lie in"):
-        EMA(rate)

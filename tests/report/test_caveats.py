@@ -1,0 +1,15 @@
+"""What a page says against itself."""
+
+from synthetic_study import build_study
+from written_study import records_path, rewrite_records
+
+from jaxdistill.report import study_markdown
+
+
+def test_low_copy_fidelity_is_named_as_a_reason(tmp_path):
+    folder = build_study(tmp_path / "s")
+    assert "do not explain the changes" in study_markdown(folder)
+    rewrite_records(records_path(folder, "sdpo"), copy=False)
+    assert "part of the change in accuracy there comes from wrongly copied" in study_markdown(
+        folder
+    )

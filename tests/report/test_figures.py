@@ -1,0 +1,22 @@
+"""The figures of a page."""
+
+import base64
+
+import pytest
+
+from jaxdistill.report.figures import smoothed
+
+
+def test_the_embedded_figures_are_those_in_the_folder(study_dir, page):
+    embedded = {base64.b64decode(link.partition(",")[2]) for link in page.links}
+    saved = {path.read_bytes() for path in (study_dir / "figures").glob("*.png")}
+    assert embedded == saved
+    assert all(png.startswith(b"\x89PNG") for png in saved)
+    names = {path.name for path in (study_dir / "figures").glob("*.png")}
+    assert {"curves.png", "curves-dark.png", "differences.png", "epistemic_mass.png"} <= names
+
+
+def test_a_moving_mean_keeps_a_constant_and_a_straight_line_inside():
+    line = [(float(i), float(i), 0.0, 1.0) for i in range(9)]
+    assert [p[1] for p in smoothed(line)][2:-2] == pytest.approx(list(range(2, 7)))
+    assert all(p[2:] == (0.0, 1.0) for p in smoothed(line))

@@ -1,0 +1,34 @@
+"""Annotations are law under pytest: a wrong axis, dtype or field does not pass."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import TypeCheckError
+
+from jaxdistill import losses
+from jaxdistill.models.rope import apply_rope
+from jaxdistill.training.compute import Compute
+
+
+def test_a_wrong_shape_is_refused_and_the_axis_is_named():
+    with pytest.raises(TypeCheckError, match=r"teacher_logp(.|\n)*V=3"):
+        losses.forward_kl(jnp.zeros((2, 3)), jnp.zeros((2, 4)))
+
+
+def test_a_wrong_dtype_is_refused():
+    with pytest.raises(TypeCheckError, match="student_logp"):
+        losses.forward_kl(jnp.zeros((2, 3), int), jnp.zeros((2, 3)))
+
+
+def test_an_axis_holds_for_all_arguments_of_a_call():
+    half = jnp.zeros((2, 5, 4))
+    with pytest.raises(TypeCheckError, match=r"sin_BTh(.|\n)*T=5"):
+        apply_rope(np.zeros((2, 5, 3, 8), np.float32), half, half[:, :4])
+
+
+def test_a_field_of_another_type_is_refused():
+    field = dataclasses.fields(Compute)[0].name
+    with pytest.raises(TypeCheckError, match=field):
+        Compute(**{field: object()})

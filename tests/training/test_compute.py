@@ -1,0 +1,13 @@
+"""What cannot be computed together."""
+
+import pytest
+
+from jaxdistill.errors import UserError
+from jaxdistill.training.compute import Compute
+
+
+def test_packing_goes_without_micro_batches():
+    with pytest.raises(UserError, match=r"`pack=40` makes as many .* leave `micro_batches` at 1"):
+        Compute(pack=40, micro_batches=2)
+    with pytest.raises(UserError, match="`pack` must be at least 0"):
+        Compute(pack=-1)

@@ -1,0 +1,49 @@
+"""A study's results on disk, and its page read as a person would."""
+
+import json
+from html.parser import HTMLParser
+
+from jaxdistill.report import findings as findings_module
+from jaxdistill.report.findings import tabulate
+from jaxdistill.report.load import load_study_results, read_rows
+
+VOID = {"meta", "img", "br", "source"}
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and visible text, and checks that tags close in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags, self.links, self.open, self.text = [], [], [], ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for key, value in attrs if key in ("src", "href", "srcset")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] != ["style"]:
+            self.text += data
+
+
+def verdicts(folder) -> dict[str, str]:
+    judged = findings_module.findings(tabulate(load_study_results(folder)))
+    return {f.claim: f.verdict for f in judged}
+
+
+def records_path(folder, method, split="heldout", world="main", step=40):
+    return (
+        folder / "runs" / f"{world}-{method}-s0" / "evals" / f"step_{step:06d}" / f"{split}.jsonl"
+    )
+
+
+def rewrite_records(path, **fields):
+    records = [{**record, **fields} for record in read_rows(path)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
