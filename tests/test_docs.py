@@ -5,13 +5,25 @@ import re
 from places import DOCS
 
 
-def test_one_step_runs_from_top_to_bottom(capsys):
-    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "one_step.md").read_text(), re.DOTALL)
-    assert len(blocks) == 5
-    exec(compile("\n".join(blocks), "one_step.md", "exec"), {})
-    printed = capsys.readouterr().out
+def test_one_step_runs_from_top_to_bottom_and_prints_what_the_page_shows(capsys):
+    """Cell by cell; under a cell that prints stands its output, line by line with its labels."""
+    cell = re.compile(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", re.DOTALL)
+    cells = cell.findall((DOCS / "one_step.md").read_text())
+    assert len(cells) == 13
+    environment, printed = {}, ""
+    for number, (code, expected) in enumerate(cells):
+        assert code.count("\n") <= 15, f"cell {number} is long"
+        exec(compile(code, f"one_step.md, cell {number}", "exec"), environment)
+        found = capsys.readouterr().out
+        assert label_of_each_line(found) == label_of_each_line(expected), f"cell {number}"
+        printed += found
     assert "epistemic_mass_teacher" in printed
     assert "Correct solution:" in printed
+
+
+def label_of_each_line(text):
+    """The first word and how many lines: numbers may differ in another version's last digit."""
+    return [re.sub(r"\d+", "0", line.split()[0]) for line in text.splitlines()]
 
 
 def test_the_code_about_objectives_runs(capsys):
@@ -28,14 +40,14 @@ def test_the_papers_page_names_only_what_exists():
     from jaxdistill.losses import advantages as credit
     from jaxdistill.losses import edits as targets
     from jaxdistill.tasks import contexts
-    from jaxdistill.training import step as train
+    from jaxdistill.training import optimizer, teachers
 
     homes = {"losses": losses, "targets": targets, "credit": credit, "contexts": contexts}
     text = (DOCS / "papers.md").read_text()
     for module, name in re.findall(r"`(losses|targets|credit|contexts)\.(\w+)`", text):
         assert hasattr(homes[module], name), f"{module}.{name}"
     for name in re.findall(r"`(?:GRPO\(credit=|Distill\(\w+=)?([A-Z]\w+)\(?", text):
-        places = (objectives, contexts, train)
+        places = (objectives, contexts, optimizer, teachers)
         assert any(hasattr(place, name) for place in places) or name in {"Words"}, name
     for preset in objectives.PRESETS:
         assert f"`{preset}`" in text, preset
