@@ -104,13 +104,13 @@ def _on_own_pages(
     K = k_BKH.shape[1]
     pools_axes = pool_axes(pools[0]), pool_axes(pools[1])
     local = sharding.on_shards(
-        attend, ("BKGH", "BKH", "BKH", *pools_axes, "B", "BY"), ("BKGH", *pools_axes)
+        attend, (("BKGH", "BKH", "BKH"), pools_axes, "B", "BY"), ("BKGH", *pools_axes)
     )
     if pages_BY is None:  # the b-th page of a part belongs to its row b
         W, _, M, _, _ = pools[0].shape
         pages_BY = jnp.tile(jnp.arange(M, dtype=jnp.int32), W)[:, None]
     q_BKGH = q_BNH.reshape(B, K, N // K, H)
-    out_BKGH, *cache = local(q_BKGH, k_BKH, v_BKH, *pools, length_B, pages_BY)
+    out_BKGH, *cache = local((q_BKGH, k_BKH, v_BKH), pools, length_B, pages_BY)
     return out_BKGH.reshape(B, N, H), *cache
 
 
@@ -131,13 +131,13 @@ def _append(pool_WKMSH: Pool, new_BKH: Array, length_B: Array, pages_BY: Array) 
     return jax.tree.map(put, pool_WKMSH, new)
 
 
-def _xla_attend(
-    q_BKGH, k_BKH, v_BKH, k_WKMSH, v_WKMSH, length_B, pages_BY, *, window, is_whole
-) -> Attended:
+def _xla_attend(qkv, pools, length_B, pages_BY, *, window, is_whole) -> Attended:
     """The cache lies as its multiplications read it.
 
     With S before K XLA would transpose the whole cache of every layer at every token.
     """
+    q_BKGH, k_BKH, v_BKH = qkv
+    k_WKMSH, v_WKMSH = pools
     k_WKMSH = _append(k_WKMSH, k_BKH, length_B, pages_BY)
     v_WKMSH = _append(v_WKMSH, v_BKH, length_B, pages_BY)
     S, H = k_WKMSH.shape[3:]
@@ -179,15 +179,16 @@ def _xla_attend(
     return out_KBGH.swapaxes(0, 1), k_WKMSH, v_WKMSH
 
 
-def _tpu_attend(
-    q_BKGH, k_BKH, v_BKH, k_WKMSH, v_WKMSH, length_B, pages_BY, *, is_whole
-) -> Attended:
+def _tpu_attend(qkv, pools, length_B, pages_BY, *, is_whole) -> Attended:
     # Here because it is long to import and only TPUs need it.
     from jax.experimental.pallas.ops.tpu.paged_attention import paged_attention
 
+    q_BKGH, k_BKH, v_BKH = qkv
+    k_WKMSH, v_WKMSH = pools
     k_WKMSH = _append(k_WKMSH, k_BKH, length_B, pages_BY)
     v_WKMSH = _append(v_WKMSH, v_BKH, length_B, pages_BY)
-    (B, K, G, H), (_, _, M, S, _) = q_BKGH.shape, k_WKMSH.shape
+    B, K, G, H = q_BKGH.shape
+    _, _, M, S, _ = k_WKMSH.shape
     if is_whole:  # a page of any length would have to fit the fast memory
         num_pages = S // PAGE
         pages_BY = pages_BY * num_pages + jnp.arange(num_pages, dtype=jnp.int32)[None, :]

@@ -224,7 +224,9 @@ def _scan_layers(
     )
     rotary = _rotary(config, position_BS)
     if isinstance(model, Stacked):
-        graph, stacked, embed_VD = None, model.layers, model.embed_VD
+        graph = None
+        stacked = model.layers
+        embed_VD = model.embed_VD
     else:
         graph, stacked = nnx.split(model.layers)
         embed_VD = model.embed[...]

@@ -79,7 +79,7 @@ def with_layer(
 
 # One compilation for each shape: the layer is traced.
 @functools.partial(jax.jit, donate_argnames="value", static_argnames=("shape", "order", "sharding"))
-def _with_layer(value, tensor, layer, *, shape, order, sharding):
+def _with_layer(value, tensor, layer, shape, order, sharding):
     dtype = value.dtype
     tensor = _bits(tensor.astype(dtype)).reshape(shape).transpose(order)
     value = jax.lax.dynamic_update_index_in_dim(_bits(value), tensor, layer, 0)

@@ -142,7 +142,7 @@ def test_a_save_that_is_killed_is_never_the_latest_step(tmp_path):
     child = f"""
         import os, signal
         import jax.numpy as jnp
-        from jaxdistill.checkpoint import Checkpoints
+        from jaxdistill.storage.checkpoint import Checkpoints
 
         checkpoints = Checkpoints({str(tmp_path)!r})
         checkpoints.save(1, {{"x": jnp.arange(4.0)}}, {{}})
