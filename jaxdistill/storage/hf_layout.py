@@ -83,7 +83,7 @@ def _with_layer(value, tensor, layer, shape, order, sharding):
     dtype = value.dtype
     tensor = _bits(tensor.astype(dtype)).reshape(shape).transpose(order)
     value = jax.lax.dynamic_update_index_in_dim(_bits(value), tensor, layer, 0)
-    value = jax.lax.bitcast_convert_type(value, dtype)
+    value = _from_bits(value, dtype)
     # A donated buffer serves only a result that lies where it lay.
     return jax.lax.with_sharding_constraint(value, sharding) if sharding.num_devices > 1 else value
 
@@ -101,12 +101,21 @@ def parameter_of(
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def _parameter_of(tensor, shape, order, dtype):
     tensor = _bits(tensor.astype(dtype)).reshape(shape).transpose(order)
-    return jax.lax.bitcast_convert_type(tensor, dtype)
+    return _from_bits(tensor, dtype)
 
 
 def _bits(x):
     """Unsigned integers in x's place: as numbers XLA may move bfloat16 by way of float32."""
     return jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+
+
+def _from_bits(bits, dtype):
+    """The numbers again, once they lie where they should.
+
+    Without the barrier XLA may drop both conversions and move the numbers themselves, and on a
+    processor without bfloat16 the payloads of NaNs then change.
+    """
+    return jax.lax.bitcast_convert_type(jax.lax.optimization_barrier(bits), dtype)
 
 
 # ---------------------------------------------------------------------------- parameter -> tensor
@@ -125,7 +134,9 @@ def tensor_of(
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def _tensor_of(value, layer, shape, order, dtype):
+    is_cast = value.dtype != dtype
+    value = value if is_cast else _bits(value)
     if layer is not None:
         value = jax.lax.dynamic_index_in_dim(value, layer, 0, keepdims=False)
-    value = _bits(value.astype(dtype)).transpose(order).reshape(shape)
-    return jax.lax.bitcast_convert_type(value, dtype)
+    value = _bits(value.astype(dtype)) if is_cast else value
+    return _from_bits(value.transpose(order).reshape(shape), dtype)
