@@ -3,7 +3,29 @@
 `conftest.py` has jaxtyping decorate every function and dataclass of the package with it.
 """
 
-from beartype import BeartypeConf, beartype
+import functools
 
-# The numeric tower of PEP 484: an int may stand where a float is written.
-check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+import numpy as np
+from beartype import BeartypeConf, FrozenDict, beartype
+
+# The numeric tower of PEP 484: an int may stand where a float is written. NumPy's integers index,
+# count and compare as Python's do, as its float64 is a Python float by itself.
+_checked = beartype(
+    conf=BeartypeConf(is_pep484_tower=True, hint_overrides=FrozenDict({int: int | np.integer}))
+)
+
+
+def check(function):
+    if function.__name__ != "__init__":
+        return _checked(function)
+
+    # Of a dataclass. Settings look at their fields themselves, to tell the user which is wrong in
+    # one line; a check before theirs would take the word from them.
+    checked = _checked(function)
+
+    @functools.wraps(function)
+    def check_unless_the_class_does(self, *arguments, **fields):
+        is_checked = not hasattr(self, "__post_init__")
+        return (checked if is_checked else function)(self, *arguments, **fields)
+
+    return check_unless_the_class_does

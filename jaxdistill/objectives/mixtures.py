@@ -63,7 +63,7 @@ class Routed:
     reduction = property(_reduction_of_both)
 
 
-def require_parts(name: str, first: Distill, second: GRPO) -> None:
+def require_parts(name: str, first: object, second: object) -> None:
     require_choice(f"{name}.distill", first, Distill)
     require_choice(f"{name}.policy_gradient", second, GRPO)
     same = first.reduction == second.reduction

@@ -378,7 +378,9 @@ def batch_factor(
             return exactly_top(order, counts_BT, fraction).astype(jnp.float32)
 
 
-def exactly_top(score_BT: Float[Array, "B T"], counts_BT: Array, fraction: float) -> Array:
+def exactly_top(
+    score_BT: Float[Array, "B T"], counts_BT: Array, fraction: float | Float[Array, ""]
+) -> Array:
     """The ceil(fraction N) highest of the N positions that count; ties to the earlier ones."""
     score_X = jnp.where(counts_BT, score_BT, -jnp.inf).reshape(-1)
     # 1e-6: 0.2 * 15 is above 3 in floating point and must not keep a fourth.
