@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 
 from jaxdistill.epistemic.lexicon import Lexicon, hash_tokenizer
 from jaxdistill.epistemic.vocabulary import said_by, special_ids, texts_of
@@ -17,7 +17,7 @@ class TokenStats:
     """How often each token was sampled, and the sum over those places of log R - log T in nats."""
 
     count_V: Int[np.ndarray, " V"]
-    surprise_V: Float[np.ndarray, " V"]
+    surprise_V: Real[np.ndarray, " V"]  # whole numbers (0) where there is no token at all
 
 
 def tally(

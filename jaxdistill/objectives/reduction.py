@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Shaped
 
 from jaxdistill.axes import AnyArray
 from jaxdistill.objectives.positions import require
@@ -41,7 +41,7 @@ class LossWeights(NamedTuple):
 
 
 def loss_weights(
-    mask_BT: Int[AnyArray, "B T"], row_weight_B: Float[AnyArray, " B"], reduction: Reduction
+    mask_BT: Shaped[AnyArray, "B T"], row_weight_B: Float[AnyArray, " B"], reduction: Reduction
 ) -> LossWeights:
     """`token`: the mean over the tokens of rows that count. `sequence`: the mean over ALL rows,
     undistilled ones as zeros, of each row's token mean (what the paper's code computes).
