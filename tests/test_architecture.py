@@ -66,7 +66,7 @@ TESTED_ELSEWHERE = {
     "configs": "test_config.py and tests/configs, over every recipe",
     "evaluation.records": "evaluation/test_evaluate.py, which makes the records",
     "models.config": "models/test_presets.py and models/families",
-    "models.decode_kernel": "models/test_cached_attention.py, beside the attention that it replaces",
+    "models.decode_kernel": "models/test_cached_attention.py, beside XLA attention",
     "models.families": "models/families/test_families.py, each test over every family",
     "precision": "sharding and the models: its casts are in every reference test",
     "report": "report/test_report.py, which reads the pages it writes",

@@ -1,6 +1,7 @@
 """A verifier's rewards and a teacher's distribution in one loss."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -63,7 +64,7 @@ class Routed:
     reduction = property(_reduction_of_both)
 
 
-def require_parts(name: str, first: object, second: object) -> None:
+def require_parts(name: str, first: Any, second: Any) -> None:
     require_choice(f"{name}.distill", first, Distill)
     require_choice(f"{name}.policy_gradient", second, GRPO)
     same = first.reduction == second.reduction
