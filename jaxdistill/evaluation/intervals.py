@@ -50,7 +50,9 @@ class Interval(NamedTuple):
         return math.isfinite(self.low) and math.isfinite(self.high)
 
 
-def by_problem(question_ids: Iterable[object], values: Iterable[float | bool | None]) -> Clusters:
+def by_problem(
+    question_ids: Iterable[object], values: Iterable[float | bool | np.bool | None]
+) -> Clusters:
     """Sum a per-response measure by problem; None (not measured) is left out.
 
     >>> by_problem(["b", "a", "a"], [True, True, False]).mean
@@ -85,7 +87,7 @@ def pass_at_k_unbiased(num_samples: int, num_correct: int, k: int) -> float:
 
 
 def pass_at_k_by_problem(
-    question_ids: Iterable[object], correct: Iterable[bool], k: int
+    question_ids: Iterable[object], correct: Iterable[bool | np.bool], k: int
 ) -> Clusters:
     """pass@k of each problem, one value a problem."""
     counts = by_problem(question_ids, correct)
@@ -95,13 +97,15 @@ def pass_at_k_by_problem(
     return Clusters(counts.ids, np.array(value_Q), np.ones(len(counts.ids)))
 
 
-def avg_at_k(question_ids: Iterable[object], correct: Iterable[bool], *, seed: int = 0) -> Interval:
+def avg_at_k(
+    question_ids: Iterable[object], correct: Iterable[bool | np.bool], *, seed: int = 0
+) -> Interval:
     """avg@k: the mean verdict (one entry a response) over problems and their k answers."""
     return interval(by_problem(question_ids, correct), seed=seed)
 
 
 def pass_at_k(
-    question_ids: Iterable[object], correct: Iterable[bool], k: int, *, seed: int = 0
+    question_ids: Iterable[object], correct: Iterable[bool | np.bool], k: int, *, seed: int = 0
 ) -> Interval:
     """Unbiased pass@k averaged over problems; UserError where a problem has < k answers."""
     return interval(pass_at_k_by_problem(question_ids, correct, k), seed=seed)
