@@ -1,6 +1,7 @@
 """Divergences between distributions over the vocabulary, their estimators, and clips of a loss."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -122,7 +123,7 @@ def _along(entries: Array, tangent: Array) -> Array:
     return entries * tangent.astype(entries.dtype)
 
 
-def at_least_float32(logp: Array) -> Array:
+def at_least_float32(logp: AnyArray) -> Any:
     """Log-probabilities in a dtype fit to be subtracted: bfloat16 has three digits."""
     return logp.astype(jnp.promote_types(logp.dtype, jnp.float32))
 

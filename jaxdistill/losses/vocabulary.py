@@ -91,7 +91,8 @@ def _top_k_of_blocks(rows_BV: Shaped[Array, "B V"], k: int) -> tuple[Array, Arra
     # Two sorts, of the maxima and of the candidates. Where together they sort more than half of V
     # there is too little to gain: chosen, not measured (100 of 152k sort a twentieth of it).
     if 2 * (V // size + k * size) > V:
-        return jax.lax.top_k(rows_BV, k)
+        values_BC, ids_BC = jax.lax.top_k(rows_BV, k)
+        return values_BC, ids_BC
     blocks_BXC = rows_BV.reshape(B, -1, size)
     chosen_BK = jnp.sort(jax.lax.top_k(blocks_BXC.max(axis=-1), k)[1], axis=-1)
     candidates_BKC = jnp.take_along_axis(blocks_BXC, chosen_BK[:, :, None], axis=1)

@@ -74,7 +74,7 @@ MOST_PADDING = 0.25
 def hidden_of_prompts(
     params: Any,
     config: ModelConfig,
-    prompts: Sequence[tuple[Int[AnyArray, "B P"], Shaped[AnyArray, "B P"]]],
+    prompts: Sequence[tuple[Int[AnyArray, "B _"], Shaped[AnyArray, "B _"]]],  # of any lengths
     completion_ids_BT: Int[AnyArray, "B T"],
     completion_mask_BT: Shaped[AnyArray, "B T"],
     **how: Any,

@@ -90,7 +90,7 @@ def make_sampler(
     counts: bool = False,
     dtype: Any = jnp.float32,
     attention: str = "auto",
-    cache_dtype: CacheDtype = "auto",
+    cache_dtype: Any = "auto",  # a CacheDtype; other names are refused
 ) -> Callable[..., Any]:
     """Build the jitted sample(params, prompt_ids_QP, prompt_mask_QP, keys_B2) -> Samples.
 

@@ -82,8 +82,10 @@ def with_layer(
 def _with_layer(value, tensor, layer, shape, order, sharding):
     dtype = value.dtype
     tensor = _bits(tensor.astype(dtype)).reshape(shape).transpose(order)
+    # Only the layer is held back: a barrier around the whole parameter would copy it.
+    tensor = jax.lax.optimization_barrier(tensor)
     value = jax.lax.dynamic_update_index_in_dim(_bits(value), tensor, layer, 0)
-    value = _from_bits(value, dtype)
+    value = jax.lax.bitcast_convert_type(value, dtype)
     # A donated buffer serves only a result that lies where it lay.
     return jax.lax.with_sharding_constraint(value, sharding) if sharding.num_devices > 1 else value
 

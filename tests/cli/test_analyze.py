@@ -39,7 +39,7 @@ def test_analyze_prints_and_writes_what_a_run_sampled(place, run_dir):
     assert out.endswith("found.json\n")
     found = json.loads((place / "found.json").read_text())["groups"]["all"]
     files = (run_dir / "rollouts").glob("*.jsonl")
-    records = [json.loads(line) for file in files for line in file.open()]
+    records = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     assert found["responses"] == len(records)
     assert found["counts"]["word"]["total"] == sum(record["epistemic"] for record in records)
     assert found["tokens"] == pytest.approx(

@@ -121,7 +121,9 @@ def test_eval_prints_and_writes_the_same_numbers(place):
         "--max-new-tokens", 64,
     )  # fmt: skip
     assert code == 0, err
-    records = [json.loads(line) for line in (place / "found" / "heldout.jsonl").open()]
+    records = [
+        json.loads(line) for line in (place / "found" / "heldout.jsonl").read_text().splitlines()
+    ]
     assert len(records) == 12
     assert len({record["question_id"] for record in records}) == 6
     summary = json.loads((place / "found" / "summary.json").read_text())["heldout"]

@@ -78,14 +78,14 @@ def fitted(monkeypatch, positions, rows=100):
     """Prompts of 56 tokens, up to 600 new ones: six pages a row, two at a third of the tokens."""
     needed = positions * POSITION + 10 * 56 * POSITION + 4 * CONFIG.num_parameters
     monkeypatch.setattr(jax, "local_devices", lambda: [Device(int(needed / 0.8) + POSITION)])
-    pages._fit.cache_clear()
+    pages._choose_slots.cache_clear()
     return fit_slots(CONFIG, num_questions=10, num_rows=rows, prompt=56, new=600, dtype=jnp.float32)
 
 
 @pytest.fixture(autouse=True)
 def forget_what_was_chosen():
     yield
-    pages._fit.cache_clear()
+    pages._choose_slots.cache_clear()
 
 
 def test_every_row_has_its_slot_where_all_fit(monkeypatch):

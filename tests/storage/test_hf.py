@@ -81,15 +81,15 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 from jaxdistill.errors import UserError
-from jaxdistill.models import hf, hf_import
+from jaxdistill.storage import hf_export, hf_import
 from jaxdistill.sharding import MeshConfig, make_mesh
 read, plain = [], hf_import.read_slice
 hf_import.read_slice = lambda *a: read.append(plain(*a)) or read[-1]
-config, params = hf.import_folder(sys.argv[3], mesh=make_mesh(MeshConfig(fsdp=8)))
+config, params = hf_import.import_folder(sys.argv[3], mesh=make_mesh(MeshConfig(fsdp=8)))
 print("read", sum(x.nbytes for x in read))
-hf.export_folder(sys.argv[4], params, config, tokenizer_from=None)
+hf_export.export_folder(sys.argv[4], params, config, tokenizer_from=None)
 try:
-    hf.export_folder(sys.argv[4], params, config, tokenizer_from=None)
+    hf_export.export_folder(sys.argv[4], params, config, tokenizer_from=None)
 except UserError as error:
     print("refused", error)
 """

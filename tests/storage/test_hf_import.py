@@ -76,8 +76,8 @@ MEMORY = """
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from jaxdistill.models import hf
-from jaxdistill.models.hf_tensors import read_header
+from jaxdistill.storage import hf_export, hf_import
+from jaxdistill.storage.safetensors_io import read_header
 
 def peak_mb(step):
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
@@ -87,11 +87,14 @@ def peak_mb(step):
     return result, read("VmHWM:") - before
 
 small, large = map(Path, sys.argv[1:])
-config, params = hf.import_folder(small)  # what imports and compilations take is not counted
-hf.export_folder(small.with_name("small_export"), params, config, tokenizer_from=None)
-(config, params), reading = peak_mb(lambda: hf.import_folder(large))
+# What imports and compilations take is not counted.
+config, params = hf_import.import_folder(small)
+hf_export.export_folder(small.with_name("small_export"), params, config, tokenizer_from=None)
+(config, params), reading = peak_mb(lambda: hf_import.import_folder(large))
 _, writing = peak_mb(
-    lambda: hf.export_folder(large.with_name("large_export"), params, config, tokenizer_from=None)
+    lambda: hf_export.export_folder(
+        large.with_name("large_export"), params, config, tokenizer_from=None
+    )
 )
 print(reading, writing)
 """
