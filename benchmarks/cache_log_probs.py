@@ -20,14 +20,14 @@ from jaxdistill.models import completions, parameters
 from jaxdistill.sampling import Address, Sampling
 from jaxdistill.sampling.engine import Engine
 from jaxdistill.sampling.rollouts import Rollouts
-from jaxdistill.storage import loading as policy
+from jaxdistill.storage import loading
 from jaxdistill.tasks.tasks import ToyTask, questions_of
 
 
 def main() -> None:
     options = parse()
     with tempfile.TemporaryDirectory() as folder:
-        base = policy.load(policy.ToyBase("main"), 0, Path(folder))
+        base = loading.load(loading.ToyBase("main"), 0, Path(folder))
         found: dict[str, Any] = {}
         for dtype in ("float32", "bfloat16"):
             drawn = [sample(base, options, dtype, name) for name in ("auto", "int8")]
@@ -45,7 +45,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def sample(base: policy.Policy, options: argparse.Namespace, dtype: str, cache: Any) -> Rollouts:
+def sample(base: loading.Policy, options: argparse.Namespace, dtype: str, cache: Any) -> Rollouts:
     return Engine(base, dtype=dtype, cache_dtype=cache).rollouts(
         base.params,
         questions_of(ToyTask(pool="heldout", count=options.problems)),
@@ -55,7 +55,7 @@ def sample(base: policy.Policy, options: argparse.Namespace, dtype: str, cache: 
     )
 
 
-def errors(base: policy.Policy, drawn: Rollouts, dtype: str) -> dict[str, float]:
+def errors(base: loading.Policy, drawn: Rollouts, dtype: str) -> dict[str, float]:
     @jax.jit
     def score(params, *texts):
         hidden_BTD = completions.completion_hidden(params, base.config, *texts, dtype=dtype)

@@ -10,14 +10,14 @@ from jaxdistill.objectives import (
     Rows,
     Sampled,
 )
-from jaxdistill.training import chunked_objective as scoring
+from jaxdistill.training import chunked_objective
 
 B, T, D, V = 4, 11, 8, 24
 
 
 def random_model(seed):
     hidden_key, head_key = jax.random.split(jax.random.key(seed))
-    return scoring.HiddenAndHead(
+    return chunked_objective.HiddenAndHead(
         jax.random.normal(hidden_key, (B, T, D)), jax.random.normal(head_key, (D, V))
     )
 

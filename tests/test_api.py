@@ -12,8 +12,7 @@ from huggingface_hub import constants
 from safetensors.numpy import load_file
 
 import jaxdistill as jd
-from jaxdistill import api as notebook
-from jaxdistill import sharding
+from jaxdistill import api, sharding
 from jaxdistill.errors import UserError
 from jaxdistill.storage import convert
 from jaxdistill.storage import tokenizer as tok
@@ -115,10 +114,10 @@ def test_a_model_is_shown_without_its_arrays(folder):
 def test_equal_shapes_compile_once(folder):
     model = jd.load(folder)
     model.logits(TOKENS_BS, MASK_BS)
-    compiled = notebook._logits._cache_size()
+    compiled = api._logits._cache_size()
     model.logits(TOKENS_BS[::-1], MASK_BS[::-1])
     jd.load(folder).logits(TOKENS_BS, MASK_BS)
-    assert notebook._logits._cache_size() == compiled
+    assert api._logits._cache_size() == compiled
 
 
 def test_bfloat16_logits_are_close_and_still_float32(folder):

@@ -37,14 +37,14 @@ def test_the_code_about_objectives_runs(capsys):
 def test_the_papers_page_names_only_what_exists():
     """Every `Class`, `preset` and module.function of the tables can be found."""
     from jaxdistill import losses, objectives
-    from jaxdistill.losses import advantages as credit
-    from jaxdistill.losses import edits as targets
+    from jaxdistill.losses import advantages, edits
     from jaxdistill.tasks import contexts
-    from jaxdistill.training import optimizer, teachers
+    from jaxdistill.training import experience, optimizer, step, teachers
 
-    homes = {"losses": losses, "targets": targets, "credit": credit, "contexts": contexts}
+    homes = {"losses": losses, "edits": edits, "advantages": advantages, "contexts": contexts}
+    homes |= {"step": step, "optimizer": optimizer, "experience": experience}
     text = (DOCS / "papers.md").read_text()
-    for module, name in re.findall(r"`(losses|targets|credit|contexts)\.(\w+)`", text):
+    for module, name in re.findall(rf"`({'|'.join(homes)})\.(\w+)`", text):
         assert hasattr(homes[module], name), f"{module}.{name}"
     for name in re.findall(r"`(?:GRPO\(credit=|Distill\(\w+=)?([A-Z]\w+)\(?", text):
         places = (objectives, contexts, optimizer, teachers)

@@ -32,8 +32,7 @@ from jaxdistill.objectives import (
     epi_anchor,
     needs_contrast,
 )
-from jaxdistill.sampling import Sampling, drawing, make_sampler
-from jaxdistill.sampling import truncation as processors
+from jaxdistill.sampling import Sampling, drawing, make_sampler, truncation
 from jaxdistill.sharding import MeshConfig
 from jaxdistill.training.batch import Batch
 from jaxdistill.training.compute import Compute
@@ -312,7 +311,7 @@ def test_a_step_reads_the_positions_in_use_by_the_paged_kernel(mesh):
 
 SELECTIONS = {
     "losses.top_c": ("BTV", lambda logp_BTV: losses.top_c(logp_BTV, logp_BTV, 100)),
-    "processors.keep_top_k": ("BV", lambda logits_BV: processors.keep_top_k(logits_BV, 50)),
+    "truncation.keep_top_k": ("BV", lambda logits_BV: truncation.keep_top_k(logits_BV, 50)),
 }
 
 

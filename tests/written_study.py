@@ -3,7 +3,7 @@
 import json
 from html.parser import HTMLParser
 
-from jaxdistill.report import findings as findings_module
+from jaxdistill.report import findings
 from jaxdistill.report.findings import tabulate
 from jaxdistill.report.load import load_study_results, read_rows
 
@@ -34,7 +34,7 @@ class Page(HTMLParser):
 
 
 def verdicts(folder) -> dict[str, str]:
-    judged = findings_module.findings(tabulate(load_study_results(folder)))
+    judged = findings.findings(tabulate(load_study_results(folder)))
     return {f.claim: f.verdict for f in judged}
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdistill.models import completions, parameters
-from jaxdistill.storage import loading as policies
+from jaxdistill.storage import loading
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.loading import Policy, ToyBase
 from jaxdistill.tasks import contexts
@@ -116,5 +116,5 @@ def probe(policy: Policy, params: Any, task: ToyTask, seed: int = 0) -> list[dic
 def probe_base(source: ToyBase) -> list[dict[str, Any]]:
     """Probe a bundled base on held-out problems."""
     with tempfile.TemporaryDirectory() as folder:
-        policy = policies.load(source, 0, Path(folder))
+        policy = loading.load(source, 0, Path(folder))
         return probe(policy, policy.params, ToyTask(pool="heldout", count=128))

@@ -10,8 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxdistill.axes import AnyArray
 from jaxdistill.objectives import distill as distillation
-from jaxdistill.objectives import mixtures as combined
-from jaxdistill.objectives import policy_gradient as gradient
+from jaxdistill.objectives import mixtures, policy_gradient
 from jaxdistill.objectives.distill import Distill
 from jaxdistill.objectives.metrics import observe
 from jaxdistill.objectives.mixtures import Mixed, Routed
@@ -119,11 +118,11 @@ def part_of(objective: Objective, positions: Positions, epistemic: Epistemic) ->
         case Distill():
             return distillation.distill(objective, positions, epistemic)
         case GRPO():
-            return gradient.policy_gradient(objective, positions, epistemic)
+            return policy_gradient.policy_gradient(objective, positions, epistemic)
         case Mixed():
-            return combined.mixed(objective, positions, epistemic)
+            return mixtures.mixed(objective, positions, epistemic)
         case Routed():
-            return combined.routed(objective, positions, epistemic)
+            return mixtures.routed(objective, positions, epistemic)
         case CrossEntropy():
             loss_BT = -positions.of_token(positions.student_logp_BTV)
             return LossPart(loss_BT, jnp.ones_like(loss_BT), jnp.ones_like(loss_BT, bool), {})
@@ -143,7 +142,7 @@ def needs_whole_batch(objective: Objective) -> bool:
     """Whether the samples must be scored once before the loss (one more forward pass)."""
     distill, gradient_part = distill_of(objective), policy_gradient_of(objective)
     return (distill is not None and distillation.is_of_batch(distill)) or (
-        gradient_part is not None and gradient.is_of_batch(gradient_part)
+        gradient_part is not None and policy_gradient.is_of_batch(gradient_part)
     )
 
 
@@ -160,7 +159,7 @@ def make_scores(
         if distill is not None:
             first = distillation.distill_scores(distill, positions, epistemic)
         if gradient_part is not None:
-            second = gradient.gradient_scores(gradient_part, positions)
+            second = policy_gradient.gradient_scores(gradient_part, positions)
         return Scores(distill=first, gradient=second)
 
     return score
@@ -174,13 +173,15 @@ def factors(
     goes_first_BT = jnp.greater(rows.distill_weight_BT, 0)
     goes_second_BT = jnp.ones_like(goes_first_BT)
     if isinstance(objective, Routed):
-        goes_first_BT = combined.is_distilled(rows) > 0
+        goes_first_BT = mixtures.is_distilled(rows) > 0
         goes_second_BT = ~goes_first_BT
     return (
         distillation.distill_factor(distill, scores.distill, loss_weight_BT * goes_first_BT)
         if distill is not None and scores.distill
         else None,
-        gradient.gradient_factor(gradient_part, scores.gradient, loss_weight_BT * goes_second_BT)
+        policy_gradient.gradient_factor(
+            gradient_part, scores.gradient, loss_weight_BT * goes_second_BT
+        )
         if gradient_part is not None and scores.gradient
         else None,
     )

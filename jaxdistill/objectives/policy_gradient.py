@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdistill import losses
-from jaxdistill.losses import advantages as credit
+from jaxdistill.losses import advantages
 from jaxdistill.objectives.importance import (
     RolloutCorrection,
     is_of_sequences,
@@ -41,7 +41,9 @@ class EqualCredit:
 
 @dataclass(frozen=True)
 class RLSD:
-    """The teacher says how much each token counts, the verifier in which direction (`credit.rlsd`).
+    """The teacher says how much each token counts, the verifier in which direction.
+
+    The mathematics is `advantages.rlsd`.
 
     With `protect_epistemic` the sampled epistemic tokens keep the verifier's credit.
     """
@@ -60,7 +62,7 @@ class RLSD:
 @dataclass(frozen=True)
 class RLCSD:
     """Tokens where a right and a wrong context disagree by more than `select` get a credit of their
-    own, A plus the residual (`credit.contrastive_residual`), held to the advantage's sign.
+    own, A plus the residual (`advantages.contrastive_residual`), held to the advantage's sign.
 
     The others keep A; the two groups are averaged apart, the selected mean counting `balance`
     (arXiv 2606.11709 and its code: temperature 0.02, strength 1 * 0.5, select 0.02, limit 2).
@@ -83,7 +85,7 @@ class RLCSD:
 
 @dataclass(frozen=True)
 class AntiSD:
-    """A + strength * `credit.anti_jensen_shannon`: reinforces what the teacher finds unlikely.
+    """A + strength * `advantages.anti_jensen_shannon`: reinforces what the teacher finds unlikely.
 
     Only where H(T) exceeds `entropy_threshold` nats (None: everywhere), and with `only_epistemic`
     only where the sampled token is epistemic.
@@ -99,7 +101,8 @@ class AntiSD:
 @dataclass(frozen=True)
 class SuppressUnlikely:
     """No verifier, no teacher: tokens less likely than `threshold` are discouraged, the more the
-    surer the student is with `adaptive` (`credit.unlikely`). A control for what distillation does.
+    surer the student is with `adaptive` (`advantages.unlikely`). A control for what
+    distillation does.
     """
 
     strength: float = 1.0
@@ -179,19 +182,19 @@ def advantage_of(choice: Credit, positions: Positions, epistemic: Epistemic) -> 
             student = positions.student_logp_BTV
             entropy_BT = losses.entropy(student) if adaptive else None
             vocab_size = student.shape[-1]
-            return credit.unlikely(token_logp_BT, entropy_BT, vocab_size, strength, threshold)
+            return advantages.unlikely(token_logp_BT, entropy_BT, vocab_size, strength, threshold)
         case RLSD(strength, clip, protect_epistemic):
             teacher_BT = positions.of_token(positions.teacher)
-            shaped_BT = credit.rlsd(plain_BT, token_logp_BT, teacher_BT, strength, clip)
+            shaped_BT = advantages.rlsd(plain_BT, token_logp_BT, teacher_BT, strength, clip)
             applies_BT = ~is_epistemic_BT if protect_epistemic else jnp.ones_like(is_epistemic_BT)
         case RLCSD():
             residual_BT = residual_to_contrast(choice, positions)
-            shaped_BT = credit.keep_sign(plain_BT + residual_BT, plain_BT)
+            shaped_BT = advantages.keep_sign(plain_BT + residual_BT, plain_BT)
             applies_BT = jnp.abs(residual_BT) > choice.select
         case AntiSD(strength, threshold, only_epistemic):
             teacher = positions.teacher
             teacher_BT = positions.of_token(teacher)
-            anti_BT = credit.anti_jensen_shannon(token_logp_BT, teacher_BT)
+            anti_BT = advantages.anti_jensen_shannon(token_logp_BT, teacher_BT)
             shaped_BT = plain_BT + strength * anti_BT
             applies_BT = is_epistemic_BT if only_epistemic else jnp.ones_like(is_epistemic_BT)
             if threshold is not None:
@@ -202,7 +205,9 @@ def advantage_of(choice: Credit, positions: Positions, epistemic: Epistemic) -> 
 
 def residual_to_contrast(choice: RLCSD, positions: Positions) -> Float[Array, "B T"]:
     tokens = positions.of_token(positions.teacher), positions.of_token(positions.contrast)
-    return credit.contrastive_residual(*tokens, choice.temperature, choice.strength, choice.limit)
+    return advantages.contrastive_residual(
+        *tokens, choice.temperature, choice.strength, choice.limit
+    )
 
 
 # ------------------------------------------------------------------------------ of the whole batch

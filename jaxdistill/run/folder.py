@@ -11,8 +11,7 @@ from jaxdistill.errors import UserError
 from jaxdistill.evaluation.records import evaluation_folder
 from jaxdistill.files import write_whole
 from jaxdistill.run.provenance import current_provenance
-from jaxdistill.storage import hf_files
-from jaxdistill.storage import loading as policies
+from jaxdistill.storage import hf_files, loading
 from jaxdistill.storage.loading import Policy
 
 # What a resumed run may change without becoming another run.
@@ -40,7 +39,7 @@ def start_folder(config: RunConfig, run_dir: Path, resume: bool) -> bool:
     if run_dir.exists() and {file.name for file in run_dir.iterdir()} - {"provenance.json"}:
         raise UserError(f"run folder {run_dir} is not empty and holds no run; choose another")
     # What can be wrong with the model is found before anything is written.
-    policies.resolve(config.model)
+    loading.resolve(config.model)
     run_dir.mkdir(parents=True, exist_ok=True)
     write_whole(run_dir / "provenance.json", json.dumps(current_provenance(), indent=1))
     write_config(config, run_dir)
@@ -95,10 +94,10 @@ def check_steps(config: RunConfig, run_dir: Path, latest: int) -> int:
 
 def check_base(config: RunConfig, run_dir: Path) -> None:
     """Hold a resumed run to the base it started from: a frozen teacher is re-read, not saved."""
-    folder = policies.resolve(config.model)
+    folder = loading.resolve(config.model)
     if folder is None:
         return
-    file, found = run_dir / "model" / "fingerprint.txt", policies.fingerprint(folder)
+    file, found = run_dir / "model" / "fingerprint.txt", loading.fingerprint(folder)
     if not file.exists():
         file.parent.mkdir(exist_ok=True)
         file.write_text(found)

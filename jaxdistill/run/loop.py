@@ -27,8 +27,7 @@ from jaxdistill.run.folder import (
     write_config,
 )
 from jaxdistill.sampling.engine import Engine
-from jaxdistill.storage import hf_export
-from jaxdistill.storage import loading as policies
+from jaxdistill.storage import hf_export, loading
 from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.storage.loading import Policy
 from jaxdistill.tasks.tasks import questions_of
@@ -71,7 +70,7 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
     with sharding.use_mesh(mesh):
         # ---- model, data, state
         check_base(config, run_dir)
-        policy = policies.load(
+        policy = loading.load(
             config.model,
             config.seed,
             run_dir / "model",
@@ -209,7 +208,7 @@ def export(policy: Policy, params: Any, run_dir: Path, quiet: bool) -> None:
         params,
         policy.config,
         tokenizer_from=policy.tokenizer_folder,
-        dtype=policies.export_dtype(policy.tokenizer_folder),
+        dtype=loading.export_dtype(policy.tokenizer_folder),
         progress=not quiet,
     )
     if jax.process_index() == 0:

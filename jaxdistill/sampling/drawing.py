@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, Key
 
 from jaxdistill.losses.vocabulary import logsumexp
-from jaxdistill.sampling import truncation as processors
+from jaxdistill.sampling import truncation
 
 # Of an allowed set of mass p, in which all of so many independent draws fail with (1 - p) ** draws.
 _MOST_DRAWS = 8
@@ -28,7 +28,7 @@ class Drawn(NamedTuple):
 
 
 class Truncation(NamedTuple):
-    """Which tokens may be drawn (`processors.truncate`)."""
+    """Which tokens may be drawn (`truncation.truncate`)."""
 
     top_k: int = 0
     top_p: float = 1.0
@@ -51,7 +51,7 @@ def draw_tokens(
     elif kept == Truncation():
         token_B = _gumbel_max(blocks_BXC, logsum_BX, keys_B)
     else:
-        logsum_BX, blocks_BXC = _blocks(processors.truncate(logits_BV, **kept._asdict()))
+        logsum_BX, blocks_BXC = _blocks(truncation.truncate(logits_BV, **kept._asdict()))
         token_B = _gumbel_max(blocks_BXC, logsum_BX, keys_B)
     chosen_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)[:, 0]
     return Drawn(token_B.astype(jnp.int32), chosen_B - logsum_B)
@@ -112,18 +112,18 @@ def _until_kept(
     Top-p keeps a token if those that are likelier have less than its mass together, which one pass
     over V tells of all the draws. What top-k or min-p drop is not drawn in the first place.
     """
-    logits_BV = processors.keep_top_k(logits_BV, kept.top_k)
+    logits_BV = truncation.keep_top_k(logits_BV, kept.top_k)
     likeliest_B = jnp.argmax(logits_BV, axis=-1)
     logsum_BX, blocks_BXC = _blocks(logits_BV)
     logsum_B1 = jax.nn.logsumexp(logsum_BX, axis=-1, keepdims=True)
     if kept.min_p > 0:
-        logsum_BX, blocks_BXC = _blocks(processors.keep_min_p(logits_BV, kept.min_p))
+        logsum_BX, blocks_BXC = _blocks(truncation.keep_min_p(logits_BV, kept.min_p))
     draws = range(_draws(kept, logits_BV.shape[-1]))
     keys_X = [jax.vmap(jax.random.fold_in, (0, None))(keys_B, m) for m in draws]
     tokens_XB = [_gumbel_max(blocks_BXC, logsum_BX, keys) for keys in keys_X]
     probs_BV = jnp.exp(logits_BV - logsum_B1)
     drawn_XB1 = [jnp.take_along_axis(logits_BV, token_B[:, None], -1) for token_B in tokens_XB]
-    above_XB = processors.sums([jnp.where(logits_BV > x_B1, probs_BV, 0.0) for x_B1 in drawn_XB1])
+    above_XB = truncation.sums([jnp.where(logits_BV > x_B1, probs_BV, 0.0) for x_B1 in drawn_XB1])
     token_B = likeliest_B
     for drawn_B, above_B in reversed(list(zip(tokens_XB, above_XB))):
         token_B = jnp.where(above_B < kept.top_p, drawn_B, token_B)

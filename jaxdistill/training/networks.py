@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 from jaxdistill.axes import AnyArray
 from jaxdistill.models import completions, parameters
 from jaxdistill.models.config import ModelConfig
-from jaxdistill.training import chunked_objective as scoring
+from jaxdistill.training import chunked_objective
 from jaxdistill.training.batch import Batch
 from jaxdistill.training.compute import Compute
 from jaxdistill.training.packed_batch import MicroBatch, Sequences
@@ -56,20 +56,20 @@ def score_batch(
     batch: Batch | MicroBatch,
     *,
     needed: NeededNetworks,
-) -> tuple[scoring.HiddenAndHead, scoring.OtherNetworks]:
+) -> tuple[chunked_objective.HiddenAndHead, chunked_objective.OtherNetworks]:
     """Student and the others on the same completion tokens, each under its own prompt.
 
     Prompts that one network scores (a frozen teacher's and the reference's, a teacher's and its
     contrasts') go through it in one forward, as rows of one batch; packed rows one by one.
     """
 
-    def scored(params, prompts: list) -> list[scoring.HiddenAndHead]:
+    def scored(params, prompts: list) -> list[chunked_objective.HiddenAndHead]:
         head_DV = parameters.head(params, model)
         hiddens = hidden_of(
             params, model, prompts, batch,
             dtype=jnp.dtype(compute.dtype), remat=compute.remat, attention=compute.attention,
         )  # fmt: skip
-        return [scoring.HiddenAndHead(hidden_BTD, head_DV) for hidden_BTD in hiddens]
+        return [chunked_objective.HiddenAndHead(hidden_BTD, head_DV) for hidden_BTD in hiddens]
 
     plain = plain_prompt(batch)
     (student,) = scored(params, [plain])
@@ -86,7 +86,7 @@ def score_batch(
         for teacher_params in networks.teacher
     ]
     by_prompt = list(zip(*by_network, strict=True))
-    return student, scoring.OtherNetworks(
+    return student, chunked_objective.OtherNetworks(
         teacher=by_prompt[0] if needed.teacher else (),
         reference=reference,
         contrasts=tuple(by_prompt[1:]),

@@ -27,7 +27,7 @@ class Optimizer:
     eps: float = 1e-8
     weight_decay: float = 0.01
     clip_norm: float = 1.0
-    moments: Literal["float32", "bfloat16"] = "float32"  # as stored; see `moments.py`
+    moments: Literal["float32", "bfloat16"] = "float32"  # as stored; see `stored_in_bfloat16`
     moments_on: Literal["device", "host"] = "device"  # between steps
 
     def __post_init__(self):

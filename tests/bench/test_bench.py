@@ -21,8 +21,7 @@ from jaxdistill.objectives import grpo, rlcsd, sdpo
 from jaxdistill.run.provenance import current_provenance
 from jaxdistill.sampling import engine
 from jaxdistill.sharding import MeshConfig
-from jaxdistill.training import memory as fitting
-from jaxdistill.training import step as train
+from jaxdistill.training import memory, step
 from jaxdistill.training.compute import Compute
 from jaxdistill.training.optimizer import Optimizer
 
@@ -328,12 +327,12 @@ def test_a_profile_adds_up_the_kernels_of_the_first_device(monkeypatch):
 
 
 def test_auto_says_what_it_chose_where_memory_is_short(monkeypatch):
-    monkeypatch.setattr(fitting, "memory_limit", lambda: 1)
-    train.make_train_step.cache_clear()
+    monkeypatch.setattr(memory, "memory_limit", lambda: 1)
+    step.make_train_step.cache_clear()
     compute = Compute(remat="auto")
     work = bench_step.Step(model="tiny", rows=1, tokens=9, prompt=4, compute=compute, repeats=1)
     result = bench_step.bench_step(work)
-    train.make_train_step.cache_clear()  # the limit was for this test
+    step.make_train_step.cache_clear()  # the limit was for this test
     assert result["remat"] == "all"
 
 

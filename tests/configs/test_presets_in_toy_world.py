@@ -24,7 +24,7 @@ from jaxdistill.objectives import (
     SampledReverseKL,
     make_objective,
 )
-from jaxdistill.storage import loading as policy
+from jaxdistill.storage import loading
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.tasks import contexts
 from jaxdistill.training.batch import spread
@@ -34,7 +34,7 @@ ROWS = json.loads((ROOT / "tests" / "golden" / "toy_step.json").read_text())["ro
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return policy.load(policy.ToyBase("main"), 0, tmp_path_factory.mktemp("base"))
+    return loading.load(loading.ToyBase("main"), 0, tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")

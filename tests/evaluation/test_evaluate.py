@@ -28,7 +28,7 @@ from jaxdistill.evaluation.records import (
 from jaxdistill.sampling import Address, Sampling, engine
 from jaxdistill.sampling.engine import Engine
 from jaxdistill.sampling.rollouts import Rollouts
-from jaxdistill.storage import loading as policies
+from jaxdistill.storage import loading
 from jaxdistill.storage.loading import Fresh
 from jaxdistill.tasks.grading import Verdict
 from jaxdistill.tasks.questions import Question
@@ -55,7 +55,7 @@ FIELDS = {
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
-    return policies.load(Fresh(ARCHITECTURE), 0, tmp_path_factory.mktemp("model"))
+    return loading.load(Fresh(ARCHITECTURE), 0, tmp_path_factory.mktemp("model"))
 
 
 def records_of(policy, params=None, split=SPLIT, **changes):

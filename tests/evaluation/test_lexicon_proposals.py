@@ -8,10 +8,10 @@ import pytest
 
 from jaxdistill import epistemic
 from jaxdistill.errors import UserError
-from jaxdistill.evaluation import lexicon_proposals as pmi
+from jaxdistill.evaluation import lexicon_proposals
 from jaxdistill.evaluation.responses import Response
 from jaxdistill.models import decoder, parameters
-from jaxdistill.storage import loading as policy
+from jaxdistill.storage import loading
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.tasks import contexts
 from jaxdistill.tasks.tasks import ToyTask, probe_prefixes
@@ -23,7 +23,7 @@ def response(text, question, correct):
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return policy.load(policy.ToyBase("main"), 0, tmp_path_factory.mktemp("model"))
+    return loading.load(loading.ToyBase("main"), 0, tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -40,23 +40,25 @@ def test_a_response_is_shown_a_correct_sibling_and_never_itself():
     group = [response(text, "p", correct) for text, correct in
              (("a", True), ("b", False), ("c", True), ("d", None))]  # fmt: skip
     others = [response("e", "q", True), response("f", "r", False), response("g", "r", False)]
-    pairs = [(each.text, shown) for each, shown in pmi.with_siblings([*group, *others], seed=0)]
+    drawn = lexicon_proposals.with_siblings([*group, *others], seed=0)
+    pairs = [(each.text, shown) for each, shown in drawn]
     assert [text for text, _ in pairs] == ["a", "b", "c", "d"]  # e, f and g have no one
     shown = dict(pairs)
     assert (shown["a"], shown["c"]) == ("c", "a")
     assert {shown["b"], shown["d"]} <= {"a", "c"}
-    alone = [(each.text, text) for each, text in pmi.with_siblings(group, seed=0)]
+    alone = [(each.text, text) for each, text in lexicon_proposals.with_siblings(group, seed=0)]
     assert alone == pairs  # a question's draw does not depend on the others
-    drawn = {tuple(text for _, text in pmi.with_siblings(group, seed=seed)) for seed in range(20)}
+    draws = [lexicon_proposals.with_siblings(group, seed=seed) for seed in range(20)]
+    drawn = {tuple(text for _, text in draw) for draw in draws}
     assert len(drawn) > 1
 
 
 def test_the_sums_are_those_of_every_row_run_alone(base, responses):
     """Reference: no batch, no padding on the left, log-softmax over the whole vocabulary."""
-    stats, num_rows = pmi.score_pmi(base, responses, seed=5)
+    stats, num_rows = lexicon_proposals.score_pmi(base, responses, seed=5)
     expected = np.zeros_like(stats.surprise_V)
     run = jax.jit(decoder.hidden_states, static_argnums=1)
-    pairs = list(pmi.with_siblings(responses, seed=5))
+    pairs = list(lexicon_proposals.with_siblings(responses, seed=5))
     for each, sibling in pairs:
         (ids,) = tokenizers.encode(base.tokenizer, [each.text])
         turns = [each.question, contexts.render(contexts.Solution(), each.question, sibling, "")]
@@ -79,16 +81,16 @@ def test_the_sums_are_those_of_every_row_run_alone(base, responses):
 
 
 def test_the_toy_bases_own_words_of_doubt_are_proposed_without_a_word_list(base, responses):
-    stats, _ = pmi.score_pmi(base, responses, seed=0)
+    stats, _ = lexicon_proposals.score_pmi(base, responses, seed=0)
     lexicon = epistemic.propose(base.tokenizer, stats, 8, min_count=3)
     assert len(lexicon.ids) == 8
     assert len(set(lexicon.words) & set(epistemic.TEN_WORDS)) >= 7
 
 
 def test_batches_change_nothing(base, responses, monkeypatch):
-    whole, _ = pmi.score_pmi(base, responses)
-    monkeypatch.setattr(pmi, "TOKENS_PER_BATCH", 1000)
-    cut, _ = pmi.score_pmi(base, responses)
+    whole, _ = lexicon_proposals.score_pmi(base, responses)
+    monkeypatch.setattr(lexicon_proposals, "TOKENS_PER_BATCH", 1000)
+    cut, _ = lexicon_proposals.score_pmi(base, responses)
     np.testing.assert_array_equal(whole.count_V, cut.count_V)
     # rounding of float32 log-probs, summed over some hundred places
     np.testing.assert_allclose(whole.surprise_V, cut.surprise_V, rtol=1e-4, atol=1e-2)
@@ -96,10 +98,10 @@ def test_batches_change_nothing(base, responses, monkeypatch):
 
 def test_what_cannot_be_scored_is_said(base, responses):
     with pytest.raises(UserError, match="no response has a correct sibling"):
-        pmi.score_pmi(base, [each for each in responses if not each.correct])
+        lexicon_proposals.score_pmi(base, [each for each in responses if not each.correct])
     nameless = responses[0]._replace(question=None)
     with pytest.raises(UserError, match=r"a\.jsonl:1: no text in `question`"):
-        pmi.score_pmi(base, [nameless])
+        lexicon_proposals.score_pmi(base, [nameless])
 
 
 def test_a_records_system_turn_stands_in_both_prompts(base, responses):
@@ -108,7 +110,7 @@ def test_a_records_system_turn_stands_in_both_prompts(base, responses):
     tokenizer.chat_template = "{{ messages[0].content if messages[0].role == 'system' }}"
     policy_ = base._replace(tokenizer=tokenizer)
     asked = [each._replace(system="wait 7") for each in responses]
-    for row in pmi.rows_of(policy_, asked, 0, None):
+    for row in lexicon_proposals.rows_of(policy_, asked, 0, None):
         assert row.plain == row.informed == tokenizers.encode(tokenizer, ["wait 7"])[0]
 
 
@@ -116,19 +118,19 @@ def test_a_solution_is_cut_to_the_models_positions_and_a_row_with_no_room_is_not
     base, responses
 ):
     """A response alone may fill the model; one beside a blank solution would be told nothing."""
-    whole = pmi.rows_of(base, responses, 5, None)
+    whole = lexicon_proposals.rows_of(base, responses, 5, None)
     longest = max(len(row.informed) + len(row.response) for row in whole)
 
     def within(size):
         narrow = base._replace(config=dataclasses.replace(base.config, max_positions=size))
-        return pmi.rows_of(narrow, responses, 5, None)
+        return lexicon_proposals.rows_of(narrow, responses, 5, None)
 
-    assert within(longest + pmi.TEMPLATE_TOKENS) == whole
+    assert within(longest + lexicon_proposals.TEMPLATE_TOKENS) == whole
     cut = within(longest)
     assert all(len(row.informed) + len(row.response) <= longest for row in cut)
     assert any(len(short.informed) < len(row.informed) for short, row in zip(cut, whole))
     nothing = {len(row.plain) for row in whole}
-    few = within(pmi.TEMPLATE_TOKENS + 40)
+    few = within(lexicon_proposals.TEMPLATE_TOKENS + 40)
     assert 0 < len(few) < len(whole)
     assert all(len(row.informed) > max(nothing) for row in few)
     with pytest.raises(UserError, match="no response fits into the model's 70 positions"):

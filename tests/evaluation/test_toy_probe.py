@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from jaxdistill import epistemic
-from jaxdistill.evaluation import toy_probe as probe
+from jaxdistill.evaluation import toy_probe
 from jaxdistill.models import decoder, parameters
-from jaxdistill.storage import loading as policy
+from jaxdistill.storage import loading
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.tasks import contexts
 from jaxdistill.tasks.questions import Question
@@ -41,23 +41,24 @@ TASK = ToyTask(pool="heldout", count=4)
 )  # fmt: skip
 def test_forks_are_the_start_and_what_follows_each_try(text, forks):
     words = text.split()
-    assert [(place, words[i]) for place, i in probe.forks(QUESTION, words)] == forks
+    assert [(place, words[i]) for place, i in toy_probe.forks(QUESTION, words)] == forks
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return policy.load(policy.ToyBase("main"), 0, tmp_path_factory.mktemp("model"))
+    return loading.load(loading.ToyBase("main"), 0, tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
 def table(base):
     return {
-        (row["context"], row["place"]): row for row in probe.probe(base, base.params, TASK, seed=7)
+        (row["context"], row["place"]): row
+        for row in toy_probe.probe(base, base.params, TASK, seed=7)
     }
 
 
 def test_there_is_a_row_for_every_context_and_place(table):
-    names = {type(context).__name__ for context in probe.CONTEXTS}
+    names = {type(context).__name__ for context in toy_probe.CONTEXTS}
     assert set(table) == set(itertools.product(names, ("start", "miss", "match")))
     for row in table.values():
         assert 0 < row["epistemic"] + row["answer"] + row["then"] + row["check"] <= 1 + 1e-6
@@ -86,7 +87,7 @@ def test_the_masses_are_those_of_each_trace_run_alone(base, table, run, context)
         row = tokenizers.right_pad([[*prompt, *response]], 0, 256)  # one length, one compilation
         hidden_BSD = run(base.params, base.config, *row)
         chances_SV = jax.nn.softmax(hidden_BSD[0] @ parameters.head(base.params, base.config))
-        for place, index in probe.forks(question, text.split()):
+        for place, index in toy_probe.forks(question, text.split()):
             chances = np.asarray(chances_SV[len(prompt) + index - 1])
             ids = {name: base.tokenizer.convert_tokens_to_ids([*g]) for name, g in groups.items()}
             sums[place].append({name: chances[ids[name]].sum() for name in groups})

@@ -16,7 +16,7 @@ import pytest
 from jaxdistill import epistemic
 from jaxdistill.models import completions, parameters
 from jaxdistill.objectives import AnchorEpistemicMass, Distill, FullVocabulary
-from jaxdistill.storage import loading as policy
+from jaxdistill.storage import loading
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.tasks import contexts
 from jaxdistill.training import step as train
@@ -34,7 +34,7 @@ FIRST = (
 SECOND = ("loss", "epistemic_mass_student", "importance_ratio")  # the student has moved
 
 
-def padded_batch(base: policy.Policy, rows: list[dict]) -> Batch:
+def padded_batch(base: loading.Policy, rows: list[dict]) -> Batch:
     """Rows {prompt, response, shown}; `shown` null means no sibling, and so nothing to learn."""
 
     def prompts(context: contexts.Context) -> tuple:
@@ -59,7 +59,7 @@ def padded_batch(base: policy.Policy, rows: list[dict]) -> Batch:
 
 def measure(rows: list[dict], folder: Path) -> dict[str, float]:
     """Two steps; what the second one sees is what the first one did."""
-    base = policy.load(policy.ToyBase("main"), 0, folder)
+    base = loading.load(loading.ToyBase("main"), 0, folder)
     optimizer = Optimizer(peak_lr=3e-4, warmup_steps=0, b2=0.99, weight_decay=0.0)
     step = train.make_train_step(
         base.config,

@@ -10,7 +10,7 @@ from float64_oracle import (
 from random_log_probs import numeric_gradient
 
 from jaxdistill import losses
-from jaxdistill.losses import advantages as credit
+from jaxdistill.losses import advantages
 
 RNG = np.random.default_rng(0)
 # Log-probabilities of one token: student, teacher, contrast; then pairs that agree, and extremes.
@@ -45,12 +45,12 @@ def check(measured, expected, *gaps):
 def test_rlsd_is_its_formula_and_keeps_the_verifiers_sign(dtype, strength, clip):
     (s, q, _), (S, Q, _) = rounded(dtype)
     A = jnp.asarray(ADVANTAGE, jnp.float32)
-    shaped = credit.rlsd(A, s, q, strength, clip)
+    shaped = advantages.rlsd(A, s, q, strength, clip)
     with np.errstate(over="ignore"):
         weight = np.clip(np.exp(np.sign(ADVANTAGE) * (Q - S)), 1 - clip, 1 + clip)
     check(shaped, ADVANTAGE * ((1 - strength) + strength * weight), Q - S)
     np.testing.assert_array_equal(np.sign(shaped), np.sign(ADVANTAGE))
-    unmoved = shaped if strength == 0 or clip == 0 else credit.rlsd(A, s, s, strength, clip)
+    unmoved = shaped if strength == 0 or clip == 0 else advantages.rlsd(A, s, s, strength, clip)
     np.testing.assert_allclose(unmoved, ADVANTAGE, rtol=1e-6)  # teacher = student, or no strength
 
 
@@ -61,16 +61,16 @@ def test_the_contrastive_residual_is_its_formula_odd_and_zero_where_contexts_agr
 ):
     (_, q, c), (_, Q, C) = rounded(dtype)
     choice = (temperature, strength, limit)
-    residual = credit.contrastive_residual(q, c, *choice)
+    residual = advantages.contrastive_residual(q, c, *choice)
     expected = np.clip(strength * np.tanh((Q - C) / temperature), -limit, limit)
     check(residual, expected, (Q - C) / temperature)
-    np.testing.assert_array_equal(residual, -credit.contrastive_residual(c, q, *choice))
-    np.testing.assert_array_equal(credit.contrastive_residual(q, q, *choice), 0)
+    np.testing.assert_array_equal(residual, -advantages.contrastive_residual(c, q, *choice))
+    np.testing.assert_array_equal(advantages.contrastive_residual(q, q, *choice), 0)
 
 
 def test_a_shaped_advantage_keeps_its_sign_or_is_nothing():
     A, shaped = np.meshgrid([-1.0, -0.5, 0.0, 0.5], np.linspace(-2, 2, 41))
-    kept = np.asarray(credit.keep_sign(jnp.asarray(shaped), jnp.asarray(A)))
+    kept = np.asarray(advantages.keep_sign(jnp.asarray(shaped), jnp.asarray(A)))
     agrees = np.sign(shaped) * np.sign(A) > 0
     np.testing.assert_array_equal(kept, np.where(agrees, np.float32(shaped), 0))
 
@@ -78,7 +78,7 @@ def test_a_shaped_advantage_keeps_its_sign_or_is_nothing():
 @dtypes
 def test_the_anti_credit_is_its_formula_bounded_and_zero_where_the_two_agree(dtype):
     (s, q, _), (S, Q, _) = rounded(dtype)
-    A = credit.anti_jensen_shannon(s, q)
+    A = advantages.anti_jensen_shannon(s, q)
     check(A, 0.5 * (np.log(2) - np.logaddexp(0, Q - S)), Q - S)
     assert float(A.max()) <= 0.5 * np.log(2) + 2**-24
     np.testing.assert_allclose(A[S == Q], 0, atol=2**-24)
@@ -92,7 +92,7 @@ def test_the_unlikely_are_discouraged_by_confidence_and_no_teacher_is_asked(dtyp
     entropy = np.linspace(0, np.log(50), S.size) if adaptive else None
     given = None if entropy is None else jnp.asarray(entropy, jnp.float32)
     threshold = float(np.exp(S[0]))  # the first token lies exactly on it, and is not below
-    measured = credit.unlikely(s, given, 50, 0.7, threshold)
+    measured = advantages.unlikely(s, given, 50, 0.7, threshold)
     confidence = 1 - entropy / np.log(50) if adaptive else 1.0
     is_unlikely = S[0] > S
     assert 0 < is_unlikely.sum() < S.size

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from jaxdistill import losses
-from jaxdistill.losses import edits as targets
+from jaxdistill.losses import edits
 
 VOCAB = 8
 # Float32 sums of VOCAB terms of size up to ~10: 10 * 2^-24 * a few operations.
@@ -79,34 +79,34 @@ def log(P):
 
 EDITS = {
     **{f"anchor {mode} {mix} {shape}": (
-        lambda T, R, C, m=mode, k=mix, s=shape: targets.anchor_mass(T, R, DOUBT, m, k, s),
+        lambda T, R, C, m=mode, k=mix, s=shape: edits.anchor_mass(T, R, DOUBT, m, k, s),
         lambda T, R, C, m=mode, k=mix, s=shape: anchored(T, R, m, k, s),
     ) for mode, mix in (("ref", 1.0), ("floor", 1.0), ("mix", 0.3), ("mix", 0.0))
       for shape in ("teacher", "reference")},
     "fixed mass": (
-        lambda T, R, C: targets.restore_mass(T, DOUBT, jnp.full(len(T), jnp.log(0.1))),
+        lambda T, R, C: edits.restore_mass(T, DOUBT, jnp.full(len(T), jnp.log(0.1))),
         lambda T, R, C: 0.1 * shares(T)[0] + 0.9 * shares(T)[1],
     ),
     "without doubt": (
-        lambda T, R, C: targets.without_epistemic(T, DOUBT), lambda T, R, C: shares(T)[1],
+        lambda T, R, C: edits.without_epistemic(T, DOUBT), lambda T, R, C: shares(T)[1],
     ),
     "amplified": (
-        lambda T, R, C: targets.amplify(T, DOUBT, jnp.full(len(T), 2.0)),
+        lambda T, R, C: edits.amplify(T, DOUBT, jnp.full(len(T), 2.0)),
         lambda T, R, C: scaled(log(T) + 2.0 * DOUBT),
     ),
     "barycentre": (
-        lambda T, R, C: targets.barycentre(T, R, 0.3), lambda T, R, C: scaled(log(T**0.3 * R**0.7)),
+        lambda T, R, C: edits.barycentre(T, R, 0.3), lambda T, R, C: scaled(log(T**0.3 * R**0.7)),
     ),
     "beyond the teacher": (
-        lambda T, R, C: targets.barycentre(T, jnp.maximum(R, -60), 1.5),
+        lambda T, R, C: edits.barycentre(T, jnp.maximum(R, -60), 1.5),
         lambda T, R, C: scaled(1.5 * log(T) - 0.5 * np.maximum(log(R), -60)),
     ),
     "purified": (
-        lambda T, R, C: targets.purified(R, T, C, 0.7),
+        lambda T, R, C: edits.purified(R, T, C, 0.7),
         lambda T, R, C: scaled(log(R) + 0.7 * gain(T, C, 20)),
     ),
     "contrasted": (
-        lambda T, R, C: targets.contrasted(T, C, 0.5),
+        lambda T, R, C: edits.contrasted(T, C, 0.5),
         lambda T, R, C: scaled(1.5 * log(T) - 0.5 * np.maximum(log(C), -30)),
     ),
 }  # fmt: skip
@@ -135,7 +135,7 @@ def test_a_slices_gradient_equals_the_oracles_even_at_the_extremes(alpha):
             return kept - np.log(np.exp(kept).sum(-1, keepdims=True))
 
     def loss(x, T):
-        pair = (targets.without_epistemic(side, DOUBT) for side in (x, T))
+        pair = (edits.without_epistemic(side, DOUBT) for side in (x, T))
         return losses.jensen_shannon(*pair, alpha)
 
     s, t = PAIRS
@@ -173,7 +173,7 @@ def test_the_forward_gradient_towards_any_edit_is_student_minus_target(name):
 @given(logits=logits_pairs, mix=st.floats(0, 1), mode=st.sampled_from(["ref", "floor", "mix"]))
 def test_an_anchored_teacher_has_the_mass_it_was_given_and_keeps_its_ratios(logits, mix, mode):
     T, R = jax.nn.log_softmax(logits)
-    target = targets.anchor_mass(T, R, jnp.asarray(E), mode, mix)
+    target = edits.anchor_mass(T, R, jnp.asarray(E), mode, mix)
     m_T, m_R = np.exp(T)[E].sum(), np.exp(R)[E].sum()
     expected = {"ref": m_R, "floor": max(m_T, m_R), "mix": (1 - mix) * m_T + mix * m_R}[mode]
     np.testing.assert_allclose(np.exp(target)[E].sum(), expected, atol=1e-6)
@@ -184,7 +184,7 @@ def test_an_anchored_teacher_has_the_mass_it_was_given_and_keeps_its_ratios(logi
 
 def test_an_anchored_teacher_by_hand():
     # m_R = 0.8 over the second and third word, which the teacher holds at 0.1 : 0.1.
-    target = targets.anchor_mass(
+    target = edits.anchor_mass(
         logp([0.8, 0.1, 0.1]), logp([0.2, 0.3, 0.5]), jnp.array([False, True, True])
     )
     np.testing.assert_allclose(np.exp(target), [0.2, 0.4, 0.4], rtol=1e-6)
@@ -193,13 +193,13 @@ def test_an_anchored_teacher_by_hand():
 @pytest.mark.parametrize("mode", ["ref", "floor", "mix"])
 def test_anchoring_to_oneself_or_to_an_empty_set_changes_nothing(mode):
     T, R = jax.nn.log_softmax(random_logits(8, 2, 3, VOCAB))
-    np.testing.assert_allclose(targets.anchor_mass(T, T, E, mode), T, atol=2e-6)
-    np.testing.assert_allclose(targets.anchor_mass(T, R, jnp.zeros_like(E), mode), T, atol=2e-6)
-    np.testing.assert_allclose(targets.anchor_mass(T, R, E, "mix", 0.0), T, atol=2e-6)
+    np.testing.assert_allclose(edits.anchor_mass(T, T, E, mode), T, atol=2e-6)
+    np.testing.assert_allclose(edits.anchor_mass(T, R, jnp.zeros_like(E), mode), T, atol=2e-6)
+    np.testing.assert_allclose(edits.anchor_mass(T, R, E, "mix", 0.0), T, atol=2e-6)
 
 
 def test_a_teacher_that_never_doubts_takes_the_shape_of_the_references_doubt():
-    target = targets.anchor_mass(
+    target = edits.anchor_mass(
         logp([1.0, 0.0, 0.0]), logp([0.2, 0.3, 0.5]), jnp.array([False, True, True])
     )
     np.testing.assert_allclose(np.exp(target), [0.2, 0.3, 0.5], rtol=1e-6)
@@ -207,7 +207,7 @@ def test_a_teacher_that_never_doubts_takes_the_shape_of_the_references_doubt():
 
 def test_the_shape_of_doubt_may_be_the_references():
     T, R = random_logp(1, 2, VOCAB)
-    target = np.asarray(targets.anchor_mass(T, R, E, "ref", shape="reference"))
+    target = np.asarray(edits.anchor_mass(T, R, E, "ref", shape="reference"))
     np.testing.assert_allclose(target[E], R[E], atol=ATOL)
     np.testing.assert_allclose(np.diff(target[~E]), np.diff(T[~E]), atol=ATOL)
     assert sums_to_one(target)
@@ -217,7 +217,7 @@ def test_a_student_like_the_reference_with_the_teachers_content_has_nothing_to_l
     R = random_logp(2, VOCAB)
     # The same ratios off E, other ratios and another mass on E.
     T = jax.nn.log_softmax(jnp.where(E, random_logits(3, VOCAB), R))
-    target = targets.anchor_mass(T, R, E, "ref", shape="reference")
+    target = edits.anchor_mass(T, R, E, "ref", shape="reference")
     gradient = jax.grad(lambda x: losses.forward_kl(jax.nn.log_softmax(x), target))(R)
     np.testing.assert_allclose(gradient, 0, atol=1e-6)
 
@@ -229,7 +229,7 @@ def test_a_student_like_the_reference_with_the_teachers_content_has_nothing_to_l
 @given(logits=logits_pairs, mass=st.floats(0.01, 0.99))
 def test_restored_logits_have_the_mass_that_was_asked_for_and_the_teachers_ratios(logits, mass):
     T = jax.nn.log_softmax(logits[0])
-    target = targets.restore_mass(T, E, jnp.log(jnp.float32(mass)))
+    target = edits.restore_mass(T, E, jnp.log(jnp.float32(mass)))
     np.testing.assert_allclose(np.exp(target)[E].sum(), mass, atol=1e-6)
     assert sums_to_one(target)
     for side in (E, ~E):
@@ -238,7 +238,7 @@ def test_restored_logits_have_the_mass_that_was_asked_for_and_the_teachers_ratio
 
 def slice_loss(student_logits, T, members):
     S = jax.nn.log_softmax(student_logits)
-    pair = (targets.without_epistemic(x, members) for x in (S, T))
+    pair = (edits.without_epistemic(x, members) for x in (S, T))
     return losses.jensen_shannon(*pair)
 
 
@@ -286,45 +286,45 @@ def test_a_slice_of_an_empty_set_changes_nothing_and_of_everything_is_finite_and
 def test_amplification_raises_the_mass_and_zero_strength_changes_nothing(logits, strength, more):
     T = jax.nn.log_softmax(logits[0])
     masses = [
-        float(jnp.exp(losses.log_mass(targets.amplify(T, E, jnp.float32(x)), E)))
+        float(jnp.exp(losses.log_mass(edits.amplify(T, E, jnp.float32(x)), E)))
         for x in (0.0, strength, strength + more)
     ]
     assert masses[0] <= masses[1] + 1e-6
     assert masses[1] <= masses[2] + 1e-6
-    np.testing.assert_allclose(targets.amplify(T, E, jnp.float32(0)), T, atol=2e-6)
-    assert sums_to_one(targets.amplify(T, E, jnp.float32(strength)))
+    np.testing.assert_allclose(edits.amplify(T, E, jnp.float32(0)), T, atol=2e-6)
+    assert sums_to_one(edits.amplify(T, E, jnp.float32(strength)))
 
 
 def test_amplifying_an_empty_set_changes_nothing():
     T = random_logp(11, 3, VOCAB)
     none = np.zeros(VOCAB, bool)
-    np.testing.assert_allclose(targets.amplify(T, none, jnp.full(3, 2.0)), T, atol=2e-6)
+    np.testing.assert_allclose(edits.amplify(T, none, jnp.full(3, 2.0)), T, atol=2e-6)
 
 
 def test_the_barycentre_runs_from_the_base_to_the_teacher():
     T, B = random_logp(12, 2, VOCAB)
-    np.testing.assert_allclose(targets.barycentre(T, B, 1.0), T, atol=2e-6)
-    np.testing.assert_allclose(targets.barycentre(T, B, 0.0), B, atol=2e-6)
+    np.testing.assert_allclose(edits.barycentre(T, B, 1.0), T, atol=2e-6)
+    np.testing.assert_allclose(edits.barycentre(T, B, 0.0), B, atol=2e-6)
     half = np.exp(np.asarray(T, np.float64) / 2 + np.asarray(B, np.float64) / 2)
-    np.testing.assert_allclose(np.exp(targets.barycentre(T, B, 0.5)), half / half.sum(), atol=1e-6)
-    only_E = targets.barycentre(T, B, jnp.where(E, 0.0, 1.0))
+    np.testing.assert_allclose(np.exp(edits.barycentre(T, B, 0.5)), half / half.sum(), atol=1e-6)
+    only_E = edits.barycentre(T, B, jnp.where(E, 0.0, 1.0))
     np.testing.assert_allclose(np.diff(only_E[~E]), np.diff(T[~E]), atol=ATOL)
     np.testing.assert_allclose(np.diff(only_E[E]), np.diff(B[E]), atol=ATOL)
 
 
 def test_a_barycentre_with_impossible_words_is_finite_where_mathematics_is():
     T, B = logp([0.0, 0.5, 0.5]), logp([0.5, 0.5, 0.0])
-    np.testing.assert_allclose(np.exp(targets.barycentre(T, B, 0.5)), [0, 1, 0], atol=1e-6)
-    np.testing.assert_allclose(np.exp(targets.barycentre(T, B, 0.0)), [0.5, 0.5, 0], atol=1e-6)
+    np.testing.assert_allclose(np.exp(edits.barycentre(T, B, 0.5)), [0, 1, 0], atol=1e-6)
+    np.testing.assert_allclose(np.exp(edits.barycentre(T, B, 0.0)), [0.5, 0.5, 0], atol=1e-6)
 
 
 def test_a_purified_target_is_the_reference_moved_by_what_the_question_adds():
     R, T, C = random_logp(13, 3, VOCAB)
-    np.testing.assert_allclose(targets.purified(R, T, T), R, atol=2e-6)
-    np.testing.assert_allclose(targets.purified(R, T, C, 0.0), R, atol=2e-6)
+    np.testing.assert_allclose(edits.purified(R, T, T), R, atol=2e-6)
+    np.testing.assert_allclose(edits.purified(R, T, C, 0.0), R, atol=2e-6)
     expected = np.exp(np.asarray(R + 0.7 * (T - C), np.float64))
     np.testing.assert_allclose(
-        np.exp(targets.purified(R, T, C, 0.7)), expected / expected.sum(), atol=1e-6
+        np.exp(edits.purified(R, T, C, 0.7)), expected / expected.sum(), atol=1e-6
     )
 
 
@@ -335,11 +335,11 @@ def test_edits_have_finite_values_and_gradients_at_the_edge_of_float32():
     for T in map(logp, edges):
         for R in map(logp, edges):
             edited = [
-                targets.anchor_mass(T, R, members),
-                targets.anchor_mass(T, R, members, "floor", shape="reference"),
-                targets.without_epistemic(T, members),
-                targets.amplify(T, members, jnp.float32(2.0)),
-                targets.purified(R, T, R),
+                edits.anchor_mass(T, R, members),
+                edits.anchor_mass(T, R, members, "floor", shape="reference"),
+                edits.without_epistemic(T, members),
+                edits.amplify(T, members, jnp.float32(2.0)),
+                edits.purified(R, T, R),
             ]
             for target in edited:
                 assert not np.isnan(target).any()

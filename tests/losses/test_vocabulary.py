@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdistill.losses import vocabulary as softmax
+from jaxdistill.losses import vocabulary
 
 
 @pytest.fixture(autouse=True)
 def _as_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(softmax, "platform", lambda: "gpu")
+    monkeypatch.setattr(vocabulary, "platform", lambda: "gpu")
 
 
 def logits():
@@ -21,7 +21,7 @@ def logits():
 
 def test_the_log_sum_of_one_pass_is_the_log_sum():
     logits_BV = logits().at[4].set(-jnp.inf).at[5, 7].set(jnp.nan)
-    found_B = jax.jit(lambda x: softmax.logsumexp(x))(logits_BV)
+    found_B = jax.jit(lambda x: vocabulary.logsumexp(x))(logits_BV)
     np.testing.assert_allclose(found_B, jax.nn.logsumexp(logits_BV, axis=-1), rtol=1e-6)
     assert np.isneginf(found_B[4])
     assert np.isnan(found_B[5])
@@ -38,9 +38,9 @@ def test_log_softmax_and_its_gradient_are_jaxs():
         return jax.jit(jax.grad(total))(logits())
 
     logp_BV, expected_BV = (
-        jax.jit(lambda x: softmax.log_softmax(x))(logits()),
+        jax.jit(lambda x: vocabulary.log_softmax(x))(logits()),
         jax.nn.log_softmax(logits()),
     )
     np.testing.assert_allclose(logp_BV, expected_BV, rtol=1e-6, atol=5e-7)
     expected_BV = gradient(jax.nn.log_softmax)
-    np.testing.assert_allclose(gradient(softmax.log_softmax), expected_BV, atol=1e-5)
+    np.testing.assert_allclose(gradient(vocabulary.log_softmax), expected_BV, atol=1e-5)

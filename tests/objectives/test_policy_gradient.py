@@ -21,7 +21,7 @@ from made_positions import (
 )
 
 from jaxdistill import losses
-from jaxdistill.losses import advantages as credit
+from jaxdistill.losses import advantages
 from jaxdistill.objectives import GRPO, RLCSD, RLSD, AntiSD, SuppressUnlikely, make_objective
 from jaxdistill.objectives.policy_gradient import (
     advantage_of,
@@ -77,7 +77,7 @@ def test_without_a_dual_clip_bad_samples_cost_as_much_as_their_ratio():
     strength=st.floats(0, 1, allow_subnormal=False),
 )
 def test_rlsd_scales_the_advantage_and_never_turns_it(A, s, q, strength):
-    shaped = float(credit.rlsd(*map(jnp.float32, (A, s, q)), strength, 0.2))
+    shaped = float(advantages.rlsd(*map(jnp.float32, (A, s, q)), strength, 0.2))
     weight = np.clip(np.exp(np.sign(A) * (float(q) - float(s))), 0.8, 1.2)
     # Below 1.2e-38 a float32 is not a normal number, and may be flushed to zero.
     expected = A * ((1 - strength) + strength * weight)
@@ -135,7 +135,7 @@ def test_rlcsd_without_a_difference_of_contexts_or_an_advantage_is_grpo_bit_for_
 @settings(max_examples=60, deadline=None)
 @drawn(A=st.floats(-2, 2, width=32), residual=st.floats(-2, 2, width=32))
 def test_the_residual_never_turns_the_advantage(A, residual):
-    shaped = float(credit.keep_sign(jnp.float32(A + residual), jnp.float32(A)))
+    shaped = float(advantages.keep_sign(jnp.float32(A + residual), jnp.float32(A)))
     assert shaped == 0 or np.sign(shaped) == np.sign(A)
 
 
@@ -156,7 +156,7 @@ def test_selected_and_other_tokens_are_averaged_apart():
 def test_the_anti_credit_ascends_the_jensen_shannon_in_expectation():
     """grad E_y[-A log S(y)] = -grad JSD_.5(S, T), by enumeration over every sample."""
     student, teacher = logp_of(0)[0, 0], logp_of(1)[0, 0]
-    A = credit.anti_jensen_shannon(student, teacher)
+    A = advantages.anti_jensen_shannon(student, teacher)
 
     def surrogate(logits):
         return -jnp.sum(jnp.exp(student) * A * jax.nn.log_softmax(logits))
@@ -172,15 +172,15 @@ def test_the_anti_credit_ascends_the_jensen_shannon_in_expectation():
 @settings(max_examples=60, deadline=None)
 @drawn(s=st.floats(-80, 0, width=32), q=st.floats(-80, 0, width=32))
 def test_the_anti_credit_is_bounded_above_and_vanishes_where_the_two_agree(s, q):
-    A = float(credit.anti_jensen_shannon(jnp.float32(s), jnp.float32(q)))
+    A = float(advantages.anti_jensen_shannon(jnp.float32(s), jnp.float32(q)))
     assert 0.5 * np.log(2) + 1e-6 >= A
-    assert abs(float(credit.anti_jensen_shannon(jnp.float32(s), jnp.float32(s)))) < 1e-7
+    assert abs(float(advantages.anti_jensen_shannon(jnp.float32(s), jnp.float32(s)))) < 1e-7
     expected = 0.5 * (np.log(2) - np.logaddexp(0, float(q) - float(s)))
     np.testing.assert_allclose(A, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_anti_credit_is_added_only_where_its_gate_and_its_words_say():
-    plain = credit.anti_jensen_shannon(*(jnp.asarray(token(s), jnp.float32) for s in (0, 1)))
+    plain = advantages.anti_jensen_shannon(*(jnp.asarray(token(s), jnp.float32) for s in (0, 1)))
     undecided = entropy(logp_of(1)) > 1.8
     is_epistemic = np.isin(TOKENS, IDS)
     assert 0 < undecided.sum() < undecided.size

@@ -14,7 +14,7 @@ from made_positions import (
     value_and_gradient,
 )
 
-from jaxdistill.losses import edits as targets
+from jaxdistill.losses import edits
 from jaxdistill.objectives import (
     AmplifyEpistemic,
     Barycentre,
@@ -87,5 +87,5 @@ def test_a_purified_target_is_the_reference_where_the_context_says_it_all_by_its
 def test_a_contrasted_target_is_the_teacher_where_any_context_says_the_same():
     same = positions(teacher=1, contrast=1)
     np.testing.assert_allclose(target_of(Contrasted(2.0), same), logp_of(1), atol=1e-5)
-    floored = targets.contrasted(logp_of(1), jnp.where(jnp.asarray(MEMBER), -1e4, logp_of(3)), 1.0)
+    floored = edits.contrasted(logp_of(1), jnp.where(jnp.asarray(MEMBER), -1e4, logp_of(3)), 1.0)
     assert np.isfinite(floored).all()

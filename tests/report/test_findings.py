@@ -6,8 +6,7 @@ import pytest
 from synthetic_study import BASE_STATE, ENDS, build_study
 from written_study import verdicts
 
-from jaxdistill.report import findings as findings_module
-from jaxdistill.report import study_markdown, write_study_report
+from jaxdistill.report import findings, study_markdown, write_study_report
 from jaxdistill.report.findings import HOLDS, OPEN, OPPOSITE, UNMEASURED, kept_share, tabulate
 from jaxdistill.report.load import load_study_results
 
@@ -24,7 +23,7 @@ def with_ends(world, **changed):
 def test_a_study_that_follows_the_paper_has_every_ordering_hold(study_dir):
     found = verdicts(study_dir)
     assert set(found.values()) == {HOLDS}
-    assert len(found) == len(findings_module.ORDERINGS) + 1
+    assert len(found) == len(findings.ORDERINGS) + 1
 
 
 def test_a_study_that_contradicts_the_paper_says_so(tmp_path):

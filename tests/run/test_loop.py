@@ -20,7 +20,7 @@ from jaxdistill.run import folder
 from jaxdistill.run import loop as runs
 from jaxdistill.run.loop import run
 from jaxdistill.sampling import engine
-from jaxdistill.storage import loading as policies
+from jaxdistill.storage import loading
 from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.tasks.tasks import ToyTask
 from jaxdistill.training.experience import Supervised
@@ -36,7 +36,7 @@ def whole(tmp_path_factory):
 
 def final_state(config, run_dir):
     """(TrainState, host) of the last checkpoint."""
-    policy = policies.load(config.model, config.seed, run_dir / "model")
+    policy = loading.load(config.model, config.seed, run_dir / "model")
     example = init_state(policy.params, config.optimizer, config.teacher, config.steps)
     with Checkpoints(run_dir / "checkpoints") as checkpoints:
         state, host = checkpoints.restore(config.steps, example._asdict())
@@ -74,7 +74,7 @@ def test_a_run_folder_holds_everything(whole):
 def test_the_steps_of_a_run_change_its_parameters_and_its_teacher(whole):
     """Else the comparisons below would compare nothing."""
     state, host = final_state(tiny(), whole)
-    first = policies.load(tiny().model, 0, whole / "model").params
+    first = loading.load(tiny().model, 0, whole / "model").params
     for moved in (state.params, state.teacher):
         pairs = zip(jax.tree.leaves(moved), jax.tree.leaves(first))
         assert any(np.abs(np.asarray(a - b)).max() > 1e-3 for a, b in pairs)
@@ -257,7 +257,7 @@ def test_a_base_that_changed_since_the_start_is_refused(whole, tmp_path):
     base.mkdir()
     for name, content in tree_of(whole / "export").items():
         (base / name).write_bytes(content)
-    config = tiny(model=policies.Pretrained(str(base)), steps=1)
+    config = tiny(model=loading.Pretrained(str(base)), steps=1)
     run(config, tmp_path / "run", quiet=True)
     weights = bytearray((base / "model.safetensors").read_bytes())
     weights[-1] ^= 1
@@ -268,10 +268,10 @@ def test_a_base_that_changed_since_the_start_is_refused(whole, tmp_path):
 
 def test_unusable_input_leaves_no_folder(tmp_path):
     with pytest.raises(UserError, match="there is no folder"):
-        run(tiny(model=policies.Fresh(tiny().model.architecture, "none")), tmp_path / "run")
+        run(tiny(model=loading.Fresh(tiny().model.architecture, "none")), tmp_path / "run")
     small = dataclasses.replace(tiny().model.architecture, vocab_size=5)
     with pytest.raises(UserError, match="vocab_size=5"):
-        run(tiny(model=policies.Fresh(small)), tmp_path / "run")
+        run(tiny(model=loading.Fresh(small)), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -12,7 +12,7 @@ from jaxdistill.errors import UserError
 from jaxdistill.models import completions, parameters
 from jaxdistill.sampling import Address, Sampling, make_sampler, question_hashes, row_keys
 from jaxdistill.sampling.engine import PROMPT_MULTIPLE, Engine
-from jaxdistill.storage import loading as policies
+from jaxdistill.storage import loading
 from jaxdistill.storage.loading import Fresh
 from jaxdistill.tasks.grading import Verdict
 from jaxdistill.tasks.tasks import ToyTask, questions_of
@@ -25,7 +25,7 @@ MESH = sharding.MeshConfig(data=2, fsdp=2, tensor=2)
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
-    return policies.load(Fresh(ARCHITECTURE), 0, tmp_path_factory.mktemp("model"))
+    return loading.load(Fresh(ARCHITECTURE), 0, tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdistill.sampling import truncation as processors
+from jaxdistill.sampling import truncation
 
 keep_top_k, keep_top_p, keep_min_p = (
     jax.jit(keep, static_argnums=1)
-    for keep in (processors.keep_top_k, processors.keep_top_p, processors.keep_min_p)
+    for keep in (truncation.keep_top_k, truncation.keep_top_p, truncation.keep_min_p)
 )
-truncate = jax.jit(processors.truncate, static_argnames=("top_k", "top_p", "min_p"))
+truncate = jax.jit(truncation.truncate, static_argnames=("top_k", "top_p", "min_p"))
 
 
 def random_logits(seed, rows=5, columns=33):

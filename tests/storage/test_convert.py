@@ -13,8 +13,7 @@ from tiny_run import ARCHITECTURE, tiny, tree_of
 from jaxdistill.errors import UserError
 from jaxdistill.run.loop import run
 from jaxdistill.sharding import MeshConfig, make_mesh
-from jaxdistill.storage import hf_export
-from jaxdistill.storage import loading as policies
+from jaxdistill.storage import hf_export, loading
 from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.storage.convert import convert
 from jaxdistill.storage.loading import Fresh, Pretrained, is_run, open_model, open_named
@@ -32,7 +31,7 @@ def dtypes_of(policy):
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory):
-    return policies.load(Fresh(ARCHITECTURE), 0, tmp_path_factory.mktemp("fresh") / "model")
+    return loading.load(Fresh(ARCHITECTURE), 0, tmp_path_factory.mktemp("fresh") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +109,7 @@ def test_a_run_is_read_from_its_newest_checkpoint_which_is_its_export(run_dir, t
     assert policy.config == exported.config
     assert policy.stop_ids == exported.stop_ids
     assert policy.tokenizer.get_vocab() == exported.tokenizer.get_vocab()
-    first = policies.load(tiny().model, 0, tmp_path).params
+    first = loading.load(tiny().model, 0, tmp_path).params
     moved = jax.tree.map(lambda a, b: float(np.abs(np.asarray(a - b)).max()), first, policy.params)
     assert max(jax.tree.leaves(moved)) > 1e-3
     convert(run_dir, tmp_path / "hf")

@@ -10,8 +10,7 @@ from tiny_run import ARCHITECTURE
 
 from jaxdistill.errors import UserError
 from jaxdistill.sharding import MeshConfig, make_mesh
-from jaxdistill.storage import hf_export, hf_import
-from jaxdistill.storage import loading as policies
+from jaxdistill.storage import hf_export, hf_import, loading
 from jaxdistill.storage.loading import Fresh, Pretrained, ToyBase
 
 
@@ -22,19 +21,19 @@ def equal(a, b):
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory):
-    return policies.load(Fresh(ARCHITECTURE), 0, tmp_path_factory.mktemp("fresh") / "model")
+    return loading.load(Fresh(ARCHITECTURE), 0, tmp_path_factory.mktemp("fresh") / "model")
 
 
 def test_random_weights_follow_the_seed(fresh, tmp_path):
-    assert equal(policies.load(Fresh(ARCHITECTURE), 0, tmp_path / "a").params, fresh.params)
-    other = policies.load(Fresh(ARCHITECTURE), 1, tmp_path / "b")
+    assert equal(loading.load(Fresh(ARCHITECTURE), 0, tmp_path / "a").params, fresh.params)
+    other = loading.load(Fresh(ARCHITECTURE), 1, tmp_path / "b")
     embeds = [policy.params["embed"].get_raw_value() for policy in (fresh, other)]
     assert np.abs(np.asarray(embeds[0] - embeds[1])).max() > 0.01
 
 
 def test_random_weights_do_not_depend_on_the_mesh(fresh, tmp_path):
     mesh = make_mesh(MeshConfig(fsdp=2, tensor=2))
-    spread = policies.load(Fresh(ARCHITECTURE), 0, tmp_path / "model", mesh)
+    spread = loading.load(Fresh(ARCHITECTURE), 0, tmp_path / "model", mesh)
     assert equal(spread.params, fresh.params)
     used = [len(x.sharding.device_set) for x in jax.tree.leaves(spread.params)]
     assert max(used) == 4
@@ -44,24 +43,24 @@ def test_vocabulary_size_0_takes_the_tokenizers(fresh, tmp_path):
     assert fresh.config.vocab_size == len(fresh.tokenizer)
     small = dataclasses.replace(ARCHITECTURE, vocab_size=10)
     with pytest.raises(UserError, match="vocab_size=10` is smaller than the tokenizer's"):
-        policies.load(Fresh(small), 0, tmp_path)
+        loading.load(Fresh(small), 0, tmp_path)
     padded = dataclasses.replace(ARCHITECTURE, vocab_size=len(fresh.tokenizer) + 7)
-    assert policies.load(Fresh(padded), 0, tmp_path).config == padded
+    assert loading.load(Fresh(padded), 0, tmp_path).config == padded
 
 
 def test_an_unknown_family_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"model.family must be one of .*qwen3.*, not 'gpt'"):
-        policies.load(Fresh(dataclasses.replace(ARCHITECTURE, family="gpt")), 0, tmp_path)
+        loading.load(Fresh(dataclasses.replace(ARCHITECTURE, family="gpt")), 0, tmp_path)
 
 
 def test_a_run_can_be_read_without_the_place_its_model_came_from(fresh, tmp_path):
     hf_export.export_folder(
         tmp_path / "hf", fresh.params, fresh.config, tokenizer_from=fresh.tokenizer_folder
     )
-    loaded = policies.load(Pretrained(str(tmp_path / "hf")), 0, tmp_path / "model")
+    loaded = loading.load(Pretrained(str(tmp_path / "hf")), 0, tmp_path / "model")
     shutil.rmtree(tmp_path / "hf")
     assert equal(loaded.params, fresh.params)
-    again = policies.with_tokenizer(
+    again = loading.with_tokenizer(
         hf_import.read_config(tmp_path / "model"), None, tmp_path / "model"
     )
     assert again.config == fresh.config == loaded.config
@@ -75,14 +74,14 @@ def test_a_run_folder_means_its_export(fresh, tmp_path):
         tmp_path / "run" / "export", fresh.params, fresh.config,
         tokenizer_from=fresh.tokenizer_folder,
     )  # fmt: skip
-    assert policies.model_folder(tmp_path / "run") == tmp_path / "run" / "export"
-    assert policies.model_folder(tmp_path / "run" / "export") == tmp_path / "run" / "export"
+    assert loading.model_folder(tmp_path / "run") == tmp_path / "run" / "export"
+    assert loading.model_folder(tmp_path / "run" / "export") == tmp_path / "run" / "export"
 
 
 def test_a_run_without_an_export_is_no_model(tmp_path):
     (tmp_path / "provenance.json").write_text("{}")
     with pytest.raises(UserError, match="holds no export"):
-        policies.resolve(Pretrained(str(tmp_path)))
+        loading.resolve(Pretrained(str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +95,7 @@ def test_a_run_without_an_export_is_no_model(tmp_path):
 )
 def test_what_does_not_exist_is_named_before_anything_is_written(source, said, tmp_path):
     with pytest.raises(UserError, match=said):
-        policies.load(source, 0, tmp_path / "model")
+        loading.load(source, 0, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -105,11 +104,11 @@ def test_the_fingerprint_tells_models_apart_and_nothing_else(fresh, tmp_path):
         hf_export.export_folder(
             tmp_path / name, fresh.params, fresh.config, tokenizer_from=fresh.tokenizer_folder
         )
-    first = policies.fingerprint(tmp_path / "a")
-    assert policies.fingerprint(tmp_path / "b") == first  # not its place, not its age
+    first = loading.fingerprint(tmp_path / "a")
+    assert loading.fingerprint(tmp_path / "b") == first  # not its place, not its age
     (tmp_path / "b" / "README.md").write_text("a note")
-    assert policies.fingerprint(tmp_path / "b") == first
+    assert loading.fingerprint(tmp_path / "b") == first
     weights = bytearray((tmp_path / "b" / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (tmp_path / "b" / "model.safetensors").write_bytes(weights)
-    assert policies.fingerprint(tmp_path / "b") != first
+    assert loading.fingerprint(tmp_path / "b") != first

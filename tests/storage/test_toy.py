@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxdistill.storage import loading as policies
+from jaxdistill.storage import loading
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.loading import ToyBase
 from jaxdistill.storage.toy import toy_base_folder
@@ -10,7 +10,7 @@ from jaxdistill.storage.toy import toy_base_folder
 
 @pytest.mark.parametrize("world", ["main", "control"])
 def test_a_bundled_base_loads_with_its_tokenizer(world, tmp_path):
-    policy = policies.load(ToyBase(world), 0, tmp_path)
+    policy = loading.load(ToyBase(world), 0, tmp_path)
     words = ["20", "15", "1", "->", "34"]
     ids = tokenizers.encode(policy.tokenizer, [" ".join(words)])[0]
     assert len(ids) == len(set(ids)) == len(words)  # a token a word
@@ -23,4 +23,4 @@ def test_the_bases_share_a_tokenizer_and_differ_in_weights(tmp_path):
     folders = [toy_base_folder(world) for world in ("main", "control")]
     texts = [(folder / "tokenizer.json").read_text() for folder in folders]
     assert texts[0] == texts[1]
-    assert len({policies.fingerprint(folder) for folder in folders}) == 2
+    assert len({loading.fingerprint(folder) for folder in folders}) == 2

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jaxdistill.errors import UserError
-from jaxdistill.tasks import pipelines as pipeline
+from jaxdistill.tasks import pipelines
 from jaxdistill.tasks.questions import Question
 
 QUESTIONS = [Question(str(n), f"{n}+1?", str(n + 1)) for n in range(10)]
@@ -18,7 +18,7 @@ def _take(batches, count):
 
 def test_every_epoch_visits_every_question_once_in_an_order_of_its_own():
     # Batches of 4 over 10 questions: the third holds the seam between the first two epochs.
-    batches = _take(pipeline.questions_iterator(QUESTIONS, seed=5, batch_size=4), 15)
+    batches = _take(pipelines.questions_iterator(QUESTIONS, seed=5, batch_size=4), 15)
     assert all(len(batch) == 4 for batch in batches)
     flat = [question for batch in batches for question in batch]
     epochs = [flat[start : start + 10] for start in range(0, 60, 10)]
@@ -27,13 +27,13 @@ def test_every_epoch_visits_every_question_once_in_an_order_of_its_own():
 
 
 def test_a_batch_may_be_larger_than_the_data():
-    (batch,) = _take(pipeline.questions_iterator(QUESTIONS[:2], seed=0, batch_size=6), 1)
+    (batch,) = _take(pipelines.questions_iterator(QUESTIONS[:2], seed=0, batch_size=6), 1)
     assert sorted(question.id for question in batch) == ["0"] * 3 + ["1"] * 3
 
 
 def test_the_seed_alone_sets_the_order():
     def orders(seed):
-        return _take(pipeline.questions_iterator(QUESTIONS, seed, batch_size=10), 4)
+        return _take(pipelines.questions_iterator(QUESTIONS, seed, batch_size=10), 4)
 
     assert orders(1) == orders(1)
     # Neighbouring seeds share no epoch's order, whichever epochs are compared.
@@ -42,10 +42,10 @@ def test_the_seed_alone_sets_the_order():
 
 @pytest.mark.parametrize("taken", [0, 1, 2, 3, 7])
 def test_a_resumed_iterator_goes_on_with_the_very_next_batch(taken):
-    whole = pipeline.questions_iterator(QUESTIONS, seed=3, batch_size=4)
+    whole = pipelines.questions_iterator(QUESTIONS, seed=3, batch_size=4)
     _take(whole, taken)
     state = json.loads(json.dumps(whole.get_state()))
-    resumed = pipeline.questions_iterator(QUESTIONS, seed=3, batch_size=4)
+    resumed = pipelines.questions_iterator(QUESTIONS, seed=3, batch_size=4)
     _take(resumed, 2)  # whatever it had done before
     resumed.set_state(state)
     assert resumed.get_state() == state
@@ -55,27 +55,27 @@ def test_a_resumed_iterator_goes_on_with_the_very_next_batch(taken):
 @pytest.mark.parametrize(
     ("other", "named"),
     [
-        (pipeline.questions_iterator(QUESTIONS, seed=4, batch_size=4), "seed"),
-        (pipeline.questions_iterator(QUESTIONS, seed=3, batch_size=5), "batch_size"),
-        (pipeline.questions_iterator(QUESTIONS[:9], seed=3, batch_size=4), "num_records"),
+        (pipelines.questions_iterator(QUESTIONS, seed=4, batch_size=4), "seed"),
+        (pipelines.questions_iterator(QUESTIONS, seed=3, batch_size=5), "batch_size"),
+        (pipelines.questions_iterator(QUESTIONS[:9], seed=3, batch_size=4), "num_records"),
     ],
 )
 def test_a_state_of_another_order_is_refused(other, named):
-    batches = pipeline.questions_iterator(QUESTIONS, seed=3, batch_size=4)
+    batches = pipelines.questions_iterator(QUESTIONS, seed=3, batch_size=4)
     with pytest.raises(UserError, match=named):
         batches.set_state(other.get_state())
 
 
 def test_no_data_and_no_batch_size_are_refused():
     with pytest.raises(UserError, match="empty"):
-        pipeline.questions_iterator([], seed=0, batch_size=4)
+        pipelines.questions_iterator([], seed=0, batch_size=4)
     with pytest.raises(UserError, match="batch_size"):
-        pipeline.questions_iterator(QUESTIONS, seed=0, batch_size=0)
+        pipelines.questions_iterator(QUESTIONS, seed=0, batch_size=0)
 
 
 def test_worker_processes_change_neither_the_batches_nor_the_resume():
-    alone = pipeline.example_iterator(EXAMPLES, seed=3, batch_size=4)
-    workers = pipeline.example_iterator(EXAMPLES, seed=3, batch_size=4, num_workers=2)
+    alone = pipelines.example_iterator(EXAMPLES, seed=3, batch_size=4)
+    workers = pipelines.example_iterator(EXAMPLES, seed=3, batch_size=4, num_workers=2)
     expected = _take(alone, 8)
     try:
         workers.set_state({**workers.get_state(), "next_batch": 1})

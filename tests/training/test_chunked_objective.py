@@ -25,7 +25,7 @@ from jaxdistill.objectives import (
     sdpo,
 )
 from jaxdistill.objectives.positions import Weighted, everywhere
-from jaxdistill.training import chunked_objective as scoring
+from jaxdistill.training import chunked_objective
 from jaxdistill.training.metrics import Sum
 
 
@@ -43,10 +43,10 @@ def objective(positions):
 
 
 def run(student, teacher, reference, chunk, temperature=1.0, objective=objective, **changes):
-    others = scoring.OtherNetworks(() if teacher is None else (teacher,), reference)
-    return scoring.chunked_objective(
+    others = chunked_objective.OtherNetworks(() if teacher is None else (teacher,), reference)
+    return chunked_objective.chunked_objective(
         objective, student, others, **{**batch(), **changes},
-        options=scoring.ChunkOptions(chunk, temperature),
+        options=chunked_objective.ChunkOptions(chunk, temperature),
     )  # fmt: skip
 
 
@@ -104,9 +104,9 @@ def test_a_real_objective_in_one_pass_is_the_same_as_all_at_once(name):
 
     @jax.jit
     def fused(student):
-        others = scoring.OtherNetworks((teacher,), reference, ((contrast,),), weight_BTJ)
-        return scoring.chunked_objective(
-            evaluate, student, others, **given, options=scoring.ChunkOptions(4)
+        others = chunked_objective.OtherNetworks((teacher,), reference, ((contrast,),), weight_BTJ)
+        return chunked_objective.chunked_objective(
+            evaluate, student, others, **given, options=chunked_objective.ChunkOptions(4)
         )
 
     @jax.jit
@@ -135,14 +135,18 @@ def test_a_teacher_may_be_a_mixture_and_contrasts_are_averaged_where_they_exist(
     arguments = batch()
     weight_BJ = jnp.array([[1, 1], [1, 0], [0, 0], [0, 1]], jnp.float32)
     weight_BTJ = jnp.broadcast_to(weight_BJ[:, None], (B, T, 2))
-    others = scoring.OtherNetworks((first, second), None, ((one, one), (two, two)), weight_BTJ)
+    others = chunked_objective.OtherNetworks(
+        teacher=(first, second),
+        contrasts=((one, one), (two, two)),
+        contrast_weight_BTJ=weight_BTJ,
+    )
 
     def both(positions):
         return jnp.stack([positions.teacher[..., 0], positions.contrast[..., 0]], axis=-1)
 
-    scores = scoring.chunked_scores(
+    scores = chunked_objective.chunked_scores(
         both, student, others, arguments["sampled"], arguments["rows"],
-        scoring.ChunkOptions(chunk, 1.3, (0.75, 0.25)),
+        chunked_objective.ChunkOptions(chunk, 1.3, (0.75, 0.25)),
     )  # fmt: skip
     logits = [h @ w / 1.3 for h, w in (first, second, one, two)]
     teacher = jax.nn.log_softmax(0.75 * logits[0] + 0.25 * logits[1])
@@ -176,9 +180,9 @@ def temporary_memory(num_positions, rows=B, width=32, vocabulary=2048, chunk=16,
     """Bytes a device that the compiled loss and gradient keep beside inputs and outputs."""
 
     def loss(student, teacher, sampled, rows, mask_BT, weight_BT):
-        return scoring.chunked_objective(
-            make_objective(sdpo(), (1, 2, 3)), student, scoring.OtherNetworks((teacher,)), sampled,
-            rows, mask_BT, weight_BT, scoring.ChunkOptions(chunk),
+        return chunked_objective.chunked_objective(
+            make_objective(sdpo(), (1, 2, 3)), student,
+            chunked_objective.OtherNetworks((teacher,)), sampled, rows, mask_BT, weight_BT, chunked_objective.ChunkOptions(chunk),
         )  # fmt: skip
 
     def shaped(axes, dtype=jnp.float32):
@@ -186,7 +190,7 @@ def temporary_memory(num_positions, rows=B, width=32, vocabulary=2048, chunk=16,
         place = None if mesh is None else sharding.sharding_of(mesh, axes)
         return jax.ShapeDtypeStruct([sizes[a] for a in axes], dtype, sharding=place)
 
-    model = scoring.HiddenAndHead(shaped("BTD"), shaped("DV"))
+    model = chunked_objective.HiddenAndHead(shaped("BTD"), shaped("DV"))
     floats_BT, whole_BT = shaped("BT"), shaped("BT", jnp.int32)
     of_rows = Rows(floats_BT, floats_BT, floats_BT, whole_BT, whole_BT)
     step = jax.jit(jax.value_and_grad(loss, has_aux=True))
@@ -238,7 +242,7 @@ def test_longer_padding_of_the_completion_changes_nothing(chunk):
     def pad(x, value):
         return jnp.pad(x, ((0, 0), (0, 5)) + ((0, 0),) * (x.ndim - 2), constant_values=value)
 
-    wide = [scoring.HiddenAndHead(pad(hidden, 9.0), head) for hidden, head in models]
+    wide = [chunked_objective.HiddenAndHead(pad(hidden, 9.0), head) for hidden, head in models]
     data = batch()
     given = data["sampled"]
     data["sampled"] = Sampled(
@@ -267,7 +271,7 @@ def test_eight_devices_score_like_one():
     models = tuple(random_model(i) for i in range(3))
     expected, expected_gradients = loss_and_gradients(4)
     sharded = tuple(
-        scoring.HiddenAndHead(
+        chunked_objective.HiddenAndHead(
             sharding.shard_batch(mesh, hidden),
             jax.device_put(head, sharding.sharding_of(mesh, "DV")),
         )

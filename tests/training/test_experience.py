@@ -25,7 +25,7 @@ from jaxdistill.errors import UserError
 from jaxdistill.objectives import GRPO, CrossEntropy, Distill
 from jaxdistill.sampling import Address, Sampling
 from jaxdistill.sampling.engine import Engine
-from jaxdistill.storage import loading as policies
+from jaxdistill.storage import loading
 from jaxdistill.storage.loading import Fresh
 from jaxdistill.tasks.contexts import AnswerOnly, ContextOnly, Regenerated
 from jaxdistill.tasks.grading import Verdict
@@ -42,7 +42,7 @@ from jaxdistill.training.experience import (
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
-    return policies.load(Fresh(ARCHITECTURE), 0, tmp_path_factory.mktemp("model"))
+    return loading.load(Fresh(ARCHITECTURE), 0, tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from small_step import CONFIG, DESCENT, EPISTEMIC, REFERENCE, make_batch, model,
 
 from jaxdistill.models.remat import REMATS
 from jaxdistill.objectives import Distill, TopC
-from jaxdistill.training import memory as fitting
+from jaxdistill.training import memory
 from jaxdistill.training import step as train
 from jaxdistill.training.compute import Compute
 from jaxdistill.training.teachers import Frozen
@@ -21,15 +21,15 @@ def sums(repeats):
 
 def test_the_first_choice_that_fits_is_taken_for_each_set_of_shapes():
     large, small = jnp.ones(256), jnp.ones(32)
-    needs = {n: fitting.planned_bytes(sums(n).lower(large).compile()) for n in (1, 2, 4)}
+    needs = {n: memory.planned_bytes(sums(n).lower(large).compile()) for n in (1, 2, 4)}
     assert needs[1] > needs[2] > needs[4]
-    limit = int(needs[2] / fitting.MOST_PLANNED) + 1
-    function = fitting.FirstThatFits(sums, (1, 2, 4), limit)
+    limit = int(needs[2] / memory.MOST_PLANNED) + 1
+    function = memory.FirstThatFits(sums, (1, 2, 4), limit)
     assert function.compiled_for(large)[0] == 2
     assert function.compiled_for(small)[0] == 1
     np.testing.assert_array_equal(function(large), sums(2)(large))
     # The last is taken even where it does not fit: a plan is an estimate.
-    assert fitting.FirstThatFits(sums, (1, 2, 4), 10).compiled_for(large)[0] == 4
+    assert memory.FirstThatFits(sums, (1, 2, 4), 10).compiled_for(large)[0] == 4
 
 
 def test_a_compiler_that_finds_no_room_itself_is_asked_for_the_next():
@@ -37,7 +37,7 @@ def test_a_compiler_that_finds_no_room_itself_is_asked_for_the_next():
         def lower(self, *_):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in hbm")
 
-    function = fitting.FirstThatFits(lambda n: Full() if n == 1 else sums(n), (1, 2), 2**40)
+    function = memory.FirstThatFits(lambda n: Full() if n == 1 else sums(n), (1, 2), 2**40)
     assert function.compiled_for(jnp.ones(32))[0] == 2
 
 
@@ -49,7 +49,7 @@ def auto_step():
 
 
 def test_on_a_cpu_auto_is_the_step_that_keeps_everything(monkeypatch):
-    assert fitting.memory_limit() is None
+    assert memory.memory_limit() is None
     train.make_train_step.cache_clear()
     plain = train.make_train_step(
         CONFIG, Distill(support=TopC(8)), EPISTEMIC, DESCENT, Frozen(), Compute(), 10, 1.0, False
@@ -60,7 +60,7 @@ def test_on_a_cpu_auto_is_the_step_that_keeps_everything(monkeypatch):
 @pytest.mark.parametrize(("limit", "chosen"), [(2**40, "elementwise"), (1, "all")])
 def test_auto_rematerialises_as_little_as_the_memory_allows(monkeypatch, limit, chosen):
     assert REMATS[1:] == train.AUTO
-    monkeypatch.setattr(fitting, "memory_limit", lambda: limit)
+    monkeypatch.setattr(memory, "memory_limit", lambda: limit)
     train.make_train_step.cache_clear()
     step, batch = auto_step(), jax.device_put(make_batch())
     train.make_train_step.cache_clear()  # the limit was for this test

@@ -41,7 +41,7 @@ from jaxdistill.tasks.contexts import (
     WrongSolution,
 )
 from jaxdistill.tasks.questions import Question, messages
-from jaxdistill.training import teacher_prompts as teaching
+from jaxdistill.training import teacher_prompts
 from jaxdistill.training.on_policy import check_contrast, check_demonstrations
 
 QWEN3 = SHARED_DATA / "qwen3_tokenizer"
@@ -69,13 +69,13 @@ def with_positions(policy, positions):
 
 def taught(policy, groups, questions=QUESTIONS, *, seed=0, step=0, **changes):
     found = rollouts_of(policy, groups, questions, seed=seed, step=step)
-    return teaching.teacher_prompts(experience(**changes), policy, found)
+    return teacher_prompts.teacher_prompts(experience(**changes), policy, found)
 
 
 def contrasted(policy, groups, questions=QUESTIONS, **changes):
     config, found = experience(**changes), rollouts_of(policy, groups, questions)
-    prompts = teaching.teacher_prompts(config, policy, found)
-    return teaching.contrast_prompts(config, policy, found, prompts)
+    prompts = teacher_prompts.teacher_prompts(config, policy, found)
+    return teacher_prompts.contrast_prompts(config, policy, found, prompts)
 
 
 # ------------------------------------------------------------------------- who is shown what
@@ -210,7 +210,7 @@ def test_regenerated_texts_are_shown_where_there_are_any(policy):
     found = rollouts_of(policy, [LONE])
     config = experience(context=Regenerated())
     texts = [None, None, "10 </think> answer 10"]
-    prompts = teaching.teacher_prompts(config, policy, found, texts)
+    prompts = teacher_prompts.teacher_prompts(config, policy, found, texts)
     plain_turn = QUESTIONS[0].prompt
     assert prompts.turns == [plain_turn, plain_turn, shown(QUESTIONS[0], texts[2])]
     assert prompts.weight_B.tolist() == [0, 0, 1]
@@ -234,8 +234,8 @@ def test_no_row_is_ever_shown_itself_whatever_was_right(policy, patterns, choice
     ]
     found = rollouts_of(policy, groups)
     config = experience(demonstration_choice=choice, contrasts=J)
-    prompts = teaching.teacher_prompts(config, policy, found)
-    contrasts = teaching.contrast_prompts(config, policy, found, prompts)
+    prompts = teacher_prompts.teacher_prompts(config, policy, found)
+    contrasts = teacher_prompts.contrast_prompts(config, policy, found, prompts)
     for q, pattern in enumerate(patterns):
         for r in range(len(pattern)):
             row, texts = 4 * q + r, [text for text, _ in groups[q]]
@@ -291,7 +291,7 @@ def siblings_by_question(policy, order, context=Solution(), **address):  # noqa:
     questions = [QUESTIONS[i] for i in order]
     found = rollouts_of(policy, [outcomes] * len(order), questions, **place)
     return {
-        i: teaching.draw_siblings(experience(), context, found, q, **options)
+        i: teacher_prompts.draw_siblings(experience(), context, found, q, **options)
         for q, i in enumerate(order)
     }
 
@@ -428,7 +428,7 @@ def test_qwen3s_teacher_reads_the_same_and_ends_where_the_assistant_starts(qwen3
     group = [(good, True), ("\\boxed{3}", False)]
     found = rollouts_of(qwen3, [group], [question])
     settings_ = {"enable_thinking": thinking, "context": Feedback(with_solution=True)}
-    prompts = teaching.teacher_prompts(experience(**settings_), qwen3, found)
+    prompts = teacher_prompts.teacher_prompts(experience(**settings_), qwen3, found)
     system = "<|im_start|>system\nBe brief.<|im_end|>\n"
     assert tokenizer.decode(prompts.ids[1]) == (
         f"{system}<|im_start|>user\nWhat is $\\frac{{4}}{{2}}$?\nCorrect solution:\n\n{good}\n"
@@ -449,7 +449,7 @@ def test_qwen3s_long_demonstrations_are_cut_to_the_positions_that_there_are(qwen
     config = experience(enable_thinking=thinking)
     for positions in range(150, 190):
         small = with_positions(qwen3, positions)
-        prompts = teaching.teacher_prompts(config, small, found)
+        prompts = teacher_prompts.teacher_prompts(config, small, found)
         room = positions - int(found.lengths_B[1])
         # A cut gives away the slack and what a character of several tokens leaves over.
         assert room - 16 <= len(prompts.ids[1]) <= room

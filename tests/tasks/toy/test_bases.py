@@ -11,10 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdistill.evaluation import toy_probe as probe
+from jaxdistill.evaluation import toy_probe
 from jaxdistill.models import decoder, parameters
-from jaxdistill.storage import hf_import
-from jaxdistill.storage import loading as policy
+from jaxdistill.storage import hf_import, loading
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.toy import toy_base_folder
 from jaxdistill.tasks import contexts
@@ -34,7 +33,7 @@ def test_a_base_is_a_hugging_face_folder_with_safetensors_alone(world):
     folder = toy_base_folder(world)
     assert sorted(file.name for file in folder.iterdir()) == [
         "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors",
-        "probe.json", "tokenizer.json", "tokenizer_config.json",
+        "toy_probe.json", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == "qwen3"
@@ -51,7 +50,7 @@ def real_rows(tokenizer) -> list[list[int]]:
     ):
         response = traces.unguided(problem, traces.MAIN, rng)
         shown = traces.correct_trace(problem, traces.MAIN, rng)
-        for context in probe.CONTEXTS:
+        for context in toy_probe.CONTEXTS:
             turn = contexts.render(context, problem.text, shown, problem.answer)
             chat = [[{"role": "user", "content": turn}]]
             (prompt,) = tokenizers.prompt_ids(tokenizer, chat)
@@ -88,8 +87,8 @@ def tables(tmp_path_factory):
     """world -> {(context, place): row}, on held-out problems."""
     found = {}
     for world in traces.WORLDS:
-        base = policy.load(policy.ToyBase(world), 0, tmp_path_factory.mktemp(world))
-        rows = probe.probe(base, base.params, ToyTask(pool="heldout", count=64))
+        base = loading.load(loading.ToyBase(world), 0, tmp_path_factory.mktemp(world))
+        rows = toy_probe.probe(base, base.params, ToyTask(pool="heldout", count=64))
         found[world] = {(row["context"], row["place"]): row for row in rows}
     return found
 
@@ -139,7 +138,7 @@ def test_what_sets_the_worlds_apart_is_closing_early_and_checking(tables):
 
 @pytest.mark.parametrize("world", ["main", "control"])
 def test_the_probe_table_beside_a_base_is_what_the_probe_prints(world):
-    shipped = json.loads((toy_base_folder(world) / "probe.json").read_text())
-    for ours, theirs in zip(probe.probe_base(policy.ToyBase(world)), shipped, strict=True):
+    shipped = json.loads((toy_base_folder(world) / "toy_probe.json").read_text())
+    for ours, theirs in zip(toy_probe.probe_base(loading.ToyBase(world)), shipped, strict=True):
         # 5e-4: the file keeps four decimals, and compilers differ in float32 rounding
         assert ours == pytest.approx(theirs, abs=5e-4)

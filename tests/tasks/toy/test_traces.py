@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from jaxdistill import epistemic
-from jaxdistill.evaluation import toy_probe as probe
+from jaxdistill.evaluation import toy_probe
 from jaxdistill.tasks import contexts
 from jaxdistill.tasks.questions import Question
 from jaxdistill.tasks.toy import grader, problems, traces
@@ -344,5 +344,5 @@ def test_a_pretraining_context_shows_what_its_guidance_says_and_no_more():
 
 def test_every_context_of_the_ladder_that_shows_something_has_a_guidance():
     kinds = {type(c) for shown in traces.REVEALS.values() for c in shown}
-    assert kinds | {contexts.NoContext} == {type(context) for context in probe.CONTEXTS}
+    assert kinds | {contexts.NoContext} == {type(context) for context in toy_probe.CONTEXTS}
     assert set(traces.REVEALS) == {reveal for reveal, _ in MAIN.guidance} == set(REVEALS)
