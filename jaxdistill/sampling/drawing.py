@@ -16,9 +16,14 @@ from jaxtyping import Array, Float, Int32, Key
 from jaxdistill.losses.vocabulary import logsumexp
 from jaxdistill.sampling import truncation
 
-# Of an allowed set of mass p, in which all of so many independent draws fail with (1 - p) ** draws.
+# With top-p, several tokens are drawn from the whole vocabulary and the first inside the nucleus is
+# taken. All n draws miss a nucleus of mass p with probability (1 - p) ** n; n is the least for
+# which that is negligible. Beyond 8 draws (p below 0.9) a threshold is searched instead: chosen,
+# not timed.
 _MOST_DRAWS = 8
-_NEGLIGIBLE = 1e-8  # less than what a sum over the vocabulary is rounded by
+_NEGLIGIBLE = 1e-8  # less than what a float32 sum over the vocabulary is rounded by
+# Tokens of a block: a row of 152k then has 75 block sums, and both draws (a block, then a token of
+# it) read few numbers. About sqrt(V) would be the fewest; 2,048 was not tuned.
 _MOST_OF_A_BLOCK = 2048
 
 
@@ -58,7 +63,7 @@ def draw_tokens(
 
 
 def _blocks(logits_BV: Float[Array, "B V"]) -> tuple[Float[Array, "B X"], Float[Array, "B X C"]]:
-    """Z blocks of C tokens that follow one another, and the log-sum of each block."""
+    """X blocks of C tokens that follow one another, and the log-sum of each block."""
     B, V = logits_BV.shape
     blocks_BXC = logits_BV.reshape(B, -1, _block(V))
     return logsumexp(blocks_BXC), blocks_BXC

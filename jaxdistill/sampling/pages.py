@@ -135,6 +135,9 @@ def _choose_slots(
         slots = _round_down(max(positions // (prompt + new), 1), 2) * parts
         return min(slots, num_rows - num_rows % parts or num_rows), None
     pages = max(_round_down(positions // PAGE, 8), pages_of_row(prompt + new, PAGE))
+    # Rows share the pages, so there is a slot for each that they would hold at a third of the
+    # longest length: long-tailed lengths have their mean there. If too many grow longer, some are
+    # preempted.
     slots = _round_down(max(pages // pages_of_row(prompt + new // 3, PAGE), 1), 2) * parts
     if slots > num_rows:  # as many for each part, if there are so many
         slots = num_rows - num_rows % parts or num_rows

@@ -76,6 +76,12 @@ class Samples(NamedTuple):
     finished_B: Bool[Array, " B"]  # ended by a stop id, not by a limit
 
 
+# Steps between two looks at who has ended. On a GPU the device waits while the host looks, and
+# whoever looks at pages sorts rows and pages; 16 steps make both small beside the decoding, and a
+# slot stands idle for 8 steps on average when its row ends.
+STRIDE = 16
+
+
 @functools.cache  # the same settings again must not compile again
 def make_sampler(
     config: ModelConfig,
@@ -157,9 +163,7 @@ class _Program:
         assert num_rows == num_questions * self.rollouts, "one key a row: Q * rollouts"
         num_slots, num_tokens = min(self.slots or num_rows, num_rows), self.sampling.max_new_tokens
         has_pages, has_own_slot = self.pages is not None, num_slots == num_rows
-        # On a GPU the device waits while the host looks who has ended; and whoever looks at pages
-        # sorts rows and pages. 16 steps make both small beside the decoding.
-        stride = 16 if platform() == "gpu" or has_pages else 1
+        stride = STRIDE if platform() == "gpu" or has_pages else 1
 
         # -- prefill each question once
         with jax.named_scope("prefill"):

@@ -6,7 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-_BITS = 2  # of a threshold that are found in one pass over V
+# Bits of a threshold that are found in one pass over V: with 2, three sums per pass and 16 passes
+# for a float32. Another bit would save passes and double the sums; `docs/log.md` has what was
+# timed.
+_BITS = 2
 
 
 def keep_top_k(logits_BV: Float[Array, "B V"], k: int) -> Float[Array, "B V"]:

@@ -216,7 +216,8 @@ _sums.defvjp(_sums_fwd, _sums_bwd)
 
 def _totals(objective_fn, options: ChunkOptions, logits_BCV: Array, chunk: _Chunked, heads_XV: Any):
     """One chunk's (loss total, metric totals) from the student's logits."""
-    loss_BC, metrics = objective_fn(_positions(options, logits_BCV, chunk, heads_XV))
+    with jax.named_scope("loss"):
+        loss_BC, metrics = objective_fn(_positions(options, logits_BCV, chunk, heads_XV))
     return _weighted_sum(loss_BC, chunk.loss_weight_BT), {
         name: Sum(
             _weighted_sum(value_BC, weight_BC * chunk.mask_BT),

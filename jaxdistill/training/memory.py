@@ -5,7 +5,8 @@ from typing import Any
 
 import jax
 
-# Of the memory that the device gives out: what may be planned, the rest being lost in between.
+# Share of the memory that the device gives out which a program's plan may take. The rest covers the
+# allocator's fragmentation and small arrays of other programs. Chosen, not measured.
 MOST_PLANNED = 0.95
 
 

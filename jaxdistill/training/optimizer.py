@@ -16,7 +16,8 @@ class Optimizer:
     """AdamW with linear warm-up from 0 and global-norm clipping.
 
     As in the paper's code the first of `warmup_steps` steps has learning rate 0, and decay acts on
-    all parameters.
+    all parameters. Rate, warm-up, decay and clipping are the paper's (arXiv 2603.24472), the betas
+    and eps Adam's usual ones.
     """
 
     peak_lr: float = 1e-5

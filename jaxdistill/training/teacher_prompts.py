@@ -140,7 +140,9 @@ def contrast_prompts(
     return fit_prompts(experience, policy, rollouts, shown)
 
 
-# Text that is cut out and put between other texts may come out as a few tokens more.
+# Text that is cut out and put between other texts may come out as a few tokens more: a token may
+# break at either end, into at most as many tokens as it has bytes. 8 is chosen, not derived; a
+# prompt that is still too long is found afterwards and dropped.
 _SLACK = 8
 
 

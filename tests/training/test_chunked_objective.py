@@ -182,7 +182,8 @@ def temporary_memory(num_positions, rows=B, width=32, vocabulary=2048, chunk=16,
     def loss(student, teacher, sampled, rows, mask_BT, weight_BT):
         return chunked_objective.chunked_objective(
             make_objective(sdpo(), (1, 2, 3)), student,
-            chunked_objective.OtherNetworks((teacher,)), sampled, rows, mask_BT, weight_BT, chunked_objective.ChunkOptions(chunk),
+            chunked_objective.OtherNetworks((teacher,)), sampled, rows, mask_BT, weight_BT,
+            chunked_objective.ChunkOptions(chunk),
         )  # fmt: skip
 
     def shaped(axes, dtype=jnp.float32):
