@@ -155,7 +155,13 @@ class Model:
             stop_ids=self.stop_ids,
             tokenizer_folder=self.folder,
         )
-        engine = Engine(policy, mesh=self.mesh, dtype=dtype, cache_dtype=cache_dtype)
+        engine = Engine(
+            policy,
+            mesh=self.mesh,
+            dtype=dtype,
+            cache_dtype=cache_dtype,
+            enable_thinking=enable_thinking,
+        )
         questions = [Question(f"prompt:{i}", prompt, "") for i, prompt in enumerate(prompts)]
         responses = engine.rollouts(
             self.params,
@@ -163,7 +169,6 @@ class Model:
             sampling or Sampling(),
             rollouts,
             Address(seed=seed, purpose="sample"),
-            enable_thinking=enable_thinking,
         ).responses
         return [responses[i : i + rollouts] for i in range(0, len(responses), rollouts)]
 

@@ -70,7 +70,7 @@ def mesh(request):
 
 
 def _as_parameters(mesh, tree):
-    """Shapes that lie as `policy.load` and `init_state` put parameters and their moments."""
+    """Shapes that lie as `loading.load` and `init_state` put parameters and their moments."""
     with_sharding = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)  # noqa: E731
     return jax.tree.map(with_sharding, tree, sharding.shardings_of(mesh, tree))
 

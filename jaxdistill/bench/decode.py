@@ -178,6 +178,7 @@ def _busy_limits(work: Decode, slots: int, mean_positions: float) -> tuple[np.nd
     """
     drawn = round(mean_positions) - (work.prompt - 1)
     room = work.pages // slots * PAGE if work.pages else work.prompt + work.new
+    # A quarter more, so that the two runs lie as far on either side of the context in question.
     longest = min(round(1.25 * drawn), work.new, room - work.prompt)
     shortest = 2 * drawn - longest
     if longest < 1.05 * drawn:  # too few steps to be seen beside the others

@@ -30,6 +30,7 @@ def median_and_spread(seconds: list[float], name: str = "seconds") -> dict[str, 
 
 def copy_bytes_per_second() -> float:
     """Bytes read and written by the device's copy of an array that no cache holds."""
+    # 4 GiB are far beyond a GPU's cache, 64 MiB beyond most CPUs'.
     size, copies = (2**26 if jax.default_backend() == "cpu" else 2**32), 8
     x = jax.random.bits(jax.random.key(0), (size // 4,))
 
@@ -48,6 +49,7 @@ def matmul_flops_per_second(dtype: Any) -> float:
 
     Zeros would draw less power and so run faster.
     """
+    # 8192^3 fills a large GPU; a CPU gets a size that ends at once. 16 in a row hide the launches.
     size, products = (256 if jax.default_backend() == "cpu" else 8192), 16
     keys = jax.random.split(jax.random.key(0))
     x, y = (jax.random.normal(key, (size, size), dtype) for key in keys)

@@ -47,9 +47,19 @@ def add_verbs(verbs: Any) -> None:
     add_sampling(sub)
 
 
+def engine_of(policy: Any, options: argparse.Namespace) -> Any:
+    from jaxdistill.sampling.engine import Engine
+
+    return Engine(
+        policy,
+        dtype=options.dtype,
+        cache_dtype=options.cache_dtype,
+        enable_thinking=options.thinking,
+    )
+
+
 def sample(options: argparse.Namespace) -> None:
     from jaxdistill.sampling import Address
-    from jaxdistill.sampling.engine import Engine
     from jaxdistill.storage.loading import open_named
     from jaxdistill.tasks.questions import Question
 
@@ -60,14 +70,12 @@ def sample(options: argparse.Namespace) -> None:
         for i, prompt in enumerate(options.prompt)
     ]
     sampling = sampling_of(options, options.max_new_tokens)
-    engine = Engine(policy, dtype=options.dtype, cache_dtype=options.cache_dtype)
-    rollouts = engine.rollouts(
+    rollouts = engine_of(policy, options).rollouts(
         policy.params,
         questions,
         sampling,
         options.samples,
         Address(seed=options.seed, purpose="sample"),
-        enable_thinking=options.thinking,
     )
     for row, response in enumerate(rollouts.responses):
         ending = "" if rollouts.finished_B[row] else " (cut at --max-new-tokens)"
@@ -77,7 +85,6 @@ def sample(options: argparse.Namespace) -> None:
 def evaluate(options: argparse.Namespace) -> None:
     from jaxdistill.evaluation import evaluate as evaluation
     from jaxdistill.evaluation.records import write_evaluation
-    from jaxdistill.sampling.engine import Engine
     from jaxdistill.storage.loading import open_named
 
     require_positive(options.samples, "--samples")
@@ -89,11 +96,10 @@ def evaluate(options: argparse.Namespace) -> None:
         splits=(split,), samples=options.samples, sampling=sampling, seed=options.seed
     )
     records = evaluation.evaluate_split(
-        Engine(policy, dtype=options.dtype, cache_dtype=options.cache_dtype),
+        engine_of(policy, options),
         policy.params,
         split,
         config,
-        enable_thinking=options.thinking,
         show_progress=True,
     )
     for line in evaluation.summary_lines(records, options.samples):

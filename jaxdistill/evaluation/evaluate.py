@@ -31,7 +31,7 @@ class Evaluation:
     every: int = 0
     samples: int = 4  # per question
     sampling: Sampling = Sampling()
-    questions_per_batch: int = 128
+    questions_per_batch: int = 128  # a toy split in one batch; fewer where memory is short
     seed: int = 0  # of the samples; not the run's, so that runs answer with the same noise
 
     def __post_init__(self):
@@ -51,7 +51,6 @@ def evaluate_split(
     split: Split,
     config: Evaluation,
     *,
-    enable_thinking: bool | None = None,
     show_progress: bool = False,
 ) -> list[dict[str, Any]]:
     """Return a record per response, K = config.samples for each question of the split.
@@ -78,7 +77,6 @@ def evaluate_split(
                 config.samples,
                 address,
                 grade=grading.grade,
-                enable_thinking=enable_thinking,
             )
             rows = range(len(batch) * config.samples)
             records += [response_record(split.task, rollouts, row) for row in rows]

@@ -62,7 +62,7 @@ def probe(policy: Policy, params: Any, task: ToyTask, seed: int = 0) -> list[dic
         for row, (question, text) in enumerate(examples)
         for place, index in forks(question, text.split())
     ]
-    rows_F, index_F = (np.array([place[i] for place in places]) for i in (0, 2))
+    rows_X, index_X = (np.array([place[i] for place in places]) for i in (0, 2))
     groups = {
         "epistemic": (*traces.WAIT_WORDS, *traces.HEDGE_WORDS),
         "answer": (traces.END_THINK,),
@@ -85,9 +85,9 @@ def probe(policy: Policy, params: Any, task: ToyTask, seed: int = 0) -> list[dic
             completion_mask_BT=mask_BT,
         )
         head_DV = parameters.head(params, policy.config)
-        probability_FV = jax.nn.softmax(hidden_BTD[rows_F, index_F] @ head_DV, axis=-1)
+        probability_XV = jax.nn.softmax(hidden_BTD[rows_X, index_X] @ head_DV, axis=-1)
         return {
-            name: probability_FV[:, np.array(ids)].sum(axis=-1) for name, ids in group_ids.items()
+            name: probability_XV[:, np.array(ids)].sum(axis=-1) for name, ids in group_ids.items()
         }
 
     table = []

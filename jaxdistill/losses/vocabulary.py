@@ -94,8 +94,8 @@ def _top_k_of_blocks(rows_BV: Shaped[Array, "B V"], k: int) -> tuple[Array, Arra
         values_BC, ids_BC = jax.lax.top_k(rows_BV, k)
         return values_BC, ids_BC
     blocks_BXC = rows_BV.reshape(B, -1, size)
-    chosen_BK = jnp.sort(jax.lax.top_k(blocks_BXC.max(axis=-1), k)[1], axis=-1)
-    candidates_BKC = jnp.take_along_axis(blocks_BXC, chosen_BK[:, :, None], axis=1)
-    values_BC, at_BC = jax.lax.top_k(candidates_BKC.reshape(B, -1), k)
-    block_BC = jnp.take_along_axis(chosen_BK, at_BC // size, axis=1)
+    chosen_BX = jnp.sort(jax.lax.top_k(blocks_BXC.max(axis=-1), k)[1], axis=-1)
+    candidates_BXC = jnp.take_along_axis(blocks_BXC, chosen_BX[:, :, None], axis=1)
+    values_BC, at_BC = jax.lax.top_k(candidates_BXC.reshape(B, -1), k)
+    block_BC = jnp.take_along_axis(chosen_BX, at_BC // size, axis=1)
     return values_BC, block_BC * size + at_BC % size

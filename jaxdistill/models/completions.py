@@ -89,8 +89,16 @@ def hidden_of_prompts(
     padded = num * (max(widths, default=0) + num_positions)
     if padded > (1 + MOST_PADDING) * (sum(widths) + num * num_positions):
         return [
-            completion_hidden(params, config, *prompt, completion_ids_BT, completion_mask_BT, **how)
-            for prompt in prompts
+            completion_hidden(
+                params,
+                config,
+                prompt_ids_BP=ids_BP,
+                prompt_mask_BP=mask_BP,
+                completion_ids_BT=completion_ids_BT,
+                completion_mask_BT=completion_mask_BT,
+                **how,
+            )
+            for ids_BP, mask_BP in prompts
         ]
     if num == 0:
         return []
@@ -98,8 +106,15 @@ def hidden_of_prompts(
         _stack_rows([jnp.pad(x, ((0, 0), (max(widths) - x.shape[1], 0))) for x in some])
         for some in zip(*prompts)
     )
-    completions = (_stack_rows([x] * num) for x in (completion_ids_BT, completion_mask_BT))
-    hidden_BTD = completion_hidden(params, config, ids_BP, mask_BP, *completions, **how)
+    hidden_BTD = completion_hidden(
+        params,
+        config,
+        prompt_ids_BP=ids_BP,
+        prompt_mask_BP=mask_BP,
+        completion_ids_BT=_stack_rows([completion_ids_BT] * num),
+        completion_mask_BT=_stack_rows([completion_mask_BT] * num),
+        **how,
+    )
     hidden_BXTD = hidden_BTD.reshape(-1, num, *hidden_BTD.shape[1:])
     return [hidden_BXTD[:, i] for i in range(num)]
 
@@ -138,11 +153,11 @@ def token_logp(
     """Log-prob (nats, float32) of each token; at most [B, chunk, V] logits live. Differentiable."""
 
     def score(inputs):
-        hidden_BCD, tokens_BC = inputs
-        return logp_of(logits_of(hidden_BCD, head_DV, temperature), tokens_BC)
+        chunk_hidden_BTD, chunk_tokens_BT = inputs
+        return logp_of(logits_of(chunk_hidden_BTD, head_DV, temperature), chunk_tokens_BT)
 
-    logp_XBC = _map_chunks(score, (hidden_BTD, tokens_BT), chunk)
-    logp_BT = jnp.moveaxis(logp_XBC, 0, 1).reshape(tokens_BT.shape[0], -1)
+    logp_XBT = _map_chunks(score, (hidden_BTD, tokens_BT), chunk)
+    logp_BT = jnp.moveaxis(logp_XBT, 0, 1).reshape(tokens_BT.shape[0], -1)
     return logp_BT[:, : tokens_BT.shape[1]]
 
 

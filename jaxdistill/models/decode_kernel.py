@@ -264,31 +264,31 @@ def _attend_part(
 
     def one_block(i, carry):
         out_GH, top_G, total_G = carry
-        slot_C = i * block + jnp.arange(block)
-        is_seen_C = (slot_C >= begin) & (slot_C < end)
+        slot_S = i * block + jnp.arange(block)
+        is_seen_S = (slot_S >= begin) & (slot_S < end)
         page, slot = place(i * block)
-        here, mask = (page, pl.ds(slot, block)), is_seen_C[:, None]
+        here, mask = (page, pl.ds(slot, block)), is_seen_S[:, None]
 
         def load(ref):
             """A block as it multiplies, and the scales of its numbers where they are int8."""
             if not is_quantized:
                 return triton.load(ref.at[here], mask=mask, other=0.0), None
-            values_CH = triton.load(ref.values.at[here], mask=mask, other=0).astype(q_GH.dtype)
-            scale_C = triton.load(ref.scale.at[here], mask=is_seen_C, other=0.0)
-            return values_CH, scale_C[None, :]
+            values_SH = triton.load(ref.values.at[here], mask=mask, other=0).astype(q_GH.dtype)
+            scale_S = triton.load(ref.scale.at[here], mask=is_seen_S, other=0.0)
+            return values_SH, scale_S[None, :]
 
-        k_CH, k_scale_1C = load(refs.k)
-        scores_GC = triton.dot(q_GH, k_CH, trans_b=True, precision=precision) * scale
-        if k_scale_1C is not None:
-            scores_GC *= k_scale_1C
-        scores_GC = jnp.where(is_seen_C[None, :], scores_GC, UNSEEN)
-        new_top_G = jnp.maximum(top_G, jnp.max(scores_GC, axis=1))
-        weights_GC = jnp.exp(scores_GC - new_top_G[:, None])
+        k_SH, k_scale_1S = load(refs.k)
+        scores_GS = triton.dot(q_GH, k_SH, trans_b=True, precision=precision) * scale
+        if k_scale_1S is not None:
+            scores_GS *= k_scale_1S
+        scores_GS = jnp.where(is_seen_S[None, :], scores_GS, UNSEEN)
+        new_top_G = jnp.maximum(top_G, jnp.max(scores_GS, axis=1))
+        weights_GS = jnp.exp(scores_GS - new_top_G[:, None])
         decay_G = jnp.exp(top_G - new_top_G)
-        v_CH, v_scale_1C = load(refs.v)
-        scaled_GC = weights_GC if v_scale_1C is None else weights_GC * v_scale_1C
-        added_GH = triton.dot(scaled_GC.astype(v_CH.dtype), v_CH, precision=precision)
-        total_G = total_G * decay_G + jnp.sum(weights_GC, axis=1)
+        v_SH, v_scale_1S = load(refs.v)
+        scaled_GS = weights_GS if v_scale_1S is None else weights_GS * v_scale_1S
+        added_GH = triton.dot(scaled_GS.astype(v_SH.dtype), v_SH, precision=precision)
+        total_G = total_G * decay_G + jnp.sum(weights_GS, axis=1)
         return out_GH * decay_G[:, None] + added_GH, new_top_G, total_G
 
     # The first part begins with the new token itself, which need not come back from the cache.

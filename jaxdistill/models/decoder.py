@@ -381,6 +381,7 @@ def _attend_to_cache(
 
     `cached` is (k_WKMSH, v_WKMSH, length_B, pages_BY).
     """
+    cache = dict(zip(("k_WKMSH", "v_WKMSH", "length_B", "pages_BY"), cached, strict=True))
     qkv_B1KXH = _project(layer, config, x_B1D)
     by_kernel = fused and has_kernel(config.head_dim)
     if by_kernel and config.qk_norm != "projection":
@@ -390,17 +391,19 @@ def _attend_to_cache(
         qkv_BKXH = qkv_B1KXH[:, 0]
         rotary_Bh = (rotary[0][:, 0], rotary[1][:, 0])
         return kernel_attention(
-            qkv_BKXH, norms, rotary_Bh, *cached, eps=config.norm_eps, window=window
+            qkv_BKXH, norms, rotary_Bh, **cache, eps=config.norm_eps, window=window
         )
     q_B1NH, k_B1KH, v_B1KH = _heads(layer, config, qkv_B1KXH, rotary)
     if not by_kernel:
         qkv = q_B1NH[:, 0], k_B1KH[:, 0], v_B1KH[:, 0]
         k_WKMSH = cached[0]
         if fused and has_tpu_kernel(config.head_dim, k_WKMSH.shape[3], k_WKMSH.dtype, window):
-            return tpu_attention(*qkv, *cached)
-        return xla_cached_attention(*qkv, *cached, window=window)
+            return tpu_attention(*qkv, **cache)
+        return xla_cached_attention(*qkv, **cache, window=window)
     # The norm spans all heads, and a program of the kernel sees one: they come to it as they are.
     q_BKGH = q_B1NH[:, 0].reshape(-1, *config.shape("KGH"))
     new_B2KH = [x.swapaxes(1, 2) for x in (k_B1KH, v_B1KH)]
     qkv_BKXH = jnp.concatenate([q_BKGH, *new_B2KH], axis=2)
-    return kernel_attention(qkv_BKXH, None, None, *cached, eps=config.norm_eps, window=window)
+    return kernel_attention(
+        qkv_BKXH, norms_H=None, rotary_Bh=None, **cache, eps=config.norm_eps, window=window
+    )

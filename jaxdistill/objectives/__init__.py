@@ -9,19 +9,6 @@ usual ones, and `docs/add_an_objective.md` says how to add a choice.
 Letters as everywhere: B sequences, T completion positions of a chunk, V vocabulary.
 """
 
-from jaxdistill.objectives.comparison import (
-    ClipPosition,
-    EntropySwitchedKL,
-    ForwardKL,
-    FullVocabulary,
-    JensenShannon,
-    ReverseKL,
-    SampledK3,
-    SampledReverseKL,
-    ScoreFunctionReverseKL,
-    SmoothClip,
-    TopC,
-)
 from jaxdistill.objectives.compose import (
     CrossEntropy,
     Objective,
@@ -40,6 +27,17 @@ from jaxdistill.objectives.compose import (
     reduced,
 )
 from jaxdistill.objectives.distill import Distill
+from jaxdistill.objectives.divergences import (
+    ClipPosition,
+    EntropySwitchedKL,
+    ForwardKL,
+    JensenShannon,
+    ReverseKL,
+    SampledK3,
+    SampledReverseKL,
+    ScoreFunctionReverseKL,
+    SmoothClip,
+)
 from jaxdistill.objectives.importance import RolloutCorrection
 from jaxdistill.objectives.mixtures import Mixed, Routed
 from jaxdistill.objectives.policy_gradient import (
@@ -68,6 +66,7 @@ from jaxdistill.objectives.presets import (
     srpo,
 )
 from jaxdistill.objectives.reduction import PerTokens, Reduction, loss_weights
+from jaxdistill.objectives.support import FullVocabulary, TopC
 from jaxdistill.objectives.targets import (
     AmplifyEpistemic,
     AnchorEpistemicMass,

@@ -9,15 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdistill.objectives.comparison import (
+from jaxdistill.objectives.divergences import (
     Clip,
     Divergence,
     JensenShannon,
-    Support,
-    TopC,
     clipped,
     divergence_of,
-    kept_ids,
     require_fitting,
 )
 from jaxdistill.objectives.importance import (
@@ -38,6 +35,7 @@ from jaxdistill.objectives.positions import (
     require_choices,
 )
 from jaxdistill.objectives.reduction import Reduction, require_reduction
+from jaxdistill.objectives.support import Support, TopC, kept_ids
 from jaxdistill.objectives.targets import Target, TeacherTarget, edited
 from jaxdistill.objectives.terms import Term, added
 from jaxdistill.objectives.weights import (
@@ -102,7 +100,12 @@ def distill(objective: Distill, positions: Positions, epistemic: Epistemic) -> L
     always_ids = kept_ids(objective.support, epistemic, objective.target.keeps_epistemic)
     # Target first, support second: masses are exact on the full vocabulary and only there.
     loss_BT = divergence_of(
-        objective.divergence, objective.support, *pair[:2], positions, always_ids
+        objective.divergence,
+        objective.support,
+        pair.student_logp_BTV,
+        pair.target_logp_BTV,
+        positions=positions,
+        always_ids=always_ids,
     )
     loss_BT = clipped(objective.clip, loss_BT) * pair.factor_BT
     weight_BT = jax.lax.stop_gradient(weight_BT)

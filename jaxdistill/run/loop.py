@@ -34,7 +34,6 @@ from jaxdistill.tasks.tasks import questions_of
 from jaxdistill.training import packing
 from jaxdistill.training.experience import Setting, open_source
 from jaxdistill.training.metrics import MetricsWriter, means
-from jaxdistill.training.on_policy import OnPolicy
 from jaxdistill.training.state import TrainState, init_state
 from jaxdistill.training.step import make_train_step
 
@@ -84,6 +83,7 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
             dtype=config.compute.dtype,
             attention=config.compute.attention,
             cache_dtype=config.compute.cache_dtype,
+            enable_thinking=getattr(config.experience, "enable_thinking", None),
         )
         lexicon = keep_lexicon(config, policy, run_dir)
         setting = Setting(
@@ -160,7 +160,7 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
         write_whole(run_dir / "finished.json", json.dumps({"step": step}))
 
 
-# ---------------------------------------------------------------------------------- the folder
+# ------------------------------------------------------------------------- what is due, and shown
 
 
 def is_due(step: int, every: int) -> bool:
@@ -185,12 +185,8 @@ def log(writer: MetricsWriter, bar: Any, step: int, sums: dict[str, Any], facts:
 def evaluate(config: RunConfig, engine: Engine, params: Any, run_dir: Path, step: int) -> None:
     if not config.evaluation.splits:
         return
-    experience = config.experience
-    thinking = experience.enable_thinking if isinstance(experience, OnPolicy) else None
     results = {
-        split.name: evaluate_split(
-            engine, params, split, config.evaluation, enable_thinking=thinking
-        )
+        split.name: evaluate_split(engine, params, split, config.evaluation)
         for split in config.evaluation.splits
     }
     write_evaluation(evaluation_folder(run_dir, step), results)

@@ -157,7 +157,7 @@ def stop(processes: list[Any]) -> None:
     for process in processes:
         process.terminate()
     for process in processes:
-        process.join(timeout=10.0)
+        process.join(timeout=10.0)  # an asynchronous checkpoint of the toy ends within a second
         process.kill()
         process.join()
 
@@ -188,7 +188,11 @@ def share_out(arms: list[Arm], workers: int) -> list[list[Arm]]:
 
 
 def work(arms: list[Arm]) -> int:
-    """Steps, plus an evaluation's worth of steps each, plus the compilation of each objective."""
+    """Steps, plus an evaluation's worth of steps each, plus the compilation of each objective.
+
+    An evaluation is taken to be 10 steps of work, and so is a compilation: estimates, which only
+    divide the arms among processes.
+    """
     compilations = len({(arm.config.objective, arm.config.teacher) for arm in arms})
     return sum(arm.config.steps + 10 for arm in arms) + 10 * compilations
 

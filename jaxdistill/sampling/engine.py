@@ -35,7 +35,8 @@ class Engine:
 
     `dtype` is that of matrix multiplications, "auto" as in `precision.compute_dtype`; `attention`
     names an implementation (`models.attention`); `cache_dtype="int8"` keeps keys and values in half
-    of bfloat16's bytes (`models.quantized`). Raises UserError for a name that does not exist.
+    of bfloat16's bytes (`models.quantized`). `enable_thinking` goes to the chat template; None is
+    the template's own choice. Raises UserError for a name that does not exist.
     """
 
     policy: Policy
@@ -43,6 +44,7 @@ class Engine:
     dtype: str = "float32"
     attention: str = "auto"
     cache_dtype: CacheDtype = "auto"
+    enable_thinking: bool | None = None
 
     def __post_init__(self):
         check_cache_dtype(self.cache_dtype)
@@ -57,7 +59,6 @@ class Engine:
         address: Address,
         *,
         grade: Grade | None = None,
-        enable_thinking: bool | None = None,
         slots: int | None = None,
     ) -> Rollouts:
         """Sample `rollouts` completions of each question and grade them (None: `not_graded`).
@@ -68,7 +69,7 @@ class Engine:
         """
         tokenizer = self.policy.tokenizer
         chats = [messages(question) for question in questions]
-        ids = tokenizers.prompt_ids(tokenizer, chats, enable_thinking)
+        ids = tokenizers.prompt_ids(tokenizer, chats, self.enable_thinking)
         prompt_ids_QP, prompt_mask_QP = tokenizers.left_pad(ids, self.pad_id, PROMPT_MULTIPLE)
         hashes_Q = question_hashes([question.id for question in questions])
         num_rows, pages = len(questions) * rollouts, None

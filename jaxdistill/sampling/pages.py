@@ -42,14 +42,14 @@ def assign(
     return jnp.where(is_new_BY, free_M[rank_BY], kept_BY).astype(pages_BY.dtype)
 
 
-def fitting(
+def rows_that_go_on(
     wanted_B: Int[Array, " B"], drawn_B: Int[Array, " B"], num_pages: int
 ) -> Bool[Array, " B"]:
     """The rows that may go on: those that have drawn most, as many as the pages suffice for.
 
     The first of them always may, if a longest row has room at all; so some row always ends.
 
-    >>> fitting(jnp.array([2, 1, 2]), jnp.array([5, 3, 9]), 5).tolist()
+    >>> rows_that_go_on(jnp.array([2, 1, 2]), jnp.array([5, 3, 9]), 5).tolist()
     [True, False, True]
     """
     order_B = jnp.argsort(-drawn_B)
@@ -132,6 +132,8 @@ def _choose_slots(
         return num_rows, None
     parts = num_parts("B")  # each with its own rows and pages
     if not has_pages:
+        # Few distinct numbers of slots (2 per power of two, 8 of pages), so that a little more or
+        # less free memory asks for the same compiled program.
         slots = _round_down(max(positions // (prompt + new), 1), 2) * parts
         return min(slots, num_rows - num_rows % parts or num_rows), None
     pages = max(_round_down(positions // PAGE, 8), pages_of_row(prompt + new, PAGE))

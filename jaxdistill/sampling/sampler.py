@@ -131,7 +131,8 @@ def make_sampler(
     # XLA's own GPU products of a few rows leave float32 parts for the next kernel to add: 6 % of a
     # step of Qwen3-1.7B, 64 rows, on an H200.
     options = {"xla_gpu_enable_triton_gemm": False} if platform() == "gpu" else None
-    return jax.jit(program.sample, compiler_options=options)
+    sample = jax.named_scope("sampling")(program.sample)
+    return jax.jit(sample, compiler_options=options)
 
 
 @dataclass(frozen=True)

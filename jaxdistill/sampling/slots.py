@@ -104,8 +104,8 @@ def preempt(state: State, stride: int) -> State:
     slots, num_rows = state.slots, state.is_waiting_B.shape[0]
     W, _, M, page, _ = state.cache.k[0].shape
     wanted_U = _wanted_pages(slots, page, stride)
-    fitting = jax.vmap(functools.partial(paging.fitting, num_pages=M))
-    goes_on_U = fitting(wanted_U.reshape(W, -1), slots.drawn.reshape(W, -1)).reshape(-1)
+    go_on = jax.vmap(functools.partial(paging.rows_that_go_on, num_pages=M))
+    goes_on_U = go_on(wanted_U.reshape(W, -1), slots.drawn.reshape(W, -1)).reshape(-1)
     is_preempted_U = slots.running & ~goes_on_U
     counts = state.counts._replace(
         preempted=state.counts.preempted + is_preempted_U.sum(),
@@ -249,6 +249,7 @@ def first_rows(prompts: decoder.Cache, rollouts: int, num_slots: int, size: int)
     Whole tiles of positions: of a partial last one the TPU compiler copies the cache at each token,
     and its kernel wants pages.
     """
+    # 16 positions elsewhere: 32 bytes of bfloat16, the least that a GPU reads at once.
     tile = PAGE if platform() == "tpu" else 16
     size, parts = -(-size // tile) * tile, num_parts("B", num_slots)
 

@@ -145,6 +145,7 @@ def in_parallel(
 
     At most `most_bytes` are under way at a time, but always one item. An error stops the rest.
     """
+    # 8 threads keep a fast disk busy, and as many tensors wait in memory at most: chosen.
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     waiting: deque[tuple[Item, Future[Result]]] = deque()
     under_way = 0

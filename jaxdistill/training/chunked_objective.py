@@ -109,12 +109,12 @@ def _gathered(hidden_BTD: Array, head_DV: Array) -> Array:
     return constrain(head_DV.astype(hidden_BTD.dtype), "XV")
 
 
-def _log_probs(logits: Float[Array, "B C V"], temperature: float) -> Float[Array, "B C V"]:
+def _log_probs(logits: Float[Array, "B T V"], temperature: float) -> Float[Array, "B T V"]:
     return log_softmax(logits if temperature == 1.0 else logits / temperature)
 
 
 def _positions(
-    options: ChunkOptions, logits_BCV: Array, chunk: _Chunked, heads_XV: Any
+    options: ChunkOptions, chunk_logits_BTV: Array, chunk: _Chunked, heads_XV: Any
 ) -> Positions:
     """A chunk's aligned positions, from the student's logits and the others' hidden states."""
 
@@ -125,34 +125,34 @@ def _positions(
     teachers, reference, contrasts = chunk.hidden_BTD
     teacher_heads, reference_head, contrast_heads = heads_XV
     mix = options.teacher_mix[: len(teachers)]
-    teacher_BCV = mixed(teachers, teacher_heads, mix)
+    teacher_BTV = mixed(teachers, teacher_heads, mix)
     contrast_logps = [mixed(*pair, mix) for pair in zip(contrasts, contrast_heads)]
-    contrast_BCV = None
+    contrast_BTV = None
     if contrast_logps:
         assert chunk.contrast_weight_BTJ is not None
-        contrast_BCV = _mean_of(contrast_logps, chunk.contrast_weight_BTJ, teacher_BCV)
+        contrast_BTV = _mean_of(contrast_logps, chunk.contrast_weight_BTJ, teacher_BTV)
     return Positions(
-        student_logp_BTV=_log_probs(logits_BCV, options.temperature),
-        teacher_logp_BTV=teacher_BCV,
+        student_logp_BTV=_log_probs(chunk_logits_BTV, options.temperature),
+        teacher_logp_BTV=teacher_BTV,
         reference_logp_BTV=(
             None if reference is None else mixed((reference,), (reference_head,), (1.0,))
         ),
-        contrast_logp_BTV=contrast_BCV,
+        contrast_logp_BTV=contrast_BTV,
         sampled=chunk.sampled,
         rows=chunk.rows,
     )
 
 
 def _mean_of(
-    logps_BCV: list, weight_BCJ: AnyArray, otherwise_BCV: Array | None
-) -> Float[Array, "B C V"]:
+    logps_BTV: list, weight_BTJ: AnyArray, otherwise_BTV: Array | None
+) -> Float[Array, "B T V"]:
     """log of the mean of the J distributions; `otherwise` where all weights are 0."""
-    assert otherwise_BCV is not None
-    total_BC1 = weight_BCJ.sum(axis=2, keepdims=True)
-    is_any_BC1 = total_BC1 > 0
-    log_share_BCJ = jnp.log(weight_BCJ / jnp.where(is_any_BC1, total_BC1, 1.0))
-    parts = [logp + log_share_BCJ[:, :, j, None] for j, logp in enumerate(logps_BCV)]
-    return jnp.where(is_any_BC1, functools.reduce(jnp.logaddexp, parts), otherwise_BCV)
+    assert otherwise_BTV is not None
+    total_BT1 = weight_BTJ.sum(axis=2, keepdims=True)
+    is_any_BT1 = total_BT1 > 0
+    log_share_BTJ = jnp.log(weight_BTJ / jnp.where(is_any_BT1, total_BT1, 1.0))
+    parts = [logp + log_share_BTJ[:, :, j, None] for j, logp in enumerate(logps_BTV)]
+    return jnp.where(is_any_BT1, functools.reduce(jnp.logaddexp, parts), otherwise_BTV)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -161,8 +161,10 @@ def _sums(objective_fn, options: ChunkOptions, student: HiddenAndHead, constants
     chunked, heads_XV = constants
     head_XV = _gathered(*student)
 
-    def one_chunk(_, start, hidden_BCD, chunk):
-        return None, _totals(objective_fn, options, logits_of(hidden_BCD, head_XV), chunk, heads_XV)
+    def one_chunk(_, start, chunk_hidden_BTD, chunk):
+        return None, _totals(
+            objective_fn, options, logits_of(chunk_hidden_BTD, head_XV), chunk, heads_XV
+        )
 
     return _fold_chunks(one_chunk, None, student.hidden_BTD, chunked, options.chunk)[1]
 
@@ -174,25 +176,26 @@ def _sums_fwd(objective_fn, options: ChunkOptions, student: HiddenAndHead, const
     head_XV = _gathered(hidden_BTD, head_DV)
     parts = num_parts("B", len(hidden_BTD))
 
-    def one_chunk(gradients, start, hidden_BCD, chunk):
+    def one_chunk(gradients, start, chunk_hidden_BTD, chunk):
         gradient_BTD, gradient_WDV = gradients
 
-        def totals_of(logits_BCV):
-            return _totals(objective_fn, options, logits_BCV, chunk, heads_XV)
+        def totals_of(chunk_logits_BTV):
+            return _totals(objective_fn, options, chunk_logits_BTV, chunk, heads_XV)
 
-        logits_BCV = logits_of(hidden_BCD, head_XV)
-        loss, pullback, values = jax.vjp(totals_of, logits_BCV, has_aux=True)
-        (gradient_BCV,) = pullback(jnp.ones_like(loss))
-        gradient_BCV = constrain(gradient_BCV.astype(hidden_BCD.dtype), "BTV")
-        gradient_BCD = einsum("BTV,DV->BTD", gradient_BCV, head_XV)
-        gradient_WDV += einsum(
-            "WRTD,WRTV->WDV",
-            _deal_rows(hidden_BCD, "WRTX", parts),
-            _deal_rows(gradient_BCV, "WRTV", parts),
-            out_dtype=jnp.float32,
-        )
+        chunk_logits_BTV = logits_of(chunk_hidden_BTD, head_XV)
+        loss, pullback, values = jax.vjp(totals_of, chunk_logits_BTV, has_aux=True)
+        (chunk_gradient_BTV,) = pullback(jnp.ones_like(loss))
+        chunk_gradient_BTV = constrain(chunk_gradient_BTV.astype(chunk_hidden_BTD.dtype), "BTV")
+        with jax.named_scope("head"):
+            chunk_gradient_BTD = einsum("BTV,DV->BTD", chunk_gradient_BTV, head_XV)
+            gradient_WDV += einsum(
+                "WBTD,WBTV->WDV",
+                _deal_rows(chunk_hidden_BTD, "WBTX", parts),
+                _deal_rows(chunk_gradient_BTV, "WBTV", parts),
+                out_dtype=jnp.float32,
+            )
         # Added and not set: the last chunk goes over positions that are done, with weight zero.
-        gradient_BTD = _add_at(gradient_BTD, constrain(gradient_BCD, "BTD"), start)
+        gradient_BTD = _add_at(gradient_BTD, constrain(chunk_gradient_BTD, "BTD"), start)
         return (gradient_BTD, constrain(gradient_WDV, "WXV")), (loss, values)
 
     # One partial sum of the head's gradient for each part of the rows, on its own devices; they are
@@ -214,16 +217,18 @@ def _sums_bwd(objective_fn, options: ChunkOptions, gradient: HiddenAndHead, cota
 _sums.defvjp(_sums_fwd, _sums_bwd)
 
 
-def _totals(objective_fn, options: ChunkOptions, logits_BCV: Array, chunk: _Chunked, heads_XV: Any):
+def _totals(
+    objective_fn, options: ChunkOptions, chunk_logits_BTV: Array, chunk: _Chunked, heads_XV: Any
+):
     """One chunk's (loss total, metric totals) from the student's logits."""
     with jax.named_scope("loss"):
-        loss_BC, metrics = objective_fn(_positions(options, logits_BCV, chunk, heads_XV))
-    return _weighted_sum(loss_BC, chunk.loss_weight_BT), {
+        loss_BT, metrics = objective_fn(_positions(options, chunk_logits_BTV, chunk, heads_XV))
+    return _weighted_sum(loss_BT, chunk.loss_weight_BT), {
         name: Sum(
-            _weighted_sum(value_BC, weight_BC * chunk.mask_BT),
-            _weighted_sum(weight_BC, chunk.mask_BT),
+            _weighted_sum(value_BT, weight_BT * chunk.mask_BT),
+            _weighted_sum(weight_BT, chunk.mask_BT),
         )
-        for name, (value_BC, weight_BC) in metrics.items()
+        for name, (value_BT, weight_BT) in metrics.items()
     }
 
 
@@ -240,12 +245,14 @@ def chunked_scores(
     chunked, heads_XV = _constants(others, sampled, rows, ones_BT, ones_BT)
     head_XV = _gathered(*student)
 
-    def score(hidden_BCD, chunk):
-        return score_fn(_positions(options, logits_of(hidden_BCD, head_XV), chunk, heads_XV))
+    def score(chunk_hidden_BTD, chunk):
+        positions = _positions(options, logits_of(chunk_hidden_BTD, head_XV), chunk, heads_XV)
+        with jax.named_scope("loss"):
+            return score_fn(positions)
 
-    def one_chunk(scores_BT, start, hidden_BCD, chunk):
+    def one_chunk(scores_BT, start, chunk_hidden_BTD, chunk):
         update = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=1)
-        return jax.tree.map(update, scores_BT, score(hidden_BCD, chunk)), ()
+        return jax.tree.map(update, scores_BT, score(chunk_hidden_BTD, chunk)), ()
 
     zeros_BT = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(score, student.hidden_BTD, chunked)
@@ -266,7 +273,7 @@ def _weighted_sum(values: Array, weights: Array) -> Array:
 def _fold_chunks(
     body: Callable, carry: Any, hidden_BTD: Array, inputs_BT: _Chunked, chunk: int
 ) -> tuple[Any, Any]:
-    """carry and the summed outputs of body(carry, start, hidden_BCD, inputs_BC) over chunks of T.
+    """carry and the summed outputs of body(carry, start, hidden, inputs) over chunks of T.
 
     Chunks are sliced out of the whole arrays, which therefore are not copied. Where the size does
     not divide, the last chunk starts earlier, and what it sees again counts nothing.
@@ -276,15 +283,15 @@ def _fold_chunks(
 
     def step(carry, new):
         start = jnp.minimum(new, num_positions - size)
-        hidden_BCD, inputs_BC = jax.tree.map(
+        chunk_hidden_BTD, chunk_inputs_BT = jax.tree.map(
             lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=1), (hidden_BTD, inputs_BT)
         )
-        is_new_1C = (jnp.arange(size) + start >= new)[None, :]
-        inputs_BC = inputs_BC._replace(
-            mask_BT=inputs_BC.mask_BT * is_new_1C,
-            loss_weight_BT=inputs_BC.loss_weight_BT * is_new_1C,
+        is_new_1T = (jnp.arange(size) + start >= new)[None, :]
+        chunk_inputs_BT = chunk_inputs_BT._replace(
+            mask_BT=chunk_inputs_BT.mask_BT * is_new_1T,
+            loss_weight_BT=chunk_inputs_BT.loss_weight_BT * is_new_1T,
         )
-        return body(carry, start, hidden_BCD, inputs_BC)
+        return body(carry, start, chunk_hidden_BTD, chunk_inputs_BT)
 
     if size == num_positions:
         return step(carry, 0)
@@ -292,6 +299,6 @@ def _fold_chunks(
     return carry, jax.tree.map(lambda total_X: total_X.sum(axis=0), totals_X)
 
 
-def _add_at(x_BTD: Array, new_BCD: Array, start: Array) -> Array:
-    old_BCD = jax.lax.dynamic_slice_in_dim(x_BTD, start, new_BCD.shape[1], axis=1)
-    return jax.lax.dynamic_update_slice_in_dim(x_BTD, old_BCD + new_BCD, start, axis=1)
+def _add_at(x_BTD: Array, new_BTD: Array, start: Array) -> Array:
+    old_BTD = jax.lax.dynamic_slice_in_dim(x_BTD, start, new_BTD.shape[1], axis=1)
+    return jax.lax.dynamic_update_slice_in_dim(x_BTD, old_BTD + new_BTD, start, axis=1)

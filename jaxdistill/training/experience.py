@@ -138,7 +138,6 @@ def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
             experience.rollouts,
             Address(seed=setting.seed, purpose="train", step=step),
             grade=grading.grade,
-            enable_thinking=experience.enable_thinking,
         )
         if setting.rollouts_every and step % setting.rollouts_every == 0:
             assert setting.rollouts_dir is not None, "`rollouts_every` needs a `rollouts_dir`"
@@ -278,7 +277,6 @@ def regenerate(
         replace(rollouts.address, purpose="regenerate"),
         # By the question as it is, not by the one that shows a solution.
         grade=lambda _, responses: grade(originals, responses),
-        enable_thinking=experience.enable_thinking,
     )
     for row, response, verdict in zip(rows, answers.responses, answers.verdicts):
         texts[row] = response if verdict.correct else None

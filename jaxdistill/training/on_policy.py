@@ -36,19 +36,21 @@ class OnPolicy:
     """
 
     task: Task
-    questions: int = 32
+    questions: int = 32  # these two as in SDPO's published script (`run_sdpo_all.sh`)
     rollouts: int = 8
     sampling: Sampling = Sampling()
     context: Context = NoContext()
     demonstration: Literal["sibling", "reference", "sibling_or_reference"] = "sibling"
     demonstration_choice: Literal["random", "first", "shortest"] = "random"
-    max_demonstration_tokens: int = 20480
+    max_demonstration_tokens: int = 20480  # the longest response of the paper's runs
     overlong: Literal["cut", "drop"] = "cut"
     template: Template = PAPER
     contrast: Context = WrongSolution()
     contrasts: int = 1
-    teacher_prompt_multiple: int = 64  # teacher prompts are padded to multiples of this
-    completion_multiple: int = 64  # and completions to multiples of this
+    # Teacher prompts and completions are padded to multiples of these: each distinct length is a
+    # compilation of the step, and 64 positions are the least block of its attention kernels.
+    teacher_prompt_multiple: int = 64
+    completion_multiple: int = 64
     enable_thinking: bool | None = None
 
     def __post_init__(self):

@@ -57,12 +57,17 @@ def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformatio
 
 
 def stored_in_bfloat16(adam: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`optax.scale_by_adam(...)` with both moments of its state in bfloat16."""
+    """`optax.scale_by_adam(...)` with both moments of its state in bfloat16, computed in float32.
+
+    Rounded to nearest the second moment would stand still: a step changes it by about (1 - b2) =
+    0.1 % where bfloat16 numbers lie 0.4 % to 0.8 % apart. It is rounded up or down at random
+    instead, right on average. The first moment moves by 10 % per step and is rounded to nearest.
+    """
 
     def init(params: Any) -> optax.ScaleByAdamState:
         # Zeros that lie as the parameters do, and never in float32.
-        zeros = lambda: jax.tree.map(lambda x: jnp.zeros_like(x, jnp.bfloat16), params)  # noqa: E731
-        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros(), zeros())
+        mu, nu = (jax.tree.map(lambda x: jnp.zeros_like(x, jnp.bfloat16), params) for _ in range(2))
+        return optax.ScaleByAdamState(count=jnp.zeros((), jnp.int32), mu=mu, nu=nu)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         wide = state._replace(mu=_to(jnp.float32, state.mu), nu=_to(jnp.float32, state.nu))

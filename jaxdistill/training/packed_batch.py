@@ -21,12 +21,12 @@ from jaxdistill.sharding import constrain
 class Sequences(NamedTuple):
     """The packed rows of one kind of prompt: each with its completion, one after another."""
 
-    tokens: Int[AnyArray, "B micro S"]  # of one micro-batch [B, S]
-    lengths: Int[AnyArray, "B micro A"]  # of one micro-batch [B, A]
+    tokens: Int[AnyArray, "W micro S"]  # of one micro-batch [B, S]
+    lengths: Int[AnyArray, "W micro A"]  # of one micro-batch [B, A]
 
 
 class Packed(NamedTuple):
-    """One step's data, packed; the fields of `train.Batch` in another order.
+    """One step's data, packed; the fields of `batch.Batch` in another order.
 
     The packed rows of all kinds of prompt hold the same sequences in the same order, and so do the
     completions by themselves. Only the first `num_micro_batches` are in use: what follows them
@@ -37,10 +37,10 @@ class Packed(NamedTuple):
     plain: Sequences
     teacher: Sequences | None
     contrasts: tuple[Sequences, ...]
-    completion_ids: Int[AnyArray, "B micro T"]
-    behaviour_logp: Float[AnyArray, "B micro T"]
-    completion_lengths: Int[AnyArray, "B micro A"]
-    row: Int[AnyArray, "B micro A"]  # of the batch, that this sequence is
+    completion_ids: Int[AnyArray, "W micro T"]
+    behaviour_logp: Float[AnyArray, "W micro T"]
+    completion_lengths: Int[AnyArray, "W micro A"]
+    row: Int[AnyArray, "W micro A"]  # of the batch, that this sequence is
     length_I: Int[AnyArray, " I"]  # of the completion
     advantage_I: Float[AnyArray, " I"]
     row_weight_I: Float[AnyArray, " I"]
@@ -117,32 +117,32 @@ class RowData(NamedTuple):
 
 
 def aligned(
-    packed: Packed, of_rows: RowData, m: Array | int
+    packed: Packed, data: RowData, m: Array | int
 ) -> tuple[MicroBatch, Array, Sampled, Rows]:
     """Micro-batch m: its networks' inputs, loss weights, samples and rows at each position."""
     part = micro_batch(packed, m)
-    places = packed_positions(part.completion_lengths, part.row, part.completion_ids.shape[1])
+    positions = packed_positions(part.completion_lengths, part.row, part.completion_ids.shape[1])
 
     def at(x_IT: Array | None) -> Any:
-        return None if x_IT is None else x_IT[places.row_BT, places.index_BT]
+        return None if x_IT is None else x_IT[positions.row_BT, positions.index_BT]
 
-    weight_BT = jnp.where(places.is_real_BT, at(of_rows.weight_IT), 0.0)
+    weight_BT = jnp.where(positions.is_real_BT, at(data.weight_IT), 0.0)
     sampled = Sampled(
         tokens_BT=part.completion_ids,
         behaviour_logp_BT=part.behaviour_logp,
-        index_BT=places.index_BT,
-        distill_factor_BT=at(of_rows.distill_factor_IT),
-        gradient_factor_BT=at(of_rows.gradient_factor_IT),
+        index_BT=positions.index_BT,
+        distill_factor_BT=at(data.distill_factor_IT),
+        gradient_factor_BT=at(data.gradient_factor_IT),
     )
     rows, weight_BTJ = jax.tree.map(
-        lambda x_I: x_I[places.row_BT], (of_rows.rows_I, of_rows.contrast_weight_IJ)
+        lambda x_I: x_I[positions.row_BT], (data.rows_I, data.contrast_weight_IJ)
     )
     micro = MicroBatch(
         plain=part.plain,
         teacher=part.teacher,
         contrasts=part.contrasts,
         completion_lengths_BA=part.completion_lengths,
-        completion_mask_BT=places.is_real_BT.astype(jnp.int32),
+        completion_mask_BT=positions.is_real_BT.astype(jnp.int32),
         contrast_weight_BTJ=weight_BTJ,
     )
     return micro, weight_BT, sampled, rows
@@ -166,12 +166,12 @@ def map_rows(scores: Callable[[Any], Any], packed: Packed) -> Any:
 
     def put(m, filled):
         part = micro_batch(packed, m)
-        places = packed_positions(part.completion_lengths, part.row, T)
+        positions = packed_positions(part.completion_lengths, part.row, T)
         # Padding goes to a row that does not exist.
-        row_BT = jnp.where(places.is_real_BT, places.row_BT, num_rows)
+        row_BT = jnp.where(positions.is_real_BT, positions.row_BT, num_rows)
 
         def one(x_IT, new_BT):
-            return x_IT.at[row_BT, places.index_BT].set(new_BT, mode="drop")
+            return x_IT.at[row_BT, positions.index_BT].set(new_BT, mode="drop")
 
         return jax.tree.map(one, filled, scores(m))
 

@@ -1,4 +1,4 @@
-"""The train state and the one jitted step that every algorithm shares.
+"""The one jitted step that every algorithm shares.
 
 Self-distillation, GRPO and supervised training differ in the objective and in the batch alone.
 """
@@ -215,12 +215,12 @@ class _Program:
     ) -> tuple[TrainState, dict[str, Sum]]:
         """Divide the sums once, and move student, optimizer and teacher."""
         total, metrics = sums
-        scale = 1.0 / jnp.maximum(denominator, 1.0)
-        grads = parameters.unstack_gradients(grads, state.params, self.model)
-        grads = jax.tree.map(lambda g: g * scale, grads)
-        if self.optimizer.moments_on == "host":
-            state = state._replace(opt_state=on_device(state.opt_state))
         with jax.named_scope("optimizer"):
+            scale = 1.0 / jnp.maximum(denominator, 1.0)
+            grads = parameters.unstack_gradients(grads, state.params, self.model)
+            grads = jax.tree.map(lambda g: g * scale, grads)
+            if self.optimizer.moments_on == "host":
+                state = state._replace(opt_state=on_device(state.opt_state))
             norm = optax.global_norm(grads)
             transform = make_optimizer(self.optimizer, self.steps)
             updates, opt_state = transform.update(grads, state.opt_state, state.params)

@@ -1,4 +1,7 @@
-"""What the teacher is shown at a step: from graded rollouts to prompts that fit, row by row."""
+"""The teacher's prompts of a step: from graded rollouts to prompts that fit, row by row.
+
+What a context shows is in `tasks.contexts`; who the teacher is, in `training.teachers`.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

@@ -29,7 +29,7 @@ class EMA:
 class Snapshot:
     """The teacher is the student after every `every`-th step, and held until the next."""
 
-    every: int = 50
+    every: int = 50  # half of the paper's 100 steps, so that the teacher moves once: chosen
 
     def __post_init__(self):
         if self.every < 1:
@@ -47,7 +47,7 @@ class TrustRegion:
     under the teacher's context (verl's `trust-region`; `dp_actor.py:51`). Two forwards.
     """
 
-    mix: float = 0.05
+    mix: float = 0.05  # as SDPO's `teacher_update_rate`
 
     def __post_init__(self):
         if not 0.0 < self.mix < 1.0:

@@ -93,7 +93,7 @@ def test_several_draws_and_masks_keep_the_same_tokens(top_p, monkeypatch):
     monkeypatch.setattr(drawing, "_MOST_OF_A_BLOCK", 8)
     assert drawing._draws(Truncation(top_p=top_p), 24) > 0
     drawn = draw_tokens(jnp.tile(logits_V, (20_000, 1)), Truncation(top_p=top_p))
-    masked_V = drawing.processors.keep_top_p(logits_V[None], top_p)[0]
+    masked_V = drawing.truncation.keep_top_p(logits_V[None], top_p)[0]
     assert set(drawn.token_B.tolist()) == set(np.flatnonzero(np.isfinite(masked_V)).tolist())
 
 

@@ -29,12 +29,12 @@ def lengths_of(kind, rows, seed):
     return np.stack([completion_I, student_I, student_I + shown_I], axis=1)
 
 
-def padding_of(sizes_IN, pack, parts=1):
-    room_N = packing.rooms(sizes_IN, pack)
-    plan = packing.plan_rows(sizes_IN, room_N)
+def padding_of(sizes_IX, pack, parts=1):
+    room_N = packing.rooms(sizes_IX, pack)
+    plan = packing.plan_rows(sizes_IX, room_N)
     num_rows = -(-len(plan) // parts) * parts
-    each_N = 1 - sizes_IN.sum(axis=0) / (num_rows * room_N)
-    return 1 - sizes_IN[:, 1:].sum() / (num_rows * room_N[1:].sum()), each_N
+    each_N = 1 - sizes_IX.sum(axis=0) / (num_rows * room_N)
+    return 1 - sizes_IX[:, 1:].sum() / (num_rows * room_N[1:].sum()), each_N
 
 
 @pytest.mark.parametrize("rows", [256, 512])
@@ -46,8 +46,8 @@ def test_a_long_tail_of_lengths_is_padded_by_a_tenth_at_most(rows, kind):
           np.max([each for _, each in found], axis=0).round(3))  # fmt: skip
     assert max(share for share, _ in found) <= 0.10
     assert max(each_N[1:].max() for _, each_N in found) <= 0.11
-    lengths_IN = lengths_of(kind, rows, 0)
-    assert 1 - lengths_IN.mean(axis=0)[1] / lengths_IN.max(axis=0)[1] > 0.5
+    lengths_IX = lengths_of(kind, rows, 0)
+    assert 1 - lengths_IX.mean(axis=0)[1] / lengths_IX.max(axis=0)[1] > 0.5
 
 
 @given(st.data())
@@ -56,23 +56,23 @@ def test_every_row_stands_once_and_none_beyond_its_room(data):
     seed = data.draw(st.integers(0, 2**31))
     rng = np.random.default_rng(seed)
     completion_I = rng.integers(0, 60, rows)
-    sizes_IN = np.stack(
+    sizes_IX = np.stack(
         [completion_I] + [completion_I + rng.integers(1, 90, rows)] * (kinds - 1), 1
     )
-    room_N = packing.rooms(sizes_IN, data.draw(st.integers(1, 200)))
-    plan = packing.plan_rows(sizes_IN, room_N, most=5)
+    room_N = packing.rooms(sizes_IX, data.draw(st.integers(1, 200)))
+    plan = packing.plan_rows(sizes_IX, room_N, most=5)
     assert sorted(row for rows in plan for row in rows) == list(range(rows))
-    assert all((sizes_IN[rows].sum(axis=0) <= room_N).all() for rows in plan)
+    assert all((sizes_IX[rows].sum(axis=0) <= room_N).all() for rows in plan)
     assert max(map(len, plan)) <= 5
 
 
 def test_the_students_room_grows_to_the_next_multiple_that_holds_its_longest_row():
-    sizes_IN = np.array([[10, 20, 30], [50, 61, 100]])
-    assert packing.rooms(sizes_IN, 128)[1] == 128
-    assert packing.rooms(sizes_IN, 61)[1] == 61
-    assert packing.rooms(sizes_IN, 32)[1] == 64
+    sizes_IX = np.array([[10, 20, 30], [50, 61, 100]])
+    assert packing.rooms(sizes_IX, 128)[1] == 128
+    assert packing.rooms(sizes_IX, 61)[1] == 61
+    assert packing.rooms(sizes_IX, 32)[1] == 64
     # The teacher's too holds its longest, though its rows are not twice the student's on average.
-    assert packing.rooms(sizes_IN, 61)[2] >= 100
+    assert packing.rooms(sizes_IX, 61)[2] >= 100
 
 
 def test_the_sizes_of_batches_from_one_distribution_are_few():
