@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 from reference_models import reference, reference_logits  # noqa: F401
+from shape_checker import ROOMS_WITH_ARRAYS
 
 # Before the package is first imported. Here rather than among pytest's options, which do not reach
 # the workers of pytest-xdist.
-install_import_hook("jaxdistill", "shape_checker.check")
+install_import_hook([f"jaxdistill.{room}" for room in ROOMS_WITH_ARRAYS], "shape_checker.check")
 
 # Tests compile more than they compute: what speeds up the compiled program costs them more than it
 # gives. Without LLVM's optimizations they take half the time; XLA's newer way to emit a fusion
@@ -21,6 +22,7 @@ install_import_hook("jaxdistill", "shape_checker.check")
 # parts, to compile them in parallel, costs more than it gains when every core has its own worker.
 QUICK_TO_COMPILE = [
     "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_parallel_codegen_split_count=1",
 ]
 # jaxlib 0.11 has the newer way alone, and an unknown flag ends the process.

@@ -8,6 +8,26 @@ import functools
 import numpy as np
 from beartype import BeartypeConf, FrozenDict, beartype
 
+# The others have no shapes to check, and generating texts calls their functions so often that the
+# checks took a third of a test's time (64 s instead of 43 s for tests/tasks/toy/test_traces.py).
+ROOMS_WITH_ARRAYS = (
+    "api",
+    "axes",
+    "bench",
+    "config",
+    "epistemic.selection",
+    "evaluation",
+    "losses",
+    "models",
+    "objectives",
+    "precision",
+    "run",
+    "sampling",
+    "sharding",
+    "storage",
+    "training",
+)
+
 # The numeric tower of PEP 484: an int may stand where a float is written. NumPy's integers index,
 # count and compare as Python's do, as its float64 is a Python float by itself.
 _checked = beartype(

@@ -1,9 +1,13 @@
 """Annotations are law under pytest: a wrong axis, dtype or field does not pass."""
 
+import re
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
+from places import PACKAGE
+from shape_checker import ROOMS_WITH_ARRAYS
 
 from jaxdistill import losses
 from jaxdistill.errors import UserError
@@ -36,3 +40,11 @@ def test_a_field_of_another_type_is_refused():
 def test_a_setting_that_looks_at_itself_tells_the_user_itself():
     with pytest.raises(UserError, match=r"EntropyGate\.of"):
         EntropyGate(of="nobody")
+
+
+def test_every_module_with_shapes_is_checked():
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        is_checked = any(name == room or name.startswith(f"{room}.") for room in ROOMS_WITH_ARRAYS)
+        has_shapes = re.search(r"\b(Float|Int|Bool|Shaped|Key|UInt)\w*\[", path.read_text())
+        assert is_checked or not has_shapes, name

@@ -74,7 +74,7 @@ def jensen_shannon(
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _jensen_shannon_entries(s_logp: Array, t_logp: Array, alpha: float) -> Array:
+def _jensen_shannon_entries(s_logp: AnyArray, t_logp: AnyArray, alpha: float) -> Array:
     of_s, of_t = _jensen_shannon_halves(s_logp, t_logp, alpha)
     return of_s + of_t
 
@@ -87,7 +87,7 @@ def _jensen_shannon_entries_jvp(alpha, logps, tangents):
     return of_s + of_t, _along(of_s, ds) + _along(of_t, dt)
 
 
-def _jensen_shannon_halves(s_logp: Array, t_logp: Array, alpha: float) -> tuple[Array, Array]:
+def _jensen_shannon_halves(s_logp: AnyArray, t_logp: AnyArray, alpha: float) -> tuple[Array, Array]:
     """The terms of (1-alpha) KL(S||M) and of alpha KL(T||M)."""
     # log M from M and not from the logarithms, which takes more arithmetic and is no more exact.
     # Where M underflows, so do the masses that its logarithm is multiplied by.
@@ -101,7 +101,7 @@ def _jensen_shannon_halves(s_logp: Array, t_logp: Array, alpha: float) -> tuple[
 
 
 @jax.custom_jvp
-def _kl_entries(p_logp: Array, q_logp: Array) -> Array:
+def _kl_entries(p_logp: AnyArray, q_logp: AnyArray) -> Array:
     # 0 where P is zero (or too small for the dtype), infinite where Q alone is, NaN where one is.
     p_logp, q_logp = at_least_float32(p_logp), at_least_float32(q_logp)
     probability = jnp.exp(p_logp)
@@ -132,11 +132,11 @@ def _kl_of(p_logp: AnyArray, q_logp: AnyArray, entry_clip: float | None = None) 
     return _sum_entries(_kl_entries(p_logp, q_logp), entry_clip)
 
 
-def _sum_entries(entries: Array, clip: float | None) -> Array:
+def _sum_entries(entries: AnyArray, clip: float | None) -> Array:
     return jnp.sum(entries if clip is None else jnp.minimum(entries, clip), axis=-1)
 
 
-def log_mix(p_logp: Array, q_logp: Array, alpha: float) -> Array:
+def log_mix(p_logp: AnyArray, q_logp: AnyArray, alpha: float) -> Array:
     """log((1-alpha) P + alpha Q), elementwise, for 0 < alpha < 1."""
     p_logp, q_logp = at_least_float32(p_logp), at_least_float32(q_logp)
     has_mass = (p_logp > -jnp.inf) | (q_logp > -jnp.inf)
@@ -178,7 +178,7 @@ def score_function_reverse_kl(
     return _with_gradient_of(coefficients.sum(-1), jnp.sum(scaled, axis=-1))
 
 
-def _with_gradient_of(value: Array, surrogate: Array) -> Array:
+def _with_gradient_of(value: AnyArray, surrogate: AnyArray) -> Array:
     """`value`, differentiated as if it were `surrogate`."""
     return jax.lax.stop_gradient(value - surrogate) + surrogate
 

@@ -57,6 +57,12 @@ def finished(tmp_path_factory):
     return folder, run_study(small(), folder, quiet=True)
 
 
+@pytest.fixture(autouse=True)
+def _pictures_once(finished, monkeypatch):
+    """The first study draws its figures; the others, whose rows are compared, would draw alike."""
+    monkeypatch.setattr("jaxdistill.report.figures.draw_all", lambda study, cells: {})
+
+
 def rows_of(folder):
     return json.loads((folder / "summary.json").read_text())
 
