@@ -70,7 +70,7 @@ BAD = [
     (
         "jaxdistill/a.py",
         "from jaxdistill.run import loop as l\nl.train(1, 2, 3, 4, 5, *more, x=7)",
-        "jaxdistill/a.py:2: 6 positional arguments for l.train",
+        "jaxdistill/a.py:2: 7 positional arguments for l.train",
     ),
 ]
 

@@ -178,7 +178,7 @@ def score_function_reverse_kl(
     return _with_gradient_of(coefficients.sum(-1), jnp.sum(scaled, axis=-1))
 
 
-def _with_gradient_of(value: AnyArray, surrogate: AnyArray) -> Array:
+def _with_gradient_of(value: Array, surrogate: Array) -> Array:
     """`value`, differentiated as if it were `surrogate`."""
     return jax.lax.stop_gradient(value - surrogate) + surrogate
 
