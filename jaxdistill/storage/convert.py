@@ -1,9 +1,13 @@
 """Models on disk: open what a path holds, and turn a Hugging Face folder into a run and back."""
 
+import contextlib
 import errno
 import json
 import os
+import shutil
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -14,6 +18,22 @@ from jaxdistill.sharding import MeshConfig, make_mesh
 from jaxdistill.storage import hf_export, hf_import, loading
 from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.storage.loading import Policy, Pretrained
+
+
+@contextlib.contextmanager
+def _folder_for_a_while(prefix: str, parent: Path) -> Iterator[str]:
+    """A temporary folder that is gone in the end, also where a checkpoint in it failed."""
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=parent) as folder:
+        try:
+            yield folder
+        except BaseException:
+            # Orbax's other threads may go on writing for a moment and make the folder again. They
+            # need milliseconds; half a second is chosen to be on the safe side.
+            shutil.rmtree(folder, ignore_errors=True)
+            time.sleep(0.5)
+            shutil.rmtree(folder, ignore_errors=True)
+            Path(folder).mkdir(exist_ok=True)  # for the way out, which expects it
+            raise
 
 
 def convert(
@@ -47,7 +67,7 @@ def convert(
         return f"run {source} -> Hugging Face folder {destination}"
     destination.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{destination.name}."
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=destination.parent) as folder:
+    with _folder_for_a_while(prefix, destination.parent) as folder:
         part = Path(folder) / "run"
         # Known from the headers, before the long read.
         hf_export.check_space(

@@ -33,7 +33,7 @@ def test_a_base_is_a_hugging_face_folder_with_safetensors_alone(world):
     folder = toy_base_folder(world)
     assert sorted(file.name for file in folder.iterdir()) == [
         "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors",
-        "toy_probe.json", "tokenizer.json", "tokenizer_config.json",
+        "probe.json", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == "qwen3"
@@ -138,7 +138,7 @@ def test_what_sets_the_worlds_apart_is_closing_early_and_checking(tables):
 
 @pytest.mark.parametrize("world", ["main", "control"])
 def test_the_probe_table_beside_a_base_is_what_the_probe_prints(world):
-    shipped = json.loads((toy_base_folder(world) / "toy_probe.json").read_text())
+    shipped = json.loads((toy_base_folder(world) / "probe.json").read_text())
     for ours, theirs in zip(toy_probe.probe_base(loading.ToyBase(world)), shipped, strict=True):
         # 5e-4: the file keeps four decimals, and compilers differ in float32 rounding
         assert ours == pytest.approx(theirs, abs=5e-4)
