@@ -241,8 +241,7 @@ def long_tailed(rows: int, longest: int, mean: int) -> np.ndarray:
     """Lengths of about this mean, log-normal and cut at the longest; all longest without a mean."""
     if not mean:
         return np.full(rows, longest, np.int32)
-    # As wide as the lengths of reasoning models' responses are: the 95th percentile is 3.7 times
-    # the median. Chosen, not fitted to one model.
+    # The 95th percentile is then 3.7 times the median. Chosen, not fitted to a model's lengths.
     sigma = 0.8
     drawn = np.random.default_rng(1).lognormal(np.log(mean) - sigma**2 / 2, sigma, rows)
     return np.clip(drawn, 1, longest).astype(np.int32)

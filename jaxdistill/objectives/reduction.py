@@ -16,7 +16,7 @@ class PerTokens:
     (Dr. GRPO, arXiv 2503.20783). Commonly the sampler's longest completion.
     """
 
-    tokens: int = 20480  # the length that the benchmarks pack to
+    tokens: int = 20480  # the longest response of the paper's runs
 
     def __post_init__(self) -> None:
         require(self.tokens >= 1, "PerTokens.tokens", "at least 1", self.tokens)

@@ -157,7 +157,7 @@ def stop(processes: list[Any]) -> None:
     for process in processes:
         process.terminate()
     for process in processes:
-        process.join(timeout=10.0)  # an asynchronous checkpoint of the toy ends within a second
+        process.join(timeout=10.0)  # for an asynchronous checkpoint to end: chosen
         process.kill()
         process.join()
 

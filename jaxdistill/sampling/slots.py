@@ -249,7 +249,7 @@ def first_rows(prompts: decoder.Cache, rollouts: int, num_slots: int, size: int)
     Whole tiles of positions: of a partial last one the TPU compiler copies the cache at each token,
     and its kernel wants pages.
     """
-    # 16 positions elsewhere: 32 bytes of bfloat16, the least that a GPU reads at once.
+    # 16 positions elsewhere: the least side of a matrix unit's tile. Chosen, not measured.
     tile = PAGE if platform() == "tpu" else 16
     size, parts = -(-size // tile) * tile, num_parts("B", num_slots)
 

@@ -27,8 +27,8 @@ def _folder_for_a_while(prefix: str, parent: Path) -> Iterator[str]:
         try:
             yield folder
         except BaseException:
-            # Orbax's other threads may go on writing for a moment and make the folder again. They
-            # need milliseconds; half a second is chosen to be on the safe side.
+            # Orbax's other threads may go on writing for a moment and make the folder again.
+            # Half a second is chosen, not measured.
             shutil.rmtree(folder, ignore_errors=True)
             time.sleep(0.5)
             shutil.rmtree(folder, ignore_errors=True)

@@ -48,7 +48,7 @@ class OnPolicy:
     contrast: Context = WrongSolution()
     contrasts: int = 1
     # Teacher prompts and completions are padded to multiples of these: each distinct length is a
-    # compilation of the step, and 64 positions are the least block of its attention kernels.
+    # compilation of the step. 64 is chosen, not measured.
     teacher_prompt_multiple: int = 64
     completion_multiple: int = 64
     enable_thinking: bool | None = None

@@ -29,7 +29,7 @@ class EMA:
 class Snapshot:
     """The teacher is the student after every `every`-th step, and held until the next."""
 
-    every: int = 50  # half of the paper's 100 steps, so that the teacher moves once: chosen
+    every: int = 50  # chosen: half of the paper's 100 steps
 
     def __post_init__(self):
         if self.every < 1:
