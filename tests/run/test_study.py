@@ -6,6 +6,7 @@ import json
 import os
 
 import pytest
+from broken_workers import dies, faulty
 from tiny_run import tiny, tree_of
 
 from jaxdistill.config import load_study_recipe
@@ -200,21 +201,6 @@ def test_a_worker_with_a_fault_of_ours_is_reported(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="a worker of the study failed: TypeError: oh") as caught:
         run_study(small(workers=2), tmp_path / "study", quiet=True)
     assert "Traceback" in "".join(caught.value.__notes__)
-
-
-def dies(arms, study_dir, core, failures):
-    os._exit(7)
-
-
-def faulty(arms, study_dir, core, failures):
-    def run_arms(*_, **__):
-        raise TypeError("oh")
-
-    studies.run_arms = run_arms  # this process ends with it
-    WORKER(arms, study_dir, core, failures)
-
-
-WORKER = studies.worker
 
 
 # ------------------------------------------------------------------------------ without running
