@@ -13,9 +13,7 @@ from jaxdistill.objectives import (
     Distill,
     FullVocabulary,
 )
-from jaxdistill.objectives.distill import distill_factor, distill_scores
 from jaxdistill.objectives.positions import epistemic_of
-from jaxdistill.objectives.targets import edited
 
 EPISTEMIC = epistemic_of(IDS, V)
 
@@ -27,7 +25,7 @@ def with_divergence(divergence, **changes):
 
 
 def target_of(choice, given=None):
-    return edited(choice, positions() if given is None else given, EPISTEMIC).target_logp_BTV
+    return choice.edit(positions() if given is None else given, EPISTEMIC)
 
 
 # ------------------------------------------------------------------------------ of the whole batch
@@ -35,5 +33,5 @@ def target_of(choice, given=None):
 
 def factor_of(objective, loss_weight_BT, given=None):
     given = positions() if given is None else given
-    scores = distill_scores(objective, given, EPISTEMIC)
-    return np.asarray(distill_factor(objective, scores, loss_weight_BT))
+    scores = objective.batch_scores(given, EPISTEMIC)
+    return np.asarray(objective.batch_factor(scores, loss_weight_BT))

@@ -9,6 +9,7 @@ usual ones, and `docs/add_an_objective.md` says how to add a choice.
 Letters as everywhere: B sequences, T completion positions of a chunk, V vocabulary.
 """
 
+from jaxdistill.objectives.checking import check_objective
 from jaxdistill.objectives.compose import (
     CrossEntropy,
     Objective,
@@ -26,29 +27,46 @@ from jaxdistill.objectives.compose import (
     policy_gradient_of,
     reduced,
 )
+from jaxdistill.objectives.credit import RLCSD, RLSD, EqualCredit
 from jaxdistill.objectives.distill import Distill
 from jaxdistill.objectives.divergences import (
-    ClipPosition,
-    EntropySwitchedKL,
+    Comparison,
     ForwardKL,
     JensenShannon,
     ReverseKL,
-    SampledK3,
     SampledReverseKL,
-    ScoreFunctionReverseKL,
-    SmoothClip,
 )
 from jaxdistill.objectives.importance import RolloutCorrection
-from jaxdistill.objectives.mixtures import Mixed, Routed
-from jaxdistill.objectives.policy_gradient import (
-    GRPO,
-    RLCSD,
-    RLSD,
+from jaxdistill.objectives.literature import (
     AntiSD,
-    EqualCredit,
+    Barycentre,
+    ClipPosition,
+    Contrasted,
+    EntropySwitchedKL,
+    FixedEpistemicMass,
+    MassPenalty,
+    Purified,
+    ReferenceK3,
+    ReferenceKL,
+    SampledK3,
+    ScoreFunctionReverseKL,
+    SmoothClip,
     SuppressUnlikely,
 )
-from jaxdistill.objectives.positions import Positions, Rows, Sampled
+from jaxdistill.objectives.literature_weights import (
+    AmplifySampledEpistemic,
+    ContrastMask,
+    DirectionAdaptive,
+    EntropyGate,
+    ForkingTokens,
+    PositionSlope,
+    SampledSuppressionGate,
+    SkipFirst,
+    TokenImportance,
+)
+from jaxdistill.objectives.mixtures import Mixed, Routed
+from jaxdistill.objectives.policy_gradient import GRPO
+from jaxdistill.objectives.positions import Epistemic, Positions, Rows, Sampled
 from jaxdistill.objectives.presets import (
     PRESETS,
     anti_e,
@@ -70,28 +88,15 @@ from jaxdistill.objectives.support import FullVocabulary, TopC
 from jaxdistill.objectives.targets import (
     AmplifyEpistemic,
     AnchorEpistemicMass,
-    Barycentre,
-    Contrasted,
     DropEpistemicSlice,
-    FixedEpistemicMass,
-    Purified,
+    Pair,
     TeacherTarget,
 )
-from jaxdistill.objectives.terms import MassPenalty, ReferenceK3, ReferenceKL
 from jaxdistill.objectives.weights import (
-    AmplifySampledEpistemic,
-    ContrastMask,
-    DirectionAdaptive,
-    EntropyGate,
     EntropyWeight,
     FlipSampledEpistemic,
-    ForkingTokens,
     MaskSampledEpistemic,
-    PositionSlope,
-    SampledSuppressionGate,
-    SkipFirst,
     SuppressionGate,
-    TokenImportance,
 )
 
 __all__ = [
@@ -105,6 +110,7 @@ __all__ = [
     "AntiSD",
     "Barycentre",
     "ClipPosition",
+    "Comparison",
     "ContrastMask",
     "Contrasted",
     "CrossEntropy",
@@ -114,6 +120,7 @@ __all__ = [
     "EntropyGate",
     "EntropySwitchedKL",
     "EntropyWeight",
+    "Epistemic",
     "EqualCredit",
     "FixedEpistemicMass",
     "FlipSampledEpistemic",
@@ -126,6 +133,7 @@ __all__ = [
     "Mixed",
     "Objective",
     "ObjectiveFn",
+    "Pair",
     "PerTokens",
     "PositionSlope",
     "Positions",
@@ -152,6 +160,7 @@ __all__ = [
     "TokenImportance",
     "TopC",
     "anti_e",
+    "check_objective",
     "distill_of",
     "epi_amplify",
     "epi_anchor",

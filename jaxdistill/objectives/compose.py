@@ -2,15 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxdistill.axes import AnyArray
-from jaxdistill.objectives import distill as distillation
-from jaxdistill.objectives import mixtures, policy_gradient
+from jaxdistill.objectives import mixtures
 from jaxdistill.objectives.distill import Distill
 from jaxdistill.objectives.metrics import observe
 from jaxdistill.objectives.mixtures import Mixed, Routed
@@ -32,10 +31,14 @@ class CrossEntropy:
 
     reduction: Reduction = "token"
 
-    reads: ClassVar = frozenset()
+    reads = frozenset()
 
     def __post_init__(self) -> None:
         require_reduction("CrossEntropy", self.reduction)
+
+    def part(self, positions: Positions, epistemic: Epistemic) -> LossPart:
+        loss_BT = -positions.of_token(positions.student_logp_BTV)
+        return LossPart(loss_BT, jnp.ones_like(loss_BT), jnp.ones_like(loss_BT, bool), {})
 
 
 Objective = Distill | GRPO | CrossEntropy | Mixed | Routed
@@ -106,44 +109,27 @@ def make_objective(objective: Objective, epistemic_ids: tuple[int, ...]) -> Obje
             reference_logp_BTV=jax.lax.stop_gradient(positions.reference_logp_BTV),
             contrast_logp_BTV=jax.lax.stop_gradient(positions.contrast_logp_BTV),
         )
-        part = part_of(objective, positions, epistemic)
+        part = objective.part(positions, epistemic)
         metrics = observe(positions, epistemic, part, objective.reduction) | part.metrics
         return part.loss_BT, jax.lax.stop_gradient(metrics)
 
     return evaluate
 
 
-def part_of(objective: Objective, positions: Positions, epistemic: Epistemic) -> LossPart:
-    match objective:
-        case Distill():
-            return distillation.distill(objective, positions, epistemic)
-        case GRPO():
-            return policy_gradient.policy_gradient(objective, positions, epistemic)
-        case Mixed():
-            return mixtures.mixed(objective, positions, epistemic)
-        case Routed():
-            return mixtures.routed(objective, positions, epistemic)
-        case CrossEntropy():
-            loss_BT = -positions.of_token(positions.student_logp_BTV)
-            return LossPart(loss_BT, jnp.ones_like(loss_BT), jnp.ones_like(loss_BT, bool), {})
-
-
 # ------------------------------------------------------------------------------ of the whole batch
 
+# {"distill" or "policy_gradient": {where the choice stands: what it says of every position}}
+Scores = dict[str, dict[str, Array]]
 
-class Scores(NamedTuple):
-    """What must be known of all positions of a batch before one of them is weighed."""
 
-    distill: tuple[Array, ...]
-    gradient: tuple[Array, ...]
+def _parts_of_batch(objective: Objective) -> dict[str, Distill | GRPO]:
+    parts = {"distill": distill_of(objective), "policy_gradient": policy_gradient_of(objective)}
+    return {name: part for name, part in parts.items() if part is not None and part.is_of_batch}
 
 
 def needs_whole_batch(objective: Objective) -> bool:
     """Whether the samples must be scored once before the loss (one more forward pass)."""
-    distill, gradient_part = distill_of(objective), policy_gradient_of(objective)
-    return (distill is not None and distillation.is_of_batch(distill)) or (
-        gradient_part is not None and policy_gradient.is_of_batch(gradient_part)
-    )
+    return bool(_parts_of_batch(objective))
 
 
 def make_scores(
@@ -154,13 +140,8 @@ def make_scores(
 
     def score(positions: Positions) -> Scores:
         epistemic = epistemic_of(ids, positions.student_logp_BTV.shape[-1])
-        distill, gradient_part = distill_of(objective), policy_gradient_of(objective)
-        first, second = (), ()
-        if distill is not None:
-            first = distillation.distill_scores(distill, positions, epistemic)
-        if gradient_part is not None:
-            second = policy_gradient.gradient_scores(gradient_part, positions)
-        return Scores(distill=first, gradient=second)
+        parts = _parts_of_batch(objective)
+        return {name: part.batch_scores(positions, epistemic) for name, part in parts.items()}
 
     return score
 
@@ -168,23 +149,20 @@ def make_scores(
 def factors(
     objective: Objective, scores: Scores, loss_weight_BT: Float[Array, "B T"], rows: Rows
 ) -> tuple[Array | None, Array | None]:
-    """(distill_factor_BT, gradient_factor_BT) of the whole batch, for `Sampled`; a row each."""
-    distill, gradient_part = distill_of(objective), policy_gradient_of(objective)
-    goes_first_BT = jnp.greater(rows.distill_weight_BT, 0)
-    goes_second_BT = jnp.ones_like(goes_first_BT)
+    """(distill_factor_BT, gradient_factor_BT) of the whole batch, for `Sampled`.
+
+    None stands for one everywhere.
+    """
+    is_distilled_BT = jnp.greater(rows.distill_weight_BT, 0)
+    goes_BT = {"distill": is_distilled_BT, "policy_gradient": jnp.ones_like(is_distilled_BT)}
     if isinstance(objective, Routed):
-        goes_first_BT = mixtures.is_distilled(rows) > 0
-        goes_second_BT = ~goes_first_BT
-    return (
-        distillation.distill_factor(distill, scores.distill, loss_weight_BT * goes_first_BT)
-        if distill is not None and scores.distill
-        else None,
-        policy_gradient.gradient_factor(
-            gradient_part, scores.gradient, loss_weight_BT * goes_second_BT
-        )
-        if gradient_part is not None and scores.gradient
-        else None,
-    )
+        goes_BT["distill"] = mixtures.is_distilled(rows) > 0
+        goes_BT["policy_gradient"] = ~goes_BT["distill"]
+    found = {
+        name: part.batch_factor(scores[name], loss_weight_BT * goes_BT[name])
+        for name, part in _parts_of_batch(objective).items()
+    }
+    return found.get("distill"), found.get("policy_gradient")
 
 
 class Reduced(NamedTuple):

@@ -1,7 +1,6 @@
 """Self-distillation: target, divergence, support, clip, weights, terms, composed."""
 
-import functools
-import operator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,16 +8,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdistill.objectives.divergences import (
+from jaxdistill.objectives.choices import (
     Clip,
+    Correction,
     Divergence,
-    JensenShannon,
-    clipped,
-    divergence_of,
-    require_fitting,
+    OwnBatchWeight,
+    OwnWeight,
+    Support,
+    Target,
+    Term,
+    Weight,
+    reads_of,
+    require_choice,
+    require_choices,
 )
+from jaxdistill.objectives.divergences import Comparison, JensenShannon
 from jaxdistill.objectives.importance import (
-    RolloutCorrection,
     is_of_sequences,
     policy_ratio,
     ratio_metrics,
@@ -30,21 +35,13 @@ from jaxdistill.objectives.positions import (
     Epistemic,
     LossPart,
     Positions,
+    Weighted,
     require,
-    require_choice,
-    require_choices,
+    require_literals,
 )
 from jaxdistill.objectives.reduction import Reduction, require_reduction
-from jaxdistill.objectives.support import Support, TopC, kept_ids
-from jaxdistill.objectives.targets import Target, TeacherTarget, edited
-from jaxdistill.objectives.terms import Term, added
-from jaxdistill.objectives.weights import (
-    BatchWeight,
-    Weight,
-    batch_factor,
-    batch_score,
-    position_weight,
-)
+from jaxdistill.objectives.support import TopC
+from jaxdistill.objectives.targets import Pair, TeacherTarget
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class Distill:
     clip: Clip | None = None
     terms: tuple[Term, ...] = ()
     importance_clip: float | None = 2.0
-    rollout_correction: RolloutCorrection | None = None
+    rollout_correction: Correction | None = None
     normalizer: Literal["all", "kept"] = "all"
     reduction: Reduction = "sequence"
 
@@ -75,108 +72,120 @@ class Distill:
         require_choices("Distill.weights", self.weights, Weight)
         require_choices("Distill.terms", self.terms, Term)
         require_choice("Distill.clip", self.clip, Clip | None)
-        require_fitting(self.divergence, self.clip)
+        require_choice("Distill.rollout_correction", self.rollout_correction, Correction | None)
+        self._require_fitting_clip()
         clip = self.importance_clip
         require(clip is None or clip > 0, "Distill.importance_clip", "positive or None", clip)
-        known = self.normalizer in ("all", "kept")
-        require(known, "Distill.normalizer", "'all' or 'kept'", self.normalizer)
+        require_literals(self)
         require_reduction("Distill", self.reduction)
+
+    def _require_fitting_clip(self) -> None:
+        # Entries that are cut may sum to less than nothing.
+        may_be_negative = getattr(self.divergence, "may_be_negative", False) or (
+            getattr(self.divergence, "entry_clip", None) is not None
+        )
+        fits = not may_be_negative or getattr(self.clip, "takes_negative", True)
+        expected = "SmoothClip(form='tanh') for a loss that may be negative"
+        require(fits, "Distill.clip", expected, self.clip)
 
     @property
     def reads(self) -> frozenset[str]:
         """The networks that score the samples beside the student."""
-        choices = (self.target, *self.weights, *self.terms)
-        return functools.reduce(operator.or_, (c.reads for c in choices), frozenset({"teacher"}))
+        choices = (self.divergence, self.support, self.target, *self.weights, self.clip)
+        return reads_of(*choices, *self.terms, self.rollout_correction) | {"teacher"}
 
+    def part(self, positions: Positions, epistemic: Epistemic) -> LossPart:
+        """Rows of weight 0 have no loss: their teacher was shown nothing."""
+        distill_weight_BT = jnp.asarray(positions.rows.distill_weight_BT)
+        weight_BT, metrics = self._importance(positions)
+        weight_BT *= self._position_weight(positions, epistemic)
+        if positions.sampled.distill_factor_BT is not None:
+            weight_BT *= positions.sampled.distill_factor_BT
+        edited = self.target.edit(positions, epistemic)
+        pair = edited if isinstance(edited, Pair) else Pair(positions.student_logp_BTV, edited)
+        # Target first, support second: masses are exact on the full vocabulary and only there.
+        compared = Comparison(
+            student_logp_BTV=pair.student_logp_BTV,
+            target_logp_BTV=pair.target_logp_BTV,
+            positions=positions,
+            epistemic=epistemic,
+            support=self.support,
+            keeps_epistemic=getattr(self.target, "keeps_epistemic", False),
+        )
+        loss_BT = self.divergence.divergence(compared)
+        loss_BT = loss_BT if self.clip is None else self.clip.clip(loss_BT)
+        weight_BT = jax.lax.stop_gradient(weight_BT)
+        loss_BT = weighted(loss_BT * pair.factor_BT, weight_BT)
+        loss_BT += sum(term.penalty(positions, epistemic) for term in self.terms)
+        return LossPart(
+            weighted(loss_BT, distill_weight_BT),
+            weight_BT * distill_weight_BT,
+            distill_weight_BT > 0,
+            metrics,
+        )
 
-def distill(objective: Distill, positions: Positions, epistemic: Epistemic) -> LossPart:
-    """Rows of weight 0 have no loss: their teacher was shown nothing."""
-    distill_weight_BT = jnp.asarray(positions.rows.distill_weight_BT)
-    weight_BT, metrics = importance(objective, positions)
-    weight_BT *= position_weight(objective.weights, positions, epistemic)
-    if positions.sampled.distill_factor_BT is not None:
-        weight_BT *= positions.sampled.distill_factor_BT
-    pair = edited(objective.target, positions, epistemic)
-    always_ids = kept_ids(objective.support, epistemic, objective.target.keeps_epistemic)
-    # Target first, support second: masses are exact on the full vocabulary and only there.
-    loss_BT = divergence_of(
-        objective.divergence,
-        objective.support,
-        pair.student_logp_BTV,
-        pair.target_logp_BTV,
-        positions=positions,
-        always_ids=always_ids,
-    )
-    loss_BT = clipped(objective.clip, loss_BT) * pair.factor_BT
-    weight_BT = jax.lax.stop_gradient(weight_BT)
-    loss_BT = weighted(loss_BT, weight_BT) + added(objective.terms, positions, epistemic)
-    return LossPart(
-        weighted(loss_BT, distill_weight_BT),
-        weight_BT * distill_weight_BT,
-        distill_weight_BT > 0,
-        metrics,
-    )
+    def _importance(self, positions: Positions) -> tuple[Array, dict[str, Weighted]]:
+        """The weight for samples of another policy, and what it is like."""
+        correction = self.rollout_correction
+        ratio_BT = policy_ratio(positions, correction)
+        weight_BT = jnp.ones_like(ratio_BT) * token_rollout_weight(correction, positions)
+        clip = jnp.inf if self.importance_clip is None else self.importance_clip
+        metrics = ratio_metrics(ratio_BT, ratio_BT > clip, correction, positions)
+        if self.importance_clip is None:
+            return weight_BT, metrics
+        return weight_BT * jnp.minimum(ratio_BT, clip), metrics
+
+    def _position_weight(self, positions: Positions, epistemic: Epistemic) -> Float[Array, "B T"]:
+        """The product of those weights that look at their own position alone."""
+        product_BT = jnp.ones(positions.sampled.tokens_BT.shape, jnp.float32)
+        for weight in self.weights:
+            if isinstance(weight, OwnWeight):
+                product_BT = product_BT * weight.factor(positions, epistemic)
+        return product_BT
+
+    # -------------------------------------------------------------------------- of the whole batch
+
+    def _batch_weights(self) -> Iterator[tuple[str, OwnBatchWeight]]:
+        for index, weight in enumerate(self.weights):
+            if isinstance(weight, OwnBatchWeight):
+                yield f"weights[{index}]", weight
+
+    @property
+    def is_of_batch(self) -> bool:
+        """Whether the batch's positions must be scored before one of them is weighed."""
+        has_weights = any(True for _ in self._batch_weights())
+        kept = self.normalizer == "kept"
+        return has_weights or kept or is_of_sequences(self.rollout_correction)
+
+    def batch_scores(self, positions: Positions, epistemic: Epistemic) -> dict[str, Array]:
+        """What must be known of all positions, by where the choice stands that asks."""
+        scores = {name: w.score(positions, epistemic) for name, w in self._batch_weights()}
+        if is_of_sequences(self.rollout_correction):
+            scores["rollout_correction"] = rollout_log_ratio(positions)
+        return scores | {"position_weight": self._position_weight(positions, epistemic)}
+
+    def batch_factor(
+        self, scores: dict[str, Array], loss_weight_BT: Float[Array, "B T"]
+    ) -> Float[Array, "B T"]:
+        """The factors' product; `loss_weight_BT` is each position's share in the reduction."""
+        is_kept_BT = scores["position_weight"] != 0
+        factor_BT = jnp.ones_like(loss_weight_BT)
+        for name, weight in self._batch_weights():
+            # Of the positions that the other weights leave.
+            factor_BT *= weight.over_batch(scores[name], loss_weight_BT * is_kept_BT)
+        is_kept_BT &= factor_BT != 0
+        if is_of_sequences(self.rollout_correction):
+            factor_BT *= sequence_rollout_weight(
+                self.rollout_correction, scores["rollout_correction"], loss_weight_BT > 0
+            )
+        if self.normalizer == "kept":
+            factor_BT *= share_of_kept(self.reduction, is_kept_BT, loss_weight_BT)
+        return factor_BT
 
 
 def weighted(loss_BT: Array, weight_BT: Array) -> Array:
     # where, not only the product: an infinity at a position that does not count stays out.
     return jnp.where(weight_BT != 0, loss_BT, 0.0) * weight_BT
-
-
-def importance(objective: Distill, positions: Positions) -> tuple[Array, dict]:
-    """The weight for samples of another policy, and what it is like."""
-    correction = objective.rollout_correction
-    ratio_BT = policy_ratio(positions, correction)
-    weight_BT = jnp.ones_like(ratio_BT) * token_rollout_weight(correction, positions)
-    clip = jnp.inf if objective.importance_clip is None else objective.importance_clip
-    metrics = ratio_metrics(ratio_BT, ratio_BT > clip, correction, positions)
-    if objective.importance_clip is None:
-        return weight_BT, metrics
-    return weight_BT * jnp.minimum(ratio_BT, clip), metrics
-
-
-# ------------------------------------------------------------------------------ of the whole batch
-
-
-def distill_scores(
-    objective: Distill, positions: Positions, epistemic: Epistemic
-) -> tuple[Float[Array, "B T"], ...]:
-    """What must be known of all positions before one of them is weighed; () for nothing."""
-    scores = [batch_score(w, positions) for w in objective.weights if isinstance(w, BatchWeight)]
-    if is_of_sequences(objective.rollout_correction):
-        scores.append(rollout_log_ratio(positions))
-    if scores or objective.normalizer == "kept":
-        scores.append(position_weight(objective.weights, positions, epistemic))
-    return tuple(scores)
-
-
-def is_of_batch(objective: Distill) -> bool:
-    return (
-        any(isinstance(weight, BatchWeight) for weight in objective.weights)
-        or is_of_sequences(objective.rollout_correction)
-        or objective.normalizer == "kept"
-    )
-
-
-def distill_factor(
-    objective: Distill, scores: tuple[Float[Array, "B T"], ...], loss_weight_BT: Array
-) -> Float[Array, "B T"]:
-    """The factors' product; `loss_weight_BT` is each position's share in the reduction."""
-    *others, own_weight_BT = scores
-    remaining, is_kept_BT = iter(others), own_weight_BT != 0
-    factor_BT = jnp.ones_like(loss_weight_BT)
-    for weight in objective.weights:
-        if isinstance(weight, BatchWeight):
-            # Of the positions that the other weights leave.
-            factor_BT *= batch_factor(weight, next(remaining), loss_weight_BT * is_kept_BT)
-    is_kept_BT &= factor_BT != 0
-    if is_of_sequences(objective.rollout_correction):
-        factor_BT *= sequence_rollout_weight(
-            objective.rollout_correction, next(remaining), loss_weight_BT > 0
-        )
-    if objective.normalizer == "kept":
-        factor_BT *= share_of_kept(objective.reduction, is_kept_BT, loss_weight_BT)
-    return factor_BT
 
 
 def share_of_kept(reduction: Reduction, is_kept_BT: Array, loss_weight_BT: Array) -> Array:

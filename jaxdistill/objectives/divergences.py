@@ -1,23 +1,48 @@
-"""How far the student is from its target, and clipped how (mathematics: `losses.divergences`)."""
+"""How far the student is from its target (mathematics: `losses.divergences`)."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdistill import losses
-from jaxdistill.objectives.positions import Positions, require
-from jaxdistill.objectives.support import Support, restrict
+from jaxdistill.objectives.positions import Epistemic, Positions, require
+from jaxdistill.objectives.support import Logps
 
-# ----------------------------------------------------------------------------------- divergences
+
+class Comparison(NamedTuple):
+    """What a divergence is given: student and target, whole and on the objective's support."""
+
+    student_logp_BTV: Float[Array, "B T V"]  # as the target's `edit` left it
+    target_logp_BTV: Float[Array, "B T V"]
+    positions: Positions
+    epistemic: Epistemic
+    support: Any  # has `restrict`
+    keeps_epistemic: bool  # whether the target's epistemic entries matter
+
+    @property
+    def on_support(self) -> Logps:
+        """(student, target) where they are compared: all V tokens, or C candidates and a tail."""
+        return self.support.restrict(
+            self.student_logp_BTV, self.target_logp_BTV, self.epistemic, self.keeps_epistemic
+        )
+
+    @property
+    def of_token(self) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+        """(student, target) of the sampled token; the support is not read."""
+        networks = self.student_logp_BTV, self.target_logp_BTV
+        student_BT, target_BT = (self.positions.of_token(logp_BTV) for logp_BTV in networks)
+        # A token that both have dropped says nothing; -inf - -inf would say NaN.
+        is_dropped_BT = jnp.isneginf(student_BT) & jnp.isneginf(target_BT)
+        return jnp.where(is_dropped_BT, 0.0, student_BT), jnp.where(is_dropped_BT, 0.0, target_BT)
 
 
 @dataclass(frozen=True)
 class ForwardKL:
     """KL(T||S): covers everything the teacher might say.
 
-    `entry_clip` cuts every token's term at so many nats (OPSD: 0.05), so that "Wait" cannot
+    `entry_clip` cuts every token's term at that many nats (OPSD: 0.05), so that "Wait" cannot
     dominate; it equalises the suppression rather than removing it.
     """
 
@@ -25,6 +50,9 @@ class ForwardKL:
 
     def __post_init__(self) -> None:
         require_entry_clip(self)
+
+    def divergence(self, compared: Comparison) -> Float[Array, "B T"]:
+        return losses.forward_kl(*compared.on_support, self.entry_clip)
 
 
 @dataclass(frozen=True)
@@ -35,6 +63,9 @@ class ReverseKL:
 
     def __post_init__(self) -> None:
         require_entry_clip(self)
+
+    def divergence(self, compared: Comparison) -> Float[Array, "B T"]:
+        return losses.reverse_kl(*compared.on_support, self.entry_clip)
 
 
 @dataclass(frozen=True)
@@ -52,23 +83,11 @@ class JensenShannon:
         require(0 <= self.alpha <= 1, "JensenShannon.alpha", "from 0 to 1", self.alpha)
         require_entry_clip(self)
 
-
-@dataclass(frozen=True)
-class EntropySwitchedKL:
-    """KL(S||T), and KL(T||S) added where the target's entropy exceeds `threshold` nats.
-
-    Mode seeking costs diversity where the teacher itself is undecided (arXiv 2603.07079).
-    """
-
-    threshold: float = 0.672  # nats; see `targets.AmplifyEpistemic`
-
-
-@dataclass(frozen=True)
-class ScoreFunctionReverseKL:
-    """KL(S||T) whose gradient keeps no teacher-free term on a truncated support
-
-    (`losses.score_function_reverse_kl`; arXiv 2605.11182).
-    """
+    def divergence(self, compared: Comparison) -> Float[Array, "B T"]:
+        student_logp, target_logp = compared.on_support
+        return losses.jensen_shannon(
+            student_logp, target_logp, self.alpha, self.normalize, self.entry_clip
+        )
 
 
 @dataclass(frozen=True)
@@ -79,111 +98,12 @@ class SampledReverseKL:
     token decide what is learnt. The support is not read.
     """
 
+    may_be_negative = True  # as one with an `entry_clip`
 
-@dataclass(frozen=True)
-class SampledK3:
-    """The sampled token's k3 (`losses.k3`); its gradient's mean is KL(T||S)'s."""
-
-
-Divergence = (
-    ForwardKL
-    | ReverseKL
-    | JensenShannon
-    | EntropySwitchedKL
-    | ScoreFunctionReverseKL
-    | SampledReverseKL
-    | SampledK3
-)
+    def divergence(self, compared: Comparison) -> Float[Array, "B T"]:
+        return losses.sampled_reverse_kl(*compared.of_token)
 
 
 def require_entry_clip(divergence: ForwardKL | ReverseKL | JensenShannon) -> None:
     clip, name = divergence.entry_clip, type(divergence).__name__
     require(clip is None or clip > 0, f"{name}.entry_clip", "above 0 or None", clip)
-
-
-def divergence_of(
-    divergence: Divergence,
-    support: "Support",
-    student_logp_BTV: Float[Array, "B T V"],
-    target_logp_BTV: Float[Array, "B T V"],
-    positions: Positions,
-    always_ids: tuple[int, ...],
-) -> Float[Array, "B T"]:
-    """The divergence at each position, in nats; `always_ids` stay in a truncated support."""
-    if isinstance(divergence, SampledReverseKL | SampledK3):
-        estimator = {SampledReverseKL: losses.sampled_reverse_kl, SampledK3: losses.k3}
-        pair = positions.of_token(student_logp_BTV), positions.of_token(target_logp_BTV)
-        # A token that both have dropped says nothing; -inf - -inf would say NaN.
-        is_dropped_BT = jnp.isneginf(pair[0]) & jnp.isneginf(pair[1])
-        return estimator[type(divergence)](*(jnp.where(is_dropped_BT, 0.0, x) for x in pair))
-    student, target = restrict(support, student_logp_BTV, target_logp_BTV, always_ids)
-    match divergence:
-        case ForwardKL(clip):
-            return losses.forward_kl(student, target, clip)
-        case ReverseKL(clip):
-            return losses.reverse_kl(student, target, clip)
-        case JensenShannon(alpha, normalize, clip):
-            return losses.jensen_shannon(student, target, alpha, normalize, clip)
-        case ScoreFunctionReverseKL():
-            return losses.score_function_reverse_kl(student, target)
-        case EntropySwitchedKL(threshold):
-            undecided_BT = losses.entropy(target_logp_BTV) > threshold
-            forward_BT = losses.forward_kl(student, target)
-            return losses.reverse_kl(student, target) + jnp.where(undecided_BT, forward_BT, 0.0)
-
-
-# ------------------------------------------------------------------------------------------ clips
-
-
-@dataclass(frozen=True)
-class ClipPosition:
-    """min(loss, limit): a position above it teaches nothing (RLCSD's token clip)."""
-
-    limit: float = 0.05  # nats, as OPSD's clip of an entry
-
-    def __post_init__(self) -> None:
-        require(self.limit > 0, "ClipPosition.limit", "above 0", self.limit)
-
-
-@dataclass(frozen=True)
-class SmoothClip:
-    """`losses.smooth_clip_tanh` or `smooth_clip_rational`: bounded, with a gradient everywhere.
-
-    The rational form is for losses that are never negative.
-    """
-
-    limit: float = 1.0
-    form: Literal["tanh", "rational"] = "tanh"
-
-    FORMS: ClassVar = {"tanh": losses.smooth_clip_tanh, "rational": losses.smooth_clip_rational}
-
-    def __post_init__(self) -> None:
-        require(self.limit > 0, "SmoothClip.limit", "above 0", self.limit)
-        require(self.form in self.FORMS, "SmoothClip.form", "'tanh' or 'rational'", self.form)
-
-
-Clip = ClipPosition | SmoothClip
-
-
-def require_fitting(divergence: Divergence, clip: Clip | None) -> None:
-    """Refuse a clip for losses that are never negative on one that may be.
-
-    `ClipPosition` would cut one sign alone, and the rational form has a pole.
-    """
-    may_be_negative = isinstance(divergence, SampledReverseKL) or (
-        isinstance(divergence, ForwardKL | ReverseKL | JensenShannon)
-        and divergence.entry_clip is not None
-    )
-    is_tanh = isinstance(clip, SmoothClip) and clip.form == "tanh"
-    fits = clip is None or is_tanh or not may_be_negative
-    require(fits, "Distill.clip", "SmoothClip(form='tanh') for a loss that may be negative", clip)
-
-
-def clipped(clip: Clip | None, loss_BT: Float[Array, "B T"]) -> Float[Array, "B T"]:
-    match clip:
-        case None:
-            return loss_BT
-        case ClipPosition(limit):
-            return losses.clip_position(loss_BT, limit)
-        case SmoothClip(limit, form):
-            return SmoothClip.FORMS[form](loss_BT, limit)

@@ -1,14 +1,20 @@
 """Corrections for samples that an older, or a differently rounded, policy drew."""
 
 from dataclasses import dataclass
-from typing import Literal, TypeGuard
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdistill import losses
-from jaxdistill.objectives.positions import Positions, Weighted, everywhere, require
+from jaxdistill.objectives.positions import (
+    Positions,
+    Weighted,
+    everywhere,
+    require,
+    require_literals,
+)
 
 
 @dataclass(frozen=True)
@@ -27,12 +33,21 @@ class RolloutCorrection:
 
     def __post_init__(self) -> None:
         require(self.clip > 1, "RolloutCorrection.clip", "above 1", self.clip)
-        known = self.level in ("token", "sequence")
-        require(known, "RolloutCorrection.level", "'token' or 'sequence'", self.level)
+        require_literals(self)
+
+    def weight(self, log_ratio: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+        ratio = jnp.exp(losses.clip_log_ratio(log_ratio))
+        if self.two_sided:
+            is_near = (ratio <= self.clip) & (ratio >= 1 / self.clip)
+            return jnp.where(is_near, ratio, 0.0)
+        return jnp.minimum(ratio, self.clip)
 
 
-def is_of_sequences(correction: RolloutCorrection | None) -> TypeGuard[RolloutCorrection]:
-    return correction is not None and correction.level == "sequence"
+# In all of these the correction is a `choices.Correction` or None.
+
+
+def is_of_sequences(correction: Any) -> bool:
+    return getattr(correction, "level", "token") == "sequence"
 
 
 def rollout_log_ratio(positions: Positions) -> Float[Array, "B T"]:
@@ -41,34 +56,22 @@ def rollout_log_ratio(positions: Positions) -> Float[Array, "B T"]:
     return jax.lax.stop_gradient(token_logp_BT) - positions.sampled.behaviour_logp_BT
 
 
-def rollout_weight(
-    correction: RolloutCorrection, log_ratio: Float[Array, "*batch"]
-) -> Float[Array, "*batch"]:
-    ratio = jnp.exp(losses.clip_log_ratio(log_ratio))
-    if correction.two_sided:
-        is_near = (ratio <= correction.clip) & (ratio >= 1 / correction.clip)
-        return jnp.where(is_near, ratio, 0.0)
-    return jnp.minimum(ratio, correction.clip)
-
-
-def token_rollout_weight(
-    correction: RolloutCorrection | None, positions: Positions
-) -> Float[Array, "B T"] | float:
+def token_rollout_weight(correction: Any, positions: Positions) -> Float[Array, "B T"] | float:
     """The correction's weight where it looks at one token; 1 for none, or one of sequences."""
-    if correction is None or correction.level == "sequence":
+    if correction is None or is_of_sequences(correction):
         return 1.0
-    return rollout_weight(correction, rollout_log_ratio(positions))
+    return correction.weight(rollout_log_ratio(positions))
 
 
 def sequence_rollout_weight(
-    correction: RolloutCorrection, log_ratio_BT: Float[Array, "B T"], counts_BT: Array
+    correction: Any, log_ratio_BT: Float[Array, "B T"], counts_BT: Array
 ) -> Float[Array, "B T"]:
     """The same weight all along a row, from the sum of its log-ratios."""
     total_B1 = jnp.sum(jnp.where(counts_BT, log_ratio_BT, 0.0), axis=1, keepdims=True)
-    return jnp.broadcast_to(rollout_weight(correction, total_B1), log_ratio_BT.shape)
+    return jnp.broadcast_to(correction.weight(total_B1), log_ratio_BT.shape)
 
 
-def policy_ratio(positions: Positions, correction: RolloutCorrection | None) -> Float[Array, "B T"]:
+def policy_ratio(positions: Positions, correction: Any) -> Float[Array, "B T"]:
     """pi(y) / pi_old(y), by the sampler's own log-probs unless they are corrected for apart."""
     token_logp_BT = positions.of_token(positions.student_logp_BTV)
     old_BT = jnp.asarray(positions.sampled.behaviour_logp_BT)
@@ -78,10 +81,7 @@ def policy_ratio(positions: Positions, correction: RolloutCorrection | None) -> 
 
 
 def ratio_metrics(
-    ratio_BT: Array,
-    is_clipped_BT: Array,
-    correction: RolloutCorrection | None,
-    positions: Positions,
+    ratio_BT: Array, is_clipped_BT: Array, correction: Any, positions: Positions
 ) -> dict[str, Weighted]:
     """Mean, second moment (1 / it is the effective share of samples) and clipped share; and where
     it is corrected for apart, what the sampler thought otherwise.

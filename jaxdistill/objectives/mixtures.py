@@ -6,16 +6,10 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdistill.objectives.distill import Distill, distill, weighted
-from jaxdistill.objectives.policy_gradient import GRPO, policy_gradient
-from jaxdistill.objectives.positions import (
-    Epistemic,
-    LossPart,
-    Positions,
-    Rows,
-    require,
-    require_choice,
-)
+from jaxdistill.objectives.choices import require_choice
+from jaxdistill.objectives.distill import Distill, weighted
+from jaxdistill.objectives.policy_gradient import GRPO
+from jaxdistill.objectives.positions import Epistemic, LossPart, Positions, Rows, require
 from jaxdistill.objectives.reduction import Reduction
 
 
@@ -31,7 +25,7 @@ def _reduction_of_both(objective: "Mixed | Routed") -> Reduction:
 class Mixed:
     """(1 - share) GRPO + share * distillation, each with its own mean.
 
-    With `anneal_steps` the share falls linearly to 0 over so many steps (TRACE, 2605.10194).
+    With `anneal_steps` the share falls linearly to 0 over that many steps (TRACE, 2605.10194).
     """
 
     distill: Distill = Distill()
@@ -46,6 +40,18 @@ class Mixed:
 
     reads = property(_reads_of_both)
     reduction = property(_reduction_of_both)
+
+    def part(self, positions: Positions, epistemic: Epistemic) -> LossPart:
+        share: float | Array = self.share
+        if self.anneal_steps:
+            left_BT = jnp.clip(1.0 - positions.rows.step_BT / self.anneal_steps, 0.0, 1.0)
+            share = share * left_BT
+        first = self.distill.part(positions, epistemic)
+        second = self.policy_gradient.part(positions, epistemic)
+        share_BT = jnp.broadcast_to(share, first.loss_BT.shape)
+        loss_BT = weighted(first.loss_BT, share_BT) + weighted(second.loss_BT, 1.0 - share_BT)
+        weight_BT = share_BT * jnp.abs(first.weight_BT) + (1.0 - share_BT) * second.weight_BT
+        return LossPart(loss_BT, weight_BT, second.is_active_BT, second.metrics)
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,14 @@ class Routed:
     reads = property(_reads_of_both)
     reduction = property(_reduction_of_both)
 
+    def part(self, positions: Positions, epistemic: Epistemic) -> LossPart:
+        route_BT = is_distilled(positions.rows)
+        first = self.distill.part(positions, epistemic)
+        second = self.policy_gradient.part(positions, epistemic)
+        loss_BT = weighted(first.loss_BT, route_BT) + weighted(second.loss_BT, 1.0 - route_BT)
+        weight_BT = jnp.where(route_BT > 0, first.weight_BT, second.weight_BT)
+        return LossPart(loss_BT, weight_BT, second.is_active_BT, second.metrics)
+
 
 def require_parts(name: str, first: Any, second: Any) -> None:
     require_choice(f"{name}.distill", first, Distill)
@@ -74,29 +88,7 @@ def require_parts(name: str, first: Any, second: Any) -> None:
     )
 
 
-def mixed(objective: Mixed, positions: Positions, epistemic: Epistemic) -> LossPart:
-    share: float | Array = objective.share
-    if objective.anneal_steps:
-        left_BT = jnp.clip(1.0 - positions.rows.step_BT / objective.anneal_steps, 0.0, 1.0)
-        share = share * left_BT
-    first = distill(objective.distill, positions, epistemic)
-    second = policy_gradient(objective.policy_gradient, positions, epistemic)
-    share_BT = jnp.broadcast_to(share, first.loss_BT.shape)
-    loss_BT = weighted(first.loss_BT, share_BT) + weighted(second.loss_BT, 1.0 - share_BT)
-    weight_BT = share_BT * jnp.abs(first.weight_BT) + (1.0 - share_BT) * second.weight_BT
-    return LossPart(loss_BT, weight_BT, second.is_active_BT, second.metrics)
-
-
 def is_distilled(rows: Rows) -> Float[Array, "B T"]:
     """1 for the rows that `Routed` distils."""
     is_wrong_BT = jnp.equal(rows.correct_BT, 0)
     return (jnp.greater(rows.distill_weight_BT, 0) & is_wrong_BT).astype(jnp.float32)
-
-
-def routed(objective: Routed, positions: Positions, epistemic: Epistemic) -> LossPart:
-    route_BT = is_distilled(positions.rows)
-    first = distill(objective.distill, positions, epistemic)
-    second = policy_gradient(objective.policy_gradient, positions, epistemic)
-    loss_BT = weighted(first.loss_BT, route_BT) + weighted(second.loss_BT, 1.0 - route_BT)
-    weight_BT = jnp.where(route_BT > 0, first.weight_BT, second.weight_BT)
-    return LossPart(loss_BT, weight_BT, second.is_active_BT, second.metrics)

@@ -1,6 +1,6 @@
 """What an objective is given: aligned completion positions, and which tokens are epistemic."""
 
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import jax.numpy as jnp
 import numpy as np
@@ -54,18 +54,24 @@ class Positions(NamedTuple):
 
     @property
     def teacher(self) -> Float[Array, "B T V"]:
-        assert self.teacher_logp_BTV is not None, "no teacher"
-        return self.teacher_logp_BTV
+        return self._scored_by("teacher")
 
     @property
     def reference(self) -> Float[Array, "B T V"]:
-        assert self.reference_logp_BTV is not None, "no reference"
-        return self.reference_logp_BTV
+        return self._scored_by("reference")
 
     @property
     def contrast(self) -> Float[Array, "B T V"]:
-        assert self.contrast_logp_BTV is not None, "no contrast"
-        return self.contrast_logp_BTV
+        return self._scored_by("contrast")
+
+    def _scored_by(self, network: str) -> Float[Array, "B T V"]:
+        logp_BTV = getattr(self, f"{network}_logp_BTV")
+        if logp_BTV is None:
+            raise UserError(
+                f"the {network} has not scored the samples; a choice that needs it says so: "
+                f'reads = frozenset({{"{network}"}})'
+            )
+        return logp_BTV
 
     def of_token(self, logp_BTV: Float[Array, "B T V"]) -> Float[Array, "B T"]:
         """The log-probability of the token that was sampled."""
@@ -119,24 +125,17 @@ def everywhere(value_BT: Float[Array, "B T"]) -> Weighted:
     return Weighted(value_BT, jnp.ones_like(value_BT))
 
 
-def require_choice(name: str, value: object, union: Any) -> None:
-    """Refuse a value that is none of a union's classes, which only a recipe in Python can hold."""
-    kinds = get_args(union) or (union,)
-    got = f"{value.__name__}, a class" if isinstance(value, type) else repr(value)
-    if not isinstance(value, kinds):
-        names = ", ".join(kind.__name__ for kind in kinds)
-        raise UserError(f"{name}: expected one of {names}, got {got}")
-
-
-def require_choices(name: str, values: object, union: Any) -> None:
-    """The same of a tuple of choices."""
-    require(isinstance(values, tuple), name, "a tuple of choices, as (A(), B())", values)
-    assert isinstance(values, tuple)
-    for value in values:
-        require_choice(name, value, union)
-
-
 def require(condition: bool, name: str, expected: str, got: object) -> None:
     """Refuse a config's value with one line."""
     if not condition:
         raise UserError(f"{name}: expected {expected}, got {got!r}")
+
+
+def require_literals(choice: Any) -> None:
+    """Refuse a value that is none of those that a field declares as a `Literal`."""
+    for name, annotation in get_type_hints(type(choice)).items():
+        if get_origin(annotation) is Literal:
+            expected = " or ".join(map(repr, get_args(annotation)))
+            value = getattr(choice, name)
+            known = value in get_args(annotation)
+            require(known, f"{type(choice).__name__}.{name}", expected, value)

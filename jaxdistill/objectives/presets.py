@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 
+from jaxdistill.objectives.credit import RLCSD, RLSD
 from jaxdistill.objectives.distill import Distill
 from jaxdistill.objectives.divergences import ForwardKL, SampledReverseKL
 from jaxdistill.objectives.importance import RolloutCorrection
 from jaxdistill.objectives.mixtures import Routed
-from jaxdistill.objectives.policy_gradient import GRPO, RLCSD, RLSD
+from jaxdistill.objectives.policy_gradient import GRPO
 from jaxdistill.objectives.support import FullVocabulary
 from jaxdistill.objectives.targets import (
     AmplifyEpistemic,

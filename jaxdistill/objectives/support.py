@@ -6,12 +6,23 @@ from typing import Literal
 from jaxtyping import Array, Float
 
 from jaxdistill import losses
-from jaxdistill.objectives.positions import Epistemic, require
+from jaxdistill.objectives.positions import Epistemic, require, require_literals
+
+Logps = tuple[Float[Array, "B T C"], Float[Array, "B T C"]]
 
 
 @dataclass(frozen=True)
 class FullVocabulary:
     """The divergence is summed over every token."""
+
+    def restrict(
+        self,
+        student_logp_BTV: Float[Array, "B T V"],
+        target_logp_BTV: Float[Array, "B T V"],
+        epistemic: Epistemic,
+        keeps_epistemic: bool,
+    ) -> Logps:
+        return student_logp_BTV, target_logp_BTV
 
 
 @dataclass(frozen=True)
@@ -30,32 +41,21 @@ class TopC:
 
     def __post_init__(self) -> None:
         require(self.c >= 1, "TopC.c", "at least 1", self.c)
-        known = self.support in ("student", "teacher", "union")
-        require(known, "TopC.support", "'student', 'teacher' or 'union'", self.support)
+        require_literals(self)
 
-
-Support = FullVocabulary | TopC
-
-
-def kept_ids(support: Support, epistemic: Epistemic, reads_epistemic: bool) -> tuple[int, ...]:
-    """The epistemic ids, where the support must not lose them."""
-    if isinstance(support, FullVocabulary):
-        return ()
-    keeps = reads_epistemic if support.keep_epistemic is None else support.keep_epistemic
-    return epistemic.ids if keeps else ()
-
-
-def restrict(
-    support: Support,
-    student_logp: Float[Array, "*batch V"],
-    target_logp: Float[Array, "*batch V"],
-    always_ids: tuple[int, ...],
-) -> tuple[Float[Array, "*batch C"], Float[Array, "*batch C"]]:
-    """Both distributions on the support."""
-    match support:
-        case FullVocabulary():
-            return student_logp, target_logp
-        case TopC(c, tail, whose):
-            return losses.top_c(
-                student_logp, target_logp, c, tail=tail, always_ids=always_ids, support=whose
-            )
+    def restrict(
+        self,
+        student_logp_BTV: Float[Array, "B T V"],
+        target_logp_BTV: Float[Array, "B T V"],
+        epistemic: Epistemic,
+        keeps_epistemic: bool,
+    ) -> Logps:
+        keeps = keeps_epistemic if self.keep_epistemic is None else self.keep_epistemic
+        return losses.top_c(
+            student_logp_BTV,
+            target_logp_BTV,
+            self.c,
+            tail=self.tail,
+            always_ids=epistemic.ids if keeps else (),
+            support=self.support,
+        )

@@ -1,5 +1,7 @@
 """Every loss against a float64 NumPy oracle, the spec's properties, and cases done by hand."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,23 +48,49 @@ SUPPORTS = [
 ]  # fmt: skip
 
 
-def values_and_gradients(support, s, t):
-    """Of each of CASES: [N], [N, V] in the student, [N, V] in the teacher."""
+def on_supports(supports, s, t):
+    """The pair on each support, [N, V] twice, side by side so that each loss is compiled once.
 
-    def pair_of(s, t):
+    What is narrower is filled up with words that neither can say; they add nothing.
+    """
+
+    def pair_of(support):
         if support is FULL:
             return s, t
         whose, tail, always = support
-        return losses.top_c(s, t, 3, tail, always, whose)
+        pair = losses.top_c(s, t, 3, tail, always, whose)
+        missing = s.shape[-1] - pair[0].shape[-1]
+        return tuple(jnp.pad(x, ((0, 0), (0, missing)), constant_values=-jnp.inf) for x in pair)
 
-    pair, pull_back = jax.vjp(pair_of, s, t)
-    values, slopes = [], []
-    for case in CASES:
-        value, pull = jax.vjp(lambda *pair, case=case: losses.jensen_shannon(*pair, *case), *pair)
-        values.append(value)
-        slopes.append(pull(jnp.ones_like(value)))
-    stacked = jax.tree.map(lambda *each: jnp.stack(each), *slopes)
-    return zip(jnp.stack(values), *jax.vmap(pull_back)(stacked))
+    return tuple(jnp.stack(side) for side in zip(*map(pair_of, supports)))
+
+
+@functools.cache
+def values_and_gradients(supports, dtype):
+    """{support: {case: [N], [N, V] in the student, [N, V] in the teacher}}."""
+
+    def evaluate(s, t):
+        pair, pull_back = jax.vjp(functools.partial(on_supports, supports), s, t)
+
+        def of_case(case):
+            value, pull = jax.vjp(lambda *pair: losses.jensen_shannon(*pair, *case), *pair)
+            return value, pull(jnp.ones_like(value))
+
+        values, slopes = zip(*map(of_case, CASES))
+        # Each support's slope by itself: the gradients in s and t are those of one support.
+        alone = jnp.eye(len(supports), dtype=pair[0].dtype)[None, :, :, None, None]
+        slopes = jax.tree.map(lambda *each: jnp.stack(each)[:, None] * alone, *slopes)
+        return values, jax.vmap(jax.vmap(pull_back))(slopes)
+
+    given = (jnp.asarray(side, dtype) for side in PAIRS)
+    values, gradients = jax.device_get(jax.jit(evaluate)(*given))
+    return {
+        support: {
+            case: (values[j][i], *(side[j, i] for side in gradients))
+            for j, case in enumerate(CASES)
+        }
+        for i, support in enumerate(supports)
+    }
 
 
 def oracle_values_and_gradients(case, support, s, t):
@@ -98,10 +126,11 @@ def oracle_values_and_gradients(case, support, s, t):
     ids=str,
 )  # fmt: skip
 def test_values_and_gradients_equal_the_float64_oracle(support, dtype):
-    s, t = (jnp.asarray(side, dtype) for side in PAIRS)
-    evaluate = jax.jit(lambda s, t: tuple(values_and_gradients(support, s, t)))
-    exact = [np.asarray(side, np.float64) for side in (s, t)]
-    for case, (value, *gradients) in zip(CASES, evaluate(s, t), strict=True):
+    exact = [np.asarray(jnp.asarray(side, dtype), np.float64) for side in PAIRS]
+    # Apart in bfloat16: what is cut off a support makes float32 of it.
+    others = SUPPORTS[1:] if dtype == "float32" else (SUPPORTS[1], SUPPORTS[3])
+    found = values_and_gradients((FULL,) if support is FULL else tuple(others), dtype)
+    for case, (value, *gradients) in found[support].items():
         (expected, *slopes), scale = oracle_values_and_gradients(case, support, *exact)
         assert value.dtype == jnp.float32
         # A few roundings of float32 in each term.
@@ -130,22 +159,43 @@ def normalise_f32(logits):
 def test_three_words_by_hand():
     # S = (1/2, 1/4, 1/4), T = (1/4, 1/4, 1/2).
     S, T = logp([0.5, 0.25, 0.25]), logp([0.25, 0.25, 0.5])
+
+    @jax.jit
+    def measured(S, T):
+        three = (f(S, T) for f in (losses.forward_kl, losses.reverse_kl, losses.jensen_shannon))
+        return *three, losses.forward_kl(*losses.top_c(S, T, 1))
+
+    forward, reverse, between, with_a_tail = measured(S, T)
     # KL(T||S) = 1/4 ln(1/2) + 0 + 1/2 ln 2 = 1/4 ln 2; the pair is a mirror image.
-    np.testing.assert_allclose(losses.forward_kl(S, T), 0.25 * np.log(2), rtol=1e-6)
-    np.testing.assert_allclose(losses.reverse_kl(S, T), 0.25 * np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(forward, 0.25 * np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(reverse, 0.25 * np.log(2), rtol=1e-6)
     # M = (3/8, 1/4, 3/8): KL(S||M) = 1/2 ln(4/3) + 1/4 ln(2/3), and KL(T||M) the same.
     by_hand = 0.5 * np.log(4 / 3) + 0.25 * np.log(2 / 3)
-    np.testing.assert_allclose(losses.jensen_shannon(S, T), by_hand, rtol=1e-5)
+    np.testing.assert_allclose(between, by_hand, rtol=1e-5)
     # Two of the three words in one tail: S = (1/2 | 1/2), T = (1/4 | 3/4).
     by_hand = 0.25 * np.log(1 / 2) + 0.75 * np.log(3 / 2)
-    np.testing.assert_allclose(losses.forward_kl(*losses.top_c(S, T, 1)), by_hand, rtol=1e-5)
+    np.testing.assert_allclose(with_a_tail, by_hand, rtol=1e-5)
+
+
+# Hypothesis asks a hundred times: compiled once each.
+compiled = functools.cache(jax.jit)
+
+
+@functools.cache
+def value_and_gradient_in_logits(divergence):
+    return jax.jit(
+        jax.value_and_grad(
+            lambda student, teacher: divergence(*map(jax.nn.log_softmax, (student, teacher)))
+        )
+    )
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @settings(max_examples=40, deadline=None)
 @given(logits=logits_pairs)
 def test_divergences_are_never_negative(divergence, logits):
-    assert divergence(*jax.nn.log_softmax(logits)) >= -1e-6  # rounding of terms that cancel
+    # Rounding of terms that cancel.
+    assert compiled(divergence)(*jax.nn.log_softmax(logits)) >= -1e-6
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
@@ -155,19 +205,19 @@ def test_divergences_vanish_with_their_gradient_where_the_two_agree_and_only_the
     divergence, logits
 ):
     same, other = jax.nn.log_softmax(logits)
-    value, gradient = jax.value_and_grad(lambda x: divergence(jax.nn.log_softmax(x), same))(same)
+    value, gradient = value_and_gradient_in_logits(divergence)(same, same)
     np.testing.assert_allclose(value, 0, atol=1e-6)
     np.testing.assert_allclose(gradient, 0, atol=1e-6)
     if np.abs(np.exp(same) - np.exp(other)).max() > 0.05:
-        assert divergence(same, other) > 1e-4  # Pinsker: at least 2 * 0.05^2 / 8
+        assert compiled(divergence)(same, other) > 1e-4  # Pinsker: at least 2 * 0.05^2 / 8
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @settings(max_examples=25, deadline=None)
 @given(logits=logits_pairs, shift=st.floats(-50, 50, width=32))
 def test_adding_a_constant_to_the_logits_changes_nothing(divergence, logits, shift):
-    before = divergence(*jax.nn.log_softmax(logits))
-    after = divergence(*jax.nn.log_softmax(logits + np.float32(shift)))
+    before = compiled(divergence)(*jax.nn.log_softmax(logits))
+    after = compiled(divergence)(*jax.nn.log_softmax(logits + np.float32(shift)))
     # Logits near 58 are known to 4e-6; a divergence of up to 16 nats inherits that.
     np.testing.assert_allclose(before, after, rtol=1e-4, atol=1e-4)
 
@@ -176,8 +226,9 @@ def test_adding_a_constant_to_the_logits_changes_nothing(divergence, logits, shi
 @given(logits=logits_pairs)
 def test_jensen_shannon_is_symmetric_and_at_most_ln_2(logits):
     first, second = jax.nn.log_softmax(logits)
-    value = losses.jensen_shannon(first, second)
-    np.testing.assert_allclose(value, losses.jensen_shannon(second, first), atol=1e-6)
+    value = compiled(losses.jensen_shannon)(first, second)
+    mirrored = compiled(losses.jensen_shannon)(second, first)
+    np.testing.assert_allclose(value, mirrored, atol=1e-6)
     assert value <= np.log(2) + 1e-6
 
 
@@ -193,12 +244,10 @@ def test_words_that_neither_can_say_change_neither_value_nor_gradient(divergence
     student, teacher = random_logits(4, 2, VOCAB)
     banned = np.full(2, -np.inf, np.float32)
 
-    def loss(student, teacher):
-        return divergence(jax.nn.log_softmax(student), jax.nn.log_softmax(teacher))
-
+    evaluate = value_and_gradient_in_logits(divergence)
     padded = np.concatenate([student, banned]), np.concatenate([teacher, banned])
-    value, gradient = jax.value_and_grad(loss)(*padded)
-    expected_value, expected_gradient = jax.value_and_grad(loss)(student, teacher)
+    value, gradient = evaluate(*padded)
+    expected_value, expected_gradient = evaluate(student, teacher)
     np.testing.assert_allclose(value, expected_value, rtol=1e-6)
     np.testing.assert_allclose(gradient[:-2], expected_gradient, atol=1e-6)
     np.testing.assert_array_equal(gradient[-2:], 0)
@@ -214,11 +263,11 @@ def test_words_that_neither_can_say_change_neither_value_nor_gradient(divergence
     ],
 )
 def test_zero_probabilities_are_exact(divergence, student, teacher, expected):
-    np.testing.assert_allclose(divergence(logp(student), logp(teacher)), expected, rtol=1e-6)
+    evaluate = jax.jit(jax.value_and_grad(divergence, argnums=(0, 1)))
+    value, gradients = evaluate(logp(student), logp(teacher))
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
     if np.isfinite(expected):
-        for side in (0, 1):
-            gradient = jax.grad(divergence, argnums=side)(logp(student), logp(teacher))
-            assert np.isfinite(gradient).all()
+        assert np.isfinite(gradients).all()
 
 
 def test_entropy_of_a_uniform_choice_is_the_log_of_its_size():
@@ -286,28 +335,42 @@ def test_over_a_truncated_support_differentiating_the_sum_adds_a_teacher_free_te
     logits, T = random_logits(24, VOCAB), jax.nn.log_softmax(random_logits(25, VOCAB))
 
     def gradient(divergence):
-        return jax.grad(lambda x: divergence(jax.nn.log_softmax(x)[:3], T[:3]))(logits)
+        return jax.grad(lambda x: divergence(jax.nn.log_softmax(x)[:3], T[:3]))
 
-    extra = jax.grad(lambda x: jnp.exp(jax.nn.log_softmax(x)[:3]).sum())(logits)
-    difference = gradient(losses.reverse_kl) - gradient(losses.score_function_reverse_kl)
+    in_logits = [
+        gradient(losses.reverse_kl),
+        gradient(losses.score_function_reverse_kl),
+        jax.grad(lambda x: jnp.exp(jax.nn.log_softmax(x)[:3]).sum()),
+    ]
+    exact, estimated, extra = jax.jit(lambda x: [f(x) for f in in_logits])(logits)
+    difference = exact - estimated
     np.testing.assert_allclose(difference, extra, atol=ATOL)
     assert np.abs(extra).max() > 0.01
+
+
+@functools.cache
+def score_functions():
+    """{support: value [N], slopes [N, V] in student and teacher}."""
+    supports = (FULL, SUPPORTS[1], SUPPORTS[3])
+
+    def evaluate(s, t):
+        value, pull = jax.vjp(losses.score_function_reverse_kl, *on_supports(supports, s, t))
+        return value, *pull(jnp.ones_like(value))
+
+    return dict(zip(supports, zip(*jax.device_get(jax.jit(evaluate)(*PAIRS)))))
 
 
 @pytest.mark.parametrize("support", [FULL, SUPPORTS[1], SUPPORTS[3]], ids=str)
 def test_the_score_function_is_its_formula_on_every_support(support):
     """Value KL(S||T), slope S_v (log S_v - log T_v) in log S_v and nothing in log T_v."""
-    s, t = PAIRS
-    exact = tuple(np.asarray(side, np.float64) for side in PAIRS)
-    pair, expected = (s, t), exact
+    exact = expected = tuple(np.asarray(side, np.float64) for side in PAIRS)
     if support is not FULL:
         whose, tail, always = support
-        pair = losses.top_c(*map(jnp.asarray, (s, t)), 3, tail, always, whose)
         kept = oracle_support(*exact, 3, always, whose)
         expected = tuple(oracle_bins(side, kept, tail) for side in exact)
-    value, pull = jax.vjp(losses.score_function_reverse_kl, *map(jnp.asarray, pair))
-    of_student, of_teacher = pull(jnp.ones_like(value))
+    value, of_student, of_teacher = score_functions()[support]
     entries = entries_of_kl(*expected)
+    of_student = of_student[:, : entries.shape[-1]]
     is_finite = np.isfinite(entries.sum(-1))
     # Renormalising subtracts log-probabilities, of up to 60 nats, in float32.
     size = sum(np.where(np.isinf(side), 0, abs(side)).max(-1) for side in exact)
@@ -385,14 +448,20 @@ def test_the_bernoulli_divergence_is_that_of_two_masses():
     np.testing.assert_allclose(losses.bernoulli_kl(*bins), expected, rtol=1e-4, atol=1e-6)
 
 
+@functools.cache
+def compiled_with_gradient(clip):
+    return jax.jit(jax.value_and_grad(clip), static_argnums=1)
+
+
 @pytest.mark.parametrize("clip", [losses.smooth_clip_tanh, losses.smooth_clip_rational])
 @given(loss=st.floats(0, 1e4, width=32, allow_subnormal=False), limit=st.sampled_from([0.1, 2.0]))
 @settings(max_examples=30, deadline=None)
 def test_smooth_clips_grow_never_pass_the_limit_and_start_with_slope_one(clip, loss, limit):
-    assert float(clip(jnp.float32(loss), limit)) <= limit * (1 + 1e-6)
-    slope = jax.grad(clip)
-    assert float(slope(jnp.float32(loss), limit)) >= 0
-    np.testing.assert_allclose(slope(jnp.float32(0), limit), 1, rtol=1e-6)
+    evaluate = compiled_with_gradient(clip)
+    value, slope = evaluate(jnp.float32(loss), limit)
+    assert float(value) <= limit * (1 + 1e-6)
+    assert float(slope) >= 0
+    np.testing.assert_allclose(evaluate(jnp.float32(0), limit)[1], 1, rtol=1e-6)
 
 
 def test_a_clipped_position_has_no_gradient():

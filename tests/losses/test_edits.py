@@ -1,5 +1,7 @@
 """Edited targets: what each edit changes, what it must leave alone, and its limits."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,13 +114,23 @@ EDITS = {
 }  # fmt: skip
 
 
+def networks(dtype):
+    R, T = (jnp.asarray(side, dtype) for side in PAIRS)
+    return T, R, jnp.roll(T, 1, axis=0)
+
+
+@functools.cache
+def edited(dtype):
+    """{name: the target}, compiled together."""
+    every = jax.jit(lambda *given: {name: edit(*given) for name, (edit, _) in EDITS.items()})
+    return every(*networks(dtype))
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", EDITS)
 def test_every_edit_equals_its_formula_in_float64(name, dtype):
-    R, T = (jnp.asarray(side, dtype) for side in PAIRS)
-    C = jnp.roll(T, 1, axis=0)
-    edit, formula = EDITS[name]
-    target = edit(T, R, C)
+    T, R, C = networks(dtype)
+    formula, target = EDITS[name][1], edited(dtype)[name]
     assert target.dtype == jnp.float32
     expected = formula(*(np.exp(np.asarray(side, np.float64)) for side in (T, R, C)))
     is_defined = ~np.isnan(expected).any(-1)
@@ -138,8 +150,11 @@ def test_a_slices_gradient_equals_the_oracles_even_at_the_extremes(alpha):
         pair = (edits.without_epistemic(side, DOUBT) for side in (x, T))
         return losses.jensen_shannon(*pair, alpha)
 
-    s, t = PAIRS
-    value, pull = jax.vjp(loss, *map(jnp.asarray, (s, t)))
+    def value_and_slope(s, t):
+        value, pull = jax.vjp(loss, s, t)
+        return value, pull(jnp.ones_like(value))[0]
+
+    value, gradient = jax.jit(value_and_slope)(*PAIRS)
     S, T = (np.asarray(side, np.float64) for side in PAIRS)
     expected = oracle(off_doubt(S), off_doubt(T), alpha)
     rows = np.isfinite(expected)
@@ -147,18 +162,22 @@ def test_a_slices_gradient_equals_the_oracles_even_at_the_extremes(alpha):
     # Renormalising subtracts log-probabilities of up to 60 nats.
     slack = 4 * 2**-24 * (1 + sum(np.where(np.isinf(x), 0, abs(x)).max(-1) for x in (S, T)))[rows]
     assert_close(value[rows], expected[rows], slack, "value")
-    gradient = pull(jnp.ones_like(value))[0]
     np.testing.assert_array_equal(gradient[:, DOUBT], 0)
     exact = derivative(lambda x: oracle(off_doubt(x), off_doubt(T), alpha), S)
     assert_close(gradient[rows], exact[rows], slack[:, None], "gradient")
 
 
+@jax.jit
+def gradient_towards(target, logits):
+    return jax.grad(lambda x: losses.forward_kl(jax.nn.log_softmax(x), target).sum())(logits)
+
+
 @pytest.mark.parametrize("name", EDITS)
 def test_the_forward_gradient_towards_any_edit_is_student_minus_target(name):
-    R, T = map(jnp.asarray, PAIRS)
-    target = EDITS[name][0](T, R, jnp.roll(T, 1, axis=0))
-    logits = jnp.asarray(np.random.default_rng(1).normal(scale=3.0, size=T.shape), jnp.float32)
-    gradient = jax.grad(lambda x: losses.forward_kl(jax.nn.log_softmax(x), target).sum())(logits)
+    target = edited(jnp.float32)[name]
+    size = target.shape
+    logits = jnp.asarray(np.random.default_rng(1).normal(scale=3.0, size=size), jnp.float32)
+    gradient = gradient_towards(target, logits)
     is_one = np.abs(np.exp(target).sum(-1) - 1) < 1e-5  # not where 0/0 was asked for
     expected = np.exp(normalise(logits)) - np.exp(np.asarray(target, np.float64))
     # Target's log-probabilities are known to 60 * 2^-24, and sum to 1 as well as that.
@@ -193,9 +212,14 @@ def test_an_anchored_teacher_by_hand():
 @pytest.mark.parametrize("mode", ["ref", "floor", "mix"])
 def test_anchoring_to_oneself_or_to_an_empty_set_changes_nothing(mode):
     T, R = jax.nn.log_softmax(random_logits(8, 2, 3, VOCAB))
-    np.testing.assert_allclose(edits.anchor_mass(T, T, E, mode), T, atol=2e-6)
-    np.testing.assert_allclose(edits.anchor_mass(T, R, jnp.zeros_like(E), mode), T, atol=2e-6)
-    np.testing.assert_allclose(edits.anchor_mass(T, R, E, "mix", 0.0), T, atol=2e-6)
+
+    @jax.jit
+    def unmoved(T, R, nothing):
+        anchor = edits.anchor_mass
+        return anchor(T, T, E, mode), anchor(T, R, nothing, mode), anchor(T, R, E, "mix", 0.0)
+
+    for target in unmoved(T, R, jnp.zeros_like(E)):
+        np.testing.assert_allclose(target, T, atol=2e-6)
 
 
 def test_a_teacher_that_never_doubts_takes_the_shape_of_the_references_doubt():
@@ -225,18 +249,26 @@ def test_a_student_like_the_reference_with_the_teachers_content_has_nothing_to_l
 # ------------------------------------------------------------------------------------- other edits
 
 
+def restored(T, log_mass):
+    return edits.restore_mass(T, E, log_mass)
+
+
+def amplified(T, strength):
+    return edits.amplify(T, E, strength)
+
+
 @settings(max_examples=30, deadline=None)
 @given(logits=logits_pairs, mass=st.floats(0.01, 0.99))
 def test_restored_logits_have_the_mass_that_was_asked_for_and_the_teachers_ratios(logits, mass):
     T = jax.nn.log_softmax(logits[0])
-    target = edits.restore_mass(T, E, jnp.log(jnp.float32(mass)))
+    target = jax.jit(restored)(T, jnp.log(jnp.float32(mass)))
     np.testing.assert_allclose(np.exp(target)[E].sum(), mass, atol=1e-6)
     assert sums_to_one(target)
     for side in (E, ~E):
         np.testing.assert_allclose(np.diff(target[side]), np.diff(T[side]), atol=ATOL)
 
 
-def slice_loss(student_logits, T, members):
+def slice_loss(student_logits, T, members=E):
     S = jax.nn.log_softmax(student_logits)
     pair = (edits.without_epistemic(x, members) for x in (S, T))
     return losses.jensen_shannon(*pair)
@@ -244,19 +276,19 @@ def slice_loss(student_logits, T, members):
 
 def test_a_slice_has_no_gradient_on_epistemic_logits_and_its_sum_is_zero():
     logits, T = random_logits(4, VOCAB), random_logp(5, VOCAB)
-    value, gradient = jax.value_and_grad(slice_loss)(logits, T, E)
+    value, gradient = jax.jit(jax.value_and_grad(slice_loss))(logits, T)
     np.testing.assert_allclose(gradient[E], 0, atol=1e-7)  # the softmax's rounding
     np.testing.assert_allclose(gradient.sum(), 0, atol=1e-6)
     assert np.abs(gradient[~E]).max() > 1e-3
     # Neither the teacher's doubt nor how it is spread matters.
     other = jax.nn.log_softmax(jnp.where(E, random_logits(6, VOCAB), T))
-    np.testing.assert_allclose(slice_loss(logits, other, E), value, atol=ATOL)
+    np.testing.assert_allclose(jax.jit(slice_loss)(logits, other), value, atol=ATOL)
 
 
 def test_a_slice_does_not_freeze_the_mass():
     """d m_S / d eta = m_S sum_v S_v g_v along the descent direction -g (result R2)."""
     logits, T = random_logits(7, VOCAB), random_logp(8, VOCAB)
-    gradient = jax.grad(slice_loss)(logits, T, E)
+    gradient = jax.jit(jax.grad(slice_loss))(logits, T)
     S = np.exp(np.asarray(jax.nn.log_softmax(logits), np.float64))
     predicted = S[E].sum() * (S * np.asarray(gradient, np.float64)).sum()
 
@@ -285,14 +317,14 @@ def test_a_slice_of_an_empty_set_changes_nothing_and_of_everything_is_finite_and
 @given(logits=logits_pairs, strength=st.floats(0, 5), more=st.floats(0.1, 3))
 def test_amplification_raises_the_mass_and_zero_strength_changes_nothing(logits, strength, more):
     T = jax.nn.log_softmax(logits[0])
-    masses = [
-        float(jnp.exp(losses.log_mass(edits.amplify(T, E, jnp.float32(x)), E)))
-        for x in (0.0, strength, strength + more)
-    ]
+    unmoved, target, further = (
+        np.asarray(jax.jit(amplified)(T, jnp.float32(x))) for x in (0.0, strength, strength + more)
+    )
+    masses = [np.exp(x)[E].sum() for x in (unmoved, target, further)]
     assert masses[0] <= masses[1] + 1e-6
     assert masses[1] <= masses[2] + 1e-6
-    np.testing.assert_allclose(edits.amplify(T, E, jnp.float32(0)), T, atol=2e-6)
-    assert sums_to_one(edits.amplify(T, E, jnp.float32(strength)))
+    np.testing.assert_allclose(unmoved, T, atol=2e-6)
+    assert sums_to_one(target)
 
 
 def test_amplifying_an_empty_set_changes_nothing():
@@ -332,20 +364,22 @@ def test_edits_have_finite_values_and_gradients_at_the_edge_of_float32():
     """One-hot, uniform, and -inf-masked distributions."""
     edges = [[1.0, 0, 0, 0], [0.25] * 4, [0, 0.5, 0.5, 0], [0, 0, 0, 1.0]]
     members = np.array([True, True, False, False])
+
+    @jax.jit
+    def evaluate(T, R, S):
+        targets = [
+            edits.anchor_mass(T, R, members),
+            edits.anchor_mass(T, R, members, "floor", shape="reference"),
+            edits.without_epistemic(T, members),
+            edits.amplify(T, members, jnp.float32(2.0)),
+            edits.purified(R, T, R),
+        ]
+        loss = jax.value_and_grad(lambda x, t: losses.forward_kl(jax.nn.log_softmax(x), t))
+        return [(target, *loss(S, target)) for target in targets]
+
     for T in map(logp, edges):
         for R in map(logp, edges):
-            edited = [
-                edits.anchor_mass(T, R, members),
-                edits.anchor_mass(T, R, members, "floor", shape="reference"),
-                edits.without_epistemic(T, members),
-                edits.amplify(T, members, jnp.float32(2.0)),
-                edits.purified(R, T, R),
-            ]
-            for target in edited:
+            for target, value, gradient in evaluate(T, R, random_logits(14, 4)):
                 assert not np.isnan(target).any()
-                S = random_logits(14, 4)
-                value, gradient = jax.value_and_grad(
-                    lambda x, t=target: losses.forward_kl(jax.nn.log_softmax(x), t)
-                )(S)
                 assert np.isfinite(value)
                 assert np.isfinite(gradient).all()

@@ -14,7 +14,6 @@ from jaxdistill.objectives import (
     Mixed,
     PerTokens,
     Routed,
-    Scores,
     factors,
     make_objective,
     reduced,
@@ -63,7 +62,7 @@ def test_a_weight_of_the_batch_is_normalised_over_the_rows_that_are_distilled():
     objective = Routed(distill=Distill(weights=(EntropyWeight(),)))
     given = positions()  # the second row is wrong
     log_weights_BT = jnp.log(jnp.array([[9.0, 9, 9], [1, 2, 3]]))
-    scores = Scores((log_weights_BT, jnp.ones((2, 3))), ())
+    scores = {"distill": {"weights[0]": log_weights_BT, "position_weight": jnp.ones((2, 3))}}
     factor_BT, nothing = factors(objective, scores, jnp.ones((2, 3)), given.rows)
     np.testing.assert_allclose(factor_BT[1], [0.5, 1.0, 1.5], rtol=1e-6)
     assert nothing is None

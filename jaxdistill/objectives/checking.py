@@ -1,0 +1,239 @@
+"""A recipe's own choices, tried on a few made-up positions before anything is trained."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxdistill.errors import UserError
+from jaxdistill.objectives import compose
+from jaxdistill.objectives.choices import is_own, reads_of
+from jaxdistill.objectives.compose import Objective
+from jaxdistill.objectives.distill import Distill
+from jaxdistill.objectives.divergences import Comparison
+from jaxdistill.objectives.policy_gradient import GRPO
+from jaxdistill.objectives.positions import Epistemic, Positions, Rows, Sampled, epistemic_of
+from jaxdistill.objectives.support import FullVocabulary
+from jaxdistill.objectives.targets import Pair
+
+# Few positions, because the vocabulary is the real one; and 2 is not 5, which shows an array that
+# is transposed or reduced along the wrong axis.
+ROWS, TOKENS = 2, 5
+
+METHODS = {
+    "divergence": ("divergence",),
+    "support": ("restrict",),
+    "target": ("edit",),
+    "weights": ("factor", "score", "over_batch"),
+    "clip": ("clip",),
+    "terms": ("penalty",),
+    "credit": ("advantage", "score", "over_batch"),
+    "rollout_correction": ("weight",),
+}
+
+
+class _Found(NamedTuple):
+    what: str  # a sentence's beginning: "objective.clip: MyClip.clip returned"
+    value: Array
+    is_logp: bool  # then -inf is allowed: a word that cannot be said
+
+
+def check_objective(objective: Objective, epistemic_ids: tuple[int, ...], vocab_size: int) -> None:
+    """Try each of a recipe's own choices, and with them the whole objective and its gradient.
+
+    Nothing is done where all choices are this library's. Else one program is compiled and run, of
+    2 rows, 5 positions and V = `vocab_size`. Raises `UserError` with one line that names the field,
+    the class and the method if a method raises, returns no array, one of a wrong shape, NaN or an
+    infinity (a target may hold -inf), or if the loss or its gradient are not finite.
+    """
+    own = list(_own_choices(objective, "objective"))
+    if not own:
+        return
+    ids = tuple(sorted(set(epistemic_ids)))
+    epistemic = epistemic_of(ids, vocab_size)
+    labels: list[tuple[str, bool]] = []
+
+    def evaluate(positions: Positions) -> list[Array]:
+        found = [result for each in own for result in _tried(each, positions, epistemic)]
+        found += _whole(objective, ids, positions)
+        labels.extend((what, is_logp) for what, _, is_logp in found)
+        return [value for _, value, _ in found]
+
+    values = jax.jit(evaluate)(made_positions(ids, vocab_size))
+    for (what, is_logp), value in zip(labels, values, strict=True):
+        value = np.asarray(value, np.float32)
+        is_bad = np.isnan(value) | np.isposinf(value) | (np.isneginf(value) & (not is_logp))
+        if is_bad.any():
+            where = [int(i) for i in np.argwhere(is_bad)[0]]
+            expected = "numbers or -inf" if is_logp else "finite numbers"
+            raise UserError(f"{what} {value[tuple(where)]} at {where}, expected {expected}")
+
+
+class _Own(NamedTuple):
+    path: str
+    field: str
+    choice: Any
+    networks: frozenset[str]  # those alone that it says it reads: others are there by chance
+
+
+def _own_choices(part: Any, path: str) -> Iterator[_Own]:
+    teacher = frozenset({"teacher"} if isinstance(part, Distill) else set())
+    for field in dataclasses.fields(part):
+        value, inner = getattr(part, field.name), f"{path}.{field.name}"
+        if isinstance(value, Distill | GRPO):
+            yield from _own_choices(value, inner)
+        listed = value if isinstance(value, tuple) else (value,)
+        for i, choice in enumerate(listed):
+            if is_own(choice):
+                inner_path = f"{inner}[{i}]" if isinstance(value, tuple) else inner
+                yield _Own(inner_path, field.name, choice, reads_of(choice) | teacher)
+
+
+def _tried(own: _Own, positions: Positions, epistemic: Epistemic) -> Iterator[_Found]:
+    """What each method of the choice returns; its shape is known while tracing."""
+    given = _scored_by(own.networks, positions)
+    for method in METHODS[own.field]:
+        if callable(getattr(own.choice, method, None)):
+            what = f"{own.path}: {type(own.choice).__name__}.{method}"
+            returned = _called(what, lambda m=method: _call(own.choice, m, given, epistemic))
+            yield from _checked(f"{what} returned", method, returned, positions)
+
+
+def _scored_by(networks: frozenset[str], positions: Positions) -> Positions:
+    others = {"teacher", "reference", "contrast"} - networks
+    return positions._replace(**{f"{network}_logp_BTV": None for network in others})
+
+
+def _called(what: str, call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from error
+    except Exception as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise UserError(f"{what} raised {type(error).__name__}: {first_line}") from error
+
+
+def _call(choice: Any, method: str, positions: Positions, epistemic: Epistemic) -> Any:
+    student_logp_BTV = positions.student_logp_BTV
+    token_logp_BT = positions.of_token(student_logp_BTV)
+    match method:
+        case "divergence":
+            compared = Comparison(
+                student_logp_BTV=student_logp_BTV,
+                target_logp_BTV=positions.teacher,
+                positions=positions,
+                epistemic=epistemic,
+                support=FullVocabulary(),
+                keeps_epistemic=False,
+            )
+            return choice.divergence(compared)
+        case "restrict":
+            return choice.restrict(student_logp_BTV, positions.teacher, epistemic, True)
+        case "over_batch":
+            return choice.over_batch(
+                choice.score(positions, epistemic), jnp.ones_like(token_logp_BT)
+            )
+        case "clip":
+            return choice.clip(-token_logp_BT)
+        case "weight":
+            return choice.weight(token_logp_BT - positions.sampled.behaviour_logp_BT)
+        case _:
+            return getattr(choice, method)(positions, epistemic)
+
+
+def _checked(what: str, method: str, returned: Any, positions: Positions) -> Iterator[_Found]:
+    of_positions, of_words = (ROWS, TOKENS), positions.student_logp_BTV.shape
+    if method == "edit" and isinstance(returned, Pair):
+        yield _array(f"{what} a student", returned.student_logp_BTV, of_words, is_logp=True)
+        yield _array(f"{what} a target", returned.target_logp_BTV, of_words, is_logp=True)
+        factor_BT = jnp.broadcast_to(returned.factor_BT, of_positions)
+        yield _array(f"{what} a factor", factor_BT, of_positions)
+    elif method == "edit":
+        yield _array(what, returned, of_words, is_logp=True)
+    elif method == "restrict":
+        if not isinstance(returned, tuple) or len(returned) != 2:
+            raise UserError(f"{what} {returned!r:.60}, expected (student, target), two arrays")
+        student, target = returned
+        shape = (*of_positions, *np.shape(student)[2:])
+        yield _array(f"{what} a student", student, shape, is_logp=True)
+        yield _array(f"{what} a target", target, shape, is_logp=True)
+    else:
+        yield _array(what, returned, of_positions)
+
+
+def _array(what: str, value: Any, shape: tuple[int, ...], is_logp: bool = False) -> _Found:
+    if not isinstance(value, jax.Array | np.ndarray):
+        raise UserError(f"{what} {value!r:.60}, expected an array of shape {shape}")
+    if value.shape != shape:
+        raise UserError(f"{what} shape {value.shape}, expected {shape}")
+    return _Found(what, jnp.asarray(value), is_logp)
+
+
+def _whole(objective: Objective, ids: tuple[int, ...], positions: Positions) -> list[_Found]:
+    given = _scored_by(objective.reads, positions)
+    ones_BT = jnp.ones((ROWS, TOKENS), jnp.float32)
+
+    def evaluate() -> tuple[Array, Array]:
+        sampled = given.sampled
+        if compose.needs_whole_batch(objective):
+            scores = compose.make_scores(objective, ids)(given)
+            distill_BT, gradient_BT = compose.factors(objective, scores, ones_BT, given.rows)
+            sampled = sampled._replace(distill_factor_BT=distill_BT, gradient_factor_BT=gradient_BT)
+        loss_fn = compose.make_objective(objective, ids)
+
+        def total(student_logp_BTV: Array) -> tuple[Array, Array]:
+            changed = given._replace(student_logp_BTV=student_logp_BTV, sampled=sampled)
+            loss_BT, _ = loss_fn(changed)
+            return jnp.sum(loss_BT), loss_BT
+
+        return jax.grad(total, has_aux=True)(given.student_logp_BTV)
+
+    gradient_BTV, loss_BT = _called("objective", evaluate)
+    return [
+        _Found("objective: the loss is", loss_BT, is_logp=False),
+        _Found("objective: the loss's gradient is", gradient_BTV, is_logp=False),
+    ]
+
+
+def made_positions(ids: tuple[int, ...], vocab_size: int) -> Positions:
+    """Four networks that agree for the most part, and a token of each row's that is epistemic."""
+    rng = np.random.default_rng(0)
+    shape = (ROWS, TOKENS, vocab_size)
+    tokens_BT = rng.integers(vocab_size, size=(ROWS, TOKENS), dtype=np.int32)
+    tokens_BT[:, 1] = ids[:1] or tokens_BT[:, 1]
+    shared = 2.0 * rng.standard_normal(shape, np.float32)
+    # 10 nats above the rest, the sampled token has most of the probability, as it mostly has.
+    np.put_along_axis(shared, tokens_BT[..., None], 10.0, axis=-1)
+    student, teacher, reference, contrast = (
+        np.asarray(jax.nn.log_softmax(shared + 0.5 * rng.standard_normal(shape, np.float32)))
+        for _ in range(4)
+    )
+    token_logp_BT = np.take_along_axis(student, tokens_BT[..., None], -1)[..., 0]
+    noise_BT = 0.01 * rng.standard_normal((ROWS, TOKENS), np.float32)
+    return Positions(
+        student_logp_BTV=student,
+        teacher_logp_BTV=teacher,
+        reference_logp_BTV=reference,
+        contrast_logp_BTV=contrast,
+        sampled=Sampled(
+            tokens_BT=tokens_BT,
+            behaviour_logp_BT=token_logp_BT + noise_BT,
+            index_BT=np.tile(np.arange(TOKENS, dtype=np.int32), (ROWS, 1)),
+        ),
+        rows=Rows(
+            advantage_BT=_per_row(0.5, -0.5),
+            correct_BT=_per_row(1.0, 0.0),
+            distill_weight_BT=_per_row(1.0, 1.0),
+            length_BT=_per_row(TOKENS, TOKENS).astype(np.int32),
+            step_BT=_per_row(0, 0).astype(np.int32),
+        ),
+    )
+
+
+def _per_row(*numbers: float) -> Float[np.ndarray, "B T"]:
+    return np.tile(np.array(numbers, np.float32)[:, None], (1, TOKENS))

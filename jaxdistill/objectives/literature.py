@@ -1,0 +1,324 @@
+"""Choices beyond the presets: from papers, and variants of ours that no recipe uses.
+
+Targets, divergences, clips, terms and credits; weights are in `literature_weights`.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxdistill import losses
+from jaxdistill.losses import advantages, edits
+from jaxdistill.objectives.credit import where_taught
+from jaxdistill.objectives.divergences import Comparison
+from jaxdistill.objectives.positions import Epistemic, Positions, require, require_literals
+
+# ---------------------------------------------------------------------------------------- targets
+
+
+@dataclass(frozen=True)
+class FixedEpistemicMass:
+    """The teacher with its epistemic mass set to `mass` at every position (ours;
+    `edits.restore_mass`). A dose rather than a cure: how much doubt does what to accuracy?
+    """
+
+    mass: float = 0.02  # chosen, not measured
+
+    keeps_epistemic = True
+
+    def __post_init__(self) -> None:
+        require(0 < self.mass < 1, "FixedEpistemicMass.mass", "between 0 and 1", self.mass)
+
+    def edit(self, positions: Positions, epistemic: Epistemic) -> Float[Array, "B T V"]:
+        teacher = positions.teacher
+        if not epistemic.ids:
+            return teacher
+        log_mass_BT = jnp.full(teacher.shape[:-1], np.log(self.mass), jnp.float32)
+        return edits.restore_mass(teacher, epistemic.is_member_V, log_mass_BT)
+
+
+@dataclass(frozen=True)
+class Barycentre:
+    """T^w B^(1-w), renormalised: the geometric path from a base (w = 0) to the teacher (w = 1).
+
+    The base is the reference (beta-OPSD, w = 1/beta, arXiv 2607.28582) or the student as it is (a
+    trust region, DemoPSD, 2607.02502). `decay` lowers w where teacher and base disagree:
+    w exp(-decay KL(T||B)). With `only_epistemic` w holds on E alone and is 1 elsewhere: a soft
+    restore, its mass not exact.
+    """
+
+    weight: float = 0.5
+    base: Literal["reference", "student"] = "reference"
+    decay: float = 0.0
+    only_epistemic: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.weight >= 0, "Barycentre.weight", "at least 0", self.weight)
+        require(self.decay >= 0, "Barycentre.decay", "at least 0", self.decay)
+        require_literals(self)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({self.base} - {"student"})
+
+    @property
+    def keeps_epistemic(self) -> bool:
+        return self.only_epistemic
+
+    def edit(self, positions: Positions, epistemic: Epistemic) -> Float[Array, "B T V"]:
+        teacher = positions.teacher
+        if self.only_epistemic and not epistemic.ids:
+            return teacher
+        base = (
+            positions.reference
+            if self.base == "reference"
+            else jax.lax.stop_gradient(positions.student_logp_BTV)
+        )
+        weight: float | Array = self.weight
+        if self.decay:
+            weight = weight * jnp.exp(-self.decay * losses.forward_kl(base, teacher))[..., None]
+        if self.only_epistemic:
+            weight = jnp.where(jnp.broadcast_to(epistemic.is_member_V, teacher.shape), weight, 1.0)
+        return edits.barycentre(teacher, base, weight)
+
+
+@dataclass(frozen=True)
+class Purified:
+    """R exp(strength (log T - log C)): only what the context adds beyond what it says by itself
+    (Purified OPSD, arXiv 2607.02234; the form is ours).
+
+    C is the contrast; give it `experience.contrast=ContextOnly()` (`edits.purified`).
+    """
+
+    strength: float = 1.0
+
+    reads = frozenset({"reference", "contrast"})
+
+    def __post_init__(self) -> None:
+        require(self.strength >= 0, "Purified.strength", "at least 0", self.strength)
+
+    def edit(self, positions: Positions, epistemic: Epistemic) -> Float[Array, "B T V"]:
+        return edits.purified(
+            positions.reference, positions.teacher, positions.contrast, self.strength
+        )
+
+
+@dataclass(frozen=True)
+class Contrasted:
+    """T exp(strength (log T - log C)), renormalised: away from the contrast (RLCSD's `opsd_ectr`,
+    arXiv 2606.11709). log C is floored at -30 nats, as in its code.
+    """
+
+    strength: float = 1.0
+
+    reads = frozenset({"contrast"})
+
+    def __post_init__(self) -> None:
+        require(self.strength >= 0, "Contrasted.strength", "at least 0", self.strength)
+
+    def edit(self, positions: Positions, epistemic: Epistemic) -> Float[Array, "B T V"]:
+        return edits.contrasted(positions.teacher, positions.contrast, self.strength)
+
+
+# ------------------------------------------------------------------------- divergences and clips
+
+
+@dataclass(frozen=True)
+class EntropySwitchedKL:
+    """KL(S||T), and KL(T||S) added where the target's entropy exceeds `threshold` nats.
+
+    Mode seeking costs diversity where the teacher itself is undecided (arXiv 2603.07079).
+    """
+
+    threshold: float = 0.672  # nats; see `targets.AmplifyEpistemic`
+
+    def divergence(self, compared: Comparison) -> Float[Array, "B T"]:
+        undecided_BT = losses.entropy(compared.target_logp_BTV) > self.threshold
+        student, target = compared.on_support
+        forward_BT = losses.forward_kl(student, target)
+        return losses.reverse_kl(student, target) + jnp.where(undecided_BT, forward_BT, 0.0)
+
+
+@dataclass(frozen=True)
+class ScoreFunctionReverseKL:
+    """KL(S||T) whose gradient keeps no teacher-free term on a truncated support
+    (`losses.score_function_reverse_kl`; arXiv 2605.11182).
+    """
+
+    def divergence(self, compared: Comparison) -> Float[Array, "B T"]:
+        return losses.score_function_reverse_kl(*compared.on_support)
+
+
+@dataclass(frozen=True)
+class SampledK3:
+    """The sampled token's k3 (`losses.k3`); its gradient's mean is KL(T||S)'s."""
+
+    def divergence(self, compared: Comparison) -> Float[Array, "B T"]:
+        return losses.k3(*compared.of_token)
+
+
+@dataclass(frozen=True)
+class ClipPosition:
+    """min(loss, limit): a position above it teaches nothing (RLCSD's token clip, 2606.11709)."""
+
+    limit: float = 0.05  # nats, as OPSD's clip of an entry
+
+    takes_negative = False  # it would cut one sign alone
+
+    def __post_init__(self) -> None:
+        require(self.limit > 0, "ClipPosition.limit", "above 0", self.limit)
+
+    def clip(self, loss_BT: Float[Array, "B T"]) -> Float[Array, "B T"]:
+        return losses.clip_position(loss_BT, self.limit)
+
+
+@dataclass(frozen=True)
+class SmoothClip:
+    """`losses.smooth_clip_tanh` or `smooth_clip_rational`: bounded, with a gradient everywhere
+    (ours). The rational form, which has a pole, is for losses that are never negative.
+    """
+
+    limit: float = 1.0
+    form: Literal["tanh", "rational"] = "tanh"
+
+    def __post_init__(self) -> None:
+        require(self.limit > 0, "SmoothClip.limit", "above 0", self.limit)
+        require_literals(self)
+
+    @property
+    def takes_negative(self) -> bool:
+        return self.form == "tanh"
+
+    def clip(self, loss_BT: Float[Array, "B T"]) -> Float[Array, "B T"]:
+        if self.form == "tanh":
+            return losses.smooth_clip_tanh(loss_BT, self.limit)
+        return losses.smooth_clip_rational(loss_BT, self.limit)
+
+
+# ------------------------------------------------------- terms: penalties towards the reference
+# Inside a distillation they act, as all of it, on the rows that have a demonstration.
+
+
+@dataclass(frozen=True)
+class MassPenalty:
+    """strength * kl(m_R, m_S): least, and 0, where the student doubts as much as the reference
+    (ours).
+    """
+
+    strength: float = 1.0
+
+    reads = frozenset({"reference"})
+
+    def __post_init__(self) -> None:
+        require(self.strength >= 0, "MassPenalty.strength", "at least 0", self.strength)
+
+    def penalty(self, positions: Positions, epistemic: Epistemic) -> Float[Array, "B T"]:
+        if not epistemic.ids:
+            return jnp.zeros(positions.sampled.tokens_BT.shape)
+        networks = positions.reference, positions.student_logp_BTV
+        bins = (losses.epistemic_bins(logp_BTV, epistemic.is_member_V) for logp_BTV in networks)
+        return self.strength * losses.bernoulli_kl(*bins)
+
+
+@dataclass(frozen=True)
+class ReferenceKL:
+    """strength * KL(S||R), or KL(R||S): the anchor of GRPO (arXiv 2402.03300).
+
+    With `only_epistemic` over the epistemic tokens one by one and one bucket for all others, so
+    that the rest of the vocabulary may go where it likes.
+    """
+
+    strength: float = 0.01
+    direction: Literal["reverse", "forward"] = "reverse"
+    only_epistemic: bool = False
+
+    reads = frozenset({"reference"})
+
+    def __post_init__(self) -> None:
+        require(self.strength >= 0, "ReferenceKL.strength", "at least 0", self.strength)
+        require_literals(self)
+
+    def penalty(self, positions: Positions, epistemic: Epistemic) -> Float[Array, "B T"]:
+        student, reference = positions.student_logp_BTV, positions.reference
+        if self.only_epistemic and not epistemic.ids:
+            return jnp.zeros(positions.sampled.tokens_BT.shape)
+        if self.only_epistemic:
+            student, reference = (losses.and_rest(x, epistemic.ids) for x in (student, reference))
+        kl = losses.reverse_kl if self.direction == "reverse" else losses.forward_kl
+        return self.strength * kl(student, reference)
+
+
+@dataclass(frozen=True)
+class ReferenceK3:
+    """strength * k3(R(y) / S(y)) of the sampled token: KL(S||R) by value, as most GRPO code."""
+
+    strength: float = 0.01
+
+    reads = frozenset({"reference"})
+
+    def __post_init__(self) -> None:
+        require(self.strength >= 0, "ReferenceK3.strength", "at least 0", self.strength)
+
+    def penalty(self, positions: Positions, epistemic: Epistemic) -> Float[Array, "B T"]:
+        networks = positions.student_logp_BTV, positions.reference
+        return self.strength * losses.k3(*(positions.of_token(logp_BTV) for logp_BTV in networks))
+
+
+# ---------------------------------------------------------------------------------------- credits
+
+
+@dataclass(frozen=True)
+class AntiSD:
+    """A + strength * `advantages.anti_jensen_shannon`: reinforces what the teacher finds unlikely
+    (arXiv 2605.11609).
+
+    Only where H(T) exceeds `entropy_threshold` nats (None: everywhere), and with `only_epistemic`
+    only where the sampled token is epistemic (ours).
+    """
+
+    strength: float = 1.0
+    entropy_threshold: float | None = 0.1
+    only_epistemic: bool = False
+
+    reads = frozenset({"teacher"})
+
+    def advantage(self, positions: Positions, epistemic: Epistemic) -> Float[Array, "B T"]:
+        networks = positions.student_logp_BTV, positions.teacher
+        tokens = (positions.of_token(logp_BTV) for logp_BTV in networks)
+        anti_BT = advantages.anti_jensen_shannon(*tokens)
+        shaped_BT = jnp.asarray(positions.rows.advantage_BT) + self.strength * anti_BT
+        is_epistemic_BT = epistemic.holds(positions.sampled.tokens_BT)
+        applies_BT = is_epistemic_BT if self.only_epistemic else jnp.ones_like(is_epistemic_BT)
+        if self.entropy_threshold is not None:
+            applies_BT &= losses.entropy(positions.teacher) > self.entropy_threshold
+        return where_taught(positions, applies_BT, shaped_BT)
+
+
+@dataclass(frozen=True)
+class SuppressUnlikely:
+    """No verifier, no teacher: tokens less likely than `threshold` are discouraged, the more the
+    surer the student is with `adaptive` (`advantages.unlikely`; arXiv 2608.31046, the form is
+    ours). A control for what distillation does.
+    """
+
+    strength: float = 1.0
+    threshold: float = 0.05
+    adaptive: bool = True
+
+    def __post_init__(self) -> None:
+        within = 0 < self.threshold < 1
+        require(within, "SuppressUnlikely.threshold", "between 0 and 1", self.threshold)
+
+    def advantage(self, positions: Positions, epistemic: Epistemic) -> Float[Array, "B T"]:
+        student = positions.student_logp_BTV
+        return advantages.unlikely(
+            positions.of_token(student),
+            losses.entropy(student) if self.adaptive else None,
+            student.shape[-1],
+            self.strength,
+            self.threshold,
+        )

@@ -1,0 +1,134 @@
+"""What a recipe's own choices get wrong is one line before anything is trained."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from own_choices import SAME, OwnForwardKL, OwnMeanOne, OwnSkip, OwnSupport
+
+from jaxdistill.errors import UserError
+from jaxdistill.objectives import (
+    GRPO,
+    Distill,
+    Mixed,
+    Pair,
+    Routed,
+    TopC,
+    check_objective,
+)
+from jaxdistill.objectives.checking import ROWS, TOKENS
+
+IDS, V = (2, 5, 7), 40
+
+GOOD = [
+    Routed(
+        Distill(
+            divergence=OwnForwardKL(), support=OwnSupport(), weights=(OwnSkip(), OwnMeanOne()),
+            target=next(iter(SAME["target"])), clip=next(iter(SAME["clip"])),
+            terms=next(iter(SAME["terms"])),
+        ),
+        GRPO(credit=next(iter(SAME["credit"])), terms=next(iter(SAME["terms"]))),
+    ),
+    *(Distill(rollout_correction=own) for own in SAME["rollout_correction"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("objective", GOOD, ids=["every kind", "token", "sequence"])
+@pytest.mark.parametrize("ids", [IDS, ()], ids=["ids", "no ids"])
+def test_choices_that_do_what_they_must_pass(objective, ids):
+    check_objective(objective, ids, V)
+
+
+def test_nothing_is_run_where_all_choices_are_ours(compilations):
+    check_objective(Mixed(Distill(), GRPO()), IDS, 151_936)
+    assert not compilations
+
+
+def own(method, body, **fields):
+    """A frozen dataclass with one method."""
+    return dataclass(frozen=True)(type("Own", (), {method: body, **fields}))()
+
+
+def factor(body, **fields):
+    return Distill(weights=(own("factor", body, **fields),))
+
+
+def target(body):
+    return Distill(support=TopC(4), target=own("edit", body))
+
+
+def raises(self, positions, epistemic):
+    raise RuntimeError("two\nlines")
+
+
+@dataclass(frozen=True)
+class Transposed(OwnMeanOne):
+    def over_batch(self, score_BT, loss_weight_BT):
+        return score_BT.T
+
+
+@dataclass(frozen=True)
+class Flat:
+    """The gradient of a root at zero."""
+
+    def divergence(self, compared):
+        student_logp, _ = compared.on_support
+        return jnp.sqrt(0.0 * student_logp.sum(-1))
+
+
+@pytest.mark.parametrize(
+    ("objective", "said"),
+    [
+        (factor(lambda self, positions, epistemic: jnp.ones(4)),
+         "objective.weights[0]: Own.factor returned shape (4,), expected (2, 5)"),
+        (factor(lambda self, positions, epistemic: 1.0),
+         "objective.weights[0]: Own.factor returned 1.0, expected an array of shape (2, 5)"),
+        (factor(lambda self, positions, epistemic: None),
+         "objective.weights[0]: Own.factor returned None, expected an array of shape (2, 5)"),
+        (factor(lambda self, positions, epistemic: np.full((2, 5), np.nan)),
+         "objective.weights[0]: Own.factor returned nan at [0, 0], expected finite numbers"),
+        (factor(lambda self, positions, epistemic: jnp.log(positions.sampled.index_BT * 1.0)),
+         "objective.weights[0]: Own.factor returned -inf at [0, 0], expected finite numbers"),
+        (factor(raises), "objective.weights[0]: Own.factor raised RuntimeError: two"),
+        (factor(lambda self, positions: 1.0), "objective.weights[0]: Own.factor raised TypeError"),
+        (factor(lambda self, positions, epistemic: epistemic.mass(positions.reference)),
+         "objective.weights[0]: Own.factor: the reference has not scored the samples; a choice "
+         "that needs it says so: reads = frozenset({\"reference\"})"),
+        (factor(lambda self, p, e: 1.0 if p.sampled.tokens_BT[0, 0] > 3 else 0.0),
+         "objective.weights[0]: Own.factor raised TracerBoolConversionError: "),
+        (Mixed(Distill(weights=(OwnSkip(), Transposed()))),
+         "objective.distill.weights[1]: Transposed.over_batch returned shape (5, 2), expected ("),
+        (target(lambda self, positions, epistemic: positions.teacher[..., :-1]),
+         "objective.target: Own.edit returned shape (2, 5, 39), expected (2, 5, 40)"),
+        (target(lambda self, positions, epistemic: -positions.teacher * jnp.inf),
+         "objective.target: Own.edit returned inf at [0, 0, 0], expected numbers or -inf"),
+        (target(lambda self, p, e: Pair(p.student_logp_BTV, p.teacher[:, :1])),
+         "objective.target: Own.edit returned a target shape (2, 1, 40), expected (2, 5, 40)"),
+        (Distill(support=own("restrict", lambda self, s, t, e, k: s)),
+         "objective.support: Own.restrict returned "),
+        (Distill(support=own("restrict", lambda self, s, t, e, k: (s[..., :3], t[..., :4]))),
+         "objective.support: Own.restrict returned a target shape (2, 5, 4), expected (2, 5, 3)"),
+        (Distill(clip=own("clip", lambda self, loss_BT: loss_BT.sum())),
+         "objective.clip: Own.clip returned shape (), expected (2, 5)"),
+        (GRPO(terms=(own("penalty", lambda self, p, e: p.teacher[..., 0]),)),
+         "objective.terms[0]: Own.penalty: the teacher has not scored the samples"),
+        (Routed(policy_gradient=GRPO(credit=own("advantage", lambda self, p, e: jnp.zeros(2)))),
+         "objective.policy_gradient.credit: Own.advantage returned shape (2,), expected (2, 5)"),
+        (Distill(rollout_correction=own("weight", lambda self, log_ratio: 1.0)),
+         "objective.rollout_correction: Own.weight returned 1.0, expected an array"),
+        (Distill(divergence=Flat()),
+         "objective: the loss's gradient is nan at [0, 0, 0], expected finite numbers"),
+    ],
+)  # fmt: skip
+def test_a_choice_that_goes_wrong_is_named_with_what_it_did(objective, said):
+    assert (ROWS, TOKENS) == (2, 5)
+    with pytest.raises(UserError) as raised:
+        check_objective(objective, IDS, V)
+    assert str(raised.value).startswith(said)
+    assert "\n" not in str(raised.value)
+
+
+def test_ids_of_another_tokenizer_are_refused():
+    with pytest.raises(UserError, match="epistemic id 99 is outside the model's vocabulary of 40"):
+        check_objective(Distill(weights=(OwnSkip(),)), (2, 99), V)

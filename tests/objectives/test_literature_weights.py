@@ -1,0 +1,169 @@
+"""Weights beyond the presets: each against its formula in float64, and its limits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given as drawn
+from hypothesis import settings
+from hypothesis import strategies as st
+from made_positions import (
+    IDS,
+    B,
+    T,
+    V,
+    entropy,
+    logp_of,
+    positions,
+    value_and_gradient,
+)
+
+from jaxdistill.objectives import (
+    AmplifySampledEpistemic,
+    ContrastMask,
+    DirectionAdaptive,
+    Distill,
+    EntropyGate,
+    ForkingTokens,
+    MaskSampledEpistemic,
+    PositionSlope,
+    SampledReverseKL,
+    SampledSuppressionGate,
+    SkipFirst,
+    TokenImportance,
+)
+from jaxdistill.objectives.literature_weights import exactly_top
+from jaxdistill.objectives.positions import epistemic_of
+
+EPISTEMIC = epistemic_of(IDS, V)
+IS_SAMPLED = np.isin(np.array([[2, 0, 1], [11, 7, 3]]), IDS)
+
+
+def weight_of(choice, given=None):
+    return np.asarray(choice.factor(positions() if given is None else given, EPISTEMIC))
+
+
+def token(logp):
+    tokens = np.array([[2, 0, 1], [11, 7, 3]])
+    return np.take_along_axis(np.asarray(logp, np.float64), tokens[..., None], -1)[..., 0]
+
+
+def test_amplifying_is_linear_in_its_strength_and_at_minus_one_the_mask():
+    def weight(strength):
+        return weight_of(AmplifySampledEpistemic(strength, if_teacher_agrees=False))
+
+    np.testing.assert_array_equal(weight(-1.0), weight_of(MaskSampledEpistemic()))
+    np.testing.assert_allclose(weight(4.0) - weight(0.0), 4 * (weight(1.0) - weight(0.0)))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_amplifying_heeds_whether_the_teacher_agrees(seed):
+    given = positions(teacher=seed, reference=seed + 10)
+    agrees = token(logp_of(seed)) >= token(logp_of(seed + 10))
+    expected = 1 + 0.5 * (IS_SAMPLED & agrees)
+    np.testing.assert_array_equal(weight_of(AmplifySampledEpistemic(0.5), given), expected)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5])
+def test_the_sampled_gate_drops_sampled_doubt_that_the_teacher_finds_less_likely(threshold):
+    for seed in range(4):
+        given = positions(teacher=seed, reference=seed + 10)
+        suppressed = token(logp_of(seed)) < token(logp_of(seed + 10)) - threshold
+        weight = weight_of(SampledSuppressionGate(threshold), given)
+        np.testing.assert_array_equal(weight, 1.0 - (IS_SAMPLED & suppressed))
+
+
+@pytest.mark.parametrize("of", ["student", "teacher", "reference"])
+def test_the_entropy_gate_looks_at_the_network_it_names(of):
+    H = entropy(logp_of({"student": 0, "teacher": 1, "reference": 2}[of]))
+    threshold = float(np.median(H)) + 1e-4
+    below = weight_of(EntropyGate(of, "below", threshold, 0.25))
+    np.testing.assert_allclose(below, np.where(threshold > H, 1, 0.25))
+    above = weight_of(EntropyGate(of, "above", threshold))
+    np.testing.assert_array_equal(above, threshold <= H)
+
+
+def test_direction_adaptive_pulls_where_the_student_is_sure_and_pushes_elsewhere():
+    H = entropy(logp_of(0))
+    threshold = float(np.median(H)) + 1e-4
+    sure = threshold > H
+    np.testing.assert_array_equal(weight_of(DirectionAdaptive(threshold)), np.where(sure, 1, -1))
+    np.testing.assert_array_equal(weight_of(DirectionAdaptive(threshold, drop=True)), sure)
+    np.testing.assert_array_equal(weight_of(DirectionAdaptive(-1.0)), -1)
+
+
+def test_turning_everywhere_is_minus_the_sampled_loss_and_nowhere_is_the_sampled_loss():
+    base = value_and_gradient(Distill(divergence=SampledReverseKL()))
+    for threshold, sign in ((99.0, 1), (-1.0, -1)):
+        choice = Distill(divergence=SampledReverseKL(), weights=(DirectionAdaptive(threshold),))
+        for a, b in zip(value_and_gradient(choice), base):
+            np.testing.assert_array_equal(a, sign * b)
+
+
+def test_token_importance_is_its_formula():
+    S, P = (np.exp(np.asarray(logp_of(seed), np.float64)) for seed in (0, 1))
+    M = (S + P) / 2
+    divergence = 0.5 * ((S * np.log(S / M)).sum(-1) + (P * np.log(P / M)).sum(-1))
+    expected = (entropy(logp_of(0)) / np.log(V)) ** 2 * (divergence / np.log(2)) ** 0.5
+    np.testing.assert_allclose(weight_of(TokenImportance(2.0, 0.5)), expected, rtol=1e-4)
+
+
+def test_a_position_slope_has_mean_one_over_each_completion_whatever_its_length():
+    for slope in (-1.0, 0.3, 1.0):
+        for length in (1, 2, 3):
+            given = positions(length_BT=jnp.full(B, length))
+            weight = weight_of(PositionSlope(slope), given)[:, :length]
+            np.testing.assert_allclose(weight.mean(1), 1, rtol=1e-6)
+            assert (weight >= 0).all()
+    late = weight_of(PositionSlope(1.0))[0]
+    np.testing.assert_allclose(late, [1 / 3, 1, 5 / 3], rtol=1e-6)
+
+
+def test_the_first_tokens_are_skipped_by_their_place_in_the_completion():
+    np.testing.assert_array_equal(weight_of(SkipFirst(2)), [[0, 0, 1]] * B)
+    later = positions(index_BT=jnp.array([[0, 1, 2], [3, 4, 5]]))  # the second row's later chunk
+    np.testing.assert_array_equal(weight_of(SkipFirst(2), later), [[0, 0, 1], [1, 1, 1]])
+    np.testing.assert_array_equal(weight_of(SkipFirst(0)), 1)
+
+
+def test_the_contrast_mask_is_silent_where_any_context_says_the_same():
+    np.testing.assert_array_equal(weight_of(ContrastMask(), positions(teacher=1, contrast=1)), 0)
+    P, C = (np.exp(np.asarray(logp_of(seed), np.float64)) for seed in (1, 3))
+    d = (P * np.log(P / C)).sum(-1)
+    np.testing.assert_allclose(weight_of(ContrastMask(0.2)), d / (d + 0.2), rtol=1e-5)
+    np.testing.assert_array_equal(weight_of(ContrastMask(0.0)), 1)
+
+
+def test_forking_tokens_keeps_the_undecided_positions_or_the_others():
+    every = jnp.ones((B, T))
+    H = entropy(logp_of(0))
+    order = np.argsort(-H.reshape(-1))
+    for keep, chosen in (("high", order[:2]), ("low", order[::-1][:2])):
+        weight = factor(ForkingTokens(1 / 3, keep), every).reshape(-1)
+        assert set(np.flatnonzero(weight)) == set(chosen)
+    np.testing.assert_array_equal(factor(ForkingTokens(1.0), every), 1)
+
+
+jitted_top = jax.jit(exactly_top)
+
+
+@settings(max_examples=50, deadline=None)
+@drawn(
+    scores=st.lists(st.integers(0, 3), min_size=1, max_size=12),
+    counts=st.lists(st.booleans(), min_size=12, max_size=12),
+    fraction=st.sampled_from([0.01, 0.2, 1 / 3, 0.5, 0.999, 1.0]),
+)
+def test_forks_are_exactly_the_asked_share_of_what_counts_ties_to_the_earlier(
+    scores, counts, fraction
+):
+    # Padded to one shape, and so compiled once: what does not count takes no part.
+    counts = np.array(counts) & (np.arange(12) < len(scores))
+    scores = np.pad(np.asarray(scores, np.float32), (0, 12 - len(scores)), constant_values=9)
+    kept = jitted_top(scores[None], counts[None], fraction)[0]
+    number = int(np.ceil(fraction * counts.sum() - 1e-6))
+    order = sorted(np.flatnonzero(counts), key=lambda i: (-scores[i], i))
+    assert set(np.flatnonzero(kept)) == set(order[:number])
+
+
+def factor(choice, loss_weight_BT):
+    return np.asarray(choice.over_batch(choice.score(positions(), EPISTEMIC), loss_weight_BT))
