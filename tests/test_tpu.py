@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.experimental import topologies
+from jaxdistill.training.packed_batch import Packed, Sequences
 from programs import COLLECTIVES, MODEL, operations_of
 
 from jaxdistill import losses, sharding
@@ -37,7 +38,6 @@ from jaxdistill.sharding import MeshConfig
 from jaxdistill.training.batch import Batch
 from jaxdistill.training.compute import Compute
 from jaxdistill.training.optimizer import Optimizer
-from jaxdistill.training.packed_batch import Packed, Sequences
 from jaxdistill.training.state import init_state
 from jaxdistill.training.step import make_train_step
 from jaxdistill.training.teachers import EMA, TrustRegion

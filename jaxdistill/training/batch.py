@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
+from jaxdistill.axes import AnyArray
 from jaxdistill.training.micro_batches import MicroBatch, MicroBatches, Sequences
 from jaxdistill.training.packing import MOST_SEQUENCES, plan_rows, rooms
 
@@ -21,10 +22,10 @@ class Texts(NamedTuple):
     length_B: Int[np.ndarray, " B"]
 
 
-def texts_of(ids_BP: Shaped[Any, "B P"], mask_BP: Shaped[Any, "B P"]) -> Texts:
+def texts_of(ids_BP: Int[AnyArray, "B P"], mask_BP: Shaped[AnyArray, "B P"]) -> Texts:
     """Texts that may be padded on either side, where the mask is 0.
 
-    >>> texts_of([[0, 5, 6], [7, 0, 0]], [[0, 1, 1], [1, 0, 0]]).ids_BP.tolist()
+    >>> texts_of(np.array([[0, 5, 6], [7, 0, 0]]), np.array([[0, 1, 1], [1, 0, 0]])).ids_BP.tolist()
     [[5, 6, 0], [7, 0, 0]]
     """
     is_real_BP = np.asarray(mask_BP) > 0
