@@ -9,7 +9,7 @@ def test_one_step_runs_from_top_to_bottom_and_prints_what_the_page_shows(capsys)
     """Cell by cell; under a cell that prints stands its output, line by line with its labels."""
     cell = re.compile(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", re.DOTALL)
     cells = cell.findall((DOCS / "one_step.md").read_text())
-    assert len(cells) == 13
+    assert len(cells) == 14
     environment, printed = {}, ""
     for number, (code, expected) in enumerate(cells):
         assert code.count("\n") <= 15, f"cell {number} is long"

@@ -17,9 +17,9 @@ from jaxdistill.models.attention import causal_attention
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.objectives import sdpo
 from jaxdistill.sharding import MeshConfig
-from jaxdistill.training import packing
+from jaxdistill.training import batch as batches
 from jaxdistill.training import step as train
-from jaxdistill.training.batch import Batch
+from jaxdistill.training.batch import Batch, Texts
 from jaxdistill.training.compute import Compute
 from jaxdistill.training.optimizer import Optimizer
 from jaxdistill.training.state import init_state
@@ -475,17 +475,21 @@ def _step_batch(rows=12):
     """Prompts of 3 to 40 tokens, completions of 1 to 250."""
     rng = np.random.default_rng(0)
 
-    def texts(least, most, left):
-        lengths_B = rng.integers(least, most + 1, rows)
-        slot_T = np.arange(most)[:: -1 if left else 1]
-        mask_BT = (slot_T[None] < lengths_B[:, None]).astype(np.int32)
-        return rng.integers(1, CONFIG.vocab_size, (rows, most)).astype(np.int32) * mask_BT, mask_BT
+    def texts(least, most):
+        length_B = rng.integers(least, most + 1, rows)
+        ids_BP = rng.integers(1, CONFIG.vocab_size, (rows, most)).astype(np.int32)
+        return Texts(ids_BP, length_B)
 
-    numbers_BT = -rng.uniform(5, 7, (rows, 250)).astype(np.float32)
+    ones_B = np.ones(rows, np.float32)
     return Batch(
-        *texts(3, 40, True), *texts(10, 90, True), *texts(1, 250, False), numbers_BT,
-        rng.normal(size=rows).astype(np.float32), np.ones(rows, np.float32),
-    )  # fmt: skip
+        prompt=texts(3, 40),
+        teacher=texts(10, 90),
+        completion=texts(1, 250),
+        behaviour_logp_BT=-rng.uniform(5, 7, (rows, 250)).astype(np.float32),
+        advantage_B=rng.normal(size=rows).astype(np.float32),
+        row_weight_B=ones_B,
+        correct_B=ones_B,
+    )
 
 
 @pytest.mark.parametrize("remat", ["none", "elementwise", "all"])
@@ -502,7 +506,7 @@ def test_a_packed_step_is_a_padded_one_but_for_bfloat16(params, remat):
         step = train.make_train_step(
             CONFIG, sdpo(), (3, 5), descent, Frozen(), compute, 10, 1.0, True
         )
-        batch = packing.pack(_step_batch(), pack)[0] if pack else _step_batch()
+        batch = batches.pack(_step_batch(), pack)[0] if pack else batches.pad(_step_batch())
         state = init_state(student, descent, Frozen(), 10)
         state, metrics = step(state, params, jax.device_put(batch))
         moved = jax.tree.map(jnp.subtract, state.params, student)

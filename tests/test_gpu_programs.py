@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import pytest
 from programs import MODEL, operations_of
 
+from jaxdistill.bench.step import Step, random_batch
 from jaxdistill.models import parameters
 from jaxdistill.objectives import sdpo
 from jaxdistill.sampling import Sampling, make_sampler
-from jaxdistill.training.batch import Batch
+from jaxdistill.training.batch import pad
 from jaxdistill.training.compute import Compute
 from jaxdistill.training.optimizer import Optimizer
 from jaxdistill.training.state import init_state
@@ -67,11 +68,8 @@ def test_no_token_and_no_row_that_enters_copies_a_cache_or_a_weight(slots, pages
 def test_the_train_step_updates_its_state_in_place():
     optimizer, params = Optimizer(), parameters.abstract_params(MODEL)
     state = jax.eval_shape(lambda p: init_state(p, optimizer, Frozen(), 100), params)
-    prompt, completion = shape(2, 256), shape(2, 768)
-    logp_BT, number_B = shape(2, 768, dtype=jnp.float32), shape(2, dtype=jnp.float32)
-    batch = Batch(
-        prompt, prompt, prompt, prompt, completion, completion, logp_BT, number_B, number_B
-    )
+    batch = random_batch(Step(rows=2, tokens=1024, prompt=256), MODEL)
+    batch = jax.tree.map(lambda x: shape(*x.shape, dtype=x.dtype), pad(batch))
     compute = Compute(dtype="bfloat16", chunk=128, remat="mlp")
     step = make_train_step(MODEL, sdpo(), (3, 5), optimizer, Frozen(), compute, 100, 1.0, True)
     compiled = step.lower(state, params, batch).compile()

@@ -34,10 +34,9 @@ from jaxdistill.objectives import (
 )
 from jaxdistill.sampling import Sampling, drawing, make_sampler, truncation
 from jaxdistill.sharding import MeshConfig
-from jaxdistill.training.batch import Batch
 from jaxdistill.training.compute import Compute
+from jaxdistill.training.micro_batches import MicroBatch, MicroBatches, Sequences
 from jaxdistill.training.optimizer import Optimizer
-from jaxdistill.training.packed_batch import Packed, Sequences
 from jaxdistill.training.state import init_state
 from jaxdistill.training.step import make_train_step
 from jaxdistill.training.teachers import EMA, TrustRegion
@@ -80,47 +79,44 @@ def _as_batch(mesh, shape, dtype=jnp.int32):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.sharding_of(mesh, "B", shape))
 
 
-def _train_step(mesh, objective=epi_anchor(), teacher=EMA()):  # noqa: B008
-    """The step with everything on: teacher, reference, EMA, bfloat16, remat, micro-batches."""
+def _train_step(mesh, objective=epi_anchor(), teacher=EMA(), pack=0):  # noqa: B008
+    """The step with everything on: teacher, reference, EMA, bfloat16, remat, micro-batches.
+
+    Rows are padded, PARTS micro-batches of them; or packed, 64 of every part of the mesh at most.
+    """
     optimizer = Optimizer()
     params = parameters.abstract_params(MODEL)
     state = jax.eval_shape(lambda p: init_state(p, optimizer, teacher, 100), params)
-    prompt, shown = [_as_batch(mesh, (ROWS, width)) for width in (PROMPT, TEACHER_PROMPT)]
-    completion = _as_batch(mesh, (ROWS, COMPLETION))
-    logp_BT = _as_batch(mesh, (ROWS, COMPLETION), jnp.float32)
-    number_B = _as_batch(mesh, (ROWS,), jnp.float32)
-    batch = Batch(prompt, prompt, shown, shown, completion, completion, logp_BT, number_B, number_B)
-    if needs_contrast(objective):
-        contrast = _as_batch(mesh, (ROWS, 2, TEACHER_PROMPT))
-        weight_BJ = _as_batch(mesh, (ROWS, 2), jnp.float32)
-        batch = batch._replace(
-            correct_B=number_B, contrast_ids_BJP=contrast, contrast_mask_BJP=contrast,
-            contrast_weight_BJ=weight_BJ,
-        )  # fmt: skip
-    compute = Compute(dtype="bfloat16", chunk=CHUNK, micro_batches=PARTS, remat="all")
-    lexicon = tuple(range(1000, 1040))
-    step = make_train_step(MODEL, objective, lexicon, optimizer, teacher, compute, 100, 1.0, True)
-    return step, (_as_parameters(mesh, state), _as_parameters(mesh, params), batch)
-
-
-def _packed_train_step(mesh, objective=epi_anchor(), teacher=EMA()):  # noqa: B008
-    """The same of packed rows, 64 of every part of the mesh at most."""
-    optimizer = Optimizer()
-    params = parameters.abstract_params(MODEL)
-    state = jax.eval_shape(lambda p: init_state(p, optimizer, teacher, 100), params)
-    B = mesh.size // mesh.shape["tensor"]
-
-    def dealt(width, dtype=jnp.int32):
-        return _as_batch(mesh, (B, 64, width), dtype)
-
-    number_I, sequences = _as_batch(mesh, (ROWS,), jnp.float32), dealt(32)
-    batch = Packed(
-        jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(mesh)),
-        Sequences(dealt(PACK), sequences), Sequences(dealt(PACKED_TEACHER), sequences), (),
-        dealt(PACKED_COMPLETION), dealt(PACKED_COMPLETION, jnp.float32), sequences, sequences,
-        _as_batch(mesh, (ROWS,)), number_I, number_I, number_I, None,
-    )  # fmt: skip
-    compute = Compute(dtype="bfloat16", chunk=CHUNK, pack=PACK, remat="all")
+    num_in_use, dealt, held = None, (ROWS // PARTS, PARTS), 1
+    widths = PROMPT + COMPLETION, TEACHER_PROMPT + COMPLETION, COMPLETION
+    if pack:
+        num_in_use = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(mesh))
+        dealt, held = (mesh.size // mesh.shape["tensor"], 64), 32
+        widths = pack, PACKED_TEACHER, PACKED_COMPLETION
+    plain, shown, completion = (
+        Sequences(_as_batch(mesh, (*dealt, width)), _as_batch(mesh, (*dealt, held)))
+        for width in widths
+    )
+    has_contrasts, number_I = needs_contrast(objective), _as_batch(mesh, (ROWS,), jnp.float32)
+    batch = MicroBatches(
+        rows=MicroBatch(
+            plain=plain,
+            teacher=shown,
+            contrasts=(shown, shown) if has_contrasts else (),
+            completions=completion,
+            behaviour_logp_BT=_as_batch(mesh, (*dealt, widths[2]), jnp.float32),
+            row_BA=_as_batch(mesh, (*dealt, held)),
+        ),
+        num_in_use=num_in_use,
+        length_I=_as_batch(mesh, (ROWS,)),
+        advantage_I=number_I,
+        row_weight_I=number_I,
+        correct_I=number_I,
+        contrast_weight_IJ=_as_batch(mesh, (ROWS, 2), jnp.float32) if has_contrasts else None,
+    )
+    compute = Compute(
+        dtype="bfloat16", chunk=CHUNK, micro_batches=1 if pack else PARTS, pack=pack, remat="all"
+    )
     lexicon = tuple(range(1000, 1040))
     step = make_train_step(MODEL, objective, lexicon, optimizer, teacher, compute, 100, 1.0, True)
     return step, (_as_parameters(mesh, state), _as_parameters(mesh, params), batch)
@@ -203,7 +199,7 @@ def test_the_train_step_holds_no_vocabulary_sized_batch_and_keeps_its_state_spli
 
 def test_the_packed_train_step_attends_by_splash_and_keeps_its_state_split(mesh):
     """One packed row of 8,192 a device at a time, whatever their number: it is an argument."""
-    step, arguments = _packed_train_step(mesh)
+    step, arguments = _train_step(mesh, pack=PACK)
     state = arguments[0]
     compiled = _compile(mesh, step, arguments)
     memory, operations = compiled.memory_analysis(), operations_of(compiled)

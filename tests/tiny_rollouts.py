@@ -13,6 +13,7 @@ from jaxdistill.tasks.contexts import Solution
 from jaxdistill.tasks.grading import Verdict
 from jaxdistill.tasks.questions import Question, messages
 from jaxdistill.tasks.tasks import ToyTask, questions_of
+from jaxdistill.training.batch import Texts
 from jaxdistill.training.on_policy import OnPolicy
 
 TASK = ToyTask(count=5)
@@ -82,6 +83,6 @@ def shown(question: Question, text: str) -> str:
     )
 
 
-def rendered(policy: Policy, ids_BP: np.ndarray, mask_BP: np.ndarray) -> list[str]:
-    """The prompts as text, special tokens included."""
-    return [policy.tokenizer.decode(ids[mask == 1]) for ids, mask in zip(ids_BP, mask_BP)]
+def rendered(policy: Policy, texts: Texts) -> list[str]:
+    """The texts as words, special tokens included."""
+    return [policy.tokenizer.decode(ids[:length]) for ids, length in zip(*texts)]

@@ -14,10 +14,10 @@ from jaxdistill import sharding
 from jaxdistill.bench import measure
 from jaxdistill.bench.decode import long_tailed, without_text
 from jaxdistill.bench.step import (
+    batch_of,
     check_rows,
     checked_loss,
     compiled_step,
-    informed,
     objective_of,
     start,
     train_step_of,
@@ -27,8 +27,7 @@ from jaxdistill.models.presets import preset
 from jaxdistill.sampling import Samples, Sampling, question_hashes, row_keys
 from jaxdistill.sampling.engine import Engine
 from jaxdistill.sharding import MeshConfig
-from jaxdistill.training import packing
-from jaxdistill.training.batch import Batch
+from jaxdistill.training.batch import Batch, pack, pad, texts_of
 from jaxdistill.training.compute import Compute
 from jaxdistill.training.optimizer import Optimizer
 
@@ -102,8 +101,10 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
             return state.params, *engine.place(inputs)
 
         def sampled(number: int) -> Batch:
-            drawn = jax.device_get(compiled_sample(*asked(number)))
-            return informed(_batch(drawn, prompts_QP), objective, shown_BP)
+            drawn: Samples = jax.device_get(compiled_sample(*asked(number)))
+            completion = texts_of(drawn.tokens_BT, drawn.mask_BT)
+            prompt_BP = np.repeat(prompts_QP, work.rollouts, axis=0)
+            return batch_of(objective, prompt_BP, shown_BP, completion, np.asarray(drawn.logp_BT))
 
         began = time.perf_counter()
         compiled_sample = sample.lower(*asked(0)).compile()
@@ -117,8 +118,10 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
             batch = sampled(number)
             drawn_at = time.perf_counter()
             if compute.pack:
-                batch, packing_of["padding"] = packing.pack(batch, compute.pack, parts)
-            arguments = state, reference, engine.place(batch)
+                arrays, packing_of["padding"] = pack(batch, compute.pack, parts)
+            else:
+                arrays = pad(batch, compute.micro_batches)
+            arguments = state, reference, engine.place(arrays)
             if compiled is None:
                 remat, compiled, compile_seconds = compiled_step(step, compute, arguments)
             state, metrics = jax.block_until_ready(compiled(*arguments))
@@ -146,21 +149,3 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
         "loss_last": losses[-1],
         **measure.surroundings(),
     }
-
-
-def _batch(samples: Samples, prompts_QP: np.ndarray) -> Batch:
-    rows = len(samples.tokens_BT)
-    prompt_BP = np.repeat(prompts_QP, rows // len(prompts_QP), axis=0)
-    ones_B = np.ones(rows, np.float32)
-    return Batch(
-        prompt_ids_BP=prompt_BP,
-        prompt_mask_BP=np.ones_like(prompt_BP),
-        teacher_ids_BP=None,
-        teacher_mask_BP=None,
-        completion_ids_BT=np.asarray(samples.tokens_BT),
-        completion_mask_BT=np.asarray(samples.mask_BT),
-        behaviour_logp_BT=np.asarray(samples.logp_BT),
-        advantage_B=ones_B,
-        row_weight_B=ones_B,
-        correct_B=ones_B,
-    )

@@ -30,7 +30,7 @@ from jaxdistill.objectives import (
     needs_teacher,
 )
 from jaxdistill.sharding import MeshConfig
-from jaxdistill.training.batch import Batch
+from jaxdistill.training.batch import Batch, Texts, pad, texts_of
 from jaxdistill.training.compute import Compute
 from jaxdistill.training.memory import FirstThatFits
 from jaxdistill.training.optimizer import Optimizer
@@ -140,7 +140,8 @@ def bench_step(work: Step) -> dict[str, Any]:
     mesh = sharding.make_mesh(work.mesh)
     with sharding.use_mesh(mesh):
         state, reference = start(config, compute, work.optimizer, mesh)
-        batch = sharding.shard_batch(mesh, _batch(work, config))
+        batch = pad(random_batch(work, config), compute.micro_batches)
+        batch = sharding.shard_batch(mesh, batch)
         step = train_step_of(config, objective, compute, work.optimizer)
         remat, compiled, compile_seconds = compiled_step(step, compute, (state, reference, batch))
         seconds, losses = [], []
@@ -183,41 +184,43 @@ def checked_loss(metrics: Any) -> float:
     return loss
 
 
-def _batch(work: Step, config: ModelConfig) -> Batch:
+def random_batch(work: Step, config: ModelConfig) -> Batch:
     """Full rows: no padding, so that every position counts."""
     rng = np.random.default_rng(0)
     widths = work.prompt, work.prompt, work.tokens - work.prompt
     prompt_BP, shown_BP, completion_BT = (
         rng.integers(0, config.vocab_size, (work.rows, width), np.int32) for width in widths
     )
-    ones_B = np.ones(work.rows, np.float32)
-    batch = Batch(
-        prompt_ids_BP=prompt_BP,
-        prompt_mask_BP=np.ones_like(prompt_BP),
-        teacher_ids_BP=None,
-        teacher_mask_BP=None,
-        completion_ids_BT=completion_BT,
-        completion_mask_BT=np.ones_like(completion_BT),
-        behaviour_logp_BT=np.full(completion_BT.shape, -np.log(config.vocab_size), np.float32),
+    logp_BT = np.full(completion_BT.shape, -np.log(config.vocab_size), np.float32)
+    objective = objective_of(work.objective)
+    return batch_of(objective, prompt_BP, shown_BP, whole(completion_BT), logp_BT)
+
+
+def whole(ids_BP: np.ndarray) -> Texts:
+    return texts_of(ids_BP, np.ones_like(ids_BP))
+
+
+def batch_of(
+    objective: Objective,
+    prompt_BP: np.ndarray,
+    shown_BP: np.ndarray,
+    completion: Texts,
+    logp_BT: np.ndarray,
+) -> Batch:
+    """Right answers all; with what is shown to the teacher and a contrast, where they are read."""
+    ones_B = np.ones(len(prompt_BP), np.float32)
+    needs = needs_contrast(objective)
+    return Batch(
+        prompt=whole(prompt_BP),
+        completion=completion,
+        behaviour_logp_BT=logp_BT,
         advantage_B=ones_B,
         row_weight_B=ones_B,
         correct_B=ones_B,
+        teacher=whole(shown_BP) if needs_teacher(objective) else None,
+        contrasts=(whole(np.flip(shown_BP, axis=1)),) if needs else (),
+        contrast_weight_BJ=ones_B[:, None] if needs else None,
     )
-    return informed(batch, objective_of(work.objective), shown_BP)
-
-
-def informed(batch: Batch, objective: Objective, shown_BP: np.ndarray) -> Batch:
-    """The batch with the teacher's prompts and a contrast of their length, where they are read."""
-    ones_BP = np.ones_like(shown_BP)
-    if needs_teacher(objective):
-        batch = batch._replace(teacher_ids_BP=shown_BP, teacher_mask_BP=ones_BP)
-    if needs_contrast(objective):
-        batch = batch._replace(
-            contrast_ids_BJP=np.flip(shown_BP, axis=1)[:, None],
-            contrast_mask_BJP=ones_BP[:, None],
-            contrast_weight_BJ=np.ones((len(shown_BP), 1), np.float32),
-        )
-    return batch
 
 
 def step_flops(

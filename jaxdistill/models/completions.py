@@ -48,19 +48,20 @@ def packed_completion_hidden(
     num_positions: int,
     **how: Any,
 ) -> Float[Array, "B T D"]:
-    """`completion_hidden` of packed rows: up to A prompts, each with its completion.
+    """`completion_hidden` of rows of up to A prompts, each with its completion behind it.
 
     `lengths_BA` counts both. The completions' positions stand one after another, as the sequences
     do, T = `num_positions`.
     """
-    hidden_BSD = decoder.packed_hidden_states(params, config, tokens_BS, lengths_BA, **how)
     segment_BT, index_BT = segments_of(completion_lengths_BA, num_positions)
     is_real_BT = segment_BT < lengths_BA.shape[1]
     # A completion's first token is predicted one slot before it.
     first_BA = jnp.cumsum(lengths_BA, axis=1) - completion_lengths_BA - 1
     first_BT = jnp.take_along_axis(first_BA, jnp.where(is_real_BT, segment_BT, 0), axis=1)
     slot_BT = jnp.where(is_real_BT, first_BT + index_BT, 0)
-    hidden_BTD = jnp.take_along_axis(constrain(hidden_BSD, "BSD"), slot_BT[:, :, None], axis=1)
+    hidden_BTD = decoder.packed_hidden_states(
+        params, config, tokens_BS, lengths_BA, slot_BT=slot_BT, **how
+    )
     return constrain(hidden_BTD, "BTD")
 
 
@@ -74,45 +75,43 @@ MOST_PADDING = 0.25
 def hidden_of_prompts(
     params: Any,
     config: ModelConfig,
-    prompts: Sequence[tuple[Int[AnyArray, "B _"], Shaped[AnyArray, "B _"]]],  # of any lengths
-    completion_ids_BT: Int[AnyArray, "B T"],
-    completion_mask_BT: Shaped[AnyArray, "B T"],
+    prompts: Sequence[tuple[Int[AnyArray, "B _"], Int[AnyArray, "B A"]]],
+    completion_lengths_BA: Int[AnyArray, "B A"],
+    num_positions: int,
     **how: Any,
 ) -> list[Float[Array, "B T D"]]:
-    """`completion_hidden` under each of several prompts, in one forward where their lengths allow.
+    """`packed_completion_hidden` under several kinds of prompts, each (tokens_BS, lengths_BA).
 
-    The rows of all prompts then stand in one batch; each weight is read once for all of them.
+    Where rows hold one sequence each and their lengths allow, all kinds are rows of one forward,
+    which reads each weight once. Rows of several sequences are long enough by themselves.
     """
     num = len(prompts)
-    widths = [ids_BP.shape[1] for ids_BP, _ in prompts]
-    num_positions = completion_ids_BT.shape[1]
-    padded = num * (max(widths, default=0) + num_positions)
-    if padded > (1 + MOST_PADDING) * (sum(widths) + num * num_positions):
+    widths = [tokens_BS.shape[1] for tokens_BS, _ in prompts]
+    is_packed = completion_lengths_BA.shape[1] > 1
+    if num < 2 or is_packed or num * max(widths) > (1 + MOST_PADDING) * sum(widths):
         return [
-            completion_hidden(
+            packed_completion_hidden(
                 params,
                 config,
-                prompt_ids_BP=ids_BP,
-                prompt_mask_BP=mask_BP,
-                completion_ids_BT=completion_ids_BT,
-                completion_mask_BT=completion_mask_BT,
+                tokens_BS=tokens_BS,
+                lengths_BA=lengths_BA,
+                completion_lengths_BA=completion_lengths_BA,
+                num_positions=num_positions,
                 **how,
             )
-            for ids_BP, mask_BP in prompts
+            for tokens_BS, lengths_BA in prompts
         ]
-    if num == 0:
-        return []
-    ids_BP, mask_BP = (
-        _stack_rows([jnp.pad(x, ((0, 0), (max(widths) - x.shape[1], 0))) for x in some])
-        for some in zip(*prompts)
-    )
-    hidden_BTD = completion_hidden(
+    tokens, lengths = zip(*prompts)
+    tokens = [jnp.pad(x, ((0, 0), (0, max(widths) - x.shape[1]))) for x in tokens]
+    hidden_BTD = packed_completion_hidden(
         params,
         config,
-        prompt_ids_BP=ids_BP,
-        prompt_mask_BP=mask_BP,
-        completion_ids_BT=_stack_rows([completion_ids_BT] * num),
-        completion_mask_BT=_stack_rows([completion_mask_BT] * num),
+        tokens_BS=_stack_rows(
+            [jnp.pad(x, ((0, 0), (0, max(widths) - x.shape[1]))) for x in tokens]
+        ),
+        lengths_BA=_stack_rows(lengths),
+        completion_lengths_BA=_stack_rows([completion_lengths_BA] * num),
+        num_positions=num_positions,
         **how,
     )
     hidden_BXTD = hidden_BTD.reshape(-1, num, *hidden_BTD.shape[1:])

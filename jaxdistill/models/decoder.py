@@ -150,17 +150,18 @@ def hidden_states(
     Positions count real tokens. `remat` says what a layer's backward pass computes again;
     `attention` names an implementation (`causal_attention`). All but the arrays are static.
     """
-    model = params if isinstance(params, Stacked) else decoder_of(config, params)
     mask_BS = jnp.asarray(mask_BS).astype(bool)
-    tokens_BS = _left_aligned(tokens_BS, mask_BS)
-    x_BSD, _ = _scan_layers(
-        model, config, tokens_BS, dtype=dtype, attention=attention, remat=remat, keep_kv=False
+    return packed_hidden_states(
+        params,
+        config,
+        _left_aligned(tokens_BS, mask_BS),
+        jnp.sum(mask_BS, axis=1, keepdims=True, dtype=jnp.int32),
+        # Back to the caller's places. Padding repeats a real neighbour's state.
+        slot_BT=jnp.maximum(jnp.cumsum(mask_BS, axis=1, dtype=jnp.int32) - 1, 0),
+        dtype=dtype,
+        remat=remat,
+        attention=attention,
     )
-    # Back to the caller's places. Padding repeats a real neighbour's state.
-    slot_BS = jnp.maximum(jnp.cumsum(mask_BS, axis=1, dtype=jnp.int32) - 1, 0)
-    x_BSD = jnp.take_along_axis(constrain(x_BSD, "BSD"), slot_BS[:, :, None], axis=1)
-    norm_D = model.norm_D if isinstance(model, Stacked) else model.norm[...]
-    return rms_norm(x_BSD, norm_D, config.norm_eps)
 
 
 def packed_hidden_states(
@@ -169,29 +170,34 @@ def packed_hidden_states(
     tokens_BS: Tokens_BS,
     lengths_BA: Int[AnyArray, "B A"],
     *,
+    slot_BT: Int[Array, "B T"] | None = None,
     dtype: DTypeLike = jnp.float32,
     remat: Remat = "none",
     attention: str = "auto",
-) -> Float[Array, "B S D"]:
+) -> Float[Array, "B T D"]:
     """`hidden_states` of rows that hold up to A sequences each, one after another from slot 0.
 
     Every sequence has what it would have in a row of its own; what follows the last is padding.
+    With `slot_BT` the states of these slots alone, in that order; else T = S.
     """
     model = params if isinstance(params, Stacked) else decoder_of(config, params)
     is_real_BS = jnp.arange(tokens_BS.shape[1])[None, :] < jnp.sum(lengths_BA, axis=1)[:, None]
-    tokens_BS = jnp.where(is_real_BS, jnp.asarray(tokens_BS), 0)
     x_BSD, _ = _scan_layers(
         model,
         config,
-        tokens_BS,
-        lengths_BA=lengths_BA,
+        jnp.where(is_real_BS, jnp.asarray(tokens_BS), 0),  # padding may be any number, -100 say
+        # Behind one sequence is nothing that it could see: causality alone keeps it apart.
+        lengths_BA=None if lengths_BA.shape[1] == 1 else lengths_BA,
         dtype=dtype,
         attention=attention,
         remat=remat,
         keep_kv=False,
     )
+    x_BTD = constrain(x_BSD, "BSD")
+    if slot_BT is not None:  # before the norm, which then has no other positions
+        x_BTD = jnp.take_along_axis(x_BTD, slot_BT[:, :, None], axis=1)
     norm_D = model.norm_D if isinstance(model, Stacked) else model.norm[...]
-    return rms_norm(constrain(x_BSD, "BSD"), norm_D, config.norm_eps)
+    return rms_norm(x_BTD, norm_D, config.norm_eps)
 
 
 def _left_aligned(tokens_BS: Tokens_BS, mask_BS: Bool[Array, "B S"]) -> Int[Array, "B S"]:

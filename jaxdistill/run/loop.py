@@ -31,7 +31,7 @@ from jaxdistill.storage import hf_export, loading
 from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.storage.loading import Policy
 from jaxdistill.tasks.tasks import questions_of
-from jaxdistill.training import packing
+from jaxdistill.training.batch import pack, pad
 from jaxdistill.training.experience import Setting, open_source
 from jaxdistill.training.metrics import MetricsWriter, means
 from jaxdistill.training.state import TrainState, init_state
@@ -136,8 +136,10 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
                 sampled = time.monotonic()
                 if config.compute.pack:
                     parts = sharding.num_parts("B")
-                    batch, facts["padding"] = packing.pack(batch, config.compute.pack, parts)
-                state, sums = train_step(state, policy.params, engine.place(batch))
+                    arrays, facts["padding"] = pack(batch, config.compute.pack, parts)
+                else:
+                    arrays = pad(batch, config.compute.micro_batches)
+                state, sums = train_step(state, policy.params, engine.place(arrays))
                 step += 1
                 # The previous step's metrics are fetched while this one runs on the device.
                 if pending is not None:

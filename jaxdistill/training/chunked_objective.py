@@ -32,12 +32,22 @@ class OtherNetworks(NamedTuple):
     """The networks beside the student; none of them carries a gradient.
 
     A teacher may be a mixture of networks: its logits are their sum, weighted by `teacher_mix`. The
-    J contrasts are teachers under other contexts, weighted by `contrast_weight_BTJ`.
+    J contrasts are teachers under other contexts.
     """
 
     teacher: tuple[HiddenAndHead, ...] = ()
+    teacher_mix: tuple[Any, ...] = (1.0,)  # numbers, or scalar arrays
     reference: HiddenAndHead | None = None
     contrasts: tuple[tuple[HiddenAndHead, ...], ...] = ()
+
+
+class PositionData(NamedTuple):
+    """What is known of each completion position beside what the networks say of it."""
+
+    sampled: Sampled
+    rows: Rows
+    mask_BT: Shaped[AnyArray, "B T"]
+    loss_weight_BT: Float[AnyArray, "B T"]
     contrast_weight_BTJ: Float[AnyArray, "B T J"] | None = None
 
 
@@ -46,28 +56,20 @@ class ChunkOptions(NamedTuple):
 
     chunk: int  # positions whose logits live at once
     temperature: float = 1.0  # of all logits: the one the behaviour log-probs were taken at
-    teacher_mix: tuple[float, ...] = (1.0,)
 
 
 class _Chunked(NamedTuple):
     """What is cut into chunks beside the student's hidden states."""
 
     hidden_BTD: Any  # of the other networks: OtherNetworks, its heads taken out
-    sampled: Sampled
-    rows: Rows
-    contrast_weight_BTJ: Float[AnyArray, "B T J"] | None
-    mask_BT: Float[Array, "B T"]
-    loss_weight_BT: Float[Array, "B T"]
+    data: PositionData
 
 
 def chunked_objective(
     objective_fn: ObjectiveFn,
     student: HiddenAndHead,
     others: OtherNetworks,
-    sampled: Sampled,
-    rows: Rows,
-    mask_BT: Shaped[AnyArray, "B T"],
-    loss_weight_BT: Float[AnyArray, "B T"],
+    data: PositionData,
     options: ChunkOptions,
 ) -> tuple[Float[Array, ""], dict[str, Sum]]:
     """Sum an objective over completion positions, at most [B, chunk, V] at a time.
@@ -76,29 +78,21 @@ def chunked_objective(
     differentiable in the student's hidden states and head alone, and its gradient is computed in
     the same pass: a chunk's logits exist once, for forward and backward.
     """
-    constants = _constants(others, sampled, rows, mask_BT, loss_weight_BT)
-    return _sums(objective_fn, options, student, constants)
+    return _sums(objective_fn, options, student, _constants(others, data))
 
 
-def _constants(
-    others: OtherNetworks, sampled, rows, mask_BT, loss_weight_BT
-) -> tuple[_Chunked, Any]:
-    """What is cut into chunks, and the others' heads, which every chunk reads."""
+def _constants(others: OtherNetworks, data: PositionData) -> tuple[_Chunked, Any]:
+    """What is cut into chunks; and what every chunk reads, the others' heads and the mixture."""
     networks = others.teacher, others.reference, others.contrasts
     split = functools.partial(jax.tree.map, is_leaf=lambda x: isinstance(x, HiddenAndHead))
     hidden = split(lambda scored: scored.hidden_BTD, networks)
     heads = split(lambda scored: _gathered(*scored), networks)
-    mask_BT, loss_weight_BT = mask_BT.astype(jnp.float32), loss_weight_BT.astype(jnp.float32)
-    chunked = _Chunked(
-        hidden_BTD=hidden,
-        sampled=sampled,
-        rows=rows,
-        contrast_weight_BTJ=others.contrast_weight_BTJ,
-        mask_BT=mask_BT,
-        loss_weight_BT=loss_weight_BT,
+    data = data._replace(
+        mask_BT=data.mask_BT.astype(jnp.float32),
+        loss_weight_BT=data.loss_weight_BT.astype(jnp.float32),
     )
     # Their cotangents are None by `_sums_bwd`; nothing of their size is carried.
-    return jax.lax.stop_gradient((chunked, heads))
+    return jax.lax.stop_gradient((_Chunked(hidden, data), (*heads, others.teacher_mix)))
 
 
 def _gathered(hidden_BTD: Array, head_DV: Array) -> Array:
@@ -118,19 +112,18 @@ def _positions(
 ) -> Positions:
     """A chunk's aligned positions, from the student's logits and the others' hidden states."""
 
-    def mixed(hiddens, heads, mix) -> Array | None:
+    def mixed(hiddens, heads, mix) -> Array:
         parts = [m * logits_of(h, w) for m, h, w in zip(mix, hiddens, heads, strict=True)]
-        return _log_probs(functools.reduce(jnp.add, parts), options.temperature) if parts else None
+        return _log_probs(functools.reduce(jnp.add, parts), options.temperature)
 
     teachers, reference, contrasts = chunk.hidden_BTD
-    teacher_heads, reference_head, contrast_heads = heads_XV
-    mix = options.teacher_mix[: len(teachers)]
-    teacher_BTV = mixed(teachers, teacher_heads, mix)
+    teacher_heads, reference_head, contrast_heads, mix = heads_XV
+    teacher_BTV = mixed(teachers, teacher_heads, mix) if teachers else None
     contrast_logps = [mixed(*pair, mix) for pair in zip(contrasts, contrast_heads)]
     contrast_BTV = None
     if contrast_logps:
-        assert chunk.contrast_weight_BTJ is not None
-        contrast_BTV = _mean_of(contrast_logps, chunk.contrast_weight_BTJ, teacher_BTV)
+        assert chunk.data.contrast_weight_BTJ is not None
+        contrast_BTV = _mean_of(contrast_logps, chunk.data.contrast_weight_BTJ, teacher_BTV)
     return Positions(
         student_logp_BTV=_log_probs(chunk_logits_BTV, options.temperature),
         teacher_logp_BTV=teacher_BTV,
@@ -138,8 +131,8 @@ def _positions(
             None if reference is None else mixed((reference,), (reference_head,), (1.0,))
         ),
         contrast_logp_BTV=contrast_BTV,
-        sampled=chunk.sampled,
-        rows=chunk.rows,
+        sampled=chunk.data.sampled,
+        rows=chunk.data.rows,
     )
 
 
@@ -223,10 +216,10 @@ def _totals(
     """One chunk's (loss total, metric totals) from the student's logits."""
     with jax.named_scope("loss"):
         loss_BT, metrics = objective_fn(_positions(options, chunk_logits_BTV, chunk, heads_XV))
-    return _weighted_sum(loss_BT, chunk.loss_weight_BT), {
+    return _weighted_sum(loss_BT, chunk.data.loss_weight_BT), {
         name: Sum(
-            _weighted_sum(value_BT, weight_BT * chunk.mask_BT),
-            _weighted_sum(weight_BT, chunk.mask_BT),
+            _weighted_sum(value_BT, weight_BT * chunk.data.mask_BT),
+            _weighted_sum(weight_BT, chunk.data.mask_BT),
         )
         for name, (value_BT, weight_BT) in metrics.items()
     }
@@ -236,13 +229,11 @@ def chunked_scores(
     score_fn: Callable[[Positions], Any],
     student: HiddenAndHead,
     others: OtherNetworks,
-    sampled: Sampled,
-    rows: Rows,
+    data: PositionData,
     options: ChunkOptions,
 ) -> Any:
     """A tree of values at each position, [B, T], without gradient; at most [B, chunk, V] live."""
-    ones_BT = jnp.ones(sampled.tokens_BT.shape, jnp.float32)
-    chunked, heads_XV = _constants(others, sampled, rows, ones_BT, ones_BT)
+    chunked, heads_XV = _constants(others, data)
     head_XV = _gathered(*student)
 
     def score(chunk_hidden_BTD, chunk):
@@ -283,15 +274,14 @@ def _fold_chunks(
 
     def step(carry, new):
         start = jnp.minimum(new, num_positions - size)
-        chunk_hidden_BTD, chunk_inputs_BT = jax.tree.map(
+        chunk_hidden_BTD, (others_BTD, data) = jax.tree.map(
             lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=1), (hidden_BTD, inputs_BT)
         )
         is_new_1T = (jnp.arange(size) + start >= new)[None, :]
-        chunk_inputs_BT = chunk_inputs_BT._replace(
-            mask_BT=chunk_inputs_BT.mask_BT * is_new_1T,
-            loss_weight_BT=chunk_inputs_BT.loss_weight_BT * is_new_1T,
+        data = data._replace(
+            mask_BT=data.mask_BT * is_new_1T, loss_weight_BT=data.loss_weight_BT * is_new_1T
         )
-        return body(carry, start, chunk_hidden_BTD, chunk_inputs_BT)
+        return body(carry, start, chunk_hidden_BTD, _Chunked(others_BTD, data))
 
     if size == num_positions:
         return step(carry, 0)

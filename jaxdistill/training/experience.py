@@ -21,7 +21,7 @@ from jaxdistill.tasks.pipelines import example_iterator, questions_iterator
 from jaxdistill.tasks.questions import Question
 from jaxdistill.tasks.tasks import questions_of
 from jaxdistill.tasks.toy.traces import WORLDS
-from jaxdistill.training.batch import Batch, bucket, trim_or_pad
+from jaxdistill.training.batch import Batch, Texts, bucket, texts_of, trim_or_pad
 from jaxdistill.training.on_policy import OnPolicy, check_contrast, check_demonstrations
 from jaxdistill.training.supervised_texts import ToyTexts
 from jaxdistill.training.teacher_prompts import Prompts, contrast_prompts, teacher_prompts
@@ -97,26 +97,19 @@ def supervised_source(experience: Supervised, setting: Setting) -> Source:
 
     def next_batch(params: Any, step: int) -> tuple[Batch, dict[str, Any]]:
         prompts, completions = zip(*next(batches))
-        prompt_ids_BP, prompt_mask_BP = tokenizers.left_pad(
-            prompts, pad, experience.max_prompt_tokens
-        )
-        completion_ids_BT, completion_mask_BT = tokenizers.right_pad(
-            completions, pad, experience.max_completion_tokens
+        completion = texts_of(
+            *tokenizers.right_pad(completions, pad, experience.max_completion_tokens)
         )
         ones_B = np.ones(len(prompts), np.float32)  # every text is right, and to be imitated
         batch = Batch(
-            prompt_ids_BP=prompt_ids_BP,
-            prompt_mask_BP=prompt_mask_BP,
-            teacher_ids_BP=None,
-            teacher_mask_BP=None,
-            completion_ids_BT=completion_ids_BT,
-            completion_mask_BT=completion_mask_BT,
-            behaviour_logp_BT=np.zeros(completion_ids_BT.shape, np.float32),
+            prompt=texts_of(*tokenizers.right_pad(prompts, pad, experience.max_prompt_tokens)),
+            completion=completion,
+            behaviour_logp_BT=np.zeros(completion.ids_BP.shape, np.float32),
             advantage_B=np.zeros_like(ones_B),
             row_weight_B=ones_B,
             correct_B=ones_B,
         )
-        return batch, {"tokens": int(completion_mask_BT.sum())}
+        return batch, {"tokens": int(completion.length_B.sum())}
 
     return Source(batches=batches, next_batch=next_batch, temperature=1.0, close=batches.close)
 
@@ -188,12 +181,8 @@ def on_policy_batch(
         advantage_B = np.asarray(advantage_QR).reshape(-1)
     T = bucket(int(rollouts.lengths_B.max()), experience.completion_multiple)
     batch = Batch(
-        prompt_ids_BP=rollouts.prompt_ids_BP,
-        prompt_mask_BP=rollouts.prompt_mask_BP,
-        teacher_ids_BP=None,
-        teacher_mask_BP=None,
-        completion_ids_BT=trim_or_pad(rollouts.tokens_BT, T),
-        completion_mask_BT=trim_or_pad(rollouts.mask_BT, T),
+        prompt=texts_of(rollouts.prompt_ids_BP, rollouts.prompt_mask_BP),
+        completion=texts_of(trim_or_pad(rollouts.tokens_BT, T), trim_or_pad(rollouts.mask_BT, T)),
         behaviour_logp_BT=trim_or_pad(rollouts.logp_BT, T),
         advantage_B=advantage_B,
         row_weight_B=np.ones_like(correct_B),
@@ -202,7 +191,7 @@ def on_policy_batch(
     facts = rollout_facts(rollouts, setting.words)
     if objectives.needs_teacher(setting.objective):
         fields, seen = teacher_fields(experience, setting, rollouts, grade)
-        batch, facts = batch._replace(**fields), facts | seen
+        batch, facts = replace(batch, **fields), facts | seen
     return batch, facts | {"distilled": float(batch.row_weight_B.mean())}
 
 
@@ -212,28 +201,23 @@ def teacher_fields(
     """What teacher and contrasts see, as fields of the batch; what became of it, as facts."""
     policy, facts, texts = setting.engine.policy, {}, None
     pad = tokenizers.pad_id(policy.tokenizer)
+
+    def padded(ids: list[list[int]]) -> Texts:
+        return texts_of(*tokenizers.right_pad(ids, pad, experience.teacher_prompt_multiple))
+
     if isinstance(experience.context, Regenerated):
         assert grade is not None, "what is regenerated must be graded"
         texts, facts = regenerate(experience, setting, rollouts, grade)
     taught = teacher_prompts(experience, policy, rollouts, texts)
-    ids_BP, mask_BP = tokenizers.left_pad(taught.ids, pad, experience.teacher_prompt_multiple)
-    fields = {
-        "teacher_ids_BP": ids_BP,
-        "teacher_mask_BP": mask_BP,
-        "row_weight_B": taught.weight_B,
-    }
+    fields = {"teacher": padded(taught.ids), "row_weight_B": taught.weight_B}
     facts |= shares("contexts", taught)
     if objectives.needs_contrast(setting.objective):
         contrasts = contrast_prompts(experience, policy, rollouts, taught)
-        ids_BP, mask_BP = tokenizers.left_pad(
-            contrasts.ids, pad, experience.teacher_prompt_multiple
-        )
+        ids_BP, length_B = padded(contrasts.ids)
         weight_BJ = contrasts.weight_B.reshape(-1, experience.contrasts)
-        fields |= {
-            "contrast_ids_BJP": ids_BP.reshape(*weight_BJ.shape, -1),
-            "contrast_mask_BJP": mask_BP.reshape(*weight_BJ.shape, -1),
-            "contrast_weight_BJ": weight_BJ,
-        }
+        num = experience.contrasts  # of a row, one after another
+        fields["contrasts"] = tuple(Texts(ids_BP[j::num], length_B[j::num]) for j in range(num))
+        fields["contrast_weight_BJ"] = weight_BJ
         facts |= shares("contrasts", contrasts)
         facts["contrasted"] = float(weight_BJ.any(axis=1).mean())
     return fields, facts

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from jaxdistill.training.optimizer import Optimizer, make_optimizer, on_host, require_host_memory
-from jaxdistill.training.teachers import EMA, Snapshot, Teacher
+from jaxdistill.training.teachers import MovingTeacher, Teacher
 
 
 class TrainState(NamedTuple):
@@ -22,7 +22,6 @@ def init_state(params: Any, optimizer: Optimizer, teacher: Teacher, steps: int) 
 
     A teacher of its own starts as a copy of the student.
     """
-    moving = isinstance(teacher, EMA | Snapshot)
 
     def master(x):
         # A copy: the step donates its state, and the reference must survive that.
@@ -38,5 +37,5 @@ def init_state(params: Any, optimizer: Optimizer, teacher: Teacher, steps: int) 
         step=jnp.zeros((), jnp.int32),
         params=students,
         opt_state=opt_state,
-        teacher=jax.tree.map(master, params) if moving else None,
+        teacher=jax.tree.map(master, params) if isinstance(teacher, MovingTeacher) else None,
     )

@@ -27,7 +27,6 @@ from jaxdistill.objectives import (
 from jaxdistill.storage import loading
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.tasks import contexts
-from jaxdistill.training.batch import spread
 
 ROWS = json.loads((ROOT / "tests" / "golden" / "toy_step.json").read_text())["rows"]
 
@@ -67,12 +66,12 @@ def given(base):
     return mask_BT, Positions(
         plain, logp(shown), plain, logp(other),
         Sampled(tokens_BT, token_logp_BT, index_BT),
-        spread(
+        jax.tree.map(
+            lambda x_B: jnp.broadcast_to(x_B[:, None], mask_BT.shape),
             Rows(
                 jnp.where(jnp.arange(len(rows)) % 2, 1.0, -1.0), jnp.zeros(len(rows)), ones_B,
                 jnp.asarray(mask_BT).sum(1), jnp.zeros(len(rows), jnp.int32),
             ),
-            mask_BT.shape,
         ),
     )  # fmt: skip
 

@@ -20,8 +20,9 @@ from jaxdistill.storage import loading
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.tasks import contexts
 from jaxdistill.training import step as train
-from jaxdistill.training.batch import Batch
+from jaxdistill.training.batch import Batch, pad, texts_of
 from jaxdistill.training.compute import Compute
+from jaxdistill.training.micro_batches import MicroBatches
 from jaxdistill.training.optimizer import Optimizer
 from jaxdistill.training.state import init_state
 from jaxdistill.training.teachers import Frozen
@@ -34,27 +35,35 @@ FIRST = (
 SECOND = ("loss", "epistemic_mass_student", "importance_ratio")  # the student has moved
 
 
-def padded_batch(base: loading.Policy, rows: list[dict]) -> Batch:
+def padded_batch(base: loading.Policy, rows: list[dict]) -> MicroBatches:
     """Rows {prompt, response, shown}; `shown` null means no sibling, and so nothing to learn."""
+
+    def padded(ids: list[list[int]]) -> tuple:
+        return tokenizers.right_pad(ids, tokenizers.pad_id(base.tokenizer), 8)
 
     def prompts(context: contexts.Context) -> tuple:
         turns = [contexts.render(context, row["prompt"], row["shown"], "") for row in rows]
         chats = [[{"role": "user", "content": turn}] for turn in turns]
-        return tokenizers.left_pad(tokenizers.prompt_ids(base.tokenizer, chats), pad, 8)
+        return padded(tokenizers.prompt_ids(base.tokenizer, chats))
 
-    pad = tokenizers.pad_id(base.tokenizer)
     texts = tokenizers.encode(base.tokenizer, [row["response"] for row in rows])
-    completion = tokenizers.right_pad([[*ids, *base.stop_ids] for ids in texts], pad, 8)
+    completion = padded([[*ids, *base.stop_ids] for ids in texts])
     prompt, teacher = prompts(contexts.NoContext()), prompts(contexts.Solution())
     run = jax.jit(completions.completion_hidden, static_argnums=1)
     hidden_BTD = run(base.params, base.config, *prompt, *completion)
     head_DV = parameters.head(base.params, base.config)
-    return Batch(
-        *prompt, *teacher, *completion,
-        behaviour_logp_BT=completions.token_logp(hidden_BTD, head_DV, completion[0]),
-        advantage_B=np.zeros(len(rows), np.float32),
+    logp_BT = jax.jit(completions.token_logp)(hidden_BTD, head_DV, completion[0])
+    zeros_B = np.zeros(len(rows), np.float32)
+    batch = Batch(
+        prompt=texts_of(*prompt),
+        teacher=texts_of(*teacher),
+        completion=texts_of(*completion),
+        behaviour_logp_BT=np.asarray(logp_BT),
+        advantage_B=zeros_B,
         row_weight_B=np.array([row["shown"] is not None for row in rows], np.float32),
-    )  # fmt: skip
+        correct_B=zeros_B,
+    )
+    return pad(batch)
 
 
 def measure(rows: list[dict], folder: Path) -> dict[str, float]:

@@ -1,12 +1,13 @@
 """Vocabulary-sized work in chunks: the same numbers as all at once, forwards and backwards."""
 
 import contextlib
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_completions import B, T, V, assert_trees_close, batch, random_model
+from random_completions import B, T, V, assert_trees_close, random_data, random_model
 
 from jaxdistill import sharding
 from jaxdistill.objectives import (
@@ -42,42 +43,56 @@ def objective(positions):
     return loss_BT, {"kl": Weighted(kl_BT, weight_BT), "entropy": everywhere(entropy_BT)}
 
 
-def run(student, teacher, reference, chunk, temperature=1.0, objective=objective, **changes):
-    others = chunked_objective.OtherNetworks(() if teacher is None else (teacher,), reference)
+@functools.partial(jax.jit, static_argnames=("chunk", "temperature", "objective"))
+def run(models, data, chunk, temperature=1.0, objective=objective):
+    """Of the student, or of student, teacher and reference."""
+    student, *others = models
     return chunked_objective.chunked_objective(
-        objective, student, others, **{**batch(), **changes},
-        options=chunked_objective.ChunkOptions(chunk, temperature),
-    )  # fmt: skip
+        objective,
+        student,
+        chunked_objective.OtherNetworks(
+            teacher=tuple(others[:1]), reference=others[1] if others else None
+        ),
+        data,
+        chunked_objective.ChunkOptions(chunk, temperature),
+    )
+
+
+@functools.cache
+def three_models():
+    return tuple(random_model(i) for i in range(3))
 
 
 def loss_and_gradients(chunk, temperature=1.0, models=None):
     def loss(models):
-        total, metrics = run(*models, chunk, temperature)
+        total, metrics = run(models, random_data(), chunk, temperature)
         return total, (total, metrics)
 
-    models = models or tuple(random_model(i) for i in range(3))
+    models = models or three_models()
     (_, outputs), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(models)
     return outputs, gradients
 
 
+@functools.cache
+def all_at_once():
+    """(loss, totals) and the student's gradient from one array of all logits."""
+    data = random_data()
+
+    def total(student, *others):
+        logps = [jax.nn.log_softmax((h @ w) / 1.3) for h, w in (student, *others)]
+        loss_BT, values = objective(Positions(*logps, None, data.sampled, data.rows))
+        return jnp.sum(loss_BT * data.loss_weight_BT), totals_of(values, data.mask_BT)
+
+    return jax.jit(jax.value_and_grad(total, has_aux=True))(*three_models())
+
+
+def totals_of(values, mask_BT):
+    return {n: Sum(jnp.sum(v * w * mask_BT), jnp.sum(w * mask_BT)) for n, (v, w) in values.items()}
+
+
 @pytest.mark.parametrize("chunk", [1, 4, 11, 64])
 def test_chunk_size_changes_neither_loss_nor_gradient_nor_metrics(chunk):
-    student, teacher, reference = (random_model(i) for i in range(3))
-    arguments = batch()
-    mask_BT, weight_BT = arguments["mask_BT"], arguments["loss_weight_BT"]
-
-    def plain(student):
-        logps = [jax.nn.log_softmax((h @ w) / 1.3) for h, w in (student, teacher, reference)]
-        given = Positions(*logps, None, arguments["sampled"], arguments["rows"])
-        loss_BT, values = objective(given)
-        totals = {
-            n: Sum(jnp.sum(v * w * mask_BT), jnp.sum(w * mask_BT)) for n, (v, w) in values.items()
-        }
-        return jnp.sum(loss_BT * weight_BT), totals
-
-    (expected_loss, expected_totals), expected_gradient = jax.value_and_grad(plain, has_aux=True)(
-        student
-    )
+    (expected_loss, expected_totals), expected_gradient = all_at_once()
     (loss, metrics), gradients = loss_and_gradients(chunk, 1.3)
     # float32 sums of up to 44 terms in another order: a few ulp of values of order 10.
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-5, atol=1e-4)
@@ -99,30 +114,26 @@ def test_a_real_objective_in_one_pass_is_the_same_as_all_at_once(name):
     """A chunk of 4 does not divide the 11 positions; unfused is one array of all logits."""
     evaluate = make_objective(REAL[name], (1, 5, 7))
     student, teacher, reference, contrast = (random_model(i) for i in range(4))
-    given, weight_BTJ = batch(), jnp.ones((B, T, 1))
-    weight_BT = given["loss_weight_BT"]
+    data = random_data()._replace(contrast_weight_BTJ=np.ones((B, T, 1), np.float32))
 
-    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
     def fused(student):
-        others = chunked_objective.OtherNetworks((teacher,), reference, ((contrast,),), weight_BTJ)
+        others = chunked_objective.OtherNetworks(
+            teacher=(teacher,), reference=reference, contrasts=((contrast,),)
+        )
         return chunked_objective.chunked_objective(
-            evaluate, student, others, **given, options=chunked_objective.ChunkOptions(4)
+            evaluate, student, others, data, chunked_objective.ChunkOptions(4)
         )
 
-    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
     def unfused(student):
         models = student, teacher, reference, contrast
         logps = [jax.nn.log_softmax(hidden @ head) for hidden, head in models]
-        loss_BT, values = evaluate(Positions(*logps, given["sampled"], given["rows"]))
-        totals = {
-            n: Sum(jnp.sum(v * w * given["mask_BT"]), jnp.sum(w * given["mask_BT"]))
-            for n, (v, w) in values.items()
-        }
-        return jnp.sum(loss_BT * weight_BT), totals
+        loss_BT, values = evaluate(Positions(*logps, data.sampled, data.rows))
+        return jnp.sum(loss_BT * data.loss_weight_BT), totals_of(values, data.mask_BT)
 
-    (first, a), (second, b) = (
-        jax.value_and_grad(each, has_aux=True)(student) for each in (fused, unfused)
-    )
+    # One program: what both share is compiled once.
+    (first, a), (second, b) = jax.jit(lambda s: (fused(s), unfused(s)))(student)
     np.testing.assert_allclose(first[0], second[0], rtol=1e-5, atol=1e-5)
     assert_trees_close(first[1], second[1], 1e-4)  # sums over 44 positions
     size = max(float(jnp.abs(x).max()) for x in b)
@@ -132,22 +143,22 @@ def test_a_real_objective_in_one_pass_is_the_same_as_all_at_once(name):
 @pytest.mark.parametrize("chunk", [3, 64])
 def test_a_teacher_may_be_a_mixture_and_contrasts_are_averaged_where_they_exist(chunk):
     student, first, second, one, two = (random_model(i) for i in range(5))
-    arguments = batch()
     weight_BJ = jnp.array([[1, 1], [1, 0], [0, 0], [0, 1]], jnp.float32)
     weight_BTJ = jnp.broadcast_to(weight_BJ[:, None], (B, T, 2))
     others = chunked_objective.OtherNetworks(
         teacher=(first, second),
+        teacher_mix=(0.75, jnp.float32(0.25)),  # a number, or what a program found
         contrasts=((one, one), (two, two)),
-        contrast_weight_BTJ=weight_BTJ,
     )
+    data = random_data()._replace(contrast_weight_BTJ=weight_BTJ)
 
     def both(positions):
         return jnp.stack([positions.teacher[..., 0], positions.contrast[..., 0]], axis=-1)
 
-    scores = chunked_objective.chunked_scores(
-        both, student, others, arguments["sampled"], arguments["rows"],
-        chunked_objective.ChunkOptions(chunk, 1.3, (0.75, 0.25)),
-    )  # fmt: skip
+    options = chunked_objective.ChunkOptions(chunk, 1.3)
+    scores = jax.jit(chunked_objective.chunked_scores, static_argnums=(0, 4))(
+        both, student, others, data, options
+    )
     logits = [h @ w / 1.3 for h, w in (first, second, one, two)]
     teacher = jax.nn.log_softmax(0.75 * logits[0] + 0.25 * logits[1])
     P = [np.exp(jax.nn.log_softmax(x)) for x in logits[2:]]
@@ -167,9 +178,9 @@ def test_no_gradient_reaches_teacher_or_reference(chunk):
 
 def test_no_array_of_positions_times_vocabulary_exists_when_chunked():
     def loss(student):
-        return run(student, random_model(1), random_model(2), 4)[0]
+        return run((student, *three_models()[1:]), random_data(), 4)[0]
 
-    text = str(jax.make_jaxpr(jax.grad(loss))(random_model(0)))
+    text = str(jax.make_jaxpr(jax.grad(loss))(three_models()[0]))
     assert f"{B},4,{V}]" in text
     for positions in (T, 12):
         assert f"{B},{positions},{V}]" not in text
@@ -179,12 +190,14 @@ def test_no_array_of_positions_times_vocabulary_exists_when_chunked():
 def temporary_memory(num_positions, rows=B, width=32, vocabulary=2048, chunk=16, mesh=None):
     """Bytes a device that the compiled loss and gradient keep beside inputs and outputs."""
 
-    def loss(student, teacher, sampled, rows, mask_BT, weight_BT):
+    def loss(student, teacher, data):
         return chunked_objective.chunked_objective(
-            make_objective(sdpo(), (1, 2, 3)), student,
-            chunked_objective.OtherNetworks((teacher,)), sampled, rows, mask_BT, weight_BT,
+            make_objective(sdpo(), (1, 2, 3)),
+            student,
+            chunked_objective.OtherNetworks((teacher,)),
+            data,
             chunked_objective.ChunkOptions(chunk),
-        )  # fmt: skip
+        )
 
     def shaped(axes, dtype=jnp.float32):
         sizes = {"B": rows, "T": num_positions, "D": width, "V": vocabulary}
@@ -196,8 +209,9 @@ def temporary_memory(num_positions, rows=B, width=32, vocabulary=2048, chunk=16,
     of_rows = Rows(floats_BT, floats_BT, floats_BT, whole_BT, whole_BT)
     step = jax.jit(jax.value_and_grad(loss, has_aux=True))
     with contextlib.nullcontext() if mesh is None else sharding.use_mesh(mesh):
-        given = Sampled(whole_BT, floats_BT, whole_BT)
-        lowered = step.lower(model, model, given, of_rows, floats_BT, floats_BT)
+        sampled = Sampled(whole_BT, floats_BT, whole_BT)
+        data = chunked_objective.PositionData(sampled, of_rows, floats_BT, floats_BT)
+        lowered = step.lower(model, model, data)
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
 
@@ -228,31 +242,31 @@ def test_a_position_that_does_not_count_cannot_spoil_a_sum_with_nan(chunk):
         spoilt = {n: Weighted(jnp.where(is_marked, jnp.inf, v), w) for n, (v, w) in values.items()}
         return jnp.where(is_marked, jnp.nan, loss_BT), spoilt
 
-    given = batch()["sampled"]
-    marked_BT = jnp.where(batch()["mask_BT"] == 1, given.behaviour_logp_BT, -5.0)
-    marked = given._replace(behaviour_logp_BT=marked_BT)
-    models = [random_model(i) for i in range(3)]
-    expected = run(*models, chunk)
-    assert_trees_close(run(*models, chunk, objective=broken, sampled=marked), expected, 0)
+    data = random_data()
+    marked_BT = np.where(data.mask_BT == 1, data.sampled.behaviour_logp_BT, np.float32(-5.0))
+    marked = data._replace(sampled=data.sampled._replace(behaviour_logp_BT=marked_BT))
+    expected = run(three_models(), data, chunk)
+    assert_trees_close(run(three_models(), marked, chunk, objective=broken), expected, 0)
 
 
 @pytest.mark.parametrize("chunk", [3, 64])
 def test_longer_padding_of_the_completion_changes_nothing(chunk):
-    models = [random_model(i) for i in range(3)]
-
     def pad(x, value):
-        return jnp.pad(x, ((0, 0), (0, 5)) + ((0, 0),) * (x.ndim - 2), constant_values=value)
+        widths = ((0, 0), (0, 5)) + ((0, 0),) * (x.ndim - 2)
+        return np.pad(x, widths, constant_values=value)
 
-    wide = [chunked_objective.HiddenAndHead(pad(hidden, 9.0), head) for hidden, head in models]
-    data = batch()
-    given = data["sampled"]
-    data["sampled"] = Sampled(
-        pad(given.tokens_BT, 2), pad(given.behaviour_logp_BT, -3.0), pad(given.index_BT, 0)
+    wide = tuple(
+        chunked_objective.HiddenAndHead(pad(np.asarray(hidden), 9.0), head)
+        for hidden, head in three_models()
     )
-    data["rows"] = jax.tree.map(lambda x_BT: pad(x_BT, 7), data["rows"])
-    data["mask_BT"] = pad(data["mask_BT"], 0)
-    data["loss_weight_BT"] = pad(data["loss_weight_BT"], 0)
-    assert_trees_close(run(*wide, chunk, **data), run(*models, chunk), 1e-4)
+    data = random_data()
+    wider = chunked_objective.PositionData(
+        sampled=Sampled(*(pad(x, n) for x, n in zip(data.sampled[:3], (2, -3.0, 0)))),
+        rows=jax.tree.map(lambda x_BT: pad(x_BT, 7), data.rows),
+        mask_BT=pad(data.mask_BT, 0),
+        loss_weight_BT=pad(data.loss_weight_BT, 0),
+    )
+    assert_trees_close(run(wide, wider, chunk), run(three_models(), data, chunk), 1e-4)
 
 
 def test_objectives_without_teacher_or_reference_get_none():
@@ -262,14 +276,15 @@ def test_objectives_without_teacher_or_reference_get_none():
         value = -jnp.sum(jnp.exp(positions.student_logp_BTV) * positions.student_logp_BTV, -1)
         return value, {}
 
-    loss, metrics = run(random_model(0), None, None, 4, objective=entropy)
-    assert 0 < loss / batch()["loss_weight_BT"].sum() < np.log(V)
+    data = random_data()
+    loss, metrics = run(three_models()[:1], data, 4, objective=entropy)
+    assert 0 < loss / data.loss_weight_BT.sum() < np.log(V)
     assert metrics == {}
 
 
 def test_eight_devices_score_like_one():
     mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2))
-    models = tuple(random_model(i) for i in range(3))
+    models = three_models()
     expected, expected_gradients = loss_and_gradients(4)
     sharded = tuple(
         chunked_objective.HiddenAndHead(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from tiny_rollouts import (
@@ -78,14 +79,15 @@ def test_completions_keep_every_token_and_end_at_a_bucket(setting, policy):
     found = rollouts_of(policy, [LONE, [(response(1, *["wait"] * 9), False)] * 3])
     for multiple, width in ((8, 16), (5, 15), (14, 14)):
         batch, _ = batch_of(experience(completion_multiple=multiple), setting, found)
-        assert batch.completion_ids_BT.shape[1] == width  # the longest has 9 + 4 words and a stop
-        assert batch.completion_mask_BT.sum(axis=1).tolist() == found.lengths_B.tolist()
+        assert batch.completion.ids_BP.shape[1] == width  # the longest has 9 + 4 words and a stop
+        assert batch.completion.length_B.tolist() == found.lengths_B.tolist()
+        kept_BT = np.arange(width) < batch.completion.length_B[:, None]
         for given, kept in (
-            (found.tokens_BT, batch.completion_ids_BT),
+            (found.tokens_BT, batch.completion.ids_BP),
             (found.logp_BT, batch.behaviour_logp_BT),
         ):
             is_real = found.mask_BT == 1
-            np.testing.assert_array_equal(given[is_real], kept[batch.completion_mask_BT == 1])
+            np.testing.assert_array_equal(given[is_real], kept[kept_BT])
             assert kept.dtype == given.dtype
 
 
@@ -99,8 +101,11 @@ def test_a_samplers_empty_columns_are_trimmed_to_the_bucket(setting, policy):
         },
     )
     narrow, expected = (batch_of(experience(), setting, x)[0] for x in (wide, found))
-    for ours, theirs in zip(narrow, expected):
-        np.testing.assert_array_equal(ours, theirs)
+    assert_same_arrays(narrow, expected)
+
+
+def assert_same_arrays(batch, other):
+    jax.tree.map(np.testing.assert_array_equal, vars(batch), vars(other))
 
 
 def test_a_bucket_is_the_next_multiple_and_never_empty():
@@ -144,7 +149,7 @@ def test_grpo_gets_centred_rewards_no_teacher_and_every_row(setting, policy, by_
     expected = np.array([-1 / 3, 2 / 3, -1 / 3, 0, 0, 0]) * scale
     np.testing.assert_allclose(batch.advantage_B, expected, atol=1e-5)
     assert batch.advantage_B.dtype == np.float32
-    assert batch.teacher_ids_BP is None
+    assert batch.teacher is None
     assert batch.row_weight_B.tolist() == [1] * 6
     assert facts["distilled"] == 1
     assert not any("context" in name or "contrast" in name for name in facts)
@@ -162,25 +167,24 @@ def test_every_batch_says_which_rows_were_right(setting, policy, objective):
 # -------------------------------------------------------------------------- what the teacher sees
 
 
-def test_teacher_prompts_are_padded_on_the_left_to_a_bucket(setting, policy):
+def test_the_arrays_of_teacher_prompts_are_as_wide_as_a_bucket(setting, policy):
     for multiple in (32, 48):
         config = experience(teacher_prompt_multiple=multiple)
         batch, _ = batch_of(config, setting, rollouts_of(policy, [LONE, NONE]))
-        assert batch.teacher_ids_BP.shape == batch.teacher_mask_BP.shape
-        assert batch.teacher_ids_BP.shape[1] % multiple == 0
-        assert np.all(np.diff(batch.teacher_mask_BP, axis=1) >= 0)
+        assert batch.teacher.ids_BP.shape[1] % multiple == 0
+        assert batch.teacher.ids_BP.shape[1] < batch.teacher.length_B.max() + multiple
 
 
 def test_a_row_that_is_shown_nothing_has_the_students_prompt_and_no_weight(setting, policy):
     batch, facts = batch_of(experience(), setting, rollouts_of(policy, [LONE]))
-    student = rendered(policy, batch.prompt_ids_BP, batch.prompt_mask_BP)
-    teacher = rendered(policy, batch.teacher_ids_BP, batch.teacher_mask_BP)
+    student = rendered(policy, batch.prompt)
+    teacher = rendered(policy, batch.teacher)
     assert teacher[1] == student[1]
     assert teacher[0] == teacher[2] != student[0]
     assert " ".join(shown(QUESTIONS[0], response(2)).split()) in teacher[0]
     assert batch.row_weight_B.tolist() == [1, 0, 1]
     assert facts["distilled"] == pytest.approx(2 / 3)
-    assert batch.contrast_ids_BJP is None
+    assert batch.contrasts == ()
 
 
 LONG = [(response(1, *["wait"] * 20), True), (response(2), False), (response(3), False)]
@@ -207,21 +211,17 @@ def contrasting(monkeypatch):
 def test_contrasts_are_arrays_of_every_rows_own(setting, policy):
     config = experience(contrasts=2, demonstration_choice="first")
     batch, facts = batch_of(config, setting, rollouts_of(policy, [LONE, ALL]))
-    B, J, P = batch.contrast_ids_BJP.shape
-    assert (B, J, P % 32) == (6, 2, 0)
-    assert batch.contrast_mask_BJP.shape == (B, J, P)
+    assert len(batch.contrasts) == 2
+    assert {contrast.ids_BP.shape for contrast in batch.contrasts} == {(6, 32)}
     weight_BJ = batch.contrast_weight_BJ
     assert weight_BJ.dtype == np.float32
     assert weight_BJ.tolist() == [[1, 0], [1, 1], [1, 0], [0, 0], [0, 0], [0, 0]]
     assert facts["contrasted"] == 3 / 6
     assert (facts["contrasts_cut"], facts["contrasts_dropped"]) == (0, 0)
-    texts = [
-        rendered(policy, batch.contrast_ids_BJP[:, j], batch.contrast_mask_BJP[:, j])
-        for j in range(J)
-    ]
-    student = rendered(policy, batch.prompt_ids_BP, batch.prompt_mask_BP)
+    texts = [rendered(policy, contrast) for contrast in batch.contrasts]
+    student = rendered(policy, batch.prompt)
     wrong = [response(3), response(1), response(1)]  # of LONE, but never the row's own
-    for row in range(B):
+    for row in range(6):
         expected = " ".join(wrong[row].split()) if row < 3 else student[row]
         assert expected in texts[0][row]
         assert weight_BJ[row, 1] or texts[1][row] == student[row]
@@ -232,8 +232,8 @@ def test_contrasts_are_arrays_of_every_rows_own(setting, policy):
 def test_the_context_alone_is_the_teachers_prompt_less_the_question(setting, policy):
     config = experience(contrast=ContextOnly())
     batch, _ = batch_of(config, setting, rollouts_of(policy, [PAIR]))
-    teacher = rendered(policy, batch.teacher_ids_BP, batch.teacher_mask_BP)
-    alone = rendered(policy, batch.contrast_ids_BJP[:, 0], batch.contrast_mask_BJP[:, 0])
+    teacher = rendered(policy, batch.teacher)
+    alone = rendered(policy, batch.contrasts[0])
     assert alone == [text.replace(f"{QUESTIONS[0].prompt} ", "") for text in teacher]
     assert batch.contrast_weight_BJ.tolist() == [[1]] * 3
 
@@ -267,11 +267,11 @@ def test_a_right_regenerated_answer_is_what_the_teacher_sees(setting, policy):
     assert facts["regenerated_correct"] == 3 / 5
     assert facts["distilled"] == 3 / 6
     assert (facts["regenerations_cut"], facts["regenerations_dropped"]) == (0, 0)
-    teacher = rendered(policy, batch.teacher_ids_BP, batch.teacher_mask_BP)
+    teacher = rendered(policy, batch.teacher)
     for row, response_ in {0: responses[0], 3: responses[2], 5: responses[4]}.items():
         told = shown(QUESTIONS[row // 3], response_)
         assert " ".join(told.split()) in teacher[row]
-    student = rendered(policy, batch.prompt_ids_BP, batch.prompt_mask_BP)
+    student = rendered(policy, batch.prompt)
     assert [teacher[row] for row in (1, 2, 4)] == [student[row] for row in (1, 2, 4)]
 
 
@@ -319,8 +319,7 @@ def take(source, policy, first, count):
 
 def assert_same_batches(actual, expected):
     for (batch, facts), (other, other_facts) in zip(actual, expected, strict=True):
-        for ours, theirs in zip(batch, other):
-            np.testing.assert_array_equal(ours, theirs)
+        assert_same_arrays(batch, other)
         assert facts == other_facts
 
 
@@ -352,11 +351,11 @@ def test_a_set_smaller_than_the_batch_is_sampled_anew_for_each_repeat(setting, p
     source = open_source(dataclasses.replace(ON_POLICY, task=ToyTask(count=1)), setting)
     (batch, _), (later, _) = take(source, policy, 0, 2)
     source.close()
-    rows = [row.tolist() for row in (*batch.completion_ids_BT, *later.completion_ids_BT)]
+    rows = [row.tolist() for row in (*batch.completion.ids_BP, *later.completion.ids_BP)]
     assert len(rows) == 8
     assert len({tuple(row) for row in rows}) == 8
     # One question: all the student's prompts are the same.
-    assert len({tuple(row) for row in batch.prompt_ids_BP.tolist()}) == 1
+    assert len({tuple(row) for row in batch.prompt.ids_BP.tolist()}) == 1
 
 
 def test_the_behaviour_temperature_is_the_samplers(setting):
@@ -380,12 +379,12 @@ def test_supervised_rows_are_whole_texts_that_end_in_a_stop(setting, policy):
     source = open_source(TEXTS, setting)
     ((batch, facts),) = take(source, policy, 0, 1)
     source.close()
-    assert batch.prompt_ids_BP.shape == batch.completion_ids_BT.shape == (4, 128)
-    assert batch.teacher_ids_BP is None
+    assert batch.prompt.ids_BP.shape == batch.completion.ids_BP.shape == (4, 128)
+    assert batch.teacher is None
     assert batch.row_weight_B.tolist() == batch.correct_B.tolist() == [1] * 4
-    assert facts == {"tokens": batch.completion_mask_BT.sum()}
-    prompts = rendered(policy, batch.prompt_ids_BP, batch.prompt_mask_BP)
-    completions = rendered(policy, batch.completion_ids_BT, batch.completion_mask_BT)
+    assert facts == {"tokens": batch.completion.length_B.sum()}
+    prompts = rendered(policy, batch.prompt)
+    completions = rendered(policy, batch.completion)
     for prompt, completion in zip(prompts, completions):
         assert prompt.endswith("<|im_start|> assistant <think>")
         assert "</think> answer" in completion

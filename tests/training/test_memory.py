@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_step import CONFIG, DESCENT, EPISTEMIC, REFERENCE, make_batch, model, start
+from small_step import ADAM, CONFIG, EPISTEMIC, REFERENCE, alone, make_batch, model, start
 
 from jaxdistill.models.remat import REMATS
-from jaxdistill.objectives import Distill, TopC
+from jaxdistill.objectives import CrossEntropy
 from jaxdistill.training import memory
 from jaxdistill.training import step as train
+from jaxdistill.training.batch import pad
 from jaxdistill.training.compute import Compute
 from jaxdistill.training.teachers import Frozen
 
@@ -43,16 +44,15 @@ def test_a_compiler_that_finds_no_room_itself_is_asked_for_the_next():
 
 def auto_step():
     return train.make_train_step(
-        CONFIG, Distill(support=TopC(8)), EPISTEMIC, DESCENT, Frozen(), Compute(remat="auto"), 10,
-        1.0, False,
-    )  # fmt: skip
+        CONFIG, CrossEntropy(), EPISTEMIC, ADAM, Frozen(), Compute(remat="auto"), 10, 1.0, False
+    )
 
 
 def test_on_a_cpu_auto_is_the_step_that_keeps_everything(monkeypatch):
     assert memory.memory_limit() is None
     train.make_train_step.cache_clear()
     plain = train.make_train_step(
-        CONFIG, Distill(support=TopC(8)), EPISTEMIC, DESCENT, Frozen(), Compute(), 10, 1.0, False
+        CONFIG, CrossEntropy(), EPISTEMIC, ADAM, Frozen(), Compute(), 10, 1.0, False
     )
     assert auto_step() is plain
 
@@ -62,9 +62,9 @@ def test_auto_rematerialises_as_little_as_the_memory_allows(monkeypatch, limit, 
     assert REMATS[1:] == train.AUTO
     monkeypatch.setattr(memory, "memory_limit", lambda: limit)
     train.make_train_step.cache_clear()
-    step, batch = auto_step(), jax.device_put(make_batch())
+    step, batch = auto_step(), jax.device_put(pad(alone(make_batch())))
     train.make_train_step.cache_clear()  # the limit was for this test
-    state = start()
+    state = start(Frozen())
     assert step.compiled_for(state, model(REFERENCE), batch)[0] == chosen
     moved, metrics = step(state, model(REFERENCE), batch)
     assert np.isfinite(metrics["loss"].mean)

@@ -1,43 +1,44 @@
 """Who teaches: an average, a snapshot, the student itself, a trust region, the reference."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_step import (
     ADAM,
-    ANCHORED,
     CONFIG,
-    DESCENT,
     EPISTEMIC,
     REFERENCE,
     STUDENT,
+    TOKEN,
     assert_close,
+    assert_same_update,
     difference,
+    gradient_of,
     largest,
     make_batch,
     make_step,
+    mask_of,
     model,
-    moving_step,
     run,
     start,
+    update,
 )
 
 from jaxdistill.errors import UserError
 from jaxdistill.models import completions, parameters
-from jaxdistill.objectives import (
-    Distill,
-    TopC,
-)
+from jaxdistill.training.batch import pad
 from jaxdistill.training.state import init_state
-from jaxdistill.training.teachers import EMA, Frozen, Live, Snapshot, TrustRegion
+from jaxdistill.training.teachers import EMA, Frozen, Live, Models, Snapshot, TrustRegion
 
 
 def test_an_ema_teacher_is_the_average_of_the_students_so_far():
-    step, state = moving_step(), start(ADAM, EMA(0.25))
+    step, state = make_step(TOKEN), start()
     students = [model(STUDENT)]
     for seed in (0, 1):
-        state, _ = step(state, model(REFERENCE), jax.device_put(make_batch(seed)))
+        state, _ = step(state, model(REFERENCE), jax.device_put(pad(make_batch(seed))))
         students.append(jax.device_get(state.params))
     # T0 = S0; T1 = 3/4 S0 + 1/4 S1; T2 = 9/16 S0 + 3/16 S1 + 4/16 S2.
     expected = jax.tree.map(lambda a, b, c: (9 * a + 3 * b + 4 * c) / 16, *students)
@@ -49,8 +50,8 @@ def test_a_reference_in_bfloat16_is_what_the_same_numbers_are_in_float32():
     """The base's own dtype loses nothing, and the student still learns in float32."""
     stored = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model(REFERENCE))
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), stored)
-    batch = jax.device_put(make_batch())
-    step = make_step(ANCHORED, ADAM, chunk=4)
+    batch = jax.device_put(pad(make_batch()))
+    step = make_step(TOKEN, Frozen())
     (first, a), (second, b) = (
         step(init_state(params, ADAM, Frozen(), 10), params, batch) for params in (stored, wide)
     )
@@ -60,42 +61,118 @@ def test_a_reference_in_bfloat16_is_what_the_same_numbers_are_in_float32():
 
 
 def test_a_snapshot_is_held_until_the_next_is_due():
-    step, state = make_step(Distill(support=TopC(8)), ADAM, Snapshot(2)), start(ADAM, Snapshot(2))
+    teacher, own = Snapshot(2), {"w": np.zeros(2)}
     held = []
-    for seed in range(4):
-        state, _ = step(state, model(REFERENCE), jax.device_put(make_batch(seed)))
-        held.append(jax.tree.map(np.array, (state.teacher, state.params)))
-    assert largest(difference(held[0][0], model(STUDENT))) == 0
-    for after, source in [(1, 1), (2, 1), (3, 3)]:  # the compiler rounds the update twice
-        assert largest(difference(held[after][0], held[source][1])) < 1e-7
-    assert largest(difference(held[3][0], held[1][0])) > 1e-3
+    for step in range(5):
+        own = teacher.moved(own, {"w": np.full(2, step + 1)}, step)
+        held.append(float(own["w"][0]))
+    assert held == [0, 2, 2, 4, 4]
+    assert_close(jax.device_get(start(teacher).teacher), jax.device_get(model(STUDENT)), 0, 0)
 
 
 def test_a_live_teacher_scores_with_the_students_parameters_and_without_gradient():
-    objective, batch = Distill(support=TopC(8)), make_batch()
-    state, metrics = run(make_step(objective, DESCENT, Live()), start(DESCENT, Live()), batch)
-    assert state.teacher is None
-    # The same step with a teacher that holds those parameters as its own.
-    same, expected = run(make_step(objective, DESCENT, EMA(1.0)), start(DESCENT, EMA(1.0)), batch)
-    assert_close(jax.device_get(state.params), jax.device_get(same.params), 1e-6)
-    np.testing.assert_allclose(metrics["loss"].mean, expected["loss"].mean, rtol=1e-6)
+    batch = make_batch()
+    actual = update(TOKEN, batch, Live())
+    # An average that has not moved yet holds those parameters as its own.
+    assert_same_update(actual, update(TOKEN, batch))
+    assert start(Live()).teacher is None
+
+
+def mass_of_mixture(batch, weights):
+    """The mean epistemic mass of softmax(sum of weight * logits), under the teacher's context."""
+
+    def logits(seed):
+        texts = batch.teacher, batch.completion
+        arrays = [x for text in texts for x in (text.ids_BP, mask_of(text))]
+        hidden_BTD = completions.completion_hidden(model(seed), CONFIG, *arrays)
+        return hidden_BTD @ parameters.head(model(seed), CONFIG)
+
+    mixed = jax.nn.log_softmax(sum(weight * logits(seed) for seed, weight in weights.items()))
+    mass_BT = np.exp(mixed)[..., list(EPISTEMIC)].sum(-1)
+    return np.average(mass_BT, weights=mask_of(batch.completion))
 
 
 def test_a_trust_region_teacher_is_between_the_initial_model_and_the_student():
     """Under the teacher's context, its logits are the two models' mixture."""
-    batch, objective = make_batch(), Distill(support=TopC(8), reduction="token")
-    step = make_step(objective, teacher=TrustRegion(0.3))
-    state, metrics = run(step, start(teacher=TrustRegion(0.3)), batch)
-
-    def logits(seed):
-        hidden_BTD = completions.completion_hidden(model(seed), CONFIG, *batch[2:4], *batch[4:6])
-        return hidden_BTD @ parameters.head(model(seed), CONFIG)
-
-    mixed = jax.nn.log_softmax(0.7 * logits(REFERENCE) + 0.3 * logits(STUDENT))
-    mass_BT = np.exp(mixed)[..., list(EPISTEMIC)].sum(-1)
-    expected = np.average(mass_BT, weights=batch.completion_mask_BT)
+    batch, teacher = make_batch(), TrustRegion(0.3)
+    state, metrics = run(make_step(TOKEN, teacher), start(teacher), pad(batch))
+    expected = mass_of_mixture(batch, {REFERENCE: 0.7, STUDENT: 0.3})
     np.testing.assert_allclose(metrics["epistemic_mass_teacher"].mean, expected, rtol=1e-5)
     assert state.teacher is None
+
+
+# ------------------------------------------------------------------------------ a recipe's own
+
+
+@dataclass(frozen=True)
+class Approaching:
+    """Starts half-way, and goes over to a running sum of the student in `steps` steps."""
+
+    steps: int
+
+    def networks(self, models: Models):
+        share = 0.5 + 0.5 * jnp.minimum(models.step / self.steps, 1.0)
+        return (models.reference, 1 - share), (models.own, share)
+
+    def moved(self, own, student, step):
+        return jax.tree.map(lambda t, s: 0.5 * t + 0.5 * s, own, student)
+
+
+def test_a_teacher_of_ones_own_scores_and_moves_as_its_class_says():
+    batch, teacher = make_batch(), Approaching(steps=1)
+    step, state = make_step(TOKEN, teacher), start(teacher)
+    first, metrics = run(step, state, pad(batch))
+    # Its own parameters are the student's as they were: half of their logits, half the base's.
+    expected = mass_of_mixture(batch, {REFERENCE: 0.5, STUDENT: 0.5})
+    np.testing.assert_allclose(metrics["epistemic_mass_teacher"].mean, expected, rtol=1e-5)
+    average = jax.tree.map(lambda a, b: (a + b) / 2, model(STUDENT), first.params)
+    assert_close(first.teacher, jax.device_get(average), 1e-6)
+    assert largest(difference(first.params, model(STUDENT))) > 1e-3
+    # From the second step on it is its own parameters alone, and the program is the same.
+    start_again = start(teacher)._replace(step=jnp.int32(1))
+    state, metrics = run(step, start_again, pad(batch))
+    expected = mass_of_mixture(batch, {STUDENT: 1.0})
+    np.testing.assert_allclose(metrics["epistemic_mass_teacher"].mean, expected, rtol=1e-5)
+    assert largest(gradient_of(state)) > 1e-3
+
+
+@dataclass(frozen=True)
+class Returning:
+    """Networks that cannot be one."""
+
+    how: str
+
+    def networks(self, models: Models):
+        return {
+            "nothing": (),
+            "parameters alone": models.reference,
+            "others": ((jax.tree.map(lambda x: 2 * x, models.reference), 1.0),),
+            "none": ((models.own, 1.0),),
+            "an array": ((models.reference, jnp.ones(3)),),
+        }[self.how]
+
+
+@pytest.mark.parametrize("how", ["nothing", "parameters alone", "others", "none", "an array"])
+def test_networks_that_are_none_are_refused_in_one_line(how):
+    teacher = Returning(how)
+    with pytest.raises(UserError, match=r"^Returning.networks: expected \(\(parameters, weight\)"):
+        make_step(TOKEN, teacher).trace(start(teacher), model(REFERENCE), pad(make_batch()))
+
+
+@dataclass(frozen=True)
+class Losing(Frozen):
+    """Forgets what it had."""
+
+    def moved(self, own, student, step):
+        return None
+
+
+def test_parameters_that_change_their_shape_are_refused_in_one_line():
+    with pytest.raises(UserError, match=r"^Losing.moved: expected parameters like those"):
+        make_step(TOKEN, Losing()).trace(start(Losing()), model(REFERENCE), pad(make_batch()))
+
+
+# ------------------------------------------------------------------------------------ settings
 
 
 def test_a_snapshot_of_no_steps_is_refused_by_name():
