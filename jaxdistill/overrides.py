@@ -424,7 +424,7 @@ def _expected(annotation: Any) -> str:
     if dataclasses.is_dataclass(annotation):
         return _signature(annotation)
     if is_protocol(annotation):
-        return f"a class of your own ({annotation.__name__})"
+        return f"a class with {own_classes.methods_of(annotation)}"
     if typing.get_origin(annotation) is tuple:
         inner = ["..." if a is Ellipsis else _expected(a) for a in typing.get_args(annotation)]
         return f"tuple[{', '.join(inner)}]"

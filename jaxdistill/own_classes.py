@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import importlib
 import importlib.metadata
+import inspect
 import sys
 import types
 import typing
@@ -110,11 +111,6 @@ def recipe_in(config: Any) -> RecipeModule | None:
     return found.pop() if found else None
 
 
-def has_own(config: Any) -> bool:
-    """Whether a config holds any class that is not ours."""
-    return any(is_own(cls) for cls in _classes_in(config))
-
-
 def is_own(cls: type) -> bool:
     return cls.__module__.partition(".")[0] != "jaxdistill"
 
@@ -195,30 +191,32 @@ def is_protocol(annotation: Any) -> bool:
     return getattr(annotation, "_is_protocol", False)
 
 
-def missing_members(value: Any, protocol: Any) -> list[str]:
-    """What `value`, a class or an instance, lacks of what the Protocol states."""
-    names = {**vars(protocol), **getattr(protocol, "__annotations__", {})}
-    return [name for name in names if not name.startswith("_") and not hasattr(value, name)]
+def methods_of(protocol: Any) -> str:
+    """What a Protocol asks for, as "factor(positions, epistemic) and reads"."""
+    found = list(getattr(protocol, "__annotations__", {}))
+    for name, method in vars(protocol).items():
+        if callable(method) and not name.startswith("_"):
+            found.append(f"{name}({', '.join([*inspect.signature(method).parameters][1:])})")
+    return " and ".join(found)
 
 
 def require_choice(name: str, value: object, union: Any) -> None:
-    """Refuse a value that is none of a union's classes and lacks a method of its Protocols."""
+    """Refuse a value that is of none of a union's classes and has the methods of no Protocol."""
     members = typing.get_args(union) or (union,)
-    protocols = [member for member in members if is_protocol(member)]
+    protocols = tuple(member for member in members if is_protocol(member))
     kinds = tuple(member for member in members if member not in protocols)
     if isinstance(value, kinds):
         return
-    is_instance = not isinstance(value, type) and type(value).__module__ != "builtins"
-    for protocol in protocols if is_instance else ():
-        if missing := missing_members(value, protocol):
-            lacks = ", ".join(f"`{member}`" for member in missing)
-            raise UserError(f"{name}: {type(value).__name__} lacks {lacks} of {protocol.__name__}")
-        check_frozen(type(value), name)
-        return
+    cls = type(value)
+    needed = " or ".join(map(methods_of, protocols))
+    if protocols and not isinstance(value, type) and cls.__module__ != "builtins":
+        if isinstance(value, protocols):
+            return check_frozen(cls, name)
+        raise UserError(f"{name}: expected a class with {needed}, and {cls.__name__} is none")
     names = ", ".join(kind.__name__ for kind in kinds)
-    other = ", or a frozen dataclass of your own" if protocols else ""
+    or_own = f", or a frozen dataclass with {needed}" if protocols else ""
     got = f"{value.__name__}, a class" if isinstance(value, type) else repr(value)
-    raise UserError(f"{name}: expected one of {names}{other}, got {got[:200]}")
+    raise UserError(f"{name}: expected one of {names}{or_own}, got {got[:200]}")
 
 
 def check_frozen(cls: type, path: str) -> None:

@@ -97,10 +97,8 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
             enable_thinking=getattr(config.experience, "enable_thinking", None),
         )
         lexicon = keep_lexicon(config, policy, run_dir)
-        if own_classes.has_own(config.objective):
-            objectives.check_objective(
-                config.objective, tuple(lexicon.ids), policy.config.vocab_size
-            )
+        # A recipe's own choices are tried before anything is trained.
+        objectives.check_objective(config.objective, tuple(lexicon.ids), policy.config.vocab_size)
         setting = Setting(
             engine=engine,
             objective=config.objective,
