@@ -282,11 +282,11 @@ def _convert_choice(annotation: Any, value: Any, path: str, reading: Reading) ->
         except UserError as error:
             if typing.get_origin(member) is tuple and type(value) in (list, tuple):
                 raise error  # it names the element
-    near = []
     if isinstance(tag, str) and _is_open(annotation):
         known = [cls.__name__ for cls in _dataclasses(annotation)] + list(reading.own)
-        near = difflib.get_close_matches(tag.rpartition(":")[2], known, n=3, cutoff=0.6)
-    raise UserError(f"{_ill_typed(annotation, value, path)}{own_classes.nearest(near)}")
+        if near := difflib.get_close_matches(tag, known, n=3, cutoff=0.6):
+            raise UserError(f"{_at(path)}no class {tag}{own_classes.nearest(near)}")
+    raise _ill_typed(annotation, value, path)
 
 
 def _chosen(annotation: Any, tag: str, path: str, reading: Reading) -> Any:

@@ -152,8 +152,9 @@ def test_text_names_own_classes_beside_the_built_in_ones():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("first=Stepe()", r"^first: .*\| a class with .*factor.*, got Stepe\(\); nearest: Steep"),
-        ("weights=(Slop(),)", r"^weights\[0\]: .*got Slop\(\); nearest: Slope$"),
+        ("first=Stepe()", r"^first: no class Stepe; nearest: Steep$"),
+        ("weights=(Slop(),)", r"^weights\[0\]: no class Slop; nearest: Slope$"),
+        ("first=Qqqq()", r"^first: expected Gate\(threshold\) \| a class with .*, got Qqqq\(\)$"),
         ("closed=Steep()", r"^closed: expected Gate\(threshold\) \| Slope\(rate\), got Steep"),
         ("first=Steep(strngth=1)", r"unknown setting 'first.strngth'; expected Steep\(strength"),
         ("first=Steep(strength=many)", r"^first.strength: expected float, got 'many'"),
