@@ -129,16 +129,16 @@ def check_alone(module: RecipeModule) -> None:
     """Refuse a recipe that imports a file beside it, which its copy in a run folder would miss."""
     assert module.__file__ is not None
     folder = Path(module.__file__).resolve().parent
-    installed = importlib.metadata.packages_distributions()
     for node in ast.walk(ast.parse(module.source)):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and node.module is not None:
             names = [node.module]
-        for top in {name.partition(".")[0] for name in names} - {"jaxdistill", *installed}:
+        for top in {name.partition(".")[0] for name in names} - {"jaxdistill"}:
             loaded = sys.modules.get(top)
             places = [getattr(loaded, "__file__", None), *getattr(loaded, "__path__", ())]
             beside = (folder / f"{top}.py", folder / top, folder / top / "__init__.py")
-            if any(place and Path(place).resolve() in beside for place in places):
+            is_beside = any(place and Path(place).resolve() in beside for place in places)
+            if is_beside and top not in importlib.metadata.packages_distributions():
                 raise UserError(
                     f"recipe {module.__file__} imports {top!r} from its own folder, and a run "
                     "folder keeps a copy of the recipe alone; move it into the recipe, or install "

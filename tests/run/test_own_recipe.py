@@ -8,147 +8,174 @@ import shutil
 import pytest
 from command_line import assert_mistake, call
 from places import ROOT
-from tiny_run import tree_of
 
 from jaxdistill.config import load_recipe
-from jaxdistill.run.loop import run
+from jaxdistill.errors import UserError
+from jaxdistill.run.folder import start_folder
+from jaxdistill.storage.checkpoint import Checkpoints
 
 SOURCE = (ROOT / "tests" / "own_recipe.py").read_text()
-# Small where size is not the point; every part of the recipe stays.
+# Small where size is not the point; every part of the recipe stays. Training and evaluation sample
+# in one shape, so that it is compiled once.
 SMALL = [
+    "steps=2", "checkpoint_every=1", "objective.weights=(FadeIn(4),)",
     "experience.task.count=4", "experience.questions=2", "experience.rollouts=2",
     "experience.sampling.max_new_tokens=16", "experience.completion_multiple=16",
-    "evaluation.samples=1", "evaluation.splits=(Split(brief, Brief(count=4)),)",
-    "evaluation.sampling.max_new_tokens=16", "evaluation.every=0", "checkpoint_every=1",
+    "evaluation.splits=(Split(brief, Brief(count=2)),)", "evaluation.every=0",
+    "evaluation.samples=2", "evaluation.sampling.max_new_tokens=16",
 ]  # fmt: skip
 SET = [word for setting in SMALL for word in ("--set", setting)]
 RESUME = ["--run-dir", "run", "--resume", "--quiet"]
+EVAL = ["eval", "run", "--samples", "2", "--max-new-tokens", "16"]
 
 
 @pytest.fixture(scope="module")
-def one_step(tmp_path_factory):
-    """A run of one step, whose recipe has been deleted since."""
+def stopped(tmp_path_factory):
+    """A run that was interrupted after its first step, and whose recipe has been deleted since."""
     place = tmp_path_factory.mktemp("own")
-    recipe = place / "own_recipe.py"
+    recipe, save = place / "own_recipe.py", Checkpoints.save
     recipe.write_text(SOURCE)
-    code, _, err = call("train", recipe, "--run-dir", place / "run", "--quiet", *SET,
-                        "--set", "steps=1", "--set", "objective.weights=(FadeIn(4),)")  # fmt: skip
-    assert (code, err) == (0, "")
+
+    def save_and_stop(*arguments):
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_stop)
+        code, *_ = call("train", recipe, "--run-dir", place / "run", "--quiet", *SET)
+    assert code == 130
     recipe.unlink()
     return place / "run"
 
 
+@pytest.fixture(scope="module")
+def resumed(stopped, tmp_path_factory):
+    """A copy of it that went on to its end, in a folder where the recipe never lay."""
+    place = tmp_path_factory.mktemp("resumed")
+    shutil.copytree(stopped, place / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        code, out, err = call("train", "own_recipe.py", *RESUME)
+    assert (code, out) == (0, "run\n")
+    assert err == "no own_recipe.py: the run goes on with its own run/config.json\n"
+    return place / "run"
+
+
 @pytest.fixture
-def place(one_step, tmp_path, monkeypatch):
-    """An empty folder but for a copy of that run."""
-    shutil.copytree(one_step, tmp_path / "run")
+def place(stopped, tmp_path, monkeypatch):
+    """A folder with a copy of the stopped run and nothing else."""
+    shutil.copytree(stopped, tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def edited_config(place, change):
+def write_copy(place, text):
+    """Another recipe.py in the run folder, and its hash in config.json."""
+    (place / "run" / "recipe.py").write_text(text)
     file = place / "run" / "config.json"
     config = json.loads(file.read_text())
-    change(config)
+    config["recipe"]["sha256"] = hashlib.sha256(text.encode()).hexdigest()
     file.write_text(json.dumps(config))
 
 
-def test_a_run_folder_names_and_holds_the_recipes_own_classes(one_step):
-    config = json.loads((one_step / "config.json").read_text())
-    assert (one_step / "recipe.py").read_text() == SOURCE
+def test_a_run_folder_names_and_holds_the_recipes_own_classes(stopped):
+    config = json.loads((stopped / "config.json").read_text())
+    assert (stopped / "recipe.py").read_text() == SOURCE
     assert config["recipe"] == {
         "file": "recipe.py", "sha256": hashlib.sha256(SOURCE.encode()).hexdigest(),
     }  # fmt: skip
     assert config["objective"]["weights"] == [{"type": "recipe.py:FadeIn", "positions": 4}]
     assert config["experience"]["context"] == {"type": "recipe.py:Backwards"}
     assert config["experience"]["task"]["type"] == "recipe.py:Brief"
-    # Each of the three did its work: the row's weights, the question's grader, the teacher's words.
-    line = json.loads((one_step / "metrics.jsonl").read_text())
-    assert line["distilled"] == 1
-    assert 0 < line["kept"] <= 1
-    record = json.loads((one_step / "rollouts" / "step_000000.jsonl").read_text().splitlines()[0])
-    assert record["verdict"] in ("match", "wrong answer", "no answer", "too long")
 
 
-def test_it_resumes_evaluates_and_reports_after_its_file_is_gone(place):
-    arguments = ["train", "own_recipe.py", *RESUME, "--set", "steps=2"]
-    code, out, err = call(*arguments)
-    assert (code, out) == (0, "run\n")
-    assert err == "no own_recipe.py: the run goes on with its own run/config.json\n"
-    assert json.loads((place / "run" / "finished.json").read_text()) == {"step": 2}
-    code, out, err = call("eval", "run", "--task", "run/recipe.py:Brief(count=2, most_words=50)",
-                          "--samples", 1, "--max-new-tokens", 16, "--out", "found")  # fmt: skip
+def test_it_resumes_evaluates_and_reports_after_its_file_is_gone(resumed, monkeypatch, tmp_path):
+    monkeypatch.chdir(resumed.parent)
+    assert json.loads((resumed / "finished.json").read_text()) == {"step": 2}
+    lines = [json.loads(line) for line in (resumed / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    # Its context showed every row something, and its grader judged every one.
+    assert all(line["distilled"] == 1 for line in lines)
+    rows = (resumed / "rollouts" / "step_000000.jsonl").read_text().splitlines()
+    verdicts = {json.loads(row)["verdict"] for row in rows}
+    assert verdicts <= {"match", "wrong answer", "no answer", "too long"}
+    out = tmp_path / "found"
+    task = "run/recipe.py:Brief(count=2, most_words=50)"
+    code, _, err = call(*EVAL, "--task", task, "--out", out)
     assert code == 0, err
-    assert len((place / "found" / "Brief.jsonl").read_text().splitlines()) == 2
+    assert len((out / "Brief.jsonl").read_text().splitlines()) == 4
     assert call("report", "run")[::2] == (0, "")
-    # A new run from the run's own config brings the recipe along.
-    again = load_recipe("run/config.json", ["steps=0", "evaluation.splits=()", "export=false"])
-    run(again, place / "again", quiet=True)
-    assert (place / "again" / "recipe.py").read_text() == SOURCE
 
 
-@pytest.mark.parametrize("where", ["train", "--resume"])
+@pytest.mark.parametrize("where", [["--run-dir", "new"], RESUME], ids=["anew", "resumed"])
 def test_a_recipe_copy_that_is_not_the_runs_is_refused(place, where):
-    copy, config = place / "run" / "recipe.py", "run/config.json"
-    arguments = ["train", config, "--run-dir", "new"] if where == "train" else ["train", config]
-    arguments += [] if where == "train" else RESUME
-    edits = {
-        SOURCE + "\n": "run/recipe.py is not the text that the run was started with",
-        SOURCE[:200]: "run/recipe.py is not the text that the run was started with",
-        None: "run/recipe.py cannot be read: No such file",
-    }
-    for text, said in edits.items():
-        copy.unlink() if text is None else copy.write_text(text)
-        assert_mistake(arguments, said)
-    # A copy whose hash was changed with it: a class is gone, and one is no frozen dataclass.
-    for old, new, said in (
-        ("FadeIn", "FadeOut", r"weights\[0\]: recipe.py has no class 'FadeIn'; nearest: FadeOut"),
-        ("(frozen=True)", "", "context: Backwards must be a frozen dataclass"),
-    ):
-        text = SOURCE.replace(old, new)
+    arguments, copy = ["train", "run/config.json", *where], place / "run" / "recipe.py"
+    for text in (SOURCE + "\n", SOURCE[:200]):
         copy.write_text(text)
-        sha256 = hashlib.sha256(text.encode()).hexdigest()
-        edited_config(place, lambda config: config["recipe"].update(sha256=sha256))
-        assert_mistake(arguments, said)
+        assert_mistake(arguments, "run/recipe.py is not the text that the run was started with")
+    copy.unlink()
+    assert_mistake(arguments, "run/recipe.py cannot be read: No such file")
+    write_copy(place, SOURCE.replace("FadeIn", "FadeOut"))
+    assert_mistake(arguments, r"weights\[0\]: recipe.py has no class 'FadeIn'; nearest: FadeOut")
+    write_copy(place, SOURCE.replace("(frozen=True)", ""))
+    assert_mistake(arguments, "Brief must be a frozen dataclass")
 
 
 def test_a_changed_original_is_another_run_and_the_copy_is_what_resumes(place):
+    arguments = ["train", "own_recipe.py", *RESUME, *SET]
     (place / "own_recipe.py").write_text(SOURCE.replace("+ 1.0", "+ 2.0"))
-    arguments = ["train", "own_recipe.py", *RESUME, *SET, "--set", "steps=1"]
-    weights = ["--set", "objective.weights=(FadeIn(4),)"]
     said = "another text of the recipe's own classes; resume its copy, `jaxdistill train run/conf"
-    assert_mistake([*arguments, *weights], said)
+    assert_mistake(arguments, said)
     # The original as it was resumes, but not into a folder that has lost its copy.
     (place / "own_recipe.py").write_text(SOURCE)
-    assert call(*arguments, *weights) == (0, "run\n", "")
-    assert_mistake(
-        arguments, r"`objective` is .*'positions': 4.* there and .*'positions': 8.* here"
-    )
+    original = load_recipe("own_recipe.py", SMALL)
+    assert original == load_recipe("run/config.json", [])
+    assert not start_folder(original, place / "run", resume=True)
+    other = "`objective.weights` is .*'positions': 4.* there and .*'positions': 5.* here"
+    assert_mistake([*arguments, "--set", "objective.weights=(FadeIn(5),)"], other)
     (place / "run" / "recipe.py").unlink()
-    assert_mistake([*arguments, *weights], "run/recipe.py cannot be read")
+    assert_mistake(arguments, "run/recipe.py cannot be read")
+
+
+def test_a_run_of_a_runs_own_config_brings_the_recipe_along(place):
+    config = load_recipe("run/config.json", ["name=again"])
+    assert start_folder(config, place / "again", resume=False)
+    assert (place / "again" / "recipe.py").read_text() == SOURCE
+    shutil.rmtree(place / "run")
+    assert load_recipe("again/config.json", []) == config
+    (place / "again" / "config.json").unlink()  # a start that was killed may be started again
+    assert start_folder(config, place / "again", resume=False)
+
+
+def test_a_config_of_two_recipes_starts_no_run(place):
+    (place / "other.py").write_text(SOURCE + "\nother = own_recipe\n")
+    config, other = load_recipe("run/config.json", []), load_recipe("other.py", [])
+    mixed = dataclasses.replace(config, objective=other.objective)
+    with pytest.raises(UserError, match=r"of several recipes, a run keeps one: .*other.py"):
+        start_folder(mixed, place / "mixed", resume=False)
+    assert not (place / "mixed").exists()
 
 
 # ---------------------------------------------------------------------- nobody runs it unasked
 
 
-def test_reports_and_analyses_and_evaluations_of_other_questions_never_run_a_recipe(place):
-    """Its text would leave a file behind, and so it does for who asks for its task."""
-    text = f"open({str(place / 'ran')!r}, 'w').close()\n{SOURCE}"
-    (place / "run" / "recipe.py").write_text(text)
-    sha256 = hashlib.sha256(text.encode()).hexdigest()
-    edited_config(place, lambda config: config["recipe"].update(sha256=sha256))
+def test_a_report_an_analysis_and_an_evaluation_of_other_questions_never_run_a_recipe(
+    resumed, tmp_path, monkeypatch
+):
+    """This one's text leaves a file behind, as it does for who trains from it."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(resumed, tmp_path / "run")
+    write_copy(tmp_path, f"open({str(tmp_path / 'ran')!r}, 'w').close()\n{SOURCE}")
     for command in (
         ["report", "run"],
-        ["analyze", "run/evals/step_000001/brief.jsonl"],
-        ["sample", "run", "--prompt", "9 4 2 -> 7", "--max-new-tokens", 16],
-        ["eval", "run", "--data", "toy:heldout", "--limit", 4, "--samples", 1,
-         "--max-new-tokens", 16],
-    ):  # fmt: skip
+        ["analyze", "run/evals/step_000002/brief.jsonl"],
+        [*EVAL, "--data", "toy:heldout", "--limit", "2"],
+    ):
         code, _, err = call(*command)
         assert code == 0, err
-        assert not (place / "ran").exists(), command
+        assert not (tmp_path / "ran").exists(), command
     load_recipe("run/config.json", [])
-    assert (place / "ran").exists()
+    assert (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(
@@ -177,42 +204,36 @@ def test_a_limit_is_not_for_tasks(place):
 
 # --------------------------------------------------------------------- refused before any writing
 
-LINE = "        shown = attempt.show(attempt.solution)\n"
-BROKEN = {
-    "@dataclass(frozen=True)\nclass FadeIn|@dataclass\nclass FadeIn": "FadeIn as a frozen|must be a f",
-    "positions: int = 8|positions: dict = None": r"FadeIn.positions is of type dict, which config",
-    "positions: int = 8|positions: int = 'x'": r"weights\[0\].positions: expected int, got 'x'",
-    "import jax.numpy as jnp|import beside_me, jax.numpy as jnp": "imports 'beside_me' from its own",
-    "    def compose|    def composed": r"expected a class with compose\(attempt\), and Backwards is",
-    f"{LINE}|{LINE}        attempt.no_such\n": "Backwards.compose on question .*AttributeError",
-    "return shown and shown._replace(template=words)|return 'text'": "expected a Shown of text, or N",
-    "    def grade|    def graded": r"with questions\(\) and grade\(question, response\), and Brief is",
-    "        return verdict\n|        return True\n": "Brief.grade on question .*expected a Verdict",
-    "return ToyTask(count=self.count).questions()|return 3": "questions: expected a list of Question",
-}  # fmt: skip
+BROKEN = [
+    ("(frozen=True)\nclass FadeIn", "\nclass FadeIn", "FadeIn (as|must be) a frozen dataclass"),
+    ("positions: int = 8", "positions: dict = None", "FadeIn.positions is of type dict, which"),
+    (
+        "positions: int = 8",
+        "positions: int = '8'",
+        r"weights\[0\].positions: expected int, got '8",
+    ),
+    ("import jax.numpy", "import beside_me, jax.numpy", "imports 'beside_me' from its own folder"),
+    ("def compose", "def composed", r"a class with compose\(attempt\), and Backwards is none"),
+    ("shown = ", "shown = attempt.none or ", "Backwards.compose on question .*AttributeError"),
+    ("return shown and", "return 4 or", "Backwards.compose on .*expected a Shown of text, or None"),
+    (
+        "def grade",
+        "def graded",
+        r"questions\(\) and grade\(question, response\), and Brief is",
+    ),
+    ("return verdict\n", "return 1\n", "Brief.grade on question .*expected a Verdict of bool"),
+    ("ToyTask(count=self.count)", "self", "Brief.questions: RecursionError"),
+]
 
 
-@pytest.mark.parametrize("edit", BROKEN)
-def test_what_a_recipe_gets_wrong_is_one_line_and_leaves_nothing(edit, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("old", "new", "said"), BROKEN)
+def test_what_a_recipe_gets_wrong_is_one_line_and_leaves_nothing(
+    old, new, said, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    old, _, new = edit.partition("|")
-    assert old in SOURCE
-    (tmp_path / "beside_me.py").write_text("")
-    (tmp_path / "own_recipe.py").write_text(SOURCE.replace(old, new))
     monkeypatch.setattr("sys.dont_write_bytecode", True)  # it would be something left behind
-    assert_mistake(["train", "own_recipe.py", "--run-dir", "run", "--quiet", *SET], BROKEN[edit])
-
-
-def test_a_config_in_python_with_a_recipes_classes_starts_a_run_too(tmp_path, monkeypatch):
-    (tmp_path / "own_recipe.py").write_text(SOURCE)
-    config = load_recipe(str(tmp_path / "own_recipe.py"), SMALL)
-    (tmp_path / "own_recipe.py").unlink()
-    config = dataclasses.replace(config, steps=0, export=False)
-    config = dataclasses.replace(
-        config, evaluation=dataclasses.replace(config.evaluation, splits=())
-    )
-    before = set(tree_of(tmp_path))
-    run(config, tmp_path / "run", quiet=True)
-    assert {"run/recipe.py", "run/config.json"} <= set(tree_of(tmp_path)) - before
-    assert load_recipe(str(tmp_path / "run" / "config.json"), []) == config
+    (tmp_path / "beside_me.py").write_text("")
+    assert old in SOURCE
+    (tmp_path / "own_recipe.py").write_text(SOURCE.replace(old, new))
+    assert_mistake(["train", "own_recipe.py", "--run-dir", "run", "--quiet", *SET], said)
