@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 
-from jaxdistill import config as configs
 from jaxdistill import epistemic, objectives, own_classes, sharding
 from jaxdistill.config import RunConfig
 from jaxdistill.epistemic import LexiconFile
@@ -48,13 +47,12 @@ def run(config: RunConfig, run_dir: Path, *, resume: bool = False, quiet: bool =
     bit for bit). Raises UserError for an existing folder without `resume`, a folder of another
     config, or unusable input.
     """
-    # What cannot be written, read or graded is found now and not hours later.
-    configs.to_json(config)
-    check_tasks(config)
-    if isinstance(config.lexicon, LexiconFile):
-        epistemic.read_lexicon(config.lexicon.path)
     is_new = start_folder(config, run_dir, resume)
     try:
+        # What cannot be read or graded is found now and not by the first evaluation, hours later.
+        check_tasks(config)
+        if isinstance(config.lexicon, LexiconFile):
+            epistemic.read_lexicon(config.lexicon.path)
         train(config, run_dir, resume, quiet)
     except UserError:
         # Input that proved unusable before the first step leaves no folder behind.
