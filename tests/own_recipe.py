@@ -47,6 +47,8 @@ class Brief:
     count: int = 64
     most_words: int = 60
 
+    grading_workers: ClassVar = 1  # its verdicts are quick
+
     def questions(self) -> list[Question]:
         return ToyTask(count=self.count).questions()
 

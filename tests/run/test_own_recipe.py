@@ -207,11 +207,7 @@ def test_a_limit_is_not_for_tasks(place):
 BROKEN = [
     ("(frozen=True)\nclass FadeIn", "\nclass FadeIn", "FadeIn (as|must be) a frozen dataclass"),
     ("positions: int = 8", "positions: dict = None", "FadeIn.positions is of type dict, which"),
-    (
-        "positions: int = 8",
-        "positions: int = '8'",
-        r"weights\[0\].positions: expected int, got '8",
-    ),
+    ("most_words: int = 60", "most_words: int = '60'", "task.most_words: expected int, got '60'"),
     ("import jax.numpy", "import beside_me, jax.numpy", "imports 'beside_me' from its own folder"),
     ("def compose", "def composed", r"a class with compose\(attempt\), and Backwards is none"),
     ("shown = ", "shown = attempt.none or ", "Backwards.compose on question .*AttributeError"),
