@@ -1,7 +1,7 @@
 """RunConfig: one experiment, composed of the configs of the modules that read them."""
 
+import hashlib
 import importlib
-import importlib.util
 import inspect
 import json
 import pkgutil
@@ -13,13 +13,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
 
-from jaxdistill import overrides
+from jaxdistill import overrides, own_classes
 from jaxdistill.epistemic import LexiconSource, Words
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation.evaluate import Evaluation
 from jaxdistill.objectives import PRESETS, CrossEntropy, Objective
+from jaxdistill.own_classes import RECIPE, RecipeModule, in_one_line
 from jaxdistill.sharding import MeshConfig
 from jaxdistill.storage.loading import ModelSource
+from jaxdistill.tasks.tasks import Task
 from jaxdistill.training.compute import Compute
 from jaxdistill.training.experience import Experience, Supervised
 from jaxdistill.training.optimizer import Optimizer
@@ -97,20 +99,22 @@ def recipe_names() -> list[str]:
 def load_recipe(name: str, texts: list[str]) -> RunConfig:
     """Find a recipe by name, by path to a .py file, or a run's config.json; apply overrides.
 
-    The recipe module `toy_grpo` holds a function `toy_grpo()` that returns the config. Raises
-    UserError for an unknown name (naming the nearest), a broken file or a bad override.
+    The recipe module `toy_grpo` holds a function `toy_grpo()` that returns the config. Its file
+    may define choices of its own (`own_classes`), which overrides know by name. Raises UserError
+    for an unknown name (naming the nearest), a broken file or a bad override.
     """
     path = Path(name)
     if path.suffix == ".json":
-        config = _read_config_json(path)
+        config, module = _read_config_json(path)
     else:
-        function = _recipe_function(name, path)
+        module, function = _recipe_function(name, path)
         if "profile" in inspect.signature(function).parameters:
             raise UserError(f"recipe {name!r} is a study; use `jaxdistill study {name}`")
         config = _call(function, name)
         if not isinstance(config, RunConfig):
             raise UserError(f"recipe {name!r} returned {type(config).__name__}, not a RunConfig")
-    return overrides.apply_overrides(config, with_presets(texts))
+    own = module.classes if isinstance(module, RecipeModule) else {}
+    return overrides.apply_overrides(config, with_presets(texts), own)
 
 
 def with_presets(texts: list[str]) -> list[str]:
@@ -134,9 +138,9 @@ def _with_presets(text: str) -> str:
     return path + equals + re.sub(pattern, lambda m: repr(PRESETS[m[1]]()), " " + value).strip()
 
 
-def _recipe_function(name: str, path: Path) -> Callable[..., Any]:
+def _recipe_function(name: str, path: Path) -> tuple[ModuleType, Callable[..., Any]]:
     if path.suffix == ".py" and path.exists():
-        module, stem = _module_from_file(path), path.stem
+        module, stem = own_classes.load_file(path), path.stem
     else:
         stem = path.stem if path.suffix == ".py" else name
         modules = recipe_modules()
@@ -149,16 +153,7 @@ def _recipe_function(name: str, path: Path) -> Callable[..., Any]:
     function = getattr(module, stem, None)
     if not callable(function):
         raise UserError(f"recipe {path}: expected a function named {stem!r} that returns a config")
-    return function
-
-
-def _module_from_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    _call(spec.loader.exec_module, str(path), module)
-    return module
+    return module, function
 
 
 def _call(function: Callable[..., Any], name: str, *arguments: Any) -> Any:
@@ -168,22 +163,79 @@ def _call(function: Callable[..., Any], name: str, *arguments: Any) -> Any:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"recipe {name} cannot be run: {type(error).__name__}: {error}") from error
+        raise UserError(f"recipe {name} cannot be run: {in_one_line(error)}") from error
 
 
 def load_study_recipe(name: str, profile: str) -> Any:
     """Find a study recipe: a function of `profile` that returns a Study."""
-    function = _recipe_function(name, Path(name))
+    _, function = _recipe_function(name, Path(name))
     if "profile" not in inspect.signature(function).parameters:
         raise UserError(f"recipe {name!r} is one run, not a study; use `jaxdistill train {name}`")
     return _call(function, name, profile)
 
 
-def _read_config_json(path: Path) -> RunConfig:
+def named_task(text: str) -> Task:
+    """The task that `FILE.py:Name`, `FILE.py:Name(field=3)` or `package.module:Name` means.
+
+    Raises UserError where there is none. A file is run, as a recipe is.
+    """
+    place, colon, call = text.partition(":")
+    name = call.partition("(")[0].strip()
+    if not (colon and name.isidentifier()):
+        raise UserError(f"--task {text!r}: expected FILE.py:Name or package.module:Name")
+    if place.endswith(".py"):
+        own = own_classes.load_file(Path(place)).classes
+        own_classes.resolve(f"{RECIPE}:{name}", own, f"--task {text!r}: ")
+    else:
+        own = {name: own_classes.resolve(f"{place}:{name}", {}, "--task ")}
+    return overrides.parse(Task, call if "(" in call else f"{call}()", f"--task {place}", own)
+
+
+# ------------------------------------------------------------------------------- config.json
+
+
+def to_json(config: RunConfig) -> dict[str, Any]:
+    """What config.json holds: every setting, and which text the recipe's own classes come from.
+
+    Raises UserError where a resumed run could not read it back.
+    """
+    module = own_classes.recipe_in(config)
+    described = overrides.to_json(config)
+    overrides.from_json(RunConfig, described, own={} if module is None else module.classes)
+    if module is None:
+        return described
+    own_classes.check_alone(module)
+    return {"recipe": {"file": RECIPE, "sha256": module.sha256}} | described
+
+
+def _read_config_json(path: Path) -> tuple[RunConfig, RecipeModule | None]:
     try:
         raw = json.loads(path.read_text())
     except OSError as error:
         raise UserError(f"config {path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"config {path} is not JSON: {error}") from error
-    return overrides.from_json(RunConfig, raw, str(path))
+    module = None
+    if isinstance(raw, dict) and "recipe" in raw:
+        module = load_run_recipe(path.parent, raw.pop("recipe"))
+    own = {} if module is None else module.classes
+    return overrides.from_json(RunConfig, raw, str(path), own), module
+
+
+def load_run_recipe(run_dir: Path, named: Any) -> RecipeModule:
+    """Run a run folder's own recipe.py, which must be the text that its config.json names."""
+    path = run_dir / RECIPE
+    expected = named.get("sha256") if isinstance(named, dict) else None
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{run_dir / 'config.json'} has classes of {RECIPE}, and {path} cannot be read: "
+            f"{error.strerror}"
+        ) from error
+    if hashlib.sha256(source).hexdigest() != expected:
+        raise UserError(
+            f"{path} is not the text that the run was started with (`recipe.sha256` in its "
+            "config.json): put it back, or start another run from a recipe of your own"
+        )
+    return own_classes.load_source(source, str(path))

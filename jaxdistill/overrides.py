@@ -3,20 +3,28 @@
 Works on any tree of dataclasses whose fields are int, float, bool, str, None, Literal, tuple,
 dataclasses, or unions of these. A dataclass inside a union is written as
 `{"type": "ClassName", ...}`. Text is parsed by the field's declared type and never evaluated.
+
+A union with a Protocol among its members is open (`own_classes`): a recipe's own class is written
+as `{"type": "recipe.py:ClassName", ...}`, and on the command line by its name.
 """
 
 import ast
 import dataclasses
 import difflib
+import re
 import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar, Union
 
+from jaxdistill import own_classes
 from jaxdistill.errors import UserError
+from jaxdistill.own_classes import in_one_line, is_protocol
 
 Config = TypeVar("Config")
+Classes = Mapping[str, type]  # a recipe's own, by name
+NONE: Classes = types.MappingProxyType({})
 
 
 # --------------------------------------------------------------------------------------------
@@ -24,31 +32,46 @@ Config = TypeVar("Config")
 # --------------------------------------------------------------------------------------------
 
 
-def to_json(config: Any) -> dict[str, Any]:
-    """Turn a config into plain dicts, lists, numbers, strings, bools and None."""
+def to_json(config: Any, path: str = "") -> dict[str, Any]:
+    """Turn a config into plain dicts, lists, numbers, strings, bools and None.
+
+    Raises UserError naming the dotted path for a value that could not be read back.
+    """
     return {
-        name: _to_json(annotation, getattr(config, name))
+        name: _to_json(annotation, getattr(config, name), _join(path, name))
         for name, annotation in _fields(type(config)).items()
     }
 
 
-def _to_json(annotation: Any, value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        tag = {"type": type(value).__name__} if _is_union(annotation) else {}
-        return tag | to_json(value)
+def _to_json(annotation: Any, value: Any, path: str) -> Any:
     if isinstance(value, tuple):
-        annotations = _element_annotations(_tuple_annotation(annotation), len(value))
-        return [_to_json(a, v) for a, v in zip(annotations, value, strict=True)]
-    return value
+        annotations = _element_annotations(_tuple_annotation(annotation, path), len(value))
+        return [
+            _to_json(inner, element, f"{path}[{index}]")
+            for index, (inner, element) in enumerate(zip(annotations, value, strict=True))
+        ]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    cls = type(value)
+    if cls in _dataclasses(annotation):
+        tag = {"type": cls.__name__} if _is_choice(annotation) else {}
+    elif _is_open(annotation):
+        own_classes.require_choice(path, value, annotation)
+        own_classes.check_fields(cls, path)
+        tag = {"type": own_classes.reference(cls)}
+    else:
+        raise _ill_typed(annotation, value, path)
+    return tag | to_json(value, path)
 
 
-def from_json(cls: Any, obj: Any, path: str = "") -> Any:
+def from_json(cls: Any, obj: Any, path: str = "", own: Classes = NONE) -> Any:
     """Build `cls`, a dataclass or a union of them, from what `to_json` wrote.
 
-    Every field must be there. Raises UserError naming the dotted path below `path`, what was
-    expected and what came, for an unknown, missing or ill-typed field or a failed validation.
+    Every field must be there; `own` are the classes that stand as `recipe.py:Name`. Raises
+    UserError naming the dotted path below `path`, what was expected and what came, for an unknown,
+    missing or ill-typed field or a failed validation.
     """
-    return _convert(cls, obj, path)
+    return _convert(cls, obj, path, Reading(own))
 
 
 # --------------------------------------------------------------------------------------------
@@ -63,41 +86,24 @@ class _Draft(NamedTuple):
     fields: dict[str, Any]
 
 
-def apply_overrides(config: Config, overrides: Iterable[str]) -> Config:
+def apply_overrides(config: Config, overrides: Iterable[str], own: Classes = NONE) -> Config:
     """Return `config` with each `path=value` applied in order, then validated once.
 
     Values are written as in Python: `a.b=3`, `words=("wait", "hmm")`, `teacher=EMA(rate=0.05)`;
-    a string needs no quotes. Fields left out of a call take their defaults. Raises UserError for
-    an unknown path (naming the nearest ones), an ill-typed value or a failed validation.
+    a string needs no quotes. Fields left out of a call take their defaults. `own` are a recipe's
+    classes, which stand beside the built-in ones; those of an installed package are written with
+    its name, `weights=(package.module.Name(),)`. Raises UserError for an unknown path (naming the
+    nearest ones), an ill-typed value or a failed validation.
     """
+    if (module := own_classes.recipe_in(config)) is not None:
+        own = {**module.classes, **own}
     draft = _thaw(config)
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals:
             raise UserError(f"override {override!r}: expected path=value, as in seed=3")
-        _set(draft, path.strip(), text.strip())
+        _set(draft, path.strip(), text.strip(), own)
     return _freeze(draft, "")
-
-
-def describe(config: Any) -> dict[str, Any]:
-    """List every setting as {dotted path: value}; a chosen dataclass gives its class name too."""
-    flat: dict[str, Any] = {}
-    _describe(None, config, "", flat)
-    return flat
-
-
-def _describe(annotation: Any, value: Any, path: str, flat: dict[str, Any]) -> None:
-    if dataclasses.is_dataclass(value):
-        if _is_union(annotation):
-            flat[path] = type(value).__name__
-        for name, inner in _fields(type(value)).items():
-            _describe(inner, getattr(value, name), _join(path, name), flat)
-    elif isinstance(value, tuple) and any(dataclasses.is_dataclass(v) for v in value):
-        annotations = _element_annotations(_tuple_annotation(annotation), len(value))
-        for index, (inner, element) in enumerate(zip(annotations, value, strict=True)):
-            _describe(inner, element, _join(path, str(index)), flat)
-    else:
-        flat[path] = value
 
 
 def _thaw(value: Any) -> Any:
@@ -114,7 +120,7 @@ def _freeze(draft: Any, path: str) -> Any:
     return _construct(draft.cls, values, path)
 
 
-def _set(draft: _Draft, path: str, text: str) -> None:
+def _set(draft: _Draft, path: str, text: str, own: Classes) -> None:
     *parents, name = path.split(".")
     node: Any = draft
     for parent in parents:
@@ -125,7 +131,7 @@ def _set(draft: _Draft, path: str, text: str) -> None:
             f"; {parent} is {_signature(node.cls)}" if isinstance(node, _Draft) and parent else ""
         )
         raise UserError(f"unknown setting {path!r}{chosen}{_nearest(draft, path)}")
-    node.fields[name] = _thaw(_parse(_fields(node.cls)[name], text, path))
+    node.fields[name] = _thaw(parse(_fields(node.cls)[name], text, path, own))
 
 
 def _nearest(draft: _Draft, path: str) -> str:
@@ -166,8 +172,9 @@ class _Call(NamedTuple):
 _WORDS = {"true": True, "false": False, "null": None, "none": None}
 
 
-def _parse(annotation: Any, text: str, path: str) -> Any:
+def parse(annotation: Any, text: str, path: str, own: Classes = NONE) -> Any:
     """Read `text` as the declared type; where a string may stand, text that fits nothing else."""
+    reading = Reading(own, with_defaults=True)
     try:
         value = _read(ast.parse(text, mode="eval").body)
     except (SyntaxError, ValueError, RecursionError):
@@ -179,10 +186,10 @@ def _parse(annotation: Any, text: str, path: str) -> Any:
     )
     if takes_text and not (isinstance(value, _Call) and _dataclasses(annotation)):
         try:
-            return _convert(annotation, value, path, with_defaults=True)
+            return _convert(annotation, value, path, reading)
         except UserError:
-            return _convert(annotation, text, path)
-    return _convert(annotation, value, path, with_defaults=True)
+            return _convert(annotation, text, path, reading)
+    return _convert(annotation, value, path, reading)
 
 
 class _Unreadable(NamedTuple):
@@ -200,9 +207,11 @@ def _read(node: ast.expr) -> Any:
             return _WORDS.get(word, word)
         case ast.Tuple(elts=elements) | ast.List(elts=elements):
             return tuple(_read(element) for element in elements)
-        case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
+        case ast.Call(func=ast.Name() | ast.Attribute() as func, args=args, keywords=keywords):
             named = {str(k.arg): _read(k.value) for k in keywords if k.arg is not None}
-            if len(named) == len(keywords):  # no ** and no name twice
+            name = ast.unparse(func)
+            # No ** and no name twice; a name with dots is that of a class in a package.
+            if len(named) == len(keywords) and re.fullmatch(r"[\w.]+", name):
                 return _Call(name, tuple(_read(a) for a in args), named)
     raise ValueError(ast.unparse(node))
 
@@ -212,19 +221,26 @@ def _read(node: ast.expr) -> Any:
 # --------------------------------------------------------------------------------------------
 
 
-def _convert(annotation: Any, value: Any, path: str, with_defaults: bool = False) -> Any:
+class Reading(NamedTuple):
+    """How a value is read: as JSON with every field, or as text that leaves out defaults."""
+
+    own: Classes  # a recipe's, which an open union takes too
+    with_defaults: bool = False
+
+
+def _convert(annotation: Any, value: Any, path: str, reading: Reading) -> Any:
     """Check `value` against the annotation and build it; raises UserError naming `path`."""
-    if _is_union(annotation):
-        return _convert_union(annotation, value, path, with_defaults)
+    if _is_choice(annotation):
+        return _convert_choice(annotation, value, path, reading)
     if dataclasses.is_dataclass(annotation):
-        return _convert_dataclass(annotation, value, path, with_defaults)
+        return _convert_dataclass(annotation, value, path, reading)
     origin = typing.get_origin(annotation)
     # By exact type: _Call and _Unreadable are tuples too, and no values.
     if origin is tuple and type(value) in (list, tuple):
         annotations = _element_annotations(annotation, len(value))
         if len(annotations) == len(value):
             return tuple(
-                _convert(inner, element, f"{path}[{index}]", with_defaults)
+                _convert(inner, element, f"{path}[{index}]", reading)
                 for index, (inner, element) in enumerate(zip(annotations, value, strict=True))
             )
     if origin is Literal:
@@ -245,25 +261,53 @@ def _convert(annotation: Any, value: Any, path: str, with_defaults: bool = False
     raise _ill_typed(annotation, value, path)
 
 
-def _convert_union(annotation: Any, value: Any, path: str, with_defaults: bool) -> Any:
-    choices = {cls.__name__: cls for cls in _dataclasses(annotation)}
+def _convert_choice(annotation: Any, value: Any, path: str, reading: Reading) -> Any:
     tag = value.get("type") if isinstance(value, Mapping) else getattr(value, "name", None)
-    if tag in choices:
+    if isinstance(tag, str) and (cls := _chosen(annotation, tag, path, reading)) is not None:
         if isinstance(value, Mapping):
             value = {key: inner for key, inner in value.items() if key != "type"}
-        return _convert_dataclass(choices[tag], value, path, with_defaults)
+        elif isinstance(value, _Call):
+            value = value._replace(name=cls.__name__)
+        built = _convert_dataclass(cls, value, path, reading)
+        if _is_open(annotation):
+            own_classes.require_choice(path, built, annotation)
+        return built
     rest = [a for a in _members(annotation) if not dataclasses.is_dataclass(a)]
     # An int is a fine float, but where both are declared it stays an int.
     for member in sorted(rest, key=lambda a: a is float):
+        if is_protocol(member):
+            continue
         try:
-            return _convert(member, value, path, with_defaults)
+            return _convert(member, value, path, reading)
         except UserError as error:
             if typing.get_origin(member) is tuple and type(value) in (list, tuple):
                 raise error  # it names the element
+    if isinstance(tag, str) and _is_open(annotation):
+        known = [cls.__name__ for cls in _dataclasses(annotation)] + list(reading.own)
+        if near := difflib.get_close_matches(tag, known, n=3, cutoff=0.6):
+            raise UserError(f"{_at(path)}no class {tag}{own_classes.nearest(near)}")
     raise _ill_typed(annotation, value, path)
 
 
-def _convert_dataclass(cls: Any, value: Any, path: str, with_defaults: bool) -> Any:
+def _chosen(annotation: Any, tag: str, path: str, reading: Reading) -> Any:
+    """The class that `tag` names among a union's, the recipe's and a package's; None: no such."""
+    built_in = {cls.__name__: cls for cls in _dataclasses(annotation)}
+    if not _is_open(annotation):
+        return built_in.get(tag)
+    if reading.with_defaults and tag in reading.own:  # text names it without its file
+        if tag in built_in:
+            raise UserError(f"{path}: {tag} is built in, and the recipe has a class of that name")
+        tag = f"{own_classes.RECIPE}:{tag}"
+    elif reading.with_defaults:
+        tag = ":".join(tag.rsplit(".", 1))
+    if ":" not in tag:
+        return built_in.get(tag)
+    found = own_classes.resolve(tag, reading.own, _at(path))
+    own_classes.check_fields(found, path)
+    return found
+
+
+def _convert_dataclass(cls: Any, value: Any, path: str, reading: Reading) -> Any:
     fields = _fields(cls)
     if isinstance(value, _Call) and value.name == cls.__name__:
         positional = dict(zip(fields, value.args))
@@ -284,10 +328,10 @@ def _convert_dataclass(cls: Any, value: Any, path: str, with_defaults: bool) -> 
         if field.default is not nothing or field.default_factory is not nothing
     }
     for name in fields:
-        if name not in value and not (with_defaults and name in have_default):
+        if name not in value and not (reading.with_defaults and name in have_default):
             raise UserError(f"missing setting {_join(path, name)!r}; expected {_signature(cls)}")
     converted = {
-        name: _convert(fields[name], inner, _join(path, name), with_defaults)
+        name: _convert(fields[name], inner, _join(path, name), reading)
         for name, inner in value.items()
     }
     return _construct(cls, converted, path)
@@ -298,6 +342,10 @@ def _construct(cls: Any, values: Mapping[str, Any], path: str) -> Any:
         return cls(**values)
     except ValueError as error:  # its own validation
         raise UserError(f"{_at(path)}{error}") from error
+    except Exception as error:
+        if not own_classes.is_own(cls):
+            raise
+        raise UserError(f"{_at(path)}{cls.__name__}: {in_one_line(error)}") from error
 
 
 # --------------------------------------------------------------------------------------------
@@ -315,6 +363,14 @@ def _is_union(annotation: Any) -> bool:
     return typing.get_origin(annotation) in (Union, types.UnionType)
 
 
+def _is_choice(annotation: Any) -> bool:
+    return _is_union(annotation) or is_protocol(annotation)
+
+
+def _is_open(annotation: Any) -> bool:
+    return any(is_protocol(member) for member in _members(annotation))
+
+
 def _members(annotation: Any) -> tuple[Any, ...]:
     return typing.get_args(annotation) if _is_union(annotation) else (annotation,)
 
@@ -323,8 +379,11 @@ def _dataclasses(annotation: Any) -> list[Any]:
     return [member for member in _members(annotation) if dataclasses.is_dataclass(member)]
 
 
-def _tuple_annotation(annotation: Any) -> Any:
-    return next(a for a in _members(annotation) if typing.get_origin(a) is tuple)
+def _tuple_annotation(annotation: Any, path: str) -> Any:
+    for member in _members(annotation):
+        if typing.get_origin(member) is tuple:
+            return member
+    raise UserError(f"{path}: expected {_expected(annotation)}, got a tuple")
 
 
 def _element_annotations(annotation: Any, length: int) -> Sequence[Any]:
@@ -364,6 +423,8 @@ def _expected(annotation: Any) -> str:
         return " | ".join(_expected(member) for member in _members(annotation))
     if dataclasses.is_dataclass(annotation):
         return _signature(annotation)
+    if is_protocol(annotation):
+        return f"a class with {own_classes.methods_of(annotation)}"
     if typing.get_origin(annotation) is tuple:
         inner = ["..." if a is Ellipsis else _expected(a) for a in typing.get_args(annotation)]
         return f"tuple[{', '.join(inner)}]"

@@ -17,6 +17,7 @@ from places import PACKAGE
 # longest matching name counts: "models.hf" before "models".
 LEVELS = (
     ("errors", "axes", "files"),
+    ("own_classes",),
     ("precision", "overrides", "epistemic"),
     ("sharding",),
     ("losses",),

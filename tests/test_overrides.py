@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxdistill.errors import UserError
-from jaxdistill.overrides import apply_overrides, describe, from_json, to_json
+from jaxdistill.overrides import apply_overrides, from_json, to_json
 
 
 @dataclass(frozen=True)
@@ -288,19 +288,6 @@ def test_wrong_json_is_named_with_its_path(obj, message):
 
 def test_a_union_itself_can_be_read():
     assert from_json(Frozen | EMA, {"type": "EMA", "rate": 1, "warmup": 2}) == EMA(1.0, 2)
-
-
-def test_describe_lists_every_leaf_and_each_choice():
-    flat = describe(Run(teacher=EMA(0.5), stages=(Frozen(), EMA(0.25))))
-    assert flat["mesh.data"] == 1
-    assert flat["teacher"] == "EMA"
-    assert flat["teacher.rate"] == 0.5
-    assert flat["objective.divergence"] == "JensenShannon"
-    assert flat["objective.divergence.alpha"] == 0.5
-    assert flat["words"] == ("wait",)
-    assert flat["stages.0"] == "Frozen"
-    assert flat["stages.1.rate"] == 0.25
-    assert "mesh" not in flat
 
 
 def test_an_unsupported_annotation_is_our_own_mistake():

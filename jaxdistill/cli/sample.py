@@ -11,6 +11,7 @@ from jaxdistill.cli.flags import (
     sampling_of,
 )
 from jaxdistill.cli.parser import add_verb, worked_out
+from jaxdistill.errors import UserError
 
 
 def add_verbs(verbs: Any) -> None:
@@ -30,17 +31,23 @@ def add_verbs(verbs: Any) -> None:
         "Measure avg@k and pass@k with intervals, lengths and epistemic counts.",
     )
     sub.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    sub.add_argument(
+    questions = sub.add_mutually_exclusive_group(required=True)
+    questions.add_argument(
         "--data",
-        required=True,
         metavar="DATA",
         help="a .parquet or .jsonl file, or toy:train, toy:heldout, toy:ood",
+    )
+    questions.add_argument(
+        "--task",
+        metavar="FILE.py:NAME",
+        help="a task class of your own, as 'mine.py:Sums' or 'mine.py:Sums(count=8)'; runs the "
+        "file; package.module:NAME for one of an installed package",
     )
     sub.add_argument(
         "--samples", type=int, default=4, metavar="K", help="responses per question (k)"
     )
     limit = sub.add_argument(
-        "--limit", type=int, metavar="N", help="evaluate the first N questions only"
+        "--limit", type=int, metavar="N", help="evaluate the first N questions of --data only"
     )
     worked_out(limit, "all of a file's, 128 of a toy split's")
     add_out(sub, "also write NAME.jsonl and summary.json into this folder", metavar="DIR")
@@ -89,7 +96,10 @@ def evaluate(options: argparse.Namespace) -> None:
 
     require_positive(options.samples, "--samples")
     require_positive(1 if options.limit is None else options.limit, "--limit")
-    split = evaluation.named_split(options.data, options.limit)
+    if options.task is None:
+        split = evaluation.named_split(options.data, options.limit)
+    else:
+        split = own_split(options.task, options.limit)
     policy = open_named(options.model, progress=True)
     sampling = sampling_of(options, options.max_new_tokens)
     config = evaluation.Evaluation(
@@ -107,3 +117,17 @@ def evaluate(options: argparse.Namespace) -> None:
     if options.out:
         write_evaluation(options.out, {split.name: records})
         print(options.out)
+
+
+def own_split(text: str, limit: int | None) -> Any:
+    """The questions of a task class named as FILE.py:Name, tried on the first one."""
+    from jaxdistill.config import named_task
+    from jaxdistill.evaluation.evaluate import Split
+    from jaxdistill.sampling.rollouts import check_grading
+    from jaxdistill.tasks.tasks import questions_of
+
+    if limit is not None:
+        raise UserError("--limit goes with --data; a task says itself how many questions it has")
+    task = named_task(text)
+    check_grading(task, questions_of(task)[0])
+    return Split(type(task).__name__, task)

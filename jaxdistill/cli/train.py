@@ -1,6 +1,7 @@
 """`train` runs one recipe, `study` a grid of runs with its comparison report."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,14 @@ def add_verbs(verbs: Any) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    from jaxdistill.config import load_recipe
+    from jaxdistill.config import load_recipe, recipe_names
     from jaxdistill.run.loop import run
 
+    recipe = Path(options.config)
+    is_gone = recipe.suffix == ".py" and not recipe.exists() and recipe.stem not in recipe_names()
+    if is_gone and options.resume and options.run_dir:
+        options.config = str(options.run_dir / "config.json")
+        print(f"no {recipe}: the run goes on with its own {options.config}", file=sys.stderr)
     config = load_recipe(options.config, options.overrides)
     run_dir = options.run_dir or Path("runs") / config.name
     run(config, run_dir, resume=options.resume, quiet=options.quiet)

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jaxdistill import epistemic, overrides
+from jaxdistill import config as configs
+from jaxdistill import epistemic, own_classes
 from jaxdistill.config import RunConfig
 from jaxdistill.epistemic import Lexicon
 from jaxdistill.errors import UserError
@@ -27,27 +28,35 @@ MAY_CHANGE = {
 
 
 def start_folder(config: RunConfig, run_dir: Path, resume: bool) -> bool:
-    """Create the run folder (True), or check that it is this config's (False)."""
+    """Create the run folder (True), or check that it is this config's (False).
+
+    A recipe with classes of its own is copied into it.
+    """
+    described = configs.to_json(config)
     if (run_dir / "config.json").exists():
         if not resume:
             raise UserError(
                 f"run folder {run_dir} exists; add --resume to go on, or choose another"
             )
-        check_config(config, run_dir)
+        check_config(config, described, run_dir)
         return False
-    # A start that was killed may have left its first file.
-    if run_dir.exists() and {file.name for file in run_dir.iterdir()} - {"provenance.json"}:
+    # A start that was killed may have left its first files.
+    first = {"provenance.json", own_classes.RECIPE}
+    if run_dir.exists() and {file.name for file in run_dir.iterdir()} - first:
         raise UserError(f"run folder {run_dir} is not empty and holds no run; choose another")
     # What can be wrong with the model is found before anything is written.
     loading.resolve(config.model)
     run_dir.mkdir(parents=True, exist_ok=True)
     write_whole(run_dir / "provenance.json", json.dumps(current_provenance(), indent=1))
+    if (module := own_classes.recipe_in(config)) is not None:
+        # The text that was run, whatever has become of its file since.
+        (run_dir / own_classes.RECIPE).write_bytes(module.source)
     write_config(config, run_dir)
     return True
 
 
 def write_config(config: RunConfig, run_dir: Path) -> None:
-    write_whole(run_dir / "config.json", json.dumps(overrides.to_json(config), indent=1))
+    write_whole(run_dir / "config.json", json.dumps(configs.to_json(config), indent=1))
 
 
 def note_resume(run_dir: Path, step: int) -> None:
@@ -58,9 +67,17 @@ def note_resume(run_dir: Path, step: int) -> None:
     write_whole(file, json.dumps(first | {"resumed": resumed}, indent=1))
 
 
-def check_config(config: RunConfig, run_dir: Path) -> None:
-    """Hold a resumed run to its own config, but for what may change."""
-    saved, described = hf_files.read_json(run_dir / "config.json"), overrides.to_json(config)
+def check_config(config: RunConfig, described: dict[str, Any], run_dir: Path) -> None:
+    """Hold a resumed run to its own config, but for what may change; `described` is the new one."""
+    saved = hf_files.read_json(run_dir / "config.json")
+    if saved.get("recipe") != described.get("recipe"):
+        raise UserError(
+            f"run folder {run_dir} was started with another text of the recipe's own classes; "
+            f"resume its copy, `jaxdistill train {run_dir}/config.json --run-dir {run_dir} "
+            "--resume`: a changed recipe is another run"
+        )
+    if "recipe" in saved:
+        configs.load_run_recipe(run_dir, saved["recipe"])
     for key in described.keys() - MAY_CHANGE:
         if found := first_difference(saved.get(key), described[key], key):
             path, there, here = found

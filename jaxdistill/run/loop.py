@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from jaxdistill import epistemic, sharding
+from jaxdistill import epistemic, objectives, own_classes, sharding
 from jaxdistill.config import RunConfig
 from jaxdistill.epistemic import LexiconFile
 from jaxdistill.errors import UserError
@@ -27,6 +27,7 @@ from jaxdistill.run.folder import (
     write_config,
 )
 from jaxdistill.sampling.engine import Engine
+from jaxdistill.sampling.rollouts import check_grading
 from jaxdistill.storage import hf_export, loading
 from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.storage.loading import Policy
@@ -34,6 +35,7 @@ from jaxdistill.tasks.tasks import questions_of
 from jaxdistill.training.batch import pack, pad
 from jaxdistill.training.experience import Setting, open_source
 from jaxdistill.training.metrics import MetricsWriter, means
+from jaxdistill.training.on_policy import OnPolicy
 from jaxdistill.training.state import TrainState, init_state
 from jaxdistill.training.step import make_train_step
 
@@ -45,13 +47,12 @@ def run(config: RunConfig, run_dir: Path, *, resume: bool = False, quiet: bool =
     bit for bit). Raises UserError for an existing folder without `resume`, a folder of another
     config, or unusable input.
     """
-    # A path that cannot be read is found now and not by the first evaluation, hours later.
-    for split in config.evaluation.splits:
-        questions_of(split.task)
-    if isinstance(config.lexicon, LexiconFile):
-        epistemic.read_lexicon(config.lexicon.path)
     is_new = start_folder(config, run_dir, resume)
     try:
+        # What cannot be read or graded is found now and not by the first evaluation, hours later.
+        check_tasks(config)
+        if isinstance(config.lexicon, LexiconFile):
+            epistemic.read_lexicon(config.lexicon.path)
         train(config, run_dir, resume, quiet)
     except UserError:
         # Input that proved unusable before the first step leaves no folder behind.
@@ -59,6 +60,16 @@ def run(config: RunConfig, run_dir: Path, *, resume: bool = False, quiet: bool =
             shutil.rmtree(run_dir)
         raise
     return run_dir
+
+
+def check_tasks(config: RunConfig) -> None:
+    tasks = [split.task for split in config.evaluation.splits]
+    if isinstance(config.experience, OnPolicy):
+        tasks.append(config.experience.task)
+    first = {type(task): (task, questions_of(task)[0]) for task in tasks}
+    for kind, (task, question) in first.items():
+        if own_classes.is_own(kind):
+            check_grading(task, question)
 
 
 def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
@@ -86,6 +97,9 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
             enable_thinking=getattr(config.experience, "enable_thinking", None),
         )
         lexicon = keep_lexicon(config, policy, run_dir)
+        # A recipe's own choices are tried before anything is trained.
+        if check := getattr(objectives, "check_objective", None):
+            check(config.objective, tuple(lexicon.ids), policy.config.vocab_size)
         setting = Setting(
             engine=engine,
             objective=config.objective,

@@ -1,15 +1,19 @@
 """What sampling gives: completions of questions with their verdicts, and who grades them."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from jaxdistill.errors import UserError
 from jaxdistill.sampling.keys import Address
 from jaxdistill.tasks.grading import GradingPool, Verdict, grade_all
+from jaxdistill.tasks.grading.pool import TOO_SLOW
+from jaxdistill.tasks.grading.verdict import FAILED
 from jaxdistill.tasks.questions import Question
-from jaxdistill.tasks.tasks import Task, grader_of, grading_workers
+from jaxdistill.tasks.tasks import Task
 
 Grade = Callable[[Sequence[Question], Sequence[str]], list[Verdict]]
 
@@ -58,8 +62,18 @@ class Grading:
 
 def open_grading(task: Task) -> Grading:
     """Worker processes where an answer may be slow or hang; they start with the first responses."""
-    grader, workers = grader_of(task), grading_workers(task)
+    # Two were chosen, not measured: one goes on while the other is replaced. 5 s: see GradingPool.
+    workers = getattr(task, "grading_workers", 2)
     if workers == 0:
-        return Grading(functools.partial(grade_all, grader), close=lambda: None)
-    pool = GradingPool(grader, workers)
+        return Grading(functools.partial(grade_all, task.grade), close=lambda: None)
+    pool = GradingPool(task.grade, workers, getattr(task, "grading_timeout_s", 5.0))
     return Grading(pool.grade, pool.close)
+
+
+def check_grading(task: Task, question: Question) -> None:
+    """Grade a question's own solution as a run would; UserError where that gives no verdict."""
+    with contextlib.closing(open_grading(task)) as grading:
+        (verdict,) = grading.grade([question], [question.solution or question.answer])
+    if verdict.reason.startswith(FAILED) or verdict.reason == TOO_SLOW:
+        name = f"{type(task).__name__}.grade"
+        raise UserError(f"{name} on question {question.id!r}: {verdict.reason}")

@@ -5,6 +5,10 @@ differ on purpose. A demonstration that is too long is cut inside the demonstrat
 released code cut the finished prompt and lost the instruction and the generation prompt. A sibling
 is drawn uniformly, where the released code took the first one in a length-sorted batch. And a
 solution of which nothing is left (its thinking removed, say) is nothing to learn from.
+
+A context is a frozen dataclass with one method, `compose(attempt) -> Shown | None`. A recipe may
+bring its own (`OwnContext`). What it puts into `Shown.solution` is what is cut where the whole is
+too long; the rest stays as it is, and where that alone is too long the row is dropped.
 """
 
 import math
@@ -12,111 +16,14 @@ import re
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from jaxdistill.errors import UserError
-
-# ----------------------------------------------------------------------------------- contexts
-
-
-@dataclass(frozen=True)
-class NoContext:
-    """c = nothing: the teacher sees what the student sees."""
-
-
-@dataclass(frozen=True)
-class Solution:
-    """c = s: a correct response, whole, thinking included."""
-
-
-@dataclass(frozen=True)
-class SolutionWithoutThinking:
-    r"""c = s\think: a correct response without its thinking."""
-
-
-@dataclass(frozen=True)
-class AnswerOnly:
-    """c = the gold answer; needs no demonstration."""
-
-
-@dataclass(frozen=True)
-class PartialSolution:
-    """c = the first ceil(fraction * n) of the n words of the solution without thinking."""
-
-    fraction: float = 0.5
-
-    def __post_init__(self):
-        if not 0.0 < self.fraction <= 1.0:
-            raise UserError(
-                f"PartialSolution.fraction must lie in (0, 1], got {self.fraction!r}; "
-                "use NoContext to show nothing"
-            )
-
-
-@dataclass(frozen=True)
-class Regenerated:
-    """c = y~: what the initial model wrote under c = s, where that was right (setting 4)."""
-
-
-@dataclass(frozen=True)
-class Feedback:
-    """c = f: why the row's own attempt was judged wrong; a right attempt has none.
-
-    `with_solution` shows a correct response above it, and that alone to a right attempt (SDPO,
-    arXiv 2601.20802; its released settings leave the feedback out where there is a solution).
-    `reveal_answer` adds the gold answer.
-    """
-
-    with_solution: bool = False
-    reveal_answer: bool = False
-
-
-@dataclass(frozen=True)
-class WrongSolution:
-    """Control: an incorrect sibling's response, in the same words as a correct one."""
-
-
-@dataclass(frozen=True)
-class InstructionOnly:
-    """Control: the closing instruction alone."""
-
-
-@dataclass(frozen=True)
-class ContextOnly:
-    """Control: the solution without the question, which Purified OPSD subtracts.
-
-    As a contrast it shows whatever the teacher is shown, less the question.
-    """
-
-
-Context = (
-    NoContext
-    | Solution
-    | SolutionWithoutThinking
-    | AnswerOnly
-    | PartialSolution
-    | Regenerated
-    | Feedback
-    | WrongSolution
-    | InstructionOnly
-    | ContextOnly
-)
-
-
-def needs_demonstration(context: Context) -> bool:
-    """Tell whether the context is made of a response (a sibling's), or a reference solution."""
-    return isinstance(
-        context,
-        Solution
-        | SolutionWithoutThinking
-        | PartialSolution
-        | Regenerated
-        | WrongSolution
-        | ContextOnly,
-    )
-
+from jaxdistill.own_classes import in_one_line
+from jaxdistill.tasks.grading.verdict import Verdict
+from jaxdistill.tasks.questions import Question
 
 # --------------------------------------------------------------------------------- the template
 
@@ -168,30 +75,219 @@ TEMPLATE = PAPER.turn.format(prompt="{prompt}", solution=PAPER.solution, feedbac
 class Shown(NamedTuple):
     """What the teacher's user turn is put together from.
 
-    A section that is None is left out; without `instruction` the prompt stands alone.
+    A section that is None is left out; without `instruction` the prompt stands alone. `solution`
+    is cut where the whole is too long. `template` holds a context's own words; None: the run's.
     """
 
     prompt: str
     solution: str | None = None
     feedback: str | None = None
     instruction: bool = True
+    template: Template | None = None
+
+    def turn(self, template: Template = PAPER) -> str:
+        """Put the user turn together. Nothing inside the shown texts is read as a field.
+
+        >>> Shown("1+1?", feedback="Not 3.").turn()[:51]
+        '1+1?\\nThe following is feedback from your unsuccessf'
+        """
+        if not self.instruction:
+            return self.prompt
+        words = self.template or template
+        solution = feedback = ""
+        if self.solution is not None:
+            solution = words.solution.format(solution=self.solution)
+        if self.feedback is not None:
+            feedback = words.feedback.format(feedback=self.feedback)
+        turn = words.turn.format(prompt=self.prompt, solution=solution, feedback=feedback)
+        return turn if self.prompt else turn.lstrip("\n")
 
 
-def compose(shown: Shown, template: Template = PAPER) -> str:
-    """Put a user turn together. Nothing inside the shown texts is read as a field.
+class Attempt(NamedTuple):
+    """A row of a step as its context sees it: the student's response, and others' to be shown."""
 
-    >>> compose(Shown("1+1?", feedback="Not 3."))[:51]
-    '1+1?\\nThe following is feedback from your unsuccessf'
+    question: Question
+    response: str
+    verdict: Verdict  # on the response
+    solution: str | None  # a correct sibling, or the reference, as `demonstration` says
+    wrong_solution: str | None  # an incorrect sibling
+
+    def show(self, solution: str | None, feedback: str | None = None) -> Shown | None:
+        """The question with a solution and feedback; None where there is neither, or but blanks."""
+        if solution is not None and not solution.strip():
+            solution = None
+        if solution is None and feedback is None:
+            return None
+        return Shown(self.question.prompt, solution, feedback)
+
+
+# ----------------------------------------------------------------------------------- contexts
+
+
+@runtime_checkable
+class OwnContext(Protocol):
+    """A recipe's own context: a frozen dataclass with this method."""
+
+    def compose(self, attempt: Attempt) -> Shown | None:
+        """What a row's teacher is shown; None: nothing, and the row is not distilled."""
+        ...
+
+
+@dataclass(frozen=True)
+class NoContext:
+    """c = nothing: the teacher sees what the student sees."""
+
+    def compose(self, attempt: Attempt) -> Shown | None:
+        return Shown(attempt.question.prompt, instruction=False)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """c = s: a correct response, whole, thinking included."""
+
+    def compose(self, attempt: Attempt) -> Shown | None:
+        return attempt.show(attempt.solution)
+
+
+@dataclass(frozen=True)
+class SolutionWithoutThinking:
+    r"""c = s\think: a correct response without its thinking."""
+
+    def compose(self, attempt: Attempt) -> Shown | None:
+        return attempt.show(attempt.solution and remove_thinking(attempt.solution))
+
+
+@dataclass(frozen=True)
+class AnswerOnly:
+    """c = the gold answer; needs no demonstration."""
+
+    def compose(self, attempt: Attempt) -> Shown | None:
+        return attempt.show(attempt.question.answer)
+
+
+@dataclass(frozen=True)
+class PartialSolution:
+    """c = the first ceil(fraction * n) of the n words of the solution without thinking."""
+
+    fraction: float = 0.5
+
+    def __post_init__(self):
+        if not 0.0 < self.fraction <= 1.0:
+            raise UserError(
+                f"PartialSolution.fraction must lie in (0, 1], got {self.fraction!r}; "
+                "use NoContext to show nothing"
+            )
+
+    def compose(self, attempt: Attempt) -> Shown | None:
+        told = attempt.solution and first_words(remove_thinking(attempt.solution), self.fraction)
+        return attempt.show(told)
+
+
+@dataclass(frozen=True)
+class Regenerated:
+    """c = y~: what the initial model wrote under c = s, where that was right (setting 4)."""
+
+    def compose(self, attempt: Attempt) -> Shown | None:
+        return attempt.show(attempt.solution)
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """c = f: why the row's own attempt was judged wrong; a right attempt has none.
+
+    `with_solution` shows a correct response above it, and that alone to a right attempt (SDPO,
+    arXiv 2601.20802; its released settings leave the feedback out where there is a solution).
+    `reveal_answer` adds the gold answer.
     """
-    if not shown.instruction:
-        return shown.prompt
-    solution = feedback = ""
-    if shown.solution is not None:
-        solution = template.solution.format(solution=shown.solution)
-    if shown.feedback is not None:
-        feedback = template.feedback.format(feedback=shown.feedback)
-    turn = template.turn.format(prompt=shown.prompt, solution=solution, feedback=feedback)
-    return turn if shown.prompt else turn.lstrip("\n")
+
+    with_solution: bool = False
+    reveal_answer: bool = False
+
+    def compose(self, attempt: Attempt) -> Shown | None:
+        verdict, feedback = attempt.verdict, None
+        if not verdict.correct:
+            gold = attempt.question.answer if self.reveal_answer else None
+            feedback = feedback_text(verdict.reason, verdict.answer, gold)
+        return attempt.show(attempt.solution if self.with_solution else None, feedback)
+
+
+@dataclass(frozen=True)
+class WrongSolution:
+    """Control: an incorrect sibling's response, in the same words as a correct one."""
+
+    def compose(self, attempt: Attempt) -> Shown | None:
+        return attempt.show(attempt.wrong_solution)
+
+
+@dataclass(frozen=True)
+class InstructionOnly:
+    """Control: the closing instruction alone."""
+
+    def compose(self, attempt: Attempt) -> Shown | None:
+        return Shown(attempt.question.prompt)
+
+
+@dataclass(frozen=True)
+class ContextOnly:
+    """Control: the solution without the question, which Purified OPSD subtracts.
+
+    As a contrast it shows whatever the teacher is shown, less the question.
+    """
+
+    def compose(self, attempt: Attempt) -> Shown | None:
+        shown = attempt.show(attempt.solution)
+        return shown and shown._replace(prompt="")
+
+
+Context = (
+    NoContext
+    | Solution
+    | SolutionWithoutThinking
+    | AnswerOnly
+    | PartialSolution
+    | Regenerated
+    | Feedback
+    | WrongSolution
+    | InstructionOnly
+    | ContextOnly
+    | OwnContext
+)
+
+
+def composed(context: Context, attempt: Attempt) -> Shown | None:
+    """`context.compose`, with its result checked: the context may be a recipe's own.
+
+    Raises UserError for what it raises, and for anything but None and a `Shown` of text.
+    """
+    name = f"{type(context).__name__}.compose on question {attempt.question.id!r}"
+    try:
+        shown = context.compose(attempt)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{name}: {in_one_line(error)}") from error
+    texts = (shown.prompt, shown.solution, shown.feedback) if isinstance(shown, Shown) else ()
+    if shown is None or (texts and all(isinstance(text, str | None) for text in texts)):
+        return shown
+    raise UserError(f"{name}: expected a Shown of text, or None, got {shown!r}"[:300])
+
+
+def render(
+    context: Context,
+    prompt: str,
+    demonstration: str | None,
+    answer: str,
+    template: Template = PAPER,
+) -> str:
+    """Return the teacher's user turn; the prompt unchanged where there is nothing to show.
+
+    >>> render(AnswerOnly(), "1+1?", None, "2")
+    '1+1?\\nCorrect solution:\\n\\n2\\n\\nCorrectly solve the original question.'
+    """
+    right = Verdict(correct=True, reason="", answer=None)
+    question = Question("", prompt, answer)
+    shown = composed(context, Attempt(question, "", right, demonstration, demonstration))
+    return prompt if shown is None else shown.turn(template)
 
 
 # ---------------------------------------------------------------------------------- the text
@@ -252,64 +348,6 @@ def feedback_text(reason: str, given: str | None, gold: str | None = None) -> st
         # Quoted up to 200 characters, a long formula: a degenerate response may be one long answer.
         text = f"Your answer{f' {given}' if len(given) <= 200 else ''} is incorrect ({why})."
     return text if gold is None else f"{text} The answer is {gold}."
-
-
-def shown_text(context: Context, demonstration: str | None, answer: str) -> str | None:
-    """Return what the context shows as a solution; None for nothing, or nothing but blanks."""
-    if isinstance(context, AnswerOnly):
-        text = answer
-    elif demonstration is None or isinstance(context, NoContext | InstructionOnly):
-        return None
-    elif isinstance(context, Feedback):
-        text = demonstration if context.with_solution else ""
-    elif isinstance(context, SolutionWithoutThinking):
-        text = remove_thinking(demonstration)
-    elif isinstance(context, PartialSolution):
-        text = first_words(remove_thinking(demonstration), context.fraction)
-    else:
-        text = demonstration
-    return text if text.strip() else None
-
-
-def show(
-    context: Context,
-    prompt: str,
-    demonstration: str | None,
-    answer: str,
-    feedback: str | None = None,
-) -> Shown | None:
-    """Choose what a row's teacher is shown; None where the context has nothing to show.
-
-    `demonstration` is the response (or reference solution) to make the context of, if there is
-    one; `feedback` goes into Feedback alone.
-    """
-    solution = shown_text(context, demonstration, answer)
-    if isinstance(context, NoContext):
-        return Shown(prompt, instruction=False)
-    if isinstance(context, InstructionOnly):
-        return Shown(prompt)
-    if not isinstance(context, Feedback):
-        feedback = None
-    if solution is None and feedback is None:
-        return None
-    return Shown("" if isinstance(context, ContextOnly) else prompt, solution, feedback)
-
-
-def render(
-    context: Context,
-    prompt: str,
-    demonstration: str | None,
-    answer: str,
-    feedback: str | None = None,
-    template: Template = PAPER,
-) -> str:
-    """Return the teacher's user turn; the prompt unchanged where there is nothing to show.
-
-    >>> render(AnswerOnly(), "1+1?", None, "2")
-    '1+1?\\nCorrect solution:\\n\\n2\\n\\nCorrectly solve the original question.'
-    """
-    shown = show(context, prompt, demonstration, answer, feedback)
-    return prompt if shown is None else compose(shown, template)
 
 
 def shorten(

@@ -1,17 +1,38 @@
-"""A task is a set of questions, a grader, and what its traces can be asked."""
+"""A task is a set of questions, a grader, and what its traces can be asked.
+
+It is a frozen dataclass with two methods, `questions()` and `grade(question, response)`. A recipe
+may bring its own (`OwnTask`).
+"""
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jaxdistill.errors import UserError
+from jaxdistill.own_classes import in_one_line, require_choice
 from jaxdistill.tasks import sources
 from jaxdistill.tasks.grading.math import grade_math
 from jaxdistill.tasks.grading.verdict import Verdict
 from jaxdistill.tasks.questions import Question
 from jaxdistill.tasks.toy import grader as toy_grader
 from jaxdistill.tasks.toy import problems, traces
+
+
+@runtime_checkable
+class OwnTask(Protocol):
+    """A recipe's own task: a frozen dataclass with these methods.
+
+    `grade` runs in processes of its own, `grading_workers` of them (2 unless the class says
+    otherwise; 0: in this process, without a time limit), and a response that takes longer than
+    `grading_timeout_s` (5) is "too slow". They import the recipe; what `grade` itself imports is
+    charged to its first response.
+    """
+
+    def questions(self) -> list[Question]:
+        """The same questions in the same order at each call, each with an id of its own."""
+        ...
+
+    def grade(self, question: Question, response: str) -> Verdict: ...
 
 
 @dataclass(frozen=True)
@@ -26,6 +47,9 @@ class ToyTask:
     count: int = 512
     seed: int = 0
 
+    grading_workers: ClassVar = 0  # a verdict is a string comparison
+    grade = staticmethod(toy_grader.grade)
+
     def __post_init__(self):
         if self.pool not in problems.POOLS:
             raise UserError(f"`pool` must be one of {', '.join(problems.POOLS)}, got {self.pool!r}")
@@ -35,6 +59,11 @@ class ToyTask:
         if not 3 <= self.numbers <= 6:
             raise UserError(f"`numbers` must lie in 3..6, got {self.numbers}")
 
+    def questions(self) -> list[Question]:
+        drawn = problems.draw_distinct(self.count, self.numbers, self.pool, self.seed)
+        # A toy problem is its own id: all of a pool are distinct.
+        return [Question(p.text, p.text, p.answer, solution=traces.concise(p)) for p in drawn]
+
 
 @dataclass(frozen=True)
 class MathTask:
@@ -43,43 +72,42 @@ class MathTask:
     path: str
     limit: int | None = None  # the first so many questions only
 
+    grade = staticmethod(grade_math)
+
     def __post_init__(self):
         if self.limit is not None and self.limit < 1:
             raise UserError(f"`limit` must be at least 1, got {self.limit}")
 
+    def questions(self) -> list[Question]:
+        return sources.read(self.path)[: self.limit]
 
-Task = ToyTask | MathTask
+
+Task = ToyTask | MathTask | OwnTask
 
 
 def questions_of(task: Task) -> list[Question]:
-    """Read or make the task's questions.
+    """`task.questions()`, checked: the task may be a recipe's own.
 
-    Raises UserError naming file and row, or when a toy pool holds fewer problems.
+    Raises UserError naming file and row, or when a toy pool holds fewer problems; of an own task
+    for what it raises, and for anything but a list of questions with different ids.
     """
-    if isinstance(task, ToyTask):
-        return [
-            # A toy problem is its own id: all of a pool are distinct.
-            Question(
-                id=problem.text,
-                prompt=problem.text,
-                answer=problem.answer,
-                solution=traces.concise(problem),
-            )
-            for problem in problems.draw_distinct(task.count, task.numbers, task.pool, task.seed)
-        ]
-    return sources.read(task.path)[: task.limit]
-
-
-def grader_of(task: Task) -> Callable[[Question, str], Verdict]:
-    return toy_grader.grade if isinstance(task, ToyTask) else grade_math
-
-
-def grading_workers(task: Task) -> int:
-    """Toy verdicts are a string comparison; mathematics needs processes that can be stopped.
-
-    Two were chosen, not measured: one goes on while the other is replaced.
-    """
-    return 0 if isinstance(task, ToyTask) else 2
+    require_choice("task", task, Task)
+    name = f"{type(task).__name__}.questions"
+    try:
+        questions = task.questions()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{name}: {in_one_line(error)}") from error
+    if not (isinstance(questions, list) and all(isinstance(q, Question) for q in questions)):
+        raise UserError(f"{name}: expected a list of Question, got {questions!r}"[:300])
+    for index, question in enumerate(questions):
+        texts = (question.id, question.prompt, question.answer)
+        if not all(isinstance(text, str) for text in texts):
+            raise UserError(f"{name}: id, prompt and answer of question {index} must be text")
+    if not questions or len({question.id for question in questions}) < len(questions):
+        raise UserError(f"{name}: expected at least one question, and ids that differ")
+    return questions
 
 
 def trace_facts(task: Task, question: Question, response: str) -> dict[str, Any]:

@@ -5,18 +5,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxdistill.errors import UserError
+from jaxdistill.own_classes import require_choice
 from jaxdistill.sampling import Sampling
-from jaxdistill.tasks import contexts
 from jaxdistill.tasks.contexts import (
     PAPER,
+    Attempt,
     Context,
     ContextOnly,
-    InstructionOnly,
     NoContext,
     Regenerated,
+    Shown,
     Template,
     WrongSolution,
+    composed,
 )
+from jaxdistill.tasks.grading.verdict import Verdict
 from jaxdistill.tasks.questions import Question
 from jaxdistill.tasks.tasks import Task
 
@@ -27,7 +30,7 @@ class OnPolicy:
 
     demonstration: `sibling` takes a correct other rollout of the same question, and a row without
     one is not distilled; `reference` takes the question's own solution text; `sibling_or_reference`
-    falls back to it. WrongSolution takes an incorrect other rollout always.
+    falls back to it. A wrong solution is an incorrect other rollout always.
     overlong: a demonstration is too long beyond `max_demonstration_tokens`, or where the teacher's
     prompt and the row's completion would leave the model's positions. Its end is cut off, or its
     row dropped (not distilled); both are counted in the metrics.
@@ -64,6 +67,9 @@ class OnPolicy:
         ):
             if getattr(self, name) < 1:
                 raise UserError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        require_choice("task", self.task, Task)
+        require_choice("context", self.context, Context)
+        require_choice("contrast", self.contrast, Context)
 
 
 def check_demonstrations(
@@ -71,11 +77,10 @@ def check_demonstrations(
 ) -> None:
     """Refuse a run whose teacher could never be shown anything, and so would teach nothing."""
     context = getattr(experience, field)
-    if not contexts.needs_demonstration(context):
+    source = source_of(experience, context, questions[0])
+    if source is None or (source != "reference" and experience.rollouts >= 2):
         return
-    name, source = f"`{field}={type(context).__name__}()`", source_of(experience, context)
-    if source != "reference" and experience.rollouts >= 2:
-        return
+    name = f"`{field}={type(context).__name__}()`"
     if source == "sibling":
         raise UserError(f"{name} shows a sibling: `rollouts` must be at least 2, got 1")
     if not any(question.solution for question in questions):
@@ -91,26 +96,45 @@ def check_contrast(experience: OnPolicy, questions: Sequence[Question]) -> None:
     name = f"`contrast={type(contrast).__name__}()`"
     if isinstance(contrast, Regenerated):
         raise UserError(f"{name} would need samples of its own; use Solution() or WrongSolution()")
-    is_teachers = isinstance(contrast, ContextOnly)
-    if is_teachers and isinstance(context, NoContext | InstructionOnly):
-        raise UserError(
-            f"{name} shows what the teacher is shown less the question, and "
-            f"`context={type(context).__name__}()` shows nothing else"
-        )
-    if not is_teachers:
+    source = None
+    if isinstance(contrast, ContextOnly):
+        seen = possible(context, questions[0], solution=True, wrong=True)
+        if not any(shown.solution or shown.feedback for shown in seen):
+            raise UserError(
+                f"{name} shows what the teacher is shown less the question, and "
+                f"`context={type(context).__name__}()` shows nothing else"
+            )
+    else:
         check_demonstrations(experience, questions, "contrast")
-    shows_siblings = (
-        contexts.needs_demonstration(contrast)
-        and not is_teachers
-        and source_of(experience, contrast) != "reference"
-    )
-    if J > 1 and not (shows_siblings and experience.rollouts > J):
+        source = source_of(experience, contrast, questions[0])
+    if J > 1 and (source in (None, "reference") or experience.rollouts <= J):
         raise UserError(
             f"`contrasts={J}` needs a `contrast` that shows siblings, such as WrongSolution(), and "
             f"at least {J + 1} `rollouts`; got {name} and {experience.rollouts}"
         )
 
 
-def source_of(experience: OnPolicy, context: Context) -> str:
-    """Where the demonstrations of a context come from. Nobody refers to a wrong solution."""
-    return "sibling" if isinstance(context, WrongSolution) else experience.demonstration
+def source_of(experience: OnPolicy, context: Context, question: Question) -> str | None:
+    """Where the demonstrations come from that a context cannot do without; None: it needs none.
+
+    Nobody refers to a wrong solution.
+    """
+    if possible(context, question, solution=False, wrong=False):
+        return None
+    needs_wrong = possible(context, question, solution=False, wrong=True)
+    return "sibling" if needs_wrong else experience.demonstration
+
+
+def possible(context: Context, question: Question, *, solution: bool, wrong: bool) -> list[Shown]:
+    """What the context shows on a question, after a right and a wrong attempt at it.
+
+    `solution` and `wrong`: whether it has a correct and an incorrect response to show. Raises
+    UserError for an own context that fails.
+    """
+    text = question.solution or question.answer
+    verdicts = (Verdict(True, "right", question.answer), Verdict(False, "no answer", None))
+    attempts = [
+        Attempt(question, text, verdict, text if solution else None, text if wrong else None)
+        for verdict in verdicts
+    ]
+    return [shown for attempt in attempts if (shown := composed(context, attempt)) is not None]

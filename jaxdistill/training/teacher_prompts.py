@@ -12,26 +12,19 @@ from jaxdistill.sampling.rollouts import Rollouts
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.loading import Policy
 from jaxdistill.tasks import contexts
-from jaxdistill.tasks.contexts import (
-    Context,
-    ContextOnly,
-    Feedback,
-    Regenerated,
-    Shown,
-    WrongSolution,
-)
+from jaxdistill.tasks.contexts import Attempt, ContextOnly, Regenerated, Shown, composed
 from jaxdistill.tasks.questions import messages
-from jaxdistill.training.on_policy import OnPolicy, source_of
+from jaxdistill.training.on_policy import OnPolicy
 
 # ------------------------------------------------------------------------- who is shown what
 
 
 def draw_siblings(
     experience: OnPolicy,
-    context: Context,
     rollouts: Rollouts,
     q: int,
     *,
+    correct: bool = True,
     purpose: str = "demonstration",
     count: int = 1,
 ) -> list[list[int]]:
@@ -39,14 +32,13 @@ def draw_siblings(
 
     Chosen by randomness that depends on the rollouts' seed and step, `purpose` and question alone.
     """
-    if source_of(experience, context) == "reference":
+    if correct and experience.demonstration == "reference":
         return [[] for _ in range(rollouts.rollouts)]
     rows = slice(q * rollouts.rollouts, (q + 1) * rollouts.rollouts)
     seed, step = rollouts.address.seed, rollouts.address.step
     name = f"{seed}/{purpose}/{step}/{rollouts.questions[q].id}"
     rng = np.random.default_rng(list(name.encode()))
-    wants_right = not isinstance(context, WrongSolution)
-    is_eligible = [verdict.correct == wants_right for verdict in rollouts.verdicts[rows]]
+    is_eligible = [verdict.correct == correct for verdict in rollouts.verdicts[rows]]
     lengths = rollouts.lengths_B[rows].tolist()
     choice = experience.demonstration_choice
     return contexts.choose_siblings(is_eligible, rng, choice, lengths, count)
@@ -54,18 +46,20 @@ def draw_siblings(
 
 def demonstrations(
     experience: OnPolicy,
-    context: Context,
     rollouts: Rollouts,
     *,
+    correct: bool = True,
     purpose: str = "demonstration",
     count: int = 1,
 ) -> list[str | None]:
     """The texts to make contexts of, `count` a row; None for one that is not there."""
-    may_refer = source_of(experience, context) != "sibling"
+    may_refer = correct and experience.demonstration != "sibling"
     found: list[str | None] = []
     for q, question in enumerate(rollouts.questions):
         responses = rollouts.responses[q * rollouts.rollouts : (q + 1) * rollouts.rollouts]
-        drawn = draw_siblings(experience, context, rollouts, q, purpose=purpose, count=count)
+        drawn = draw_siblings(
+            experience, rollouts, q, correct=correct, purpose=purpose, count=count
+        )
         for siblings in drawn:
             texts: list[str | None] = [responses[sibling] for sibling in siblings]
             if not texts and may_refer:
@@ -74,19 +68,26 @@ def demonstrations(
     return found
 
 
-def show_rows(
-    context: Context, rollouts: Rollouts, texts: Sequence[str | None]
-) -> list[Shown | None]:
-    """What `context` shows for each text, equally many a row."""
-    found = []
-    for row, text in zip(row_of_each(texts, rollouts), texts):
-        question, verdict = rollouts.question_of(row), rollouts.verdicts[row]
-        feedback = None
-        if isinstance(context, Feedback) and not verdict.correct:
-            gold = question.answer if context.reveal_answer else None
-            feedback = contexts.feedback_text(verdict.reason, verdict.answer, gold)
-        found.append(contexts.show(context, question.prompt, text, question.answer, feedback))
-    return found
+def attempts(
+    experience: OnPolicy,
+    rollouts: Rollouts,
+    solutions: Sequence[str | None] | None = None,
+    *,
+    purpose: str = "demonstration",
+    count: int = 1,
+) -> list[Attempt]:
+    """What a context may show of each row, `count` times with other demonstrations, row by row.
+
+    `solutions`, one a row, stand in the place of those that would be drawn.
+    """
+    address = {"purpose": purpose, "count": count}
+    if solutions is None:
+        solutions = demonstrations(experience, rollouts, **address)
+    wrong = demonstrations(experience, rollouts, correct=False, **address)
+    return [
+        Attempt(rollouts.question_of(row), rollouts.responses[row], rollouts.verdicts[row], *texts)
+        for row, *texts in zip(row_of_each(wrong, rollouts), solutions, wrong, strict=True)
+    ]
 
 
 def row_of_each(items: Sequence[Any], rollouts: Rollouts) -> list[int]:
@@ -122,10 +123,8 @@ def teacher_prompts(
     """One prompt a row under `experience.context`; Regenerated is made of `regenerated`."""
     context = experience.context
     assert (regenerated is not None) == isinstance(context, Regenerated)
-    texts = regenerated
-    if texts is None:
-        texts = demonstrations(experience, context, rollouts)
-    return fit_prompts(experience, policy, rollouts, show_rows(context, rollouts, texts))
+    rows = attempts(experience, rollouts, regenerated)
+    return fit_prompts(experience, policy, rollouts, [composed(context, row) for row in rows])
 
 
 def contrast_prompts(
@@ -136,10 +135,8 @@ def contrast_prompts(
     if isinstance(contrast, ContextOnly):
         shown = [None if x is None else x._replace(prompt="") for x in taught.shown]
     else:
-        texts = demonstrations(
-            experience, contrast, rollouts, purpose="contrast", count=experience.contrasts
-        )
-        shown = show_rows(contrast, rollouts, texts)
+        rows = attempts(experience, rollouts, purpose="contrast", count=experience.contrasts)
+        shown = [composed(contrast, row) for row in rows]
     return fit_prompts(experience, policy, rollouts, shown)
 
 
@@ -163,7 +160,7 @@ def fit_prompts(
 
     def render(shown: Sequence[Shown | None]) -> tuple[list[str], list[list[int]]]:
         turns = [
-            question.prompt if x is None else contexts.compose(x, experience.template)
+            question.prompt if x is None else x.turn(experience.template)
             for question, x in zip(questions, shown, strict=True)
         ]
         chats = [messages(question, turn) for question, turn in zip(questions, turns)]
@@ -177,8 +174,8 @@ def fit_prompts(
     fitted = shorten_demonstrations(experience, policy, shown, limits)
     turns, ids = render(fitted)
     is_over = [
-        x is not None and x.instruction and len(row) > room
-        for x, row, room in zip(fitted, ids, room_B)
+        turn != question.prompt and len(row) > room
+        for question, turn, row, room in zip(questions, turns, ids, room_B)
     ]
     if any(is_over):  # not for the demonstration, but for what stands around it
         fitted = [None if over else x for x, over in zip(fitted, is_over)]

@@ -1,6 +1,12 @@
 """Who grades: in this process or by workers, or nobody."""
 
-from jaxdistill.sampling.rollouts import not_graded, open_grading
+import os
+
+import pytest
+
+from jaxdistill.errors import UserError
+from jaxdistill.own_classes import load_source
+from jaxdistill.sampling.rollouts import check_grading, not_graded, open_grading
 from jaxdistill.tasks.grading import Verdict
 from jaxdistill.tasks.questions import Question
 from jaxdistill.tasks.tasks import MathTask, ToyTask, questions_of
@@ -28,3 +34,75 @@ def test_mathematics_is_graded_by_processes_that_close_with_the_task(tmp_path):
 def test_nobody_is_right_where_nobody_grades():
     verdicts = not_graded(QUESTIONS[:2], [QUESTIONS[0].solution or "", "wait"])
     assert verdicts == [Verdict(correct=False, reason="not graded", answer=None)] * 2
+
+
+# ---------------------------------------------------------------------------- a recipe's own task
+
+RECIPE = b"""
+import time
+from dataclasses import dataclass
+from jaxdistill.tasks.grading import Verdict
+from jaxdistill.tasks.questions import Question
+
+@dataclass(frozen=True)
+class Words:
+    answer: str = "yes"
+    grading_timeout_s: float = 1.0
+
+    def questions(self):
+        return [Question("q", "well?", self.answer)]
+
+    def grade(self, question, response):
+        if response == "hang":
+            sum(range(10**11))
+        if response == "raise":
+            raise KeyError("oh\\nno")
+        if response == "nothing":
+            return None
+        if response == "numbers":
+            return Verdict(1, "one", None)
+        return Verdict(response == question.answer, "compared", response)
+"""
+WORDS = load_source(RECIPE, "words.py").classes["Words"]
+
+
+@pytest.mark.timeout(120)
+def test_an_own_grade_runs_in_processes_that_can_be_killed():
+    """They have the recipe's text, and no file; a hang, an error and no verdict are verdicts."""
+    grading = open_grading(WORDS())
+    responses = ["yes", "hang", "raise", "nothing", "numbers", "no", "yes"]
+    verdicts = grading.grade([WORDS().questions()[0]] * 7, responses)
+    grading.close()
+    assert [verdict.correct for verdict in verdicts] == [True] + [False] * 5 + [True]
+    assert [verdict.reason for verdict in verdicts] == [
+        "compared",
+        "too slow",
+        "grader failed: KeyError: 'oh\\nno'",
+        "grader failed: TypeError: expected a Verdict of bool, str and str or None, got None",
+        "grader failed: TypeError: expected a Verdict of bool, str and str or None, got "
+        "Verdict(correct=1, reason='one', answer=None)",
+        "compared",
+        "compared",
+    ]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [("hang", "too slow"), ("raise", "KeyError"), ("nothing", "expected a Verdict .*, got None")],
+)
+def test_a_grade_that_fails_on_the_first_question_is_refused_in_one_line(answer, said):
+    task = WORDS(answer)
+    with pytest.raises(UserError, match=f"^Words.grade on question 'q': .*{said}"):
+        check_grading(task, task.questions()[0])
+
+
+def test_a_grade_that_works_on_the_first_question_is_fine():
+    check_grading(WORDS("no"), WORDS("no").questions()[0])
+
+
+def test_a_recipe_that_cannot_be_imported_by_a_grading_process_is_refused():
+    here = f"import os\nif os.getpid() != {os.getpid()}:\n    raise OSError('elsewhere')\n"
+    task = load_source(here.encode() + RECIPE, "picky.py").classes["Words"]()
+    with pytest.raises(UserError, match=r"cannot load the grader: .*picky.py .*OSError: elsewhere"):
+        check_grading(task, task.questions()[0])

@@ -1,6 +1,8 @@
 """What the teacher sees."""
 
+import dataclasses
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -9,6 +11,15 @@ from hypothesis import strategies as st
 
 from jaxdistill.errors import UserError
 from jaxdistill.tasks import contexts as ctx
+from jaxdistill.tasks.grading import Verdict
+from jaxdistill.tasks.questions import Question
+
+
+def attempt(solution, *, verdict=None, wrong=None):
+    """A row of the question `1+3?`; without a verdict it was right."""
+    verdict = verdict or Verdict(correct=True, reason="match", answer="4")
+    return ctx.Attempt(Question("q", "1+3?", "4"), "its response", verdict, solution, wrong)
+
 
 QWEN3 = "<think>\nWait, {4}?\n</think>\n\nIt is \\boxed{4}."
 R1 = "Wait, {4}?\n</think>\n\nIt is \\boxed{4}."
@@ -31,8 +42,9 @@ def test_the_solution_stands_in_the_user_turn_in_the_papers_words():
 
 @pytest.mark.parametrize("response", [QWEN3, R1])
 def test_thinking_goes_whether_or_not_the_response_opens_it(response):
-    shown = ctx.shown_text(ctx.SolutionWithoutThinking(), response, "4")
-    assert shown == "It is \\boxed{4}."
+    shown = ctx.SolutionWithoutThinking().compose(attempt(response))
+    assert shown is not None
+    assert shown.solution == "It is \\boxed{4}."
 
 
 def test_a_response_that_never_closes_its_thinking_stays_whole():
@@ -55,10 +67,11 @@ def test_a_response_full_of_unclosed_thinking_is_no_trouble():
 )
 def test_a_partial_solution_is_its_first_words_rounded_up(fraction, words):
     text = "a  b\n\nc d e"
-    shown = ctx.shown_text(ctx.PartialSolution(fraction), "Hmm</think>" + text, "4")
+    shown = ctx.PartialSolution(fraction).compose(attempt("Hmm</think>" + text))
     assert shown is not None
-    assert text.startswith(shown)
-    assert len(shown.split()) == words
+    assert shown.solution is not None
+    assert text.startswith(shown.solution)
+    assert len(shown.solution.split()) == words
 
 
 @pytest.mark.parametrize("fraction", [0.0, -0.5, 1.5, float("nan")])
@@ -70,12 +83,11 @@ def test_a_fraction_that_shows_nothing_or_too_much_is_refused(fraction):
 def test_without_anything_to_show_the_prompt_is_unchanged():
     assert ctx.render(ctx.NoContext(), "1+3?", QWEN3, "4") == "1+3?"
     for context in (ctx.Solution(), ctx.SolutionWithoutThinking(), ctx.PartialSolution()):
-        assert ctx.needs_demonstration(context)
+        assert context.compose(attempt(None)) is None
         assert ctx.render(context, "1+3?", None, "4") == "1+3?"
 
 
 def test_the_answer_needs_no_demonstration():
-    assert not ctx.needs_demonstration(ctx.AnswerOnly())
     for demonstration in (None, QWEN3):
         assert ctx.render(ctx.AnswerOnly(), "1+3?", demonstration, "4") == (
             "1+3?\nCorrect solution:\n\n4\n\nCorrectly solve the original question."
@@ -84,26 +96,29 @@ def test_the_answer_needs_no_demonstration():
 
 @pytest.mark.parametrize("context", [ctx.Regenerated(), ctx.WrongSolution()])
 def test_other_responses_stand_whole_in_the_words_of_the_solution(context):
-    assert ctx.needs_demonstration(context)
     shown = ctx.render(context, "1+3?", QWEN3, "4")
     assert shown == ctx.render(ctx.Solution(), "1+3?", QWEN3, "4")
-    assert ctx.show(context, "1+3?", None, "4") is None
+    assert context.compose(attempt(None)) is None
+
+
+def test_a_right_response_is_no_wrong_solution_and_the_other_way_round():
+    assert ctx.WrongSolution().compose(attempt(QWEN3)) is None
+    assert ctx.Solution().compose(attempt(None, wrong=QWEN3)) is None
 
 
 def test_the_controls_leave_out_the_solution_or_the_question():
     instruction = ctx.render(ctx.InstructionOnly(), "1+3?", QWEN3, "4")
     assert instruction == "1+3?\n\nCorrectly solve the original question."
-    assert not ctx.needs_demonstration(ctx.InstructionOnly())
     context = ctx.render(ctx.ContextOnly(), "1+3?", R1, "4")
     assert context == f"Correct solution:\n\n{R1}\n\nCorrectly solve the original question."
-    assert ctx.show(ctx.ContextOnly(), "1+3?", None, "4") is None
+    assert ctx.ContextOnly().compose(attempt(None)) is None
 
 
-NOT_5 = "Your answer 5 is incorrect (different)."
+NOT_5 = Verdict(correct=False, reason="different", answer="5")
 
 
 @pytest.mark.parametrize(
-    ("with_solution", "solution", "feedback", "expected"),
+    ("with_solution", "solution", "verdict", "expected"),
     [
         (
             False, QWEN3, NOT_5,
@@ -125,16 +140,21 @@ NOT_5 = "Your answer 5 is incorrect (different)."
     ],
 )  # fmt: skip
 def test_feedback_stands_below_the_solution_as_in_the_released_code(
-    with_solution, solution, feedback, expected
+    with_solution, solution, verdict, expected
 ):
-    context = ctx.Feedback(with_solution)
-    assert ctx.render(context, "1+3?", solution, "4", feedback) == expected
-    assert (ctx.show(context, "1+3?", solution, "4", feedback) is None) == (expected == "1+3?")
+    shown = ctx.Feedback(with_solution).compose(attempt(solution, verdict=verdict))
+    if expected == "1+3?":
+        assert shown is None
+    else:
+        assert shown is not None
+        assert shown.turn() == expected
 
 
 def test_feedback_belongs_to_its_own_context_alone():
     for context in (ctx.Solution(), ctx.AnswerOnly(), ctx.ContextOnly(), ctx.InstructionOnly()):
-        assert NOT_5 not in ctx.render(context, "1+3?", QWEN3, "4", NOT_5)
+        shown = context.compose(attempt(QWEN3, verdict=NOT_5))
+        assert shown is not None
+        assert "incorrect" not in shown.turn()
 
 
 @given(st.text(max_size=30), st.none() | st.text(max_size=300))
@@ -152,8 +172,33 @@ def test_an_answer_without_end_is_not_quoted():
 
 
 def test_blanks_are_nothing_to_show():
-    assert ctx.show(ctx.SolutionWithoutThinking(), "1+3?", "Hmm 4</think>\n\n", "4") is None
+    assert ctx.SolutionWithoutThinking().compose(attempt("Hmm 4</think>\n\n")) is None
     assert ctx.render(ctx.Solution(), "1+3?", " \n", "4") == "1+3?"
+
+
+# -------------------------------------------------------------------------------- own contexts
+
+
+@dataclasses.dataclass(frozen=True)
+class Mine:
+    gives: Callable[[ctx.Attempt], object]
+
+    def compose(self, attempt):
+        return self.gives(attempt)
+
+
+def test_an_own_context_sees_the_attempt_and_what_it_returns_is_checked():
+    seen = attempt("a b c", verdict=NOT_5, wrong="d")
+    mine = Mine(lambda row: row.show(row.solution, f"Not {row.verdict.answer}: {row.response}"))
+    assert ctx.composed(mine, seen) == ctx.Shown("1+3?", "a b c", "Not 5: its response")
+    assert ctx.composed(Mine(lambda row: None), seen) is None
+    for gives, said in (
+        (lambda row: "text", "expected a Shown of text, or None, got 'text'"),
+        (lambda row: ctx.Shown("1+3?", 4), "expected a Shown of text, or None, got Shown"),
+        (lambda row: row.solution.no_such, "AttributeError: 'str' object has no attribute"),
+    ):
+        with pytest.raises(UserError, match=f"^Mine.compose on question 'q': {said}"):
+            ctx.composed(Mine(gives), seen)
 
 
 # --------------------------------------------------------------------------------- the template
@@ -166,17 +211,18 @@ MINE = ctx.Template(
 
 
 def test_a_users_own_words_stand_where_the_template_says():
-    both = ctx.render(ctx.Feedback(True), "1+3?", "It is 4.", "4", "Not 5.", MINE)
-    assert both == "<<It is 4.>>[Not 5.]\nIn \\boxed{}, 1+3?"
-    none = ctx.render(ctx.InstructionOnly(), "1+3?", None, "4", None, MINE)
+    both = ctx.Shown("1+3?", "It is 4.", "Not 5.")
+    assert both.turn(MINE) == "<<It is 4.>>[Not 5.]\nIn \\boxed{}, 1+3?"
+    assert both._replace(template=MINE).turn(ctx.PAPER) == both.turn(MINE)
+    none = ctx.render(ctx.InstructionOnly(), "1+3?", None, "4", MINE)
     assert none == "\nIn \\boxed{}, 1+3?"
-    assert ctx.render(ctx.Solution(), "1+3?", None, "4", None, MINE) == "1+3?"
+    assert ctx.render(ctx.Solution(), "1+3?", None, "4", MINE) == "1+3?"
 
 
 @given(*[st.lists(st.sampled_from(["{prompt}", "{0}", "{", "}", "}}", "{x!r}", "a"]))] * 3)
 def test_braces_in_what_is_shown_are_never_read(prompt, solution, feedback):
     prompt, solution, feedback = ("Z" + "".join(text) for text in (prompt, solution, feedback))
-    shown = ctx.compose(ctx.Shown(prompt, solution, feedback), MINE)
+    shown = ctx.Shown(prompt, solution, feedback).turn(MINE)
     assert shown == f"<<{solution}>>[{feedback}]\nIn \\boxed{{}}, {prompt}"
 
 

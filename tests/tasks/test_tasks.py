@@ -1,6 +1,8 @@
 """Tasks: which questions, which grader, and what their traces tell."""
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 
@@ -35,14 +37,13 @@ def test_more_toy_questions_than_there_are_is_refused_and_does_not_hang():
 def test_toy_questions_are_their_pools_and_their_solutions_are_right(numbers):
     task = ToyTask(pool="heldout", numbers=numbers, count=50)
     questions = tasks.questions_of(task)
-    grade = tasks.grader_of(task)
     assert len({question.id for question in questions}) == 50
     for question in questions:
         problem = problems.parse(question.prompt)
         assert problems.pool_of(problem) == "heldout"
         assert len(problem.numbers) == numbers
         assert question.answer == problem.answer
-        assert grade(question, question.solution).correct
+        assert task.grade(question, question.solution).correct
         assert tasks.trace_facts(task, question, question.solution) == {"checks": 0, "copy": True}
 
 
@@ -76,13 +77,44 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name):
     assert "\n" not in str(caught.value)
 
 
-def test_mathematics_is_graded_in_processes_and_the_toy_is_not(tmp_path):
+def test_mathematics_is_graded_as_such_and_has_no_traces_to_read(tmp_path):
     task = MathTask(math_file(tmp_path))
-    assert tasks.grader_of(task) is grade_math
-    assert tasks.grading_workers(task) > 0
-    assert tasks.grading_workers(ToyTask()) == 0
+    assert task.grade is grade_math
     facts = tasks.trace_facts(task, Question("q", "1+1?", "2"), "check: \\boxed{2}")
     assert facts == {"checks": None, "copy": None}
+
+
+@dataclass(frozen=True)
+class Mine:
+    gives: Callable[[], object]
+
+    def questions(self):
+        return self.gives()
+
+    def grade(self, question, response): ...
+
+
+@dataclass(frozen=True)
+class NoGrade:
+    def questions(self): ...
+
+
+def test_the_questions_of_an_own_task_are_checked():
+    good = [Question("a", "1+1?", "2"), Question("b", "1+2?", "3")]
+    assert tasks.questions_of(Mine(lambda: good)) == good
+    for gives, said in (
+        (lambda: iter(good), "expected a list of Question, got <list_iterator"),
+        (lambda: [("a", "1+1?")], "expected a list of Question"),
+        (lambda: [], "at least one question, and ids that differ"),
+        (lambda: [good[0]] * 2, "at least one question, and ids that differ"),
+        (lambda: [good[0], Question("b", "1+2?", 3)], "answer of question 1 must be text"),
+        (lambda: {}["no"], "KeyError: 'no'"),
+    ):
+        with pytest.raises(UserError, match=f"^Mine.questions: .*{said}"):
+            tasks.questions_of(Mine(gives))
+    needed = r"questions\(\) and grade\(question, response\)"
+    with pytest.raises(UserError, match=f"^task: expected a class with {needed}, and NoGrade is"):
+        tasks.questions_of(NoGrade())
 
 
 def test_a_pretraining_text_is_the_worlds_at_that_address():

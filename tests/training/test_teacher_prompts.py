@@ -35,6 +35,7 @@ from jaxdistill.tasks.contexts import (
     NoContext,
     PartialSolution,
     Regenerated,
+    Shown,
     Solution,
     SolutionWithoutThinking,
     Template,
@@ -60,6 +61,30 @@ def qwen3():
     if not QWEN3.is_dir():
         pytest.skip(f"no {QWEN3}")
     return with_tokenizer(ARCHITECTURE, None, QWEN3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hint:
+    """A recipe's own context, in words of its own; a right attempt is shown nothing."""
+
+    words: int = 2
+
+    def compose(self, attempt):
+        if attempt.verdict.correct or attempt.solution is None:
+            return None
+        told = " ".join(attempt.solution.split()[: self.words])
+        return Shown(attempt.question.prompt, told, template=HINT)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rephrased:
+    """One that shows a longer prompt and no solution."""
+
+    def compose(self, attempt):
+        return Shown(f"{attempt.question.prompt} {attempt.wrong_solution}", instruction=False)
+
+
+HINT = Template(turn="{solution}{feedback} {prompt}", solution="answer {solution} then")
 
 
 def with_positions(policy, positions):
@@ -284,22 +309,22 @@ def test_a_contrast_may_be_another_context_of_the_same_row(policy):
 # ------------------------------------------------------------------------- addressed randomness
 
 
-def siblings_by_question(policy, order, context=Solution(), **address):  # noqa: B008
+def siblings_by_question(policy, order, **address):
     outcomes = [(response(n), n % 2 == 0) for n in range(6)]
-    options = {"count": 2} | address
+    options = {"count": 2, **address}
     place = {name: options.pop(name, 0) for name in ("seed", "step")}
     questions = [QUESTIONS[i] for i in order]
     found = rollouts_of(policy, [outcomes] * len(order), questions, **place)
     return {
-        i: teacher_prompts.draw_siblings(experience(), context, found, q, **options)
+        i: teacher_prompts.draw_siblings(experience(), found, q, **options)
         for q, i in enumerate(order)
     }
 
 
-@pytest.mark.parametrize("context", [Solution(), WrongSolution()])
-def test_what_a_question_shows_does_not_depend_on_the_rest_of_the_batch(policy, context):
-    first = siblings_by_question(policy, [0, 1, 2], context)
-    second = siblings_by_question(policy, [4, 2, 1], context)
+@pytest.mark.parametrize("correct", [True, False])
+def test_what_a_question_shows_does_not_depend_on_the_rest_of_the_batch(policy, correct):
+    first = siblings_by_question(policy, [0, 1, 2], correct=correct)
+    second = siblings_by_question(policy, [4, 2, 1], correct=correct)
     assert {i: first[i] for i in (1, 2)} == {i: second[i] for i in (1, 2)}
 
 
@@ -341,6 +366,35 @@ def test_or_its_row_is_dropped_and_counted(policy):
     assert prompts.weight_B.tolist() == [0, 0, 0, 0, 1, 1]
     assert prompts.is_dropped_B.tolist() == [False, True, True, False, False, False]
     assert not prompts.is_cut_B.any()
+
+
+def test_an_own_context_is_cut_where_it_shows_a_solution_and_nowhere_else(policy):
+    told = dataclasses.replace(QUESTIONS[0], id="own")
+    prompts = taught(policy, [LONG], [told], context=Hint(words=9), max_demonstration_tokens=4)
+    cut = f"answer wait wait wait wait then {told.prompt}"
+    assert prompts.turns == [told.prompt, cut, cut]
+    assert prompts.is_cut_B.tolist() == [False, True, True]
+    assert prompts.weight_B.tolist() == [0, 1, 1]
+    # The model's positions cut it in the same place, down to where the words around it alone are
+    # too long.
+    outcomes = set()
+    for positions in range(20, 50):
+        small = with_positions(policy, positions)
+        prompts = taught(small, [LONG], [told], context=Hint(words=9))
+        assert len(prompts.ids[1]) <= positions - 5 or prompts.is_dropped_B[1]
+        if not prompts.is_dropped_B[1]:
+            assert prompts.turns[1].startswith("answer wait")
+            assert prompts.turns[1].endswith(f" then {told.prompt}")
+        outcomes.add((bool(prompts.is_cut_B[1]), bool(prompts.is_dropped_B[1])))
+    assert outcomes == {(False, False), (True, False), (False, True)}
+
+
+def test_an_own_context_that_is_too_long_around_its_solution_is_dropped(policy):
+    fits = taught(policy, [PAIR], context=Rephrased())
+    assert fits.turns[0] == f"{QUESTIONS[0].prompt} {response(5)}"
+    prompts = taught(with_positions(policy, 15), [PAIR], context=Rephrased())
+    assert prompts.is_dropped_B.all()
+    assert prompts.turns == [QUESTIONS[0].prompt] * 3
 
 
 def test_contrasts_are_held_to_the_same_length(policy):
@@ -475,13 +529,16 @@ def test_a_teacher_that_could_never_be_shown_anything_is_refused():
         {}, {"context": AnswerOnly(), "rollouts": 1}, {"context": Feedback(True), "rollouts": 1},
         {"demonstration": "sibling_or_reference"}, {"context": InstructionOnly(), "rollouts": 1},
         {"context": WrongSolution(), "demonstration": "reference"},
+        {"context": Rephrased(), "rollouts": 1},
     ):  # fmt: skip
         check(bare, **fine)
     check(QUESTIONS, demonstration="reference", rollouts=1)
     check(QUESTIONS, demonstration="sibling_or_reference", rollouts=1)
     check(QUESTIONS, demonstration="reference", rollouts=1, context=Regenerated())
     alone = "`rollouts` must be at least 2, got 1"
-    for context in (Solution(), WrongSolution(), Regenerated(), ContextOnly(), PartialSolution()):
+    for context in (
+        Solution(), WrongSolution(), Regenerated(), ContextOnly(), PartialSolution(), Hint(),
+    ):  # fmt: skip
         with pytest.raises(UserError, match=f"context={type(context).__name__}.*{alone}"):
             check(QUESTIONS, context=context, rollouts=1)
     for demonstration, rollouts in (("reference", 3), ("sibling_or_reference", 1)):
@@ -532,7 +589,7 @@ def test_every_choice_can_be_set_by_its_path_and_survives_json():
         context=Feedback(with_solution=True), overlong="drop", contrast=ContextOnly(),
         template=Template(solution="\nA hint:\n\n{solution}"),
     )  # fmt: skip
-    for context in get_args(Context):
+    for context in filter(dataclasses.is_dataclass, get_args(Context)):
         config = experience(context=context(), contrast=context())
         assert overrides.from_json(type(config), overrides.to_json(config)) == config
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 
-from jaxdistill.tasks.grading.verdict import Grader, Verdict, judge
+from jaxdistill.errors import UserError
+from jaxdistill.tasks.grading.verdict import FAILED, READY, Grader, Verdict, judge
 from jaxdistill.tasks.questions import Question
 
 TOO_SLOW = "too slow"
@@ -53,7 +54,7 @@ class _Worker:
 
 
 class GradingPool:
-    """Worker processes for one grader, which must be importable by name (no lambda).
+    """Worker processes for one grader: importable by name (no lambda), or a recipe's own method.
 
     A response that takes longer than `timeout_s` is "too slow", and its worker is replaced. 5 s lie
     above `grading.math`'s own alarm, which costs no worker. Use it as a context manager or call
@@ -130,11 +131,15 @@ class GradingPool:
         try:
             message = worker.connection.recv()
         except (EOFError, OSError):
-            self._drop(worker, "grader failed: its process died", verdicts)
+            self._drop(worker, f"{FAILED}: its process died", verdicts)
             return
-        if worker.task is not None:
-            verdicts[worker.task] = message
-        worker.task, worker.ready = None, True
+        if isinstance(message, Verdict):
+            assert worker.task is not None, "a verdict that nobody asked for"
+            verdicts[worker.task], worker.task = message, None
+        elif message == READY:
+            worker.ready = True
+        else:
+            raise UserError(f"a grading process cannot load the grader: {message}")
 
     def _drop(self, worker: _Worker, reason: str, verdicts: dict[int, Verdict]) -> None:
         if not worker.ready:
@@ -147,8 +152,10 @@ class GradingPool:
 
 def _start(grader: Grader) -> _Worker:
     ours, theirs = Pipe()
-    # The worker must find the same modules, whatever was put on the path since this one started.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    # The worker must find the same modules, whatever was put on the path since this one started,
+    # and leave the accelerator alone, should a recipe that it imports ask for JAX's devices.
+    path = os.pathsep.join(path for path in sys.path if path)
+    environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
     process = subprocess.Popen(
         [sys.executable, "-m", "jaxdistill.tasks.grading.worker", str(theirs.fileno())],
         pass_fds=[theirs.fileno()],

@@ -1,8 +1,10 @@
 """What a grader says about one response."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from jaxdistill.own_classes import in_one_line
 from jaxdistill.tasks.questions import Question
 
 
@@ -18,10 +20,20 @@ class Verdict:
 Grader = Callable[[Question, str], Verdict]
 
 
+FAILED = "grader failed"  # how the reason of a verdict begins that a grader did not give
+READY = "ready"  # what a grading process says first
+
+
 def judge(grader: Grader, question: Question, response: str) -> Verdict:
     """Apply a grader; its failure on a response is a verdict too."""
     try:
-        return grader(question, response)
+        verdict = grader(question, response)
+        # It may come from a recipe's own grader, and is written as JSON.
+        fields = (bool, str, str | None)
+        values = dataclasses.astuple(verdict) if isinstance(verdict, Verdict) else ()
+        if not (values and all(map(isinstance, values, fields))):
+            raise TypeError(f"expected a Verdict of bool, str and str or None, got {verdict!r}")
+        return verdict
     except Exception as error:  # one strange response must not end a run
         # 200 characters: a reason is kept with every response, and sympy's messages hold formulas.
-        return Verdict(False, f"grader failed: {type(error).__name__}: {error}"[:200], None)
+        return Verdict(False, f"{FAILED}: {in_one_line(error)}"[:200], None)

@@ -6,7 +6,8 @@ import signal
 import sys
 from multiprocessing.connection import Connection
 
-from jaxdistill.tasks.grading.verdict import judge
+from jaxdistill.own_classes import in_one_line
+from jaxdistill.tasks.grading.verdict import READY, judge
 from jaxdistill.tasks.questions import Question
 
 # A tower of exponents fills memory faster than it runs out of time. The 4 GiB were chosen.
@@ -21,10 +22,15 @@ def main(descriptor: int) -> None:
     limit = _MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(_MEMORY_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     with Connection(descriptor) as connection:
-        grader = connection.recv()
-        # Wrong on purpose: a right answer would end before the slow imports, and they belong here.
-        judge(grader, Question("warm-up", "", "1"), r"\boxed{\frac{1}{2}}")
-        connection.send("ready")
+        try:
+            grader = connection.recv()
+        except Exception as error:  # a recipe that cannot be imported here
+            connection.send(in_one_line(error))
+            return
+        if not hasattr(grader, "__self__"):  # a recipe's own method may not know such a question
+            # Wrong on purpose: a right answer would end before the slow imports; they belong here.
+            judge(grader, Question("warm-up", "", "1"), r"\boxed{\frac{1}{2}}")
+        connection.send(READY)
         while True:
             try:
                 question, response = connection.recv()

@@ -10,6 +10,7 @@ import random
 import jax
 import numpy as np
 import pytest
+import tiny_run  # noqa: F401  (both bases are probed by one program, which it caches)
 
 from jaxdistill.evaluation import toy_probe
 from jaxdistill.models import decoder, parameters
@@ -17,7 +18,6 @@ from jaxdistill.storage import hf_import, loading
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.toy import toy_base_folder
 from jaxdistill.tasks import contexts
-from jaxdistill.tasks.tasks import ToyTask
 from jaxdistill.tasks.toy import problems, traces
 
 WORLDS = pytest.mark.parametrize("world", ["main", "control"])
@@ -72,28 +72,37 @@ def test_transformers_computes_the_same_logits(world):
     ids_BS, mask_BS = tokenizers.left_pad(rows, tokenizer.pad_token_id)
     hidden_BSD = jax.jit(decoder.hidden_states, static_argnums=1)(params, config, ids_BS, mask_BS)
     ours_BSV = np.asarray(hidden_BSD @ parameters.head(params, config))
-    for ids, logits_SV in zip(rows, ours_BSV, strict=True):
-        with torch.no_grad():
-            theirs_SV = model(torch.tensor([ids])).logits[0].numpy()
-        # float32 through four layers, logits up to about 20: rounding reaches 1e-5.
-        np.testing.assert_allclose(logits_SV[-len(ids) :], theirs_SV, atol=1e-4, rtol=0)
+    with torch.no_grad():
+        # As in a generation from left-padded prompts: padding is masked, and positions start at 0.
+        theirs_BSV = model(
+            torch.tensor(ids_BS),
+            attention_mask=torch.tensor(mask_BS),
+            position_ids=torch.tensor(mask_BS.cumsum(1) - 1).clamp(min=0),
+        ).logits.numpy()
+    # float32 through four layers, logits up to about 20: rounding reaches 1e-5.
+    is_real_BS = mask_BS > 0
+    np.testing.assert_allclose(ours_BSV[is_real_BS], theirs_BSV[is_real_BS], atol=1e-4, rtol=0)
 
 
 # --------------------------------------------------------------------------------------- the probe
 
 
 @pytest.fixture(scope="module")
-def tables(tmp_path_factory):
+def probed():
+    """world -> what the probe of its base prints: one program, of the same problems."""
+    return {world: toy_probe.probe_base(loading.ToyBase(world)) for world in traces.WORLDS}
+
+
+@pytest.fixture(scope="module")
+def tables(probed):
     """world -> {(context, place): row}, on held-out problems."""
-    found = {}
-    for world in traces.WORLDS:
-        base = loading.load(loading.ToyBase(world), 0, tmp_path_factory.mktemp(world))
-        rows = toy_probe.probe(base, base.params, ToyTask(pool="heldout", count=64))
-        found[world] = {(row["context"], row["place"]): row for row in rows}
-    return found
+    return {
+        world: {(row["context"], row["place"]): row for row in rows}
+        for world, rows in probed.items()
+    }
 
 
-# A mean over some 70 to 120 forks. The model's error at one fork is a few points and differs from
+# A mean over some 120 to 250 forks. The model's error at one fork is a few points and differs from
 # fork to fork, so 0.04 leaves room for other problems, and none for another rate of the worlds.
 NEAR = 0.04
 
@@ -136,9 +145,9 @@ def test_what_sets_the_worlds_apart_is_closing_early_and_checking(tables):
     assert abs(difference) < 2 * NEAR
 
 
-@pytest.mark.parametrize("world", ["main", "control"])
-def test_the_probe_table_beside_a_base_is_what_the_probe_prints(world):
+@WORLDS
+def test_the_probe_table_beside_a_base_is_what_the_probe_prints(probed, world):
     shipped = json.loads((toy_base_folder(world) / "probe.json").read_text())
-    for ours, theirs in zip(toy_probe.probe_base(loading.ToyBase(world)), shipped, strict=True):
+    for ours, theirs in zip(probed[world], shipped, strict=True):
         # 5e-4: the file keeps four decimals, and compilers differ in float32 rounding
         assert ours == pytest.approx(theirs, abs=5e-4)

@@ -123,5 +123,5 @@ def test_removing_the_thinking_leaves_the_answer():
 
 def test_half_a_solution_tells_the_first_operation_alone():
     problem = problems.parse("20 15 1 -> 34")
-    shown = contexts.shown_text(contexts.PartialSolution(), traces.concise(problem), problem.answer)
-    assert shown == "answer 20 +"
+    turn = contexts.render(contexts.PartialSolution(), "", traces.concise(problem), "")
+    assert "\nanswer 20 +\n" in turn

@@ -1,0 +1,257 @@
+"""Choices that are not built in: classes of a recipe's file, or of an installed package.
+
+A union of choices is open where one of its members is a Protocol: then a frozen dataclass that has
+the Protocol's methods may stand there too. In JSON it is named by where it is found,
+`recipe.py:Name` or `package.module:Name`.
+
+A recipe's file is loaded by its content: the same text is the same module wherever it lies, so
+that the copy in a run folder gives the classes that the original gave. Values of its classes can
+be pickled, since the text travels with them; a process that grades needs no file.
+"""
+
+import ast
+import copyreg
+import dataclasses
+import hashlib
+import importlib
+import importlib.metadata
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from jaxdistill.errors import UserError
+
+RECIPE = "recipe.py"  # its name in a run folder, and in front of its classes in JSON
+
+# ------------------------------------------------------------------------------- recipe files
+
+
+class RecipeModule(types.ModuleType):
+    """A recipe's file after it was run, with the text that it was made of."""
+
+    source: bytes
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.source).hexdigest()
+
+    @property
+    def classes(self) -> dict[str, type]:
+        """{name: class} of the classes that the file itself defines."""
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if isinstance(value, type) and value.__module__ == self.__name__
+        }
+
+
+def load_file(path: Path) -> RecipeModule:
+    """Run a recipe's file. Raises UserError where it cannot be read, and for what it raises."""
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"recipe {path} cannot be read: {error.strerror}") from error
+    return load_source(source, str(path))
+
+
+def load_source(source: bytes, file: str) -> RecipeModule:
+    """The module of a recipe's text; `file` is what its errors and its `__file__` name."""
+    name = f"recipe_{hashlib.sha256(source).hexdigest()}"
+    if name in sys.modules:
+        module = typing.cast(RecipeModule, sys.modules[name])
+        module.__file__ = file
+        return module
+    module = RecipeModule(name)
+    module.__file__, module.source = file, source
+    sys.modules[name] = module  # dataclasses and type hints look their module up there
+    try:
+        exec(compile(source, file, "exec"), vars(module))
+    except BaseException as error:
+        del sys.modules[name]
+        if isinstance(error, UserError) or not isinstance(error, Exception):
+            raise
+        raise UserError(f"recipe {file} cannot be run: {in_one_line(error)}") from error
+    for cls in module.classes.values():
+        if dataclasses.is_dataclass(cls):
+            copyreg.pickle(cls, _reduced)  # pyright: ignore[reportArgumentType]
+    return module
+
+
+def in_one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _reduced(value: Any) -> tuple[Any, ...]:
+    module = recipe_of(type(value))
+    assert module is not None
+    fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+    return _rebuilt, (module.source, module.__file__, type(value).__name__, fields)
+
+
+def _rebuilt(source: bytes, file: str, name: str, fields: dict[str, Any]) -> Any:
+    return load_source(source, file).classes[name](**fields)
+
+
+def recipe_of(cls: type) -> RecipeModule | None:
+    module = sys.modules.get(cls.__module__)
+    return module if isinstance(module, RecipeModule) else None
+
+
+def recipe_in(config: Any) -> RecipeModule | None:
+    """The recipe file whose classes `config` holds. Raises UserError where there are several."""
+    found = {module for cls in _classes_in(config) if (module := recipe_of(cls)) is not None}
+    if len(found) > 1:
+        files = ", ".join(sorted(str(module.__file__) for module in found))
+        raise UserError(f"the config holds classes of several recipes, a run keeps one: {files}")
+    return found.pop() if found else None
+
+
+def is_own(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] != "jaxdistill"
+
+
+def _classes_in(config: Any) -> Iterator[type]:
+    if isinstance(config, tuple):
+        for value in config:
+            yield from _classes_in(value)
+    elif dataclasses.is_dataclass(config):
+        yield type(config)
+        for field in dataclasses.fields(config):
+            yield from _classes_in(getattr(config, field.name))
+
+
+def check_alone(module: RecipeModule) -> None:
+    """Refuse a recipe that imports a file beside it, which its copy in a run folder would miss."""
+    assert module.__file__ is not None
+    folder = Path(module.__file__).resolve().parent
+    for node in ast.walk(ast.parse(module.source)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            names = [node.module]
+        for top in {name.partition(".")[0] for name in names} - {"jaxdistill"}:
+            loaded = sys.modules.get(top)
+            places = [getattr(loaded, "__file__", None), *getattr(loaded, "__path__", ())]
+            beside = (folder / f"{top}.py", folder / top, folder / top / "__init__.py")
+            is_beside = any(place and Path(place).resolve() in beside for place in places)
+            if is_beside and top not in importlib.metadata.packages_distributions():
+                raise UserError(
+                    f"recipe {module.__file__} imports {top!r} from its own folder, and a run "
+                    "folder keeps a copy of the recipe alone; move it into the recipe, or install "
+                    "it as a package"
+                )
+
+
+# ---------------------------------------------------------------------------- names in a config
+
+
+def reference(cls: type) -> str:
+    """How JSON names the class. Raises UserError for one that could not be found again."""
+    if recipe_of(cls) is not None:
+        return f"{RECIPE}:{cls.__name__}"
+    name = f"{cls.__module__}:{cls.__qualname__}"
+    found = None if cls.__module__ == "__main__" else vars(sys.modules[cls.__module__])
+    if found is None or found.get(cls.__name__) is not cls:
+        raise UserError(
+            f"class {name} could not be found again by a resumed run; move it to the top level of "
+            "a recipe file or of an installed package"
+        )
+    return name
+
+
+def resolve(name: str, own: Mapping[str, type], at: str = "") -> type:
+    """The class of a reference; `own` are those of the recipe.
+
+    Raises UserError where there is none, naming the nearest; `at` stands before its words.
+    """
+    place, _, name = name.partition(":")
+    try:
+        found = own if place == RECIPE else vars(importlib.import_module(place))
+    except ImportError as error:
+        raise UserError(f"{at}class {place}:{name}: {in_one_line(error)}") from error
+    if isinstance(cls := found.get(name), type):
+        return cls
+    classes = [key for key, value in found.items() if isinstance(value, type)]
+    near = get_close_matches(name, classes, 3, 0.4) or classes[:3]
+    raise UserError(f"{at}{place} has no class {name!r}{nearest(near)}")
+
+
+def nearest(names: list[str]) -> str:
+    return f"; nearest: {', '.join(names)}" if names else ""
+
+
+# ------------------------------------------------------------------------------- what may stand
+
+
+def is_protocol(annotation: Any) -> bool:
+    return getattr(annotation, "_is_protocol", False)
+
+
+def methods_of(protocol: Any) -> str:
+    """What a Protocol asks for, as "factor(positions, epistemic) and reads"."""
+    found = list(getattr(protocol, "__annotations__", {}))
+    for name, method in vars(protocol).items():
+        if callable(method) and not name.startswith("_"):
+            found.append(f"{name}({', '.join([*inspect.signature(method).parameters][1:])})")
+    return " and ".join(found)
+
+
+def require_choice(name: str, value: object, union: Any) -> None:
+    """Refuse a value that is of none of a union's classes and has the methods of no Protocol."""
+    members = typing.get_args(union) or (union,)
+    protocols = tuple(member for member in members if is_protocol(member))
+    kinds = tuple(member for member in members if member not in protocols)
+    if isinstance(value, kinds):
+        return
+    cls = type(value)
+    needed = " or ".join(map(methods_of, protocols))
+    if protocols and not isinstance(value, type) and cls.__module__ != "builtins":
+        if isinstance(value, protocols):
+            return check_frozen(cls, name)
+        raise UserError(f"{name}: expected a class with {needed}, and {cls.__name__} is none")
+    names = ", ".join(kind.__name__ for kind in kinds)
+    or_own = f", or a frozen dataclass with {needed}" if protocols else ""
+    got = f"{value.__name__}, a class" if isinstance(value, type) else repr(value)
+    raise UserError(f"{name}: expected one of {names}{or_own}, got {got[:200]}")
+
+
+def check_frozen(cls: type, path: str) -> None:
+    """Refuse a class that is no frozen dataclass: choices are compared, hashed and written."""
+    parameters = vars(cls).get("__dataclass_params__")
+    if parameters is None or not (parameters.frozen and parameters.eq):
+        raise UserError(
+            f"{path}: {cls.__name__} must be a frozen dataclass; write @dataclass(frozen=True) "
+            "above it"
+        )
+
+
+def check_fields(cls: type, path: str) -> None:
+    """Refuse a class that is no frozen dataclass, or whose fields JSON cannot hold."""
+    check_frozen(cls, path)
+    try:
+        hints = typing.get_type_hints(cls)
+    except Exception as error:
+        raise UserError(f"{path}: the types of {cls.__name__}: {in_one_line(error)}") from error
+    for field in dataclasses.fields(cls):
+        if field.init and not is_writable(hints[field.name]):
+            kind = getattr(hints[field.name], "__name__", str(hints[field.name]))
+            raise UserError(
+                f"{path}: {cls.__name__}.{field.name} is of type {kind}, which config.json cannot "
+                "hold; use int, float, bool, str, None, Literal, tuple[...], dataclasses or unions "
+                "of these"
+            )
+
+
+def is_writable(annotation: Any) -> bool:
+    """Whether `overrides` can write and read fields of this type."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return all(isinstance(choice, str | int) for choice in arguments)
+    if origin in (tuple, typing.Union, types.UnionType):
+        return all(argument is Ellipsis or is_writable(argument) for argument in arguments)
+    plain = (int, float, bool, str, None, type(None))
+    return annotation in plain or dataclasses.is_dataclass(annotation) or is_protocol(annotation)

@@ -1,0 +1,235 @@
+"""One recipe file with a weight, a context and a task of its own, from its start to its report."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+
+import pytest
+from command_line import assert_mistake, call
+from places import ROOT
+
+from jaxdistill.config import load_recipe
+from jaxdistill.errors import UserError
+from jaxdistill.run.folder import start_folder
+from jaxdistill.storage.checkpoint import Checkpoints
+
+SOURCE = (ROOT / "tests" / "own_recipe.py").read_text()
+# Small where size is not the point; every part of the recipe stays. Training and evaluation sample
+# in one shape, so that it is compiled once.
+SMALL = [
+    "steps=2", "checkpoint_every=1", "objective.weights=(FadeIn(4),)",
+    "experience.task.count=4", "experience.questions=2", "experience.rollouts=2",
+    "experience.sampling.max_new_tokens=16", "experience.completion_multiple=16",
+    "evaluation.splits=(Split(brief, Brief(count=2)),)", "evaluation.every=0",
+    "evaluation.samples=2", "evaluation.sampling.max_new_tokens=16",
+]  # fmt: skip
+SET = [word for setting in SMALL for word in ("--set", setting)]
+RESUME = ["--run-dir", "run", "--resume", "--quiet"]
+EVAL = ["eval", "run", "--samples", "2", "--max-new-tokens", "16"]
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run that was interrupted after its first step, and whose recipe has been deleted since."""
+    place = tmp_path_factory.mktemp("own")
+    recipe, save = place / "own_recipe.py", Checkpoints.save
+    recipe.write_text(SOURCE)
+
+    def save_and_stop(*arguments):
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_stop)
+        code, *_ = call("train", recipe, "--run-dir", place / "run", "--quiet", *SET)
+    assert code == 130
+    recipe.unlink()
+    return place / "run"
+
+
+@pytest.fixture(scope="module")
+def resumed(stopped, tmp_path_factory):
+    """A copy of it that went on to its end, in a folder where the recipe never lay."""
+    place = tmp_path_factory.mktemp("resumed")
+    shutil.copytree(stopped, place / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        code, out, err = call("train", "own_recipe.py", *RESUME)
+    assert (code, out) == (0, "run\n")
+    assert err == "no own_recipe.py: the run goes on with its own run/config.json\n"
+    return place / "run"
+
+
+@pytest.fixture
+def place(stopped, tmp_path, monkeypatch):
+    """A folder with a copy of the stopped run and nothing else."""
+    shutil.copytree(stopped, tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_copy(place, text):
+    """Another recipe.py in the run folder, and its hash in config.json."""
+    (place / "run" / "recipe.py").write_text(text)
+    file = place / "run" / "config.json"
+    config = json.loads(file.read_text())
+    config["recipe"]["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    file.write_text(json.dumps(config))
+
+
+def test_a_run_folder_names_and_holds_the_recipes_own_classes(stopped):
+    config = json.loads((stopped / "config.json").read_text())
+    assert (stopped / "recipe.py").read_text() == SOURCE
+    assert config["recipe"] == {
+        "file": "recipe.py", "sha256": hashlib.sha256(SOURCE.encode()).hexdigest(),
+    }  # fmt: skip
+    assert config["objective"]["weights"] == [{"type": "recipe.py:FadeIn", "positions": 4}]
+    assert config["experience"]["context"] == {"type": "recipe.py:Backwards"}
+    assert config["experience"]["task"]["type"] == "recipe.py:Brief"
+
+
+def test_it_resumes_evaluates_and_reports_after_its_file_is_gone(resumed, monkeypatch, tmp_path):
+    monkeypatch.chdir(resumed.parent)
+    assert json.loads((resumed / "finished.json").read_text()) == {"step": 2}
+    lines = [json.loads(line) for line in (resumed / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    # Its context showed every row something, and its grader judged every one.
+    assert all(line["distilled"] == 1 for line in lines)
+    rows = (resumed / "rollouts" / "step_000000.jsonl").read_text().splitlines()
+    verdicts = {json.loads(row)["verdict"] for row in rows}
+    assert verdicts <= {"match", "wrong answer", "no answer", "too long"}
+    out = tmp_path / "found"
+    task = "run/recipe.py:Brief(count=2, most_words=50)"
+    code, _, err = call(*EVAL, "--task", task, "--out", out)
+    assert code == 0, err
+    assert len((out / "Brief.jsonl").read_text().splitlines()) == 4
+    assert call("report", "run")[::2] == (0, "")
+
+
+@pytest.mark.parametrize("where", [["--run-dir", "new"], RESUME], ids=["anew", "resumed"])
+def test_a_recipe_copy_that_is_not_the_runs_is_refused(place, where):
+    arguments, copy = ["train", "run/config.json", *where], place / "run" / "recipe.py"
+    for text in (SOURCE + "\n", SOURCE[:200]):
+        copy.write_text(text)
+        assert_mistake(arguments, "run/recipe.py is not the text that the run was started with")
+    copy.unlink()
+    assert_mistake(arguments, "run/recipe.py cannot be read: No such file")
+    write_copy(place, SOURCE.replace("FadeIn", "FadeOut"))
+    assert_mistake(arguments, r"weights\[0\]: recipe.py has no class 'FadeIn'; nearest: FadeOut")
+    write_copy(place, SOURCE.replace("(frozen=True)", ""))
+    assert_mistake(arguments, "Brief must be a frozen dataclass")
+
+
+def test_a_changed_original_is_another_run_and_the_copy_is_what_resumes(place):
+    arguments = ["train", "own_recipe.py", *RESUME, *SET]
+    (place / "own_recipe.py").write_text(SOURCE.replace("+ 1.0", "+ 2.0"))
+    said = "another text of the recipe's own classes; resume its copy, `jaxdistill train run/conf"
+    assert_mistake(arguments, said)
+    # The original as it was resumes, but not into a folder that has lost its copy.
+    (place / "own_recipe.py").write_text(SOURCE)
+    original = load_recipe("own_recipe.py", SMALL)
+    assert original == load_recipe("run/config.json", [])
+    assert not start_folder(original, place / "run", resume=True)
+    other = "`objective.weights` is .*'positions': 4.* there and .*'positions': 5.* here"
+    assert_mistake([*arguments, "--set", "objective.weights=(FadeIn(5),)"], other)
+    (place / "run" / "recipe.py").unlink()
+    assert_mistake(arguments, "run/recipe.py cannot be read")
+
+
+def test_a_run_of_a_runs_own_config_brings_the_recipe_along(place):
+    config = load_recipe("run/config.json", ["name=again"])
+    assert start_folder(config, place / "again", resume=False)
+    assert (place / "again" / "recipe.py").read_text() == SOURCE
+    shutil.rmtree(place / "run")
+    assert load_recipe("again/config.json", []) == config
+    (place / "again" / "config.json").unlink()  # a start that was killed may be started again
+    assert start_folder(config, place / "again", resume=False)
+
+
+def test_a_config_of_two_recipes_starts_no_run(place):
+    (place / "other.py").write_text(SOURCE + "\nother = own_recipe\n")
+    config, other = load_recipe("run/config.json", []), load_recipe("other.py", [])
+    mixed = dataclasses.replace(config, objective=other.objective)
+    with pytest.raises(UserError, match=r"of several recipes, a run keeps one: .*other.py"):
+        start_folder(mixed, place / "mixed", resume=False)
+    assert not (place / "mixed").exists()
+
+
+# ---------------------------------------------------------------------- nobody runs it unasked
+
+
+def test_a_report_an_analysis_and_an_evaluation_of_other_questions_never_run_a_recipe(
+    resumed, tmp_path, monkeypatch
+):
+    """This one's text leaves a file behind, as it does for who trains from it."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(resumed, tmp_path / "run")
+    write_copy(tmp_path, f"open({str(tmp_path / 'ran')!r}, 'w').close()\n{SOURCE}")
+    for command in (
+        ["report", "run"],
+        ["analyze", "run/evals/step_000002/brief.jsonl"],
+        [*EVAL, "--data", "toy:heldout", "--limit", "2"],
+    ):
+        code, _, err = call(*command)
+        assert code == 0, err
+        assert not (tmp_path / "ran").exists(), command
+    load_recipe("run/config.json", [])
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        ("Brief", "--task 'Brief': expected FILE.py:Name or package.module:Name"),
+        ("mine.py:Brief()", "recipe mine.py cannot be read: No such file"),
+        ("run/recipe.py:Breif", "run/recipe.py:Breif': recipe.py has no class 'Breif'; nearest: B"),
+        ("run/recipe.py:ToyTask", "recipe.py has no class 'ToyTask'"),
+        ("run/recipe.py:FadeIn", r"a class with questions\(\) and grade\(.*, and FadeIn is none"),
+        ("run/recipe.py:Brief(counts=2)", r"unknown setting .*counts'; expected Brief\(count, m"),
+        ("run/recipe.py:Brief(count=0)", "`count` must be at least 1, got 0"),
+        ("no_such.module:Brief", "no_such.module:Brief: ModuleNotFoundError"),
+    ],
+)
+def test_a_task_that_cannot_be_evaluated_is_one_line(place, task, said):
+    assert_mistake(["eval", "toy:main", "--task", task], said)
+
+
+def test_a_limit_is_not_for_tasks(place):
+    arguments = ["eval", "toy:main", "--task", "run/recipe.py:Brief", "--limit", "3"]
+    assert_mistake(arguments, "--limit goes with --data")
+    both = ["eval", "toy:main", "--task", "run/recipe.py:Brief", "--data", "toy:train"]
+    assert_mistake(both, "not allowed with argument")
+
+
+# --------------------------------------------------------------------- refused before any writing
+
+BROKEN = [
+    ("(frozen=True)\nclass FadeIn", "\nclass FadeIn", "FadeIn (as|must be) a frozen dataclass"),
+    ("positions: int = 8", "positions: dict = None", "FadeIn.positions is of type dict, which"),
+    ("most_words: int = 60", "most_words: int = '60'", "task.most_words: expected int, got '60'"),
+    ("import jax.numpy", "import beside_me, jax.numpy", "imports 'beside_me' from its own folder"),
+    ("def compose", "def composed", r"a class with compose\(attempt\), and Backwards is none"),
+    ("shown = ", "shown = attempt.none or ", "Backwards.compose on question .*AttributeError"),
+    ("return shown and", "return 4 or", "Backwards.compose on .*expected a Shown of text, or None"),
+    (
+        "def grade",
+        "def graded",
+        r"questions\(\) and grade\(question, response\), and Brief is",
+    ),
+    ("return verdict\n", "return 1\n", "Brief.grade on question .*expected a Verdict of bool"),
+    ("ToyTask(count=self.count)", "self", "Brief.questions: RecursionError"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "said"), BROKEN)
+def test_what_a_recipe_gets_wrong_is_one_line_and_leaves_nothing(
+    old, new, said, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)  # it would be something left behind
+    (tmp_path / "beside_me.py").write_text("")
+    assert old in SOURCE
+    (tmp_path / "own_recipe.py").write_text(SOURCE.replace(old, new))
+    assert_mistake(["train", "own_recipe.py", "--run-dir", "run", "--quiet", *SET], said)
