@@ -8,7 +8,8 @@ from typing import Any
 
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation import intervals
-from jaxdistill.evaluation.records import response_record, summarize
+from jaxdistill.evaluation.measures import summarize
+from jaxdistill.evaluation.records import response_record
 from jaxdistill.sampling import Address, Sampling
 from jaxdistill.sampling.engine import Engine
 from jaxdistill.sampling.rollouts import open_grading

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from jaxdistill.evaluation.measures import MEASURES
 from jaxdistill.report.findings import Cell, CellKey, change
 from jaxdistill.report.load import BASE, StudyResults
 from jaxdistill.report.words import method_label, sentence, split_label, world_label
@@ -139,15 +140,14 @@ def curves(study: StudyResults, paper: Paper) -> "Figure":
 def _curve_panels(study: StudyResults) -> list[tuple[str, str, str]]:
     """(label, split, field) from top to bottom; split "" is the training samples' own log.
 
-    Length and epistemic tokens come from held-out problems, or from the log without evaluations.
+    The other measures come from held-out problems, or from the log without evaluations.
     """
     splits = [s for s in study.splits if s != "train"] or study.splits
     split = splits[0] if splits else ""
     return [
         ("training reward", "", "reward"),
         *((f"{split_label(s)} accuracy", s, "accuracy") for s in splits),
-        ("response length, tokens", split, "length"),
-        ("epistemic tokens\nper response", split, "epistemic_per_response"),
+        *((m.panel, split, m.name) for m in MEASURES.values() if m.panel),
     ]
 
 

@@ -156,7 +156,7 @@ def tiles(cells: dict[CellKey, Cell]) -> list[tuple[str, str, str]]:
 # Key figures, held-out: title, world, method against the base, measure.
 TILES = (
     ("SDPO, held-out accuracy", "main", "sdpo", "accuracy"),
-    ("SDPO, epistemic tokens per response", "main", "sdpo", "epistemic"),
+    ("SDPO, epistemic tokens per response", "main", "sdpo", "epistemic_per_response"),
     ("GRPO, held-out accuracy", "main", "grpo", "accuracy"),
     ("SDPO in the control world, accuracy", "control", "sdpo", "accuracy"),
 )
