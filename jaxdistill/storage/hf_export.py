@@ -20,13 +20,13 @@ from flax import nnx
 from jaxdistill.errors import UserError
 from jaxdistill.models import families
 from jaxdistill.models.config import ModelConfig
+from jaxdistill.storage import hub
 from jaxdistill.storage.hf_files import (
     INDEX,
     TOKENIZER_FILES,
     WEIGHTS,
     copy_tokenizer_files,
     generation_config,
-    resolve_folder,
     write_json,
 )
 from jaxdistill.storage.hf_layout import parts_of, tensor_of, tensor_shape
@@ -146,7 +146,7 @@ def _write(
 
 
 def _tokenizer_folder(tokenizer_from: str | Path | None) -> Path | None:
-    source = None if tokenizer_from is None else resolve_folder(tokenizer_from)
+    source = None if tokenizer_from is None else hub.find_folder(tokenizer_from)
     if source is not None and not any((source / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(f"{source} holds no tokenizer; name the folder with tokenizer.json")
     return source

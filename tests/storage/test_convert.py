@@ -16,7 +16,7 @@ from jaxdistill.sharding import MeshConfig, make_mesh
 from jaxdistill.storage import hf_export, loading
 from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.storage.convert import convert
-from jaxdistill.storage.loading import Fresh, Pretrained, is_run, open_model, open_named
+from jaxdistill.storage.loading import Fresh, Pretrained, is_run, open_model
 from jaxdistill.storage.toy import toy_base_folder
 
 
@@ -134,7 +134,7 @@ def test_a_converted_run_can_be_sampled_from(fresh, tmp_path):
 
 
 def test_the_bundled_bases_have_names():
-    main, control = open_named("toy:main"), open_named("toy:control")
+    main, control = open_model("toy:main"), open_model("toy:control")
     assert main.config == control.config
     assert equal(main.params, open_model(toy_base_folder("main")).params)
 
