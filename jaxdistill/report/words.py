@@ -1,9 +1,5 @@
 """How numbers, names and responses read in a report."""
 
-import html
-import re
-from collections.abc import Sequence
-
 from jaxdistill.evaluation.intervals import Interval
 from jaxdistill.evaluation.measures import MEASURES, Measure
 
@@ -104,23 +100,3 @@ def movement(interval: Interval) -> str:
     if interval.high < 0:
         return "fell"
     return "rose" if interval.low > 0 else "did not clearly move:"
-
-
-def marked(text: str, words: Sequence[str]) -> str:
-    """Escape text for HTML, then wrap whole words (any case, letter boundaries) in <mark>.
-
-    Entities made by the escaping are stepped over, so no word list can break one.
-
-    >>> marked("1 < 2, Wait", ["wait", "lt"])
-    '1 &lt; 2, <mark>Wait</mark>'
-    """
-    escaped = html.escape(text)
-    if not words:
-        return escaped
-    longest_first = sorted((html.escape(word) for word in words), key=len, reverse=True)
-    alternatives = "|".join(re.escape(word) for word in longest_first)
-    letter = r"[^\W\d_]"
-    pattern = rf"&(?:#x?[0-9a-f]+|[a-z]+);|(?<!{letter})({alternatives})(?!{letter})"
-    return re.sub(
-        pattern, lambda m: f"<mark>{m[0]}</mark>" if m[1] else m[0], escaped, flags=re.IGNORECASE
-    )
