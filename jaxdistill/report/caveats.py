@@ -1,6 +1,7 @@
 """What a study shows and what it does not, said from its own numbers; and where it came from."""
 
 import math
+from collections.abc import Callable
 
 from jaxdistill.evaluation.measures import mean_of_rows
 from jaxdistill.report.findings import (
@@ -24,8 +25,13 @@ from jaxdistill.report.words import change_text, method_label, value_text, world
 COPY_FLOOR = 0.95
 
 
-def caveats(study: StudyResults, cells: dict[CellKey, Cell], judged: list[Finding]) -> list[str]:
-    """Sentences on what the numbers can and cannot carry."""
+def caveats(
+    study: StudyResults,
+    cells: dict[CellKey, Cell],
+    judged: list[Finding],
+    written: Callable[[str], str] = str,
+) -> list[str]:
+    """Sentences on what the numbers can and cannot carry; `written` escapes names in them."""
     lines = [_cause(cells), _seeds(study)]
     measured = sum(finding.verdict != UNMEASURED for finding in judged)
     if measured > 1:
@@ -33,7 +39,7 @@ def caveats(study: StudyResults, cells: dict[CellKey, Cell], judged: list[Findin
             f"{measured} orderings are judged, each by its own 95% interval, without a correction "
             "for judging several."
         )
-    lines.append(_copying(cells))
+    lines.append(_copying(cells, written))
     lines.append(
         "A small model in a synthetic world: how its guided text reads (the probe table) is an "
         "assumption of that world. The study shows that a loss transfers that behaviour or keeps "
@@ -132,7 +138,7 @@ def _seeds(study: StudyResults) -> str:
     )
 
 
-def _copying(cells: dict[CellKey, Cell]) -> str:
+def _copying(cells: dict[CellKey, Cell], written: Callable[[str], str]) -> str:
     """Copying errors look like lost reasoning; say whether they can be the reason here."""
     values = [
         (cell.value("copy_fidelity"), cell)
@@ -142,7 +148,7 @@ def _copying(cells: dict[CellKey, Cell]) -> str:
     if not values:
         return ""
     lowest, cell = min(values, key=lambda pair: pair[0])
-    where = f"{method_label(cell.method)}, {world_label(cell.world)}, {cell.split}"
+    where = written(f"{method_label(cell.method)}, {world_label(cell.world)}, {cell.split}")
     text = f"The lowest copy fidelity is {value_text('copy_fidelity', lowest)} ({where})"
     if lowest >= COPY_FLOOR:
         return f"{text}: wrongly copied answers do not explain the changes in accuracy."

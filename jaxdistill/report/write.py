@@ -87,7 +87,7 @@ def study_markdown(study_dir: str | Path) -> str:
         *map(markdown.table, final_tables(study, cells)),
         *map(markdown.table, sweeps(study)),
         *map(markdown.table, tables.probe_tables(study)),
-        markdown.bullets(caveats.caveats(study, cells, judged)),
+        markdown.bullets(caveats.caveats(study, cells, judged, markdown.escaped)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
