@@ -83,7 +83,8 @@ def test_another_dtype_is_cast_to_on_either_way(fresh, tmp_path):
 
 def test_what_is_trained_from_bfloat16_is_exported_in_it_unless_told_otherwise(fresh, tmp_path):
     base = export(fresh, tmp_path / "hf", "bfloat16")
-    run_dir = run(tiny(model=Pretrained(str(base)), steps=1, checkpoint_every=1),
+    # As long as the run above, whose compiled step it shares.
+    run_dir = run(tiny(model=Pretrained(str(base)), steps=2, checkpoint_every=1),
                   tmp_path / "run", quiet=True)  # fmt: skip
     assert dtypes_of(open_model(run_dir)) == {"float32"}
     assert dtypes_of(open_model(run_dir / "export")) == {"bfloat16"}
