@@ -11,7 +11,6 @@ NumPy only. Letter Q: problems. A seed is an argument, so the same data give the
 problems are sorted by id, so the order of a file's lines changes nothing.
 """
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -23,7 +22,7 @@ from jaxdistill.errors import UserError
 # The ends of a 95 % interval then have a standard error of 1.5 % of its width.
 NUM_RESAMPLES = 2000
 LEVEL = 0.95
-# Bounds the arrays of one block of drawn problems (resamples x problems, 8 bytes) to 16 MB each.
+# Bounds the memory of one block of drawn problems (resamples x problems, int64) to about 16 MB.
 BLOCK_ENTRIES = 2_000_000
 
 
@@ -208,33 +207,15 @@ def resampled_means(
     """The mean of each of `clusters` (same ids) in every resample: an array for each."""
     num_problems = len(clusters[0].ids)
     assert all(c.ids == clusters[0].ids for c in clusters), "align with on_shared_problems first"
+    rng = np.random.default_rng(seed)
     block = max(1, BLOCK_ENTRIES // num_problems)
-    if num_resamples <= block:
-        blocks = [_first_draws(num_problems, num_resamples, seed)]
-    else:
-        rng = np.random.default_rng(seed)
-        starts = range(0, num_resamples, block)
-        sizes = [min(block, num_resamples - start) for start in starts]
-        blocks = (_draws(rng, size, num_problems) for size in sizes)
     means: list[list[np.ndarray]] = [[] for _ in clusters]
-    for times_RQ in blocks:
+    for start in range(0, num_resamples, block):
+        shape = (min(block, num_resamples - start), num_problems)
+        drawn = rng.integers(num_problems, size=shape)
         for collected, c in zip(means, clusters):
-            collected.append((times_RQ @ c.total_Q) / (times_RQ @ c.weight_Q))
+            collected.append(c.total_Q[drawn].sum(axis=1) / c.weight_Q[drawn].sum(axis=1))
     return [np.concatenate(collected) for collected in means]
-
-
-# A report asks for hundreds of intervals over the same few sets of problems.
-@functools.lru_cache(maxsize=4)
-def _first_draws(num_problems: int, num_resamples: int, seed: int) -> np.ndarray:
-    return _draws(np.random.default_rng(seed), num_resamples, num_problems)
-
-
-def _draws(rng: np.random.Generator, num_resamples: int, num_problems: int) -> np.ndarray:
-    """How often each resample draws each problem: [R, Q], rows that sum to Q."""
-    drawn_RQ = rng.integers(num_problems, size=(num_resamples, num_problems))
-    drawn_RQ += num_problems * np.arange(num_resamples)[:, None]
-    times = np.bincount(drawn_RQ.ravel(), minlength=drawn_RQ.size)
-    return times.reshape(drawn_RQ.shape).astype(np.float64)
 
 
 def on_shared_problems(clusters: Sequence[Clusters]) -> list[Clusters]:
