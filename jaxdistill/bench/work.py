@@ -16,9 +16,9 @@ from jaxdistill.models.remat import RematChoice
 Settings = TypeVar("Settings")
 
 
-def flag(default: Any, text: str, metavar: str | None = None) -> Any:
-    """A field that is a flag, with its help text."""
-    return field(default=default, metadata={"help": text, "metavar": metavar})
+def flag(default: Any, text: str, *, metavar: str | None = None, least: int | None = None) -> Any:
+    """A field that is a flag, with its help text and the least value that it may have."""
+    return field(default=default, metadata={"help": text, "metavar": metavar, "least": least})
 
 
 def settings_of(cls: type[Settings], source: Any, **others: Any) -> Settings:
@@ -57,7 +57,7 @@ class Cache:
 class Placing:
     """Model, numbers and devices, of every kind of work."""
 
-    model: str = flag("Qwen3-1.7B", "preset whose sizes are taken", "NAME")
+    model: str = flag("Qwen3-1.7B", "preset whose sizes are taken", metavar="NAME")
     attention: Literal["auto", "xla", "cudnn", "splash"] = flag(
         "auto", "implementation of attention; auto is the device's best"
     )
@@ -74,18 +74,16 @@ class Placing:
 
         return settings_of(MeshConfig, self)
 
-    def check(self, *at_least_1: str) -> None:
-        """Raise UserError for a size below 1, and for a value that is none of its choices."""
-        for name in at_least_1:
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}")
-        for name, kind in typing.get_type_hints(type(self)).items():
-            choices = typing.get_args(kind)  # nothing but for a Literal
-            if choices and getattr(self, name) not in choices:
-                raise UserError(
-                    f"--{name.replace('_', '-')} must be one of {', '.join(choices)}, "
-                    f"got {getattr(self, name)!r}"
-                )
+    def check(self) -> None:
+        """Raise UserError for a size below its least, and for a value that is none of several."""
+        kinds = typing.get_type_hints(type(self))
+        for each in dataclasses.fields(self):
+            name, value = "--" + each.name.replace("_", "-"), getattr(self, each.name)
+            least, choices = each.metadata["least"], typing.get_args(kinds[each.name])
+            if least is not None and value < least:
+                raise UserError(f"{name} must be at least {least}, got {value}")
+            if choices and value not in choices:  # of a Literal
+                raise UserError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +91,9 @@ class Training(Placing):
     """How the work that takes a step computes it."""
 
     objective: str = flag(
-        "sdpo", "objective by name; a distillation is over the full vocabulary", "PRESET"
+        "sdpo",
+        "objective by name; a distillation is over the full vocabulary",
+        metavar="PRESET",
     )
     remat: RematChoice = flag(
         "auto", "what the backward pass recomputes in a layer; auto: as little as memory allows"
@@ -102,7 +102,7 @@ class Training(Placing):
         "float32", "dtype that Adam's moments are stored in"
     )
     moments_on: Literal["device", "host"] = flag("device", "where the moments lie between steps")
-    micro_batches: int = flag(1, "parts of the batch, computed one at a time")
+    micro_batches: int = flag(1, "parts of the batch, computed one at a time", least=1)
     chunk: int = flag(512, "positions whose logits are in memory at once")
 
     @property
@@ -129,7 +129,7 @@ class Training(Placing):
         return settings_of(Optimizer, self, warmup_steps=0)
 
     def check_rows(self, rows: int) -> None:
-        if self.compute.micro_batches < 1 or rows % self.micro_batches:
+        if rows % self.compute.micro_batches:
             raise UserError(f"--micro-batches {self.micro_batches} must divide the {rows} rows")
 
 
@@ -141,31 +141,28 @@ class Decode(TokenChoice, Cache, Placing):
     all are `new` tokens long. Raises UserError for sizes that cannot be.
     """
 
-    rows: int = flag(64, "responses in all")
-    rollouts: int = flag(1, "responses per prompt")
-    slots: int = flag(0, "rows decoded at a time; 0: all rows")
+    rows: int = flag(64, "responses in all", least=1)
+    rollouts: int = flag(1, "responses per prompt", least=1)
+    slots: int = flag(0, "rows decoded at a time; 0: all rows", least=0)
     pages: int = flag(
         0,
         "pages of 128 positions that the slots share; 0: each slot has a KV cache as long as the "
         "longest row",
+        least=0,
     )
-    prompt: int = flag(256, "tokens of a prompt")
-    new: int = flag(512, "tokens of a response at most")
+    prompt: int = flag(256, "tokens of a prompt", least=1)
+    new: int = flag(512, "tokens of a response at most", least=1)
     mean: int = flag(0, "mean of long-tailed lengths; 0: all are --new tokens long")
     busy: bool = flag(
         False, "with --mean: also time the same slots when all are busy, at the same mean context"
     )
     profile: int = flag(0, "also list the N kernels that take longest")
-    repeats: int = flag(5, "timed runs; the median counts")
+    repeats: int = flag(5, "timed runs; the median counts", least=1)
 
     def __post_init__(self):
-        self.check("rows", "rollouts", "prompt", "new", "repeats")
+        self.check()
         if self.rows % self.rollouts:
             raise UserError(f"--rows {self.rows} must be a multiple of --rollouts {self.rollouts}")
-        if self.slots < 0:
-            raise UserError(f"--slots must be at least 0 (all rows), got {self.slots}")
-        if self.pages < 0:
-            raise UserError(f"--pages must be at least 0 (no sharing), got {self.pages}")
         if self.busy and not self.mean:
             raise UserError("--busy compares with rows of different lengths; give their --mean")
         _check_mean(self.mean, self.new)
@@ -184,14 +181,14 @@ class Step(Training):
     Raises UserError for sizes that cannot be.
     """
 
-    rows: int = flag(4, "rows of the batch")
+    rows: int = flag(4, "rows of the batch", least=1)
     tokens: int = flag(4096, "tokens of a row: prompt and completion")
-    prompt: int = flag(256, "how many of them are the prompt; the teacher's is as long")
+    prompt: int = flag(256, "how many of them are the prompt; the teacher's is as long", least=1)
     profile: int = flag(0, "also list the N kernels that take longest")
-    repeats: int = flag(5, "timed runs; the median counts")
+    repeats: int = flag(5, "timed runs; the median counts", least=1)
 
     def __post_init__(self):
-        self.check("rows", "prompt", "repeats")
+        self.check()
         if self.tokens <= self.prompt:
             raise UserError(
                 f"--tokens {self.tokens} must be more than the --prompt {self.prompt} that is "
@@ -208,21 +205,19 @@ class Iteration(Cache, Training):
     cannot be.
     """
 
-    questions: int = flag(8, "prompts")
-    rollouts: int = flag(8, "responses per prompt")
-    slots: int = flag(0, "rows decoded at a time; 0: as many as memory allows")
-    prompt: int = flag(256, "tokens of a prompt")
-    context: int = flag(1024, "tokens of the teacher's prompt")
-    new: int = flag(1024, "tokens of a response at most")
+    questions: int = flag(8, "prompts", least=1)
+    rollouts: int = flag(8, "responses per prompt", least=1)
+    slots: int = flag(0, "rows decoded at a time; 0: as many as memory allows", least=0)
+    prompt: int = flag(256, "tokens of a prompt", least=1)
+    context: int = flag(1024, "tokens of the teacher's prompt", least=1)
+    new: int = flag(1024, "tokens of a response at most", least=1)
     mean: int = flag(0, "mean of long-tailed lengths; 0: all are --new tokens long")
     pack: int = flag(0, "positions of a packed row; 0: rows are padded to the longest")
-    repeats: int = flag(3, "timed runs; the median counts")
+    repeats: int = flag(3, "timed runs; the median counts", least=1)
 
     def __post_init__(self):
-        self.check("questions", "rollouts", "prompt", "context", "new", "repeats")
+        self.check()
         _check_mean(self.mean, self.new)
-        if self.slots < 0:
-            raise UserError(f"--slots must be at least 0 (as many as fit), got {self.slots}")
         self.check_rows(self.rows)
 
     @property

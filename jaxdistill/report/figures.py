@@ -35,7 +35,7 @@ class Paper(NamedTuple):
     others: tuple[str, ...]  # for methods without a colour of their own; none is a named one's
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[Any, Any]:
         """How everything but the data is drawn, as matplotlib's rc settings."""
         colours = {
             "savefig.facecolor": self.ground,

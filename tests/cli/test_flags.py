@@ -106,7 +106,7 @@ class Made:
     number: int = flag(3, "a number")
     share: float = flag(0.5, "a share")
     kind: Literal["a", "b"] = flag("a", "a kind")
-    file_name: str = flag("x", "a name", "NAME")
+    file_name: str = flag("x", "a name", metavar="NAME")
     loud: bool = flag(False, "louder")
 
 
