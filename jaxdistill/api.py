@@ -25,9 +25,8 @@ from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.quantized import CacheDtype
 from jaxdistill.sampling import Address, Sampling
 from jaxdistill.sampling.engine import Engine
-from jaxdistill.storage import hf_export, hf_files, hf_import, loading
+from jaxdistill.storage import hf_export, hf_files, loading
 from jaxdistill.storage import tokenizer as tokenizers
-from jaxdistill.storage.toy import toy_base_folder
 from jaxdistill.tasks.questions import Question
 
 
@@ -38,19 +37,10 @@ def load(
 
     `toy:main` and `toy:control` are the bundled bases. `dtype` is that of the parameters, None the
     folder's own (a trained run's is float32); with `mesh` each is split by its axes. Raises
-    UserError where there is no model, or a malformed one.
+    UserError, one line that lists what was tried, where there is no model, or a malformed one.
     """
     _check_dtype(dtype)
-    kind, _, world = str(path).partition(":")
-    path = toy_base_folder(world) if kind == "toy" else Path(path)
-    if loading.is_run(path):
-        run = loading.open_model(path, mesh)
-        params = run.params
-        if dtype is not None:
-            params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-        return Model(config=run.config, params=params, folder=run.tokenizer_folder, mesh=mesh)
-    folder = loading.model_folder(path)
-    config, params = hf_import.import_folder(folder, mesh=mesh, dtype=dtype, progress=True)
+    config, params, folder = loading.open_weights(path, mesh, dtype=dtype, progress=True)
     return Model(config=config, params=params, folder=folder, mesh=mesh)
 
 

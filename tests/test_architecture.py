@@ -48,8 +48,9 @@ OWNERS = {
 }
 
 JAX_FREE = (
-    "epistemic", "evaluation.analyze", "evaluation.intervals", "evaluation.responses", "report",
-    "tasks.contexts", "tasks.grading", "tasks.questions", "tasks.toy",
+    "bench.work", "epistemic", "evaluation.analyze", "evaluation.intervals", "evaluation.measures",
+    "evaluation.responses", "report", "tasks.contexts", "tasks.grading", "tasks.questions",
+    "tasks.toy",
 )  # fmt: skip
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 NEVER_CONFIG = ("losses", "objectives", "sampling")

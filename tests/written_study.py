@@ -15,12 +15,16 @@ class Page(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.tags, self.links, self.open, self.text = [], [], [], ""
+        self.tags, self.attributes, self.links, self.open, self.text = [], [], [], [], ""
+        self.policies = []
         self.feed(text)
         assert self.open == []
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
+        self.attributes += [key for key, _ in attrs]
+        if ("http-equiv", "Content-Security-Policy") in attrs:
+            self.policies.append(dict(attrs)["content"])
         self.links += [value for key, value in attrs if key in ("src", "href", "srcset")]
         if tag not in VOID:
             self.open.append(tag)

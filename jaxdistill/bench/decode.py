@@ -7,7 +7,6 @@ same run.
 """
 
 import time
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,65 +17,22 @@ import numpy as np
 from jaxdistill import sharding
 from jaxdistill.bench import measure
 from jaxdistill.bench.step import forward_flops, random_params
+from jaxdistill.bench.work import Decode, described
 from jaxdistill.errors import UserError
 from jaxdistill.models.cached_attention import PAGE
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.presets import preset
-from jaxdistill.models.quantized import CacheDtype, check_cache_dtype, vector_bytes
+from jaxdistill.models.quantized import vector_bytes
 from jaxdistill.precision import compute_dtype
-from jaxdistill.sampling import Counts, Sampling, question_hashes, row_keys
+from jaxdistill.sampling import Counts, question_hashes, row_keys
 from jaxdistill.sampling.engine import Engine
 from jaxdistill.sampling.sampler import STRIDE
-from jaxdistill.sharding import MeshConfig
 from jaxdistill.storage.loading import Policy
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decode:
-    """What is decoded: rows = prompts x rollouts, of random weights and random prompts.
-
-    With a `mean` the rows' lengths are long-tailed (log-normal, sigma 0.8, cut at `new`), without
-    all are `new` tokens long. Raises UserError for sizes that cannot be.
-    """
-
-    model: str = "Qwen3-1.7B"
-    rows: int = 64
-    rollouts: int = 1
-    slots: int = 0  # decoded at a time; 0: all rows
-    pages: int = 0  # that the slots share; 0: each slot has a cache of the longest row
-    busy: bool = False  # also time the same slots, always busy
-    prompt: int = 256
-    new: int = 512
-    mean: int = 0
-    dtype: str = "auto"
-    sampling: Sampling = Sampling()  # its max_new_tokens is `new`
-    repeats: int = 5
-    profile: int = 0  # kernels to list by the time they take
-    attention: str = "auto"  # "xla" reads whole caches, all others what is in use where they can
-    cache_dtype: CacheDtype = "auto"
-    mesh: MeshConfig = MeshConfig()
-
-    def __post_init__(self):
-        for name in ("rows", "rollouts", "prompt", "new", "repeats"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}")
-        check_cache_dtype(self.cache_dtype, "--cache-dtype")
-        if self.rows % self.rollouts:
-            raise UserError(f"--rows {self.rows} must be a multiple of --rollouts {self.rollouts}")
-        if self.slots < 0:
-            raise UserError(f"--slots must be at least 0 (all rows), got {self.slots}")
-        if self.pages < 0:
-            raise UserError(f"--pages must be at least 0 (no sharing), got {self.pages}")
-        if self.busy and not self.mean:
-            raise UserError("--busy compares with rows of different lengths; give their --mean")
-        if not 0 <= self.mean <= self.new:
-            raise UserError(f"--mean {self.mean} must lie between 0 and --new {self.new}")
 
 
 def bench_decode(work: Decode) -> dict[str, Any]:
     """Compile, warm up and time the sampler; the result goes into JSON as it is."""
     config, dtype = preset(work.model), compute_dtype(work.dtype)
-    sampling = replace(work.sampling, max_new_tokens=work.new)
     slots = min(work.slots or work.rows, work.rows)
     mesh = sharding.make_mesh(work.mesh)
     with sharding.use_mesh(mesh):
@@ -89,7 +45,7 @@ def bench_decode(work: Decode) -> dict[str, Any]:
             cache_dtype=work.cache_dtype,
         )
         sample: Any = engine.sampler(
-            sampling, work.rollouts, slots=slots, pages=work.pages or None, counts=True
+            work.sampling, work.rollouts, slots=slots, pages=work.pages or None, counts=True
         )
         arguments = params, *engine.place(_prompts(work, config))
         no_tokens_B = engine.place(np.zeros(work.rows, np.int32))
@@ -115,7 +71,7 @@ def bench_decode(work: Decode) -> dict[str, Any]:
     lengths_B = long_tailed(work.rows, work.new, work.mean)
     whole, counts = seconds_of(lengths_B)
     result = {
-        "work": asdict(work),
+        "work": described(work),
         "tokens": int(lengths_B.sum()),
         **whole,
         "tokens_per_second": float(lengths_B.sum() / whole["seconds"]),

@@ -4,7 +4,6 @@ Every answer counts as right at once: grading and text are the host's work and n
 """
 
 import time
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
@@ -15,59 +14,17 @@ from jaxdistill.bench import measure
 from jaxdistill.bench.decode import long_tailed, without_text
 from jaxdistill.bench.step import (
     batch_of,
-    check_rows,
     checked_loss,
     compiled_step,
     objective_of,
     start,
     train_step_of,
 )
-from jaxdistill.errors import UserError
+from jaxdistill.bench.work import Iteration, described
 from jaxdistill.models.presets import preset
 from jaxdistill.sampling import Samples, Sampling, question_hashes, row_keys
 from jaxdistill.sampling.engine import Engine
-from jaxdistill.sharding import MeshConfig
 from jaxdistill.training.batch import Batch, pack, pad, texts_of
-from jaxdistill.training.compute import Compute
-from jaxdistill.training.optimizer import Optimizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class Iteration:
-    """R rollouts of each of Q random prompts by the student, then one step on them.
-
-    With a `mean` the lengths are long-tailed as in `bench decode`. Raises UserError for sizes that
-    cannot be.
-    """
-
-    model: str = "Qwen3-1.7B"
-    questions: int = 8
-    rollouts: int = 8
-    slots: int = 0  # decoded at a time; 0: as many as memory allows
-    prompt: int = 256
-    context: int = 1024  # tokens of the teacher's prompt
-    new: int = 1024
-    mean: int = 0
-    objective: str = "sdpo"
-    compute: Compute = Compute(dtype="bfloat16", remat="auto")
-    optimizer: Optimizer = Optimizer(warmup_steps=0)
-    mesh: MeshConfig = MeshConfig()
-    repeats: int = 3
-
-    def __post_init__(self):
-        for name in ("questions", "rollouts", "prompt", "context", "new", "repeats"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.mean <= self.new:
-            raise UserError(f"--mean {self.mean} must lie between 0 and --new {self.new}")
-        if self.slots < 0:
-            raise UserError(f"--slots must be at least 0 (as many as fit), got {self.slots}")
-        check_rows(self.rows, self.compute)
-        objective_of(self.objective)
-
-    @property
-    def rows(self) -> int:
-        return self.questions * self.rollouts
 
 
 def bench_iteration(work: Iteration) -> dict[str, Any]:
@@ -131,7 +88,7 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
     seconds_sampling, seconds_step = (list(part) for part in zip(*seconds[1:]))
     whole = measure.median_and_spread([a + b for a, b in seconds[1:]])
     return {
-        "work": asdict(work),
+        "work": described(work),
         "remat": remat,
         "slots": slots,
         "pages": pages,

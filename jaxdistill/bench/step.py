@@ -7,7 +7,7 @@ as time, not as work. Bytes are those of the parameters and what goes with them 
 """
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxdistill import sharding
 from jaxdistill.bench import measure
+from jaxdistill.bench.work import Step, described
 from jaxdistill.errors import UserError
 from jaxdistill.models import parameters
 from jaxdistill.models.config import ModelConfig
@@ -29,7 +30,6 @@ from jaxdistill.objectives import (
     needs_reference,
     needs_teacher,
 )
-from jaxdistill.sharding import MeshConfig
 from jaxdistill.training.batch import Batch, Texts, pad, texts_of
 from jaxdistill.training.compute import Compute
 from jaxdistill.training.memory import FirstThatFits
@@ -37,42 +37,6 @@ from jaxdistill.training.optimizer import Optimizer
 from jaxdistill.training.state import TrainState, init_state
 from jaxdistill.training.step import make_train_step
 from jaxdistill.training.teachers import Frozen
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """What a step is given: full rows of random tokens, and random weights.
-
-    Raises UserError for sizes that cannot be.
-    """
-
-    model: str = "Qwen3-1.7B"
-    rows: int = 4
-    tokens: int = 4096  # of a row: its prompt, the teacher's of the same length, and a completion
-    prompt: int = 256
-    objective: str = "sdpo"  # a preset's name; a distillation is over the full vocabulary
-    compute: Compute = Compute(dtype="bfloat16", remat="auto")
-    optimizer: Optimizer = Optimizer(warmup_steps=0)
-    mesh: MeshConfig = MeshConfig()
-    repeats: int = 5
-    profile: int = 0  # kernels to list by the time they take
-
-    def __post_init__(self):
-        for name in ("rows", "prompt", "repeats"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}")
-        if self.tokens <= self.prompt:
-            raise UserError(
-                f"--tokens {self.tokens} must be more than the --prompt {self.prompt} that is "
-                "part of them"
-            )
-        check_rows(self.rows, self.compute)
-        objective_of(self.objective)
-
-
-def check_rows(rows: int, compute: Compute) -> None:
-    if compute.micro_batches < 1 or rows % compute.micro_batches:
-        raise UserError(f"--micro-batches {compute.micro_batches} must divide the {rows} rows")
 
 
 def objective_of(name: str) -> Objective:
@@ -160,7 +124,7 @@ def bench_step(work: Step) -> dict[str, Any]:
     flops = step_flops(config, objective, work.rows, work.prompt, work.tokens)
     moved = step_bytes(config, objective, compute, work.optimizer) * mesh.shape["data"]
     return {
-        "work": asdict(work),
+        "work": described(work),
         "remat": remat,
         "tokens": tokens,
         **found,

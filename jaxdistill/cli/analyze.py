@@ -81,9 +81,10 @@ def analyze(options: argparse.Namespace) -> None:
         return
     vocabulary = None
     if options.model:
-        from jaxdistill.storage.loading import open_tokenizer
+        from jaxdistill.storage import tokenizer as tokenizers
+        from jaxdistill.storage.loading import tokenizer_folder
 
-        tokenizer = open_tokenizer(options.model)
+        tokenizer = tokenizers.load(tokenizer_folder(options.model))
         vocabulary = analysis.Vocabulary(tokenizer, open_lexicon(source, tokenizer))
         words = vocabulary.lexicon.words
     elif options.lexicon:
@@ -125,9 +126,9 @@ def propose(options: argparse.Namespace, responses: list[Any]) -> None:
     from jaxdistill.epistemic import write_lexicon
     from jaxdistill.evaluation.lexicon_proposals import propose_lexicon
     from jaxdistill.precision import compute_dtype
-    from jaxdistill.storage.loading import open_named
+    from jaxdistill.storage.loading import open_model
 
-    policy = open_named(options.model, progress=True)
+    policy = open_model(options.model, progress=True)
     proposal = propose_lexicon(
         policy,
         responses,

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from jaxdistill.cli.flags import add_quiet
+from jaxdistill.cli.flags import MODEL_HELP, add_quiet
 from jaxdistill.cli.parser import add_verb, worked_out
 
 
@@ -12,7 +12,7 @@ def add_verbs(verbs: Any) -> None:
     sub = add_verb(
         verbs, "convert", convert, "Hugging Face folder <-> run folder (Orbax), by what SRC is."
     )
-    sub.add_argument("source", metavar="SRC", type=Path, help="a Hugging Face folder, or a run")
+    sub.add_argument("source", metavar="SRC", type=Path, help=MODEL_HELP)
     sub.add_argument(
         "destination", metavar="DST", type=Path, help="the other kind of folder, to be created"
     )

@@ -1,13 +1,16 @@
-"""Flags that several verbs share, and what they mean to the library.
+"""Flags made from dataclasses, flags that several verbs share, and what they mean to the library.
 
-Defaults and choices repeat those of the library's dataclasses, whose modules import JAX; a test
-compares the two.
+No module here imports JAX. A test compares defaults and choices with those of the library's
+settings, whose modules do.
 """
 
 import argparse
+import dataclasses
+import typing
 from pathlib import Path
 from typing import Any
 
+from jaxdistill.bench.work import Cache, Placing, TokenChoice, settings_of
 from jaxdistill.cli.parser import worked_out
 from jaxdistill.errors import UserError
 
@@ -31,63 +34,44 @@ def add_quiet(sub: argparse.ArgumentParser) -> None:
 
 def add_sampling(sub: argparse.ArgumentParser) -> None:
     """How tokens are chosen and computed: read by `sampling_of` and by the sampling verbs."""
-    add_token_choice(sub)
+    add_fields(sub, TokenChoice)
     sub.add_argument(
         "--max-new-tokens", type=int, default=128, metavar="N", help="tokens of a response at most"
     )
     sub.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples")
     add_dtype(sub)
-    add_cache_dtype(sub)
+    add_fields(sub, Cache)
     add_thinking(sub)
 
 
-def add_token_choice(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        "--temperature", type=float, default=1.0, metavar="X", help="of the samples; 0 is greedy"
-    )
-    sub.add_argument(
-        "--top-k", type=int, default=0, metavar="N", help="most likely tokens kept; 0 keeps all"
-    )
-    sub.add_argument(
-        "--top-p", type=float, default=1.0, metavar="X", help="joint probability of the kept tokens"
-    )
-    sub.add_argument(
-        "--min-p",
-        type=float,
-        default=0.0,
-        metavar="X",
-        help="least probability of a kept token, as a share of the largest",
-    )
+def add_fields(sub: argparse.ArgumentParser, cls: Any, *names: str) -> None:
+    """A flag for each field of a dataclass, or for those named: its type, default and help.
+
+    The class's own fields come before those that it shares with others.
+    """
+    kinds = typing.get_type_hints(cls)
+    fields = [field for field in dataclasses.fields(cls) if field.name in (names or kinds)]
+    for field in sorted(fields, key=lambda field: field.name not in cls.__annotations__):
+        kind, name = kinds[field.name], "--" + field.name.replace("_", "-")
+        how: dict[str, Any]
+        if kind is bool:
+            how = {"action": "store_true"}
+        elif choices := typing.get_args(kind):  # a Literal
+            how = {"default": field.default, "choices": choices}
+        else:
+            metavar = field.metadata["metavar"] or {int: "N", float: "X"}[kind]
+            how = {"default": field.default, "type": kind, "metavar": metavar}
+        sub.add_argument(name, help=field.metadata["help"], **how)
 
 
 def sampling_of(options: argparse.Namespace, max_new_tokens: int) -> Any:
     from jaxdistill.sampling import Sampling
 
-    return Sampling(
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        max_new_tokens=max_new_tokens,
-        min_p=options.min_p,
-    )
+    return settings_of(Sampling, options, max_new_tokens=max_new_tokens)
 
 
 def add_dtype(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        "--dtype",
-        default="auto",
-        choices=("auto", "float32", "bfloat16"),
-        help="dtype of matrix products; auto is float32 on a CPU and bfloat16 elsewhere",
-    )
-
-
-def add_cache_dtype(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        "--cache-dtype",
-        default="auto",
-        choices=("auto", "int8"),
-        help="dtype of the KV cache while sampling; auto is that of matrix products",
-    )
+    add_fields(sub, Placing, "dtype")
 
 
 def add_thinking(sub: argparse.ArgumentParser) -> None:

@@ -67,11 +67,11 @@ def engine_of(policy: Any, options: argparse.Namespace) -> Any:
 
 def sample(options: argparse.Namespace) -> None:
     from jaxdistill.sampling import Address
-    from jaxdistill.storage.loading import open_named
+    from jaxdistill.storage.loading import open_model
     from jaxdistill.tasks.questions import Question
 
     require_positive(options.samples, "--samples")
-    policy = open_named(options.model, progress=True)
+    policy = open_model(options.model, progress=True)
     questions = [
         Question(f"prompt:{i}", prompt, "", options.system)
         for i, prompt in enumerate(options.prompt)
@@ -92,7 +92,7 @@ def sample(options: argparse.Namespace) -> None:
 def evaluate(options: argparse.Namespace) -> None:
     from jaxdistill.evaluation import evaluate as evaluation
     from jaxdistill.evaluation.records import write_evaluation
-    from jaxdistill.storage.loading import open_named
+    from jaxdistill.storage.loading import open_model
 
     require_positive(options.samples, "--samples")
     require_positive(1 if options.limit is None else options.limit, "--limit")
@@ -100,7 +100,7 @@ def evaluate(options: argparse.Namespace) -> None:
         split = evaluation.named_split(options.data, options.limit)
     else:
         split = own_split(options.task, options.limit)
-    policy = open_named(options.model, progress=True)
+    policy = open_model(options.model, progress=True)
     sampling = sampling_of(options, options.max_new_tokens)
     config = evaluation.Evaluation(
         splits=(split,), samples=options.samples, sampling=sampling, seed=options.seed

@@ -6,7 +6,7 @@ words.
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -125,12 +125,6 @@ def hash_tokenizer(tokenizer: Any) -> str:
 def vocab_size(tokenizer: Any) -> int:
     """One more than the largest id; a model's own vocabulary may be padded beyond it."""
     return max(tokenizer.get_vocab().values()) + 1
-
-
-def count_ids(ids: Iterable[int], lexicon: Lexicon) -> int:
-    """Counts the tokens of `ids` that are epistemic in `lexicon`."""
-    members = frozenset(lexicon.ids)
-    return sum(int(i) in members for i in ids)
 
 
 # ------------------------------------------------------------------------------------ the file

@@ -8,10 +8,12 @@ from typing import Any
 
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation import intervals
-from jaxdistill.evaluation.records import response_record, summarize
+from jaxdistill.evaluation.measures import summarize
+from jaxdistill.evaluation.records import response_record
 from jaxdistill.sampling import Address, Sampling
 from jaxdistill.sampling.engine import Engine
 from jaxdistill.sampling.rollouts import open_grading
+from jaxdistill.storage.toy import toy_name
 from jaxdistill.tasks.tasks import MathTask, Task, ToyTask, questions_of
 
 
@@ -85,13 +87,15 @@ def evaluate_split(
 
 def named_split(name: str, limit: int | None) -> Split:
     """The questions that a name or a file means. Raises UserError for an unknown toy split."""
-    if not name.startswith("toy:"):
+    toy = toy_name(name)
+    if toy is None:
         return Split(Path(name).stem, MathTask(name, limit))
-    pools = {"toy:train": ("train", 3), "toy:heldout": ("heldout", 3), "toy:ood": ("heldout", 4)}
-    if name not in pools:
-        raise UserError(f"`--data` {name!r} is unknown; use {', '.join(pools)}, or a file")
-    pool, numbers = pools[name]
-    return Split(name.removeprefix("toy:"), ToyTask(pool, numbers, 128 if limit is None else limit))
+    pools = {"train": ("train", 3), "heldout": ("heldout", 3), "ood": ("heldout", 4)}
+    if toy not in pools:
+        known = ", ".join(f"toy:{pool}" for pool in pools)
+        raise UserError(f"`--data` {name!r} is unknown; use {known}, or a file")
+    pool, numbers = pools[toy]
+    return Split(toy, ToyTask(pool, numbers, 128 if limit is None else limit))
 
 
 def summary_lines(records: list[dict[str, Any]], k: int) -> Iterator[str]:

@@ -59,15 +59,25 @@ def by_problem(
     >>> by_problem(["b", "a", "a"], [True, True, False]).mean
     0.6666666666666666
     """
-    sums: dict[str, list[float]] = {}
-    for question_id, value in zip(question_ids, values, strict=True):
-        if value is not None:
-            sums.setdefault(str(question_id), []).append(float(value))
-    if not sums:
+    told = zip(question_ids, values, strict=True)
+    found = clusters_of((i, float(value), 1.0) for i, value in told if value is not None)
+    if found is None:
         raise UserError("an interval needs at least one measured answer, and there is none")
-    ids = tuple(sorted(sums))
-    total_Q = np.array([math.fsum(sums[i]) for i in ids])
-    return Clusters(ids, total_Q, np.array([float(len(sums[i])) for i in ids]))
+    return found
+
+
+def clusters_of(parts: Iterable[tuple[object, float, float]]) -> Clusters | None:
+    """(problem, total, weight) of each response, summed by problem; None without any."""
+    totals: dict[str, list[float]] = {}
+    weights: dict[str, list[float]] = {}
+    for question_id, total, weight in parts:
+        totals.setdefault(str(question_id), []).append(total)
+        weights.setdefault(str(question_id), []).append(weight)
+    if not totals:
+        return None
+    ids = tuple(sorted(totals))
+    total_Q = np.array([math.fsum(totals[i]) for i in ids])
+    return Clusters(ids, total_Q, np.array([math.fsum(weights[i]) for i in ids]))
 
 
 def pass_at_k_unbiased(num_samples: int, num_correct: int, k: int) -> float:

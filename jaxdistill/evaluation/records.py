@@ -1,12 +1,12 @@
 """One response as a record, and the files of records: a step's rollouts, an evaluation."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from jaxdistill import epistemic
 from jaxdistill.errors import UserError
+from jaxdistill.evaluation.measures import summarize
 from jaxdistill.files import write_whole
 from jaxdistill.sampling.rollouts import Rollouts
 from jaxdistill.tasks.tasks import Task, trace_facts
@@ -40,30 +40,6 @@ def write_rollouts(folder: Path, task: Task, rollouts: Rollouts) -> None:
     rows = range(min(len(rollouts.responses), 64))
     records = [response_record(task, rollouts, row) for row in rows]
     _write_jsonl(folder / f"step_{rollouts.address.step:06d}.jsonl", records)
-
-
-def summarize(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over responses. `check_rate`: share with a double check; `copy_fidelity`: share of
-    right answers among responses whose last try truly reaches the target (null when none does)."""
-
-    def mean(values: Iterable[Any]) -> float | None:
-        kept = [float(value) for value in values if value is not None]
-        return sum(kept) / len(kept) if kept else None
-
-    checks = [record["checks"] for record in records]
-    tokens = sum(record["num_tokens"] for record in records)
-    epistemic_words = sum(record["epistemic"] for record in records)
-    return {
-        "accuracy": mean(record["correct"] for record in records),
-        "length": mean(record["num_tokens"] for record in records),
-        "epistemic_per_response": mean(record["epistemic"] for record in records),
-        # Of all tokens, not a mean of the responses' ratios.
-        "epistemic_per_1k": 1000 * epistemic_words / tokens if tokens else None,
-        "check_rate": mean(None if count is None else count > 0 for count in checks),
-        "copy_fidelity": mean(record["copy"] for record in records),
-        "finished": mean(record["finished"] for record in records),
-        "n": len(records),
-    }
 
 
 def write_evaluation(folder: Path, results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

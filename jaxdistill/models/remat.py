@@ -7,8 +7,6 @@ of the names are kept. Everything without a name (norms, rotations, SiLU) is com
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
-import jax
-
 # Bytes kept of a token in one layer, in bfloat16, for Qwen3-1.7B (D = N H = 2048, 2 K H = 2048,
 # F = 6144), and the products that are computed again, of 101 MFLOP in the layer beside attention:
 #   none         all that autodiff likes to keep, much of it in float32
@@ -32,6 +30,8 @@ _KEPT = {
 
 def rematerialised(layer: Callable[..., Any], remat: Remat, static_argnums: int) -> Callable:
     """`layer` as one iteration of a scan, whose backward pass computes again as `remat` says."""
+    import jax  # here: the names above are the choices of a flag, and `--help` needs no JAX
+
     if remat == "none":
         return layer
     # A scan's iterations cannot be merged by CSE, so the barrier against it would only cost.
@@ -42,6 +42,8 @@ def rematerialised(layer: Callable[..., Any], remat: Remat, static_argnums: int)
 
 def _policy(names: tuple[str, ...]) -> Callable[..., Any]:
     """Keep the results with these names; cuDNN's attention names none, and goes by its call."""
+    import jax
+
     named = jax.checkpoint_policies.save_only_these_names(*names)
     if "attention" not in names:
         return named

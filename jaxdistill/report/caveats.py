@@ -1,5 +1,9 @@
 """What a study shows and what it does not, said from its own numbers; and where it came from."""
 
+import math
+from collections.abc import Callable
+
+from jaxdistill.evaluation.measures import mean_of_rows
 from jaxdistill.report.findings import (
     BASE,
     HOLDS,
@@ -10,6 +14,7 @@ from jaxdistill.report.findings import (
     Finding,
     change,
     control_contrast,
+    is_measured,
     judge,
 )
 from jaxdistill.report.load import StudyResults
@@ -18,13 +23,15 @@ from jaxdistill.report.words import change_text, method_label, value_text, world
 # Below this, copying errors explain part of a fall in accuracy. 5 % were chosen, not measured: less
 # than the falls in question, which are of ten points and more.
 COPY_FLOOR = 0.95
-# Room for rounding in summary.json, one answer of 500: a larger gap means that its rows tell of
-# other evaluations. Chosen, not measured.
-AGREEMENT = 0.002
 
 
-def caveats(study: StudyResults, cells: dict[CellKey, Cell], judged: list[Finding]) -> list[str]:
-    """Sentences on what the numbers can and cannot carry."""
+def caveats(
+    study: StudyResults,
+    cells: dict[CellKey, Cell],
+    judged: list[Finding],
+    written: Callable[[str], str] = str,
+) -> list[str]:
+    """Sentences on what the numbers can and cannot carry; `written` escapes names in them."""
     lines = [_cause(cells), _seeds(study)]
     measured = sum(finding.verdict != UNMEASURED for finding in judged)
     if measured > 1:
@@ -32,7 +39,7 @@ def caveats(study: StudyResults, cells: dict[CellKey, Cell], judged: list[Findin
             f"{measured} orderings are judged, each by its own 95% interval, without a correction "
             "for judging several."
         )
-    lines.append(_copying(cells))
+    lines.append(_copying(cells, written))
     lines.append(
         "A small model in a synthetic world: how its guided text reads (the probe table) is an "
         "assumption of that world. The study shows that a loss transfers that behaviour or keeps "
@@ -53,10 +60,12 @@ def warnings(study: StudyResults, cells: dict[CellKey, Cell]) -> list[str]:
         names = sorted({f"{cell.world or 'run'}/{cell.method}" for cell in bare})
         lines.append(f"No per-response records, hence no intervals, for {', '.join(names)}.")
     for cell in cells.values():
-        said = cell.row_mean("accuracy")
+        said = mean_of_rows(cell.rows, "accuracy")
         if "accuracy" in cell.clusters and said is not None:
             counted = cell.clusters["accuracy"].mean
-            if abs(said - counted) > AGREEMENT:
+            # Both were formed by `measures` from the same records, so that more than the rounding
+            # of a float64 says that records or rows were replaced since the study wrote them.
+            if not math.isclose(said, counted, rel_tol=1e-9):
                 lines.append(
                     f"{cell.world}/{cell.method}/{cell.split}: summary.json says "
                     f"{value_text('accuracy', said)}, the records say "
@@ -92,7 +101,7 @@ def _cause(cells: dict[CellKey, Cell]) -> str:
             "losing the words costs accuracy, or what takes their place."
         )
     before, after = (cells[key] for key in keys)
-    tokens = change(before, after, "epistemic")
+    tokens = change(before, after, "epistemic_per_response")
     fell = judge(tokens).removesuffix(NO_INTERVAL) == HOLDS
     less_harm = judge(contrast).removesuffix(NO_INTERVAL) == HOLDS
     gap = change_text("accuracy", contrast)
@@ -129,18 +138,18 @@ def _seeds(study: StudyResults) -> str:
     )
 
 
-def _copying(cells: dict[CellKey, Cell]) -> str:
+def _copying(cells: dict[CellKey, Cell], written: Callable[[str], str]) -> str:
     """Copying errors look like lost reasoning; say whether they can be the reason here."""
     values = [
-        (cell.value("copy"), cell)
+        (cell.value("copy_fidelity"), cell)
         for cell in cells.values()
-        if cell.row_mean("copy_fidelity") is not None or "copy" in cell.clusters
+        if is_measured(cell, "copy_fidelity")
     ]
     if not values:
         return ""
     lowest, cell = min(values, key=lambda pair: pair[0])
-    where = f"{method_label(cell.method)}, {world_label(cell.world)}, {cell.split}"
-    text = f"The lowest copy fidelity is {value_text('copy', lowest)} ({where})"
+    where = written(f"{method_label(cell.method)}, {world_label(cell.world)}, {cell.split}")
+    text = f"The lowest copy fidelity is {value_text('copy_fidelity', lowest)} ({where})"
     if lowest >= COPY_FLOOR:
         return f"{text}: wrongly copied answers do not explain the changes in accuracy."
     return f"{text}: part of the change in accuracy there comes from wrongly copied answers."

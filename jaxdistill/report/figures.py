@@ -1,4 +1,4 @@
-"""The figures, each drawn on light and on dark paper. Nothing global: no pyplot, no rc changes.
+"""The figures, each drawn on light and on dark paper: the same calls under other rc settings.
 
 A figure is 9 inches wide and meant to be shown at 900 pixels, so a point of type is about 1.4 px.
 """
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from jaxdistill.evaluation.measures import MEASURES
 from jaxdistill.report.findings import Cell, CellKey, change
 from jaxdistill.report.load import BASE, StudyResults
 from jaxdistill.report.words import method_label, sentence, split_label, world_label
@@ -32,6 +33,44 @@ class Paper(NamedTuple):
     grid: str
     methods: dict[str, str]
     others: tuple[str, ...]  # for methods without a colour of their own; none is a named one's
+
+    @property
+    def settings(self) -> dict[Any, Any]:
+        """How everything but the data is drawn, as matplotlib's rc settings."""
+        colours = {
+            "savefig.facecolor": self.ground,
+            "axes.facecolor": self.ground,
+            "axes.edgecolor": self.faint,
+            "axes.labelcolor": self.ink,
+            "axes.titlecolor": self.ink,
+            "legend.labelcolor": self.ink,
+            "grid.color": self.grid,
+            "text.color": self.faint,
+            "xtick.color": self.faint,
+            "ytick.color": self.faint,
+        }
+        return colours | RC
+
+
+# Chosen by eye at 900 pixels across.
+RC = {
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.labelsize": 9,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "figure.constrained_layout.use": True,
+    "grid.linewidth": 0.7,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "legend.handlelength": 2.2,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+}
 
 
 # Okabe-Ito hues (safe for colour-blind readers), lightened for the dark ground.
@@ -101,12 +140,13 @@ class Picture(NamedTuple):
 
 def picture(name: str, caption: str, draw: Callable[[Paper], "Figure"]) -> Picture:
     """Draw on both grounds; the PNG carries no date or version, so equal data give equal bytes."""
+    import matplotlib
+
     png = {}
     for paper in (LIGHT, DARK):
         buffer = io.BytesIO()
-        draw(paper).savefig(
-            buffer, format="png", dpi=DPI, facecolor=paper.ground, metadata={"Software": None}
-        )
+        with matplotlib.rc_context(paper.settings):
+            draw(paper).savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
         png[paper.name] = buffer.getvalue()
     return Picture(name, png["light"], png["dark"], caption)
 
@@ -118,7 +158,6 @@ def curves(study: StudyResults, paper: Paper) -> "Figure":
     axes = fig.subplots(len(panels), len(study.worlds), squeeze=False, sharex="col", sharey="row")
     for (title, split, key), row_axes in zip(panels, axes):
         for world, ax in zip(study.worlds, row_axes):
-            _dress(ax, paper)
             for method in study.methods:
                 points = (
                     _eval_series(study, world, method, split, key)
@@ -126,12 +165,12 @@ def curves(study: StudyResults, paper: Paper) -> "Figure":
                     else _metric_series(study, world, method, key)
                 )
                 _draw_series(ax, points, _colour(study, method, paper), is_base=method == BASE)
-            _say_if_empty(ax, paper)
-        row_axes[0].set_ylabel(title, color=paper.ink, fontsize=9)
+            _say_if_empty(ax)
+        row_axes[0].set_ylabel(title)
     axes[-1, 0].set_ylim(bottom=0)
-    _title_columns(axes, study, paper)
+    _title_columns(axes, study)
     for ax in axes[-1]:
-        ax.set_xlabel("training step", color=paper.ink, fontsize=9)
+        ax.set_xlabel("training step")
     _legend(fig, study, paper)
     return fig
 
@@ -139,15 +178,14 @@ def curves(study: StudyResults, paper: Paper) -> "Figure":
 def _curve_panels(study: StudyResults) -> list[tuple[str, str, str]]:
     """(label, split, field) from top to bottom; split "" is the training samples' own log.
 
-    Length and epistemic tokens come from held-out problems, or from the log without evaluations.
+    The other measures come from held-out problems, or from the log without evaluations.
     """
     splits = [s for s in study.splits if s != "train"] or study.splits
     split = splits[0] if splits else ""
     return [
         ("training reward", "", "reward"),
         *((f"{split_label(s)} accuracy", s, "accuracy") for s in splits),
-        ("response length, tokens", split, "length"),
-        ("epistemic tokens\nper response", split, "epistemic_per_response"),
+        *((m.panel, split, m.name) for m in MEASURES.values() if m.panel),
     ]
 
 
@@ -159,7 +197,6 @@ def forest(study: StudyResults, cells: dict[CellKey, Cell], paper: Paper) -> "Fi
     axes = fig.subplots(len(splits), len(study.worlds), squeeze=False, sharex=True, sharey=True)
     for split, row_axes in zip(splits, axes):
         for world, ax in zip(study.worlds, row_axes):
-            _dress(ax, paper)
             ax.axvline(0, color=paper.faint, linewidth=1)
             for height, method in enumerate(reversed(methods)):
                 _draw_difference(
@@ -167,10 +204,10 @@ def forest(study: StudyResults, cells: dict[CellKey, Cell], paper: Paper) -> "Fi
                 )
             ax.set_yticks(range(len(methods)), [method_label(m) for m in reversed(methods)])
             ax.set_ylim(-0.6, len(methods) - 0.4)
-        row_axes[0].set_ylabel(split_label(split), color=paper.ink, fontsize=9)
-    _title_columns(axes, study, paper)
+        row_axes[0].set_ylabel(split_label(split))
+    _title_columns(axes, study)
     for ax in axes[-1]:
-        ax.set_xlabel("accuracy minus base, points", color=paper.ink, fontsize=9)
+        ax.set_xlabel("accuracy minus base, points")
     return fig
 
 
@@ -194,7 +231,6 @@ def mass(study: StudyResults, paper: Paper) -> "Figure":
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
     for (world, method), ax in zip(panels, axes.flat):
-        _dress(ax, paper)
         for who, (kind, style) in MASS_LINES.items():
             points = smoothed(_metric_series(study, world, method, f"epistemic_mass_{who}"))
             colour = paper.methods[kind]
@@ -207,12 +243,12 @@ def mass(study: StudyResults, paper: Paper) -> "Figure":
                 label=who,
             )
         place = f", {world_label(world)}" if world else ""
-        ax.set_title(method_label(method) + place, color=paper.ink, fontsize=9, loc="left")
+        ax.set_title(method_label(method) + place)
     for ax in axes[-1]:
-        ax.set_xlabel("training step", color=paper.ink, fontsize=9)
+        ax.set_xlabel("training step")
     axes.flat[0].set_ylim(bottom=0)  # last: setting a limit ends the shared autoscaling
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    _legend_of(fig, handles, labels, paper, 3)
+    _legend_of(fig, handles, labels, 3)
     return fig
 
 
@@ -309,44 +345,19 @@ def _colour(study: StudyResults, method: str, paper: Paper) -> str:
 def _figure(height: float) -> "Figure":
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
+    return Figure(figsize=(WIDTH_INCHES, height))
 
 
-def _dress(ax: "Axes", paper: Paper) -> None:
-    ax.set_facecolor(paper.ground)
-    ax.grid(True, axis="both", color=paper.grid, linewidth=0.7)
-    ax.set_axisbelow(True)
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        ax.spines[side].set_color(paper.faint)
-    ax.tick_params(colors=paper.faint, labelsize=8, length=3)
-
-
-def _say_if_empty(ax: "Axes", paper: Paper) -> None:
+def _say_if_empty(ax: "Axes") -> None:
     if not ax.lines:
-        ax.text(
-            0.5,
-            0.5,
-            "not recorded",
-            transform=ax.transAxes,
-            ha="center",
-            va="center",
-            color=paper.faint,
-            fontsize=8,
-        )
+        middle = {"ha": "center", "va": "center", "transform": ax.transAxes}
+        ax.text(0.5, 0.5, "not recorded", fontsize=8, **middle)
 
 
-def _title_columns(axes: Any, study: StudyResults, paper: Paper) -> None:
+def _title_columns(axes: Any, study: StudyResults) -> None:
     for world, ax in zip(study.worlds, axes[0]):
         if world:
-            ax.set_title(
-                sentence(world_label(world)),
-                color=paper.ink,
-                fontsize=10,
-                loc="left",
-                fontweight="bold",
-            )
+            ax.set_title(sentence(world_label(world)), fontsize=10, fontweight="bold")
 
 
 def _legend(fig: "Figure", study: StudyResults, paper: Paper) -> None:
@@ -362,20 +373,11 @@ def _legend(fig: "Figure", study: StudyResults, paper: Paper) -> None:
         )
         for m in study.methods
     ]
-    _legend_of(fig, handles, [method_label(m) for m in study.methods], paper, 4)
+    _legend_of(fig, handles, [method_label(m) for m in study.methods], 4)
 
 
-def _legend_of(fig: "Figure", handles: list, labels: list[str], paper: Paper, columns: int) -> None:
-    fig.legend(
-        handles,
-        labels,
-        loc="outside upper left",
-        ncols=min(columns, len(labels)),
-        frameon=False,
-        fontsize=9,
-        labelcolor=paper.ink,
-        handlelength=2.2,
-    )
+def _legend_of(fig: "Figure", handles: list, labels: list[str], columns: int) -> None:
+    fig.legend(handles, labels, loc="outside upper left", ncols=min(columns, len(labels)))
 
 
 def draw_all(study: StudyResults, cells: dict[CellKey, Cell]) -> dict[str, Picture]:

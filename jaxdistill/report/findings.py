@@ -14,11 +14,11 @@ from jaxdistill.evaluation.intervals import (
     Clusters,
     Interval,
     bootstrap,
-    by_problem,
     difference_of_changes,
     interval,
     paired_difference,
 )
+from jaxdistill.evaluation.measures import MEASURES, mean_of_rows
 from jaxdistill.report.load import BASE, METHOD_ORDER, Row, StudyResults
 from jaxdistill.report.words import (
     change_text,
@@ -30,23 +30,6 @@ from jaxdistill.report.words import (
     value_text,
 )
 
-
-class Measure(NamedTuple):
-    """What is counted: a field of a response's record, and the summary row's field of its mean."""
-
-    record_key: str
-    row_key: str
-    subject: str
-    is_share: bool = False  # count a response once, however often it has the thing
-
-
-MEASURES = {
-    "accuracy": Measure("correct", "accuracy", "accuracy", True),
-    "length": Measure("num_tokens", "length", "response length (tokens)"),
-    "epistemic": Measure("epistemic", "epistemic_per_response", "epistemic tokens per response"),
-    "checks": Measure("checks", "check_rate", "share of responses with a double check", True),
-    "copy": Measure("copy", "copy_fidelity", "copy fidelity", True),
-}
 CellKey = tuple[str, str, str]  # world, method, split
 
 
@@ -61,17 +44,11 @@ class Cell:
     rows: list[Row]  # one a seed
     clusters: dict[str, Clusters]  # by measure; empty without per-response records
 
-    def row_mean(self, key: str) -> float | None:
-        """A summary field's mean over seeds, weighted by responses; None where no row has it."""
-        rows = [row for row in self.rows if row.get(key) is not None]
-        weight = sum(row["n"] for row in rows)
-        return sum(row[key] * row["n"] for row in rows) / weight if weight else None
-
     def value(self, measure: str) -> float:
         """The measure's mean, from the records where they exist; nan where nobody measured it."""
         if measure in self.clusters:
             return self.clusters[measure].mean
-        value = self.row_mean(MEASURES[measure].row_key)
+        value = mean_of_rows(self.rows, measure)
         return math.nan if value is None else value
 
     def estimate(self, measure: str) -> Interval:
@@ -113,15 +90,19 @@ ANCHOR = MAIN["epi_anchor"]
 ORDERINGS = (
     Ordering("SDPO ends below the base, held-out", SDPO, "below", MAIN[BASE]),
     Ordering("SDPO ends below the base, OOD", SDPO, "below", MAIN[BASE], split="ood"),
-    Ordering("SDPO says fewer epistemic tokens", SDPO, "below", MAIN[BASE], "epistemic"),
+    Ordering(
+        "SDPO says fewer epistemic tokens", SDPO, "below", MAIN[BASE], "epistemic_per_response"
+    ),
     Ordering("SDPO answers shorter", SDPO, "below", MAIN[BASE], "length"),
-    Ordering("SDPO double-checks less often", SDPO, "below", MAIN[BASE], "checks"),
+    Ordering("SDPO double-checks less often", SDPO, "below", MAIN[BASE], "check_rate"),
     Ordering("SDPO with an EMA teacher ends below SDPO", MAIN["sdpo_ema"], "below", SDPO),
     Ordering("GRPO ends above the base", GRPO, "above", MAIN[BASE]),
     Ordering("GRPO ends above SDPO", GRPO, "above", SDPO),
     Ordering("the anchor ends above SDPO", ANCHOR, "above", SDPO),
     Ordering("the anchor ends above SDPO, OOD", ANCHOR, "above", SDPO, split="ood"),
-    Ordering("the anchor keeps more epistemic tokens", ANCHOR, "above", SDPO, "epistemic"),
+    Ordering(
+        "the anchor keeps more epistemic tokens", ANCHOR, "above", SDPO, "epistemic_per_response"
+    ),
     Ordering("the gate ends above SDPO", MAIN["epi_gate"], "above", SDPO),
     Ordering("the anchor ends above the mask", ANCHOR, "above", MAIN["sdpo_mask"]),
     Ordering(
@@ -129,7 +110,7 @@ ORDERINGS = (
         ("control", "sdpo"),
         "below",
         ("control", BASE),
-        "epistemic",
+        "epistemic_per_response",
     ),
 )
 
@@ -164,22 +145,14 @@ def make_cell(study: StudyResults, rows: list[Row]) -> Cell:
     runs = [study.runs.get((head["world"], head["method"], row["seed"])) for row in rows]
     per_seed = [run.records(head["step"], head["split"]) if run else None for run in runs]
     records = [record for seed_records in per_seed if seed_records for record in seed_records]
-    clusters = {}
-    if all(per_seed):
-        for name, measure in MEASURES.items():
-            counted = [r for r in records if r.get(measure.record_key) is not None]
-            if counted:
-                values = [r[measure.record_key] for r in counted]
-                if measure.is_share:
-                    values = [value > 0 for value in values]
-                clusters[name] = by_problem([r["question_id"] for r in counted], values)
+    sums = {name: m.of(records) for name, m in MEASURES.items()} if all(per_seed) else {}
     return Cell(
         world=head["world"],
         method=head["method"],
         split=head["split"],
         step=head["step"],
         rows=rows,
-        clusters=clusters,
+        clusters={name: found for name, found in sums.items() if found is not None},
     )
 
 
@@ -277,7 +250,7 @@ def headline(cells: dict[CellKey, Cell]) -> list[str]:
         for measure, split in (
             ("accuracy", "heldout"),
             ("accuracy", "ood"),
-            ("epistemic", "heldout"),
+            ("epistemic_per_response", "heldout"),
             ("length", "heldout"),
         )
     ]
@@ -341,10 +314,8 @@ def _control_sentence(cells: dict[CellKey, Cell]) -> str:
         return ""
     before, after = (cells[key] for key in keys)
     parts = []
-    for measure, subject in (
-        ("epistemic", "epistemic tokens per response"),
-        ("accuracy", "held-out accuracy"),
-    ):
+    for measure, place in (("epistemic_per_response", ""), ("accuracy", "held-out ")):
+        subject = f"{place}{MEASURES[measure].subject}"
         difference = change(after, before, measure)
         parts.append(
             f"{subject} {movement(difference)} from "

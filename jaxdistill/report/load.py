@@ -3,12 +3,13 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jaxdistill.errors import UserError
+from jaxdistill.evaluation.measures import MEASURES, study_row, summarize
 
 Row = dict[str, Any]
 RunKey = tuple[str, str, int]  # world, method, seed
@@ -17,9 +18,9 @@ BASE = "base"
 SPLITS = ("heldout", "ood", "train")
 # Axes along which a full study departs from its main grid of world x method x seed.
 AXES = ("coverage", "context")
-# What every row of summary.json must have: fields of text, and fields of numbers.
+# What every row of summary.json must have beside the measures that are required.
 ROW_TEXT = ("world", "method", "split")
-ROW_NUMBERS = ("seed", "step", "accuracy", "length", "epistemic_per_response", "n")
+ROW_NUMBERS = ("seed", "step", "n")
 
 
 @dataclass(frozen=True)
@@ -193,10 +194,11 @@ def read_rows(path: Path, *, may_be_cut: bool = False) -> list[Row]:
 
 
 def read_records(path: Path) -> list[Row]:
-    """Per-response records, each with the fields the report counts."""
+    """Per-response records, each with the fields the report shows and counts."""
     records = read_rows(path)
+    counted = [measure.field for measure in MEASURES.values() if measure.required]
     for number, record in enumerate(records, start=1):
-        for key in ("question_id", "question", "response", "correct", "num_tokens", "epistemic"):
+        for key in ("question_id", "question", "response", *counted):
             if record.get(key) is None:
                 raise UserError(f'{path}: record {number}: field "{key}" is missing')
     if not records:
@@ -216,7 +218,7 @@ def _checked_rows(path: Path) -> list[Row]:
                 raise UserError(
                     f'{path}: row {number}: field "{key}" must be text, got {row.get(key)!r}'
                 )
-        for key in ROW_NUMBERS:
+        for key in (*ROW_NUMBERS, *(m.name for m in MEASURES.values() if m.required)):
             if not isinstance(row.get(key), int | float):
                 raise UserError(
                     f'{path}: row {number}: field "{key}" must be a number, got {row.get(key)!r}'
@@ -246,20 +248,10 @@ def _rows_of_evals(run: Run, name: str) -> list[Row]:
                     "seed": 0,
                     "step": step,
                     "split": path.stem,
-                    "accuracy": _mean(records, "correct"),
-                    "length": _mean(records, "num_tokens"),
-                    "epistemic_per_response": _mean(records, "epistemic"),
-                    "check_rate": _mean(records, "checks", lambda count: count > 0),
-                    "copy_fidelity": _mean(records, "copy"),
-                    "n": len(records),
                 }
+                | study_row(summarize(records))
             )
     return rows
-
-
-def _mean(records: list[Row], key: str, value: Callable[[Any], Any] = float) -> float | None:
-    values = [float(value(r[key])) for r in records if r.get(key) is not None]
-    return sum(values) / len(values) if values else None
 
 
 def _distinct_names(folders: list[Path]) -> list[str]:

@@ -1,37 +1,41 @@
 """A study's findings and tables as Markdown, for the documentation."""
 
+import re
+
 from jaxdistill.report.findings import Finding
-from jaxdistill.report.tables import Entry, Table
+from jaxdistill.report.tables import Table
 from jaxdistill.report.words import sentence
 
 
 def table(data: Table) -> str:
     """A pipe table under its title; the small line of a cell follows in the same cell."""
     rule = ["---"] + ["---:"] * (len(data.headers) - 1)
-    lines = [f"**{sentence(data.title)}**", "", _line(data.headers), _line(rule)]
-    lines += [_line([_text(entry) for entry in row]) for row in data.rows]
+    lines = [f"**{escaped(sentence(data.title))}**", "", _line(data.headers), _line(rule)]
+    lines += [_line([f"{entry.text} {entry.small}".strip() for entry in row]) for row in data.rows]
     return "\n".join(lines)
 
 
 def ledger(findings: list[Finding]) -> str:
     lines = [_line(["expected ordering", "measured", "verdict"]), _line(["---"] * 3)]
-    for finding in findings:
-        parts = (sentence(finding.claim), finding.measured or "–", finding.verdict)
-        lines.append(_line([_plain(part) for part in parts]))
+    for claim, measured, verdict in findings:
+        lines.append(_line([sentence(claim), measured or "–", verdict]))
     return "\n".join(lines)
 
 
 def bullets(lines: list[str]) -> str:
-    return "\n".join(f"- {_plain(sentence(line))}" for line in lines)
+    """A list of sentences, whose names are `escaped` already: `code` in them is meant."""
+    return "\n".join(f"- {sentence(line)}" for line in lines)
+
+
+def escaped(text: str) -> str:
+    """Text that is a name stays text: it ends no cell and no line, and starts no code or tag.
+
+    >>> escaped("a|b <i>`")
+    'a\\\\|b &lt;i>\\\\`'
+    """
+    text = text.replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`|])", r"\\\1", re.sub(r"[\r\n]+", " ", text))
 
 
 def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _text(entry: Entry) -> str:
-    return _plain(f"{entry.text} {entry.small}".strip())
-
-
-def _plain(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    return "| " + " | ".join(map(escaped, cells)) + " |"

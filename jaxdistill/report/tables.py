@@ -1,10 +1,13 @@
 """The tables of a report as plain values, which HTML and Markdown then write each in its way."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
+from jaxdistill.evaluation.measures import MEASURES, Measure, mean_of_rows
 from jaxdistill.report.findings import Cell, CellKey, change, is_measured, last_rows
 from jaxdistill.report.load import BASE, Row, StudyResults, in_order
 from jaxdistill.report.words import (
+    column_head,
     method_label,
     number_text,
     range_text,
@@ -27,26 +30,6 @@ class Table(NamedTuple):
 
 
 NOTHING = Entry("–")
-SWEEP_COLUMNS = (
-    ("train", "accuracy"),
-    ("heldout", "accuracy"),
-    ("ood", "accuracy"),
-    ("heldout", "length"),
-    ("heldout", "epistemic"),
-    ("heldout", "checks"),
-)
-SHORT = {
-    "accuracy": "accuracy, %",
-    "length": "length",
-    "epistemic": "epistemic per response",
-    "checks": "checks, %",
-}
-ROW_KEYS = {
-    "accuracy": "accuracy",
-    "length": "length",
-    "epistemic": "epistemic_per_response",
-    "checks": "check_rate",
-}
 
 
 def final_table(
@@ -61,29 +44,23 @@ def final_table(
     versus = "vs base" if BASE in study.methods else "vs its start"
     chosen = [cells[key] for key in cells if (key[0], key[2]) == (world, split)]
     has_seeds = any(len(cell.rows) > 1 for cell in chosen)
-    headers = ["", "accuracy, %", f"{versus}, points"]
-    headers += ["lowest, highest seed, %"] if has_seeds else []
-    headers += [
-        "length, tokens",
-        versus,
-        "epistemic per response",
-        versus,
-        "checks, %",
-        "copy, %",
-    ]
+    shown = [measure for measure in MEASURES.values() if "value" in measure.shown]
+    headers = [""]
+    for measure in shown:
+        headers.append(column_head(measure))
+        headers += [versus + ", points" * measure.is_share] if "change" in measure.shown else []
+        headers += ["lowest, highest seed, %"] if has_seeds and "seeds" in measure.shown else []
     rows = []
     for cell in chosen:
         before = reference.get((cell.world, cell.method, cell.split))
-        seeds = [row["accuracy"] for row in cell.rows]
-        how_many = f", {len(seeds)} seeds" if len(seeds) > 1 else ""
-        name = Entry(method_label(cell.method), f"step {cell.step}{how_many}")
-        rows.append([name, _value(cell, "accuracy"), _change(cell, before, "accuracy")])
-        if has_seeds:
-            ends = (number_text("accuracy", end) for end in (min(seeds), max(seeds)))
-            rows[-1].append(Entry("–".join(ends) if len(seeds) > 1 else ""))
-        for measure in ("length", "epistemic"):
-            rows[-1] += [_value(cell, measure), _change(cell, before, measure)]
-        rows[-1] += [_value(cell, "checks"), _value(cell, "copy")]
+        how_many = f", {len(cell.rows)} seeds" if len(cell.rows) > 1 else ""
+        rows.append([Entry(method_label(cell.method), f"step {cell.step}{how_many}")])
+        for measure in shown:
+            rows[-1].append(_value(cell, measure.name))
+            if "change" in measure.shown:
+                rows[-1].append(_change(cell, before, measure.name))
+            if has_seeds and "seeds" in measure.shown:
+                rows[-1].append(_seeds(cell, measure.name))
     title = f"{world_label(world)}, {split_label(split)}" if world else split_label(split)
     title += f" ({_sizes(chosen)})" if chosen else ""
     return Table(title, headers, rows)
@@ -119,8 +96,13 @@ def sweep_table(study: StudyResults, axis: str) -> Table | None:
         return worlds.index(world), methods.index(method), (last, label)
 
     order = sorted(groups, key=rank)
-    headers = ["", axis, "step", *(f"{split_label(s)} {SHORT[m]}" for s, m in SWEEP_COLUMNS)]
-    return Table(axis, headers, [_sweep_row(key, groups[key]) for key in order])
+    heads = (f"{split_label(s)} {column_head(m, with_unit=False)}" for s, m in _sweep_columns())
+    return Table(axis, ["", axis, "step", *heads], [_sweep_row(key, groups[key]) for key in order])
+
+
+def _sweep_columns() -> Iterator[tuple[str, Measure]]:
+    for measure in MEASURES.values():
+        yield from ((split, measure) for split in measure.sweep_splits)
 
 
 def probe_tables(study: StudyResults) -> list[Table]:
@@ -160,6 +142,13 @@ def _value(cell: Cell, measure: str) -> Entry:
     return Entry(number_text(measure, estimate.value), range_text(measure, estimate))
 
 
+def _seeds(cell: Cell, measure: str) -> Entry:
+    """The lowest and the highest seed; nothing for one seed."""
+    seeds = [row[measure] for row in cell.rows if row.get(measure) is not None]
+    ends = (number_text(measure, end) for end in (min(seeds), max(seeds))) if seeds else ()
+    return Entry("–".join(ends) if len(cell.rows) > 1 else "")
+
+
 def _change(cell: Cell, before: Cell | None, measure: str) -> Entry:
     if before is None:
         return Entry("")
@@ -179,12 +168,7 @@ def _sweep_row(key: tuple[str, str, str], rows: list[Row]) -> list[Entry]:
     head = next(iter(last.values()))
     entries = [Entry(f"{method_label(method)}", world_label(world) if world else ""), Entry(label)]
     entries.append(Entry(str(head[0]["step"]), f"{len(head)} seeds" if len(head) > 1 else ""))
-    for split, measure in SWEEP_COLUMNS:
-        values = [
-            row[ROW_KEYS[measure]]
-            for row in last.get(split, [])
-            if row.get(ROW_KEYS[measure]) is not None
-        ]
-        mean = sum(values) / len(values) if values else None
-        entries.append(NOTHING if mean is None else Entry(number_text(measure, mean)))
+    for split, measure in _sweep_columns():
+        mean = mean_of_rows(last.get(split, []), measure.name)
+        entries.append(NOTHING if mean is None else Entry(number_text(measure.name, mean)))
     return entries

@@ -1,10 +1,7 @@
 """How numbers, names and responses read in a report."""
 
-import html
-import re
-from collections.abc import Sequence
-
 from jaxdistill.evaluation.intervals import Interval
+from jaxdistill.evaluation.measures import MEASURES, Measure
 
 MINUS = "−"
 NO_BREAK = "\N{NO-BREAK SPACE}"
@@ -29,8 +26,6 @@ METHOD_LABELS = {
 }
 WORLD_LABELS = {"main": "main world", "control": "control world", "": "runs"}
 SPLIT_LABELS = {"heldout": "held-out", "ood": "OOD", "train": "train"}
-# Measures between 0 and 1, written in percent.
-SHARES = ("accuracy", "checks", "copy")
 
 
 def method_label(method: str) -> str:
@@ -52,16 +47,22 @@ def sentence(text: str) -> str:
 
 def value_text(measure: str, value: float) -> str:
     """A value with its unit: 0.579 accuracy -> "57.9%"."""
-    return number_text(measure, value) + ("%" if measure in SHARES else "")
+    return number_text(measure, value) + ("%" if MEASURES[measure].is_share else "")
 
 
 def number_text(measure: str, value: float, *, signed: bool = False) -> str:
-    """A value without its unit; accuracies in percent (differences: in points)."""
-    scale, digits = (100.0, 1) if measure in SHARES else (1.0, 1 if measure == "length" else 2)
-    text = f"{value * scale:{'+' if signed else ''}.{digits}f}"
+    """A value without its unit; shares in percent (differences: in points)."""
+    how = MEASURES[measure]
+    text = f"{value * (100.0 if how.is_share else 1.0):{'+' if signed else ''}.{how.digits}f}"
     if float(text) == 0:  # "-0.0" and "+0.0" are noise
         text = text.lstrip("+-")
     return text.replace("-", MINUS)
+
+
+def column_head(measure: Measure, *, with_unit: bool = True) -> str:
+    """ "accuracy, %", "length, tokens"; without the unit "length", but a percent is always said."""
+    unit = "%" if measure.is_share else measure.unit if with_unit else ""
+    return f"{measure.label}, {unit}" if unit else measure.label
 
 
 def range_text(measure: str, interval: Interval, *, signed: bool = False) -> str:
@@ -75,9 +76,10 @@ def range_text(measure: str, interval: Interval, *, signed: bool = False) -> str
 
 def change_text(measure: str, interval: Interval) -> str:
     """ "−21.1 points [−25.0, −17.2]"."""
-    unit = " points" if measure in SHARES else " tokens" if measure == "length" else ""
+    unit = "points" if MEASURES[measure].is_share else MEASURES[measure].unit
     parts = (
-        number_text(measure, interval.value, signed=True) + unit,
+        number_text(measure, interval.value, signed=True),
+        unit,
         range_text(measure, interval, signed=True),
     )
     return " ".join(part for part in parts if part)
@@ -98,23 +100,3 @@ def movement(interval: Interval) -> str:
     if interval.high < 0:
         return "fell"
     return "rose" if interval.low > 0 else "did not clearly move:"
-
-
-def marked(text: str, words: Sequence[str]) -> str:
-    """Escape text for HTML, then wrap whole words (any case, letter boundaries) in <mark>.
-
-    Entities made by the escaping are stepped over, so no word list can break one.
-
-    >>> marked("1 < 2, Wait", ["wait", "lt"])
-    '1 &lt; 2, <mark>Wait</mark>'
-    """
-    escaped = html.escape(text)
-    if not words:
-        return escaped
-    longest_first = sorted((html.escape(word) for word in words), key=len, reverse=True)
-    alternatives = "|".join(re.escape(word) for word in longest_first)
-    letter = r"[^\W\d_]"
-    pattern = rf"&(?:#x?[0-9a-f]+|[a-z]+);|(?<!{letter})({alternatives})(?!{letter})"
-    return re.sub(
-        pattern, lambda m: f"<mark>{m[0]}</mark>" if m[1] else m[0], escaped, flags=re.IGNORECASE
-    )

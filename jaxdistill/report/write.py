@@ -6,7 +6,7 @@ from pathlib import Path
 from jaxdistill.errors import UserError
 from jaxdistill.report import caveats, examples, figures, findings, html, markdown, tables
 from jaxdistill.report.findings import BASE, Cell, CellKey, change, kept_share
-from jaxdistill.report.load import StudyResults, load_runs, load_study_results
+from jaxdistill.report.load import AXES, StudyResults, load_runs, load_study_results
 from jaxdistill.report.words import change_text, share_text, value_text
 
 
@@ -23,41 +23,25 @@ def write_study_report(study_dir: str | Path, *, words: Sequence[str] | None = N
     name = str(study.info.get("name") or study.folder.name)
     facts = [str(study.info[key]) for key in ("profile", "date") if study.info.get(key)]
     over = " · ".join(["jaxdistill study", *facts])
-    body = [
-        html.header(over, name, findings.verdict_sentence(judged)),
-        html.tiles(tiles(cells)),
-        html.facts(findings.headline(cells)),
-        html.ledger(judged),
-        html.section("The course of training", html.figure(pictures.get("curves"))),
-        html.section(
-            "Where each method ends",
-            html.paragraph(INTERVAL_TEXT, "faint"),
-            html.figure(pictures.get("differences")),
-            *final_tables(study, cells),
-        ),
-        *(
-            html.section(title, html.table(table, has_title=False))
-            for axis, title in SWEEP_TITLES.items()
-            if (table := tables.sweep_table(study, axis))
-        ),
-        html.section("Epistemic mass while training", html.figure(pictures.get("epistemic_mass"))),
-        html.section(
-            "The same problem, answered by each model",
-            html.examples(examples.examples_of(study), default_words(words)),
-        ),
-        html.section(
-            "The probe",
-            html.paragraph(PROBE_TEXT) if study.probe else "",
-            *map(html.table, tables.probe_tables(study)),
-        ),
-        html.section(
-            "What this shows and what it does not",
-            html.facts(caveats.caveats(study, cells, judged)),
-            html.facts(caveats.warnings(study, cells)),
-        ),
-        html.section("Provenance", html.definitions(caveats.provenance_line(study))),
-    ]
-    text = html.page(f"{name} · jaxdistill study", body)
+    text = html.render(
+        "study.html",
+        title=f"{name} · jaxdistill study",
+        over=over,
+        name=name,
+        lead=findings.verdict_sentence(judged),
+        tiles=tiles(cells),
+        headline=findings.headline(cells),
+        judged=judged,
+        pictures=pictures,
+        final_tables=final_tables(study, cells),
+        sweeps=sweeps(study),
+        answered=examples.examples_of(study),
+        words=default_words(words),
+        probes=tables.probe_tables(study),
+        caveats=caveats.caveats(study, cells, judged),
+        warnings=caveats.warnings(study, cells),
+        provenance=caveats.provenance_line(study),
+    )
     return write(study.folder / "report.html", text, pictures)
 
 
@@ -77,20 +61,18 @@ def write_run_report(
     cells = findings.tabulate(study)
     pictures = figures.draw_all(study, cells)
     lead = f"{len(study.runs)} run{'s' if len(study.runs) > 1 else ''}, from their own folders."
-    body = [
-        html.header("jaxdistill, run report", str(study.info["name"]), lead),
-        html.section("The course of training", html.figure(pictures.get("curves"))),
-        html.section(
-            "Where each run ends",
-            html.paragraph(START_TEXT, "faint") if cells else "",
-            *final_tables(study, cells),
-        ),
-        html.section("Epistemic mass while training", html.figure(pictures.get("epistemic_mass"))),
-        html.section("Samples", html.examples(examples.examples_of(study), default_words(words))),
-    ]
+    text = html.render(
+        "runs.html",
+        title=str(study.info["name"]),
+        lead=lead,
+        pictures=pictures,
+        final_tables=final_tables(study, cells),
+        answered=examples.examples_of(study),
+        words=default_words(words),
+    )
     path = Path(out)
     path = path if path.suffix == ".html" else path / "report.html"
-    return write(path, html.page(str(study.info["name"]), body), pictures)
+    return write(path, text, pictures)
 
 
 def study_markdown(study_dir: str | Path) -> str:
@@ -98,21 +80,15 @@ def study_markdown(study_dir: str | Path) -> str:
     study = load_study_results(study_dir)
     cells = findings.tabulate(study)
     judged = findings.findings(cells)
-    reference = findings.references(study, cells)
     parts = [
         findings.verdict_sentence(judged),
         markdown.bullets(findings.headline(cells)),
         markdown.ledger(judged),
+        *map(markdown.table, final_tables(study, cells)),
+        *map(markdown.table, sweeps(study)),
+        *map(markdown.table, tables.probe_tables(study)),
+        markdown.bullets(caveats.caveats(study, cells, judged, markdown.escaped)),
     ]
-    for world in study.worlds:
-        for split in study.splits:
-            final = tables.final_table(study, cells, reference=reference, world=world, split=split)
-            parts.append(markdown.table(final))
-    for axis in SWEEP_TITLES:
-        if sweep := tables.sweep_table(study, axis):
-            parts.append(markdown.table(sweep))
-    parts += [markdown.table(t) for t in tables.probe_tables(study)]
-    parts.append(markdown.bullets(caveats.caveats(study, cells, judged)))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -156,36 +132,22 @@ def tiles(cells: dict[CellKey, Cell]) -> list[tuple[str, str, str]]:
 # Key figures, held-out: title, world, method against the base, measure.
 TILES = (
     ("SDPO, held-out accuracy", "main", "sdpo", "accuracy"),
-    ("SDPO, epistemic tokens per response", "main", "sdpo", "epistemic"),
+    ("SDPO, epistemic tokens per response", "main", "sdpo", "epistemic_per_response"),
     ("GRPO, held-out accuracy", "main", "grpo", "accuracy"),
     ("SDPO in the control world, accuracy", "control", "sdpo", "accuracy"),
 )
 
 
-def final_tables(study: StudyResults, cells: dict[CellKey, Cell]) -> list[str]:
+def final_tables(study: StudyResults, cells: dict[CellKey, Cell]) -> list[tables.Table]:
     reference = findings.references(study, cells)
     return [
-        html.table(tables.final_table(study, cells, reference=reference, world=world, split=split))
+        tables.final_table(study, cells, reference=reference, world=world, split=split)
         for world in study.worlds
         for split in study.splits
         if any((key[0], key[2]) == (world, split) for key in cells)
     ]
 
 
-SWEEP_TITLES = {
-    "coverage": "Task coverage: how many training problems",
-    "context": "Context richness: what the teacher sees",
-}
-INTERVAL_TEXT = (
-    "Small print under a value is its 95% interval: problems resampled with all their answers "
-    "(2,000 times); changes are paired by problem. A double check is a response that checks at "
-    "least once; copy is the share of right answers among responses whose last try was right."
-)
-START_TEXT = (
-    "Small print under a value is its 95% interval, from resampling problems with all their "
-    "answers; changes are against the run's own first evaluation, paired by problem."
-)
-PROBE_TEXT = (
-    "Probability that the base model puts on each kind of next token at the forks of a trace, by "
-    "what it was shown (its context). It is what a teacher with that context teaches."
-)
+def sweeps(study: StudyResults) -> list[tables.Table]:
+    found = (tables.sweep_table(study, axis) for axis in AXES)
+    return [table for table in found if table is not None]

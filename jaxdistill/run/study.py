@@ -22,6 +22,7 @@ from typing import Any
 from jaxdistill import overrides
 from jaxdistill.config import RunConfig, with_presets
 from jaxdistill.errors import UserError
+from jaxdistill.evaluation.measures import study_row
 from jaxdistill.evaluation.records import read_summary
 from jaxdistill.files import write_whole
 from jaxdistill.run.folder import finished_step
@@ -242,7 +243,6 @@ def summary_rows(study: Study, study_dir: Path) -> list[dict[str, Any]]:
 
 
 def arm_rows(arm: Arm, run_dir: Path) -> Iterator[dict[str, Any]]:
-    columns = ("accuracy", "length", "epistemic_per_response", "check_rate", "copy_fidelity", "n")
     for folder in sorted((run_dir / "evals").glob("step_*")):
         for split, values in read_summary(folder).items():
             yield {
@@ -251,7 +251,7 @@ def arm_rows(arm: Arm, run_dir: Path) -> Iterator[dict[str, Any]]:
                 "seed": arm.config.seed,
                 "step": int(folder.name.removeprefix("step_")),
                 "split": split,
-                **{column: values[column] for column in columns},
+                **study_row(values),
                 **dict(arm.labels),
             }
 

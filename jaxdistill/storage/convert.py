@@ -39,7 +39,7 @@ def _folder_for_a_while(prefix: str, parent: Path) -> Iterator[str]:
 def convert(
     source: Path, destination: Path, dtype: str | None = None, progress: bool = False
 ) -> str:
-    """Hugging Face folder -> run folder with one Orbax checkpoint, or a run -> Hugging Face folder.
+    """A model -> run folder with one Orbax checkpoint, or a run -> Hugging Face folder.
 
     The direction follows from what `source` is. `dtype` None keeps the source's own; of a trained
     run, whose parameters are float32, its base's. Returns a line that says what was done. Raises

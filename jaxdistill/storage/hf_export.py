@@ -20,13 +20,12 @@ from flax import nnx
 from jaxdistill.errors import UserError
 from jaxdistill.models import families
 from jaxdistill.models.config import ModelConfig
+from jaxdistill.storage import hub
 from jaxdistill.storage.hf_files import (
     INDEX,
     TOKENIZER_FILES,
-    WEIGHTS,
     copy_tokenizer_files,
     generation_config,
-    resolve_folder,
     write_json,
 )
 from jaxdistill.storage.hf_layout import parts_of, tensor_of, tensor_shape
@@ -146,7 +145,7 @@ def _write(
 
 
 def _tokenizer_folder(tokenizer_from: str | Path | None) -> Path | None:
-    source = None if tokenizer_from is None else resolve_folder(tokenizer_from)
+    source = None if tokenizer_from is None else hub.find_folder(tokenizer_from)
     if source is not None and not any((source / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(f"{source} holds no tokenizer; name the folder with tokenizer.json")
     return source
@@ -241,31 +240,24 @@ def _write_weights(
 def create_shards(folder: Path, shapes: Shapes, max_shard_bytes: float | int) -> dict[str, Tensor]:
     """Start the files of these tensors; returns where `write` puts each.
 
-    A single file takes the plain name and needs no index.
+    Shards are filled in order, and a tensor larger than one is a shard by itself. A single file
+    takes the plain name and needs no index.
     """
-    shards = _split(shapes, max_shard_bytes)
-    if len(shards) == 1:
-        return create(folder / WEIGHTS, shards[0])
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    split = split_state_dict_into_shards_factory(
+        shapes,
+        get_storage_size=lambda shape: _num_bytes(*shape),
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=int(max_shard_bytes),
+    )
     places: dict[str, Tensor] = {}
-    for i, shard in enumerate(shards):
-        places |= create(folder / f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors", shard)
-    total = sum(place.num_bytes for place in places.values())
-    weight_map = {name: place.file.name for name, place in places.items()}
-    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    for file, names in split.filename_to_tensors.items():
+        places |= create(folder / file, {name: shapes[name] for name in names})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_json(folder / INDEX, index)
     return places
-
-
-def _split(shapes: Shapes, max_shard_bytes: float | int) -> list[Shapes]:
-    """Fill shards in order; a tensor that is larger than a shard is one by itself."""
-    shards: list[Shapes] = [{}]
-    room = max_shard_bytes
-    for name, shape in shapes.items():
-        if shards[-1] and _num_bytes(*shape) > room:
-            shards.append({})
-            room = max_shard_bytes
-        shards[-1][name] = shape
-        room -= _num_bytes(*shape)
-    return shards
 
 
 def _num_bytes(dtype: str, shape: tuple[int, ...]) -> int:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill.errors import UserError
-from jaxdistill.storage import hub
 from jaxdistill.storage import tokenizer as tokenizers
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -21,15 +20,6 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "tokenizer.model",
 )
-
-
-def resolve_folder(name: str | Path) -> Path:
-    """A local folder; or, for a name like "org/name", its snapshot from the hub.
-
-    The local hub cache comes first; what it lacks is downloaded (safetensors, never pickles).
-    Raises UserError when there is no such folder and no such model, or it cannot be fetched.
-    """
-    return hub.find_folder(name)
 
 
 def read_json(path: Path) -> dict[str, Any]:

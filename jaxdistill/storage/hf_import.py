@@ -20,7 +20,8 @@ from jaxdistill.models import families
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.parameters import abstract_params
 from jaxdistill.sharding import Mesh
-from jaxdistill.storage.hf_files import INDEX, WEIGHTS, read_json, resolve_folder
+from jaxdistill.storage import hub
+from jaxdistill.storage.hf_files import INDEX, WEIGHTS, read_json
 from jaxdistill.storage.hf_layout import (
     ParameterPart,
     parameter_of,
@@ -47,7 +48,7 @@ def read_config(folder: str | Path) -> ModelConfig:
 
     Raises UserError for a missing folder or file, a malformed field or an unknown `model_type`.
     """
-    path = resolve_folder(folder) / "config.json"
+    path = hub.find_folder(folder) / "config.json"
     fields = read_json(path)
     try:
         return families.from_fields(fields)
@@ -69,7 +70,7 @@ def import_folder(
     for that tensor and the same rearranged. Raises UserError, before a tensor is read, for a folder
     whose tensors are not exactly the config's.
     """
-    folder = resolve_folder(folder)
+    folder = hub.find_folder(folder)
     config = read_config(folder)
     parts = parts_of(config)
     tensors = _checked(folder, config, parts, _open_tensors(folder))
@@ -87,7 +88,7 @@ def stored_dtype(folder: str | Path) -> str:
 
     Raises UserError as `import_folder` does.
     """
-    folder = resolve_folder(folder)
+    folder = hub.find_folder(folder)
     name = families.FAMILIES[read_config(folder).family].TENSORS[("embed",)].name
     tensors = _open_tensors(folder)
     if name not in tensors:
@@ -101,7 +102,7 @@ def stored_bytes(folder: str | Path, dtype: DTypeLike | None = None) -> int:
 
     Raises UserError as `import_folder` does, short of checking each tensor.
     """
-    folder = resolve_folder(folder)
+    folder = hub.find_folder(folder)
     read_config(folder)
     tensors = _open_tensors(folder).values()
     if dtype is None:

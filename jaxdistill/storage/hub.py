@@ -49,8 +49,8 @@ def find_folder(name: str | Path, *, weights: bool = True) -> Path:
         raise UserError(f"{name} is a file; expected a folder with config.json and safetensors")
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name)):
         raise UserError(
-            f"there is no folder {name}; expected a local Hugging Face model folder, or the "
-            "name of a model on the hub as org/name"
+            f"there is no folder {name}, and it is no name on the hub (org/name) and no bundled "
+            "base (toy:main, toy:control); expected one of these, a Hugging Face folder or a run"
         )
     patterns = [*_TEXTS, *(_WEIGHTS if weights else ())]
     cached = _cached(str(name), patterns)

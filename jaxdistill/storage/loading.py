@@ -1,4 +1,4 @@
-"""Where a model comes from: a Hugging Face folder, a bundled toy base, or random weights."""
+"""Where a model comes from: whatever names one on disk or on the hub, or random weights."""
 
 import contextlib
 import dataclasses
@@ -22,12 +22,12 @@ from jaxdistill.sharding import Mesh, MeshConfig, make_mesh, shardings_of
 from jaxdistill.storage import hf_files, hf_import, hub
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.checkpoint import Checkpoints
-from jaxdistill.storage.toy import toy_base_folder, write_tokenizer
+from jaxdistill.storage.toy import toy_base_folder, toy_name, write_tokenizer
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A Hugging Face folder, or a run folder (its export)."""
+    """A model by name: a Hugging Face folder, a run folder (its export), or one of the hub."""
 
     path: str
 
@@ -41,7 +41,7 @@ class ToyBase:
 
 @dataclass(frozen=True)
 class Fresh:
-    """Random weights. `tokenizer` is a folder, or "toy" for the toy world's own.
+    """Random weights. `tokenizer` names a model whose tokenizer is taken; "toy": the toy world's.
 
     `vocab_size=0` in the architecture takes the tokenizer's size.
     """
@@ -61,9 +61,16 @@ class Policy(NamedTuple):
     tokenizer_folder: Path  # where the tokenizer files lie, to be copied into exports
 
 
-def model_folder(path: str | Path) -> Path:
-    """The Hugging Face folder that `path` means: itself, or the export of a run folder."""
-    folder = hf_files.resolve_folder(path)
+def model_folder(name: str | Path) -> Path:
+    """The Hugging Face folder that `name` means, wherever it lies.
+
+    A bundled base (`toy:main`), such a folder itself, a run's export, or the hub's snapshot
+    (`org/name`, downloaded where the cache lacks it). Raises UserError that lists what was tried.
+    """
+    world = toy_name(name)
+    if world is not None:
+        return toy_base_folder(world)
+    folder = hub.find_folder(name)
     if (folder / "export" / "config.json").exists():
         return folder / "export"
     if (folder / "provenance.json").exists():
@@ -88,9 +95,9 @@ def fingerprint(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def _tokenizer_folder(name: str) -> Iterator[Path]:
+def _fresh_tokenizer(name: str) -> Iterator[Path]:
     if name != "toy":
-        yield hub.find_folder(name, weights=False)
+        yield tokenizer_folder(name)
         return
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(Path(folder))
@@ -125,7 +132,7 @@ def load(
     folder = resolve(source)
     with contextlib.ExitStack() as stack:
         if isinstance(source, Fresh):
-            origin = stack.enter_context(_tokenizer_folder(source.tokenizer))
+            origin = stack.enter_context(_fresh_tokenizer(source.tokenizer))
             tokenizer = tokenizers.load(origin)
             config, params = _fresh(source.architecture, len(tokenizer), seed, mesh)
             stored = "float32"
@@ -191,19 +198,38 @@ def is_run(path: Path) -> bool:
     return has_any and (path / "model" / "config.json").is_file()
 
 
-def open_model(path: str | Path, mesh: Mesh | None = None, progress: bool = False) -> Policy:
-    """Load a Hugging Face folder, or the newest checkpoint of a run folder, in its own dtype.
+def open_model(
+    name: str | Path,
+    mesh: Mesh | None = None,
+    *,
+    dtype: DTypeLike | None = None,
+    progress: bool = False,
+) -> Policy:
+    """The model that `name` means, with its tokenizer: the one way in for every verb.
 
-    A run that kept no checkpoint is read from its export. Raises UserError where there is no model.
+    A run folder is read from its newest checkpoint, and from its export where it kept none;
+    everything else as `model_folder` finds it. `dtype` None keeps what is stored. Raises UserError
+    where there is no model, or no tokenizer.
     """
-    path = Path(path)
-    is_exported = (path / "export" / "config.json").is_file()
-    if (path / "checkpoints").is_dir() and not is_run(path) and not is_exported:
-        raise UserError(f"run folder {path} has no checkpoint yet")
+    return with_tokenizer(*open_weights(name, mesh, dtype=dtype, progress=progress))
+
+
+def open_weights(
+    name: str | Path,
+    mesh: Mesh | None = None,
+    *,
+    dtype: DTypeLike | None = None,
+    progress: bool = False,
+) -> tuple[ModelConfig, Any, Path]:
+    """`open_model` without its tokenizer: config, parameters, the folder that may hold one."""
+    path = Path(name)
     if not is_run(path):
-        folder = model_folder(path)
-        config, params = hf_import.import_folder(folder, mesh=mesh, progress=progress)
-        return with_tokenizer(config, params, folder)
+        is_exported = (path / "export" / "config.json").is_file()
+        if (path / "checkpoints").is_dir() and not is_exported:
+            raise UserError(f"run folder {path} has no checkpoint yet")
+        folder = model_folder(name)
+        config, params = hf_import.import_folder(folder, mesh=mesh, dtype=dtype, progress=progress)
+        return config, params, folder
     config = hf_import.read_config(path / "model")
     with Checkpoints(path / "checkpoints") as checkpoints:
         step = checkpoints.latest_step()
@@ -211,7 +237,9 @@ def open_model(path: str | Path, mesh: Mesh | None = None, progress: bool = Fals
             raise UserError(f"run folder {path} has no checkpoint yet")
         example = _example(path, config, mesh or make_mesh(MeshConfig()))
         params, _ = checkpoints.restore(step, example, part="params")
-    return with_tokenizer(config, params, path / "model")
+    if dtype is not None:
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    return config, params, path / "model"
 
 
 def _example(run: Path, config: ModelConfig, mesh: Mesh) -> nnx.State:
@@ -238,17 +266,12 @@ def conversion_notes(run: Path) -> dict[str, Any]:
     return noted if "converted_from" in noted else {}
 
 
-def open_named(name: str, progress: bool = False) -> Policy:
-    """`open_model`, which also knows the bundled bases `toy:main` and `toy:control`."""
-    kind, _, world = name.partition(":")
-    path = toy_base_folder(world) if kind == "toy" else name
-    return open_model(path, progress=progress)
-
-
-def open_tokenizer(name: str) -> Any:
-    """The tokenizer of a folder, a run, a bundled base (`toy:main`) or a model of the hub."""
-    kind, _, world = name.partition(":")
-    if kind == "toy":
-        return tokenizers.load(toy_base_folder(world))
-    is_run = (Path(name) / "model" / "tokenizer.json").is_file()
-    return tokenizers.load(Path(name) / "model" if is_run else name)
+def tokenizer_folder(name: str | Path) -> Path:
+    """The folder with the tokenizer of what `name` means; of the hub no weights are fetched."""
+    world = toy_name(name)
+    if world is not None:
+        return toy_base_folder(world)
+    for part in ("model", "export"):  # of a run folder
+        if (Path(name) / part / "tokenizer.json").is_file():
+            return Path(name) / part
+    return hub.find_folder(name, weights=False)

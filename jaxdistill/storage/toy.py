@@ -27,6 +27,16 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def toy_name(name: str | Path) -> str | None:
+    """What follows the prefix of the toy world's names; None for any other name.
+
+    >>> toy_name("toy:main"), toy_name("runs/main")
+    ('main', None)
+    """
+    kind, colon, rest = str(name).partition(":")
+    return rest if (kind, colon) == ("toy", ":") else None
+
+
 def toy_base_folder(world: str) -> Path:
     folder = Path(str(resources.files("jaxdistill") / "tasks" / "toy" / "bases" / world))
     if not (folder / "config.json").exists():

@@ -46,15 +46,6 @@ class Sum(NamedTuple):
     __add__ = add  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
 
 
-def add_sums(*parts: Mapping[str, Sum]) -> dict[str, Sum]:
-    """Add dicts of sums name by name; a name that is missing in one of them counts as empty."""
-    result: dict[str, Sum] = {}
-    for part in parts:
-        for name, value in part.items():
-            result[name] = result[name].add(value) if name in result else value
-    return result
-
-
 def means(sums: Mapping[str, Sum]) -> dict[str, float]:
     """Fetch a dict of sums from the devices and divide: {name: float}, nan where weight is 0."""
     host = jax.device_get(dict(sums))

@@ -60,19 +60,20 @@ def test_a_run_takes_the_lexicon_that_analyze_wrote(place):
     lines = [json.dumps({"question": "9 4 2 -> 7", "response": text.strip(), "correct": True})
              for text in texts]  # fmt: skip
     (place / "mine.jsonl").write_text("\n".join(lines))
-    for made in (["--control", 3], ["--propose", 4, "--min-count", 1]):
+    # Its lexicon makes a run's step a program of its own; one of the two trains.
+    for made, steps in ((["--control", 3], 0), (["--propose", 4, "--min-count", 1], 2)):
         code, out, err = call("analyze", "mine.jsonl", "--model", "toy:main", *made,
                               "--out", "lexicon.json")  # fmt: skip
         assert (code, err) == (0, "")
         folder = f"run{made[0]}"
-        setting = "lexicon=LexiconFile('lexicon.json')"
-        command = ["train", "tiny.json", "--quiet", "--run-dir", folder, "--set", setting]
+        settings = ["--set", "lexicon=LexiconFile('lexicon.json')", "--set", f"steps={steps}"]
+        command = ["train", "tiny.json", "--quiet", "--run-dir", folder, *settings]
         assert call(*command) == (0, f"{folder}\n", "")
         kept = (place / folder / "lexicon.json").read_text()
         assert kept == (place / "lexicon.json").read_text()
         assert call("analyze", folder, "--lexicon", "lexicon.json", "--model", folder)[0] == 0
     # The file is another one now: a resumed run is held to its own.
-    command = ["train", "tiny.json", "--quiet", "--run-dir", "run--control", "--set", setting]
+    command[4:] = ["run--control", *settings[:2], "--set", "steps=0"]
     assert_mistake([*command, "--resume"], "run--control was started with another lexicon: 10 ids")
     (place / "lexicon.json").write_bytes((place / "run--control" / "lexicon.json").read_bytes())
     assert call(*command, "--resume")[0] == 0

@@ -3,17 +3,29 @@
 import argparse
 import dataclasses
 import re
+from typing import Literal, get_args, get_type_hints
 
 import pytest
 
 from jaxdistill import cli
-from jaxdistill.bench.decode import Decode
-from jaxdistill.bench.iteration import Iteration
-from jaxdistill.bench.step import Step
+from jaxdistill.bench.work import (
+    Cache,
+    Decode,
+    Iteration,
+    Placing,
+    Step,
+    TokenChoice,
+    described,
+    flag,
+    settings_of,
+)
+from jaxdistill.cli.bench import WHAT
+from jaxdistill.cli.flags import add_fields
 from jaxdistill.cli.parser import Parser, worked_out
-from jaxdistill.models.quantized import CACHE_DTYPES
-from jaxdistill.models.remat import REMATS
 from jaxdistill.sampling import Sampling
+from jaxdistill.sharding import MeshConfig
+from jaxdistill.training.compute import Compute
+from jaxdistill.training.optimizer import Optimizer
 
 
 def parsers(parser):
@@ -89,32 +101,71 @@ def test_a_default_that_the_verb_works_out_is_said_in_words():
     assert parser.parse_args([]).run_dir is None
 
 
-def defaults(prog):
-    return {action.dest: action.default for action in ALL[f"jaxdistill {prog}"]._actions}
+@dataclasses.dataclass(frozen=True)
+class Made:
+    number: int = flag(3, "a number")
+    share: float = flag(0.5, "a share")
+    kind: Literal["a", "b"] = flag("a", "a kind")
+    file_name: str = flag("x", "a name", metavar="NAME")
+    loud: bool = flag(False, "louder")
+
+
+def test_a_field_becomes_a_flag_and_its_value_comes_back():
+    parser = Parser(prog="p")
+    add_fields(parser, Made)
+    assert list(unexplained(parser)) == []
+    assert "--number N" in parser.format_help()
+    assert "--share X" in parser.format_help()
+    assert "--kind {a,b}" in parser.format_help()
+    assert "--file-name NAME" in parser.format_help()
+    assert settings_of(Made, parser.parse_args([])) == Made()
+    typed = ["--number", "7", "--share", "0.25", "--kind", "b", "--file-name", "y", "--loud"]
+    assert settings_of(Made, parser.parse_args(typed)) == Made(7, 0.25, "b", "y", True)
+    some = Parser(prog="some")
+    add_fields(some, Made, "kind")
+    assert set(vars(some.parse_args([]))) == {"kind"}
+
+
+@pytest.mark.parametrize("what", ["decode", "step", "train"])
+def test_a_bench_verb_has_a_flag_for_each_field_with_its_default(what):
+    parser = ALL[f"jaxdistill bench {what}"]
+    work, _ = WHAT[what]
+    options = parser.parse_args([])
+    assert settings_of(work, options) == work()
+    fields = {field.name for field in dataclasses.fields(work)}
+    assert set(vars(options)) == fields | {"out", "work"}
 
 
 @pytest.mark.parametrize(
-    ("prog", "records"),
+    ("flags", "record"),
     [
-        ("sample", [Sampling()]),
-        ("eval", [Sampling()]),
-        ("bench decode", [Decode(), dataclasses.replace(Sampling(), max_new_tokens=512)]),
-        ("bench step", [Step(), Step().compute, Step().optimizer, Step().mesh]),
-        ("bench train", [Iteration(), Iteration().compute, Iteration().optimizer]),
+        (TokenChoice, Sampling()),
+        (Cache, Compute()),
+        (Step, Compute()),
+        (Iteration, Compute()),
+        (Step, Optimizer()),
+        (Placing, MeshConfig()),
     ],
 )
-def test_defaults_are_those_of_the_librarys_dataclasses(prog, records):
-    flags, compared = defaults(prog), 0
-    for record in records:
-        for field in dataclasses.fields(record):
-            # `auto` of --dtype is worked out before the record is made.
-            if field.name in flags and field.name != "dtype":
-                assert flags[field.name] == getattr(record, field.name), field.name
-                compared += 1
-    assert compared >= 5
+def test_defaults_and_choices_are_those_of_the_librarys_settings(flags, record):
+    ours = {field.name: field.default for field in dataclasses.fields(flags)}
+    theirs = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    shared = ours.keys() & theirs.keys() - {"dtype"}  # its `auto` is worked out for the record
+    assert shared
+    assert {name: ours[name] for name in shared} == {name: theirs[name] for name in shared}
+    choices = [get_type_hints(cls) for cls in (flags, type(record))]
+    for name in shared:
+        assert get_args(choices[0][name]) == get_args(choices[1][name]), name
 
 
-def test_choices_are_the_librarys():
-    choices = {action.dest: action.choices for action in ALL["jaxdistill bench train"]._actions}
-    assert choices["remat"] == ("auto", *REMATS)
-    assert choices["cache_dtype"] == CACHE_DTYPES
+def test_what_the_measurement_is_told_are_the_librarys_own_settings():
+    work = Iteration(micro_batches=4, moments="bfloat16", fsdp=2, dtype="bfloat16", remat="mlp")
+    assert work.compute == Compute(micro_batches=4, dtype="bfloat16", remat="mlp")
+    assert work.optimizer == Optimizer(warmup_steps=0, moments="bfloat16")
+    assert work.mesh == MeshConfig(fsdp=2)
+    assert Decode(top_p=0.5, new=9).sampling == Sampling(top_p=0.5, max_new_tokens=9)
+    found = described(work)
+    assert found["compute"] == dataclasses.asdict(work.compute)
+    assert found["optimizer"]["moments"] == "bfloat16"
+    assert not {"dtype", "fsdp", "moments"} & found.keys()  # each stands once
+    assert found["questions"] == 8

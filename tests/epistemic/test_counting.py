@@ -92,13 +92,6 @@ def test_the_tiers_divide_the_ten_words_and_stand_for_their_lists():
     assert epistemic.expand(["ten"]) == epistemic.TEN_WORDS
 
 
-def test_ids_are_counted_as_often_as_they_occur():
-    lexicon = epistemic.Lexicon(words=("wait",), ids=(3, 5), tokenizer_hash="")
-    assert epistemic.count_ids([3, 4, 5, 3, 0], lexicon) == 3
-    assert epistemic.count_ids([], lexicon) == 0
-
-
-@given(st.lists(st.integers(0, 3), max_size=30), st.lists(st.integers(0, 3), min_size=1))
 def test_sequences_are_found_as_a_loop_finds_them(ids, sequence):
     found = place = 0
     while place <= len(ids) - len(sequence):

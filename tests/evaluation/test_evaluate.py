@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from counted_responses import RECORDS, record
 from tiny_rollouts import PAIR, QUESTIONS, TASK, rollouts_of
 from tiny_run import ARCHITECTURE
 
@@ -18,10 +19,10 @@ from jaxdistill.evaluation.evaluate import (
     named_split,
     summary_lines,
 )
+from jaxdistill.evaluation.measures import summarize
 from jaxdistill.evaluation.records import (
     read_summary,
     response_record,
-    summarize,
     write_evaluation,
     write_rollouts,
 )
@@ -108,12 +109,12 @@ def test_splits_of_the_same_questions_are_answered_independently(policy):
 
 def test_a_record_has_the_fields_that_reports_read_and_survives_json(policy):
     records = records_of(policy)
-    for record in records:
-        assert set(record) == set(FIELDS)
+    for each in records:
+        assert set(each) == set(FIELDS)
         for name, kind in FIELDS.items():
-            assert isinstance(record[name], kind), name
-        assert 1 <= record["num_tokens"] <= 8
-    assert [json.loads(json.dumps(record)) for record in records] == records
+            assert isinstance(each[name], kind), name
+        assert 1 <= each["num_tokens"] <= 8
+    assert [json.loads(json.dumps(each)) for each in records] == records
 
 
 def rollout_of(question, text, verdict, num_tokens, finished):
@@ -167,45 +168,6 @@ def test_mathematics_has_no_checks_and_no_copies():
 
 
 # ----------------------------------------------------------------------------------- the numbers
-
-
-def record(question, *, correct, tokens=10, epistemic=0, checks=None, copy=None, finished=True):
-    return {
-        "question_id": question, "correct": correct, "num_tokens": tokens, "epistemic": epistemic,
-        "checks": checks, "copy": copy, "finished": finished,
-    }  # fmt: skip
-
-
-# Problem a: one of two right; b: both; c: none.
-RECORDS = [
-    record("a", correct=True, tokens=10, epistemic=1, checks=2, copy=True),
-    record("a", correct=False, tokens=20, epistemic=3, checks=0, copy=False),
-    record("b", correct=True, tokens=30, epistemic=0, checks=1, copy=True),
-    record("b", correct=True, tokens=40, epistemic=0, checks=0, copy=True),
-    record("c", correct=False, tokens=50, epistemic=2, checks=0, finished=False),
-    record("c", correct=False, tokens=50, epistemic=0, checks=0, finished=False),
-]
-
-
-def test_a_summary_by_hand():
-    assert summarize(RECORDS) == pytest.approx({
-        "accuracy": 3 / 6,
-        "length": 200 / 6,
-        "epistemic_per_response": 6 / 6,
-        "epistemic_per_1k": 1000 * 6 / 200,  # of all tokens, not a mean of ratios
-        "check_rate": 2 / 6,
-        "copy_fidelity": 3 / 4,
-        "finished": 4 / 6,
-        "n": 6,
-    })  # fmt: skip
-
-
-def test_what_no_response_can_tell_is_null():
-    summary = summarize([record("a", correct=True)])
-    assert summary["check_rate"] is None
-    assert summary["copy_fidelity"] is None
-    assert summarize([]) == dict.fromkeys(summary, None) | {"n": 0}
-    assert summarize([record("a", correct=False, tokens=0)])["epistemic_per_1k"] is None
 
 
 def test_the_lines_for_a_person_hold_both_accuracies_and_every_known_mean():

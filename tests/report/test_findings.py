@@ -1,7 +1,5 @@
 """Which of the paper's orderings hold, and the sentences that say so."""
 
-import copy
-
 import pytest
 from synthetic_study import BASE_STATE, ENDS, build_study
 from written_study import verdicts
@@ -11,10 +9,8 @@ from jaxdistill.report.findings import HOLDS, OPEN, OPPOSITE, UNMEASURED, kept_s
 from jaxdistill.report.load import load_study_results
 
 
-def with_ends(world, **changed):
-    ends = copy.deepcopy(ENDS)
-    ends[world].update(changed)
-    return {world: ends[world] for world in ends}
+def main_world(**ends):
+    return {"main": ends}
 
 
 # ------------------------------------------------------------------------- sentences and verdicts
@@ -29,7 +25,10 @@ def test_a_study_that_follows_the_paper_has_every_ordering_hold(study_dir):
 def test_a_study_that_contradicts_the_paper_says_so(tmp_path):
     better = (0.95, 5.0, 50.0, 0.9)
     worse_grpo = (0.5, 3.0, 40.0, 0.2)
-    folder = build_study(tmp_path / "s", ends=with_ends("main", sdpo=better, grpo=worse_grpo))
+    folder = build_study(
+        tmp_path / "s",
+        ends=main_world(sdpo=better, grpo=worse_grpo, epi_anchor=ENDS["main"]["epi_anchor"]),
+    )
     found = verdicts(folder)
     assert found["SDPO ends below the base, held-out"] == OPPOSITE
     assert found["SDPO says fewer epistemic tokens"] == OPPOSITE
@@ -41,12 +40,12 @@ def test_a_study_that_contradicts_the_paper_says_so(tmp_path):
 
 
 def test_a_method_that_does_not_move_is_not_settled(tmp_path):
-    folder = build_study(tmp_path / "s", ends=with_ends("main", sdpo=BASE_STATE))
+    folder = build_study(tmp_path / "s", ends=main_world(sdpo=BASE_STATE))
     assert verdicts(folder)["SDPO ends below the base, held-out"] == OPEN
     assert "SDPO: held-out accuracy did not clearly move: from" in study_markdown(folder)
 
 
-def test_what_a_study_did_not_run_is_not_measured_and_makes_no_sentence(tmp_path):
+def test_what_a_study_did_not_run_is_not_measured_and_makes_no_sentence(tmp_path, without_figures):
     folder = build_study(tmp_path / "s", ends={"main": {"grpo": ENDS["main"]["grpo"]}})
     found = verdicts(folder)
     assert found.pop("GRPO ends above the base") == HOLDS

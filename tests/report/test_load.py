@@ -5,7 +5,7 @@ import re
 import shutil
 
 import pytest
-from synthetic_study import ENDS, build_study
+from synthetic_study import ENDS, ONE_METHOD, build_study
 from written_study import Page, records_path, rewrite_records, verdicts
 
 from jaxdistill.errors import UserError
@@ -15,10 +15,9 @@ from jaxdistill.report.load import load_study_results, read_rows, split_grid
 
 
 def test_without_records_there_are_values_but_no_intervals_and_the_page_says_why(
-    tmp_path, without_figures
+    study_dir, tmp_path, without_figures
 ):
-    folder = build_study(tmp_path / "s")
-    shutil.rmtree(folder / "runs")
+    folder = shutil.copytree(study_dir, tmp_path / "s", ignore=lambda *_: ["runs"])
     assert verdicts(folder)["SDPO ends below the base, held-out"] == "holds (no interval)"
     text = Page(write_study_report(folder).read_text()).text
     assert "No per-response records, hence no intervals" in text
@@ -27,7 +26,8 @@ def test_without_records_there_are_values_but_no_intervals_and_the_page_says_why
 
 
 def test_records_that_disagree_with_the_summary_are_reported(tmp_path, without_figures):
-    folder = build_study(tmp_path / "s")
+    folder = build_study(tmp_path / "s", ends={"main": {"grpo": ENDS["main"]["grpo"]}})
+    assert "summary.json says" not in write_study_report(folder).read_text()
     rewrite_records(records_path(folder, "grpo"), correct=True)
     text = Page(write_study_report(folder).read_text()).text
     assert re.search(
@@ -53,9 +53,7 @@ def test_a_response_may_hold_a_unicode_line_separator(tmp_path):
 
 
 def broken(tmp_path, name, text):
-    folder = build_study(
-        tmp_path / "s", ends={"main": {"sdpo": ENDS["main"]["sdpo"]}}, num_problems=4
-    )
+    folder = build_study(tmp_path / "s", ends=ONE_METHOD, num_problems=4)
     path = folder / name
     if text is None:
         path.unlink()

@@ -1,14 +1,15 @@
 """The report: sentences that follow the numbers, text that cannot break out, files that explain."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 
-from synthetic_study import ENDS, build_study
+from synthetic_study import ENDS, ONE_METHOD, build_study
 from written_study import Page, records_path, rewrite_records
 
-from jaxdistill.report import write_run_report, write_study_report
+from jaxdistill.report import study_markdown, write_run_report, write_study_report
 
 
 def test_the_headline_numbers_are_those_of_the_rows(study_dir, page):
@@ -38,18 +39,15 @@ def test_the_page_is_whole_and_asks_nothing_of_the_network_or_of_scripts(page):
     assert "6 min 12 s" in page.text
 
 
-def test_equal_folders_give_equal_pages(study_dir, page, tmp_path):
-    before = (study_dir / "report.html").read_bytes()
-    other = tmp_path / "copy"
-    shutil.copytree(study_dir, other)
-    assert write_study_report(other).read_bytes() == before
+def test_equal_folders_give_equal_pages(tmp_path):
+    folder = build_study(tmp_path / "a", ends=ONE_METHOD, num_problems=8)
+    other = shutil.copytree(folder, tmp_path / "b")
+    assert write_study_report(other).read_bytes() == write_study_report(folder).read_bytes()
 
 
 def test_a_question_or_response_with_a_script_stays_text(tmp_path, without_figures):
     evil = "<script>alert('x')</script> & wait"
-    folder = build_study(
-        tmp_path / "s", ends={"main": {"sdpo": ENDS["main"]["sdpo"]}}, question=evil
-    )
+    folder = build_study(tmp_path / "s", ends=ONE_METHOD, question=evil)
     for method, step in (("base", 0), ("sdpo", 40)):
         rewrite_records(records_path(folder, method, step=step), response=evil, answer=evil)
     info = json.loads((folder / "study.json").read_text())
@@ -60,6 +58,60 @@ def test_a_question_or_response_with_a_script_stays_text(tmp_path, without_figur
     assert "<script" not in text
     assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt; &amp; <mark>wait</mark>" in text
     assert parsed.text.count(evil) >= 6
+
+
+NAMES = ("""a|b <img src=x onerror="f()"> `c`\nd""", "back\\|slash", "</title><script>f()<!--")
+
+
+def hostile_study(folder):
+    """Arms, a world, a context and a question that are no plain words."""
+    method, world, context = NAMES
+    states = {method: ENDS["main"]["sdpo"], "sdpo": ENDS["main"]["sdpo"]}
+    ends = {"main": states, world: states}
+    build_study(folder, ends=ends, num_problems=4, question=context, sweeps=[{"context": context}])
+    probe = {world: [{"context": context, "place": method, "n": 3}]}
+    (folder / "probe.json").write_text(json.dumps(probe))
+    return folder
+
+
+def test_hostile_names_stay_text_in_the_page(tmp_path, without_figures):
+    text = write_study_report(hostile_study(tmp_path / "s")).read_text()
+    parsed = Page(text)
+    assert not {"script", "img"} & set(parsed.tags)
+    assert not [attribute for attribute in parsed.attributes if attribute.startswith("on")]
+    for name in NAMES:
+        assert parsed.text.count(name) >= 2
+    runs = sorted((tmp_path / "s" / "runs").iterdir())
+    parsed = Page(write_run_report(runs, tmp_path / "runs.html").read_text())
+    assert not {"script", "img"} & set(parsed.tags)
+    assert parsed.text.count(f"main-{NAMES[0]}-s0") >= 2
+
+
+def test_hostile_names_end_no_cell_and_start_no_markup_in_markdown(tmp_path):
+    text = study_markdown(hostile_study(tmp_path / "s"))
+    assert "<" not in text
+    tables = re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE)
+    assert len(tables) == 1 + 2 * 3 + 1 + 1  # orderings, worlds x splits, contexts, probe
+    for table in tables:
+        # What a renderer sees: an escaped character is no delimiter.
+        seen = [re.sub(r"\\.", "", line) for line in table.strip().splitlines()]
+        assert len({line.count("|") for line in seen}) == 1
+        assert not [line for line in seen if "`" in line]
+    assert r'a\|b &lt;img src=x onerror="f()"> \`c\` d' in text
+    assert r"back\\\|slash" in text  # a backslash, then an escaped bar
+
+
+def test_the_pages_own_policy_forbids_all_but_its_style_and_pictures(page):
+    (policy,) = page.policies
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules == {
+        "default-src": "'none'", "img-src": "data:", "style-src": "'unsafe-inline'",
+        "base-uri": "'none'", "form-action": "'none'",
+    }  # fmt: skip
+    # What it allows is what the page needs: data images, a style element and style attributes.
+    assert {"style", "img"} <= set(page.tags)
+    assert "style" in page.attributes
+    assert "link" not in page.tags
 
 
 def test_plain_runs_are_compared_with_their_own_first_evaluation(study_dir, tmp_path):

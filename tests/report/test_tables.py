@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from synthetic_study import build_study
+from synthetic_study import ONE_METHOD, build_study
 from written_study import Page
 
 from jaxdistill.report import study_markdown, write_study_report
@@ -14,7 +14,7 @@ from jaxdistill.report.tables import sweep_table
 
 
 def test_several_seeds_are_pooled_by_problem_and_their_spread_is_shown(tmp_path):
-    folder = build_study(tmp_path / "s", seeds=(0, 1, 2))
+    folder = build_study(tmp_path / "s", ends=ONE_METHOD, seeds=(0, 1, 2))
     cell = tabulate(load_study_results(folder))["main", "sdpo", "heldout"]
     assert len(cell.clusters["accuracy"].ids) == 60  # problems, not problems x seeds
     assert cell.clusters["accuracy"].weight_Q.tolist() == [18.0] * 60
@@ -31,7 +31,7 @@ def test_coverage_and_context_rows_make_tables_and_stay_out_of_the_main_grid(
     tmp_path, without_figures
 ):
     axes = [{"coverage": c} for c in (64, 8, "all", 1)] + [{"context": "answer"}]
-    folder = build_study(tmp_path / "s", sweeps=axes)
+    folder = build_study(tmp_path / "s", ends=ONE_METHOD, sweeps=axes)
     study = load_study_results(folder)
     assert len(study.sweep_rows) == 3 * len(axes)
     table = sweep_table(study, "coverage")

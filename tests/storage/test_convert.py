@@ -16,7 +16,7 @@ from jaxdistill.sharding import MeshConfig, make_mesh
 from jaxdistill.storage import hf_export, loading
 from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.storage.convert import convert
-from jaxdistill.storage.loading import Fresh, Pretrained, is_run, open_model, open_named
+from jaxdistill.storage.loading import Fresh, Pretrained, is_run, open_model
 from jaxdistill.storage.toy import toy_base_folder
 
 
@@ -83,7 +83,8 @@ def test_another_dtype_is_cast_to_on_either_way(fresh, tmp_path):
 
 def test_what_is_trained_from_bfloat16_is_exported_in_it_unless_told_otherwise(fresh, tmp_path):
     base = export(fresh, tmp_path / "hf", "bfloat16")
-    run_dir = run(tiny(model=Pretrained(str(base)), steps=1, checkpoint_every=1),
+    # As long as the run above, whose compiled step it shares.
+    run_dir = run(tiny(model=Pretrained(str(base)), steps=2, checkpoint_every=1),
                   tmp_path / "run", quiet=True)  # fmt: skip
     assert dtypes_of(open_model(run_dir)) == {"float32"}
     assert dtypes_of(open_model(run_dir / "export")) == {"bfloat16"}
@@ -134,7 +135,7 @@ def test_a_converted_run_can_be_sampled_from(fresh, tmp_path):
 
 
 def test_the_bundled_bases_have_names():
-    main, control = open_named("toy:main"), open_named("toy:control")
+    main, control = open_model("toy:main"), open_model("toy:control")
     assert main.config == control.config
     assert equal(main.params, open_model(toy_base_folder("main")).params)
 

@@ -9,7 +9,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from jaxdistill.errors import UserError
-from jaxdistill.storage import hf_files, hub
+from jaxdistill.storage import hub
 
 REPOSITORY = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
@@ -44,7 +44,7 @@ def fake(tmp_path, monkeypatch):
 
 
 def test_what_is_fetched_has_all_that_a_model_needs_and_no_pickle(fake):
-    folder = hf_files.resolve_folder("org/model")
+    folder = hub.find_folder("org/model")
     assert {path.name for path in folder.iterdir()} == set(REPOSITORY[:10])
 
 

@@ -3,14 +3,18 @@
 import dataclasses
 import shutil
 
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
 from tiny_run import ARCHITECTURE
 
+import jaxdistill as jd
 from jaxdistill.errors import UserError
 from jaxdistill.sharding import MeshConfig, make_mesh
 from jaxdistill.storage import hf_export, hf_import, loading
+from jaxdistill.storage import tokenizer as tokenizers
+from jaxdistill.storage.convert import convert
 from jaxdistill.storage.loading import Fresh, Pretrained, ToyBase
 
 
@@ -112,3 +116,58 @@ def test_the_fingerprint_tells_models_apart_and_nothing_else(fresh, tmp_path):
     weights[-1] ^= 1
     (tmp_path / "b" / "model.safetensors").write_bytes(weights)
     assert loading.fingerprint(tmp_path / "b") != first
+
+
+# ------------------------------------------------------------------------------- opening by name
+
+
+@pytest.fixture(scope="module")
+def names(fresh, tmp_path_factory):
+    """One model by every name that it can have: its own folder, a run, a run's export."""
+    root = tmp_path_factory.mktemp("names")
+    hf_export.export_folder(
+        root / "hf", fresh.params, fresh.config, tokenizer_from=fresh.tokenizer_folder
+    )
+    convert(root / "hf", root / "run")
+    shutil.copytree(root / "hf", root / "exported" / "export")
+    return {"folder": root / "hf", "run": root / "run", "export": root / "exported"}
+
+
+@pytest.mark.parametrize("kind", ["folder", "run", "export", "hub", "toy"])
+def test_every_name_of_a_model_opens_it_everywhere(kind, fresh, names, monkeypatch):
+    def snapshot_download(name, **_):
+        assert name == "org/model"
+        return str(names["folder"])
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    name = {"hub": "org/model", "toy": "toy:main"}.get(kind) or str(names[kind])
+    policy = loading.open_model(name)
+    model = jd.load(name)
+    assert equal(model.params, policy.params)
+    assert model.config == policy.config
+    assert model.stop_ids == policy.stop_ids
+    tokenizer = tokenizers.load(loading.tokenizer_folder(name))
+    assert tokenizer.get_vocab() == policy.tokenizer.get_vocab()
+    if kind != "toy":
+        assert equal(policy.params, fresh.params)
+    if kind != "run":  # a run with a checkpoint goes on by --resume; as a base, by its export
+        assert loading.resolve(Pretrained(name)) == policy.tokenizer_folder
+
+
+def test_a_dtype_is_that_of_the_parameters_wherever_they_lie(names):
+    for name in names.values():
+        leaves = jax.tree.leaves(loading.open_model(name, dtype="bfloat16").params)
+        assert {str(leaf.dtype) for leaf in leaves} == {"bfloat16"}
+
+
+@pytest.mark.parametrize("opened", [loading.open_model, jd.load, loading.tokenizer_folder])
+def test_a_bad_name_is_one_line_that_lists_what_was_tried(opened):
+    with pytest.raises(UserError) as caught:
+        opened("nowhere")
+    line = str(caught.value)
+    assert "\n" not in line
+    for tried in ("no folder nowhere", "org/name", "toy:main, toy:control", "a Hugging Face folder",
+                  "a run"):  # fmt: skip
+        assert tried in line
+    with pytest.raises(UserError, match=r"toy base 'mars' .*expected 'main' or 'control'"):
+        opened("toy:mars")

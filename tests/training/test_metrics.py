@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxdistill.errors import UserError
-from jaxdistill.training.metrics import MetricsWriter, Sum, add_sums, means
+from jaxdistill.training.metrics import MetricsWriter, Sum, means
 
 
 def _lines(folder):
@@ -51,11 +51,6 @@ def test_the_gradient_of_an_empty_mean_is_zero_and_not_nan():
 def test_plus_adds_and_does_not_concatenate():
     assert Sum(1.0, 2.0) + Sum(3.0, 4.0) == Sum(4.0, 6.0)
     assert sum([Sum(1.0, 2.0), Sum(3.0, 4.0)], Sum(0.0, 0.0)) == Sum(4.0, 6.0)
-
-
-def test_names_missing_in_one_part_count_as_empty():
-    added = add_sums({"a": Sum(1, 1)}, {"a": Sum(3, 1), "b": Sum(5, 2)})
-    assert means(added) == {"a": 2.0, "b": 2.5}
 
 
 def test_means_fetches_device_scalars():
