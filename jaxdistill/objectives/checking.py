@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxdistill import losses
 from jaxdistill.errors import UserError
 from jaxdistill.objectives import compose
 from jaxdistill.objectives.choices import is_own, reads_of
@@ -34,7 +35,6 @@ METHODS = {
     "credit": ("advantage", "score", "over_batch"),
     "rollout_correction": ("weight",),
 }
-
 
 # What a value must be, and where it is not.
 EXPECTED: dict[str, Callable[[Array], Array]] = {
@@ -65,22 +65,24 @@ def check_objective(objective: Objective, epistemic_ids: tuple[int, ...], vocab_
         return
     ids = tuple(sorted(set(epistemic_ids)))
     epistemic = epistemic_of(ids, vocab_size)
-    found: list[_Found] = []
+    asked: list[tuple[str, tuple[int, ...], str]] = []
 
     def evaluate(positions: Positions) -> list[tuple[Array, Array, Array]]:
-        for each in own:
-            found.extend(_tried(each, positions, epistemic))
-        found.extend(_whole(objective, ids, positions))
-        values = [x.value.astype(jnp.float32).reshape(-1) for x in found]
-        bad = [EXPECTED[x.expected](value) for x, value in zip(found, values, strict=True)]
-        firsts = [jnp.argmax(is_bad) for is_bad in bad]
-        return [(b.any(), i, x[i]) for b, i, x in zip(bad, firsts, values, strict=True)]
+        found = [result for each in own for result in _tried(each, positions, epistemic)]
+        results = []
+        for what, value, expected in [*found, *_whole(objective, ids, positions)]:
+            asked.append((what, value.shape, expected))
+            flat_X = value.astype(jnp.float32).reshape(-1)
+            is_bad_X = EXPECTED[expected](flat_X)
+            first = jnp.argmax(is_bad_X)
+            results.append((is_bad_X[first], first, flat_X[first]))
+        return results
 
     results = jax.device_get(jax.jit(evaluate)(made_positions(ids, vocab_size)))
-    for (what, value, expected), (is_bad, first, number) in zip(found, results, strict=True):
+    for (what, shape, expected), (is_bad, first, value) in zip(asked, results, strict=True):
         if is_bad:
-            where = [int(i) for i in np.unravel_index(first, value.shape)]
-            raise UserError(f"{what} {number:g} at {where}, expected {expected}")
+            where = [int(i) for i in np.unravel_index(first, shape)]
+            raise UserError(f"{what} {value:g} at {where}, expected {expected}")
 
 
 class _Own(NamedTuple):
@@ -231,10 +233,9 @@ def made_positions(ids: tuple[int, ...], vocab_size: int) -> Positions:
     # 10 nats above the rest, the sampled token has most of the probability, as it mostly has.
     np.put_along_axis(shared, tokens_BT[..., None], 10.0, axis=-1)
     student, teacher, reference, contrast = (
-        np.asarray(jax.nn.log_softmax(shared + 0.5 * rng.standard_normal(shape, np.float32)))
-        for _ in range(4)
+        jax.nn.log_softmax(shared + 0.5 * rng.standard_normal(shape, np.float32)) for _ in range(4)
     )
-    token_logp_BT = np.take_along_axis(student, tokens_BT[..., None], -1)[..., 0]
+    token_logp_BT = losses.take_token(student, tokens_BT)
     noise_BT = 0.01 * rng.standard_normal((ROWS, TOKENS), np.float32)
     return Positions(
         student_logp_BTV=student,
