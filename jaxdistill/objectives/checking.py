@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxdistill import losses
 from jaxdistill.errors import UserError
 from jaxdistill.objectives import compose
 from jaxdistill.objectives.choices import is_own, reads_of
@@ -35,11 +36,20 @@ METHODS = {
     "rollout_correction": ("weight",),
 }
 
+# What a value must be, and where it is not.
+EXPECTED: dict[str, Callable[[Array], Array]] = {
+    "finite numbers": lambda x: ~jnp.isfinite(x),
+    # -inf is the log-probability of a word that cannot be said.
+    "numbers or -inf": lambda x: jnp.isnan(x) | jnp.isposinf(x),
+    # The sum of a target's probabilities, of 150k float32 terms; that of logits is anything.
+    "1": lambda x: ~(abs(x - 1) < 0.01),
+}
+
 
 class _Found(NamedTuple):
     what: str  # a sentence's beginning: "objective.clip: MyClip.clip returned"
     value: Array
-    is_logp: bool  # then -inf is allowed: a word that cannot be said
+    expected: str = "finite numbers"
 
 
 def check_objective(objective: Objective, epistemic_ids: tuple[int, ...], vocab_size: int) -> None:
@@ -55,22 +65,24 @@ def check_objective(objective: Objective, epistemic_ids: tuple[int, ...], vocab_
         return
     ids = tuple(sorted(set(epistemic_ids)))
     epistemic = epistemic_of(ids, vocab_size)
-    labels: list[tuple[str, bool]] = []
+    asked: list[tuple[str, tuple[int, ...], str]] = []
 
-    def evaluate(positions: Positions) -> list[Array]:
+    def evaluate(positions: Positions) -> list[tuple[Array, Array, Array]]:
         found = [result for each in own for result in _tried(each, positions, epistemic)]
-        found += _whole(objective, ids, positions)
-        labels.extend((what, is_logp) for what, _, is_logp in found)
-        return [value for _, value, _ in found]
+        results = []
+        for what, value, expected in [*found, *_whole(objective, ids, positions)]:
+            asked.append((what, value.shape, expected))
+            flat_X = value.astype(jnp.float32).reshape(-1)
+            is_bad_X = EXPECTED[expected](flat_X)
+            first = jnp.argmax(is_bad_X)
+            results.append((is_bad_X[first], first, flat_X[first]))
+        return results
 
-    values = jax.jit(evaluate)(made_positions(ids, vocab_size))
-    for (what, is_logp), value in zip(labels, values, strict=True):
-        value = np.asarray(value, np.float32)
-        is_bad = np.isnan(value) | np.isposinf(value) | (np.isneginf(value) & (not is_logp))
-        if is_bad.any():
-            where = [int(i) for i in np.argwhere(is_bad)[0]]
-            expected = "numbers or -inf" if is_logp else "finite numbers"
-            raise UserError(f"{what} {value[tuple(where)]} at {where}, expected {expected}")
+    results = jax.device_get(jax.jit(evaluate)(made_positions(ids, vocab_size)))
+    for (what, shape, expected), (is_bad, first, value) in zip(asked, results, strict=True):
+        if is_bad:
+            where = [int(i) for i in np.unravel_index(first, shape)]
+            raise UserError(f"{what} {value:g} at {where}, expected {expected}")
 
 
 class _Own(NamedTuple):
@@ -148,30 +160,41 @@ def _call(choice: Any, method: str, positions: Positions, epistemic: Epistemic) 
 
 def _checked(what: str, method: str, returned: Any, positions: Positions) -> Iterator[_Found]:
     of_positions, of_words = (ROWS, TOKENS), positions.student_logp_BTV.shape
+    logps: list[tuple[str, Any, tuple[int, ...]]] = []
     if method == "edit" and isinstance(returned, Pair):
-        yield _array(f"{what} a student", returned.student_logp_BTV, of_words, is_logp=True)
-        yield _array(f"{what} a target", returned.target_logp_BTV, of_words, is_logp=True)
-        factor_BT = jnp.broadcast_to(returned.factor_BT, of_positions)
-        yield _array(f"{what} a factor", factor_BT, of_positions)
+        logps += [(f"{what} a student of", returned.student_logp_BTV, of_words)]
+        logps += [(f"{what} a target of", returned.target_logp_BTV, of_words)]
+        if not isinstance(returned.factor_BT, float | int):
+            yield _array(f"{what} a factor of", returned.factor_BT, of_positions)
     elif method == "edit":
-        yield _array(what, returned, of_words, is_logp=True)
+        logps += [(what, returned, of_words)]
     elif method == "restrict":
         if not isinstance(returned, tuple) or len(returned) != 2:
             raise UserError(f"{what} {returned!r:.60}, expected (student, target), two arrays")
-        student, target = returned
-        shape = (*of_positions, *np.shape(student)[2:])
-        yield _array(f"{what} a student", student, shape, is_logp=True)
-        yield _array(f"{what} a target", target, shape, is_logp=True)
+        shape = (*of_positions, *np.shape(returned[0])[2:])
+        logps += [(f"{what} a student of", returned[0], shape)]
+        logps += [(f"{what} a target of", returned[1], shape)]
     else:
         yield _array(what, returned, of_positions)
+    for name, logp, shape in logps:
+        found = _array(name, logp, shape, "numbers or -inf")
+        yield found
+        if method == "edit":
+            yield _Found(
+                f"{name} probabilities that sum to",
+                jnp.exp(found.value).sum(axis=-1),
+                "1",
+            )
 
 
-def _array(what: str, value: Any, shape: tuple[int, ...], is_logp: bool = False) -> _Found:
+def _array(
+    what: str, value: Any, shape: tuple[int, ...], expected: str = "finite numbers"
+) -> _Found:
     if not isinstance(value, jax.Array | np.ndarray):
         raise UserError(f"{what} {value!r:.60}, expected an array of shape {shape}")
     if value.shape != shape:
         raise UserError(f"{what} shape {value.shape}, expected {shape}")
-    return _Found(what, jnp.asarray(value), is_logp)
+    return _Found(what, jnp.asarray(value), expected)
 
 
 def _whole(objective: Objective, ids: tuple[int, ...], positions: Positions) -> list[_Found]:
@@ -195,8 +218,8 @@ def _whole(objective: Objective, ids: tuple[int, ...], positions: Positions) -> 
 
     gradient_BTV, loss_BT = _called("objective", evaluate)
     return [
-        _Found("objective: the loss is", loss_BT, is_logp=False),
-        _Found("objective: the loss's gradient is", gradient_BTV, is_logp=False),
+        _Found("objective: the loss is", loss_BT),
+        _Found("objective: the loss's gradient is", gradient_BTV),
     ]
 
 
@@ -210,10 +233,9 @@ def made_positions(ids: tuple[int, ...], vocab_size: int) -> Positions:
     # 10 nats above the rest, the sampled token has most of the probability, as it mostly has.
     np.put_along_axis(shared, tokens_BT[..., None], 10.0, axis=-1)
     student, teacher, reference, contrast = (
-        np.asarray(jax.nn.log_softmax(shared + 0.5 * rng.standard_normal(shape, np.float32)))
-        for _ in range(4)
+        jax.nn.log_softmax(shared + 0.5 * rng.standard_normal(shape, np.float32)) for _ in range(4)
     )
-    token_logp_BT = np.take_along_axis(student, tokens_BT[..., None], -1)[..., 0]
+    token_logp_BT = losses.take_token(student, tokens_BT)
     noise_BT = 0.01 * rng.standard_normal((ROWS, TOKENS), np.float32)
     return Positions(
         student_logp_BTV=student,

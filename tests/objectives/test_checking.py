@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from own_choices import SAME, OwnForwardKL, OwnMeanOne, OwnSkip, OwnSupport
 
+from jaxdistill import sharding
 from jaxdistill.errors import UserError
 from jaxdistill.objectives import (
     GRPO,
@@ -103,12 +104,16 @@ class Flat:
          "objective.target: Own.edit returned shape (2, 5, 39), expected (2, 5, 40)"),
         (target(lambda self, positions, epistemic: -positions.teacher * jnp.inf),
          "objective.target: Own.edit returned inf at [0, 0, 0], expected numbers or -inf"),
+        (target(lambda self, positions, epistemic: positions.teacher + 1.0),
+         "objective.target: Own.edit returned probabilities that sum to 2.71828 at [0, 0], expec"),
+        (target(lambda self, p, e: Pair(p.student_logp_BTV, p.teacher, jnp.ones(3))),
+         "objective.target: Own.edit returned a factor of shape (3,), expected (2, 5)"),
         (target(lambda self, p, e: Pair(p.student_logp_BTV, p.teacher[:, :1])),
-         "objective.target: Own.edit returned a target shape (2, 1, 40), expected (2, 5, 40)"),
+         "objective.target: Own.edit returned a target of shape (2, 1, 40), expected (2, 5, 40)"),
         (Distill(support=own("restrict", lambda self, s, t, e, k: s)),
          "objective.support: Own.restrict returned "),
         (Distill(support=own("restrict", lambda self, s, t, e, k: (s[..., :3], t[..., :4]))),
-         "objective.support: Own.restrict returned a target shape (2, 5, 4), expected (2, 5, 3)"),
+         "objective.support: Own.restrict returned a target of shape (2, 5, 4), expected (2, "),
         (Distill(clip=own("clip", lambda self, loss_BT: loss_BT.sum())),
          "objective.clip: Own.clip returned shape (), expected (2, 5)"),
         (GRPO(terms=(own("penalty", lambda self, p, e: p.teacher[..., 0]),)),
@@ -127,6 +132,15 @@ def test_a_choice_that_goes_wrong_is_named_with_what_it_did(objective, said):
         check_objective(objective, IDS, V)
     assert str(raised.value).startswith(said)
     assert "\n" not in str(raised.value)
+
+
+def test_the_check_runs_on_a_mesh():
+    with sharding.use_mesh(sharding.make_mesh(sharding.MeshConfig(2, 2, 2))):
+        check_objective(GOOD[0], IDS, V)
+        with pytest.raises(UserError, match="returned nan at"):
+            check_objective(
+                factor(lambda self, positions, epistemic: np.full((2, 5), np.nan)), IDS, V
+            )
 
 
 def test_ids_of_another_tokenizer_are_refused():
