@@ -8,6 +8,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxdistill import sharding
@@ -87,6 +88,7 @@ ADAM = Optimizer(peak_lr=0.02, warmup_steps=0, b1=0.0, eps=1e-2, clip_norm=1e9)
 
 @functools.cache
 def model(seed):
+    assert jax.sharding.get_abstract_mesh().empty, "kept, and so not for one mesh alone"
     return jax.jit(parameters.init, static_argnums=0)(CONFIG, jax.random.key(seed))
 
 
@@ -201,11 +203,12 @@ def on_one_device(name):
 def on_mesh(sizes, step, layout):
     """The same on a mesh, whose state must stay where it was; `layout` of a batch gives arrays."""
     mesh = sharding.make_mesh(sharding.MeshConfig(*sizes))
+    # Made before the mesh is in use: they are kept, for tests on one device too.
+    params, reference = (
+        jax.device_put(model(seed), sharding.shardings_of(mesh, model(seed)))
+        for seed in (STUDENT, REFERENCE)
+    )
     with sharding.use_mesh(mesh):
-        params, reference = (
-            jax.device_put(model(seed), sharding.shardings_of(mesh, model(seed)))
-            for seed in (STUDENT, REFERENCE)
-        )
         state = init_state(params, ADAM, EMA(0.25), 10)
         before = [leaf.sharding for leaf in jax.tree.leaves(state)]
         for seed in (0, 1):
@@ -224,15 +227,17 @@ def assert_same_steps(actual, expected):
     assert_close(actual[1], expected[1], 1e-4, 1e-4)
 
 
+@jax.jit
+def _hidden(params, *texts):
+    return completions.completion_hidden(params, CONFIG, *texts)
+
+
+def logits_by_masks(params, prompt, completion):
+    """[B, T, V] of the completions under a prompt, by the scoring that takes masks."""
+    texts = [x for text in (prompt, completion) for x in (text.ids_BP, mask_of(text))]
+    return _hidden(params, *texts) @ parameters.head(params, CONFIG)
+
+
 def completion_logp(params, batch):
-    """Log-probs of the completions, by the scoring that takes masks."""
-    prompt, completion = batch.prompt, batch.completion
-    hidden_BTD = completions.completion_hidden(
-        params,
-        CONFIG,
-        prompt.ids_BP,
-        mask_of(prompt),
-        completion.ids_BP,
-        mask_of(completion),
-    )
-    return completions.token_logp(hidden_BTD, parameters.head(params, CONFIG), completion.ids_BP)
+    logp_BTV = jax.nn.log_softmax(logits_by_masks(params, batch.prompt, batch.completion))
+    return jnp.take_along_axis(logp_BTV, batch.completion.ids_BP[:, :, None], axis=2)[:, :, 0]

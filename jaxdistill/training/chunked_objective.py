@@ -256,7 +256,7 @@ def _deal_rows(x: Array, axes: str, parts: int) -> Array:
     return constrain(x.reshape(parts, -1, *x.shape[1:]), axes)
 
 
-def _weighted_sum(values: Array, weights: Array) -> Array:
+def _weighted_sum(values: Array, weights: AnyArray) -> Array:
     # where, not only the product: an infinity or NaN at a position that does not count stays out.
     return jnp.sum(jnp.where(weights != 0, values, 0.0) * weights)
 

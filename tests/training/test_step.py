@@ -64,8 +64,8 @@ def test_eight_devices_take_the_same_steps_as_one(name, sizes):
 
 def test_parameters_moments_and_teacher_are_split_before_the_first_step():
     mesh = sharding.make_mesh(sharding.MeshConfig(fsdp=4, tensor=2))
+    params = jax.device_put(model(STUDENT), sharding.shardings_of(mesh, model(STUDENT)))
     with sharding.use_mesh(mesh):
-        params = jax.device_put(model(STUDENT), sharding.shardings_of(mesh, model(STUDENT)))
         state = init_state(params, ADAM, EMA(0.25), 10)
     leaves = jax.tree.leaves(state)
     local = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
@@ -206,8 +206,8 @@ def test_a_teacher_that_sees_what_the_student_sees_teaches_nothing():
 def test_grpo_follows_the_policy_gradient_where_samples_are_fresh():
     """At ratio 1 it is grad of mean_B(A_B mean_T(log pi)): good answers up, bad ones down."""
     batch = make_batch()
-    logp = jax.jit(lambda params: completion_logp(params, batch))
-    batch = dataclasses.replace(batch, behaviour_logp_BT=np.asarray(logp(model(STUDENT))))
+    logp_BT = np.asarray(completion_logp(model(STUDENT), batch))
+    batch = dataclasses.replace(batch, behaviour_logp_BT=logp_BT)
     mask_BT = mask_of(batch.completion)
 
     @jax.jit
@@ -223,7 +223,7 @@ def test_grpo_follows_the_policy_gradient_where_samples_are_fresh():
     np.testing.assert_allclose(metrics["importance_ratio"].mean, 1, rtol=1e-5)
 
     moved = jax.tree.map(lambda p, u: p + 0.05 * u, model(STUDENT), upwards)
-    gain_B = ((logp(moved) - batch.behaviour_logp_BT) * mask_BT).sum(axis=1)
+    gain_B = ((completion_logp(moved, batch) - logp_BT) * mask_BT).sum(axis=1)
     assert float(jnp.sum(gain_B * batch.advantage_B)) > 0
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from small_step import (
     ADAM,
-    CONFIG,
     EPISTEMIC,
     REFERENCE,
     STUDENT,
@@ -18,6 +17,7 @@ from small_step import (
     difference,
     gradient_of,
     largest,
+    logits_by_masks,
     make_batch,
     make_step,
     mask_of,
@@ -28,7 +28,6 @@ from small_step import (
 )
 
 from jaxdistill.errors import UserError
-from jaxdistill.models import completions, parameters
 from jaxdistill.training.batch import pad
 from jaxdistill.training.state import init_state
 from jaxdistill.training.teachers import EMA, Frozen, Live, Models, Snapshot, TrustRegion
@@ -80,14 +79,11 @@ def test_a_live_teacher_scores_with_the_students_parameters_and_without_gradient
 
 def mass_of_mixture(batch, weights):
     """The mean epistemic mass of softmax(sum of weight * logits), under the teacher's context."""
-
-    def logits(seed):
-        texts = batch.teacher, batch.completion
-        arrays = [x for text in texts for x in (text.ids_BP, mask_of(text))]
-        hidden_BTD = completions.completion_hidden(model(seed), CONFIG, *arrays)
-        return hidden_BTD @ parameters.head(model(seed), CONFIG)
-
-    mixed = jax.nn.log_softmax(sum(weight * logits(seed) for seed, weight in weights.items()))
+    logits = {
+        seed: np.asarray(logits_by_masks(model(seed), batch.teacher, batch.completion))
+        for seed in weights
+    }
+    mixed = jax.nn.log_softmax(sum(weight * logits[seed] for seed, weight in weights.items()))
     mass_BT = np.exp(mixed)[..., list(EPISTEMIC)].sum(-1)
     return np.average(mass_BT, weights=mask_of(batch.completion))
 
