@@ -1,5 +1,6 @@
 """The real vocabulary and file format, from parquet to a folder that transformers reads."""
 
+import functools
 import json
 
 import jax
@@ -10,6 +11,8 @@ from places import SHARED_DATA
 
 from jaxdistill import cli
 from jaxdistill.models import decoder, parameters
+from jaxdistill.storage import tokenizer as tokenizers
+from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.storage.loading import open_model
 
 PARQUET, TOKENIZER = SHARED_DATA / "math" / "seen_64.parquet", SHARED_DATA / "qwen3_tokenizer"
@@ -20,10 +23,12 @@ pytestmark = pytest.mark.skipif(
 
 
 def train(run_dir, *extra):
+    """Three steps with a checkpoint each, all of the same two questions: one shape to compile."""
     return cli.main([
-        "train", "dapo_smoke", "--quiet", "--run-dir", str(run_dir),
+        "train", "dapo_smoke", "--quiet", "--run-dir", str(run_dir), "--set", "steps=3",
         "--set", f"experience.task.path={PARQUET}", "--set", f"model.tokenizer={TOKENIZER}",
-        "--set", "experience.sampling.max_new_tokens=16", *extra,
+        "--set", "experience.task.limit=2", "--set", "experience.sampling.max_new_tokens=16",
+        "--set", "experience.completion_multiple=16", *extra,
     ])  # fmt: skip
 
 
@@ -31,14 +36,35 @@ def lines_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _open_each_tokenizer_once():
+    """The real one takes a second, and it is asked for eleven times in two folders."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizers, "load", functools.cache(tokenizers.load))
+        yield
+
+
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
-    """Two steps with a checkpoint each, then resumed to a third."""
-    folder = tmp_path_factory.mktemp("dapo") / "run"
-    assert train(folder) == 0
+    """Interrupted after its second step, then resumed."""
+    folder, save = tmp_path_factory.mktemp("dapo") / "run", Checkpoints.save
+
+    def save_and_stop(checkpoints, step, *arguments):
+        save(checkpoints, step, *arguments)
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_stop)
+        assert train(folder) == 130
     assert [line["step"] for line in lines_of(folder / "metrics.jsonl")] == [1, 2]
-    assert train(folder, "--resume", "--set", "steps=3") == 0
+    assert train(folder, "--resume") == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def policy(run_dir):
+    return open_model(run_dir)
 
 
 def test_a_resume_takes_the_third_step_and_no_other(run_dir):
@@ -62,10 +88,9 @@ def test_rollouts_answer_the_files_questions(run_dir):
         assert all(record["verdict"] for record in records)
 
 
-def test_transformers_reads_the_export_and_finds_our_logits(run_dir):
+def test_transformers_reads_the_export_and_finds_our_logits(run_dir, policy):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    policy = open_model(run_dir)
     ids_BS = np.random.default_rng(0).integers(0, 151_643, (2, 40))
     with torch.no_grad():
         model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -81,10 +106,10 @@ def test_transformers_reads_the_export_and_finds_our_logits(run_dir):
     assert np.abs(theirs_BSV).max() > 0.1
 
 
-def test_transformers_reads_the_tokenizer_of_the_export(run_dir):
+def test_transformers_reads_the_tokenizer_of_the_export(run_dir, policy):
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(run_dir / "export")
-    ours = open_model(run_dir).tokenizer
+    ours = policy.tokenizer
     chat = [{"role": "user", "content": "Wait, is 7 prime? 中文"}]
     options = {"tokenize": False, "add_generation_prompt": True}
     assert theirs.apply_chat_template(chat, **options) == ours.apply_chat_template(chat, **options)

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
@@ -32,6 +31,12 @@ from jaxdistill.training.teachers import Frozen
 def whole(tmp_path_factory):
     """The run that was never cut."""
     return run(tiny(), tmp_path_factory.mktemp("whole") / "run", quiet=True)
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """The same run, of three steps. Tests go on from copies of it."""
+    return run(tiny(steps=3), tmp_path_factory.mktemp("three") / "run", quiet=True)
 
 
 def final_state(config, run_dir):
@@ -82,10 +87,10 @@ def test_the_steps_of_a_run_change_its_parameters_and_its_teacher(whole):
     assert all(line["distilled"] == 1 for line in metrics_of(whole))
 
 
-def test_a_run_of_three_steps_resumed_to_six_is_the_run_of_six(whole, tmp_path):
+def test_a_run_of_three_steps_resumed_to_six_is_the_run_of_six(whole, three, tmp_path):
     """Steps 3 and 6 lie inside epochs of five questions in batches of two."""
-    run(tiny(steps=3), tmp_path / "run", quiet=True)
-    assert folder.finished_step(tmp_path / "run") == 3
+    assert folder.finished_step(three) == 3
+    shutil.copytree(three, tmp_path / "run")
     run(tiny(), tmp_path / "run", resume=True, quiet=True)
     # The shorter run ended, and was evaluated, at a step where the longer one is not.
     for file in (tmp_path / "run" / "evals" / "step_000003").iterdir():
@@ -95,17 +100,17 @@ def test_a_run_of_three_steps_resumed_to_six_is_the_run_of_six(whole, tmp_path):
     assert note["step"] == 3
 
 
-KILLED_IN = {
-    "an evaluation": "runs.evaluate_split",
-    "the export": "runs.export",
-    "a save": "Checkpoints.save",
-}
+KILLED_IN = {"an evaluation": "evaluate_split", "the export": "export", "a save": "save"}
 
 
-@pytest.mark.parametrize("place", KILLED_IN)
-def test_a_run_killed_within(place, whole, tmp_path):
-    """SIGKILL at step 4 (the export: at the end), then --resume: nothing is lost or done twice."""
-    config, folder = write_config(tmp_path / "tiny.json", tiny()), tmp_path / "run"
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A folder with a run for each place that SIGKILL ended at step 4 (the export: at the end).
+
+    One process imports what the runs need, and forks one for each before JAX has started.
+    """
+    place = tmp_path_factory.mktemp("killed")
+    write_config(place / "tiny.json", tiny())
     script = f"""
         import os, signal, sys
         from pathlib import Path
@@ -113,23 +118,35 @@ def test_a_run_killed_within(place, whole, tmp_path):
         from jaxdistill.run import loop as runs
         from jaxdistill.storage.checkpoint import Checkpoints
 
-        untouched, folder = {KILLED_IN[place]}, Path(sys.argv[2])
+        def end_within(place, name):
+            owner = Checkpoints if name == "save" else runs
+            untouched = getattr(owner, name)
 
-        def killed(*args, **kwargs):
-            lines = (folder / "metrics.jsonl").read_text().count("\\n")
-            if lines >= 4:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return untouched(*args, **kwargs)
+            def killed(*args, **kwargs):
+                if Path(place, "metrics.jsonl").read_text().count("\\n") >= 4:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return untouched(*args, **kwargs)
 
-        {KILLED_IN[place]} = killed
-        runs.run(load_recipe(sys.argv[1], []), folder, quiet=True)
+            setattr(owner, name, killed)
+            runs.run(load_recipe("tiny.json", []), Path(place), quiet=True)
+
+        for place, name in {KILLED_IN!r}.items():
+            if (child := os.fork()) == 0:
+                end_within(place, name)
+                os._exit(0)
+            assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL, place
     """
-    command = [sys.executable, "-c", textwrap.dedent(script), str(config), str(folder)]
-    done = subprocess.run(command, env={**os.environ, "JAX_NUM_CPU_DEVICES": "8"}, check=False)
-    assert done.returncode == -signal.SIGKILL
-    assert not (folder / "finished.json").exists()
-    run(tiny(), folder, resume=True, quiet=True)
-    assert_same_run(tiny(), folder, whole)
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    subprocess.run(command, env={**os.environ, "JAX_NUM_CPU_DEVICES": "8"}, cwd=place, check=True)
+    return place
+
+
+@pytest.mark.parametrize("place", KILLED_IN)
+def test_a_run_killed_within(place, killed, whole):
+    """Then --resume: nothing is lost or done twice."""
+    assert not (killed / place / "finished.json").exists()
+    run(tiny(), killed / place, resume=True, quiet=True)
+    assert_same_run(tiny(), killed / place, whole)
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(whole, tmp_path, monkeypatch):
@@ -159,9 +176,9 @@ def test_resuming_a_finished_run_changes_nothing(whole):
     assert changed == {"provenance.json"}  # it notes the resume
 
 
-def test_an_export_of_an_earlier_end_is_replaced(tmp_path, monkeypatch):
-    """Finished at 1, resumed to 2 and stopped just before the export: the old one is stale."""
-    run(tiny(steps=1), tmp_path / "run", quiet=True)
+def test_an_export_of_an_earlier_end_is_replaced(three, tmp_path, monkeypatch):
+    """Finished at 3, resumed to 6 and stopped just before the export: the old one is stale."""
+    shutil.copytree(three, tmp_path / "run")
     before = tree_of(tmp_path / "run" / "export")["model.safetensors"]
 
     def interrupted(*args, **kwargs):
@@ -169,21 +186,32 @@ def test_an_export_of_an_earlier_end_is_replaced(tmp_path, monkeypatch):
 
     monkeypatch.setattr(runs, "export", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(tiny(steps=2), tmp_path / "run", resume=True, quiet=True)
+        run(tiny(), tmp_path / "run", resume=True, quiet=True)
     monkeypatch.undo()
-    run(tiny(steps=2), tmp_path / "run", resume=True, quiet=True)
+    run(tiny(), tmp_path / "run", resume=True, quiet=True)
     assert tree_of(tmp_path / "run" / "export")["model.safetensors"] != before
 
 
-def test_pretraining_resumes_to_the_bit_too(tmp_path):
+def test_pretraining_resumes_to_the_bit_too(tmp_path, monkeypatch):
     config = tiny(
         experience=Supervised(examples=7, batch_size=2),
         objective=CrossEntropy(),
         teacher=Frozen(),
+        checkpoint_every=3,
         rollouts_every=0,
     )
     run(config, tmp_path / "whole", quiet=True)
-    run(dataclasses.replace(config, steps=3), tmp_path / "cut", quiet=True)
+    save = Checkpoints.save
+
+    def save_and_stop(*args):
+        save(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoints, "save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "cut", quiet=True)
+    monkeypatch.undo()
+    assert len(metrics_of(tmp_path / "cut")) == 3
     run(config, tmp_path / "cut", resume=True, quiet=True)
     states = [final_state(config, tmp_path / name) for name in ("whole", "cut")]
     jax.tree.map(np.testing.assert_array_equal, states[0][0], states[1][0])
