@@ -1,7 +1,5 @@
 """What a model would write at each fork of a trace, by how much it has been told."""
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -115,6 +113,5 @@ def probe(policy: Policy, params: Any, task: ToyTask, seed: int = 0) -> list[dic
 
 def probe_base(source: ToyBase) -> list[dict[str, Any]]:
     """Probe a bundled base on held-out problems."""
-    with tempfile.TemporaryDirectory() as folder:
-        policy = loading.load(source, 0, Path(folder))
-        return probe(policy, policy.params, ToyTask(pool="heldout", count=128))
+    policy = loading.open_model(f"toy:{source.world}", dtype=jnp.float32)
+    return probe(policy, policy.params, ToyTask(pool="heldout", count=128))
