@@ -47,7 +47,12 @@ def bench_decode(work: Decode) -> dict[str, Any]:
         sample: Any = engine.sampler(
             work.sampling, work.rollouts, slots=slots, pages=work.pages or None, counts=True
         )
-        arguments = params, *engine.place(_prompts(work, config))
+        questions = work.rows // work.rollouts
+        shape = questions, work.prompt
+        ids_QP = np.random.default_rng(0).integers(0, config.vocab_size, shape, np.int32)
+        hashes_Q = question_hashes([str(i) for i in range(questions)])
+        keys_B2 = row_keys(0, "bench", 0, hashes_Q, work.rollouts)
+        arguments = params, *engine.place((ids_QP, np.ones_like(ids_QP), keys_B2))
         no_tokens_B = engine.place(np.zeros(work.rows, np.int32))
         began = time.perf_counter()
         compiled = sample.lower(*arguments, no_tokens_B).compile()
@@ -183,14 +188,6 @@ def without_text(config: ModelConfig, params: Any) -> Policy:
     return Policy(
         config=config, params=params, tokenizer=None, stop_ids=(), tokenizer_folder=Path()
     )
-
-
-def _prompts(work: Decode, config: ModelConfig) -> tuple[np.ndarray, np.ndarray, Any]:
-    questions = work.rows // work.rollouts
-    shape = questions, work.prompt
-    ids_QP = np.random.default_rng(0).integers(0, config.vocab_size, shape, np.int32)
-    hashes_Q = question_hashes([str(i) for i in range(questions)])
-    return ids_QP, np.ones_like(ids_QP), row_keys(0, "bench", 0, hashes_Q, work.rollouts)
 
 
 def long_tailed(rows: int, longest: int, mean: int) -> np.ndarray:

@@ -95,7 +95,10 @@ def memory(compiled: Any) -> dict[str, int]:
         "temporary": plan.temp_size_in_bytes,
         "planned": planned_bytes(compiled),
     }
-    return found | peak_memory()
+    stats = jax.local_devices()[0].memory_stats() or {}  # of the whole process so far
+    if "peak_bytes_in_use" in stats:
+        found["peak"] = stats["peak_bytes_in_use"]
+    return found
 
 
 def profile(run: Callable[[], Any], kernels: int) -> dict[str, Any]:
@@ -122,12 +125,6 @@ def profile(run: Callable[[], Any], kernels: int) -> dict[str, Any]:
         for name, total in seconds.most_common(kernels)
     ]
     return {"profile": {"busy_seconds": sum(seconds.values()), "kernels": longest}}
-
-
-def peak_memory() -> dict[str, int]:
-    """The largest number of bytes that the process has held on its first device so far."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return {"peak": stats["peak_bytes_in_use"]} if "peak_bytes_in_use" in stats else {}
 
 
 def surroundings() -> dict[str, Any]:

@@ -65,7 +65,9 @@ def read_responses(paths: Sequence[Path], field: str | None = None) -> list[Resp
     for path in paths:
         before = len(found)
         for file in _files(path):
-            found += _read_file(file, _source(file, path, len(paths) == 1), field)
+            is_inside = len(paths) == 1 and file != path  # named from the one folder given
+            source = str(file.relative_to(path)) if is_inside else str(file)
+            found += _read_file(file, source, field)
         if len(found) == before:
             raise UserError(f"{path}: no responses; the file is empty")
     return found
@@ -78,10 +80,6 @@ def _files(path: Path) -> list[Path]:
         if files := sorted(path.glob(pattern)):
             return files
     raise UserError(f"{path}: a folder without .jsonl files; give a run folder or a file")
-
-
-def _source(file: Path, path: Path, is_only: bool) -> str:
-    return str(file.relative_to(path)) if is_only and file != path else str(file)
 
 
 def _read_file(file: Path, source: str, field: str | None) -> Iterator[Response]:

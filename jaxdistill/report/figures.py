@@ -165,7 +165,9 @@ def curves(study: StudyResults, paper: Paper) -> "Figure":
                     else _metric_series(study, world, method, key)
                 )
                 _draw_series(ax, points, _colour(study, method, paper), is_base=method == BASE)
-            _say_if_empty(ax)
+            if not ax.lines:
+                middle = {"ha": "center", "va": "center", "transform": ax.transAxes}
+                ax.text(0.5, 0.5, "not recorded", fontsize=8, **middle)
         row_axes[0].set_ylabel(title)
     axes[-1, 0].set_ylim(bottom=0)
     _title_columns(axes, study)
@@ -346,12 +348,6 @@ def _figure(height: float) -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(figsize=(WIDTH_INCHES, height))
-
-
-def _say_if_empty(ax: "Axes") -> None:
-    if not ax.lines:
-        middle = {"ha": "center", "va": "center", "transform": ax.transAxes}
-        ax.text(0.5, 0.5, "not recorded", fontsize=8, **middle)
 
 
 def _title_columns(axes: Any, study: StudyResults) -> None:

@@ -39,10 +39,12 @@ def _environment() -> "Environment":
     )
     environment.filters |= {
         "hue": hue,
-        "mark": verdict_mark,
+        "mark": lambda verdict: next(
+            mark for kind, mark in VERDICT_MARKS.items() if verdict.startswith(kind)
+        ),
         "marked": marked,
         "method_label": method_label,
-        "png": data_of,
+        "png": lambda png: "data:image/png;base64," + base64.b64encode(png).decode("ascii"),
         "sentence": sentence,
     }
     return environment
@@ -57,14 +59,6 @@ def hue(method: str) -> Hue | None:
     """The method's colour on both grounds, as in the figures; None without one of its own."""
     known = method in LIGHT.methods
     return Hue(LIGHT.methods[method], DARK.methods[method]) if known else None
-
-
-def verdict_mark(verdict: str) -> str:
-    return next(mark for kind, mark in VERDICT_MARKS.items() if verdict.startswith(kind))
-
-
-def data_of(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
 def marked(text: str, words: Sequence[str]) -> "Markup":

@@ -73,7 +73,10 @@ def run_study(study: Study, study_dir: Path, *, quiet: bool = False) -> Path:
     began = time.monotonic()
     prepare(study, study_dir)
     todo = [arm for arm in study.arms if not is_finished(arm, study_dir)]
-    workers = 1 if on_accelerator() else min(study.workers, max(len(todo), 1))
+    import jax  # here, so that naming a study's arms does not load it
+
+    is_cpu = jax.default_backend() == "cpu"
+    workers = min(study.workers, max(len(todo), 1)) if is_cpu else 1
     try:
         if workers == 1:
             run_arms(todo, study_dir, quiet)
@@ -83,7 +86,9 @@ def run_study(study: Study, study_dir: Path, *, quiet: bool = False) -> Path:
         # Also when interrupted: the time of all parts is the study's.
         add_facts(study, study_dir, time.monotonic() - began)
     began = time.monotonic()
-    write_whole(study_dir / "summary.json", json.dumps(summary_rows(study, study_dir), indent=1))
+    # One row per arm, evaluated step and split.
+    rows = [row for arm in study.arms for row in arm_rows(arm, study_dir / "runs" / arm.name)]
+    write_whole(study_dir / "summary.json", json.dumps(rows, indent=1))
     write_probes(study, study_dir)
     add_facts(study, study_dir, time.monotonic() - began)
     from jaxdistill.report import write_study_report
@@ -107,12 +112,6 @@ def prepare(study: Study, study_dir: Path) -> None:
 
 def is_finished(arm: Arm, study_dir: Path) -> bool:
     return finished_step(study_dir / "runs" / arm.name) == arm.config.steps
-
-
-def on_accelerator() -> bool:
-    import jax
-
-    return jax.default_backend() != "cpu"
 
 
 # ------------------------------------------------------------------------------------- the runs
@@ -226,20 +225,12 @@ def watch(processes: list[Any], arms: list[Arm], study_dir: Path, quiet: bool) -
             if any(process.exitcode for process in processes):
                 break
             wait([process.sentinel for process in alive], timeout=1.0)
-            bar.update(sum(steps_done(arm, study_dir) for arm in arms) - bar.n)
-
-
-def steps_done(arm: Arm, study_dir: Path) -> int:
-    file = study_dir / "runs" / arm.name / "metrics.jsonl"
-    return file.read_bytes().count(b"\n") if file.exists() else 0
+            files = [study_dir / "runs" / arm.name / "metrics.jsonl" for arm in arms]
+            done = sum(file.read_bytes().count(b"\n") for file in files if file.exists())
+            bar.update(done - bar.n)
 
 
 # ---------------------------------------------------------------------------------- the outcome
-
-
-def summary_rows(study: Study, study_dir: Path) -> list[dict[str, Any]]:
-    """One row per arm, evaluated step and split, as `summary.json` has them."""
-    return [row for arm in study.arms for row in arm_rows(arm, study_dir / "runs" / arm.name)]
 
 
 def arm_rows(arm: Arm, run_dir: Path) -> Iterator[dict[str, Any]]:

@@ -72,7 +72,9 @@ def export_folder(
     error = None
     try:
         if jax.process_index() == 0:
-            source = _tokenizer_folder(tokenizer_from)
+            source = None if tokenizer_from is None else hub.find_folder(tokenizer_from)
+            if source and not any((source / name).is_file() for name in TOKENIZER_FILES):
+                raise UserError(f"{source} holds no tokenizer; name the folder with tokenizer.json")
             if generation is None:
                 generation = {} if source is None else generation_config(source)
             _check_token_ids(generation, config, source)
@@ -142,13 +144,6 @@ def _write(
         _write_then_rename(folder, write_files)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error}") from error
-
-
-def _tokenizer_folder(tokenizer_from: str | Path | None) -> Path | None:
-    source = None if tokenizer_from is None else hub.find_folder(tokenizer_from)
-    if source is not None and not any((source / name).is_file() for name in TOKENIZER_FILES):
-        raise UserError(f"{source} holds no tokenizer; name the folder with tokenizer.json")
-    return source
 
 
 def check_space(folder: Path, num_bytes: int) -> None:

@@ -76,6 +76,7 @@ def read_sizes(fields: Fields) -> dict[str, Any]:
 
 def write_sizes(config: ModelConfig) -> Fields:
     """The fields of config.json that every family spells alike."""
+    pattern, names = config.layer_pattern, {kind: name for name, kind in _KINDS.items()}
     return {
         "model_type": config.family,
         "vocab_size": config.vocab_size,
@@ -90,7 +91,7 @@ def write_sizes(config: ModelConfig) -> Fields:
         "max_position_embeddings": config.max_positions,
         "tie_word_embeddings": config.tie_embeddings,
         "attention_dropout": 0.0,
-        "layer_types": write_layers(config.layer_pattern, config.num_layers),
+        "layer_types": [names[pattern[i % len(pattern)]] for i in range(config.num_layers)],
         "use_cache": True,
     }
 
@@ -116,12 +117,6 @@ def read_layers(
     kinds: tuple[LayerKind, ...] = tuple(_KINDS[kind] for kind in types)
     length = next(n for n in range(1, len(kinds) + 1) if kinds == kinds[:n] * (len(kinds) // n))
     return kinds[:length], window if "sliding" in kinds else None
-
-
-def write_layers(pattern: Sequence[LayerKind], num_layers: int) -> list[str]:
-    """The inverse: one name for each layer."""
-    names = {kind: name for name, kind in _KINDS.items()}
-    return [names[pattern[i % len(pattern)]] for i in range(num_layers)]
 
 
 # ---------------------------------------------------------------------------- RoPE
