@@ -48,8 +48,10 @@ def final_table(
     headers = [""]
     for measure in shown:
         headers.append(column_head(measure))
-        headers += [versus + ", points" * measure.is_share] if "change" in measure.shown else []
-        headers += ["lowest, highest seed, %"] if has_seeds and "seeds" in measure.shown else []
+        if "change" in measure.shown:
+            headers.append(f"{versus}, points" if measure.is_share else versus)
+        if has_seeds and "seeds" in measure.shown:
+            headers.append("lowest, highest seed" + (", %" if measure.is_share else ""))
     rows = []
     for cell in chosen:
         before = reference.get((cell.world, cell.method, cell.split))

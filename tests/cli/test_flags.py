@@ -158,6 +158,12 @@ def test_defaults_and_choices_are_those_of_the_librarys_settings(flags, record):
         assert get_args(choices[0][name]) == get_args(choices[1][name]), name
 
 
+@pytest.mark.parametrize("verb", ["sample", "eval"])
+def test_without_flags_tokens_are_chosen_as_the_library_does_by_default(verb):
+    defaults = {action.dest: action.default for action in ALL[f"jaxdistill {verb}"]._actions}
+    assert settings_of(Sampling, argparse.Namespace(**defaults)) == Sampling()
+
+
 def test_what_the_measurement_is_told_are_the_librarys_own_settings():
     work = Iteration(micro_batches=4, moments="bfloat16", fsdp=2, dtype="bfloat16", remat="mlp")
     assert work.compute == Compute(micro_batches=4, dtype="bfloat16", remat="mlp")

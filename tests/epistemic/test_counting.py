@@ -92,6 +92,7 @@ def test_the_tiers_divide_the_ten_words_and_stand_for_their_lists():
     assert epistemic.expand(["ten"]) == epistemic.TEN_WORDS
 
 
+@given(st.lists(st.integers(0, 3), max_size=30), st.lists(st.integers(0, 3), min_size=1))
 def test_sequences_are_found_as_a_loop_finds_them(ids, sequence):
     found = place = 0
     while place <= len(ids) - len(sequence):
