@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -183,12 +183,15 @@ def _fresh(
             f"`model.architecture.vocab_size={config.vocab_size}` is smaller than the tokenizer's "
             f"{tokenizer_size} entries"
         )
+    return config, _creation(config, mesh)(jax.random.key(seed))
+
+
+@functools.cache  # the same model again, as in every run of a study, must not compile again
+def _creation(config: ModelConfig, mesh: Mesh | None) -> Callable[[jax.Array], Any]:
     create = functools.partial(parameters.init, config)
-    key = jax.random.key(seed)
     if mesh is None:
-        return config, jax.jit(create)(key)
-    shardings = shardings_of(mesh, parameters.abstract_params(config))
-    return config, jax.jit(create, out_shardings=shardings)(key)
+        return jax.jit(create)
+    return jax.jit(create, out_shardings=shardings_of(mesh, parameters.abstract_params(config)))
 
 
 def is_run(path: Path) -> bool:

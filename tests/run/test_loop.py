@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -100,44 +101,54 @@ def test_a_run_of_three_steps_resumed_to_six_is_the_run_of_six(whole, three, tmp
     assert note["step"] == 3
 
 
-KILLED_IN = {"an evaluation": "evaluate_split", "the export": "export", "a save": "save"}
+KILLED_IN = ["a save", "an evaluation", "the export"]
 
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """A folder with a run for each place that SIGKILL ended at step 4 (the export: at the end).
+    """Folders of a run that SIGKILL ended: at step 4 in a save, in an evaluation, or at the end.
 
-    One process imports what the runs need, and forks one for each before JAX has started.
+    One process gives all three. What lies on the disk at a moment is what SIGKILL would leave, half
+    a checkpoint included: two are copies of such moments, and the third is the process's own end.
     """
     place = tmp_path_factory.mktemp("killed")
     write_config(place / "tiny.json", tiny())
-    script = f"""
-        import os, signal, sys
+    script = """
+        import os, signal, subprocess
         from pathlib import Path
         from jaxdistill.config import load_recipe
         from jaxdistill.run import loop as runs
         from jaxdistill.storage.checkpoint import Checkpoints
 
-        def end_within(place, name):
-            owner = Checkpoints if name == "save" else runs
-            untouched = getattr(owner, name)
+        folder = Path("the export")
 
-            def killed(*args, **kwargs):
-                if Path(place, "metrics.jsonl").read_text().count("\\n") >= 4:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return untouched(*args, **kwargs)
+        def before(function, act):
+            def acting(*args, **kwargs):
+                if (folder / "metrics.jsonl").read_text().count("\\n") == act.step:
+                    act()
+                return function(*args, **kwargs)
+            return acting
 
-            setattr(owner, name, killed)
-            runs.run(load_recipe("tiny.json", []), Path(place), quiet=True)
+        def snapshot(name):
+            def act():
+                # cp goes on where a file has gone meanwhile; a checkpoint is written beside us
+                subprocess.run(["cp", "-r", folder, name], stderr=subprocess.DEVNULL)
+            act.step = 4
+            return act
 
-        for place, name in {KILLED_IN!r}.items():
-            if (child := os.fork()) == 0:
-                end_within(place, name)
-                os._exit(0)
-            assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL, place
+        def kill():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        kill.step = 6
+        Checkpoints.save = before(Checkpoints.save, snapshot("a save"))
+        runs.evaluate_split = before(runs.evaluate_split, snapshot("an evaluation"))
+        runs.export = before(runs.export, kill)
+        runs.run(load_recipe("tiny.json", []), folder, quiet=True)
     """
     command = [sys.executable, "-c", textwrap.dedent(script)]
-    subprocess.run(command, env={**os.environ, "JAX_NUM_CPU_DEVICES": "8"}, cwd=place, check=True)
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
+    done = subprocess.run(command, env=environment, cwd=place, check=False)
+    assert done.returncode == -signal.SIGKILL
     return place
 
 
@@ -145,6 +156,7 @@ def killed(tmp_path_factory):
 def test_a_run_killed_within(place, killed, whole):
     """Then --resume: nothing is lost or done twice."""
     assert not (killed / place / "finished.json").exists()
+    assert len(metrics_of(killed / place)) == (6 if place == "the export" else 4)
     run(tiny(), killed / place, resume=True, quiet=True)
     assert_same_run(tiny(), killed / place, whole)
 

@@ -108,9 +108,17 @@ def _keys(numbers: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def pool_of(problem: Problem) -> Pool:
-    key = _keys(np.array([problem.numbers]), np.array([problem.target]))
-    percent = int(hash_percent(key)[0])
-    return next(pool for pool, (low, high) in POOLS.items() if low <= percent < high)
+    return _pools_of([problem.numbers], [problem.target])[0]
+
+
+def _pools_of(numbers: list[tuple[int, ...]], targets: list[int]) -> list[Pool]:
+    if not targets:
+        return []
+    percents = hash_percent(_keys(np.array(numbers), np.array(targets))).tolist()
+    return [
+        next(pool for pool, (low, high) in POOLS.items() if low <= percent < high)
+        for percent in percents
+    ]
 
 
 @functools.cache
@@ -145,9 +153,10 @@ def draw(rng: random.Random, size: int, pool: Pool) -> Problem:
         numbers = tuple(rng.randint(1, MAX_NUMBER) for _ in range(size))
         values = sorted(legal_chains(numbers).values())
         unique = [v for v in dict.fromkeys(values) if v > 0 and values.count(v) == 1]
-        candidates = [p for v in unique if pool_of(p := Problem(numbers, v)) == pool]
+        pools = _pools_of([numbers] * len(unique), unique)
+        candidates = [v for v, its in zip(unique, pools, strict=True) if its == pool]
         if candidates:
-            return rng.choice(candidates)
+            return Problem(numbers, rng.choice(candidates))
 
 
 def draw_distinct(count: int, size: int, pool: Pool, seed: int) -> list[Problem]:

@@ -4,6 +4,7 @@ The losses, the study and every claim about the toy rest on these weights, so th
 held against the probabilities that the worlds' writers use.
 """
 
+import functools
 import json
 import random
 
@@ -90,7 +91,14 @@ def test_transformers_computes_the_same_logits(world):
 @pytest.fixture(scope="module")
 def probed():
     """world -> what the probe of its base prints: one program, of the same problems."""
-    return {world: toy_probe.probe_base(loading.ToyBase(world)) for world in traces.WORLDS}
+    # The one program of these tests that computes more than it compiles (tests/conftest.py).
+    optimized = {
+        "xla_backend_optimization_level": 2,
+        "xla_llvm_disable_expensive_passes": False,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=optimized))
+        return {world: toy_probe.probe_base(loading.ToyBase(world)) for world in traces.WORLDS}
 
 
 @pytest.fixture(scope="module")
