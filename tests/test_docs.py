@@ -31,7 +31,8 @@ def test_the_code_about_objectives_runs(capsys):
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (shown,) = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
     assert len(blocks) == 2
-    exec(compile("\n".join(blocks), "add_an_objective.md", "exec"), {})
+    recipe = {"__name__": "my_recipe"}
+    exec(compile("\n".join(blocks), "add_an_objective.md", "exec"), recipe)
     assert capsys.readouterr().out == shown
 
 
