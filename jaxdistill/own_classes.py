@@ -192,11 +192,13 @@ def is_protocol(annotation: Any) -> bool:
 
 
 def methods_of(protocol: Any) -> str:
-    """What a Protocol asks for, as "factor(positions, epistemic) and reads"."""
-    found = list(getattr(protocol, "__annotations__", {}))
-    for name, method in vars(protocol).items():
-        if callable(method) and not name.startswith("_"):
-            found.append(f"{name}({', '.join([*inspect.signature(method).parameters][1:])})")
+    """What a Protocol asks for, as "score(positions) and over_batch(score_BT)"."""
+    found = [
+        f"{name}({', '.join([*inspect.signature(member).parameters][1:])})"
+        for name, member in vars(protocol).items()
+        if callable(member) and not name.startswith("_")
+    ]
+    found += [name for name in protocol.__annotations__ if not name.startswith("_")]
     return " and ".join(found)
 
 
@@ -210,8 +212,9 @@ def require_choice(name: str, value: object, union: Any) -> None:
     cls = type(value)
     needed = " or ".join(map(methods_of, protocols))
     if protocols and not isinstance(value, type) and cls.__module__ != "builtins":
+        check_frozen(cls, name)
         if isinstance(value, protocols):
-            return check_frozen(cls, name)
+            return
         raise UserError(f"{name}: expected a class with {needed}, and {cls.__name__} is none")
     names = ", ".join(kind.__name__ for kind in kinds)
     or_own = f", or a frozen dataclass with {needed}" if protocols else ""

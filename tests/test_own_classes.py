@@ -126,7 +126,7 @@ def test_a_class_of_a_package_is_named_by_its_module(tmp_path, monkeypatch):
     (tmp_path / "installed_weights.py").write_bytes(RECIPE)
     monkeypatch.syspath_prepend(tmp_path)
     described = to_json(Loss()) | {"first": {"type": "installed_weights:Shape", "power": 1}}
-    with pytest.raises(UserError, match=r"^first: expected a class with reads and factor"):
+    with pytest.raises(UserError, match=r"^first: expected a class with factor.positions. and r"):
         from_json(Loss, described)
     changed = apply_overrides(Loss(), ["first=installed_weights.Steep(strength=3)"])
     import installed_weights  # pyright: ignore[reportMissingImports]
@@ -152,14 +152,14 @@ def test_text_names_own_classes_beside_the_built_in_ones():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("first=Stepe()", r"^first: no class Stepe; nearest: Steep$"),
+        ("first=Stepe()", r"^first: no class Stepe; nearest: Steep"),
         ("weights=(Slop(),)", r"^weights\[0\]: no class Slop; nearest: Slope$"),
         ("first=Qqqq()", r"^first: expected Gate\(threshold\) \| a class with .*, got Qqqq\(\)$"),
         ("closed=Steep()", r"^closed: expected Gate\(threshold\) \| Slope\(rate\), got Steep"),
         ("first=Steep(strngth=1)", r"unknown setting 'first.strngth'; expected Steep\(strength"),
         ("first=Steep(strength=many)", r"^first.strength: expected float, got 'many'"),
         ("first=Steep(strength=-1)", r"^first: Steep: KeyError: -1.0"),
-        ("first=NoFactor()", r"^first: expected a class with .*factor.positions., and NoFactor is"),
+        ("first=NoFactor()", r"^first: expected a class with .*and reads, and NoFactor is"),
         ("first=Gate()", r"^first: Gate is built in, and the recipe has a class of that name$"),
         ("first=Bare()", r"^first: Bare must be a frozen dataclass"),
         ("first=Thawed()", r"^first: Thawed must be a frozen dataclass"),

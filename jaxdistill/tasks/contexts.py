@@ -15,8 +15,8 @@ import math
 import re
 import string
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from dataclasses import Field, dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -127,6 +127,8 @@ class Attempt(NamedTuple):
 @runtime_checkable
 class OwnContext(Protocol):
     """A recipe's own context: a frozen dataclass with this method."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def compose(self, attempt: Attempt) -> Shown | None:
         """What a row's teacher is shown; None: nothing, and the row is not distilled."""

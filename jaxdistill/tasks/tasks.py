@@ -5,7 +5,7 @@ may bring its own (`OwnTask`).
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import Field, dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jaxdistill.errors import UserError
@@ -27,6 +27,8 @@ class OwnTask(Protocol):
     `grading_timeout_s` (5) is "too slow". They import the recipe; what `grade` itself imports is
     charged to its first response.
     """
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def questions(self) -> list[Question]:
         """The same questions in the same order at each call, each with an id of its own."""
