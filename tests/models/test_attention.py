@@ -26,19 +26,21 @@ def _inputs(K, B=B, S=S, N=N, H=H, dtype=np.float32):
 
 def _with_gradients(attend, q_BSNH, k_BSKH, v_BSKH, g_BSNH):
     """The output, and the gradients of sum(output * g) for q, k and v."""
-
-    @jax.jit
-    def run(q_BSNH, k_BSKH, v_BSKH, g_BSNH):
-        out_BSNH, pull = jax.vjp(attend, q_BSNH, k_BSKH, v_BSKH)
-        return out_BSNH, *pull(g_BSNH)
-
-    return [np.asarray(x) for x in run(q_BSNH, k_BSKH, v_BSKH, g_BSNH)]
+    return [np.asarray(x) for x in _run(attend, q_BSNH, k_BSKH, v_BSKH, g_BSNH)]
 
 
+@functools.partial(jax.jit, static_argnums=0)  # one program for each attend and each size
+def _run(attend, q_BSNH, k_BSKH, v_BSKH, g_BSNH):
+    out_BSNH, pull = jax.vjp(attend, q_BSNH, k_BSKH, v_BSKH)
+    return out_BSNH, *pull(g_BSNH)
+
+
+@functools.cache
 def _xla(window=None):
     return functools.partial(attention.causal_attention, window=window, implementation="xla")
 
 
+@functools.cache
 def _splash(window=None):
     return functools.partial(attention.splash_attention, window=window, interpret=True)
 
@@ -139,8 +141,8 @@ def test_the_future_changes_no_bit_and_gets_no_gradient(path):
     *inputs, g_BSNH = _inputs(2, S=S)
     t = S - 5
     attend = make()
-    out_BSNH = jax.jit(attend)(*inputs)
-    other_BSNH = jax.jit(attend)(*_replace(inputs, np.s_[:, t:]))
+    out_BSNH = _with_gradients(attend, *inputs, g_BSNH)[0]
+    other_BSNH = _with_gradients(attend, *_replace(inputs, np.s_[:, t:]), g_BSNH)[0]
     np.testing.assert_array_equal(out_BSNH[:, :t], other_BSNH[:, :t])
     assert np.abs(out_BSNH[:, t:] - other_BSNH[:, t:]).min(axis=(0, 2, 3)).max() > 0.1
     g_BSNH[:, t:] = 0
@@ -155,9 +157,10 @@ def test_what_lies_beyond_the_window_changes_no_bit_and_gets_no_gradient(path):
     *inputs, g_BSNH = _inputs(2, S=S)
     window, t = 4, S - 3
     attend = make(window)
-    out_BSNH = jax.jit(attend)(*inputs)
+    out_BSNH = _with_gradients(attend, *inputs, g_BSNH)[0]
     # Query t sees t - 3, t - 2, t - 1 and itself.
-    other_BSNH = jax.jit(attend)(*_replace(inputs, np.s_[:, : t - window + 1]))
+    others = _replace(inputs, np.s_[:, : t - window + 1])
+    other_BSNH = _with_gradients(attend, *others, g_BSNH)[0]
     np.testing.assert_array_equal(out_BSNH[:, t:], other_BSNH[:, t:])
     assert (np.asarray(out_BSNH[:, t - 1]) != other_BSNH[:, t - 1]).all()
     g_BSNH[:, :t] = 0
@@ -196,8 +199,9 @@ LENGTHS = {13: [[4, 0, 6, 1], [13, 0, 0, 0], [0, 5, 5, 0]],
            150: [[70, 0, 60, 9], [150, 0, 0, 0], [0, 1, 140, 0]]}  # fmt: skip
 
 
-def _packed(make, lengths_BA, window=None):
-    return functools.partial(make(window), lengths_BA=jnp.array(lengths_BA))
+@functools.cache
+def _packed(make, S, window=None):
+    return functools.partial(make(window), lengths_BA=jnp.array(LENGTHS[S]))
 
 
 def _segments(lengths_BA):
@@ -220,7 +224,7 @@ def test_segments_and_places_of_a_row_by_hand():
 def test_a_segment_attends_as_a_row_of_its_own(path, window):
     make, S = PATHS[path]
     inputs = _inputs(2, B=3, S=S)
-    actual = _with_gradients(_packed(make, LENGTHS[S], window), *inputs)
+    actual = _with_gradients(_packed(make, S, window), *inputs)
     for b, slots in _segments(LENGTHS[S]):
         expected = _formula(*(x[b : b + 1, slots] for x in inputs), window)
         for x, y in zip(actual, expected):
@@ -231,7 +235,7 @@ def test_a_segment_attends_as_a_row_of_its_own(path, window):
 def test_other_segments_and_padding_change_no_bit_of_a_segment(path):
     make, S = PATHS[path]
     *inputs, g_BSNH = _inputs(2, B=3, S=S)
-    run = functools.partial(_with_gradients, _packed(make, LENGTHS[S], 6))
+    run = functools.partial(_with_gradients, _packed(make, S, 6))
     clean = run(*inputs, g_BSNH)
     for b, slots in _segments(LENGTHS[S]):
         others = np.ones(S, bool)
@@ -302,8 +306,8 @@ def test_a_mesh_changes_no_bit_of_splash_and_its_gradient(as_on_tpu, B, sizes):
     placed = [
         jax.device_put(x, sharding.sharding_of(mesh, a, x.shape)) for x, a in zip(inputs, axes)
     ]
-    with sharding.use_mesh(mesh):
-        actual = _with_gradients(attend, *placed)
+    with sharding.use_mesh(mesh):  # the same function by another name: traced anew on the mesh
+        actual = _with_gradients(functools.partial(attend), *placed)
     for x, y in zip(actual, expected):
         np.testing.assert_array_equal(x, y)
 
@@ -316,7 +320,7 @@ def test_a_mesh_changes_no_bit_of_packed_splash_and_its_gradient(as_on_tpu):
     )
     expected = _with_gradients(attend, *inputs)
     with sharding.use_mesh(sharding.make_mesh(MeshConfig(2, 2, 2))):
-        actual = _with_gradients(attend, *inputs)
+        actual = _with_gradients(functools.partial(attend), *inputs)
     for x, y in zip(actual, expected):
         np.testing.assert_array_equal(x, y)
 

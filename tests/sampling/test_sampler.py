@@ -59,12 +59,27 @@ def sample(
 ):  # fmt: skip
     keys_B2 = row_keys(0, "test", 3, question_hashes([IDS[q] for q in questions]), rollouts)
     ids_QP, mask_QP = left_pad([PROMPTS[q] for q in questions], width)
+    if limit_B is None:  # as an argument, so that one program serves the tests with limits too
+        limit_B = np.full(len(keys_B2), sampling.max_new_tokens, np.int32)
     run = build(sampling, rollouts, stops, slots, pages, **options)
     return jax.device_get(run(params(), ids_QP, mask_QP, keys_B2, limit_B))
 
 
+@functools.partial(jax.jit, static_argnames=("temperature", "dtype"))
+def score(ids_BP, mask_BP, samples, temperature=1.0, dtype=jnp.float32):
+    """The log-probabilities that training computes, [B, T]."""
+    hidden_BTD = completions.completion_hidden(
+        params(), CONFIG, ids_BP, mask_BP, samples.tokens_BT, samples.mask_BT, dtype=dtype
+    )
+    head_DV = parameters.head(params(), CONFIG)
+    return completions.token_logp(hidden_BTD, head_DV, samples.tokens_BT, temperature=temperature)
+
+
 SAMPLING = Sampling(max_new_tokens=12)
 ONE_ROW = 5  # pages of four positions that a prompt of six tokens and twelve new ones need
+# Of (slots, pages): fewer slots than rows, and fewer pages than they need. The tests share these
+# few, since every pair is a program to compile.
+REFILLED, PAGED = (3, None), (7, 23)
 
 
 def test_greedy_takes_the_argmax_of_a_full_forward_at_every_step():
@@ -133,7 +148,7 @@ def test_a_sample_does_not_depend_on_its_slot_or_when_it_had_it(slots, pages):
     np.testing.assert_allclose(found.logp_BT, expected.logp_BT, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("slots", "pages"), [(3, None), (16, None), (3, ONE_ROW), (7, 23)])
+@pytest.mark.parametrize(("slots", "pages"), [REFILLED, (16, None), (3, ONE_ROW), PAGED])
 def test_a_sample_from_an_int8_cache_does_not_depend_on_its_slot_either(slots, pages):
     expected = sample([0, 1, 2, 3], 4, SAMPLING, cache_dtype="int8")
     found = sample([0, 1, 2, 3], 4, SAMPLING, slots=slots, pages=pages, cache_dtype="int8")
@@ -143,24 +158,18 @@ def test_a_sample_from_an_int8_cache_does_not_depend_on_its_slot_either(slots, p
     np.testing.assert_allclose(found.logp_BT, expected.logp_BT, atol=1e-3)
 
 
-@pytest.mark.parametrize("pages", [None, 12])
-def test_behaviour_log_probs_of_an_int8_cache_are_near_those_of_scoring_and_not_equal(pages):
-    samples = sample([0, 1, 2, 3], 4, SAMPLING, slots=5, pages=pages, cache_dtype="int8")
+@pytest.mark.parametrize(("slots", "pages"), [REFILLED, PAGED])
+def test_behaviour_log_probs_of_an_int8_cache_are_near_those_of_scoring_and_not_equal(slots, pages):
+    samples = sample([0, 1, 2, 3], 4, SAMPLING, slots=slots, pages=pages, cache_dtype="int8")
     ids_QP, mask_QP = left_pad(PROMPTS, 6)
-    hidden_BTD = jax.jit(completions.completion_hidden, static_argnums=1)(
-        params(), CONFIG, ids_QP.repeat(4, 0), mask_QP.repeat(4, 0),
-        samples.tokens_BT, samples.mask_BT,
-    )  # fmt: skip
-    logp_BT = completions.token_logp(
-        hidden_BTD, parameters.head(params(), CONFIG), samples.tokens_BT
-    )
+    logp_BT = score(ids_QP.repeat(4, 0), mask_QP.repeat(4, 0), samples)
     off_BT = np.abs(samples.logp_BT - logp_BT * samples.mask_BT)
     # Logits of a spread of 1 from states that are off by half a percent, as test_decoder has it.
     assert 1e-4 < off_BT.sum() / samples.mask_BT.sum() < 1e-2
     assert off_BT.max() < 0.1
 
 
-@pytest.mark.parametrize(("slots", "pages"), [(None, None), (3, None), (9, 20)])
+@pytest.mark.parametrize(("slots", "pages"), [(None, None), REFILLED, PAGED])
 def test_a_limit_of_its_own_gives_the_beginning_of_a_row(slots, pages):
     whole = sample([0, 1, 2, 3], 4, SAMPLING)
     limit_B = np.arange(16, dtype=np.int32) % 14  # none at all, and more than max_new_tokens
@@ -214,19 +223,12 @@ def test_no_loop_of_the_compiled_program_copies_a_cache(slots, pages, cache_dtyp
         Sampling(min_p=0.2, max_new_tokens=12),
     ],
 )
-@pytest.mark.parametrize("pages", [None, 12])
-def test_behaviour_log_probs_equal_those_of_scoring(sampling, pages):
-    samples = sample([0, 1, 2, 3], 4, sampling, slots=5, pages=pages)
+@pytest.mark.parametrize(("slots", "pages"), [REFILLED, PAGED])
+def test_behaviour_log_probs_equal_those_of_scoring(sampling, slots, pages):
+    samples = sample([0, 1, 2, 3], 4, sampling, slots=slots, pages=pages)
     ids_QP, mask_QP = left_pad(PROMPTS, 6)
-    hidden_BTD = jax.jit(completions.completion_hidden, static_argnums=1)(
-        params(), CONFIG, ids_QP.repeat(4, 0), mask_QP.repeat(4, 0),
-        samples.tokens_BT, samples.mask_BT,
-    )  # fmt: skip
-    logp_BT = completions.token_logp(
-        hidden_BTD,
-        parameters.head(params(), CONFIG),
-        samples.tokens_BT,
-        temperature=sampling.logp_temperature,
+    logp_BT = score(
+        ids_QP.repeat(4, 0), mask_QP.repeat(4, 0), samples, temperature=sampling.logp_temperature
     )
     # float32 through a cache and through a full forward: sums in another order.
     np.testing.assert_allclose(samples.logp_BT, logp_BT * samples.mask_BT, atol=1e-4)
@@ -239,13 +241,7 @@ def test_behaviour_log_probs_in_bfloat16_equal_those_of_scoring_in_bfloat16(page
     samples = jax.device_get(
         run(params(), ids_QP, mask_QP, row_keys(0, "test", 3, question_hashes(IDS), 8))
     )
-    hidden_BTD = jax.jit(completions.completion_hidden, static_argnums=1, static_argnames="dtype")(
-        params(), CONFIG, ids_QP.repeat(8, 0), mask_QP.repeat(8, 0), samples.tokens_BT,
-        samples.mask_BT, dtype=jnp.bfloat16,
-    )  # fmt: skip
-    logp_BT = completions.token_logp(
-        hidden_BTD, parameters.head(params(), CONFIG), samples.tokens_BT
-    )
+    logp_BT = score(ids_QP.repeat(8, 0), mask_QP.repeat(8, 0), samples, dtype=jnp.bfloat16)
     # Hidden states of size 1 are rounded to 2^-8 several times, at other places in the two.
     np.testing.assert_allclose(samples.logp_BT, logp_BT * samples.mask_BT, atol=2e-2)
 
@@ -302,12 +298,13 @@ def test_a_shorter_limit_gives_the_beginning_of_the_same_samples():
         )
 
 
-@pytest.mark.parametrize(("slots", "pages"), [(None, None), (3, None), (9, 15)])
+@pytest.mark.parametrize(("slots", "pages"), [(None, None), REFILLED, PAGED])
 def test_a_spare_question_generates_nothing_and_disturbs_nobody(slots, pages):
     ids_QP, mask_QP = left_pad([PROMPTS[0], PROMPTS[1], [], PROMPTS[3]], 6)
     keys_B2 = row_keys(0, "test", 3, question_hashes(IDS), 4)
     run = build(SAMPLING, 4, slots=slots, pages=pages)
-    samples = jax.device_get(run(params(), ids_QP, mask_QP, keys_B2))
+    limit_B = np.full(16, 12, np.int32)
+    samples = jax.device_get(run(params(), ids_QP, mask_QP, keys_B2, limit_B))
     expected = sample([0, 1, 2, 3], 4, SAMPLING)
     others, spare = [*range(8), *range(12, 16)], slice(8, 12)
     np.testing.assert_array_equal(samples.tokens_BT[others], expected.tokens_BT[others])
