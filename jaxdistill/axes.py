@@ -19,7 +19,7 @@ LEGEND = {
     "P": "positions of a prompt; P2 and P3 of other prompts of the row",
     "D": "model width",
     "V": "vocabulary",
-    "I": "rows of a batch that is packed",
+    "I": "sequences of a batch, by their number, where B is rows of a micro-batch",
     "J": "further prompts of a row, which an objective sets against the teacher's",
     "A": "sequences of a packed row",
     "M": "pages of the sampler's KV cache",

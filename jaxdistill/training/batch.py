@@ -134,7 +134,7 @@ def _build(
         rows=MicroBatch(
             plain=plain,
             teacher=None if batch.teacher is None else others[0],
-            contrasts=tuple(others[batch.teacher is not None :]),
+            contrasts=tuple(others[len(others) - len(batch.contrasts) :]),
             completions=sequences([completion], int(room_X[0])),
             behaviour_logp_BT=dealt(
                 [np.concatenate([logp[i] for i in row]) for row in plan], int(room_X[0]), np.float32
