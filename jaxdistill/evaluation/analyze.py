@@ -85,7 +85,11 @@ def _count(
         tokenizer, lexicon = vocabulary.tokenizer, vocabulary.lexicon
         ids = encode(tokenizer, responses)
         said = {i: epistemic.said_by(tokenizer, i) for i in lexicon.ids}
-        split = _split_forms(tokenizer, lexicon)
+        # The forms that are several tokens; one that the tokenizer cannot spell at all is none.
+        forms = {tuple(f) for f in tokenizers.encode(tokenizer, lexicon.uncovered) if len(f) > 1}
+        forms = {form for form in forms if tokenizer.unk_token_id not in form}
+        # "seems" stands in " seems" where the space is a token of its own: once is enough.
+        split = [f for f in forms if not epistemic.count_sequences(f, forms - {f})]
     for response, sequence in zip(responses, ids):
         counts = {}
         for mode in modes:
@@ -98,14 +102,6 @@ def _count(
                     counts[mode][said[i]] += 1
         tokens = response.num_tokens if sequence is None else len(sequence)
         yield _Counted(response, counts, tokens, epistemic.count_sequences(sequence or (), split))
-
-
-def _split_forms(tokenizer: Any, lexicon: Lexicon) -> list[tuple[int, ...]]:
-    """The forms that are several tokens; one that the tokenizer cannot spell at all is none."""
-    forms = {tuple(ids) for ids in tokenizers.encode(tokenizer, lexicon.uncovered) if len(ids) > 1}
-    forms = {ids for ids in forms if tokenizer.unk_token_id not in ids}
-    # "seems" stands in " seems" where the space is a token of its own: once is enough.
-    return [ids for ids in forms if not epistemic.count_sequences(ids, forms - {ids})]
 
 
 def _summary(group: Sequence[_Counted]) -> dict[str, Any]:

@@ -226,10 +226,9 @@ def on_shared_problems(clusters: Sequence[Clusters]) -> list[Clusters]:
             "cannot compare: the checkpoints share no problem id; "
             "evaluate both on the same questions"
         )
-    return [_restricted(c, shared) for c in clusters]
-
-
-def _restricted(clusters: Clusters, shared: set[str]) -> Clusters:
-    keep = [index for index, name in enumerate(clusters.ids) if name in shared]
-    names = tuple(clusters.ids[index] for index in keep)
-    return Clusters(names, clusters.total_Q[keep], clusters.weight_Q[keep])
+    kept = []
+    for c in clusters:
+        keep = [index for index, name in enumerate(c.ids) if name in shared]
+        names = tuple(c.ids[index] for index in keep)
+        kept.append(Clusters(names, c.total_Q[keep], c.weight_Q[keep]))
+    return kept

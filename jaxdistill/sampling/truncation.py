@@ -67,7 +67,9 @@ def _threshold(x_BV: Float[Array, "B V"], enough: float, weigh: Callable) -> Boo
     three candidates at once: sixteen passes over V, where a sort of 152k columns would be far
     dearer. Ties with it are in; if all weighs less than enough, so is everything.
     """
-    order_BV = _ordered_bits(x_BV)
+    # uint32 that compare as the float32 do: the sign flipped, and of negatives every bit.
+    bits_BV = jax.lax.bitcast_convert_type(x_BV.astype(jnp.float32), jnp.uint32)
+    order_BV = jnp.where(bits_BV >> 31 == 1, ~bits_BV, bits_BV | jnp.uint32(1 << 31))
     least_B = jnp.zeros(x_BV.shape[:-1], jnp.uint32)
     for shift in range(32 - _BITS, -1, -_BITS):
         candidates = [least_B | jnp.uint32(i << shift) for i in range(1, 1 << _BITS)]
@@ -75,12 +77,6 @@ def _threshold(x_BV: Float[Array, "B V"], enough: float, weigh: Callable) -> Boo
         digit_B = sum((weight_B >= enough).astype(jnp.uint32) for weight_B in sums(weights))
         least_B |= digit_B << shift
     return order_BV >= least_B[:, None]
-
-
-def _ordered_bits(x: Float[Array, "*shape"]) -> Array:
-    """uint32 that compare as the float32 do: the sign flipped, and of negatives every bit."""
-    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
-    return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
 
 
 def sums(terms: list[Array]) -> tuple[Array, ...]:

@@ -60,8 +60,13 @@ def read_qwen(fields: Fields) -> dict:
     """The ModelConfig fields that both Qwens spell alike."""
     max_positions = field(fields, "max_position_embeddings", int, 32_768)
     pattern, window = read_layers(fields, *_default_layers(fields))
+    parameters = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
+    theta = field(fields, "rope_theta", float, 10_000.0)
+    rope = read_rope(parameters, theta, max_positions)
+    if fields.get("rope_theta") is not None and rope.theta != theta:
+        raise UserError(f"rope_parameters and rope_theta disagree: {rope.theta} and {theta}")
     return read_sizes(fields) | {
-        "rope": _read_rope(fields, max_positions),
+        "rope": rope,
         "layer_pattern": pattern,
         "window": window,
         "norm_eps": field(fields, "rms_norm_eps", float, 1e-6),
@@ -80,15 +85,6 @@ def _default_layers(fields: Fields) -> tuple[list[str], int | None]:
     if fields.get("sliding_window", 4096) is None:  # null: no window; absent: the default
         return ["full_attention"] * num_layers, None
     return kinds, field(fields, "sliding_window", int, 4096)
-
-
-def _read_rope(fields: Fields, max_positions: int):
-    parameters = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
-    theta = field(fields, "rope_theta", float, 10_000.0)
-    rope = read_rope(parameters, theta, max_positions)
-    if fields.get("rope_theta") is not None and rope.theta != theta:
-        raise UserError(f"rope_parameters and rope_theta disagree: {rope.theta} and {theta}")
-    return rope
 
 
 def write_qwen(config: ModelConfig) -> Fields:
