@@ -341,10 +341,9 @@ def positions_of(*kinds):
     given = positions()
     networks = [jnp.concatenate([network_of(k, seed) for k in kinds]) for seed in range(4)]
     sampled, rows = jax.tree.map(lambda x: jnp.concatenate([x] * len(kinds)), given[4:])
-    behaviour = [given.sampled.behaviour_logp_BT] + [jnp.full((B, T), -2.0)] * (len(kinds) - 1)
-    return Positions(
-        *networks, sampled._replace(behaviour_logp_BT=jnp.concatenate(behaviour)), rows
-    )
+    of_kind = {"padded": given.sampled.behaviour_logp_BT}
+    behaviour = jnp.concatenate([of_kind.get(k, jnp.full((B, T), -2.0)) for k in kinds])
+    return Positions(*networks, sampled._replace(behaviour_logp_BT=behaviour), rows)
 
 
 @pytest.fixture(scope="module")
