@@ -10,6 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from own_choices import OwnAnchor, OwnGate, OwnMeanOne, OwnTerm
 
 from jaxdistill import sharding
 from jaxdistill.models import completions, parameters
@@ -61,8 +62,9 @@ OF_THE_BATCH = {
     "everything": Routed(
         distill=Distill(
             support=TopC(8),
-            target=AnchorEpistemicMass(),
-            weights=(ForkingTokens(0.3), EntropyWeight()),
+            target=OwnAnchor(),
+            weights=(ForkingTokens(0.3), OwnMeanOne(), OwnGate(0.001)),
+            terms=(OwnTerm(),),
             normalizer="kept",
         ),
         policy_gradient=GRPO(credit=RLCSD(temperature=1.0)),
