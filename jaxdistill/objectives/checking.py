@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxdistill import losses
+from jaxdistill import losses, own_classes
 from jaxdistill.errors import UserError
 from jaxdistill.objectives import compose
-from jaxdistill.objectives.choices import is_own, reads_of
+from jaxdistill.objectives.choices import reads_of
 from jaxdistill.objectives.compose import Objective
 from jaxdistill.objectives.distill import Distill
 from jaxdistill.objectives.divergences import Comparison
@@ -100,7 +100,7 @@ def _own_choices(part: Any, path: str) -> Iterator[_Own]:
             yield from _own_choices(value, inner)
         listed = value if isinstance(value, tuple) else (value,)
         for i, choice in enumerate(listed):
-            if is_own(choice):
+            if dataclasses.is_dataclass(choice) and own_classes.is_own(type(choice)):
                 inner_path = f"{inner}[{i}]" if isinstance(value, tuple) else inner
                 yield _Own(inner_path, field.name, choice, reads_of(choice) | teacher)
 

@@ -13,13 +13,11 @@ of any class that has it may stand where ours do. Beside the method a class may 
 and where it has none, what is said in brackets holds, or no further network is read.
 """
 
-import dataclasses
-import inspect
-from typing import Any, Protocol, get_args, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float
 
-from jaxdistill.errors import UserError
+from jaxdistill import own_classes
 from jaxdistill.objectives import credit, literature, targets, weights
 from jaxdistill.objectives import divergences as divs
 from jaxdistill.objectives import literature_weights as more_weights
@@ -164,19 +162,6 @@ Correction = RolloutCorrection | OwnCorrection
 NETWORKS = frozenset({"teacher", "reference", "contrast"})
 
 
-def is_own(choice: object) -> bool:
-    """Whether the choice is of a recipe's class and not one of ours."""
-    ours = type(choice).__module__.startswith("jaxdistill.objectives.")
-    return dataclasses.is_dataclass(choice) and not ours
-
-
-def methods_of(protocol: type) -> str:
-    """The methods that a protocol asks for, as "score(positions, epistemic) and ..."."""
-    methods = [f for name, f in vars(protocol).items() if callable(f) and name[0] != "_"]
-    arguments = (", ".join([*inspect.signature(method).parameters][1:]) for method in methods)
-    return " and ".join(f"{f.__name__}({a})" for f, a in zip(methods, arguments, strict=True))
-
-
 def reads_of(*choices: object) -> frozenset[str]:
     """The networks that any of them reads; nothing of a class that does not say."""
     return frozenset().union(*(getattr(choice, "reads", ()) for choice in choices))
@@ -184,25 +169,11 @@ def reads_of(*choices: object) -> frozenset[str]:
 
 def require_choice(name: str, value: object, union: Any) -> None:
     """Refuse a value that is none of a union's classes, nor of a recipe's class with the method."""
-    kinds = get_args(union) or (union,)
-    own = [kind for kind in kinds if getattr(kind, "_is_protocol", False)]
-    if isinstance(value, tuple(kind for kind in kinds if kind not in own)):
-        return
-    needed = " or ".join(map(methods_of, own))
-    if own and is_own(value) and not isinstance(value, type):
-        kind = type(value).__name__
-        has_method = isinstance(value, tuple(own))
-        require(has_method, name, f"a class with {needed}", value)
-        frozen = type(value).__dataclass_params__.frozen  # pyright: ignore
-        require(frozen, name, f"{kind} as a frozen dataclass", value)
-        reads = getattr(value, "reads", frozenset())
-        known = isinstance(reads, frozenset) and reads <= NETWORKS
-        expected = "a frozenset of 'teacher', 'reference', 'contrast'"
-        return require(known, f"{name}: {kind}.reads", expected, reads)
-    got = f"{value.__name__}, a class" if isinstance(value, type) else repr(value)
-    names = ", ".join(kind.__name__ for kind in kinds if kind not in own)
-    or_own = f", or a recipe's own frozen dataclass with {needed}" if own else ""
-    raise UserError(f"{name}: expected one of {names}{or_own}, got {got}")
+    own_classes.require_choice(name, value, union)
+    reads = getattr(value, "reads", frozenset())
+    known = isinstance(reads, frozenset) and reads <= NETWORKS
+    expected = "a frozenset of 'teacher', 'reference', 'contrast'"
+    require(known, f"{name}: {type(value).__name__}.reads", expected, reads)
 
 
 def require_choices(name: str, values: object, union: Any) -> None:
