@@ -98,8 +98,7 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
         )
         lexicon = keep_lexicon(config, policy, run_dir)
         # A recipe's own choices are tried before anything is trained.
-        if check := getattr(objectives, "check_objective", None):
-            check(config.objective, tuple(lexicon.ids), policy.config.vocab_size)
+        objectives.check_objective(config.objective, tuple(lexicon.ids), policy.config.vocab_size)
         setting = Setting(
             engine=engine,
             objective=config.objective,
