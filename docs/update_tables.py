@@ -2,10 +2,11 @@
 
 Command: python docs/update_tables.py runs/toy_study_quick
 
-A page marks a place with `<!-- STUDY PROFILE: KIND -->` and `<!-- end -->`; what stands between the two
-is replaced. KIND is `summary` (six methods, one line each), `tables` (the final tables) or `all` (what
-`jaxdistill report STUDY --markdown` prints). Text outside the marks is not touched, so after a new study
-read the sentences beside the tables again. A study in the profile quick also brings its figure.
+A page marks a place with `<!-- STUDY PROFILE: KIND -->` and `<!-- end -->`, and what stands between
+the two is replaced. KIND is `summary` (six methods, one line each), `tables` (the final tables) or
+`all` (what `jaxdistill report STUDY --markdown` prints). Text outside the marks is not touched, so
+read the sentences beside the tables again after a new study. `toy_study` in its profile quick also
+brings its figure.
 """
 
 import re
@@ -56,7 +57,7 @@ def tables(study: StudyResults) -> str:
 
 
 def updated(page: str, study: StudyResults) -> str:
-    """The page with the study's blocks written anew. Raises UserError for a block without an end."""
+    """The page with the study's blocks replaced. UserError for a block that does not end."""
     name = f"{study.info.get('name')} {study.info.get('profile')}"
     kinds = {
         "summary": lambda: summary(study),
