@@ -2,7 +2,11 @@
 
 import re
 
+import numpy as np
 from places import DOCS
+
+from jaxdistill.tasks.contexts import Attempt
+from jaxdistill.training.teachers import Models
 
 
 def test_one_step_runs_from_top_to_bottom_and_prints_what_the_page_shows(capsys):
@@ -30,9 +34,18 @@ def test_the_code_about_objectives_runs(capsys):
     text = (DOCS / "add_an_objective.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (shown,) = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     recipe = {"__name__": "my_recipe"}
     exec(compile("\n".join(blocks), "add_an_objective.md", "exec"), recipe)
+    params = {"weight": np.ones(2)}
+    models = Models(student=params, reference=params, own=None, step=np.int32(25))
+    assert [float(weight) for _, weight in recipe["Handover"]().networks(models)] == [0.75, 0.25]
+    question = recipe["ShortAnswers"]().questions()[0]
+    verdict = recipe["ShortAnswers"](most_words=1).grade(question, question.solution)
+    assert (verdict.correct, verdict.reason) == (False, "too long")
+    attempt = Attempt(question, "?", verdict, question.solution, None)
+    assert recipe["SolutionFirst"]().compose(attempt).solution == question.solution
+    assert recipe["SolutionFirst"]().compose(attempt._replace(solution=None)) is None
     assert capsys.readouterr().out == shown
 
 
