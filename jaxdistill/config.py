@@ -224,6 +224,10 @@ def _read_config_json(path: Path) -> tuple[RunConfig, RecipeModule | None]:
 
 def load_run_recipe(run_dir: Path, named: Any) -> RecipeModule:
     """Run a run folder's own recipe.py, which must be the text that its config.json names."""
+    return own_classes.load_source(read_run_recipe(run_dir, named), str(run_dir / RECIPE))
+
+
+def read_run_recipe(run_dir: Path, named: Any) -> bytes:
     path = run_dir / RECIPE
     expected = named.get("sha256") if isinstance(named, dict) else None
     try:
@@ -238,4 +242,4 @@ def load_run_recipe(run_dir: Path, named: Any) -> RecipeModule:
             f"{path} is not the text that the run was started with (`recipe.sha256` in its "
             "config.json): put it back, or start another run from a recipe of your own"
         )
-    return own_classes.load_source(source, str(path))
+    return source

@@ -63,9 +63,7 @@ def load_source(source: bytes, file: str) -> RecipeModule:
     """The module of a recipe's text; `file` is what its errors and its `__file__` name."""
     name = f"recipe_{hashlib.sha256(source).hexdigest()}"
     if name in sys.modules:
-        module = typing.cast(RecipeModule, sys.modules[name])
-        module.__file__ = file
-        return module
+        return typing.cast(RecipeModule, sys.modules[name])  # with the `__file__` of its first load
     module = RecipeModule(name)
     module.__file__, module.source = file, source
     sys.modules[name] = module  # dataclasses and type hints look their module up there

@@ -12,7 +12,6 @@ import jax
 from jaxdistill import epistemic, objectives, own_classes, sharding
 from jaxdistill.config import RunConfig
 from jaxdistill.epistemic import LexiconFile
-from jaxdistill.errors import UserError
 from jaxdistill.evaluation.evaluate import evaluate_split
 from jaxdistill.evaluation.records import evaluation_folder, write_evaluation
 from jaxdistill.files import write_whole
@@ -22,7 +21,9 @@ from jaxdistill.run.folder import (
     finished_step,
     is_evaluated,
     keep_lexicon,
+    names_in,
     note_resume,
+    remove_start,
     start_folder,
     write_config,
 )
@@ -47,6 +48,7 @@ def run(config: RunConfig, run_dir: Path, *, resume: bool = False, quiet: bool =
     bit for bit). Raises UserError for an existing folder without `resume`, a folder of another
     config, or unusable input.
     """
+    before = names_in(run_dir) if run_dir.exists() else None
     is_new = start_folder(config, run_dir, resume)
     try:
         # What cannot be read or graded is found now and not by the first evaluation, hours later.
@@ -54,10 +56,10 @@ def run(config: RunConfig, run_dir: Path, *, resume: bool = False, quiet: bool =
         if isinstance(config.lexicon, LexiconFile):
             epistemic.read_lexicon(config.lexicon.path)
         train(config, run_dir, resume, quiet)
-    except UserError:
-        # Input that proved unusable before the first step leaves no folder behind.
-        if is_new and not (run_dir / "metrics.jsonl").exists():
-            shutil.rmtree(run_dir)
+    except (Exception, SystemExit):
+        # What fails before the first step leaves nothing behind; what is interrupted goes on.
+        if is_new:
+            remove_start(run_dir, before)
         raise
     return run_dir
 
@@ -66,10 +68,11 @@ def check_tasks(config: RunConfig) -> None:
     tasks = [split.task for split in config.evaluation.splits]
     if isinstance(config.experience, OnPolicy):
         tasks.append(config.experience.task)
-    first = {type(task): (task, questions_of(task)[0]) for task in tasks}
-    for kind, (task, question) in first.items():
-        if own_classes.is_own(kind):
-            check_grading(task, question)
+    for index, task in enumerate(tasks):
+        if task not in tasks[:index]:
+            question = questions_of(task)[0]
+            if own_classes.is_own(type(task)):
+                check_grading(task, question)
 
 
 def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
