@@ -114,7 +114,10 @@ def load_recipe(name: str, texts: list[str]) -> RunConfig:
         if not isinstance(config, RunConfig):
             raise UserError(f"recipe {name!r} returned {type(config).__name__}, not a RunConfig")
     own = module.classes if isinstance(module, RecipeModule) else {}
-    return overrides.apply_overrides(config, with_presets(texts), own)
+    config = overrides.apply_overrides(config, with_presets(texts), own)
+    if isinstance(module, RecipeModule):
+        own_classes.check_installed(config, module)
+    return config
 
 
 def with_presets(texts: list[str]) -> list[str]:
@@ -162,16 +165,19 @@ def _call(function: Callable[..., Any], name: str, *arguments: Any) -> Any:
         return function(*arguments)
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"recipe {name} cannot be run: {in_one_line(error)}") from error
 
 
 def load_study_recipe(name: str, profile: str) -> Any:
     """Find a study recipe: a function of `profile` that returns a Study."""
-    _, function = _recipe_function(name, Path(name))
+    module, function = _recipe_function(name, Path(name))
     if "profile" not in inspect.signature(function).parameters:
         raise UserError(f"recipe {name!r} is one run, not a study; use `jaxdistill train {name}`")
-    return _call(function, name, profile)
+    study = _call(function, name, profile)
+    if isinstance(module, RecipeModule):
+        own_classes.check_installed(study, module)
+    return study
 
 
 def named_task(text: str) -> Task:
@@ -185,7 +191,7 @@ def named_task(text: str) -> Task:
         raise UserError(f"--task {text!r}: expected FILE.py:Name or package.module:Name")
     if place.endswith(".py"):
         own = own_classes.load_file(Path(place)).classes
-        own_classes.resolve(f"{RECIPE}:{name}", own, f"--task {text!r}: ")
+        own_classes.resolve(f"{RECIPE}:{name}", own, f"--task {text!r}: ", Path(place).name)
     else:
         own = {name: own_classes.resolve(f"{place}:{name}", {}, "--task ")}
     return overrides.parse(Task, call if "(" in call else f"{call}()", f"--task {place}", own)

@@ -12,6 +12,7 @@ import jax
 from jaxdistill import epistemic, objectives, own_classes, sharding
 from jaxdistill.config import RunConfig
 from jaxdistill.epistemic import LexiconFile
+from jaxdistill.errors import UserError
 from jaxdistill.evaluation.evaluate import evaluate_split
 from jaxdistill.evaluation.records import evaluation_folder, write_evaluation
 from jaxdistill.files import write_whole
@@ -56,10 +57,12 @@ def run(config: RunConfig, run_dir: Path, *, resume: bool = False, quiet: bool =
         if isinstance(config.lexicon, LexiconFile):
             epistemic.read_lexicon(config.lexicon.path)
         train(config, run_dir, resume, quiet)
-    except (Exception, SystemExit):
+    except (Exception, SystemExit) as error:
         # What fails before the first step leaves nothing behind; what is interrupted goes on.
         if is_new:
             remove_start(run_dir, before)
+        if isinstance(error, SystemExit) and not error.code:
+            raise UserError("code of the recipe ended the run with sys.exit()") from error
         raise
     return run_dir
 
