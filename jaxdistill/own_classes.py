@@ -141,7 +141,8 @@ def check_alone(module: RecipeModule) -> None:
 def check_installed(config: Any, module: RecipeModule) -> None:
     """Refuse classes of a file beside the recipe, which a resumed run would miss."""
     for cls in _classes_in(config):
-        if recipe_of(cls) is None and is_beside(module, cls.__module__.partition(".")[0]):
+        is_foreign = is_own(cls) and recipe_of(cls) is None
+        if is_foreign and is_beside(module, cls.__module__.partition(".")[0]):
             raise _lost(f"{cls.__module__}:{cls.__qualname__}")
 
 
