@@ -239,7 +239,7 @@ def test_settings_that_cannot_be_are_refused(field):
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "a\0", "\ud800", 3])
 def test_a_split_is_named_as_a_file_can_be(name):
-    with pytest.raises(UserError, match="Split.name must be able to name a file, got"):
+    with pytest.raises(UserError, match=r"Split.name must be able to name a file, got"):
         Split(name, SPLIT.task)
 
 
