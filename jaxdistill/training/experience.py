@@ -272,9 +272,8 @@ def rollout_facts(rollouts: Rollouts, words: tuple[str, ...]) -> dict[str, float
         "solved": float(rollouts.rewards_QR.any(axis=1).mean()),
         "length": float(rollouts.lengths_B.mean()),
         "truncated": float(1 - rollouts.finished_B.mean()),
-        "tokens": int(rollouts.lengths_B.sum()),
     }
-    counted = {"epistemic": epistemic.TEN_WORDS}
+    counted: dict[str, tuple[str, ...]] = {"epistemic": epistemic.TEN_WORDS}
     if set(words) != set(epistemic.TEN_WORDS):
         counted["lexicon"] = words
     for name, those in counted.items():
@@ -289,4 +288,4 @@ def rollout_facts(rollouts: Rollouts, words: tuple[str, ...]) -> dict[str, float
         for per in ("per_response", "per_1k"):
             sums = MEASURES[f"epistemic_{per}"].of(records)
             facts[f"{name}_{per}"] = 0.0 if sums is None else sums.mean
-    return facts
+    return facts | {"tokens": int(rollouts.lengths_B.sum())}
