@@ -155,14 +155,11 @@ def summarize(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     of a training log. What a report has only rows of is averaged by `mean_of_rows`.
     """
     measured = {*RECORD_FIELDS, *(measure.field for measure in MEASURES.values())}
-    own = dict.fromkeys(
-        name
-        for record in records
-        for name, value in record.items()
-        if name not in measured and isinstance(value, int | float)
-    )
+    names = dict.fromkeys(name for record in records for name in record if name not in measured)
     measures = MEASURES | {
-        name: Measure(name=name, field=name, label=name, subject=name) for name in own
+        name: Measure(name=name, field=name, label=name, subject=name)
+        for name in names
+        if all(isinstance(record.get(name), int | float | None) for record in records)
     }
     found = {name: measure.of(records) for name, measure in measures.items()}
     means = {name: None if sums is None else sums.mean for name, sums in found.items()}
