@@ -11,6 +11,7 @@ from places import ROOT
 
 from jaxdistill.config import load_recipe
 from jaxdistill.errors import UserError
+from jaxdistill.evaluation.records import read_summary
 from jaxdistill.run.folder import start_folder
 from jaxdistill.storage.checkpoint import Checkpoints
 
@@ -154,6 +155,14 @@ def test_a_config_of_two_recipes_starts_no_run(place):
     with pytest.raises(UserError, match=r"of several recipes, a run keeps one: .*other.py"):
         start_folder(mixed, place / "mixed", resume=False)
     assert not (place / "mixed").exists()
+
+
+def test_what_the_recipes_task_tells_of_a_response_is_kept(resumed):
+    folder = resumed / "evals" / "step_000002"
+    records = [json.loads(line) for line in (folder / "brief.jsonl").read_text().splitlines()]
+    told = [record["num_words"] for record in records]
+    assert told == [len(record["response"].split()) for record in records]
+    assert read_summary(folder)["brief"]["num_words"] == sum(told) / 4
 
 
 # ---------------------------------------------------------------------- nobody runs it unasked
