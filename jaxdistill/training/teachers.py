@@ -225,7 +225,7 @@ def _described(value: Any, models: Models | None = None) -> str:
             return f"models.{name}"
     if type(value) in (tuple, list):
         inner = [_described(element, models) for element in value[:4]]
-        return f"({', '.join(inner + ['...'] * (len(value) > 4))})"
+        return f"({', '.join(inner)}{', ...' * (len(value) > 4)}{',' * (len(value) == 1)})"
     if isinstance(value, jax.Array | np.ndarray):
         return f"an array of shape {value.shape}"
     is_plain = value is None or isinstance(value, str | int | float)

@@ -1,5 +1,6 @@
 """One recipe file with a weight, a context and a task of its own, from its start to its report."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -9,10 +10,13 @@ import pytest
 from command_line import assert_mistake, call
 from places import ROOT
 
+from jaxdistill.cli.sample import own_split
 from jaxdistill.config import load_recipe
 from jaxdistill.errors import UserError
 from jaxdistill.run.folder import start_folder
+from jaxdistill.sampling.rollouts import open_grading
 from jaxdistill.storage.checkpoint import Checkpoints
+from jaxdistill.tasks.tasks import questions_of
 
 SOURCE = (ROOT / "tests" / "own_recipe.py").read_text()
 # Small where size is not the point; every part of the recipe stays. Training and evaluation sample
@@ -195,11 +199,25 @@ def test_a_task_that_cannot_be_evaluated_is_one_line(place, task, said):
     assert_mistake(["eval", "toy:main", "--task", task], said)
 
 
-def test_a_limit_is_not_for_tasks(place):
-    arguments = ["eval", "toy:main", "--task", "run/recipe.py:Brief", "--limit", "3"]
-    assert_mistake(arguments, "--limit goes with --data")
+def test_a_limit_takes_a_tasks_first_questions(place):
+    load_recipe("run/config.json", [])
+    split = own_split("run/recipe.py:Brief(count=5)", 2)
+    whole = split.task.task
+    assert split.name == "Brief"
+    assert questions_of(split.task) == questions_of(whole)[:2]
+    with contextlib.closing(open_grading(split.task)) as grading:
+        questions = questions_of(split.task)
+        verdicts = grading.grade(questions, [q.solution or "" for q in questions])
+    assert [verdict.reason for verdict in verdicts] == ["match"] * 2
+    assert split.task.grading_workers == 1
+    assert len(questions_of(own_split("run/recipe.py:Brief(count=5)", 9).task)) == 5
+
+
+def test_data_or_a_task_is_evaluated(place):
     both = ["eval", "toy:main", "--task", "run/recipe.py:Brief", "--data", "toy:train"]
     assert_mistake(both, "not allowed with argument")
+    ours = ["eval", "toy:main", "--task", "jaxdistill.tasks.tasks:ToyTask", "--limit", "3"]
+    assert_mistake(ours, "--limit goes with --data and tasks of your own; set it in jaxdistill.t")
 
 
 # --------------------------------------------------------------------- refused before any writing
