@@ -321,7 +321,7 @@ def test_unusable_input_leaves_no_folder(tmp_path, monkeypatch):
         run(tiny(model=loading.Fresh(small)), tmp_path / "run")
     # A teacher is tried before the first rollout and the first evaluation.
     monkeypatch.setattr(engine, "make_sampler", None)
-    with pytest.raises(UserError, match=r"^teacher: Weightless.networks: expected .* nan\),\)$"):
+    with pytest.raises(UserError, match=r"^teacher: Weightless.networks: expected .* nan\),\)"):
         run(tiny(teacher=Weightless()), tmp_path / "run", quiet=True)
     assert list(tmp_path.iterdir()) == []
 

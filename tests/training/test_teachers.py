@@ -1,5 +1,6 @@
 """Who teaches: an average, a snapshot, the student itself, a trust region, the reference."""
 
+import re
 from dataclasses import dataclass
 
 import jax
@@ -215,11 +216,11 @@ class Half:
         (Half("models.own, 1 if models.step > 2 else 0"), "raised TracerBoolConversionError: "),
         (
             Half("models.own, 1 / models.step"),
-            "Half.networks returned weight inf .* at step 0, exp",
+            "Half.networks returned weight inf of network 0 at step 0, expected",
         ),
         (
             Half("models.own, jnp.sqrt(8.5 - models.step)"),
-            "returned weight nan .* at step 9, expec",
+            "returned weight nan of network 0 at step 9, expected",
         ),
         (Half(moved_does="None"), "Half.moved: expected parameters like .*, got None$"),
         (Half(moved_does="[own]"), r"Half.moved: expected parameters like .*, got \(a dict,\)$"),
@@ -235,8 +236,10 @@ class Half:
     ],
 )
 def test_a_teacher_that_cannot_teach_is_refused_before_it_is_asked_to(teacher, said):
-    with pytest.raises(UserError, match=f"^teacher: .*{said}") as error:
+    with pytest.raises(UserError) as error:
         check_teacher(teacher, FEW, 10)
+    # Not by `match`, which also reads the notes that JAX adds to an exception.
+    assert re.search(f"^teacher: .*{said}", str(error.value)), error.value
     assert len(str(error.value)) < 200
 
 
