@@ -162,7 +162,7 @@ def test_text_names_own_classes_beside_the_built_in_ones():
         ("first=Steep(strength=-1)", r"^first: Steep: KeyError: -1.0"),
         ("first=Steep", r"^first: expected .*; write Steep\(\), got 'Steep'$"),
         ("weights=Steep", r"^weights: expected tuple.*; write \(Steep\(\),\), got 'Steep'$"),
-        ("weights=Steep(strength=2)", r"; write \(Steep\(strength=2\),\), got Steep\(strength=2\)$"),
+        ("weights=Steep(2)", r"; write \(Steep\(2\),\), got Steep\(2\)$"),
         ("first=NoFactor()", r"^first: expected a class with .*and reads, and NoFactor is"),
         ("first=Gate()", r"^first: Gate is built in, and the recipe has a class of that name$"),
         ("first=Bare()", r"^first: Bare must be a frozen dataclass"),
