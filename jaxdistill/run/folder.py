@@ -1,6 +1,7 @@
 """The run folder: created, checked against a resumed run's config, its base and its lexicon."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ MAY_CHANGE = {
 def start_folder(config: RunConfig, run_dir: Path, resume: bool) -> bool:
     """Create the run folder (True), or check that it is this config's (False).
 
-    A recipe with classes of its own is copied into it.
+    A script that always resumes starts a run too, and one line says so. A recipe with classes of
+    its own is copied into it.
     """
     described = configs.to_json(config)
     if (run_dir / "config.json").exists():
@@ -47,6 +49,8 @@ def start_folder(config: RunConfig, run_dir: Path, resume: bool) -> bool:
     # What can be wrong with the model is found before anything is written.
     loading.resolve(config.model)
     run_dir.mkdir(parents=True, exist_ok=True)
+    if resume:
+        print(f"no run in {run_dir} to resume: a new one starts there", file=sys.stderr)
     write_whole(run_dir / "provenance.json", json.dumps(current_provenance(), indent=1))
     if (module := own_classes.recipe_in(config)) is not None:
         # The text that was run, whatever has become of its file since.
