@@ -114,7 +114,10 @@ def load_recipe(name: str, texts: list[str]) -> RunConfig:
         if not isinstance(config, RunConfig):
             raise UserError(f"recipe {name!r} returned {type(config).__name__}, not a RunConfig")
     own = module.classes if isinstance(module, RecipeModule) else {}
-    return overrides.apply_overrides(config, with_presets(texts), own)
+    config = overrides.apply_overrides(config, with_presets(texts), own)
+    if isinstance(module, RecipeModule):
+        own_classes.check_installed(config, module)
+    return config
 
 
 def with_presets(texts: list[str]) -> list[str]:
@@ -207,16 +210,19 @@ def _call(function: Callable[..., Any], name: str, *arguments: Any) -> Any:
         return function(*arguments)
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"recipe {name} cannot be run: {in_one_line(error)}") from error
 
 
 def load_study_recipe(name: str, profile: str) -> Any:
     """Find a study recipe: a function of `profile` that returns a Study."""
-    _, function = _recipe_function(name, Path(name))
+    module, function = _recipe_function(name, Path(name))
     if "profile" not in inspect.signature(function).parameters:
         raise UserError(f"recipe {name!r} is one run, not a study; use `jaxdistill train {name}`")
-    return _call(function, name, profile)
+    study = _call(function, name, profile)
+    if isinstance(module, RecipeModule):
+        own_classes.check_installed(study, module)
+    return study
 
 
 def named_task(text: str) -> Task:
@@ -230,7 +236,7 @@ def named_task(text: str) -> Task:
         raise UserError(f"--task {text!r}: expected FILE.py:Name or package.module:Name")
     if place.endswith(".py"):
         own = own_classes.load_file(Path(place)).classes
-        own_classes.resolve(f"{RECIPE}:{name}", own, f"--task {text!r}: ")
+        own_classes.resolve(f"{RECIPE}:{name}", own, f"--task {text!r}: ", Path(place).name)
     else:
         own = {name: own_classes.resolve(f"{place}:{name}", {}, "--task ")}
     return overrides.parse(Task, call if "(" in call else f"{call}()", f"--task {place}", own)
@@ -269,6 +275,10 @@ def _read_config_json(path: Path) -> tuple[RunConfig, RecipeModule | None]:
 
 def load_run_recipe(run_dir: Path, named: Any) -> RecipeModule:
     """Run a run folder's own recipe.py, which must be the text that its config.json names."""
+    return own_classes.load_source(read_run_recipe(run_dir, named), str(run_dir / RECIPE))
+
+
+def read_run_recipe(run_dir: Path, named: Any) -> bytes:
     path = run_dir / RECIPE
     expected = named.get("sha256") if isinstance(named, dict) else None
     try:
@@ -283,4 +293,4 @@ def load_run_recipe(run_dir: Path, named: Any) -> RecipeModule:
             f"{path} is not the text that the run was started with (`recipe.sha256` in its "
             "config.json): put it back, or start another run from a recipe of your own"
         )
-    return own_classes.load_source(source, str(path))
+    return source

@@ -361,7 +361,7 @@ def _construct(cls: Any, values: Mapping[str, Any], path: str) -> Any:
         return cls(**values)
     except ValueError as error:  # its own validation
         raise UserError(f"{_at(path)}{error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if not own_classes.is_own(cls):
             raise
         raise UserError(f"{_at(path)}{cls.__name__}: {own_classes.in_one_line(error)}") from error

@@ -13,7 +13,7 @@ of any class that has it may stand where ours do. Beside the method a class may 
 and where it has none, what is said in brackets holds, or no further network is read.
 """
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, get_args, runtime_checkable
 
 from jaxtyping import Array, Float
 
@@ -174,6 +174,10 @@ def require_choice_and_reads(name: str, value: object, union: Any) -> None:
     known = isinstance(reads, frozenset) and reads <= NETWORKS
     expected = "a frozenset of 'teacher', 'reference', 'contrast'"
     require(known, f"{name}: {type(value).__name__}.reads", expected, reads)
+    if OwnCorrection in get_args(union):
+        level = getattr(value, "level", "token")
+        known = level in ("token", "sequence")
+        require(known, f"{name}: {type(value).__name__}.level", "'token' or 'sequence'", level)
 
 
 def require_choices(name: str, values: object, union: Any) -> None:

@@ -23,7 +23,9 @@ from jaxdistill.run.folder import (
     finished_step,
     is_evaluated,
     keep_lexicon,
+    names_in,
     note_resume,
+    remove_start,
     start_folder,
     write_config,
 )
@@ -49,6 +51,7 @@ def run(config: RunConfig, run_dir: Path, *, resume: bool = False, quiet: bool =
     bit for bit). Raises UserError for an existing folder without `resume`, a folder of another
     config, or unusable input.
     """
+    before = names_in(run_dir) if run_dir.exists() else None
     is_new = start_folder(config, run_dir, resume)
     try:
         # What cannot be read or graded is found now and not by the first evaluation, hours later.
@@ -56,10 +59,12 @@ def run(config: RunConfig, run_dir: Path, *, resume: bool = False, quiet: bool =
         if isinstance(config.lexicon, LexiconFile):
             epistemic.read_lexicon(config.lexicon.path)
         train(config, run_dir, resume and not is_new, quiet)
-    except UserError:
-        # Input that proved unusable before the first step leaves no folder behind.
-        if is_new and not (run_dir / "metrics.jsonl").exists():
-            shutil.rmtree(run_dir)
+    except (Exception, SystemExit) as error:
+        # What fails before the first step leaves nothing behind; what is interrupted goes on.
+        if is_new:
+            remove_start(run_dir, before)
+        if isinstance(error, SystemExit) and not error.code:
+            raise UserError("code of the recipe ended the run with sys.exit()") from error
         raise
     return run_dir
 
@@ -68,10 +73,11 @@ def check_tasks(config: RunConfig) -> None:
     tasks = [split.task for split in config.evaluation.splits]
     if isinstance(config.experience, OnPolicy):
         tasks.append(config.experience.task)
-    first = {type(task): (task, questions_of(task)[0]) for task in tasks}
-    for kind, (task, question) in first.items():
-        if own_classes.is_own(kind):
-            check_grading(task, question)
+    for index, task in enumerate(tasks):
+        if task not in tasks[:index]:
+            question = questions_of(task)[0]
+            if own_classes.is_own(type(task)):
+                check_grading(task, question)
 
 
 def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:

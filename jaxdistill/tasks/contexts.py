@@ -23,7 +23,7 @@ import numpy as np
 from jaxdistill.errors import UserError
 from jaxdistill.own_classes import in_one_line
 from jaxdistill.tasks.grading.verdict import Verdict
-from jaxdistill.tasks.questions import Question
+from jaxdistill.tasks.questions import Question, is_text
 
 # --------------------------------------------------------------------------------- the template
 
@@ -286,12 +286,20 @@ def composed(context: Context, attempt: Attempt) -> Shown | None:
         shown = context.compose(attempt)
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{name}: {in_one_line(error)}") from error
-    texts = (shown.prompt, shown.solution, shown.feedback) if isinstance(shown, Shown) else ()
-    if shown is None or (texts and all(isinstance(text, str | None) for text in texts)):
-        return shown
-    raise UserError(f"{name}: expected a Shown of text, or None, got {shown!r}"[:300])
+    if shown is None:
+        return None
+    expected = f"{name}: expected a Shown of text, or None"
+    if not isinstance(shown, Shown):
+        raise UserError(f"{expected}, got {shown!r}"[:300])
+    for field in ("prompt", "solution", "feedback"):
+        text = getattr(shown, field)
+        if not (is_text(text) or (text is None and field != "prompt")):
+            raise UserError(f"{expected}; its {field} is {text!r}"[:300])
+    if not isinstance(shown.template, Template | None):
+        raise UserError(f"{expected}; its template is no Template: {shown.template!r}"[:300])
+    return shown
 
 
 def render(

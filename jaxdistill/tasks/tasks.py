@@ -14,7 +14,7 @@ from jaxdistill.own_classes import in_one_line, require_choice
 from jaxdistill.tasks import sources
 from jaxdistill.tasks.grading.math import grade_math
 from jaxdistill.tasks.grading.verdict import Verdict
-from jaxdistill.tasks.questions import Question
+from jaxdistill.tasks.questions import Question, is_text
 from jaxdistill.tasks.toy import grader as toy_grader
 from jaxdistill.tasks.toy import problems, traces
 
@@ -105,14 +105,15 @@ def questions_of(task: Task) -> list[Question]:
         questions = task.questions()
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{name}: {in_one_line(error)}") from error
     if not (isinstance(questions, list) and all(isinstance(q, Question) for q in questions)):
         raise UserError(f"{name}: expected a list of Question, got {questions!r}"[:300])
     for index, question in enumerate(questions):
-        texts = (question.id, question.prompt, question.answer)
-        if not all(isinstance(text, str) for text in texts):
-            raise UserError(f"{name}: id, prompt and answer of question {index} must be text")
+        for field in ("id", "prompt", "answer", "system", "solution"):
+            text, may_be_none = getattr(question, field), field in ("system", "solution")
+            if not (is_text(text) or (text is None and may_be_none)):
+                raise UserError(f"{name}: {field} of question {index} must be text, got {text!r}")
     if not questions or len({question.id for question in questions}) < len(questions):
         raise UserError(f"{name}: expected at least one question, and ids that differ")
     return questions

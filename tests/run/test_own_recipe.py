@@ -14,6 +14,7 @@ from jaxdistill.cli.sample import First, own_split
 from jaxdistill.config import load_recipe
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation.records import read_summary
+from jaxdistill.run import loop
 from jaxdistill.run.folder import start_folder
 from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.tasks.tasks import questions_of
@@ -149,6 +150,56 @@ def test_a_run_of_a_runs_own_config_brings_the_recipe_along(place):
     assert load_recipe("again/config.json", []) == config
     (place / "again" / "config.json").unlink()  # a start that was killed may be started again
     assert start_folder(config, place / "again", resume=False)
+
+
+def test_a_start_that_fails_takes_away_what_it_made_and_nothing_else(place, monkeypatch):
+    """Whoever wrote the other recipe.py has no second copy of it."""
+    config = load_recipe("run/config.json", [])
+    source, mine = (place / "run" / "recipe.py").read_text(), place / "mine"
+
+    def failing(error, *made):
+        def train(config, run_dir, resume, quiet):
+            assert json.loads((run_dir / "config.json").read_text())["recipe"]
+            for name in made:
+                (run_dir / name).parent.mkdir(exist_ok=True)
+                (run_dir / name).write_text("torn, or somebody's")
+            raise error
+
+        monkeypatch.setattr(loop, "check_tasks", lambda config: None)
+        monkeypatch.setattr(loop, "train", train)
+        # Who ends the process with code 0 would let a run pass for a finished one.
+        with pytest.raises(UserError if isinstance(error, SystemExit) else type(error)):
+            loop.run(config, mine, quiet=True)
+
+    for text in (source, "# another"):  # without a killed start's provenance it is somebody's own
+        mine.mkdir()
+        (mine / "recipe.py").write_text(text)
+        with pytest.raises(UserError, match="mine is not empty and holds no run"):
+            loop.run(config, mine, quiet=True)
+        assert {file.name: file.read_text() for file in mine.iterdir()} == {"recipe.py": text}
+        shutil.rmtree(mine)
+    failed = UserError("no"), RuntimeError("no"), SystemExit(0)
+    first = ("lexicon.json", "metrics.jsonl", "model/fingerprint.txt", "tensorboard/events")
+    for error in failed:
+        failing(error, *first)
+        assert not mine.exists()
+    failing(failed[0], *first, "notes.txt")
+    assert [file.name for file in mine.iterdir()] == ["notes.txt"]
+    shutil.rmtree(mine)
+    mine.mkdir()
+    failing(failed[0], *first)  # a folder that was there stays
+    leftover = {"provenance.json": "{}", "recipe.py": source}
+    for name, text in leftover.items():
+        (mine / name).write_text(text)
+    failing(failed[0], *first)
+    assert {file.name for file in mine.iterdir()} == leftover.keys()
+    for kept in ("checkpoints/1", "evals/step_000000", "export/config.json"):
+        failing(failed[1], *first, kept)
+        assert (mine / "config.json").exists()
+        assert (mine / kept).exists()
+        shutil.rmtree(mine)
+    failing(KeyboardInterrupt())
+    assert (mine / "config.json").exists()
 
 
 def test_a_config_of_two_recipes_starts_no_run(place):

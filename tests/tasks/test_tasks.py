@@ -1,6 +1,7 @@
 """Tasks: which questions, which grader, and what their traces tell."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -134,7 +135,11 @@ def test_the_questions_of_an_own_task_are_checked():
         (lambda: [], "at least one question, and ids that differ"),
         (lambda: [good[0]] * 2, "at least one question, and ids that differ"),
         (lambda: [good[0], Question("b", "1+2?", 3)], "answer of question 1 must be text"),
+        (lambda: [good[0], Question("b", "", "3", solution=5)], "solution of question 1 must be"),
+        (lambda: [Question("b", "", "3", system=7)], "system of question 0 must be text, got 7"),
+        (lambda: [Question("b", "\ud800", "3")], r"prompt of question 0 .*text, got '.ud800'"),
         (lambda: {}["no"], "KeyError: 'no'"),
+        (lambda: sys.exit(0), "SystemExit: 0"),
     ):
         with pytest.raises(UserError, match=f"^Mine.questions: .*{said}"):
             tasks.questions_of(Mine(gives))
