@@ -26,7 +26,7 @@ from jaxdistill.objectives.importance import (
     token_rollout_weight,
 )
 from jaxdistill.objectives.positions import Epistemic, LossPart, Positions, require
-from jaxdistill.objectives.reduction import Reduction, require_reduction
+from jaxdistill.objectives.reduction import Reduction, require_reduction, where_counted
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,10 @@ class GRPO:
         """The factors' product; `loss_weight_BT` is each position's share in the reduction."""
         factor_BT = jnp.ones_like(loss_weight_BT)
         if isinstance(self.credit, OwnBatchWeight):
-            factor_BT *= self.credit.over_batch(scores["credit"], loss_weight_BT)
+            score_BT = where_counted(loss_weight_BT, scores["credit"])
+            factor_BT *= self.credit.over_batch(score_BT, loss_weight_BT)
         if is_of_sequences(self.rollout_correction):
             factor_BT *= sequence_rollout_weight(
                 self.rollout_correction, scores["rollout_correction"], loss_weight_BT > 0
             )
-        return factor_BT
+        return where_counted(loss_weight_BT, factor_BT)
