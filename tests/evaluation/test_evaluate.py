@@ -262,6 +262,12 @@ def test_settings_that_cannot_be_are_refused(field):
         Evaluation(splits=(SPLIT,), **field)
 
 
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "a\0", "\ud800", 3])
+def test_a_split_is_named_as_a_file_can_be(name):
+    with pytest.raises(UserError, match="Split.name must be able to name a file, got"):
+        Split(name, SPLIT.task)
+
+
 def test_two_splits_of_one_name_would_overwrite_each_other():
     with pytest.raises(UserError, match="`splits` must have different names"):
         Evaluation(splits=(SPLIT, SPLIT))
