@@ -1,11 +1,11 @@
 """RunConfig: one experiment, composed of the configs of the modules that read them."""
 
+import ast
 import hashlib
 import importlib
 import inspect
 import json
 import pkgutil
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -125,11 +125,18 @@ def with_presets(texts: list[str]) -> list[str]:
 
     Raises UserError for `objective=NAME` with a name that is neither preset nor class.
     """
-    return [_with_presets(text) if text.startswith("objective") else text for text in texts]
+    for text in texts:
+        path, _, value = map(str.strip, text.partition("="))
+        if path == "evaluation" and value.lower() in ("none", "null", "false", "()", "0", ""):
+            raise UserError(f"override {text!r}: `evaluation.splits=()` switches it off")
+    return [_with_presets(text) for text in texts]
 
 
 def _with_presets(text: str) -> str:
     path, equals, value = text.partition("=")
+    # Where an objective stands. Anywhere else a word is what the declared type makes of it.
+    if path.strip() not in ("objective", "objective.distill", "objective.policy_gradient"):
+        return text
     classes = [kind.__name__ for kind in get_args(Objective)]
     name = value.strip().removesuffix("()")
     if path.strip() == "objective" and name.isidentifier() and name not in [*PRESETS, *classes]:
@@ -137,8 +144,41 @@ def _with_presets(text: str) -> str:
         raise UserError(
             f"override 'objective={name}': no such objective; did you mean {', '.join(near)}?"
         )
-    pattern = rf"(?<!\w)({'|'.join(PRESETS)})\b(?:\(\))?(?!\s*=)"
-    return path + equals + re.sub(pattern, lambda m: repr(PRESETS[m[1]]()), " " + value).strip()
+    try:
+        node = ast.parse(value.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError):
+        return text  # whoever reads it says what is wrong
+    return path + equals + ast.unparse(_written_out(node, classes))
+
+
+def _written_out(node: ast.expr, classes: list[str]) -> ast.expr:
+    """The parsed objective with its presets and those of its parts in their place."""
+    match node:
+        case ast.Name(id=name) | ast.Call(func=ast.Name(id=name), args=[], keywords=[]):
+            if name in PRESETS:
+                return ast.parse(repr(PRESETS[name]()), mode="eval").body
+        case ast.Call(func=ast.Name(id=name)) if name in PRESETS:
+            raise UserError(
+                f"override {ast.unparse(node)!r}: the preset {name} takes no arguments; choose it "
+                "with objective=, and change it by further overrides, as objective.reduction=token"
+            )
+        case ast.Call(func=ast.Name(id=name)) if name in classes:
+            node.args = [_written_out(argument, classes) for argument in node.args]
+            for keyword in node.keywords:
+                keyword.value = _written_out(keyword.value, classes)
+    return node
+
+
+def bundled_module(name: str) -> str | None:
+    """The module of a bundled recipe's name, or of its path below the checkout's `configs/`.
+
+    Any other path is a file of the user's, whatever its name; None for it.
+    """
+    path = Path(name)
+    if path.suffix != ".py":
+        return recipe_modules().get(name)
+    is_below = path.parts[0] == "configs" or path.parts[:2] == ("jaxdistill", "configs")
+    return recipe_modules().get(path.stem) if is_below else None
 
 
 def _recipe_function(name: str, path: Path) -> tuple[ModuleType, Callable[..., Any]]:
@@ -146,13 +186,18 @@ def _recipe_function(name: str, path: Path) -> tuple[ModuleType, Callable[..., A
         module, stem = own_classes.load_file(path), path.stem
     else:
         stem = path.stem if path.suffix == ".py" else name
-        modules = recipe_modules()
-        if stem not in modules:
-            near = get_close_matches(stem, modules, 3, 0.4) or sorted(modules)
-            if (path / "config.json").exists():
-                near = [str(path / "config.json")]
+        bundled = bundled_module(name)
+        if bundled is None and (path / "config.json").exists():
+            kept = path / "config.json"
+            raise UserError(
+                f"no recipe {name!r}; did you mean {kept}? The run in {path} goes on with "
+                f"`jaxdistill train {kept} --resume`"
+            )
+        if bundled is None:
+            names = recipe_names()
+            near = get_close_matches(stem, names, 3, 0.4) or names
             raise UserError(f"no recipe {name!r}; did you mean {', '.join(near)}?")
-        module = importlib.import_module(modules[stem])
+        module = importlib.import_module(bundled)
     function = getattr(module, stem, None)
     if not callable(function):
         raise UserError(f"recipe {path}: expected a function named {stem!r} that returns a config")

@@ -20,7 +20,7 @@ import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +196,17 @@ def resolve(name: str, own: Mapping[str, type], at: str = "", file: str = RECIPE
     raise UserError(f"{at}{place} has no class {name!r}{nearest(near)}")
 
 
+def most_alike(names: list[str], to: str, most: int = 4) -> list[str]:
+    """The names that an error shows: `most` at most, those like `to` first, and how many more."""
+    if len(names) <= most:
+        return names
+
+    def likeness(name: str) -> float:
+        return SequenceMatcher(None, to.lower(), name.lower()).ratio()
+
+    return [*sorted(names, key=likeness, reverse=True)[:most], f"{len(names) - most} more"]
+
+
 def nearest(names: list[str]) -> str:
     return f"; nearest: {', '.join(names)}" if names else ""
 
@@ -205,6 +216,32 @@ def nearest(names: list[str]) -> str:
 
 def is_protocol(annotation: Any) -> bool:
     return getattr(annotation, "_is_protocol", False)
+
+
+def is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
+
+
+def is_choice(annotation: Any) -> bool:
+    return is_union(annotation) or is_protocol(annotation)
+
+
+def is_open(annotation: Any) -> bool:
+    return any(is_protocol(member) for member in members_of(annotation))
+
+
+def members_of(annotation: Any) -> tuple[Any, ...]:
+    return typing.get_args(annotation) if is_union(annotation) else (annotation,)
+
+
+def dataclasses_of(annotation: Any) -> list[Any]:
+    return [member for member in members_of(annotation) if dataclasses.is_dataclass(member)]
+
+
+def fields_of(cls: Any) -> dict[str, Any]:
+    """{name: annotation} of the fields that the constructor takes."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
 
 
 def methods_of(protocol: Any) -> str:
@@ -233,7 +270,8 @@ def require_choice(name: str, value: object, union: Any) -> None:
         if isinstance(value, protocols):
             return
         raise UserError(f"{name}: expected a class with {needed}, and {cls.__name__} is none")
-    names = ", ".join(kind.__name__ for kind in kinds)
+    like = value if isinstance(value, str) else getattr(value, "__name__", cls.__name__)
+    names = ", ".join(most_alike([kind.__name__ for kind in kinds], like))
     or_own = f", or a frozen dataclass with {needed}" if protocols else ""
     got = f"{value.__name__}, a class" if isinstance(value, type) else repr(value)
     raise UserError(f"{name}: expected one of {names}{or_own}, got {got[:200]}")

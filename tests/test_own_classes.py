@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pickle
+import re
 import subprocess
 import sys
 import textwrap
@@ -191,6 +192,9 @@ def test_text_names_own_classes_beside_the_built_in_ones():
         ("first=Steep(strngth=1)", r"unknown setting 'first.strngth'; expected Steep\(strength"),
         ("first=Steep(strength=many)", r"^first.strength: expected float, got 'many'"),
         ("first=Steep(strength=-1)", r"^first: Steep: KeyError: -1.0"),
+        ("first=Steep", r"^first: expected .*; write Steep\(\), got 'Steep'$"),
+        ("weights=Steep", r"^weights: expected tuple.*; write \(Steep\(\),\), got 'Steep'$"),
+        ("weights=Steep(2)", r"; write \(Steep\(2\),\), got Steep\(2\)$"),
         ("first=NoFactor()", r"^first: expected a class with .*and reads, and NoFactor is"),
         ("first=Gate()", r"^first: Gate is built in, and the recipe has a class of that name$"),
         ("first=Bare()", r"^first: Bare must be a frozen dataclass"),
@@ -213,6 +217,26 @@ def test_what_cannot_stand_is_one_line_with_its_path(text, message, tmp_path, mo
     with pytest.raises(UserError, match=message) as error:
         apply_overrides(Loss(), [text], OWN)
     assert "\n" not in str(error.value)
+
+
+def test_of_a_long_union_the_nearest_names_are_shown():
+    from jaxdistill.objectives import Distill
+
+    for text, names in (
+        ("weights=(SupressGate,)", "SuppressionGate | SampledSuppressionGate"),
+        ("weights=EntropyGate()", "EntropyGate | "),  # write (EntropyGate(),)
+        ("weights=3", "MaskSampledEpistemic | FlipSampledEpistemic"),
+        ("target=anchor", "AnchorEpistemicMass | "),
+    ):
+        with pytest.raises(UserError) as error:
+            apply_overrides(Distill(), [text])
+        said = str(error.value)
+        assert f"expected {names}" in said.replace("tuple[", "")
+        assert re.search(r" \| \d more \| a class with ", said)
+        assert len(said) < 320
+    with pytest.raises(UserError, match=r"one of AnchorEpistemicMass, .*, 4 more, or a frozen"):
+        Distill(target="anchor")  # pyright: ignore[reportArgumentType]
+    assert own_classes.most_alike(["b", "a"], "a") == ["b", "a"]
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,17 @@ from jaxdistill.objectives.distill import Distill
 from jaxdistill.objectives.divergences import Comparison
 from jaxdistill.objectives.policy_gradient import GRPO
 from jaxdistill.objectives.positions import Epistemic, Positions, Rows, Sampled, epistemic_of
+from jaxdistill.objectives.reduction import where_counted
 from jaxdistill.objectives.support import FullVocabulary
 from jaxdistill.objectives.targets import Pair
 
-# Few positions, because the vocabulary is the real one; and 2 is not 5, which shows an array that
+# Few positions, because the vocabulary is the real one; and 3 is not 5, which shows an array that
 # is transposed or reduced along the wrong axis.
-ROWS, TOKENS = 2, 5
+ROWS, TOKENS = 3, 5
+# A batch's sizes differ from step to step: the shapes are looked at once more, of these.
+OTHER_ROWS, OTHER_TOKENS = 4, 7
+# The last row has no demonstration: its networks agree in every number, its advantage is 0.
+UNDISTILLED = ROWS - 1
 
 METHODS = {
     "divergence": ("divergence",),
@@ -50,13 +55,14 @@ class _Found(NamedTuple):
     what: str  # a sentence's beginning: "objective.clip: MyClip.clip returned"
     value: Array
     expected: str = "finite numbers"
+    rows: int = ROWS  # how many of them count, from the first
 
 
 def check_objective(objective: Objective, epistemic_ids: tuple[int, ...], vocab_size: int) -> None:
     """Try each of a recipe's own choices, and with them the whole objective and its gradient.
 
     Nothing is done where all choices are this library's. Else one program is compiled and run, of
-    2 rows, 5 positions and V = `vocab_size`. Raises `UserError` with one line that names the field,
+    3 rows, 5 positions and V = `vocab_size`, and traced for other sizes. Raises `UserError` with one line that names the field,
     the class and the method if a method raises, returns no array, one of a wrong shape, NaN or an
     infinity (a target may hold -inf), or if the loss or its gradient are not finite.
     """
@@ -70,19 +76,36 @@ def check_objective(objective: Objective, epistemic_ids: tuple[int, ...], vocab_
     def evaluate(positions: Positions) -> list[tuple[Array, Array, Array]]:
         found = [result for each in own for result in _tried(each, positions, epistemic)]
         results = []
-        for what, value, expected in [*found, *_whole(objective, ids, positions)]:
+        asked.clear()
+        for what, value, expected, rows in [*found, *_whole(objective, ids, positions)]:
             asked.append((what, value.shape, expected))
-            flat_X = value.astype(jnp.float32).reshape(-1)
+            flat_X = value[:rows].astype(jnp.float32).reshape(-1)
             is_bad_X = EXPECTED[expected](flat_X)
             first = jnp.argmax(is_bad_X)
             results.append((is_bad_X[first], first, flat_X[first]))
         return results
 
-    results = jax.device_get(jax.jit(evaluate)(made_positions(ids, vocab_size)))
+    positions = made_positions(ids, vocab_size)
+    jax.eval_shape(evaluate, jax.tree.map(_of_other_sizes, positions))
+    run = jax.jit(evaluate).lower(positions).compile()
+    try:
+        results = jax.device_get(run(positions))
+    except Exception as error:
+        # Of a callback: JAX quotes the traceback, whose own lines are indented.
+        first, *others = str(error).strip().splitlines() or [type(error).__name__]
+        said = next((line for line in others if line[:1].strip()), first)
+        raise UserError(f"objective: {said}") from error
     for (what, shape, expected), (is_bad, first, value) in zip(asked, results, strict=True):
         if is_bad:
             where = [int(i) for i in np.unravel_index(first, shape)]
-            raise UserError(f"{what} {value:g} at {where}, expected {expected}")
+            row = ""
+            if where[0] == UNDISTILLED:
+                row = " (a row without a demonstration: the networks agree, the advantage is 0)"
+            raise UserError(f"{what} {value:g} at {where}{row}, expected {expected}")
+
+
+def _of_other_sizes(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((OTHER_ROWS, OTHER_TOKENS, *x.shape[2:]), x.dtype)
 
 
 class _Own(NamedTuple):
@@ -90,10 +113,13 @@ class _Own(NamedTuple):
     field: str
     choice: Any
     networks: frozenset[str]  # those alone that it says it reads: others are there by chance
+    rows: int  # those that count: `Distill` leaves out whatever stands at the last
 
 
 def _own_choices(part: Any, path: str) -> Iterator[_Own]:
-    teacher = frozenset({"teacher"} if isinstance(part, Distill) else set())
+    teacher, rows = frozenset(), ROWS
+    if isinstance(part, Distill):
+        teacher, rows = frozenset({"teacher"}), UNDISTILLED
     for field in dataclasses.fields(part):
         value, inner = getattr(part, field.name), f"{path}.{field.name}"
         if isinstance(value, Distill | GRPO):
@@ -102,7 +128,7 @@ def _own_choices(part: Any, path: str) -> Iterator[_Own]:
         for i, choice in enumerate(listed):
             if dataclasses.is_dataclass(choice) and own_classes.is_own(type(choice)):
                 inner_path = f"{inner}[{i}]" if isinstance(value, tuple) else inner
-                yield _Own(inner_path, field.name, choice, reads_of(choice) | teacher)
+                yield _Own(inner_path, field.name, choice, reads_of(choice) | teacher, rows)
 
 
 def _tried(own: _Own, positions: Positions, epistemic: Epistemic) -> Iterator[_Found]:
@@ -112,7 +138,8 @@ def _tried(own: _Own, positions: Positions, epistemic: Epistemic) -> Iterator[_F
         if callable(getattr(own.choice, method, None)):
             what = f"{own.path}: {type(own.choice).__name__}.{method}"
             returned = _called(what, lambda m=method: _call(own.choice, m, given, epistemic))
-            yield from _checked(f"{what} returned", method, returned, positions)
+            for found in _checked(f"{what} returned", method, returned, positions):
+                yield found._replace(rows=UNDISTILLED if method == "over_batch" else own.rows)
 
 
 def _scored_by(networks: frozenset[str], positions: Positions) -> Positions:
@@ -147,9 +174,9 @@ def _call(choice: Any, method: str, positions: Positions, epistemic: Epistemic) 
         case "restrict":
             return choice.restrict(student_logp_BTV, positions.teacher, epistemic, True)
         case "over_batch":
-            return choice.over_batch(
-                choice.score(positions, epistemic), jnp.ones_like(token_logp_BT)
-            )
+            counts_BT = jnp.asarray(positions.rows.distill_weight_BT, jnp.float32)
+            score_BT = choice.score(positions, epistemic)
+            return choice.over_batch(where_counted(counts_BT, score_BT), counts_BT)
         case "clip":
             return choice.clip(-token_logp_BT)
         case "weight":
@@ -159,7 +186,8 @@ def _call(choice: Any, method: str, positions: Positions, epistemic: Epistemic) 
 
 
 def _checked(what: str, method: str, returned: Any, positions: Positions) -> Iterator[_Found]:
-    of_positions, of_words = (ROWS, TOKENS), positions.student_logp_BTV.shape
+    of_words = positions.student_logp_BTV.shape
+    of_positions = of_words[:2]
     logps: list[tuple[str, Any, tuple[int, ...]]] = []
     if method == "edit" and isinstance(returned, Pair):
         logps += [(f"{what} a student of", returned.student_logp_BTV, of_words)]
@@ -199,12 +227,12 @@ def _array(
 
 def _whole(objective: Objective, ids: tuple[int, ...], positions: Positions) -> list[_Found]:
     given = _scored_by(objective.reads, positions)
-    ones_BT = jnp.ones((ROWS, TOKENS), jnp.float32)
 
     def evaluate() -> tuple[Array, Array]:
         sampled = given.sampled
         if compose.needs_whole_batch(objective):
             scores = compose.make_scores(objective, ids)(given)
+            ones_BT = jnp.ones_like(given.rows.advantage_BT)
             distill_BT, gradient_BT = compose.factors(objective, scores, ones_BT, given.rows)
             sampled = sampled._replace(distill_factor_BT=distill_BT, gradient_factor_BT=gradient_BT)
         loss_fn = compose.make_objective(objective, ids)
@@ -224,7 +252,10 @@ def _whole(objective: Objective, ids: tuple[int, ...], positions: Positions) -> 
 
 
 def made_positions(ids: tuple[int, ...], vocab_size: int) -> Positions:
-    """Four networks that agree for the most part, and a token of each row's that is epistemic."""
+    """Four networks that agree for the most part, and a token of each row's that is epistemic.
+
+    In the last row, which is not distilled, they agree in every number.
+    """
     rng = np.random.default_rng(0)
     shape = (ROWS, TOKENS, vocab_size)
     tokens_BT = rng.integers(vocab_size, size=(ROWS, TOKENS), dtype=np.int32)
@@ -232,9 +263,9 @@ def made_positions(ids: tuple[int, ...], vocab_size: int) -> Positions:
     shared = 2.0 * rng.standard_normal(shape, np.float32)
     # 10 nats above the rest, the sampled token has most of the probability, as it mostly has.
     np.put_along_axis(shared, tokens_BT[..., None], 10.0, axis=-1)
-    student, teacher, reference, contrast = (
-        jax.nn.log_softmax(shared + 0.5 * rng.standard_normal(shape, np.float32)) for _ in range(4)
-    )
+    noise = 0.5 * rng.standard_normal((4, *shape), np.float32)
+    noise[:, UNDISTILLED] = noise[0, UNDISTILLED]
+    student, teacher, reference, contrast = (jax.nn.log_softmax(shared + each) for each in noise)
     token_logp_BT = losses.take_token(student, tokens_BT)
     noise_BT = 0.01 * rng.standard_normal((ROWS, TOKENS), np.float32)
     return Positions(
@@ -248,11 +279,11 @@ def made_positions(ids: tuple[int, ...], vocab_size: int) -> Positions:
             index_BT=np.tile(np.arange(TOKENS, dtype=np.int32), (ROWS, 1)),
         ),
         rows=Rows(
-            advantage_BT=_per_row(0.5, -0.5),
-            correct_BT=_per_row(1.0, 0.0),
-            distill_weight_BT=_per_row(1.0, 1.0),
-            length_BT=_per_row(TOKENS, TOKENS).astype(np.int32),
-            step_BT=_per_row(0, 0).astype(np.int32),
+            advantage_BT=_per_row(0.5, -0.5, 0.0),
+            correct_BT=_per_row(1.0, 0.0, 0.0),
+            distill_weight_BT=_per_row(1.0, 1.0, 0.0),
+            length_BT=_per_row(*[TOKENS] * ROWS).astype(np.int32),
+            step_BT=_per_row(*[0] * ROWS).astype(np.int32),
         ),
     )
 

@@ -167,8 +167,8 @@ def reads_of(*choices: object) -> frozenset[str]:
     return frozenset().union(*(getattr(choice, "reads", ()) for choice in choices))
 
 
-def require_choice(name: str, value: object, union: Any) -> None:
-    """Refuse a value that is none of a union's classes, nor of a recipe's class with the method."""
+def require_choice_and_reads(name: str, value: object, union: Any) -> None:
+    """`own_classes.require_choice`, and `reads` must name networks, where the class has it."""
     own_classes.require_choice(name, value, union)
     reads = getattr(value, "reads", frozenset())
     known = isinstance(reads, frozenset) and reads <= NETWORKS
@@ -185,4 +185,4 @@ def require_choices(name: str, values: object, union: Any) -> None:
     require(isinstance(values, tuple), name, "a tuple of choices, as (A(), B())", values)
     assert isinstance(values, tuple)
     for value in values:
-        require_choice(name, value, union)
+        require_choice_and_reads(name, value, union)

@@ -19,7 +19,7 @@ from jaxdistill.objectives.choices import (
     Term,
     Weight,
     reads_of,
-    require_choice,
+    require_choice_and_reads,
     require_choices,
 )
 from jaxdistill.objectives.divergences import Comparison, JensenShannon
@@ -39,7 +39,7 @@ from jaxdistill.objectives.positions import (
     require,
     require_literals,
 )
-from jaxdistill.objectives.reduction import Reduction, require_reduction
+from jaxdistill.objectives.reduction import Reduction, require_reduction, where_counted
 from jaxdistill.objectives.support import TopC
 from jaxdistill.objectives.targets import Pair, TeacherTarget
 
@@ -66,13 +66,15 @@ class Distill:
     reduction: Reduction = "sequence"
 
     def __post_init__(self) -> None:
-        require_choice("Distill.divergence", self.divergence, Divergence)
-        require_choice("Distill.support", self.support, Support)
-        require_choice("Distill.target", self.target, Target)
+        require_choice_and_reads("Distill.divergence", self.divergence, Divergence)
+        require_choice_and_reads("Distill.support", self.support, Support)
+        require_choice_and_reads("Distill.target", self.target, Target)
         require_choices("Distill.weights", self.weights, Weight)
         require_choices("Distill.terms", self.terms, Term)
-        require_choice("Distill.clip", self.clip, Clip | None)
-        require_choice("Distill.rollout_correction", self.rollout_correction, Correction | None)
+        require_choice_and_reads("Distill.clip", self.clip, Clip | None)
+        require_choice_and_reads(
+            "Distill.rollout_correction", self.rollout_correction, Correction | None
+        )
         self._require_fitting_clip()
         clip = self.importance_clip
         require(clip is None or clip > 0, "Distill.importance_clip", "positive or None", clip)
@@ -95,8 +97,16 @@ class Distill:
         return reads_of(*choices, *self.terms, self.rollout_correction) | {"teacher"}
 
     def part(self, positions: Positions, epistemic: Epistemic) -> LossPart:
-        """Rows of weight 0 have no loss: their teacher was shown nothing."""
+        """Rows of weight 0 have no loss: their teacher was shown nothing.
+
+        No choice can spoil the step there, where teacher and student may be the same numbers: what
+        it returns is left out, and so is its gradient, which 0 x NaN would carry on.
+        """
         distill_weight_BT = jnp.asarray(positions.rows.distill_weight_BT)
+        is_distilled_BT = distill_weight_BT > 0
+        student = positions.student_logp_BTV
+        student = jnp.where(is_distilled_BT[..., None], student, jax.lax.stop_gradient(student))
+        positions = positions._replace(student_logp_BTV=student)
         weight_BT, metrics = self._importance(positions)
         weight_BT *= self._position_weight(positions, epistemic)
         if positions.sampled.distill_factor_BT is not None:
@@ -114,13 +124,13 @@ class Distill:
         )
         loss_BT = self.divergence.divergence(compared)
         loss_BT = loss_BT if self.clip is None else self.clip.clip(loss_BT)
-        weight_BT = jax.lax.stop_gradient(weight_BT)
+        weight_BT = jax.lax.stop_gradient(jnp.where(is_distilled_BT, weight_BT, 0.0))
         loss_BT = weighted(loss_BT * pair.factor_BT, weight_BT)
         loss_BT += sum(term.penalty(positions, epistemic) for term in self.terms)
         return LossPart(
             weighted(loss_BT, distill_weight_BT),
             weight_BT * distill_weight_BT,
-            distill_weight_BT > 0,
+            is_distilled_BT,
             metrics,
         )
 
@@ -172,7 +182,8 @@ class Distill:
         factor_BT = jnp.ones_like(loss_weight_BT)
         for name, weight in self._batch_weights():
             # Of the positions that the other weights leave.
-            factor_BT *= weight.over_batch(scores[name], loss_weight_BT * is_kept_BT)
+            score_BT = where_counted(loss_weight_BT, scores[name])
+            factor_BT *= weight.over_batch(score_BT, loss_weight_BT * is_kept_BT)
         is_kept_BT &= factor_BT != 0
         if is_of_sequences(self.rollout_correction):
             factor_BT *= sequence_rollout_weight(
@@ -180,7 +191,7 @@ class Distill:
             )
         if self.normalizer == "kept":
             factor_BT *= share_of_kept(self.reduction, is_kept_BT, loss_weight_BT)
-        return factor_BT
+        return where_counted(loss_weight_BT, factor_BT)
 
 
 def weighted(loss_BT: Array, weight_BT: Array) -> Array:

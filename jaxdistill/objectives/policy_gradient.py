@@ -13,7 +13,7 @@ from jaxdistill.objectives.choices import (
     OwnBatchWeight,
     Term,
     reads_of,
-    require_choice,
+    require_choice_and_reads,
     require_choices,
 )
 from jaxdistill.objectives.credit import EqualCredit
@@ -26,7 +26,7 @@ from jaxdistill.objectives.importance import (
     token_rollout_weight,
 )
 from jaxdistill.objectives.positions import Epistemic, LossPart, Positions, require
-from jaxdistill.objectives.reduction import Reduction, require_reduction
+from jaxdistill.objectives.reduction import Reduction, require_reduction, where_counted
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,11 @@ class GRPO:
     reduction: Reduction = "sequence"
 
     def __post_init__(self) -> None:
-        require_choice("GRPO.credit", self.credit, Credit)
+        require_choice_and_reads("GRPO.credit", self.credit, Credit)
         require_choices("GRPO.terms", self.terms, Term)
-        require_choice("GRPO.rollout_correction", self.rollout_correction, Correction | None)
+        require_choice_and_reads(
+            "GRPO.rollout_correction", self.rollout_correction, Correction | None
+        )
         require(0 <= self.clip_low < 1, "GRPO.clip_low", "from 0 to below 1", self.clip_low)
         require(self.clip_high >= 0, "GRPO.clip_high", "at least 0", self.clip_high)
         dual = self.dual_clip
@@ -102,9 +104,10 @@ class GRPO:
         """The factors' product; `loss_weight_BT` is each position's share in the reduction."""
         factor_BT = jnp.ones_like(loss_weight_BT)
         if isinstance(self.credit, OwnBatchWeight):
-            factor_BT *= self.credit.over_batch(scores["credit"], loss_weight_BT)
+            score_BT = where_counted(loss_weight_BT, scores["credit"])
+            factor_BT *= self.credit.over_batch(score_BT, loss_weight_BT)
         if is_of_sequences(self.rollout_correction):
             factor_BT *= sequence_rollout_weight(
                 self.rollout_correction, scores["rollout_correction"], loss_weight_BT > 0
             )
-        return factor_BT
+        return where_counted(loss_weight_BT, factor_BT)

@@ -56,3 +56,8 @@ def loss_weights(
         length_B1 = jnp.maximum(mask_BT.sum(axis=1, keepdims=True), 1.0)
         return LossWeights(mask_BT / length_B1, jnp.float32(mask_BT.shape[0]))
     return LossWeights(mask_BT, jnp.float32(mask_BT.shape[0] * reduction.tokens))
+
+
+def where_counted(loss_weight_BT: Float[Array, "B T"], x_BT: Array) -> Array:
+    """0 where a position does not take part: what stands there may be NaN, which 0 x keeps."""
+    return jnp.where(loss_weight_BT > 0, x_BT, jnp.zeros_like(x_BT))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ OF_A_START = (
 def start_folder(config: RunConfig, run_dir: Path, resume: bool) -> bool:
     """Create the run folder (True), or check that it is this config's (False).
 
-    A recipe with classes of its own is copied into it.
+    A script that always resumes starts a run too, and one line says so. A recipe with classes of
+    its own is copied into it.
     """
     described = configs.to_json(config)
     if (run_dir / "config.json").exists():
@@ -56,6 +58,8 @@ def start_folder(config: RunConfig, run_dir: Path, resume: bool) -> bool:
     # What can be wrong with the model is found before anything is written.
     loading.resolve(config.model)
     run_dir.mkdir(parents=True, exist_ok=True)
+    if resume:
+        print(f"no run in {run_dir} to resume: a new one starts there", file=sys.stderr)
     write_whole(run_dir / "provenance.json", json.dumps(current_provenance(), indent=1))
     if module is not None:
         # The text that was run, whatever has become of its file since.

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from jaxdistill.training.metrics import MetricsWriter, means
 from jaxdistill.training.on_policy import OnPolicy
 from jaxdistill.training.state import TrainState, init_state
 from jaxdistill.training.step import make_train_step
+from jaxdistill.training.teachers import check_teacher
 
 
 def run(config: RunConfig, run_dir: Path, *, resume: bool = False, quiet: bool = False) -> Path:
@@ -56,7 +58,7 @@ def run(config: RunConfig, run_dir: Path, *, resume: bool = False, quiet: bool =
         check_tasks(config)
         if isinstance(config.lexicon, LexiconFile):
             epistemic.read_lexicon(config.lexicon.path)
-        train(config, run_dir, resume, quiet)
+        train(config, run_dir, resume and not is_new, quiet)
     except (Exception, SystemExit) as error:
         # What fails before the first step leaves nothing behind; what is interrupted goes on.
         if is_new:
@@ -103,8 +105,9 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
             enable_thinking=getattr(config.experience, "enable_thinking", None),
         )
         lexicon = keep_lexicon(config, policy, run_dir)
-        # A recipe's own choices are tried before anything is trained.
+        # A recipe's own choices are tried before anything is sampled or trained.
         objectives.check_objective(config.objective, tuple(lexicon.ids), policy.config.vocab_size)
+        check_teacher(config.teacher, policy.params, config.steps)
         setting = Setting(
             engine=engine,
             objective=config.objective,
@@ -117,7 +120,10 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
         state = init_state(policy.params, config.optimizer, config.teacher, config.steps)
         checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.keep_checkpoints)
         step = 0
-        if resume and (latest := checkpoints.latest_step()) is not None:
+        latest = checkpoints.latest_step() if resume else None
+        if resume and latest is None:
+            print(f"run {run_dir} has no checkpoint yet: it starts at step 0", file=sys.stderr)
+        if latest is not None:
             step = check_steps(config, run_dir, latest)
             restored, host = checkpoints.restore(latest, state._asdict())
             state = TrainState(**restored)

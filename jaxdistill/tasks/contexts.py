@@ -126,7 +126,13 @@ class Attempt(NamedTuple):
 
 @runtime_checkable
 class OwnContext(Protocol):
-    """A recipe's own context: a frozen dataclass with this method."""
+    """A recipe's own context: a frozen dataclass with this method. Beside it a class may have
+
+    regenerates    `Attempt.solution` is then what the initial model wrote under a solution,
+                   where that was right, and not the solution itself (False)
+    reuses_shown   as a contrast it is then what the teacher is shown, less the question, and
+                   `compose` is not asked (False)
+    """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
@@ -189,6 +195,8 @@ class PartialSolution:
 class Regenerated:
     """c = y~: what the initial model wrote under c = s, where that was right (setting 4)."""
 
+    regenerates: ClassVar = True
+
     def compose(self, attempt: Attempt) -> Shown | None:
         return attempt.show(attempt.solution)
 
@@ -236,6 +244,8 @@ class ContextOnly:
     As a contrast it shows whatever the teacher is shown, less the question.
     """
 
+    reuses_shown: ClassVar = True
+
     def compose(self, attempt: Attempt) -> Shown | None:
         shown = attempt.show(attempt.solution)
         return shown and shown._replace(prompt="")
@@ -254,6 +264,16 @@ Context = (
     | ContextOnly
     | OwnContext
 )
+
+
+def regenerates(context: Context) -> bool:
+    """Whether it shows what the initial model wrote in the place of a solution."""
+    return getattr(context, "regenerates", False)
+
+
+def reuses_shown(context: Context) -> bool:
+    """Whether as a contrast it shows what the teacher is shown, less the question."""
+    return getattr(context, "reuses_shown", False)
 
 
 def composed(context: Context, attempt: Attempt) -> Shown | None:

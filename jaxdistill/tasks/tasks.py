@@ -4,6 +4,7 @@ It is a frozen dataclass with two methods, `questions()` and `grade(question, re
 may bring its own (`OwnTask`).
 """
 
+import math
 import random
 from dataclasses import Field, dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -26,6 +27,10 @@ class OwnTask(Protocol):
     otherwise; 0: in this process, without a time limit), and a response that takes longer than
     `grading_timeout_s` (5) is "too slow". They import the recipe; what `grade` itself imports is
     charged to its first response.
+
+    Beside them a class may have `facts(question, response)`, which gives further numbers on a
+    response by name, None for one that it does not tell: `ToyTask.facts`, say. They stand in the
+    response's record, and their means in the summary of an evaluation. It runs in this process.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
@@ -51,6 +56,7 @@ class ToyTask:
 
     grading_workers: ClassVar = 0  # a verdict is a string comparison
     grade = staticmethod(toy_grader.grade)
+    facts = staticmethod(toy_grader.facts)
 
     def __post_init__(self):
         if self.pool not in problems.POOLS:
@@ -113,12 +119,26 @@ def questions_of(task: Task) -> list[Question]:
     return questions
 
 
-def trace_facts(task: Task, question: Question, response: str) -> dict[str, Any]:
-    """What only this task can read off a trace: double checks and copy fidelity in the toy."""
-    if not isinstance(task, ToyTask):
-        return {"checks": None, "copy": None}
-    trace = toy_grader.read_trace(question, response)
-    return {"checks": trace.checks, "copy": trace.copied}
+def facts_of(task: Task, question: Question, response: str) -> dict[str, float | None]:
+    """What this task alone can tell of a response (`task.facts`); nothing of one without facts.
+
+    Raises UserError for what an own task raises, and for anything but finite numbers by name.
+    """
+    if not hasattr(task, "facts"):
+        return {}
+    name = f"{type(task).__name__}.facts on question {question.id!r}"
+    try:
+        facts = task.facts(question, response)  # pyright: ignore[reportAttributeAccessIssue]
+    except Exception as error:
+        raise UserError(f"{name}: {in_one_line(error)}") from error
+    is_right = isinstance(facts, dict) and all(
+        isinstance(key, str)
+        and (value is None or (isinstance(value, int | float) and math.isfinite(value)))
+        for key, value in facts.items()
+    )
+    if not is_right:
+        raise UserError(f"{name}: expected a dict of finite numbers or None, got {facts!r}"[:300])
+    return facts
 
 
 def example_text(world: str, seed: int, index: int) -> tuple[str, str]:

@@ -178,6 +178,9 @@ def _sums_fwd(objective_fn, options: ChunkOptions, student: HiddenAndHead, const
         chunk_logits_BTV = logits_of(chunk_hidden_BTD, head_XV)
         loss, pullback, values = jax.vjp(totals_of, chunk_logits_BTV, has_aux=True)
         (chunk_gradient_BTV,) = pullback(jnp.ones_like(loss))
+        # As in the sums: a choice may be NaN at padding, and 0 x NaN would spoil the whole step.
+        counts_BT1 = (chunk.data.loss_weight_BT != 0)[..., None]
+        chunk_gradient_BTV = jnp.where(counts_BT1, chunk_gradient_BTV, 0.0)
         chunk_gradient_BTV = constrain(chunk_gradient_BTV.astype(chunk_hidden_BTD.dtype), "BTV")
         with jax.named_scope("head"):
             chunk_gradient_BTD = einsum("BTV,DV->BTD", chunk_gradient_BTV, head_XV)

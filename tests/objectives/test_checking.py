@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from jaxdistill.objectives import (
     TopC,
     check_objective,
 )
-from jaxdistill.objectives.checking import ROWS, TOKENS
+from jaxdistill.objectives.checking import OTHER_ROWS, OTHER_TOKENS, made_positions
+from jaxdistill.objectives.positions import epistemic_of
 
 IDS, V = (2, 5, 7), 40
 
@@ -63,6 +65,16 @@ def raises(self, positions, epistemic):
     raise RuntimeError("two\nlines")
 
 
+def calls_back(self, positions, epistemic):
+    index_BT = positions.sampled.index_BT
+    wanted = jax.ShapeDtypeStruct(index_BT.shape, jnp.float32)
+    return jax.pure_callback(lambda x: raises(self, x, None), wanted, index_BT)
+
+
+def sign(x):
+    return x / jnp.abs(x)
+
+
 @dataclass(frozen=True)
 class Transposed(OwnMeanOne):
     def over_batch(self, score_BT, loss_weight_BT):
@@ -82,16 +94,19 @@ class Flat:
     ("objective", "said"),
     [
         (factor(lambda self, positions, epistemic: jnp.ones(4)),
-         "objective.weights[0]: Own.factor returned shape (4,), expected (2, 5)"),
+         "objective.weights[0]: Own.factor returned shape (4,), expected (4, 7)"),
         (factor(lambda self, positions, epistemic: 1.0),
-         "objective.weights[0]: Own.factor returned 1.0, expected an array of shape (2, 5)"),
+         "objective.weights[0]: Own.factor returned 1.0, expected an array of shape (4, 7)"),
         (factor(lambda self, positions, epistemic: None),
-         "objective.weights[0]: Own.factor returned None, expected an array of shape (2, 5)"),
-        (factor(lambda self, positions, epistemic: np.full((2, 5), np.nan)),
+         "objective.weights[0]: Own.factor returned None, expected an array of shape (4, 7)"),
+        (factor(lambda self, positions, epistemic: jnp.full(positions.sampled.tokens_BT.shape, jnp.nan)),
          "objective.weights[0]: Own.factor returned nan at [0, 0], expected finite numbers"),
         (factor(lambda self, positions, epistemic: jnp.log(positions.sampled.index_BT * 1.0)),
          "objective.weights[0]: Own.factor returned -inf at [0, 0], expected finite numbers"),
+        (factor(lambda self, positions, epistemic: jnp.ones((3, 5))),
+         "objective.weights[0]: Own.factor returned shape (3, 5), expected (4, 7)"),
         (factor(raises), "objective.weights[0]: Own.factor raised RuntimeError: two"),
+        (factor(calls_back), "objective: RuntimeError: two"),
         (factor(lambda self, positions: 1.0), "objective.weights[0]: Own.factor raised TypeError"),
         (factor(lambda self, positions, epistemic: epistemic.mass(positions.reference)),
          "objective.weights[0]: Own.factor: the reference has not scored the samples; a choice "
@@ -99,27 +114,29 @@ class Flat:
         (factor(lambda self, p, e: 1.0 if p.sampled.tokens_BT[0, 0] > 3 else 0.0),
          "objective.weights[0]: Own.factor raised TracerBoolConversionError: "),
         (Mixed(Distill(weights=(OwnSkip(), Transposed()))),
-         "objective.distill.weights[1]: Transposed.over_batch returned shape (5, 2), expected ("),
+         "objective.distill.weights[1]: Transposed.over_batch returned shape (7, 4), expected ("),
         (target(lambda self, positions, epistemic: positions.teacher[..., :-1]),
-         "objective.target: Own.edit returned shape (2, 5, 39), expected (2, 5, 40)"),
+         "objective.target: Own.edit returned shape (4, 7, 39), expected (4, 7, 40)"),
         (target(lambda self, positions, epistemic: -positions.teacher * jnp.inf),
          "objective.target: Own.edit returned inf at [0, 0, 0], expected numbers or -inf"),
         (target(lambda self, positions, epistemic: positions.teacher + 1.0),
          "objective.target: Own.edit returned probabilities that sum to 2.71828 at [0, 0], expec"),
         (target(lambda self, p, e: Pair(p.student_logp_BTV, p.teacher, jnp.ones(3))),
-         "objective.target: Own.edit returned a factor of shape (3,), expected (2, 5)"),
+         "objective.target: Own.edit returned a factor of shape (3,), expected (4, 7)"),
         (target(lambda self, p, e: Pair(p.student_logp_BTV, p.teacher[:, :1])),
-         "objective.target: Own.edit returned a target of shape (2, 1, 40), expected (2, 5, 40)"),
+         "objective.target: Own.edit returned a target of shape (4, 1, 40), expected (4, 7, 40)"),
         (Distill(support=own("restrict", lambda self, s, t, e, k: s)),
          "objective.support: Own.restrict returned "),
         (Distill(support=own("restrict", lambda self, s, t, e, k: (s[..., :3], t[..., :4]))),
-         "objective.support: Own.restrict returned a target of shape (2, 5, 4), expected (2, "),
+         "objective.support: Own.restrict returned a target of shape (4, 7, 4), expected (4, "),
         (Distill(clip=own("clip", lambda self, loss_BT: loss_BT.sum())),
-         "objective.clip: Own.clip returned shape (), expected (2, 5)"),
+         "objective.clip: Own.clip returned shape (), expected (4, 7)"),
         (GRPO(terms=(own("penalty", lambda self, p, e: p.teacher[..., 0]),)),
          "objective.terms[0]: Own.penalty: the teacher has not scored the samples"),
         (Routed(policy_gradient=GRPO(credit=own("advantage", lambda self, p, e: jnp.zeros(2)))),
-         "objective.policy_gradient.credit: Own.advantage returned shape (2,), expected (2, 5)"),
+         "objective.policy_gradient.credit: Own.advantage returned shape (2,), expected (4, 7)"),
+        (GRPO(credit=own("advantage", lambda self, p, e: sign(jnp.asarray(p.rows.advantage_BT)))),
+         "objective.credit: Own.advantage returned nan at [2, 0] (a row without a demonstration"),
         (Distill(rollout_correction=own("weight", lambda self, log_ratio: 1.0)),
          "objective.rollout_correction: Own.weight returned 1.0, expected an array"),
         (Distill(divergence=Flat()),
@@ -127,11 +144,48 @@ class Flat:
     ],
 )  # fmt: skip
 def test_a_choice_that_goes_wrong_is_named_with_what_it_did(objective, said):
-    assert (ROWS, TOKENS) == (2, 5)
+    assert (OTHER_ROWS, OTHER_TOKENS) == (4, 7)
     with pytest.raises(UserError) as raised:
         check_objective(objective, IDS, V)
     assert str(raised.value).startswith(said)
     assert "\n" not in str(raised.value)
+
+
+@dataclass(frozen=True)
+class PerRow:
+    """exp(log S(y)), of mean 1 in each row: 0/0 in a row of loss weight 0."""
+
+    def score(self, positions, epistemic):
+        return sign(gap(positions)) * jnp.exp(positions.of_token(positions.student_logp_BTV))
+
+    def over_batch(self, score_BT, loss_weight_BT):
+        total_B1 = (score_BT * loss_weight_BT).sum(axis=1, keepdims=True)
+        return score_BT * loss_weight_BT.sum(axis=1, keepdims=True) / total_B1
+
+
+def gap(positions):
+    return positions.of_token(positions.teacher) - positions.of_token(positions.student_logp_BTV)
+
+
+def test_a_row_without_a_demonstration_cannot_spoil_the_step_though_its_networks_agree():
+    root = own("divergence", lambda self, c: jnp.sqrt(jnp.abs(jnp.subtract(*c.of_token))))
+    by_sign = own("factor", lambda self, positions, epistemic: sign(gap(positions)))
+    given = made_positions(IDS, V)
+    epistemic = epistemic_of(IDS, V)
+    assert np.isnan(by_sign.factor(given, epistemic)[2]).all()
+    for distill in (Distill(weights=(by_sign,)), Distill(divergence=root)):
+        for objective in (distill, Mixed(distill)):
+            check_objective(objective, IDS, V)
+
+        def loss(student_logp_BTV, part=distill.part):
+            loss_BT = part(given._replace(student_logp_BTV=student_logp_BTV), epistemic).loss_BT
+            return loss_BT.sum()
+
+        gradient = jax.grad(loss)(jnp.asarray(given.student_logp_BTV))
+        np.testing.assert_array_equal(gradient[2], 0)
+        assert np.isfinite(gradient).all()
+        assert gradient[:2].any()
+    check_objective(Distill(weights=(PerRow(),)), IDS, V)
 
 
 def test_the_check_runs_on_a_mesh():
@@ -139,7 +193,13 @@ def test_the_check_runs_on_a_mesh():
         check_objective(GOOD[0], IDS, V)
         with pytest.raises(UserError, match="returned nan at"):
             check_objective(
-                factor(lambda self, positions, epistemic: np.full((2, 5), np.nan)), IDS, V
+                factor(
+                    lambda self, positions, epistemic: jnp.full(
+                        positions.sampled.tokens_BT.shape, jnp.nan
+                    )
+                ),
+                IDS,
+                V,
             )
 
 

@@ -3,17 +3,21 @@
 import dataclasses
 import hashlib
 import json
+import pickle
 import shutil
 
 import pytest
 from command_line import assert_mistake, call
 from places import ROOT
 
+from jaxdistill.cli.sample import First, own_split
 from jaxdistill.config import load_recipe
 from jaxdistill.errors import UserError
+from jaxdistill.evaluation.records import read_summary
 from jaxdistill.run import loop
 from jaxdistill.run.folder import start_folder
 from jaxdistill.storage.checkpoint import Checkpoints
+from jaxdistill.tasks.tasks import questions_of
 
 SOURCE = (ROOT / "tests" / "own_recipe.py").read_text()
 # Small where size is not the point; every part of the recipe stays. Training and evaluation sample
@@ -207,6 +211,14 @@ def test_a_config_of_two_recipes_starts_no_run(place):
     assert not (place / "mixed").exists()
 
 
+def test_what_the_recipes_task_tells_of_a_response_is_kept(resumed):
+    folder = resumed / "evals" / "step_000002"
+    records = [json.loads(line) for line in (folder / "brief.jsonl").read_text().splitlines()]
+    told = [record["num_words"] for record in records]
+    assert told == [len(record["response"].split()) for record in records]
+    assert read_summary(folder)["brief"]["num_words"] == sum(told) / 4
+
+
 # ---------------------------------------------------------------------- nobody runs it unasked
 
 
@@ -246,9 +258,20 @@ def test_a_task_that_cannot_be_evaluated_is_one_line(place, task, said):
     assert_mistake(["eval", "toy:main", "--task", task], said)
 
 
-def test_a_limit_is_not_for_tasks(place):
-    arguments = ["eval", "toy:main", "--task", "run/recipe.py:Brief", "--limit", "3"]
-    assert_mistake(arguments, "--limit goes with --data")
+def test_a_limit_takes_a_tasks_first_questions(place):
+    split = own_split("run/recipe.py:Brief(count=5)", 2)
+    whole, questions = split.task.task, questions_of(split.task)
+    assert split.name == "Brief"
+    assert questions == questions_of(whole)[:2]
+    assert len(questions_of(First(whole, 9))) == 5
+    grade = pickle.loads(pickle.dumps(split.task.grade))  # as it goes to a worker
+    assert [grade(q, q.solution).reason for q in questions] == ["match"] * 2
+    # Its own class says how it is graded, and what it leaves out has the default.
+    assert split.task.grading_workers == 1
+    assert getattr(split.task, "grading_timeout_s", None) is None
+
+
+def test_data_or_a_task_is_evaluated(place):
     both = ["eval", "toy:main", "--task", "run/recipe.py:Brief", "--data", "toy:train"]
     assert_mistake(both, "not allowed with argument")
 
