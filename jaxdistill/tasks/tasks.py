@@ -129,7 +129,7 @@ def facts_of(task: Task, question: Question, response: str) -> dict[str, float |
     name = f"{type(task).__name__}.facts on question {question.id!r}"
     try:
         facts = task.facts(question, response)  # pyright: ignore[reportAttributeAccessIssue]
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{name}: {in_one_line(error)}") from error
     is_right = isinstance(facts, dict) and all(
         isinstance(key, str)
