@@ -202,6 +202,12 @@ def methods_of(protocol: Any) -> str:
     return " and ".join(found)
 
 
+def fields_of(value: object, protocol: Any) -> list[str]:
+    """The Protocol's methods that the value has as plain fields: it sees names alone."""
+    methods = [name for name, member in vars(protocol).items() if inspect.isfunction(member)]
+    return [n for n in methods if not n.startswith("_") and not callable(getattr(value, n))]
+
+
 def require_choice(name: str, value: object, union: Any) -> None:
     """Refuse a value that is of none of a union's classes and has the methods of no Protocol."""
     members = typing.get_args(union) or (union,)
@@ -213,7 +219,7 @@ def require_choice(name: str, value: object, union: Any) -> None:
     needed = " or ".join(map(methods_of, protocols))
     if protocols and not isinstance(value, type) and cls.__module__ != "builtins":
         check_frozen(cls, name)
-        if isinstance(value, protocols):
+        if any(isinstance(value, each) and not fields_of(value, each) for each in protocols):
             return
         raise UserError(f"{name}: expected a class with {needed}, and {cls.__name__} is none")
     names = ", ".join(kind.__name__ for kind in kinds)

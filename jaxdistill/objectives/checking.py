@@ -62,9 +62,10 @@ def check_objective(objective: Objective, epistemic_ids: tuple[int, ...], vocab_
     """Try each of a recipe's own choices, and with them the whole objective and its gradient.
 
     Nothing is done where all choices are this library's. Else one program is compiled and run, of
-    3 rows, 5 positions and V = `vocab_size`, and traced for other sizes. Raises `UserError` with one line that names the field,
-    the class and the method if a method raises, returns no array, one of a wrong shape, NaN or an
-    infinity (a target may hold -inf), or if the loss or its gradient are not finite.
+    3 rows, 5 positions and V = `vocab_size`, and traced for other sizes. Raises `UserError` with
+    one line that names the field, the class and the method if a method raises, returns no array,
+    one of a wrong shape, NaN or an infinity (a target may hold -inf), or if the loss or its
+    gradient are not finite. A `Distill`'s own choices may be so in the row that is not distilled.
     """
     own = list(_own_choices(objective, "objective"))
     if not own:

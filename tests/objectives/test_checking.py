@@ -71,6 +71,10 @@ def calls_back(self, positions, epistemic):
     return jax.pure_callback(lambda x: raises(self, x, None), wanted, index_BT)
 
 
+def nan(self, positions, epistemic):
+    return jnp.full(positions.sampled.tokens_BT.shape, jnp.nan)
+
+
 def sign(x):
     return x / jnp.abs(x)
 
@@ -99,7 +103,7 @@ class Flat:
          "objective.weights[0]: Own.factor returned 1.0, expected an array of shape (4, 7)"),
         (factor(lambda self, positions, epistemic: None),
          "objective.weights[0]: Own.factor returned None, expected an array of shape (4, 7)"),
-        (factor(lambda self, positions, epistemic: jnp.full(positions.sampled.tokens_BT.shape, jnp.nan)),
+        (factor(nan),
          "objective.weights[0]: Own.factor returned nan at [0, 0], expected finite numbers"),
         (factor(lambda self, positions, epistemic: jnp.log(positions.sampled.index_BT * 1.0)),
          "objective.weights[0]: Own.factor returned -inf at [0, 0], expected finite numbers"),
