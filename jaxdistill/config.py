@@ -1,11 +1,11 @@
 """RunConfig: one experiment, composed of the configs of the modules that read them."""
 
+import ast
 import hashlib
 import importlib
 import inspect
 import json
 import pkgutil
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -114,7 +114,10 @@ def load_recipe(name: str, texts: list[str]) -> RunConfig:
         if not isinstance(config, RunConfig):
             raise UserError(f"recipe {name!r} returned {type(config).__name__}, not a RunConfig")
     own = module.classes if isinstance(module, RecipeModule) else {}
-    return overrides.apply_overrides(config, with_presets(texts), own)
+    config = overrides.apply_overrides(config, with_presets(texts), own)
+    if isinstance(module, RecipeModule):
+        own_classes.check_installed(config, module)
+    return config
 
 
 def with_presets(texts: list[str]) -> list[str]:
@@ -122,11 +125,18 @@ def with_presets(texts: list[str]) -> list[str]:
 
     Raises UserError for `objective=NAME` with a name that is neither preset nor class.
     """
-    return [_with_presets(text) if text.startswith("objective") else text for text in texts]
+    for text in texts:
+        path, _, value = map(str.strip, text.partition("="))
+        if path == "evaluation" and value.lower() in ("none", "null", "false", "()", "0", ""):
+            raise UserError(f"override {text!r}: `evaluation.splits=()` switches it off")
+    return [_with_presets(text) for text in texts]
 
 
 def _with_presets(text: str) -> str:
     path, equals, value = text.partition("=")
+    # Where an objective stands. Anywhere else a word is what the declared type makes of it.
+    if path.strip() not in ("objective", "objective.distill", "objective.policy_gradient"):
+        return text
     classes = [kind.__name__ for kind in get_args(Objective)]
     name = value.strip().removesuffix("()")
     if path.strip() == "objective" and name.isidentifier() and name not in [*PRESETS, *classes]:
@@ -134,8 +144,41 @@ def _with_presets(text: str) -> str:
         raise UserError(
             f"override 'objective={name}': no such objective; did you mean {', '.join(near)}?"
         )
-    pattern = rf"(?<!\w)({'|'.join(PRESETS)})\b(?:\(\))?(?!\s*=)"
-    return path + equals + re.sub(pattern, lambda m: repr(PRESETS[m[1]]()), " " + value).strip()
+    try:
+        node = ast.parse(value.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError):
+        return text  # whoever reads it says what is wrong
+    return path + equals + ast.unparse(_written_out(node, classes))
+
+
+def _written_out(node: ast.expr, classes: list[str]) -> ast.expr:
+    """The parsed objective with its presets and those of its parts in their place."""
+    match node:
+        case ast.Name(id=name) | ast.Call(func=ast.Name(id=name), args=[], keywords=[]):
+            if name in PRESETS:
+                return ast.parse(repr(PRESETS[name]()), mode="eval").body
+        case ast.Call(func=ast.Name(id=name)) if name in PRESETS:
+            raise UserError(
+                f"override {ast.unparse(node)!r}: the preset {name} takes no arguments; choose it "
+                "with objective=, and change it by further overrides, as objective.reduction=token"
+            )
+        case ast.Call(func=ast.Name(id=name)) if name in classes:
+            node.args = [_written_out(argument, classes) for argument in node.args]
+            for keyword in node.keywords:
+                keyword.value = _written_out(keyword.value, classes)
+    return node
+
+
+def bundled_module(name: str) -> str | None:
+    """The module of a bundled recipe's name, or of its path below the checkout's `configs/`.
+
+    Any other path is a file of the user's, whatever its name; None for it.
+    """
+    path = Path(name)
+    if path.suffix != ".py":
+        return recipe_modules().get(name)
+    is_below = path.parts[0] == "configs" or path.parts[:2] == ("jaxdistill", "configs")
+    return recipe_modules().get(path.stem) if is_below else None
 
 
 def _recipe_function(name: str, path: Path) -> tuple[ModuleType, Callable[..., Any]]:
@@ -143,13 +186,18 @@ def _recipe_function(name: str, path: Path) -> tuple[ModuleType, Callable[..., A
         module, stem = own_classes.load_file(path), path.stem
     else:
         stem = path.stem if path.suffix == ".py" else name
-        modules = recipe_modules()
-        if stem not in modules:
-            near = get_close_matches(stem, modules, 3, 0.4) or sorted(modules)
-            if (path / "config.json").exists():
-                near = [str(path / "config.json")]
+        bundled = bundled_module(name)
+        if bundled is None and (path / "config.json").exists():
+            kept = path / "config.json"
+            raise UserError(
+                f"no recipe {name!r}; did you mean {kept}? The run in {path} goes on with "
+                f"`jaxdistill train {kept} --resume`"
+            )
+        if bundled is None:
+            names = recipe_names()
+            near = get_close_matches(stem, names, 3, 0.4) or names
             raise UserError(f"no recipe {name!r}; did you mean {', '.join(near)}?")
-        module = importlib.import_module(modules[stem])
+        module = importlib.import_module(bundled)
     function = getattr(module, stem, None)
     if not callable(function):
         raise UserError(f"recipe {path}: expected a function named {stem!r} that returns a config")
@@ -162,16 +210,19 @@ def _call(function: Callable[..., Any], name: str, *arguments: Any) -> Any:
         return function(*arguments)
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"recipe {name} cannot be run: {in_one_line(error)}") from error
 
 
 def load_study_recipe(name: str, profile: str) -> Any:
     """Find a study recipe: a function of `profile` that returns a Study."""
-    _, function = _recipe_function(name, Path(name))
+    module, function = _recipe_function(name, Path(name))
     if "profile" not in inspect.signature(function).parameters:
         raise UserError(f"recipe {name!r} is one run, not a study; use `jaxdistill train {name}`")
-    return _call(function, name, profile)
+    study = _call(function, name, profile)
+    if isinstance(module, RecipeModule):
+        own_classes.check_installed(study, module)
+    return study
 
 
 def named_task(text: str) -> Task:
@@ -185,7 +236,7 @@ def named_task(text: str) -> Task:
         raise UserError(f"--task {text!r}: expected FILE.py:Name or package.module:Name")
     if place.endswith(".py"):
         own = own_classes.load_file(Path(place)).classes
-        own_classes.resolve(f"{RECIPE}:{name}", own, f"--task {text!r}: ")
+        own_classes.resolve(f"{RECIPE}:{name}", own, f"--task {text!r}: ", Path(place).name)
     else:
         own = {name: own_classes.resolve(f"{place}:{name}", {}, "--task ")}
     return overrides.parse(Task, call if "(" in call else f"{call}()", f"--task {place}", own)
@@ -224,6 +275,10 @@ def _read_config_json(path: Path) -> tuple[RunConfig, RecipeModule | None]:
 
 def load_run_recipe(run_dir: Path, named: Any) -> RecipeModule:
     """Run a run folder's own recipe.py, which must be the text that its config.json names."""
+    return own_classes.load_source(read_run_recipe(run_dir, named), str(run_dir / RECIPE))
+
+
+def read_run_recipe(run_dir: Path, named: Any) -> bytes:
     path = run_dir / RECIPE
     expected = named.get("sha256") if isinstance(named, dict) else None
     try:
@@ -238,4 +293,4 @@ def load_run_recipe(run_dir: Path, named: Any) -> RecipeModule:
             f"{path} is not the text that the run was started with (`recipe.sha256` in its "
             "config.json): put it back, or start another run from a recipe of your own"
         )
-    return own_classes.load_source(source, str(path))
+    return source

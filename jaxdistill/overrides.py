@@ -16,20 +16,18 @@ import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar, Union
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from jaxdistill import own_classes
 from jaxdistill.errors import UserError
-from jaxdistill.own_classes import in_one_line, is_protocol
+from jaxdistill.own_classes import dataclasses_of, is_choice, is_open, is_protocol, members_of
 
 Config = TypeVar("Config")
 Classes = Mapping[str, type]  # a recipe's own, by name
 NONE: Classes = types.MappingProxyType({})
 
 
-# --------------------------------------------------------------------------------------------
-# JSON
-# --------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------- JSON
 
 
 def to_json(config: Any, path: str = "") -> dict[str, Any]:
@@ -39,7 +37,7 @@ def to_json(config: Any, path: str = "") -> dict[str, Any]:
     """
     return {
         name: _to_json(annotation, getattr(config, name), _join(path, name))
-        for name, annotation in _fields(type(config)).items()
+        for name, annotation in own_classes.fields_of(type(config)).items()
     }
 
 
@@ -53,9 +51,9 @@ def _to_json(annotation: Any, value: Any, path: str) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     cls = type(value)
-    if cls in _dataclasses(annotation):
-        tag = {"type": cls.__name__} if _is_choice(annotation) else {}
-    elif _is_open(annotation):
+    if cls in dataclasses_of(annotation):
+        tag = {"type": cls.__name__} if is_choice(annotation) else {}
+    elif is_open(annotation):
         own_classes.require_choice(path, value, annotation)
         own_classes.check_fields(cls, path)
         tag = {"type": own_classes.reference(cls)}
@@ -74,9 +72,7 @@ def from_json(cls: Any, obj: Any, path: str = "", own: Classes = NONE) -> Any:
     return _convert(cls, obj, path, Reading(own))
 
 
-# --------------------------------------------------------------------------------------------
-# Overrides
-# --------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------- Overrides
 
 
 class _Draft(NamedTuple):
@@ -109,7 +105,7 @@ def apply_overrides(config: Config, overrides: Iterable[str], own: Classes = NON
 def _thaw(value: Any) -> Any:
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
-    fields = {name: _thaw(getattr(value, name)) for name in _fields(type(value))}
+    fields = {name: _thaw(getattr(value, name)) for name in own_classes.fields_of(type(value))}
     return _Draft(type(value), fields)
 
 
@@ -121,6 +117,7 @@ def _freeze(draft: Any, path: str) -> Any:
 
 
 def _set(draft: _Draft, path: str, text: str, own: Classes) -> None:
+    _refuse_entry(draft, path)
     *parents, name = path.split(".")
     node: Any = draft
     for parent in parents:
@@ -131,7 +128,18 @@ def _set(draft: _Draft, path: str, text: str, own: Classes) -> None:
             f"; {parent} is {_signature(node.cls)}" if isinstance(node, _Draft) and parent else ""
         )
         raise UserError(f"unknown setting {path!r}{chosen}{_nearest(draft, path)}")
-    node.fields[name] = _thaw(parse(_fields(node.cls)[name], text, path, own))
+    node.fields[name] = _thaw(parse(own_classes.fields_of(node.cls)[name], text, path, own))
+
+
+def _refuse_entry(draft: _Draft, path: str) -> None:
+    node: Any = draft
+    for part in re.finditer(r"[^.[]+", path):
+        if type(node) is tuple:
+            raise UserError(
+                f"unknown setting {path!r}: entries of a tuple have no path; set "
+                f"{path[: part.start() - 1]} as a whole, it is {_show(node)}"
+            )
+        node = node.fields.get(part[0]) if isinstance(node, _Draft) else None
 
 
 def _nearest(draft: _Draft, path: str) -> str:
@@ -156,9 +164,7 @@ def _paths(draft: _Draft, prefix: str) -> Iterable[str]:
             yield from _paths(value, _join(prefix, name))
 
 
-# --------------------------------------------------------------------------------------------
-# Text -> untyped value
-# --------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------- Text -> untyped value
 
 
 class _Call(NamedTuple):
@@ -182,9 +188,9 @@ def parse(annotation: Any, text: str, path: str, own: Classes = NONE) -> Any:
     takes_text = any(
         member is str
         or (typing.get_origin(member) is Literal and isinstance(typing.get_args(member)[0], str))
-        for member in _members(annotation)
+        for member in members_of(annotation)
     )
-    if takes_text and not (isinstance(value, _Call) and _dataclasses(annotation)):
+    if takes_text and not (isinstance(value, _Call) and dataclasses_of(annotation)):
         try:
             return _convert(annotation, value, path, reading)
         except UserError:
@@ -216,9 +222,7 @@ def _read(node: ast.expr) -> Any:
     raise ValueError(ast.unparse(node))
 
 
-# --------------------------------------------------------------------------------------------
-# Untyped value -> declared type
-# --------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------- Untyped value -> declared type
 
 
 class Reading(NamedTuple):
@@ -230,7 +234,7 @@ class Reading(NamedTuple):
 
 def _convert(annotation: Any, value: Any, path: str, reading: Reading) -> Any:
     """Check `value` against the annotation and build it; raises UserError naming `path`."""
-    if _is_choice(annotation):
+    if is_choice(annotation):
         return _convert_choice(annotation, value, path, reading)
     if dataclasses.is_dataclass(annotation):
         return _convert_dataclass(annotation, value, path, reading)
@@ -258,7 +262,21 @@ def _convert(annotation: Any, value: Any, path: str, reading: Reading) -> Any:
     assert annotation in (int, float, bool, str, None, type(None)) or origin in (tuple, Literal), (
         f"{path}: settings of type {annotation} are not supported"
     )
-    raise _ill_typed(annotation, value, path)
+    args = typing.get_args(annotation)
+    is_list = reading.with_defaults and origin is tuple and args[1:] == (...,)
+    hint = _hint_of_entry(args[0], value, path, reading) if is_list else ""
+    raise _ill_typed(annotation, value, path, hint)
+
+
+def _hint_of_entry(annotation: Any, value: Any, path: str, reading: Reading) -> str:
+    """What to write where one entry stands for a tuple: `(SuppressionGate(),)`."""
+    classes = {cls.__name__ for cls in dataclasses_of(annotation)} | {*reading.own}
+    value = _Call(value, (), {}) if isinstance(value, str) and value in classes else value
+    try:
+        _convert(annotation, value, path, reading)
+    except UserError:
+        return ""
+    return f"; write ({_show(value)},)"
 
 
 def _convert_choice(annotation: Any, value: Any, path: str, reading: Reading) -> Any:
@@ -269,30 +287,31 @@ def _convert_choice(annotation: Any, value: Any, path: str, reading: Reading) ->
         elif isinstance(value, _Call):
             value = value._replace(name=cls.__name__)
         built = _convert_dataclass(cls, value, path, reading)
-        if _is_open(annotation):
+        if is_open(annotation):
             own_classes.require_choice(path, built, annotation)
         return built
-    rest = [a for a in _members(annotation) if not dataclasses.is_dataclass(a)]
+    kinds = dataclasses_of(annotation)
+    rest = [a for a in members_of(annotation) if a not in kinds and not is_protocol(a)]
     # An int is a fine float, but where both are declared it stays an int.
     for member in sorted(rest, key=lambda a: a is float):
-        if is_protocol(member):
-            continue
         try:
             return _convert(member, value, path, reading)
         except UserError as error:
             if typing.get_origin(member) is tuple and type(value) in (list, tuple):
                 raise error  # it names the element
-    if isinstance(tag, str) and _is_open(annotation):
-        known = [cls.__name__ for cls in _dataclasses(annotation)] + list(reading.own)
-        if near := difflib.get_close_matches(tag, known, n=3, cutoff=0.6):
+    if is_open(annotation):
+        known = [cls.__name__ for cls in kinds] + list(reading.own)
+        if isinstance(value, str) and value in reading.own:
+            raise _ill_typed(annotation, value, path, f"; write {value}()")
+        if tag and (near := difflib.get_close_matches(str(tag), known, n=3, cutoff=0.6)):
             raise UserError(f"{_at(path)}no class {tag}{own_classes.nearest(near)}")
     raise _ill_typed(annotation, value, path)
 
 
 def _chosen(annotation: Any, tag: str, path: str, reading: Reading) -> Any:
     """The class that `tag` names among a union's, the recipe's and a package's; None: no such."""
-    built_in = {cls.__name__: cls for cls in _dataclasses(annotation)}
-    if not _is_open(annotation):
+    built_in = {cls.__name__: cls for cls in dataclasses_of(annotation)}
+    if not is_open(annotation):
         return built_in.get(tag)
     if reading.with_defaults and tag in reading.own:  # text names it without its file
         if tag in built_in:
@@ -308,7 +327,7 @@ def _chosen(annotation: Any, tag: str, path: str, reading: Reading) -> Any:
 
 
 def _convert_dataclass(cls: Any, value: Any, path: str, reading: Reading) -> Any:
-    fields = _fields(cls)
+    fields = own_classes.fields_of(cls)
     if isinstance(value, _Call) and value.name == cls.__name__:
         positional = dict(zip(fields, value.args))
         if len(value.args) > len(fields) or positional.keys() & value.keywords.keys():
@@ -342,45 +361,17 @@ def _construct(cls: Any, values: Mapping[str, Any], path: str) -> Any:
         return cls(**values)
     except ValueError as error:  # its own validation
         raise UserError(f"{_at(path)}{error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if not own_classes.is_own(cls):
             raise
-        raise UserError(f"{_at(path)}{cls.__name__}: {in_one_line(error)}") from error
+        raise UserError(f"{_at(path)}{cls.__name__}: {own_classes.in_one_line(error)}") from error
 
 
-# --------------------------------------------------------------------------------------------
-# Annotations
-# --------------------------------------------------------------------------------------------
-
-
-def _fields(cls: Any) -> dict[str, Any]:
-    """{name: annotation} of the fields that the constructor takes."""
-    hints = typing.get_type_hints(cls)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
-
-
-def _is_union(annotation: Any) -> bool:
-    return typing.get_origin(annotation) in (Union, types.UnionType)
-
-
-def _is_choice(annotation: Any) -> bool:
-    return _is_union(annotation) or is_protocol(annotation)
-
-
-def _is_open(annotation: Any) -> bool:
-    return any(is_protocol(member) for member in _members(annotation))
-
-
-def _members(annotation: Any) -> tuple[Any, ...]:
-    return typing.get_args(annotation) if _is_union(annotation) else (annotation,)
-
-
-def _dataclasses(annotation: Any) -> list[Any]:
-    return [member for member in _members(annotation) if dataclasses.is_dataclass(member)]
+# -------------------------------------------------------------------------------------- Annotations
 
 
 def _tuple_annotation(annotation: Any, path: str) -> Any:
-    for member in _members(annotation):
+    for member in members_of(annotation):
         if typing.get_origin(member) is tuple:
             return member
     raise UserError(f"{path}: expected {_expected(annotation)}, got a tuple")
@@ -391,9 +382,7 @@ def _element_annotations(annotation: Any, length: int) -> Sequence[Any]:
     return [args[0]] * length if len(args) == 2 and args[1] is Ellipsis else args
 
 
-# --------------------------------------------------------------------------------------------
-# Words for a person
-# --------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------- Words for a person
 
 
 def _join(path: str, name: str) -> str:
@@ -404,35 +393,43 @@ def _at(path: str) -> str:
     return f"{path}: " if path else ""
 
 
-def _ill_typed(annotation: Any, value: Any, path: str) -> UserError:
-    hint = ""
-    if dataclasses.is_dataclass(annotation) or _dataclasses(annotation):
-        if isinstance(value, str) and value in [cls.__name__ for cls in _dataclasses(annotation)]:
+def _ill_typed(annotation: Any, value: Any, path: str, hint: str = "") -> UserError:
+    if (not hint and dataclasses.is_dataclass(annotation)) or dataclasses_of(annotation):
+        if isinstance(value, str) and value in [cls.__name__ for cls in dataclasses_of(annotation)]:
             hint = f"; write {value}()"
-        elif isinstance(value, Mapping) and _is_union(annotation):
+        elif isinstance(value, Mapping) and own_classes.is_union(annotation):
             hint = ' with its class name as "type"'
-    return UserError(f"{_at(path)}expected {_expected(annotation)}{hint}, got {_show(value)}")
+    near = value.get("type") if isinstance(value, Mapping) else getattr(value, "name", value)
+    expected = _expected(annotation, str(near))
+    return UserError(f"{_at(path)}expected {expected}{hint}, got {_show(value)}")
 
 
-def _expected(annotation: Any) -> str:
+def _expected(annotation: Any, near: str = "") -> str:
+    """The type in words; of the classes of a long union those alone whose names are like `near`."""
     if annotation in (None, type(None)):
         return "None"
     if typing.get_origin(annotation) is Literal:
         return " | ".join(repr(choice) for choice in typing.get_args(annotation))
-    if _is_union(annotation):
-        return " | ".join(_expected(member) for member in _members(annotation))
+    if own_classes.is_union(annotation):
+        whole = " | ".join(_expected(member) for member in members_of(annotation))
+        if len(whole) <= 200:  # as `_show`: an error is one line for a person
+            return whole
+        rest = [_expected(member) for member in members_of(annotation) if is_protocol(member)]
+        names = [cls.__name__ for cls in dataclasses_of(annotation)]
+        return " | ".join(own_classes.most_alike(names, near) + rest)
     if dataclasses.is_dataclass(annotation):
         return _signature(annotation)
     if is_protocol(annotation):
         return f"a class with {own_classes.methods_of(annotation)}"
     if typing.get_origin(annotation) is tuple:
-        inner = ["..." if a is Ellipsis else _expected(a) for a in typing.get_args(annotation)]
+        args = typing.get_args(annotation)
+        inner = ["..." if a is Ellipsis else _expected(a, near) for a in args]
         return f"tuple[{', '.join(inner)}]"
     return annotation.__name__
 
 
 def _signature(cls: Any) -> str:
-    return f"{cls.__name__}({', '.join(_fields(cls))})"
+    return f"{cls.__name__}({', '.join(own_classes.fields_of(cls))})"
 
 
 def _show(value: Any) -> str:

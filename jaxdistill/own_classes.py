@@ -20,7 +20,7 @@ import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,7 @@ def load_source(source: bytes, file: str) -> RecipeModule:
     """The module of a recipe's text; `file` is what its errors and its `__file__` name."""
     name = f"recipe_{hashlib.sha256(source).hexdigest()}"
     if name in sys.modules:
-        module = typing.cast(RecipeModule, sys.modules[name])
-        module.__file__ = file
-        return module
+        return typing.cast(RecipeModule, sys.modules[name])  # with the `__file__` of its first load
     module = RecipeModule(name)
     module.__file__, module.source = file, source
     sys.modules[name] = module  # dataclasses and type hints look their module up there
@@ -73,7 +71,7 @@ def load_source(source: bytes, file: str) -> RecipeModule:
         exec(compile(source, file, "exec"), vars(module))
     except BaseException as error:
         del sys.modules[name]
-        if isinstance(error, UserError) or not isinstance(error, Exception):
+        if isinstance(error, UserError) or not isinstance(error, Exception | SystemExit):
             raise
         raise UserError(f"recipe {file} cannot be run: {in_one_line(error)}") from error
     for cls in module.classes.values():
@@ -127,18 +125,12 @@ def _classes_in(config: Any) -> Iterator[type]:
 
 def check_alone(module: RecipeModule) -> None:
     """Refuse a recipe that imports a file beside it, which its copy in a run folder would miss."""
-    assert module.__file__ is not None
-    folder = Path(module.__file__).resolve().parent
     for node in ast.walk(ast.parse(module.source)):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and node.module is not None:
             names = [node.module]
         for top in {name.partition(".")[0] for name in names} - {"jaxdistill"}:
-            loaded = sys.modules.get(top)
-            places = [getattr(loaded, "__file__", None), *getattr(loaded, "__path__", ())]
-            beside = (folder / f"{top}.py", folder / top, folder / top / "__init__.py")
-            is_beside = any(place and Path(place).resolve() in beside for place in places)
-            if is_beside and top not in importlib.metadata.packages_distributions():
+            if is_beside(module, top):
                 raise UserError(
                     f"recipe {module.__file__} imports {top!r} from its own folder, and a run "
                     "folder keeps a copy of the recipe alone; move it into the recipe, or install "
@@ -146,38 +138,73 @@ def check_alone(module: RecipeModule) -> None:
                 )
 
 
+def check_installed(config: Any, module: RecipeModule) -> None:
+    """Refuse classes of a file beside the recipe, which a resumed run would miss."""
+    for cls in _classes_in(config):
+        is_foreign = is_own(cls) and recipe_of(cls) is None
+        if is_foreign and is_beside(module, cls.__module__.partition(".")[0]):
+            raise _lost(f"{cls.__module__}:{cls.__qualname__}")
+
+
+def is_beside(module: RecipeModule, top: str) -> bool:
+    """Whether the module or package `top` lies in the recipe's folder and is not installed."""
+    assert module.__file__ is not None
+    folder, loaded = Path(module.__file__).resolve().parent, sys.modules.get(top)
+    places = [getattr(loaded, "__file__", None), *getattr(loaded, "__path__", ())]
+    beside = (folder / f"{top}.py", folder / top, folder / top / "__init__.py")
+    found = any(place and Path(place).resolve() in beside for place in places)
+    return found and top not in importlib.metadata.packages_distributions()
+
+
 # ---------------------------------------------------------------------------- names in a config
 
 
 def reference(cls: type) -> str:
     """How JSON names the class. Raises UserError for one that could not be found again."""
-    if recipe_of(cls) is not None:
-        return f"{RECIPE}:{cls.__name__}"
-    name = f"{cls.__module__}:{cls.__qualname__}"
-    found = None if cls.__module__ == "__main__" else vars(sys.modules[cls.__module__])
-    if found is None or found.get(cls.__name__) is not cls:
-        raise UserError(
-            f"class {name} could not be found again by a resumed run; move it to the top level of "
-            "a recipe file or of an installed package"
-        )
+    name = f"{RECIPE if recipe_of(cls) else cls.__module__}:{cls.__qualname__}"
+    found = {} if cls.__module__ == "__main__" else vars(sys.modules[cls.__module__])
+    # A name with dots is that of a class inside another or inside a function.
+    if found.get(cls.__qualname__) is not cls:
+        raise _lost(name)
     return name
 
 
-def resolve(name: str, own: Mapping[str, type], at: str = "") -> type:
-    """The class of a reference; `own` are those of the recipe.
+def _lost(name: str) -> UserError:
+    return UserError(
+        f"class {name} could not be found again by a resumed run; move it to the top level of a "
+        "recipe file or of an installed package"
+    )
+
+
+def resolve(name: str, own: Mapping[str, type], at: str = "", file: str = RECIPE) -> type:
+    """The class of a reference; `own` are those of the recipe, whose file is called `file`.
 
     Raises UserError where there is none, naming the nearest; `at` stands before its words.
     """
     place, _, name = name.partition(":")
+    if place != RECIPE and not all(part.isidentifier() for part in place.split(".")):
+        raise UserError(f"{at}class {place}:{name}: expected package.module:Name")
     try:
         found = own if place == RECIPE else vars(importlib.import_module(place))
-    except ImportError as error:
+    except (Exception, SystemExit) as error:  # a module may raise anything
         raise UserError(f"{at}class {place}:{name}: {in_one_line(error)}") from error
     if isinstance(cls := found.get(name), type):
         return cls
     classes = [key for key, value in found.items() if isinstance(value, type)]
     near = get_close_matches(name, classes, 3, 0.4) or classes[:3]
+    place = file if place == RECIPE else place
     raise UserError(f"{at}{place} has no class {name!r}{nearest(near)}")
+
+
+def most_alike(names: list[str], to: str, most: int = 4) -> list[str]:
+    """The names that an error shows: `most` at most, those like `to` first, and how many more."""
+    if len(names) <= most:
+        return names
+
+    def likeness(name: str) -> float:
+        return SequenceMatcher(None, to.lower(), name.lower()).ratio()
+
+    return [*sorted(names, key=likeness, reverse=True)[:most], f"{len(names) - most} more"]
 
 
 def nearest(names: list[str]) -> str:
@@ -191,6 +218,32 @@ def is_protocol(annotation: Any) -> bool:
     return getattr(annotation, "_is_protocol", False)
 
 
+def is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
+
+
+def is_choice(annotation: Any) -> bool:
+    return is_union(annotation) or is_protocol(annotation)
+
+
+def is_open(annotation: Any) -> bool:
+    return any(is_protocol(member) for member in members_of(annotation))
+
+
+def members_of(annotation: Any) -> tuple[Any, ...]:
+    return typing.get_args(annotation) if is_union(annotation) else (annotation,)
+
+
+def dataclasses_of(annotation: Any) -> list[Any]:
+    return [member for member in members_of(annotation) if dataclasses.is_dataclass(member)]
+
+
+def fields_of(cls: Any) -> dict[str, Any]:
+    """{name: annotation} of the fields that the constructor takes."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+
+
 def methods_of(protocol: Any) -> str:
     """What a Protocol asks for, as "score(positions) and over_batch(score_BT)"."""
     found = [
@@ -202,7 +255,7 @@ def methods_of(protocol: Any) -> str:
     return " and ".join(found)
 
 
-def fields_of(value: object, protocol: Any) -> list[str]:
+def not_methods(value: object, protocol: Any) -> list[str]:
     """The Protocol's methods that the value has as plain fields: it sees names alone."""
     methods = [name for name, member in vars(protocol).items() if inspect.isfunction(member)]
     return [n for n in methods if not n.startswith("_") and not callable(getattr(value, n))]
@@ -219,10 +272,12 @@ def require_choice(name: str, value: object, union: Any) -> None:
     needed = " or ".join(map(methods_of, protocols))
     if protocols and not isinstance(value, type) and cls.__module__ != "builtins":
         check_frozen(cls, name)
-        if any(isinstance(value, each) and not fields_of(value, each) for each in protocols):
+        hints_of(cls, name)
+        if any(isinstance(value, p) and not not_methods(value, p) for p in protocols):
             return
         raise UserError(f"{name}: expected a class with {needed}, and {cls.__name__} is none")
-    names = ", ".join(kind.__name__ for kind in kinds)
+    like = value if isinstance(value, str) else getattr(value, "__name__", cls.__name__)
+    names = ", ".join(most_alike([kind.__name__ for kind in kinds], like))
     or_own = f", or a frozen dataclass with {needed}" if protocols else ""
     got = f"{value.__name__}, a class" if isinstance(value, type) else repr(value)
     raise UserError(f"{name}: expected one of {names}{or_own}, got {got[:200]}")
@@ -238,13 +293,25 @@ def check_frozen(cls: type, path: str) -> None:
         )
 
 
-def check_fields(cls: type, path: str) -> None:
-    """Refuse a class that is no frozen dataclass, or whose fields JSON cannot hold."""
-    check_frozen(cls, path)
+def hints_of(cls: type, path: str) -> dict[str, Any]:
     try:
-        hints = typing.get_type_hints(cls)
+        return typing.get_type_hints(cls)
     except Exception as error:
         raise UserError(f"{path}: the types of {cls.__name__}: {in_one_line(error)}") from error
+
+
+def check_fields(cls: type, path: str, above: tuple[type, ...] = ()) -> None:
+    """Refuse a class that is no frozen dataclass, or whose fields JSON cannot hold.
+
+    The dataclasses in its fields are held to the same; `above` are those that it is a field of.
+    """
+    check_frozen(cls, path)
+    hints = hints_of(cls, path)
+    if given := [name for name, hint in hints.items() if isinstance(hint, dataclasses.InitVar)]:
+        raise UserError(
+            f"{path}: {cls.__name__}.{given[0]} is an InitVar, which is not kept and could not be "
+            "written to config.json; make it a field"
+        )
     for field in dataclasses.fields(cls):
         if field.init and not is_writable(hints[field.name]):
             kind = getattr(hints[field.name], "__name__", str(hints[field.name]))
@@ -253,6 +320,17 @@ def check_fields(cls: type, path: str) -> None:
                 "hold; use int, float, bool, str, None, Literal, tuple[...], dataclasses or unions "
                 "of these"
             )
+        for inner in dataclasses_in(hints[field.name]) if field.init else ():
+            if inner not in (cls, *above):
+                check_fields(inner, path, (cls, *above))
+
+
+def dataclasses_in(annotation: Any) -> Iterator[type]:
+    """The dataclasses that a field of this type may hold, but for a Protocol's."""
+    if dataclasses.is_dataclass(annotation) and not is_protocol(annotation):
+        yield typing.cast(type, annotation)
+    for argument in typing.get_args(annotation):
+        yield from dataclasses_in(argument)
 
 
 def is_writable(annotation: Any) -> bool:

@@ -58,6 +58,9 @@ class Brief:
             return Verdict(correct=False, reason="too long", answer=verdict.answer)
         return verdict
 
+    def facts(self, question: Question, response: str) -> dict[str, float | None]:
+        return ToyTask.facts(question, response) | {"num_words": len(response.split())}
+
 
 def own_recipe() -> RunConfig:
     parent = toy_selfdistill()

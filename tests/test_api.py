@@ -51,6 +51,11 @@ def folder(reference):
     return reference / "float32"
 
 
+@pytest.fixture(scope="module")
+def model(folder):
+    return jd.load(folder)
+
+
 def _transformers_logits(folder, tokens_BS, mask_BS):
     import torch
     from transformers import AutoModelForCausalLM
@@ -167,9 +172,9 @@ ONES = np.ones((2, 3), int)
         (np.ones((1, 7), int), None, "tokens row 0 has 7 tokens; the model reads at most 6"),
     ],
 )
-def test_what_the_model_cannot_read_is_one_line(folder, tokens, mask, expected):
+def test_what_the_model_cannot_read_is_one_line(model, tokens, mask, expected):
     with pytest.raises(UserError, match=expected) as caught:
-        jd.load(folder).logits(tokens, mask)
+        model.logits(tokens, mask)
     assert "\n" not in str(caught.value)
 
 

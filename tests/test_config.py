@@ -13,7 +13,7 @@ from jaxdistill import overrides
 from jaxdistill.config import RunConfig, load_recipe, load_study_recipe, recipe_names
 from jaxdistill.epistemic import LexiconFile, Words
 from jaxdistill.errors import UserError
-from jaxdistill.objectives import GRPO, AnchorEpistemicMass, CrossEntropy
+from jaxdistill.objectives import GRPO, AnchorEpistemicMass, CrossEntropy, Mixed, epi_gate
 from jaxdistill.training.teachers import EMA
 
 STUDIES = {"toy_study": ("quick", "full"), "toy_presets": ("quick", "full")}
@@ -65,6 +65,13 @@ def test_a_recipe_is_found_by_name_by_path_and_where_it_ships(tmp_path, monkeypa
     (tmp_path / "toy_grpo.py").write_text("from tiny_run import tiny\ntoy_grpo = tiny\n")
     assert load_recipe(str(tmp_path / "toy_grpo.py"), []) == tiny()
     assert load_recipe("toy_grpo", []) == by_name
+    # A path elsewhere is the user's own file, whatever its name.
+    assert load_recipe("configs/toy/toy_grpo.py", []) == by_name
+    assert load_recipe("jaxdistill/configs/toy/toy_grpo.py", []) == by_name
+    (tmp_path / "toy_grpo.py").unlink()
+    for path in ("nowhere/toy_grpo.py", "toy_grpo.py", str(tmp_path / "toy_grpo.py"), "a/toy_grpo"):
+        with pytest.raises(UserError, match=f"no recipe '{path}'; did you mean toy_"):
+            load_recipe(path, [])
 
 
 def test_overrides_reach_every_part():
@@ -180,6 +187,38 @@ def test_a_preset_is_chosen_by_name_and_may_then_be_changed():
     assert isinstance(load_recipe("toy_selfdistill", ["objective=grpo"]).objective, GRPO)
     with pytest.raises(UserError, match=r"epi_anchr.*did you mean epi_anchor"):
         load_recipe("toy_selfdistill", ["objective=epi_anchr"])
+
+
+def test_a_presets_name_is_one_only_where_an_objective_stands(tmp_path):
+    """Elsewhere, and in quotes, it is text."""
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from tiny_run import tiny as mine\n"
+        "@dataclass(frozen=True)\n"
+        "class Mine:\n"
+        "    kind: str\n"
+        "    def factor(self, positions, epistemic): ...\n"
+    )
+
+    def kind(text):
+        texts = [f"objective{text}"]
+        return load_recipe(str(tmp_path / "mine.py"), texts).objective.weights[0].kind  # pyright: ignore
+
+    assert kind('.weights=(Mine(kind="grpo"),)') == "grpo"
+    assert kind(".weights=(Mine(kind=grpo),)") == "grpo"
+    assert kind('=Distill(weights=(Mine("say sdpo(), grpo"),))') == "say sdpo(), grpo"
+    assert kind("=Distill(weights=(Mine(sdpo),))") == "sdpo"
+    mixed = load_recipe("toy_selfdistill", ["objective=Mixed()", "objective.distill=epi_gate"])
+    assert mixed.objective == Mixed(distill=epi_gate())
+    with pytest.raises(UserError, match=r"grpo\(credit=RLSD\(\)\).*preset grpo takes no arguments"):
+        load_recipe("toy_selfdistill", ["objective=Mixed(policy_gradient=grpo(credit=RLSD()))"])
+
+
+def test_what_switches_the_evaluation_off_is_said():
+    for text in ("evaluation=none", "evaluation = None"):
+        with pytest.raises(UserError, match=r"`evaluation.splits=\(\)` switches it off"):
+            load_recipe("toy_grpo", [text])
+    assert load_recipe("toy_grpo", ["evaluation.splits=()"]).evaluation.splits == ()
 
 
 def test_presets_are_written_out_where_they_stand_and_so_the_last_override_wins():

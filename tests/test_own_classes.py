@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pickle
+import re
 import subprocess
 import sys
 import textwrap
@@ -42,7 +43,7 @@ class Loss:
 
 
 RECIPE = b"""
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import ClassVar, Literal
 
 @dataclass(frozen=True)
@@ -87,6 +88,37 @@ class Table:
     reads: ClassVar = frozenset()
     def factor(self, positions): ...
 
+@dataclass
+class Loose:
+    power: int = 2
+
+@dataclass(frozen=True)
+class HoldsLoose(Steep):
+    loose: Loose | None = None
+
+@dataclass(frozen=True)
+class Holder:
+    entries: tuple[Table, ...] = ()
+
+@dataclass(frozen=True)
+class HoldsTable(Steep):
+    holder: Holder = Holder()
+
+@dataclass(frozen=True)
+class Tree(Steep):
+    inner: "Tree | None" = None
+
+@dataclass(frozen=True)
+class Given(Steep):
+    start: InitVar[float] = 0.1
+
+def made_inside():
+    @dataclass(frozen=True)
+    class Steep:
+        reads: ClassVar = frozenset()
+        def factor(self, positions): ...
+    return Steep()
+
 @dataclass(frozen=True)
 class Hints:
     strength: "nowhere"
@@ -101,6 +133,7 @@ def test_the_same_text_is_the_same_module_wherever_it_lies(tmp_path):
     (tmp_path / "a.py").write_bytes(RECIPE)
     (tmp_path / "b.py").write_bytes(RECIPE + b"\n")
     assert load_file(tmp_path / "a.py") is MODULE
+    assert MODULE.__file__ == "mine.py"  # what it reads from beside it is found as it was first
     assert load_file(tmp_path / "b.py") is not MODULE
     assert "dataclass" not in OWN  # what it imports is not its own
 
@@ -159,20 +192,51 @@ def test_text_names_own_classes_beside_the_built_in_ones():
         ("first=Steep(strngth=1)", r"unknown setting 'first.strngth'; expected Steep\(strength"),
         ("first=Steep(strength=many)", r"^first.strength: expected float, got 'many'"),
         ("first=Steep(strength=-1)", r"^first: Steep: KeyError: -1.0"),
+        ("first=Steep", r"^first: expected .*; write Steep\(\), got 'Steep'$"),
+        ("weights=Steep", r"^weights: expected tuple.*; write \(Steep\(\),\), got 'Steep'$"),
+        ("weights=Steep(2)", r"; write \(Steep\(2\),\), got Steep\(2\)$"),
         ("first=NoFactor()", r"^first: expected a class with .*and reads, and NoFactor is"),
         ("first=Gate()", r"^first: Gate is built in, and the recipe has a class of that name$"),
         ("first=Bare()", r"^first: Bare must be a frozen dataclass"),
         ("first=Thawed()", r"^first: Thawed must be a frozen dataclass"),
         ("first=Table()", r"^first: Table.table is of type dict, which config.json cannot hold"),
         ("first=Hints()", r"^first: the types of Hints: NameError: name 'nowhere'"),
+        ("first=HoldsLoose()", r"^first: Loose must be a frozen dataclass"),
+        ("first=HoldsTable()", r"^first: Table.table is of type dict, which config.json cannot"),
+        ("first=Given()", r"^first: Given.start is an InitVar, which is not kept"),
+        ("first=exits_when_imported.X()", "class exits_when_imported:X: SystemExit: 0"),
+        ("first=raises_when_imported.X()", "class raises_when_imported:X: OSError: no"),
         ("first=os.path()", r"^first: os has no class 'path'"),
         ("first=os.system('true')", r"^first: os has no class 'system'"),
     ],
 )  # fmt: skip
-def test_what_cannot_stand_is_one_line_with_its_path(text, message):
+def test_what_cannot_stand_is_one_line_with_its_path(text, message, tmp_path, monkeypatch):
+    (tmp_path / "exits_when_imported.py").write_text("import sys\nsys.exit(0)\n")
+    (tmp_path / "raises_when_imported.py").write_text("raise OSError('no')\n")
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=message) as error:
         apply_overrides(Loss(), [text], OWN)
     assert "\n" not in str(error.value)
+
+
+def test_of_a_long_union_the_nearest_names_are_shown():
+    from jaxdistill.objectives import Distill
+
+    for text, names in (
+        ("weights=(SupressGate,)", "SuppressionGate | SampledSuppressionGate"),
+        ("weights=EntropyGate()", "EntropyGate | "),  # write (EntropyGate(),)
+        ("weights=3", "MaskSampledEpistemic | FlipSampledEpistemic"),
+        ("target=anchor", "AnchorEpistemicMass | "),
+    ):
+        with pytest.raises(UserError) as error:
+            apply_overrides(Distill(), [text])
+        said = str(error.value)
+        assert f"expected {names}" in said.replace("tuple[", "")
+        assert re.search(r" \| \d more \| a class with ", said)
+        assert len(said) < 320
+    with pytest.raises(UserError, match=r"one of AnchorEpistemicMass, .*, 4 more, or a frozen"):
+        Distill(target="anchor")  # pyright: ignore[reportArgumentType]
+    assert own_classes.most_alike(["b", "a"], "a") == ["b", "a"]
 
 
 @dataclass(frozen=True)
@@ -192,6 +256,10 @@ def test_a_config_in_python_is_held_to_the_same_when_it_is_written():
     for value, said in (
         (Local(), "Local could not be found again by a resumed run"),
         (
+            vars(MODULE)["made_inside"](),
+            "recipe.py:made_inside.<locals>.Steep could not be found again",
+        ),
+        (
             OWN["NoFactor"](),
             "first: expected a class with .*factor.*, and NoFactor is none",
         ),
@@ -207,8 +275,7 @@ def test_a_config_in_python_is_held_to_the_same_when_it_is_written():
 
 
 def test_a_config_holds_the_classes_of_one_recipe():
-    other = load_source(RECIPE + b"\n", "other.py").classes["Steep"]()
-    load_source(RECIPE, "mine.py")
+    other = load_source(RECIPE + b"# other", "other.py").classes["Steep"]()
     assert own_classes.recipe_in(Loss()) is None
     assert own_classes.recipe_in(Loss(weights=(OWN["Steep"](),))) is MODULE
     with pytest.raises(UserError, match=r"several recipes, a run keeps one: mine.py, other.py"):
@@ -244,9 +311,36 @@ def test_a_recipe_that_needs_a_file_beside_it_is_refused(tmp_path, monkeypatch):
     own_classes.check_alone(MODULE)
 
 
+def test_a_class_of_a_file_beside_the_recipe_is_refused(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "weights_beside.py").write_bytes(RECIPE)
+    (tmp_path / "mine.py").write_text("from weights_beside import Steep\n")
+    module = load_file(tmp_path / "mine.py")
+    loss = Loss(weights=(vars(module)["Steep"](),))
+    with pytest.raises(UserError, match="class weights_beside:Steep could not be found again"):
+        own_classes.check_installed(loss, module)
+    elsewhere = load_source(b"# elsewhere", str(tmp_path / "folder" / "mine.py"))
+    own_classes.check_installed(loss, elsewhere)
+    own_classes.check_installed((OWN["Steep"](),), load_source(b"# beside", "beside.py"))
+
+
+@pytest.mark.parametrize("name", [":Steep", ".x:Steep", "x..y:Steep", "a-b:Steep"])
+def test_a_name_that_is_no_modules_is_refused(name):
+    with pytest.raises(UserError, match=f"^class {name}: expected package.module:Name$"):
+        own_classes.resolve(name, OWN)
+
+
+def test_types_that_are_nowhere_are_refused_where_the_choice_is_made():
+    with pytest.raises(UserError, match=r"^first: the types of Hints: NameError: name 'nowhere'"):
+        own_classes.require_choice("first", OWN["Hints"](1.0), Gate | OwnWeight)
+    tree = Loss(first=OWN["Tree"](inner=OWN["Tree"]()))  # a type within itself is no endless one
+    assert from_json(Loss, to_json(tree), own=OWN) == tree
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("import sys; sys.exit(0)", "mine.py cannot be run: SystemExit: 0"),
         ("1 / 0", "mine.py cannot be run: ZeroDivisionError: division by zero"),
         ("def f(:", "mine.py cannot be run: SyntaxError"),
         ("raise ValueError('two\\nlines')", "ValueError: two lines$"),

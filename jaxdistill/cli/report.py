@@ -19,7 +19,9 @@ def add_verbs(verbs: Any) -> None:
     out = add_out(sub, "an .html file, or a folder for it", metavar="PATH")
     worked_out(out, "the first RUN")
     sub.add_argument(
-        "--markdown", action="store_true", help="print a study's tables as Markdown instead"
+        "--markdown",
+        action="store_true",
+        help="print the tables of a study's folder as Markdown instead",
     )
 
 
@@ -29,6 +31,11 @@ def report(options: argparse.Namespace) -> None:
     if options.markdown:
         if len(options.runs) != 1:
             raise UserError("--markdown prints one study's tables; give one STUDY folder")
+        if (options.runs[0] / "config.json").exists():
+            raise UserError(
+                f"--markdown prints a study's tables, and {options.runs[0]} is a run: give a "
+                "study's folder, or leave --markdown out for a page about the run"
+            )
         print(study_markdown(options.runs[0]), end="")
     elif len(options.runs) == 1 and (options.runs[0] / "study.json").exists():
         if options.out:

@@ -1,6 +1,7 @@
 """`sample` prints responses of a model, `eval` scores them on a set of questions."""
 
 import argparse
+import dataclasses
 from typing import Any
 
 from jaxdistill.cli.flags import (
@@ -47,9 +48,9 @@ def add_verbs(verbs: Any) -> None:
         "--samples", type=int, default=4, metavar="K", help="responses per question (k)"
     )
     limit = sub.add_argument(
-        "--limit", type=int, metavar="N", help="evaluate the first N questions of --data only"
+        "--limit", type=int, metavar="N", help="evaluate the first N questions only"
     )
-    worked_out(limit, "all of a file's, 128 of a toy split's")
+    worked_out(limit, "all of a file's or task's, 128 of a toy split's")
     add_out(sub, "also write NAME.jsonl and summary.json into this folder", metavar="DIR")
     add_sampling(sub)
 
@@ -128,8 +129,28 @@ def own_split(text: str, limit: int | None) -> Any:
     from jaxdistill.sampling.rollouts import check_grading
     from jaxdistill.tasks.tasks import questions_of
 
-    if limit is not None:
-        raise UserError("--limit goes with --data; a task says itself how many questions it has")
     task = named_task(text)
     check_grading(task, questions_of(task)[0])
-    return Split(type(task).__name__, task)
+    return Split(type(task).__name__, task if limit is None else First(task, limit))
+
+
+@dataclasses.dataclass(frozen=True)
+class First:
+    """The first `limit` questions of a recipe's own task, and all else that it has."""
+
+    task: Any
+    limit: int
+
+    def questions(self) -> list[Any]:
+        from jaxdistill.tasks.tasks import questions_of
+
+        return questions_of(self.task)[: self.limit]
+
+    def grade(self, question: Any, response: str) -> Any:
+        return self.task.grade(question, response)
+
+    def __getattr__(self, name: str) -> Any:
+        # How it is graded. Not for names that pickle asks for before there is a task.
+        if name not in ("grading_workers", "grading_timeout_s"):
+            raise AttributeError(name)
+        return getattr(self.task, name)

@@ -15,9 +15,11 @@ def add_verbs(verbs: Any) -> None:
     sub.add_argument("config", metavar="CONFIG", help="a recipe's name or path, or a config.json")
     add_overrides(sub, "the recipe")
     folder = sub.add_argument("--run-dir", type=Path, metavar="DIR", help="the run's folder")
-    worked_out(folder, "runs/NAME")
+    worked_out(folder, "runs/NAME; with --resume, that of a run's own config.json")
     sub.add_argument(
-        "--resume", action="store_true", help="go on from the last checkpoint in the run's folder"
+        "--resume",
+        action="store_true",
+        help="go on from the last checkpoint in the run's folder; where there is none, start",
     )
     add_quiet(sub)
 
@@ -41,16 +43,20 @@ def add_verbs(verbs: Any) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    from jaxdistill.config import load_recipe, recipe_names
+    from jaxdistill.config import bundled_module, load_recipe
     from jaxdistill.run.loop import run
 
-    recipe = Path(options.config)
-    is_gone = recipe.suffix == ".py" and not recipe.exists() and recipe.stem not in recipe_names()
-    if is_gone and options.resume and options.run_dir:
-        options.config = str(options.run_dir / "config.json")
-        print(f"no {recipe}: the run goes on with its own {options.config}", file=sys.stderr)
+    recipe, run_dir = Path(options.config), options.run_dir
+    if options.resume and run_dir and recipe.suffix == ".py" and not recipe.exists():
+        kept = run_dir / "config.json"
+        if kept.exists() and bundled_module(options.config) is None:
+            options.config = str(kept)
+            print(f"no {recipe}: the run goes on with its own {kept}", file=sys.stderr)
     config = load_recipe(options.config, options.overrides)
-    run_dir = options.run_dir or Path("runs") / config.name
+    # A config.json beside a provenance.json is a run's own.
+    is_kept = recipe.name == "config.json" and (recipe.parent / "provenance.json").exists()
+    if run_dir is None:
+        run_dir = recipe.parent if options.resume and is_kept else Path("runs") / config.name
     run(config, run_dir, resume=options.resume, quiet=options.quiet)
     print(run_dir)
 

@@ -15,7 +15,7 @@ from jaxdistill.epistemic.counting import TEN_WORDS, expand
 from jaxdistill.errors import UserError
 from jaxdistill.files import write_whole
 
-_CASINGS = (str.lower, str.capitalize, str.upper)
+CASINGS = (str.lower, str.capitalize, str.upper)
 # Tokenizers merge one of these into a word: ".Wait" after a sentence, the others mostly in programs
 # ("\tcheck", ".check(", "(wait").
 _MARKS = ".,(\t"
@@ -93,9 +93,9 @@ def build_lexicon(
     words = tuple(dict.fromkeys(word.lower() for word in words))
     found: dict[str, int | None] = {}
     for word in words:
-        forms = [mark + casing(word) for mark in ("", " ") for casing in _CASINGS]
+        forms = [mark + casing(word) for mark in ("", " ") for casing in CASINGS]
         if merged:
-            forms += [mark + casing(word) for mark in _MARKS for casing in _CASINGS]
+            forms += [mark + casing(word) for mark in _MARKS for casing in CASINGS]
         else:
             forms.append("." + word.capitalize())  # how a sentence begins after another one
         for form in forms:

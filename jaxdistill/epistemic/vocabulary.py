@@ -5,9 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from jaxdistill.epistemic.lexicon import Lexicon, vocab_size, without_leading_mark
+from jaxdistill.epistemic.lexicon import CASINGS, Lexicon, vocab_size, without_leading_mark
 
-_CASINGS = (str.lower, str.capitalize, str.upper)
 _LETTERS = re.compile(r"[^\W\d_]+")
 
 
@@ -58,7 +57,7 @@ def _over_inclusive(
 ) -> Iterable[OverInclusive]:
     parts = {(each.word, part) for each in near for part in _LETTERS.findall(each.token.lower())}
     longer = sorted({part for word, part in parts if word in part} - {*lexicon.words}, key=len)
-    forms = [mark + casing(word) for word in longer for mark in ("", " ") for casing in _CASINGS]
+    forms = [mark + casing(word) for word in longer for mark in ("", " ") for casing in CASINGS]
     inside: dict[int, list[str]] = {i: [] for i in lexicon.ids}
     for form, encoding in zip(forms, tokenizer.backend_tokenizer.encode_batch(forms)):
         for i in inside.keys() & set(encoding.ids):

@@ -14,6 +14,7 @@ from jaxdistill.sampling import Address, Sampling
 from jaxdistill.sampling.engine import Engine
 from jaxdistill.sampling.rollouts import open_grading
 from jaxdistill.storage.toy import toy_name
+from jaxdistill.tasks.questions import is_text
 from jaxdistill.tasks.tasks import MathTask, Task, ToyTask, questions_of
 
 
@@ -21,8 +22,12 @@ from jaxdistill.tasks.tasks import MathTask, Task, ToyTask, questions_of
 class Split:
     """One named set of questions in an evaluation."""
 
-    name: str
+    name: str  # and that of its file
     task: Task
+
+    def __post_init__(self):
+        if not is_text(self.name) or self.name in ("", ".", "..") or set(self.name) & set("/\\\0"):
+            raise UserError(f"Split.name must be able to name a file, got {self.name!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,21 @@ from typing import Any, Literal
 
 from jaxdistill.evaluation.intervals import Clusters, clusters_of
 
+# What every response's record holds; further fields are its task's own facts.
+RECORD_FIELDS = (
+    "question_id",
+    "question",
+    "answer",
+    "rollout",
+    "response",
+    "correct",
+    "verdict",
+    "finished",
+    "num_tokens",
+    "epistemic",
+    "words",
+)
+
 Place = Literal["rows", "value", "change", "seeds"]
 
 
@@ -134,11 +149,19 @@ MEASURES: dict[str, Measure] = {
 
 
 def summarize(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Every measure over these responses, None where none tells; and their number, `n`.
+    """Every measure over these responses, None where none tells; their number, `n`; own facts.
 
-    Every mean of the project is formed by `Clusters.mean`: these, and those in a report.
+    `Clusters.mean` forms these means, those that a report forms of records, and the epistemic ones
+    of a training log. What a report has only rows of is averaged by `mean_of_rows`.
     """
-    found = {name: measure.of(records) for name, measure in MEASURES.items()}
+    measured = {*RECORD_FIELDS, *(measure.field for measure in MEASURES.values())}
+    names = dict.fromkeys(name for record in records for name in record if name not in measured)
+    measures = MEASURES | {
+        name: Measure(name=name, field=name, label=name, subject=name)
+        for name in names
+        if all(isinstance(record.get(name), int | float | None) for record in records)
+    }
+    found = {name: measure.of(records) for name, measure in measures.items()}
     means = {name: None if sums is None else sums.mean for name, sums in found.items()}
     return means | {"n": len(records)}
 

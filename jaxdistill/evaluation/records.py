@@ -6,18 +6,21 @@ from typing import Any
 
 from jaxdistill import epistemic
 from jaxdistill.errors import UserError
-from jaxdistill.evaluation.measures import summarize
+from jaxdistill.evaluation.measures import MEASURES, RECORD_FIELDS, summarize
 from jaxdistill.files import write_whole
 from jaxdistill.sampling.rollouts import Rollouts
-from jaxdistill.tasks.tasks import Task, trace_facts
+from jaxdistill.tasks.tasks import Task, facts_of
 
 
 def response_record(task: Task, rollouts: Rollouts, row: int) -> dict[str, Any]:
-    """One line of an evaluation: question, response, verdict and counts."""
+    """One line of an evaluation: `RECORD_FIELDS`, then what the task itself tells.
+
+    Words of doubt are the paper's ten, whatever lexicon a run has: records compare between runs.
+    """
     question, response = rollouts.question_of(row), rollouts.responses[row]
     verdict = rollouts.verdicts[row]
     words = epistemic.count(response, epistemic.TEN_WORDS, mode="word")
-    return {
+    record = {
         "question_id": question.id,
         "question": question.prompt,
         "answer": question.answer,
@@ -29,8 +32,14 @@ def response_record(task: Task, rollouts: Rollouts, row: int) -> dict[str, Any]:
         "num_tokens": int(rollouts.lengths_B[row]),
         "epistemic": sum(words.values()),
         "words": {word: n for word, n in words.items() if n},
-        **trace_facts(task, question, response),
     }
+    facts = facts_of(task, question, response)
+    if taken := facts.keys() & {*RECORD_FIELDS, *MEASURES, "n"}:
+        raise UserError(
+            f"{type(task).__name__}.facts: {min(taken)!r} is a field of every record or summary; "
+            "use another name"
+        )
+    return record | facts
 
 
 def write_rollouts(folder: Path, task: Task, rollouts: Rollouts) -> None:

@@ -106,9 +106,7 @@ def hidden_of_prompts(
     hidden_BTD = packed_completion_hidden(
         params,
         config,
-        tokens_BS=_stack_rows(
-            [jnp.pad(x, ((0, 0), (0, max(widths) - x.shape[1]))) for x in tokens]
-        ),
+        tokens_BS=_stack_rows(tokens),
         lengths_BA=_stack_rows(lengths),
         completion_lengths_BA=_stack_rows([completion_lengths_BA] * num),
         num_positions=num_positions,

@@ -152,7 +152,7 @@ def _called(what: str, call: Callable[[], Any]) -> Any:
         return call()
     except UserError as error:
         raise UserError(f"{what}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         first_line = str(error).strip().partition("\n")[0]
         raise UserError(f"{what} raised {type(error).__name__}: {first_line}") from error
 

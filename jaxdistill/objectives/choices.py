@@ -14,7 +14,7 @@ and where it has none, what is said in brackets holds, or no further network is 
 """
 
 import dataclasses
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, get_args, runtime_checkable
 
 from jaxtyping import Array, Float
 
@@ -168,8 +168,8 @@ def reads_of(*choices: object) -> frozenset[str]:
     return frozenset().union(*(getattr(choice, "reads", ()) for choice in choices))
 
 
-def require_choice(name: str, value: object, union: Any) -> None:
-    """Refuse a value that is none of a union's classes, nor of a recipe's class with the method."""
+def require_choice_and_reads(name: str, value: object, union: Any) -> None:
+    """`own_classes.require_choice`, and `reads` must name networks, where the class has it."""
     own_classes.require_choice(name, value, union)
     reads = getattr(value, "reads", frozenset())
     where = f"{name}: {type(value).__name__}.reads"
@@ -178,6 +178,10 @@ def require_choice(name: str, value: object, union: Any) -> None:
     require(not is_field, where, "no field: write it without annotation, or as ClassVar", reads)
     known = isinstance(reads, frozenset) and reads <= NETWORKS
     require(known, where, "a frozenset of 'teacher', 'reference', 'contrast'", reads)
+    if OwnCorrection in get_args(union):
+        level = getattr(value, "level", "token")
+        known = level in ("token", "sequence")
+        require(known, f"{name}: {type(value).__name__}.level", "'token' or 'sequence'", level)
 
 
 def require_choices(name: str, values: object, union: Any) -> None:
@@ -185,4 +189,4 @@ def require_choices(name: str, values: object, union: Any) -> None:
     require(isinstance(values, tuple), name, "a tuple of choices, as (A(), B())", values)
     assert isinstance(values, tuple)
     for value in values:
-        require_choice(name, value, union)
+        require_choice_and_reads(name, value, union)

@@ -19,7 +19,7 @@ from jaxdistill.objectives.choices import (
     Term,
     Weight,
     reads_of,
-    require_choice,
+    require_choice_and_reads,
     require_choices,
 )
 from jaxdistill.objectives.divergences import Comparison, JensenShannon
@@ -66,13 +66,15 @@ class Distill:
     reduction: Reduction = "sequence"
 
     def __post_init__(self) -> None:
-        require_choice("Distill.divergence", self.divergence, Divergence)
-        require_choice("Distill.support", self.support, Support)
-        require_choice("Distill.target", self.target, Target)
+        require_choice_and_reads("Distill.divergence", self.divergence, Divergence)
+        require_choice_and_reads("Distill.support", self.support, Support)
+        require_choice_and_reads("Distill.target", self.target, Target)
         require_choices("Distill.weights", self.weights, Weight)
         require_choices("Distill.terms", self.terms, Term)
-        require_choice("Distill.clip", self.clip, Clip | None)
-        require_choice("Distill.rollout_correction", self.rollout_correction, Correction | None)
+        require_choice_and_reads("Distill.clip", self.clip, Clip | None)
+        require_choice_and_reads(
+            "Distill.rollout_correction", self.rollout_correction, Correction | None
+        )
         self._require_fitting_clip()
         clip = self.importance_clip
         require(clip is None or clip > 0, "Distill.importance_clip", "positive or None", clip)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxdistill import losses
 from jaxdistill.objectives.positions import Epistemic, Positions, require, require_literals
-from jaxdistill.objectives.weights import Network, entropy_of
+from jaxdistill.objectives.weights import NetworkName, entropy_of
 
 # -------------------------------------------------------------------------- by epistemic tokens
 
@@ -74,7 +74,7 @@ class EntropyGate:
     count `floor` (EGRSD, arXiv 2605.13255).
     """
 
-    of: Network = "teacher"
+    of: NetworkName = "teacher"
     keep: Literal["below", "above"] = "below"
     threshold: float = 0.672  # see `targets.AmplifyEpistemic`
     floor: float = 0.0

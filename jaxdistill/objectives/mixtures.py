@@ -6,11 +6,11 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdistill.objectives.choices import require_choice
 from jaxdistill.objectives.distill import Distill, weighted
 from jaxdistill.objectives.policy_gradient import GRPO
 from jaxdistill.objectives.positions import Epistemic, LossPart, Positions, Rows, require
 from jaxdistill.objectives.reduction import Reduction
+from jaxdistill.own_classes import require_choice
 
 
 def _reads_of_both(objective: "Mixed | Routed") -> frozenset[str]:

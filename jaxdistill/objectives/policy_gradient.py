@@ -13,7 +13,7 @@ from jaxdistill.objectives.choices import (
     OwnBatchWeight,
     Term,
     reads_of,
-    require_choice,
+    require_choice_and_reads,
     require_choices,
 )
 from jaxdistill.objectives.credit import EqualCredit
@@ -49,9 +49,11 @@ class GRPO:
     reduction: Reduction = "sequence"
 
     def __post_init__(self) -> None:
-        require_choice("GRPO.credit", self.credit, Credit)
+        require_choice_and_reads("GRPO.credit", self.credit, Credit)
         require_choices("GRPO.terms", self.terms, Term)
-        require_choice("GRPO.rollout_correction", self.rollout_correction, Correction | None)
+        require_choice_and_reads(
+            "GRPO.rollout_correction", self.rollout_correction, Correction | None
+        )
         require(0 <= self.clip_low < 1, "GRPO.clip_low", "from 0 to below 1", self.clip_low)
         require(self.clip_high >= 0, "GRPO.clip_high", "at least 0", self.clip_high)
         dual = self.dual_clip

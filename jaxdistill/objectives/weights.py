@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from jaxdistill import losses
 from jaxdistill.objectives.positions import Epistemic, Positions, require, require_literals
 
-Network = Literal["student", "teacher", "reference"]
+NetworkName = Literal["student", "teacher", "reference"]
 
 # -------------------------------------------------------------------------- by epistemic tokens
 
@@ -97,7 +97,7 @@ class SuppressionGate:
 class EntropyWeight:
     """exp(-rate H(of)), normalised to mean 1 over the batch (SRPO, arXiv 2604.02288)."""
 
-    of: Network = "teacher"
+    of: NetworkName = "teacher"
     rate: float = 1.0
 
     def __post_init__(self) -> None:
@@ -121,6 +121,6 @@ class EntropyWeight:
         return jnp.where(counts_BT, share_BT * counts_BT.sum(), 0.0)
 
 
-def entropy_of(network: Network, positions: Positions) -> Float[Array, "B T"]:
+def entropy_of(network: NetworkName, positions: Positions) -> Float[Array, "B T"]:
     logp_BTV = positions.student_logp_BTV if network == "student" else getattr(positions, network)
     return losses.entropy(logp_BTV)

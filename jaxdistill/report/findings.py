@@ -19,8 +19,9 @@ from jaxdistill.evaluation.intervals import (
     paired_difference,
 )
 from jaxdistill.evaluation.measures import MEASURES, mean_of_rows
-from jaxdistill.report.load import BASE, METHOD_ORDER, Row, StudyResults
+from jaxdistill.report.load import BASE, Row, StudyResults
 from jaxdistill.report.words import (
+    METHOD_LABELS,
     change_text,
     method_label,
     movement,
@@ -83,7 +84,7 @@ OPEN = "not settled"
 UNMEASURED = "not measured"
 NO_INTERVAL = " (no interval)"
 
-MAIN = {method: ("main", method) for method in METHOD_ORDER}
+MAIN = {method: ("main", method) for method in METHOD_LABELS}
 SDPO = MAIN["sdpo"]
 GRPO = MAIN["grpo"]
 ANCHOR = MAIN["epi_anchor"]

@@ -3,19 +3,19 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation.measures import MEASURES, study_row, summarize
+from jaxdistill.report.words import METHOD_LABELS, SPLIT_LABELS, WORLD_LABELS
 
 Row = dict[str, Any]
 RunKey = tuple[str, str, int]  # world, method, seed
 
 BASE = "base"
-SPLITS = ("heldout", "ood", "train")
 # Axes along which a full study departs from its main grid of world x method x seed.
 AXES = ("coverage", "context")
 # What every row of summary.json must have beside the measures that are required.
@@ -50,43 +50,23 @@ class StudyResults:
     @property
     def worlds(self) -> list[str]:
         names = [row["world"] for row in self.rows] + [world for world, _, _ in self.runs]
-        return in_order(names, ("main", "control"))
+        return in_order(names, WORLD_LABELS)
 
     @property
     def methods(self) -> list[str]:
         names = [row["method"] for row in self.rows] + [method for _, method, _ in self.runs]
-        return in_order(names, METHOD_ORDER)
+        return in_order(names, METHOD_LABELS)
 
     @property
     def splits(self) -> list[str]:
-        return in_order((row["split"] for row in self.rows), SPLITS)
+        return in_order((row["split"] for row in self.rows), SPLIT_LABELS)
 
     def select(self, **wanted: Any) -> list[Row]:
         """The main-grid rows whose fields have these values."""
         return [r for r in self.rows if all(r[key] == value for key, value in wanted.items())]
 
 
-METHOD_ORDER = (
-    BASE,
-    "sdpo",
-    "sdpo_ema",
-    "opsd",
-    "sdpo_mask",
-    "epi_mask",
-    "epi_gate",
-    "epi_slice",
-    "epi_anchor",
-    "epi_floor",
-    "epi_amplify",
-    "anti_e",
-    "grpo",
-    "rlsd",
-    "rlcsd",
-    "srpo",
-)
-
-
-def in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:
+def in_order(names: Iterable[str], order: Collection[str]) -> list[str]:
     """Distinct names: the known ones in their order, then the others as they came."""
     distinct = list(dict.fromkeys(names))
     return [n for n in order if n in distinct] + [n for n in distinct if n not in order]

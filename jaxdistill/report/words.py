@@ -6,6 +6,7 @@ from jaxdistill.evaluation.measures import MEASURES, Measure
 MINUS = "−"
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
+# Each of the three in the order in which a report shows them.
 METHOD_LABELS = {
     "base": "base model",
     "sdpo": "SDPO",

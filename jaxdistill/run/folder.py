@@ -1,6 +1,8 @@
 """The run folder: created, checked against a resumed run's config, its base and its lexicon."""
 
 import json
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,18 @@ MAY_CHANGE = {
     "rollouts_every",
     "export",
 }
+# What a run may have written before there is anything to keep.
+OF_A_START = (
+    "config.json", "provenance.json", own_classes.RECIPE, "lexicon.json", "metrics.jsonl",
+    "model", "rollouts", "tensorboard", "checkpoints", "evals", "export", "export.new",
+)  # fmt: skip
 
 
 def start_folder(config: RunConfig, run_dir: Path, resume: bool) -> bool:
     """Create the run folder (True), or check that it is this config's (False).
 
-    A recipe with classes of its own is copied into it.
+    A script that always resumes starts a run too, and one line says so. A recipe with classes of
+    its own is copied into it.
     """
     described = configs.to_json(config)
     if (run_dir / "config.json").exists():
@@ -40,19 +48,46 @@ def start_folder(config: RunConfig, run_dir: Path, resume: bool) -> bool:
             )
         check_config(config, described, run_dir)
         return False
-    # A start that was killed may have left its first files.
-    first = {"provenance.json", own_classes.RECIPE}
-    if run_dir.exists() and {file.name for file in run_dir.iterdir()} - first:
+    # A start that was killed may have left its first files; another recipe.py is somebody's own.
+    module, first = own_classes.recipe_in(config), {"provenance.json"}
+    kept, found = run_dir / own_classes.RECIPE, names_in(run_dir)
+    if module is not None and found == first | {kept.name} and kept.read_bytes() == module.source:
+        first.add(kept.name)
+    if found - first:
         raise UserError(f"run folder {run_dir} is not empty and holds no run; choose another")
     # What can be wrong with the model is found before anything is written.
     loading.resolve(config.model)
     run_dir.mkdir(parents=True, exist_ok=True)
+    if resume:
+        print(f"no run in {run_dir} to resume: a new one starts there", file=sys.stderr)
     write_whole(run_dir / "provenance.json", json.dumps(current_provenance(), indent=1))
-    if (module := own_classes.recipe_in(config)) is not None:
+    if module is not None:
         # The text that was run, whatever has become of its file since.
-        (run_dir / own_classes.RECIPE).write_bytes(module.source)
+        write_whole(kept, module.source)
     write_config(config, run_dir)
     return True
+
+
+def names_in(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir()} if folder.exists() else set()
+
+
+def remove_start(run_dir: Path, before: set[str] | None) -> None:
+    """Undo a start that came to nothing; `before` is what lay there already (None: no folder).
+
+    Once there is a line of metrics, a checkpoint, an evaluation or an export the folder stays.
+    """
+    metrics = run_dir / "metrics.jsonl"
+    has_metrics = metrics.exists() and b"\n" in metrics.read_bytes()
+    if has_metrics or any(names_in(run_dir / kept) for kept in ("checkpoints", "evals", "export")):
+        return
+    for name in set(OF_A_START) - (before or set()):
+        if (run_dir / name).is_dir():
+            shutil.rmtree(run_dir / name)
+        else:
+            (run_dir / name).unlink(missing_ok=True)
+    if before is None and not names_in(run_dir):
+        run_dir.rmdir()
 
 
 def write_config(config: RunConfig, run_dir: Path) -> None:
@@ -77,7 +112,7 @@ def check_config(config: RunConfig, described: dict[str, Any], run_dir: Path) ->
             "--resume`: a changed recipe is another run"
         )
     if "recipe" in saved:
-        configs.load_run_recipe(run_dir, saved["recipe"])
+        configs.read_run_recipe(run_dir, saved["recipe"])
     for key in described.keys() - MAY_CHANGE:
         if found := first_difference(saved.get(key), described[key], key):
             path, there, here = found

@@ -23,7 +23,9 @@ from jaxdistill.run.folder import (
     finished_step,
     is_evaluated,
     keep_lexicon,
+    names_in,
     note_resume,
+    remove_start,
     start_folder,
     write_config,
 )
@@ -39,6 +41,7 @@ from jaxdistill.training.metrics import MetricsWriter, means
 from jaxdistill.training.on_policy import OnPolicy
 from jaxdistill.training.state import TrainState, init_state
 from jaxdistill.training.step import make_train_step
+from jaxdistill.training.teachers import check_teacher
 
 
 def run(config: RunConfig, run_dir: Path, *, resume: bool = False, quiet: bool = False) -> Path:
@@ -48,17 +51,20 @@ def run(config: RunConfig, run_dir: Path, *, resume: bool = False, quiet: bool =
     bit for bit). Raises UserError for an existing folder without `resume`, a folder of another
     config, or unusable input.
     """
+    before = names_in(run_dir) if run_dir.exists() else None
     is_new = start_folder(config, run_dir, resume)
     try:
         # What cannot be read or graded is found now and not by the first evaluation, hours later.
         check_tasks(config)
         if isinstance(config.lexicon, LexiconFile):
             epistemic.read_lexicon(config.lexicon.path)
-        train(config, run_dir, resume, quiet)
-    except UserError:
-        # Input that proved unusable before the first step leaves no folder behind.
-        if is_new and not (run_dir / "metrics.jsonl").exists():
-            shutil.rmtree(run_dir)
+        train(config, run_dir, resume and not is_new, quiet)
+    except (Exception, SystemExit) as error:
+        # What fails before the first step leaves nothing behind; what is interrupted goes on.
+        if is_new:
+            remove_start(run_dir, before)
+        if isinstance(error, SystemExit) and not error.code:
+            raise UserError("code of the recipe ended the run with sys.exit()") from error
         raise
     return run_dir
 
@@ -67,10 +73,11 @@ def check_tasks(config: RunConfig) -> None:
     tasks = [split.task for split in config.evaluation.splits]
     if isinstance(config.experience, OnPolicy):
         tasks.append(config.experience.task)
-    first = {type(task): (task, questions_of(task)[0]) for task in tasks}
-    for kind, (task, question) in first.items():
-        if own_classes.is_own(kind):
-            check_grading(task, question)
+    for index, task in enumerate(tasks):
+        if task not in tasks[:index]:
+            question = questions_of(task)[0]
+            if own_classes.is_own(type(task)):
+                check_grading(task, question)
 
 
 def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
@@ -98,8 +105,9 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
             enable_thinking=getattr(config.experience, "enable_thinking", None),
         )
         lexicon = keep_lexicon(config, policy, run_dir)
-        # A recipe's own choices are tried before anything is trained.
+        # A recipe's own choices are tried before anything is sampled or trained.
         objectives.check_objective(config.objective, tuple(lexicon.ids), policy.config.vocab_size)
+        check_teacher(config.teacher, policy.params, config.steps)
         setting = Setting(
             engine=engine,
             objective=config.objective,
@@ -112,7 +120,10 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
         state = init_state(policy.params, config.optimizer, config.teacher, config.steps)
         checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.keep_checkpoints)
         step = 0
-        if resume and (latest := checkpoints.latest_step()) is not None:
+        latest = checkpoints.latest_step() if resume else None
+        if resume and latest is None:
+            print(f"run {run_dir} has no checkpoint yet: it starts at step 0", file=sys.stderr)
+        if latest is not None:
             step = check_steps(config, run_dir, latest)
             restored, host = checkpoints.restore(latest, state._asdict())
             state = TrainState(**restored)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill import overrides
-from jaxdistill.config import RunConfig, with_presets
+from jaxdistill.config import RunConfig, to_json, with_presets
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation.measures import study_row
 from jaxdistill.evaluation.records import read_summary
@@ -98,7 +98,7 @@ def run_study(study: Study, study_dir: Path, *, quiet: bool = False) -> Path:
 
 def prepare(study: Study, study_dir: Path) -> None:
     """Create the folder, or check that it is this study's."""
-    described = json.dumps([[arm.name, overrides.to_json(arm.config)] for arm in study.arms])
+    described = json.dumps([[arm.name, to_json(arm.config)] for arm in study.arms])
     file = study_dir / "arms.json"
     if file.exists() and file.read_text() != described:
         raise UserError(

@@ -2,18 +2,21 @@
 
 import contextlib
 import functools
+import math
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from jaxdistill.errors import UserError
+from jaxdistill.own_classes import in_one_line
 from jaxdistill.sampling.keys import Address
 from jaxdistill.tasks.grading import GradingPool, Verdict, grade_all
 from jaxdistill.tasks.grading.pool import TOO_SLOW
-from jaxdistill.tasks.grading.verdict import FAILED
+from jaxdistill.tasks.grading.verdict import FAILED, TaskGrader
 from jaxdistill.tasks.questions import Question
-from jaxdistill.tasks.tasks import Task
+from jaxdistill.tasks.tasks import MathTask, Task
 
 Grade = Callable[[Sequence[Question], Sequence[str]], list[Verdict]]
 
@@ -63,10 +66,22 @@ class Grading:
 def open_grading(task: Task) -> Grading:
     """Worker processes where an answer may be slow or hang; they start with the first responses."""
     # Two were chosen, not measured: one goes on while the other is replaced. 5 s: see GradingPool.
-    workers = getattr(task, "grading_workers", 2)
+    workers, name = getattr(task, "grading_workers", 2), type(task).__name__
+    timeout_s = getattr(task, "grading_timeout_s", 5.0)
+    if type(workers) is not int or workers < 0:
+        raise UserError(f"{name}.grading_workers: expected an int of at least 0, got {workers!r}")
+    if type(timeout_s) not in (int, float) or not 0 < timeout_s < math.inf:
+        raise UserError(f"{name}.grading_timeout_s: expected a number above 0, got {timeout_s!r}")
     if workers == 0:
         return Grading(functools.partial(grade_all, task.grade), close=lambda: None)
-    pool = GradingPool(task.grade, workers, getattr(task, "grading_timeout_s", 5.0))
+    grader = task.grade if isinstance(task, MathTask) else TaskGrader(task)
+    try:
+        pickle.dumps(grader)
+    except Exception as error:
+        raise UserError(
+            f"{name} cannot be sent to its grading processes: {in_one_line(error)}"
+        ) from error
+    pool = GradingPool(grader, workers, timeout_s)
     return Grading(pool.grade, pool.close)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from jaxdistill.errors import UserError
+from jaxdistill.own_classes import in_one_line
 from jaxdistill.storage import hub
 
 if TYPE_CHECKING:  # transformers takes seconds to import
@@ -37,15 +38,12 @@ def load(name: str | Path) -> "PreTrainedTokenizerFast":
     try:
         tokenizer = loader.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, its own, ...
-        raise UserError(f"cannot read a tokenizer from {folder}: {_one_line(error)}") from error
+        raise UserError(
+            f"cannot read a tokenizer from {folder}: {in_one_line(error)[:300]}"
+        ) from error
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(f"the tokenizer in {folder} is not a fast one; add its tokenizer.json")
     return tokenizer
-
-
-def _one_line(error: BaseException) -> str:
-    # An error is one line for a person; a template's may quote the whole template.
-    return (" ".join(str(error).split()) or type(error).__name__)[:300]
 
 
 # ------------------------------------------------------------------------------ text and ids
@@ -84,9 +82,10 @@ def prompt_text(
             list(chat), tokenize=False, add_generation_prompt=True, **options
         )
     except Exception as error:  # Jinja's errors, and whatever a template raises itself
+        # 300: Jinja may quote the whole template.
         raise UserError(
             f"the chat template in {tokenizer.name_or_path} refused a chat of roles "
-            f"{[message.get('role') for message in chat]}: {_one_line(error)}"
+            f"{[message.get('role') for message in chat]}: {in_one_line(error)[:300]}"
         ) from error
     assert isinstance(text, str)
     return text
@@ -143,7 +142,7 @@ def _generation_eos(path: Path) -> list[int]:
     try:
         value = json.loads(path.read_bytes()).get("eos_token_id")
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: not a readable JSON object: {_one_line(error)}") from error
+        raise UserError(f"{path}: not a readable JSON object: {in_one_line(error)}") from error
     ids = [] if value is None else value if isinstance(value, list) else [value]
     if not all(type(token) is int and token >= 0 for token in ids):
         raise UserError(f"{path}: `eos_token_id` must be a token id or a list of them: {value!r}")

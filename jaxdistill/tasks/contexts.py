@@ -23,7 +23,7 @@ import numpy as np
 from jaxdistill.errors import UserError
 from jaxdistill.own_classes import in_one_line
 from jaxdistill.tasks.grading.verdict import Verdict
-from jaxdistill.tasks.questions import Question
+from jaxdistill.tasks.questions import Question, is_text
 
 # --------------------------------------------------------------------------------- the template
 
@@ -126,7 +126,13 @@ class Attempt(NamedTuple):
 
 @runtime_checkable
 class OwnContext(Protocol):
-    """A recipe's own context: a frozen dataclass with this method."""
+    """A recipe's own context: a frozen dataclass with this method. Beside it a class may have
+
+    regenerates    `Attempt.solution` is then what the initial model wrote under a solution,
+                   where that was right, and not the solution itself (False)
+    reuses_shown   as a contrast it is then what the teacher is shown, less the question, and
+                   `compose` is not asked (False)
+    """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
@@ -189,6 +195,8 @@ class PartialSolution:
 class Regenerated:
     """c = y~: what the initial model wrote under c = s, where that was right (setting 4)."""
 
+    regenerates: ClassVar = True
+
     def compose(self, attempt: Attempt) -> Shown | None:
         return attempt.show(attempt.solution)
 
@@ -236,6 +244,8 @@ class ContextOnly:
     As a contrast it shows whatever the teacher is shown, less the question.
     """
 
+    reuses_shown: ClassVar = True
+
     def compose(self, attempt: Attempt) -> Shown | None:
         shown = attempt.show(attempt.solution)
         return shown and shown._replace(prompt="")
@@ -256,6 +266,16 @@ Context = (
 )
 
 
+def regenerates(context: Context) -> bool:
+    """Whether it shows what the initial model wrote in the place of a solution."""
+    return getattr(context, "regenerates", False)
+
+
+def reuses_shown(context: Context) -> bool:
+    """Whether as a contrast it shows what the teacher is shown, less the question."""
+    return getattr(context, "reuses_shown", False)
+
+
 def composed(context: Context, attempt: Attempt) -> Shown | None:
     """`context.compose`, with its result checked: the context may be a recipe's own.
 
@@ -266,12 +286,20 @@ def composed(context: Context, attempt: Attempt) -> Shown | None:
         shown = context.compose(attempt)
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{name}: {in_one_line(error)}") from error
-    texts = (shown.prompt, shown.solution, shown.feedback) if isinstance(shown, Shown) else ()
-    if shown is None or (texts and all(isinstance(text, str | None) for text in texts)):
-        return shown
-    raise UserError(f"{name}: expected a Shown of text, or None, got {shown!r}"[:300])
+    if shown is None:
+        return None
+    expected = f"{name}: expected a Shown of text, or None"
+    if not isinstance(shown, Shown):
+        raise UserError(f"{expected}, got {shown!r}"[:300])
+    for field in ("prompt", "solution", "feedback"):
+        text = getattr(shown, field)
+        if not (is_text(text) or (text is None and field != "prompt")):
+            raise UserError(f"{expected}; its {field} is {text!r}"[:300])
+    if not isinstance(shown.template, Template | None):
+        raise UserError(f"{expected}; its template is no Template: {shown.template!r}"[:300])
+    return shown
 
 
 def render(

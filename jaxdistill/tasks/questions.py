@@ -1,5 +1,6 @@
 """A question: what the student is asked, and what is known about its answer."""
 
+import re
 from dataclasses import dataclass
 
 
@@ -12,6 +13,15 @@ class Question:
     answer: str  # gold
     system: str | None = None
     solution: str | None = None  # a reference solution's text
+
+
+def is_text(value: object) -> bool:
+    """Whether it is text that a tokenizer and a file can take: no lone surrogate as \\ud800.
+
+    >>> is_text("1+1?"), is_text("\\ud800"), is_text(7)
+    (True, False, False)
+    """
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
 
 
 def messages(question: Question, user_turn: str | None = None) -> list[dict[str, str]]:

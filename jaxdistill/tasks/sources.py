@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill.errors import UserError
+from jaxdistill.own_classes import in_one_line
 from jaxdistill.tasks.questions import Question
+
+_MOST = 200  # characters of an error: Arrow's and TFDS's run to pages
 
 
 def read(path: str | Path) -> list[Question]:
@@ -73,7 +76,7 @@ def read_tfds(name: str, data_dir: str | Path, split: str = "train") -> list[Que
         rows = [source[index] for index in range(len(source))]
     except Exception as error:  # TFDS raises its own, KeyError, ValueError, AssertionError, ...
         raise UserError(
-            f"cannot read the TFDS data set {where}: {_one_line(error)}; prepare it with "
+            f"cannot read the TFDS data set {where}: {in_one_line(error)[:_MOST]}; prepare it with "
             "file_format='array_record'"
         ) from error
     return _numbered(Path(where), enumerate(rows), lambda row, record: _from_object(row, record))
@@ -89,13 +92,8 @@ def _numbered(
 
 
 def _unreadable(path: Path, error: Exception, expected: str) -> UserError:
-    reason = "no such file" if isinstance(error, FileNotFoundError) else _one_line(error)
+    reason = "no such file" if isinstance(error, FileNotFoundError) else in_one_line(error)[:_MOST]
     return UserError(f"{path}: cannot read it as {expected}: {reason}")
-
-
-def _one_line(error: Exception) -> str:
-    # An error is one line for a person; Arrow's and TFDS's run to pages.
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]
 
 
 # ------------------------------------------------------------------------------- one row

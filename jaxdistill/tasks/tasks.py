@@ -4,6 +4,7 @@ It is a frozen dataclass with two methods, `questions()` and `grade(question, re
 may bring its own (`OwnTask`).
 """
 
+import math
 import random
 from dataclasses import Field, dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -13,7 +14,7 @@ from jaxdistill.own_classes import in_one_line, require_choice
 from jaxdistill.tasks import sources
 from jaxdistill.tasks.grading.math import grade_math
 from jaxdistill.tasks.grading.verdict import Verdict
-from jaxdistill.tasks.questions import Question
+from jaxdistill.tasks.questions import Question, is_text
 from jaxdistill.tasks.toy import grader as toy_grader
 from jaxdistill.tasks.toy import problems, traces
 
@@ -26,6 +27,10 @@ class OwnTask(Protocol):
     otherwise; 0: in this process, without a time limit), and a response that takes longer than
     `grading_timeout_s` (5) is "too slow". They import the recipe; what `grade` itself imports is
     charged to its first response.
+
+    Beside them a class may have `facts(question, response)`, which gives further numbers on a
+    response by name, None for one that it does not tell: `ToyTask.facts`, say. They stand in the
+    response's record, and their means in the summary of an evaluation. It runs in this process.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
@@ -51,6 +56,7 @@ class ToyTask:
 
     grading_workers: ClassVar = 0  # a verdict is a string comparison
     grade = staticmethod(toy_grader.grade)
+    facts = staticmethod(toy_grader.facts)
 
     def __post_init__(self):
         if self.pool not in problems.POOLS:
@@ -99,25 +105,40 @@ def questions_of(task: Task) -> list[Question]:
         questions = task.questions()
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{name}: {in_one_line(error)}") from error
     if not (isinstance(questions, list) and all(isinstance(q, Question) for q in questions)):
         raise UserError(f"{name}: expected a list of Question, got {questions!r}"[:300])
     for index, question in enumerate(questions):
-        texts = (question.id, question.prompt, question.answer)
-        if not all(isinstance(text, str) for text in texts):
-            raise UserError(f"{name}: id, prompt and answer of question {index} must be text")
+        for field in ("id", "prompt", "answer", "system", "solution"):
+            text, may_be_none = getattr(question, field), field in ("system", "solution")
+            if not (is_text(text) or (text is None and may_be_none)):
+                raise UserError(f"{name}: {field} of question {index} must be text, got {text!r}")
     if not questions or len({question.id for question in questions}) < len(questions):
         raise UserError(f"{name}: expected at least one question, and ids that differ")
     return questions
 
 
-def trace_facts(task: Task, question: Question, response: str) -> dict[str, Any]:
-    """What only this task can read off a trace: double checks and copy fidelity in the toy."""
-    if not isinstance(task, ToyTask):
-        return {"checks": None, "copy": None}
-    trace = toy_grader.read_trace(question, response)
-    return {"checks": trace.checks, "copy": trace.copied}
+def facts_of(task: Task, question: Question, response: str) -> dict[str, float | None]:
+    """What this task alone can tell of a response (`task.facts`); nothing of one without facts.
+
+    Raises UserError for what an own task raises, and for anything but finite numbers by name.
+    """
+    if not hasattr(task, "facts"):
+        return {}
+    name = f"{type(task).__name__}.facts on question {question.id!r}"
+    try:
+        facts = task.facts(question, response)  # pyright: ignore[reportAttributeAccessIssue]
+    except Exception as error:
+        raise UserError(f"{name}: {in_one_line(error)}") from error
+    is_right = isinstance(facts, dict) and all(
+        isinstance(key, str)
+        and (value is None or (isinstance(value, int | float) and math.isfinite(value)))
+        for key, value in facts.items()
+    )
+    if not is_right:
+        raise UserError(f"{name}: expected a dict of finite numbers or None, got {facts!r}"[:300])
+    return facts
 
 
 def example_text(world: str, seed: int, index: int) -> tuple[str, str]:

@@ -4,6 +4,7 @@ Either gives micro-batches of left-aligned rows, a prompt and its completion one
 from slot 0. A padded row is a packed row of one sequence.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -32,6 +33,19 @@ def texts_of(ids_BP: Int[AnyArray, "B P"], mask_BP: Shaped[AnyArray, "B P"]) -> 
     ids_BP = np.where(is_real_BP, ids_BP, 0)
     order_BP = np.argsort(~is_real_BP, axis=1, kind="stable")
     return Texts(np.take_along_axis(ids_BP, order_BP, axis=1), is_real_BP.sum(axis=1))
+
+
+def texts_of_ids(texts: Sequence[Sequence[int]], multiple: int = 1) -> Texts:
+    """Texts as lists of ids; P is the longest length, rounded up to `multiple`.
+
+    >>> texts_of_ids([[5, 6], [7]], multiple=4).ids_BP.tolist()
+    [[5, 6, 0, 0], [7, 0, 0, 0]]
+    """
+    length_B = np.array([len(text) for text in texts])
+    ids_BP = np.zeros((len(texts), bucket(int(length_B.max()), multiple)), np.int32)
+    for ids_P, text in zip(ids_BP, texts):
+        ids_P[: len(text)] = text
+    return Texts(ids_BP, length_B)
 
 
 @dataclass(frozen=True, kw_only=True)

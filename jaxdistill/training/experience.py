@@ -10,18 +10,18 @@ import numpy as np
 
 from jaxdistill import epistemic, losses, objectives
 from jaxdistill.errors import UserError
+from jaxdistill.evaluation.measures import MEASURES
 from jaxdistill.evaluation.records import write_rollouts
 from jaxdistill.objectives import Objective
 from jaxdistill.sampling import Address
 from jaxdistill.sampling.engine import Engine
 from jaxdistill.sampling.rollouts import Grade, Rollouts, open_grading
-from jaxdistill.storage import tokenizer as tokenizers
-from jaxdistill.tasks.contexts import Regenerated, Solution
+from jaxdistill.tasks.contexts import Solution, regenerates
 from jaxdistill.tasks.pipelines import example_iterator, questions_iterator
 from jaxdistill.tasks.questions import Question
 from jaxdistill.tasks.tasks import questions_of
 from jaxdistill.tasks.toy.traces import WORLDS
-from jaxdistill.training.batch import Batch, Texts, bucket, texts_of, trim_or_pad
+from jaxdistill.training.batch import Batch, Texts, bucket, texts_of, texts_of_ids, trim_or_pad
 from jaxdistill.training.on_policy import OnPolicy, check_contrast, check_demonstrations
 from jaxdistill.training.supervised_texts import ToyTexts
 from jaxdistill.training.teacher_prompts import Prompts, contrast_prompts, teacher_prompts
@@ -61,7 +61,7 @@ class Setting:
     engine: Engine  # its policy is the initial model, which regenerates solutions
     objective: Objective
     seed: int
-    words: tuple[str, ...]  # the epistemic words to count
+    words: tuple[str, ...]  # of the lexicon, to be counted beside the paper's where they differ
     rollouts_dir: Path | None = None  # samples of rollouts are saved there; None: nowhere
     rollouts_every: int = 0  # steps between two such samples; 0: none
 
@@ -93,16 +93,13 @@ def supervised_source(experience: Supervised, setting: Setting) -> Source:
         max_completion_tokens=experience.max_completion_tokens,
     )
     batches = example_iterator(texts, setting.seed, experience.batch_size, experience.workers)
-    pad = tokenizers.pad_id(policy.tokenizer)
 
     def next_batch(params: Any, step: int) -> tuple[Batch, dict[str, Any]]:
         prompts, completions = zip(*next(batches))
-        completion = texts_of(
-            *tokenizers.right_pad(completions, pad, experience.max_completion_tokens)
-        )
+        completion = texts_of_ids(completions, experience.max_completion_tokens)
         ones_B = np.ones(len(prompts), np.float32)  # every text is right, and to be imitated
         batch = Batch(
-            prompt=texts_of(*tokenizers.right_pad(prompts, pad, experience.max_prompt_tokens)),
+            prompt=texts_of_ids(prompts, experience.max_prompt_tokens),
             completion=completion,
             behaviour_logp_BT=np.zeros(completion.ids_BP.shape, np.float32),
             advantage_B=np.zeros_like(ones_B),
@@ -171,7 +168,7 @@ def on_policy_batch(
 ) -> tuple[Batch, dict[str, Any]]:
     """Advantages, what the teacher sees, and what the host can count.
 
-    A Regenerated context needs `grade`, to judge what the initial model writes.
+    A context that regenerates needs `grade`, to judge what the initial model writes.
     """
     rewards_QR = rollouts.rewards_QR
     correct_B = rewards_QR.reshape(-1)
@@ -200,20 +197,16 @@ def teacher_fields(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What teacher and contrasts see, as fields of the batch; what became of it, as facts."""
     policy, facts, texts = setting.engine.policy, {}, None
-    pad = tokenizers.pad_id(policy.tokenizer)
-
-    def padded(ids: list[list[int]]) -> Texts:
-        return texts_of(*tokenizers.right_pad(ids, pad, experience.teacher_prompt_multiple))
-
-    if isinstance(experience.context, Regenerated):
+    multiple = experience.teacher_prompt_multiple
+    if regenerates(experience.context):
         assert grade is not None, "what is regenerated must be graded"
         texts, facts = regenerate(experience, setting, rollouts, grade)
     taught = teacher_prompts(experience, policy, rollouts, texts)
-    fields = {"teacher": padded(taught.ids), "row_weight_B": taught.weight_B}
+    fields = {"teacher": texts_of_ids(taught.ids, multiple), "row_weight_B": taught.weight_B}
     facts |= shares("contexts", taught)
     if objectives.needs_contrast(setting.objective):
         contrasts = contrast_prompts(experience, policy, rollouts, taught)
-        ids_BP, length_B = padded(contrasts.ids)
+        ids_BP, length_B = texts_of_ids(contrasts.ids, multiple)
         weight_BJ = contrasts.weight_B.reshape(-1, experience.contrasts)
         num = experience.contrasts  # of a row, one after another
         fields["contrasts"] = tuple(Texts(ids_BP[j::num], length_B[j::num]) for j in range(num))
@@ -269,17 +262,30 @@ def regenerate(
 
 
 def rollout_facts(rollouts: Rollouts, words: tuple[str, ...]) -> dict[str, float | int]:
-    """Reward, solved questions, lengths and epistemic counts of the sampled responses."""
-    counts = [
-        sum(epistemic.count(text, words, mode="word").values()) for text in rollouts.responses
-    ]
-    tokens = int(rollouts.lengths_B.sum())
-    return {
+    """Reward, solved questions, lengths and epistemic counts of the sampled responses.
+
+    `epistemic_*` are the measures of an evaluation, which count the paper's ten words; a lexicon of
+    other words is counted beside them, as `lexicon_*`.
+    """
+    facts = {
         "reward": float(rollouts.rewards_QR.mean()),
         "solved": float(rollouts.rewards_QR.any(axis=1).mean()),
         "length": float(rollouts.lengths_B.mean()),
         "truncated": float(1 - rollouts.finished_B.mean()),
-        "epistemic_per_response": float(np.mean(counts)),
-        "epistemic_per_1k": 1000 * sum(counts) / max(tokens, 1),
-        "tokens": tokens,
     }
+    counted: dict[str, tuple[str, ...]] = {"epistemic": epistemic.TEN_WORDS}
+    if set(words) != set(epistemic.TEN_WORDS):
+        counted["lexicon"] = words
+    for name, those in counted.items():
+        records = [
+            {
+                "question_id": rollouts.question_of(row).id,
+                "num_tokens": int(rollouts.lengths_B[row]),
+                "epistemic": sum(epistemic.count(text, those, mode="word").values()),
+            }
+            for row, text in enumerate(rollouts.responses)
+        ]
+        for per in ("per_response", "per_1k"):
+            sums = MEASURES[f"epistemic_{per}"].of(records)
+            facts[f"{name}_{per}"] = 0.0 if sums is None else sums.mean
+    return facts | {"tokens": int(rollouts.lengths_B.sum())}

@@ -55,33 +55,31 @@ def means(sums: Mapping[str, Sum]) -> dict[str, float]:
 class MetricsWriter:
     """Writes `RUN/metrics.jsonl`, one strict JSON object a step, and TensorBoard events.
 
-    Lines are flushed as they are written, and nan or infinite values become null. With
+    The file is there from its first line on, and nan or infinite values become null. With
     `resume_step` the lines at or after that step are dropped first, since those steps run again;
     a last line that a killed process left half-written is dropped always. On several hosts only
     one process may write.
     """
 
     def __init__(self, run_dir: str | os.PathLike[str], resume_step: int | None = None) -> None:
-        """Open for appending; raises UserError when an existing line is no JSON object."""
+        """Prepare for appending; raises UserError when an existing line is no JSON object."""
         self._path = Path(run_dir) / "metrics.jsonl"
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._path.exists():
             _drop_lines(self._path, resume_step)
-        self._file = self._path.open("a", encoding="utf-8")
         self._tensorboard = _open_tensorboard(self._path.parent / "tensorboard", resume_step)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Append {"step": step, **values}; values are numbers, scalar arrays, Sums or text."""
         row = {name: _plain(value) for name, value in values.items()}
-        self._file.write(json.dumps({"step": int(step), **row}, allow_nan=False) + "\n")
-        self._file.flush()
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": int(step), **row}, allow_nan=False) + "\n")
         if self._tensorboard is not None:
             for name, value in row.items():
                 if isinstance(value, (int, float)):
                     self._tensorboard.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
 

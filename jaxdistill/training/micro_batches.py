@@ -65,27 +65,47 @@ class MicroBatches(NamedTuple):
         return jax.tree.map(pick, self.rows)
 
 
-class Places(NamedTuple):
-    """Where positions of completions come from: the sequence of the batch and the token in it."""
+class PackedPositions(NamedTuple):
+    """Of each position of packed completions: its sequence in the batch, and its token in that."""
 
     row_BT: Int[Array, "B T"]  # 0 at padding
     index_BT: Int[Array, "B T"]
     is_real_BT: Array
 
 
-def places_of(micro: MicroBatch) -> Places:
+def packed_positions(micro: MicroBatch) -> PackedPositions:
     T = micro.completions.tokens_BS.shape[1]
     segment_BT, index_BT = segments_of(micro.completions.lengths_BA, T)
     # Padding is one segment more than there are.
     row_BA = jnp.pad(jnp.asarray(micro.row_BA), ((0, 0), (0, 1)))
     is_real_BT = segment_BT < row_BA.shape[1] - 1
-    return Places(jnp.take_along_axis(row_BA, segment_BT, axis=1), index_BT, is_real_BT)
+    return PackedPositions(jnp.take_along_axis(row_BA, segment_BT, axis=1), index_BT, is_real_BT)
+
+
+class PerSequence(NamedTuple):
+    """What an objective is told of each completion of the batch: the fields of `Rows`."""
+
+    advantage_I: Float[AnyArray, " I"]
+    correct_I: Float[AnyArray, " I"]
+    distill_weight_I: Float[AnyArray, " I"]
+    length_I: Int[AnyArray, " I"]
+    step_I: Int[AnyArray, " I"]
+
+    def spread(self, over: Callable[[Any], Any]) -> Rows:
+        """The same at each position: `over` makes [B, T] of [I]."""
+        return Rows(
+            advantage_BT=over(self.advantage_I),
+            correct_BT=over(self.correct_I),
+            distill_weight_BT=over(self.distill_weight_I),
+            length_BT=over(self.length_I),
+            step_BT=over(self.step_I),
+        )
 
 
 class RowData(NamedTuple):
     """What is known of each sequence of the batch, and of each of its positions."""
 
-    rows_I: Rows  # one number for each sequence
+    sequences: PerSequence
     contrast_weight_IJ: Float[AnyArray, "I J"] | None
     weight_IT: Float[Array, "I T"]
     distill_factor_IT: Float[Array, "I T"] | None = None
@@ -99,26 +119,24 @@ class RowData(NamedTuple):
 def aligned(batch: MicroBatches, data: RowData, m: Array | int) -> tuple[MicroBatch, PositionData]:
     """Micro-batch m, and what is known of each position of its completions."""
     micro = batch.micro_batch(m)
-    places = places_of(micro)
+    found = packed_positions(micro)
 
     def at(x_IT: Array | None) -> Any:
-        return None if x_IT is None else x_IT[places.row_BT, places.index_BT]
+        return None if x_IT is None else x_IT[found.row_BT, found.index_BT]
 
-    rows, contrast_weight_BTJ = jax.tree.map(
-        lambda x_I: x_I[places.row_BT], (data.rows_I, data.contrast_weight_IJ)
-    )
+    weight_IJ = data.contrast_weight_IJ
     return micro, PositionData(
         sampled=Sampled(
             tokens_BT=micro.completions.tokens_BS,
             behaviour_logp_BT=micro.behaviour_logp_BT,
-            index_BT=places.index_BT,
+            index_BT=found.index_BT,
             distill_factor_BT=at(data.distill_factor_IT),
             gradient_factor_BT=at(data.gradient_factor_IT),
         ),
-        rows=rows,
-        mask_BT=places.is_real_BT,
-        loss_weight_BT=jnp.where(places.is_real_BT, at(data.weight_IT), 0.0),
-        contrast_weight_BTJ=contrast_weight_BTJ,
+        rows=data.sequences.spread(lambda x_I: x_I[found.row_BT]),
+        mask_BT=found.is_real_BT,
+        loss_weight_BT=jnp.where(found.is_real_BT, at(data.weight_IT), 0.0),
+        contrast_weight_BTJ=None if weight_IJ is None else weight_IJ[found.row_BT],
     )
 
 
@@ -139,12 +157,12 @@ def map_rows(scores: Callable[[Any], Any], batch: MicroBatches) -> Any:
     zeros_IT = jax.tree.map(lambda s: jnp.zeros((num_rows, T), s.dtype), jax.eval_shape(scores, 0))
 
     def put(m, filled):
-        places = places_of(batch.micro_batch(m))
+        found = packed_positions(batch.micro_batch(m))
         # Padding goes to a row that does not exist.
-        row_BT = jnp.where(places.is_real_BT, places.row_BT, num_rows)
+        row_BT = jnp.where(found.is_real_BT, found.row_BT, num_rows)
 
         def one(x_IT, new_BT):
-            return x_IT.at[row_BT, places.index_BT].set(new_BT, mode="drop")
+            return x_IT.at[row_BT, found.index_BT].set(new_BT, mode="drop")
 
         return jax.tree.map(one, filled, scores(m))
 

@@ -11,13 +11,13 @@ from jaxdistill.tasks.contexts import (
     PAPER,
     Attempt,
     Context,
-    ContextOnly,
     NoContext,
-    Regenerated,
     Shown,
     Template,
     WrongSolution,
     composed,
+    regenerates,
+    reuses_shown,
 )
 from jaxdistill.tasks.grading.verdict import Verdict
 from jaxdistill.tasks.questions import Question
@@ -94,10 +94,10 @@ def check_contrast(experience: OnPolicy, questions: Sequence[Question]) -> None:
     """Refuse contrasts that could never be made."""
     contrast, context, J = experience.contrast, experience.context, experience.contrasts
     name = f"`contrast={type(contrast).__name__}()`"
-    if isinstance(contrast, Regenerated):
+    if regenerates(contrast):
         raise UserError(f"{name} would need samples of its own; use Solution() or WrongSolution()")
     source = None
-    if isinstance(contrast, ContextOnly):
+    if reuses_shown(contrast):
         seen = possible(context, questions[0], solution=True, wrong=True)
         if not any(shown.solution or shown.feedback for shown in seen):
             raise UserError(

@@ -19,7 +19,6 @@ from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.remat import Remat
 from jaxdistill.objectives import (
     Objective,
-    Rows,
     factors,
     make_objective,
     make_scores,
@@ -43,6 +42,7 @@ from jaxdistill.training.metrics import Sum
 from jaxdistill.training.micro_batches import (
     MicroBatch,
     MicroBatches,
+    PerSequence,
     RowData,
     aligned,
     fold,
@@ -123,19 +123,17 @@ class _Program:
         weight_IT, denominator, distill_weight_I = reduced(
             self.objective, mask_IT, batch.row_weight_I
         )
-        rows_I = Rows(
-            advantage_BT=batch.advantage_I,
-            correct_BT=batch.correct_I,
-            distill_weight_BT=distill_weight_I,
-            length_BT=batch.length_I,
-            step_BT=jnp.broadcast_to(state.step, distill_weight_I.shape),
+        sequences = PerSequence(
+            advantage_I=batch.advantage_I,
+            correct_I=batch.correct_I,
+            distill_weight_I=distill_weight_I,
+            length_I=batch.length_I,
+            step_I=jnp.broadcast_to(state.step, distill_weight_I.shape),
         )
-        known = RowData(rows_I, batch.contrast_weight_IJ, weight_IT).on_every_device()
+        known = RowData(sequences, batch.contrast_weight_IJ, weight_IT).on_every_device()
         if needs_whole_batch(self.objective):
             scores_IT = map_rows(lambda m: self._scores(networks, *aligned(batch, known, m)), batch)
-            rows_IT = jax.tree.map(
-                lambda x_I: jnp.broadcast_to(x_I[:, None], mask_IT.shape), rows_I
-            )
+            rows_IT = sequences.spread(lambda x_I: jnp.broadcast_to(x_I[:, None], mask_IT.shape))
             distill_IT, gradient_IT = factors(self.objective, scores_IT, weight_IT, rows_IT)
             known = known._replace(distill_factor_IT=distill_IT, gradient_factor_IT=gradient_IT)
             known = known.on_every_device()

@@ -12,7 +12,7 @@ from jaxdistill.sampling.rollouts import Rollouts
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.loading import Policy
 from jaxdistill.tasks import contexts
-from jaxdistill.tasks.contexts import Attempt, ContextOnly, Regenerated, Shown, composed
+from jaxdistill.tasks.contexts import Attempt, Shown, composed
 from jaxdistill.tasks.questions import messages
 from jaxdistill.training.on_policy import OnPolicy
 
@@ -120,9 +120,9 @@ def teacher_prompts(
     rollouts: Rollouts,
     regenerated: Sequence[str | None] | None = None,
 ) -> Prompts:
-    """One prompt a row under `experience.context`; Regenerated is made of `regenerated`."""
+    """One prompt a row under `experience.context`; `regenerated`: the solutions to show."""
     context = experience.context
-    assert (regenerated is not None) == isinstance(context, Regenerated)
+    assert (regenerated is not None) == contexts.regenerates(context)
     rows = attempts(experience, rollouts, regenerated)
     return fit_prompts(experience, policy, rollouts, [composed(context, row) for row in rows])
 
@@ -132,7 +132,7 @@ def contrast_prompts(
 ) -> Prompts:
     """J prompts a row under `experience.contrast`, row by row; `taught` are the teacher's."""
     contrast = experience.contrast
-    if isinstance(contrast, ContextOnly):
+    if contexts.reuses_shown(contrast):
         shown = [None if x is None else x._replace(prompt="") for x in taught.shown]
     else:
         rows = attempts(experience, rollouts, purpose="contrast", count=experience.contrasts)

@@ -4,13 +4,18 @@ A teacher is a frozen dataclass that says which networks it is made of, and how 
 its own move if it has any. A recipe may bring its own: `OwnTeacher`.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import core
 from jaxtyping import Array, Int
 
+from jaxdistill import own_classes
 from jaxdistill.errors import UserError
 
 # Parameters, and the weight of their logits in the mixture that the teacher is: a number, or a
@@ -128,15 +133,19 @@ def networks_of(teacher: Teacher, models: Models) -> tuple[Network, ...]:
     known = [id(params) for params in models[:3] if params is not None]
     try:
         is_right = len(networks) > 0 and all(
-            id(params) in known and jnp.shape(weight) == () for params, weight in networks
+            id(params) in known
+            and jnp.shape(weight) == ()
+            # What depends on the step is a number only when it is run: `check_teacher`.
+            and (isinstance(weight, core.Tracer) or math.isfinite(weight))
+            for params, weight in networks
         )
     except (TypeError, ValueError):
         is_right = False
     if not is_right:
         raise UserError(
             f"{type(teacher).__name__}.networks: expected ((parameters, weight), ...), with "
-            "parameters that `models` holds, unchanged, and numbers as weights; got "
-            f"{jax.tree.map(jnp.shape, networks)}"
+            "parameters that `models` holds, unchanged, and finite numbers as weights; got "
+            f"{_described(networks, models)}"
         )
     return networks
 
@@ -146,13 +155,78 @@ def moved_teacher(teacher: Teacher, own: Any, student: Any, step: Any) -> Any:
     if not isinstance(teacher, MovingTeacher):
         return own
     moved = teacher.moved(own, student, step)
-    (shapes, tree), (expected, own_tree) = (
-        jax.tree.flatten(jax.tree.map(jnp.shape, x), is_leaf=lambda x: isinstance(x, tuple))
-        for x in (moved, own)
-    )
-    if tree != own_tree or shapes != expected:
+    new, tree = jax.tree.flatten(moved)
+    name = f"{type(teacher).__name__}.moved"
+    if tree != jax.tree.structure(own):
         raise UserError(
-            f"{type(teacher).__name__}.moved: expected parameters like those that it was given, "
-            f"got {jax.tree.map(jnp.shape, moved)}"
+            f"{name}: expected parameters like those that it was given, got {_described(moved)}"
         )
+    for (path, expected), leaf in zip(jax.tree.leaves_with_path(own), new, strict=True):
+        if not isinstance(leaf, jax.Array | np.ndarray) or leaf.shape != expected.shape:
+            raise UserError(
+                f"{name}: expected parameters like those that it was given, an array of shape "
+                f"{expected.shape} at {jax.tree_util.keystr(path)}, got {_described(leaf)}"
+            )
     return moved
+
+
+def check_teacher(teacher: Teacher, params: Any, steps: int) -> None:
+    """Try a recipe's own teacher on the initial parameters, at a run's first step and its last.
+
+    Nothing is done for this library's. Raises UserError with one line that names the method if one
+    raises, returns what `networks_of` or `moved_teacher` refuses, or gives NaN or an infinity.
+    """
+    if not own_classes.is_own(type(teacher)):
+        return
+    name = f"teacher: {type(teacher).__name__}"
+
+    @jax.jit
+    def tried(student: Any, reference: Any, own: Any, step: Any) -> tuple[Any, Any]:
+        # The student's and the teacher's own are trained in float32.
+        student, own = (jax.tree.map(lambda x: x.astype(jnp.float32), x) for x in (student, own))
+        models = Models(student, reference, own, step)
+        networks = _called(f"{name}.networks", lambda: networks_of(teacher, models))
+        moved = _called(f"{name}.moved", lambda: moved_teacher(teacher, own, student, step))
+        # Reduced while it is computed, so that no second model is kept in memory.
+        is_finite = jax.tree.map(lambda x: jnp.isfinite(x).all(), moved)
+        return [jnp.asarray(weight, jnp.float32) for _, weight in networks], is_finite
+
+    own = params if isinstance(teacher, MovingTeacher) else None
+    for step in sorted({0, max(steps - 1, 0)}):
+        weights, is_finite = jax.device_get(tried(params, params, own, jnp.int32(step)))
+        for index, weight in enumerate(weights):
+            if not math.isfinite(weight):
+                raise UserError(
+                    f"{name}.networks returned weight {weight:g} of network {index} at step "
+                    f"{step}, expected finite numbers"
+                )
+        for path, is_right in jax.tree.leaves_with_path(is_finite):
+            if not is_right:
+                raise UserError(
+                    f"{name}.moved returned NaN or an infinity in {jax.tree_util.keystr(path)} at "
+                    f"step {step}, expected finite numbers"
+                )
+
+
+def _called(what: str, call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except UserError as error:
+        raise UserError(f"teacher: {error}") from error
+    except Exception as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise UserError(f"{what} raised {type(error).__name__}: {first_line}") from error
+
+
+def _described(value: Any, models: Models | None = None) -> str:
+    """What came, in a few words: parameters are trees of hundreds of arrays."""
+    for name, params in zip(Models._fields[:3], models or ()):
+        if params is not None and value is params:
+            return f"models.{name}"
+    if type(value) in (tuple, list):
+        inner = [_described(element, models) for element in value[:4]]
+        return f"({', '.join(inner)}{', ...' * (len(value) > 4)}{',' * (len(value) == 1)})"
+    if isinstance(value, jax.Array | np.ndarray):
+        return f"an array of shape {value.shape}"
+    is_plain = value is None or isinstance(value, str | int | float)
+    return f"{value!r:.60}" if is_plain else f"a {type(value).__name__}"

@@ -13,6 +13,12 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(command):
     assert_mistake(command.split(), MISTAKES[command])
 
 
+def test_markdown_is_a_studys(place, run_dir):
+    assert_mistake(
+        ["report", run_dir, "--markdown"], "a study's tables, and .* is a run: give a st"
+    )
+
+
 def test_report_writes_a_page_about_a_run(place, run_dir):
     code, out, err = call("report", run_dir, "--out", place / "page.html")
     assert (code, err) == (0, "")

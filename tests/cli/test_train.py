@@ -67,7 +67,8 @@ def test_a_run_folder_is_not_overwritten_and_not_resumed_as_another(place, run_d
         ["train", "tiny.json", "--run-dir", run_dir, *changed],
         "`experience.rollouts` is 2 there and 4 here",
     )
-    assert_mistake(["train", run_dir], f"did you mean {run_dir}/config.json")
+    typed = f"goes on with `jaxdistill train {run_dir}/config.json --resume`"
+    assert_mistake(["train", run_dir, "--resume"], f"did you mean {run_dir}/config.json.*{typed}")
     assert tree_of(run_dir) == before
 
 
@@ -136,6 +137,34 @@ def test_train_takes_a_runs_own_config(place, run_dir):
     assert (code, err) == (0, "")
     exports = [tree_of(folder / "export") for folder in (place / "again", run_dir)]
     assert exports[0] == exports[1]
+
+
+def test_a_runs_own_config_resumes_in_its_folder(place, run_dir):
+    copied(run_dir, place)
+    assert call("train", "run/config.json", "--resume", "--quiet") == (0, "run\n", "")
+    assert len(json.loads((place / "run" / "provenance.json").read_text())["resumed"]) == 1
+    assert not (place / "runs").exists()
+
+
+def test_a_resume_of_nothing_says_so_and_starts(place):
+    arguments = ["train", "tiny.json", "--resume", "--quiet", "--set", "steps=0"]
+    said = "no run in {} to resume: a new one starts there\n"
+    assert call(*arguments) == (0, "runs/tiny\n", said.format("runs/tiny"))
+    # A config.json that is no run's is a recipe like any other.
+    (place / "mine").mkdir()
+    (place / "tiny.json").rename(place / "mine" / "config.json")
+    arguments[1] = "mine/config.json"
+    said = "run runs/tiny has no checkpoint yet: it starts at step 0\n"
+    assert call(*arguments) == (0, "runs/tiny\n", said)
+    assert [file.name for file in (place / "mine").iterdir()] == ["config.json"]
+
+
+def test_a_deleted_recipe_with_a_bundled_ones_name_goes_on_with_the_runs_config(place, run_dir):
+    copied(run_dir, place)
+    command = ["train", "toy_grpo.py", "--resume", "--quiet", "--run-dir", "run"]
+    said = "no toy_grpo.py: the run goes on with its own run/config.json\n"
+    assert call(*command) == (0, "run\n", said)
+    assert_mistake([*command[:-1], "nowhere"], "no recipe 'toy_grpo.py'; did you mean toy_grpo")
 
 
 def test_a_run_keeps_its_lexicon(place, run_dir):

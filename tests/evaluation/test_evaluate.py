@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from dataclasses import dataclass
 
 import jax
 import numpy as np
@@ -19,7 +20,7 @@ from jaxdistill.evaluation.evaluate import (
     named_split,
     summary_lines,
 )
-from jaxdistill.evaluation.measures import summarize
+from jaxdistill.evaluation.measures import RECORD_FIELDS, summarize
 from jaxdistill.evaluation.records import (
     read_summary,
     response_record,
@@ -164,7 +165,31 @@ def test_mathematics_has_no_checks_and_no_copies():
     verdict = Verdict(False, "no box", None)
     found = rollout_of(Question("q", "1+1?", "2"), "Wait, 2.", verdict, num_tokens=4, finished=True)
     record = response_record(MathTask("unused.jsonl"), found, 1)
-    assert (record["checks"], record["copy"], record["epistemic"]) == (None, None, 1)
+    assert tuple(record) == RECORD_FIELDS
+    assert record["epistemic"] == 1
+
+
+@dataclass(frozen=True)
+class Named(MathTask):
+    name: str = "digits"
+
+    def facts(self, question, response):
+        return {self.name: sum(map(str.isdigit, response)), "rare": None}
+
+
+def test_what_an_own_task_tells_is_in_records_and_their_summary():
+    verdict = Verdict(False, "no box", None)
+    question = Question("q", "1+1?", "2")
+    found = rollout_of(question, "Wait, 12.", verdict, num_tokens=4, finished=True)
+    task = Named("unused.jsonl")
+    record = response_record(task, found, 1)
+    assert (record["digits"], record["rare"]) == (2, None)
+    summary = summarize([record, record | {"digits": 5}, record | {"digits": None}])
+    assert (summary["digits"], summary["rare"], summary["n"]) == (3.5, None, 3)
+    assert "digits" not in summarize([record, record | {"digits": "two"}])  # a file may hold it
+    for name in ("correct", "accuracy", "n"):
+        with pytest.raises(UserError, match=f"Named.facts: '{name}' is a field of every record"):
+            response_record(dataclasses.replace(task, name=name), found, 1)
 
 
 # ----------------------------------------------------------------------------------- the numbers
@@ -235,6 +260,12 @@ def test_names_of_splits():
 def test_settings_that_cannot_be_are_refused(field):
     with pytest.raises(UserError, match="at least 1"):
         Evaluation(splits=(SPLIT,), **field)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "a\0", "\ud800", 3])
+def test_a_split_is_named_as_a_file_can_be(name):
+    with pytest.raises(UserError, match="Split.name must be able to name a file, got"):
+        Split(name, SPLIT.task)
 
 
 def test_two_splits_of_one_name_would_overwrite_each_other():

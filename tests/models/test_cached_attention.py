@@ -19,15 +19,19 @@ EPS = 1e-6
 
 
 def random_arguments(B, K, G, S, H, dtype=jnp.float32, *, norms=True, rotary=True):
-    """qkv, norms, rotary, k, v, lengths: the first row empty, the second full."""
-    keys = jax.random.split(jax.random.key(0), 7)
-    normal = lambda key, *shape: jax.random.normal(key, shape).astype(dtype)  # noqa: E731
-    scales = tuple(1 + 0.1 * normal(key, H) for key in keys[:2]) if norms else None
-    angle_Bh = jax.random.uniform(keys[2], (B, H // 2), maxval=6.3)
-    turns = (jnp.cos(angle_Bh), jnp.sin(angle_Bh)) if rotary else None
-    length_B = jax.random.randint(keys[3], (B,), 0, S).at[0].set(0).at[1].set(S)
-    cache = normal(keys[4], 1, K, B, S, H), normal(keys[5], 1, K, B, S, H)
-    return normal(keys[6], B, K, G + 2, H), scales, turns, *cache, length_B
+    """qkv, norms, rotary, k, v, lengths: the first row empty, the second full.
+
+    Made by NumPy, which compiles nothing for the many sizes.
+    """
+    rng = np.random.default_rng(0)
+    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)  # noqa: E731
+    scales = tuple(jnp.asarray(1 + 0.1 * rng.normal(size=H), dtype) for _ in range(2))
+    angle_Bh = rng.uniform(high=6.3, size=(B, H // 2))
+    turns = tuple(jnp.asarray(f(angle_Bh), jnp.float32) for f in (np.cos, np.sin))
+    length_B = rng.integers(0, S, B)
+    length_B[:2] = 0, S
+    arrays = normal(1, K, B, S, H), normal(1, K, B, S, H), jnp.asarray(length_B, jnp.int32)
+    return normal(B, K, G + 2, H), scales if norms else None, turns if rotary else None, *arrays
 
 
 def in_shared_pages(k_WKMSH, v_WKMSH, length_B, page, seed=0):
@@ -38,20 +42,22 @@ def in_shared_pages(k_WKMSH, v_WKMSH, length_B, page, seed=0):
     pages_BY = place.astype(np.int32).reshape(B, num_pages)
 
     def pool(x_WKMSH):
-        x_KBSH = jnp.pad(x_WKMSH[0], ((0, 0), (0, 0), (0, num_pages * page - S), (0, 0)))
-        others = jnp.full((1, K, B * num_pages + 3, page, H), jnp.nan, x_WKMSH.dtype)
-        return others.at[0, :, pages_BY].set(
-            x_KBSH.reshape(K, B, num_pages, page, H).transpose(1, 2, 0, 3, 4)
-        )
+        x_KBSH = np.asarray(x_WKMSH)[0]
+        x_KBSH = np.pad(x_KBSH, ((0, 0), (0, 0), (0, num_pages * page - S), (0, 0)))
+        others = np.full((K, B * num_pages + 3, page, H), np.nan, x_KBSH.dtype)
+        others[:, pages_BY] = x_KBSH.reshape(K, B, num_pages, page, H)
+        return jnp.asarray(others[None])
 
     return pool(k_WKMSH), pool(v_WKMSH), length_B, jnp.asarray(pages_BY)
 
 
 def from_shared_pages(x_WKMSH, pages_BY, S):
     _, K, _, _, H = x_WKMSH.shape
-    return x_WKMSH[0][:, pages_BY].reshape(1, K, len(pages_BY), -1, H)[:, :, :, :S]
+    rows_KBSH = np.asarray(x_WKMSH)[0][:, np.asarray(pages_BY)].reshape(K, len(pages_BY), -1, H)
+    return jnp.asarray(rows_KBSH[None, :, :, :S])
 
 
+@functools.partial(jax.jit, static_argnames="window")
 def reference(qkv_BKXH, norms_H, rotary_Bh, k_WKMSH, v_WKMSH, length_B, *, window=None):
     B, K, X, H = qkv_BKXH.shape
     q_B1NH = qkv_BKXH[:, :, :-2].reshape(B, 1, K * (X - 2), H)

@@ -32,10 +32,10 @@ FAMILIES = {
 
 
 def gradient(config, remat, dtype=jnp.float32, attention="auto"):
-    def total(params, tokens_BS):
-        ones_BS = jnp.ones_like(tokens_BS)
+    def total(params, tokens_BS, mask_BS=None):
+        mask_BS = jnp.ones_like(tokens_BS) if mask_BS is None else mask_BS
         hidden_BSD = decoder.hidden_states(
-            params, config, tokens_BS, ones_BS, dtype=dtype, remat=remat, attention=attention
+            params, config, tokens_BS, mask_BS, dtype=dtype, remat=remat, attention=attention
         )
         return jnp.sum(hidden_BSD.astype(jnp.float32) ** 3)
 
@@ -47,7 +47,9 @@ def of_family(family, remat):
     config = FAMILIES[family]
     params = parameters.init(config, jax.random.key(0))
     tokens_BS = np.random.default_rng(0).integers(0, 32, (2, 12))
-    return jax.device_get(gradient(config, remat)(params, tokens_BS))
+    mask_BS = np.ones((2, 12), int)
+    mask_BS[0, :3] = mask_BS[1, -4:] = 0
+    return jax.device_get(gradient(config, remat)(params, tokens_BS, mask_BS))
 
 
 @pytest.mark.parametrize("remat", REMATS[1:])

@@ -12,6 +12,7 @@ from own_choices import (
     SAME,
     OwnAnchor,
     OwnClip,
+    OwnCorrection,
     OwnForwardKL,
     OwnGate,
     OwnMeanOne,
@@ -169,6 +170,11 @@ class ClipInAField:
     clip: float = 2.0
 
 
+@dataclass(frozen=True)
+class OfNoLevel(OwnCorrection):
+    level = "sequences"
+
+
 class NoDataclass:
     def factor(self, positions, epistemic):
         return 1.0
@@ -190,6 +196,7 @@ class NoDataclass:
         (lambda: Distill(weights=(NotFrozen(),)), r"Distill.weights: .*NotFrozen.* frozen datac"),
         (lambda: Distill(weights=(NoDataclass(),)), r"frozen dataclass"),
         (lambda: Distill(weights=(OwnGate,)), r"OwnGate, a class"),
+        (lambda: GRPO(rollout_correction=OfNoLevel()), r"OfNoLevel.level: expected 'token' or 's"),
         (lambda: Distill(weights=(ReadsTheUnknown(),)),
          r"Distill.weights: ReadsTheUnknown.reads: expected a frozenset of 'teacher', 'refer"),
         (lambda: Distill(weights=(ReadsInAField(),)),

@@ -163,7 +163,7 @@ def test_a_run_killed_within(place, killed, whole):
     assert_same_run(tiny(), killed / place, whole)
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_anew(whole, tmp_path, monkeypatch):
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(whole, tmp_path, monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
@@ -173,6 +173,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(whole, tmp_path, m
     assert len(metrics_of(tmp_path / "run")) == 2
     monkeypatch.undo()
     run(tiny(), tmp_path / "run", resume=True, quiet=True)
+    assert "has no checkpoint yet: it starts at step 0\n" in capsys.readouterr().err
     assert_same_run(tiny(), tmp_path / "run", whole)
 
 
@@ -317,12 +318,22 @@ def test_a_base_that_changed_since_the_start_is_refused(whole, tmp_path):
         run(config, tmp_path / "run", resume=True, quiet=True)
 
 
-def test_unusable_input_leaves_no_folder(tmp_path):
+@dataclasses.dataclass(frozen=True)
+class Weightless:
+    def networks(self, models):
+        return ((models.reference, float("nan")),)
+
+
+def test_unusable_input_leaves_no_folder(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="there is no folder"):
         run(tiny(model=loading.Fresh(tiny().model.architecture, "none")), tmp_path / "run")
     small = dataclasses.replace(tiny().model.architecture, vocab_size=5)
     with pytest.raises(UserError, match="vocab_size=5"):
         run(tiny(model=loading.Fresh(small)), tmp_path / "run")
+    # A teacher is tried before the first rollout and the first evaluation.
+    monkeypatch.setattr(engine, "make_sampler", None)
+    with pytest.raises(UserError, match=r"^teacher: Weightless.networks: expected .* nan\),\)"):
+        run(tiny(teacher=Weightless()), tmp_path / "run", quiet=True)
     assert list(tmp_path.iterdir()) == []
 
 

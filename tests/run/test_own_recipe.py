@@ -3,16 +3,21 @@
 import dataclasses
 import hashlib
 import json
+import pickle
 import shutil
 
 import pytest
 from command_line import assert_mistake, call
 from places import ROOT
 
+from jaxdistill.cli.sample import First, own_split
 from jaxdistill.config import load_recipe
 from jaxdistill.errors import UserError
+from jaxdistill.evaluation.records import read_summary
+from jaxdistill.run import loop
 from jaxdistill.run.folder import start_folder
 from jaxdistill.storage.checkpoint import Checkpoints
+from jaxdistill.tasks.tasks import questions_of
 
 SOURCE = (ROOT / "tests" / "own_recipe.py").read_text()
 # Small where size is not the point; every part of the recipe stays. Training and evaluation sample
@@ -147,6 +152,56 @@ def test_a_run_of_a_runs_own_config_brings_the_recipe_along(place):
     assert start_folder(config, place / "again", resume=False)
 
 
+def test_a_start_that_fails_takes_away_what_it_made_and_nothing_else(place, monkeypatch):
+    """Whoever wrote the other recipe.py has no second copy of it."""
+    config = load_recipe("run/config.json", [])
+    source, mine = (place / "run" / "recipe.py").read_text(), place / "mine"
+
+    def failing(error, *made):
+        def train(config, run_dir, resume, quiet):
+            assert json.loads((run_dir / "config.json").read_text())["recipe"]
+            for name in made:
+                (run_dir / name).parent.mkdir(exist_ok=True)
+                (run_dir / name).write_text("torn, or somebody's")
+            raise error
+
+        monkeypatch.setattr(loop, "check_tasks", lambda config: None)
+        monkeypatch.setattr(loop, "train", train)
+        # Who ends the process with code 0 would let a run pass for a finished one.
+        with pytest.raises(UserError if isinstance(error, SystemExit) else type(error)):
+            loop.run(config, mine, quiet=True)
+
+    for text in (source, "# another"):  # without a killed start's provenance it is somebody's own
+        mine.mkdir()
+        (mine / "recipe.py").write_text(text)
+        with pytest.raises(UserError, match="mine is not empty and holds no run"):
+            loop.run(config, mine, quiet=True)
+        assert {file.name: file.read_text() for file in mine.iterdir()} == {"recipe.py": text}
+        shutil.rmtree(mine)
+    failed = UserError("no"), RuntimeError("no"), SystemExit(0)
+    first = ("lexicon.json", "metrics.jsonl", "model/fingerprint.txt", "tensorboard/events")
+    for error in failed:
+        failing(error, *first)
+        assert not mine.exists()
+    failing(failed[0], *first, "notes.txt")
+    assert [file.name for file in mine.iterdir()] == ["notes.txt"]
+    shutil.rmtree(mine)
+    mine.mkdir()
+    failing(failed[0], *first)  # a folder that was there stays
+    leftover = {"provenance.json": "{}", "recipe.py": source}
+    for name, text in leftover.items():
+        (mine / name).write_text(text)
+    failing(failed[0], *first)
+    assert {file.name for file in mine.iterdir()} == leftover.keys()
+    for kept in ("checkpoints/1", "evals/step_000000", "export/config.json"):
+        failing(failed[1], *first, kept)
+        assert (mine / "config.json").exists()
+        assert (mine / kept).exists()
+        shutil.rmtree(mine)
+    failing(KeyboardInterrupt())
+    assert (mine / "config.json").exists()
+
+
 def test_a_config_of_two_recipes_starts_no_run(place):
     (place / "other.py").write_text(SOURCE + "\nother = own_recipe\n")
     config, other = load_recipe("run/config.json", []), load_recipe("other.py", [])
@@ -154,6 +209,14 @@ def test_a_config_of_two_recipes_starts_no_run(place):
     with pytest.raises(UserError, match=r"of several recipes, a run keeps one: .*other.py"):
         start_folder(mixed, place / "mixed", resume=False)
     assert not (place / "mixed").exists()
+
+
+def test_what_the_recipes_task_tells_of_a_response_is_kept(resumed):
+    folder = resumed / "evals" / "step_000002"
+    records = [json.loads(line) for line in (folder / "brief.jsonl").read_text().splitlines()]
+    told = [record["num_words"] for record in records]
+    assert told == [len(record["response"].split()) for record in records]
+    assert read_summary(folder)["brief"]["num_words"] == sum(told) / 4
 
 
 # ---------------------------------------------------------------------- nobody runs it unasked
@@ -195,9 +258,20 @@ def test_a_task_that_cannot_be_evaluated_is_one_line(place, task, said):
     assert_mistake(["eval", "toy:main", "--task", task], said)
 
 
-def test_a_limit_is_not_for_tasks(place):
-    arguments = ["eval", "toy:main", "--task", "run/recipe.py:Brief", "--limit", "3"]
-    assert_mistake(arguments, "--limit goes with --data")
+def test_a_limit_takes_a_tasks_first_questions(place):
+    split = own_split("run/recipe.py:Brief(count=5)", 2)
+    whole, questions = split.task.task, questions_of(split.task)
+    assert split.name == "Brief"
+    assert questions == questions_of(whole)[:2]
+    assert len(questions_of(First(whole, 9))) == 5
+    grade = pickle.loads(pickle.dumps(split.task.grade))  # as it goes to a worker
+    assert [grade(q, q.solution).reason for q in questions] == ["match"] * 2
+    # Its own class says how it is graded, and what it leaves out has the default.
+    assert split.task.grading_workers == 1
+    assert getattr(split.task, "grading_timeout_s", None) is None
+
+
+def test_data_or_a_task_is_evaluated(place):
     both = ["eval", "toy:main", "--task", "run/recipe.py:Brief", "--data", "toy:train"]
     assert_mistake(both, "not allowed with argument")
 

@@ -7,13 +7,15 @@ import os
 
 import pytest
 from broken_workers import dies, faulty
+from places import ROOT
 from tiny_run import tiny, tree_of
 
 from jaxdistill.config import load_study_recipe
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation import toy_probe
 from jaxdistill.evaluation.evaluate import Evaluation, Split
-from jaxdistill.objectives import GRPO
+from jaxdistill.objectives import GRPO, Distill
+from jaxdistill.own_classes import load_source
 from jaxdistill.run import study as studies
 from jaxdistill.run.study import Arm, Study, run_study, share_out, with_overrides, work
 from jaxdistill.sampling import Sampling
@@ -174,6 +176,25 @@ def test_an_interrupted_study_goes_on_where_it_stood(finished, tmp_path, monkeyp
     assert calls[2:] == ["main-sdpo-s0", "main-grpo-coverage5-s0"]
     assert (folder / "runs" / "main-base-s0" / "finished.json").stat().st_mtime_ns == kept
     assert rows_of(folder) == rows_of(finished[0])
+
+
+def test_a_study_of_another_recipe_text_is_another_study(tmp_path):
+    text = (ROOT / "tests" / "own_recipe.py").read_text()
+
+    def study_of(text):
+        own = load_source(text.encode(), "mine.py").classes["FadeIn"](4)
+        config = tiny(objective=Distill(weights=(own,)))
+        return Study(
+            name="mine",
+            profile="quick",
+            workers=1,
+            arms=(Arm(world="main", method="m", config=config),),
+        )
+
+    studies.prepare(study_of(text), tmp_path / "one")
+    studies.prepare(study_of(text), tmp_path / "one")  # goes on
+    with pytest.raises(UserError, match="holds another study"):
+        studies.prepare(study_of(text + "\n"), tmp_path / "one")
 
 
 def test_another_study_does_not_go_on_in_the_same_folder(finished):

@@ -97,6 +97,49 @@ def test_a_grade_that_fails_on_the_first_question_is_refused_in_one_line(answer,
         check_grading(task, task.questions()[0])
 
 
+PLAIN = b"""
+import sys
+def graded(question, response):
+    print("noise")
+    if response == "leave":
+        sys.exit(0)
+    return Verdict(response == question.answer, "compared", None)
+
+@dataclass(frozen=True)
+class Plain(Words):
+    grading_workers: object = 1
+    held: object = None
+    grade = staticmethod(graded)
+"""
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("workers", [1, 0])
+def test_a_grade_may_be_a_plain_function_and_print_and_even_exit(workers, capfd):
+    plain = load_source(RECIPE + PLAIN, "plain.py").classes["Plain"](grading_workers=workers)
+    check_grading(plain, plain.questions()[0])
+    with pytest.raises(UserError, match=r"^Plain.grade on question 'q': .*SystemExit: 0"):
+        check_grading(plain, Question("q", "well?", "leave"))
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "noise\n" * 2)
+
+
+def test_how_a_task_is_graded_is_checked_before_any_process_starts():
+    plain = load_source(RECIPE + PLAIN, "plain.py").classes["Plain"]
+    for fields, said in (
+        ({"grading_workers": -1}, r"Plain.grading_workers: expected an int of at least 0, got -1"),
+        ({"grading_workers": 2.5}, "got 2.5"),
+        ({"grading_workers": True}, "got True"),
+        ({"grading_timeout_s": "5"}, "Plain.grading_timeout_s: expected a number above 0, got '5'"),
+        ({"grading_timeout_s": 0}, "got 0"),
+        ({"grading_timeout_s": float("nan")}, "got nan"),
+        ({"held": lambda: 0}, "^Plain cannot be sent to its grading processes: .*lambda"),
+    ):
+        with pytest.raises(UserError, match=said) as error:
+            open_grading(plain(**fields))
+        assert "\n" not in str(error.value)
+
+
 def test_a_grade_that_works_on_the_first_question_is_fine():
     check_grading(WORDS("no"), WORDS("no").questions()[0])
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -194,7 +195,11 @@ def test_an_own_context_sees_the_attempt_and_what_it_returns_is_checked():
     assert ctx.composed(Mine(lambda row: None), seen) is None
     for gives, said in (
         (lambda row: "text", "expected a Shown of text, or None, got 'text'"),
-        (lambda row: ctx.Shown("1+3?", 4), "expected a Shown of text, or None, got Shown"),
+        (lambda row: ctx.Shown("1+3?", 4), "expected a Shown of text, or .*solution is 4"),
+        (lambda row: ctx.Shown(None), "expected a Shown of text, or .*prompt is None"),
+        (lambda row: ctx.Shown("\ud800"), "expected a Shown of text, or .*prompt is '.ud800'"),
+        (lambda row: ctx.Shown("a", template="{prompt}"), "expected .*is no Template: '{prompt"),
+        (lambda row: sys.exit(0), "SystemExit: 0"),
         (lambda row: row.solution.no_such, "AttributeError: 'str' object has no attribute"),
     ):
         with pytest.raises(UserError, match=f"^Mine.compose on question 'q': {said}"):

@@ -1,6 +1,7 @@
 """Tasks: which questions, which grader, and what their traces tell."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -40,11 +41,11 @@ def test_toy_questions_are_their_pools_and_their_solutions_are_right(numbers):
     assert len({question.id for question in questions}) == 50
     for question in questions:
         problem = problems.parse(question.prompt)
-        assert problems.pool_of(problem) == "heldout"
+        assert problems.pools_of([problem]) == ["heldout"]
         assert len(problem.numbers) == numbers
         assert question.answer == problem.answer
         assert task.grade(question, question.solution).correct
-        assert tasks.trace_facts(task, question, question.solution) == {"checks": 0, "copy": True}
+        assert tasks.facts_of(task, question, question.solution) == {"checks": 0, "copy": True}
 
 
 def test_a_smaller_toy_task_asks_a_part_of_a_larger_ones_questions():
@@ -80,8 +81,34 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name):
 def test_mathematics_is_graded_as_such_and_has_no_traces_to_read(tmp_path):
     task = MathTask(math_file(tmp_path))
     assert task.grade is grade_math
-    facts = tasks.trace_facts(task, Question("q", "1+1?", "2"), "check: \\boxed{2}")
-    assert facts == {"checks": None, "copy": None}
+    assert tasks.facts_of(task, Question("q", "1+1?", "2"), "check: \\boxed{2}") == {}
+
+
+@dataclass(frozen=True)
+class Told:
+    """The toy under a task of its own, with a number more."""
+
+    gives: object = 2.5
+
+    def questions(self):
+        return ToyTask(count=1).questions()
+
+    grade = staticmethod(ToyTask.grade)
+
+    def facts(self, question, response):
+        return ToyTask.facts(question, response) | {"digits": self.gives}
+
+
+def test_an_own_task_may_tell_facts_and_only_finite_numbers():
+    (question,) = tasks.questions_of(Told())
+    found = tasks.facts_of(Told(), question, question.solution)
+    assert found == {"checks": 0, "copy": True, "digits": 2.5}
+    assert tasks.facts_of(Told(None), question, question.solution)["digits"] is None
+    for wrong in ("many", float("nan"), [1]):
+        with pytest.raises(UserError, match=r"Told.facts on question .*: expected a dict of fin"):
+            tasks.facts_of(Told(wrong), question, question.solution)
+    with pytest.raises(UserError, match=r"Told.facts on question 'q': ValueError: expected 'NUMB"):
+        tasks.facts_of(Told(), Question("q", "1+1?", "2"), "2")
 
 
 @dataclass(frozen=True)
@@ -108,7 +135,11 @@ def test_the_questions_of_an_own_task_are_checked():
         (lambda: [], "at least one question, and ids that differ"),
         (lambda: [good[0]] * 2, "at least one question, and ids that differ"),
         (lambda: [good[0], Question("b", "1+2?", 3)], "answer of question 1 must be text"),
+        (lambda: [good[0], Question("b", "", "3", solution=5)], "solution of question 1 must be"),
+        (lambda: [Question("b", "", "3", system=7)], "system of question 0 must be text, got 7"),
+        (lambda: [Question("b", "\ud800", "3")], r"prompt of question 0 .*text, got '.ud800'"),
         (lambda: {}["no"], "KeyError: 'no'"),
+        (lambda: sys.exit(0), "SystemExit: 0"),
     ):
         with pytest.raises(UserError, match=f"^Mine.questions: .*{said}"):
             tasks.questions_of(Mine(gives))

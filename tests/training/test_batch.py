@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from small_step import alone, make_batch
 
-from jaxdistill.training.batch import Texts, pack, pad, texts_of
+from jaxdistill.storage.tokenizer import right_pad
+from jaxdistill.training.batch import Texts, pack, pad, texts_of, texts_of_ids
 
 PACK = 40
 
@@ -18,6 +19,16 @@ def test_texts_that_are_padded_on_either_side_begin_at_the_first_slot():
         texts = texts_of(np.array(ids), np.array(mask))
         assert texts.ids_BP.tolist() == [[5, 6, 0, 0], [7, 8, 4, 0]]
         assert texts.length_B.tolist() == [2, 3]
+
+
+def test_lists_of_ids_make_the_arrays_that_padding_them_first_makes():
+    lists = [[5, 6], [7, 0, 4], []]
+    for multiple in (1, 4, 64):
+        found = texts_of_ids(lists, multiple)
+        expected = texts_of(*right_pad(lists, 9, multiple))
+        for ours, theirs in zip(found, expected):
+            assert ours.dtype == theirs.dtype
+            assert ours.tolist() == theirs.tolist()
 
 
 def sequences_of(arrays):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -134,11 +135,17 @@ def test_the_facts_of_a_step_by_hand(setting, policy):
     })  # fmt: skip
 
 
-def test_the_settings_own_words_are_counted(setting, policy):
+def test_the_lexicons_own_words_are_counted_beside_the_papers(setting, policy):
     found = rollouts_of(policy, [[(response(1, "then", "wait"), False)] * 3])
     setting = dataclasses.replace(setting, words=("then",))
     _, facts = batch_of(experience(), setting, found)
-    assert facts["epistemic_per_response"] == 1
+    assert (facts["lexicon_per_response"], facts["epistemic_per_response"]) == (1, 1)
+    setting = dataclasses.replace(setting, words=("then", "wait"))
+    _, facts = batch_of(experience(), setting, found)
+    assert (facts["lexicon_per_response"], facts["epistemic_per_response"]) == (2, 1)
+    assert facts["lexicon_per_1k"] == 2 * facts["epistemic_per_1k"]
+    setting = dataclasses.replace(setting, words=TEN_WORDS[::-1])
+    assert not any("lexicon" in name for name in batch_of(experience(), setting, found)[1])
 
 
 @pytest.mark.parametrize(("by_std", "scale"), [(False, 1.0), (True, 3**0.5)])
@@ -252,6 +259,16 @@ class Judge:
         return [Verdict(i % 2 == 0, "", None) for i in range(len(responses))]
 
 
+@dataclasses.dataclass(frozen=True)
+class Redone:
+    """A recipe's own context, to be given what the initial model wrote."""
+
+    regenerates: ClassVar = True
+
+    def compose(self, attempt):
+        return attempt.show(attempt.solution)
+
+
 REGENERATED = experience(context=Regenerated())
 
 
@@ -273,6 +290,8 @@ def test_a_right_regenerated_answer_is_what_the_teacher_sees(setting, policy):
         assert " ".join(told.split()) in teacher[row]
     student = rendered(policy, batch.prompt)
     assert [teacher[row] for row in (1, 2, 4)] == [student[row] for row in (1, 2, 4)]
+    own = batch_of(experience(context=Redone()), setting, rollouts_of(policy, [LONE, PAIR]), judge)
+    assert_same_arrays(own[0], batch)
 
 
 def test_the_initial_model_answers_the_guided_question_at_its_own_address(

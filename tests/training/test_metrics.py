@@ -69,6 +69,7 @@ def test_every_line_is_strict_json_even_with_nan_and_infinity(tmp_path):
 
 def test_a_line_can_be_read_before_the_writer_is_closed(tmp_path):
     with MetricsWriter(tmp_path) as writer:
+        assert not (tmp_path / "metrics.jsonl").exists()  # nothing is measured yet
         writer.write(7, {"loss": 1.0})
         assert _lines(tmp_path) == [{"step": 7, "loss": 1.0}]
 

@@ -1,7 +1,7 @@
 """What the teacher is shown: whose response, in which words, and what happens when it is long."""
 
 import dataclasses
-from typing import get_args
+from typing import ClassVar, get_args
 
 import numpy as np
 import pytest
@@ -61,6 +61,26 @@ def qwen3():
     if not QWEN3.is_dir():
         pytest.skip(f"no {QWEN3}")
     return with_tokenizer(ARCHITECTURE, None, QWEN3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Redone:
+    """A recipe's own context that shows a part of what the initial model wrote."""
+
+    regenerates: ClassVar = True
+
+    def compose(self, attempt):
+        return attempt.show(attempt.solution and attempt.solution.split()[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class SameWords:
+    """A recipe's own contrast: the teacher's without its question."""
+
+    reuses_shown: ClassVar = True
+
+    def compose(self, attempt):
+        raise AssertionError("not asked as a contrast")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,6 +259,8 @@ def test_regenerated_texts_are_shown_where_there_are_any(policy):
     plain_turn = QUESTIONS[0].prompt
     assert prompts.turns == [plain_turn, plain_turn, shown(QUESTIONS[0], texts[2])]
     assert prompts.weight_B.tolist() == [0, 0, 1]
+    own = teacher_prompts.teacher_prompts(experience(context=Redone()), policy, found, texts)
+    assert own.turns == [plain_turn, plain_turn, shown(QUESTIONS[0], "10")]
 
 
 def test_a_users_own_template_is_used(policy):
@@ -295,6 +317,8 @@ def test_the_context_alone_as_a_contrast_is_the_teachers_without_the_question(po
     assert contrasts.weight_B.tolist() == prompts.weight_B.tolist()
     for row, (ours, theirs) in enumerate(zip(contrasts.turns, prompts.turns)):
         assert f"{QUESTIONS[row // 3].prompt}\n{ours}" == theirs
+    own = contrasted(policy, groups, context=context, contrast=SameWords())
+    assert own.turns == contrasts.turns
 
 
 def test_a_contrast_may_be_another_context_of_the_same_row(policy):
@@ -552,6 +576,8 @@ def test_a_teacher_that_could_never_be_shown_anything_is_refused():
     ("changes", "message"),
     [
         ({"contrast": Regenerated()}, "samples of its own"),
+        ({"contrast": Redone()}, r"`contrast=Redone\(\)` would need samples of its own"),
+        ({"contrast": SameWords(), "context": NoContext()}, "shows nothing else"),
         ({"contrast": ContextOnly(), "context": NoContext()}, "shows nothing else"),
         ({"rollouts": 1}, "`contrast=WrongSolution.*at least 2, got 1"),
         ({"contrasts": 3}, "at least 4 `rollouts`; got .*WrongSolution.* and 3"),

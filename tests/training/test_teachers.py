@@ -1,5 +1,6 @@
 """Who teaches: an average, a snapshot, the student itself, a trust region, the reference."""
 
+import re
 from dataclasses import dataclass
 
 import jax
@@ -30,7 +31,15 @@ from small_step import (
 from jaxdistill.errors import UserError
 from jaxdistill.training.batch import pad
 from jaxdistill.training.state import init_state
-from jaxdistill.training.teachers import EMA, Frozen, Live, Models, Snapshot, TrustRegion
+from jaxdistill.training.teachers import (
+    EMA,
+    Frozen,
+    Live,
+    Models,
+    Snapshot,
+    TrustRegion,
+    check_teacher,
+)
 
 
 def test_an_ema_teacher_is_the_average_of_the_students_so_far():
@@ -145,10 +154,14 @@ class Returning:
             "others": ((jax.tree.map(lambda x: 2 * x, models.reference), 1.0),),
             "none": ((models.own, 1.0),),
             "an array": ((models.reference, jnp.ones(3)),),
+            "nan": ((models.reference, float("nan")),),
         }[self.how]
 
 
-@pytest.mark.parametrize("how", ["nothing", "parameters alone", "others", "none", "an array"])
+HOWS = ["nothing", "parameters alone", "others", "none", "an array", "nan"]
+
+
+@pytest.mark.parametrize("how", HOWS)
 def test_networks_that_are_none_are_refused_in_one_line(how):
     teacher = Returning(how)
     with pytest.raises(UserError, match=r"^Returning.networks: expected \(\(parameters, weight\)"):
@@ -166,6 +179,76 @@ class Losing(Frozen):
 def test_parameters_that_change_their_shape_are_refused_in_one_line():
     with pytest.raises(UserError, match=r"^Losing.moved: expected parameters like those"):
         make_step(TOKEN, Losing()).trace(start(Losing()), model(REFERENCE), pad(make_batch()))
+
+
+# ------------------------------------------------------------------ tried before it is trained
+
+FEW = {"embed": np.ones((2, 3), np.float32), "norm": np.ones(4, jnp.bfloat16)}
+OWN = r"\(\(parameters, weight\), \.\.\.\), with .*; got "
+
+
+@dataclass(frozen=True)
+class Half:
+    """Its methods do what is named."""
+
+    networks_do: str = "models.own, 1.0"
+    moved_does: str = "own"
+
+    def networks(self, models: Models):
+        names = {"models": models, "jnp": jnp, "copied": jax.tree.map(jnp.copy, models.student)}
+        return (eval(self.networks_do, names),)
+
+    def moved(self, own, student, step):
+        names = {"jax": jax, "jnp": jnp, "own": own, "student": student, "step": step}
+        return eval(self.moved_does, names)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "said"),
+    [
+        (Returning("nothing"), rf"Returning.networks: expected {OWN}\(\)$"),
+        (Returning("parameters alone"), "got models.reference$"),
+        (Returning("none"), r"got \(\(None, 1.0\),\)$"),
+        (Returning("nan"), r"got \(\(models.reference, nan\),\)$"),
+        (Half("copied, 1.0"), r"got \(\(a dict, 1.0\),\)$"),
+        (Half("models.own, jnp.ones(3)"), r"got \(\(models.own, an array of shape \(3,\)\),\)$"),
+        (Half("models.techer, 1.0"), "Half.networks raised AttributeError: 'Models' object has no"),
+        (Half("models.own, 1 if models.step > 2 else 0"), "raised TracerBoolConversionError: "),
+        (
+            Half("models.own, 1 / models.step"),
+            "Half.networks returned weight inf of network 0 at step 0, expected",
+        ),
+        (
+            Half("models.own, jnp.sqrt(8.5 - models.step)"),
+            "returned weight nan of network 0 at step 9, expected",
+        ),
+        (Half(moved_does="None"), "Half.moved: expected parameters like .*, got None$"),
+        (Half(moved_does="[own]"), r"Half.moved: expected parameters like .*, got \(a dict,\)$"),
+        (Half(moved_does="own + student"), "Half.moved raised TypeError: unsupported operand"),
+        (
+            Half(moved_does="{**own, 'norm': own['norm'].sum()}"),
+            r"of shape \(4,\) at \['norm'\], got an array of shape \(\)$",
+        ),
+        (
+            Half(moved_does="{**own, 'norm': jnp.log(own['norm'] - 2)}"),
+            r"Half.moved returned NaN or an infinity in \['norm'\] at step 0",
+        ),
+    ],
+)
+def test_a_teacher_that_cannot_teach_is_refused_before_it_is_asked_to(teacher, said):
+    with pytest.raises(UserError) as error:
+        check_teacher(teacher, FEW, 10)
+    # Not by `match`, which also reads the notes that JAX adds to an exception.
+    assert re.search(f"^teacher: .*{said}", str(error.value)), error.value
+    assert len(str(error.value)) < 200
+
+
+def test_a_teacher_that_can_is_not():
+    average = "jax.tree.map(lambda t, s: 0.5 * t + 0.5 * s, own, student)"
+    for teacher in (Half(moved_does=average), Approaching(4), Frozen()):
+        check_teacher(teacher, FEW, 10)
+    check_teacher(Half("models.own, 1 / (models.step - 3)"), FEW, 3)  # of a step never reached
+    check_teacher(Approaching(4), FEW, 0)
 
 
 # ------------------------------------------------------------------------------------ settings

@@ -6,6 +6,7 @@ multiprocessing: forking a process full of JAX threads can deadlock, and spawnin
 script a second time.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -39,7 +40,8 @@ def grade_all(
     """
     if workers == 0:
         pairs = zip(questions, responses, strict=True)
-        return [judge(grader, question, response) for question, response in pairs]
+        with contextlib.redirect_stdout(sys.stderr):  # what it prints is no output of a command
+            return [judge(grader, question, response) for question, response in pairs]
     with GradingPool(grader, workers, timeout_s) as pool:
         return pool.grade(questions, responses)
 
@@ -54,7 +56,7 @@ class _Worker:
 
 
 class GradingPool:
-    """Worker processes for one grader: importable by name (no lambda), or a recipe's own method.
+    """Worker processes for one grader: importable by name (no lambda), or a `TaskGrader`.
 
     A response that takes longer than `timeout_s` is "too slow", and its worker is replaced. 5 s lie
     above `grading.math`'s own alarm, which costs no worker. Use it as a context manager or call
@@ -161,6 +163,7 @@ def _start(grader: Grader) -> _Worker:
         pass_fds=[theirs.fileno()],
         env=environment,
         stdin=subprocess.DEVNULL,
+        stdout=2,  # what it prints is no output of a command
     )
     theirs.close()
     worker = _Worker(process, ours, deadline=time.monotonic() + _START_S)

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from jaxdistill.own_classes import in_one_line
 from jaxdistill.tasks.questions import Question
@@ -20,6 +21,16 @@ class Verdict:
 Grader = Callable[[Question, str], Verdict]
 
 
+@dataclass(frozen=True)
+class TaskGrader:
+    """The `grade` of a recipe's own task, looked up where it runs: it need not be importable."""
+
+    task: Any
+
+    def __call__(self, question: Question, response: str) -> Verdict:
+        return self.task.grade(question, response)
+
+
 FAILED = "grader failed"  # how the reason of a verdict begins that a grader did not give
 READY = "ready"  # what a grading process says first
 
@@ -34,6 +45,6 @@ def judge(grader: Grader, question: Question, response: str) -> Verdict:
         if not (values and all(map(isinstance, values, fields))):
             raise TypeError(f"expected a Verdict of bool, str and str or None, got {verdict!r}")
         return verdict
-    except Exception as error:  # one strange response must not end a run
+    except (Exception, SystemExit) as error:  # one strange response must not end a run
         # 200 characters: a reason is kept with every response, and sympy's messages hold formulas.
         return Verdict(False, f"{FAILED}: {in_one_line(error)}"[:200], None)

@@ -7,7 +7,7 @@ import sys
 from multiprocessing.connection import Connection
 
 from jaxdistill.own_classes import in_one_line
-from jaxdistill.tasks.grading.verdict import READY, judge
+from jaxdistill.tasks.grading.verdict import READY, TaskGrader, judge
 from jaxdistill.tasks.questions import Question
 
 # A tower of exponents fills memory faster than it runs out of time. The 4 GiB were chosen.
@@ -24,10 +24,10 @@ def main(descriptor: int) -> None:
     with Connection(descriptor) as connection:
         try:
             grader = connection.recv()
-        except Exception as error:  # a recipe that cannot be imported here
+        except (Exception, SystemExit) as error:  # a recipe that cannot be imported here
             connection.send(in_one_line(error))
             return
-        if not hasattr(grader, "__self__"):  # a recipe's own method may not know such a question
+        if not isinstance(grader, TaskGrader):  # a recipe's own may not know such a question
             # Wrong on purpose: a right answer would end before the slow imports; they belong here.
             judge(grader, Question("warm-up", "", "1"), r"\boxed{\frac{1}{2}}")
         connection.send(READY)

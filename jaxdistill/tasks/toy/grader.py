@@ -44,6 +44,12 @@ def read_trace(question: Question, response: str) -> Trace:
     return Trace(len(tries), words.count(CHECK), reached, copied)
 
 
+def facts(question: Question, response: str) -> dict[str, float | None]:
+    """Double checks, and whether a successful last try was copied out."""
+    trace = read_trace(question, response)
+    return {"checks": trace.checks, "copy": trace.copied}
+
+
 def is_arithmetic(word: str) -> bool:
     """Numbers, operations and `=`: what a try consists of."""
     return word.isdigit() or word in (*problems.OPERATIONS, "=")

@@ -107,14 +107,12 @@ def _keys(numbers: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return key * 100 + targets
 
 
-def pool_of(problem: Problem) -> Pool:
-    return _pools_of([problem.numbers], [problem.target])[0]
-
-
-def _pools_of(numbers: list[tuple[int, ...]], targets: list[int]) -> list[Pool]:
-    if not targets:
+def pools_of(problems: list[Problem]) -> list[Pool]:
+    """The pool of each of several problems of equally many numbers."""
+    if not problems:
         return []
-    percents = hash_percent(_keys(np.array(numbers), np.array(targets))).tolist()
+    numbers, targets = (np.array(x) for x in zip(*((p.numbers, p.target) for p in problems)))
+    percents = hash_percent(_keys(numbers, targets)).tolist()
     return [
         next(pool for pool, (low, high) in POOLS.items() if low <= percent < high)
         for percent in percents
@@ -153,10 +151,10 @@ def draw(rng: random.Random, size: int, pool: Pool) -> Problem:
         numbers = tuple(rng.randint(1, MAX_NUMBER) for _ in range(size))
         values = sorted(legal_chains(numbers).values())
         unique = [v for v in dict.fromkeys(values) if v > 0 and values.count(v) == 1]
-        pools = _pools_of([numbers] * len(unique), unique)
-        candidates = [v for v, its in zip(unique, pools, strict=True) if its == pool]
+        unique = [Problem(numbers, v) for v in unique]
+        candidates = [p for p, its in zip(unique, pools_of(unique), strict=True) if its == pool]
         if candidates:
-            return Problem(numbers, rng.choice(candidates))
+            return rng.choice(candidates)
 
 
 def draw_distinct(count: int, size: int, pool: Pool, seed: int) -> list[Problem]:
