@@ -255,6 +255,12 @@ def methods_of(protocol: Any) -> str:
     return " and ".join(found)
 
 
+def not_methods(value: object, protocol: Any) -> list[str]:
+    """The Protocol's methods that the value has as plain fields: it sees names alone."""
+    methods = [name for name, member in vars(protocol).items() if inspect.isfunction(member)]
+    return [n for n in methods if not n.startswith("_") and not callable(getattr(value, n))]
+
+
 def require_choice(name: str, value: object, union: Any) -> None:
     """Refuse a value that is of none of a union's classes and has the methods of no Protocol."""
     members = typing.get_args(union) or (union,)
@@ -267,7 +273,7 @@ def require_choice(name: str, value: object, union: Any) -> None:
     if protocols and not isinstance(value, type) and cls.__module__ != "builtins":
         check_frozen(cls, name)
         hints_of(cls, name)
-        if isinstance(value, protocols):
+        if any(isinstance(value, p) and not not_methods(value, p) for p in protocols):
             return
         raise UserError(f"{name}: expected a class with {needed}, and {cls.__name__} is none")
     like = value if isinstance(value, str) else getattr(value, "__name__", cls.__name__)

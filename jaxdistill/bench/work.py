@@ -27,6 +27,22 @@ def settings_of(cls: type[Settings], source: Any, **others: Any) -> Settings:
     return cls(**{name: getattr(source, name) for name in names if hasattr(source, name)} | others)
 
 
+def in_flags(cls: type[Settings], source: Any, **others: Any) -> Settings:
+    """`settings_of`; what the class refuses, by its fields' names, is said in the words of flags.
+
+    It names `micro_batches`, `pack=16` or sampling.top_p=2; its reader typed flags.
+    """
+
+    def as_flag(named: re.Match[str]) -> str:
+        return "--" + (named[1] or named[2]).replace("_", "-").replace("=", " ")
+
+    try:
+        return settings_of(cls, source, **others)
+    except UserError as error:
+        text = re.sub(r"`([a-z_]+(?:=-?\d+)?)`|sampling\.([a-z_]+=)", as_flag, str(error))
+        raise UserError(text) from None
+
+
 def described(work: Any) -> dict[str, Any]:
     """The work as values for JSON, with the library's settings in it as they are made from it."""
     kinds = ("sampling", "compute", "optimizer", "mesh")
@@ -84,6 +100,8 @@ class Placing:
                 raise UserError(f"{name} must be at least {least}, got {value}")
             if choices and value not in choices:  # of a Literal
                 raise UserError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+            if each.name in ("data", "fsdp", "tensor") and value < 1 and value != -1:
+                raise UserError(f"{name} must be at least 1, or -1 for the rest, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,15 +129,7 @@ class Training(Placing):
         from jaxdistill.precision import compute_dtype
         from jaxdistill.training.compute import Compute
 
-        def as_flag(named: re.Match[str]) -> str:
-            return "--" + named[1].replace("_", "-").replace("=", " ")
-
-        try:
-            return settings_of(Compute, self, dtype=str(compute_dtype(self.dtype)))
-        except UserError as error:
-            # It names fields, `micro_batches` or `pack=16`; its reader typed flags.
-            text = re.sub(r"`([a-z_]+(=-?\d+)?)`", as_flag, str(error))
-            raise UserError(text) from None
+        return in_flags(Compute, self, dtype=str(compute_dtype(self.dtype)))
 
     @property
     def optimizer(self) -> Any:
@@ -156,7 +166,7 @@ class Decode(TokenChoice, Cache, Placing):
     busy: bool = flag(
         False, "with --mean: also time the same slots when all are busy, at the same mean context"
     )
-    profile: int = flag(0, "also list the N kernels that take longest")
+    profile: int = flag(0, "also list the N kernels that take longest", least=0)
     repeats: int = flag(5, "timed runs; the median counts", least=1)
 
     def __post_init__(self):
@@ -166,12 +176,25 @@ class Decode(TokenChoice, Cache, Placing):
         if self.busy and not self.mean:
             raise UserError("--busy compares with rows of different lengths; give their --mean")
         _check_mean(self.mean, self.new)
+        _ = self.sampling  # refuses a value that it cannot draw with, before weights are made
+        self._check_pages()
+
+    def _check_pages(self) -> None:
+        """Of a mesh's parts each needs so many; the sampler says so after the weights are made."""
+        from jaxdistill.models.cached_attention import PAGE
+
+        least = -(-(self.prompt + self.new) // PAGE)
+        if 0 < self.pages < least:
+            raise UserError(
+                f"--pages {self.pages} are too few: a row of --prompt and --new takes "
+                f"{self.prompt + self.new} positions, {least} pages of {PAGE}"
+            )
 
     @property
     def sampling(self) -> Any:
         from jaxdistill.sampling import Sampling
 
-        return settings_of(Sampling, self, max_new_tokens=self.new)
+        return in_flags(Sampling, self, max_new_tokens=self.new)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +207,7 @@ class Step(Training):
     rows: int = flag(4, "rows of the batch", least=1)
     tokens: int = flag(4096, "tokens of a row: prompt and completion")
     prompt: int = flag(256, "how many of them are the prompt; the teacher's is as long", least=1)
-    profile: int = flag(0, "also list the N kernels that take longest")
+    profile: int = flag(0, "also list the N kernels that take longest", least=0)
     repeats: int = flag(5, "timed runs; the median counts", least=1)
 
     def __post_init__(self):

@@ -39,6 +39,8 @@ def add_verbs(verbs: Any) -> None:
 def bench(options: argparse.Namespace) -> None:
     if options.out and not options.out.parent.is_dir():
         raise UserError(f"--out {options.out}: there is no folder {options.out.parent}")
+    if options.out and options.out.is_dir():
+        raise UserError(f"--out {options.out} is a folder; name a file in it")
     work = settings_of(options.work, options)
     from jaxdistill.bench.decode import bench_decode
     from jaxdistill.bench.iteration import bench_iteration

@@ -10,7 +10,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from jaxdistill.bench.work import Cache, Placing, TokenChoice, settings_of
+from jaxdistill.bench.work import Cache, Placing, TokenChoice, in_flags
 from jaxdistill.cli.parser import worked_out
 from jaxdistill.errors import UserError
 
@@ -67,7 +67,7 @@ def add_fields(sub: argparse.ArgumentParser, cls: Any, *names: str) -> None:
 def sampling_of(options: argparse.Namespace, max_new_tokens: int) -> Any:
     from jaxdistill.sampling import Sampling
 
-    return settings_of(Sampling, options, max_new_tokens=max_new_tokens)
+    return in_flags(Sampling, options, max_new_tokens=max_new_tokens)
 
 
 def add_dtype(sub: argparse.ArgumentParser) -> None:

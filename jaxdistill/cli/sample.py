@@ -12,6 +12,7 @@ from jaxdistill.cli.flags import (
     sampling_of,
 )
 from jaxdistill.cli.parser import add_verb, worked_out
+from jaxdistill.errors import UserError
 
 
 def add_verbs(verbs: Any) -> None:
@@ -71,12 +72,12 @@ def sample(options: argparse.Namespace) -> None:
     from jaxdistill.tasks.questions import Question
 
     require_positive(options.samples, "--samples")
+    sampling = sampling_of(options, options.max_new_tokens)
     policy = open_model(options.model, progress=True)
     questions = [
         Question(f"prompt:{i}", prompt, "", options.system)
         for i, prompt in enumerate(options.prompt)
     ]
-    sampling = sampling_of(options, options.max_new_tokens)
     rollouts = engine_of(policy, options).rollouts(
         policy.params,
         questions,
@@ -96,12 +97,14 @@ def evaluate(options: argparse.Namespace) -> None:
 
     require_positive(options.samples, "--samples")
     require_positive(1 if options.limit is None else options.limit, "--limit")
+    sampling = sampling_of(options, options.max_new_tokens)
+    if options.out and options.out.exists() and not options.out.is_dir():
+        raise UserError(f"--out {options.out} is a file; name a folder")
     if options.task is None:
         split = evaluation.named_split(options.data, options.limit)
     else:
         split = own_split(options.task, options.limit)
     policy = open_model(options.model, progress=True)
-    sampling = sampling_of(options, options.max_new_tokens)
     config = evaluation.Evaluation(
         splits=(split,), samples=options.samples, sampling=sampling, seed=options.seed
     )

@@ -62,9 +62,10 @@ def check_objective(objective: Objective, epistemic_ids: tuple[int, ...], vocab_
     """Try each of a recipe's own choices, and with them the whole objective and its gradient.
 
     Nothing is done where all choices are this library's. Else one program is compiled and run, of
-    3 rows, 5 positions and V = `vocab_size`, and traced for other sizes. Raises `UserError` with one line that names the field,
-    the class and the method if a method raises, returns no array, one of a wrong shape, NaN or an
-    infinity (a target may hold -inf), or if the loss or its gradient are not finite.
+    3 rows, 5 positions and V = `vocab_size`, and traced for other sizes. Raises `UserError` with
+    one line that names the field, the class and the method if a method raises, returns no array,
+    one of a wrong shape, NaN or an infinity (a target may hold -inf), or if the loss or its
+    gradient are not finite. A distillation's weight may be so in the row that is not distilled.
     """
     own = list(_own_choices(objective, "objective"))
     if not own:
@@ -113,13 +114,10 @@ class _Own(NamedTuple):
     field: str
     choice: Any
     networks: frozenset[str]  # those alone that it says it reads: others are there by chance
-    rows: int  # those that count: `Distill` leaves out whatever stands at the last
 
 
 def _own_choices(part: Any, path: str) -> Iterator[_Own]:
-    teacher, rows = frozenset(), ROWS
-    if isinstance(part, Distill):
-        teacher, rows = frozenset({"teacher"}), UNDISTILLED
+    teacher = frozenset({"teacher"} if isinstance(part, Distill) else set())
     for field in dataclasses.fields(part):
         value, inner = getattr(part, field.name), f"{path}.{field.name}"
         if isinstance(value, Distill | GRPO):
@@ -128,7 +126,7 @@ def _own_choices(part: Any, path: str) -> Iterator[_Own]:
         for i, choice in enumerate(listed):
             if dataclasses.is_dataclass(choice) and own_classes.is_own(type(choice)):
                 inner_path = f"{inner}[{i}]" if isinstance(value, tuple) else inner
-                yield _Own(inner_path, field.name, choice, reads_of(choice) | teacher, rows)
+                yield _Own(inner_path, field.name, choice, reads_of(choice) | teacher)
 
 
 def _tried(own: _Own, positions: Positions, epistemic: Epistemic) -> Iterator[_Found]:
@@ -139,7 +137,9 @@ def _tried(own: _Own, positions: Positions, epistemic: Epistemic) -> Iterator[_F
             what = f"{own.path}: {type(own.choice).__name__}.{method}"
             returned = _called(what, lambda m=method: _call(own.choice, m, given, epistemic))
             for found in _checked(f"{what} returned", method, returned, positions):
-                yield found._replace(rows=UNDISTILLED if method == "over_batch" else own.rows)
+                # What a weight is there is left out, or comes from a loss weight of 0.
+                is_free = own.field == "weights" or method == "over_batch"
+                yield found._replace(rows=UNDISTILLED if is_free else ROWS)
 
 
 def _scored_by(networks: frozenset[str], positions: Positions) -> Positions:

@@ -13,6 +13,7 @@ of any class that has it may stand where ours do. Beside the method a class may 
 and where it has none, what is said in brackets holds, or no further network is read.
 """
 
+import dataclasses
 from typing import Any, Protocol, get_args, runtime_checkable
 
 from jaxtyping import Array, Float
@@ -171,9 +172,12 @@ def require_choice_and_reads(name: str, value: object, union: Any) -> None:
     """`own_classes.require_choice`, and `reads` must name networks, where the class has it."""
     own_classes.require_choice(name, value, union)
     reads = getattr(value, "reads", frozenset())
+    where = f"{name}: {type(value).__name__}.reads"
+    fields = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
+    is_field = any(field.name == "reads" for field in fields)
+    require(not is_field, where, "no field: write it without annotation, or as ClassVar", reads)
     known = isinstance(reads, frozenset) and reads <= NETWORKS
-    expected = "a frozenset of 'teacher', 'reference', 'contrast'"
-    require(known, f"{name}: {type(value).__name__}.reads", expected, reads)
+    require(known, where, "a frozenset of 'teacher', 'reference', 'contrast'", reads)
     if OwnCorrection in get_args(union):
         level = getattr(value, "level", "token")
         known = level in ("token", "sequence")

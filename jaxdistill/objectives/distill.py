@@ -99,14 +99,11 @@ class Distill:
     def part(self, positions: Positions, epistemic: Epistemic) -> LossPart:
         """Rows of weight 0 have no loss: their teacher was shown nothing.
 
-        No choice can spoil the step there, where teacher and student may be the same numbers: what
-        it returns is left out, and so is its gradient, which 0 x NaN would carry on.
+        Whatever a weight says there, where teacher and student may be the same numbers, is left
+        out: 0 x NaN would be NaN, and spoil the whole step.
         """
         distill_weight_BT = jnp.asarray(positions.rows.distill_weight_BT)
         is_distilled_BT = distill_weight_BT > 0
-        student = positions.student_logp_BTV
-        student = jnp.where(is_distilled_BT[..., None], student, jax.lax.stop_gradient(student))
-        positions = positions._replace(student_logp_BTV=student)
         weight_BT, metrics = self._importance(positions)
         weight_BT *= self._position_weight(positions, epistemic)
         if positions.sampled.distill_factor_BT is not None:

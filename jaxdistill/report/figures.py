@@ -4,6 +4,7 @@ A figure is 9 inches wide and meant to be shown at 900 pixels, so a point of typ
 """
 
 import io
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -70,6 +71,7 @@ RC = {
     "ytick.labelsize": 8,
     "xtick.major.size": 3,
     "ytick.major.size": 3,
+    "text.parse_math": False,  # a name's `$` is a dollar
 }
 
 
@@ -145,7 +147,9 @@ def picture(name: str, caption: str, draw: Callable[[Paper], "Figure"]) -> Pictu
     png = {}
     for paper in (LIGHT, DARK):
         buffer = io.BytesIO()
-        with matplotlib.rc_context(paper.settings):
+        with matplotlib.rc_context(paper.settings), warnings.catch_warnings():
+            # A box stands for a letter that the font lacks; the tables have the name in full.
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
             draw(paper).savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
         png[paper.name] = buffer.getvalue()
     return Picture(name, png["light"], png["dark"], caption)

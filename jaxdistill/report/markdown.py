@@ -28,13 +28,16 @@ def bullets(lines: list[str]) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text that is a name stays text: it ends no cell and no line, and starts no code or tag.
+    """Text that is a name stays text: it ends no cell and no line, and starts no code, tag or link.
 
-    >>> escaped("a|b <i>`")
-    'a\\\\|b &lt;i>\\\\`'
+    Brackets of an interval and underscores within a word mean nothing and stay as they are.
+
+    >>> escaped("a|b <i>` [c](d)")
+    'a\\\\|b &lt;i>\\\\` [c\\\\](d)'
     """
     text = text.replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"([\\`|])", r"\\\1", re.sub(r"[\r\n]+", " ", text))
+    special = r"([\\`|*]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_]))"
+    return re.sub(special, r"\\\1", re.sub(r"[\r\n]+", " ", text))
 
 
 def _line(cells: list[str]) -> str:

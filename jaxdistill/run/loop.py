@@ -201,6 +201,9 @@ def evaluates_at(config: RunConfig, step: int) -> bool:
 def log(writer: MetricsWriter, bar: Any, step: int, sums: dict[str, Any], facts: dict[str, Any]):
     values = means(sums) | facts
     writer.write(step, values)
+    if values["skipped"]:
+        text = f"step {step} was skipped: its gradient is not finite, and nothing was learnt"
+        bar.write(text, file=sys.stderr)
     bar.update()
     shown = {key: values[key] for key in ("loss", "reward", "length") if key in values}
     bar.set_postfix({key: f"{value:.3g}" for key, value in shown.items()}, refresh=False)

@@ -22,18 +22,28 @@ from jaxdistill.storage.loading import Policy, Pretrained
 
 @contextlib.contextmanager
 def _folder_for_a_while(prefix: str, parent: Path) -> Iterator[str]:
-    """A temporary folder that is gone in the end, also where a checkpoint in it failed."""
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=parent) as folder:
-        try:
-            yield folder
-        except BaseException:
-            # Orbax's other threads may go on writing for a moment and make the folder again.
-            # Half a second is chosen, not measured.
-            shutil.rmtree(folder, ignore_errors=True)
-            time.sleep(0.5)
-            shutil.rmtree(folder, ignore_errors=True)
-            Path(folder).mkdir(exist_ok=True)  # for the way out, which expects it
-            raise
+    """A temporary folder that is gone in the end, also where a checkpoint in it failed.
+
+    Folders above it that were made for it are gone too, where nothing else came into them.
+    """
+    new = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=parent) as folder:
+            try:
+                yield folder
+            except BaseException:
+                # Orbax's other threads may go on writing for a moment and make the folder again.
+                # Half a second is chosen, not measured.
+                shutil.rmtree(folder, ignore_errors=True)
+                time.sleep(0.5)
+                shutil.rmtree(folder, ignore_errors=True)
+                Path(folder).mkdir(exist_ok=True)  # for the way out, which expects it
+                raise
+    finally:
+        for folder in new:
+            with contextlib.suppress(OSError):  # it is not empty
+                folder.rmdir()
 
 
 def convert(
@@ -65,7 +75,6 @@ def convert(
             progress=progress,
         )
         return f"run {source} -> Hugging Face folder {destination}"
-    destination.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{destination.name}."
     with _folder_for_a_while(prefix, destination.parent) as folder:
         part = Path(folder) / "run"

@@ -201,6 +201,13 @@ def test_busy_slots_stay_within_their_share_of_the_pages():
         ({"mean": 600}, "--mean 600 must lie between 0 and --new 512"),
         ({"slots": -1}, "--slots must be at least 0"),
         ({"pages": -1}, "--pages must be at least 0"),
+        ({"pages": 5}, "--pages 5 are too few: .* takes 768 positions, 6 pages of 128"),
+        ({"profile": -1}, "--profile must be at least 0"),
+        ({"data": 0}, "--data must be at least 1, or -1 for the rest, got 0"),
+        ({"temperature": float("nan")}, "--temperature nan: expected a value >= 0"),
+        ({"top_p": 2.0}, "--top-p 2.0: expected a value in"),
+        ({"top_k": -3}, "--top-k -3: expected a value >= 0"),
+        ({"min_p": 2.0}, "--min-p 2.0: expected a value in"),
         ({"busy": True}, "--busy compares with rows of different lengths"),
         ({"cache_dtype": "int4"}, "--cache-dtype must be one of auto, int8, got 'int4'"),
     ],
@@ -216,6 +223,8 @@ def test_an_unknown_preset_and_a_missing_folder_end_in_one_line(tmp_path, capsys
     out = str(tmp_path / "none" / "x.json")
     assert cli.main(["bench", "decode", "--model", "tiny", "--out", out]) == 2
     assert "there is no folder" in capsys.readouterr().err
+    assert cli.main(["bench", "decode", "--model", "nowhere", "--out", str(tmp_path)]) == 2
+    assert "is a folder; name a file in it" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------- step and iteration

@@ -158,6 +158,19 @@ class ReadsTheUnknown:
 
 
 @dataclass(frozen=True)
+class ReadsInAField:
+    reads: frozenset = frozenset({"reference"})
+
+    def factor(self, positions, epistemic):
+        return 1.0
+
+
+@dataclass(frozen=True)
+class ClipInAField:
+    clip: float = 2.0
+
+
+@dataclass(frozen=True)
 class OfNoLevel(OwnCorrection):
     level = "sequences"
 
@@ -186,6 +199,9 @@ class NoDataclass:
         (lambda: GRPO(rollout_correction=OfNoLevel()), r"OfNoLevel.level: expected 'token' or 's"),
         (lambda: Distill(weights=(ReadsTheUnknown(),)),
          r"Distill.weights: ReadsTheUnknown.reads: expected a frozenset of 'teacher', 'refer"),
+        (lambda: Distill(weights=(ReadsInAField(),)),
+         r"Distill.weights: ReadsInAField.reads: expected no field: write it without annotation"),
+        (lambda: Distill(clip=ClipInAField()), r"Distill.clip: .*clip\(loss_BT\).*ClipInAField"),
         (lambda: Distill(divergence=OwnSampledKL(), clip=ClipPosition()), r"Distill.clip: expec"),
     ],
 )  # fmt: skip

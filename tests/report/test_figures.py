@@ -4,6 +4,7 @@ import base64
 
 import pytest
 
+from jaxdistill.report import figures
 from jaxdistill.report.figures import smoothed
 
 
@@ -20,3 +21,13 @@ def test_a_moving_mean_keeps_a_constant_and_a_straight_line_inside():
     line = [(float(i), float(i), 0.0, 1.0) for i in range(9)]
     assert [p[1] for p in smoothed(line)][2:-2] == pytest.approx(list(range(2, 7)))
     assert all(p[2:] == (0.0, 1.0) for p in smoothed(line))
+
+
+def test_a_name_in_a_figure_is_no_formula_and_may_lack_a_glyph(recwarn):
+    def draw(paper):
+        drawn = figures._figure(1.0)
+        drawn.suptitle("a$\\frac$ 日本 r$_{")
+        return drawn
+
+    assert figures.picture("name", "A name.", draw).light
+    assert not recwarn.list

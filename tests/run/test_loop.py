@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from tiny_run import tiny, tree_of, write_config
+from tqdm import tqdm
 
 from jaxdistill.errors import UserError
 from jaxdistill.objectives import CrossEntropy
@@ -24,6 +25,7 @@ from jaxdistill.storage import loading
 from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.tasks.tasks import ToyTask
 from jaxdistill.training.experience import Supervised
+from jaxdistill.training.metrics import MetricsWriter, Sum
 from jaxdistill.training.state import TrainState, init_state
 from jaxdistill.training.teachers import Frozen
 
@@ -173,6 +175,15 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(whole, tmp_path, m
     run(tiny(), tmp_path / "run", resume=True, quiet=True)
     assert "has no checkpoint yet: it starts at step 0\n" in capsys.readouterr().err
     assert_same_run(tiny(), tmp_path / "run", whole)
+
+
+def test_a_step_that_was_skipped_is_told_though_the_run_is_quiet(tmp_path, capsys):
+    sums = {"loss": Sum(np.nan, 1.0), "skipped": Sum(1.0, 1.0)}
+    with MetricsWriter(tmp_path) as writer, tqdm(disable=True) as bar:
+        runs.log(writer, bar, 3, sums, {})
+        runs.log(writer, bar, 4, sums | {"skipped": Sum(0.0, 1.0)}, {})
+    said = "step 3 was skipped: its gradient is not finite, and nothing was learnt\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_start_that_was_killed_can_be_started_again(tmp_path):

@@ -167,7 +167,7 @@ def test_a_model_without_a_tokenizer_leaves_nothing_behind(fresh, tmp_path):
     source = export(fresh, tmp_path / "hf")
     (source / "tokenizer.json").unlink()
     with pytest.raises(UserError, match="tokenizer"):
-        convert(source, tmp_path / "run")
+        convert(source, tmp_path / "new" / "folders" / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
