@@ -100,6 +100,24 @@ def test_chunk_size_changes_neither_loss_nor_gradient_nor_metrics(chunk):
     assert_trees_close(metrics, expected_totals, 1e-4)
 
 
+def infinite_where_nothing_counts(positions):
+    """A weight such as 1 / (length - index), which is infinite behind a completion's end."""
+    loss_BT, values = objective(positions)
+    is_counted_BT = random_data().loss_weight_BT != 0
+    return loss_BT / jnp.where(is_counted_BT, 1.0, 0.0), values
+
+
+def test_an_infinity_where_nothing_counts_reaches_no_gradient():
+    def gradient_of(objective):
+        def loss(models):
+            return run(models, random_data(), 64, 1.3, objective=objective)[0]
+
+        return jax.grad(loss)(three_models())[0]
+
+    assert (random_data().loss_weight_BT == 0).any()
+    assert_trees_close(gradient_of(infinite_where_nothing_counts), gradient_of(objective), 1e-6)
+
+
 REAL = {
     "sdpo": Distill(support=TopC(5)),
     "anchored": Distill(support=TopC(5), target=AnchorEpistemicMass(), terms=(MassPenalty(),)),
