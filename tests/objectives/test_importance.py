@@ -48,5 +48,5 @@ def test_sequences_are_corrected_as_a_whole():
     given = positions(behaviour_logp_BT=given.of_token(given.student_logp_BTV) - offsets)
     counts = jnp.array([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])  # the 9 is padding
     objective = dataclasses.replace(FULL, rollout_correction=RolloutCorrection(2.0, "sequence"))
-    expected = np.exp([[0.3], [0.2]]) * np.ones((B, T))
+    expected = np.exp([[0.3], [0.2]]) * counts  # and padding does not take part
     np.testing.assert_allclose(factor_of(objective, counts, given), expected, rtol=1e-5)
