@@ -6,8 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 from distilled import FULL, factor_of
 from made_positions import (
-    B,
-    T,
     positions,
     value_and_gradient,
 )
