@@ -60,7 +60,7 @@ CASES = {name: (objective, EMA(0.25)) for name, objective in OF_THE_BATCH.items(
 }  # fmt: skip
 
 # The others are parts of "everything", or differ in what is no matter of the layout.
-FAST = ("sdpo_anchor", "everything")
+FAST = ("sdpo_anchor", "everything", "grpo", "srpo", "rlcsd")
 
 
 def packed_update(objective, batch, teacher=EMA(0.25)):  # noqa: B008
