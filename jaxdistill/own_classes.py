@@ -19,7 +19,7 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,20 @@ def load_source(source: bytes, file: str) -> RecipeModule:
         if dataclasses.is_dataclass(cls):
             copyreg.pickle(cls, _reduced)  # pyright: ignore[reportArgumentType]
     return module
+
+
+def called(what: str, call: Callable[[], Any], place: str | None = None) -> Any:
+    """`call()` of a recipe's own method; what it raises is one line that names it.
+
+    A UserError names the method already: before it stands `place`, or `what`.
+    """
+    try:
+        return call()
+    except UserError as error:
+        raise UserError(f"{place or what}: {error}") from error
+    except (Exception, SystemExit) as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise UserError(f"{what} raised {type(error).__name__}: {first_line}") from error
 
 
 def in_one_line(error: BaseException) -> str:

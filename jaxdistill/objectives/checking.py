@@ -135,7 +135,9 @@ def _tried(own: _Own, positions: Positions, epistemic: Epistemic) -> Iterator[_F
     for method in METHODS[own.field]:
         if callable(getattr(own.choice, method, None)):
             what = f"{own.path}: {type(own.choice).__name__}.{method}"
-            returned = _called(what, lambda m=method: _call(own.choice, m, given, epistemic))
+            returned = own_classes.called(
+                what, lambda m=method: _call(own.choice, m, given, epistemic)
+            )
             for found in _checked(f"{what} returned", method, returned, positions):
                 # What a weight is there is left out, or comes from a loss weight of 0.
                 is_free = own.field == "weights" or method == "over_batch"
@@ -145,16 +147,6 @@ def _tried(own: _Own, positions: Positions, epistemic: Epistemic) -> Iterator[_F
 def _scored_by(networks: frozenset[str], positions: Positions) -> Positions:
     others = {"teacher", "reference", "contrast"} - networks
     return positions._replace(**{f"{network}_logp_BTV": None for network in others})
-
-
-def _called(what: str, call: Callable[[], Any]) -> Any:
-    try:
-        return call()
-    except UserError as error:
-        raise UserError(f"{what}: {error}") from error
-    except (Exception, SystemExit) as error:
-        first_line = str(error).strip().partition("\n")[0]
-        raise UserError(f"{what} raised {type(error).__name__}: {first_line}") from error
 
 
 def _call(choice: Any, method: str, positions: Positions, epistemic: Epistemic) -> Any:
@@ -244,7 +236,7 @@ def _whole(objective: Objective, ids: tuple[int, ...], positions: Positions) -> 
 
         return jax.grad(total, has_aux=True)(given.student_logp_BTV)
 
-    gradient_BTV, loss_BT = _called("objective", evaluate)
+    gradient_BTV, loss_BT = own_classes.called("objective", evaluate)
     return [
         _Found("objective: the loss is", loss_BT),
         _Found("objective: the loss's gradient is", gradient_BTV),

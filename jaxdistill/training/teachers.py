@@ -5,7 +5,6 @@ its own move if it has any. A recipe may bring its own: `OwnTeacher`.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -185,8 +184,12 @@ def check_teacher(teacher: Teacher, params: Any, steps: int) -> None:
         # The student's and the teacher's own are trained in float32.
         student, own = (jax.tree.map(lambda x: x.astype(jnp.float32), x) for x in (student, own))
         models = Models(student, reference, own, step)
-        networks = _called(f"{name}.networks", lambda: networks_of(teacher, models))
-        moved = _called(f"{name}.moved", lambda: moved_teacher(teacher, own, student, step))
+        networks = own_classes.called(
+            f"{name}.networks", lambda: networks_of(teacher, models), "teacher"
+        )
+        moved = own_classes.called(
+            f"{name}.moved", lambda: moved_teacher(teacher, own, student, step), "teacher"
+        )
         # Reduced while it is computed, so that no second model is kept in memory.
         is_finite = jax.tree.map(lambda x: jnp.isfinite(x).all(), moved)
         return [jnp.asarray(weight, jnp.float32) for _, weight in networks], is_finite
@@ -206,16 +209,6 @@ def check_teacher(teacher: Teacher, params: Any, steps: int) -> None:
                     f"{name}.moved returned NaN or an infinity in {jax.tree_util.keystr(path)} at "
                     f"step {step}, expected finite numbers"
                 )
-
-
-def _called(what: str, call: Callable[[], Any]) -> Any:
-    try:
-        return call()
-    except UserError as error:
-        raise UserError(f"teacher: {error}") from error
-    except (Exception, SystemExit) as error:
-        first_line = str(error).strip().partition("\n")[0]
-        raise UserError(f"{what} raised {type(error).__name__}: {first_line}") from error
 
 
 def _described(value: Any, models: Models | None = None) -> str:
