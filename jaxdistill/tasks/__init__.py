@@ -1,6 +1,6 @@
-"""What is asked, and is the answer right?
+"""Which questions are asked, and which answers are correct?
 
-Questions and where they are read, what a teacher is shown beside one, graders, and the toy world.
-May import `models` and every room that it may, but contexts, grading, questions and the toy world
-do without JAX; only here are Grain and TFDS imported.
+Questions and their sources, the contexts that a teacher is shown, graders, and the toy world. May
+import `models` and whatever `models` may. Contexts, grading, questions and the toy world do not use
+JAX. Grain and TFDS are imported only here.
 """

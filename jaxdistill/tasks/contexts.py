@@ -1,14 +1,14 @@
-"""What the teacher sees: the question, and inside the same user turn a demonstration of its answer.
+"""What the teacher sees: the question and, in the same user turn, a demonstration of its answer.
 
-The template and the removal of thinking follow arXiv 2603.24472 and its released code. Three things
-differ on purpose. A demonstration that is too long is cut inside the demonstration, where the
-released code cut the finished prompt and lost the instruction and the generation prompt. A sibling
-is drawn uniformly, where the released code took the first one in a length-sorted batch. And a
-solution of which nothing is left (its thinking removed, say) is nothing to learn from.
+The template and the removal of thinking follow arXiv 2603.24472 and its released code, with three
+deliberate differences. An overlong demonstration is truncated before it is put into the prompt; the
+released code truncates the finished prompt and loses the instruction and the generation prompt. A
+sibling is drawn uniformly; the released code takes the first one of a length-sorted batch. A
+solution that is blank, for example once its thinking is removed, counts as no solution.
 
 A context is a frozen dataclass with one method, `compose(attempt) -> Shown | None`. A recipe may
-bring its own (`OwnContext`). What it puts into `Shown.solution` is what is cut where the whole is
-too long; the rest stays as it is, and where that alone is too long the row is dropped.
+define its own (`OwnContext`). If a prompt is too long, only the text in `Shown.solution` is
+truncated; if the rest alone is too long, the row is dropped.
 """
 
 import math
@@ -30,10 +30,11 @@ from jaxdistill.tasks.questions import Question, is_text
 
 @dataclass(frozen=True)
 class Template:
-    """The words around what is shown; the defaults are those of the released code.
+    """The wording around what is shown. The defaults are those of the released code.
 
-    `turn` is the whole user turn; its {solution} and {feedback} are the two sections below, each
-    empty where there is nothing to put into it. Literal braces are written {{ and }}.
+    `turn` is the whole user turn. Its {solution} and {feedback} are replaced by the two sections
+    below, or by nothing if there is no such text. Literal braces are written {{ and }}. Raises
+    UserError if a template does not have exactly the fields of its default.
     """
 
     turn: str = "{prompt}{solution}{feedback}\n\nCorrectly solve the original question."
@@ -49,12 +50,14 @@ class Template:
 
 
 def _require_fields(name: str, template: str, expected: set[str]) -> None:
-    """Refuse a template that does not hold exactly the expected fields, all of them plain."""
+    """Raise UserError unless the template has exactly the expected fields, without format specs."""
     try:
         pieces = list(string.Formatter().parse(template))
     except ValueError as error:  # a lone brace
         found = str(error)
     else:
+        # `parse` gives (literal text, field, format spec, conversion); a trailing literal has
+        # field None.
         fields = [piece for piece in pieces if piece[1] is not None]
         is_plain = all(spec == "" and conversion is None for _, _, spec, conversion in fields)
         if is_plain and {field for _, field, _, _ in fields} == expected:
@@ -68,15 +71,16 @@ def _require_fields(name: str, template: str, expected: set[str]) -> None:
 
 
 PAPER = Template()
-# The turn with a solution and no feedback: the words that every run of the paper uses.
+# The user turn with a solution and no feedback, which is the wording of every run in the paper.
 TEMPLATE = PAPER.turn.format(prompt="{prompt}", solution=PAPER.solution, feedback="")
 
 
 class Shown(NamedTuple):
-    """What the teacher's user turn is put together from.
+    """The parts of the teacher's user turn.
 
-    A section that is None is left out; without `instruction` the prompt stands alone. `solution`
-    is cut where the whole is too long. `template` holds a context's own words; None: the run's.
+    A section that is None is left out. With `instruction=False` the turn is the prompt alone.
+    `solution` is the part that is truncated if the prompt is too long. `template` is the context's
+    own wording; None means the run's.
     """
 
     prompt: str
@@ -86,34 +90,38 @@ class Shown(NamedTuple):
     template: Template | None = None
 
     def turn(self, template: Template = PAPER) -> str:
-        """Put the user turn together. Nothing inside the shown texts is read as a field.
+        """Assemble the user turn. Braces inside the shown texts are not interpreted as fields.
 
         >>> Shown("1+1?", feedback="Not 3.").turn()[:51]
         '1+1?\\nThe following is feedback from your unsuccessf'
         """
         if not self.instruction:
             return self.prompt
-        words = self.template or template
+        wording = self.template or template
         solution = feedback = ""
         if self.solution is not None:
-            solution = words.solution.format(solution=self.solution)
+            solution = wording.solution.format(solution=self.solution)
         if self.feedback is not None:
-            feedback = words.feedback.format(feedback=self.feedback)
-        turn = words.turn.format(prompt=self.prompt, solution=solution, feedback=feedback)
+            feedback = wording.feedback.format(feedback=self.feedback)
+        turn = wording.turn.format(prompt=self.prompt, solution=solution, feedback=feedback)
+        # Without a prompt (`ContextOnly`) the turn would begin with a section's separating newline.
         return turn if self.prompt else turn.lstrip("\n")
 
 
 class Attempt(NamedTuple):
-    """A row of a step as its context sees it: the student's response, and others' to be shown."""
+    """One row of a batch as its context sees it: the student's response and texts to show."""
 
     question: Question
     response: str
-    verdict: Verdict  # on the response
-    solution: str | None  # a correct sibling, or the reference, as `demonstration` says
+    verdict: Verdict  # on `response`
+    solution: str | None  # a correct sibling or the reference, according to `demonstration`
     wrong_solution: str | None  # an incorrect sibling
 
     def show(self, solution: str | None, feedback: str | None = None) -> Shown | None:
-        """The question with a solution and feedback; None where there is neither, or but blanks."""
+        """Return the question with a solution and feedback, or None if there is neither.
+
+        A blank solution counts as none.
+        """
         if solution is not None and not solution.strip():
             solution = None
         if solution is None and feedback is None:
@@ -126,18 +134,18 @@ class Attempt(NamedTuple):
 
 @runtime_checkable
 class OwnContext(Protocol):
-    """A recipe's own context: a frozen dataclass with this method. Beside it a class may have
+    """A recipe's own context: a frozen dataclass with this method and two optional attributes.
 
-    regenerates    `Attempt.solution` is then what the initial model wrote under a solution,
-                   where that was right, and not the solution itself (False)
-    reuses_shown   as a contrast it is then what the teacher is shown, less the question, and
-                   `compose` is not asked (False)
+    regenerates    if True, `Attempt.solution` is a correct response that the initial model wrote
+                   when shown a solution, and not the solution itself (default False)
+    reuses_shown   if True, the context used as a contrast shows what the teacher is shown without
+                   the question, and `compose` is not called (default False)
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def compose(self, attempt: Attempt) -> Shown | None:
-        """What a row's teacher is shown; None: nothing, and the row is not distilled."""
+        """Return what the row's teacher is shown; with None the row is not distilled."""
         ...
 
 
@@ -151,7 +159,7 @@ class NoContext:
 
 @dataclass(frozen=True)
 class Solution:
-    """c = s: a correct response, whole, thinking included."""
+    """c = s: a whole correct response, including its thinking."""
 
     def compose(self, attempt: Attempt) -> Shown | None:
         return attempt.show(attempt.solution)
@@ -167,7 +175,7 @@ class SolutionWithoutThinking:
 
 @dataclass(frozen=True)
 class AnswerOnly:
-    """c = the gold answer; needs no demonstration."""
+    """c = the gold answer. It needs no demonstration."""
 
     def compose(self, attempt: Attempt) -> Shown | None:
         return attempt.show(attempt.question.answer)
@@ -175,7 +183,7 @@ class AnswerOnly:
 
 @dataclass(frozen=True)
 class PartialSolution:
-    """c = the first ceil(fraction * n) of the n words of the solution without thinking."""
+    """c = the first ceil(fraction * n) of the n words of the solution without its thinking."""
 
     fraction: float = 0.5
 
@@ -187,13 +195,13 @@ class PartialSolution:
             )
 
     def compose(self, attempt: Attempt) -> Shown | None:
-        told = attempt.solution and first_words(remove_thinking(attempt.solution), self.fraction)
-        return attempt.show(told)
+        solution = attempt.solution and remove_thinking(attempt.solution)
+        return attempt.show(solution and first_words(solution, self.fraction))
 
 
 @dataclass(frozen=True)
 class Regenerated:
-    """c = y~: what the initial model wrote under c = s, where that was right (setting 4)."""
+    """c = y~: a correct response of the initial model under c = s (setting 4 of the paper)."""
 
     regenerates: ClassVar = True
 
@@ -203,11 +211,11 @@ class Regenerated:
 
 @dataclass(frozen=True)
 class Feedback:
-    """c = f: why the row's own attempt was judged wrong; a right attempt has none.
+    """c = f: why the row's own response was judged wrong. A correct response has no feedback.
 
-    `with_solution` shows a correct response above it, and that alone to a right attempt (SDPO,
-    arXiv 2601.20802; its released settings leave the feedback out where there is a solution).
-    `reveal_answer` adds the gold answer.
+    `with_solution` shows a correct response above the feedback, or alone if the row's own response
+    is correct (SDPO, arXiv 2601.20802, whose released settings omit the feedback if there is a
+    solution). `reveal_answer` adds the gold answer.
     """
 
     with_solution: bool = False
@@ -223,7 +231,7 @@ class Feedback:
 
 @dataclass(frozen=True)
 class WrongSolution:
-    """Control: an incorrect sibling's response, in the same words as a correct one."""
+    """Control: an incorrect sibling's response, worded like a correct one."""
 
     def compose(self, attempt: Attempt) -> Shown | None:
         return attempt.show(attempt.wrong_solution)
@@ -239,9 +247,9 @@ class InstructionOnly:
 
 @dataclass(frozen=True)
 class ContextOnly:
-    """Control: the solution without the question, which Purified OPSD subtracts.
+    """Control: the solution without the question, whose effect Purified OPSD subtracts.
 
-    As a contrast it shows whatever the teacher is shown, less the question.
+    Used as a contrast, it shows whatever the teacher is shown, without the question.
     """
 
     reuses_shown: ClassVar = True
@@ -267,30 +275,31 @@ Context = (
 
 
 def regenerates(context: Context) -> bool:
-    """Whether it shows what the initial model wrote in the place of a solution."""
+    """Whether the context shows a response of the initial model in place of the solution."""
     return getattr(context, "regenerates", False)
 
 
 def reuses_shown(context: Context) -> bool:
-    """Whether as a contrast it shows what the teacher is shown, less the question."""
+    """Whether the context, used as a contrast, shows what the teacher is shown, but no question."""
     return getattr(context, "reuses_shown", False)
 
 
 def composed(context: Context, attempt: Attempt) -> Shown | None:
-    """`context.compose`, with its result checked: the context may be a recipe's own.
+    """Return `context.compose(attempt)` after checking it, since a recipe may define the context.
 
-    Raises UserError for what it raises, and for anything but None and a `Shown` of text.
+    Raises UserError if `compose` raises, or returns anything other than None or a `Shown` of text.
     """
     name = f"{type(context).__name__}.compose on question {attempt.question.id!r}"
     try:
         shown = context.compose(attempt)
     except UserError:
         raise
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # `sys.exit` in a recipe must not end the run silently
         raise UserError(f"{name}: {in_one_line(error)}") from error
     if shown is None:
         return None
     expected = f"{name}: expected a Shown of text, or None"
+    # Messages are cut at 300 characters: a shown text may fill pages.
     if not isinstance(shown, Shown):
         raise UserError(f"{expected}, got {shown!r}"[:300])
     for field in ("prompt", "solution", "feedback"):
@@ -298,7 +307,7 @@ def composed(context: Context, attempt: Attempt) -> Shown | None:
         if not (is_text(text) or (text is None and field != "prompt")):
             raise UserError(f"{expected}; its {field} is {text!r}"[:300])
     if not isinstance(shown.template, Template | None):
-        raise UserError(f"{expected}; its template is no Template: {shown.template!r}"[:300])
+        raise UserError(f"{expected}; its template is not a Template: {shown.template!r}"[:300])
     return shown
 
 
@@ -309,7 +318,10 @@ def render(
     answer: str,
     template: Template = PAPER,
 ) -> str:
-    """Return the teacher's user turn; the prompt unchanged where there is nothing to show.
+    """Return the teacher's user turn, or the prompt unchanged if there is nothing to show.
+
+    `demonstration` serves as both the correct and the incorrect sibling. Raises UserError as
+    `composed` does.
 
     >>> render(AnswerOnly(), "1+1?", None, "2")
     '1+1?\\nCorrect solution:\\n\\n2\\n\\nCorrectly solve the original question.'
@@ -326,16 +338,16 @@ def render(
 def remove_thinking(text: str) -> str:
     r"""Delete the thinking from a response (the released code's `_remove_thinking_trace`).
 
-    First every `<think>...</think>`, then whatever still precedes a lone `</think>`: where the
-    chat template opens the thinking itself (DeepSeek-R1-Distill) the response only closes it.
-    Without any `</think>` the response stays whole.
+    It removes every `<think>...</think>`, then everything before a remaining `</think>`: if the
+    chat template itself opens the thinking (DeepSeek-R1-Distill), the response only closes it.
+    A response without `</think>` is returned unchanged.
 
     >>> remove_thinking("<think>\nWait.\n</think>\n\nIt is 4."), remove_thinking("Hmm.</think> 4")
     ('It is 4.', '4')
     """
     kept, start = [], 0
-    # Not one regular expression: `<think>.*?</think>` takes quadratic time on a response that
-    # degenerates into thousands of unclosed `<think>`.
+    # The regular expression `<think>.*?</think>` would take quadratic time on a degenerate response
+    # with thousands of unclosed `<think>`.
     while (opened := text.find("<think>", start)) >= 0:
         closed = text.find("</think>", opened)
         if closed < 0:
@@ -354,28 +366,31 @@ def _after_close(text: str, closed: int) -> int:
 
 
 def first_words(text: str, fraction: float) -> str:
-    """Return the first ceil(fraction * n) of the n whitespace-separated words, layout kept.
+    """Return the first ceil(fraction * n) of the n whitespace-separated words with their layout.
 
     >>> first_words("a b\\n\\nc d e", 0.5)
     'a b\\n\\nc'
     """
     words = list(re.finditer(r"\S+", text))
-    # 1e-9: 0.7 * 10 is 7.000000000000001 in floating point and must not keep an eighth word.
+    # Without the 1e-9 a product that rounds up, such as 0.07 * 100 = 7.000000000000001, would keep
+    # one word too many.
     count = math.ceil(fraction * len(words) - 1e-9)
     return text[words[0].start() : words[count - 1].end()] if count > 0 else ""
 
 
 def feedback_text(reason: str, given: str | None, gold: str | None = None) -> str:
-    """Say why an attempt was judged wrong: a verdict's reason and the answer that it read.
+    """Explain why an attempt was judged wrong, from the verdict's reason and the answer it read.
 
     >>> feedback_text("different", "5"), feedback_text("no box", None)
     ('Your answer 5 is incorrect (different).', 'No answer could be read (no box).')
     """
-    why = reason.partition(":")[0]  # behind it stands a program's message, which may hold anything
+    # What follows a colon is an exception's message, which might reveal the gold answer.
+    why = reason.partition(":")[0]
     if given is None:
         text = f"No answer could be read ({why})."
     else:
-        # Quoted up to 200 characters, a long formula: a degenerate response may be one long answer.
+        # An answer is quoted up to 200 characters, the length of a long formula: the answer of a
+        # degenerate response may fill pages. Chosen, not measured.
         text = f"Your answer{f' {given}' if len(given) <= 200 else ''} is incorrect ({why})."
     return text if gold is None else f"{text} The answer is {gold}."
 
@@ -386,13 +401,13 @@ def shorten(
     decode: Callable[[Sequence[int]], str],
     max_tokens: int,
 ) -> tuple[str, bool]:
-    """Cut `text` to at most `max_tokens` tokens; returns (text, whether it was cut)."""
+    """Truncate `text` to at most `max_tokens` tokens. Returns (text, whether it was truncated)."""
     ids = list(encode(text))
     if len(ids) <= max_tokens:
         return text, False
     for count in range(max(max_tokens, 0), 0, -1):
-        # A cut between the bytes of one character decodes to U+FFFD, and text cut inside a word
-        # can encode to more tokens than it was cut to: step back until it fits.
+        # A cut between the bytes of a character decodes to U+FFFD, and text that ends inside a word
+        # can encode to more tokens than were kept, so the cut moves back until the text fits.
         cut = decode(ids[:count]).rstrip("\ufffd")
         if len(encode(cut)) <= max_tokens:
             return cut, True
@@ -411,8 +426,9 @@ def choose_siblings(
 ) -> list[list[int]]:
     """For each row of one question's group, choose up to `count` different eligible siblings.
 
-    Never the row itself. So a lone winner gets nobody while its siblings get the winner, and in a
-    group without success nobody gets anybody. `lengths` (in tokens) is needed by "shortest" alone.
+    A row is never its own sibling, so the only correct row of a group receives none, and the other
+    rows receive that one. Only `choice="shortest"` needs `lengths`, in tokens. Returns, for each
+    row, the indices of its siblings within the group.
     """
     eligible = [row for row, is_one in enumerate(is_eligible) if is_one]
     if choice == "shortest":

@@ -1,4 +1,4 @@
-"""The order in which data arrives: endless, shuffled anew each epoch, resumable to the batch."""
+"""Data order: endless batches, reshuffled every epoch, which can be resumed at any batch."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
@@ -14,7 +14,7 @@ Record_co = TypeVar("Record_co", covariant=True)
 
 @runtime_checkable
 class RandomAccess(Protocol[Record_co]):
-    """What Grain reads from: a list, an ArrayRecord data source, anything with these two."""
+    """A data source for Grain, such as a list or an ArrayRecord data source."""
 
     def __len__(self) -> int: ...
 
@@ -24,38 +24,43 @@ class RandomAccess(Protocol[Record_co]):
 class Batches(Iterator[list[Record]], Generic[Record]):
     """An endless iterator over batches (lists of records) with a small JSON state.
 
-    Each epoch visits every record once, in an order of its own; where the batch size does not
-    divide the number of records, a batch holds the end of one epoch and the start of the next.
-    The state counts the batches handed out, so it is exact whatever workers have prefetched,
-    and a run may go on with another number of workers.
+    Each epoch visits every record once, in its own order. If the batch size does not divide the
+    number of records, some batches hold the end of one epoch and the start of the next. The state
+    counts the batches returned so far, so it is exact whatever the workers have prefetched, and a
+    run may be resumed with a different number of workers. Raises UserError for an empty source or
+    a batch size below 1.
     """
 
     def __init__(
         self, source: RandomAccess[Record], seed: int, batch_size: int, num_workers: int = 0
     ):
         if len(source) == 0:
-            raise UserError("the data set is empty: nothing to make batches of")
+            raise UserError("the data set is empty; expected at least one record")
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {batch_size}")
         self._identity = {"seed": seed, "num_records": len(source), "batch_size": batch_size}
         self._batches = _shuffled_batches(source, seed, batch_size)
         self._num_workers = num_workers
         self._next_batch = 0
-        self._iterator: Any = None  # opened by the first batch, so that a resume opens it once
+        # Opened by the first `__next__`: a resumed run would otherwise start the workers twice.
+        self._iterator: Any = None
 
     def __next__(self) -> list[Record]:
         if self._iterator is None:
-            self._iterator = _opened(self._batches[self._next_batch :], self._num_workers)
+            self._iterator = _open_iterator(self._batches[self._next_batch :], self._num_workers)
         batch = next(self._iterator)
         self._next_batch += 1
         return batch
 
     def get_state(self) -> dict[str, int]:
-        """Return where the iterator stands, as JSON-serialisable integers."""
+        """Return the iterator's position and settings as JSON-serialisable integers."""
         return {"next_batch": self._next_batch, **self._identity}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Go on where `get_state` was taken; UserError for a state of other data or settings."""
+        """Continue where `get_state` was called.
+
+        Raises UserError if the state belongs to other data or settings.
+        """
         for name, ours in self._identity.items():
             if state.get(name) != ours:
                 raise UserError(
@@ -66,7 +71,7 @@ class Batches(Iterator[list[Record]], Generic[Record]):
         self._next_batch = state["next_batch"]
 
     def close(self) -> None:
-        """Stop the workers; the next batch starts them again."""
+        """Stop the workers. The next batch starts them again."""
         if self._num_workers and self._iterator is not None:
             self._iterator.close()
         self._iterator = None
@@ -75,17 +80,17 @@ class Batches(Iterator[list[Record]], Generic[Record]):
 def questions_iterator(
     questions: Sequence[Question], seed: int, batch_size: int
 ) -> Batches[Question]:
-    """Iterate over lists of `batch_size` questions, without end."""
+    """Iterate endlessly over lists of `batch_size` questions."""
     return Batches(questions, seed, batch_size)
 
 
 def example_iterator(
     source: RandomAccess[Record], seed: int, batch_size: int, num_workers: int = 0
 ) -> Batches[Record]:
-    """Iterate over lists of `batch_size` records, such as (prompt ids, completion ids).
+    """Iterate endlessly over lists of `batch_size` records, such as (prompt ids, completion ids).
 
-    With `num_workers` > 0 that many processes read ahead; the source must then be picklable.
-    The batches are the same for any number of workers.
+    With `num_workers` > 0, that many processes prefetch, and the source must be picklable. The
+    batches do not depend on the number of workers.
     """
     return Batches(source, seed, batch_size, num_workers)
 
@@ -93,24 +98,25 @@ def example_iterator(
 def _shuffled_batches(source: Any, seed: int, batch_size: int) -> Any:
     import grain
 
-    # Grain's epoch e is shuffled by seed + e: taken as they come, seeds 0 and 1 would share all
-    # orders but one.
-    spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    shuffled = grain.MapDataset.source(source).shuffle(spread)
-    # Repeat, then batch: the other way round every epoch would end in a short batch.
+    # Grain shuffles epoch e with seed + e, so with the seed itself runs 0 and 1 would use the same
+    # orders one epoch apart.
+    grain_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    shuffled = grain.MapDataset.source(source).shuffle(grain_seed)
+    # Repeat before batching; in the reverse order every epoch would end in a short batch.
     return shuffled.repeat().batch(batch_size, batch_fn=list)
 
 
-def _opened(batches: Any, num_workers: int) -> Any:
+def _open_iterator(batches: Any, num_workers: int) -> Any:
     import grain
 
-    # No reader threads: the records lie in memory or are small.
+    # No reader threads, because the records are in memory or small.
     reading = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     dataset = batches.to_iter_dataset(reading)
     if num_workers:
         from absl import flags
 
-        if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags, and we have none
+        # Grain's workers read absl flags, which raise an error unless a command line was parsed.
+        if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
     return iter(dataset)

@@ -1,4 +1,4 @@
-"""A question: what the student is asked, and what is known about its answer."""
+"""A question: the prompt for the student, with its gold answer."""
 
 import re
 from dataclasses import dataclass
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Question:
-    """One row of a data set; two rows with the same text are two questions with two ids."""
+    """One row of a data set. Two rows with the same text are two questions with different ids."""
 
     id: str
     prompt: str  # the user turn
-    answer: str  # gold
-    system: str | None = None
-    solution: str | None = None  # a reference solution's text
+    answer: str  # the gold answer
+    system: str | None = None  # the system turn
+    solution: str | None = None  # the text of a reference solution
 
 
 def is_text(value: object) -> bool:
-    """Whether it is text that a tokenizer and a file can take: no lone surrogate as \\ud800.
+    """Whether `value` is text that tokenizers and UTF-8 files accept: no lone surrogates.
 
     >>> is_text("1+1?"), is_text("\\ud800"), is_text(7)
     (True, False, False)
@@ -25,7 +25,7 @@ def is_text(value: object) -> bool:
 
 
 def messages(question: Question, user_turn: str | None = None) -> list[dict[str, str]]:
-    """Return the chat that asks `question`, with `user_turn` in the place of its prompt if given.
+    """Return the chat that asks `question`; `user_turn`, if given, replaces its prompt.
 
     >>> messages(Question("q", "1+1?", "2", system="Be brief."))
     [{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': '1+1?'}]

@@ -1,4 +1,4 @@
-"""Question sets: parquet in verl's columns, JSON lines, and TFDS."""
+"""Question sets from parquet files with verl's columns, JSON lines, and TFDS."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -10,25 +10,29 @@ from jaxdistill.errors import UserError
 from jaxdistill.own_classes import in_one_line
 from jaxdistill.tasks.questions import Question
 
-_MOST = 200  # characters of an error: Arrow's and TFDS's run to pages
+# Error messages of Arrow and TFDS run to pages. Chosen, not measured.
+_MAX_ERROR_CHARS = 200
 
 
 def read(path: str | Path) -> list[Question]:
-    """Read a question file by its suffix: `.parquet`, `.jsonl` or `.json` (one object a line)."""
+    """Read a question file by its suffix: `.parquet`, or JSON lines in `.jsonl` or `.json`.
+
+    Raises UserError as `read_parquet` and `read_jsonl` do, and for any other suffix.
+    """
     suffix = Path(path).suffix
     if suffix == ".parquet":
         return read_parquet(path)
     if suffix in (".jsonl", ".json"):
         return read_jsonl(path)
-    raise UserError(f"{path}: cannot tell its format; expected .parquet, .jsonl or .json")
+    raise UserError(f"{path}: unknown format; expected .parquet, .jsonl or .json")
 
 
 def read_parquet(path: str | Path) -> list[Question]:
     """Read verl's columns: prompt, reward_model.ground_truth, extra_info, problem_id.
 
     `prompt`, `reward_model` and `extra_info` may be native lists and structs or JSON strings.
-    `extra_info.solution`, where there is one, becomes the reference solution.
-    Raises UserError for a file that cannot be read and for a bad row, with its number and field.
+    `extra_info.solution`, if present, becomes the reference solution.
+    Raises UserError if the file cannot be read, and names row and field if a row is invalid.
     """
     import pyarrow.parquet
 
@@ -39,7 +43,7 @@ def read_parquet(path: str | Path) -> list[Question]:
             parquet = pyarrow.parquet.ParquetFile(file)
             columns = parquet.schema_arrow.names
             rows = parquet.read(columns=[name for name in wanted if name in columns]).to_pylist()
-    except (OSError, ValueError) as error:  # Arrow's own errors are kinds of these two
+    except (OSError, ValueError) as error:  # Arrow's own exceptions are subclasses of these two
         raise _unreadable(path, error, "a parquet file") from error
     for name in ("prompt", "reward_model"):
         if name not in columns:
@@ -48,14 +52,16 @@ def read_parquet(path: str | Path) -> list[Question]:
 
 
 def read_jsonl(path: str | Path) -> list[Question]:
-    """Read one JSON object a line: `question` or `prompt`, `answer`, perhaps `solution`, `system`.
+    """Read one JSON object per line, with the fields `question` or `prompt`, and `answer`.
 
-    A `problem_id`, `id` or `idx` becomes part of the question's id. Blank lines are skipped.
-    Raises UserError for a file that cannot be read and for a bad row, with its line and field.
+    `solution` and `system` are optional. A `problem_id`, `id` or `idx` becomes part of the
+    question's id. Blank lines are skipped.
+    Raises UserError if the file cannot be read, and names row and field if a row is invalid.
     """
     path = Path(path)
     try:
-        lines = path.read_bytes().split(b"\n")  # not splitlines: a U+2028 is no line's end
+        # Not `str.splitlines`: JSON strings may contain U+2028, which it takes for a line break.
+        lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise _unreadable(path, error, "a JSON-lines file") from error
     rows = ((number, line) for number, line in enumerate(lines) if line.strip())
@@ -63,9 +69,9 @@ def read_jsonl(path: str | Path) -> list[Question]:
 
 
 def read_tfds(name: str, data_dir: str | Path, split: str = "train") -> list[Question]:
-    """Read a prepared TFDS data set (ArrayRecord files) with `read_jsonl`'s features.
+    """Read a prepared TFDS data set (ArrayRecord files) whose features are `read_jsonl`'s fields.
 
-    Raises UserError when it is not prepared under `data_dir` or has no such split.
+    Raises UserError if it has not been prepared under `data_dir` or has no such split.
     """
     import tensorflow_datasets as tfds
 
@@ -75,8 +81,9 @@ def read_tfds(name: str, data_dir: str | Path, split: str = "train") -> list[Que
         source = builder.as_data_source(split=split)
         rows = [source[index] for index in range(len(source))]
     except Exception as error:  # TFDS raises its own, KeyError, ValueError, AssertionError, ...
+        reason = in_one_line(error)[:_MAX_ERROR_CHARS]
         raise UserError(
-            f"cannot read the TFDS data set {where}: {in_one_line(error)[:_MOST]}; prepare it with "
+            f"cannot read the TFDS data set {where}: {reason}; prepare it with "
             "file_format='array_record'"
         ) from error
     return _numbered(Path(where), enumerate(rows), lambda row, record: _from_object(row, record))
@@ -87,12 +94,13 @@ def _numbered(
 ) -> list[Question]:
     questions = [convert(_Row(path, number), row) for number, row in rows]
     if not questions:
-        raise UserError(f"{path}: holds no questions")
+        raise UserError(f"{path}: no questions in it")
     return questions
 
 
 def _unreadable(path: Path, error: Exception, expected: str) -> UserError:
-    reason = "no such file" if isinstance(error, FileNotFoundError) else in_one_line(error)[:_MOST]
+    is_absent = isinstance(error, FileNotFoundError)
+    reason = "no such file" if is_absent else in_one_line(error)[:_MAX_ERROR_CHARS]
     return UserError(f"{path}: cannot read it as {expected}: {reason}")
 
 
@@ -115,15 +123,15 @@ def _from_verl_columns(row: "_Row", record: dict[str, Any]) -> Question:
 
 def _from_object(row: "_Row", record: Any) -> Question:
     record = row.object("row", record)
-    asked = "question" if "question" in record else "prompt"
+    prompt_field = "question" if "question" in record else "prompt"
     system = row.optional_text("system", record.get("system"))
-    prompt = _decoded(record.get(asked))
+    prompt = _decoded(record.get(prompt_field))
     if isinstance(prompt, list):
-        system_turn, prompt = row.chat(asked, prompt)
+        system_turn, prompt = row.chat(prompt_field, prompt)
         system = system_turn if system_turn is not None else system
     return Question(
         id=row.id(*(record.get(name) for name in ("problem_id", "id", "idx"))),
-        prompt=row.text(asked, prompt),
+        prompt=row.text(prompt_field, prompt),
         answer=row.answer("answer", record.get("answer")),
         system=system,
         solution=row.optional_text("solution", record.get("solution")),
@@ -132,15 +140,18 @@ def _from_object(row: "_Row", record: Any) -> Question:
 
 @dataclass(frozen=True)
 class _Row:
-    """A row's place in its file, for its id and for what is said when a field is wrong."""
+    """A row's position in its file, which its id and its error messages give."""
 
     path: Path
     index: int  # from 0
 
     def id(self, *names: Any) -> str:
-        """The row's place, since rows may be duplicates, and the first name that it has."""
-        named = [str(_decoded(name)) for name in names if name is not None]
-        return ":".join([self.path.stem, str(self.index), *named[:1]])
+        """Return file stem, row index and the first of `names` that is not None.
+
+        The index makes ids differ even if a file repeats a row.
+        """
+        given = [str(_decoded(name)) for name in names if name is not None]
+        return ":".join([self.path.stem, str(self.index), *given[:1]])
 
     def wrong(self, field: str, expected: str, got: Any) -> UserError:
         shown = "nothing" if got is None else f"{type(got).__name__} {_shown(got)}"
@@ -154,7 +165,7 @@ class _Row:
             raise self.wrong(field, "text", value)
         try:
             value.encode()
-        except UnicodeEncodeError:  # JSON may hold "\ud800", which no tokenizer takes
+        except UnicodeEncodeError:  # JSON may contain "\ud800", which no tokenizer accepts
             raise self.wrong(field, "text without lone surrogates", value) from None
         return value
 
@@ -172,7 +183,7 @@ class _Row:
         return value
 
     def json(self, field: str, value: Any) -> Any:
-        """Decode JSON text; anything else is stored natively and stays."""
+        """Decode JSON text. Any other value is a native one and is returned unchanged."""
         if not isinstance(value, str | bytes):
             return value
         try:
@@ -181,21 +192,21 @@ class _Row:
             raise self.wrong(field, "valid JSON", value) from None
 
     def chat(self, field: str, value: Any) -> tuple[str | None, str]:
-        """Return (system, user turn) of a list of messages."""
-        expected = "a list of messages {role, content}: perhaps one of system, then one of user"
+        """Return (system turn or None, user turn) of a list of messages."""
+        expected = "a list of messages {role, content}: at most one system, then one user message"
         if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value):
             raise self.wrong(field, expected, value)
         if [turn.get("role") for turn in value] not in (["user"], ["system", "user"]):
             raise self.wrong(field, expected, value)
         contents = [
-            self.text(f"{field}[{place}].content", turn.get("content"))
-            for place, turn in enumerate(value)
+            self.text(f"{field}[{index}].content", turn.get("content"))
+            for index, turn in enumerate(value)
         ]
         return (None if len(contents) == 1 else contents[0]), contents[-1]
 
 
 def _decoded(value: Any) -> Any:
-    """TFDS and ArrayRecord hand text over as bytes."""
+    """Decode bytes, the form in which TFDS and ArrayRecord give text."""
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 

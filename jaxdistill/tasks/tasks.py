@@ -1,7 +1,7 @@
-"""A task is a set of questions, a grader, and what its traces can be asked.
+"""A task is a set of questions with a grader, and optionally with measurements of responses.
 
 It is a frozen dataclass with two methods, `questions()` and `grade(question, response)`. A recipe
-may bring its own (`OwnTask`).
+may define its own (`OwnTask`).
 """
 
 import math
@@ -23,30 +23,35 @@ from jaxdistill.tasks.toy import problems, traces
 class OwnTask(Protocol):
     """A recipe's own task: a frozen dataclass with these methods.
 
-    `grade` runs in processes of its own, `grading_workers` of them (2 unless the class says
-    otherwise; 0: in this process, without a time limit), and a response that takes longer than
-    `grading_timeout_s` (5) is "too slow". They import the recipe; what `grade` itself imports is
-    charged to its first response.
+    `grade` runs in `grading_workers` separate processes (default 2; 0 means this process, without
+    a time limit). A response whose grading takes longer than `grading_timeout_s` seconds
+    (default 5) gets the verdict "too slow". The processes import the recipe first, but imports
+    inside `grade` count towards the time of its first response.
 
-    Beside them a class may have `facts(question, response)`, which gives further numbers on a
-    response by name, None for one that it does not tell: `ToyTask.facts`, say. They stand in the
-    response's record, and their means in the summary of an evaluation. It runs in this process.
+    Optionally, the class has a method `facts(question, response)` that returns further numbers
+    about a response as {name: number, or None if not known}, for example `ToyTask.facts`. They are
+    written to the response's record, and their means to an evaluation's summary. `facts` runs in
+    this process.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def questions(self) -> list[Question]:
-        """The same questions in the same order at each call, each with an id of its own."""
+        """Return the same questions in the same order at every call, each with a unique id."""
         ...
 
-    def grade(self, question: Question, response: str) -> Verdict: ...
+    def grade(self, question: Question, response: str) -> Verdict:
+        """Judge one response. An exception becomes the verdict "grader failed"."""
+        ...
 
 
 @dataclass(frozen=True)
 class ToyTask:
-    """The first `count` problems of a pool; smaller counts are subsets of larger ones.
+    """The first `count` problems of a pool; a smaller count gives a subset of a larger one.
 
-    pool: pretrain, train or heldout; numbers: 3 in distribution, 4 and more beyond it.
+    `pool` is pretrain, train or heldout. Problems of 3 numbers are in distribution; those of 4 or
+    more are out of distribution. Raises UserError for any other pool, a count below 1, or fewer
+    than 3 or more than 6 numbers.
     """
 
     pool: str = "train"
@@ -63,22 +68,26 @@ class ToyTask:
             raise UserError(f"`pool` must be one of {', '.join(problems.POOLS)}, got {self.pool!r}")
         if self.count < 1:
             raise UserError(f"`count` must be at least 1, got {self.count}")
-        # Fewer than three leave no search; six have up to 3^5 = 243 chains. Chosen.
+        # With fewer than three numbers there is nothing to search; six have up to 3^5 = 243 chains,
+        # all of which are enumerated for each problem drawn. Chosen, not measured.
         if not 3 <= self.numbers <= 6:
             raise UserError(f"`numbers` must lie in 3..6, got {self.numbers}")
 
     def questions(self) -> list[Question]:
         drawn = problems.draw_distinct(self.count, self.numbers, self.pool, self.seed)
-        # A toy problem is its own id: all of a pool are distinct.
+        # The text serves as the id because the problems of a pool are distinct.
         return [Question(p.text, p.text, p.answer, solution=traces.concise(p)) for p in drawn]
 
 
 @dataclass(frozen=True)
 class MathTask:
-    """Questions with boxed answers in a .parquet (DAPO, AIME, AMC layouts) or .jsonl file."""
+    """Questions with boxed answers in a .parquet (DAPO, AIME, AMC layouts) or .jsonl file.
+
+    Raises UserError for a limit below 1.
+    """
 
     path: str
-    limit: int | None = None  # the first so many questions only
+    limit: int | None = None  # read at most this many questions, from the start of the file
 
     grade = staticmethod(grade_math)
 
@@ -94,10 +103,11 @@ Task = ToyTask | MathTask | OwnTask
 
 
 def questions_of(task: Task) -> list[Question]:
-    """`task.questions()`, checked: the task may be a recipe's own.
+    """Return `task.questions()` after checking it, since a recipe may define the task.
 
-    Raises UserError naming file and row, or when a toy pool holds fewer problems; of an own task
-    for what it raises, and for anything but a list of questions with different ids.
+    Raises UserError naming file and row for invalid data, and for a toy pool that holds too few
+    problems. For a recipe's own task it raises UserError if the method raises or returns anything
+    other than a non-empty list of questions with different ids.
     """
     require_choice("task", task, Task)
     name = f"{type(task).__name__}.questions"
@@ -115,14 +125,15 @@ def questions_of(task: Task) -> list[Question]:
             if not (is_text(text) or (text is None and may_be_none)):
                 raise UserError(f"{name}: {field} of question {index} must be text, got {text!r}")
     if not questions or len({question.id for question in questions}) < len(questions):
-        raise UserError(f"{name}: expected at least one question, and ids that differ")
+        raise UserError(f"{name}: expected at least one question, and a different id for each")
     return questions
 
 
 def facts_of(task: Task, question: Question, response: str) -> dict[str, float | None]:
-    """What this task alone can tell of a response (`task.facts`); nothing of one without facts.
+    """Return the task's own numbers about a response, `task.facts`; {} if it has no such method.
 
-    Raises UserError for what an own task raises, and for anything but finite numbers by name.
+    Raises UserError if `facts` raises, or returns anything other than {name: finite number or
+    None}.
     """
     if not hasattr(task, "facts"):
         return {}
@@ -131,24 +142,24 @@ def facts_of(task: Task, question: Question, response: str) -> dict[str, float |
         facts = task.facts(question, response)  # pyright: ignore[reportAttributeAccessIssue]
     except (Exception, SystemExit) as error:
         raise UserError(f"{name}: {in_one_line(error)}") from error
-    is_right = isinstance(facts, dict) and all(
+    is_valid = isinstance(facts, dict) and all(
         isinstance(key, str)
         and (value is None or (isinstance(value, int | float) and math.isfinite(value)))
         for key, value in facts.items()
     )
-    if not is_right:
+    if not is_valid:
         raise UserError(f"{name}: expected a dict of finite numbers or None, got {facts!r}"[:300])
     return facts
 
 
 def example_text(world: str, seed: int, index: int) -> tuple[str, str]:
-    """A pretraining text of the toy world: (user turn, response)."""
+    """Return one pretraining text of the toy world `world` as (user turn, response)."""
     text = traces.example(traces.WORLDS[world], seed, index)
     return text.prompt, text.response
 
 
 def probe_prefixes(task: ToyTask, seed: int) -> list[tuple[Question, str]]:
-    """Each question with one unguided trace of the main world, to be cut at its forks."""
+    """Pair each question with one unguided trace of the main world, for probing at its forks."""
     rng = random.Random(f"probe/{seed}")
     return [
         (question, traces.unguided(problems.parse(question.prompt), traces.MAIN, rng))

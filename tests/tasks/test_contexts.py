@@ -17,7 +17,7 @@ from jaxdistill.tasks.questions import Question
 
 
 def attempt(solution, *, verdict=None, wrong=None):
-    """A row of the question `1+3?`; without a verdict it was right."""
+    """A row of the question `1+3?`, whose response is correct unless `verdict` says otherwise."""
     verdict = verdict or Verdict(correct=True, reason="match", answer="4")
     return ctx.Attempt(Question("q", "1+3?", "4"), "its response", verdict, solution, wrong)
 
@@ -160,7 +160,7 @@ def test_feedback_belongs_to_its_own_context_alone():
 
 @given(st.text(max_size=30), st.none() | st.text(max_size=300))
 def test_feedback_tells_the_gold_answer_only_where_it_is_given(reason, given):
-    # A private-use character stands for the gold, which a grader may put behind its reason's colon.
+    # A private-use character is the gold answer, which may follow the colon of a grader's reason.
     gold = "\ue000"
     reason, given = reason.replace(gold, ""), given and given.replace(gold, "")
     assert gold not in ctx.feedback_text(f"{reason}: {gold}", given)
@@ -198,7 +198,7 @@ def test_an_own_context_sees_the_attempt_and_what_it_returns_is_checked():
         (lambda row: ctx.Shown("1+3?", 4), "expected a Shown of text, or .*solution is 4"),
         (lambda row: ctx.Shown(None), "expected a Shown of text, or .*prompt is None"),
         (lambda row: ctx.Shown("\ud800"), "expected a Shown of text, or .*prompt is '.ud800'"),
-        (lambda row: ctx.Shown("a", template="{prompt}"), "expected .*is no Template: '{prompt"),
+        (lambda row: ctx.Shown("a", template="{prompt}"), "expected .*is not a Template: '{prompt"),
         (lambda row: sys.exit(0), "SystemExit: 0"),
         (lambda row: row.solution.no_such, "AttributeError: 'str' object has no attribute"),
     ):
@@ -306,7 +306,7 @@ def test_siblings_are_drawn_uniformly_and_the_same_again_for_the_same_seed(count
     draws = [draw(seed) for seed in range(600)]
     for place in range(count):
         counts = np.bincount([rows[0][place] for rows in draws], minlength=4)
-        # 600 draws of probability 1/3: mean 200, standard deviation 11.5; 60 is five of it.
+        # 600 draws of probability 1/3 have mean 200 and standard deviation 11.5; 60 is five of it.
         assert counts[0] == 0
         assert (abs(counts[1:] - 200) < 60).all()
     assert draws[7] == draw(7)

@@ -1,4 +1,4 @@
-"""The order of the data: whole epochs, fresh shuffles, exact resumes."""
+"""Data order: whole epochs, a new shuffle for each, and exact resumption."""
 
 import json
 
@@ -17,7 +17,7 @@ def _take(batches, count):
 
 
 def test_every_epoch_visits_every_question_once_in_an_order_of_its_own():
-    # Batches of 4 over 10 questions: the third holds the seam between the first two epochs.
+    # The third batch of 4 out of 10 questions spans the first two epochs.
     batches = _take(pipelines.questions_iterator(QUESTIONS, seed=5, batch_size=4), 15)
     assert all(len(batch) == 4 for batch in batches)
     flat = [question for batch in batches for question in batch]
@@ -36,7 +36,7 @@ def test_the_seed_alone_sets_the_order():
         return _take(pipelines.questions_iterator(QUESTIONS, seed, batch_size=10), 4)
 
     assert orders(1) == orders(1)
-    # Neighbouring seeds share no epoch's order, whichever epochs are compared.
+    # No epoch of seed 0 has the order of any epoch of seed 1.
     assert not any(order in orders(1) for order in orders(0))
 
 
@@ -46,7 +46,7 @@ def test_a_resumed_iterator_goes_on_with_the_very_next_batch(taken):
     _take(whole, taken)
     state = json.loads(json.dumps(whole.get_state()))
     resumed = pipelines.questions_iterator(QUESTIONS, seed=3, batch_size=4)
-    _take(resumed, 2)  # whatever it had done before
+    _take(resumed, 2)  # earlier batches of the resumed iterator must not matter
     resumed.set_state(state)
     assert resumed.get_state() == state
     assert _take(resumed, 5) == _take(whole, 5)
@@ -80,7 +80,7 @@ def test_worker_processes_change_neither_the_batches_nor_the_resume():
     try:
         workers.set_state({**workers.get_state(), "next_batch": 1})
         assert _take(workers, 4) == expected[1:5]
-        assert workers.get_state()["next_batch"] == 5  # not what the workers have read ahead
+        assert workers.get_state()["next_batch"] == 5  # prefetched batches do not count
         alone.set_state(workers.get_state())
         assert _take(alone, 3) == expected[5:]
     finally:

@@ -1,4 +1,4 @@
-"""What may be asked."""
+"""Valid text, and the chat that asks a question."""
 
 import pytest
 
@@ -12,16 +12,16 @@ def test_text_is_what_can_be_encoded(value):
 
 
 @pytest.mark.parametrize("value", ["\ud800", "a\udfffb", "\ud83d\ude42", None, 7, b"1+1?"])
-def test_a_lone_surrogate_and_what_is_no_string_are_no_text(value):
+def test_lone_surrogates_and_other_types_are_not_text(value):
     assert not is_text(value)
     if isinstance(value, str):
         with pytest.raises(UnicodeEncodeError):
             value.encode()
 
 
-def test_the_turns_of_a_question_and_of_another_prompt_in_its_place():
+def test_the_chat_asks_the_questions_prompt_or_the_user_turn_given_instead():
     question = Question("q", "1+1?", "2", system="Be brief.")
     system = {"role": "system", "content": "Be brief."}
-    for turn, asked in ((None, "1+1?"), ("2+2?", "2+2?"), ("", "")):
-        assert messages(question, turn) == [system, {"role": "user", "content": asked}]
+    for turn, content in ((None, "1+1?"), ("2+2?", "2+2?"), ("", "")):
+        assert messages(question, turn) == [system, {"role": "user", "content": content}]
     assert messages(Question("q", "1+1?", "2")) == [{"role": "user", "content": "1+1?"}]

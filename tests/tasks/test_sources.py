@@ -1,4 +1,4 @@
-"""Question files: both storages, real sets, and what is said about a bad row."""
+"""Question files: native and JSON columns, real data sets, and messages about invalid rows."""
 
 import json
 
@@ -173,10 +173,10 @@ def test_a_file_without_rows_and_a_file_that_is_no_text_are_refused(tmp_path):
 
 
 def _prepare_sums(tfds, data_dir):
-    """Build a three-question set as `tfds build` does."""
+    """Build a data set of three questions as `tfds build` does."""
 
     class Sums(tfds.core.GeneratorBasedBuilder):
-        __module__ = "sums"  # TFDS looks for its package, and the tests are none
+        __module__ = "sums"  # TFDS looks up the class's package, and the tests are not a package
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):

@@ -1,4 +1,4 @@
-"""Tasks: which questions, which grader, and what their traces tell."""
+"""Tasks: their questions, their graders, and their own numbers about responses."""
 
 import json
 import sys
@@ -24,7 +24,7 @@ from jaxdistill.tasks.toy import problems, traces
         ({"numbers": 7}, r"`numbers` must lie in 3\.\.6, got 7"),
     ],
 )
-def test_a_toy_task_that_cannot_be_is_refused_in_one_line(fields, message):
+def test_an_invalid_toy_task_is_refused_in_one_line(fields, message):
     with pytest.raises(UserError, match=message):
         ToyTask(**fields)
 
@@ -86,7 +86,7 @@ def test_mathematics_is_graded_as_such_and_has_no_traces_to_read(tmp_path):
 
 @dataclass(frozen=True)
 class Told:
-    """The toy under a task of its own, with a number more."""
+    """A recipe's own task: the toy task with one more number about each response."""
 
     gives: object = 2.5
 
@@ -132,8 +132,8 @@ def test_the_questions_of_an_own_task_are_checked():
     for gives, said in (
         (lambda: iter(good), "expected a list of Question, got <list_iterator"),
         (lambda: [("a", "1+1?")], "expected a list of Question"),
-        (lambda: [], "at least one question, and ids that differ"),
-        (lambda: [good[0]] * 2, "at least one question, and ids that differ"),
+        (lambda: [], "at least one question, and a different id"),
+        (lambda: [good[0]] * 2, "at least one question, and a different id"),
         (lambda: [good[0], Question("b", "1+2?", 3)], "answer of question 1 must be text"),
         (lambda: [good[0], Question("b", "", "3", solution=5)], "solution of question 1 must be"),
         (lambda: [Question("b", "", "3", system=7)], "system of question 0 must be text, got 7"),
@@ -153,7 +153,7 @@ def test_a_pretraining_text_is_the_worlds_at_that_address():
     assert tasks.example_text("control", 3, 8) == (text.prompt, text.response)
 
 
-def test_the_probes_traces_belong_to_its_questions_and_stay_the_same():
+def test_the_probes_traces_belong_to_its_questions_and_depend_on_the_seed_alone():
     task = ToyTask(pool="heldout", count=20)
     pairs = tasks.probe_prefixes(task, seed=0)
     assert [question for question, _ in pairs] == tasks.questions_of(task)

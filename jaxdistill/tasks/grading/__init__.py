@@ -1,6 +1,6 @@
-"""Is the answer right? A wrong, missing, malformed or slow answer is a verdict, no exception.
+"""Is the answer right? A wrong, missing, malformed or slow answer gets a verdict, not an exception.
 
-May import `tasks.questions` and what stands above `tasks`; no JAX, since worker processes load it.
+May import `tasks.questions` and whatever `tasks` may, but not JAX: worker processes import it.
 """
 
 from jaxdistill.tasks.grading.pool import GradingPool, grade_all

@@ -7,7 +7,7 @@ from jaxdistill.tasks.questions import Question
 
 
 def grade_choice(question: Question, response: str) -> Verdict:
-    """Grade one response against the gold letter; letters must agree exactly.
+    """Grade one response against the gold letter, which must match exactly, including its case.
 
     >>> grade_choice(Question("q", "", "B"), "<answer>A</answer> no, <answer> B </answer>")
     Verdict(correct=True, reason='exact', answer='B')

@@ -1,4 +1,4 @@
-"""What a grader says about one response."""
+"""The verdict of a grader on one response."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from jaxdistill.tasks.questions import Question
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the response is right, why the grader thinks so, and the answer that it read."""
+    """Whether the response is correct, the grader's reason, and the answer that it extracted."""
 
     correct: bool
     reason: str  # a few words: "exact", "different", "no box", "too slow", ...
-    answer: str | None  # None: the response holds none
+    answer: str | None  # None if the response contains no answer
 
 
 Grader = Callable[[Question, str], Verdict]
@@ -23,7 +23,10 @@ Grader = Callable[[Question, str], Verdict]
 
 @dataclass(frozen=True)
 class TaskGrader:
-    """The `grade` of a recipe's own task, looked up where it runs: it need not be importable."""
+    """The `grade` of a recipe's own task.
+
+    It is looked up in the process that calls it: a task can be pickled, its method need not be.
+    """
 
     task: Any
 
@@ -31,20 +34,21 @@ class TaskGrader:
         return self.task.grade(question, response)
 
 
-FAILED = "grader failed"  # how the reason of a verdict begins that a grader did not give
-READY = "ready"  # what a grading process says first
+FAILED = "grader failed"  # the start of the reason if the grader raised or its process died
+READY = "ready"  # the first message of a grading process, sent after its imports
 
 
 def judge(grader: Grader, question: Question, response: str) -> Verdict:
-    """Apply a grader; its failure on a response is a verdict too."""
+    """Apply a grader. If it raises or returns no `Verdict`, the verdict is "grader failed"."""
     try:
         verdict = grader(question, response)
-        # It may come from a recipe's own grader, and is written as JSON.
+        # The grader may be a recipe's own, and a verdict's fields are written as JSON.
         fields = (bool, str, str | None)
         values = dataclasses.astuple(verdict) if isinstance(verdict, Verdict) else ()
         if not (values and all(map(isinstance, values, fields))):
             raise TypeError(f"expected a Verdict of bool, str and str or None, got {verdict!r}")
         return verdict
     except (Exception, SystemExit) as error:  # one strange response must not end a run
-        # 200 characters: a reason is kept with every response, and sympy's messages hold formulas.
+        # At most 200 characters, because a reason is kept with every response and sympy's messages
+        # contain long formulas. Chosen, not measured.
         return Verdict(False, f"{FAILED}: {in_one_line(error)}"[:200], None)

@@ -10,31 +10,35 @@ from jaxdistill.own_classes import in_one_line
 from jaxdistill.tasks.grading.verdict import READY, TaskGrader, judge
 from jaxdistill.tasks.questions import Question
 
-# A tower of exponents fills memory faster than it runs out of time. The 4 GiB were chosen.
+# Evaluating a tower of exponents exhausts the memory before the time limit. 4 GiB of address space
+# is chosen, not measured.
 _MEMORY_BYTES = 4 << 30
 
 
 def main(descriptor: int) -> None:
-    """Receive a grader, say that it is ready, then answer (question, response) with a verdict."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it stops us itself
-    logging.disable(logging.WARNING)  # what went wrong is in the verdict
+    """Receive a grader, send READY, then answer each (question, response) with a verdict."""
+    # Ctrl-C goes to the whole process group; the parent handles it and stops this process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.disable(logging.WARNING)  # the verdict contains the reason of a failure
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     limit = _MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(_MEMORY_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     with Connection(descriptor) as connection:
         try:
             grader = connection.recv()
-        except (Exception, SystemExit) as error:  # a recipe that cannot be imported here
+        except (Exception, SystemExit) as error:  # for example a recipe that cannot be imported
             connection.send(in_one_line(error))
             return
-        if not isinstance(grader, TaskGrader):  # a recipe's own may not know such a question
-            # Wrong on purpose: a right answer would end before the slow imports; they belong here.
+        # A built-in grader is called once so that its slow imports do not count towards the first
+        # response. The answer is wrong because a correct one is accepted before those imports. A
+        # recipe's own grader may not accept such a question.
+        if not isinstance(grader, TaskGrader):
             judge(grader, Question("warm-up", "", "1"), r"\boxed{\frac{1}{2}}")
         connection.send(READY)
         while True:
             try:
                 question, response = connection.recv()
-            except EOFError:  # the parent is gone
+            except EOFError:  # the parent has exited
                 return
             connection.send(judge(grader, question, response))
 

@@ -1,4 +1,4 @@
-"""The oracle: verdicts on toy responses, and what the trace before the answer shows."""
+"""The toy world's grader: verdicts on responses, and statistics of the trace before the answer."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from jaxdistill.tasks.toy.traces import ANSWER, CHECK, END_THINK
 
 
 def grade(question: Question, response: str) -> Verdict:
-    """Right iff the response ends in its only `</think>`, then `answer` and the one solution."""
+    """Accept iff the text after the first `</think>` is exactly `answer` and the one solution."""
     _, mark, tail = response.partition(END_THINK)
     words = tail.split()
     if not mark or not words or words[0] != ANSWER:
@@ -24,16 +24,16 @@ class Trace:
     """What the thinking part of a response did."""
 
     tries: int
-    checks: int  # re-computations
-    reached: bool  # the last try, honestly computed, reaches the target
-    copied: bool | None  # the answer is right, given `reached`; None when not reached or no answer
+    checks: int  # recomputations of a try
+    reached: bool  # the last try's operations, computed without slips, reach the target
+    copied: bool | None  # whether the answer is correct; None if not `reached` or no answer
 
 
 def read_trace(question: Question, response: str) -> Trace:
-    """Count tries and checks, and ask whether a truly successful last try was copied out.
+    """Count tries and checks, and find whether a successful last try was copied to the answer.
 
-    Copy fidelity guards the world itself: were it to fall, accuracy would be lost by corrupted
-    copying and not by lost search.
+    Copy fidelity validates the toy world itself: if it falls, accuracy is lost by faulty copying
+    and not by worse search.
     """
     problem = problems.parse(question.prompt)
     words = response.partition(END_THINK)[0].split()
@@ -45,18 +45,18 @@ def read_trace(question: Question, response: str) -> Trace:
 
 
 def facts(question: Question, response: str) -> dict[str, float | None]:
-    """Double checks, and whether a successful last try was copied out."""
+    """Return the number of checks, and whether a successful last try was copied (else None)."""
     trace = read_trace(question, response)
     return {"checks": trace.checks, "copy": trace.copied}
 
 
 def is_arithmetic(word: str) -> bool:
-    """Numbers, operations and `=`: what a try consists of."""
+    """Whether `word` can be part of a try: a number, an operation or `=`."""
     return word.isdigit() or word in (*problems.OPERATIONS, "=")
 
 
 def split_tries(words: list[str]) -> list[list[str]]:
-    """Runs of arithmetic between the other words."""
+    """Return the runs of arithmetic words between the other words."""
     tries: list[list[str]] = [[]]
     for word in words:
         if is_arithmetic(word):
@@ -67,7 +67,10 @@ def split_tries(words: list[str]) -> list[list[str]]:
 
 
 def operations(attempt: list[str], problem: problems.Problem) -> str | None:
-    """The operations of `a + b = x - c = y`; None when its numbers are not the problem's."""
+    """Return the operations of `a + b = x - c = y`, or None if its numbers are not the problem's.
+
+    The written results x and y are ignored, since they may contain slips.
+    """
     body = [w for i, w in enumerate(attempt) if not (w == "=" or (i and attempt[i - 1] == "="))]
     numbers, ops = body[::2], body[1::2]
     is_whole = numbers == [str(n) for n in problem.numbers] and len(ops) == len(numbers) - 1

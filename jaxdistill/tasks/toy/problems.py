@@ -1,12 +1,12 @@
 """Countdown in a fixed order: which operations between the numbers reach the target?
 
-A problem is `20 15 1 -> 34`; its answer `20 + 15 - 1` is a left-to-right chain whose every value
-lies in 0..99, where `-` is the absolute difference. The order of the numbers is fixed, and only
-problems with exactly one reaching chain are kept. So every correct derivation ends in the same
-tokens: a teacher that knows another correct solution cannot contradict what the student verified.
+A problem is `20 15 1 -> 34`. Its answer `20 + 15 - 1` is a chain of operations from left to right
+in which every value is in 0..99; `-` is the absolute difference. The order of the numbers is fixed,
+and only problems with exactly one solution are kept. All correct responses therefore give the same
+answer, and a teacher that knows a solution cannot contradict one that the student has verified.
 
-Three numbers of 1..30 give 132,824 distinct problems; four numbers are the larger,
-out-of-distribution kind. A hash of the problem, not a file, says to which pool it belongs.
+Three numbers in 1..30 give 132,824 distinct problems; problems of four numbers are used out of
+distribution. A problem's pool is determined by a hash of the problem, not by a file.
 """
 
 import functools
@@ -20,8 +20,10 @@ from jaxdistill.errors import UserError
 
 OPERATIONS = "+-*"
 MAX_NUMBER = 30
+# Two decimal digits, on which `_keys` relies. Chosen.
 MAX_VALUE = 99
-POOLS = {"pretrain": (0, 70), "train": (70, 90), "heldout": (90, 100)}  # per cent of the hash
+# [low, high) of `hash_percent`.
+POOLS = {"pretrain": (0, 70), "train": (70, 90), "heldout": (90, 100)}
 Pool = str
 
 
@@ -37,7 +39,7 @@ class Problem:
 
     @functools.cached_property
     def chains(self) -> dict[str, int]:
-        """Every legal chain, as a string of operations (`+-`), and the value it reaches."""
+        """{operations: value reached} for every legal chain, with operations such as `+-`."""
         return legal_chains(self.numbers)
 
     @functools.cached_property
@@ -48,7 +50,7 @@ class Problem:
 
     @property
     def answer(self) -> str:
-        """The expression to be found, e.g. `20 + 15 - 1`."""
+        """The expression that solves the problem, e.g. `20 + 15 - 1`."""
         return expression(self.numbers, self.solution)
 
 
@@ -69,7 +71,7 @@ def chain_values(numbers: tuple[int, ...], ops: str) -> list[int]:
 
 
 def legal_chains(numbers: tuple[int, ...]) -> dict[str, int]:
-    """Operations -> final value, for the chains that stay within 0..MAX_VALUE."""
+    """Return {operations: final value} for the chains that stay within 0..MAX_VALUE."""
     frontier = {"": numbers[0]}
     for n in numbers[1:]:
         frontier = {
@@ -82,7 +84,7 @@ def legal_chains(numbers: tuple[int, ...]) -> dict[str, int]:
 
 
 def parse(text: str) -> Problem:
-    """Read `20 15 1 -> 34` back. Raises ValueError when the text is no problem."""
+    """Parse a problem such as `20 15 1 -> 34`. Raises ValueError for any other text."""
     left, arrow, right = text.partition("->")
     if not arrow:
         raise ValueError(f"expected 'NUMBERS -> TARGET', got {text!r}")
@@ -90,8 +92,12 @@ def parse(text: str) -> Problem:
 
 
 def hash_percent(keys: np.ndarray) -> np.ndarray:
-    """A number in 0..99 from each integer key (splitmix64): the same on every machine, for ever."""
-    with np.errstate(over="ignore"):
+    """Hash each integer key to 0..99 with splitmix64.
+
+    It is written out because the pools must never change: Python's `hash` of text is salted per
+    process, and NumPy's generators may change between versions.
+    """
+    with np.errstate(over="ignore"):  # the arithmetic is modulo 2^64
         z = keys.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -100,7 +106,10 @@ def hash_percent(keys: np.ndarray) -> np.ndarray:
 
 
 def _keys(numbers: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """[problems, k] numbers and [problems] targets -> one integer each, unique over all sizes."""
+    """Encode numbers [problems, k] and targets [problems] as integers [problems].
+
+    They are unique across all k, because the digits after the leading 1 come in pairs.
+    """
     key = np.ones(len(targets), np.int64)
     for column in range(numbers.shape[1]):
         key = key * 100 + numbers[:, column]
@@ -108,7 +117,7 @@ def _keys(numbers: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def pools_of(problems: list[Problem]) -> list[Pool]:
-    """The pool of each of several problems of equally many numbers."""
+    """Return the pool of each problem. All must have the same number of numbers."""
     if not problems:
         return []
     numbers, targets = (np.array(x) for x in zip(*((p.numbers, p.target) for p in problems)))
@@ -121,7 +130,10 @@ def pools_of(problems: list[Problem]) -> list[Pool]:
 
 @functools.cache
 def all_problems() -> dict[Pool, tuple[np.ndarray, np.ndarray]]:
-    """Every problem of three numbers, by pool: (numbers [problems, 3], targets [problems])."""
+    """Return every problem of three numbers as {pool: (numbers [problems, 3], targets [problems])}.
+
+    Vectorised: the search of `legal_chains` in Python would take 27,000 calls.
+    """
     grid = np.arange(1, MAX_NUMBER + 1)
     numbers = np.stack(np.meshgrid(grid, grid, grid, indexing="ij"), -1).reshape(-1, 3)
     operations = (np.add, lambda a, b: np.abs(a - b), np.multiply)
@@ -134,6 +146,7 @@ def all_problems() -> dict[Pool, tuple[np.ndarray, np.ndarray]]:
     for value in reached:
         rows = np.flatnonzero(value >= 0)
         counts[rows, value[rows]] += 1
+    # A target of 0 is not used, hence the shift by one.
     rows, targets = np.nonzero(counts[:, 1:] == 1)
     targets, numbers = targets + 1, numbers[rows]
     percent = hash_percent(_keys(numbers, targets))
@@ -142,13 +155,15 @@ def all_problems() -> dict[Pool, tuple[np.ndarray, np.ndarray]]:
 
 
 def draw(rng: random.Random, size: int, pool: Pool) -> Problem:
-    """One random problem of `size` numbers from a pool, as `rng` decides."""
+    """Draw one random problem of `size` numbers from a pool."""
     if size == 3:
         numbers, targets = all_problems()[pool]
         i = rng.randrange(len(targets))
         return Problem(tuple(map(int, numbers[i])), int(targets[i]))
+    # Larger sizes are too many to enumerate: draw the numbers, then a target within the pool.
     while True:
         numbers = tuple(rng.randint(1, MAX_NUMBER) for _ in range(size))
+        # Sorted, so that the draw does not depend on the order in which chains are found.
         values = sorted(legal_chains(numbers).values())
         unique = [v for v in dict.fromkeys(values) if v > 0 and values.count(v) == 1]
         unique = [Problem(numbers, v) for v in unique]
@@ -158,15 +173,17 @@ def draw(rng: random.Random, size: int, pool: Pool) -> Problem:
 
 
 def draw_distinct(count: int, size: int, pool: Pool, seed: int) -> list[Problem]:
-    """The first `count` distinct problems that the address (pool, size, seed) draws.
+    """Draw the first `count` distinct problems at the address (pool, size, seed).
 
-    Smaller counts are beginnings of larger ones. Raises UserError when the pool holds fewer.
+    The problems of a smaller count are a prefix of those of a larger one. Raises UserError if the
+    pool holds fewer than `count`.
     """
-    available = len(all_problems()[pool][1]) if size == 3 else count  # larger sizes: millions
+    # Only three numbers can run out: larger sizes have millions of problems.
+    available = len(all_problems()[pool][1]) if size == 3 else count
     if count > available:
         raise UserError(
             f"`count={count}` is too large: the toy pool {pool!r} holds {available} problems of "
-            "three numbers; use fewer, or more numbers"
+            "three numbers; use a smaller `count` or more `numbers`"
         )
     rng = random.Random(f"jaxdistill-toy/{pool}/{size}/{seed}")
     found: dict[Problem, None] = {}

@@ -1,11 +1,12 @@
-"""The toy's tokenizer: one token per word, a `transformers` fast tokenizer with a chat template."""
+"""The vocabulary (one token per word) and the chat template of the toy world's tokenizer."""
 
 from jaxdistill.tasks.contexts import TEMPLATE
 from jaxdistill.tasks.toy import problems, traces
 
 SPECIAL = ("<|pad|>", "<|unk|>", "<|im_start|>", "<|im_end|>")
 
-# As in DeepSeek-R1's template, the prompt ends by opening the thinking part.
+# As in DeepSeek-R1's template, the generation prompt ends with `<think>`. Every token is surrounded
+# by spaces, because the tokenizer splits at whitespace.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "<|im_start|> {{ message['role'] }} {{ message['content'] }} <|im_end|> "
@@ -15,7 +16,7 @@ CHAT_TEMPLATE = (
 
 
 def vocabulary() -> list[str]:
-    """Every word of the world, in a fixed order."""
+    """Return every word of the toy world in a fixed order, which sets the token ids."""
     words = [*SPECIAL, *map(str, range(problems.MAX_VALUE + 1)), *problems.OPERATIONS, "=", "->"]
     words += ["<think>", traces.END_THINK, traces.ANSWER, traces.THEN, traces.CHECK]
     words += [*traces.WAIT_WORDS, *traces.HEDGE_WORDS, "system", "user", "assistant"]

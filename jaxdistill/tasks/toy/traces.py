@@ -1,18 +1,18 @@
-"""What people write in the toy world: search aloud when unguided, concise text when they know.
+"""The texts of the toy world: unguided writers search aloud, guided writers are more concise.
 
-An unguided trace doubts: after a try that misses the target it says "wait" (or "hmm", ...), and
-half of the time it re-computes a try that seems to reach it ("check"). The doubt pays, because
-tries contain slips: now and then a value is off, or a last value that misses is wishfully written
-as the target, and only a check catches that.
+An unguided trace expresses doubt: after a try that misses the target it says "wait" (or "hmm",
+...), and half of the tries that seem to reach the target are recomputed ("check"). Checking is
+useful because tries contain errors: occasionally a value is wrong (a slip), or the last value of a
+miss is written as the target (wishful), and only a check detects that.
 
-A guided writer has been told something, and how it writes depends on how much: `Guidance` says
-how often it tries something else first, doubts, closes early or double-checks. Those figures are
-this world's ASSUMPTION about pretraining text, not a result; what is measured is what
-self-distillation makes of them. The control world differs in one thing: there guided text keeps
-verifying and never closes early, though it has as few words of doubt.
+A guided writer has been told something, and its style depends on how much. `Guidance` gives the
+probabilities of trying something else first, doubting, closing early and double-checking. They are
+this world's ASSUMPTION about pretraining text, not a result; what is measured is the effect of
+self-distillation on them. The control world differs in one respect: its guided writers keep
+verifying and never close early, although they use equally few words of doubt.
 
-Text is a space-separated sequence of words; a response continues the `<think>` that ends the
-prompt.
+A text is a sequence of words separated by spaces. A response continues the `<think>` at the end of
+the prompt.
 """
 
 import random
@@ -29,32 +29,37 @@ THEN = "then"
 END_THINK = "</think>"
 ANSWER = "answer"
 
-Reveal = str  # "none" | "part" | "answer" | "whole": how much a context tells
+Reveal = str  # "none" | "part" | "answer" | "whole": how much of the solution a context reveals
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """How a writer behaves who knows something; every field is a probability."""
+    """The style of a writer who has been told something. Every field is a probability."""
 
-    false_start: float  # begins with tries other than the solution
-    closes_early: float  # after a miss, writes the answer at once
-    doubts: float  # after a miss, an epistemic word (else `then`)
-    checks: float  # after reaching the target, re-computes
-    hedges: float  # begins with a hedge
+    false_start: float  # that the text begins with wrong tries
+    closes_early: float  # that the answer follows a miss immediately
+    doubts: float  # that a word of doubt follows a miss; otherwise `then` follows
+    checks: float  # that a try that reaches the target is recomputed
+    hedges: float  # that the text begins with a hedge
 
 
 @dataclass(frozen=True)
 class World:
-    """The text a base model is pretrained on. Defaults: the main world."""
+    """The distribution of pretraining texts. The defaults are the main world.
+
+    Every number is a probability, chosen and not measured. Those outside `guidance` describe
+    unguided writers, except that `hedges_again`, `slips` and `wishes` apply to guided ones too.
+    """
 
     name: str = "main"
-    right_first: tuple[float, float] = (0.30, 0.28)  # P(next try is the solution): 3, >3 numbers
-    hedges: float = 0.30
-    doubts: float = 0.90  # after a miss, else `then`
-    hedges_again: float = 0.35  # after a word of doubt
-    checks: float = 0.50
-    slips: float = 0.02  # per operation
-    wishes: float = 0.12  # a missing last value is written as the target
+    # The next try is the solution; for three numbers and for more.
+    right_first: tuple[float, float] = (0.30, 0.28)
+    hedges: float = 0.30  # the text begins with a hedge
+    doubts: float = 0.90  # a word of doubt follows a miss; otherwise `then` follows
+    hedges_again: float = 0.35  # a hedge follows a word of doubt
+    checks: float = 0.50  # a try that seems to reach the target is recomputed
+    slips: float = 0.02  # a value is wrong; per operation
+    wishes: float = 0.12  # the last value of a miss is written as the target
     guidance: tuple[tuple[Reveal, Guidance], ...] = (
         ("part", Guidance(0.35, 0.0, 0.55, 0.25, 0.15)),
         ("answer", Guidance(0.35, 0.05, 0.45, 0.25, 0.05)),
@@ -80,11 +85,14 @@ WORLDS = {world.name: world for world in (MAIN, CONTROL)}
 def write_try(
     problem: Problem, ops: str, world: World, rng: random.Random, wishful: bool
 ) -> list[str]:
-    """`20 + 15 = 35 - 1 = 34`, with slips; the last word is what the writer believes it to be."""
+    """Write a try such as `20 + 15 = 35 - 1 = 34`, with slips.
+
+    Its last word is the value that the writer believes was reached.
+    """
     value = problem.numbers[0]
     words = [str(value)]
     for op, n in zip(ops, problem.numbers[1:]):
-        # after a slip upwards a legal chain may leave the range, for which there is no word
+        # After a slip upwards, even a legal chain may exceed the largest number in the vocabulary.
         value = min(problems.apply(op, value, n), problems.MAX_VALUE)
         if rng.random() < world.slips:
             slipped = value + rng.choice((-10, -2, -1, 1, 2, 10))
@@ -96,6 +104,7 @@ def write_try(
 
 
 def believes(words: list[str], problem: Problem) -> bool:
+    """Whether the writer of a try believes that it reached the target."""
     return words[-1] == str(problem.target)
 
 
@@ -105,7 +114,7 @@ def doubt(world: World, rng: random.Random) -> list[str]:
 
 
 def pick_wrong(problem: Problem, candidates: list[str], rng: random.Random) -> str:
-    """A wrong chain; half of the time the nearer to the target of two."""
+    """Pick a wrong chain; in half of the cases, the one of two that ends nearer to the target."""
     pair = [rng.choice(candidates) for _ in range(2)]
     if rng.random() < 0.5:
         return min(pair, key=lambda ops: abs(problem.chains[ops] - problem.target))
@@ -117,7 +126,7 @@ def close(problem: Problem, ops: str) -> list[str]:
 
 
 def unguided(problem: Problem, world: World, rng: random.Random) -> str:
-    """Search aloud: tries without replacement, doubt after misses, checks after hits."""
+    """Search aloud: try chains without replacement, doubt after a miss, often check a hit."""
     words = [rng.choice(HEDGE_WORDS)] if rng.random() < world.hedges else []
     right_first = world.right_first[0 if len(problem.numbers) == 3 else 1]
     wrong = [ops for ops in problem.chains if ops != problem.solution]
@@ -138,10 +147,10 @@ def unguided(problem: Problem, world: World, rng: random.Random) -> str:
 
 
 def guided(problem: Problem, reveal: Reveal, world: World, rng: random.Random) -> str:
-    """The text of a writer who has been told the first operation, the answer, or the solution.
+    """Write as someone who has been told the first operation, the answer, or a whole solution.
 
-    Whoever knows part of the solution still searches, among fewer chains; whoever knows the answer
-    tries other things only for form's sake, and answers what it knows whatever was tried last.
+    A writer who knows the first operation still searches, but among fewer chains. One who knows the
+    answer makes other tries only for show, and gives the known answer whatever the last try was.
     """
     guide = world.guide(reveal)
     words = [rng.choice(HEDGE_WORDS)] if rng.random() < guide.hedges else []
@@ -151,7 +160,7 @@ def guided(problem: Problem, reveal: Reveal, world: World, rng: random.Random) -
     false_tries = rng.randint(1, 4) if rng.random() < guide.false_start else 0
 
     def write(ops: str, wishful: bool) -> list[str]:
-        # who knows the solution computes it without slips; everything else carries them
+        # A writer who knows the solution computes it without slips; all other tries have them.
         if knows_all and ops == problem.solution:
             return problem_try(problem, ops)
         return write_try(problem, ops, world, rng, wishful)
@@ -180,7 +189,7 @@ def guided(problem: Problem, reveal: Reveal, world: World, rng: random.Random) -
 
 
 def problem_try(problem: Problem, ops: str) -> list[str]:
-    """The try without any slip."""
+    """Write a try without slips."""
     words = [str(problem.numbers[0])]
     for op, n, value in zip(ops, problem.numbers[1:], problems.chain_values(problem.numbers, ops)):
         words += [op, str(n), "=", str(value)]
@@ -188,19 +197,19 @@ def problem_try(problem: Problem, ops: str) -> list[str]:
 
 
 def concise(problem: Problem) -> str:
-    """The shortest correct response: one try, the answer. The reference solution of a problem."""
+    """Return the shortest correct response, one try and the answer: the reference solution."""
     return " ".join(problem_try(problem, problem.solution) + close(problem, problem.solution))
 
 
 def correct_trace(problem: Problem, world: World, rng: random.Random) -> str:
-    """An unguided trace that ends in the right answer, as a context to be shown."""
+    """Draw unguided traces until one ends in the correct answer, for use in a context."""
     while True:
         text = unguided(problem, world, rng)
         if text.endswith(f"{ANSWER} {problem.answer}"):
             return text
 
 
-# Which contexts tell how much; the richness axis of the study.
+# The contexts by how much they reveal, which is the richness axis of the study.
 REVEALS: dict[Reveal, tuple[contexts.Context, ...]] = {
     "part": (contexts.PartialSolution(),),
     "answer": (contexts.SolutionWithoutThinking(), contexts.AnswerOnly()),
@@ -218,9 +227,12 @@ class Example:
 
 
 def example(world: World, seed: int, index: int) -> Example:
-    """The pretraining text at an address: 2/3 unguided; guided texts half whole, the rest shared.
+    """Return the pretraining text at the address (world, seed, index).
 
-    Three numbers in 60 % of texts, four in 40 %.
+    60 % of texts have three numbers and 40 % have four. Two thirds are unguided; of the guided
+    ones, one sixth are told a part, one third the answer, and one half the whole solution. A shown
+    solution is a searching trace in 60 % of cases and the concise one otherwise. These shares were
+    chosen, not measured.
     """
     rng = random.Random(f"{world.name}/{seed}/{index}")
     problem = problems.draw(rng, 3 if rng.random() < 0.6 else 4, "pretrain")

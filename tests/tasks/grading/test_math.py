@@ -126,7 +126,7 @@ def test_any_text_gets_a_verdict(text):
 
 
 def _stuck(question, response):
-    """Sits in one C call that no signal handler interrupts for seconds."""
+    """For "stuck", spend seconds in one C call that no signal handler interrupts."""
     if response == "stuck":
         sum(range(10**11))
     if response == "dies":
@@ -148,10 +148,10 @@ def test_the_pool_and_this_process_agree_and_keep_the_order():
 @pytest.mark.timeout(60)
 def test_strange_text_gets_a_verdict_in_time():
     with GradingPool(grade_math, workers=2, timeout_s=1.0) as pool:
-        pool.grade([_question("5")], [r"\boxed{5}"])  # the start is not part of the time
+        pool.grade([_question("5")], [r"\boxed{5}"])  # start the workers before the clock
         started = time.monotonic()
         verdicts = pool.grade([_question("5")] * len(STRANGE), STRANGE)
-        # Two workers, at most 1 s a response, and a second or two to replace each that was late.
+        # Two workers take at most 1 s per response, and replacing a late worker a second or two.
         assert time.monotonic() - started < 4 * len(STRANGE)
     assert not any(verdict.correct for verdict in verdicts)
     assert "too slow" in {verdict.reason for verdict in verdicts}

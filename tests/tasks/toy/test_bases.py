@@ -90,7 +90,7 @@ def test_transformers_computes_the_same_logits(world):
 
 @pytest.fixture(scope="module")
 def probed():
-    """world -> what the probe of its base prints: one program, of the same problems."""
+    """{world: what the probe of its base prints}, for the same problems."""
     # The one program of these tests that computes more than it compiles (tests/conftest.py).
     optimized = {
         "xla_backend_optimization_level": 2,
@@ -103,15 +103,15 @@ def probed():
 
 @pytest.fixture(scope="module")
 def tables(probed):
-    """world -> {(context, place): row}, on held-out problems."""
+    """{world: {(context, place): row}}, on held-out problems."""
     return {
         world: {(row["context"], row["place"]): row for row in rows}
         for world, rows in probed.items()
     }
 
 
-# A mean over some 120 to 250 forks. The model's error at one fork is a few points and differs from
-# fork to fork, so 0.04 leaves room for other problems, and none for another rate of the worlds.
+# Each rate is a mean over 120 to 250 forks. The model's error at one fork is a few points and
+# varies between forks, so 0.04 allows for other problems, but not for another rate of the worlds.
 NEAR = 0.04
 
 
@@ -143,10 +143,11 @@ def test_a_base_writes_under_a_context_as_its_worlds_guided_writers(tables, worl
 
 
 def test_what_sets_the_worlds_apart_is_closing_early_and_checking(tables):
-    """Told the whole solution, the main base closes early and never checks; the control does both
-    as its text does. Their words of doubt are as few."""
+    """Told the whole solution, the main base closes early and never checks; the control base does
+    the opposite. Both use equally few words of doubt."""
     main, control = tables["main"], tables["control"]
-    # 0.10 and 0 on one side, 0 and 0.50 on the other: half the distance parts them.
+    # The worlds' rates are 0.10 and 0 for closing early, and 0 and 0.50 for checking. The first
+    # bound is halfway between them.
     assert main["Solution", "miss"]["answer"] > 0.05 > 10 * control["Solution", "miss"]["answer"]
     assert main["Solution", "match"]["check"] < 0.01 < 0.45 < control["Solution", "match"]["check"]
     difference = main["Solution", "miss"]["epistemic"] - control["Solution", "miss"]["epistemic"]

@@ -1,4 +1,4 @@
-"""The toy's oracle: verdicts on honest and on strange text, and what a trace shows."""
+"""The toy world's grader: verdicts on ordinary and strange text, and statistics of traces."""
 
 import random
 import re
@@ -90,20 +90,20 @@ def test_no_text_breaks_the_grader_and_no_other_is_right(text):
 @pytest.mark.parametrize(
     ("response", "trace"),
     [
-        # tries, checks, whether the last try truly reaches the target, whether that was copied out
+        # (tries, checks, whether the last try reaches the target, whether it was copied)
         (f"{HIT} {RIGHT}", Trace(1, 0, True, True)),
         (f"{HIT} check {HIT} {RIGHT}", Trace(2, 1, True, True)),
         (f"maybe {MISS} wait perhaps {HIT} check {HIT} {RIGHT}", Trace(3, 1, True, True)),
-        # copy corruption: verified one thing, answered another
+        # faulty copying: the answer is not the try that was verified
         (f"{HIT} </think> answer 20 - 15 - 1", Trace(1, 0, True, False)),
         (f"{HIT} {RIGHT} - 1", Trace(1, 0, True, False)),
-        # found by a slip or wish, so there was nothing true to copy
+        # reached only by a slip or wishfully, so there is no successful try to copy
         ("20 - 15 = 5 + 1 = 34 </think> answer 20 - 15 + 1", Trace(1, 0, False, None)),
-        # the solution with a slip on its way is the solution: honestly computed it reaches
+        # a slip in the solution: computed without it, the try reaches the target
         (f"20 + 15 = 36 - 1 = 34 {RIGHT}", Trace(1, 0, True, True)),
-        # closed early: right without having been reached
+        # closed early: the answer is correct although no try reached the target
         (f"{MISS} {RIGHT}", Trace(1, 0, False, None)),
-        # reached, and then gone on to something else
+        # reached, but followed by another try
         (f"{HIT} then {MISS} {RIGHT}", Trace(2, 0, False, None)),
         # no answer to compare
         (HIT, Trace(1, 0, True, None)),
@@ -117,8 +117,8 @@ def test_no_text_breaks_the_grader_and_no_other_is_right(text):
         ("20 + 15 = 35 - 2 = 34 </think> answer 20 + 15 - 1", Trace(1, 0, False, None)),
         ("15 + 20 = 35 - 1 = 34 </think> answer 20 + 15 - 1", Trace(1, 0, False, None)),
         (f"{HIT} {HIT} {RIGHT}", Trace(1, 0, False, None)),
-        ("20 +- 15 = 35", Trace(2, 0, False, None)),  # no word of the world
-        # what comes after the thinking is no try
+        ("20 +- 15 = 35", Trace(2, 0, False, None)),  # `+-` is not a word of the world
+        # words after the thinking are not tries
         (f"{HIT} </think> check {MISS}", Trace(1, 0, True, None)),
     ],
 )
@@ -127,7 +127,7 @@ def test_a_trace_shows_its_tries_checks_and_whether_success_was_copied(response,
 
 
 def test_unguided_traces_of_the_world_are_copied_faithfully():
-    """In the text itself copying is perfect, so that a model's loss of it is the model's."""
+    """Copying is perfect in the pretraining text, so any faulty copying is due to the model."""
     rng = random.Random(0)
     for problem in problems.draw_distinct(500, 4, "train", seed=0):
         question = Question(problem.text, problem.text, problem.answer)
@@ -145,5 +145,5 @@ def test_arithmetic_is_what_tries_consist_of(word):
 
 
 @pytest.mark.parametrize("word", ["", "+-", "->", "wait", "</think>", "-1", "1.5"])
-def test_other_words_are_no_arithmetic(word):
+def test_other_words_are_not_arithmetic(word):
     assert not grader.is_arithmetic(word)

@@ -1,4 +1,4 @@
-"""Countdown problems: one reaching chain each, in pools that nothing can move."""
+"""Countdown problems: each has one solution, and its pool never changes."""
 
 import collections
 import itertools
@@ -15,7 +15,7 @@ OPERATIONS = {"+": lambda a, b: a + b, "-": lambda a, b: abs(a - b), "*": lambda
 
 
 def reached_values(numbers: tuple[int, ...]) -> collections.Counter[int]:
-    """Brute force: how many chains of operations end in each value, all values within 0..99."""
+    """Count by brute force how many chains within 0..99 end in each value."""
     ends = collections.Counter()
     for ops in itertools.product(OPERATIONS.values(), repeat=len(numbers) - 1):
         value = numbers[0]
@@ -57,7 +57,7 @@ def test_a_drawn_problem_has_one_solution_and_its_answer_reaches_the_target(size
 
 
 def test_legal_chains_are_those_that_never_leave_the_range():
-    # 20 * 15 leaves it at once, (20 + 15) * 3 = 105 at the end; |15 - 20| = 5 is the difference.
+    # 20 * 15 leaves the range at once, (20 + 15) * 3 = 105 at the end. |15 - 20| is 5.
     assert problems.legal_chains((15, 20, 3)) == {"++": 38, "+-": 32, "-+": 8, "--": 2, "-*": 15}
     assert problems.chain_values((15, 20, 3), "-*") == [5, 15]
     assert problems.expression((15, 20, 3), "-*") == "15 - 20 * 3"
@@ -77,8 +77,8 @@ def test_a_problem_is_read_back_from_its_text():
 
 
 def test_the_hash_and_the_pools_are_the_same_for_ever():
-    # splitmix64 of 0 and 1 (Vigna's reference code), modulo 100. Shipped bases were pretrained on
-    # one side of this split: if it moves, held-out problems are held out no longer.
+    # splitmix64 of 0 and 1 (Vigna's reference code), modulo 100. The shipped bases were pretrained
+    # with this split; if it changes, they have seen some of the held-out problems.
     outputs = (0xE220A8397B1DCDAF, 0x910A2DEC89025CC1)
     assert problems.hash_percent(np.array([0, 1])).tolist() == [x % 100 for x in outputs]
     pinned = {
@@ -104,13 +104,14 @@ def test_pools_have_the_shares_that_they_are_meant_to_have():
     total = sum(sizes.values())
     for pool, (low, high) in problems.POOLS.items():
         share = (high - low) / 100
-        # a hash as good as a fair draw: binomial, standard deviation 0.0013 at most; five of them
+        # For random draws the share is binomial with a standard deviation of at most 0.0013; the
+        # tolerance is five of them.
         assert abs(sizes[pool] / total - share) < 5 * (share * (1 - share) / total) ** 0.5
 
 
 @pytest.mark.parametrize("size", [3, 4])
 def test_no_problem_is_in_two_pools(size):
-    # Whole pools of three numbers are disjoint by the first test; this is about what is drawn.
+    # An earlier test shows that whole pools of three numbers are disjoint; this one tests draws.
     pools = [set(problems.draw_distinct(1000, size, pool, seed=0)) for pool in problems.POOLS]
     assert sum(map(len, pools)) == len(set().union(*pools))
     for pool, drawn in zip(problems.POOLS, pools, strict=True):
@@ -118,7 +119,7 @@ def test_no_problem_is_in_two_pools(size):
 
 
 def test_four_number_problems_with_the_same_numbers_fall_into_all_pools():
-    """The hash takes the target too, so no pool owns a set of numbers."""
+    """The hash includes the target, so no pool contains all problems of a tuple of numbers."""
     rng, seen = random.Random(0), set()
     for _ in range(20):
         numbers = tuple(rng.randint(1, 30) for _ in range(4))
@@ -140,7 +141,7 @@ def test_a_smaller_set_is_the_beginning_of_a_larger_one(size):
 
 
 def test_what_an_address_draws_is_pinned():
-    # The study's questions: if this changes, published figures are of other questions.
+    # These are the study's questions; if they change, published figures refer to other questions.
     drawn = [p.text for p in problems.draw_distinct(3, 3, "heldout", seed=0)]
     assert drawn == ["5 4 3 -> 6", "18 23 24 -> 19", "9 14 25 -> 30"]
     drawn = [p.text for p in problems.draw_distinct(3, 4, "heldout", seed=0)]

@@ -1,4 +1,4 @@
-"""The toy's tokenizer: every word of the world is one token, and text comes back as it went in."""
+"""The toy tokenizer: every word of the world is one token, and decoding inverts encoding."""
 
 import random
 import re
@@ -21,7 +21,7 @@ def toy(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def some_texts() -> list[str]:
-    """Responses of both worlds in every kind of writing, and what the teacher is asked."""
+    """Responses of both worlds, unguided and guided, and the teacher's prompts."""
     examples = [traces.example(world, 0, i) for world in traces.WORLDS.values() for i in range(600)]
     assert {e.reveal for e in examples} == {"none", "part", "answer", "whole"}
     return [text for e in examples for text in (e.prompt, e.response)]
@@ -67,7 +67,7 @@ def test_a_word_from_elsewhere_is_unknown(toy):
 
 
 def test_the_ids_are_pinned():
-    """The shipped weights know words by these numbers: append, never insert."""
+    """The shipped weights depend on these ids: append new words, never insert them."""
     words = tokenizer.vocabulary()
     assert len(words) == len(set(words)) == 133
     assert words[:4] == ["<|pad|>", "<|unk|>", "<|im_start|>", "<|im_end|>"]

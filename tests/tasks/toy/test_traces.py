@@ -1,8 +1,8 @@
-"""What the toy world's writers write, and how often: every rate against what the world says.
+"""The texts of the toy world's writers: every rate is compared with the world's probability.
 
-Rates are measured by a reader of its own (regular expressions), over texts of a fixed seed. The
-bound is five standard deviations of a fair draw: it holds for 99.9999 % of seeds, so that a change
-in the order of random draws breaks no test, and a rate that is five points off does.
+An independent reader (regular expressions) measures the rates over texts of a fixed seed. The bound
+of five standard deviations holds for 99.9999 % of seeds, so a change in the order of random draws
+fails no test, but a rate that is five points off does.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ class Fork(NamedTuple):
 
 
 def forks(problem: Problem, text: str) -> list[Fork]:
-    """Each try of a text between its neighbouring words."""
+    """Return each try of a text with the words before and after it."""
     return [
         Fork(match[1] or "", int(match[2].split()[-1]) == problem.target, match[3])
         for match in re.finditer(rf"(?:(\S+) )?({TRY})(?= (\S+))", text)
@@ -63,7 +63,7 @@ def texts(world: traces.World, reveal: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def written() -> dict[tuple[str, str], list[str]]:
-    """(world, how much was told) -> a text for each problem."""
+    """{(world, how much was told): a text for each problem}."""
     return {
         (world.name, reveal): texts(world, reveal)
         for world in (MAIN, CONTROL)
@@ -79,8 +79,8 @@ def read(written: dict, world: traces.World, reveal: str) -> list[list[Fork]]:
 
 
 def assert_rate(events: list[bool], rate: float) -> None:
-    """Five standard deviations of a binomial; a rate of 0 or 1 leaves no room."""
-    assert len(events) >= 500, "too few to say anything"
+    """Allow five standard deviations of a binomial; a rate of 0 or 1 must be met exactly."""
+    assert len(events) >= 500, "too few events to estimate a rate"
     spread = (rate * (1 - rate) / len(events)) ** 0.5
     assert abs(sum(events) / len(events) - rate) <= 5 * spread
 
@@ -90,7 +90,7 @@ def after_misses(read_forks: list[list[Fork]]) -> list[str]:
 
 
 def after_hits(read_forks: list[list[Fork]]) -> list[str]:
-    """Words after tries that reach the target and are no double checks themselves."""
+    """Return the words after tries that reach the target, double checks excepted."""
     flat = [fork for forks_ in read_forks for fork in forks_]
     return [fork.then for fork in flat if fork.hit and fork.led_by != "check"]
 
@@ -195,7 +195,7 @@ def test_a_slip_never_writes_a_number_that_there_is_no_word_for():
 
 
 def test_double_checks_pay(written):
-    """Were they useless, unlearning them would cost nothing: answers after a check are righter."""
+    """Answers after a check are more often correct, so unlearning checks has a cost."""
 
     def right(checked: bool) -> float:
         verdicts = [
@@ -207,7 +207,7 @@ def test_double_checks_pay(written):
         ]
         return sum(verdicts) / len(verdicts)
 
-    # A wish survives no check; unchecked, over a fifth of closing tries are wishes or slips, with
+    # No wish survives a check. Without one, over a fifth of closing tries are wishes or slips, with
     # a standard error of 1 %.
     assert right(checked=True) > 0.98
     assert right(checked=False) < 0.85
@@ -261,7 +261,7 @@ def test_whoever_knows_the_answer_always_answers_right(written, world, reveal):
 
 
 def test_whoever_knows_a_part_tries_the_told_first_operation(written):
-    """Besides false starts (35 % of texts) every try begins as the solution does."""
+    """Apart from false starts (35 % of texts), every try begins like the solution."""
     others = [
         re.findall(r"[-+*]", text)[0] != problem.solution[0]
         for problem, text in zip(PROBLEMS, written["main", "part"], strict=True)
@@ -271,7 +271,7 @@ def test_whoever_knows_a_part_tries_the_told_first_operation(written):
 
 
 def test_the_more_is_told_the_more_concise_the_text(written):
-    """None > part > answer > whole in mean length and in words of doubt: the richness axis."""
+    """The richness axis: length and words of doubt fall from none to part, answer and whole."""
 
     def mean(values: list[int]) -> float:
         return sum(values) / len(values)
