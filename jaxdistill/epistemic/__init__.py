@@ -1,12 +1,13 @@
-"""Which words are doubt? How often a text says them, and which token ids they are.
+"""Which words express doubt, how often does a text use them, and which token ids spell them?
 
-May import `errors`, `axes` and `files` alone, and no JAX.
+May import only `errors`, `axes` and `files`, and not JAX.
 
 The paper (arXiv 2603.24472, section 3) measures doubt by ten words. `counting` counts words in a
-text. A `Lexicon` is such a list together with the ids that spell it in one tokenizer; losses see
-only the ids. Ids are built from the tokenizer and never written down: Qwen's and cl100k's differ by
-up to 1,100. `vocabulary` reports what a lexicon misses and what its ids say besides; `selection`
-chooses ids from data: by how much less an informed teacher says them, and at random as a control.
+text. A `Lexicon` is a list of words with the token ids that spell them in one tokenizer; losses see
+only the ids. The ids are derived from the tokenizer and never hard-coded: Qwen's and cl100k's
+differ by up to 1,100. `vocabulary` reports which entries a lexicon leaves out and which other words
+its ids spell. `selection` chooses ids from data: those that an informed teacher finds less likely,
+or random ones as a control.
 """
 
 from jaxdistill.epistemic.counting import CORE, HEDGE, TEN_WORDS, count, count_sequences, expand
@@ -31,7 +32,7 @@ from jaxdistill.epistemic.selection import (
     rank_ids,
     tally,
 )
-from jaxdistill.epistemic.vocabulary import Report, examine, said_by, special_ids
+from jaxdistill.epistemic.vocabulary import Report, examine, special_ids, word_of_id
 
 __all__ = [
     "CORE",
@@ -56,9 +57,9 @@ __all__ = [
     "propose",
     "rank_ids",
     "read_lexicon",
-    "said_by",
     "special_ids",
     "tally",
     "vocab_size",
+    "word_of_id",
     "write_lexicon",
 ]

@@ -1,4 +1,4 @@
-"""The ten words and their tiers, and three ways of counting them."""
+"""The paper's ten epistemic words, their two tiers, and functions that count them."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -18,18 +18,18 @@ TEN_WORDS = (
     "likely",
     "check",
 )
-# CORE words are doubt almost wherever they stand; HEDGE words are also ordinary mathematical prose
+# CORE words almost always express doubt. HEDGE words also occur in ordinary mathematical prose
 # ("equally likely", "check the base case").
 CORE = ("wait", "hmm", "maybe", "perhaps", "alternatively", "actually")
 HEDGE = ("seems", "might", "likely", "check")
 TIERS = {"ten": TEN_WORDS, "core": CORE, "hedge": HEDGE}
 
-# Accents that stand as characters of their own after a letter belong to it.
+# The last range is combining accents, which are separate characters after their letter.
 _LATIN_LETTER = "A-Za-zÀ-ÖØ-öø-ɏḀ-ỿ\u0300-\u036f"
 
 
 def expand(names: Iterable[str]) -> tuple[str, ...]:
-    """Words in lower case, each once, with `ten`, `core` and `hedge` standing for their lists.
+    """Return lower-case words without repeats; `ten`, `core`, `hedge` are replaced by their lists.
 
     >>> expand(["HEDGE", "Wait", "check"])
     ('seems', 'might', 'likely', 'check', 'wait')
@@ -39,23 +39,25 @@ def expand(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def count(text: str, words: Sequence[str] = TEN_WORDS, mode: str = "word") -> dict[str, int]:
-    """Counts each word in `text`, ignoring case.
+    """Count each word in `text`, ignoring case.
 
-    `"paper"` counts substrings, `text.lower().count(word)`, as every number in the paper does:
-    "unlikely" is a "likely" and "checkmate" a "check". `"word"` wants no Latin letter on either
-    side, so "double-check" counts and "checkpoint" does not.
+    Mode `"paper"` counts substrings, `text.lower().count(word)`, as for every number in the paper:
+    "unlikely" counts as "likely" and "checkmate" as "check". Mode `"word"` requires that no Latin
+    letter precedes or follows the word, so "double-check" counts and "checkpoint" does not.
 
     >>> count("Unlikely... Wait, check!", ("wait", "likely", "check"))
     {'wait': 1, 'likely': 0, 'check': 1}
     >>> count("Unlikely... Wait, check!", ("wait", "likely", "check"), mode="paper")
     {'wait': 1, 'likely': 1, 'check': 1}
 
-    Raises `UserError` for any other mode.
+    Raises UserError for any other mode.
     """
     text = text.lower()
     if mode == "paper":
         return {word: text.count(word.lower()) for word in words}
     if mode == "word":
+        # Not `\b`: it would join a word to digits, underscores and letters of scripts that are
+        # written without spaces.
         before, after = f"(?<![{_LATIN_LETTER}])", f"(?![{_LATIN_LETTER}])"
         return {
             word: len(re.findall(before + re.escape(word.lower()) + after, text)) for word in words
@@ -64,7 +66,7 @@ def count(text: str, words: Sequence[str] = TEN_WORDS, mode: str = "word") -> di
 
 
 def count_sequences(ids: Iterable[int], sequences: Iterable[Sequence[int]]) -> int:
-    """Counts where one of `sequences` stands in `ids`, without overlaps of a sequence with itself.
+    """Count the occurrences of `sequences` in `ids`. A sequence's own matches do not overlap.
 
     >>> count_sequences([71, 3821, 5, 71, 3821], [[71, 3821]])
     2
@@ -74,5 +76,5 @@ def count_sequences(ids: Iterable[int], sequences: Iterable[Sequence[int]]) -> i
 
 
 def _as_text(ids: Iterable[int]) -> str:
-    # One character an id (Unicode has 1.1 million), so that str.count does the search.
+    # One character per id lets str.count do the search; Unicode has 1.1 million characters.
     return "".join(chr(int(i)) for i in ids)

@@ -1,7 +1,7 @@
-"""A lexicon: epistemic words, the ids that spell them in one tokenizer, and the file it is kept in.
+"""A lexicon: epistemic words, the ids that spell them in one tokenizer, and its JSON file.
 
-Written with the hash of its tokenizer, it is refused for another one, where the same ids are other
-words.
+The file contains a hash of the tokenizer. A lexicon is refused for another tokenizer, in which the
+same ids mean other words.
 """
 
 import hashlib
@@ -16,8 +16,8 @@ from jaxdistill.errors import UserError
 from jaxdistill.files import write_whole
 
 CASINGS = (str.lower, str.capitalize, str.upper)
-# Tokenizers merge one of these into a word: ".Wait" after a sentence, the others mostly in programs
-# ("\tcheck", ".check(", "(wait").
+# Tokenizers may merge one of these with the word after it: ".Wait" occurs after a sentence, the
+# others mostly in program code ("\tcheck", ".check(", "(wait").
 _MARKS = ".,(\t"
 _LEADING = " " + _MARKS
 
@@ -27,8 +27,9 @@ class Lexicon:
     """Epistemic words and the ids that spell them in one tokenizer.
 
     `uncovered` lists the plain surface forms ("hmm", " MAYBE") that the tokenizer splits into
-    several tokens: the losses cannot see them. A split form's first piece ("M" of "M|ight") never
-    enters `ids`, since it also begins unrelated words. `made` says how the ids were chosen.
+    several tokens, which losses cannot see. The first token of a split form ("M" of "M|ight") is
+    never in `ids`, because unrelated words begin with it too. `made` describes how the ids were
+    chosen.
     """
 
     words: tuple[str, ...]
@@ -43,9 +44,10 @@ class Lexicon:
 
 @dataclass(frozen=True)
 class Words:
-    """The ids that spell these words, built from the run's tokenizer.
+    """A lexicon of the ids that spell these words in the run's tokenizer.
 
-    `ten`, `core` and `hedge` stand for their lists. `merged`: see `build_lexicon`.
+    `ten`, `core` and `hedge` are replaced by their lists. For `merged` see `build_lexicon`. Raises
+    UserError for a blank word.
     """
 
     words: tuple[str, ...] = TEN_WORDS
@@ -58,7 +60,7 @@ class Words:
 
 @dataclass(frozen=True)
 class LexiconFile:
-    """A lexicon that was written before: by a run, or by `jaxdistill analyze`."""
+    """The path of a lexicon file written by a run or by `jaxdistill analyze`."""
 
     path: str
 
@@ -67,7 +69,7 @@ LexiconSource = Words | LexiconFile
 
 
 def open_lexicon(source: LexiconSource, tokenizer: Any) -> Lexicon:
-    """Build or read it. Raises UserError for a file that is none, or another tokenizer's."""
+    """Build or read a lexicon. Raises UserError as `read_lexicon` does."""
     if isinstance(source, LexiconFile):
         return read_lexicon(source.path, tokenizer)
     return build_lexicon(tokenizer, expand(source.words), merged=source.merged)
@@ -79,13 +81,13 @@ def open_lexicon(source: LexiconSource, tokenizer: Any) -> Lexicon:
 def build_lexicon(
     tokenizer: Any, words: Sequence[str] = TEN_WORDS, *, merged: bool = False
 ) -> Lexicon:
-    """Finds every id that spells one of `words`, alone, after a space, or as ".Word".
+    """Find every id that spells one of `words`: alone, after a space, or as ".Word".
 
-    The casings are lower, Capitalised and UPPER: 42 ids for the paper's words in Qwen's vocabulary.
-    `merged` adds those with a full stop, comma, opening parenthesis or tab in any casing ("(wait",
-    ".check": 50 ids), which are mostly seen in programs. It encodes the surface forms and keeps
-    those that come back as one id which decodes to the word (so never `<unk>`); most of the time,
-    half a second for 151k tokens, goes into the hash.
+    The casings are lower, Capitalised and UPPER, which gives 42 ids for the paper's ten words in
+    Qwen's vocabulary. `merged` adds the forms after a full stop, comma, opening parenthesis or tab
+    in any casing ("(wait", ".check"; 50 ids in all), which occur mostly in program code. Each
+    surface form is encoded, and kept if it is a single id that decodes to the word. Building takes
+    about half a second for 151k tokens, most of it for the hash.
 
     >>> build_lexicon(qwen3_tokenizer, ("wait",)).ids  # doctest: +SKIP
     (3783, 11489, 13824, 14190, 28384, 54390, 71032)
@@ -97,10 +99,10 @@ def build_lexicon(
         if merged:
             forms += [mark + casing(word) for mark in _MARKS for casing in CASINGS]
         else:
-            forms.append("." + word.capitalize())  # how a sentence begins after another one
+            forms.append("." + word.capitalize())  # a sentence that follows another directly
         for form in forms:
             ids = tokenizer.encode(form, add_special_tokens=False)
-            # Decoded again, because an unknown form may be one id too: <unk>.
+            # The id is decoded again because an unknown form may also be a single id, <unk>.
             is_word = len(ids) == 1 and without_leading_mark(tokenizer.decode(ids)).lower() in words
             found[form] = ids[0] if is_word else None
     return Lexicon(
@@ -112,18 +114,19 @@ def build_lexicon(
 
 
 def without_leading_mark(text: str) -> str:
+    """Remove one leading space, tab, full stop, comma or opening parenthesis."""
     return text[1:] if text[:1] and text[0] in _LEADING else text
 
 
 def hash_tokenizer(tokenizer: Any) -> str:
-    """Identifies a tokenizer by its vocabulary (16 hex digits), whatever its file or version."""
+    """Identify a tokenizer by its vocabulary alone, not its file or version, in 16 hex digits."""
     by_id = sorted((i, token) for token, i in tokenizer.get_vocab().items())
-    # 64 bits: a chance meeting of two tokenizers is out of the question, and it fits a line.
+    # 64 bits make an accidental collision of two tokenizers negligible and fit in an error message.
     return hashlib.sha256(repr(by_id).encode()).hexdigest()[:16]
 
 
 def vocab_size(tokenizer: Any) -> int:
-    """One more than the largest id; a model's own vocabulary may be padded beyond it."""
+    """Return the largest id plus one. A model's embedding may be padded beyond that."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
@@ -131,17 +134,20 @@ def vocab_size(tokenizer: Any) -> int:
 
 
 def write_lexicon(path: str | Path, lexicon: Lexicon, tokenizer: Any) -> None:
-    """Write a lexicon as JSON, one line a field; `tokens` shows a reader what the ids say."""
+    """Write a lexicon as JSON with one line per field.
+
+    The additional field `tokens`, the text of each id, is for human readers and is not read back.
+    """
     fields = asdict(lexicon) | {"tokens": [tokenizer.decode([i]) for i in lexicon.ids]}
     lines = [f" {json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in fields.items()]
     write_whole(Path(path), "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def read_lexicon(path: str | Path, tokenizer: Any = None) -> Lexicon:
-    """Read what `write_lexicon` wrote, and check it against `tokenizer` where one is given.
+    """Read a file of `write_lexicon`, and check it against `tokenizer` if one is given.
 
-    Raises UserError for what is no lexicon, for ids beyond the vocabulary and for the lexicon of
-    another tokenizer.
+    Raises UserError if the file is not a lexicon, if an id is not in the vocabulary, or if the
+    lexicon belongs to another tokenizer.
     """
     fields = _read_object(Path(path))
     lexicon = Lexicon(
@@ -152,7 +158,7 @@ def read_lexicon(path: str | Path, tokenizer: Any = None) -> Lexicon:
         made=_text(path, fields, "made"),
     )
     if len(set(lexicon.ids)) < len(lexicon.ids) or min(lexicon.ids, default=0) < 0:
-        raise UserError(f"{path}: `ids` must be different token ids, 0 and above")
+        raise UserError(f"{path}: `ids` must be different token ids of at least 0")
     if tokenizer is not None:
         _check_tokenizer(path, lexicon, tokenizer)
     return lexicon
@@ -164,8 +170,8 @@ def _check_tokenizer(path: str | Path, lexicon: Lexicon, tokenizer: Any) -> None
         raise UserError(f"{path}: id {largest} is not in the vocabulary of {size} tokens")
     if (found := hash_tokenizer(tokenizer)) != lexicon.tokenizer_hash:
         raise UserError(
-            f"{path}: made for the tokenizer with hash {lexicon.tokenizer_hash}, and this one's is "
-            f"{found}, where the ids are other words; make it again for this tokenizer"
+            f"{path}: made for the tokenizer with hash {lexicon.tokenizer_hash}, but this one has "
+            f"{found}, where the ids mean other words; build the lexicon for this tokenizer"
         )
 
 
@@ -183,7 +189,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _field(path: str | Path, fields: dict[str, Any], name: str) -> Any:
     if name not in fields:
-        raise UserError(f"{path}: no field `{name}`; is it a lexicon that `jaxdistill` wrote?")
+        raise UserError(f"{path}: no field `{name}`; is it a lexicon written by `jaxdistill`?")
     return fields[name]
 
 
@@ -196,6 +202,7 @@ def _text(path: str | Path, fields: dict[str, Any], name: str) -> str:
 
 def _list_of(kind: type, path: str | Path, fields: dict[str, Any], name: str) -> tuple:
     value = _field(path, fields, name)
+    # `type`, not `isinstance`: `true` in JSON is an int to Python.
     if not isinstance(value, list) or not all(type(each) is kind for each in value):
         expected = f"a list of {'texts' if kind is str else 'token ids'}"
         raise UserError(f"{path}: field `{name}`: expected {expected}, got {value!r:.80}")

@@ -1,4 +1,7 @@
-"""Ids chosen from data: those that an informed teacher says less, and random ones as a control."""
+"""Ids chosen from data: those an informed teacher finds less likely, and random ones as a control.
+
+Axes: N sampled tokens, V vocabulary.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,16 +11,16 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Real
 
 from jaxdistill.epistemic.lexicon import Lexicon, hash_tokenizer
-from jaxdistill.epistemic.vocabulary import said_by, special_ids, texts_of
+from jaxdistill.epistemic.vocabulary import special_ids, texts_of, word_of_id
 from jaxdistill.errors import UserError
 
 
 @dataclass(frozen=True)
 class TokenStats:
-    """How often each token was sampled, and the sum over those places of log R - log T in nats."""
+    """How often each token was sampled, and the sum of log R - log T over its samples, in nats."""
 
     count_V: Int[np.ndarray, " V"]
-    surprise_V: Real[np.ndarray, " V"]  # whole numbers (0) where there is no token at all
+    surprise_V: Real[np.ndarray, " V"]  # Real: np.bincount of no tokens at all gives integers
 
 
 def tally(
@@ -26,10 +29,11 @@ def tally(
     teacher_logp_N: Float[np.ndarray, " N"],
     vocab_size: int,
 ) -> TokenStats:
-    """Sum log R - log T of the N sampled tokens by token, in float64.
+    """Sum log R - log T over the N sampled tokens for each token id, in float64.
 
-    R is the model without context, T the same model that has seen a solution: a token's mean is its
-    pointwise mutual information with having seen none (AntiSD's ranking).
+    R is the probability given the question alone, and T that given a solution too, under the same
+    model. A token's mean is its pointwise mutual information with not having seen a solution, the
+    ranking of AntiSD. Log-probabilities are in nats.
 
     >>> reference_logp_N, teacher_logp_N = np.array([-1., -1., -2.]), np.array([-3., -1., -2.])
     >>> tally(np.array([2, 0, 2]), reference_logp_N, teacher_logp_N, vocab_size=3).surprise_V
@@ -43,16 +47,16 @@ def tally(
 
 
 def mean_surprise(stats: TokenStats) -> Float[np.ndarray, " V"]:
-    """The mean of log R - log T over a token's places, 0 where it was never sampled."""
-    # To 1e-9 nats: the order of a float sum must not decide between equals.
+    """Return the mean of log R - log T over each token's samples in nats; 0 without samples."""
+    # Rounded to 1e-9 nats, so that the order of summation does not decide between equal means.
     return np.round(stats.surprise_V / np.maximum(stats.count_V, 1), 9)
 
 
 def rank_ids(stats: TokenStats, min_count: int, banned: Iterable[int] = ()) -> list[int]:
-    """Ids that the teacher says less, the greatest mean of log R - log T first.
+    """Return the ids that the teacher finds less likely, in decreasing mean of log R - log T.
 
-    Those sampled fewer than `min_count` times are left out: the mean of a few places is noise.
-    Equal means go by count, the larger first, and then by id.
+    Ids sampled fewer than `min_count` times are left out, because a mean over few samples is noise.
+    Ties are broken by the larger count, then by the smaller id.
     """
     mean_V = mean_surprise(stats)
     is_kept_V = (stats.count_V >= max(min_count, 1)) & (mean_V > 0)
@@ -62,10 +66,10 @@ def rank_ids(stats: TokenStats, min_count: int, banned: Iterable[int] = ()) -> l
 
 
 def propose(tokenizer: Any, stats: TokenStats, size: int, min_count: int = 5) -> Lexicon:
-    """The lexicon of the `size` ids of `rank_ids`, best first, special tokens left out.
+    """Return the lexicon of the first `size` ids of `rank_ids` in that order, no special tokens.
 
-    5 places are the fewest whose mean is worth ranking: chosen, not measured. The lexicon may be
-    smaller than `size`: an id that the teacher says as often or more is never proposed.
+    It has fewer than `size` ids if the teacher finds fewer ids less likely. The default `min_count`
+    was chosen, not measured.
     """
     ids = rank_ids(stats, min_count, special_ids(tokenizer))[:size]
     made = (
@@ -81,8 +85,8 @@ def propose(tokenizer: Any, stats: TokenStats, size: int, min_count: int = 5) ->
 
 
 def _words_of(tokenizer: Any, ids: Iterable[int]) -> tuple[str, ...]:
-    """The words that ids spell, each once; a mark or a piece of a character is none."""
-    words = (said_by(tokenizer, i) for i in ids)
+    """Return the different words that ids spell, without punctuation and parts of characters."""
+    words = (word_of_id(tokenizer, i) for i in ids)
     return tuple(dict.fromkeys(word for word in words if any(map(str.isalpha, word))))
 
 
@@ -96,22 +100,23 @@ def match_ids(
     seed: int,
     tolerance: float = 0.1,
 ) -> list[int]:
-    """A different random id for each of `ids`, of about its frequency; in the order of `ids`.
+    """Draw a different random id of similar frequency for each of `ids`, in the order of `ids`.
 
-    Drawn evenly among the free ids whose count is within `tolerance` (relative) of the id's; where
-    there are none, among the nearest. The most frequent choose first: they have the fewest like
-    them. So where each finds one within the tolerance, the totals agree within it too. 0.1 was
-    chosen, not measured: frequent words still have several candidates.
+    An id's match is drawn uniformly from the free ids whose count differs from its own by at most
+    the fraction `tolerance`, or from the nearest ones if there are none. If every id has a match
+    within the tolerance, the total counts agree within it too. The default of 0.1, with which
+    frequent words still have several candidates, was chosen, not measured.
     """
     rng = np.random.default_rng(seed)
     is_free_V = is_free_V.copy()
     is_free_V[list(ids)] = False
     assert is_free_V.sum() >= len(ids)
     matched: dict[int, int] = {}
+    # The most frequent ids are matched first, because they have the fewest candidates.
     for i in sorted(ids, key=lambda i: (-count_V[i], i)):
         gap_V = np.where(is_free_V, np.abs(count_V - count_V[i]), np.inf)
-        reach = max(tolerance * count_V[i], gap_V.min())
-        matched[i] = int(rng.choice(np.flatnonzero(gap_V <= reach)))
+        largest_gap = max(tolerance * count_V[i], gap_V.min())
+        matched[i] = int(rng.choice(np.flatnonzero(gap_V <= largest_gap)))
         is_free_V[matched[i]] = False
     return [matched[i] for i in ids]
 
@@ -123,18 +128,20 @@ def matched_control(
     seed: int,
     tolerance: float = 0.1,
 ) -> Lexicon:
-    """A lexicon of random ids that are sampled as often as those of `lexicon`, id by id.
+    """Return a lexicon of random ids, each about as frequent as one id of `lexicon`.
 
-    Special tokens stay out, and so does every entry that says one of the lexicon's words with other
-    marks or casings ("(wait"). Raises UserError where the vocabulary has too few others.
+    Special tokens are excluded, as is every entry that spells one of the lexicon's words with other
+    punctuation or casing ("(wait"). Raises UserError if the vocabulary has too few other ids.
     """
-    says = [text.strip(" .,(\t\n_-").lower() for text in texts_of(tokenizer)]
-    is_free_V = np.array([word not in lexicon.words and word != "" for word in says])
+    # More marks than `without_leading_mark` removes, and on both sides: no form of a lexicon's word
+    # may be in its control.
+    words = [text.strip(" .,(\t\n_-").lower() for text in texts_of(tokenizer)]
+    is_free_V = np.array([word not in lexicon.words and word != "" for word in words])
     is_free_V[list(special_ids(tokenizer) | set(lexicon.ids))] = False
     if is_free_V.sum() < len(lexicon.ids):
         raise UserError(
-            f"a control needs {len(lexicon.ids)} other tokens, and this vocabulary has only "
-            f"{is_free_V.sum()}"
+            f"a control lexicon needs {len(lexicon.ids)} other tokens, but this vocabulary has "
+            f"only {is_free_V.sum()}"
         )
     ids = match_ids(lexicon.ids, count_V, is_free_V, seed, tolerance)
     totals = [int(count_V[list(chosen)].sum()) for chosen in (lexicon.ids, ids)]

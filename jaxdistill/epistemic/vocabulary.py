@@ -1,4 +1,4 @@
-"""What a lexicon leaves out of a vocabulary, and what its ids say besides its words."""
+"""Which vocabulary entries a lexicon leaves out, and which other words its ids spell."""
 
 import re
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ _LETTERS = re.compile(r"[^\W\d_]+")
 
 
 class Near(NamedTuple):
-    """An entry that contains `word` and is no member: " unlikely", "Checkbox", "(wait"."""
+    """An entry that contains `word` but is not in the lexicon: " unlikely", "Checkbox", "(wait"."""
 
     word: str
     id: int
@@ -19,7 +19,7 @@ class Near(NamedTuple):
 
 
 class OverInclusive(NamedTuple):
-    """A member that other words are spelled with: "likely" in "Unlikely", " Wait" in " Waiter"."""
+    """A lexicon's id that also spells other words: "likely" in "Unlikely", " Wait" in " Waiter"."""
 
     id: int
     token: str
@@ -28,18 +28,22 @@ class OverInclusive(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """What the ids keep out, and what they let in; `Lexicon.uncovered` is what they miss."""
+    """Entries that the ids exclude, and ids that include too much.
+
+    The forms of the words that have no id are in `Lexicon.uncovered`.
+    """
 
     near: tuple[Near, ...]
     over_inclusive: tuple[OverInclusive, ...]
 
 
 def examine(tokenizer: Any, lexicon: Lexicon) -> Report:
-    """Find both from the tokenizer alone; about a second for a vocabulary of 151k.
+    """Report near entries and over-inclusive ids, from the tokenizer alone.
 
-    The other words are those that the vocabulary's own entries contain ("unlikely", "checkpoint").
-    Each is encoded in the three casings, with and without a space: a casing that has no entry of
-    its own is spelled in pieces, and a member among them is over-inclusive.
+    The other words considered are those in the vocabulary's own entries ("unlikely", "checkpoint").
+    Each is encoded in three casings, with and without a leading space. A form without an entry of
+    its own is split into several tokens, and a lexicon's id among them is over-inclusive. Takes
+    about a second for a vocabulary of 151k.
     """
     members = frozenset(lexicon.ids)
     texts = [(i, text, text.lower()) for i, text in enumerate(texts_of(tokenizer))]
@@ -55,6 +59,7 @@ def examine(tokenizer: Any, lexicon: Lexicon) -> Report:
 def _over_inclusive(
     tokenizer: Any, lexicon: Lexicon, near: Iterable[Near]
 ) -> Iterable[OverInclusive]:
+    # An entry may hold several words, or punctuation: only its runs of letters are words.
     parts = {(each.word, part) for each in near for part in _LETTERS.findall(each.token.lower())}
     longer = sorted({part for word, part in parts if word in part} - {*lexicon.words}, key=len)
     forms = [mark + casing(word) for word in longer for mark in ("", " ") for casing in CASINGS]
@@ -68,21 +73,23 @@ def _over_inclusive(
 
 
 def texts_of(tokenizer: Any) -> list[str]:
-    """What each id decodes to by itself, special tokens included."""
-    # In one batch by the Rust tokenizer, and not in a call from Python per id.
+    """Decode every id of the vocabulary by itself, including special tokens."""
+    # One batch in the Rust tokenizer is much faster than a Python call per id.
     one_each = [[i] for i in range(vocab_size(tokenizer))]
     return tokenizer.backend_tokenizer.decode_batch(one_each, skip_special_tokens=False)
 
 
 def special_ids(tokenizer: Any) -> frozenset[int]:
-    """Ids that no text is spelled with: special and added tokens."""
+    """Return the ids of special and added tokens, which ordinary text does not contain."""
     return frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.get_added_vocab().values())
 
 
-def said_by(tokenizer: Any, i: int) -> str:
-    """The word that an id spells, without leading mark and in lower case; its text if it is none.
+def word_of_id(tokenizer: Any, i: int) -> str:
+    """Return the word that an id spells, in lower case without a leading mark.
 
-    >>> said_by(qwen3_tokenizer, 28384)  # ".Wait"  # doctest: +SKIP
+    An id that spells no word, such as a space, gives its text unchanged.
+
+    >>> word_of_id(qwen3_tokenizer, 28384)  # ".Wait"  # doctest: +SKIP
     'wait'
     """
     text = tokenizer.decode([i])

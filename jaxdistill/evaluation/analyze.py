@@ -84,7 +84,7 @@ def _count(
     if vocabulary is not None:
         tokenizer, lexicon = vocabulary.tokenizer, vocabulary.lexicon
         ids = encode(tokenizer, responses)
-        said = {i: epistemic.said_by(tokenizer, i) for i in lexicon.ids}
+        said = {i: epistemic.word_of_id(tokenizer, i) for i in lexicon.ids}
         # The forms that are several tokens; one that the tokenizer cannot spell at all is none.
         forms = {tuple(f) for f in tokenizers.encode(tokenizer, lexicon.uncovered) if len(f) > 1}
         forms = {form for form in forms if tokenizer.unk_token_id not in form}

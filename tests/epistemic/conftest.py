@@ -1,4 +1,4 @@
-"""Qwen3's real tokenizer, and tokenizers of one id a word."""
+"""Qwen3's real tokenizer, and tokenizers with one id per word."""
 
 import pytest
 from places import SHARED_DATA

@@ -1,4 +1,4 @@
-"""The lexicon on Qwen3's real tokenizer and on one word per id, and the file it is kept in."""
+"""The lexicon for Qwen3's real tokenizer and for one id per word, and its file."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ def test_a_qwen3_form_in_brackets_is_a_member_on_request(qwen, qwen_lexicon, qwe
 
 
 @pytest.mark.parametrize("form", PIECES)
-def test_a_qwen3_form_of_two_ids_brings_its_first_piece_not_in(qwen, qwen_merged, form):
+def test_the_first_piece_of_a_qwen3_form_of_two_ids_is_not_a_member(qwen, qwen_merged, form):
     ids = qwen.encode(form)
     assert [qwen.decode([i]) for i in ids] == PIECES[form]
     assert ids[0] not in qwen_merged.ids
@@ -51,7 +51,7 @@ def test_a_qwen3_form_of_two_ids_brings_its_first_piece_not_in(qwen, qwen_merged
 def test_qwen3_ids_are_all_and_only_the_tokens_that_decode_to_a_word(
     qwen, qwen_lexicon, qwen_merged
 ):
-    """`merged`: every entry that is a word behind one mark; without: no mark, or ".Word"."""
+    """With `merged`, every entry that is a word after at most one mark; else no mark or ".Word"."""
     behind_a_mark, plain = set(), set()
     for token, i in qwen.get_vocab().items():
         if any(word in token.lower() for word in epistemic.TEN_WORDS):
@@ -75,7 +75,7 @@ def test_qwen3_forms_of_two_tokens_are_reported(qwen_lexicon, qwen_merged):
 
 
 def test_building_the_lexicon_of_151k_tokens_takes_under_a_second(qwen):
-    # Processor time, the best of three: what else the machine does is no matter here.
+    # The best of three processor times, which other programs on the machine hardly affect.
     seconds = []
     for _ in range(3):
         start = time.process_time()
@@ -84,7 +84,7 @@ def test_building_the_lexicon_of_151k_tokens_takes_under_a_second(qwen):
     assert min(seconds) < 1
 
 
-def test_a_tokenizer_of_whole_words_gives_one_id_a_word_and_never_the_unknown_one(word_level):
+def test_a_tokenizer_of_whole_words_gives_one_id_per_word_and_never_the_unknown_one(word_level):
     tokenizer = word_level(["go", "Wait", "hmm", "Hold", "waiting"])
     lexicon = epistemic.build_lexicon(tokenizer, ("wait", "hmm", "maybe"))
     assert lexicon.ids == (2, 3)
@@ -135,7 +135,7 @@ def test_words_and_files_open_to_the_same_lexicon(word_level, tmp_path):
     assert epistemic.open_lexicon(LexiconFile(str(path)), tokenizer) == built
 
 
-def test_blank_words_are_no_config():
+def test_blank_words_are_refused():
     with pytest.raises(UserError, match="`words` must not be blank"):
         Words(("wait", " "))
 
@@ -156,7 +156,7 @@ BROKEN = {
     "negative": ({"ids": [-1]}, "`ids` must be different token ids"),
     "twice": ({"ids": [1, 1]}, "`ids` must be different token ids"),
     "beyond": ({"ids": [3]}, "id 3 is not in the vocabulary of 3 tokens"),
-    "another": ({"tokenizer_hash": "0123"}, "tokenizer with hash 0123, and this one's is"),
+    "another": ({"tokenizer_hash": "0123"}, "tokenizer with hash 0123, but this one has"),
 }
 
 

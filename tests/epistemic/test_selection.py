@@ -1,4 +1,4 @@
-"""Ids chosen from data: the ranking against a loop, the control against its frequencies."""
+"""Ids chosen from data: the ranking against a loop, and the control's frequencies."""
 
 import numpy as np
 import pytest
@@ -90,11 +90,11 @@ def test_every_match_is_free_distinct_and_as_near_as_the_tolerance_or_the_neares
 
 
 def test_the_control_of_qwen3s_lexicon_has_its_total_frequency_within_a_tenth(qwen, qwen_lexicon):
-    """Frequencies as in language (Zipf), a million tokens; the tolerance is the function's own."""
+    """A million tokens with the frequencies of language (Zipf); the default tolerance is used."""
     lexicon, size = qwen_lexicon, epistemic.vocab_size(qwen)
     rng = np.random.default_rng(0)
     chance_V = 1 / (1 + rng.permutation(size))
-    # Words of doubt as they are in a trace: one token in a hundred.
+    # Words of doubt are as frequent as in a trace: one token in a hundred.
     chance_V[list(lexicon.ids)] = rng.dirichlet(np.ones(42)) * 0.01 * chance_V.sum()
     count_V = rng.multinomial(1_000_000, chance_V / chance_V.sum())
     controls = [epistemic.matched_control(qwen, lexicon, count_V, seed) for seed in (0, 0, 1)]
@@ -103,7 +103,7 @@ def test_the_control_of_qwen3s_lexicon_has_its_total_frequency_within_a_tenth(qw
         assert len(control.ids) == 42
         assert abs(count_V[list(control.ids)].sum() - total) <= 0.1 * total
         assert not set(control.ids) & (set(lexicon.ids) | epistemic.special_ids(qwen))
-        says = {epistemic.said_by(qwen, i).strip("(._\t") for i in control.ids}
+        says = {epistemic.word_of_id(qwen, i).strip("(._\t") for i in control.ids}
         assert not says & set(epistemic.TEN_WORDS)
     assert controls[0] == controls[1]
     assert controls[0].ids != controls[2].ids
@@ -112,5 +112,5 @@ def test_the_control_of_qwen3s_lexicon_has_its_total_frequency_within_a_tenth(qw
 def test_a_vocabulary_without_enough_others_is_refused(word_level):
     tokenizer = word_level(["wait", "hmm", "go"])
     lexicon = epistemic.build_lexicon(tokenizer)
-    with pytest.raises(UserError, match="needs 2 other tokens, and this vocabulary has only 1"):
+    with pytest.raises(UserError, match="needs 2 other tokens, but this vocabulary has only 1"):
         epistemic.matched_control(tokenizer, lexicon, np.array([0, 3, 4, 5]), 0)

@@ -1,4 +1,4 @@
-"""What the ids leave out of a vocabulary, and what they say besides."""
+"""Which vocabulary entries the ids leave out, and which other words they spell."""
 
 from collections import Counter
 
@@ -18,7 +18,7 @@ def found(qwen, qwen_lexicon):
 
 def test_qwen3_entries_that_contain_a_word_are_members_or_near(qwen, found):
     lexicon, report = found
-    members = Counter(epistemic.said_by(qwen, i) for i in lexicon.ids)
+    members = Counter(epistemic.word_of_id(qwen, i) for i in lexicon.ids)
     near = Counter(each.word for each in report.near)
     assert {word: members[word] + near[word] for word in lexicon.words} == CONTAINING
     assert not {each.id for each in report.near} & set(lexicon.ids)
@@ -38,7 +38,7 @@ def test_an_over_inclusive_qwen3_id_is_a_piece_of_the_words_it_is_said_to_be_in(
     assert inside["likely"] == ("Unlikely",)  # the opposite
     assert "Waiter" in inside[" Wait"]
     assert "Kuwait" in inside["wait"]
-    # "unlikely" and " mighty" are entries of their own: these members say nothing else.
+    # "unlikely" and " mighty" are entries of their own, so these members spell no other word.
     assert not {" likely", " might", " maybe", " perhaps", " hmm"} & inside.keys()
 
 
