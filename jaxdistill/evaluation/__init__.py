@@ -1,6 +1,6 @@
-"""How good are the answers of a model, and how do they read?
+"""How good are a model's answers, and how are they written?
 
-Sampling a split (its answers are judged in `tasks.grading`), the record of a response, what is
-measured of it, counts of doubt, and intervals. May import `sampling` and every room that it may;
-`analyze`, `intervals`, `measures` and `responses` need no JAX.
+Sampling a split (`tasks.grading` judges its answers), response records, measures, counts of
+epistemic words, and confidence intervals. May import `sampling` and whatever `sampling` may.
+`analyze`, `intervals`, `measures` and `responses` do not use JAX.
 """

@@ -1,7 +1,7 @@
-"""Responses in numbers: lengths, and words of doubt in three ways of counting.
+"""Statistics of responses: lengths, and epistemic words counted in three modes.
 
-`paper` counts substrings, as every published number does; `word` whole words; `token` the ids that
-a loss sees, which needs a tokenizer.
+`paper` counts substrings, as for every published number. `word` counts whole words. `token` counts
+the ids that a loss sees, and needs a tokenizer.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,25 +22,25 @@ MODES = ("paper", "word", "token")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the `token` mode needs: a tokenizer, and the lexicon in it."""
+    """A tokenizer and a lexicon for it, which the `token` mode needs."""
 
     tokenizer: Any
     lexicon: Lexicon
 
 
 def count_tokens(tokenizer: Any, responses: Sequence[Response]) -> Int[np.ndarray, " V"]:
-    """How often each id of the vocabulary stands in the responses."""
+    """Count the occurrences of each id of the vocabulary in the responses."""
     ids = [i for sequence in encode(tokenizer, responses) for i in sequence]
     return np.bincount(np.array(ids, np.int64), minlength=epistemic.vocab_size(tokenizer))
 
 
 class _Counted(NamedTuple):
-    """One response in numbers: {mode: {word: count}}, tokens, and forms that no id covers."""
+    """The statistics of one response."""
 
     response: Response
-    counts: dict[str, dict[str, int]]
+    counts: dict[str, dict[str, int]]  # {mode: {word: count}}
     tokens: int | None
-    uncovered: int
+    uncovered: int  # occurrences of forms that no id of the lexicon covers
 
 
 def analyze(
@@ -49,17 +49,18 @@ def analyze(
     modes: Sequence[str] = MODES,
     vocabulary: Vocabulary | None = None,
 ) -> dict[str, Any]:
-    """Count `words` in every response and sum over groups, as values for JSON.
+    """Count `words` in every response and sum over groups. Returns values for JSON.
 
-    `groups` are each source (where there are several), all, and the correct and incorrect ones
-    where records say which. A group has `responses`, `characters` and `tokens` (means), `truncated`
-    and `accuracy` (shares), and `counts[mode]` with `total`, `per_response`, `per_1k` (of tokens)
-    and `words`: the same for each word. None is what the records do not tell: tokens are those of
-    the text under the tokenizer, without one `num_tokens`, and never an estimate.
-    Raises UserError for the mode `token` without a tokenizer.
+    The result's `groups` are each source (if there are several), all responses, and the correct and
+    incorrect ones if the records say which. A group has `responses` (a count), `characters` and
+    `tokens` (means per response), `truncated` and `accuracy` (fractions), and `counts[mode]` with
+    `total`, `per_response`, `per_1k` (per 1,000 tokens) and `words`, the same three for each word.
+    A value is None if the records do not contain it. Tokens are counted with the tokenizer, or
+    without one taken from `num_tokens`, and never estimated.
+    Raises UserError for the mode `token` without a vocabulary.
     """
     if "token" in modes and vocabulary is None:
-        raise UserError("mode `token` counts ids, which needs a tokenizer: add --model DIR")
+        raise UserError("mode `token` counts ids and needs a tokenizer: add --model DIR")
     counted = list(_count(responses, words, modes, vocabulary))
     names = list(dict.fromkeys(each.source for each in responses))
     groups = {name: [c for c in counted if c.response.source == name] for name in names}
@@ -79,16 +80,17 @@ def _count(
     vocabulary: Vocabulary | None,
 ) -> Iterator[_Counted]:
     ids: Iterable[list[int] | None] = [None] * len(responses)
-    said: dict[int, str] = {}
+    word_of: dict[int, str] = {}
     split: list[tuple[int, ...]] = []
     if vocabulary is not None:
         tokenizer, lexicon = vocabulary.tokenizer, vocabulary.lexicon
         ids = encode(tokenizer, responses)
-        said = {i: epistemic.word_of_id(tokenizer, i) for i in lexicon.ids}
-        # The forms that are several tokens; one that the tokenizer cannot spell at all is none.
+        word_of = {i: epistemic.word_of_id(tokenizer, i) for i in lexicon.ids}
+        # Forms that are several tokens, without those that the tokenizer cannot spell: <unk> would
+        # match unrelated text.
         forms = {tuple(f) for f in tokenizers.encode(tokenizer, lexicon.uncovered) if len(f) > 1}
         forms = {form for form in forms if tokenizer.unk_token_id not in form}
-        # "seems" stands in " seems" where the space is a token of its own: once is enough.
+        # If the space is a separate token, " seems" contains "seems" and would be counted twice.
         split = [f for f in forms if not epistemic.count_sequences(f, forms - {f})]
     for response, sequence in zip(responses, ids):
         counts = {}
@@ -96,10 +98,11 @@ def _count(
             if mode != "token":
                 counts[mode] = epistemic.count(response.text, words, mode)
                 continue
-            counts[mode] = dict.fromkeys([*words, *said.values()], 0)
+            # A lexicon may contain words that are not in `words`.
+            counts[mode] = dict.fromkeys([*words, *word_of.values()], 0)
             for i in sequence or ():
-                if i in said:
-                    counts[mode][said[i]] += 1
+                if i in word_of:
+                    counts[mode][word_of[i]] += 1
         tokens = response.num_tokens if sequence is None else len(sequence)
         yield _Counted(response, counts, tokens, epistemic.count_sequences(sequence or (), split))
 
@@ -112,6 +115,7 @@ def _summary(group: Sequence[_Counted]) -> dict[str, Any]:
     tokens = None if None in lengths else sum(length or 0 for length in lengths)
 
     def rates(total: int) -> dict[str, Any]:
+        # A ratio of sums: a mean of ratios would give short and long responses the same weight.
         per_1k = 1000 * total / tokens if tokens else None
         return {"total": total, "per_response": total / size, "per_1k": per_1k}
 
@@ -144,11 +148,11 @@ def _lexicon_facts(vocabulary: Vocabulary) -> dict[str, Any]:
     }
 
 
-# ------------------------------------------------------------------------------------ showing
+# ------------------------------------------------------------------------------------ the table
 
 
 def table(found: dict[str, Any]) -> Iterator[str]:
-    """An analysis in lines for a person: groups, then words, then what the ids miss and say."""
+    """Format an analysis as lines of text: groups, then words, then notes on the lexicon."""
     groups = found["groups"]
     modes = list(groups["all"]["counts"])
     plain = ("responses", "tokens", "characters", "truncated", "accuracy")
@@ -182,17 +186,17 @@ def _rates(counts: dict[str, Any], modes: Sequence[str]) -> list[float | None]:
 def _notes(found: dict[str, Any]) -> Iterator[str]:
     everything = found["groups"]["all"]
     if everything["tokens"] is None:
-        yield "no rates per 1,000 tokens: records without `num_tokens` need --model DIR"
+        yield "no rates per 1,000 tokens: some records have no `num_tokens`; add --model DIR"
     if (lexicon := found.get("lexicon")) is None:
         return
     yield ""
     yield f"lexicon: {len(lexicon['ids'])} ids of tokenizer {lexicon['tokenizer_hash']}"
     yield (
-        f"{len(lexicon['uncovered'])} forms have no id, so no loss sees them "
-        f"({everything['uncovered']} times here): {_few(lexicon['uncovered'])}"
+        f"{len(lexicon['uncovered'])} forms have no id, so losses do not see them "
+        f"({everything['uncovered']} occurrences here): {_few(lexicon['uncovered'])}"
     )
     near = [each["token"] for each in lexicon["near"]]
-    yield f"{len(near)} entries contain a word and are left out: {_few(near)}"
+    yield f"{len(near)} vocabulary entries contain a word but are left out: {_few(near)}"
     also = [f"{each['token']!r} in {each['inside'][0]}" for each in lexicon["over_inclusive"]]
     yield f"{len(also)} ids also spell other words: {', '.join(also[:4]) or 'none'}"
 
@@ -216,5 +220,6 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.4g}"
+    # A file or word may contain control characters, which must not reach the terminal.
     text = str(value)
     return text if text.isprintable() else repr(text)

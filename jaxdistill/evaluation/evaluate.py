@@ -1,4 +1,4 @@
-"""Sample K responses to each question of a task and record what they are like."""
+"""Sample K responses to each question of a task and record their verdicts and statistics."""
 
 import contextlib
 from collections.abc import Iterator
@@ -20,26 +20,34 @@ from jaxdistill.tasks.tasks import MathTask, Task, ToyTask, questions_of
 
 @dataclass(frozen=True)
 class Split:
-    """One named set of questions in an evaluation."""
+    """One named set of questions in an evaluation.
 
-    name: str  # and that of its file
+    Raises UserError if the name cannot be a file name.
+    """
+
+    name: str  # of the split and of its file of records
     task: Task
 
     def __post_init__(self):
         if not is_text(self.name) or self.name in ("", ".", "..") or set(self.name) & set("/\\\0"):
-            raise UserError(f"Split.name must be able to name a file, got {self.name!r}")
+            raise UserError(f"Split.name must be usable as a file name, got {self.name!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What is evaluated during a run, and how often; `every=0`: after the last step only."""
+    """What a run evaluates, and how often.
+
+    Raises UserError if a number is out of range or two splits have the same name.
+    """
 
     splits: tuple[Split, ...] = ()
-    every: int = 0
-    samples: int = 4  # per question
+    every: int = 0  # training steps; 0: only after the last step
+    samples: int = 4  # K, per question
     sampling: Sampling = Sampling()
-    questions_per_batch: int = 128  # a toy split in one batch; fewer where memory is short
-    seed: int = 0  # of the samples; not the run's, so that runs answer with the same noise
+    # The size of a toy split, which is then one batch. Chosen; use fewer if memory is short.
+    questions_per_batch: int = 128
+    # Not the run's seed, so that runs with different seeds are evaluated with the same noise.
+    seed: int = 0
 
     def __post_init__(self):
         if self.samples < 1 or self.questions_per_batch < 1 or self.every < 0:
@@ -60,11 +68,12 @@ def evaluate_split(
     *,
     show_progress: bool = False,
 ) -> list[dict[str, Any]]:
-    """Return a record per response, K = config.samples for each question of the split.
+    """Return one record per response, K = config.samples for each question of the split.
 
-    The randomness does not depend on the training step: two checkpoints answer with the same
-    noise, which makes their differences paired. Questions go in batches of equal size (the last
-    one filled up with repeats that are dropped again), so that one shape is compiled.
+    The randomness does not depend on the training step: two checkpoints are sampled with the same
+    noise, so their differences are paired. All batches have the same size, so that only one shape
+    is compiled; the last one is filled with repeated questions whose responses are discarded.
+    Raises UserError as `questions_of` and `facts_of` do.
     """
     from tqdm import tqdm
 
@@ -91,10 +100,14 @@ def evaluate_split(
 
 
 def named_split(name: str, limit: int | None) -> Split:
-    """The questions that a name or a file means. Raises UserError for an unknown toy split."""
+    """Return the split for `toy:POOL` or a question file, with at most `limit` questions.
+
+    Without a limit a toy split has 128. Raises UserError for an unknown toy split or a bad limit.
+    """
     toy = toy_name(name)
     if toy is None:
         return Split(Path(name).stem, MathTask(name, limit))
+    # Out of distribution (ood) means four numbers; the problems of `train` have three.
     pools = {"train": ("train", 3), "heldout": ("heldout", 3), "ood": ("heldout", 4)}
     if toy not in pools:
         known = ", ".join(f"toy:{pool}" for pool in pools)
@@ -104,7 +117,7 @@ def named_split(name: str, limit: int | None) -> Split:
 
 
 def summary_lines(records: list[dict[str, Any]], k: int) -> Iterator[str]:
-    """An evaluation in lines for a person: accuracies with 95 % intervals over problems."""
+    """Format an evaluation as lines of text: accuracies with 95 % intervals, then means."""
     ids = [record["question_id"] for record in records]
     correct = [record["correct"] for record in records]
     for name, found in (

@@ -1,8 +1,8 @@
-"""Which tokens a model says less once it has seen a solution: the data for a lexicon of its own.
+"""Propose a lexicon: the tokens that a model finds less likely once it has seen a solution.
 
-The responses are scored twice by one model, under the question alone (R) and under the question
-with a correct sibling's solution (T); `epistemic.propose` ranks tokens by the mean of
-log R - log T, their pointwise mutual information with not having been told. No word list goes in.
+One model scores the responses twice, given the question alone (R) and given the question with a
+correct sibling's solution (T). `epistemic.propose` ranks tokens by the mean of log R - log T, their
+pointwise mutual information with not having seen a solution. No word list is involved.
 """
 
 import itertools
@@ -23,7 +23,7 @@ from jaxdistill.storage.loading import Policy
 from jaxdistill.tasks import contexts
 from jaxdistill.tasks.questions import Question, messages
 
-# Room for the context's own words in any tokenizer: chosen, not counted.
+# An upper bound for the tokens of the context's own wording in any tokenizer. Chosen, not counted.
 TEMPLATE_TOKENS = 64
 MAX_DEMONSTRATION_TOKENS = 20480  # as in the paper's runs
 # Positions in one forward pass: 65,536 of an 8B model are 0.5 GB of hidden states in bfloat16.
@@ -32,7 +32,7 @@ TOKENS_PER_BATCH = 1 << 16
 
 
 class Row(NamedTuple):
-    """A response with the two prompts that it is scored under, as ids."""
+    """The ids of a response and of the prompts without and with a solution."""
 
     response: list[int]
     plain: list[int]
@@ -40,18 +40,19 @@ class Row(NamedTuple):
 
     @property
     def width(self) -> int:
+        """The padded length of the longer prompt with the response, in tokens."""
         return padded_length(len(self.informed)) + padded_length(len(self.response))
 
 
 class Proposal(NamedTuple):
-    """A lexicon from data, with what it was chosen by."""
+    """A lexicon from data, with the statistics by which it was chosen."""
 
     lexicon: Lexicon
     stats: TokenStats
     num_scored: int  # responses
 
     def table(self, tokenizer: Any) -> Iterator[str]:
-        """A line for each id: how much less the informed teacher says it, how often it stands."""
+        """Format each id as a line: its mean log R - log T in nats, and its number of samples."""
         mean_V = epistemic.mean_surprise(self.stats)
         yield f"{'nats':>8}  {'count':>8}  {'id':>7}  token"
         for i in self.lexicon.ids:
@@ -69,7 +70,10 @@ def propose_lexicon(
     enable_thinking: bool | None = None,
     dtype: str = "float32",
 ) -> Proposal:
-    """The `num_ids` ids that the model says less once it was shown a solution, by `score_pmi`."""
+    """Propose the `num_ids` ids with the largest mean log R - log T, computed by `score_pmi`.
+
+    Ids sampled fewer than `min_count` times are left out. Raises UserError as `score_pmi` does.
+    """
     stats, num_scored = score_pmi(
         policy, responses, seed=seed, enable_thinking=enable_thinking, dtype=dtype
     )
@@ -78,7 +82,10 @@ def propose_lexicon(
 
 
 def control_lexicon(vocabulary: Vocabulary, responses: Sequence[Response], seed: int) -> Lexicon:
-    """Random ids that stand in the responses as often as the vocabulary's lexicon does."""
+    """Return a lexicon of random ids, as frequent in the responses as those of the vocabulary's.
+
+    Raises UserError if the vocabulary has too few other ids.
+    """
     count_V = count_tokens(vocabulary.tokenizer, responses)
     return epistemic.matched_control(vocabulary.tokenizer, vocabulary.lexicon, count_V, seed)
 
@@ -92,11 +99,11 @@ def score_pmi(
     dtype: str = "float32",
     attention: str = "auto",
 ) -> tuple[TokenStats, int]:
-    """Sum log R - log T by token over the responses that have a correct sibling, and fit into the
-    model's positions beside it; and their number.
+    """Sum log R - log T per token id, and return the sums with the number of responses scored.
 
-    The tokens are those of the response's text, which need not be split as they were sampled.
-    Raises UserError where a record names no question, or no response has a correct sibling.
+    Only responses that have a correct sibling, and that fit into the model's positions together
+    with it, are scored. Their text is encoded again, so its tokens may differ from those sampled.
+    Raises UserError if a record has no question, or if no response can be scored.
     """
     size = epistemic.vocab_size(policy.tokenizer)
     total = TokenStats(np.zeros(size, np.int64), np.zeros(size))
@@ -110,7 +117,11 @@ def score_pmi(
 def rows_of(
     policy: Policy, responses: Sequence[Response], seed: int, enable_thinking: bool | None
 ) -> list[Row]:
-    """Prompts and ids of each response that has a correct sibling, and positions for both."""
+    """Encode each response that has a correct sibling, with both prompts.
+
+    A sibling is truncated so that the row fits into the model's positions, and the row is left out
+    if nothing of the sibling remains. Raises UserError if no row is left.
+    """
     pairs = list(with_siblings(responses, seed))
     if not pairs:
         raise UserError(
@@ -122,41 +133,49 @@ def rows_of(
     chats = [messages(question) for question in questions]
     plain = tokenizers.prompt_ids(tokenizer, chats, enable_thinking)
     ids = encode(tokenizer, [response for response, _ in pairs])
-    shown, told = [], []
+    capacity = policy.config.max_positions
+    informed_chats, is_informed = [], []
     for row in range(len(pairs)):
-        # The sibling's text is cut so that prompt and response stay within the model's positions.
-        room = policy.config.max_positions - len(plain[row]) - len(ids[row]) - TEMPLATE_TOKENS
         sibling, _ = contexts.shorten(
             pairs[row][1],
             lambda text: tokenizers.encode(tokenizer, [text])[0],
             lambda ids: tokenizers.decode(tokenizer, ids),
-            min(MAX_DEMONSTRATION_TOKENS, room),
+            min(
+                MAX_DEMONSTRATION_TOKENS,
+                capacity - len(plain[row]) - len(ids[row]) - TEMPLATE_TOKENS,
+            ),
         )
-        told.append(bool(sibling.strip()))
+        is_informed.append(bool(sibling.strip()))
         turn = contexts.render(contexts.Solution(), questions[row].prompt, sibling, "")
-        shown.append(messages(questions[row], turn))
-    informed = tokenizers.prompt_ids(tokenizer, shown, enable_thinking)
+        informed_chats.append(messages(questions[row], turn))
+    informed = tokenizers.prompt_ids(tokenizer, informed_chats, enable_thinking)
+    # The length is checked again because `TEMPLATE_TOKENS` is only an estimate.
     rows = [
         Row(response=response, plain=without, informed=with_sibling)
-        for response, without, with_sibling, is_told in zip(ids, plain, informed, told)
-        if response and is_told and len(response) + len(with_sibling) <= policy.config.max_positions
+        for response, without, with_sibling, has_sibling in zip(ids, plain, informed, is_informed)
+        if response and has_sibling and len(response) + len(with_sibling) <= capacity
     ]
     if not rows:
         raise UserError(
-            f"no response fits into the model's {policy.config.max_positions} positions beside its "
-            "question and a solution"
+            f"no response fits into the model's {capacity} positions together with its question "
+            "and a solution"
         )
     return rows
 
 
 def with_siblings(responses: Sequence[Response], seed: int) -> Iterator[tuple[Response, str]]:
-    """Each response with a correct sibling's text, drawn by (seed, question) alone."""
+    """Pair each response with the text of a random correct sibling, if it has one.
+
+    The draw depends only on the seed and the question. Raises UserError, naming file and line, for
+    a response without a question.
+    """
     groups: dict[str, list[Response]] = {}
     for response in responses:
         if response.question is None:
-            raise UserError(f"{response.where}: no text in `question`, under which to score it")
+            raise UserError(f"{response.where}: no text in `question`, which scoring needs")
         groups.setdefault(response.question, []).append(response)
     for question, group in groups.items():
+        # Seeded by the bytes of the text: Python's `hash` of a string differs between processes.
         rng = np.random.default_rng(list(f"{seed}/propose/{question}".encode("utf-8", "replace")))
         chosen = contexts.choose_siblings([bool(each.correct) for each in group], rng)
         for response, siblings in zip(group, chosen):
@@ -167,7 +186,7 @@ def with_siblings(responses: Sequence[Response], seed: int) -> Iterator[tuple[Re
 def _scored(
     policy: Policy, rows: Sequence[Row], dtype: str, attention: str
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(tokens, their log-prob under the plain prompt, under the informed one), batch by batch."""
+    """Yield (tokens [N], their log R [N], their log T [N]) for each batch, without padding."""
     pad = tokenizers.pad_id(policy.tokenizer)
 
     @jax.jit
@@ -197,11 +216,11 @@ def _scored(
 
 
 def _batches(rows: Sequence[Row]) -> Iterator[list[Row]]:
-    """Rows of one padded width together, as many as fit, so that few shapes are compiled."""
+    """Group rows of the same padded width into batches, so that few shapes are compiled."""
     for width, group in itertools.groupby(sorted(rows, key=lambda r: r.width), lambda r: r.width):
-        alike, size = list(group), max(TOKENS_PER_BATCH // width, 1)
-        for start in range(0, len(alike), size):
-            yield alike[start : start + size]
+        same_width, size = list(group), max(TOKENS_PER_BATCH // width, 1)
+        for start in range(0, len(same_width), size):
+            yield same_width[start : start + size]
 
 
 def _pad_rows(pad_rows: Any, sequences: list[list[int]], pad: int) -> tuple[np.ndarray, np.ndarray]:
@@ -209,7 +228,9 @@ def _pad_rows(pad_rows: Any, sequences: list[list[int]], pad: int) -> tuple[np.n
 
 
 def padded_length(length: int) -> int:
-    """The power of two, 64 or more, that a sequence is padded to.
+    """Return the length to which a sequence is padded: the next power of two, at least 64.
+
+    Powers of two keep the number of compiled shapes small. 64 is chosen, not measured.
 
     >>> padded_length(3), padded_length(65)
     (64, 128)

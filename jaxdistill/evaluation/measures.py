@@ -1,7 +1,7 @@
-"""What is counted of a response: one table that evaluation, studies and reports all read.
+"""The measures of a response, in one table that evaluations, studies and reports share.
 
-A measure that is added to `MEASURES` stands in `summary.json`, in the lines of `eval`, and, as its
-`shown` says, in a study's rows and in the tables and figures of a report. No JAX in here.
+A measure added to `MEASURES` appears in `summary.json`, in the output of `eval`, and, according to
+its `shown`, in a study's rows and in the tables and figures of a report.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from jaxdistill.evaluation.intervals import Clusters, clusters_of
 
-# What every response's record holds; further fields are its task's own facts.
+# The fields of every response record. Any other field is one of the task's own numbers (`facts`).
 RECORD_FIELDS = (
     "question_id",
     "question",
@@ -30,32 +30,33 @@ Place = Literal["rows", "value", "change", "seeds"]
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """A ratio of two sums over responses, and how it is named and written.
+    """A ratio of two sums over responses, with its names and its format.
 
-    A response adds its `field` and 1: the mean over responses. With `is_share` it adds at most 1,
-    however often it has the thing. With `per` it adds 1,000 times its `field` and the field `per`:
-    a rate per thousand of all responses together, and no mean of the responses' rates. A response
-    whose `field` is None (not measured) adds nothing.
+    By default a response adds `field` to the numerator and 1 to the denominator, which gives the
+    mean over responses. With `is_share` a positive `field` adds 1, which gives the fraction of
+    responses. With `per` a response adds 1,000 times `field` and the field `per`, which gives the
+    rate per thousand over all responses, not the mean of their rates. A response whose `field` is
+    None (not measured) adds nothing.
     """
 
-    name: str  # its field in summary.json and in the rows of a study
-    field: str  # of a response's record
-    label: str  # at the head of a column
-    subject: str  # in a sentence
-    is_share: bool = False  # written in percent, changes in points
+    name: str  # the key in summary.json and in the rows of a study
+    field: str  # of a response record
+    label: str  # as a column header
+    subject: str  # within a sentence
+    is_share: bool = False  # a fraction, shown to people in percent and its changes in points
     per: str | None = None
-    unit: str = ""  # of a value that is no share
-    digits: int = 2
-    better: Literal["higher", "lower"] | None = None  # None: neither by itself
-    required: bool = False  # every record and every row of a study has it
-    # rows: of a study; value, change, seeds: columns of the final table (the value, its change
-    # against the base, its lowest and highest seed).
+    unit: str = ""  # if it is not a share
+    digits: int = 2  # decimal places in a report
+    better: Literal["higher", "lower"] | None = None  # None: neither is better in itself
+    required: bool = False  # every record and every row of a study must have it
+    # "rows": in a study's rows. "value", "change", "seeds": columns of the final table with the
+    # value, its change against the base, and its lowest and highest seed.
     shown: tuple[Place, ...] = ()
-    sweep_splits: tuple[str, ...] = ()  # of which splits the table of a sweep has a column
-    panel: str = ""  # the axis of its training curve; "": none
+    sweep_splits: tuple[str, ...] = ()  # the splits for which a sweep's table has a column
+    panel: str = ""  # the axis label of its training curve; "" means no curve
 
     def parts(self, record: dict[str, Any]) -> tuple[float, float] | None:
-        """What a response adds to numerator and denominator."""
+        """Return what a response adds to (numerator, denominator), or None if not measured."""
         value = record.get(self.field)
         weight = 1.0 if self.per is None else record.get(self.per)
         if value is None or weight is None:
@@ -64,9 +65,10 @@ class Measure:
         return float(value) if self.per is None else 1000.0 * value, float(weight)
 
     def of(self, records: Iterable[dict[str, Any]]) -> Clusters | None:
-        """Its sums by problem over response records; None where no response tells."""
-        told = [(record["question_id"], self.parts(record)) for record in records]
-        clusters = clusters_of([(name, *parts) for name, parts in told if parts is not None])
+        """Sum over response records per problem. Returns None if no response was measured."""
+        parts = [(record["question_id"], self.parts(record)) for record in records]
+        clusters = clusters_of([(name, *pair) for name, pair in parts if pair is not None])
+        # The weight of a rate is zero if all responses are empty.
         return clusters if clusters is not None and clusters.weight_Q.sum() else None
 
 
@@ -124,7 +126,7 @@ MEASURES: dict[str, Measure] = {
             shown=("rows", "value"),
             sweep_splits=("heldout",),
         ),
-        # Of responses whose last try truly reaches the target: how many end in the right answer.
+        # The fraction of correct answers among responses whose last try reaches the target.
         Measure(
             name="copy_fidelity",
             field="copy",
@@ -149,12 +151,14 @@ MEASURES: dict[str, Measure] = {
 
 
 def summarize(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Every measure over these responses, None where none tells; their number, `n`; own facts.
+    """Return {name: mean} of every measure and of the task's own numbers, and the count `n`.
 
-    `Clusters.mean` forms these means, those that a report forms of records, and the epistemic ones
-    of a training log. What a report has only rows of is averaged by `mean_of_rows`.
+    A mean is None if no response was measured. `Clusters.mean` computes all means of records: here,
+    in reports and for the epistemic metrics of a training log. `mean_of_rows` averages rows whose
+    records a report does not have.
     """
     measured = {*RECORD_FIELDS, *(measure.field for measure in MEASURES.values())}
+    # A dict and not a set keeps the order of the records, and so the order in summary.json.
     names = dict.fromkeys(name for record in records for name in record if name not in measured)
     measures = MEASURES | {
         name: Measure(name=name, field=name, label=name, subject=name)
@@ -167,17 +171,17 @@ def summarize(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def study_row(summary: dict[str, Any]) -> dict[str, Any]:
-    """What a study's row has of a summary; None for what an older summary does not know."""
+    """Return the part of a summary for a study's row; None for measures it does not have."""
     names = [name for name, measure in MEASURES.items() if "rows" in measure.shown]
     return {name: summary.get(name) for name in names} | {"n": summary["n"]}
 
 
 def mean_of_rows(rows: Iterable[dict[str, Any]], name: str) -> float | None:
-    """A measure's mean over rows (of seeds), each weighted by its responses; None without any.
+    """Return a measure's mean over rows (of seeds), weighted by their number of responses.
 
-    For rows without records: a row does not tell how many responses a rate is over, so a measure
-    that some responses leave out is only about right.
+    It is meant for rows without records and is approximate for rates and for measures that some
+    responses lack, because a row does not contain their denominators. None if no row has a value.
     """
-    told = [(row[name], row["n"]) for row in rows if row.get(name) is not None]
-    weight = sum(n for _, n in told)
-    return sum(value * n for value, n in told) / weight if weight else None
+    weighted = [(row[name], row["n"]) for row in rows if row.get(name) is not None]
+    weight = sum(n for _, n in weighted)
+    return sum(value * n for value, n in weighted) / weight if weight else None

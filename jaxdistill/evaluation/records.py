@@ -1,4 +1,4 @@
-"""One response as a record, and the files of records: a step's rollouts, an evaluation."""
+"""Response records, and the files that contain them: a step's rollouts and evaluations."""
 
 import json
 from pathlib import Path
@@ -13,9 +13,10 @@ from jaxdistill.tasks.tasks import Task, facts_of
 
 
 def response_record(task: Task, rollouts: Rollouts, row: int) -> dict[str, Any]:
-    """One line of an evaluation: `RECORD_FIELDS`, then what the task itself tells.
+    """Return the record of one response: `RECORD_FIELDS`, then the task's own numbers.
 
-    Words of doubt are the paper's ten, whatever lexicon a run has: records compare between runs.
+    The words counted are always the paper's ten, so records of runs with different lexicons can be
+    compared. Raises UserError if one of the task's names is already taken.
     """
     question, response = rollouts.question_of(row), rollouts.responses[row]
     verdict = rollouts.verdicts[row]
@@ -45,14 +46,17 @@ def response_record(task: Task, rollouts: Rollouts, row: int) -> dict[str, Any]:
 def write_rollouts(folder: Path, task: Task, rollouts: Rollouts) -> None:
     """Write a sample of a step's rollouts as records to step_NNNNNN.jsonl."""
     folder.mkdir(exist_ok=True)
-    # Enough to read what a step was like, and a small file however many rows a step has.
+    # Enough to judge a step by reading, and a small file for any batch size. Chosen, not measured.
     rows = range(min(len(rollouts.responses), 64))
     records = [response_record(task, rollouts, row) for row in rows]
     _write_jsonl(folder / f"step_{rollouts.address.step:06d}.jsonl", records)
 
 
 def write_evaluation(folder: Path, results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Write SPLIT.jsonl files and summary.json; the summary comes last and marks completeness."""
+    """Write a SPLIT.jsonl per split, then summary.json. Returns the summary, {split: {name: mean}}.
+
+    The summary is written last, because its presence marks the evaluation as complete.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name, records in results.items():
         _write_jsonl(folder / f"{name}.jsonl", records)
@@ -71,6 +75,7 @@ def evaluation_folder(run_dir: Path, step: int) -> Path:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
+    """Read summary.json. Raises UserError if it is missing or not JSON."""
     try:
         return json.loads((folder / "summary.json").read_text())
     except (OSError, ValueError) as error:

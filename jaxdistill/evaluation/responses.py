@@ -1,6 +1,6 @@
-"""Responses in JSON lines, of whatever tool wrote them.
+"""Read responses from JSON-lines files of this or any other tool.
 
-Their text is data: it is counted, encoded and never interpreted.
+Their text is only counted and encoded, never interpreted.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from jaxdistill.errors import UserError
 from jaxdistill.storage import tokenizer as tokenizers
 
-# Where responses stand in the files of evaluation tools; the first that a file has is taken.
+# The fields in which evaluation tools store responses, in order of preference.
 FIELDS = (
     "response",
     "responses",
@@ -32,10 +32,10 @@ FIELDS = (
 
 
 class Response(NamedTuple):
-    """One response, and what its record says of it; None where it says nothing."""
+    """One response with the fields of its record; None for a field that the record lacks."""
 
     text: str
-    source: str  # the file, below the folder that was named
+    source: str  # the file's path, relative to the folder if a single one was given
     where: str  # path:line
     question: str | None
     system: str | None
@@ -45,8 +45,8 @@ class Response(NamedTuple):
 
 
 def encode(tokenizer: Any, responses: Sequence[Response]) -> list[list[int]]:
-    """The ids of each response's text, without the stop token that the text no longer shows."""
-    # JSON may hold half a character ("\ud800"), which no tokenizer takes: it becomes "?".
+    """Encode each response's text. The ids lack the stop token, which is not part of the text."""
+    # JSON may contain a lone surrogate ("\ud800"), which no tokenizer accepts: it becomes "?".
     texts = [each.text.encode("utf-8", "replace").decode() for each in responses]
     return tokenizers.encode(tokenizer, texts)
 
@@ -55,17 +55,18 @@ def encode(tokenizer: Any, responses: Sequence[Response]) -> list[list[int]]:
 
 
 def read_responses(paths: Sequence[Path], field: str | None = None) -> list[Response]:
-    """Read JSONL files, and folders of them; the response is `field`, or one of `FIELDS`.
+    """Read JSONL files and folders of them. The response is in `field`, or in one of `FIELDS`.
 
-    A run folder means its `rollouts/`, or its `evals/` where it kept none. A field may hold a list
-    of responses; `correct`, `finished` and `num_tokens` then hold one value each, or one for all.
-    Raises UserError naming file and line for what cannot be read.
+    For a run folder its `rollouts/` are read, or its `evals/` if it has none. A field may contain a
+    list of responses; `correct`, `finished` and `num_tokens` are then a list with one value per
+    response, or one value for all. Raises UserError naming file and line for invalid input.
     """
     found: list[Response] = []
     for path in paths:
         before = len(found)
         for file in _files(path):
-            is_inside = len(paths) == 1 and file != path  # named from the one folder given
+            # With a single folder, short names are still unambiguous.
+            is_inside = len(paths) == 1 and file != path
             source = str(file.relative_to(path)) if is_inside else str(file)
             found += _read_file(file, source, field)
         if len(found) == before:
@@ -84,13 +85,14 @@ def _files(path: Path) -> list[Path]:
 
 def _read_file(file: Path, source: str, field: str | None) -> Iterator[Response]:
     try:
-        lines = file.read_bytes().split(b"\n")  # not splitlines: a U+2028 is no line's end
+        # Not `str.splitlines`: a response may contain U+2028, which it takes for a line break.
+        lines = file.read_bytes().split(b"\n")
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from error
     for number, line in enumerate(lines, start=1):
         if line.strip():
             record = _Record(f"{file}:{number}", _parse(line, f"{file}:{number}"))
-            field = field or record.response_field()
+            field = field or record.response_field()  # the first line decides for the whole file
             yield from record.responses(field, source)
 
 
@@ -106,7 +108,7 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Record:
-    """One line of a file, and its place for what is said when a field is wrong."""
+    """One line of a file, with its position for error messages."""
 
     where: str
     fields: dict[str, Any]
@@ -116,7 +118,7 @@ class _Record:
             if name in self.fields:
                 return name
         has = ", ".join(self.fields) or "nothing"
-        raise UserError(f"{self.where}: no field of responses among {has}; name it with --field")
+        raise UserError(f"{self.where}: no response field among {has}; name it with --field")
 
     def responses(self, field: str, source: str) -> Iterator[Response]:
         if field not in self.fields:
@@ -150,7 +152,7 @@ class _Record:
 
     def _flag(self, name: str, index: int, size: int) -> bool | None:
         value = self._one(name, index, size)
-        if value is not None and value not in (True, False):  # 1 and 0 too
+        if value is not None and value not in (True, False):  # 1 and 0 are equal to these
             raise self._wrong(name, "true or false", value)
         return None if value is None else bool(value)
 
@@ -159,7 +161,7 @@ class _Record:
         is_whole = type(value) in (int, float) and float(value).is_integer() and value >= 0
         if value is not None and not is_whole:
             raise self._wrong("num_tokens", "a number of tokens", value)
-        return None if value is None else int(value)  # 12.0 is what pandas writes
+        return None if value is None else int(value)  # pandas may write 12 as 12.0
 
     def _wrong(self, name: str, expected: str, got: Any) -> UserError:
         return UserError(f"{self.where}: field `{name}`: expected {expected}, got {_shown(got)}")

@@ -1,4 +1,7 @@
-"""What a model would write at each fork of a trace, by how much it has been told."""
+"""The probe: what a model would write at each fork of a trace, under contexts of rising richness.
+
+Axes: X forks, V vocabulary; the others are those of `axes`.
+"""
 
 from typing import Any
 
@@ -25,31 +28,32 @@ CONTEXTS: tuple[contexts.Context, ...] = (
 
 
 def forks(question: Question, words: list[str]) -> list[tuple[str, int]]:
-    """(place, index) of each fork of a trace: word `index` is what was written there.
+    """Return (place, index) of each fork of a trace; word `index` is the one written there.
 
-    `start`; `miss`, after a try that does not end in the target; `match`, after one that does and
-    that is not a double check itself.
+    The places are `start`, `miss` after a try that does not end in the target, and `match` after a
+    try that does and is not a double check itself.
     """
     target = str(problems.parse(question.prompt).target)
     found = [("start", 0)]
-    led_by = ""  # the word before the try
+    word_before_try = ""
     for i, word in enumerate(words[: words.index(traces.END_THINK) + 1]):
         if grader.is_arithmetic(word):
             continue
         if i > 0 and words[i - 1] != target and grader.is_arithmetic(words[i - 1]):
             found.append(("miss", i))
-        elif i > 0 and words[i - 1] == target and led_by != traces.CHECK:
+        elif i > 0 and words[i - 1] == target and word_before_try != traces.CHECK:
             found.append(("match", i))
-        led_by = word
+        word_before_try = word
     return found
 
 
 def probe(policy: Policy, params: Any, task: ToyTask, seed: int = 0) -> list[dict[str, Any]]:
-    """Mean probability of doubting, answering, `then` and checking, per context and place.
+    """Return the mean probability of doubting, answering, `then` and checking at each fork.
 
-    The forks are those of unguided traces of the main world on the task's questions; the shown
-    solution is the reference solution. Rows {context, place, epistemic, answer, then, check, n};
-    `epistemic` leaves out `check`, which has its own column.
+    The forks are those of unguided traces of the main world on the task's questions, and the
+    solution shown is the reference solution. There is a row {context, place, epistemic, answer,
+    then, check, n} per context and place, where n is the number of forks. `epistemic` excludes
+    `check`, which has its own column.
     """
     examples = probe_prefixes(task, seed)
     responses = tokenizers.encode(policy.tokenizer, [text for _, text in examples])
@@ -83,6 +87,7 @@ def probe(policy: Policy, params: Any, task: ToyTask, seed: int = 0) -> list[dic
             completion_mask_BT=mask_BT,
         )
         head_DV = parameters.head(params, policy.config)
+        # Only the hidden states at forks are multiplied by the head, not those of every position.
         probability_XV = jax.nn.softmax(hidden_BTD[rows_X, index_X] @ head_DV, axis=-1)
         return {
             name: probability_XV[:, np.array(ids)].sum(axis=-1) for name, ids in group_ids.items()
@@ -112,6 +117,6 @@ def probe(policy: Policy, params: Any, task: ToyTask, seed: int = 0) -> list[dic
 
 
 def probe_base(source: ToyBase) -> list[dict[str, Any]]:
-    """Probe a bundled base on held-out problems."""
+    """Probe a bundled base on 128 held-out problems, in float32."""
     policy = loading.open_model(f"toy:{source.world}", dtype=jnp.float32)
     return probe(policy, policy.params, ToyTask(pool="heldout", count=128))

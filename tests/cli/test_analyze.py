@@ -8,7 +8,7 @@ from command_line import assert_mistake, call
 MISTAKES = {
     "analyze": "required: PATH",
     "analyze no.jsonl": "no.jsonl: cannot be read: No such file",
-    "analyze tiny.json": "tiny.json:1: no field of responses among name",
+    "analyze tiny.json": "tiny.json:1: no response field among name",
     "analyze tiny.json --field name --out tiny.json": "--out tiny.json is also read",
     "analyze tiny.json --field name --mode token": "mode `token` counts ids.*add --model DIR",
     "analyze tiny.json --field name --mode letters": "invalid choice: 'letters'",

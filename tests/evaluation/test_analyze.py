@@ -1,4 +1,4 @@
-"""Responses counted and shown: against the records, against the ids, and what is not known."""
+"""Statistics of responses compared with their records and ids, and missing values."""
 
 import json
 import subprocess
@@ -64,7 +64,8 @@ def test_means_shares_and_the_split_by_verdict_are_those_of_the_records(tmp_path
     assert (word["total"], word["per_response"], word["per_1k"]) == (5, 1.25, 25)
     assert word["words"]["wait"] == {"total": 2, "per_response": 0.5, "per_1k": 10}
     assert whole["counts"]["paper"]["words"]["likely"]["total"] == 1
-    assert right["counts"]["word"]["per_1k"] == 100  # 3 of 30: a ratio of sums, no mean of ratios
+    # 3 of 30 tokens: a ratio of sums, not a mean of ratios
+    assert right["counts"]["word"]["per_1k"] == 100
     assert wrong["counts"]["word"]["per_response"] == 1
 
 
@@ -79,7 +80,7 @@ def test_what_the_records_do_not_tell_is_absent_and_never_a_guess(tmp_path):
         "total": 2, "per_response": 1, "per_1k": None,
         "words": {"wait": {"total": 2, "per_response": 1, "per_1k": None}},
     }  # fmt: skip
-    assert any("need --model" in line for line in analyze.table(found))
+    assert any("add --model" in line for line in analyze.table(found))
 
 
 TOKENS = st.sampled_from(["wait", "maybe", "check", "+", "7", "</think>", "so", "waiter", "-"])
@@ -131,13 +132,13 @@ def test_forms_that_no_id_covers_are_counted_apart(tmp_path):
     loaded = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
     lexicon = epistemic.build_lexicon(loaded, ("seems", "wait", "maybe"))
     assert lexicon.ids == (3,)
-    text = "seems wait seems go what"  # `what` is unknown, as `maybe` would be: no occurrence of it
+    text = "seems wait seems go what"  # `what` is <unk>, like `maybe`, but does not count as it
     responses = read_responses([write(tmp_path / "a.jsonl", {"response": text})])
     vocabulary = analyze.Vocabulary(loaded, lexicon)
     found = analyze.analyze(responses, lexicon.words, ("word", "token"), vocabulary)
     group = found["groups"]["all"]
     assert [group["counts"][mode]["total"] for mode in ("word", "token")] == [3, 1]
-    # " seems" is the same pieces for this tokenizer, and counts once
+    # this tokenizer splits " seems" and "seems" alike, and they count once
     assert group["uncovered"] == 2
 
 
@@ -154,7 +155,7 @@ def test_half_a_character_is_no_reason_to_stop(toy, tmp_path):
     assert [counts[mode]["total"] for mode in analyze.MODES] == [2, 2, 2]
 
 
-# ------------------------------------------------------------------------------------ showing
+# ------------------------------------------------------------------------------------ the table
 
 
 def test_the_table_shows_the_numbers_and_no_text_of_a_response(toy, tmp_path):

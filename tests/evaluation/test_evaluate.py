@@ -1,4 +1,4 @@
-"""An evaluation: the same noise for every checkpoint and batch size, and sums to check by hand."""
+"""Evaluations: the same noise for every checkpoint and batch size, and sums checked by hand."""
 
 import dataclasses
 import json
@@ -74,7 +74,7 @@ def test_every_question_is_answered_k_times_whatever_the_batch_size(policy):
     questions = questions_of(SPLIT.task)
     expected = [(question.id, rollout) for question in questions for rollout in range(2)]
     assert [(r["question_id"], r["rollout"]) for r in whole] == expected
-    # Batches of two: the last one is filled up with repeats, which are dropped again.
+    # In batches of two the last is filled with a repeated question, whose responses are dropped.
     assert records_of(policy, questions_per_batch=2) == whole
     assert records_of(policy, questions_per_batch=5) == whole
 
@@ -97,7 +97,7 @@ def test_two_checkpoints_answer_with_the_same_noise(policy):
     nearly = jax.tree.map(lambda x: x * np.float32(1 + 1e-4), policy.params)
     same_noise = [record["response"] for record in records_of(policy, nearly)]
     other_noise = [record["response"] for record in records_of(policy, seed=1)]
-    # A model that is all but the same writes all but the same: differences are the checkpoints'.
+    # A nearly equal model gives nearly equal responses: differences come from the checkpoints.
     assert np.mean([a == b for a, b in zip(responses, same_noise)]) >= 0.9
     assert not any(a == b for a, b in zip(responses, other_noise))
 
@@ -226,7 +226,7 @@ def test_saved_rollouts_are_a_sample_with_verdicts(policy, tmp_path):
     assert saved[3]["question_id"] == QUESTIONS[1].id
 
 
-def test_an_evaluation_on_disk_is_a_file_a_split_and_a_summary(tmp_path):
+def test_an_evaluation_on_disk_is_a_file_per_split_and_a_summary(tmp_path):
     folder = records.evaluation_folder(tmp_path, 40)
     assert folder == tmp_path / "evals" / "step_000040"
     summary = write_evaluation(folder, {"heldout": RECORDS, "ood": RECORDS[:2]})
@@ -257,14 +257,14 @@ def test_names_of_splits():
 
 
 @pytest.mark.parametrize("field", [{"samples": 0}, {"questions_per_batch": 0}, {"every": -1}])
-def test_settings_that_cannot_be_are_refused(field):
+def test_invalid_settings_are_refused(field):
     with pytest.raises(UserError, match="at least 1"):
         Evaluation(splits=(SPLIT,), **field)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "a\0", "\ud800", 3])
-def test_a_split_is_named_as_a_file_can_be(name):
-    with pytest.raises(UserError, match=r"Split.name must be able to name a file, got"):
+def test_a_splits_name_must_be_a_file_name(name):
+    with pytest.raises(UserError, match=r"Split.name must be usable as a file name, got"):
         Split(name, SPLIT.task)
 
 

@@ -50,7 +50,7 @@ def test_pass_at_k_with_too_few_answers_is_the_users_error_in_one_line():
 
 
 def test_the_mean_weighs_every_answer_once_also_when_problems_have_unequal_numbers():
-    # a: 1 of 1, b: 0 of 3; the pooled mean is 1/4, the mean of means would be 1/2.
+    # a has 1 of 1 and b 0 of 3: the pooled mean is 1/4, the mean of means would be 1/2.
     assert by_problem(["a", "b", "b", "b"], [True, False, False, False]).mean == 0.25
 
 
@@ -75,7 +75,7 @@ def test_the_order_of_lines_changes_nothing_and_neither_does_running_twice():
 
 
 def test_the_interval_has_the_width_of_the_between_problem_standard_error():
-    """SE = sd of the problems' means / sqrt(Q); 2000 resamples leave 4 % noise in the width."""
+    """SE = sd of the problems' means / sqrt(Q); with 2000 resamples the width has 4 % noise."""
     ids, correct_QR = simulated(2, num_problems=200)
     got = avg_at_k(ids, correct_QR.ravel())
     half_width = 1.96 * correct_QR.mean(axis=1).std(ddof=1) / math.sqrt(200)
@@ -90,8 +90,9 @@ def test_ten_copies_of_every_answer_do_not_narrow_the_interval():
 
 
 def test_the_95_percent_interval_covers_the_truth_about_95_times_in_100():
-    """Truth .5 by symmetry. 300 trials: binomial sd 1.3 points, and the percentile bootstrap
-    with 40 problems undercovers by one or two points; a correct method gives 90 to 99.
+    """The true mean is 0.5 by symmetry. Over 300 trials the coverage has a binomial sd of 1.3
+    points, and with 40 problems the percentile bootstrap undercovers by one or two points, so a
+    correct method gives 90 to 99 %.
     """
     covered = 0
     for trial in range(300):
@@ -104,7 +105,7 @@ def test_the_95_percent_interval_covers_the_truth_about_95_times_in_100():
 def test_pairing_sees_a_small_change_that_two_separate_intervals_cannot():
     ids, before_QR = simulated(4, num_problems=100)
     after_QR = before_QR.copy()
-    after_QR[::4, 0] = False  # a few answers lost, difficulty otherwise identical
+    after_QR[::4, 0] = False  # a few answers become wrong; the difficulty is otherwise identical
     before, after = by_problem(ids, before_QR.ravel()), by_problem(ids, after_QR.ravel())
     change = paired_difference(after, before)
     assert change.value == pytest.approx(after.mean - before.mean)
@@ -152,7 +153,7 @@ def test_blocks_of_resamples_do_not_change_the_interval(monkeypatch):
 
 @pytest.mark.parametrize("prefix", ["q", "other"])
 def test_a_change_against_a_change_is_the_difference_of_the_two_paired_differences(prefix):
-    """Same problems or other ones; independent worlds, so the variances add either way."""
+    """With the same problems or others the data are independent, so the variances add."""
     ids, before_QR = simulated(7, num_problems=200)
     _, after_QR = simulated(8, num_problems=200, shift=-0.2)
     other_ids = [prefix + name[1:] for name in ids]

@@ -1,4 +1,4 @@
-"""Scoring with and without a solution: siblings, and sums against every row run alone."""
+"""Scoring with and without a solution: siblings, and sums compared with single rows."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def responses():
-    """Doubtful traces of held-out problems, and beside each the concise solution."""
+    """Traces of held-out problems with words of doubt, each with its concise solution."""
     found = []
     for question, text in probe_prefixes(ToyTask(pool="heldout", count=24), seed=3):
         found.append(response(text, question.prompt, False))
@@ -42,7 +42,7 @@ def test_a_response_is_shown_a_correct_sibling_and_never_itself():
     others = [response("e", "q", True), response("f", "r", False), response("g", "r", False)]
     drawn = lexicon_proposals.with_siblings([*group, *others], seed=0)
     pairs = [(each.text, shown) for each, shown in drawn]
-    assert [text for text, _ in pairs] == ["a", "b", "c", "d"]  # e, f and g have no one
+    assert [text for text, _ in pairs] == ["a", "b", "c", "d"]  # e, f and g have no sibling
     shown = dict(pairs)
     assert (shown["a"], shown["c"]) == ("c", "a")
     assert {shown["b"], shown["d"]} <= {"a", "c"}
@@ -54,8 +54,8 @@ def test_a_response_is_shown_a_correct_sibling_and_never_itself():
 
 
 def test_the_sums_are_those_of_every_row_run_alone(base, responses):
-    """Reference: no batch, no padding on the left, log-softmax over the whole vocabulary."""
-    responses = responses[:16]  # each row by itself is what takes time
+    """The reference uses no batches, no left padding, and log-softmax over the vocabulary."""
+    responses = responses[:16]  # single rows are slow
     stats, num_rows = lexicon_proposals.score_pmi(base, responses, seed=5)
     expected = np.zeros_like(stats.surprise_V)
     run = jax.jit(decoder.hidden_states, static_argnums=1)
@@ -74,7 +74,7 @@ def test_the_sums_are_those_of_every_row_run_alone(base, responses):
             for t, i in enumerate(ids):
                 expected[i] += sign * logp_SV[len(prompt) + t - 1, i]
     assert num_rows == len(pairs) == 8  # the solutions' only siblings are wrong
-    # float32 log-probs of up to 20 nats, some hundred a token, in another order of sums
+    # float32 log-probs of up to 20 nats, some hundred per token, summed in another order
     np.testing.assert_allclose(stats.surprise_V, expected, rtol=1e-4, atol=2e-2)
     ids = tokenizers.encode(base.tokenizer, [each.text for each, _ in pairs])
     counts = np.bincount(np.concatenate(ids), minlength=len(stats.count_V))
@@ -93,11 +93,11 @@ def test_batches_change_nothing(base, responses, monkeypatch):
     monkeypatch.setattr(lexicon_proposals, "TOKENS_PER_BATCH", 1000)
     cut, _ = lexicon_proposals.score_pmi(base, responses[:16])
     np.testing.assert_array_equal(whole.count_V, cut.count_V)
-    # rounding of float32 log-probs, summed over some hundred places
+    # rounding of float32 log-probs, summed over some hundred samples
     np.testing.assert_allclose(whole.surprise_V, cut.surprise_V, rtol=1e-4, atol=1e-2)
 
 
-def test_what_cannot_be_scored_is_said(base, responses):
+def test_responses_that_cannot_be_scored_are_refused(base, responses):
     with pytest.raises(UserError, match="no response has a correct sibling"):
         lexicon_proposals.score_pmi(base, [each for each in responses if not each.correct])
     nameless = responses[0]._replace(question=None)
@@ -115,10 +115,10 @@ def test_a_records_system_turn_stands_in_both_prompts(base, responses):
         assert row.plain == row.informed == tokenizers.encode(tokenizer, ["wait 7"])[0]
 
 
-def test_a_solution_is_cut_to_the_models_positions_and_a_row_with_no_room_is_not_scored(
+def test_a_solution_is_cut_to_the_models_positions_and_a_row_without_space_is_not_scored(
     base, responses
 ):
-    """A response alone may fill the model; one beside a blank solution would be told nothing."""
+    """A response may fill the model's positions; with a blank solution both scores would agree."""
     whole = lexicon_proposals.rows_of(base, responses, 5, None)
     longest = max(len(row.informed) + len(row.response) for row in whole)
 

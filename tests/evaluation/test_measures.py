@@ -1,4 +1,4 @@
-"""The table of measures: means by hand, and one more row that every reader shows."""
+"""The table of measures: means by hand, and an added row that appears everywhere."""
 
 import json
 
@@ -55,7 +55,7 @@ def test_rows_are_weighted_by_their_responses_and_empty_ones_are_left_out():
 
 
 @pytest.mark.parametrize("measure", MEASURES.values(), ids=list(MEASURES))
-def test_every_measure_stands_under_its_name_and_is_read_from_records(measure):
+def test_every_measure_has_its_name_as_key_and_is_read_from_records(measure):
     assert MEASURES[measure.name] is measure
     assert measure.field in RECORDS[0]
     assert not set(measure.shown) - {"rows"} or "value" in measure.shown
@@ -93,7 +93,7 @@ def test_one_more_row_of_the_table_is_a_measure_everywhere(tmp_path, monkeypatch
     assert "| OOD shouting, % |" in text
     study = load_study_results(tmp_path)
     cell = tabulate(study)["main", "sdpo", "heldout"]
-    assert cell.estimate("shouts").value == 1 / 4  # of the four that tell
+    assert cell.estimate("shouts").value == 1 / 4  # of the four with a measurement
     assert ("share that shouts", "heldout", "shouts") in figures._curve_panels(study)
     monkeypatch.setattr(figures, "draw_all", lambda study, cells: {})
     assert "<th>shouting, %</th>" in write_study_report(tmp_path).read_text()

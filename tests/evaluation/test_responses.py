@@ -1,4 +1,4 @@
-"""Files of responses: found and read; and what is said of those that are broken."""
+"""Files of responses: which are found, how they are read, and messages about broken ones."""
 
 import json
 
@@ -38,7 +38,7 @@ def test_a_field_may_be_named_and_may_hold_a_list_with_a_verdict_each(tmp_path):
     assert [each.question for each in found] == [None, None, "Q", "Q"]
 
 
-def test_a_line_separator_inside_a_response_ends_no_line(tmp_path):
+def test_a_line_separator_inside_a_response_does_not_end_the_line(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "wait\u2028\\nhmm"}\r\n{"text": "a"}', encoding="utf-8")
     assert [each.text for each in read_responses([path])] == ["wait\u2028\nhmm", "a"]
@@ -66,7 +66,7 @@ BROKEN = {
     "number": ('{"text": 5}', "{file}:1: field `text`: expected text or a list of texts, got int"),
     "null": ('{"text": null}', "field `text`: expected text or a list of texts, got nothing"),
     "list": ('{"text": ["a", 5]}', "{file}:1: field `text`: expected text or a list of texts"),
-    "none": ('{"step": 1}', "{file}:1: no field of responses among step; name it with --field"),
+    "none": ('{"step": 1}', "{file}:1: no response field among step; name it with --field"),
     "missing": ('{"text": "a"}\n{"step": 1}', "{file}:2: no field `text`; it has step"),
     "verdict": ('{"text": "a", "correct": "yes"}', "field `correct`: expected true or false"),
     "verdicts": (
@@ -89,7 +89,7 @@ def test_a_broken_file_is_one_line_that_says_where(name, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_not_there_is_said(tmp_path):
+def test_missing_files_fields_and_responses_are_named(tmp_path):
     with pytest.raises(UserError, match=r"no\.jsonl: cannot be read: No such file"):
         read_responses([tmp_path / "no.jsonl"])
     with pytest.raises(UserError, match=r"a folder without \.jsonl files"):

@@ -1,4 +1,4 @@
-"""The probe: where the forks are, and that the masses read there are the model's."""
+"""The probe: the positions of forks, and the model's probability masses there."""
 
 import itertools
 
@@ -26,15 +26,15 @@ TASK = ToyTask(pool="heldout", count=4)
     [
         (f"{HIT} </think> answer", [("start", "20"), ("match", "</think>")]),
         (f"maybe {HIT} </think> answer", [("start", "maybe"), ("match", "</think>")]),
-        # a double check that reaches the target again is no fork: nobody checks a check
+        # no fork after a double check that reaches the target again: checks are not checked
         (f"{HIT} check {HIT} </think> x", [("start", "20"), ("match", "check")]),
-        # ... but one that finds a slip is a miss
+        # but a double check that finds a slip is a miss
         (f"{MISS[:-1]}34 check {MISS} hmm {HIT} </think> x",
          [("start", "20"), ("match", "check"), ("miss", "hmm"), ("match", "</think>")]),
         (f"{MISS} wait maybe {MISS} then {HIT} </think> x",
          [("start", "20"), ("miss", "wait"), ("miss", "then"), ("match", "</think>")]),
         (f"{MISS} </think> answer 1 = 34 then", [("start", "20"), ("miss", "</think>")]),
-        # the target on the way is no end of a try
+        # an intermediate value equal to the target does not end a try
         ("34 + 0 = 34 + 1 = 35 then 1 </think>", [("start", "34"), ("miss", "then"),
                                                   ("miss", "</think>")]),
     ],
@@ -71,7 +71,7 @@ def run():
 
 @pytest.mark.parametrize("context", [contexts.NoContext(), contexts.Solution()])
 def test_the_masses_are_those_of_each_trace_run_alone(base, table, run, context):
-    """Reference: every question by itself, its padding behind it."""
+    """The reference runs every question by itself, with padding on the right."""
     groups = {
         "epistemic": {*epistemic.TEN_WORDS} - {"check"},
         "answer": {"</think>"},
@@ -95,6 +95,6 @@ def test_the_masses_are_those_of_each_trace_run_alone(base, table, run, context)
         row = table[type(context).__name__, place]
         assert row["n"] == len(masses) > 0
         for name in groups:
-            # float32, logits of 10 to 20 and other orders of sums: a relative 1e-4
+            # float32 logits of 10 to 20, summed in another order: a relative 1e-4
             mean = np.mean([mass[name] for mass in masses])
             assert row[name] == pytest.approx(mean, rel=1e-3, abs=1e-7)
