@@ -78,7 +78,7 @@ def clusters_of(parts: Iterable[tuple[object, float, float]]) -> Clusters | None
     if not totals:
         return None
     ids = tuple(sorted(totals))
-    # `fsum` is exact, so the sums do not depend on the order of the responses.
+    # `fsum` rounds only once, so the sums do not depend on the order of the responses.
     total_Q = np.array([math.fsum(totals[i]) for i in ids])
     return Clusters(ids, total_Q, np.array([math.fsum(weights[i]) for i in ids]))
 
@@ -171,6 +171,7 @@ def bootstrap(
     shared = on_shared_problems(clusters)
     num_problems = len(shared[0].ids)
     value = float(statistic(*(np.array([c.mean]) for c in shared))[0])
+    # Every resample of a single problem is that problem: the interval would have no width.
     if num_problems < 2:
         return Interval(value, math.nan, math.nan, num_problems)
     # A denominator of the statistic may be zero in some resample; `bounds` then gives nan.
@@ -204,6 +205,7 @@ def difference_of_changes(
 
 def bounds(draws: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
     """Return the ends of the central fraction `level` of the draws, or nan if one is not finite."""
+    # Dropping the draws that are not finite would make the interval too narrow.
     if not np.isfinite(draws).all():
         return math.nan, math.nan
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])

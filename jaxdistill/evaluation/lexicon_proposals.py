@@ -189,6 +189,7 @@ def _scored(
     """Yield (tokens [N], their log R [N], their log T [N]) for each batch, without padding."""
     pad = tokenizers.pad_id(policy.tokenizer)
 
+    # Compiled once per pair of padded lengths: both prompts of a batch may share a program.
     @jax.jit
     def logp(params, prompt, completion):
         hidden_BTD = completions.completion_hidden(
@@ -207,6 +208,7 @@ def _scored(
 
     for batch in _batches(rows):
         completion = _pad_rows(tokenizers.right_pad, [row.response for row in batch], pad)
+        # Prompts are padded on the left, so that every completion starts at the same index.
         plain = _pad_rows(tokenizers.left_pad, [row.plain for row in batch], pad)
         informed = _pad_rows(tokenizers.left_pad, [row.informed for row in batch], pad)
         plain_logp_BT = np.asarray(logp(policy.params, plain, completion))

@@ -35,6 +35,7 @@ def response_record(task: Task, rollouts: Rollouts, row: int) -> dict[str, Any]:
         "words": {word: n for word, n in words.items() if n},
     }
     facts = facts_of(task, question, response)
+    # A fact with the name of a measure or of the count `n` would overwrite it in the summary.
     if taken := facts.keys() & {*RECORD_FIELDS, *MEASURES, "n"}:
         raise UserError(
             f"{type(task).__name__}.facts: {min(taken)!r} is a field of every record or summary; "
@@ -66,6 +67,7 @@ def write_evaluation(folder: Path, results: dict[str, list[dict[str, Any]]]) -> 
 
 
 def _write_jsonl(file: Path, records: list[dict[str, Any]]) -> None:
+    # People read these files, so characters outside ASCII are not escaped.
     lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     file.write_text("".join(lines), encoding="utf-8")
 

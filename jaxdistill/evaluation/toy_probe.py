@@ -100,6 +100,7 @@ def probe(policy: Policy, params: Any, task: ToyTask, seed: int = 0) -> list[dic
             for question, _ in examples
         ]
         chats = [[{"role": "user", "content": turn}] for turn in turns]
+        # Lengths are multiples of 64, so that contexts of similar length share a compiled program.
         prompt = tokenizers.left_pad(tokenizers.prompt_ids(policy.tokenizer, chats), pad, 64)
         values = jax.device_get(masses(params, *prompt))
         for place in ("start", "miss", "match"):

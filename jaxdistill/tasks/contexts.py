@@ -292,7 +292,7 @@ def composed(context: Context, attempt: Attempt) -> Shown | None:
     name = f"{type(context).__name__}.compose on question {attempt.question.id!r}"
     try:
         shown = context.compose(attempt)
-    except UserError:
+    except UserError:  # its message is already a clear line
         raise
     except (Exception, SystemExit) as error:  # `sys.exit` in a recipe must not end the run silently
         raise UserError(f"{name}: {in_one_line(error)}") from error

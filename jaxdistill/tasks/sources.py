@@ -64,6 +64,7 @@ def read_jsonl(path: str | Path) -> list[Question]:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise _unreadable(path, error, "a JSON-lines file") from error
+    # Blank lines are counted, so that a row's number in a message is its line number.
     rows = ((number, line) for number, line in enumerate(lines) if line.strip())
     return _numbered(path, rows, lambda row, line: _from_object(row, row.json("line", line)))
 

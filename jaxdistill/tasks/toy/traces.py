@@ -157,6 +157,8 @@ def guided(problem: Problem, reveal: Reveal, world: World, rng: random.Random) -
     wrong = [ops for ops in problem.chains if ops != problem.solution]
     knows_all = reveal != "part"
     consistent = [ops for ops in wrong if ops[0] == problem.solution[0]]
+    # Up to four false tries, and below an even choice between the solution and another chain: both
+    # chosen, not measured.
     false_tries = rng.randint(1, 4) if rng.random() < guide.false_start else 0
 
     def write(ops: str, wishful: bool) -> list[str]:
