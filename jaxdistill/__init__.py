@@ -9,7 +9,7 @@
     model.save("path/to/new_folder")               # a Hugging Face folder
 
 Invalid input raises `jd.UserError` with a message of one line. Everything else is in the modules.
-`import jaxdistill` alone imports neither JAX nor anything else.
+`import jaxdistill` by itself imports neither JAX nor any other package.
 """
 
 __version__ = "0.1.0"

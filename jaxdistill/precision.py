@@ -24,6 +24,7 @@ def compute_dtype(name: str, platform: str | None = None) -> DTypeLike:
     if name != "auto":
         return jnp.dtype(name)
     platform = platform or jax.default_backend()
+    # Many CPUs have no bfloat16 instructions, so that bfloat16 would lose precision for nothing.
     return jnp.dtype("float32" if platform == "cpu" else "bfloat16")
 
 

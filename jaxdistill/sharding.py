@@ -141,6 +141,7 @@ def shardings_of(mesh: Mesh, tree: Tree) -> Tree:
         axes = leaf.get_metadata().get("axes")
         value = leaf.get_raw_value()
         sharding = replicated(mesh) if axes is None else sharding_of(mesh, axes, value.shape)
+        # The Variable stays around the sharding, so that both trees have the same structure.
         return jax.tree.map(lambda _: sharding, leaf)
 
     return jax.tree.map(place, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
@@ -238,5 +239,6 @@ def num_parts(letter: str, size: int | None = None) -> int:
     if mesh.empty:
         return 1
     (axes,) = _spec(mesh, letter, None if size is None else (size,))
+    # PartitionSpec turns a tuple of one axis into the axis itself.
     axes = (axes,) if isinstance(axes, str) else axes or ()
     return math.prod(mesh.shape[axis] for axis in axes)

@@ -114,6 +114,7 @@ def grpo_surrogate(
     >>> grpo_surrogate(jnp.array([1.0, 2.0, 5.0]), jnp.array([1.0, 1.0, -1.0]), 0.2, 0.28, 3.0)
     Array([-1.  , -1.28,  3.  ], dtype=float32)
     """
+    # The maximum is pessimistic: clipping may only take away what a large step would gain.
     clipped = jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
     loss = jnp.maximum(-advantage * ratio, -advantage * clipped)
     if dual_clip is None:

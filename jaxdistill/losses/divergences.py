@@ -142,6 +142,7 @@ def _sum_entries(entries: AnyArray, clip: float | None) -> Array:
 def log_mix(p_logp: AnyArray, q_logp: AnyArray, alpha: float) -> Array:
     """log((1-alpha) P + alpha Q), elementwise, for 0 < alpha < 1."""
     p_logp, q_logp = at_least_float32(p_logp), at_least_float32(q_logp)
+    # Double `where`: logaddexp of two -inf has a NaN gradient, also behind a single `where`.
     has_mass = (p_logp > -jnp.inf) | (q_logp > -jnp.inf)
     p = jnp.where(has_mass, p_logp, 0.0) + np.log1p(-alpha)
     q = jnp.where(has_mass, q_logp, 0.0) + np.log(alpha)

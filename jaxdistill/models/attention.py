@@ -276,7 +276,7 @@ def cudnn_lengths_and_offsets(
     [[[2, -1, 1]], [[0, -1, 2, -1]]]
     """
     lengths_BA = jnp.asarray(lengths_BA, jnp.int32)
-    # At least two segments: JAX takes a batch for packed only if rows have more than one.
+    # At least two segments: JAX treats a batch as packed only if its rows have more than one.
     lengths_BA = jnp.pad(lengths_BA, ((0, 0), (0, max(2 - lengths_BA.shape[1], 0))))
     starts_BA = jnp.cumsum(lengths_BA, axis=1, dtype=jnp.int32) - lengths_BA
     lengths_BA, starts_BA = (jnp.where(lengths_BA > 0, x, -1) for x in (lengths_BA, starts_BA))

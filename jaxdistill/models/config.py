@@ -42,6 +42,7 @@ class ModelConfig:
             # vocab_size 0 means "the tokenizer's", until the tokenizer is known.
             least = 0 if field.name == "vocab_size" else 1
             is_integer = isinstance(value, int) and not isinstance(value, bool)
+            # The plain integers only: an optional one (`window`) depends on other fields.
             if field.type is int and not (is_integer and value >= least):
                 raise UserError(f"model.{field.name} must be a positive integer, not {value!r}")
         if self.num_heads % self.num_kv_heads:

@@ -62,6 +62,7 @@ def _project(
     qkv_BTKXH = einsum("BTD,DKXH->BTKXH", constrain(x_BTD, "BTD"), layer.qkv_DKXH)
     if layer.qkv_bias_KXH is not None:
         qkv_BTKXH += layer.qkv_bias_KXH[None, None]
+    # `models.remat` chooses by these names which results the backward pass recomputes.
     return checkpoint_name(qkv_BTKXH, "qkv")
 
 
@@ -98,6 +99,8 @@ def _add_attention_and_mlp(
         if layer.out_bias_D is not None:
             out_BTD += layer.out_bias_D[None, None]
         out_BTD = checkpoint_name(out_BTD, "out")
+        # The product is a sum over tensor-parallel devices. Asked for as "BZD", the sum arrives
+        # already split (reduce-scatter), and the norm runs on a part.
         if config.post_norm:
             out_BTD = rms_norm(constrain(out_BTD, "BZD"), layer.attention_norm_D, config.norm_eps)
         x_BTD = constrain(x_BTD + out_BTD, "BZD")

@@ -60,6 +60,7 @@ class Decoder(nnx.Module):
 def _normal(config: ModelConfig, axes: str, std: float, key: jax.Array, dtype) -> nnx.Param:
     # Drawn in float32 and rounded: a key gives the same model in every dtype, up to rounding.
     value = std * jax.random.normal(key, config.shape(axes), jnp.float32)
+    # `axes` is metadata, by which `sharding` places the parameter and its optimizer moments.
     return nnx.Param(value.astype(dtype), axes=axes)
 
 

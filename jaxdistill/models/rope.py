@@ -25,7 +25,10 @@ def _require_positive(scaling: "Scaling", names: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class Linear:
-    """Divide every frequency by `factor` (Chen et al. 2023, arXiv 2306.15595)."""
+    """Divide every frequency by `factor` (Chen et al. 2023, arXiv 2306.15595).
+
+    This and the other scalings raise UserError for numbers that are not positive.
+    """
 
     factor: float
 
@@ -91,6 +94,7 @@ def inverse_frequencies(rope: Rope, head_dim: int) -> Float32[np.ndarray, " half
 
     Su et al. 2021, arXiv 2104.09864, equation 15.
     """
+    # Every operand is float32: float64 in between would round differently from transformers.
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     periods = np.float32(rope.theta) ** exponents
     match rope.scaling:
@@ -110,6 +114,7 @@ def _yarn(yarn: Yarn, theta: float, periods: np.ndarray, head_dim: int) -> np.nd
         period = yarn.original_positions / (rotations * 2 * math.pi)
         return head_dim * math.log(period) / (2 * math.log(theta))
 
+    # In Python's float64, as in transformers; only the ramp is float32.
     low, high = pair_with(yarn.beta_fast), pair_with(yarn.beta_slow)
     if yarn.truncate:
         low, high = math.floor(low), math.ceil(high)
@@ -157,6 +162,7 @@ def apply_rope(
     A pair's elements are H/2 apart, not neighbours as in the paper (arXiv 2104.09864): this is the
     layout of Hugging Face checkpoints, whose projections are permuted accordingly.
     """
+    # In float32, so that the result is rounded once and not also the products before the sum.
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos_BTh[:, :, None, :], sin_BTh[:, :, None, :]
     rotated = [first * cos - second * sin, second * cos + first * sin]

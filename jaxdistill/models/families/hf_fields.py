@@ -119,6 +119,7 @@ def read_layers(
     if "sliding_attention" in types and window is None:
         raise UserError("layer_types has 'sliding_attention' but there is no sliding_window")
     kinds: tuple[LayerKind, ...] = tuple(_KINDS[kind] for kind in types)
+    # The shortest pattern, because the body of the scan over layers is one repetition of it.
     length = next(n for n in range(1, len(kinds) + 1) if kinds == kinds[:n] * (len(kinds) // n))
     return kinds[:length], window if "sliding" in kinds else None
 
