@@ -26,8 +26,8 @@ def rlsd(
     direction: the result always has the sign of the advantage.
 
     >>> A, s, q = jnp.array([1.0, -1.0]), jnp.zeros(2), jnp.full(2, 0.1)
-    >>> rlsd(A, s, q, 1.0, 0.2).round(3)
-    Array([ 1.105, -0.905], dtype=float32)
+    >>> rlsd(A, s, q, 1.0, 0.2).round(2)
+    Array([ 1.11, -0.9 ], dtype=float32)
     """
     gap = jnp.sign(advantage) * log_ratio(teacher_token_logp, token_logp)
     # Clip the logarithm, because exp of a large gap overflows.
