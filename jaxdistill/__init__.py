@@ -8,13 +8,13 @@
     texts = model.generate(["1+1?"], jd.Sampling(max_new_tokens=256), rollouts=8)
     model.save("path/to/new_folder")               # a Hugging Face folder
 
-A mistake in the input raises `jd.UserError` with one line about it. The rest is in the modules.
-Importing the package alone imports neither JAX nor anything else.
+Invalid input raises `jd.UserError` with a message of one line. Everything else is in the modules.
+`import jaxdistill` by itself imports neither JAX nor any other package.
 """
 
 __version__ = "0.1.0"
 
-# Where the other public names come from; they are imported when first asked for (PEP 562).
+# The modules of the other public names, which are imported on first access (PEP 562).
 _HOMES = {"Model": "api", "Sampling": "sampling", "UserError": "errors", "load": "api"}
 
 __all__ = ["Model", "Sampling", "UserError", "__version__", "load"]  # pyright: ignore

@@ -1,4 +1,4 @@
-"""`python -m jaxdistill` is the command `jaxdistill`."""
+"""`python -m jaxdistill` runs the command `jaxdistill`."""
 
 from jaxdistill.cli import entry
 

@@ -1,4 +1,4 @@
-"""One alphabet of axes, and the array types that annotations are written with.
+"""One alphabet of axes for the whole library, and the array types used in annotations.
 
 The same letters end variable names (`logits_BTV`), name dimensions in jaxtyping annotations, index
 einsums, declare parameters (`axes="LDNH"`) and choose shardings.
@@ -15,31 +15,31 @@ LEGEND = {
     "Q": "questions",
     "R": "rollouts per question",
     "T": "positions generated or scored, or a chunk of them",
-    "S": "positions attended to: prompt + completion, cache slots, those of a page",
-    "P": "positions of a prompt; P2 and P3 of other prompts of the row",
+    "S": "positions attended to: prompt + completion, cache slots, positions of a page",
+    "P": "positions of a prompt; P2 and P3 for other prompts of the row",
     "D": "model width",
     "V": "vocabulary",
-    "I": "sequences of a batch, by their number, where B is rows of a micro-batch",
-    "J": "further prompts of a row, which an objective sets against the teacher's",
+    "I": "sequences of a batch, by index, where B counts the rows of a micro-batch",
+    "J": "further prompts of a row, which an objective contrasts with the teacher's",
     "A": "sequences of a packed row",
     "M": "pages of the sampler's KV cache",
     "Y": "pages that one row of the KV cache holds",
-    "U": "slots of the sampler: rows that are decoded at a time",
-    "O": "parts of S that a decoding kernel attends to apart",
+    "U": "slots of the sampler: rows that are decoded at the same time",
+    "O": "parts of S to which a decoding kernel attends separately",
     "L": "layers (stacked, always first)",
     "N": "query heads",
     "K": "key/value heads",
     "G": "query heads per key/value head (N = K G)",
     "H": "width of one head",
     "F": "feed-forward width",
-    "C": "vocabulary candidates: of a top-C target, of a block, the ids that stop",
-    "E": "as B, where its rows leave fsdp to D",
+    "C": "vocabulary candidates: of a top-C target or of a block; also the stop ids",
+    "E": "as B, but split over data only, which leaves fsdp to D",
     "W": "parts of the rows, each on its own devices",
     "X": "any other dimension, whole on every device",
-    "Z": "as T, split over tensor between a layer's multiplications",
+    "Z": "as T, split over tensor between a layer's products",
 }
 
-# Callers hand over what they have: a traced array, or NumPy's from the host.
+# Callers may pass traced JAX arrays or NumPy arrays from the host.
 AnyArray: TypeAlias = jax.Array | np.ndarray
 
 Tokens_BS: TypeAlias = Int[AnyArray, "B S"]

@@ -1,14 +1,16 @@
-"""Files that are there whole or not at all."""
+"""Atomic writes: a file has either its old content or the whole of its new content."""
 
 import os
 from pathlib import Path
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write text as UTF-8, or bytes, through a second file: a kill leaves what was there before.
+    """Write text as UTF-8, or bytes, through a temporary file: a kill leaves the old content.
 
-    A lone surrogate (of a file name that is no UTF-8, say) becomes its escape, as in JSON.
+    A lone surrogate (from a file name that is not UTF-8, for example) is written as its escape, as
+    in JSON.
     """
+    # In the same folder, because renaming is atomic within one file system only.
     part = path.with_name(path.name + ".tmp")
     if isinstance(content, str):
         content = content.encode("utf-8", errors="backslashreplace")

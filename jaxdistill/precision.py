@@ -1,7 +1,7 @@
-"""Which dtype the matrix multiplications read; everything delicate stays float32 where it stands.
+"""The dtype of matrix products' inputs, which is the only choice of precision made here.
 
-Parameters are kept in float32, and norms, softmax, RoPE angles, log-probabilities and sums are
-computed in float32, whatever is chosen here.
+Trained parameters are stored in float32, and norms, softmax, RoPE angles, log-probabilities and
+sums are computed in float32, whatever this dtype is.
 """
 
 import jax
@@ -24,16 +24,17 @@ def compute_dtype(name: str, platform: str | None = None) -> DTypeLike:
     if name != "auto":
         return jnp.dtype(name)
     platform = platform or jax.default_backend()
+    # Many CPUs have no bfloat16 instructions, so that bfloat16 would lose precision for nothing.
     return jnp.dtype("float32" if platform == "cpu" else "bfloat16")
 
 
 def einsum(
     spec: str, *operands: Shaped[Array, "..."], out_dtype: DTypeLike | None = None
 ) -> Shaped[Array, "..."]:
-    """`jnp.einsum` that means float32 when it is given float32.
+    """`jnp.einsum` that keeps full precision for float32 inputs.
 
-    Accelerators round float32 inputs to TF32 or bfloat16 by default; who chose float32 did not
-    choose that.
+    By default accelerators round float32 inputs to TF32 or bfloat16, which a user who chose float32
+    does not expect. `out_dtype` is the dtype of the sums and of the result.
     """
     is_float32 = all(operand.dtype == jnp.float32 for operand in operands)
     precision = jax.lax.Precision.HIGHEST if is_float32 else None

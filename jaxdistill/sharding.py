@@ -1,7 +1,8 @@
-"""Where arrays lie: one table from axis letters to mesh axes, for parameters and activations alike.
+"""How arrays are sharded: one table from axis letters to mesh axes, for all kinds of arrays.
 
-`"LDNH"` puts D over fsdp and heads over tensor; in `"BTD"` the batch takes (data, fsdp) first, and
-an axis of the mesh serves a dimension once, so D stays whole. The compiler inserts the collectives.
+`"LDNH"` splits D over fsdp and heads over tensor. In `"BTD"` the batch takes (data, fsdp) first,
+and a mesh axis can split only one dimension of an array, so D stays whole. The compiler inserts
+the collectives.
 """
 
 import contextlib
@@ -20,17 +21,17 @@ from jaxdistill.errors import UserError
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
-# Letters that are not here are never split.
+# Letters that are not listed are never split.
 RULES: dict[str, tuple[str, ...]] = {
     "B": ("data", "fsdp"),
     "Q": ("data", "fsdp"),
-    # Parts of the rows: each holds the sum over its own rows until all are added.
+    # Parts of the rows: of a KV cache, or of a sum, each over its own rows until all are added.
     "W": ("data", "fsdp"),
-    # Rows that leave fsdp to their D: what a lookup in a table with split D gives at first.
+    # Rows that leave fsdp to D, as a lookup in a table with split D returns them.
     "E": ("data",),
     "D": ("fsdp",),
     "N": ("tensor",),
-    # Positions of the residual stream between two layers' multiplications.
+    # Positions of the residual stream between products (sequence parallelism).
     "Z": ("tensor",),
     "K": ("tensor",),
     "F": ("tensor",),
@@ -42,7 +43,7 @@ Tree = TypeVar("Tree")
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; one of them may be -1: all the devices that are left."""
+    """Number of devices along each mesh axis; one of them may be -1, for all that are left."""
 
     data: int = 1
     fsdp: int = 1
@@ -50,7 +51,7 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh (data, fsdp, tensor) over `devices`, by default all of this run's.
+    """A mesh (data, fsdp, tensor) over `devices`, by default all devices of all hosts.
 
     On one host a smaller mesh uses the first devices. Raises UserError when the sizes do not fit.
     """
@@ -61,7 +62,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
             f"mesh data={sizes[0]}, fsdp={sizes[1]}, tensor={sizes[2]} uses {math.prod(sizes)} "
             f"of {len(devices)} devices; with several hosts every device must belong to the mesh"
         )
-    # Auto: JAX's own default, Explicit, refuses tensor-parallel contractions.
+    # Auto, because JAX's default, Explicit, refuses tensor-parallel contractions.
     return jax.make_mesh(
         sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[: math.prod(sizes)]
     )
@@ -85,11 +86,11 @@ def _resolve_sizes(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
 
 
 def _spec(mesh: Any, axes: str, shape: Sequence[int] | None) -> PartitionSpec:
-    """Mesh axes for each letter: each used once, and only where it divides the dimension."""
+    """The mesh axes of each letter; each is used once, and only where it divides the dimension."""
     claimed: set[str] = set()
     spec: list[tuple[str, ...] | None] = []
     for i, letter in enumerate(axes):
-        # Claimed even where it does not divide: D does not inherit what B could not use.
+        # An axis is claimed even if it does not divide: D must not inherit what B could not use.
         wanted = [axis for axis in RULES.get(letter, ()) if axis not in claimed]
         claimed.update(wanted)
         parts = 1
@@ -104,7 +105,7 @@ def _spec(mesh: Any, axes: str, shape: Sequence[int] | None) -> PartitionSpec:
 
 
 def sharding_of(mesh: Mesh, axes: str, shape: Sequence[int] | None = None) -> NamedSharding:
-    """The sharding of an array whose dimensions are the letters `axes`, e.g. "LDNH".
+    """The sharding of an array whose dimensions have the letters `axes`, e.g. "LDNH".
 
     With `shape`, a dimension that its mesh axis does not divide is replicated instead.
     """
@@ -112,9 +113,10 @@ def sharding_of(mesh: Mesh, axes: str, shape: Sequence[int] | None = None) -> Na
 
 
 def grouped_sharding(mesh: Mesh, groups: str, axes: str, shape: Sequence[int]) -> NamedSharding:
-    """The sharding of an array that lies flattened, "NH D" of "DNH": split as its first letters.
+    """The sharding of an array stored with merged dimensions, such as "NH D" for "DNH".
 
-    `axes` and `shape` are those of the array itself, so N decides whether N*H is split.
+    Each group is split like its first letter. `axes` and `shape` are those of the unmerged array,
+    so N decides whether N*H is split.
     """
     parts = dict(zip(axes, _spec(mesh, axes, shape)))
     assert not any(parts[letter] for group in groups.split() for letter in group[1:]), groups
@@ -129,8 +131,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def shardings_of(mesh: Mesh, tree: Tree) -> Tree:
     """A tree of shardings for parameters, optimizer states or anything that holds them.
 
-    A parameter's sharding follows the letters it was declared with (`axes` metadata), which Optax
-    carries over to its moments; every other leaf is replicated.
+    A parameter's sharding follows the letters that it was declared with (`axes` metadata), which
+    Optax carries over to its moments; every other leaf is replicated.
     """
 
     def place(leaf):
@@ -139,6 +141,7 @@ def shardings_of(mesh: Mesh, tree: Tree) -> Tree:
         axes = leaf.get_metadata().get("axes")
         value = leaf.get_raw_value()
         sharding = replicated(mesh) if axes is None else sharding_of(mesh, axes, value.shape)
+        # The Variable stays around the sharding, so that both trees have the same structure.
         return jax.tree.map(lambda _: sharding, leaf)
 
     return jax.tree.map(place, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
@@ -147,12 +150,12 @@ def shardings_of(mesh: Mesh, tree: Tree) -> Tree:
 def shard_batch(mesh: Mesh, batch: Tree) -> Tree:
     """Split the first axis of every array over (data, fsdp); scalars are replicated.
 
-    `batch` is the global batch and the same on every host; each host places only its own rows. An
-    array whose rows do not divide is replicated.
+    `batch` is the global batch and must be the same on every host; each host places only its own
+    rows. An array whose number of rows is not divisible is replicated.
     """
 
     def place(x):
-        # NumPy first: the callback below slices on the host.
+        # Convert to NumPy first, because the callback below slices on the host.
         x = np.asarray(x)
         sharding = sharding_of(mesh, "B" if x.ndim else "", x.shape)
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
@@ -161,21 +164,21 @@ def shard_batch(mesh: Mesh, batch: Tree) -> Tree:
 
 
 def use_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager:
-    """Within this context `constrain` acts; None is no mesh at all."""
+    """A context in which `constrain` and `on_shards` use the mesh; None means no mesh."""
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def constrain(x: Shaped[Array, "..."], axes: str) -> Shaped[Array, "..."]:
-    """Tell the compiler how `x` is split, by its axis letters; outside `use_mesh` do nothing."""
+    """Tell the compiler how `x` is split, by its axis letters; a no-op outside `use_mesh`."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:  # nothing to split
         return x
-    assert x.ndim == len(axes), f"{axes} does not spell an array of shape {x.shape}"
+    assert x.ndim == len(axes), f"axes {axes} do not match shape {x.shape}"
     return jax.lax.with_sharding_constraint(x, _spec(mesh, axes, x.shape))
 
 
 def constrain_parameters(tree: Tree) -> Tree:
-    """`constrain` every parameter in the tree (`shardings_of`'s rule); other leaves stay."""
+    """`constrain` every parameter in the tree by its letters; other leaves are unchanged."""
 
     def place(leaf):
         if not isinstance(leaf, nnx.Variable) or leaf.get_metadata().get("axes") is None:
@@ -187,9 +190,9 @@ def constrain_parameters(tree: Tree) -> Tree:
 
 
 def platform() -> str:
-    """ "cpu", "gpu" or "tpu": what the mesh in use computes on, else JAX's default.
+    """ "cpu", "gpu" or "tpu": the platform of the mesh in use, or else JAX's default.
 
-    The two differ where a program is compiled for a TPU slice on a machine that has none.
+    The two differ if a program is compiled for a TPU slice on a machine that has none.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     name = jax.default_backend() if device is None else device.platform
@@ -199,11 +202,11 @@ def platform() -> str:
 def on_shards(
     function: Callable[..., Any], in_axes: Sequence[Any], out_axes: Any
 ) -> Callable[..., Any]:
-    """Let every device run `function` on its own part of the arrays; outside `use_mesh` plainly.
+    """Run `function` on every device's own part of the arrays; outside `use_mesh` on the whole.
 
-    For kernels that the compiler cannot split. An axis is split where the rules say and its size
-    allows; all arrays that share a letter share the split, and `function` must need no other part.
-    Axes are letters, or for a tree of arrays a tree of them.
+    For kernels that the compiler cannot split. A dimension is split if the rules say so and its
+    size is divisible; arrays that share a letter share its split, and `function` must not need any
+    other part. The axes of an array are a string of letters, those of a tree a tree of strings.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -228,12 +231,14 @@ def on_shards(
 
 
 def num_parts(letter: str, size: int | None = None) -> int:
-    """Into how many parts the mesh in use splits a dimension of `size`, or of one that may be
-    chosen; 1 outside `use_mesh`.
+    """The number of parts into which the mesh in use splits a dimension; 1 outside `use_mesh`.
+
+    Without `size` the dimension is assumed to be divisible.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return 1
     (axes,) = _spec(mesh, letter, None if size is None else (size,))
+    # PartitionSpec turns a tuple of one axis into the axis itself.
     axes = (axes,) if isinstance(axes, str) else axes or ()
     return math.prod(mesh.shape[axis] for axis in axes)

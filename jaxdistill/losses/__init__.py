@@ -1,12 +1,12 @@
 """How far apart are two distributions, and what is a token's credit? Pure functions, unreduced.
 
-Divergences, estimators, masses and policy-gradient terms, in float32. May import `sharding`,
-`precision` and what stands above them, and never `config`.
+Divergences, estimators, masses and policy-gradient terms, in float32. This package may import
+`sharding`, `precision` and what they may import, and never `config`.
 
 S is the student, T the teacher, R the reference (the unconditioned frozen model); E is the set of
 epistemic token ids and m_P = P(E) the mass that P puts on it. Everything takes *log*-probabilities
 and reduces the last axis only, so that full-vocabulary, chunked and top-C callers share one
-implementation. Nothing here stops a gradient on the teacher or the reference: `objectives` does.
+implementation. Stopping gradients of the teacher and the reference is left to `objectives`.
 
 An entry of probability zero (log-probability -inf) is allowed wherever the mathematics is finite,
 in the value and in the gradient.

@@ -1,9 +1,9 @@
-"""What is imitated: edits of the teacher's distribution, on log-probabilities over the vocabulary.
+"""Edits of the distribution that is imitated: the teacher's, as log-probabilities over V.
 
 T is the teacher, R the reference (the unconditioned frozen model), E the set of epistemic token ids
 and m_P = P(E) the mass that P puts on it. Every function returns log-probabilities that sum to one.
-Editing the *target* reaches doubt where masking a position by its sampled token cannot: a
-divergence over the vocabulary does not depend on what was sampled.
+Editing the *target* can protect doubt where masking positions by their sampled token cannot,
+because a divergence over the vocabulary does not depend on what was sampled.
 
 An entry of probability zero (log-probability -inf) is allowed wherever the mathematics is finite.
 """
@@ -28,10 +28,10 @@ def anchor_mass(
 ) -> Float[Array, "*batch V"]:
     """The teacher with its epistemic mass replaced: m* X_E + (1 - m*) T_nE, as log-probabilities.
 
-    m* is m_R (`"ref"`), max(m_T, m_R) (`"floor"`) or (1-mix) m_T + mix m_R (`"mix"`). How much
-    doubt comes from the reference; everything else from the teacher. Which doubt (X, the ratios
-    inside E) comes from `shape`. Where the distribution that should give the shape has no mass at
-    all on the side that must receive some, that side takes the reference's.
+    m* is m_R (`"ref"`), max(m_T, m_R) (`"floor"`) or (1-mix) m_T + mix m_R (`"mix"`). The amount
+    of doubt comes from the reference, its composition (X, the ratios inside E) from `shape`, and
+    everything else from the teacher. If the distribution that should provide the ratios of one side
+    has no mass there, that side uses the reference's.
 
     >>> T, R = jnp.log(jnp.array([0.8, 0.1, 0.1])), jnp.log(jnp.array([0.2, 0.3, 0.5]))
     >>> jnp.exp(anchor_mass(T, R, jnp.array([False, True, True]))).round(6)
@@ -42,9 +42,11 @@ def anchor_mass(
     target_bins = _anchored_bins(teacher_bins, reference_bins, mode, mix)
     uses_teacher = teacher_bins > -jnp.inf
     if shape == "reference":
+        # The teacher provides the ratios outside E, and inside only if the reference has none.
         is_outside = jnp.broadcast_to(jnp.array([False, True]), reference_bins.shape)
         uses_teacher &= is_outside | (reference_bins == -jnp.inf)
-    # One shift for each side, exactly 0 where its mass stays: the edit is then none, bit for bit.
+    # One shift per side, exactly 0 where the mass stays the same: the teacher is then returned bit
+    # for bit, which multiplying and dividing by masses would not achieve.
     shape_bins = jnp.where(uses_teacher, teacher_bins, reference_bins)
     shape_logp = jnp.where(_per_token(uses_teacher, is_epistemic_V), teacher_logp, reference_logp)
     return shape_logp + _per_token(_difference(target_bins, shape_bins), is_epistemic_V)
@@ -67,8 +69,8 @@ def restore_mass(
 ) -> Float[Array, "*batch V"]:
     """The teacher with one constant added to its epistemic *logits* such that m_T = exp(log_mass).
 
-    Ratios inside E and outside E stay the teacher's. `log_mass` lies below 0. A teacher with no
-    mass at all on one side stays as it is.
+    Ratios inside E and outside E stay the teacher's. `log_mass` must be below 0. A teacher with no
+    mass at all on one side is left as it is.
     """
     bins = losses.epistemic_bins(teacher_logp, is_epistemic_V)
     wanted = jnp.stack([log_mass, jnp.log(-jnp.expm1(log_mass))], axis=-1)
@@ -80,12 +82,12 @@ def restore_mass(
 def without_epistemic(
     logp: Float[Array, "*batch V"], is_epistemic_V: Bool[AnyArray, " V"]
 ) -> Float[Array, "*batch V"]:
-    """P given that the token is not epistemic: -inf on E, renormalised elsewhere.
+    """P conditioned on the token not being epistemic: -inf on E, renormalised elsewhere.
 
-    A divergence of two such slices has no gradient on the epistemic logits. It does not
-    freeze m_S: the other logits' moves renormalise the softmax, so the mass drifts by
-    m_S sum_v S_v g_v a unit of step; only `anchor_mass` pins it. Where all mass is epistemic, the
-    slice is uniform off E, without gradient.
+    A divergence of two such slices has no gradient on the epistemic logits. It does not freeze m_S,
+    however: changes of the other logits renormalise the softmax, so that the mass drifts by
+    m_S sum_v S_v g_v per unit step. Only `anchor_mass` fixes it. Where all mass is epistemic, the
+    slice is uniform outside E and has no gradient.
     """
     log_rest = losses.log_mass(logp, ~is_epistemic_V)[..., None]
     count = jnp.maximum(jnp.sum(~is_epistemic_V), 1).astype(log_rest.dtype)
@@ -100,7 +102,7 @@ def amplify(
 ) -> Float[Array, "*batch V"]:
     """T_v exp(strength 1[v in E]), renormalised: more doubt where `strength` (nats) is positive.
 
-    The caller bounds the strength: without a bound all mass goes to E.
+    The caller must bound the strength: without a bound, all mass goes to E.
 
     >>> T = jnp.log(jnp.array([0.5, 0.5]))
     >>> jnp.exp(amplify(T, jnp.array([False, True]), jnp.log(3.0))).round(6)
@@ -115,11 +117,12 @@ def barycentre(
     base_logp: Float[Array, "*batch V"],
     weight: float | Float[Array, "*#batch #V"],
 ) -> Float[Array, "*batch V"]:
-    """T^w B^(1-w), renormalised: the teacher (w = 1), the base (w = 0), the geometric path between.
+    """T^w B^(1-w), renormalised: the geometric path from the base (w = 0) to the teacher (w = 1).
 
     B is the reference (beta-OPSD, arXiv 2607.28582, w = 1/beta, which may exceed 1) or the student
-    (DemoPSD, 2607.02502; verl's trust region). With `weight` an array over V only some coordinates
-    are restored: 1 off E keeps the teacher's ratios there (the mass is then not quite the base's).
+    (DemoPSD, arXiv 2607.02502; verl's trust region). With an array over V as `weight`, only some
+    tokens are moved: a weight of 1 outside E keeps the teacher's ratios there (the epistemic mass
+    is then not exactly the base's).
     """
     teacher_logp, base_logp = map(losses.at_least_float32, (teacher_logp, base_logp))
     weight = jnp.broadcast_to(jnp.asarray(weight, teacher_logp.dtype), teacher_logp.shape)
@@ -139,11 +142,13 @@ def purified(
 ) -> Float[Array, "*batch V"]:
     """R exp(strength (log T - log C)), renormalised: the reference moved by what the context adds.
 
-    C sees the context *without* the question: what it already says is a shortcut, not a solution
-    (Purified OPSD, arXiv 2607.02234; the form is ours). Ratios are clamped to +-20 nats.
+    C sees the context *without* the question: what it already predicts is a shortcut, not a
+    solution (Purified OPSD, arXiv 2607.02234; the form is ours). Log-ratios are clamped to +-20
+    nats.
     """
     gain = losses.log_ratio(teacher_logp, contrast_logp)
-    gain = losses.clip_log_ratio(jnp.where(jnp.isnan(gain), 0.0, gain))  # neither has any mass
+    # -inf - -inf is NaN: neither distribution has mass there, and nothing is gained.
+    gain = losses.clip_log_ratio(jnp.where(jnp.isnan(gain), 0.0, gain))
     return _normalized(reference_logp + strength * gain)
 
 
@@ -152,12 +157,14 @@ def contrasted(
     contrast_logp: Float[Array, "*batch V"],
     strength: float = 1.0,
 ) -> Float[Array, "*batch V"]:
-    """softmax((1 + a) log T - a max(log C, -30)): away from what any context says.
+    """softmax((1 + a) log T - a max(log C, -30)): T moved away from what any context predicts.
 
-    RLCSD's `opsd_ectr` (arXiv 2606.11709 and its code, floor included); C = T leaves T.
+    RLCSD's `opsd_ectr` (arXiv 2606.11709 and its code, including the floor); a is `strength`, and
+    C = T returns T where log T is above the floor.
     """
     teacher_logp, contrast_logp = map(losses.at_least_float32, (teacher_logp, contrast_logp))
-    # -30 nats is the floor of RLCSD's code: what the contrast never says is not lifted without end.
+    # RLCSD's code has this floor of -30 nats: without one, tokens that the contrast never predicts
+    # would be raised without bound.
     contrast_logp = jnp.maximum(contrast_logp, -30.0)
     return _normalized((1 + strength) * teacher_logp - strength * contrast_logp)
 
@@ -167,7 +174,7 @@ def _normalized(logits: Array) -> Array:
 
 
 def _per_token(bins: Array, is_epistemic_V: AnyArray) -> Array:
-    """[inside E, outside E] spread over the vocabulary."""
+    """Spread the two values [inside E, outside E] over the vocabulary."""
     shape = (*bins.shape[:-1], is_epistemic_V.shape[0])
     return jnp.where(jnp.broadcast_to(is_epistemic_V, shape), bins[..., :1], bins[..., 1:])
 

@@ -1,4 +1,4 @@
-"""Part of the vocabulary: the mass of a set of tokens, and the top candidates with a tail."""
+"""Parts of the vocabulary: the mass of a set of tokens, and the top candidates with a tail."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -13,8 +13,8 @@ from jaxdistill.axes import AnyArray
 from jaxdistill.losses.divergences import at_least_float32
 from jaxdistill.losses.vocabulary import top_k
 
-# Below every tail that finite logits produce in practice, above float32's smallest normal number
-# (e^-87), so that its exponential is not flushed to zero.
+# Below every tail that finite logits produce in practice, and above the logarithm of float32's
+# smallest normal number (-87), so that its exponential is not flushed to zero.
 _SMALLEST_TAIL_LOGP = -80.0
 
 
@@ -23,16 +23,16 @@ def log_mass(
 ) -> Float[Array, "*batch"]:
     """log sum_{v in members} P_v; -inf, with gradient zero, when the members have no mass.
 
-    Of a mask that is known while tracing (NumPy's) few members are read alone, and many are summed
-    in one pass, as numbers from 0 to 1: less than 1e-38 is then no mass.
+    If the mask is known while tracing (a NumPy array), few members are gathered, and many are
+    summed in one pass as probabilities: a mass below 1e-38 is then none.
 
     >>> jnp.exp(log_mass(jnp.log(jnp.array([0.5, 0.3, 0.2])), jnp.array([False, True, True])))
     Array(0.5, dtype=float32)
     """
     if isinstance(is_member_V, np.ndarray):
         (ids_C,) = np.nonzero(is_member_V)
-        # Gathering reads few entries at scattered places, the sum all of them once. Half was
-        # chosen: callers ask for tens of ids or for their complement, never for near a half.
+        # Gathering reads a few scattered entries, the sum reads all of them once. Half was chosen,
+        # not measured: callers ask for tens of ids or for their complement, never for about half.
         if 2 * len(ids_C) >= len(is_member_V):
             probability = jnp.where(is_member_V, jnp.exp(at_least_float32(logp)), 0.0)
             mass = probability.sum(axis=-1)
@@ -44,7 +44,7 @@ def log_mass(
 
 
 def _masked_logsumexp(logp: Array, is_member: Array) -> Array:
-    # Double `where`: log of an empty sum has gradient 0/0 unless the empty rows never enter it.
+    # Double `where`: the log of an empty sum has gradient 0/0 unless empty rows never enter it.
     members = jnp.where(is_member, at_least_float32(logp), -jnp.inf)
     has_mass = jnp.max(members, axis=-1) > -jnp.inf
     total = logsumexp(jnp.where(has_mass[..., None], members, 0.0), axis=-1)
@@ -61,18 +61,18 @@ def top_c(
 ) -> tuple[Float[Array, "*batch C"], Float[Array, "*batch C"]]:
     """Both distributions on the student's c likeliest tokens, and one tail bucket for the rest.
 
-    `support` "teacher" takes the teacher's c likeliest instead, "union" the student's and the
-    teacher's c likeliest others (2c tokens).
+    `support` "teacher" uses the teacher's c likeliest tokens instead, and "union" the student's c
+    and then the teacher's c likeliest others (2c tokens).
 
-    The probabilities are true ones, not renormalised, so every divergence of the pair is a lower
-    bound on the full one and grows with c. `always_ids` (distinct) are kept beside the c others.
-    The last axis has c (2c) + len(always_ids) entries and, with `tail`, one more; V, both as they
-    are, when those would cover it.
-    With `tail=False` the kept probabilities are renormalised (verl's `add_tail=False`); this
-    loses the mass term, and with it the bound. Where none of them has mass they are uniform.
+    The probabilities are not renormalised, so every divergence of the pair is a lower bound on the
+    full one and grows with c. `always_ids` (distinct) are kept besides the c or 2c others. The last
+    axis has c (or 2c) + len(always_ids) entries and one more with `tail`; if the kept ids would
+    cover V, both distributions are returned unchanged. With `tail=False` the kept probabilities are
+    renormalised (verl's `add_tail=False`), which loses the mass term and with it the bound; they
+    are uniform if none of them has mass.
 
-    The tail is summed over the tokens left out. The reference code takes log(1 - kept mass)
-    instead, which in float32 knows no tail below 1e-7 and cancels in the backward pass.
+    The tail is summed over the tokens left out. The reference code computes log(1 - kept mass)
+    instead, which in float32 cannot represent a tail below 1e-7 and cancels in the backward pass.
 
     >>> s, t = jnp.log(jnp.array([[0.6, 0.3, 0.1], [0.2, 0.3, 0.5]]))
     >>> [x.tolist() for x in jax.tree.map(jnp.exp, top_c(s, t, c=1))]  # doctest: +SKIP
@@ -90,7 +90,7 @@ def top_c(
 
 
 def and_rest(logp: Float[Array, "*batch V"], ids: Sequence[int]) -> Float[Array, "*batch C"]:
-    """The probabilities of `ids` (distinct), and one bucket for all other tokens."""
+    """The log-probabilities of `ids` (distinct), and of one bucket for all other tokens."""
     members = jnp.asarray(tuple(ids), jnp.int32)
     dropped_V = jnp.ones(logp.shape[-1], bool).at[members].set(False)
     index = jnp.broadcast_to(members, (*logp.shape[:-1], len(members)))
@@ -98,12 +98,12 @@ def and_rest(logp: Float[Array, "*batch V"], ids: Sequence[int]) -> Float[Array,
 
 
 def _candidates(rankings: tuple[Array, ...], c: int, always: tuple[int, ...]) -> Array:
-    """The always-kept ids, and c others by each ranking in turn; all distinct."""
+    """The ids that are always kept, and c others by each ranking in turn; all distinct."""
     forced = jnp.asarray(always, jnp.int32)
     ids = jnp.broadcast_to(forced, (*rankings[0].shape[:-1], len(always)))
     for logp in rankings:
-        # Ranking is a choice, not a differentiable value. What is chosen already ranks below
-        # everything else, zero probabilities included, so no id can be chosen twice.
+        # Ranking is a choice, not a differentiable value. Ids chosen before rank below all others,
+        # zero probabilities included, so that no id can be chosen twice.
         ranking = jnp.maximum(jax.lax.stop_gradient(logp), jnp.finfo(logp.dtype).min)
         ranking = jnp.put_along_axis(ranking, ids, -jnp.inf, axis=-1, inplace=False)
         ids = jnp.concatenate([top_k(ranking, c)[1], ids], axis=-1)
@@ -112,7 +112,7 @@ def _candidates(rankings: tuple[Array, ...], c: int, always: tuple[int, ...]) ->
 
 def _with_tail(logp: Array, ids: Array, dropped: Array) -> Array:
     kept = jnp.take_along_axis(logp, ids, axis=-1)
-    # Floored so that a student with nothing at all left in its tail gives a finite divergence.
+    # Floored so that a student with no mass in its tail gives a finite divergence.
     tail = jnp.maximum(_masked_logsumexp(logp, dropped), _SMALLEST_TAIL_LOGP)
     return jnp.concatenate([kept, tail[..., None]], axis=-1)
 
@@ -127,7 +127,7 @@ def _renormalised(logp: Array, ids: Array, dropped: Array) -> Array:
 def epistemic_bins(
     logp: Float[Array, "*batch V"], is_epistemic_V: Bool[AnyArray, " V"]
 ) -> Float[Array, "*batch 2"]:
-    """[log m_P, log(1 - m_P)]; both summed directly, so either keeps its precision near zero.
+    """[log m_P, log(1 - m_P)]; both are summed directly, so that each is precise near zero.
 
     `forward_kl` of two such pairs is the Bernoulli term of the exact chain rule
     KL(T||S) = kl(m_T, m_S) + m_T KL(T_E||S_E) + (1 - m_T) KL(T_nE||S_nE), and it *is* the part of

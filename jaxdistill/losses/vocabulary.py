@@ -1,7 +1,8 @@
-"""Log-sums over the vocabulary, which on a GPU take one pass over it and not two.
+"""Log-sum-exp over the vocabulary in one pass on a GPU, and a top-k that does not sort all of it.
 
-There each pass is a kernel that reads 152k numbers a position; XLA's own makes one for the maximum
-and one for the sum. Elsewhere, and where the last axis is split over devices, these are JAX's.
+Each pass is a kernel that reads 152k numbers per position, and XLA's own log-sum-exp takes one for
+the maximum and one for the sum. On other platforms, and if the last axis is split over devices,
+JAX's functions are used.
 """
 
 import math
@@ -31,15 +32,15 @@ def _in_one_pass(x: Array) -> bool:
     return platform() == "gpu" and num_parts("V", x.shape[-1]) == 1
 
 
-# Finite where there is nothing: a difference of two of them is 0 and not NaN.
+# The maximum of no numbers. Finite, so that the difference of two is 0 and not NaN.
 _LOWEST = -1e30
 
 
 def _largest_and_log_total(x: Array) -> tuple[Array, Array]:
     """max_v x_v, and log sum_v exp(x_v - max).
 
-    Two sums, each relative to its own maximum, are joined relative to the larger one: arXiv
-    1805.02867, algorithm 3.
+    Two sums, each relative to its own maximum, are joined relative to the larger maximum: Milakov
+    and Gimelshein 2018, arXiv 1805.02867, algorithm 3.
     """
 
     def join(one, other):
@@ -62,15 +63,16 @@ def _log_softmax(x: Array) -> Array:
 
 @_log_softmax.defjvp
 def _log_softmax_jvp(primals, tangents):
+    # d log_softmax(x) = dx - sum_v P_v dx_v: autodiff would differentiate the reduction instead.
     logp, (dx,) = _log_softmax(*primals), tangents
     return logp, dx - jnp.sum(jnp.exp(logp) * dx, axis=-1, keepdims=True)
 
 
 def top_k(x: Shaped[Array, "*batch V"], k: int) -> tuple[Array, Array]:
-    """`jax.lax.top_k`: the k largest of the last axis and their indices, also of a V that is split.
+    """`jax.lax.top_k`: the k largest of the last axis and their indices, also if V is split.
 
-    The TPU compiler takes the largest of each part of V in this form; of more than two dimensions,
-    or with split results, it sorts the whole vocabulary.
+    In this form, with two dimensions and whole results, the TPU compiler takes the largest of each
+    part of V; otherwise it sorts the whole vocabulary.
     """
     rows_BV = constrain(x.reshape(-1, x.shape[-1]), "BV")
     found = _top_k_of_blocks(rows_BV, k) if platform() == "gpu" else jax.lax.top_k(rows_BV, k)
@@ -80,20 +82,21 @@ def top_k(x: Shaped[Array, "*batch V"], k: int) -> tuple[Array, Array]:
 
 
 def _top_k_of_blocks(rows_BV: Shaped[Array, "B V"], k: int) -> tuple[Array, Array]:
-    """The k largest lie in the k blocks with the largest maxima: sort those, and not all of V.
+    """Sort only the k blocks with the largest maxima: they contain the k largest numbers.
 
-    On a GPU `jax.lax.top_k` sorts, which for 100 of 152k took a fifth of a training step. Of equal
-    numbers the first are taken, as there.
+    On a GPU `jax.lax.top_k` sorts, which for 100 of 152k took a fifth of a training step. Ties go
+    to the lowest index, as in `jax.lax.top_k`.
     """
     B, V = rows_BV.shape
-    # About sqrt(V / k), which makes the two sorts equally long, and a divisor of V.
+    # A divisor of V, at or below sqrt(V / k), which makes the two sorts equally long.
     size = next(size for size in range(max(math.isqrt(V // k), 1), 0, -1) if V % size == 0)
-    # Two sorts, of the maxima and of the candidates. Where together they sort more than half of V
+    # Two sorts, of the maxima and of the candidates. If together they sort more than half of V,
     # there is too little to gain: chosen, not measured (100 of 152k sort a twentieth of it).
     if 2 * (V // size + k * size) > V:
         values_BC, ids_BC = jax.lax.top_k(rows_BV, k)
         return values_BC, ids_BC
     blocks_BXC = rows_BV.reshape(B, -1, size)
+    # In ascending order, so that the candidates keep the order of their indices, which ties need.
     chosen_BX = jnp.sort(jax.lax.top_k(blocks_BXC.max(axis=-1), k)[1], axis=-1)
     candidates_BXC = jnp.take_along_axis(blocks_BXC, chosen_BX[:, :, None], axis=1)
     values_BC, at_BC = jax.lax.top_k(candidates_BXC.reshape(B, -1), k)

@@ -28,14 +28,18 @@ def completion_hidden(
     remat: Remat = "none",
     attention: str = "auto",
 ) -> Float[Array, "B T D"]:
-    """Run prompts (left-padded) with completions (right-padded); entry t predicts their token t."""
+    """Hidden states that predict the completions' tokens: entry t predicts token t.
+
+    Prompts are left-padded and completions right-padded; masks are 1 at real tokens. Other
+    arguments and errors are those of `decoder.hidden_states`.
+    """
     tokens_BS = jnp.concatenate([prompt_ids_BP, completion_ids_BT], axis=1)
     mask_BS = jnp.concatenate([prompt_mask_BP, completion_mask_BT], axis=1)
     hidden_BSD = decoder.hidden_states(
         params, config, tokens_BS, mask_BS, dtype=dtype, remat=remat, attention=attention
     )
-    # The last token is run though nothing needs its hidden state: P + T is a size that kernels like
-    # when the caller's buckets are, P + T - 1 never is.
+    # The last token is run although nothing needs its hidden state: P + T is a multiple of the
+    # kernels' tiles if the caller's buckets are, and P + T - 1 never is.
     return hidden_BSD[:, prompt_ids_BP.shape[1] - 1 : -1]
 
 
@@ -48,14 +52,15 @@ def packed_completion_hidden(
     num_positions: int,
     **how: Any,
 ) -> Float[Array, "B T D"]:
-    """`completion_hidden` of rows of up to A prompts, each with its completion behind it.
+    """`completion_hidden` of packed rows: up to A prompts, each followed by its completion.
 
-    `lengths_BA` counts both. The completions' positions stand one after another, as the sequences
-    do, T = `num_positions`.
+    `lengths_BA` counts prompt and completion. The result has the positions of the completions, in
+    the order of the sequences, and then padding up to T = `num_positions`. `how` goes to
+    `decoder.packed_hidden_states`.
     """
     segment_BT, index_BT = segments_of(completion_lengths_BA, num_positions)
     is_real_BT = segment_BT < lengths_BA.shape[1]
-    # A completion's first token is predicted one slot before it.
+    # A completion's first token is predicted by the slot before it, the prompt's last token.
     first_BA = jnp.cumsum(lengths_BA, axis=1) - completion_lengths_BA - 1
     first_BT = jnp.take_along_axis(first_BA, jnp.where(is_real_BT, segment_BT, 0), axis=1)
     slot_BT = jnp.where(is_real_BT, first_BT + index_BT, 0)
@@ -65,10 +70,10 @@ def packed_completion_hidden(
     return constrain(hidden_BTD, "BTD")
 
 
-# Prompts of different lengths share a forward where padding them to one length adds at most this
-# share of positions: a reference padded to a teacher's long context would cost more than it saves.
-# A quarter was chosen, not measured: it lets the prompts of one task share, whose contexts differ
-# by a few hundred tokens beside completions of thousands.
+# Prompts of different lengths share a forward pass if padding them to one length adds at most this
+# fraction of positions: padding the reference's prompt to a teacher's long context would cost more
+# than it saves. A quarter was chosen, not measured: it admits the prompts of one task, whose
+# contexts differ by a few hundred tokens where completions have thousands.
 MOST_PADDING = 0.25
 
 
@@ -80,10 +85,10 @@ def hidden_of_prompts(
     num_positions: int,
     **how: Any,
 ) -> list[Float[Array, "B T D"]]:
-    """`packed_completion_hidden` under several kinds of prompts, each (tokens_BS, lengths_BA).
+    """`packed_completion_hidden` for several kinds of prompts, each (tokens_BS, lengths_BA).
 
-    Where rows hold one sequence each and their lengths allow, all kinds are rows of one forward,
-    which reads each weight once. Rows of several sequences are long enough by themselves.
+    If every row holds one sequence and the lengths are similar, all kinds are rows of one forward
+    pass, which reads each weight once. Packed rows are long enough to need no such sharing.
     """
     num = len(prompts)
     widths = [tokens_BS.shape[1] for tokens_BS, _ in prompts]
@@ -117,19 +122,19 @@ def hidden_of_prompts(
 
 
 def _stack_rows(arrays: Sequence[AnyArray]) -> Array:
-    """Row b of each array in turn; joined end to end, rows would move between devices."""
+    """Interleave the arrays' rows: concatenating the arrays would move rows between devices."""
     return jnp.stack(arrays, axis=1).reshape(-1, *arrays[0].shape[1:])
 
 
 def logits_of(
     hidden: Float[Array, "... D"], head_DV: Float[Array, "D V"], temperature: float = 1.0
 ) -> Float[Array, "... V"]:
-    """float32 logits over temperature (> 0); the product takes its inputs in hidden's dtype."""
+    """Logits divided by temperature (> 0), in float32; the product's inputs have hidden's dtype."""
     axes = "BT"[: hidden.ndim - 1]  # one position per row while sampling, T of them when scoring
     with jax.named_scope("head"):
         spec = f"{axes}D,DV->{axes}V"
         logits = einsum(spec, hidden, head_DV.astype(hidden.dtype), out_dtype=jnp.float32)
-        # Not divided by 1: that would be another pass over the vocabulary.
+        # Skip a division by 1, which would be another pass over the vocabulary.
         return constrain(logits if temperature == 1.0 else logits / temperature, f"{axes}V")
 
 
@@ -145,9 +150,9 @@ def token_logp(
     tokens_BT: Int[AnyArray, "B T"],
     *,
     temperature: float = 1.0,
-    chunk: int = 128,  # chosen: with V = 151,936 a row's chunk of logits takes 78 MB
+    chunk: int = 128,  # chosen, not measured: 78 MB of logits per row at V = 151,936
 ) -> Float[Array, "B T"]:
-    """Log-prob (nats, float32) of each token; at most [B, chunk, V] logits live. Differentiable."""
+    """Log-probability (nats, float32) of each token; at most [B, chunk, V] logits are live."""
 
     def score(inputs):
         chunk_hidden_BTD, chunk_tokens_BT = inputs
@@ -159,15 +164,15 @@ def token_logp(
 
 
 def _map_chunks(function: Callable, inputs_BT: Any, chunk: int) -> Any:
-    """function over chunks of axis 1, outputs stacked in front; padding is zero in every input.
+    """Apply `function` to chunks of axis 1, zero-padded, and stack the outputs in front.
 
-    Each chunk is rematerialised, so the gradient too holds one chunk's logits. Chunks are scan
-    inputs rather than slices of a captured array: the gradient is then stacked, not accumulated
-    into a full-sized array once a chunk.
+    Each chunk is rematerialised, so the backward pass also holds only one chunk's logits. Chunks
+    are scan inputs rather than slices of a captured array, so that their gradients are stacked and
+    not added to a full-sized array once per chunk.
     """
     num_positions = jax.tree.leaves(inputs_BT)[0].shape[1]
     num_chunks = -(-num_positions // chunk)
-    if num_chunks == 1:  # nothing to save by rematerialising: the one chunk lives in any case
+    if num_chunks == 1:  # rematerialisation saves nothing if all logits are live anyway
         return jax.tree.map(lambda y: y[None], function(inputs_BT))
 
     def split(x):
@@ -175,6 +180,6 @@ def _map_chunks(function: Callable, inputs_BT: Any, chunk: int) -> Any:
         x = jnp.pad(x, widths)
         return jnp.moveaxis(x.reshape(x.shape[0], num_chunks, chunk, *x.shape[2:]), 1, 0)
 
-    # prevent_cse=False: inside a scan nothing can be merged across the barrier anyway (JAX docs).
+    # prevent_cse=False: inside a scan, CSE cannot undo the rematerialisation anyway (JAX docs).
     body = jax.checkpoint(lambda _, x: (None, function(x)), prevent_cse=False)
     return jax.lax.scan(body, None, jax.tree.map(split, inputs_BT))[1]

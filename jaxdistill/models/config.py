@@ -1,4 +1,4 @@
-"""The numbers that fix a decoder: one frozen value, hashable, so that `jit` can take it static."""
+"""What defines a decoder: one frozen, hashable value, so that `jit` can take it as static."""
 
 from dataclasses import dataclass, fields
 from typing import Literal
@@ -11,9 +11,9 @@ LayerKind = Literal["full", "sliding"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A decoder-only transformer; the fields are the axes of its parameters (`axes`).
+    """A decoder-only transformer; its sizes are the axes of its parameters (`axes`).
 
-    Raises UserError when the sizes cannot belong together.
+    Raises UserError for a size out of range and for sizes that do not fit together.
     """
 
     vocab_size: int  # V
@@ -24,11 +24,11 @@ class ModelConfig:
     head_dim: int  # H
     intermediate_size: int  # F
     rope: Rope = Rope()
-    sliding_rope: Rope | None = None  # of the sliding layers; None: the same
+    sliding_rope: Rope | None = None  # for the sliding layers; None: the same as `rope`
     layer_pattern: tuple[LayerKind, ...] = ("full",)  # repeated over the layers
-    window: int | None = None  # a query of a sliding layer sees itself and window - 1 keys before
-    qk_norm: Literal["none", "head", "projection"] = "head"  # over H, or over N H and K H
-    post_norm: bool = False  # x + norm(f(x)) and not x + f(norm(x))
+    window: int | None = None  # in a sliding layer a query sees itself and window - 1 keys before
+    qk_norm: Literal["none", "head", "projection"] = "head"  # RMSNorm over H, or over N H and K H
+    post_norm: bool = False  # x + norm(f(x)) instead of x + f(norm(x))
     qkv_bias: bool = False
     out_bias: bool = False
     norm_eps: float = 1e-6
@@ -39,15 +39,17 @@ class ModelConfig:
     def __post_init__(self):
         for field in fields(self):
             value = getattr(self, field.name)
-            # vocab_size 0 stands for "the tokenizer's", until the tokenizer is known.
+            # vocab_size 0 means "the tokenizer's", until the tokenizer is known.
             least = 0 if field.name == "vocab_size" else 1
             is_integer = isinstance(value, int) and not isinstance(value, bool)
+            # The plain integers only: an optional one (`window`) depends on other fields.
             if field.type is int and not (is_integer and value >= least):
                 raise UserError(f"model.{field.name} must be a positive integer, not {value!r}")
         if self.num_heads % self.num_kv_heads:
             raise UserError(
                 f"model.num_kv_heads={self.num_kv_heads} does not divide "
-                f"model.num_heads={self.num_heads}; every key/value head serves equally many heads"
+                f"model.num_heads={self.num_heads}; every key/value head must serve the same "
+                f"number of query heads"
             )
         if self.head_dim % 2:
             raise UserError(f"model.head_dim={self.head_dim} must be even: RoPE rotates pairs")
@@ -62,8 +64,8 @@ class ModelConfig:
         kinds = set(self.layer_pattern)
         if not kinds or kinds - {"full", "sliding"} or self.num_layers % len(self.layer_pattern):
             raise UserError(
-                f"model.layer_pattern={self.layer_pattern} must name 'full' or 'sliding' layers, "
-                f"as many as divide model.num_layers={self.num_layers}"
+                f"model.layer_pattern={self.layer_pattern} must consist of 'full' and 'sliding', "
+                f"and its length must divide model.num_layers={self.num_layers}"
             )
         has_window = self.window is not None and self.window >= 1
         if has_window != ("sliding" in kinds) or (self.window is not None and not has_window):
@@ -92,14 +94,15 @@ class ModelConfig:
         }
 
     def shape(self, axes: str) -> tuple[int, ...]:
-        """The shape that axis letters spell: `config.shape("LDNH")`."""
+        """The shape that axis letters name: `config.shape("LDNH")`."""
         sizes = self.axes
         return tuple(sizes[letter] for letter in axes)
 
     @property
     def num_parameters(self) -> int:
-        """Parameters in all, the embedding counted once when it is tied."""
+        """Total number of parameters; a tied embedding counts once."""
         size = self.axes
+        # Query and output projections have N heads, key and value projections K.
         attention = 2 * size["D"] * size["H"] * (size["N"] + size["K"])
         if self.qkv_bias:
             attention += size["H"] * (size["N"] + 2 * size["K"])

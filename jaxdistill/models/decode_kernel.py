@@ -1,7 +1,9 @@
 """A fused kernel for decoding on NVIDIA GPUs: norm, rotation, append and attention in one launch.
 
-At a few microseconds each the small kernels of a layer would take as long as its attention. It
-reads only the filled part of the KV cache (`cached_attention` has the layout and the reference)."""
+At a few microseconds each, the small kernels of a layer would take as long as its attention. The
+kernel reads only the filled part of the KV cache; `cached_attention` documents the cache's layout
+and has the reference implementation.
+"""
 
 import functools
 from typing import Any, NamedTuple
@@ -17,15 +19,15 @@ from jaxdistill.models.quantized import Quantized, dequantize, quantize
 
 
 def has_kernel(head_dim: int) -> bool:
-    """Whether `kernel_attention` runs here: on NVIDIA's Ampere or newer, heads a power of two."""
-    # Triton's arrays have sizes of powers of two, and its products at least 16 columns.
+    """Whether `kernel_attention` can run: on NVIDIA GPUs from Ampere on, with a supported head."""
+    # Array sizes in Triton are powers of two, and its products need at least 16 columns.
     if sharding.platform() != "gpu" or head_dim not in (16, 32, 64, 128, 256):
         return False
     return attention.is_ampere_or_newer()
 
 
-# Positions that a program reads at a time. 64 with two stages were the best or near it at every
-# size on an H200; between 1 and 8 warps no order was found that two runs agree on.
+# Positions that a program reads at a time. 64 with two pipeline stages was the best or close to it
+# at every size on an H200. From 1 to 8 warps, no two runs agreed on an order.
 BLOCK = 64
 
 
@@ -42,17 +44,18 @@ def kernel_attention(
     window: int | None = None,
     **tuning: Any,
 ) -> Attended:
-    """`xla_cached_attention` of heads as projected: G queries, a key and a value (X).
+    """`xla_cached_attention` of heads as projected: G queries, one key and one value (X = G + 2).
 
-    Queries and keys are normed by the two scales and turned by cosine and sine; None: they come so.
-    Under a mesh each device does its own rows and key/value heads.
+    `norms_H` are the RMSNorm scales of queries and keys, with `eps`; `rotary_Bh` is the cosine and
+    sine of the new position. None skips the norm or the rotation. Under a mesh each device handles
+    its own rows and key/value heads. `tuning` goes to `_attend`.
     """
     B, K, X, H = qkv_BKXH.shape
-    # A kernel has no absent arguments: what it is not to read is a dummy.
+    # A kernel has no optional arguments: dummies take the place of arrays that it will not read.
     norms = norms_H or (jnp.zeros(H),) * 2
     rotary = rotary_Bh or (jnp.zeros((B, H // 2)),) * 2
     is_whole = pages_BY is None
-    reads = _Reads(
+    inputs = _Inputs(
         qkv=qkv_BKXH,
         q_norm=norms[0],
         k_norm=norms[1],
@@ -64,7 +67,7 @@ def kernel_attention(
         length=length_B,
     )
     pools_axes = pool_axes(k_WKMSH), pool_axes(v_WKMSH)
-    axes = _Reads(
+    axes = _Inputs(
         qkv="BKXH",
         q_norm="H",
         k_norm="H",
@@ -80,16 +83,16 @@ def kernel_attention(
         eps=eps,
         window=window,
         is_normed=norms_H is not None,
-        is_turned=rotary_Bh is not None,
+        is_rotated=rotary_Bh is not None,
         is_whole=is_whole,
         **tuning,
     )
-    out_BKGH, *cache = sharding.on_shards(attend, [axes], ("BKXH", *pools_axes))(reads)
+    out_BKGH, *cache = sharding.on_shards(attend, [axes], ("BKXH", *pools_axes))(inputs)
     return out_BKGH.reshape(B, K * (X - 2), H), *cache
 
 
-class _Reads(NamedTuple):
-    """What the kernel reads: arrays, and for each its axes, its block or a program's reference."""
+class _Inputs(NamedTuple):
+    """The kernel's inputs; a field is an array, its axis letters, its block spec or its ref."""
 
     qkv: Any  # BKXH
     q_norm: Any  # H
@@ -102,18 +105,19 @@ class _Reads(NamedTuple):
     length: Any  # B
 
 
-# The kernel's grid: rows x key/value heads x parts of the positions, one program each.
+# The kernel's grid is rows x key/value heads x parts of the positions, with one program for each.
 #
 #     positions of row b  0 ........ chunk ........ 2 chunk ... length ... (the cache's end)
 #     program (b, k, 0)   [new token, block, block]                  |
 #     program (b, k, 1)                   [block, block]             |
 #     program (b, k, 2)                                 [block, mask]|  <- writes nothing beyond
 #
-# A program has the G queries of head k and reads keys and values of its part alone, block by
+# A program has the G queries of head k and reads only the keys and values of its part, block by
 # block, with a running maximum and sum (flash attention). Part 0 starts from the new token, which
-# is in registers, and writes it to the cache at `length`. Parts join by their log-sums.
+# is in registers, and writes it to the cache at `length`. The parts' results are combined by their
+# log-sum-exps.
 def _attend(
-    reads: _Reads,
+    inputs: _Inputs,
     *,
     is_whole: bool,
     interpret: bool = False,
@@ -123,94 +127,96 @@ def _attend(
     stages: int = 2,
     **static: Any,
 ) -> Attended:
-    """A program for each row, key/value head and part (O) of the positions.
+    """Run one program for each row, key/value head and part (O) of the positions.
 
-    Parts are joined by their log-sums (Dao et al. 2023, Flash-Decoding); one that lies beyond its
-    row's end reads nothing. With `interpret` it runs anywhere, slowly.
+    The parts are combined by their log-sum-exps (Dao et al. 2023, Flash-Decoding); a part beyond
+    its row's end reads nothing. `chunk` is the length of a part in positions, and 0 lets `_chunk`
+    choose it. With `interpret` the kernel runs on any platform, slowly.
     """
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton
 
-    B, K, X, H = reads.qkv.shape
-    (_, _, M, S, _), Y = reads.k.shape, reads.pages.shape[1]
-    assert Y == 1 or S % block == 0, f"a block of {block} positions lies in one page of {S}"
+    B, K, X, H = inputs.qkv.shape
+    (_, _, M, S, _), Y = inputs.k.shape, inputs.pages.shape[1]
+    assert Y == 1 or S % block == 0, f"pages of {S} positions are not whole blocks of {block}"
     chunk = chunk or _chunk(B * K, Y * S, block)
     O = pl.cdiv(Y * S, chunk)
-    padded_G = _queries_of_a_product(X - 2)
+    padded_G = _padded_num_queries(X - 2)
 
     def spec(axes: str, *sizes: int):
-        """A program's own of each letter in `axes`, and of the sizes all."""
+        """The program's own index along each letter of `axes`, then whole axes of `sizes`."""
         return pl.BlockSpec(
             (None,) * len(axes) + sizes,
             lambda *ids: tuple(ids["BKO".index(a)] for a in axes) + (0,) * len(sizes),
         )
 
     def pages(x_WKMSH):
-        """The row's own page, or where there is a table all; of numbers or of their scales."""
+        """The row's own page, or all pages if there is a table; of values or of their scales."""
         num, rest = 1 if is_whole else M, x_WKMSH.shape[3:]
         return pl.BlockSpec(
             (None, None, num, *rest),
             lambda b, k, _: (0, k, b if is_whole else 0) + (0,) * len(rest),
         )
 
-    pools = reads.k, reads.v
+    pools = inputs.k, inputs.v
     out_BKOGH, logsum_BKOG, k_WKMSH, v_WKMSH = pl.pallas_call(
         functools.partial(
             _attend_part, G=X - 2, chunk=chunk, block=block, is_whole=is_whole, **static
         ),
         grid=(B, K, O),
         in_specs=[
-            _Reads(
+            _Inputs(
                 qkv=spec("BK", X, H),
                 q_norm=spec("", H),
                 k_norm=spec("", H),
                 cos=spec("B", H // 2),
                 sin=spec("B", H // 2),
-                k=jax.tree.map(pages, reads.k),
-                v=jax.tree.map(pages, reads.v),
+                k=jax.tree.map(pages, inputs.k),
+                v=jax.tree.map(pages, inputs.v),
                 pages=spec("", 1, 1) if is_whole else spec("B", Y),
                 length=spec("B"),
             )
         ],
         out_specs=[spec("BKO", padded_G, H), spec("BKO", padded_G), *jax.tree.map(pages, pools)],
         out_shape=[
-            # Parts are joined in float32; one alone is rounded by the kernel itself.
-            jax.ShapeDtypeStruct((B, K, O, X - 2, H), reads.qkv.dtype if O == 1 else jnp.float32),
+            # Parts are combined in float32; a single part is rounded by the kernel itself.
+            jax.ShapeDtypeStruct((B, K, O, X - 2, H), inputs.qkv.dtype if O == 1 else jnp.float32),
             jax.ShapeDtypeStruct((B, K, O, X - 2), jnp.float32),
             *jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), pools),
         ],
-        # The cache, sixth of the arrays that are read and third of the results, stays in place: two
-        # arrays, or with scales four.
+        # Update the cache in place. Its two arrays, or four with scales, are the inputs from the
+        # sixth on and the outputs from the third on.
         input_output_aliases={5 + i: 2 + i for i in range(len(jax.tree.leaves(pools)))},
         compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages),
         interpret=interpret,
         name="append_and_attend",
-    )(reads)
+    )(inputs)
     if O == 1:
         return out_BKOGH[:, :, 0], k_WKMSH, v_WKMSH
     weights_BKOG = jax.nn.softmax(logsum_BKOG, axis=2)
     out_BKGH = jnp.sum(out_BKOGH * weights_BKOG[..., None], axis=2)
-    return out_BKGH.astype(reads.qkv.dtype), k_WKMSH, v_WKMSH
+    return out_BKGH.astype(inputs.qkv.dtype), k_WKMSH, v_WKMSH
 
 
 def _chunk(num_heads: int, S: int, block: int) -> int:
-    """Positions of a part: 1024, or fewer where there would be too few programs to fill a GPU.
+    """Positions per part: 1024, or fewer if there would be too few programs to fill a GPU.
 
-    The last programs of rows of different lengths run alone, for as long as a part takes.
+    Parts are short because the last programs run alone when rows differ in length.
     """
-    # 512 programs are some four for each of a Hopper GPU's 132 multiprocessors: chosen, not
-    # measured. Parts of 1024 took as long as parts of 2048 at 32 rows of 4,608 (239 and 237 us).
+    # 512 programs are about four per multiprocessor of a Hopper GPU, which has 132. Chosen, not
+    # measured. 1024 costs nothing: at 32 rows of 4,608, parts of 1024 positions took 239 us and
+    # parts of 2048 took 237 us.
     wanted = max(S * num_heads // 512, block)
     return min(1024, 1 << (wanted - 1).bit_length())
 
 
-def _queries_of_a_product(G: int) -> int:
-    """G, padded to a power of two that matrix units take."""
+def _padded_num_queries(G: int) -> int:
+    """G rounded up to a power of two that the matrix units accept."""
     return max(16, 1 << (G - 1).bit_length())
 
 
 def _attend_part(
-    refs: _Reads,
+    refs: _Inputs,
     out_ref,
     logsum_ref,
     k_out_ref,
@@ -222,28 +228,29 @@ def _attend_part(
     window: int | None,
     eps: float,
     is_normed: bool,
-    is_turned: bool,
+    is_rotated: bool,
     is_whole: bool,
 ) -> None:
-    """One program of the grid above; `refs` are its own blocks of what the kernel reads."""
+    """One program of the grid above; `refs` are its own blocks of the inputs."""
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton
 
-    _, S, H = refs.k.shape  # of its pool a program reads the pages of its row
+    _, S, H = refs.k.shape
     num_positions = S if is_whole else refs.pages.shape[0] * S
-    query_G = jnp.arange(_queries_of_a_product(G))
+    query_G = jnp.arange(_padded_num_queries(G))
     is_query_G = query_G < G
 
     def head(row_G, norm_ref):
-        rotary = (refs.cos, refs.sin) if is_turned else None
+        rotary = (refs.cos, refs.sin) if is_rotated else None
         return _head(refs.qkv, row_G, norm_ref if is_normed else None, rotary, eps)
 
-    # Beyond G the last query again: its results are dropped.
+    # Padding repeats the last query; its results are not stored.
     q_GH = head(jnp.minimum(query_G, G - 1), refs.q_norm)
     new_k_1H = head(jnp.full(1, G), refs.k_norm)
     new_v_H = refs.qkv[G + 1, :]
     new_k, new_v = new_k_1H, new_v_H
     is_quantized = isinstance(refs.k, Quantized)
+    # The new token is rounded before it is attended to, as later tokens will read it.
     if is_quantized:
         new_k, new_v = quantize(new_k_1H), quantize(new_v_H)
         new_k_1H, new_v_H = dequantize(new_k), dequantize(new_v)
@@ -254,10 +261,11 @@ def _attend_part(
     end = jnp.minimum(length, (part + 1) * chunk)
     seen_from = 0 if window is None else jnp.maximum(length - window + 1, 0)
     begin = jnp.maximum(part * chunk, seen_from)
+    # Triton would multiply float32 in TF32.
     precision = jax.lax.Precision.HIGHEST if q_GH.dtype == jnp.float32 else None
 
     def place(position):
-        """The page, and where in it."""
+        """The page of a position, and the position within the page."""
         if is_whole:
             return jnp.int32(0), position
         return refs.pages[position // S], position % S
@@ -270,7 +278,7 @@ def _attend_part(
         here, mask = (page, pl.ds(slot, block)), is_seen_S[:, None]
 
         def load(ref):
-            """A block as it multiplies, and the scales of its numbers where they are int8."""
+            """A block in the dtype of the products, and its scales if it is stored in int8."""
             if not is_quantized:
                 return triton.load(ref.at[here], mask=mask, other=0.0), None
             values_SH = triton.load(ref.values.at[here], mask=mask, other=0).astype(q_GH.dtype)
@@ -282,6 +290,7 @@ def _attend_part(
         if k_scale_1S is not None:
             scores_GS *= k_scale_1S
         scores_GS = jnp.where(is_seen_S[None, :], scores_GS, UNSEEN)
+        # Online softmax: the sums so far are rescaled from the old maximum to the new one.
         new_top_G = jnp.maximum(top_G, jnp.max(scores_GS, axis=1))
         weights_GS = jnp.exp(scores_GS - new_top_G[:, None])
         decay_G = jnp.exp(top_G - new_top_G)
@@ -291,7 +300,7 @@ def _attend_part(
         total_G = total_G * decay_G + jnp.sum(weights_GS, axis=1)
         return out_GH * decay_G[:, None] + added_GH, new_top_G, total_G
 
-    # The first part begins with the new token itself, which need not come back from the cache.
+    # The first part starts from the new token itself, which is not read back from the cache.
     is_first = part == 0
     own_G = jnp.sum(q_GH.astype(jnp.float32) * new_k_1H.astype(jnp.float32), axis=1) * scale
     out_1H = jnp.where(is_first, new_v_H.astype(jnp.float32), 0.0)[None, :]
@@ -302,12 +311,13 @@ def _attend_part(
     )
     blocks = begin // block, pl.cdiv(jnp.maximum(end, begin), block)
     out_GH, top_G, total_G = jax.lax.fori_loop(*blocks, one_block, carry)
-    # A part that saw nothing has a sum of 0; its log-sum then is about -1e30, and its weight 0.
+    # The sum of a part that saw nothing is 0; its log-sum-exp becomes about -1e30, its weight 0.
     total_G = jnp.maximum(total_G, 1e-30)
     out_GH = (out_GH / total_G[:, None]).astype(out_ref.dtype)
     triton.store(out_ref, out_GH, mask=is_query_G[:, None])
     triton.store(logsum_ref, top_G + jnp.log(total_G), mask=is_query_G)
 
+    # A full row drops the token.
     @pl.when(is_first & (length < num_positions))
     def _():
         page, slot = place(length)
@@ -318,7 +328,7 @@ def _attend_part(
 
 
 def _head(qkv_ref, row_G: Array, norm_ref, rotary: tuple | None, eps: float) -> Array:
-    """Rows of qkv as they are compared: normed as `rms_norm`, turned as `apply_rope` does it."""
+    """Rows of qkv as attention compares them: normed like `rms_norm`, rotated like `apply_rope`."""
     H, dtype = qkv_ref.shape[-1], qkv_ref.dtype
     half, column_H = H // 2, jnp.arange(H)
 
@@ -329,13 +339,14 @@ def _head(qkv_ref, row_G: Array, norm_ref, rotary: tuple | None, eps: float) -> 
         if norm_ref is None:
             return x_GH
         scale_1H = norm_ref[column_H].astype(jnp.float32)[None, :]
+        # Rounded to `dtype` in between because `rms_norm` is: both paths then see the same heads.
         return (x_GH * inverse_G1 * scale_1H).astype(dtype).astype(jnp.float32)
 
     x_GH = read(column_H)
     inverse_G1 = jax.lax.rsqrt(jnp.sum(x_GH * x_GH, axis=1) / H + eps)[:, None]
     x_GH = normed(x_GH, column_H)
     if rotary is not None:
-        # The other of each pair (i, i + H/2) is read again: registers cannot be cut in two.
+        # The other element of each pair (i, i + H/2) is read again: Triton cannot slice registers.
         other_H = (column_H + half) % H
         cos_H, sin_H = (ref[column_H % half] for ref in rotary)
         sin_H = jnp.where(column_H < half, -sin_H, sin_H)

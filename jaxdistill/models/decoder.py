@@ -1,13 +1,14 @@
-"""The decoder: one block graph, `init`, and the three ways to run it.
+"""The decoder: one block graph and the three ways to run it.
 
-`hidden_states` scores whole sequences by a scan over stacked layers. `prefill` and `decode_step`
-generate: the layers are unrolled there with one cache buffer each, because a cache that is carried
-through a scan is copied whole at every token. All of them share `_project`, `_heads` and
-`_add_attention_and_mlp`. Nothing here multiplies by the vocabulary; see `head`.
+`hidden_states` scores whole sequences by a scan over stacked layers. To generate, `prefill` runs
+the same scan over prompts and fills one cache per layer. `decode_step` then unrolls the layers,
+because a cache that is carried through a scan is copied whole at every token. All three share
+`_project`, `_heads` and `_add_attention_and_mlp`. Nothing here multiplies by the vocabulary; that
+is done with `parameters.head`.
 
-Inside, every row is left-aligned: real tokens first, padding after. Causality alone then hides
-padding from real tokens, so attention needs no mask, and position t is slot t. A packed row is
-several such rows one after another; attention keeps them apart, and positions restart.
+Internally every row is left-aligned: real tokens first, padding after. Causality alone then hides
+padding from real tokens, so attention needs no mask, and position t is slot t. A packed row holds
+several sequences one after another; attention keeps them apart, and positions restart at 0.
 """
 
 from typing import Any, NamedTuple
@@ -55,12 +56,13 @@ Rotary = dict[LayerKind, tuple[Float[Array, "#B T half"], Float[Array, "#B T hal
 def _project(
     layer: Layer, config: ModelConfig, x_BTD: Float[Array, "B T D"]
 ) -> Float[Array, "B T K X H"]:
-    """The G queries, the key and the value of each key/value head."""
+    """Project to the G queries, the key and the value of each key/value head (X = G + 2)."""
     if not config.post_norm:
         x_BTD = rms_norm(x_BTD, layer.attention_norm_D, config.norm_eps)
     qkv_BTKXH = einsum("BTD,DKXH->BTKXH", constrain(x_BTD, "BTD"), layer.qkv_DKXH)
     if layer.qkv_bias_KXH is not None:
         qkv_BTKXH += layer.qkv_bias_KXH[None, None]
+    # `models.remat` chooses by these names which results the backward pass recomputes.
     return checkpoint_name(qkv_BTKXH, "qkv")
 
 
@@ -70,7 +72,7 @@ def _heads(
     qkv_BTKXH: Float[Array, "B T K X H"],
     rotary: tuple[Float[Array, "#B T half"], Float[Array, "#B T half"]],
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
-    """Queries and keys, normed if the family does and rotated; values as they were projected."""
+    """Queries and keys, normed if the family has such norms, and rotated; values as projected."""
     q_BTNH = qkv_BTKXH[:, :, :, :-2].reshape(*qkv_BTKXH.shape[:2], *config.shape("NH"))
     k_BTKH, v_BTKH = qkv_BTKXH[:, :, :, -2], qkv_BTKXH[:, :, :, -1]
     if layer.q_norm is not None and layer.k_norm is not None:
@@ -86,31 +88,34 @@ def _add_attention_and_mlp(
     x_BTD: Float[Array, "B T D"],
     attended_BTNH: Float[Array, "B T N H"],
 ) -> Float[Array, "B T D"]:
-    """The block's two residual additions, normed before or after.
+    """The block's two residual additions, each with its norm before or after.
 
-    Between them the positions (Z) are split where the heads are inside: tensor parallelism then
-    keeps its share of the residual stream too, and norms its share (arXiv 2205.05198).
+    In the residual stream the positions (Z) are split over the mesh axis that splits heads and F
+    inside the products: each tensor-parallel device then stores and norms only a part of the
+    stream (sequence parallelism, Korthikanti et al. 2022, arXiv 2205.05198).
     """
     with jax.named_scope("attention"):
         out_BTD = einsum("BTNH,NHD->BTD", attended_BTNH, layer.out_NHD)
         if layer.out_bias_D is not None:
             out_BTD += layer.out_bias_D[None, None]
         out_BTD = checkpoint_name(out_BTD, "out")
+        # The product is a sum over tensor-parallel devices. Asked for as "BZD", the sum arrives
+        # already split (reduce-scatter), and the norm runs on a part.
         if config.post_norm:
             out_BTD = rms_norm(constrain(out_BTD, "BZD"), layer.attention_norm_D, config.norm_eps)
         x_BTD = constrain(x_BTD + out_BTD, "BZD")
     with jax.named_scope("mlp"):
-        into_BTD = x_BTD
+        mlp_input_BTD = x_BTD
         if not config.post_norm:
-            into_BTD = rms_norm(x_BTD, layer.mlp_norm_D, config.norm_eps)
-        mlp_BTD = swiglu(constrain(into_BTD, "BTD"), layer.gate_up_DXF, layer.down_FD)
+            mlp_input_BTD = rms_norm(x_BTD, layer.mlp_norm_D, config.norm_eps)
+        mlp_BTD = swiglu(constrain(mlp_input_BTD, "BTD"), layer.gate_up_DXF, layer.down_FD)
         if config.post_norm:
             mlp_BTD = rms_norm(constrain(mlp_BTD, "BZD"), layer.mlp_norm_D, config.norm_eps)
         return constrain(x_BTD + mlp_BTD, "BZD")
 
 
 def _rotary(config: ModelConfig, positions_BT: Int[Array, "B T"]) -> Rotary:
-    """Angles for each kind of layer that the model has."""
+    """Cosine and sine for each kind of layer that the model has."""
     ropes = config.ropes
     return {
         kind: rope_angles(positions_BT, config.head_dim, ropes[kind])
@@ -126,7 +131,7 @@ def _embed(
     embed_VD: Float[Array, "V D"], tokens_BT: Tokens_BS, dtype: DTypeLike
 ) -> Float[Array, "B T D"]:
     with jax.named_scope("embed"):
-        # An id beyond the vocabulary gives NaN: clamping would train on a wrong token in silence.
+        # An id beyond the vocabulary gives NaN: clamping would silently train on a wrong token.
         x_BTD = jnp.take(embed_VD, tokens_BT, axis=0, mode="fill", fill_value=jnp.nan)
         return x_BTD.astype(dtype)
 
@@ -144,11 +149,13 @@ def hidden_states(
     remat: Remat = "none",
     attention: str = "auto",
 ) -> Float[Array, "B S D"]:
-    """Final-normed hidden states of every position, in `dtype`.
+    """Hidden states of every position after the final norm, in `dtype`.
 
-    `mask_BS` is 1 at real tokens; padding may lie on either side and cannot change the others.
-    Positions count real tokens. `remat` says what a layer's backward pass computes again;
-    `attention` names an implementation (`causal_attention`). All but the arrays are static.
+    `mask_BS` is 1 at real tokens; padding may lie on either side and cannot change their states.
+    RoPE positions count real tokens only. `remat` says what a layer's backward pass recomputes;
+    `attention` names an implementation. All arguments but the arrays are static.
+
+    Raises UserError for an `attention` that `causal_attention` refuses.
     """
     mask_BS = jnp.asarray(mask_BS).astype(bool)
     return packed_hidden_states(
@@ -156,7 +163,7 @@ def hidden_states(
         config,
         _left_aligned(tokens_BS, mask_BS),
         jnp.sum(mask_BS, axis=1, keepdims=True, dtype=jnp.int32),
-        # Back to the caller's places. Padding repeats a real neighbour's state.
+        # Back to the caller's positions. Padding repeats the state of a real neighbour.
         slot_BT=jnp.maximum(jnp.cumsum(mask_BS, axis=1, dtype=jnp.int32) - 1, 0),
         dtype=dtype,
         remat=remat,
@@ -175,18 +182,18 @@ def packed_hidden_states(
     remat: Remat = "none",
     attention: str = "auto",
 ) -> Float[Array, "B T D"]:
-    """`hidden_states` of rows that hold up to A sequences each, one after another from slot 0.
+    """`hidden_states` of packed rows: up to A sequences each, one after another from slot 0.
 
-    Every sequence has what it would have in a row of its own; what follows the last is padding.
-    With `slot_BT` the states of these slots alone, in that order; else T = S.
+    Every sequence gets the states that it would have in a row of its own; padding follows the last.
+    With `slot_BT` only the states of these slots are returned, in that order; otherwise T = S.
     """
     model = params if isinstance(params, Stacked) else decoder_of(config, params)
     is_real_BS = jnp.arange(tokens_BS.shape[1])[None, :] < jnp.sum(lengths_BA, axis=1)[:, None]
     x_BSD, _ = _scan_layers(
         model,
         config,
-        jnp.where(is_real_BS, jnp.asarray(tokens_BS), 0),  # padding may be any number, -100 say
-        # Behind one sequence is nothing that it could see: causality alone keeps it apart.
+        jnp.where(is_real_BS, jnp.asarray(tokens_BS), 0),  # padding may be any number, such as -100
+        # A single sequence is followed only by padding, which causality hides without segments.
         lengths_BA=None if lengths_BA.shape[1] == 1 else lengths_BA,
         dtype=dtype,
         attention=attention,
@@ -194,15 +201,16 @@ def packed_hidden_states(
         keep_kv=False,
     )
     x_BTD = constrain(x_BSD, "BSD")
-    if slot_BT is not None:  # before the norm, which then has no other positions
+    if slot_BT is not None:  # before the norm, which then runs over these positions only
         x_BTD = jnp.take_along_axis(x_BTD, slot_BT[:, :, None], axis=1)
     norm_D = model.norm_D if isinstance(model, Stacked) else model.norm[...]
     return rms_norm(x_BTD, norm_D, config.norm_eps)
 
 
 def _left_aligned(tokens_BS: Tokens_BS, mask_BS: Bool[Array, "B S"]) -> Int[Array, "B S"]:
-    """Each row's real tokens in their order, then zeros: padding may be any number, -100 say."""
+    """Each row's real tokens in order, then zeros; padding may be any number, such as -100."""
     tokens_BS = jnp.where(mask_BS, jnp.asarray(tokens_BS), 0)
+    # The sort is stable, so real tokens (False) come first and keep their order.
     return jnp.take_along_axis(tokens_BS, jnp.argsort(~mask_BS, axis=1), axis=1)
 
 
@@ -217,9 +225,10 @@ def _scan_layers(
     remat: Remat,
     keep_kv: bool,
 ) -> tuple[Array, list[tuple[Array, Array]]]:
-    """All layers over left-aligned rows -> (x_BSD before the final norm, L times (k, v) [B S K H]).
+    """Run all layers over left-aligned rows.
 
-    The scan's body is one repetition of the layer pattern, so that each layer's kind is static.
+    Returns x_BSD before the final norm and, with `keep_kv`, each layer's (k_BSKH, v_BSKH). The
+    scan's body is one repetition of the layer pattern, so that each layer's kind is static.
     """
     pattern = config.layer_pattern
     num_slots = tokens_BS.shape[1]
@@ -240,7 +249,7 @@ def _scan_layers(
 
     def one_layer(x_BSD, sliced, kind: LayerKind):
         layer = sliced
-        if graph is not None:  # not stacked beforehand, hence fused here, anew in each pass
+        if graph is not None:  # not prepared by `stack`, hence fused here, again in every pass
             layer = fuse_layer(nnx.merge(graph, sliced), config, dtype)
         with jax.named_scope("attention"):
             qkv_BSKXH = _project(layer, config, x_BSD)
@@ -265,15 +274,18 @@ def _scan_layers(
             kept.append(kv)
         return x_BSD, kept
 
-    # D is split in the table and so in the rows looked up; then devices trade columns for rows, and
-    # cotangents back. Not told so, the compiler gathers both for the whole batch on every device.
+    # D is split in the table and therefore in the rows looked up ("ESD"); then devices exchange
+    # columns for rows ("BZD"), and in the backward pass rows for columns. Without these constraints
+    # the compiler gathers both for the whole batch on every device.
     x_ESD = constrain(_embed(embed_VD, constrain(tokens_BS, "ES"), dtype), "ESD")
-    # Of few layers the loop's copies of saved activations cost more than their compilation. 4 is
-    # the toy models' depth, chosen and not measured: 28 layers did not compile within 100 s.
+    # With few layers, the scan's copies of saved activations cost more than unrolling costs to
+    # compile. 4, the toy models' depth, was chosen, not measured; 28 layers unrolled did not
+    # compile within 100 s.
     unroll = config.num_layers // len(pattern) if config.num_layers <= 4 else 1
     x_BSD, kept = jax.lax.scan(body, constrain(x_ESD, "BZD"), grouped, unroll=unroll)
     if not keep_kv:
         return x_BSD, []
+    # Layer i is member i % len(pattern) of repetition i // len(pattern), over which scan stacks.
     layers = range(config.num_layers)
     at = [(kept[i % len(pattern)], i // len(pattern)) for i in layers]
     return x_BSD, [(k[group], v[group]) for (k, v), group in at]
@@ -285,10 +297,10 @@ def _scan_layers(
 class Cache(NamedTuple):
     """Keys and values of the tokens so far, in pages (`cached_attention`); a pytree."""
 
-    k: tuple[Pool, ...]  # one pool a layer, as attention reads it
+    k: tuple[Pool, ...]  # one pool per layer
     v: tuple[Pool, ...]
-    length_B: Int[Array, " B"]  # tokens so far: the next one's slot and RoPE position
-    pages_BY: Int[Array, "B Y"] | None = None  # None: each row has one page, in their order
+    length_B: Int[Array, " B"]  # tokens so far, which is the next token's slot and RoPE position
+    pages_BY: Int[Array, "B Y"] | None = None  # None: each row has one page, in the rows' order
 
 
 def prefill(
@@ -302,10 +314,13 @@ def prefill(
     attention: str = "auto",
     cache_dtype: CacheDtype = "auto",
 ) -> tuple[Float[Array, "B D"], Cache]:
-    """Read prompts, padded on either side: the state that predicts the next token, and the cache.
+    """Run prompts, padded on either side.
 
-    `num_slots` (static) is the cache's length: P plus the number of `decode_step`s to come. It is
-    kept in `dtype`, or with `cache_dtype="int8"` in half of bfloat16's bytes: `models.quantized`.
+    Returns the hidden state that predicts the next token, and the cache. `num_slots` (static) is
+    the length of the cache: P plus the number of `decode_step`s that follow. The cache is kept in
+    `dtype` or, with `cache_dtype="int8"`, in about half of bfloat16's bytes (`models.quantized`).
+
+    Raises UserError for an `attention` that `causal_attention` refuses.
     """
     B, P = tokens_BP.shape
     assert num_slots >= P, f"{num_slots} cache slots cannot hold a prompt of {P}"
@@ -322,6 +337,7 @@ def prefill(
     def buffer(x_BPKH):
         widths = (0, 0), (0, num_slots - P), *((0, 0),) * (x_BPKH.ndim - 2)
         x_BSKH = jnp.pad(x_BPKH, widths)
+        # The mesh splits B into contiguous parts, so cutting B into W and M moves no data.
         x_WMSKH = x_BSKH.reshape(num_parts("B", B), -1, *x_BSKH.shape[1:])
         return jnp.moveaxis(x_WMSKH, 3, 1)
 
@@ -343,11 +359,12 @@ def decode_step(
     dtype: DTypeLike = jnp.float32,
     attention: str = "auto",
 ) -> tuple[Float[Array, "B D"], Cache]:
-    """Append one token to every row: the hidden state that predicts the one after, and the cache.
+    """Append one token to every row.
 
-    `attention="xla"` reads the whole cache, all others the positions in use where a kernel can.
-    In a loop hand over `unstack(params, config, dtype=dtype)`, made before it. Every row must have
-    a slot left; that is the caller's count to keep (a full row loses the token).
+    Returns the hidden state that predicts the next token, and the updated cache. With
+    `attention="xla"` the whole cache is read; otherwise a kernel reads only the filled part, if one
+    is available. In a loop, pass `unstack(params, config, dtype=dtype)`, called once before it. The
+    caller must keep a free slot in every row: a full row drops the token.
     """
     weights = params if isinstance(params, Unstacked) else unstack(params, config, dtype=dtype)
     rotary = _rotary(config, cache.length_B[:, None])
@@ -383,7 +400,7 @@ def _attend_to_cache(
     window: int | None,
     fused: bool,
 ):
-    """(attended_BNH, k_WKMSH, v_WKMSH): one layer's attention of a new token in each row.
+    """One layer's attention of a new token in each row -> (attended_BNH, k_WKMSH, v_WKMSH).
 
     `cached` is (k_WKMSH, v_WKMSH, length_B, pages_BY).
     """
@@ -406,7 +423,8 @@ def _attend_to_cache(
         if fused and has_tpu_kernel(config.head_dim, k_WKMSH.shape[3], k_WKMSH.dtype, window):
             return tpu_attention(*qkv, **cache)
         return xla_cached_attention(*qkv, **cache, window=window)
-    # The norm spans all heads, and a program of the kernel sees one: they come to it as they are.
+    # This norm spans all heads and a program of the kernel sees one, so that norm and rotation are
+    # done before the kernel.
     q_BKGH = q_B1NH[:, 0].reshape(-1, *config.shape("KGH"))
     new_B2KH = [x.swapaxes(1, 2) for x in (k_B1KH, v_B1KH)]
     qkv_BKXH = jnp.concatenate([q_BKGH, *new_B2KH], axis=2)

@@ -1,4 +1,4 @@
-"""The decoder's parameters: declared in Flax NNX, stacked over layers, fused for use."""
+"""The decoder's parameters: declared with Flax NNX, stacked over layers, and fused for use."""
 
 import functools
 from typing import NamedTuple
@@ -19,8 +19,8 @@ class Blocks(nnx.Module):
     def __init__(self, config: ModelConfig, key: jax.Array, dtype: DTypeLike):
         keys = iter(jax.random.split(key, 7))
         D, F, N, H = config.shape("DFNH")
-        # Standard deviation 1/sqrt(fan-in) keeps the variance of what a projection reads.
-        # Each layer adds two terms to the residual stream; their sum keeps unit variance.
+        # Standard deviation 1/sqrt(fan-in) keeps the variance of a projection's input. Each layer
+        # adds two terms to the residual stream; all 2 L terms together have unit variance.
         to_stream = (2 * config.num_layers) ** -0.5
         self.attention_norm = _ones(config, "LD", dtype)
         self.q = _normal(config, "LDNH", D**-0.5, next(keys), dtype)
@@ -58,8 +58,9 @@ class Decoder(nnx.Module):
 
 
 def _normal(config: ModelConfig, axes: str, std: float, key: jax.Array, dtype) -> nnx.Param:
-    # Drawn in float32 and rounded: the same key gives the same model in every dtype.
+    # Drawn in float32 and rounded: a key gives the same model in every dtype, up to rounding.
     value = std * jax.random.normal(key, config.shape(axes), jnp.float32)
+    # `axes` is metadata, by which `sharding` places the parameter and its optimizer moments.
     return nnx.Param(value.astype(dtype), axes=axes)
 
 
@@ -77,17 +78,17 @@ def init(config: ModelConfig, key: jax.Array, dtype: DTypeLike = jnp.float32) ->
 
 
 def abstract_params(config: ModelConfig, dtype: DTypeLike = jnp.float32) -> nnx.State:
-    """The parameters' shapes, dtypes and axis letters, without any memory behind them."""
+    """The parameters' shapes, dtypes and axis letters, without allocating memory."""
     return jax.eval_shape(lambda: init(config, jax.random.key(0), dtype))
 
 
-@functools.cache  # else every trace would build a Decoder to learn what the config fixes
+@functools.cache  # otherwise every trace would build a Decoder only to learn its structure
 def _graph(config: ModelConfig) -> nnx.GraphDef:
     return nnx.split(nnx.eval_shape(lambda: Decoder(config, jax.random.key(0), jnp.float32)))[0]
 
 
 def decoder_of(config: ModelConfig, params: nnx.State) -> Decoder:
-    """The parameters under the names that `Decoder` declares them with."""
+    """A `Decoder` that holds `params`, for access by the names that it declares."""
     return nnx.merge(_graph(config), params)
 
 
@@ -100,10 +101,11 @@ def head(params: "nnx.State | Stacked", config: ModelConfig) -> Float[Array, "D 
 
 
 class Layer(NamedTuple):
-    """One layer's weights as its multiplications read them: in the compute dtype, and fused.
+    """One layer's weights as its products read them: fused and in the compute dtype.
 
     Queries, keys and values are fused per key/value head (X = G queries, a key, a value), so that
-    a mesh that splits K splits the fused weight at the same places. What a family lacks is None.
+    a mesh that splits K splits the fused weight at the same heads. Weights that a family does not
+    have are None. Norm scales keep their dtype, because `rms_norm` computes in float32.
     """
 
     attention_norm_D: Array
@@ -121,19 +123,20 @@ class Layer(NamedTuple):
 class Stacked(NamedTuple):
     """The parameters as the scan over layers reads them, prepared once for several passes.
 
-    The table and the head keep their dtype: their gradients are sums over all positions.
+    Embedding and head keep their dtype, because their gradients are sums over all positions.
     """
 
     embed_VD: Float[Array, "V D"]
-    layers: Layer  # L in front of each array
+    layers: Layer  # each array with a leading L
     norm_D: Float[Array, " D"]
-    head_DV: Float[Array, "D V"] | None  # None where it is the table
+    head_DV: Float[Array, "D V"] | None  # None if it is tied to the embedding
 
 
 def stack(params: nnx.State, config: ModelConfig, *, dtype: DTypeLike) -> Stacked:
-    """Fuse each layer's weights, in `dtype`: a linear map, so its transpose is that of gradients.
+    """Fuse each layer's weights, in `dtype`, once for the forward, recomputed and backward pass.
 
-    Else every layer is fused anew wherever it is read: forward, recomputed and backward.
+    The map is linear, so its transpose takes gradients back (`unstack_gradients`). Parameters that
+    are not stacked are fused again in each of the three passes.
     """
     model = decoder_of(config, params)
     graph, stacked = nnx.split(model.layers)
@@ -144,14 +147,14 @@ def stack(params: nnx.State, config: ModelConfig, *, dtype: DTypeLike) -> Stacke
 
 def unstack_gradients(gradients: Stacked, params: nnx.State, config: ModelConfig) -> nnx.State:
     """The gradients of `params`, in their dtype, from those of `stack(params, ...)`."""
-    # In float32 whatever the forward pass read: micro-batches were summed in float32, and a
+    # In float32 whatever dtype the forward pass read: micro-batches were summed in float32, and a
     # transpose in bfloat16 would round their sum again.
     transpose = jax.vjp(lambda p: stack(p, config, dtype=jnp.float32), params)[1]
     return transpose(jax.tree.map(lambda g: g.astype(jnp.float32), gradients))[0]
 
 
 def fuse_layer(blocks: Blocks, config: ModelConfig, dtype: DTypeLike) -> Layer:
-    """The weights of one layer, from Blocks whose L axis was sliced away."""
+    """Fuse the weights of one layer, from Blocks whose L axis was sliced away."""
     gate_up = [blocks.gate[...].astype(dtype), blocks.up[...].astype(dtype)]
     has_norm = config.qk_norm != "none"
     return Layer(
@@ -171,7 +174,7 @@ def fuse_layer(blocks: Blocks, config: ModelConfig, dtype: DTypeLike) -> Layer:
 
 
 def _fuse_qkv(config: ModelConfig, q: nnx.Param, k: nnx.Param, v: nnx.Param, dtype) -> Array:
-    """[D, N, H] and two [D, K, H] -> [D, K, X, H]; the biases, without D, likewise."""
+    """[D, N, H] and two [D, K, H] -> [D, K, X, H]; likewise for biases, which have no D."""
     q_KGH, k_KH, v_KH = (x[...].astype(dtype) for x in (q, k, v))
     q_KGH = q_KGH.reshape(*k_KH.shape[:-1], config.axes["G"], config.head_dim)
     fused = jnp.concatenate([q_KGH, k_KH[..., None, :], v_KH[..., None, :]], axis=-2)
@@ -187,7 +190,7 @@ class Unstacked(NamedTuple):
 
 
 def unstack(params: nnx.State, config: ModelConfig, *, dtype: DTypeLike = jnp.float32) -> Unstacked:
-    """Take the layers apart, fused and in `dtype`: call it once per policy, before the loop."""
+    """Split the parameters into layers, fused and in `dtype`; call it once, before the loop."""
     model = decoder_of(config, params)
     graph, stacked = nnx.split(model.layers)
     slices = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(config.num_layers)]

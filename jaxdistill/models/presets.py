@@ -1,10 +1,10 @@
-"""The sizes of published models, by the name that they have on the hub.
+"""The sizes of published models, by their names on the Hugging Face hub.
 
-From the models' own config.json: Qwen3-1.7B, Qwen3-8B, DeepSeek-R1-Distill-Qwen-7B and Olmo-3-7B
-field by field. The rest as public code and logs give them: the other Qwen3 as MaxText's
-conversion table, DeepSeek-R1-Distill-Qwen-1.5B as tunix, -14B as the metadata that llama.cpp prints
-of it (ollama issue 9245), -32B by its base Qwen2.5-32B (as QwQ-32B) and its published number of
-parameters, Olmo-3-32B as MaxText and the Olmo 3 report (arXiv 2512.13961).
+Qwen3-1.7B, Qwen3-8B, DeepSeek-R1-Distill-Qwen-7B and Olmo-3-7B are copied field by field from the
+models' own config.json. The others come from public code and logs: the other Qwen3 from MaxText's
+conversion table, DeepSeek-R1-Distill-Qwen-1.5B from tunix, -14B from the metadata that llama.cpp
+prints for it (ollama issue 9245), -32B from its base Qwen2.5-32B (as in QwQ-32B) and its published
+number of parameters, Olmo-3-32B from MaxText and the Olmo 3 report (arXiv 2512.13961).
 """
 
 import difflib
@@ -18,15 +18,16 @@ from jaxdistill.models.rope import Rope, Yarn
 def preset(name: str) -> ModelConfig:
     """The config of a published model, e.g. `preset("Qwen3-8B")`, to be used with random weights.
 
-    Raises UserError, naming the nearest ones, for a name that is not in PRESETS.
+    Raises UserError, naming the nearest presets, for a name that is not in PRESETS.
     """
     if name in PRESETS:
         return PRESETS[name]
     lower = {known.lower(): known for known in PRESETS}
-    # cutoff=0.5: looser than difflib's 0.6, as most of a name may be digits that differ. Chosen.
+    # cutoff=0.5 is looser than difflib's 0.6, because much of a name may be digits that differ.
+    # Chosen, not measured.
     wanted = name.rpartition("/")[2].lower()
     near = [lower[known] for known in difflib.get_close_matches(wanted, lower, n=3, cutoff=0.5)]
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(PRESETS)}"
+    hint = f"did you mean {' or '.join(near)}?" if near else f"the presets are {', '.join(PRESETS)}"
     raise UserError(f"there is no preset {name!r}; {hint}")
 
 
@@ -50,7 +51,8 @@ def _qwen3(D: int, L: int, N: int, F: int, **fields: Any) -> ModelConfig:
 
 def _r1_distill(D: int, L: int, N: int, K: int, F: int, **fields: Any) -> ModelConfig:
     """Qwen2.5 distilled from DeepSeek-R1."""
-    # Distilled from Qwen2.5-Math (1.5B, 7B), whose RoPE turns with base 10,000, and from Qwen2.5.
+    # 1.5B and 7B are distilled from Qwen2.5-Math, whose RoPE has base 10,000; 14B and 32B from
+    # Qwen2.5, whose base is 1,000,000.
     return ModelConfig(
         family="qwen2",
         hidden_size=D,
@@ -67,8 +69,8 @@ def _r1_distill(D: int, L: int, N: int, K: int, F: int, **fields: Any) -> ModelC
 
 
 def _olmo3(D: int, L: int, N: int, K: int, F: int) -> ModelConfig:
-    """Olmo 3 with sliding windows in three layers of four."""
-    # attention_factor is 0.1 ln(8) + 1 (arXiv 2309.00071, section 3.4), as config.json spells it.
+    """Olmo 3, with a sliding window in three of four layers."""
+    # attention_factor is 0.1 ln(8) + 1 (arXiv 2309.00071, section 3.4), with config.json's digits.
     yarn = Yarn(factor=8.0, original_positions=8192, attention_factor=1.2079441541679836)
     return ModelConfig(
         family="olmo3",

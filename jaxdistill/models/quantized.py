@@ -1,10 +1,10 @@
 """Vectors in int8 with one float32 scale each: x is about values * scale.
 
-The scale is the largest magnitude over 127, so each number is off by half a unit at most,
-|x - values * scale| <= scale / 2 = max|x| / 254, and an outlier coarsens its own vector alone.
+The scale is the largest magnitude divided by 127, so each number is off by at most half a step,
+|x - values * scale| <= scale / 2 = max|x| / 254, and an outlier coarsens only its own vector.
 Per-vector absmax: Dettmers et al. 2022, LLM.int8(), arXiv 2208.07339. For keys and values: Hooper
 et al. 2024, KVQuant, arXiv 2401.18079, which goes below 8 bits and therefore needs scales per
-channel for keys; at 8 bits those of a position suffice, and can be written as it comes.
+channel for keys. At 8 bits a scale per position suffices; it is known when the position is written.
 """
 
 from typing import Any, Literal, NamedTuple, get_args
@@ -15,14 +15,14 @@ from jaxtyping import Array, Float, Float32, Int8
 
 from jaxdistill.errors import UserError
 
-CacheDtype = Literal["auto", "int8"]  # of keys and values: the compute dtype, or `Quantized`
+CacheDtype = Literal["auto", "int8"]  # of cached keys and values: compute dtype, or `Quantized`
 CACHE_DTYPES: tuple[str, ...] = get_args(CacheDtype)
 
 _SCALE_BYTES = 4  # float32
 
 
 class Quantized(NamedTuple):
-    """A pytree that stands for the array of its values, in shape and dtype too."""
+    """Vectors and their scales, as a pytree; `shape` and `dtype` are those of the values."""
 
     values: Int8[Array, "*N H"]
     scale: Float32[Array, "*N"]
@@ -37,7 +37,7 @@ class Quantized(NamedTuple):
 
 
 def quantize(x_NH: Float[Array, "*N H"]) -> Quantized:
-    """Round each vector (the last axis) to its own 255 steps; one of zeros keeps scale 1.
+    """Round each vector (the last axis) to 255 steps of its own scale; zeros get scale 1.
 
     >>> values, scale = quantize(jnp.array([[2.54, -1.0, 0.0]]))
     >>> values.tolist(), round(float(scale[0]), 3)
@@ -45,19 +45,20 @@ def quantize(x_NH: Float[Array, "*N H"]) -> Quantized:
     """
     x_NH = x_NH.astype(jnp.float32)
     scale_N = jnp.max(jnp.abs(x_NH), axis=-1) / 127  # symmetric: -128 is not used
-    # Below float32's normal numbers a quotient could be anything.
+    # A subnormal scale has lost bits or is flushed to zero, and the quotient could be anything.
     scale_N = jnp.where(scale_N < jnp.finfo(jnp.float32).tiny, 1.0, scale_N)
-    # Halves go up: Pallas on Triton has no other rounding than floor.
+    # Halves are rounded up, because floor is the only rounding that Pallas has on Triton.
     values_NH = jnp.floor(x_NH / scale_N[..., None] + 0.5).astype(jnp.int8)
     return Quantized(values_NH, scale_N)
 
 
 def dequantize(x: Quantized) -> Float32[Array, "*N H"]:
+    """values * scale, in float32."""
     return x.values.astype(jnp.float32) * x.scale[..., None]
 
 
 def vector_bytes(head_dim: int, dtype: DTypeLike, cache_dtype: CacheDtype) -> int:
-    """Bytes of one head's key, or value, of one position."""
+    """Bytes of one key, or of one value: one head at one position."""
     if cache_dtype == "int8":
         return head_dim + _SCALE_BYTES
     return head_dim * jnp.dtype(dtype).itemsize

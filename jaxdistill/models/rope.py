@@ -1,7 +1,8 @@
-"""Rotary position embeddings: how fast each pair of a head turns, and the rotation itself.
+"""Rotary position embeddings (RoPE): the frequency of each pair in a head, and the rotation.
 
-Frequencies are computed on the host as `transformers` computes them, in float32 and in its order,
-because at position 20,000 one unit in the last place of a frequency is a visible angle.
+Frequencies are computed on the host exactly as `transformers` computes them, in float32 and in the
+same order of operations: at position 20,000, one unit in the last place of a frequency near 1
+changes the angle by 0.001 radians or more.
 """
 
 import math
@@ -24,7 +25,10 @@ def _require_positive(scaling: "Scaling", names: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class Linear:
-    """Every frequency divided by `factor` (Chen et al. 2023, arXiv 2306.15595)."""
+    """Divide every frequency by `factor` (Chen et al. 2023, arXiv 2306.15595).
+
+    This and the other scalings raise UserError for numbers that are not positive.
+    """
 
     factor: float
 
@@ -34,10 +38,11 @@ class Linear:
 
 @dataclass(frozen=True)
 class Yarn:
-    """Slow pairs divided by `factor`, fast ones kept, a ramp between (arXiv 2309.00071, section 3).
+    """Divide low frequencies by `factor`, keep high ones (arXiv 2309.00071, section 3).
 
-    Pairs that turn more than `beta_fast` times within `original_positions` are kept, those that
-    turn less than `beta_slow` times are slowed; cosine and sine are scaled by `attention_factor`.
+    Pairs with more than `beta_fast` rotations within `original_positions` keep their frequency, and
+    those with fewer than `beta_slow` are divided by `factor`; a linear ramp lies between. Cosine
+    and sine are multiplied by `attention_factor`.
     """
 
     factor: float
@@ -55,7 +60,7 @@ class Yarn:
 
 @dataclass(frozen=True)
 class Llama3:
-    """Slow pairs divided by `factor`, by wavelength (Llama 3.1, arXiv 2407.21783)."""
+    """Divide low frequencies by `factor`, by their wavelength (Llama 3.1, arXiv 2407.21783)."""
 
     factor: float
     low_freq_factor: float
@@ -78,7 +83,7 @@ Scaling = Linear | Yarn | Llama3
 
 @dataclass(frozen=True)
 class Rope:
-    """Base and scaling. `Rope(1e6)` turns pair i of H/2 by position * 1e6^(-2i/H)."""
+    """Base and scaling. `Rope(1e6)` rotates pair i of H/2 by position * 1e6^(-2i/H) radians."""
 
     theta: float = 10_000.0
     scaling: Scaling | None = None
@@ -89,6 +94,7 @@ def inverse_frequencies(rope: Rope, head_dim: int) -> Float32[np.ndarray, " half
 
     Su et al. 2021, arXiv 2104.09864, equation 15.
     """
+    # Every operand is float32: float64 in between would round differently from transformers.
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     periods = np.float32(rope.theta) ** exponents
     match rope.scaling:
@@ -103,11 +109,13 @@ def inverse_frequencies(rope: Rope, head_dim: int) -> Float32[np.ndarray, " half
 
 
 def _yarn(yarn: Yarn, theta: float, periods: np.ndarray, head_dim: int) -> np.ndarray:
-    def pair_that_turns(times: float) -> float:
-        turns = yarn.original_positions / (times * 2 * math.pi)
-        return head_dim * math.log(turns) / (2 * math.log(theta))
+    def pair_with(rotations: float) -> float:
+        """The (fractional) pair that rotates this many times within the original positions."""
+        period = yarn.original_positions / (rotations * 2 * math.pi)
+        return head_dim * math.log(period) / (2 * math.log(theta))
 
-    low, high = pair_that_turns(yarn.beta_fast), pair_that_turns(yarn.beta_slow)
+    # In Python's float64, as in transformers; only the ramp is float32.
+    low, high = pair_with(yarn.beta_fast), pair_with(yarn.beta_slow)
     if yarn.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)
@@ -116,7 +124,7 @@ def _yarn(yarn: Yarn, theta: float, periods: np.ndarray, head_dim: int) -> np.nd
     slowed = np.clip((pairs - np.float32(low)) / np.float32(width), 0, 1)
     kept = np.float32(1) - slowed
     slow = np.float32(1) / (np.float32(yarn.factor) * periods)
-    # 1 - kept and not `slowed`: the same but for rounding, and the rounding is transformers'.
+    # 1 - kept instead of `slowed`: equal but for rounding, and transformers rounds this way.
     return slow * (np.float32(1) - kept) + np.float32(1) / periods * kept
 
 
@@ -134,9 +142,9 @@ def _llama3(llama3: Llama3, frequencies: np.ndarray) -> np.ndarray:
 def rope_angles(
     positions_BT: Int[AnyArray, "B T"], head_dim: int, rope: Rope
 ) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
-    """Cosine and sine of each position's angles, in float32; YaRN's scaled by its factor.
+    """Cosine and sine of each position's angles, multiplied by YaRN's `attention_factor` if any.
 
-    float32 because bfloat16 cannot represent position 257.
+    They are computed in float32, because bfloat16 cannot represent position 257.
     """
     frequencies = jnp.asarray(inverse_frequencies(rope, head_dim))
     angles_BTh = positions_BT.astype(jnp.float32)[:, :, None] * frequencies[None, None, :]
@@ -151,9 +159,10 @@ def apply_rope(
 ) -> Float[Array, "B T N H"]:
     """Rotate the pairs (x_i, x_{i + H/2}) by their angles.
 
-    Halves, not neighbours: the layout of Hugging Face checkpoints, whose projections are permuted
-    accordingly.
+    A pair's elements are H/2 apart, not neighbours as in the paper (arXiv 2104.09864): this is the
+    layout of Hugging Face checkpoints, whose projections are permuted accordingly.
     """
+    # In float32, so that the result is rounded once and not also the products before the sum.
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos_BTh[:, :, None, :], sin_BTh[:, :, None, :]
     rotated = [first * cos - second * sin, second * cos + first * sin]

@@ -1,4 +1,4 @@
-"""Credit against its formulas in float64, over agreement, disagreement and everything between."""
+"""Credit against its formulas in float64, from agreement to complete disagreement."""
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +27,13 @@ dtypes = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["flo
 
 
 def rounded(dtype):
-    """(s, q, c) as the functions get them, and the same in float64."""
+    """(s, q, c) as the functions receive them, and the same in float64."""
     given = jnp.asarray(TOKENS, dtype)
     return given, np.asarray(given, np.float64)
 
 
 def check(measured, expected, *gaps):
-    # exp and tanh know an argument of size x to x 2^-24; what is computed stays float32.
+    # exp and tanh receive an argument of size x with an error of x 2^-24; the result is float32.
     assert measured.dtype == jnp.float32
     size = 1 + sum(np.minimum(abs(gap), 20) for gap in gaps)
     assert_close(measured, expected, 4 * 2**-24 * size * (1 + abs(ADVANTAGE)), "credit")
@@ -68,7 +68,7 @@ def test_the_contrastive_residual_is_its_formula_odd_and_zero_where_contexts_agr
     np.testing.assert_array_equal(advantages.contrastive_residual(q, q, *choice), 0)
 
 
-def test_a_shaped_advantage_keeps_its_sign_or_is_nothing():
+def test_a_shaped_advantage_keeps_its_sign_or_is_zero():
     A, shaped = np.meshgrid([-1.0, -0.5, 0.0, 0.5], np.linspace(-2, 2, 41))
     kept = np.asarray(advantages.keep_sign(jnp.asarray(shaped), jnp.asarray(A)))
     agrees = np.sign(shaped) * np.sign(A) > 0
@@ -82,7 +82,7 @@ def test_the_anti_credit_is_its_formula_bounded_and_zero_where_the_two_agree(dty
     check(A, 0.5 * (np.log(2) - np.logaddexp(0, Q - S)), Q - S)
     assert float(A.max()) <= 0.5 * np.log(2) + 2**-24
     np.testing.assert_allclose(A[S == Q], 0, atol=2**-24)
-    assert (np.sign(A[S != Q]) == np.sign((S - Q)[S != Q])).all()  # for what the teacher doubts
+    assert (np.sign(A[S != Q]) == np.sign((S - Q)[S != Q])).all()  # A > 0 where the teacher doubts
 
 
 @dtypes
@@ -91,7 +91,7 @@ def test_the_unlikely_are_discouraged_by_confidence_and_no_teacher_is_asked(dtyp
     (s, _, _), (S, _, _) = rounded(dtype)
     entropy = np.linspace(0, np.log(50), S.size) if adaptive else None
     given = None if entropy is None else jnp.asarray(entropy, jnp.float32)
-    threshold = float(np.exp(S[0]))  # the first token lies exactly on it, and is not below
+    threshold = float(np.exp(S[0]))  # the first token is exactly at the threshold, not below it
     measured = advantages.unlikely(s, given, 50, 0.7, threshold)
     confidence = 1 - entropy / np.log(50) if adaptive else 1.0
     is_unlikely = S[0] > S
@@ -104,7 +104,7 @@ def test_the_unlikely_are_discouraged_by_confidence_and_no_teacher_is_asked(dtyp
 
 
 def grpo_oracle(ratio, advantage):
-    """The branches of PPO written out: pessimistic clipping, and a floor for bad actions."""
+    """PPO's branches written out: pessimistic clipping, and dual clipping of bad actions."""
     if advantage >= 0:
         return -advantage * min(ratio, 1.28)
     return -advantage * min(max(ratio, 0.8), 3.0)

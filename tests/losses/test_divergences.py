@@ -1,4 +1,4 @@
-"""Every loss against a float64 NumPy oracle, the spec's properties, and cases done by hand."""
+"""Every loss against a float64 NumPy oracle, mathematical properties, and cases done by hand."""
 
 import functools
 
@@ -51,7 +51,7 @@ SUPPORTS = [
 def on_supports(supports, s, t):
     """The pair on each support, [N, V] twice, side by side so that each loss is compiled once.
 
-    What is narrower is filled up with words that neither can say; they add nothing.
+    Narrower supports are padded with words to which neither gives any mass; they add nothing.
     """
 
     def pair_of(support):
@@ -77,7 +77,7 @@ def values_and_gradients(supports, dtype):
             return value, pull(jnp.ones_like(value))
 
         values, slopes = zip(*map(of_case, CASES))
-        # Each support's slope by itself: the gradients in s and t are those of one support.
+        # Each support's slope alone, so that the gradients in s and t are those of one support.
         alone = jnp.eye(len(supports), dtype=pair[0].dtype)[None, :, :, None, None]
         slopes = jax.tree.map(lambda *each: jnp.stack(each)[:, None] * alone, *slopes)
         return values, jax.vmap(jax.vmap(pull_back))(slopes)
@@ -105,7 +105,7 @@ def oracle_values_and_gradients(case, support, s, t):
     def divergence(s, t):
         return oracle(bins(s), bins(t), alpha, normalize, np.inf if clip is None else clip)
 
-    # What the summed terms amount to before they cancel: (S + T) (1 + |log S| + |log T|).
+    # The size of the summed terms before they cancel: (S + T) (1 + |log S| + |log T|).
     P, Q = bins(s), bins(t)
     size = 1 + np.where(np.isinf(P), 0, abs(P)) + np.where(np.isinf(Q), 0, abs(Q))
     scale = ((np.exp(P) + np.exp(Q)) * size).sum(-1) / (alpha * (1 - alpha) if normalize else 1)
@@ -127,7 +127,7 @@ def oracle_values_and_gradients(case, support, s, t):
 )  # fmt: skip
 def test_values_and_gradients_equal_the_float64_oracle(support, dtype):
     exact = [np.asarray(jnp.asarray(side, dtype), np.float64) for side in PAIRS]
-    # Apart in bfloat16: what is cut off a support makes float32 of it.
+    # Separate programs in bfloat16, because reducing a support converts it to float32.
     others = SUPPORTS[1:] if dtype == "float32" else (SUPPORTS[1], SUPPORTS[3])
     found = values_and_gradients((FULL,) if support is FULL else tuple(others), dtype)
     for case, (value, *gradients) in found[support].items():
@@ -137,7 +137,7 @@ def test_values_and_gradients_equal_the_float64_oracle(support, dtype):
         assert_close(value, expected, 4 * 2**-24 * scale, case)
         is_finite = np.isfinite(expected)
         for gradient, slope in zip(gradients, slopes):
-            # It is returned, and its parts are added, in the input's own dtype.
+            # A gradient is returned, and its parts are added, in the input's own dtype.
             eps = float(jnp.finfo(dtype).eps)
             rows = (each[is_finite] for each in (gradient, slope, 4 * eps * scale[:, None]))
             assert_close(*rows, case, rtol=max(1e-5, eps))
@@ -177,7 +177,7 @@ def test_three_words_by_hand():
     np.testing.assert_allclose(with_a_tail, by_hand, rtol=1e-5)
 
 
-# Hypothesis asks a hundred times: compiled once each.
+# Hypothesis calls each a hundred times, so each is compiled once.
 compiled = functools.cache(jax.jit)
 
 
@@ -194,7 +194,7 @@ def value_and_gradient_in_logits(divergence):
 @settings(max_examples=40, deadline=None)
 @given(logits=logits_pairs)
 def test_divergences_are_never_negative(divergence, logits):
-    # Rounding of terms that cancel.
+    # The tolerance is for the rounding of terms that cancel.
     assert compiled(divergence)(*jax.nn.log_softmax(logits)) >= -1e-6
 
 
@@ -218,7 +218,7 @@ def test_divergences_vanish_with_their_gradient_where_the_two_agree_and_only_the
 def test_adding_a_constant_to_the_logits_changes_nothing(divergence, logits, shift):
     before = compiled(divergence)(*jax.nn.log_softmax(logits))
     after = compiled(divergence)(*jax.nn.log_softmax(logits + np.float32(shift)))
-    # Logits near 58 are known to 4e-6; a divergence of up to 16 nats inherits that.
+    # Logits near 58 have an error of 4e-6, which a divergence of up to 16 nats inherits.
     np.testing.assert_allclose(before, after, rtol=1e-4, atol=1e-4)
 
 
@@ -302,7 +302,7 @@ def test_an_entry_clip_cuts_each_word_and_a_loose_one_none():
 
 
 @pytest.mark.parametrize("divergence", [losses.forward_kl, losses.reverse_kl])
-def test_a_clip_holds_back_what_is_infinite_in_value_and_gradient(divergence):
+def test_a_clip_bounds_infinite_terms_in_value_and_gradient(divergence):
     S, T = logp([0.5, 0.3, 0.2, 0.0]), logp([0.0, 0.1, 0.2, 0.7])
     assert divergence(S, T) == np.inf
     value, gradients = jax.value_and_grad(divergence, (0, 1))(S, T, 0.5)
@@ -372,7 +372,7 @@ def test_the_score_function_is_its_formula_on_every_support(support):
     entries = entries_of_kl(*expected)
     of_student = of_student[:, : entries.shape[-1]]
     is_finite = np.isfinite(entries.sum(-1))
-    # Renormalising subtracts log-probabilities, of up to 60 nats, in float32.
+    # Renormalising subtracts log-probabilities of up to 60 nats in float32.
     size = sum(np.where(np.isinf(side), 0, abs(side)).max(-1) for side in exact)
     slack = 4 * 2**-24 * (1 + abs(entries).sum(-1) + size)
     assert_close(value[is_finite], entries.sum(-1)[is_finite], slack[is_finite], support)
@@ -397,12 +397,12 @@ def test_the_reverse_gradient_is_the_expected_policy_gradient_of_the_log_ratio()
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 def test_estimators_of_one_token_are_their_formulas_whatever_the_dtype(dtype):
     rng = np.random.default_rng(5)
-    # Gaps from nothing to far beyond what exp can hold.
+    # Gaps from 0 to far beyond the range of exp.
     s = jnp.asarray(np.concatenate([-rng.exponential(3, 60), [-0.5, -120.0, 0.0]]), dtype)
     t = jnp.asarray(np.concatenate([-rng.exponential(3, 60), [-0.5, 0.0, -120.0]]), dtype)
     S, T = (np.asarray(side, np.float64) for side in (s, t))
     gap, clipped = T - S, np.clip(T - S, -20, 20)
-    # Known: (value, slope in log S).
+    # (value, slope in log S), by hand.
     expected = {
         losses.sampled_reverse_kl: (-gap, -gap),
         losses.k3: (np.expm1(clipped) - clipped, np.where(gap == clipped, -np.expm1(gap), 0)),
@@ -410,7 +410,8 @@ def test_estimators_of_one_token_are_their_formulas_whatever_the_dtype(dtype):
     }
     for estimator, (value, slope) in expected.items():
         measured, pull = jax.vjp(lambda s, f=estimator: f(s, t), s)
-        # exp knows its argument (up to 20) to 20 * 2^-24: 1.2e-6 relative; k3 cancels near 0.
+        # The argument of exp (up to 20) has an error of 20 * 2^-24, which makes 1.2e-6 relative;
+        # k3 cancels near 0.
         assert measured.dtype == jnp.float32
         assert_close(measured, value, 4 * 2**-24 * (1 + abs(clipped)), estimator)
         (measured,) = pull(jnp.ones_like(measured))
@@ -471,8 +472,8 @@ def test_a_clipped_position_has_no_gradient():
 
 @pytest.mark.parametrize("broken", ["student", "teacher", "both"])
 @pytest.mark.parametrize("divergence", [*DIVERGENCES, *CLIPPED])
-def test_a_model_that_says_nan_has_no_loss(divergence, broken):
-    """Else a run that has diverged would report the best loss there is."""
+def test_nan_log_probabilities_give_a_nan_loss(divergence, broken):
+    """Otherwise a run that has diverged would report the best possible loss."""
     fine, nan = jax.nn.log_softmax(random_logits(0, VOCAB)), jnp.full(VOCAB, jnp.nan)
     student, teacher = (
         nan if broken in (name, "both") else fine for name in ("student", "teacher")

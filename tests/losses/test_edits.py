@@ -15,7 +15,7 @@ from jaxdistill import losses
 from jaxdistill.losses import edits
 
 VOCAB = 8
-# Float32 sums of VOCAB terms of size up to ~10: 10 * 2^-24 * a few operations.
+# float32 sums of VOCAB terms of size up to about 10: 10 * 2^-24 * a few operations.
 ATOL = 5e-6
 E = np.arange(VOCAB) < 3
 
@@ -43,19 +43,19 @@ def sums_to_one(target):
 
 
 # --------------------------------------------------------------------- every edit, its formula
-# Of probabilities in float64, for one position. Zeros are allowed; 0/0 is left to tests of its own.
+# In float64, on the probabilities of each position. Zeros are allowed; 0/0 has tests of its own.
 
 DOUBT = np.isin(np.arange(WORDS), [2, 4, 9])
 
 
 def shares(P):
-    """P given E and P given not E, each [N, V]; NaN where there is nothing to share."""
+    """P given E and P given not E, each [N, V]; NaN where that side has no mass."""
     with np.errstate(invalid="ignore"):
         return tuple(np.where(side, P, 0) / P[:, side].sum(-1)[:, None] for side in (DOUBT, ~DOUBT))
 
 
 def anchored(T, R, mode, mix, shape):
-    # Of E and of the rest: what is rounded to bfloat16 does not sum to one.
+    # Both masses are summed, because probabilities rounded to bfloat16 do not sum to one.
     m_T, m_R = (np.stack([P[:, side].sum(-1) for side in (DOUBT, ~DOUBT)]) for P in (T, R))
     floor = np.where(m_T[0] > m_R[0], m_T, m_R)
     wanted = {"ref": m_R, "floor": floor, "mix": (1 - mix) * m_T + mix * m_R}[mode][..., None]
@@ -178,9 +178,9 @@ def test_the_forward_gradient_towards_any_edit_is_student_minus_target(name):
     size = target.shape
     logits = jnp.asarray(np.random.default_rng(1).normal(scale=3.0, size=size), jnp.float32)
     gradient = gradient_towards(target, logits)
-    is_one = np.abs(np.exp(target).sum(-1) - 1) < 1e-5  # not where 0/0 was asked for
+    is_one = np.abs(np.exp(target).sum(-1) - 1) < 1e-5  # except where the edit is 0/0
     expected = np.exp(normalise(logits)) - np.exp(np.asarray(target, np.float64))
-    # Target's log-probabilities are known to 60 * 2^-24, and sum to 1 as well as that.
+    # The target's log-probabilities have errors of up to 60 * 2^-24, and so has their sum.
     np.testing.assert_allclose(gradient[is_one], expected[is_one], atol=1e-5)
     assert is_one.sum() > 20
 
@@ -202,7 +202,7 @@ def test_an_anchored_teacher_has_the_mass_it_was_given_and_keeps_its_ratios(logi
 
 
 def test_an_anchored_teacher_by_hand():
-    # m_R = 0.8 over the second and third word, which the teacher holds at 0.1 : 0.1.
+    # m_R = 0.8 over the second and third word, to which the teacher gives 0.1 each.
     target = edits.anchor_mass(
         logp([0.8, 0.1, 0.1]), logp([0.2, 0.3, 0.5]), jnp.array([False, True, True])
     )
@@ -239,7 +239,7 @@ def test_the_shape_of_doubt_may_be_the_references():
 
 def test_a_student_like_the_reference_with_the_teachers_content_has_nothing_to_learn():
     R = random_logp(2, VOCAB)
-    # The same ratios off E, other ratios and another mass on E.
+    # The same ratios outside E, different ratios and a different mass inside E.
     T = jax.nn.log_softmax(jnp.where(E, random_logits(3, VOCAB), R))
     target = edits.anchor_mass(T, R, E, "ref", shape="reference")
     gradient = jax.grad(lambda x: losses.forward_kl(jax.nn.log_softmax(x), target))(R)
@@ -280,13 +280,13 @@ def test_a_slice_has_no_gradient_on_epistemic_logits_and_its_sum_is_zero():
     np.testing.assert_allclose(gradient[E], 0, atol=1e-7)  # the softmax's rounding
     np.testing.assert_allclose(gradient.sum(), 0, atol=1e-6)
     assert np.abs(gradient[~E]).max() > 1e-3
-    # Neither the teacher's doubt nor how it is spread matters.
+    # Neither the amount nor the distribution of the teacher's doubt matters.
     other = jax.nn.log_softmax(jnp.where(E, random_logits(6, VOCAB), T))
     np.testing.assert_allclose(jax.jit(slice_loss)(logits, other), value, atol=ATOL)
 
 
 def test_a_slice_does_not_freeze_the_mass():
-    """d m_S / d eta = m_S sum_v S_v g_v along the descent direction -g (result R2)."""
+    """d m_S / d eta = m_S sum_v S_v g_v along the descent direction -g."""
     logits, T = random_logits(7, VOCAB), random_logp(8, VOCAB)
     gradient = jax.jit(jax.grad(slice_loss))(logits, T)
     S = np.exp(np.asarray(jax.nn.log_softmax(logits), np.float64))

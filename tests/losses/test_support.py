@@ -1,4 +1,4 @@
-"""The support of a divergence (top C and a tail) and the log mass of a set of words."""
+"""The support of a divergence (top C and a tail), and the log mass of a set of words."""
 
 import functools
 import itertools
@@ -74,7 +74,7 @@ def test_every_bin_holds_a_true_probability_and_none_is_counted_twice():
 
 
 def test_banned_words_cannot_make_an_always_kept_id_appear_twice():
-    # Only one word outside the always-kept ones has mass, but c asks for two.
+    # Only one word besides the always-kept ones has mass, but c is two.
     S = logp([0.4, 0.3, 0.3, 0.0, 0.0, 0.0])
     student, teacher = top_c(S, logp([0.1, 0.1, 0.2, 0.2, 0.2, 0.2]), 2, always_ids=(0, 1))
     np.testing.assert_allclose(np.exp(student).sum(), 1, atol=1e-6)

@@ -1,4 +1,4 @@
-"""One pass over the vocabulary against JAX's two."""
+"""The log-sum-exp in one pass over the vocabulary against JAX's, which takes two."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def logits():
     return logits_BV
 
 
-def test_the_log_sum_of_one_pass_is_the_log_sum():
+def test_the_one_pass_log_sum_exp_equals_jaxs():
     logits_BV = logits()
     logits_BV[4], logits_BV[5, 7] = -np.inf, np.nan
     evaluate = jax.jit(lambda x: (vocabulary.logsumexp(x), jax.nn.logsumexp(x, axis=-1)))

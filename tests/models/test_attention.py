@@ -88,8 +88,8 @@ def test_xla_keeps_a_narrow_dtype_and_its_precision(dtype):
         assert error < 1e-2
 
 
-# Lengths of a tile and a part of one, widths that are no tile, three blocks of which a window
-# skips one.
+# Lengths of a whole tile and of part of one, head widths other than a tile, and three blocks of
+# which the window skips one.
 SPLASH = {
     "one-tile": dict(K=2, S=128, H=16),
     "part-of-a-tile": dict(K=2, S=100, H=24, window=30),
@@ -121,14 +121,14 @@ def test_splash_blocks_are_whole_tiles_and_waste_less_than_a_tile_each(S):
     assert num_blocks * block - S < 128 * num_blocks
 
 
-# --------------------------------------------------------------- what cannot have influence
+# --------------------------------------------------------------- what must not have influence
 
 # An implementation, and a length that fills neither its tile nor, for splash, its last block.
 PATHS = {"xla": (_xla, 13), "splash": (_splash, 150)}
 
 
 def _replace(inputs, index):
-    """q, k and v with other numbers at an index, large enough to drown all else if seen."""
+    """q, k and v with other numbers at `index`, large enough to dominate the result if seen."""
     changed = [x.copy() for x in inputs[:3]]
     for x in changed:
         x[index] = 7 * x[index][..., ::-1] + 50
@@ -194,7 +194,8 @@ def test_the_amount_of_padding_changes_nothing_before_it(path):
 
 # ------------------------------------------------------------------------- packed rows
 
-# Empty segments at either end and between, a full row, and padding behind; of no multiple of 128.
+# Empty segments at either end and in the middle, a full row, and trailing padding; no length is a
+# multiple of 128.
 LENGTHS = {13: [[4, 0, 6, 1], [13, 0, 0, 0], [0, 5, 5, 0]],
            150: [[70, 0, 60, 9], [150, 0, 0, 0], [0, 1, 140, 0]]}  # fmt: skip
 
@@ -248,7 +249,7 @@ def test_other_segments_and_padding_change_no_bit_of_a_segment(path):
 
 
 def test_cudnn_is_told_where_each_segment_lies(monkeypatch):
-    """What its kernel is given, read as its documentation says, for two heads a key's."""
+    """cuDNN's arguments, read as its documentation says, with two query heads per key head."""
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
     lengths_BA = np.array(LENGTHS[150])
@@ -278,7 +279,7 @@ def test_cudnn_is_told_where_each_segment_lies(monkeypatch):
     expected = attention.xla_attention(q_BSNH, k_BSKH, v_BSKH, 7, lengths_BA)
     for b, slots in _segments(lengths_BA):
         np.testing.assert_allclose(out_BSNH[b, slots], expected[b, slots], atol=1e-5)
-    for b, length in enumerate(lengths_BA.sum(axis=1)):  # NaN in what the kernel never writes
+    for b, length in enumerate(lengths_BA.sum(axis=1)):  # the kernel leaves NaN there
         assert not np.asarray(out_BSNH)[b, length:].any()
 
 
@@ -297,7 +298,7 @@ def as_on_tpu(monkeypatch):
     ("B", "sizes"), [(4, (2, 2, 2)), (3, (1, 2, 4))], ids=["split", "whole-where-indivisible"]
 )
 def test_a_mesh_changes_no_bit_of_splash_and_its_gradient(as_on_tpu, B, sizes):
-    # 3 rows are not split over 2 devices, nor 2 key/value heads over 4.
+    # 3 rows cannot be split over 2 devices, nor 2 key/value heads over 4.
     inputs = [jnp.asarray(x, jnp.bfloat16) for x in _inputs(2, B=B, S=130)]
     attend = functools.partial(attention.causal_attention, window=40, implementation="splash")
     expected = _with_gradients(attend, *inputs)
@@ -381,7 +382,7 @@ def test_auto_takes_cudnn_for_packed_rows_on_hopper_alone(capability, chosen, mo
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
     assert attention.choose("auto", "gpu", "bfloat16", 4096, 128, is_packed=True) == chosen
     if chosen == "xla":
-        with pytest.raises(UserError, match="'cudnn' keeps packed rows apart on Hopper or newer"):
+        with pytest.raises(UserError, match="'cudnn' supports packed rows only on Hopper or newer"):
             attention.choose("cudnn", "gpu", "bfloat16", 4096, 128, is_packed=True)
 
 

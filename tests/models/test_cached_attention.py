@@ -1,4 +1,4 @@
-"""The kernel for one new token against the reference, interpreted here and real on a GPU."""
+"""The decoding kernels against the reference: interpreted on a CPU, compiled on a GPU."""
 
 import functools
 
@@ -19,9 +19,9 @@ EPS = 1e-6
 
 
 def random_arguments(B, K, G, S, H, dtype=jnp.float32, *, norms=True, rotary=True):
-    """qkv, norms, rotary, k, v, lengths: the first row empty, the second full.
+    """qkv, norms, rotary, k, v, lengths; the first row is empty and the second one full.
 
-    Made by NumPy, which compiles nothing for the many sizes.
+    NumPy makes the numbers, because it compiles nothing for each of the many sizes.
     """
     rng = np.random.default_rng(0)
     normal = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)  # noqa: E731
@@ -35,7 +35,7 @@ def random_arguments(B, K, G, S, H, dtype=jnp.float32, *, norms=True, rotary=Tru
 
 
 def in_shared_pages(k_WKMSH, v_WKMSH, length_B, page, seed=0):
-    """The same rows in pages that lie anywhere in a pool with others', whose numbers are NaN."""
+    """The same rows in pages scattered over a pool; the pool's other pages are NaN."""
     _, K, B, S, H = k_WKMSH.shape
     num_pages = -(-S // page)
     place = np.random.default_rng(seed).permutation(B * num_pages + 3)[: B * num_pages]
@@ -73,7 +73,7 @@ def reference(qkv_BKXH, norms_H, rotary_Bh, k_WKMSH, v_WKMSH, length_B, *, windo
 
 
 def assert_equal_but_for_the_full_row(found, expected, atol):
-    """A full row loses its token; what it is then told to attend to is nobody's concern."""
+    """A full row drops its token, and its attention is undefined."""
     for x, y, rows in zip(found, expected, (0, 2, 2)):
         x, y = (np.asarray(z, np.float32) for z in (x, y))
         np.testing.assert_allclose(np.delete(x, 1, rows), np.delete(y, 1, rows), atol=atol)
@@ -98,7 +98,7 @@ def test_the_kernel_equals_the_reference(window, chunk, norms, rotary):
 @pytest.mark.parametrize("window", [None, 37])
 @pytest.mark.parametrize("chunk", [0, 64])
 def test_the_kernel_finds_the_pages_of_its_row(window, chunk):
-    """Rows of 256 positions: a multiple of the pages, so that one that is full is full in both."""
+    """Rows of 256 positions, a multiple of the page, so that a full row is full in both layouts."""
     *before, k_WKMSH, v_WKMSH, length_B = random_arguments(4, 2, 3, 256, 16)
     expected = reference(*before, k_WKMSH, v_WKMSH, length_B, window=window)
     paged = in_shared_pages(k_WKMSH, v_WKMSH, length_B, page=64)
@@ -115,7 +115,7 @@ def in_int8(k_WKMSH, v_WKMSH, *rest):
 
 
 def in_shared_int8_pages(k_WKMSH, v_WKMSH, length_B, page):
-    """Others' scales are NaN; their int8 numbers can only be any."""
+    """As `in_shared_pages`: other pages have scales of NaN, since int8 has no NaN itself."""
     k, v = quantize(k_WKMSH), quantize(v_WKMSH)
     values = in_shared_pages(*(jnp.asarray(x.values, jnp.float32) for x in (k, v)), length_B, page)
     scales = in_shared_pages(*(x.scale[..., None] for x in (k, v)), length_B, page)
@@ -134,12 +134,12 @@ def from_shared_int8_pages(x, pages_BY, S):
 
 
 def read(found):
-    """What attention returned, with the numbers that its cache stands for."""
+    """What attention returned, with its cache dequantised."""
     return found[0], *(dequantize(x) if isinstance(x, Quantized) else x for x in found[1:])
 
 
-# The float32 tolerance of the exact kernel: keys that are compared are the same int8 numbers. A
-# number in the middle between two, which the last bit of a norm decides, is not among these.
+# The exact kernel's float32 tolerance applies, because both compare the same int8 keys. No number
+# here lies so close to the middle of two steps that the last bit of a norm decides its rounding.
 @pytest.mark.parametrize("window", [None, 37])
 @pytest.mark.parametrize("chunk", [0, 64])
 @pytest.mark.parametrize(("norms", "rotary"), [(True, True), (False, False)])
@@ -173,7 +173,7 @@ def test_the_kernel_on_int8_finds_the_pages_of_its_row(window, chunk):
 
 @pytest.mark.parametrize("window", [None, 37])
 def test_xla_on_int8_attends_to_what_the_numbers_stand_for(window):
-    """The new token included: the same attention in float32 to keys and values rounded before."""
+    """Float32 attention to keys and values that were rounded first, including the new token's."""
     qkv_BKXH, _, _, k_WKMSH, v_WKMSH, length_B = random_arguments(4, 2, 3, 256, 16)
     q_BNH, k_BKH, v_BKH = qkv_BKXH[:, :, :3].reshape(4, 6, 16), qkv_BKXH[:, :, 3], qkv_BKXH[:, :, 4]
     attend = functools.partial(
@@ -184,7 +184,7 @@ def test_xla_on_int8_attends_to_what_the_numbers_stand_for(window):
     expected = attend(q_BNH, *rounded, length_B)
     assert_equal_but_for_the_full_row(read(found), expected, 2e-6)
     paged = in_shared_int8_pages(k_WKMSH, v_WKMSH, length_B, page=16)
-    # XLA multiplies weights of 0 with what lies beyond a row's end.
+    # XLA multiplies what lies beyond a row's end by weights of 0.
     paged = jax.tree.map(lambda x: jnp.nan_to_num(x) if x.dtype == jnp.float32 else x, paged)
     out_BNH, *pools = attend(q_BNH, k_BKH, v_BKH, *paged)
     cache = [from_shared_int8_pages(x, paged[-1], 256) for x in pools]
@@ -259,7 +259,7 @@ def test_the_tpu_kernel_equals_the_reference(G, shared):
         out_BNH, *pools = jax.jit(tpu_attention)(*heads, *cache)
     if shared:
         pools = [from_shared_pages(x, cache[-1], 512) for x in pools]
-    # The reference rounds its weights to bfloat16, eight bits; numbers about 1.
+    # The reference rounds its weights to bfloat16's eight bits; the results are about 1.
     assert_equal_but_for_the_full_row((out_BNH, *pools), expected, 1e-2)
 
 
@@ -292,7 +292,7 @@ def test_parts_are_whole_blocks_and_fill_a_gpu_where_they_can(heads, S):
 @pytest.mark.parametrize(("G", "H"), [(2, 128), (7, 64)])
 @pytest.mark.parametrize("shared", [False, True])
 def test_on_a_gpu_too(dtype, atol, S, G, H, shared):
-    S = -(-S // 128) * 128 if shared else S  # what is full is full in both
+    S = -(-S // 128) * 128 if shared else S  # so that a full row is full in both layouts
     arguments = random_arguments(8, 4, G, S, H, dtype)
     expected = jax.jit(reference)(*arguments)
     *before, k_WKMSH, v_WKMSH, length_B = arguments
@@ -302,7 +302,7 @@ def test_on_a_gpu_too(dtype, atol, S, G, H, shared):
     found = jax.jit(functools.partial(kernel_attention, eps=EPS))(*before, *cache)
     if shared:
         found = found[0], *(from_shared_pages(x, cache[-1], S) for x in found[1:])
-    # bfloat16 has 8 bits: a unit in the last place of a number about 2 is 0.016.
+    # bfloat16 has 8 bits: a unit in the last place of a number near 2 is 0.016.
     assert_equal_but_for_the_full_row(found, expected, atol)
 
 
@@ -322,8 +322,8 @@ def test_int8_on_a_gpu_too(dtype, mean, S, G, H, shared):
     if shared:
         found = found[0], *(from_shared_int8_pages(x, cache[-1], S) for x in found[1:])
     found = read(found)
-    # Another last bit of a new key may round it to the next int8 number, for the largest keys of 5
-    # a step of 0.04. That is rare: most agree as exact ones do.
+    # A different last bit of a new key may round it to the next int8 number; for the largest keys,
+    # about 5, that is a step of 0.04. This is rare: most keys agree as closely as exact ones do.
     assert_equal_but_for_the_full_row(found, expected, 5e-2)
     out_BNH, expected_BNH = (
         np.delete(np.asarray(x[0], np.float32), 1, 0) for x in (found, expected)
@@ -342,7 +342,7 @@ def test_the_kernel_is_lowered_for_a_gpu_that_is_not_here(shared, int8):
     elif int8:
         cache = in_int8(*cache)
     kernel = jax.jit(functools.partial(kernel_attention, eps=EPS))
-    # Newer JAX asks what the GPU is, where it sees none.
+    # Newer versions of JAX ask for the GPU's name, and there is none here.
     gpu = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", None, "cuda")
     mesh = jax.sharding.AbstractMesh((1,), ("x",), abstract_device=gpu)
     with jax.sharding.use_abstract_mesh(mesh):

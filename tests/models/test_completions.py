@@ -119,7 +119,7 @@ def test_rows_of_one_sequence_and_packed_rows_have_the_same_states():
     tokens_BS, _ = padded(texts, 9, "right")
     alone_BTD = _packed(params, CONFIG, tokens_BS, lengths, completion_lengths, 5)
     assert_states(alone_BTD, states)
-    # One row that holds both; their completions one after another.
+    # One row holds both sequences; their completions follow one another.
     tokens_BS, _ = padded([texts[0] + texts[1]], 16, "right")
     packed_BTD = _packed(params, CONFIG, tokens_BS, lengths.T, completion_lengths.T, 8)
     assert_states([packed_BTD[0, :4], packed_BTD[0, 4:7]], states)
@@ -127,7 +127,7 @@ def test_rows_of_one_sequence_and_packed_rows_have_the_same_states():
 
 @pytest.mark.parametrize("width", [11, 40], ids=["together", "apart"])
 def test_prompts_of_several_kinds_have_the_states_of_each_alone(width):
-    """In one forward where their widths are alike, else each in its own."""
+    """In one forward pass if their widths are similar, otherwise each in its own."""
     params, states = expected()
     texts = [p + c for p, c in zip(PROMPTS, COMPLETIONS)]
     lengths = np.array([[len(text)] for text in texts])

@@ -10,7 +10,7 @@ from tiny_decoder import CONFIG, CONFIGS, init_params, random_batch, states_of
 from jaxdistill.models import decoder, parameters
 from jaxdistill.storage import hf_import
 
-# float32 sums in another order: a few units of 1e-7, grown over three layers of values near 1.
+# float32 sums in another order: a few times 1e-7, amplified by three layers of values near 1.
 TOLERANCE = 2e-5
 
 _prefill = jax.jit(decoder.prefill, static_argnames=("config", "num_slots", "dtype", "cache_dtype"))
@@ -132,8 +132,9 @@ def test_decoding_with_an_int8_cache_stays_near_the_full_forward(family):
     for t in range(P, S):
         hidden_BD, cache = _decode_step(params, config, tokens_BS[:, t], cache)
         errors.append(np.abs(hidden_BD - expected_BSD[:, t]))
-    # Rounding takes at most 1/254 of a head's largest number, some two of its spread: 0.8 % of a
-    # key or value at most and 0.5 % as a rule. Three or four layers, of states about 1, add up.
+    # Rounding changes a number by at most 1/254 of its head's largest, which is about twice the
+    # spread: at most 0.8 % of a key or value, and typically 0.5 %. This adds up over three or four
+    # layers with states of about 1.
     assert 1e-4 < np.mean(errors) < 0.01
     assert np.max(errors) < 0.1
 
@@ -169,7 +170,7 @@ def test_a_prompt_may_be_padded_on_either_side(side, params):
     np.testing.assert_allclose(*after, atol=TOLERANCE)
 
 
-def test_a_row_without_room_keeps_its_cache(params):
+def test_a_full_row_keeps_its_cache(params):
     tokens_BS, _ = random_batch()
     _, cache = _prefill(params, CONFIG, tokens_BS[:, :6], np.ones((4, 6), int), 6)
     _, after = _decode_step(params, CONFIG, tokens_BS[:, 6], cache)
@@ -212,7 +213,7 @@ def test_the_amount_of_padding_cannot_change_a_hidden_state(params, left, right)
 
 
 def test_padding_has_no_gradient_and_makes_no_nan(params):
-    tokens_BS, mask_BS = random_batch()  # token 0 stands in the padding only
+    tokens_BS, mask_BS = random_batch()  # token 0 occurs in the padding only
 
     def total(params):
         hidden_BSD = decoder.hidden_states(params, CONFIG, tokens_BS, mask_BS)
@@ -242,7 +243,7 @@ def test_bfloat16_reads_float32_parameters_and_stays_near_them(params):
     rough_BSD = states_of(params, CONFIG, tokens_BS, mask_BS, dtype=jnp.bfloat16)
     assert rough_BSD.dtype == jnp.bfloat16
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    # bfloat16 keeps 8 bits: 0.4 % a rounding, a few dozen of them on values near 1.
+    # bfloat16 keeps 8 bits: 0.4 % per rounding, and a few dozen roundings of values near 1.
     assert float(jnp.abs(rough_BSD.astype(jnp.float32) - exact_BSD)[3].mean()) < 0.02
 
 

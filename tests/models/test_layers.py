@@ -24,6 +24,6 @@ def test_swiglu_and_its_gradients_are_those_of_its_definition(dtype, tolerance):
     pairs = zip((found, *pull(cotangent_BTD.astype(dtype))), (exact, *exact_pull(cotangent_BTD)))
     for x, y in pairs:
         assert x.dtype == dtype
-        # bfloat16 rounds by 1/512 at most, and some four numbers on the way are rounded.
+        # bfloat16 rounds by at most 1/512, and about four intermediate numbers are rounded.
         error = np.linalg.norm(x.astype(jnp.float32) - y) / np.linalg.norm(y)
         assert error < tolerance

@@ -1,4 +1,4 @@
-"""How many parameters a config has, and their scale at the start."""
+"""How many parameters a config has, and their scale at initialisation."""
 
 import dataclasses
 

@@ -11,9 +11,9 @@ from jaxdistill.models.presets import PRESETS, preset
 
 HF_CONFIGS = SHARED_DATA / "hf_configs"
 
-# The number of parameters that the hub shows for the published safetensors: unlike the sizes in
-# PRESETS it is counted from the weights. (Files of tied models hold the embedding once or twice,
-# so those are left to the comparison with transformers.)
+# The number of parameters that the hub shows for the published safetensors, counted from the
+# weights and therefore independent of the sizes in PRESETS. (Files of tied models store the
+# embedding once or twice, so tied models are only compared with transformers.)
 PUBLISHED = {
     "Qwen3-8B": 8_190_735_360,
     "Qwen3-14B": 14_768_307_200,
@@ -77,7 +77,7 @@ def test_every_family_has_a_preset():
         ("Qwen3-8b", "Qwen3-8B"),
         ("Qwen/Qwen3-8B", "Qwen3-8B"),
         ("R1-Distill-Qwen-7B", "DeepSeek-R1-Distill-Qwen-7B"),
-        ("zzz", "there are Qwen3-0.6B"),
+        ("zzz", "the presets are Qwen3-0.6B"),
     ],
 )
 def test_an_unknown_preset_is_one_line_that_names_the_nearest(name, nearest):

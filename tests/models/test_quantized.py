@@ -18,11 +18,12 @@ numbers = st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)
 
 @settings(max_examples=50, deadline=None)
 @given(st_np.arrays(np.float32, (3, 8), elements=numbers))
-def test_a_number_is_off_by_half_a_unit_at_most(x_NH):
+def test_a_number_is_off_by_half_a_step_at_most(x_NH):
     found = quantize(jnp.asarray(x_NH))
     values_NH, scale_N = (np.asarray(x, np.float64) for x in found)
     assert np.abs(values_NH).max() <= 127
-    # A unit is a 127th of the largest; float32 divides to 2^-24 of up to 127 units.
+    # A step is a 127th of the largest number; a float32 quotient of up to 127 steps has a relative
+    # error of about 2^-24.
     bound_N1 = scale_N[:, None] * (0.5 + 127 * 2.0**-22)
     assert (np.abs(x_NH - values_NH * scale_N[:, None]) <= bound_N1).all()
     np.testing.assert_allclose(dequantize(found), values_NH * scale_N[:, None], rtol=1e-6)
@@ -44,7 +45,7 @@ def test_nan_stays_nan():
     assert np.isnan(dequantize(quantize(jnp.array([jnp.nan, 1.0, 2.0])))).all()
 
 
-def test_it_stands_for_the_array_of_its_values():
+def test_shape_and_dtype_are_those_of_the_values():
     found = quantize(jnp.ones((2, 3, 4)))
     assert found.shape == (2, 3, 4)
     assert found.dtype == jnp.int8
@@ -55,6 +56,6 @@ def test_a_head_takes_half_of_bfloat16s_bytes_and_four():
     assert [vector_bytes(128, dtype, "auto") for dtype in ("bfloat16", "float32")] == [256, 512]
 
 
-def test_an_unknown_name_is_the_users_mistake():
+def test_an_unknown_cache_dtype_is_refused_with_the_known_ones():
     with pytest.raises(UserError, match=r"^`cache_dtype` must be one of auto, int8, got 'fp8'$"):
         check_cache_dtype("fp8")

@@ -1,4 +1,4 @@
-"""What is computed again changes memory and time, and nothing else."""
+"""Rematerialisation changes memory and time, and nothing else."""
 
 import collections
 import dataclasses
@@ -70,11 +70,11 @@ WIDE = dataclasses.replace(
 
 
 def test_memory_falls_from_one_to_the_next_by_what_the_table_says():
-    """Numbers kept of a token and layer, in multiples of D: 11, 5, 2 and 1."""
+    """Numbers kept per token and layer, in multiples of D: 11, 5, 2 and 1."""
     tokens = jax.ShapeDtypeStruct((16, 32), jnp.int32)
 
     def of_a_layer(remat):
-        """Temporary numbers that a layer more asks for: what else is held at the peak cancels."""
+        """Temporary numbers per additional layer: whatever else is held at the peak cancels."""
         sizes = []
         for num_layers in (24, 48):
             config = dataclasses.replace(WIDE, num_layers=num_layers)
@@ -96,7 +96,7 @@ def test_memory_falls_from_one_to_the_next_by_what_the_table_says():
 
 @pytest.fixture
 def cuda(monkeypatch):
-    """Lower for an NVIDIA GPU that is not there; nothing is compiled."""
+    """Lower programs for an NVIDIA GPU without having one; nothing is compiled."""
     monkeypatch.setattr(sharding, "platform", lambda: "gpu")
     monkeypatch.setattr(attention, "is_ampere_or_newer", lambda: True)
     for name, answer in [
@@ -120,5 +120,5 @@ def test_the_gpus_attention_runs_forward_once_and_products_as_often_as_documente
     calls = collections.Counter(re.findall(r"__cudnn\$fmha\w+", text))
     assert calls["__cudnn$fmhaSoftmax"] == (2 if remat == "all" else 1)
     assert calls["__cudnn$fmhaSoftmaxBackward"] == 1
-    # Four products forward, two for each of them backward.
+    # Four products in the forward pass, and two for each of them in the backward pass.
     assert text.count("stablehlo.dot_general") == 12 + PRODUCTS[remat]

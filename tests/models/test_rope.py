@@ -36,7 +36,7 @@ def test_frequencies_are_those_of_transformers_to_a_few_units_in_the_last_place(
 
     parameters = {"rope_type": name.split("-")[0], "rope_theta": theta} | SCALINGS[name]
     if "factor" not in parameters and name.startswith("yarn"):
-        parameters["factor"] = 65_536 / 512  # transformers' own default, which it asks for by name
+        parameters["factor"] = 65_536 / 512  # transformers' own default, which it wants explicitly
     config = Qwen3Config(
         head_dim=128, max_position_embeddings=65_536, rope_parameters=dict(parameters)
     )

@@ -1,4 +1,4 @@
-"""What the families share in reading and writing config.json: fields, RoPE, kinds of layers."""
+"""Reading and writing the parts of config.json that families share: fields, layer kinds, RoPE."""
 
 import math
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from jaxdistill.models.rope import Linear, Llama3, Rope, Scaling, Yarn
 class TensorName(NamedTuple):
     """A tensor's name in a checkpoint and its dimensions there, e.g. "NH D" = [N*H, D]."""
 
-    name: str  # {} stands for the layer
+    name: str  # {} is the layer's number
     axes: str
 
 
 Fields = dict[str, Any]  # a parsed config.json
 
-# What other values of these fields would mean is not implemented, so they are refused.
+# Other values of these fields ask for something that is not implemented, so they are refused.
 _REQUIRED = {
     "hidden_act": "silu",
     "quantization_config": None,
@@ -32,15 +32,16 @@ _KINDS: dict[str, LayerKind] = {"full_attention": "full", "sliding_attention": "
 
 
 def field(fields: Fields, name: str, kind: type, default: Any = None) -> Any:
-    """`fields[name]`, or the default where it is absent or null.
+    """`fields[name]`, or the default if it is absent or null.
 
-    Raises UserError when it is of another type, or missing without a default.
+    Raises UserError if the value is of another type, or is missing and there is no default.
     """
     value = fields.get(name)  # null means absent: transformers writes None for "the default"
     value = default if value is None else value
     if value is None:
         raise UserError(f"field '{name}' is missing")
     accepted = (int, float) if kind is float else kind
+    # bool is a subclass of int, but `true` is no number.
     if not isinstance(value, accepted) or isinstance(value, bool) != (kind is bool):
         raise UserError(f"field '{name}' must be of type {kind.__name__}, not {value!r}")
     return kind(value)
@@ -49,14 +50,14 @@ def field(fields: Fields, name: str, kind: type, default: Any = None) -> Any:
 def read_sizes(fields: Fields) -> dict[str, Any]:
     """The ModelConfig fields that every family spells alike.
 
-    Raises UserError for a missing or malformed one, and for options that no family has here.
+    Raises UserError for a missing or malformed field, and for options that are not implemented.
     """
     for name, value in _REQUIRED.items():
         if fields.get(name) not in (value, None):
             raise UserError(f"{name}={fields[name]!r} is not supported; only {value!r}")
     hidden_size = field(fields, "hidden_size", int)
     num_heads = field(fields, "num_attention_heads", int)
-    # Without a width of its own a head has its share of the model's, where that is whole.
+    # head_dim defaults to hidden_size / num_attention_heads, if that is an integer.
     is_whole = num_heads > 0 and hidden_size % num_heads == 0
     head_dim = hidden_size // num_heads if is_whole else None
     if field(fields, "vocab_size", int) < 1 or field(fields, "num_hidden_layers", int) < 1:
@@ -102,7 +103,10 @@ def write_sizes(config: ModelConfig) -> Fields:
 def read_layers(
     fields: Fields, default: Sequence[str], window: int | None
 ) -> tuple[tuple[LayerKind, ...], int | None]:
-    """`layer_types` (else `default`) as its shortest repeated pattern, and the window if used."""
+    """`layer_types` (else `default`) as its shortest repeated pattern, and the window if used.
+
+    Raises UserError for an unknown kind, a wrong number of layers, or a missing window.
+    """
     types = fields.get("layer_types") or default
     num_layers = field(fields, "num_hidden_layers", int)
     if not isinstance(types, list | tuple) or not types:
@@ -115,6 +119,7 @@ def read_layers(
     if "sliding_attention" in types and window is None:
         raise UserError("layer_types has 'sliding_attention' but there is no sliding_window")
     kinds: tuple[LayerKind, ...] = tuple(_KINDS[kind] for kind in types)
+    # The shortest pattern, because the body of the scan over layers is one repetition of it.
     length = next(n for n in range(1, len(kinds) + 1) if kinds == kinds[:n] * (len(kinds) // n))
     return kinds[:length], window if "sliding" in kinds else None
 
@@ -123,7 +128,7 @@ def read_layers(
 
 
 def read_rope(parameters: Fields | None, theta: float, max_positions: int) -> Rope:
-    """A `rope_parameters` (or older `rope_scaling`) object; `theta` is used where it names none.
+    """Read a `rope_parameters` (or older `rope_scaling`) object; `theta` is used if it has none.
 
     Raises UserError for a type other than default, linear, yarn and llama3, and for a key that
     would not be used.
@@ -131,9 +136,10 @@ def read_rope(parameters: Fields | None, theta: float, max_positions: int) -> Ro
     if not isinstance(parameters or {}, dict):
         raise UserError(f"rope_parameters must be an object or null, not {parameters!r}")
     given = {key: value for key, value in (parameters or {}).items() if value is not None}
+    # `type` is the older spelling of `rope_type`.
     kind = given.pop("rope_type", given.get("type", "default"))
     given.pop("type", None)
-    # What is read is taken out of `given`: a key that is left would be ignored in silence.
+    # Whatever is read is removed from `given`: a remaining key is refused, not silently ignored.
     theta = field({"rope_theta": given.pop("rope_theta", theta)}, "rope_theta", float)
     if given.pop("partial_rotary_factor", 1.0) != 1.0:
         raise UserError("partial_rotary_factor is not supported; only 1.0")
@@ -144,7 +150,7 @@ def read_rope(parameters: Fields | None, theta: float, max_positions: int) -> Ro
 
 
 def _read_scaling(kind: str, given: Fields, max_positions: int) -> Scaling | None:
-    """Takes what it reads out of `given`."""
+    """Read the scaling, removing its keys from `given`."""
 
     def take(name: str, type_: type, default: Any = None) -> Any:
         return field({name: given.pop(name, None)}, name, type_, default)
@@ -162,7 +168,7 @@ def _read_scaling(kind: str, given: Fields, max_positions: int) -> Scaling | Non
                 factor=factor,
                 original_positions=original,
                 attention_factor=take("attention_factor", float, _yarn_factor(factor, *factors)),
-                # Defaults are the paper's, and transformers' own.
+                # The paper's defaults, which are also those of transformers.
                 beta_fast=take("beta_fast", float, 32.0),
                 beta_slow=take("beta_slow", float, 1.0),
                 truncate=take("truncate", bool, True),
@@ -181,16 +187,16 @@ def _read_scaling(kind: str, given: Fields, max_positions: int) -> Scaling | Non
 
 
 def _yarn_factor(factor: float, mscale: float, mscale_all_dim: float) -> float:
-    """arXiv 2309.00071, section 3.4, and DeepSeek's ratio of two of them."""
+    """YaRN's attention factor (arXiv 2309.00071, section 3.4), or DeepSeek's ratio of two."""
 
-    def scale(of: float) -> float:
-        return 0.1 * of * math.log(factor) + 1.0 if factor > 1 else 1.0
+    def scale(coefficient: float) -> float:
+        return 0.1 * coefficient * math.log(factor) + 1.0 if factor > 1 else 1.0
 
     return scale(mscale) / scale(mscale_all_dim) if mscale and mscale_all_dim else scale(1.0)
 
 
 def write_rope(rope: Rope) -> Fields:
-    """The inverse of `read_rope`, every value spelled out."""
+    """The inverse of `read_rope`, with every value explicit."""
     fields: Fields = {"rope_theta": rope.theta}
     match rope.scaling:
         case None:
@@ -218,6 +224,6 @@ def write_rope(rope: Rope) -> Fields:
 
 
 def older_rope_scaling(parameters: Fields) -> Fields | None:
-    """`rope_scaling`, the spelling that transformers 4 and vLLM read, from `write_rope`'s."""
+    """`rope_scaling`, as transformers 4 and vLLM read it, from the result of `write_rope`."""
     scaling = {key: value for key, value in parameters.items() if key != "rope_theta"}
     return None if scaling["rope_type"] == "default" else scaling

@@ -1,11 +1,11 @@
 """Olmo3 as data: its fields in config.json and the names of its tensors.
 
 Olmo Team 2025, arXiv 2512.13961: norms after attention and MLP, RMSNorm over the whole projection
-of queries and keys, three sliding-window layers to one full.
+of queries and keys, three sliding-window layers for every full one.
 
-RoPE is read as transformers 5.23 reads it: `rope_scaling` (YaRN) belongs to the full layers and the
-sliding ones turn plainly. Before version 5 transformers applied the one YaRN to every layer, and so
-do some ports; their logits differ, also below the original context.
+RoPE is read as transformers 5.23 reads it: `rope_scaling` (YaRN) applies to the full layers, and
+the sliding layers have no scaling. Before version 5, transformers applied the one YaRN to every
+layer, as some ports still do; their logits differ even within the original context length.
 """
 
 from jaxdistill.errors import UserError
@@ -41,15 +41,17 @@ _THETA = 500_000.0  # Olmo3Config's default in transformers 5.23
 def from_hf(fields: Fields) -> ModelConfig:
     """The config of a parsed config.json; fields that may be absent default as in transformers.
 
-    Raises UserError naming the field that is missing, malformed or asks for what is not built.
+    Raises UserError naming the field that is missing, malformed or asks for something that is not
+    implemented.
     """
+    # Absent fields default as in transformers' Olmo3Config: 2048 positions, every fourth layer
+    # full, a window of 4096, eps 1e-5.
     max_positions = field(fields, "max_position_embeddings", int, 2048)
     num_layers = field(fields, "num_hidden_layers", int)
-    # Absent fields (2048 positions, every fourth layer full, a window of 4096, eps 1e-5) are
-    # Olmo3Config's defaults in transformers.
     default = ["full_attention" if i % 4 == 3 else "sliding_attention" for i in range(num_layers)]
     pattern, window = read_layers(fields, default, field(fields, "sliding_window", int, 4096))
     full, sliding = _read_ropes(fields, max_positions)
+    # num_key_value_heads defaults to num_attention_heads, also where it is null.
     heads = {"num_key_value_heads": field(fields, "num_attention_heads", int)}
     given = {name: value for name, value in fields.items() if value is not None}
     has_bias = field(fields, "attention_bias", bool, False)
@@ -71,14 +73,14 @@ def from_hf(fields: Fields) -> ModelConfig:
 def _read_ropes(fields: Fields, max_positions: int) -> tuple[Rope, Rope]:
     """RoPE of the full and of the sliding layers.
 
-    A top-level `rope_theta` is the full layers' alone, as in transformers 5.23; Olmo3's own is the
-    default.
+    A top-level `rope_theta` applies only to the full layers, as in transformers 5.23; the default
+    of both is Olmo3's.
     """
     nested = fields.get("rope_parameters") or {}
     if not isinstance(nested, dict) or nested.keys() - {"full_attention", "sliding_attention"}:
         raise UserError(
             "rope_parameters of olmo3 must be an object with 'full_attention' and "
-            f"'sliding_attention', not {nested!r}; transformers ignores any other"
+            f"'sliding_attention', not {nested!r}; transformers ignores any other form"
         )
     scaling = fields.get("rope_scaling") or {}
     if not isinstance(scaling, dict):
@@ -102,14 +104,14 @@ def _refuse_truncate(parameters: Fields) -> None:
 
 
 def to_hf(config: ModelConfig) -> Fields:
-    """The architecture's fields of config.json, RoPE in both spellings."""
+    """The architecture's fields of config.json, with RoPE in the older and the newer spelling."""
     full, sliding = write_rope(config.ropes["full"]), write_rope(config.ropes["sliding"])
     return write_sizes(config) | {
         "architectures": ["Olmo3ForCausalLM"],
-        # Older readers (vLLM, transformers 4) know only the first two.
+        # Older readers (vLLM, transformers 4) know only the next two.
         "rope_theta": config.ropes["full"].theta,
         "rope_scaling": older_rope_scaling(full),
         "rope_parameters": {"full_attention": full, "sliding_attention": sliding},
         "attention_bias": config.qkv_bias,
-        "sliding_window": config.window or 4096,  # a number is required where no layer slides
+        "sliding_window": config.window or 4096,  # must be a number even if no layer slides
     }

@@ -1,4 +1,4 @@
-"""Qwen2 as data, and with it DeepSeek-R1-Distill-Qwen: config.json and the tensors' names.
+"""Qwen2 as data, including DeepSeek-R1-Distill-Qwen: config.json fields and tensor names.
 
 Qwen Team 2024, arXiv 2407.10671: pre-norm, grouped queries with biases on queries, keys and values,
 SwiGLU.
@@ -20,7 +20,7 @@ from jaxdistill.models.families.hf_fields import (
 
 MODEL_TYPE = "qwen2"
 
-# From the parameter's path in `Decoder`.
+# Keyed by the parameter's path in `Decoder`.
 TENSORS = {
     ("embed",): TensorName("model.embed_tokens.weight", "V D"),
     ("norm",): TensorName("model.norm.weight", "D"),
@@ -43,13 +43,14 @@ TENSORS = {
 def from_hf(fields: Fields) -> ModelConfig:
     """The config of a parsed config.json; fields that may be absent default as in transformers.
 
-    Raises UserError naming the field that is missing, malformed or asks for what is not built.
+    Raises UserError naming the field that is missing, malformed or asks for something that is not
+    implemented.
     """
     return ModelConfig(**read_qwen(fields), qk_norm="none", qkv_bias=True)
 
 
 def to_hf(config: ModelConfig) -> Fields:
-    """The architecture's fields of config.json, RoPE in both spellings."""
+    """The architecture's fields of config.json, with RoPE in the older and the newer spelling."""
     return {"architectures": ["Qwen2ForCausalLM"]} | write_qwen(config)
 
 
@@ -57,7 +58,7 @@ def to_hf(config: ModelConfig) -> Fields:
 
 
 def read_qwen(fields: Fields) -> dict:
-    """The ModelConfig fields that both Qwens spell alike."""
+    """The ModelConfig fields that Qwen2 and Qwen3 spell alike."""
     max_positions = field(fields, "max_position_embeddings", int, 32_768)
     pattern, window = read_layers(fields, *_default_layers(fields))
     parameters = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
@@ -75,29 +76,29 @@ def read_qwen(fields: Fields) -> dict:
 
 
 def _default_layers(fields: Fields) -> tuple[list[str], int | None]:
-    """With `use_sliding_window` the layers from `max_window_layers` on slide."""
+    """Kinds of layers, and the window: `use_sliding_window` sets it from `max_window_layers` on."""
     num_layers = field(fields, "num_hidden_layers", int)
     if not field(fields, "use_sliding_window", bool, False):
         return ["full_attention"] * num_layers, None
     # 28 full layers and a window of 4096 are Qwen2Config's defaults in transformers.
     full = min(field(fields, "max_window_layers", int, 28), num_layers)
     kinds = ["full_attention"] * full + ["sliding_attention"] * (num_layers - full)
-    if fields.get("sliding_window", 4096) is None:  # null: no window; absent: the default
+    if fields.get("sliding_window", 4096) is None:  # null is no window, absent is the default
         return ["full_attention"] * num_layers, None
     return kinds, field(fields, "sliding_window", int, 4096)
 
 
 def write_qwen(config: ModelConfig) -> Fields:
-    """The fields of config.json that both Qwens spell alike."""
+    """The fields of config.json that Qwen2 and Qwen3 spell alike."""
     rope, sizes = write_rope(config.rope), write_sizes(config)
     return sizes | {
-        # Older readers (vLLM, transformers 4) know only the first two.
+        # Older readers (vLLM, transformers 4) know only the next two.
         "rope_theta": config.rope.theta,
         "rope_scaling": older_rope_scaling(rope),
         "rope_parameters": rope,
         "use_sliding_window": config.window is not None,
         "sliding_window": config.window,
-        # For readers that know no layer_types.
+        # For readers that do not know layer_types.
         "max_window_layers": [*sizes["layer_types"], "sliding_attention"].index(
             "sliding_attention"
         ),

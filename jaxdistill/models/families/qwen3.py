@@ -20,10 +20,11 @@ TENSORS = qwen2.TENSORS | {
 def from_hf(fields: Fields) -> ModelConfig:
     """The config of a parsed config.json; fields that may be absent default as in transformers.
 
-    Raises UserError naming the field that is missing, malformed or asks for what is not built.
+    Raises UserError naming the field that is missing, malformed or asks for something that is not
+    implemented.
     """
     has_bias = field(fields, "attention_bias", bool, False)
-    # 128 where absent, Qwen3Config's default, and not hidden_size / num_attention_heads.
+    # An absent head_dim means 128, Qwen3Config's default, not hidden_size / num_attention_heads.
     fields = fields | {"head_dim": field(fields, "head_dim", int, 128)}
     return ModelConfig(
         **qwen2.read_qwen(fields), qk_norm="head", qkv_bias=has_bias, out_bias=has_bias
@@ -31,6 +32,6 @@ def from_hf(fields: Fields) -> ModelConfig:
 
 
 def to_hf(config: ModelConfig) -> Fields:
-    """The architecture's fields of config.json, RoPE in both spellings."""
+    """The architecture's fields of config.json, with RoPE in the older and the newer spelling."""
     own = {"architectures": ["Qwen3ForCausalLM"], "attention_bias": config.qkv_bias}
     return own | qwen2.write_qwen(config)

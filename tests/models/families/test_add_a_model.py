@@ -29,13 +29,13 @@ from jaxdistill.storage import hf_export, hf_import
 
 DOCUMENT = DOCS / "add_a_model.md"
 
-# One row for each family: fields for transformers' config class. All sizes differ, every option of
-# the family is on, and windows and original contexts are shorter than the S tokens of the text.
+# One row per family: fields for transformers' config class. All sizes differ, every option of the
+# family is on, and windows and original contexts are shorter than the S tokens of the text.
 S = 40
 SIZES = dict(
     vocab_size=59, hidden_size=24, num_attention_heads=4, num_key_value_heads=2,
     intermediate_size=40, max_position_embeddings=64, tie_word_embeddings=False,
-    rms_norm_eps=1e-2,  # large enough that another one shows
+    rms_norm_eps=1e-2,  # large enough that another value changes the logits
     pad_token_id=None, bos_token_id=None, eos_token_id=None,
 )  # fmt: skip
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
@@ -93,7 +93,7 @@ def build(family: str, folder: Path) -> Case:
         for name, parameter in model.named_parameters():
             noise = torch.randn_like(parameter) * 0.3
             is_norm = parameter.ndim == 1 and not name.endswith("bias")
-            # Attention is then far from uniform; much larger and rounding would grow with it.
+            # 1.5 makes attention far from uniform; a much larger scale would amplify rounding.
             scale = 1.5 if re.search(r"\.[qk]_norm\.", name) else 1.0
             parameter.copy_(scale * (noise + 1 if is_norm else noise))
     model.save_pretrained(folder)
@@ -145,7 +145,7 @@ def gives_transformers_logits(family: str, case: Case) -> None:
 
 def decodes_as_it_scores(family: str, case: Case) -> None:
     P = 4
-    row = slice(2, 3)  # the one without padding
+    row = slice(2, 3)  # the row without padding
     tokens_BS, mask_BS = case.tokens_BS[row], case.mask_BS[row]
     expected_BSV = _logits_of(case)[row]
     head_DV = parameters.head(case.params, case.config)
@@ -154,7 +154,7 @@ def decodes_as_it_scores(family: str, case: Case) -> None:
     )
     step = jax.jit(decoder.decode_step, static_argnums=1)
     for t in range(P, S):
-        # The bound of all logits here; sums come in another order than in the whole sequence.
+        # The same bound as for all logits; sums run in another order than over whole sequences.
         np.testing.assert_allclose(hidden_BD @ head_DV, expected_BSV[:, t - 1], atol=1e-4)
         hidden_BD, cache = step(case.params, case.config, jnp.asarray(tokens_BS[:, t]), cache)
 
@@ -178,7 +178,7 @@ def runs_on_a_mesh(family: str, case: Case) -> None:
         logits_BSV = _logits(params, case.config, case.tokens_BS, case.mask_BS)
     is_real = case.mask_BS.astype(bool)
     expected_BSV = _logits_of(case)
-    # Relative to the largest logits (6 or so): sums over devices come in another order.
+    # Relative to the largest logits (about 6): sums over devices run in another order.
     bound = 1e-5 * np.abs(expected_BSV).max()
     assert np.abs(np.asarray(logits_BSV) - expected_BSV)[is_real].max() <= bound
 
@@ -284,7 +284,7 @@ def _lacks(part):
 
 
 def _names(**tensors):
-    """TENSORS has another parameter's name, or none, for some of the layers' parameters."""
+    """TENSORS has no name, or another parameter's, for some of the layers' parameters."""
 
     def spoil(module):
         complete = module.TENSORS
@@ -296,7 +296,7 @@ def _names(**tensors):
 
 
 def _writes(**fields):
-    """`to_hf` writes something else than what `from_hf` reads."""
+    """`to_hf` writes something other than what `from_hf` reads."""
 
     def spoil(module):
         complete = module.to_hf
@@ -320,7 +320,7 @@ def _writes(**fields):
         (_forgets("rope"), "logits of 'olmo2' differ"),
         (_forgets("qk_norm"), r"_norm'\) has axes H, its tensor '[NK]H'"),
         (_forgets("out_bias"), r"o_proj\.bias is none that config\.json asks for"),
-        (_writes(rope_parameters=None, rope_scaling=None), "none of olmo2's"),
+        (_writes(rope_parameters=None, rope_scaling=None), "not possible in olmo2"),
         (_writes(architectures=["Olmo3ForCausalLM"], model_type="olmo3"), "olmo3"),
     ],
 )

@@ -1,4 +1,4 @@
-"""config.json to ModelConfig and back, and what it says where it cannot."""
+"""config.json to ModelConfig and back, and the errors for what cannot be converted."""
 
 import dataclasses
 import json
@@ -118,9 +118,9 @@ def test_what_is_not_built_is_refused_by_name(family, fields, message):
     ("changes", "message"),
     [
         ({"family": "gpt2"}, "model.family must be one of qwen2, qwen3, olmo3, not 'gpt2'"),
-        ({"family": "qwen2"}, "model.qk_norm='head' is none of qwen2's; there it is 'none'"),
-        ({"post_norm": True}, "model.post_norm=True is none of qwen3's; there it is False"),
-        ({"out_bias": False}, "model.out_bias=False is none of qwen3's; there it is True"),
+        ({"family": "qwen2"}, "model.qk_norm='head' is not possible in qwen2; there it is 'none'"),
+        ({"post_norm": True}, "model.post_norm=True is not possible in qwen3; there it is False"),
+        ({"out_bias": False}, "model.out_bias=False is not possible in qwen3; there it is True"),
     ],
 )
 def test_a_config_that_its_family_cannot_express_is_refused(changes, message):
