@@ -24,7 +24,7 @@ def test_the_first_choice_that_fits_is_taken_for_each_set_of_shapes():
     large, small = jnp.ones(256), jnp.ones(32)
     needs = {n: memory.planned_bytes(sums(n).lower(large).compile()) for n in (1, 2, 4)}
     assert needs[1] > needs[2] > needs[4]
-    limit = int(needs[2] / memory.MOST_PLANNED) + 1
+    limit = int(needs[2] / memory.MAX_PLANNED) + 1
     function = memory.FirstThatFits(sums, (1, 2, 4), limit)
     assert function.compiled_for(large)[0] == 2
     assert function.compiled_for(small)[0] == 1

@@ -575,10 +575,10 @@ def test_a_teacher_that_could_never_be_shown_anything_is_refused():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"contrast": Regenerated()}, "samples of its own"),
-        ({"contrast": Redone()}, r"`contrast=Redone\(\)` would need samples of its own"),
-        ({"contrast": SameWords(), "context": NoContext()}, "shows nothing else"),
-        ({"contrast": ContextOnly(), "context": NoContext()}, "shows nothing else"),
+        ({"contrast": Regenerated()}, "which a contrast cannot do"),
+        ({"contrast": Redone()}, r"`contrast=Redone\(\)` regenerates solutions"),
+        ({"contrast": SameWords(), "context": NoContext()}, "shows nothing but the question"),
+        ({"contrast": ContextOnly(), "context": NoContext()}, "shows nothing but the question"),
         ({"rollouts": 1}, "`contrast=WrongSolution.*at least 2, got 1"),
         ({"contrasts": 3}, "at least 4 `rollouts`; got .*WrongSolution.* and 3"),
         ({"contrast": ContextOnly(), "contrasts": 2}, "a `contrast` that shows siblings"),
