@@ -1,4 +1,4 @@
-"""A verifier's rewards and a teacher's distribution in one loss."""
+"""Objectives that combine a verifier's rewards with a teacher's distribution."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +23,10 @@ def _reduction_of_both(objective: "Mixed | Routed") -> Reduction:
 
 @dataclass(frozen=True)
 class Mixed:
-    """(1 - share) GRPO + share * distillation, each with its own mean.
+    """(1 - share) GRPO + share * distillation, each with the mean that it has alone.
 
-    With `anneal_steps` the share falls linearly to 0 over that many steps (TRACE, 2605.10194).
+    With `anneal_steps` > 0 the share falls linearly to 0 over that many optimizer steps (TRACE,
+    arXiv 2605.10194). Raises UserError if the two parts differ in their reduction.
     """
 
     distill: Distill = Distill()
@@ -56,8 +57,10 @@ class Mixed:
 
 @dataclass(frozen=True)
 class Routed:
-    """Wrong completions that have a demonstration are distilled, all others follow GRPO (SRPO,
-    arXiv 2604.02288): distilling what is right already is ambiguous.
+    """Distil incorrect completions that have a demonstration; use GRPO for all others.
+
+    SRPO (arXiv 2604.02288): for a completion that is correct already, the demonstration is an
+    ambiguous target. Raises UserError if the two parts differ in their reduction.
     """
 
     distill: Distill = Distill()

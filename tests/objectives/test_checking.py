@@ -123,7 +123,7 @@ class Flat:
         (factor(lambda self, positions: 1.0), "objective.weights[0]: Own.factor raised TypeError"),
         (factor(lambda self, positions, epistemic: epistemic.mass(positions.reference)),
          "objective.weights[0]: Own.factor: the reference has not scored the samples; a choice "
-         "that needs it says so: reads = frozenset({\"reference\"})"),
+         "that needs it must declare reads = frozenset({\"reference\"})"),
         (factor(lambda self, p, e: 1.0 if p.sampled.tokens_BT[0, 0] > 3 else 0.0),
          "objective.weights[0]: Own.factor raised TracerBoolConversionError: "),
         (Mixed(Distill(weights=(OwnSkip(), Transposed()))),

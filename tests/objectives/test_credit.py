@@ -17,7 +17,7 @@ from made_positions import (
 
 from jaxdistill.losses import advantages
 from jaxdistill.objectives import GRPO, RLCSD, RLSD, AntiSD
-from jaxdistill.objectives.credit import apart
+from jaxdistill.objectives.credit import separate_means
 from jaxdistill.objectives.positions import epistemic_of
 
 TOKENS = np.array([[2, 0, 1], [11, 7, 3]])
@@ -100,7 +100,7 @@ def test_selected_and_other_tokens_are_averaged_apart():
     rng = np.random.default_rng(0)
     weight, loss = rng.uniform(size=(2, 4, 5))
     selected = rng.uniform(size=(4, 5)) < 0.3
-    factor = apart(jnp.asarray(selected), jnp.asarray(weight), 0.7)
+    factor = separate_means(jnp.asarray(selected), jnp.asarray(weight), 0.7)
     mean = (loss * weight * factor).sum() / weight.sum()
     expected = np.average(loss[~selected], weights=weight[~selected])
     expected += 0.7 * np.average(loss[selected], weights=weight[selected])

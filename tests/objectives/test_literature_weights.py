@@ -32,7 +32,7 @@ from jaxdistill.objectives import (
     SkipFirst,
     TokenImportance,
 )
-from jaxdistill.objectives.literature_weights import exactly_top
+from jaxdistill.objectives.literature_weights import top_fraction
 from jaxdistill.objectives.positions import epistemic_of
 
 EPISTEMIC = epistemic_of(IDS, V)
@@ -144,7 +144,7 @@ def test_forking_tokens_keeps_the_undecided_positions_or_the_others():
     np.testing.assert_array_equal(factor(ForkingTokens(1.0), every), 1)
 
 
-jitted_top = jax.jit(exactly_top)
+jitted_top = jax.jit(top_fraction)
 
 
 @settings(max_examples=50, deadline=None)
