@@ -183,8 +183,10 @@ def _call(choice: Any, method: str, positions: Positions, epistemic: Epistemic) 
         case "over_batch":
             counts_BT = jnp.asarray(positions.rows.distill_weight_BT, jnp.float32)
             score_BT = choice.score(positions, epistemic)
+            # As in a step, the scores of positions that do not count are 0, whatever they were.
             return choice.over_batch(where_counted(counts_BT, score_BT), counts_BT)
         case "clip":
+            # A loss of a plausible size: the negative log-likelihood, never negative.
             return choice.clip(-token_logp_BT)
         case "weight":
             return choice.weight(token_logp_BT - positions.sampled.behaviour_logp_BT)
@@ -200,6 +202,7 @@ def _checked(what: str, method: str, returned: Any, positions: Positions) -> Ite
     if method == "edit" and isinstance(returned, Pair):
         logps += [(f"{what} a student of", returned.student_logp_BTV, of_words)]
         logps += [(f"{what} a target of", returned.target_logp_BTV, of_words)]
+        # A plain number is a factor for all positions, and has no shape to check.
         if not isinstance(returned.factor_BT, float | int):
             yield _array(f"{what} a factor of", returned.factor_BT, of_positions)
     elif method == "edit":

@@ -101,6 +101,7 @@ def make_objective(objective: Objective, epistemic_ids: tuple[int, ...]) -> Obje
     for an epistemic id outside the vocabulary, which means that the lexicon belongs to another
     tokenizer.
     """
+    # Distinct: a repeated id would be counted twice in a top-C support (`losses.and_rest`).
     ids = tuple(sorted(set(epistemic_ids)))
 
     def evaluate(positions: Positions) -> tuple[Array, dict[str, Weighted]]:
@@ -165,6 +166,7 @@ def factors(
         name: part.batch_factor(scores[name], loss_weight_BT * applies_BT[name])
         for name, part in _parts_of_batch(objective).items()
     }
+    # The two parts of a mixture have separate factors, since each is normalised over its own rows.
     return found.get("distill"), found.get("policy_gradient")
 
 

@@ -121,6 +121,8 @@ def separate_means(
     others = jnp.sum(jnp.where(is_selected_BT, 0.0, loss_weight_BT))
     total = selected + others
 
+    # total / weight undoes the mean's common divisor for the group. Double `where`: an empty group
+    # has weight 0, and its factor is 0 instead of the infinity of a division by 0.
     def share(weight):
         return jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1.0), 0.0)
 

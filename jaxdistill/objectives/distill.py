@@ -125,8 +125,11 @@ class Distill:
         )
         loss_BT = self.divergence.divergence(compared)
         loss_BT = loss_BT if self.clip is None else self.clip.clip(loss_BT)
+        # Weights are constants: a gradient through one that depends on the student would lower the
+        # loss by changing the weight instead of moving towards the target.
         weight_BT = jax.lax.stop_gradient(jnp.where(is_distilled_BT, weight_BT, 0.0))
         loss_BT = weighted(loss_BT * pair.factor_BT, weight_BT)
+        # Terms are added after the weights, which therefore do not scale them.
         loss_BT += sum(term.penalty(positions, epistemic) for term in self.terms)
         return LossPart(
             weighted(loss_BT, distill_weight_BT),
@@ -140,6 +143,7 @@ class Distill:
         correction = self.rollout_correction
         ratio_BT = policy_ratio(positions, correction)
         weight_BT = jnp.ones_like(ratio_BT) * token_rollout_weight(correction, positions)
+        # Without a clip the ratio is not used in the loss, but still reported.
         clip = jnp.inf if self.importance_clip is None else self.importance_clip
         metrics = ratio_metrics(ratio_BT, ratio_BT > clip, correction, positions)
         if self.importance_clip is None:
@@ -173,6 +177,7 @@ class Distill:
         scores = {name: w.score(positions, epistemic) for name, w in self._batch_weights()}
         if is_of_sequences(self.rollout_correction):
             scores["rollout_correction"] = rollout_log_ratio(positions)
+        # With them `batch_factor` knows which positions the weights per position drop.
         return scores | {"position_weight": self._position_weight(positions, epistemic)}
 
     def batch_factor(

@@ -106,6 +106,7 @@ class SampledReverseKL:
         return losses.sampled_reverse_kl(*compared.of_token)
 
 
+# A clip of 0 would remove every positive entry and leave a loss that is only ever negative.
 def require_entry_clip(divergence: ForwardKL | ReverseKL | JensenShannon) -> None:
     clip, name = divergence.entry_clip, type(divergence).__name__
     require(clip is None or clip > 0, f"{name}.entry_clip", "above 0 or None", clip)

@@ -53,7 +53,8 @@ def is_of_sequences(correction: Any) -> bool:
 
 
 def rollout_log_ratio(positions: Positions) -> Float[Array, "B T"]:
-    """log pi_old(y) - log pi_rollout(y)."""
+    """log pi_old(y) - log pi_rollout(y), in nats, without a gradient."""
+    # The student's parameters are those before the update here, so its log-probability is pi_old's.
     token_logp_BT = positions.of_token(positions.student_logp_BTV)
     return jax.lax.stop_gradient(token_logp_BT) - positions.sampled.behaviour_logp_BT
 

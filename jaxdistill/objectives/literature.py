@@ -74,6 +74,7 @@ class Barycentre:
         teacher = positions.teacher
         if self.only_epistemic and not epistemic.ids:
             return teacher
+        # A target is a constant, also where it is made of the student's own distribution.
         base = (
             positions.reference
             if self.base == "reference"
@@ -255,6 +256,7 @@ class ReferenceKL:
         student, reference = positions.student_logp_BTV, positions.reference
         if self.only_epistemic and not epistemic.ids:
             return jnp.zeros(positions.sampled.tokens_BT.shape)
+        # The bucket of all other tokens keeps both distributions normalised, and hence the KL >= 0.
         if self.only_epistemic:
             student, reference = (losses.and_rest(x, epistemic.ids) for x in (student, reference))
         kl = losses.reverse_kl if self.direction == "reverse" else losses.forward_kl

@@ -146,6 +146,8 @@ def top_fraction(
     score_X = jnp.where(counts_BT, score_BT, -jnp.inf).reshape(-1)
     # 1e-6: 0.2 * 15 is above 3 in floating point and must not keep a fourth.
     number = jnp.ceil(fraction * counts_BT.sum() - 1e-6).astype(jnp.int32)
+    # All scores above the number-th highest are kept, and of those equal to it as many, from the
+    # first, as are still missing. `jax.lax.top_k` would need a static number.
     least = jnp.sort(score_X)[score_X.size - jnp.maximum(number, 1)]
     above_X = score_X > least
     tied_X = (score_X == least) & counts_BT.reshape(-1)

@@ -21,6 +21,7 @@ def observe(
     # As the reduction weighs it: "sequence" divides each position's loss by its row's length.
     if reduction == "sequence":
         size_BT /= jnp.maximum(positions.rows.length_BT, 1)
+    # Log-masses of E and of the rest, computed once here and used again for `mass_kl`.
     student_bins = losses.epistemic_bins(student, epistemic.is_member_V)
     metrics = {
         "epistemic_mass_student": everywhere(jnp.exp(student_bins[..., 0])),

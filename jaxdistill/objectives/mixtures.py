@@ -51,6 +51,8 @@ class Mixed:
         second = self.policy_gradient.part(positions, epistemic)
         share_BT = jnp.broadcast_to(share, first.loss_BT.shape)
         loss_BT = weighted(first.loss_BT, share_BT) + weighted(second.loss_BT, 1.0 - share_BT)
+        # The absolute value: a negative weight of the distillation is still a kept position, and
+        # must not cancel the other part's. All rows are active, since GRPO learns from every row.
         weight_BT = share_BT * jnp.abs(first.weight_BT) + (1.0 - share_BT) * second.weight_BT
         return LossPart(loss_BT, weight_BT, second.is_active_BT, second.metrics)
 
@@ -76,6 +78,8 @@ class Routed:
         route_BT = is_distilled(positions.rows)
         first = self.distill.part(positions, epistemic)
         second = self.policy_gradient.part(positions, epistemic)
+        # Both parts are computed for every row: a program has static shapes, and a micro-batch may
+        # hold rows of either kind.
         loss_BT = weighted(first.loss_BT, route_BT) + weighted(second.loss_BT, 1.0 - route_BT)
         weight_BT = jnp.where(route_BT > 0, first.weight_BT, second.weight_BT)
         return LossPart(loss_BT, weight_BT, second.is_active_BT, second.metrics)

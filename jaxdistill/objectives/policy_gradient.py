@@ -79,6 +79,8 @@ class GRPO:
         )
         # Exact: where no clip applies, the surrogate's max returns this very product.
         is_clipped_BT = surrogate_BT != -advantage_BT * ratio_BT
+        # Advantages and corrections are constants: the gradient passes through the policy ratio and
+        # the terms only.
         weight_BT = jax.lax.stop_gradient(weight_BT)
         loss_BT = surrogate_BT * weight_BT
         loss_BT += sum(term.penalty(positions, epistemic) for term in self.terms)

@@ -111,6 +111,7 @@ def epistemic_of(ids: tuple[int, ...], vocab_size: int) -> Epistemic:
             f"epistemic id {outside[0]} is outside the model's vocabulary of {vocab_size}; "
             "build the lexicon from the model's own tokenizer"
         )
+    # NumPy: the ids are static, so the mask is a constant of the compiled program.
     is_member_V = np.zeros(vocab_size, bool)
     is_member_V[list(ids)] = True
     return Epistemic(ids, is_member_V)

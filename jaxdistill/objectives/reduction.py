@@ -57,6 +57,7 @@ def loss_weights(
     if reduction == "token":
         return LossWeights(mask_BT, (mask_BT * row_weight_B[:, None]).sum())
     if reduction == "sequence":
+        # The floor is for empty completions, whose mask is 0 everywhere.
         length_B1 = jnp.maximum(mask_BT.sum(axis=1, keepdims=True), 1.0)
         return LossWeights(mask_BT / length_B1, jnp.float32(mask_BT.shape[0]))
     return LossWeights(mask_BT, jnp.float32(mask_BT.shape[0] * reduction.tokens))

@@ -53,6 +53,7 @@ class FlipSampledEpistemic:
 
     def factor(self, positions: Positions, epistemic: Epistemic) -> Float[Array, "B T"]:
         flipped = -1.0
+        # The bound stops the feedback: beyond the reference's probability nothing is reinforced.
         if self.up_to_reference:
             student, reference = positions.student_logp_BTV, positions.reference
             tokens = positions.of_token(student), positions.of_token(reference)
