@@ -7,7 +7,7 @@ from jaxdistill.training.compute import Compute
 
 
 def test_packing_and_micro_batches_exclude_each_other():
-    with pytest.raises(UserError, match=r"`pack=40` makes as many .* leave `micro_batches` at 1"):
+    with pytest.raises(UserError, match=r"`pack=40` determines the .* leave `micro_batches` at 1"):
         Compute(pack=40, micro_batches=2)
     with pytest.raises(UserError, match="`pack` must be at least 0"):
         Compute(pack=-1)
