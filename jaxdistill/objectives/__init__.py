@@ -1,12 +1,15 @@
 """What does the student minimise? Small frozen configs, composed into one function of positions.
 
-May import `losses`, `tasks` and what stands above them, and never `config` or a network's code.
+May import `losses`, `tasks` and everything below them, but never `config` or a network's code.
 
-A self-distillation loss is (target of what distribution) o (divergence) o (support) o (weight of
-which position) + (terms); every variant is another choice of one of these. `presets` names the
-usual ones, and `docs/add_an_objective.md` says how to add a choice.
+A self-distillation loss is composed of a target distribution, a divergence, a support (the part of
+the vocabulary that is compared), weights per position, and terms that are added; a variant is
+another choice of one of these. `presets` names the usual compositions, and
+`docs/add_an_objective.md` explains how to add a choice.
 
-Letters as everywhere: B sequences, T completion positions of a chunk, V vocabulary.
+Axes: B rows, T completion positions of a chunk, V vocabulary, C candidates of a support. S, T and R
+in formulas are the distributions of student, teacher and reference, H an entropy, E the set of
+epistemic tokens, and m_S, m_T, m_R the probability mass on E. Distances and entropies are in nats.
 """
 
 from jaxdistill.objectives.checking import check_objective

@@ -1,4 +1,4 @@
-"""A recipe's own choices, tried on a few made-up positions before anything is trained."""
+"""Check a recipe's own choices on a few synthetic positions, before anything is trained."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -22,14 +22,16 @@ from jaxdistill.objectives.reduction import where_counted
 from jaxdistill.objectives.support import FullVocabulary
 from jaxdistill.objectives.targets import Pair
 
-# Few positions, because the vocabulary is the real one; and 3 is not 5, which shows an array that
-# is transposed or reduced along the wrong axis.
+# Few positions, because the vocabulary has its real size. The two numbers differ, so that an array
+# which is transposed or reduced along the wrong axis has a wrong shape.
 ROWS, TOKENS = 3, 5
-# A batch's sizes differ from step to step: the shapes are looked at once more, of these.
+# Batch sizes vary between steps, so shapes are checked for these sizes too: a method that has 3 or
+# 5 written into it fails here.
 OTHER_ROWS, OTHER_TOKENS = 4, 7
-# The last row has no demonstration: its networks agree in every number, its advantage is 0.
+# The last row has no demonstration: its networks agree in every number, and its advantage is 0.
 UNDISTILLED = ROWS - 1
 
+# The methods to try, by the field of the objective that holds the choice.
 METHODS = {
     "divergence": ("divergence",),
     "support": ("restrict",),
@@ -41,45 +43,49 @@ METHODS = {
     "rollout_correction": ("weight",),
 }
 
-# What a value must be, and where it is not.
+# {expected value, as an error names it: function that is True where a value is something else}
 EXPECTED: dict[str, Callable[[Array], Array]] = {
     "finite numbers": lambda x: ~jnp.isfinite(x),
-    # -inf is the log-probability of a word that cannot be said.
+    # -inf is the log-probability of a token with probability 0.
     "numbers or -inf": lambda x: jnp.isnan(x) | jnp.isposinf(x),
-    # The sum of a target's probabilities, of 150k float32 terms; that of logits is anything.
+    # The sum of a target's probabilities. 0.01 allows for the rounding of 150k float32 terms, and
+    # detects logits that were not normalised, whose sum is arbitrary. Chosen, not measured.
     "1": lambda x: ~(abs(x - 1) < 0.01),
 }
 
 
-class _Found(NamedTuple):
-    what: str  # a sentence's beginning: "objective.clip: MyClip.clip returned"
+class _Result(NamedTuple):
+    what: str  # the start of an error message: "objective.clip: MyClip.clip returned"
     value: Array
     expected: str = "finite numbers"
-    rows: int = ROWS  # how many of them count, from the first
+    rows: int = ROWS  # only the first `rows` rows are checked
 
 
 def check_objective(objective: Objective, epistemic_ids: tuple[int, ...], vocab_size: int) -> None:
-    """Try each of a recipe's own choices, and with them the whole objective and its gradient.
+    """Try each of a recipe's own choices, and the whole objective and its gradient.
 
-    Nothing is done where all choices are this library's. Else one program is compiled and run, of
-    3 rows, 5 positions and V = `vocab_size`, and traced for other sizes. Raises `UserError` with
-    one line that names the field, the class and the method if a method raises, returns no array,
-    one of a wrong shape, NaN or an infinity (a target may hold -inf), or if the loss or its
-    gradient are not finite. A distillation's weight may be so in the row that is not distilled.
+    Nothing is done if all choices are built in. Otherwise one program of 3 rows, 5 positions and
+    V = `vocab_size` is compiled and run, and traced for other sizes. Raises `UserError` with one
+    line that names the field, the class and the method, if a method raises or returns something
+    that is not an array, has a wrong shape or holds NaN or an infinity (a target may hold -inf), or
+    if the loss or its gradient is not finite. A weight of a distillation may hold any value in the
+    row that is not distilled, where it is not used.
     """
     own = list(_own_choices(objective, "objective"))
     if not own:
         return
     ids = tuple(sorted(set(epistemic_ids)))
     epistemic = epistemic_of(ids, vocab_size)
-    asked: list[tuple[str, tuple[int, ...], str]] = []
+    # The static part of each result. Tracing fills it, since a compiled function returns arrays.
+    labels: list[tuple[str, tuple[int, ...], str]] = []
 
     def evaluate(positions: Positions) -> list[tuple[Array, Array, Array]]:
-        found = [result for each in own for result in _tried(each, positions, epistemic)]
+        own_results = [result for each in own for result in _results_of(each, positions, epistemic)]
         results = []
-        asked.clear()
-        for what, value, expected, rows in [*found, *_whole(objective, ids, positions)]:
-            asked.append((what, value.shape, expected))
+        labels.clear()
+        for what, value, expected, rows in [*own_results, *_whole(objective, ids, positions)]:
+            labels.append((what, value.shape, expected))
+            # Reduced to the first bad value on the device: the arrays may be [B, T, V].
             flat_X = value[:rows].astype(jnp.float32).reshape(-1)
             is_bad_X = EXPECTED[expected](flat_X)
             first = jnp.argmax(is_bad_X)
@@ -87,16 +93,19 @@ def check_objective(objective: Objective, epistemic_ids: tuple[int, ...], vocab_
         return results
 
     positions = made_positions(ids, vocab_size)
+    # Before the compilation, which takes longer, and in this order: the second trace leaves the
+    # labels of the sizes that are run.
     jax.eval_shape(evaluate, jax.tree.map(_of_other_sizes, positions))
     run = jax.jit(evaluate).lower(positions).compile()
     try:
         results = jax.device_get(run(positions))
     except Exception as error:
-        # Of a callback: JAX quotes the traceback, whose own lines are indented.
+        # A callback raised. JAX's message quotes its traceback, in which every line but the
+        # exception's own is indented.
         first, *others = str(error).strip().splitlines() or [type(error).__name__]
-        said = next((line for line in others if line[:1].strip()), first)
-        raise UserError(f"objective: {said}") from error
-    for (what, shape, expected), (is_bad, first, value) in zip(asked, results, strict=True):
+        message = next((line for line in others if line[:1].strip()), first)
+        raise UserError(f"objective: {message}") from error
+    for (what, shape, expected), (is_bad, first, value) in zip(labels, results, strict=True):
         if is_bad:
             where = [int(i) for i in np.unravel_index(first, shape)]
             row = ""
@@ -110,10 +119,12 @@ def _of_other_sizes(x: Any) -> jax.ShapeDtypeStruct:
 
 
 class _Own(NamedTuple):
+    """A recipe's own choice, and its place in the objective."""
+
     path: str
     field: str
     choice: Any
-    networks: frozenset[str]  # those alone that it says it reads: others are there by chance
+    networks: frozenset[str]  # those that it declares in `reads`; it is given no others
 
 
 def _own_choices(part: Any, path: str) -> Iterator[_Own]:
@@ -129,8 +140,9 @@ def _own_choices(part: Any, path: str) -> Iterator[_Own]:
                 yield _Own(inner_path, field.name, choice, reads_of(choice) | teacher)
 
 
-def _tried(own: _Own, positions: Positions, epistemic: Epistemic) -> Iterator[_Found]:
-    """What each method of the choice returns; its shape is known while tracing."""
+def _results_of(own: _Own, positions: Positions, epistemic: Epistemic) -> Iterator[_Result]:
+    """The results of the choice's methods. Raises UserError for a wrong shape while tracing."""
+    # Without the networks that it does not declare: in a run they may not have scored the samples.
     given = _scored_by(own.networks, positions)
     for method in METHODS[own.field]:
         if callable(getattr(own.choice, method, None)):
@@ -138,18 +150,21 @@ def _tried(own: _Own, positions: Positions, epistemic: Epistemic) -> Iterator[_F
             returned = own_classes.called(
                 what, lambda m=method: _call(own.choice, m, given, epistemic)
             )
-            for found in _checked(f"{what} returned", method, returned, positions):
-                # What a weight is there is left out, or comes from a loss weight of 0.
-                is_free = own.field == "weights" or method == "over_batch"
-                yield found._replace(rows=UNDISTILLED if is_free else ROWS)
+            for result in _checked(f"{what} returned", method, returned, positions):
+                # The undistilled row is exempt: a distillation discards its weights there, and
+                # `over_batch` is given a loss weight of 0.
+                is_exempt = own.field == "weights" or method == "over_batch"
+                yield result._replace(rows=UNDISTILLED if is_exempt else ROWS)
 
 
 def _scored_by(networks: frozenset[str], positions: Positions) -> Positions:
+    """The positions with only these networks' log-probabilities, besides the student's."""
     others = {"teacher", "reference", "contrast"} - networks
     return positions._replace(**{f"{network}_logp_BTV": None for network in others})
 
 
 def _call(choice: Any, method: str, positions: Positions, epistemic: Epistemic) -> Any:
+    """Call the method with the arguments that an objective would give it."""
     student_logp_BTV = positions.student_logp_BTV
     token_logp_BT = positions.of_token(student_logp_BTV)
     match method:
@@ -168,8 +183,10 @@ def _call(choice: Any, method: str, positions: Positions, epistemic: Epistemic) 
         case "over_batch":
             counts_BT = jnp.asarray(positions.rows.distill_weight_BT, jnp.float32)
             score_BT = choice.score(positions, epistemic)
+            # As in a step, the scores of positions that do not count are 0, whatever they were.
             return choice.over_batch(where_counted(counts_BT, score_BT), counts_BT)
         case "clip":
+            # A loss of a plausible size: the negative log-likelihood, never negative.
             return choice.clip(-token_logp_BT)
         case "weight":
             return choice.weight(token_logp_BT - positions.sampled.behaviour_logp_BT)
@@ -177,13 +194,15 @@ def _call(choice: Any, method: str, positions: Positions, epistemic: Epistemic) 
             return getattr(choice, method)(positions, epistemic)
 
 
-def _checked(what: str, method: str, returned: Any, positions: Positions) -> Iterator[_Found]:
-    of_words = positions.student_logp_BTV.shape
+def _checked(what: str, method: str, returned: Any, positions: Positions) -> Iterator[_Result]:
+    """The arrays in a method's return value. Raises UserError for a wrong type or shape."""
+    of_words = positions.student_logp_BTV.shape  # [B, T, V]
     of_positions = of_words[:2]
     logps: list[tuple[str, Any, tuple[int, ...]]] = []
     if method == "edit" and isinstance(returned, Pair):
         logps += [(f"{what} a student of", returned.student_logp_BTV, of_words)]
         logps += [(f"{what} a target of", returned.target_logp_BTV, of_words)]
+        # A plain number is a factor for all positions, and has no shape to check.
         if not isinstance(returned.factor_BT, float | int):
             yield _array(f"{what} a factor of", returned.factor_BT, of_positions)
     elif method == "edit":
@@ -197,27 +216,31 @@ def _checked(what: str, method: str, returned: Any, positions: Positions) -> Ite
     else:
         yield _array(what, returned, of_positions)
     for name, logp, shape in logps:
-        found = _array(name, logp, shape, "numbers or -inf")
-        yield found
+        result = _array(name, logp, shape, "numbers or -inf")
+        yield result
         if method == "edit":
-            yield _Found(
+            yield _Result(
                 f"{name} probabilities that sum to",
-                jnp.exp(found.value).sum(axis=-1),
+                jnp.exp(result.value).sum(axis=-1),
                 "1",
             )
 
 
 def _array(
     what: str, value: Any, shape: tuple[int, ...], expected: str = "finite numbers"
-) -> _Found:
+) -> _Result:
     if not isinstance(value, jax.Array | np.ndarray):
         raise UserError(f"{what} {value!r:.60}, expected an array of shape {shape}")
     if value.shape != shape:
         raise UserError(f"{what} shape {value.shape}, expected {shape}")
-    return _Found(what, jnp.asarray(value), expected)
+    return _Result(what, jnp.asarray(value), expected)
 
 
-def _whole(objective: Objective, ids: tuple[int, ...], positions: Positions) -> list[_Found]:
+def _whole(objective: Objective, ids: tuple[int, ...], positions: Positions) -> list[_Result]:
+    """The loss of the whole objective, and its gradient in the student's log-probabilities.
+
+    The choices are evaluated together here, as in a step: batch-wide scores first if any need them.
+    """
     given = _scored_by(objective.reads, positions)
 
     def evaluate() -> tuple[Array, Array]:
@@ -238,22 +261,23 @@ def _whole(objective: Objective, ids: tuple[int, ...], positions: Positions) -> 
 
     gradient_BTV, loss_BT = own_classes.called("objective", evaluate)
     return [
-        _Found("objective: the loss is", loss_BT),
-        _Found("objective: the loss's gradient is", gradient_BTV),
+        _Result("objective: the loss is", loss_BT),
+        _Result("objective: the loss's gradient is", gradient_BTV),
     ]
 
 
 def made_positions(ids: tuple[int, ...], vocab_size: int) -> Positions:
-    """Four networks that agree for the most part, and a token of each row's that is epistemic.
+    """Synthetic positions: four similar networks, and one epistemic token in each row.
 
-    In the last row, which is not distilled, they agree in every number.
+    In the last row, which is not distilled, the networks are identical.
     """
     rng = np.random.default_rng(0)
     shape = (ROWS, TOKENS, vocab_size)
     tokens_BT = rng.integers(vocab_size, size=(ROWS, TOKENS), dtype=np.int32)
     tokens_BT[:, 1] = ids[:1] or tokens_BT[:, 1]
     shared = 2.0 * rng.standard_normal(shape, np.float32)
-    # 10 nats above the rest, the sampled token has most of the probability, as it mostly has.
+    # A logit of 10, five standard deviations of the others, makes the sampled token more likely
+    # than nearly all others, as in real samples.
     np.put_along_axis(shared, tokens_BT[..., None], 10.0, axis=-1)
     noise = 0.5 * rng.standard_normal((4, *shape), np.float32)
     noise[:, UNDISTILLED] = noise[0, UNDISTILLED]

@@ -1,16 +1,16 @@
-"""The kinds of choices that an objective is made of, each open to a recipe's own classes.
+"""The kinds of choices that an objective is composed of, each open to a recipe's own classes.
 
-A choice is a frozen dataclass with its kind's method. The `Own...` protocols say which: an instance
-of any class that has it may stand where ours do. Beside the method a class may have
+A choice is a frozen dataclass with the method of its kind. The `Own...` protocols declare these
+methods: an instance of any class that has the method can be used like a built-in choice. A class
+may also define the following attributes; the default of a missing one is in brackets.
 
-    reads             networks that must score the samples, beside the student and in a
-                      distillation the teacher: a frozenset of "teacher", "reference", "contrast"
+    reads             the networks that must score the samples in addition to the student, and to
+                      the teacher of a distillation: a frozenset of "teacher", "reference" and
+                      "contrast" (none)
     keeps_epistemic   of a target: a top-C support keeps the epistemic ids (False)
-    may_be_negative   of a divergence: not every clip fits it then (False)
-    takes_negative    of a clip: whether it fits such a divergence (True)
+    may_be_negative   of a divergence: a clip must then accept negative losses (False)
+    takes_negative    of a clip: whether it accepts negative losses (True)
     level             of a rollout correction: "token" or "sequence" ("token")
-
-and where it has none, what is said in brackets holds, or no further network is read.
 """
 
 import dataclasses
@@ -28,21 +28,21 @@ from jaxdistill.objectives.positions import Epistemic, Positions, require
 from jaxdistill.objectives.support import FullVocabulary, Logps, TopC
 from jaxdistill.objectives.targets import Pair
 
-# -------------------------------------------------------------------------- what each kind must do
+# -------------------------------------------------------------------------- the method of each kind
 
 
 @runtime_checkable
 class OwnWeight(Protocol):
-    """Where the student learns: one factor per position, without a gradient."""
+    """How much each position is learnt: a factor per position, without a gradient."""
 
     def factor(self, positions: Positions, epistemic: Epistemic) -> Float[Array, "B T"]: ...
 
 
 @runtime_checkable
 class OwnBatchWeight(Protocol):
-    """A weight of the whole batch: the scores of all positions become factors, together.
+    """A weight that depends on the whole batch: `over_batch` maps all scores to factors at once.
 
-    Positions of loss weight 0 do not take part: padding, and what other weights have dropped.
+    Positions of loss weight 0 are excluded: padding, and positions that other weights drop.
     """
 
     def score(self, positions: Positions, epistemic: Epistemic) -> Float[Array, "B T"]: ...
@@ -54,21 +54,21 @@ class OwnBatchWeight(Protocol):
 
 @runtime_checkable
 class OwnTarget(Protocol):
-    """What is imitated: log-probabilities, or a `Pair` where the student is edited too."""
+    """The distribution to imitate, as log-probabilities; a `Pair` if the student is edited too."""
 
     def edit(self, positions: Positions, epistemic: Epistemic) -> Float[Array, "B T V"] | Pair: ...
 
 
 @runtime_checkable
 class OwnDivergence(Protocol):
-    """How far the student is from the target, in nats."""
+    """The distance of the student from the target at each position, in nats."""
 
     def divergence(self, compared: Comparison) -> Float[Array, "B T"]: ...
 
 
 @runtime_checkable
 class OwnSupport(Protocol):
-    """Which part of the vocabulary is compared: (student, target) there."""
+    """The part of the vocabulary that is compared: (student, target) restricted to it."""
 
     def restrict(
         self,
@@ -81,28 +81,31 @@ class OwnSupport(Protocol):
 
 @runtime_checkable
 class OwnClip(Protocol):
-    """What bounds a position's divergence."""
+    """A bound on each position's divergence."""
 
     def clip(self, loss_BT: Float[Array, "B T"]) -> Float[Array, "B T"]: ...
 
 
 @runtime_checkable
 class OwnTerm(Protocol):
-    """What is added to the loss at each position."""
+    """A penalty that is added to the loss at each position."""
 
     def penalty(self, positions: Positions, epistemic: Epistemic) -> Float[Array, "B T"]: ...
 
 
 @runtime_checkable
 class OwnCredit(Protocol):
-    """Each token's advantage, without a gradient; with `score` and `over_batch` a factor too."""
+    """Each token's advantage, without a gradient.
+
+    With the methods of `OwnBatchWeight` it also scales the loss by a factor per position.
+    """
 
     def advantage(self, positions: Positions, epistemic: Epistemic) -> Float[Array, "B T"]: ...
 
 
 @runtime_checkable
 class OwnCorrection(Protocol):
-    """The weight of samples from log pi_old - log pi_rollout, of a token or of a sequence."""
+    """The samples' weight, from log pi_old - log pi_rollout of a token or of a sequence."""
 
     def weight(self, log_ratio: Float[Array, "*batch"]) -> Float[Array, "*batch"]: ...
 
@@ -158,22 +161,26 @@ Credit = (
 )
 Correction = RolloutCorrection | OwnCorrection
 
-# ------------------------------------------------------------------------------ checked where made
+# -------------------------------------------------------------------- checks when a choice is made
 
 NETWORKS = frozenset({"teacher", "reference", "contrast"})
 
 
 def reads_of(*choices: object) -> frozenset[str]:
-    """The networks that any of them reads; nothing of a class that does not say."""
+    """The union of the networks that the choices read; a class without `reads` reads none."""
     return frozenset().union(*(getattr(choice, "reads", ()) for choice in choices))
 
 
 def require_choice_and_reads(name: str, value: object, union: Any) -> None:
-    """`own_classes.require_choice`, and `reads` must name networks, where the class has it."""
+    """`own_classes.require_choice`, with checks of the attributes `reads` and `level`.
+
+    Raises UserError naming the field or the attribute.
+    """
     own_classes.require_choice(name, value, union)
     reads = getattr(value, "reads", frozenset())
     where = f"{name}: {type(value).__name__}.reads"
     fields = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
+    # An annotated `reads` would be a setting in config.json, though it belongs to the formula.
     is_field = any(field.name == "reads" for field in fields)
     require(not is_field, where, "no field: write it without annotation, or as ClassVar", reads)
     known = isinstance(reads, frozenset) and reads <= NETWORKS
@@ -185,8 +192,8 @@ def require_choice_and_reads(name: str, value: object, union: Any) -> None:
 
 
 def require_choices(name: str, values: object, union: Any) -> None:
-    """The same of a tuple of choices."""
-    require(isinstance(values, tuple), name, "a tuple of choices, as (A(), B())", values)
+    """`require_choice_and_reads` for each choice of a tuple."""
+    require(isinstance(values, tuple), name, "a tuple of choices, such as (A(), B())", values)
     assert isinstance(values, tuple)
     for value in values:
         require_choice_and_reads(name, value, union)

@@ -1,4 +1,4 @@
-"""An objective's parts put together: what it needs, and the one function that a step calls."""
+"""Compose an objective's parts: which networks it needs, and the function that a step calls."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class CrossEntropy:
 
 Objective = Distill | GRPO | CrossEntropy | Mixed | Routed
 
-# -------------------------------------------------------------------------------- what it needs
+# ------------------------------------------------------------------------------ its requirements
 
 
 def needs_teacher(objective: Objective) -> bool:
@@ -62,14 +62,14 @@ def needs_contrast(objective: Objective) -> bool:
 
 
 def policy_gradient_of(objective: Objective) -> GRPO | None:
-    """The part of the objective that follows the verifier's rewards, if it has one."""
+    """The part of the objective that learns from the verifier's rewards, if it has one."""
     if isinstance(objective, Mixed | Routed):
         return objective.policy_gradient
     return objective if isinstance(objective, GRPO) else None
 
 
 def distill_of(objective: Objective) -> Distill | None:
-    """The part of the objective that follows the teacher's distribution, if it has one."""
+    """The part of the objective that learns from the teacher's distribution, if it has one."""
     if isinstance(objective, Mixed | Routed):
         return objective.distill
     return objective if isinstance(objective, Distill) else None
@@ -81,24 +81,27 @@ ObjectiveFn = Callable[[Positions], tuple[Array, dict[str, Weighted]]]
 
 
 def make_objective(objective: Objective, epistemic_ids: tuple[int, ...]) -> ObjectiveFn:
-    """Builds `fn(positions) -> (loss_BT, metrics)`, to be jitted by the caller.
+    """Build `fn(positions) -> (loss_BT, metrics)`, to be jitted by the caller.
 
-    `loss_BT` carries the gradient, and every weight of the objective's own. Each metric is a value
-    and a weight per position, in nats where it is an entropy or a divergence:
+    `loss_BT` carries the gradient and includes the objective's own weights, but not the loss
+    weights of the reduction. Each metric is a value and a weight per position, in nats if it is an
+    entropy or a divergence:
 
-        epistemic_mass_student, _teacher, _reference    m_S, m_T, m_R, where the array is given
-        epistemic_sampled                               share of sampled tokens in E
+        epistemic_mass_student, _teacher, _reference    m_S, m_T, m_R, if that network has scored
+        epistemic_sampled                               fraction of sampled tokens in E
         entropy_student, entropy_teacher                H(S), H(T)
         kl_teacher                                      KL(T||S), full vocabulary
         mass_kl                                         its Bernoulli term kl(m_T, m_S): suppression
-        loss_share_epistemic                            share of |loss| where the sample is in E
-        kept                                            1 where the position counts
+        loss_share_epistemic                            fraction of |loss| where the sample is in E
+        kept                                            1 where the position's weight is not 0
         importance_ratio, _squared, clipped             the policy ratio; 1 where it was clipped
-        rollout_ratio                                   pi_old / pi_rollout, where corrected for
+        rollout_ratio                                   pi_old / pi_rollout, if it is corrected for
 
-    The vocabulary may be longer than the tokenizer (padded embeddings). Raises `UserError` when an
-    epistemic id lies outside it: the lexicon is then another tokenizer's.
+    The vocabulary may be larger than the tokenizer's (padded embeddings). `fn` raises `UserError`
+    for an epistemic id outside the vocabulary, which means that the lexicon belongs to another
+    tokenizer.
     """
+    # Distinct: a repeated id would be counted twice in a top-C support (`losses.and_rest`).
     ids = tuple(sorted(set(epistemic_ids)))
 
     def evaluate(positions: Positions) -> tuple[Array, dict[str, Weighted]]:
@@ -116,9 +119,9 @@ def make_objective(objective: Objective, epistemic_ids: tuple[int, ...]) -> Obje
     return evaluate
 
 
-# ------------------------------------------------------------------------------ of the whole batch
+# ---------------------------------------------------------------------- weights of the whole batch
 
-# {"distill" or "policy_gradient": {where the choice stands: what it says of every position}}
+# {"distill" or "policy_gradient": {the choice's place, such as "weights[0]": scores [B, T]}}
 Scores = dict[str, dict[str, Array]]
 
 
@@ -128,14 +131,14 @@ def _parts_of_batch(objective: Objective) -> dict[str, Distill | GRPO]:
 
 
 def needs_whole_batch(objective: Objective) -> bool:
-    """Whether the samples must be scored once before the loss (one more forward pass)."""
+    """Whether all positions must be scored before the loss, by an additional forward pass."""
     return bool(_parts_of_batch(objective))
 
 
 def make_scores(
     objective: Objective, epistemic_ids: tuple[int, ...]
 ) -> Callable[[Positions], Scores]:
-    """Builds `fn(positions) -> Scores`, to be run over every position of the batch."""
+    """Build `fn(positions) -> Scores`, to be run over every position of the batch."""
     ids = tuple(sorted(set(epistemic_ids)))
 
     def score(positions: Positions) -> Scores:
@@ -149,24 +152,29 @@ def make_scores(
 def factors(
     objective: Objective, scores: Scores, loss_weight_BT: Float[Array, "B T"], rows: Rows
 ) -> tuple[Array | None, Array | None]:
-    """(distill_factor_BT, gradient_factor_BT) of the whole batch, for `Sampled`.
+    """(distill_factor_BT, gradient_factor_BT) for `Sampled`, one sequence of the batch per row.
 
-    None stands for one everywhere.
+    A factor is None if that part of the objective has no weight of the whole batch.
     """
     is_distilled_BT = jnp.greater(rows.distill_weight_BT, 0)
-    goes_BT = {"distill": is_distilled_BT, "policy_gradient": jnp.ones_like(is_distilled_BT)}
+    # The positions that each part learns from: only these take part in its normalisation.
+    applies_BT = {"distill": is_distilled_BT, "policy_gradient": jnp.ones_like(is_distilled_BT)}
     if isinstance(objective, Routed):
-        goes_BT["distill"] = mixtures.is_distilled(rows) > 0
-        goes_BT["policy_gradient"] = ~goes_BT["distill"]
+        applies_BT["distill"] = mixtures.is_distilled(rows) > 0
+        applies_BT["policy_gradient"] = ~applies_BT["distill"]
     found = {
-        name: part.batch_factor(scores[name], loss_weight_BT * goes_BT[name])
+        name: part.batch_factor(scores[name], loss_weight_BT * applies_BT[name])
         for name, part in _parts_of_batch(objective).items()
     }
+    # The two parts of a mixture have separate factors, since each is normalised over its own rows.
     return found.get("distill"), found.get("policy_gradient")
 
 
 class Reduced(NamedTuple):
-    """How a batch's positions are summed: shares, the one divisor, and the distillation's rows."""
+    """How a batch's loss is reduced: weights, the one divisor, and the rows' distillation weights.
+
+    The loss is sum(loss_BT weight_BT) / denominator, where `loss_BT` reads `distill_weight_B`.
+    """
 
     weight_BT: Float[Array, "B T"]
     denominator: Float[Array, ""]
@@ -176,10 +184,10 @@ class Reduced(NamedTuple):
 def reduced(
     objective: Objective, mask_BT: Int[AnyArray, "B T"], row_weight_B: Float[AnyArray, " B"]
 ) -> Reduced:
-    """`loss_weights` of the objective; `row_weight_B` is 0 for rows without a demonstration.
+    """The objective's reduction; `row_weight_B` is 0 for rows without a demonstration.
 
-    Every row follows the verifier. In `Mixed` either part has a mean of its own: the
-    distillation's rows are scaled by the ratio of the two divisors.
+    Every row takes part in a policy gradient. In `Mixed` each part has the mean that it has alone:
+    since there is one divisor, the rows' distillation weights carry the ratio of the two.
     """
     row_weight_B = jnp.asarray(row_weight_B, jnp.float32)
     every_B = jnp.ones_like(row_weight_B)
@@ -188,6 +196,7 @@ def reduced(
     weight_BT, denominator = loss_weights(mask_BT, every_B, objective.reduction)
     if isinstance(objective, Mixed):
         own = loss_weights(mask_BT, row_weight_B, objective.reduction).denominator
-        # Where no row is distilled the numerator is 0 too: the floor only keeps 0/0 away.
+        # If no row is distilled, `own` is 0 for "token" and every distillation weight is too; the
+        # floor only keeps 0/0 away.
         row_weight_B = row_weight_B * jnp.where(own > 0, denominator / jnp.maximum(own, 1.0), 0.0)
     return Reduced(weight_BT, denominator, row_weight_B)

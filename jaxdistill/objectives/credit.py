@@ -1,6 +1,6 @@
-"""How a completion's advantage becomes its tokens' (mathematics: `losses.advantages`).
+"""Credit assignment: the advantage of each token of a completion (see `losses.advantages`).
 
-A credit has `advantage(positions, epistemic)`, one number per token, without a gradient.
+A credit has `advantage(positions, epistemic)`, which returns [B, T] without a gradient.
 """
 
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ class EqualCredit:
 
 @dataclass(frozen=True)
 class RLSD:
-    """The teacher says how much each token counts, the verifier in which direction.
+    """The advantage scaled by the teacher's likelihood ratio; the verifier gives the sign.
 
-    The mathematics is `advantages.rlsd`. With `protect_epistemic` the sampled epistemic tokens
-    keep the verifier's credit.
+    The formula is `advantages.rlsd` (arXiv 2604.03128). With `protect_epistemic` the sampled
+    epistemic tokens keep the plain advantage.
     """
 
     strength: float = 0.5
@@ -53,11 +53,12 @@ class RLSD:
 
 @dataclass(frozen=True)
 class RLCSD:
-    """Tokens where a right and a wrong context disagree by more than `select` get a credit of their
-    own, A plus the residual (`advantages.contrastive_residual`), held to the advantage's sign.
+    """Credit from the contrast of a correct and an incorrect context (arXiv 2606.11709).
 
-    The others keep A; the two groups are averaged apart, the selected mean counting `balance`
-    (arXiv 2606.11709 and its code: temperature 0.02, strength 1 * 0.5, select 0.02, limit 2).
+    Tokens whose residual (`advantages.contrastive_residual`) exceeds `select` in absolute value
+    receive the advantage A plus the residual, or 0 if that changes the sign of A. The others keep
+    A. Each group has its own mean, and the selected group's is multiplied by `balance`. The
+    defaults are those of the paper's code (its strength is 1 * 0.5).
     """
 
     temperature: float = 0.02
@@ -81,7 +82,7 @@ class RLCSD:
         return where_taught(positions, jnp.abs(residual_BT) > self.select, shaped_BT)
 
     def score(self, positions: Positions, epistemic: Epistemic) -> Float[Array, "B T"]:
-        """1 for the tokens that are selected."""
+        """1 for the selected tokens, else 0."""
         is_distilled_BT = jnp.greater(positions.rows.distill_weight_BT, 0)
         is_selected_BT = jnp.abs(self._residual(positions)) > self.select
         return (is_selected_BT & is_distilled_BT).astype(jnp.float32)
@@ -89,7 +90,7 @@ class RLCSD:
     def over_batch(
         self, score_BT: Float[Array, "B T"], loss_weight_BT: Float[Array, "B T"]
     ) -> Float[Array, "B T"]:
-        return apart(score_BT > 0, loss_weight_BT, self.balance)
+        return separate_means(score_BT > 0, loss_weight_BT, self.balance)
 
     def _residual(self, positions: Positions) -> Float[Array, "B T"]:
         tokens = positions.of_token(positions.teacher), positions.of_token(positions.contrast)
@@ -99,21 +100,29 @@ class RLCSD:
 def where_taught(
     positions: Positions, applies_BT: Bool[Array, "B T"], shaped_BT: Float[Array, "B T"]
 ) -> Float[Array, "B T"]:
-    """The shaped advantage where it applies and the row has a demonstration; else the plain."""
+    """The shaped advantage where it applies and the row has a demonstration, else the plain one.
+
+    Without a demonstration the teacher was shown nothing, so its opinion carries no information.
+    """
     is_distilled_BT = jnp.greater(positions.rows.distill_weight_BT, 0)
     plain_BT = jnp.asarray(positions.rows.advantage_BT)
     return jnp.where(applies_BT & is_distilled_BT, shaped_BT, plain_BT)
 
 
-def apart(is_selected_BT: Array, loss_weight_BT: Array, balance: float) -> Float[Array, "B T"]:
-    """Factors that turn one mean into the others' mean plus `balance` times the selected's mean.
+def separate_means(
+    is_selected_BT: Array, loss_weight_BT: Array, balance: float
+) -> Float[Array, "B T"]:
+    """Factors that replace the mean over all positions by the sum of two means.
 
-    With nothing selected they are all exactly 1.
+    These are the mean over the unselected positions, and `balance` times that over the selected
+    ones. If nothing is selected, all factors are exactly 1.
     """
     selected = jnp.sum(jnp.where(is_selected_BT, loss_weight_BT, 0.0))
     others = jnp.sum(jnp.where(is_selected_BT, 0.0, loss_weight_BT))
     total = selected + others
 
+    # total / weight undoes the mean's common divisor for the group. Double `where`: an empty group
+    # has weight 0, and its factor is 0 instead of the infinity of a division by 0.
     def share(weight):
         return jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1.0), 0.0)
 

@@ -1,4 +1,4 @@
-"""Self-distillation: target, divergence, support, clip, weights, terms, composed."""
+"""Self-distillation, composed of target, divergence, support, clip, weights and terms."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,12 +46,14 @@ from jaxdistill.objectives.targets import Pair, TeacherTarget
 
 @dataclass(frozen=True)
 class Distill:
-    """Self-distillation; the defaults are the paper's runs (arXiv 2603.24472, SDPO).
+    """Self-distillation; the defaults are those of the paper's runs (arXiv 2603.24472, SDPO).
 
-    At each position: weight * importance * clip(divergence(student, target)) + terms. Weights
-    multiply. `importance_clip` bounds pi(y)/pi_old(y), which corrects for samples of an older
-    policy; None leaves it out. `normalizer` says what the sum is divided by: `"all"` positions of
-    distilled rows, so that what a weight drops dilutes the rest, or the `"kept"` ones.
+    The loss of a position is weight * importance * clip(divergence(student, target)) + terms, with
+    the product of the weights. `importance_clip` is the upper bound of pi(y)/pi_old(y), the
+    correction for samples of an older policy; None omits the correction. `normalizer` chooses the
+    positions whose number divides the sum: `"all"` of the distilled rows, so that dropped positions
+    lower the mean, or only the `"kept"` ones, whose weight is not 0. Raises UserError for a value
+    out of range and for a clip that does not accept the divergence's negative losses.
     """
 
     divergence: Divergence = JensenShannon()
@@ -82,7 +84,8 @@ class Distill:
         require_reduction("Distill", self.reduction)
 
     def _require_fitting_clip(self) -> None:
-        # Entries that are cut may sum to less than nothing.
+        # A divergence is a sum of positive and negative entries, and is at least 0 only if none of
+        # them is clipped.
         may_be_negative = getattr(self.divergence, "may_be_negative", False) or (
             getattr(self.divergence, "entry_clip", None) is not None
         )
@@ -92,15 +95,15 @@ class Distill:
 
     @property
     def reads(self) -> frozenset[str]:
-        """The networks that score the samples beside the student."""
+        """The networks that score the samples in addition to the student."""
         choices = (self.divergence, self.support, self.target, *self.weights, self.clip)
         return reads_of(*choices, *self.terms, self.rollout_correction) | {"teacher"}
 
     def part(self, positions: Positions, epistemic: Epistemic) -> LossPart:
-        """Rows of weight 0 have no loss: their teacher was shown nothing.
+        """The loss [B, T] and its metrics; rows without a demonstration have no loss.
 
-        Whatever a weight says there, where teacher and student may be the same numbers, is left
-        out: 0 x NaN would be NaN, and spoil the whole step.
+        In such a row teacher and student may be the same distribution, and a weight may then be
+        NaN (0/0). It is replaced by 0 before the product, since 0 x NaN would be NaN.
         """
         distill_weight_BT = jnp.asarray(positions.rows.distill_weight_BT)
         is_distilled_BT = distill_weight_BT > 0
@@ -110,7 +113,8 @@ class Distill:
             weight_BT *= positions.sampled.distill_factor_BT
         edited = self.target.edit(positions, epistemic)
         pair = edited if isinstance(edited, Pair) else Pair(positions.student_logp_BTV, edited)
-        # Target first, support second: masses are exact on the full vocabulary and only there.
+        # The target is edited before the support is chosen: an edit needs the epistemic mass, which
+        # is exact only on the full vocabulary.
         compared = Comparison(
             student_logp_BTV=pair.student_logp_BTV,
             target_logp_BTV=pair.target_logp_BTV,
@@ -121,8 +125,11 @@ class Distill:
         )
         loss_BT = self.divergence.divergence(compared)
         loss_BT = loss_BT if self.clip is None else self.clip.clip(loss_BT)
+        # Weights are constants: a gradient through one that depends on the student would lower the
+        # loss by changing the weight instead of moving towards the target.
         weight_BT = jax.lax.stop_gradient(jnp.where(is_distilled_BT, weight_BT, 0.0))
         loss_BT = weighted(loss_BT * pair.factor_BT, weight_BT)
+        # Terms are added after the weights, which therefore do not scale them.
         loss_BT += sum(term.penalty(positions, epistemic) for term in self.terms)
         return LossPart(
             weighted(loss_BT, distill_weight_BT),
@@ -132,10 +139,11 @@ class Distill:
         )
 
     def _importance(self, positions: Positions) -> tuple[Array, dict[str, Weighted]]:
-        """The weight for samples of another policy, and what it is like."""
+        """The weights for samples drawn by another policy, and metrics of them."""
         correction = self.rollout_correction
         ratio_BT = policy_ratio(positions, correction)
         weight_BT = jnp.ones_like(ratio_BT) * token_rollout_weight(correction, positions)
+        # Without a clip the ratio is not used in the loss, but still reported.
         clip = jnp.inf if self.importance_clip is None else self.importance_clip
         metrics = ratio_metrics(ratio_BT, ratio_BT > clip, correction, positions)
         if self.importance_clip is None:
@@ -143,14 +151,14 @@ class Distill:
         return weight_BT * jnp.minimum(ratio_BT, clip), metrics
 
     def _position_weight(self, positions: Positions, epistemic: Epistemic) -> Float[Array, "B T"]:
-        """The product of those weights that look at their own position alone."""
+        """The product of the weights that depend only on their own position."""
         product_BT = jnp.ones(positions.sampled.tokens_BT.shape, jnp.float32)
         for weight in self.weights:
             if isinstance(weight, OwnWeight):
                 product_BT = product_BT * weight.factor(positions, epistemic)
         return product_BT
 
-    # -------------------------------------------------------------------------- of the whole batch
+    # ------------------------------------------------------------------ weights of the whole batch
 
     def _batch_weights(self) -> Iterator[tuple[str, OwnBatchWeight]]:
         for index, weight in enumerate(self.weights):
@@ -159,26 +167,27 @@ class Distill:
 
     @property
     def is_of_batch(self) -> bool:
-        """Whether the batch's positions must be scored before one of them is weighed."""
+        """Whether a position's weight depends on other positions of the batch."""
         has_weights = any(True for _ in self._batch_weights())
         kept = self.normalizer == "kept"
         return has_weights or kept or is_of_sequences(self.rollout_correction)
 
     def batch_scores(self, positions: Positions, epistemic: Epistemic) -> dict[str, Array]:
-        """What must be known of all positions, by where the choice stands that asks."""
+        """The scores [B, T] that the choices need of all positions, by the choice's place."""
         scores = {name: w.score(positions, epistemic) for name, w in self._batch_weights()}
         if is_of_sequences(self.rollout_correction):
             scores["rollout_correction"] = rollout_log_ratio(positions)
+        # With them `batch_factor` knows which positions the weights per position drop.
         return scores | {"position_weight": self._position_weight(positions, epistemic)}
 
     def batch_factor(
         self, scores: dict[str, Array], loss_weight_BT: Float[Array, "B T"]
     ) -> Float[Array, "B T"]:
-        """The factors' product; `loss_weight_BT` is each position's share in the reduction."""
+        """The product of the batch's factors; `loss_weight_BT` are the reduction's weights."""
         is_kept_BT = scores["position_weight"] != 0
         factor_BT = jnp.ones_like(loss_weight_BT)
         for name, weight in self._batch_weights():
-            # Of the positions that the other weights leave.
+            # Computed over the positions that the other weights keep.
             score_BT = where_counted(loss_weight_BT, scores[name])
             factor_BT *= weight.over_batch(score_BT, loss_weight_BT * is_kept_BT)
         is_kept_BT &= factor_BT != 0
@@ -192,12 +201,15 @@ class Distill:
 
 
 def weighted(loss_BT: Array, weight_BT: Array) -> Array:
-    # where, not only the product: an infinity at a position that does not count stays out.
+    # `where` in addition to the product: 0 x inf at a dropped position would be NaN.
     return jnp.where(weight_BT != 0, loss_BT, 0.0) * weight_BT
 
 
 def share_of_kept(reduction: Reduction, is_kept_BT: Array, loss_weight_BT: Array) -> Array:
-    """The factor that makes the kept positions weigh what all did: of the row, or of the batch."""
+    """The factor total weight / kept weight, per row for "sequence" and else over the batch.
+
+    It gives the kept positions together the weight that all positions had: the mean over the kept.
+    """
     axis = 1 if reduction == "sequence" else (0, 1)
     total = jnp.sum(loss_weight_BT, axis, keepdims=True)
     kept = jnp.sum(loss_weight_BT * is_kept_BT, axis, keepdims=True)

@@ -1,4 +1,4 @@
-"""Choices beyond the presets: from papers, and variants of ours that no recipe uses.
+"""Choices that no preset or recipe uses: from papers, and our own variants ("ours").
 
 Targets, divergences, clips, terms and credits; weights are in `literature_weights`.
 """
@@ -22,8 +22,9 @@ from jaxdistill.objectives.positions import Epistemic, Positions, require, requi
 
 @dataclass(frozen=True)
 class FixedEpistemicMass:
-    """The teacher with its epistemic mass set to `mass` at every position (ours;
-    `edits.restore_mass`). A dose rather than a cure: how much doubt does what to accuracy?
+    """The teacher with its epistemic mass set to `mass` at every position (ours).
+
+    The edit is `edits.restore_mass`. It is meant for measuring accuracy as a function of doubt.
     """
 
     mass: float = 0.02  # chosen, not measured
@@ -43,12 +44,12 @@ class FixedEpistemicMass:
 
 @dataclass(frozen=True)
 class Barycentre:
-    """T^w B^(1-w), renormalised: the geometric path from a base (w = 0) to the teacher (w = 1).
+    """T^w B^(1-w), renormalised: the geometric path from a base B (w = 0) to the teacher (w = 1).
 
-    The base is the reference (beta-OPSD, w = 1/beta, arXiv 2607.28582) or the student as it is (a
-    trust region, DemoPSD, 2607.02502). `decay` lowers w where teacher and base disagree:
-    w exp(-decay KL(T||B)). With `only_epistemic` w holds on E alone and is 1 elsewhere: a soft
-    restore, its mass not exact.
+    B is the reference (beta-OPSD, w = 1/beta, arXiv 2607.28582) or the current student (a trust
+    region; DemoPSD, arXiv 2607.02502). `decay` lowers w to w exp(-decay KL(T||B)) where teacher and
+    base disagree. With `only_epistemic` w applies to E only and is 1 elsewhere, which restores the
+    base's epistemic mass approximately.
     """
 
     weight: float = 0.5
@@ -73,6 +74,7 @@ class Barycentre:
         teacher = positions.teacher
         if self.only_epistemic and not epistemic.ids:
             return teacher
+        # A target is a constant, also where it is made of the student's own distribution.
         base = (
             positions.reference
             if self.base == "reference"
@@ -88,10 +90,11 @@ class Barycentre:
 
 @dataclass(frozen=True)
 class Purified:
-    """R exp(strength (log T - log C)): only what the context adds beyond what it says by itself
-    (Purified OPSD, arXiv 2607.02234; the form is ours).
+    """R exp(strength (log T - log C)), renormalised (Purified OPSD, arXiv 2607.02234; form ours).
 
-    C is the contrast; give it `experience.contrast=ContextOnly()` (`edits.purified`).
+    It keeps only what the context adds to the question, and removes what the context predicts
+    without it. C is the contrast, for which `experience.contrast=ContextOnly()` is meant
+    (`edits.purified`).
     """
 
     strength: float = 1.0
@@ -109,8 +112,9 @@ class Purified:
 
 @dataclass(frozen=True)
 class Contrasted:
-    """T exp(strength (log T - log C)), renormalised: away from the contrast (RLCSD's `opsd_ectr`,
-    arXiv 2606.11709). log C is floored at -30 nats, as in its code.
+    """T exp(strength (log T - log C)), renormalised: the teacher moved away from the contrast C.
+
+    This is RLCSD's `opsd_ectr` (arXiv 2606.11709); log C is at least -30 nats, as in its code.
     """
 
     strength: float = 1.0
@@ -129,14 +133,16 @@ class Contrasted:
 
 @dataclass(frozen=True)
 class EntropySwitchedKL:
-    """KL(S||T), and KL(T||S) added where the target's entropy exceeds `threshold` nats.
+    """KL(S||T), plus KL(T||S) where the target's entropy exceeds `threshold` nats.
 
-    Mode seeking costs diversity where the teacher itself is undecided (arXiv 2603.07079).
+    The forward KL counteracts mode seeking, which would cost diversity at positions where the
+    teacher itself is undecided (arXiv 2603.07079).
     """
 
     threshold: float = 0.672  # nats; see `targets.AmplifyEpistemic`
 
     def divergence(self, compared: Comparison) -> Float[Array, "B T"]:
+        # The entropy over all V tokens: a tail bucket would understate it.
         undecided_BT = losses.entropy(compared.target_logp_BTV) > self.threshold
         student, target = compared.on_support
         forward_BT = losses.forward_kl(student, target)
@@ -145,8 +151,9 @@ class EntropySwitchedKL:
 
 @dataclass(frozen=True)
 class ScoreFunctionReverseKL:
-    """KL(S||T) whose gradient keeps no teacher-free term on a truncated support
-    (`losses.score_function_reverse_kl`; arXiv 2605.11182).
+    """KL(S||T) with a gradient that has no teacher-independent term on a truncated support.
+
+    See `losses.score_function_reverse_kl` (arXiv 2605.11182).
     """
 
     def divergence(self, compared: Comparison) -> Float[Array, "B T"]:
@@ -155,7 +162,7 @@ class ScoreFunctionReverseKL:
 
 @dataclass(frozen=True)
 class SampledK3:
-    """The sampled token's k3 (`losses.k3`); its gradient's mean is KL(T||S)'s."""
+    """The k3 estimator at the sampled token (`losses.k3`); its mean gradient is KL(T||S)'s."""
 
     def divergence(self, compared: Comparison) -> Float[Array, "B T"]:
         return losses.k3(*compared.of_token)
@@ -163,11 +170,11 @@ class SampledK3:
 
 @dataclass(frozen=True)
 class ClipPosition:
-    """min(loss, limit): a position above it teaches nothing (RLCSD's token clip, 2606.11709)."""
+    """min(loss, limit), with no gradient above the limit (RLCSD's token clip, arXiv 2606.11709)."""
 
-    limit: float = 0.05  # nats, as OPSD's clip of an entry
+    limit: float = 0.05  # nats; the value of OPSD's clip of vocabulary entries
 
-    takes_negative = False  # it would cut one sign alone
+    takes_negative = False  # it would clip only one sign
 
     def __post_init__(self) -> None:
         require(self.limit > 0, "ClipPosition.limit", "above 0", self.limit)
@@ -178,11 +185,13 @@ class ClipPosition:
 
 @dataclass(frozen=True)
 class SmoothClip:
-    """`losses.smooth_clip_tanh` or `smooth_clip_rational`: bounded, with a gradient everywhere
-    (ours). The rational form, which has a pole, is for losses that are never negative.
+    """A bounded loss with a gradient everywhere (ours).
+
+    The forms are `losses.smooth_clip_tanh` and `losses.smooth_clip_rational`. The rational form has
+    a pole at a negative loss and accepts only losses that are never negative.
     """
 
-    limit: float = 1.0
+    limit: float = 1.0  # nats; chosen, not measured
     form: Literal["tanh", "rational"] = "tanh"
 
     def __post_init__(self) -> None:
@@ -200,13 +209,14 @@ class SmoothClip:
 
 
 # ------------------------------------------------------- terms: penalties towards the reference
-# Inside a distillation they act, as all of it, on the rows that have a demonstration.
+# In a distillation they apply, like the rest of it, only to rows with a demonstration.
 
 
 @dataclass(frozen=True)
 class MassPenalty:
-    """strength * kl(m_R, m_S): least, and 0, where the student doubts as much as the reference
-    (ours).
+    """strength * kl(m_R, m_S), the Bernoulli KL divergence of the epistemic masses (ours).
+
+    It is 0, its minimum, where the student doubts as much as the reference.
     """
 
     strength: float = 1.0
@@ -226,10 +236,10 @@ class MassPenalty:
 
 @dataclass(frozen=True)
 class ReferenceKL:
-    """strength * KL(S||R), or KL(R||S): the anchor of GRPO (arXiv 2402.03300).
+    """strength * KL(S||R) ("reverse") or KL(R||S) ("forward"): GRPO's penalty (arXiv 2402.03300).
 
-    With `only_epistemic` over the epistemic tokens one by one and one bucket for all others, so
-    that the rest of the vocabulary may go where it likes.
+    With `only_epistemic` the divergence is over the individual epistemic tokens and one bucket for
+    all others, so that the distribution over the others is unconstrained.
     """
 
     strength: float = 0.01
@@ -246,6 +256,7 @@ class ReferenceKL:
         student, reference = positions.student_logp_BTV, positions.reference
         if self.only_epistemic and not epistemic.ids:
             return jnp.zeros(positions.sampled.tokens_BT.shape)
+        # The bucket of all other tokens keeps both distributions normalised, and hence the KL >= 0.
         if self.only_epistemic:
             student, reference = (losses.and_rest(x, epistemic.ids) for x in (student, reference))
         kl = losses.reverse_kl if self.direction == "reverse" else losses.forward_kl
@@ -254,7 +265,10 @@ class ReferenceKL:
 
 @dataclass(frozen=True)
 class ReferenceK3:
-    """strength * k3(R(y) / S(y)) of the sampled token: KL(S||R) by value, as most GRPO code."""
+    """strength * k3(R(y) / S(y)) at the sampled token, an estimate of KL(S||R).
+
+    Most GRPO implementations use this estimator; its mean gradient is that of KL(R||S).
+    """
 
     strength: float = 0.01
 
@@ -273,11 +287,11 @@ class ReferenceK3:
 
 @dataclass(frozen=True)
 class AntiSD:
-    """A + strength * `advantages.anti_jensen_shannon`: reinforces what the teacher finds unlikely
-    (arXiv 2605.11609).
+    """A + strength * `advantages.anti_jensen_shannon` (arXiv 2605.11609), where A is the advantage.
 
-    Only where H(T) exceeds `entropy_threshold` nats (None: everywhere), and with `only_epistemic`
-    only where the sampled token is epistemic (ours).
+    It reinforces tokens that the teacher finds unlikely. It applies only where H(T) exceeds
+    `entropy_threshold` nats (None: everywhere), and with `only_epistemic` only where the sampled
+    token is epistemic (ours).
     """
 
     strength: float = 1.0
@@ -300,9 +314,10 @@ class AntiSD:
 
 @dataclass(frozen=True)
 class SuppressUnlikely:
-    """No verifier, no teacher: tokens less likely than `threshold` are discouraged, the more the
-    surer the student is with `adaptive` (`advantages.unlikely`; arXiv 2608.31046, the form is
-    ours). A control for what distillation does.
+    """A control without verifier and teacher: discourage tokens below `threshold` in probability.
+
+    With `adaptive` the penalty grows as the student's entropy falls (`advantages.unlikely`;
+    arXiv 2608.31046, the form is ours).
     """
 
     strength: float = 1.0

@@ -1,4 +1,4 @@
-"""Weights beyond the presets: from papers, and variants of ours that no recipe uses."""
+"""Weights that no preset or recipe uses: from papers, and our own variants ("ours")."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,11 +16,11 @@ from jaxdistill.objectives.weights import NetworkName, entropy_of
 
 @dataclass(frozen=True)
 class AmplifySampledEpistemic:
-    """Positions where the sampled token is epistemic count 1 + strength (ours).
+    """The factor 1 + strength where the sampled token is epistemic (ours).
 
-    Alone it *increases* the suppression where the teacher doubts less: with `if_teacher_agrees`
-    only those positions count more where the teacher finds the token at least as likely as the
-    reference does. strength = -1 is `MaskSampledEpistemic`.
+    Where the teacher doubts less than the reference this *increases* the suppression. With
+    `if_teacher_agrees` it therefore applies only where the teacher finds the token at least as
+    likely as the reference does. strength = -1 without that is `MaskSampledEpistemic`.
     """
 
     strength: float = 1.0
@@ -43,8 +43,9 @@ class AmplifySampledEpistemic:
 
 @dataclass(frozen=True)
 class SampledSuppressionGate:
-    """Positions do not count where the sampled token is epistemic and the teacher finds it less
-    likely than the reference by more than `threshold` nats (ours). Meant for `SampledReverseKL`.
+    """Drop the positions where the teacher would suppress a sampled epistemic token (ours).
+
+    That is where log R(y) - log T(y) exceeds `threshold` nats. Meant for `SampledReverseKL`.
     """
 
     threshold: float = 0.0
@@ -61,7 +62,7 @@ class SampledSuppressionGate:
 
 
 def teacher_gap(positions: Positions) -> Float[Array, "B T"]:
-    """log R(y) - log T(y): how much less likely the teacher finds the sampled token."""
+    """log R(y) - log T(y), in nats: how much less likely the teacher finds the sampled token."""
     return positions.of_token(positions.reference) - positions.of_token(positions.teacher)
 
 
@@ -70,8 +71,9 @@ def teacher_gap(positions: Positions) -> Float[Array, "B T"]:
 
 @dataclass(frozen=True)
 class EntropyGate:
-    """Positions count where the entropy of `of` is below (or above) `threshold` nats; the others
-    count `floor` (EGRSD, arXiv 2605.13255).
+    """The factor 1 where a network's entropy is below (or above) a threshold, else `floor`.
+
+    `of` is the network and `threshold` is in nats (EGRSD, arXiv 2605.13255).
     """
 
     of: NetworkName = "teacher"
@@ -94,24 +96,27 @@ class EntropyGate:
 
 @dataclass(frozen=True)
 class DirectionAdaptive:
-    """Towards the teacher where H(S) is below `threshold` nats, away from it elsewhere (or, with
-    `drop`, nothing there). After DASD (arXiv 2605.22263); the form is ours.
+    """The factor 1 where H(S) is below `threshold` nats and -1 elsewhere, or 0 with `drop`.
+
+    The student thus moves towards the teacher where it is certain and away from it elsewhere (after
+    DASD, arXiv 2605.22263; the form is ours).
     """
 
     threshold: float = 0.672  # see `targets.AmplifyEpistemic`
     drop: bool = False
 
     def factor(self, positions: Positions, epistemic: Epistemic) -> Float[Array, "B T"]:
-        is_sure_BT = losses.entropy(positions.student_logp_BTV) < self.threshold
-        return jnp.where(is_sure_BT, 1.0, 0.0 if self.drop else -1.0)
+        is_certain_BT = losses.entropy(positions.student_logp_BTV) < self.threshold
+        return jnp.where(is_certain_BT, 1.0, 0.0 if self.drop else -1.0)
 
 
 @dataclass(frozen=True)
 class ForkingTokens:
-    """The `fraction` of the batch's positions with the highest H(S) (arXiv 2506.01939), or with
-    `keep="low"` the lowest: its complement spares the forks (2607.05184).
+    """Keep the fraction of the batch's positions with the highest H(S) (arXiv 2506.01939).
 
-    Exactly ceil(fraction N) of the N positions that count; ties go to the earlier ones.
+    With `keep="low"` those with the lowest H(S) are kept, which spares the forking tokens
+    (arXiv 2607.05184). Exactly ceil(fraction N) of the N positions with a loss weight above 0 are
+    kept; ties go to the earlier ones.
     """
 
     fraction: float = 0.2  # the paper's
@@ -128,16 +133,21 @@ class ForkingTokens:
         self, score_BT: Float[Array, "B T"], loss_weight_BT: Float[Array, "B T"]
     ) -> Float[Array, "B T"]:
         order_BT = score_BT if self.keep == "high" else -score_BT
-        return exactly_top(order_BT, loss_weight_BT > 0, self.fraction).astype(jnp.float32)
+        return top_fraction(order_BT, loss_weight_BT > 0, self.fraction).astype(jnp.float32)
 
 
-def exactly_top(
+def top_fraction(
     score_BT: Float[Array, "B T"], counts_BT: Array, fraction: float | Float[Array, ""]
 ) -> Array:
-    """The ceil(fraction N) highest of the N positions that count; ties to the earlier ones."""
+    """Which positions have the ceil(fraction N) highest scores of the N where `counts_BT` is True.
+
+    Ties go to the earlier positions.
+    """
     score_X = jnp.where(counts_BT, score_BT, -jnp.inf).reshape(-1)
     # 1e-6: 0.2 * 15 is above 3 in floating point and must not keep a fourth.
     number = jnp.ceil(fraction * counts_BT.sum() - 1e-6).astype(jnp.int32)
+    # All scores above the number-th highest are kept, and of those equal to it as many, from the
+    # first, as are still missing. `jax.lax.top_k` would need a static number.
     least = jnp.sort(score_X)[score_X.size - jnp.maximum(number, 1)]
     above_X = score_X > least
     tied_X = (score_X == least) & counts_BT.reshape(-1)
@@ -147,9 +157,10 @@ def exactly_top(
 
 @dataclass(frozen=True)
 class TokenImportance:
-    """(H(S) / ln V)^a (JSD(S, T) / ln 2)^g: undecided, or confidently wrong (TIP, 2604.14084).
+    """(H(S) / ln V)^a (JSD(S, T) / ln 2)^g, with a, g the two powers (TIP, arXiv 2604.14084).
 
-    Its code samples positions by this number; here it weighs them.
+    It is high where the student is undecided and differs from the teacher. The paper's code samples
+    positions by this number; here it is their weight.
     """
 
     entropy_power: float = 1.0
@@ -161,7 +172,7 @@ class TokenImportance:
         student = positions.student_logp_BTV
         undecided_BT = losses.entropy(student) / np.log(student.shape[-1])
         wrong_BT = losses.jensen_shannon(student, positions.teacher) / np.log(2.0)
-        # Rounding can leave either slightly below 0, where a power is not a number.
+        # Rounding can leave either slightly below 0, where a fractional power is NaN.
         powers = (undecided_BT, self.entropy_power), (wrong_BT, self.divergence_power)
         return jnp.prod(jnp.stack([jnp.maximum(x, 0.0) ** power for x, power in powers]), axis=0)
 
@@ -171,9 +182,10 @@ class TokenImportance:
 
 @dataclass(frozen=True)
 class PositionSlope:
-    """1 + slope (2 (t + 1/2) / n - 1) at token t of n: mean 1 over a completion.
+    """1 + slope (2 (t + 1/2) / n - 1) at token t of n, with mean 1 over a completion.
 
-    slope = 1 trusts late tokens (PW-OPSD, 2605.21606), -1 early ones (IW-OPD, 2606.22600).
+    slope = 1 emphasises late tokens (PW-OPSD, arXiv 2605.21606), -1 early ones (IW-OPD,
+    arXiv 2606.22600).
     """
 
     slope: float = 1.0
@@ -189,8 +201,9 @@ class PositionSlope:
 
 @dataclass(frozen=True)
 class SkipFirst:
-    """The first `count` tokens do not count: where two templates meet, the divergence is huge
-    (in the code of tinker and TRL).
+    """Drop the first `count` tokens of each completion (as in the code of tinker and TRL).
+
+    The divergence is very large where the two prompts' different templates meet the completion.
     """
 
     count: int = 3  # chosen, not measured
@@ -204,8 +217,9 @@ class SkipFirst:
 
 @dataclass(frozen=True)
 class ContrastMask:
-    """d / (d + scale) with d = KL(T||C): silent where any context says the same (the code of
-    RLCSD, arXiv 2606.11709).
+    """d / (d + scale) with d = KL(T||C): 0 where the contrast C predicts the same as the teacher.
+
+    From the code of RLCSD (arXiv 2606.11709).
     """
 
     scale: float = 0.05  # nats; chosen, not measured

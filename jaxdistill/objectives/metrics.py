@@ -1,4 +1,4 @@
-"""What every step reports of student, teacher and reference, whatever the objective."""
+"""The metrics of student, teacher and reference that every objective reports."""
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -11,14 +11,17 @@ from jaxdistill.objectives.reduction import Reduction
 def observe(
     positions: Positions, epistemic: Epistemic, part: LossPart, reduction: Reduction
 ) -> dict[str, Weighted]:
-    """Each metric as a value and a weight per position; those of the teacher count distilled rows
-    alone, since the others' teacher saw nothing.
+    """Metrics as a value and a weight per position; `make_objective` lists them.
+
+    The teacher's metrics are averaged over distilled rows only: in other rows it was shown nothing.
     """
     student, reference = positions.student_logp_BTV, positions.reference_logp_BTV
     is_epistemic_BT = epistemic.holds(positions.sampled.tokens_BT).astype(jnp.float32)
     size_BT = jnp.abs(part.loss_BT)
+    # As the reduction weighs it: "sequence" divides each position's loss by its row's length.
     if reduction == "sequence":
         size_BT /= jnp.maximum(positions.rows.length_BT, 1)
+    # Log-masses of E and of the rest, computed once here and used again for `mass_kl`.
     student_bins = losses.epistemic_bins(student, epistemic.is_member_V)
     metrics = {
         "epistemic_mass_student": everywhere(jnp.exp(student_bins[..., 0])),

@@ -1,4 +1,4 @@
-"""A verifier's rewards and a teacher's distribution in one loss."""
+"""Objectives that combine a verifier's rewards with a teacher's distribution."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +23,10 @@ def _reduction_of_both(objective: "Mixed | Routed") -> Reduction:
 
 @dataclass(frozen=True)
 class Mixed:
-    """(1 - share) GRPO + share * distillation, each with its own mean.
+    """(1 - share) GRPO + share * distillation, each with the mean that it has alone.
 
-    With `anneal_steps` the share falls linearly to 0 over that many steps (TRACE, 2605.10194).
+    With `anneal_steps` > 0 the share falls linearly to 0 over that many optimizer steps (TRACE,
+    arXiv 2605.10194). Raises UserError if the two parts differ in their reduction.
     """
 
     distill: Distill = Distill()
@@ -50,14 +51,18 @@ class Mixed:
         second = self.policy_gradient.part(positions, epistemic)
         share_BT = jnp.broadcast_to(share, first.loss_BT.shape)
         loss_BT = weighted(first.loss_BT, share_BT) + weighted(second.loss_BT, 1.0 - share_BT)
+        # The absolute value: a negative weight of the distillation is still a kept position, and
+        # must not cancel the other part's. All rows are active, since GRPO learns from every row.
         weight_BT = share_BT * jnp.abs(first.weight_BT) + (1.0 - share_BT) * second.weight_BT
         return LossPart(loss_BT, weight_BT, second.is_active_BT, second.metrics)
 
 
 @dataclass(frozen=True)
 class Routed:
-    """Wrong completions that have a demonstration are distilled, all others follow GRPO (SRPO,
-    arXiv 2604.02288): distilling what is right already is ambiguous.
+    """Distil incorrect completions that have a demonstration; use GRPO for all others.
+
+    SRPO (arXiv 2604.02288): for a completion that is correct already, the demonstration is an
+    ambiguous target. Raises UserError if the two parts differ in their reduction.
     """
 
     distill: Distill = Distill()
@@ -73,6 +78,8 @@ class Routed:
         route_BT = is_distilled(positions.rows)
         first = self.distill.part(positions, epistemic)
         second = self.policy_gradient.part(positions, epistemic)
+        # Both parts are computed for every row: a program has static shapes, and a micro-batch may
+        # hold rows of either kind.
         loss_BT = weighted(first.loss_BT, route_BT) + weighted(second.loss_BT, 1.0 - route_BT)
         weight_BT = jnp.where(route_BT > 0, first.weight_BT, second.weight_BT)
         return LossPart(loss_BT, weight_BT, second.is_active_BT, second.metrics)

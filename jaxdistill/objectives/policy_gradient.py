@@ -1,4 +1,4 @@
-"""Reinforcement learning on verdicts: GRPO, and what a teacher may add to its credit."""
+"""Reinforcement learning from the grader's verdicts: GRPO, with a choice of per-token credit."""
 
 from dataclasses import dataclass
 
@@ -31,14 +31,15 @@ from jaxdistill.objectives.reduction import Reduction, require_reduction, where_
 
 @dataclass(frozen=True)
 class GRPO:
-    """The paper's baseline: mean-only advantages, asymmetric and dual clipping, no KL term.
+    """GRPO as the paper's baseline: mean-only advantages, asymmetric and dual clipping, no KL term.
 
-    `normalize_std` is read where rewards become advantages (`losses.group_advantage`). DAPO's
-    aggregation is `reduction="token"`, Dr. GRPO's `PerTokens(...)`. A row without a teacher's
-    context keeps its plain advantage.
+    The loss is `losses.grpo_surrogate` of each token (arXiv 2402.03300), times the rollout
+    correction, plus the terms. `normalize_std` divides by the group's standard deviation where
+    rewards become advantages (`losses.group_advantage`). DAPO's aggregation is `reduction="token"`,
+    Dr. GRPO's `PerTokens(...)`. A row without a demonstration keeps its plain advantage.
     """
 
-    # DAPO's range (0.2 and 0.28) and the dual clip at 3 of arXiv 1912.09729.
+    # DAPO's clipping range (0.2 and 0.28), and the dual clip at 3 of arXiv 1912.09729.
     clip_low: float = 0.2
     clip_high: float = 0.28
     dual_clip: float | None = 3.0
@@ -62,10 +63,11 @@ class GRPO:
 
     @property
     def reads(self) -> frozenset[str]:
-        """The networks that score the samples beside the student."""
+        """The networks that score the samples in addition to the student."""
         return reads_of(self.credit, *self.terms, self.rollout_correction)
 
     def part(self, positions: Positions, epistemic: Epistemic) -> LossPart:
+        """The loss [B, T] and its metrics; every row of the batch takes part."""
         correction = self.rollout_correction
         ratio_BT = policy_ratio(positions, correction)
         weight_BT = jnp.ones_like(ratio_BT) * token_rollout_weight(correction, positions)
@@ -75,22 +77,25 @@ class GRPO:
         surrogate_BT = losses.grpo_surrogate(
             ratio_BT, advantage_BT, self.clip_low, self.clip_high, self.dual_clip
         )
+        # Exact: where no clip applies, the surrogate's max returns this very product.
         is_clipped_BT = surrogate_BT != -advantage_BT * ratio_BT
+        # Advantages and corrections are constants: the gradient passes through the policy ratio and
+        # the terms only.
         weight_BT = jax.lax.stop_gradient(weight_BT)
         loss_BT = surrogate_BT * weight_BT
         loss_BT += sum(term.penalty(positions, epistemic) for term in self.terms)
         metrics = ratio_metrics(ratio_BT, is_clipped_BT, correction, positions)
         return LossPart(loss_BT, weight_BT, jnp.ones_like(loss_BT, bool), metrics)
 
-    # -------------------------------------------------------------------------- of the whole batch
+    # ------------------------------------------------------------------ weights of the whole batch
 
     @property
     def is_of_batch(self) -> bool:
-        """Whether the batch's positions must be scored before one of them is weighed."""
+        """Whether a position's weight depends on other positions of the batch."""
         return isinstance(self.credit, OwnBatchWeight) or is_of_sequences(self.rollout_correction)
 
     def batch_scores(self, positions: Positions, epistemic: Epistemic) -> dict[str, Array]:
-        """What must be known of all positions, by where the choice stands that asks."""
+        """The scores [B, T] that the choices need of all positions, by the choice's place."""
         scores = {}
         if isinstance(self.credit, OwnBatchWeight):
             scores["credit"] = self.credit.score(positions, epistemic)
@@ -101,7 +106,7 @@ class GRPO:
     def batch_factor(
         self, scores: dict[str, Array], loss_weight_BT: Float[Array, "B T"]
     ) -> Float[Array, "B T"]:
-        """The factors' product; `loss_weight_BT` is each position's share in the reduction."""
+        """The product of the batch's factors; `loss_weight_BT` are the reduction's weights."""
         factor_BT = jnp.ones_like(loss_weight_BT)
         if isinstance(self.credit, OwnBatchWeight):
             score_BT = where_counted(loss_weight_BT, scores["credit"])

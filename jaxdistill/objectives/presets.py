@@ -1,4 +1,4 @@
-"""Objectives by name; each is a visible choice of parts. `docs/papers.md` has the equations."""
+"""Objectives by name, each composed of visible parts. `docs/papers.md` has the equations."""
 
 from collections.abc import Callable
 
@@ -28,7 +28,7 @@ def sdpo() -> Distill:
 
 
 def opsd() -> Distill:
-    """Forward KL over the whole vocabulary, each token's term cut at 0.05 nats; a token mean."""
+    """Forward KL over the whole vocabulary, each token's term clipped at 0.05 nats; token mean."""
     return Distill(
         divergence=ForwardKL(entry_clip=0.05), support=FullVocabulary(), reduction="token"
     )
@@ -37,7 +37,7 @@ def opsd() -> Distill:
 def epi_mask() -> Distill:
     """The sampled-token loss without the positions whose sampled token is epistemic.
 
-    On `sdpo`'s divergence the same mask protects almost nothing; see `MaskSampledEpistemic`.
+    With `sdpo`'s divergence the same mask protects almost nothing; see `MaskSampledEpistemic`.
     """
     return Distill(divergence=SampledReverseKL(), weights=(MaskSampledEpistemic(),))
 
@@ -48,51 +48,51 @@ def epi_gate() -> Distill:
 
 
 def epi_slice() -> Distill:
-    """`sdpo` over the other tokens alone: epistemic logits get no gradient."""
+    """`sdpo` restricted to the other tokens: epistemic logits get no gradient."""
     return Distill(target=DropEpistemicSlice())
 
 
 def epi_anchor() -> Distill:
-    """`sdpo` towards a teacher that doubts as much as the reference does."""
+    """`sdpo` towards a teacher whose epistemic mass is the reference's."""
     return Distill(target=AnchorEpistemicMass())
 
 
 def epi_floor() -> Distill:
-    """`sdpo` towards a teacher that doubts at least as much as the reference does."""
+    """`sdpo` towards a teacher whose epistemic mass is at least the reference's."""
     return Distill(target=AnchorEpistemicMass(mode="floor"))
 
 
 def epi_amplify() -> Distill:
-    """`sdpo` towards half a nat more doubt than the reference's where the teacher has less."""
+    """`sdpo` with half a nat more doubt than the reference's wherever the teacher has less."""
     return Distill(target=AmplifyEpistemic(0.5, base="floor"))
 
 
 def anti_e() -> Distill:
     """The sampled-token loss with its sign flipped on epistemic tokens, which reinforces doubt.
 
-    Only where the student does not doubt more than the reference already.
+    A token that the student finds more likely than the reference does is not reinforced further.
     """
     flip = FlipSampledEpistemic(up_to_reference=True)
     return Distill(divergence=SampledReverseKL(), weights=(flip,))
 
 
 def rlsd() -> GRPO:
-    """GRPO whose credit the teacher's likelihood ratio scales."""
+    """GRPO with per-token credit scaled by the teacher's likelihood ratio."""
     return GRPO(credit=RLSD(), rollout_correction=RolloutCorrection())
 
 
 def rlcsd() -> GRPO:
-    """GRPO with a contrast of right and wrong contexts where they disagree."""
+    """GRPO with credit from the contrast of correct and incorrect contexts, where they differ."""
     return GRPO(credit=RLCSD(), rollout_correction=RolloutCorrection())
 
 
 def srpo() -> Routed:
-    """GRPO for what is right; for what is wrong `sdpo`, less where the teacher is undecided."""
+    """GRPO on correct samples; `sdpo` on incorrect ones, weighted down where H(T) is high."""
     return Routed(Distill(weights=(EntropyWeight(),)), grpo())
 
 
 def grpo() -> GRPO:
-    """The paper's reinforcement-learning baseline, its decoupled rollout correction included."""
+    """The paper's reinforcement-learning baseline, with its decoupled rollout correction."""
     return GRPO(rollout_correction=RolloutCorrection())
 
 

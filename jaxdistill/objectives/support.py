@@ -1,4 +1,4 @@
-"""Which part of the vocabulary is compared: all, or top candidates (maths: `losses.support`)."""
+"""Supports: the part of the vocabulary that a divergence compares (see `losses.support`)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 from jaxdistill import losses
 from jaxdistill.objectives.positions import Epistemic, require, require_literals
 
+# (student, target) on a support.
 Logps = tuple[Float[Array, "B T C"], Float[Array, "B T C"]]
 
 
@@ -27,14 +28,14 @@ class FullVocabulary:
 
 @dataclass(frozen=True)
 class TopC:
-    """The c likeliest tokens of the student, the teacher or each, and with `tail` one bucket more.
+    """The c most likely tokens of the student, of the teacher or of both.
 
-    `keep_epistemic` keeps the epistemic ids beside the c others; None does so where the target's
-    epistemic entries matter: else nothing could be learnt about doubt exactly where the student
-    has already lost it.
+    `tail` adds one bucket with the probability of all other tokens. `keep_epistemic` adds the
+    epistemic ids to the c candidates. None does so if the target edits them: where the student has
+    lost its epistemic mass they are not among its candidates, and nothing could be learnt there.
     """
 
-    c: int = 100  # the released runs'
+    c: int = 100  # as in the released runs
     tail: bool = True
     support: Literal["student", "teacher", "union"] = "student"
     keep_epistemic: bool | None = None

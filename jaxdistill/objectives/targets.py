@@ -1,8 +1,8 @@
-"""What is imitated: the teacher as it is, or edited (mathematics: `losses.edits`).
+"""Targets: the distribution to imitate, the teacher's or an edit of it (see `losses.edits`).
 
-A target has `edit(positions, epistemic)`, which returns the target's log-probabilities, or a `Pair`
-where it edits the student too. With `keeps_epistemic` a top-C support keeps the epistemic ids among
-its candidates. Of no epistemic ids an epistemic edit is none, bit for bit.
+A target has `edit(positions, epistemic)`, which returns log-probabilities [B, T, V], or a `Pair` if
+it edits the student too. With `keeps_epistemic` a top-C support keeps the epistemic ids among its
+candidates. Without epistemic ids an epistemic edit returns its input, bit for bit.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from jaxdistill.objectives.positions import Epistemic, Positions, require, requi
 
 
 class Pair(NamedTuple):
-    """The two distributions to compare, and how much the position then counts."""
+    """The two distributions to compare, and a factor of the position's divergence."""
 
     student_logp_BTV: Float[Array, "B T V"]
     target_logp_BTV: Float[Array, "B T V"]
@@ -27,7 +27,7 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class TeacherTarget:
-    """The student is pulled towards the teacher as it is."""
+    """The teacher's distribution, unchanged."""
 
     def edit(self, positions: Positions, epistemic: Epistemic) -> Float[Array, "B T V"]:
         return positions.teacher
@@ -35,11 +35,12 @@ class TeacherTarget:
 
 @dataclass(frozen=True)
 class AnchorEpistemicMass:
-    """... towards the teacher with its epistemic mass replaced (`edits.anchor_mass`).
+    """The teacher with its epistemic mass replaced (`edits.anchor_mass`).
 
-    `"ref"` takes the reference's mass, `"floor"` the larger of the two, `"mix"` the teacher's moved
-    by `mix` of the way to the reference's (only this mode reads `mix`). The ratios inside E come
-    from `shape`: with the teacher's this is the E-logit restore, one constant on all E logits.
+    The new mass is the reference's (`"ref"`), the larger of the two (`"floor"`), or the fraction
+    `mix` of the way from the teacher's to the reference's (`"mix"`, the only mode that reads
+    `mix`). `shape` gives the ratios of the tokens inside E. With the teacher's, the edit adds one
+    constant to all logits of E (E-logit restore).
     """
 
     mode: Literal["ref", "floor", "mix"] = "ref"
@@ -69,10 +70,10 @@ class AnchorEpistemicMass:
 
 @dataclass(frozen=True)
 class DropEpistemicSlice:
-    """Student and teacher given that the token is not epistemic: E logits get no gradient.
+    """Student and teacher conditioned on a non-epistemic token: logits of E get no gradient.
 
-    It does not freeze m_S (`edits.without_epistemic`): `AnchorEpistemicMass` does. With
-    `weighted` the position counts 1 - m_T, as in the chain rule of KL(T||S).
+    This does not keep m_S constant (`edits.without_epistemic`); `AnchorEpistemicMass` fixes its
+    target. With `weighted` the divergence has the factor 1 - m_T, as in the chain rule of KL(T||S).
     """
 
     weighted: bool = False
@@ -90,18 +91,18 @@ class DropEpistemicSlice:
 
 @dataclass(frozen=True)
 class AmplifyEpistemic:
-    """... with `strength * u` added to its epistemic logits, renormalised.
+    """The teacher with `strength * u` nats added to its epistemic logits, renormalised.
 
     u is H(R) / ln V (`"entropy"`), 1 where H(R) exceeds `threshold` nats (`"fork"`), or 1 where
-    the reference doubts more than the teacher (`"suppressed"`). The mass is never lifted above
-    `max_mass`; where it lies above already, it stays. A teacher that lost nearly all doubt has
-    little to amplify: with `base="floor"` its mass is first lifted to the reference's.
+    m_R > m_T (`"suppressed"`). The epistemic mass is raised to at most `max_mass`, and a larger one
+    stays as it is. A teacher that has lost nearly all its epistemic mass has little to amplify;
+    `base="floor"` first raises the mass to the reference's.
     """
 
     strength: float = 1.0
     where: Literal["entropy", "fork", "suppressed"] = "suppressed"
-    # 0.672 nats, here and in other choices: the 80th percentile of the entropies of a reasoning
-    # model's tokens (arXiv 2506.01939); above it lies the fifth of them where answers fork.
+    # 0.672 nats, here and in other choices, is the 80th percentile of a reasoning model's token
+    # entropies (arXiv 2506.01939). The fifth of the tokens above it are those where answers fork.
     threshold: float = 0.672
     max_mass: float = 0.9  # chosen, not measured
     base: Literal["teacher", "floor"] = "teacher"
@@ -125,10 +126,12 @@ class AmplifyEpistemic:
             u_BT = (losses.entropy(reference) > self.threshold).astype(jnp.float32)
         else:
             u_BT = (epistemic.mass(reference) > epistemic.mass(base)).astype(jnp.float32)
+        # After `u_BT`: with the floor m_R would never exceed the base's mass.
         if self.base == "floor":
             base = edits.anchor_mass(base, reference, epistemic.is_member_V, "floor")
         bins = losses.epistemic_bins(base, epistemic.is_member_V)
-        # In log-odds an amplification is a shift: the cap is one too.
-        room_BT = np.log(self.max_mass / (1 - self.max_mass)) - (bins[..., 0] - bins[..., 1])
-        strength_BT = jnp.minimum(self.strength * u_BT, jnp.maximum(room_BT, 0.0))
+        # Adding a constant to the logits of E adds it to the log-odds of the mass on E, so the
+        # largest allowed strength is the distance of the log-odds from those of `max_mass`.
+        limit_BT = np.log(self.max_mass / (1 - self.max_mass)) - (bins[..., 0] - bins[..., 1])
+        strength_BT = jnp.minimum(self.strength * u_BT, jnp.maximum(limit_BT, 0.0))
         return edits.amplify(base, epistemic.is_member_V, strength_BT)

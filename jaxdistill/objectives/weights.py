@@ -1,9 +1,10 @@
-"""Where the student learns: one factor per position, from what student, teacher and reference say.
+"""Weights: one factor per position, computed from student, teacher and reference.
 
-A factor may be 0 (not learnt), or negative (away from the teacher). Most weights look at their own
-position alone and have `factor`. Those that look at the whole batch have `score` and `over_batch`:
-they score each position first, and turn the scores of all positions into factors afterwards, so
-that neither micro-batches nor devices matter. More weights are in `literature_weights`.
+A factor of 0 drops the position, and a negative one moves the student away from the teacher there.
+Most weights depend only on their own position and have `factor`. Those that depend on the whole
+batch have `score` and `over_batch`: they first score each position and then map all scores to
+factors at once, so that the result does not depend on micro-batches or devices.
+`literature_weights` has more weights.
 """
 
 from dataclasses import dataclass
@@ -23,11 +24,11 @@ NetworkName = Literal["student", "teacher", "reference"]
 
 @dataclass(frozen=True)
 class MaskSampledEpistemic:
-    """Positions where the *sampled* token is epistemic do not count.
+    """Drop the positions whose *sampled* token is epistemic.
 
-    With `SampledReverseKL` it protects doubt. With a divergence over the vocabulary it protects
-    almost nothing: that lowers the epistemic mass at every other position too, and 1 - m_S of the
-    suppression remains. Use `SuppressionGate` there.
+    With `SampledReverseKL` this protects doubt. With a divergence over the vocabulary it protects
+    almost nothing: such a loss lowers the epistemic mass at every other position too, and the
+    fraction 1 - m_S of the suppression remains. Use `SuppressionGate` there.
     """
 
     def factor(self, positions: Positions, epistemic: Epistemic) -> Float[Array, "B T"]:
@@ -36,12 +37,12 @@ class MaskSampledEpistemic:
 
 @dataclass(frozen=True)
 class FlipSampledEpistemic:
-    """Positions where the sampled token is epistemic count -1: what the teacher suppresses is
-    reinforced, the rest distilled. Meant for `SampledReverseKL` (AntiSD restricted to E).
+    """The factor -1 where the sampled token is epistemic: reinforce it instead of distilling.
 
-    It feeds on itself: the further the student leaves the teacher, the harder it is pushed, until
-    it says nothing else. With `up_to_reference` such a position counts 0 where the student already
-    finds the token more likely than the reference does.
+    Meant for `SampledReverseKL` (AntiSD restricted to E). The effect reinforces itself: the further
+    the student moves from the teacher, the larger the loss that pushes it, until it generates
+    nothing else. With `up_to_reference` the factor is 0 where the student already finds the token
+    more likely than the reference does.
     """
 
     up_to_reference: bool = False
@@ -52,6 +53,7 @@ class FlipSampledEpistemic:
 
     def factor(self, positions: Positions, epistemic: Epistemic) -> Float[Array, "B T"]:
         flipped = -1.0
+        # The bound stops the feedback: beyond the reference's probability nothing is reinforced.
         if self.up_to_reference:
             student, reference = positions.student_logp_BTV, positions.reference
             tokens = positions.of_token(student), positions.of_token(reference)
@@ -61,10 +63,10 @@ class FlipSampledEpistemic:
 
 @dataclass(frozen=True)
 class SuppressionGate:
-    """Positions where the teacher would suppress doubt, m_R - m_T > threshold, do not count.
+    """Drop the positions where the teacher would suppress doubt: m_R - m_T > threshold.
 
-    `relative` compares log m_R - log m_T instead. With `softness` b > 0 they count
-    sigmoid((threshold - gap) / b), which tends to the hard gate as b falls to 0.
+    `relative` compares log m_R - log m_T, in nats, instead. With `softness` b > 0 the factor is
+    sigmoid((threshold - gap) / b), which tends to the hard gate as b tends to 0.
     """
 
     threshold: float = 0.01  # probability mass; chosen, not measured
@@ -82,7 +84,8 @@ class SuppressionGate:
         log_masses = (losses.log_mass(logp, epistemic.is_member_V) for logp in networks)
         if self.relative:
             gap_BT = jnp.subtract(*log_masses)
-            gap_BT = jnp.where(jnp.isnan(gap_BT), 0.0, gap_BT)  # neither has any mass
+            # NaN is -inf - -inf: neither network has any epistemic mass, and nothing is suppressed.
+            gap_BT = jnp.where(jnp.isnan(gap_BT), 0.0, gap_BT)
         else:
             gap_BT = jnp.subtract(*map(jnp.exp, log_masses))
         if self.softness == 0:
@@ -115,12 +118,14 @@ class EntropyWeight:
         self, score_BT: Float[Array, "B T"], loss_weight_BT: Float[Array, "B T"]
     ) -> Float[Array, "B T"]:
         counts_BT = loss_weight_BT > 0
-        # A softmax: however small they all are, their mean is 1.
+        # n times the softmax of -rate H is exp(-rate H) with mean 1, and does not underflow however
+        # large the entropies are.
         log_BT = jnp.where(counts_BT, score_BT, -jnp.inf)
         share_BT = jax.nn.softmax(log_BT.reshape(-1)).reshape(score_BT.shape)
         return jnp.where(counts_BT, share_BT * counts_BT.sum(), 0.0)
 
 
 def entropy_of(network: NetworkName, positions: Positions) -> Float[Array, "B T"]:
+    """The entropy of the network's distribution at each position, in nats."""
     logp_BTV = positions.student_logp_BTV if network == "student" else getattr(positions, network)
     return losses.entropy(logp_BTV)

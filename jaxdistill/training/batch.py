@@ -1,7 +1,7 @@
-"""One step's data on the host, and its two layouts: padded rows, and packed ones.
+"""One step's data on the host, and its two layouts: padded rows and packed rows.
 
-Either gives micro-batches of left-aligned rows, a prompt and its completion one after the other
-from slot 0. A padded row is a packed row of one sequence.
+Either layout gives micro-batches of left-aligned rows, in which a sequence is a prompt followed by
+its completion without a gap. A padded row is a packed row of one sequence.
 """
 
 from collections.abc import Sequence
@@ -13,30 +13,31 @@ from jaxtyping import Float, Int, Shaped
 
 from jaxdistill.axes import AnyArray
 from jaxdistill.training.micro_batches import MicroBatch, MicroBatches, Sequences
-from jaxdistill.training.packing import MOST_SEQUENCES, plan_rows, rooms
+from jaxdistill.training.packing import MAX_SEQUENCES, plan_rows, row_capacities
 
 
 class Texts(NamedTuple):
-    """The tokens of B texts, each from slot 0, and how many there are; padding is 0."""
+    """The token ids of B texts, left-aligned and padded with 0, and their lengths in tokens."""
 
     ids_BP: Int[np.ndarray, "B P"]
     length_B: Int[np.ndarray, " B"]
 
 
 def texts_of(ids_BP: Int[AnyArray, "B P"], mask_BP: Shaped[AnyArray, "B P"]) -> Texts:
-    """Texts that may be padded on either side, where the mask is 0.
+    """Left-align texts that are padded on either side, where the mask is 0.
 
     >>> texts_of(np.array([[0, 5, 6], [7, 0, 0]]), np.array([[0, 1, 1], [1, 0, 0]])).ids_BP.tolist()
     [[5, 6, 0], [7, 0, 0]]
     """
     is_real_BP = np.asarray(mask_BP) > 0
     ids_BP = np.where(is_real_BP, ids_BP, 0)
+    # A stable sort of False before True moves the tokens to the front and keeps their order.
     order_BP = np.argsort(~is_real_BP, axis=1, kind="stable")
     return Texts(np.take_along_axis(ids_BP, order_BP, axis=1), is_real_BP.sum(axis=1))
 
 
 def texts_of_ids(texts: Sequence[Sequence[int]], multiple: int = 1) -> Texts:
-    """Texts as lists of ids; P is the longest length, rounded up to `multiple`.
+    """Texts from lists of token ids; P is the longest length, rounded up to a multiple.
 
     >>> texts_of_ids([[5, 6], [7]], multiple=4).ids_BP.tolist()
     [[5, 6, 0, 0], [7, 0, 0, 0]]
@@ -50,12 +51,12 @@ def texts_of_ids(texts: Sequence[Sequence[int]], multiple: int = 1) -> Texts:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One step's data: B prompts of the student, each with a completion, and what is known of it.
+    """One step's data: B student prompts with their completions, and numbers per completion.
 
-    `teacher` is what the teacher sees in the prompt's place; None where the objective has none. A
-    row with `row_weight_B` 0 has nothing to learn from (no demonstration). `contrasts` are J
-    further prompts of each row, that a contrastive objective sets against the teacher's (wrong
-    solutions, say); one with `contrast_weight_BJ` 0 could not be made.
+    `teacher` holds the prompts that the teacher sees instead; None for an objective without a
+    teacher. `row_weight_B` is 0 for a row without a demonstration, which is not distilled.
+    `contrasts` are J further prompts per row, which a contrastive objective compares with the
+    teacher's (wrong solutions, for example); `contrast_weight_BJ` is 0 where none could be made.
     """
 
     prompt: Texts
@@ -70,41 +71,43 @@ class Batch:
 
     @property
     def prompts(self) -> list[Texts]:
-        """The student's prompts, the teacher's, and each contrast's."""
+        """The student's prompts, then the teacher's, then each contrast's."""
         return [self.prompt, *([] if self.teacher is None else [self.teacher]), *self.contrasts]
 
 
 def pad(batch: Batch, micro_batches: int = 1) -> MicroBatches:
-    """A row for each sequence, as wide as the widest prompt and completion together.
+    """One sequence per row, with the width of the widest prompt plus that of the completions.
 
-    Micro-batch m holds the rows m, m + `micro_batches`, and so on: every device then holds its
-    share of each.
+    Micro-batch m holds the rows m, m + `micro_batches`, and so on, so that every device keeps its
+    rows and works on a share of each micro-batch. `micro_batches` must divide B.
     """
     T = batch.completion.ids_BP.shape[1]
-    room_X = np.array([T, *(prompt.ids_BP.shape[1] + T for prompt in batch.prompts)])
+    capacity_X = np.array([T, *(prompt.ids_BP.shape[1] + T for prompt in batch.prompts)])
     row_WX = np.arange(len(batch.advantage_B)).reshape(-1, micro_batches)
     plan = [[row] for row in row_WX.T.reshape(-1).tolist()]
     shape = micro_batches, len(row_WX), 1
-    return _build(batch, plan, room_X, shape)
+    return _build(batch, plan, capacity_X, shape)
 
 
 def pack(batch: Batch, pack: int, parts: int = 1) -> tuple[MicroBatches, float]:
-    """Sequences packed into rows of few sizes, and the share of positions that are padding.
+    """Sequence packing: rows of a few fixed sizes, and the fraction of positions that are padding.
 
-    `pack` is the room of the student's packed rows; where a sequence is longer it is the next
-    multiple that holds it. `parts` of the mesh hold packed rows of their own.
+    `pack` is the capacity of the student's rows in tokens, rounded up to the next multiple that
+    holds the longest sequence. A micro-batch has one packed row for each of the mesh's `parts`.
     """
     completion_B = batch.completion.length_B
-    # Of each row: the completion, then each prompt with it.
+    # Axis X: the completion alone, then each kind of prompt with the completion.
     sizes_BX = np.stack(
         [completion_B, *(prompt.length_B + completion_B for prompt in batch.prompts)], axis=1
     )
-    room_X = rooms(sizes_BX, pack)
-    plan = plan_rows(sizes_BX, room_X)
+    capacity_X = row_capacities(sizes_BX, pack)
+    plan = plan_rows(sizes_BX, capacity_X)
     num_in_use = -(-len(plan) // parts)
-    num_kept = 1 << (num_in_use - 1).bit_length()  # a power of two: few sizes
-    packed = _build(batch, plan, room_X, (num_kept, parts, MOST_SEQUENCES))
-    positions = num_in_use * parts * room_X[1:].sum()
+    # Rounded up to a power of two, so that few array shapes, and hence compilations, occur. The
+    # step's loop ends after `num_in_use`, so the empty micro-batches cost only their arrays.
+    num_allocated = 1 << (num_in_use - 1).bit_length()
+    packed = _build(batch, plan, capacity_X, (num_allocated, parts, MAX_SEQUENCES))
+    positions = num_in_use * parts * capacity_X[1:].sum()
     return (
         packed._replace(num_in_use=np.asarray(num_in_use, np.int32)),
         float(1 - sizes_BX[:, 1:].sum() / positions),
@@ -112,48 +115,51 @@ def pack(batch: Batch, pack: int, parts: int = 1) -> tuple[MicroBatches, float]:
 
 
 def _build(
-    batch: Batch, plan: list[list[int]], room_X: np.ndarray, shape: tuple[int, int, int]
+    batch: Batch, plan: list[list[int]], capacity_X: np.ndarray, shape: tuple[int, int, int]
 ) -> MicroBatches:
-    """The arrays of a plan, which lists the sequences of each row.
+    """Build the arrays of a plan, which lists the sequences of each row.
 
-    `shape` counts micro-batches, rows of each, and sequences that a row can hold. Row r of the plan
-    is row r % rows of micro-batch r // rows.
+    `shape` is (micro-batches, rows per micro-batch, maximum sequences per row). Row r of the plan
+    becomes row r % rows of micro-batch r // rows.
     """
     num_micro, num_rows, num_sequences = shape
+    # The logits of a completion's first token come from the last token of its prompt.
     assert batch.prompt.length_B.all(), "an empty prompt"
 
-    def dealt(rows: list[np.ndarray], width: int, dtype: Any) -> np.ndarray:
+    def padded(rows: list[np.ndarray], width: int, dtype: Any) -> np.ndarray:
         flat = np.zeros((num_micro * num_rows, width), dtype)
         for r, row in enumerate(rows):
             flat[r, : len(row)] = row
         return flat.reshape(num_micro, num_rows, width).swapaxes(0, 1)
 
-    def sequences(texts: list[list[np.ndarray]], room: int) -> Sequences:
-        """Rows of sequences, each of which is made of several texts."""
+    def sequences(texts: list[list[np.ndarray]], capacity: int) -> Sequences:
+        """Packed rows whose sequence i is the concatenation of text i of each list."""
         whole = [np.concatenate(parts) for parts in zip(*texts)]
         lengths_I = np.array([len(text) for text in whole])
         rows = [np.concatenate([whole[i] for i in row]) for row in plan]
         return Sequences(
-            dealt(rows, room, np.int32),
-            dealt([lengths_I[row] for row in plan], num_sequences, np.int32),
+            padded(rows, capacity, np.int32),
+            padded([lengths_I[row] for row in plan], num_sequences, np.int32),
         )
 
     completion = _unpadded(batch.completion.ids_BP, batch.completion.length_B)
     logp = _unpadded(batch.behaviour_logp_BT, batch.completion.length_B)
     plain, *others = (
-        sequences([_unpadded(*prompt), completion], room)
-        for prompt, room in zip(batch.prompts, room_X[1:].tolist(), strict=True)
+        sequences([_unpadded(*prompt), completion], capacity)
+        for prompt, capacity in zip(batch.prompts, capacity_X[1:].tolist(), strict=True)
     )
     return MicroBatches(
         rows=MicroBatch(
             plain=plain,
             teacher=None if batch.teacher is None else others[0],
             contrasts=tuple(others[len(others) - len(batch.contrasts) :]),
-            completions=sequences([completion], int(room_X[0])),
-            behaviour_logp_BT=dealt(
-                [np.concatenate([logp[i] for i in row]) for row in plan], int(room_X[0]), np.float32
+            completions=sequences([completion], int(capacity_X[0])),
+            behaviour_logp_BT=padded(
+                [np.concatenate([logp[i] for i in row]) for row in plan],
+                int(capacity_X[0]),
+                np.float32,
             ),
-            row_BA=dealt([np.array(row) for row in plan], num_sequences, np.int32),
+            row_BA=padded([np.array(row) for row in plan], num_sequences, np.int32),
         ),
         num_in_use=None,
         length_I=batch.completion.length_B.astype(np.int32),
@@ -172,6 +178,11 @@ def _unpadded(ids_BP: np.ndarray, length_B: np.ndarray) -> list[np.ndarray]:
 
 
 def bucket(size: int, multiple: int) -> int:
+    """`size` rounded up to a multiple, at least one: each distinct width is a compilation.
+
+    >>> [bucket(size, 8) for size in (0, 8, 9)]
+    [8, 8, 16]
+    """
     return max(-(-size // multiple), 1) * multiple
 
 

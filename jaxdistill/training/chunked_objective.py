@@ -1,4 +1,4 @@
-"""Vocabulary-sized work on given tokens, in chunks over T so that no [B, T, V] array ever exists.
+"""Evaluate an objective in chunks of positions, so that no [B, T, V] array ever exists.
 
 Everything here sees completion positions only: entry t of a `hidden_BTD` predicts completion token
 t, whatever the length of the prompt before it.
@@ -22,17 +22,20 @@ from jaxdistill.training.metrics import Sum
 
 
 class HiddenAndHead(NamedTuple):
-    """What a network says of the completions: hidden states, and the head that reads them."""
+    """A network's final hidden states at the completion positions, and its head.
+
+    Their product, the logits, is only ever computed for a chunk of positions.
+    """
 
     hidden_BTD: Float[Array, "B T D"]
     head_DV: Float[Array, "D V"]
 
 
 class OtherNetworks(NamedTuple):
-    """The networks beside the student; none of them carries a gradient.
+    """The networks other than the student; no gradient passes through them.
 
     A teacher may be a mixture of networks: its logits are their sum, weighted by `teacher_mix`. The
-    J contrasts are teachers under other contexts.
+    J contrasts are the teacher under other contexts, with the same mixture.
     """
 
     teacher: tuple[HiddenAndHead, ...] = ()
@@ -42,7 +45,7 @@ class OtherNetworks(NamedTuple):
 
 
 class PositionData(NamedTuple):
-    """What is known of each completion position beside what the networks say of it."""
+    """The data of each completion position, apart from the networks' predictions."""
 
     sampled: Sampled
     rows: Rows
@@ -52,16 +55,18 @@ class PositionData(NamedTuple):
 
 
 class ChunkOptions(NamedTuple):
-    """How scored positions are read; static."""
+    """Static options of the chunked evaluation."""
 
-    chunk: int  # positions whose logits live at once
-    temperature: float = 1.0  # of all logits: the one the behaviour log-probs were taken at
+    chunk: int  # positions per row whose logits are in memory at once
+    # Divides the logits of every network. It is the temperature of the behaviour log-probabilities,
+    # so that the importance ratio compares the same distribution.
+    temperature: float = 1.0
 
 
 class _Chunked(NamedTuple):
-    """What is cut into chunks beside the student's hidden states."""
+    """The arrays that are sliced into chunks, in addition to the student's hidden states."""
 
-    hidden_BTD: Any  # of the other networks: OtherNetworks, its heads taken out
+    hidden_BTD: Any  # the other networks' hidden states: teacher, reference, contrasts
     data: PositionData
 
 
@@ -72,17 +77,17 @@ def chunked_objective(
     data: PositionData,
     options: ChunkOptions,
 ) -> tuple[Float[Array, ""], dict[str, Sum]]:
-    """Sum an objective over completion positions, at most [B, chunk, V] at a time.
+    """Sum an objective over completion positions, with at most [B, chunk, V] logits in memory.
 
-    Returns the loss, sum(loss * loss_weight_BT), and each metric summed over the mask. The loss is
-    differentiable in the student's hidden states and head alone, and its gradient is computed in
-    the same pass: a chunk's logits exist once, for forward and backward.
+    Returns the loss, sum(loss * loss_weight_BT), and each metric summed over the mask. Only the
+    student's hidden states and head receive a gradient. It is computed during the forward pass
+    (custom VJP), so that each chunk's logits are computed once for both passes.
     """
     return _sums(objective_fn, options, student, _constants(others, data))
 
 
 def _constants(others: OtherNetworks, data: PositionData) -> tuple[_Chunked, Any]:
-    """What is cut into chunks; and what every chunk reads, the others' heads and the mixture."""
+    """(arrays to slice into chunks, arrays every chunk reads: heads and mixture weights)."""
     networks = others.teacher, others.reference, others.contrasts
     split = functools.partial(jax.tree.map, is_leaf=lambda x: isinstance(x, HiddenAndHead))
     hidden = split(lambda scored: scored.hidden_BTD, networks)
@@ -91,14 +96,14 @@ def _constants(others: OtherNetworks, data: PositionData) -> tuple[_Chunked, Any
         mask_BT=data.mask_BT.astype(jnp.float32),
         loss_weight_BT=data.loss_weight_BT.astype(jnp.float32),
     )
-    # Their cotangents are None by `_sums_bwd`; nothing of their size is carried.
+    # `_sums_bwd` returns None as their cotangents, so no arrays of zeros of their size are made.
     return jax.lax.stop_gradient((_Chunked(hidden, data), (*heads, others.teacher_mix)))
 
 
 def _gathered(hidden_BTD: Array, head_DV: Array) -> Array:
-    """The head in the multiplications' dtype and whole along D (X): once, and not for each chunk.
+    """The head in the hidden states' dtype, gathered along D once instead of in every chunk.
 
-    A split D would make every chunk's logits a sum over devices.
+    With D sharded, every chunk's logits would be a sum over devices.
     """
     return constrain(head_DV.astype(hidden_BTD.dtype), "XV")
 
@@ -110,7 +115,7 @@ def _log_probs(logits: Float[Array, "B T V"], temperature: float) -> Float[Array
 def _positions(
     options: ChunkOptions, chunk_logits_BTV: Array, chunk: _Chunked, heads_XV: Any
 ) -> Positions:
-    """A chunk's aligned positions, from the student's logits and the others' hidden states."""
+    """A chunk's `Positions`, from the student's logits and the other networks' hidden states."""
 
     def mixed(hiddens, heads, mix) -> Array:
         parts = [m * logits_of(h, w) for m, h, w in zip(mix, hiddens, heads, strict=True)]
@@ -139,10 +144,11 @@ def _positions(
 def _mean_of(
     logps_BTV: list, weight_BTJ: AnyArray, otherwise_BTV: Array | None
 ) -> Float[Array, "B T V"]:
-    """log of the mean of the J distributions; `otherwise` where all weights are 0."""
+    """The log of the weighted mean of J distributions; `otherwise` where all weights are 0."""
     assert otherwise_BTV is not None
     total_BT1 = weight_BTJ.sum(axis=2, keepdims=True)
     is_any_BT1 = total_BT1 > 0
+    # A weight of 0 becomes -inf, and its distribution adds nothing to the logaddexp.
     log_share_BTJ = jnp.log(weight_BTJ / jnp.where(is_any_BT1, total_BT1, 1.0))
     parts = [logp + log_share_BTJ[:, :, j, None] for j, logp in enumerate(logps_BTV)]
     return jnp.where(is_any_BT1, functools.reduce(jnp.logaddexp, parts), otherwise_BTV)
@@ -163,7 +169,10 @@ def _sums(objective_fn, options: ChunkOptions, student: HiddenAndHead, constants
 
 
 def _sums_fwd(objective_fn, options: ChunkOptions, student: HiddenAndHead, constants):
-    """The totals and, as residuals, the loss total's gradient in hidden states and head."""
+    """The totals and, as residuals, the gradient of the loss total: [B, T, D] and [D, V].
+
+    The backward pass then only scales it. Autodiff would keep or recompute each chunk's logits.
+    """
     chunked, heads_XV = constants
     hidden_BTD, head_DV = student
     head_XV = _gathered(hidden_BTD, head_DV)
@@ -178,24 +187,29 @@ def _sums_fwd(objective_fn, options: ChunkOptions, student: HiddenAndHead, const
         chunk_logits_BTV = logits_of(chunk_hidden_BTD, head_XV)
         loss, pullback, values = jax.vjp(totals_of, chunk_logits_BTV, has_aux=True)
         (chunk_gradient_BTV,) = pullback(jnp.ones_like(loss))
-        # As in the sums: a choice may be NaN at padding, and 0 x NaN would spoil the whole step.
+        # As in `_weighted_sum`: an objective may be NaN at padding, and the cotangent 0 x NaN there
+        # would make the head's whole gradient NaN.
         counts_BT1 = (chunk.data.loss_weight_BT != 0)[..., None]
         chunk_gradient_BTV = jnp.where(counts_BT1, chunk_gradient_BTV, 0.0)
         chunk_gradient_BTV = constrain(chunk_gradient_BTV.astype(chunk_hidden_BTD.dtype), "BTV")
         with jax.named_scope("head"):
             chunk_gradient_BTD = einsum("BTV,DV->BTD", chunk_gradient_BTV, head_XV)
+            # Accumulated over chunks in float32; the products' inputs stay in the compute dtype.
+            # Accumulated over chunks in float32; the products' inputs stay in the compute dtype.
             gradient_WDV += einsum(
                 "WBTD,WBTV->WDV",
                 _deal_rows(chunk_hidden_BTD, "WBTX", parts),
                 _deal_rows(chunk_gradient_BTV, "WBTV", parts),
                 out_dtype=jnp.float32,
             )
-        # Added and not set: the last chunk goes over positions that are done, with weight zero.
+        # Added rather than set: the last chunk may overlap positions of the one before, where its
+        # weights, and so its gradients, are zero.
         gradient_BTD = _add_at(gradient_BTD, constrain(chunk_gradient_BTD, "BTD"), start)
         return (gradient_BTD, constrain(gradient_WDV, "WXV")), (loss, values)
 
-    # One partial sum of the head's gradient for each part of the rows, on its own devices; they are
-    # added once, at the end, and not after each chunk.
+    # Axis W: one partial sum of the head's gradient for each part of the sharded rows, on that
+    # part's devices. They are added once at the end; a single sum would need an all-reduce of
+    # [D, V] after every chunk.
     zeros_WDV = jnp.zeros((parts, *head_DV.shape), jnp.float32)
     gradients = jnp.zeros_like(hidden_BTD), constrain(zeros_WDV, "WXV")
     (gradient_BTD, gradient_WDV), totals = _fold_chunks(
@@ -206,7 +220,8 @@ def _sums_fwd(objective_fn, options: ChunkOptions, student: HiddenAndHead, const
 
 
 def _sums_bwd(objective_fn, options: ChunkOptions, gradient: HiddenAndHead, cotangents):
-    scale = cotangents[0]  # of the loss total; the metrics carry no gradient
+    # The cotangent of the loss total, a scalar; the metrics carry no gradient.
+    scale = cotangents[0]
     return jax.tree.map(lambda g: (g * scale).astype(g.dtype), gradient), None
 
 
@@ -235,7 +250,10 @@ def chunked_scores(
     data: PositionData,
     options: ChunkOptions,
 ) -> Any:
-    """A tree of values at each position, [B, T], without gradient; at most [B, chunk, V] live."""
+    """Evaluate score_fn in chunks: a tree of [B, T], without a gradient.
+
+    As in `chunked_objective`, at most [B, chunk, V] logits are in memory.
+    """
     chunked, heads_XV = _constants(others, data)
     head_XV = _gathered(*student)
 
@@ -255,22 +273,23 @@ def chunked_scores(
 
 
 def _deal_rows(x: Array, axes: str, parts: int) -> Array:
-    """[B, T, D or V] -> [W, B/W, T, D or V], the rows of each part together."""
+    """[B, T, D or V] -> [W, B/W, T, D or V]: the rows that each part of the mesh holds."""
     return constrain(x.reshape(parts, -1, *x.shape[1:]), axes)
 
 
 def _weighted_sum(values: Array, weights: AnyArray) -> Array:
-    # where, not only the product: an infinity or NaN at a position that does not count stays out.
+    # `where` in addition to the product: 0 x inf and 0 x NaN at a masked position would be NaN.
     return jnp.sum(jnp.where(weights != 0, values, 0.0) * weights)
 
 
 def _fold_chunks(
     body: Callable, carry: Any, hidden_BTD: Array, inputs_BT: _Chunked, chunk: int
 ) -> tuple[Any, Any]:
-    """carry and the summed outputs of body(carry, start, hidden, inputs) over chunks of T.
+    """Scan body(carry, start, hidden, inputs) over chunks of T: (carry, summed outputs).
 
-    Chunks are sliced out of the whole arrays, which therefore are not copied. Where the size does
-    not divide, the last chunk starts earlier, and what it sees again counts nothing.
+    Each chunk is sliced out of the whole arrays, which avoids the copy that padding or reshaping
+    them for `scan` would make. If the chunk size does not divide T, the last chunk starts earlier,
+    and the positions that it repeats have mask and weight 0.
     """
     num_positions = hidden_BTD.shape[1]
     size = min(chunk, num_positions)
@@ -286,6 +305,8 @@ def _fold_chunks(
         )
         return body(carry, start, chunk_hidden_BTD, _Chunked(others_BTD, data))
 
+    # A single chunk needs no loop, and the compiler then knows that it starts at 0.
+    # A single chunk needs no loop, and the compiler then knows that it starts at 0.
     if size == num_positions:
         return step(carry, 0)
     carry, totals_X = jax.lax.scan(step, carry, jnp.arange(0, num_positions, size))

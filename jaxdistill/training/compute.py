@@ -1,4 +1,4 @@
-"""How a step is computed: dtypes, chunks, micro-batches, packing, rematerialisation."""
+"""How a step is computed: dtypes, chunk sizes, micro-batches, packing, rematerialisation."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,19 +10,21 @@ from jaxdistill.models.remat import RematChoice
 
 @dataclass(frozen=True)
 class Compute:
-    """How a step is computed; none of it changes what is computed, beyond rounding."""
+    """How a step is computed. These settings change speed and memory, and results by rounding."""
 
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of matmul inputs; master is float32
-    # Completion positions whose logits live at once: 4 x 512 x 151,936 in float32 are 1.2 GB for
-    # each network. Smaller chunks save memory and launch more, smaller products.
+    # Of the inputs of matrix multiplications; the parameters that are updated stay in float32.
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    # Completion positions per row whose logits are in memory at once: 4 x 512 x 151,936 logits in
+    # float32 are 1.2 GB per network. Smaller chunks save memory, but each chunk reads and writes
+    # the head's whole gradient (docs/log.md, 2026-11-25).
     chunk: int = 512
-    micro_batches: int = 1
-    # Positions of a packed row of the student's; 0: a row each, padded to the longest (`packing`).
+    micro_batches: int = 1  # gradient accumulation: parts that the batch's rows are divided into
+    # Sequence packing: tokens in each row of the student's; 0 pads one sequence per row instead.
     pack: int = 0
-    remat: RematChoice = "auto"  # what a layer's backward pass computes again
+    remat: RematChoice = "auto"  # how much of a layer the backward pass recomputes
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"  # see `causal_attention`
-    # Keys and values of samples; "int8" has half of bfloat16's bytes, and makes samples slightly
-    # off-policy (`make_sampler`).
+    # The sampler's KV cache. "int8" takes half the bytes of bfloat16, and makes the samples
+    # slightly off-policy (`make_sampler`).
     cache_dtype: CacheDtype = "auto"
 
     def __post_init__(self):
@@ -30,9 +32,9 @@ class Compute:
         if self.chunk < 1:
             raise UserError(f"`chunk` must be at least 1, got {self.chunk}")
         if self.pack < 0:
-            raise UserError(f"`pack` must be at least 0 (rows are padded), got {self.pack}")
+            raise UserError(f"`pack` must be at least 0 (0: no packing), got {self.pack}")
         if self.pack and self.micro_batches != 1:
             raise UserError(
-                f"`pack={self.pack}` makes as many micro-batches as the rows fill; leave "
+                f"`pack={self.pack}` determines the number of micro-batches; leave "
                 f"`micro_batches` at 1, got {self.micro_batches}"
             )

@@ -1,4 +1,4 @@
-"""Where a step's batch comes from: texts to imitate, or the student's own graded samples."""
+"""The sources of a step's batch: texts to imitate, or the student's own graded samples."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -31,14 +31,14 @@ from jaxdistill.training.teacher_prompts import Prompts, contrast_prompts, teach
 
 @dataclass(frozen=True, kw_only=True)
 class Supervised:
-    """Pretraining texts of a toy world, drawn by index; longer ones are dropped."""
+    """Pretraining texts of a toy world, by index; texts over the limits are skipped."""
 
     world: str = "main"
     examples: int = 2_000_000
     batch_size: int = 512
     max_prompt_tokens: int = 128
     max_completion_tokens: int = 128
-    workers: int = 0  # processes that write and tokenize texts ahead
+    workers: int = 0  # processes that generate and tokenize texts ahead; 0: none, in this process
 
     def __post_init__(self):
         for name in ("examples", "batch_size", "max_prompt_tokens", "max_completion_tokens"):
@@ -56,27 +56,28 @@ Experience = OnPolicy | Supervised
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a source needs to know of the run around it."""
+    """The parts of a run that a source of batches depends on."""
 
-    engine: Engine  # its policy is the initial model, which regenerates solutions
+    engine: Engine  # its policy is the initial model, which also regenerates solutions
     objective: Objective
     seed: int
-    words: tuple[str, ...]  # of the lexicon, to be counted beside the paper's where they differ
-    rollouts_dir: Path | None = None  # samples of rollouts are saved there; None: nowhere
-    rollouts_every: int = 0  # steps between two such samples; 0: none
+    words: tuple[str, ...]  # the lexicon's, counted beside the paper's ten if they differ
+    rollouts_dir: Path | None = None  # where rollouts are saved; None: they are not
+    rollouts_every: int = 0  # steps between two saved batches of rollouts; 0: none are saved
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """next_batch(params, step) -> (Batch on the host, facts to log)."""
+    """A source of batches: next_batch(params, step) -> (Batch on the host, facts to log)."""
 
     batches: Any  # a Grain iterator with get_state, set_state, close
     next_batch: Callable[[Any, int], tuple[Batch, dict[str, Any]]]
-    temperature: float
+    temperature: float  # at which the behaviour log-probabilities were taken
     close: Callable[[], None]
 
 
 def open_source(experience: Experience, setting: Setting) -> Source:
+    """Open the source of batches. Raises UserError for a setting that could teach nothing."""
     if isinstance(experience, Supervised):
         return supervised_source(experience, setting)
     return on_policy_source(experience, setting)
@@ -97,10 +98,12 @@ def supervised_source(experience: Supervised, setting: Setting) -> Source:
     def next_batch(params: Any, step: int) -> tuple[Batch, dict[str, Any]]:
         prompts, completions = zip(*next(batches))
         completion = texts_of_ids(completions, experience.max_completion_tokens)
-        ones_B = np.ones(len(prompts), np.float32)  # every text is right, and to be imitated
+        ones_B = np.ones(len(prompts), np.float32)  # every text is correct and to be imitated
         batch = Batch(
+            # Padded to the limits and not to the batch's longest text: one compilation of the step.
             prompt=texts_of_ids(prompts, experience.max_prompt_tokens),
             completion=completion,
+            # No policy sampled these texts; cross-entropy reads neither of the two.
             behaviour_logp_BT=np.zeros(completion.ids_BP.shape, np.float32),
             advantage_B=np.zeros_like(ones_B),
             row_weight_B=ones_B,
@@ -147,10 +150,10 @@ def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
 
 
 def with_unique_ids(questions: list[Question]) -> list[Question]:
-    """Give a question that stands several times in a batch several ids, and so other samples.
+    """Give each repetition of a question its own id, and therefore its own samples.
 
-    A set smaller than the batch repeats its questions; each repeat is a group of its own, as in
-    the paper's seen_1x64.
+    A set of questions smaller than the batch is repeated to fill it. Each repetition is a group of
+    its own, as in the paper's seen_1x64.
     """
     seen: dict[str, int] = {}
     result = []
@@ -166,9 +169,9 @@ def with_unique_ids(questions: list[Question]) -> list[Question]:
 def on_policy_batch(
     experience: OnPolicy, setting: Setting, rollouts: Rollouts, grade: Grade | None = None
 ) -> tuple[Batch, dict[str, Any]]:
-    """Advantages, what the teacher sees, and what the host can count.
+    """Build the batch of graded rollouts: advantages, the teacher's prompts, and facts to log.
 
-    A context that regenerates needs `grade`, to judge what the initial model writes.
+    A context that regenerates solutions needs `grade`, for the ones that the initial model writes.
     """
     rewards_QR = rollouts.rewards_QR
     correct_B = rewards_QR.reshape(-1)
@@ -176,6 +179,7 @@ def on_policy_batch(
     if (gradient := objectives.policy_gradient_of(setting.objective)) is not None:
         advantage_QR = losses.group_advantage(jnp.asarray(rewards_QR), gradient.normalize_std)
         advantage_B = np.asarray(advantage_QR).reshape(-1)
+    # The sampler's arrays are as wide as its longest possible completion; most of that is padding.
     T = bucket(int(rollouts.lengths_B.max()), experience.completion_multiple)
     batch = Batch(
         prompt=texts_of(rollouts.prompt_ids_BP, rollouts.prompt_mask_BP),
@@ -195,11 +199,11 @@ def on_policy_batch(
 def teacher_fields(
     experience: OnPolicy, setting: Setting, rollouts: Rollouts, grade: Grade | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What teacher and contrasts see, as fields of the batch; what became of it, as facts."""
+    """Prompts of the teacher and the contrasts: (fields of the batch, facts to log)."""
     policy, facts, texts = setting.engine.policy, {}, None
     multiple = experience.teacher_prompt_multiple
     if regenerates(experience.context):
-        assert grade is not None, "what is regenerated must be graded"
+        assert grade is not None, "regenerated solutions must be graded"
         texts, facts = regenerate(experience, setting, rollouts, grade)
     taught = teacher_prompts(experience, policy, rollouts, texts)
     fields = {"teacher": texts_of_ids(taught.ids, multiple), "row_weight_B": taught.weight_B}
@@ -208,7 +212,7 @@ def teacher_fields(
         contrasts = contrast_prompts(experience, policy, rollouts, taught)
         ids_BP, length_B = texts_of_ids(contrasts.ids, multiple)
         weight_BJ = contrasts.weight_B.reshape(-1, experience.contrasts)
-        num = experience.contrasts  # of a row, one after another
+        num = experience.contrasts  # J; the J prompts of a row are adjacent
         fields["contrasts"] = tuple(Texts(ids_BP[j::num], length_B[j::num]) for j in range(num))
         fields["contrast_weight_BJ"] = weight_BJ
         facts |= shares("contrasts", contrasts)
@@ -217,7 +221,7 @@ def teacher_fields(
 
 
 def shares(name: str, prompts: Prompts) -> dict[str, float]:
-    """What became of contexts that were too long; nothing is shortened without being counted."""
+    """The fractions of contexts that were cut or dropped because they were too long."""
     return {
         f"{name}_cut": float(prompts.is_cut_B.mean()),
         f"{name}_dropped": float(prompts.is_dropped_B.mean()),
@@ -227,9 +231,10 @@ def shares(name: str, prompts: Prompts) -> dict[str, float]:
 def regenerate(
     experience: OnPolicy, setting: Setting, rollouts: Rollouts, grade: Grade
 ) -> tuple[list[str | None], dict[str, Any]]:
-    """Let the initial model answer each row's question under a solution (the paper's setting 4).
+    """Let the initial model answer each question after seeing a solution (the paper's setting 4).
 
-    Returns its right answers (None for a wrong one, and where there was no solution to show).
+    Returns its answer for each row, None if it is wrong or there was no solution to show, and facts
+    to log.
     """
     policy = setting.engine.policy
     guided = teacher_prompts(replace(experience, context=Solution()), policy, rollouts)
@@ -238,8 +243,8 @@ def regenerate(
     facts = shares("regenerations", guided) | {"regenerated_correct": None}
     if not rows:
         return texts, facts
-    # Rows that are shown nothing repeat one that is: shapes stay as they are, and the sampler need
-    # not wait for answers, long because unguided, that nobody will see.
+    # Rows without a solution are filled with a copy of one that has it. The batch keeps its shape,
+    # and the sampler does not wait for unguided answers, which are long and would be discarded.
     asked = rows + [rows[0]] * (len(texts) - len(rows))
     originals = [rollouts.question_of(row) for row in asked]
     guided_questions = [
@@ -252,7 +257,7 @@ def regenerate(
         experience.sampling,
         1,
         replace(rollouts.address, purpose="regenerate"),
-        # By the question as it is, not by the one that shows a solution.
+        # Graded as answers to the original question, whose prompt shows no solution.
         grade=lambda _, responses: grade(originals, responses),
     )
     for row, response, verdict in zip(rows, answers.responses, answers.verdicts):
@@ -262,10 +267,10 @@ def regenerate(
 
 
 def rollout_facts(rollouts: Rollouts, words: tuple[str, ...]) -> dict[str, float | int]:
-    """Reward, solved questions, lengths and epistemic counts of the sampled responses.
+    """Facts of the sampled responses: reward, solved questions, lengths and epistemic counts.
 
-    `epistemic_*` are the measures of an evaluation, which count the paper's ten words; a lexicon of
-    other words is counted beside them, as `lexicon_*`.
+    All are means or fractions, lengths in tokens. `epistemic_*` are the measures of an evaluation,
+    which count the paper's ten words; a lexicon of other words is also counted, as `lexicon_*`.
     """
     facts = {
         "reward": float(rollouts.rewards_QR.mean()),
@@ -276,12 +281,12 @@ def rollout_facts(rollouts: Rollouts, words: tuple[str, ...]) -> dict[str, float
     counted: dict[str, tuple[str, ...]] = {"epistemic": epistemic.TEN_WORDS}
     if set(words) != set(epistemic.TEN_WORDS):
         counted["lexicon"] = words
-    for name, those in counted.items():
+    for name, lexicon in counted.items():
         records = [
             {
                 "question_id": rollouts.question_of(row).id,
                 "num_tokens": int(rollouts.lengths_B[row]),
-                "epistemic": sum(epistemic.count(text, those, mode="word").values()),
+                "epistemic": sum(epistemic.count(text, lexicon, mode="word").values()),
             }
             for row, text in enumerate(rollouts.responses)
         ]

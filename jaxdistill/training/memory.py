@@ -1,20 +1,21 @@
-"""The first of several programs that fits the device's memory, by the compiler's own plan."""
+"""Choose the first of several programs that fits in device memory, by the compiler's plan."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
-# Share of the memory that the device gives out which a program's plan may take. The rest covers the
-# allocator's fragmentation and small arrays of other programs. Chosen, not measured.
-MOST_PLANNED = 0.95
+# The fraction of the device's memory limit that a program's plan may take. The rest is a reserve
+# for fragmentation in the allocator and small arrays of other programs. Chosen, not measured.
+MAX_PLANNED = 0.95
 
 
 class FirstThatFits:
-    """The jitted function `build(choice)` of the first choice that fits the memory.
+    """Calls the compiled function of the first choice whose program fits in memory.
 
-    Chosen when a set of argument shapes is first seen, and kept for it. `choices` are ordered from
-    the best; the last is taken where none fits.
+    `build(choice)` is its jitted function, `limit` the memory in bytes. The choice is made once for
+    each set of argument shapes. `choices` are ordered from the best; the last is taken if no
+    earlier one fits, whether or not it does.
     """
 
     def __init__(self, build: Callable[[Any], Any], choices: Sequence[Any], limit: int):
@@ -25,8 +26,9 @@ class FirstThatFits:
         return self.compiled_for(*arguments)[1](*arguments)
 
     def compiled_for(self, *arguments: Any) -> tuple[Any, Any]:
-        """(choice, its compiled function)."""
+        """(choice, its compiled function) for arguments of these shapes."""
         leaves, tree = jax.tree.flatten(arguments)
+        # A compiled function accepts only the shapes, dtypes and shardings that it was made for.
         key = tree, tuple((x.shape, x.dtype, getattr(x, "sharding", None)) for x in leaves)
         if key not in self._compiled:
             self._compiled[key] = self._first(arguments)
@@ -35,14 +37,16 @@ class FirstThatFits:
     def _first(self, arguments: Any) -> tuple[Any, Any]:
         for choice in self._choices[:-1]:
             compiled = _compile(self._build(choice), arguments)
-            if compiled is not None and planned_bytes(compiled) <= MOST_PLANNED * self._limit:
+            if compiled is not None and planned_bytes(compiled) <= MAX_PLANNED * self._limit:
                 return choice, compiled
+        # The last choice is run even if its plan is over the limit: the reserve may cover it, and
+        # otherwise the error is the device's own.
         last = self._choices[-1]
         return last, self._build(last).lower(*arguments).compile()
 
 
 def _compile(function: Any, arguments: Any) -> Any:
-    """The compiled function; None where the compiler itself finds no room, as TPUs' does."""
+    """The compiled function; None if the compiler runs out of memory, as TPU compilers report."""
     try:
         return function.lower(*arguments).compile()
     except jax.errors.JaxRuntimeError as error:
@@ -52,12 +56,15 @@ def _compile(function: Any, arguments: Any) -> Any:
 
 
 def planned_bytes(compiled: Any) -> int:
-    """What a device holds while the program runs: arguments, temporaries, and further results."""
+    """Bytes that a device holds while the program runs: arguments, temporaries and results.
+
+    Results that reuse the memory of donated arguments are counted once, as arguments.
+    """
     plan = compiled.memory_analysis()
     results = plan.output_size_in_bytes - plan.alias_size_in_bytes
     return plan.argument_size_in_bytes + plan.temp_size_in_bytes + results
 
 
 def memory_limit() -> int | None:
-    """Bytes that a device of ours gives out; None where it does not say, as CPUs."""
+    """Bytes that may be allocated on a local device; None if it reports no limit, as CPUs do."""
     return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")

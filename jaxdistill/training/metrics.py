@@ -1,4 +1,4 @@
-"""Weighted means that are divided once, and the files that a run's metrics go to."""
+"""Weighted means that are divided once, and the files that a run's metrics are written to."""
 
 import json
 import math
@@ -16,9 +16,9 @@ from jaxdistill.files import write_whole
 
 
 class Sum(NamedTuple):
-    """A mean that is not divided yet: `total` = sum of value x weight, `weight` = sum of weights.
+    """A mean before its division: `total` = sum of value x weight, `weight` = sum of weights.
 
-    Sums of micro-batches, hosts or chunks are added and divided once, so that how the work was
+    Sums of micro-batches, hosts or chunks are added and divided once, so that the way the work was
     split cannot change the mean. Both fields are Python numbers or scalar arrays; a `Sum` is a
     pytree.
 
@@ -31,10 +31,11 @@ class Sum(NamedTuple):
 
     @property
     def mean(self) -> Any:
-        """total / weight, nan where the weight is 0: a float for host numbers, else an array."""
+        """total / weight, nan if the weight is 0: a float for Python numbers, else an array."""
         if any(isinstance(x, jax.Array) for x in self):
             is_empty = jnp.equal(self.weight, 0)
-            # The inner `where` keeps 0/0 out of the gradient.
+            # The inner `where` keeps 0/0 out of the gradient: the outer one selects a value, but
+            # autodiff would still multiply its zero cotangent by the NaN.
             return jnp.where(is_empty, jnp.nan, self.total / jnp.where(is_empty, 1, self.weight))
         return float(self.total) / float(self.weight) if self.weight else math.nan
 
@@ -47,22 +48,22 @@ class Sum(NamedTuple):
 
 
 def means(sums: Mapping[str, Sum]) -> dict[str, float]:
-    """Fetch a dict of sums from the devices and divide: {name: float}, nan where weight is 0."""
-    host = jax.device_get(dict(sums))
+    """Fetch a dict of sums from the devices and divide: {name: float}, nan if a weight is 0."""
+    host = jax.device_get(dict(sums))  # one transfer for all of them
     return {name: float(value.mean) for name, value in host.items()}
 
 
 class MetricsWriter:
-    """Writes `RUN/metrics.jsonl`, one strict JSON object a step, and TensorBoard events.
+    """Writes `RUN/metrics.jsonl`, one strict JSON object per step, and TensorBoard events.
 
-    The file is there from its first line on, and nan or infinite values become null. With
-    `resume_step` the lines at or after that step are dropped first, since those steps run again;
-    a last line that a killed process left half-written is dropped always. On several hosts only
-    one process may write.
+    The file is created with its first line, and nan or infinite values become null. With
+    `resume_step` the lines of that step and later ones are dropped first, since those steps run
+    again; an incomplete last line, left by a killed process, is always dropped. On several hosts
+    only one process may write.
     """
 
     def __init__(self, run_dir: str | os.PathLike[str], resume_step: int | None = None) -> None:
-        """Prepare for appending; raises UserError when an existing line is no JSON object."""
+        """Prepare for appending; raises UserError if an existing line is not a JSON object."""
         self._path = Path(run_dir) / "metrics.jsonl"
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._path.exists():
@@ -72,6 +73,7 @@ class MetricsWriter:
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Append {"step": step, **values}; values are numbers, scalar arrays, Sums or text."""
         row = {name: _plain(value) for name, value in values.items()}
+        # Opened for each line: a step takes seconds, and a crash then loses no buffered lines.
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": int(step), **row}, allow_nan=False) + "\n")
         if self._tensorboard is not None:
@@ -107,7 +109,8 @@ def _plain(value: Any) -> float | int | str | bool | None:
 
 def _drop_lines(path: Path, resume_step: int | None) -> None:
     text = path.read_text(encoding="utf-8")
-    whole, _, _torn = text.rpartition("\n")
+    # Every complete line ends in a newline; what follows the last one was being written.
+    whole, _, _incomplete = text.rpartition("\n")
     kept = []
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
@@ -124,6 +127,7 @@ def _drop_lines(path: Path, resume_step: int | None) -> None:
 
 
 def _open_tensorboard(folder: Path, resume_step: int | None) -> Any:
+    # tensorboardX is optional: without it only metrics.jsonl is written.
     try:
         from tensorboardX import SummaryWriter
     except ImportError:

@@ -1,8 +1,8 @@
-"""One step's data as the device reads it: rows of sequences, in micro-batches.
+"""One step's data as the device reads it: rows of sequences, grouped into micro-batches.
 
-A row holds one sequence (`batch.pad`) or up to A of them, one after another (`batch.pack`). The
-host decides which sequence of the batch stands where; here arrays are only looked up. What is known
-of each of the I sequences of the batch is kept by their number.
+A row holds one sequence (`batch.pad`) or up to A packed sequences (`batch.pack`). The host assigns
+the sequences to rows; the code here only indexes arrays. Data per sequence is an array over I, the
+sequences of the whole batch, and a row refers to its sequences by that index.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxdistill.axes import AnyArray
 from jaxdistill.models.attention import segments_of
@@ -20,16 +20,17 @@ from jaxdistill.training.chunked_objective import PositionData
 
 
 class Sequences(NamedTuple):
-    """Rows of sequences that stand one after another from slot 0; padding follows the last."""
+    """Rows of up to A contiguous sequences from slot 0 on; padding follows the last one."""
 
     tokens_BS: Int[AnyArray, "B S"]
-    lengths_BA: Int[AnyArray, "B A"]  # 0 behind a row's last sequence
+    lengths_BA: Int[AnyArray, "B A"]  # 0 in the unused entries after a row's last sequence
 
 
 class MicroBatch(NamedTuple):
-    """What is computed at a time: the same sequences, in the same order, under each kind of prompt.
+    """One micro-batch: the same completions in the same order, under each kind of prompt.
 
-    A completion follows its prompt without a gap; `completions` holds the completions alone.
+    A completion follows its prompt without a gap. `completions` holds the completions without any
+    prompt, and gives the T positions that the objective is evaluated at.
     """
 
     plain: Sequences
@@ -37,15 +38,16 @@ class MicroBatch(NamedTuple):
     contrasts: tuple[Sequences, ...]
     completions: Sequences
     behaviour_logp_BT: Float[AnyArray, "B T"]
-    row_BA: Int[AnyArray, "B A"]  # the number of the sequence in the batch
+    row_BA: Int[AnyArray, "B A"]  # the sequence's index in the batch (axis I)
 
 
 class MicroBatches(NamedTuple):
-    """One step's data. Each array of `rows` has an axis of micro-batches after its first."""
+    """One step's data. Each array of `rows` has the micro-batches as its second axis."""
 
+    # The first axis stays the rows of a micro-batch, since that is the axis sharded over devices.
     rows: MicroBatch
-    # How many micro-batches are in use: an argument, so that steps of any number share a
-    # compilation. None: all of them, which is known to the compiler.
+    # The number of micro-batches that hold data. An argument of the compiled step, so that steps
+    # with different numbers share a compilation. None: all of them, a number the compiler knows.
     num_in_use: Int[AnyArray, ""] | None
     length_I: Int[AnyArray, " I"]  # of the completion
     advantage_I: Float[AnyArray, " I"]
@@ -55,35 +57,35 @@ class MicroBatches(NamedTuple):
 
     @property
     def mask_IT(self) -> Int[Array, "I T"]:
-        """The loss mask, one sequence in each row; T, the room of a row, holds the longest."""
+        """The loss mask with one sequence per row; T, a row's capacity, holds the longest one."""
         T = self.rows.completions.tokens_BS.shape[-1]
         return (jnp.arange(T)[None, :] < jnp.asarray(self.length_I)[:, None]).astype(jnp.int32)
 
     def micro_batch(self, m: Array | int) -> MicroBatch:
-        """Micro-batch m, without that axis."""
+        """Micro-batch m, without the axis of micro-batches."""
         pick = lambda x: jax.lax.dynamic_index_in_dim(x, m, axis=1, keepdims=False)  # noqa: E731
         return jax.tree.map(pick, self.rows)
 
 
 class PackedPositions(NamedTuple):
-    """Of each position of packed completions: its sequence in the batch, and its token in that."""
+    """Which sequence of the batch each packed position belongs to, and which token of it it is."""
 
-    row_BT: Int[Array, "B T"]  # 0 at padding
-    index_BT: Int[Array, "B T"]
-    is_real_BT: Array
+    row_BT: Int[Array, "B T"]  # the sequence's index in the batch; 0 at padding
+    index_BT: Int[Array, "B T"]  # the token's index in the completion
+    is_real_BT: Bool[Array, "B T"]  # False at padding
 
 
 def packed_positions(micro: MicroBatch) -> PackedPositions:
     T = micro.completions.tokens_BS.shape[1]
     segment_BT, index_BT = segments_of(micro.completions.lengths_BA, T)
-    # Padding is one segment more than there are.
+    # `segments_of` numbers padding as one further segment, A; the extra column is its entry.
     row_BA = jnp.pad(jnp.asarray(micro.row_BA), ((0, 0), (0, 1)))
     is_real_BT = segment_BT < row_BA.shape[1] - 1
     return PackedPositions(jnp.take_along_axis(row_BA, segment_BT, axis=1), index_BT, is_real_BT)
 
 
 class PerSequence(NamedTuple):
-    """What an objective is told of each completion of the batch: the fields of `Rows`."""
+    """The fields of `Rows`, with one number per completion of the batch."""
 
     advantage_I: Float[AnyArray, " I"]
     correct_I: Float[AnyArray, " I"]
@@ -92,7 +94,7 @@ class PerSequence(NamedTuple):
     step_I: Int[AnyArray, " I"]
 
     def spread(self, over: Callable[[Any], Any]) -> Rows:
-        """The same at each position: `over` makes [B, T] of [I]."""
+        """The same data at each position: `over` maps an array [I] to [B, T]."""
         return Rows(
             advantage_BT=over(self.advantage_I),
             correct_BT=over(self.correct_I),
@@ -103,7 +105,7 @@ class PerSequence(NamedTuple):
 
 
 class RowData(NamedTuple):
-    """What is known of each sequence of the batch, and of each of its positions."""
+    """Data per sequence of the batch and per position of its completion, one sequence per row."""
 
     sequences: PerSequence
     contrast_weight_IJ: Float[AnyArray, "I J"] | None
@@ -111,64 +113,76 @@ class RowData(NamedTuple):
     distill_factor_IT: Float[Array, "I T"] | None = None
     gradient_factor_IT: Float[Array, "I T"] | None = None
 
-    def on_every_device(self) -> "RowData":
-        """Gathered once: a row looks up sequences from anywhere in the batch."""
+    def replicated(self) -> "RowData":
+        """The same arrays, whole on every device.
+
+        A packed row may hold sequences from anywhere in the batch. Gathering once here avoids a
+        collective in each micro-batch.
+        """
         return jax.tree.map(lambda x: constrain(jnp.asarray(x), "X" * x.ndim), self)
 
 
 def aligned(batch: MicroBatches, data: RowData, m: Array | int) -> tuple[MicroBatch, PositionData]:
-    """Micro-batch m, and what is known of each position of its completions."""
+    """Micro-batch m, and the data of each of its completion positions, gathered from `data`."""
     micro = batch.micro_batch(m)
-    found = packed_positions(micro)
+    places = packed_positions(micro)
 
     def at(x_IT: Array | None) -> Any:
-        return None if x_IT is None else x_IT[found.row_BT, found.index_BT]
+        return None if x_IT is None else x_IT[places.row_BT, places.index_BT]
 
     weight_IJ = data.contrast_weight_IJ
     return micro, PositionData(
         sampled=Sampled(
             tokens_BT=micro.completions.tokens_BS,
             behaviour_logp_BT=micro.behaviour_logp_BT,
-            index_BT=found.index_BT,
+            index_BT=places.index_BT,
             distill_factor_BT=at(data.distill_factor_IT),
             gradient_factor_BT=at(data.gradient_factor_IT),
         ),
-        rows=data.sequences.spread(lambda x_I: x_I[found.row_BT]),
-        mask_BT=found.is_real_BT,
-        loss_weight_BT=jnp.where(found.is_real_BT, at(data.weight_IT), 0.0),
-        contrast_weight_BTJ=None if weight_IJ is None else weight_IJ[found.row_BT],
+        rows=data.sequences.spread(lambda x_I: x_I[places.row_BT]),
+        mask_BT=places.is_real_BT,
+        # Padding points at sequence 0, so it reads that sequence's weight unless it is zeroed here.
+        loss_weight_BT=jnp.where(places.is_real_BT, at(data.weight_IT), 0.0),
+        contrast_weight_BTJ=None if weight_IJ is None else weight_IJ[places.row_BT],
     )
 
 
 def fold(sums: Callable[[Any], Any], batch: MicroBatches) -> Any:
-    """Add sums(m) over the micro-batches in use, in float32; of one alone there is no loop."""
+    """Accumulate sums(m), a tree, over the micro-batches in use.
+
+    The accumulator is float32 at least: gradients in bfloat16 would lose small contributions. A
+    single micro-batch needs no loop and keeps its own dtypes.
+    """
     if batch.num_in_use is None and batch.rows.row_BA.shape[1] == 1:
         return sums(0)
     zero = jax.tree.map(
         lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)),
         jax.eval_shape(sums, 0),
     )
-    return _over(batch, lambda m, total: jax.tree.map(jnp.add, total, sums(m)), zero)
+    return _loop(batch, lambda m, total: jax.tree.map(jnp.add, total, sums(m)), zero)
 
 
 def map_rows(scores: Callable[[Any], Any], batch: MicroBatches) -> Any:
-    """scores(m), a tree of [B, T], over the micro-batches in use, as a tree of [I, T]."""
+    """Evaluate scores(m), a tree of [B, T], on the micro-batches in use; returns a tree of [I, T].
+
+    A row of the result is one sequence, whatever row it was packed into.
+    """
     num_rows, T = batch.mask_IT.shape
     zeros_IT = jax.tree.map(lambda s: jnp.zeros((num_rows, T), s.dtype), jax.eval_shape(scores, 0))
 
     def put(m, filled):
-        found = packed_positions(batch.micro_batch(m))
-        # Padding goes to a row that does not exist.
-        row_BT = jnp.where(found.is_real_BT, found.row_BT, num_rows)
+        places = packed_positions(batch.micro_batch(m))
+        # Padding is scattered to an out-of-range row, which mode="drop" ignores.
+        row_BT = jnp.where(places.is_real_BT, places.row_BT, num_rows)
 
-        def one(x_IT, new_BT):
-            return x_IT.at[row_BT, found.index_BT].set(new_BT, mode="drop")
+        def scatter(x_IT, new_BT):
+            return x_IT.at[row_BT, places.index_BT].set(new_BT, mode="drop")
 
-        return jax.tree.map(one, filled, scores(m))
+        return jax.tree.map(scatter, filled, scores(m))
 
-    return _over(batch, put, zeros_IT)
+    return _loop(batch, put, zeros_IT)
 
 
-def _over(batch: MicroBatches, body: Callable[[Any, Any], Any], start: Any) -> Any:
+def _loop(batch: MicroBatches, body: Callable[[Any, Any], Any], start: Any) -> Any:
     num = batch.rows.row_BA.shape[1] if batch.num_in_use is None else batch.num_in_use
     return jax.lax.fori_loop(0, num, body, start)

@@ -1,4 +1,7 @@
-"""Student, teacher, reference and contrasts, each under its own prompt, on the same completions."""
+"""Score the same completions with each network, under its own prompt.
+
+The networks are the student, the teacher (one or several), the reference and the contrasts.
+"""
 
 from typing import Any, NamedTuple
 
@@ -13,7 +16,7 @@ from jaxdistill.training.teachers import Network
 
 
 class NeededNetworks(NamedTuple):
-    """Which networks score the samples beside the student."""
+    """Which networks score the samples in addition to the student."""
 
     teacher: bool
     reference: bool
@@ -21,10 +24,10 @@ class NeededNetworks(NamedTuple):
 
 
 class Networks(NamedTuple):
-    """Parameters of each network, and the teacher's as a mixture: `teachers.networks_of`."""
+    """The parameters of each network; the teacher is a mixture (`teachers.networks_of`)."""
 
     student: Any
-    teacher: tuple[Network, ...]
+    teacher: tuple[Network, ...]  # ((parameters, weight of its logits), ...)
     reference: Any
 
 
@@ -36,10 +39,11 @@ def score_batch(
     *,
     needed: NeededNetworks,
 ) -> tuple[HiddenAndHead, OtherNetworks]:
-    """Student and the others on the same completion tokens, each under its own prompt.
+    """Hidden states and heads of the student and of the needed other networks.
 
-    Prompts that one network scores (a frozen teacher's and the reference's, a teacher's and its
-    contrasts') go through it together: networks are the same where their parameters are one object.
+    Prompts that the same network scores are passed to it together, so that they may share a forward
+    pass: a frozen teacher's and the reference's, or a teacher's and its contrasts'. Two networks
+    are the same if their parameters are the same object.
     """
 
     def scored(params: Any, prompts: list[Sequences]) -> list[HiddenAndHead]:
@@ -57,22 +61,23 @@ def score_batch(
         return [HiddenAndHead(hidden_BTD, head_DV) for hidden_BTD in hiddens]
 
     (student,) = scored(networks.student, [micro.plain])
-    informed: list[Sequences] = []  # what the teacher sees: its own context, then the contrasts
+    informed: list[Sequences] = []  # the teacher's prompts: its own context, then the contrasts
     if needed.teacher:
         assert micro.teacher is not None
         informed = [micro.teacher, *(micro.contrasts if needed.contrast else ())]
     by_network, reference = [], None
     for params, _ in networks.teacher if needed.teacher else ():
         is_reference = needed.reference and params is networks.reference
-        found = scored(params, [*informed, micro.plain] if is_reference else informed)
-        reference = found.pop() if is_reference else reference
-        by_network.append(found)
+        by_prompt = scored(params, [*informed, micro.plain] if is_reference else informed)
+        reference = by_prompt.pop() if is_reference else reference
+        by_network.append(by_prompt)
     if needed.reference and reference is None:
         (reference,) = scored(networks.reference, [micro.plain])
-    by_prompt = list(zip(*by_network, strict=True))
+    # Transposed from networks x prompts: each prompt is scored by the whole mixture of networks.
+    mixtures = list(zip(*by_network, strict=True))
     return student, OtherNetworks(
-        teacher=by_prompt[0] if needed.teacher else (),
+        teacher=mixtures[0] if needed.teacher else (),
         teacher_mix=tuple(weight for _, weight in networks.teacher),
         reference=reference,
-        contrasts=tuple(by_prompt[1:]),
+        contrasts=tuple(mixtures[1:]),
     )

@@ -1,4 +1,4 @@
-"""Learning from the student's own samples: what a run may choose, and what cannot work."""
+"""The configuration of learning from the student's own samples, and checks that it can work."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,16 +26,16 @@ from jaxdistill.tasks.tasks import Task
 
 @dataclass(frozen=True, kw_only=True)
 class OnPolicy:
-    """The student's own samples: Q questions a step, R rollouts each, and what the teacher sees.
+    """The student's own samples: Q questions per step, R rollouts each, and the teacher's context.
 
-    demonstration: `sibling` takes a correct other rollout of the same question, and a row without
-    one is not distilled; `reference` takes the question's own solution text; `sibling_or_reference`
-    falls back to it. A wrong solution is an incorrect other rollout always.
-    overlong: a demonstration is too long beyond `max_demonstration_tokens`, or where the teacher's
-    prompt and the row's completion would leave the model's positions. Its end is cut off, or its
-    row dropped (not distilled); both are counted in the metrics.
-    contrast, contrasts: what an objective that asks for it sets the teacher's context against, and
-    how many such prompts a row.
+    demonstration: `sibling` shows another, correct rollout of the same question, and a row without
+    one is not distilled; `reference` shows the question's own solution text; `sibling_or_reference`
+    falls back to that text. A wrong solution is always another, incorrect rollout.
+    overlong: a demonstration is too long if it has more than `max_demonstration_tokens`, or if the
+    teacher's prompt and the row's completion would exceed the model's positions. `cut` cuts off its
+    end, `drop` does not distil the row; the metrics count both.
+    contrast, contrasts: the context that a contrastive objective compares with the teacher's, and
+    the number of such prompts per row.
     """
 
     task: Task
@@ -45,13 +45,13 @@ class OnPolicy:
     context: Context = NoContext()
     demonstration: Literal["sibling", "reference", "sibling_or_reference"] = "sibling"
     demonstration_choice: Literal["random", "first", "shortest"] = "random"
-    max_demonstration_tokens: int = 20480  # the longest response of the paper's runs
+    max_demonstration_tokens: int = 20480  # the paper's maximum response length
     overlong: Literal["cut", "drop"] = "cut"
     template: Template = PAPER
     contrast: Context = WrongSolution()
     contrasts: int = 1
-    # Teacher prompts and completions are padded to multiples of these: each distinct length is a
-    # compilation of the step. 64 is chosen, not measured.
+    # Widths of teacher prompts and completions are rounded up to multiples of these, because each
+    # distinct width compiles the step anew. 64 is chosen, not measured.
     teacher_prompt_multiple: int = 64
     completion_multiple: int = 64
     enable_thinking: bool | None = None
@@ -75,7 +75,10 @@ class OnPolicy:
 def check_demonstrations(
     experience: OnPolicy, questions: Sequence[Question], field: str = "context"
 ) -> None:
-    """Refuse a run whose teacher could never be shown anything, and so would teach nothing."""
+    """Raise UserError if the teacher of a run could never be shown a demonstration.
+
+    `field` is the context's field, "context" or "contrast". Nothing would be distilled.
+    """
     context = getattr(experience, field)
     source = source_of(experience, context, questions[0])
     if source is None or (source != "reference" and experience.rollouts >= 2):
@@ -91,18 +94,21 @@ def check_demonstrations(
 
 
 def check_contrast(experience: OnPolicy, questions: Sequence[Question]) -> None:
-    """Refuse contrasts that could never be made."""
+    """Raise UserError if the contrasts' prompts could never be made."""
     contrast, context, J = experience.contrast, experience.context, experience.contrasts
     name = f"`contrast={type(contrast).__name__}()`"
     if regenerates(contrast):
-        raise UserError(f"{name} would need samples of its own; use Solution() or WrongSolution()")
+        raise UserError(
+            f"{name} regenerates solutions, which a contrast cannot do; use Solution() or "
+            "WrongSolution()"
+        )
     source = None
     if reuses_shown(contrast):
         seen = possible(context, questions[0], solution=True, wrong=True)
         if not any(shown.solution or shown.feedback for shown in seen):
             raise UserError(
-                f"{name} shows what the teacher is shown less the question, and "
-                f"`context={type(context).__name__}()` shows nothing else"
+                f"{name} shows the teacher's context without the question, and "
+                f"`context={type(context).__name__}()` shows nothing but the question"
             )
     else:
         check_demonstrations(experience, questions, "contrast")
@@ -115,9 +121,9 @@ def check_contrast(experience: OnPolicy, questions: Sequence[Question]) -> None:
 
 
 def source_of(experience: OnPolicy, context: Context, question: Question) -> str | None:
-    """Where the demonstrations come from that a context cannot do without; None: it needs none.
+    """The source of the demonstrations that a context requires; None if it requires none.
 
-    Nobody refers to a wrong solution.
+    A wrong solution always comes from a sibling: a question has no incorrect reference text.
     """
     if possible(context, question, solution=False, wrong=False):
         return None
@@ -126,10 +132,10 @@ def source_of(experience: OnPolicy, context: Context, question: Question) -> str
 
 
 def possible(context: Context, question: Question, *, solution: bool, wrong: bool) -> list[Shown]:
-    """What the context shows on a question, after a right and a wrong attempt at it.
+    """What the context shows for a question, after a correct and after an incorrect attempt.
 
-    `solution` and `wrong`: whether it has a correct and an incorrect response to show. Raises
-    UserError for an own context that fails.
+    `solution` and `wrong` say whether a correct and an incorrect response are available to show.
+    Raises UserError if a recipe's own context fails.
     """
     text = question.solution or question.answer
     verdicts = (Verdict(True, "right", question.answer), Verdict(False, "no answer", None))

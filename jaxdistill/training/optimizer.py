@@ -1,4 +1,4 @@
-"""AdamW with warm-up and clipping; its moments in bfloat16, or in the host's memory."""
+"""AdamW with warm-up and clipping; its moments can be kept in bfloat16 or in host memory."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,11 +13,11 @@ from jaxdistill.errors import UserError
 
 @dataclass(frozen=True)
 class Optimizer:
-    """AdamW with linear warm-up from 0 and global-norm clipping.
+    """AdamW with linear warm-up from 0 and clipping by the gradient's global norm.
 
-    As in the paper's code the first of `warmup_steps` steps has learning rate 0, and decay acts on
-    all parameters. Rate, warm-up, decay and clipping are the paper's (arXiv 2603.24472), the betas
-    and eps Adam's usual ones.
+    As in the paper's code, the first of the `warmup_steps` steps has learning rate 0, and weight
+    decay applies to all parameters. The defaults of learning rate, warm-up, decay and clipping are
+    the paper's (arXiv 2603.24472); b1, b2 and eps are Adam's usual ones.
     """
 
     peak_lr: float = 1e-5
@@ -28,8 +28,8 @@ class Optimizer:
     eps: float = 1e-8
     weight_decay: float = 0.01
     clip_norm: float = 1.0
-    moments: Literal["float32", "bfloat16"] = "float32"  # as stored; see `stored_in_bfloat16`
-    moments_on: Literal["device", "host"] = "device"  # between steps
+    moments: Literal["float32", "bfloat16"] = "float32"  # storage; see `stored_in_bfloat16`
+    moments_on: Literal["device", "host"] = "device"  # where they are kept between steps
 
     def __post_init__(self):
         if self.warmup_steps < 0 or self.clip_norm <= 0:
@@ -40,6 +40,7 @@ class Optimizer:
 
 
 def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformation:
+    """The Optax transformation; a cosine schedule ends at 0 after `steps` steps."""
     warm = optax.linear_schedule(0.0, config.peak_lr, max(config.warmup_steps, 1))
     after = (
         optax.constant_schedule(config.peak_lr)
@@ -57,15 +58,16 @@ def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformatio
 
 
 def stored_in_bfloat16(adam: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`optax.scale_by_adam(...)` with both moments of its state in bfloat16, computed in float32.
+    """`optax.scale_by_adam(...)` that stores both moments in bfloat16 and computes in float32.
 
-    Rounded to nearest the second moment would stand still: a step changes it by about (1 - b2) =
-    0.1 % where bfloat16 numbers lie 0.4 % to 0.8 % apart. It is rounded up or down at random
-    instead, right on average. The first moment moves by 10 % per step and is rounded to nearest.
+    The second moment is rounded stochastically, which is exact in expectation. Rounding to nearest
+    would leave it unchanged: a step changes it by about (1 - b2) = 0.1 %, and adjacent bfloat16
+    numbers differ by 0.4 % to 0.8 %. The first moment changes by 10 % per step and is rounded to
+    nearest.
     """
 
     def init(params: Any) -> optax.ScaleByAdamState:
-        # Zeros that lie as the parameters do, and never in float32.
+        # zeros_like keeps the parameters' sharding. `adam.init` would allocate float32 zeros first.
         mu, nu = (jax.tree.map(lambda x: jnp.zeros_like(x, jnp.bfloat16), params) for _ in range(2))
         return optax.ScaleByAdamState(count=jnp.zeros((), jnp.int32), mu=mu, nu=nu)
 
@@ -73,6 +75,8 @@ def stored_in_bfloat16(adam: optax.GradientTransformation) -> optax.GradientTran
         wide = state._replace(mu=_to(jnp.float32, state.mu), nu=_to(jnp.float32, state.nu))
         new: Any
         updates, new = adam.update(updates, wide, params)
+        # The key depends on the step and, below, on the parameter's number: a resumed run rounds as
+        # the uninterrupted one does.
         key = jax.random.fold_in(jax.random.key(_PURPOSE), state.count)
         nu, tree = jax.tree.flatten(new.nu)
         nu = [rounded_at_random(x, jax.random.fold_in(key, i)) for i, x in enumerate(nu)]
@@ -81,7 +85,7 @@ def stored_in_bfloat16(adam: optax.GradientTransformation) -> optax.GradientTran
     return optax.GradientTransformation(init, update)
 
 
-_PURPOSE = 0x0AD4
+_PURPOSE = 0x0AD4  # an arbitrary constant that separates these keys from other uses of randomness
 
 
 def _to(dtype: Any, tree: Any) -> Any:
@@ -89,18 +93,19 @@ def _to(dtype: Any, tree: Any) -> Any:
 
 
 def rounded_at_random(x: Float32[Array, "*shape"], key: Array) -> BFloat16[Array, "*shape"]:
-    """The bfloat16 number above or below, by how near each is: the mean over keys is x."""
+    """Stochastic rounding to one of the two adjacent bfloat16 numbers: the mean over keys is x."""
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    # bfloat16 is the upper half of float32; a carry out of the lower half rounds away from zero.
+    # bfloat16 is the upper half of float32. Adding 16 random bits to the lower half carries into
+    # the upper half, which rounds away from zero, with a probability equal to the remainder.
     bits = (bits + (_hashes(x.shape, key) >> 16)) & jnp.uint32(0xFFFF0000)
     return jax.lax.bitcast_convert_type(bits, jnp.float32).astype(jnp.bfloat16)
 
 
 def _hashes(shape: tuple[int, ...], key: Array) -> UInt32[Array, "..."]:
-    """32 random bits an element, from the key and its index (lowbias32, Wellons 2018).
+    """32 random bits per element, hashed from the key and the index (lowbias32, Wellons 2018).
 
-    A few operations within the update's own loop; on a GPU `jax.random.bits` is a kernel of its
-    own, with several arrays of the parameters' size.
+    These are a few elementwise operations, which XLA fuses into the update. On a GPU
+    `jax.random.bits` is a separate kernel with several temporary arrays of the parameters' size.
     """
     index = jnp.zeros(shape, jnp.uint32)
     for axis, size in enumerate(shape):
@@ -112,20 +117,22 @@ def _hashes(shape: tuple[int, ...], key: Array) -> UInt32[Array, "..."]:
 
 
 def on_host(opt_state: Any) -> Any:
-    """Moments into the host's memory, also within `jit`; the counters stay on the device."""
+    """Move the moments to host memory, also under `jit`; step counters stay on the device."""
     return _moved(opt_state, jax.memory.Space.Host)
 
 
 def on_device(opt_state: Any) -> Any:
+    """Move the moments back to device memory: the inverse of `on_host`."""
     return _moved(opt_state, jax.memory.Space.Device)
 
 
 def _moved(opt_state: Any, space: Any) -> Any:
+    # Scalars are the counters, which the schedule reads on the device.
     return jax.tree.map(lambda x: jax.device_put(x, space) if x.ndim else x, opt_state)
 
 
 def require_host_memory() -> None:
-    """Raise UserError where the devices cannot work with memory of their host."""
+    """Raise UserError if the devices cannot access pinned memory of their host."""
     device = jax.local_devices()[0]
     kinds = [memory.kind for memory in device.addressable_memories()]
     if "pinned_host" not in kinds:

@@ -1,61 +1,64 @@
-"""Sequence packing: which sequences share a row of a fixed size, so that little is padding.
+"""Sequence packing: assign variable-length sequences to rows of a fixed size to reduce padding.
 
-Planned on the host in NumPy. Student, teacher and contrasts see the same completions under prompts
-of different lengths; a packed row holds the same sequences for each of them, in room of its own
-size, and its completions once more by themselves.
+The plan is made on the host in NumPy. Student, teacher and contrasts see the same completions under
+prompts of different lengths. A packed row holds the same sequences for each of them, in arrays of
+different capacities, and once more the completions alone. Axis X enumerates these kinds: the
+completions, the student's sequences, the teacher's, then each contrast's.
 """
 
 import numpy as np
 
-# A, the most sequences of a packed row: cuDNN keeps softmax statistics of A times a row's
-# positions, which at 32 x 20,480 positions and 16 heads in float32 are 42 MB per layer. Chosen, not
-# measured: it is reached only where sequences are shorter than 1/32 of the packed row.
-MOST_SEQUENCES = 32
+# A, the maximum number of sequences in a packed row. cuDNN keeps softmax statistics for A times a
+# row's positions, which at 32 x 20,480 positions and 16 heads in float32 are 42 MB per layer.
+# Chosen, not measured: only sequences shorter than 1/32 of the packed row reach the limit.
+MAX_SEQUENCES = 32
 
-# The sizes of the other networks' packed rows are multiples of 1/16 of the student's: at most a
-# sixteenth is lost to rounding, and few sizes mean few compilations. Chosen, not measured.
-STEPS = 16
+# The capacities of the other kinds are multiples of 1/16 of the student's: rounding up wastes at
+# most a sixteenth of it, and few capacities mean few compilations. Chosen, not measured.
+CAPACITY_STEPS = 16
 
 
-def rooms(sizes_IX: np.ndarray, pack: int) -> np.ndarray:
-    """The room for each of X kinds: completions first, then the student, then the others.
+def row_capacities(sizes_IX: np.ndarray, pack: int) -> np.ndarray:
+    """The capacity of a packed row, in tokens, for each of the X kinds: [X].
 
-    The student's is the least multiple of `pack` that holds its longest row. The others stand to it
-    as their sums do, in steps of a sixteenth, so that all fill up together.
+    `sizes_IX` are the sequences' lengths in tokens. The student's capacity is the smallest multiple
+    of `pack` that holds its longest sequence. Each other kind's is proportional to its total number
+    of tokens, so that all kinds of a row fill up together.
     """
     student = -(-int(sizes_IX[:, 1].max()) // pack) * pack
-    step = max(student // STEPS, 1)
-    share_X = sizes_IX.sum(axis=0) / sizes_IX[:, 1].sum()
-    wanted_X = np.maximum(np.ceil(share_X * student), sizes_IX.max(axis=0)).astype(int)
-    room_X = np.maximum(-(-wanted_X // step), 1) * step
-    room_X[1] = student
-    room_X[3:] = room_X[3:].max(initial=0)  # contrasts are alike, so their sizes need not differ
-    return room_X
+    step = max(student // CAPACITY_STEPS, 1)
+    ratio_X = sizes_IX.sum(axis=0) / sizes_IX[:, 1].sum()
+    needed_X = np.maximum(np.ceil(ratio_X * student), sizes_IX.max(axis=0)).astype(int)
+    capacity_X = np.maximum(-(-needed_X // step), 1) * step
+    capacity_X[1] = student
+    # The contrasts have similar lengths, so one capacity for all of them wastes little.
+    capacity_X[3:] = capacity_X[3:].max(initial=0)
+    return capacity_X
 
 
 def plan_rows(
-    sizes_IX: np.ndarray, room_X: np.ndarray, most: int = MOST_SEQUENCES
+    sizes_IX: np.ndarray, capacity_X: np.ndarray, max_sequences: int = MAX_SEQUENCES
 ) -> list[list[int]]:
-    """Rows of the batch for each packed row, by greedy vector packing, one packed row at a time.
+    """The sequences of each packed row, by greedy vector bin packing, one row at a time.
 
-    Each begins with the largest row that is left, and goes on with the one that leaves the least
-    room over, in the Euclidean norm over the X kinds (Panigrahy et al. 2011, "Heuristics for vector
-    bin packing", norm-based greedy).
+    Each row starts with the largest remaining sequence, relative to the capacities. It then takes
+    the one whose sizes are nearest to the remaining capacity, in the Euclidean norm over the X
+    kinds (Panigrahy et al. 2011, "Heuristics for vector bin packing", norm-based greedy).
     """
-    assert (sizes_IX <= room_X).all(), "a row is longer than its room"
-    share_IX = sizes_IX / room_X
+    assert (sizes_IX <= capacity_X).all(), "a sequence is longer than its row's capacity"
+    share_IX = sizes_IX / capacity_X
     is_left_I = np.ones(len(share_IX), bool)
     plan: list[list[int]] = []
     while is_left_I.any():
-        rows: list[int] = []
+        row: list[int] = []
         score_I = -share_IX.max(axis=1)
         fits_I = is_left_I
-        while fits_I.any() and len(rows) < most:
+        while fits_I.any() and len(row) < max_sequences:
             chosen = int(np.argmin(np.where(fits_I, score_I, np.inf)))
-            rows.append(chosen)
+            row.append(chosen)
             is_left_I[chosen] = False
-            over_X = room_X - sizes_IX[rows].sum(axis=0)
-            fits_I = is_left_I & (sizes_IX <= over_X).all(axis=1)
-            score_I = np.square(over_X / room_X - share_IX).sum(axis=1)
-        plan.append(rows)
+            remaining_X = capacity_X - sizes_IX[row].sum(axis=0)
+            fits_I = is_left_I & (sizes_IX <= remaining_X).all(axis=1)
+            score_I = np.square(remaining_X / capacity_X - share_IX).sum(axis=1)
+        plan.append(row)
     return plan

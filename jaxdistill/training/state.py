@@ -1,4 +1,4 @@
-"""What a training step changes: parameters, optimizer state, the teacher's parameters."""
+"""The state that a training step updates: student, optimizer and teacher."""
 
 from typing import Any, NamedTuple
 
@@ -11,24 +11,28 @@ from jaxdistill.training.teachers import MovingTeacher, Teacher
 
 
 class TrainState(NamedTuple):
-    step: Int[Array, ""]
-    params: Any
+    """Everything that the step changes and a checkpoint holds; parameters are float32."""
+
+    step: Int[Array, ""]  # optimizer steps taken
+    params: Any  # the student's
     opt_state: Any
-    teacher: Any  # None where it has no parameters of its own: the reference's, the student's
+    teacher: Any  # None for a teacher made of the reference's or the student's parameters
 
 
 def init_state(params: Any, optimizer: Optimizer, teacher: Teacher, steps: int) -> TrainState:
-    """The state before the first step, in float32 whatever the parameters' dtype.
+    """The state before the first step, in float32 whatever the dtype of `params`.
 
-    A teacher of its own starts as a copy of the student.
+    A teacher with its own parameters starts as a copy of the student. Raises UserError if the
+    moments are to be kept in host memory and the devices cannot access it.
     """
 
     def master(x):
-        # A copy: the step donates its state, and the reference must survive that.
+        # A copy even if x is float32 already: the step donates its state, and `params` is used
+        # again as the reference.
         return jnp.copy(x.astype(jnp.float32))
 
     students = jax.tree.map(master, params)
-    # Not jitted: zeros made eagerly lie as their parameters do, jit would replicate them.
+    # Not under jit: eager zeros_like keeps the parameters' sharding, jit would replicate the zeros.
     opt_state = make_optimizer(optimizer, steps).init(students)
     if optimizer.moments_on == "host":
         require_host_memory()

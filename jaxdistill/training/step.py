@@ -1,6 +1,6 @@
-"""The one jitted step that every algorithm shares.
+"""The one jitted train step that every algorithm shares.
 
-Self-distillation, GRPO and supervised training differ in the objective and in the batch alone.
+Self-distillation, GRPO and supervised training differ only in the objective and in the batch.
 """
 
 import functools
@@ -53,8 +53,8 @@ from jaxdistill.training.optimizer import Optimizer, make_optimizer, on_device, 
 from jaxdistill.training.state import TrainState
 from jaxdistill.training.teachers import Models, Teacher, moved_teacher, networks_of
 
-# What "auto" tries, in this order. Not "none": what it keeps beyond these is much memory, and no
-# product of matrices is computed again without it.
+# The rematerialisation policies that "auto" tries, in this order. "none" is not among them:
+# "elementwise" already recomputes no matrix multiplication, and "none" needs far more memory.
 AUTO: tuple[Remat, ...] = ("elementwise", "mlp", "projections", "all")
 
 
@@ -70,13 +70,16 @@ def make_train_step(
     temperature: float,
     track_reference: bool,
 ) -> Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, Sum]]]:
-    """Build jitted step(state, reference_params, batch) -> (state, metrics). The state is donated.
+    """Build the jitted step(state, reference_params, batch) -> (state, metrics); state is donated.
 
-    The batch is what `batch.pad` or `batch.pack` made of one; its shapes say which.
+    The batch is a `MicroBatches` from `batch.pad` or `batch.pack`; one program serves both layouts.
 
-    Teacher (under its context) and reference (the initial model under the student's prompt) score
-    the same completion tokens as the student; target, divergence and weight see aligned positions
-    only. Gradients of the weighted SUM are accumulated over micro-batches and divided once.
+    The teacher (under its context) and the reference (the initial model under the student's prompt)
+    score the same completion tokens as the student; target, divergence and weights see only aligned
+    positions. Gradients of the weighted sum are accumulated over micro-batches and divided once.
+
+    The step raises UserError while it is traced: for an epistemic id outside the vocabulary, and
+    for a recipe's own teacher or choice that returns something unusable.
     """
     program = _Program(
         model=model,
@@ -97,13 +100,13 @@ def make_train_step(
     if compute.remat != "auto":
         return build(compute.remat)
     limit = memory.memory_limit()
-    # None on a CPU, where memory is plenty and time is not.
+    # CPUs report no limit. Their memory is plentiful and their time is not: recompute nothing.
     return build("none") if limit is None else memory.FirstThatFits(build, AUTO, limit)
 
 
 @dataclass(frozen=True)
 class _Program:
-    """The settings of a step, static, and the program that is traced with them."""
+    """The static settings of a step, and the program that is traced with them."""
 
     model: ModelConfig
     objective: Objective
@@ -130,18 +133,24 @@ class _Program:
             length_I=batch.length_I,
             step_I=jnp.broadcast_to(state.step, distill_weight_I.shape),
         )
-        known = RowData(sequences, batch.contrast_weight_IJ, weight_IT).on_every_device()
+        data = RowData(sequences, batch.contrast_weight_IJ, weight_IT).replicated()
         if needs_whole_batch(self.objective):
-            scores_IT = map_rows(lambda m: self._scores(networks, *aligned(batch, known, m)), batch)
+            # A forward pass over every micro-batch before the first gradient: these weights depend
+            # on the scores of all positions, so a micro-batch cannot compute its own.
+            scores_IT = map_rows(lambda m: self._scores(networks, *aligned(batch, data, m)), batch)
             rows_IT = sequences.spread(lambda x_I: jnp.broadcast_to(x_I[:, None], mask_IT.shape))
             distill_IT, gradient_IT = factors(self.objective, scores_IT, weight_IT, rows_IT)
-            known = known._replace(distill_factor_IT=distill_IT, gradient_factor_IT=gradient_IT)
-            known = known.on_every_device()
-        sums = fold(lambda m: self._gradient(networks, *aligned(batch, known, m)), batch)
+            data = data._replace(distill_factor_IT=distill_IT, gradient_factor_IT=gradient_IT)
+            data = data.replicated()
+        sums = fold(lambda m: self._gradient(networks, *aligned(batch, data, m)), batch)
         return self._update(state, denominator, *sums)
 
     def _networks(self, state: TrainState, reference_params: Any) -> Networks:
-        """The student's weights, rounded once per step. Others' are rounded when read."""
+        """All parameters of the step; the student's are cast to the compute dtype here.
+
+        The cast is done once per step because every micro-batch reads them. The other networks are
+        cast where they are read.
+        """
         weights = parameters.stack(state.params, self.model, dtype=jnp.dtype(self.compute.dtype))
         models = Models(weights, reference_params, own=state.teacher, step=state.step)
         return Networks(weights, networks_of(self.teacher, models), reference_params)
@@ -157,7 +166,7 @@ class _Program:
         return score_batch(self.model, self.compute, networks, micro, needed=needed)
 
     def _scores(self, networks: Networks, micro: MicroBatch, data: PositionData) -> Any:
-        """What weights of the whole batch need to know of each position, without a gradient."""
+        """The scores that batch-wide weights need of each position, without a gradient."""
         score_fn = make_scores(self.objective, self.epistemic_ids)
         return chunked_scores(score_fn, *self._score_batch(networks, micro), data, self._chunks())
 
@@ -165,6 +174,8 @@ class _Program:
         """((loss, metrics), gradients), summed over the positions of a micro-batch."""
         objective_fn = make_objective(self.objective, self.epistemic_ids)
 
+        # With respect to the cast, stacked weights. `_update` takes the gradients back to the
+        # float32 parameters' layout once, after all micro-batches.
         def total_loss(weights):
             scored = self._score_batch(networks._replace(student=weights), micro)
             return chunked_objective(objective_fn, *scored, data, self._chunks())
@@ -177,9 +188,10 @@ class _Program:
     def _update(
         self, state: TrainState, denominator: Array, sums: Any, grads: Any
     ) -> tuple[TrainState, dict[str, Sum]]:
-        """Divide the sums once, and move student, optimizer and teacher."""
+        """Divide the sums once, then update student, optimizer state and teacher."""
         total, metrics = sums
         with jax.named_scope("optimizer"):
+            # The floor keeps 0/0 away in a batch with no distilled row, whose sums are 0 too.
             scale = 1.0 / jnp.maximum(denominator, 1.0)
             grads = parameters.unstack_gradients(grads, state.params, self.model)
             grads = jax.tree.map(lambda g: g * scale, grads)
@@ -193,11 +205,12 @@ class _Program:
             moved = TrainState(
                 step=state.step, params=params, opt_state=opt_state, teacher=teacher_params
             )
-            # A non-finite gradient skips the update whole, the teacher's too, as in the paper's
-            # code. Optax's `apply_if_finite` would skip the student's alone.
+            # A non-finite gradient skips the whole update, the teacher's included, as in the
+            # paper's code. Optax's `apply_if_finite` would skip only the student's.
             is_finite = jnp.isfinite(norm)
             moved = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), moved, state)
-            # Else the compiler may choose other places, and the next step compiles and copies anew.
+            # Without the constraint the compiler may choose another sharding for the new state, and
+            # the next step would be compiled and copied again.
             moved = sharding.constrain_parameters(moved)._replace(step=state.step + 1)
         if self.optimizer.moments_on == "host":
             moved = moved._replace(opt_state=on_host(moved.opt_state))

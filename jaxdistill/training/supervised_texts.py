@@ -8,16 +8,20 @@ from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.tasks.tasks import example_text
 
 
+# Grain's workers receive the source pickled, so it holds the tokenizer's folder and not the
+# tokenizer; each process loads that once.
 @functools.cache
 def _tokenizer(folder: str) -> Any:
-    return tokenizers.load(folder)  # once a process, workers included
+    return tokenizers.load(folder)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ToyTexts:
-    """Record i is (prompt ids, completion ids) of the text at the address (world, seed, i).
+    """Record i is (prompt ids, completion ids) of text i of (world, seed), for i < `size`.
 
-    A text longer than the limits (in tokens) is replaced by the next shorter one of its address.
+    A text over either limit (in tokens) is replaced by the first of the texts i + size, i + 2 size,
+    ... within both: record i depends on nothing but i, whichever worker reads it. Raises
+    AssertionError if none of the first hundred fits.
     """
 
     world: str
@@ -32,6 +36,7 @@ class ToyTexts:
 
     def __getitem__(self, index: Any) -> tuple[list[int], list[int]]:
         tokenizer = _tokenizer(self.tokenizer_folder)
+        # 100 is chosen, not measured: limits that reject this many texts are a wrong setting.
         for attempt in range(100):
             turn, response = example_text(self.world, self.seed, int(index) + attempt * self.size)
             chat = [[{"role": "user", "content": turn}]]
@@ -43,4 +48,4 @@ class ToyTexts:
                 and len(completion_ids) <= self.max_completion_tokens
             ):
                 return prompt_ids, completion_ids
-        raise AssertionError("a hundred texts in a row exceed the limits")
+        raise AssertionError(f"100 successive texts from record {index} on exceed the limits")

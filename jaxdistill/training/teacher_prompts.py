@@ -1,6 +1,6 @@
-"""The teacher's prompts of a step: from graded rollouts to prompts that fit, row by row.
+"""From graded rollouts to the teacher's prompts, one per row, within the model's positions.
 
-What a context shows is in `tasks.contexts`; who the teacher is, in `training.teachers`.
+`tasks.contexts` defines what a context shows, and `training.teachers` the teachers themselves.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from jaxdistill.tasks.contexts import Attempt, Shown, composed
 from jaxdistill.tasks.questions import messages
 from jaxdistill.training.on_policy import OnPolicy
 
-# ------------------------------------------------------------------------- who is shown what
+# ---------------------------------------------------------------------------- demonstrations
 
 
 def draw_siblings(
@@ -28,10 +28,12 @@ def draw_siblings(
     purpose: str = "demonstration",
     count: int = 1,
 ) -> list[list[int]]:
-    """Up to `count` siblings for each row of question q to be shown: indices inside its group.
+    """Choose up to `count` siblings to show to each row of question q, as indices in its group.
 
-    Chosen by randomness that depends on the rollouts' seed and step, `purpose` and question alone.
+    A sibling is another rollout of the same question, `correct` or incorrect. A random choice
+    depends only on the rollouts' seed and step, `purpose` and the question's id.
     """
+    # The reference demonstration shows the question's own solution and no correct sibling.
     if correct and experience.demonstration == "reference":
         return [[] for _ in range(rollouts.rollouts)]
     rows = slice(q * rollouts.rollouts, (q + 1) * rollouts.rollouts)
@@ -52,8 +54,8 @@ def demonstrations(
     purpose: str = "demonstration",
     count: int = 1,
 ) -> list[str | None]:
-    """The texts to make contexts of, `count` a row; None for one that is not there."""
-    may_refer = correct and experience.demonstration != "sibling"
+    """The demonstrations' texts, `count` per row in the rows' order; None for a missing one."""
+    uses_reference = correct and experience.demonstration != "sibling"
     found: list[str | None] = []
     for q, question in enumerate(rollouts.questions):
         responses = rollouts.responses[q * rollouts.rollouts : (q + 1) * rollouts.rollouts]
@@ -62,7 +64,7 @@ def demonstrations(
         )
         for siblings in drawn:
             texts: list[str | None] = [responses[sibling] for sibling in siblings]
-            if not texts and may_refer:
+            if not texts and uses_reference:
                 texts = [question.solution]
             found += texts + [None] * (count - len(texts))
     return found
@@ -76,14 +78,14 @@ def attempts(
     purpose: str = "demonstration",
     count: int = 1,
 ) -> list[Attempt]:
-    """What a context may show of each row, `count` times with other demonstrations, row by row.
+    """What a context may show for each row: `count` attempts per row, with other demonstrations.
 
-    `solutions`, one a row, stand in the place of those that would be drawn.
+    `solutions`, one per row, replace the correct demonstrations that would be drawn.
     """
-    address = {"purpose": purpose, "count": count}
+    choice = {"purpose": purpose, "count": count}
     if solutions is None:
-        solutions = demonstrations(experience, rollouts, **address)
-    wrong = demonstrations(experience, rollouts, correct=False, **address)
+        solutions = demonstrations(experience, rollouts, **choice)
+    wrong = demonstrations(experience, rollouts, correct=False, **choice)
     return [
         Attempt(rollouts.question_of(row), rollouts.responses[row], rollouts.verdicts[row], *texts)
         for row, *texts in zip(row_of_each(wrong, rollouts), solutions, wrong, strict=True)
@@ -91,7 +93,7 @@ def attempts(
 
 
 def row_of_each(items: Sequence[Any], rollouts: Rollouts) -> list[int]:
-    """Items stand row by row, equally many a row."""
+    """The row of each item, for items in the rows' order with the same number per row."""
     per_row = len(items) // len(rollouts.responses)
     return [i // per_row for i in range(len(items))]
 
@@ -100,17 +102,20 @@ def row_of_each(items: Sequence[Any], rollouts: Rollouts) -> list[int]:
 
 
 class Prompts(NamedTuple):
-    """Prompts as the teacher gets them; where nothing is shown, the plain one."""
+    """The prompts that the teacher sees; a row whose context shows nothing has the plain prompt.
 
-    shown: list[Shown | None]  # after the cut
-    turns: list[str]  # the user's
-    ids: list[list[int]]
+    The contrasts' prompts have this form too, with J entries per row.
+    """
+
+    shown: list[Shown | None]  # after cutting; None: nothing is shown
+    turns: list[str]  # the user's turns, as text
+    ids: list[list[int]]  # token ids of the whole chat
     is_cut_B: np.ndarray
     is_dropped_B: np.ndarray
 
     @property
     def weight_B(self) -> np.ndarray:
-        """0 where the context had nothing to show."""
+        """1 where the context shows something, else 0: such a row is not distilled."""
         return np.array([shown is not None for shown in self.shown], np.float32)
 
 
@@ -120,7 +125,7 @@ def teacher_prompts(
     rollouts: Rollouts,
     regenerated: Sequence[str | None] | None = None,
 ) -> Prompts:
-    """One prompt a row under `experience.context`; `regenerated`: the solutions to show."""
+    """One prompt per row under `experience.context`; `regenerated` are the solutions to show."""
     context = experience.context
     assert (regenerated is not None) == contexts.regenerates(context)
     rows = attempts(experience, rollouts, regenerated)
@@ -130,7 +135,7 @@ def teacher_prompts(
 def contrast_prompts(
     experience: OnPolicy, policy: Policy, rollouts: Rollouts, taught: Prompts
 ) -> Prompts:
-    """J prompts a row under `experience.contrast`, row by row; `taught` are the teacher's."""
+    """J prompts per row under `experience.contrast`, in row order; `taught` are the teacher's."""
     contrast = experience.contrast
     if contexts.reuses_shown(contrast):
         shown = [None if x is None else x._replace(prompt="") for x in taught.shown]
@@ -140,22 +145,22 @@ def contrast_prompts(
     return fit_prompts(experience, policy, rollouts, shown)
 
 
-# Text that is cut out and put between other texts may come out as a few tokens more: a token may
-# break at either end, into at most as many tokens as it has bytes. 8 is chosen, not derived; a
-# prompt that is still too long is found afterwards and dropped.
-_SLACK = 8
+# Tokens kept free because a cut demonstration may take a few tokens more inside a prompt than
+# alone: at either end a token may split, into at most as many tokens as it has bytes. 8 is chosen,
+# not derived; a prompt that is still too long is found afterwards and dropped.
+_RESERVED_TOKENS = 8
 
 
 def fit_prompts(
     experience: OnPolicy, policy: Policy, rollouts: Rollouts, shown: Sequence[Shown | None]
 ) -> Prompts:
-    """Render what is shown so that a prompt and its row's completion fit the model's positions.
+    """Render prompts that leave enough of the model's positions for the row's completion.
 
-    What is too long is cut inside the demonstration, or dropped: question, instruction and
-    generation prompt stay whole. A plain prompt, the student's own, is left as it is.
+    A prompt that is too long has its demonstration cut, or dropped altogether: question,
+    instruction and generation prompt stay whole. A plain prompt, the student's own, stays as it is.
     """
     rows = row_of_each(shown, rollouts)
-    room_B = policy.config.max_positions - rollouts.lengths_B[rows]
+    limit_B = policy.config.max_positions - rollouts.lengths_B[rows]  # tokens of the whole prompt
     questions = [rollouts.question_of(row) for row in rows]
 
     def render(shown: Sequence[Shown | None]) -> tuple[list[str], list[list[int]]]:
@@ -166,18 +171,20 @@ def fit_prompts(
         chats = [messages(question, turn) for question, turn in zip(questions, turns)]
         return turns, tokenizers.prompt_ids(policy.tokenizer, chats, experience.enable_thinking)
 
+    # Rendered with empty demonstrations first: the rest of the limit is the demonstration's.
     _, frames = render([x and x._replace(solution=x.solution and "") for x in shown])
-    limits = [
-        min(experience.max_demonstration_tokens, room - len(frame) - _SLACK)
-        for room, frame in zip(room_B, frames)
+    demonstration_limits = [
+        min(experience.max_demonstration_tokens, limit - len(frame) - _RESERVED_TOKENS)
+        for limit, frame in zip(limit_B, frames)
     ]
-    fitted = shorten_demonstrations(experience, policy, shown, limits)
+    fitted = shorten_demonstrations(experience, policy, shown, demonstration_limits)
     turns, ids = render(fitted)
     is_over = [
-        turn != question.prompt and len(row) > room
-        for question, turn, row, room in zip(questions, turns, ids, room_B)
+        turn != question.prompt and len(row) > limit
+        for question, turn, row, limit in zip(questions, turns, ids, limit_B)
     ]
-    if any(is_over):  # not for the demonstration, but for what stands around it
+    # These are too long even with a cut demonstration: the context around it does not fit.
+    if any(is_over):
         fitted = [None if over else x for x, over in zip(fitted, is_over)]
         turns, ids = render(fitted)
     is_dropped_B = np.array([x is not None and y is None for x, y in zip(shown, fitted)])
@@ -188,9 +195,10 @@ def fit_prompts(
 def shorten_demonstrations(
     experience: OnPolicy, policy: Policy, shown: Sequence[Shown | None], limits: Sequence[int]
 ) -> list[Shown | None]:
-    """Hold each demonstration to its limit of tokens, as `experience.overlong` says."""
+    """Cut or drop (`experience.overlong`) each demonstration that exceeds its limit in tokens."""
     tokenizer = policy.tokenizer
-    # Siblings share demonstrations, most of which fit: one batch tells which.
+    # Siblings share demonstrations and most of them fit, so each distinct text is tokenized once,
+    # all in one call.
     texts = list(dict.fromkeys(x.solution for x in shown if x is not None and x.solution))
     sizes = dict(zip(texts, map(len, tokenizers.encode(tokenizer, texts))))
 
@@ -199,6 +207,7 @@ def shorten_demonstrations(
             return x
         if experience.overlong == "drop":
             return None
+        # Cut by whole tokens, decoded and encoded again until the text itself is within the limit.
         text, _ = contexts.shorten(
             x.solution,
             lambda t: tokenizers.encode(tokenizer, [t])[0],

@@ -355,8 +355,7 @@ def test_auto_says_what_it_chose_where_memory_is_short(monkeypatch):
         ("step --chunk 0", "--chunk must be at least 1, got 0"),
         (
             "train --pack 16 --micro-batches 2",
-            "--pack 16 makes as many micro-batches as the rows "
-            "fill; leave --micro-batches at 1, got 2",
+            "--pack 16 determines the number of micro-batches; leave --micro-batches at 1, got 2",
         ),
         ("step --objective sdop", "--objective 'sdop' is unknown"),
         ("train --questions 0", "--questions must be at least 1"),

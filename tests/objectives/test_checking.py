@@ -1,4 +1,4 @@
-"""What a recipe's own choices get wrong is one line before anything is trained."""
+"""A mistake in a recipe's own choice is one line before anything is trained."""
 
 from dataclasses import dataclass
 
@@ -39,11 +39,11 @@ GOOD = [
 
 @pytest.mark.parametrize("objective", GOOD, ids=["every kind", "token", "sequence"])
 @pytest.mark.parametrize("ids", [IDS, ()], ids=["ids", "no ids"])
-def test_choices_that_do_what_they_must_pass(objective, ids):
+def test_valid_choices_pass_the_check(objective, ids):
     check_objective(objective, ids, V)
 
 
-def test_nothing_is_run_where_all_choices_are_ours(compilations):
+def test_nothing_is_run_if_all_choices_are_built_in(compilations):
     check_objective(Mixed(Distill(), GRPO()), IDS, 151_936)
     assert not compilations
 
@@ -87,7 +87,7 @@ class Transposed(OwnMeanOne):
 
 @dataclass(frozen=True)
 class Root:
-    """The gradient of a root of how far they are apart: infinite where they agree."""
+    """A square root of the distance: its gradient is infinite where the two agree."""
 
     def divergence(self, compared):
         student_logp_BTV, target_logp_BTV = compared.on_support
@@ -96,7 +96,7 @@ class Root:
 
 @dataclass(frozen=True)
 class Flat:
-    """The gradient of a root at zero."""
+    """A square root, whose gradient at zero is infinite."""
 
     def divergence(self, compared):
         student_logp, _ = compared.on_support
@@ -123,7 +123,7 @@ class Flat:
         (factor(lambda self, positions: 1.0), "objective.weights[0]: Own.factor raised TypeError"),
         (factor(lambda self, positions, epistemic: epistemic.mass(positions.reference)),
          "objective.weights[0]: Own.factor: the reference has not scored the samples; a choice "
-         "that needs it says so: reads = frozenset({\"reference\"})"),
+         "that needs it must declare reads = frozenset({\"reference\"})"),
         (factor(lambda self, p, e: 1.0 if p.sampled.tokens_BT[0, 0] > 3 else 0.0),
          "objective.weights[0]: Own.factor raised TracerBoolConversionError: "),
         (Mixed(Distill(weights=(OwnSkip(), Transposed()))),
@@ -158,7 +158,7 @@ class Flat:
          "objective: the loss's gradient is nan at [0, 0, 0], expected finite numbers"),
     ],
 )  # fmt: skip
-def test_a_choice_that_goes_wrong_is_named_with_what_it_did(objective, said):
+def test_an_invalid_choice_is_named_with_what_it_returned(objective, said):
     assert (OTHER_ROWS, OTHER_TOKENS) == (4, 7)
     with pytest.raises(UserError) as raised:
         check_objective(objective, IDS, V)

@@ -1,4 +1,4 @@
-"""A recipe's own class is worth as much as one of ours, and one that is none is refused."""
+"""A recipe's own class works like a built-in one, and a class that is no choice is refused."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ LOSS_WEIGHT = jnp.array([[1, 1, 1], [1, 1, 0]]) / 5
 
 
 def loss_and_gradient(objective):
-    """As a step finds them: scores of the whole batch first."""
+    """As in a step: the batch-wide scores are computed first."""
     given = positions()
     if needs_whole_batch(objective):
         scores = make_scores(objective, IDS)(given)
@@ -62,8 +62,8 @@ def assert_same(own, ours):
 
 
 @pytest.mark.parametrize(("field", "own", "ours"), CASES, ids=str)
-def test_an_own_choice_is_as_good_as_the_same_one_of_ours(field, own, ours):
-    """In a distillation on a top-C, and in GRPO."""
+def test_an_own_choice_equals_the_same_built_in_one(field, own, ours):
+    """In a distillation on a top-C support, and in GRPO."""
     for make in (Distill, GRPO):
         if field in {f.name for f in dataclasses.fields(make)}:
             support = {"support": TopC(4)} if make is Distill else {}
@@ -71,9 +71,9 @@ def test_an_own_choice_is_as_good_as_the_same_one_of_ours(field, own, ours):
 
 
 @pytest.mark.parametrize("mixture", [Mixed, Routed])
-def test_own_choices_of_every_kind_stand_together_in_a_mixture(mixture):
+def test_own_choices_of_every_kind_work_together_in_a_mixture(mixture):
     first = {field: next(reversed(pairs.items())) for field, pairs in SAME.items()}
-    first["divergence"] = next(iter(SAME["divergence"].items()))  # one that fits any clip
+    first["divergence"] = next(iter(SAME["divergence"].items()))  # one that every clip accepts
 
     def mixed(side):
         parts = []
@@ -85,7 +85,7 @@ def test_own_choices_of_every_kind_stand_together_in_a_mixture(mixture):
     assert_same(mixed(0), mixed(1))
 
 
-def test_a_class_that_says_nothing_of_networks_reads_none_beside_those_of_its_objective():
+def test_a_class_without_reads_needs_no_network_besides_its_objectives():
     def needs(objective):
         return needs_teacher(objective), needs_reference(objective), needs_contrast(objective)
 
@@ -101,7 +101,7 @@ class AnchorThatKeepsNothing(OwnAnchor):
     keeps_epistemic = False
 
 
-def test_an_own_target_says_whether_a_top_c_keeps_the_epistemic_words():
+def test_an_own_target_decides_whether_a_top_c_keeps_the_epistemic_ids():
     shape = jnp.shape(positions().student_logp_BTV)
     for target, width in ((OwnAnchor(), 2 + len(IDS) + 1), (AnchorThatKeepsNothing(), 2 + 1)):
         seen = []
@@ -116,7 +116,7 @@ def test_an_own_target_says_whether_a_top_c_keeps_the_epistemic_words():
         assert seen == [(*shape[:2], width)]
 
 
-def test_an_own_weight_that_looks_at_its_position_and_at_the_batch_does_both():
+def test_an_own_weight_with_the_methods_of_both_kinds_applies_both():
     @dataclass(frozen=True)
     class Both(OwnMeanOne):
         def factor(self, positions, epistemic):
@@ -127,7 +127,7 @@ def test_an_own_weight_that_looks_at_its_position_and_at_the_batch_does_both():
         np.testing.assert_array_equal(a, b)
 
 
-def test_scores_travel_by_the_name_of_the_place_that_asks():
+def test_scores_are_named_by_the_place_of_their_choice():
     objective = Routed(
         Distill(weights=(OwnSkip(), OwnMeanOne())),
         GRPO(rollout_correction=OwnSequenceCorrection()),
@@ -205,11 +205,11 @@ class NoDataclass:
         (lambda: Distill(divergence=OwnSampledKL(), clip=ClipPosition()), r"Distill.clip: expec"),
     ],
 )  # fmt: skip
-def test_a_class_that_is_no_choice_of_its_field_is_refused_where_it_stands(make, said):
+def test_a_class_that_is_no_choice_of_its_field_is_refused_by_its_path(make, said):
     with pytest.raises(UserError, match=said) as raised:
         make()
     assert "\n" not in str(raised.value)
 
 
-def test_an_own_clip_takes_a_loss_that_may_be_negative_unless_it_says_otherwise():
+def test_an_own_clip_accepts_negative_losses_unless_it_declares_otherwise():
     assert Distill(divergence=OwnSampledKL(), clip=OwnClip()).clip == OwnClip()

@@ -1,4 +1,4 @@
-"""The assembled objectives: they reduce to their base, protect what they say, and match NumPy."""
+"""The composed objectives: their limits, what they protect, and their values against NumPy."""
 
 import dataclasses
 import functools
@@ -77,7 +77,7 @@ from jaxdistill.objectives import (
 )
 from jaxdistill.objectives.positions import epistemic_of
 
-# Every choice of the catalogue stands in at least one of these.
+# Every choice of the catalogue is used in at least one of these.
 CATALOGUE = {
     **{name: preset() for name, preset in PRESETS.items()},
     "forward": Distill(divergence=ForwardKL(), support=FullVocabulary()),
@@ -125,7 +125,7 @@ DIVERGENCES = [ForwardKL(), ReverseKL(), JensenShannon()]
 
 SUPPORTS = [FullVocabulary(), TopC(c=4), TopC(c=4, tail=False), TopC()]
 
-EPISTEMIC = {  # what is epistemic about it, in turn with its base
+EPISTEMIC = {  # each epistemic change with its base
     "mask": ({"weights": (MaskSampledEpistemic(),)}, {}),
     "amplify samples": ({"weights": (AmplifySampledEpistemic(),)}, {}),
     "flip": ({"weights": (FlipSampledEpistemic(),)}, {}),
@@ -211,7 +211,7 @@ def test_choices_at_their_neutral_value_are_the_base():
     assert_same(GRPO(credit=AntiSD(strength=0.0)), GRPO())
 
 
-def test_objectives_say_which_networks_they_need():
+def test_objectives_declare_the_networks_they_need():
     def needs(name):
         objective = CATALOGUE[name]
         asked = needs_teacher(objective), needs_reference(objective), needs_contrast(objective)
@@ -233,7 +233,7 @@ def test_objectives_say_which_networks_they_need():
 
 
 def probabilities(mass, seed):
-    """Random over V words, with `mass` on the epistemic ones."""
+    """Random distributions over V tokens, with `mass` on the epistemic ones."""
     p = np.random.default_rng(seed).dirichlet(np.ones(V))
     p[MEMBER] *= mass / p[MEMBER].sum()
     p[~MEMBER] *= (1 - mass) / p[~MEMBER].sum()
@@ -241,7 +241,7 @@ def probabilities(mass, seed):
 
 
 def every_sample(student, teacher):
-    """One position for each word that could be sampled."""
+    """One position for each token that could be sampled."""
     wide = (1, V, V)
     S, P = (jnp.log(jnp.asarray(p, jnp.float32)) for p in (student, teacher))
     given = positions()
@@ -257,7 +257,7 @@ def every_sample(student, teacher):
 
 @functools.partial(jax.jit, static_argnums=0)
 def suppression(objective, student, teacher):
-    """How fast a step lowers the epistemic logits, in expectation over the sampled word."""
+    """How fast a step lowers the epistemic logits, in expectation over the sampled token."""
     given, chance = every_sample(student, teacher), jnp.asarray(student, jnp.float32)
     evaluate = make_objective(objective, IDS)
 
@@ -269,7 +269,7 @@ def suppression(objective, student, teacher):
 
 
 def pure_suppression(student, mass):
-    """A teacher that differs in the epistemic mass alone."""
+    """A teacher that differs only in its epistemic mass."""
     teacher = student.copy()
     teacher[MEMBER] *= mass / student[MEMBER].sum()
     teacher[~MEMBER] *= (1 - mass) / student[~MEMBER].sum()
@@ -293,12 +293,12 @@ def test_masking_sampled_doubt_protects_the_sampled_token_loss_and_hardly_the_fu
         np.testing.assert_allclose(ratio, retained, atol=6e-4)  # the table has three digits
 
 
-def test_a_dropped_slice_leaves_epistemic_logits_alone_and_still_moves_their_mass():
+def test_a_dropped_slice_has_no_gradient_on_epistemic_logits_and_still_changes_their_mass():
     """R2: dm_S/d(step) = m_S sum_v S_v g_v, which is not zero."""
     objective = Distill(target=DropEpistemicSlice(), support=FullVocabulary())
     given = positions()
     gradient = jax.grad(loss_of_logits(objective, given))(given.student_logp_BTV)
-    # Zero but for the rounding of the softmax's own sum over V terms of size 0.1.
+    # Zero except for the rounding of the softmax's sum over V terms of size 0.1.
     np.testing.assert_allclose(gradient[..., MEMBER], 0, atol=2e-8)
     assert np.abs(gradient[..., ~MEMBER]).max() > 1e-2
     np.testing.assert_allclose(gradient.sum(-1), 0, atol=1e-6)
@@ -313,13 +313,13 @@ def test_a_dropped_slice_leaves_epistemic_logits_alone_and_still_moves_their_mas
 # --------------------------------------------------------------------------- gradients and metrics
 
 
-# One shape for every question about the whole catalogue, so that it is compiled once: the rows of
-# each kind one after the other, over W words.
+# One shape for all tests of the whole catalogue, so that it is compiled once: the rows of each kind
+# of position are concatenated, over W tokens.
 W = V + 4
 
 KINDS = ("padded", "rounded", "one-hot", "uniform", "masked")
 
-IMPOSSIBLE = [4, 8]  # for all networks, as a padded vocabulary's are; never sampled
+IMPOSSIBLE = [4, 8]  # probability 0 in all networks, as in a padded vocabulary; never sampled
 
 
 def network_of(kind, seed):
@@ -385,7 +385,7 @@ def test_gradients_reach_the_student_alone(name, found):
 
 @in_catalogue
 def test_every_objective_gives_the_same_under_jit_and_with_a_padded_vocabulary(name, found):
-    # Rows of the embedding beyond the tokenizer: the model gives them no probability to speak of.
+    # Rows of the embedding beyond the tokenizer's ids have a negligible probability.
     objective, given = CATALOGUE[name], positions()
     if name in ("teacher-free", "importance") or "entropy" in str(objective):
         given = positions_of("padded")  # scaled by ln V, which is the embedding's size
@@ -396,7 +396,7 @@ def test_every_objective_gives_the_same_under_jit_and_with_a_padded_vocabulary(n
         assert a.shape == (B, T)
         assert a.dtype == b.dtype == jnp.float32
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6)
-    # What the other tests of this room ask of an objective: the loss without the metrics.
+    # The other tests of objectives evaluate the loss without the metrics.
     part = objective.part(given, epistemic_of(IDS, given.student_logp_BTV.shape[-1]))
     np.testing.assert_array_equal(part.loss_BT, eager[0])
 
@@ -407,7 +407,7 @@ def test_extreme_distributions_give_finite_losses_metrics_and_gradients(name, fo
         (gradient, *_), loss_BT, metrics = found[name][kind]
         assert np.isfinite(loss_BT).all()
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(metrics))
-        # In the logits, by the softmax's own derivative.
+        # Converted to logits, by the derivative of the softmax.
         logp = np.asarray(network_of(kind, 0))
         gradient = gradient - np.exp(logp) * gradient.sum(-1, keepdims=True)
         possible = np.isfinite(logp)
@@ -416,7 +416,7 @@ def test_extreme_distributions_give_finite_losses_metrics_and_gradients(name, fo
 
 
 @in_catalogue
-def test_bfloat16_log_probabilities_are_computed_with_in_float32(name, found):
+def test_computations_on_bfloat16_log_probabilities_are_in_float32(name, found):
     (expected_gradient, *_), *expected = found[name]["rounded"]
     networks = [network_of("rounded", seed).astype(jnp.bfloat16) for seed in range(4)]
     behaviour = positions(behaviour_logp_BT=jnp.full((B, T), -2.0))

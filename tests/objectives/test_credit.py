@@ -1,4 +1,4 @@
-"""Credit of tokens: against NumPy, and at the limits."""
+"""Per-token credit: against NumPy, and at its limits."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +17,7 @@ from made_positions import (
 
 from jaxdistill.losses import advantages
 from jaxdistill.objectives import GRPO, RLCSD, RLSD, AntiSD
-from jaxdistill.objectives.credit import apart
+from jaxdistill.objectives.credit import separate_means
 from jaxdistill.objectives.positions import epistemic_of
 
 TOKENS = np.array([[2, 0, 1], [11, 7, 3]])
@@ -37,10 +37,10 @@ def token(seed):
     q=numbers,
     strength=st.floats(0, 1, allow_subnormal=False),
 )
-def test_rlsd_scales_the_advantage_and_never_turns_it(A, s, q, strength):
+def test_rlsd_scales_the_advantage_and_keeps_its_sign(A, s, q, strength):
     shaped = float(advantages.rlsd(*map(jnp.float32, (A, s, q)), strength, 0.2))
     weight = np.clip(np.exp(np.sign(A) * (float(q) - float(s))), 0.8, 1.2)
-    # Below 1.2e-38 a float32 is not a normal number, and may be flushed to zero.
+    # Below 1.2e-38 a float32 is subnormal and may be flushed to zero.
     expected = A * ((1 - strength) + strength * weight)
     np.testing.assert_allclose(shaped, expected, rtol=1e-5, atol=1.2e-38)
     assert np.sign(shaped) == np.sign(np.float32(A)) or abs(A) < 1e-37
@@ -91,16 +91,16 @@ def test_rlcsd_without_a_difference_of_contexts_or_an_advantage_is_grpo_bit_for_
 
 @settings(max_examples=60, deadline=None)
 @drawn(A=st.floats(-2, 2, width=32), residual=st.floats(-2, 2, width=32))
-def test_the_residual_never_turns_the_advantage(A, residual):
+def test_the_residual_never_changes_the_advantages_sign(A, residual):
     shaped = float(advantages.keep_sign(jnp.float32(A + residual), jnp.float32(A)))
     assert shaped == 0 or np.sign(shaped) == np.sign(A)
 
 
-def test_selected_and_other_tokens_are_averaged_apart():
+def test_selected_and_other_tokens_have_separate_means():
     rng = np.random.default_rng(0)
     weight, loss = rng.uniform(size=(2, 4, 5))
     selected = rng.uniform(size=(4, 5)) < 0.3
-    factor = apart(jnp.asarray(selected), jnp.asarray(weight), 0.7)
+    factor = separate_means(jnp.asarray(selected), jnp.asarray(weight), 0.7)
     mean = (loss * weight * factor).sum() / weight.sum()
     expected = np.average(loss[~selected], weights=weight[~selected])
     expected += 0.7 * np.average(loss[selected], weights=weight[selected])

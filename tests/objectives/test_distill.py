@@ -57,7 +57,7 @@ def test_the_forward_gradient_under_an_anchor_is_student_minus_target():
     np.testing.assert_allclose(gradient, expected, atol=1e-6)
 
 
-def test_the_anchor_with_the_references_shape_wants_nothing_of_a_student_that_is_its_mixture():
+def test_the_anchor_with_the_references_shape_is_zero_for_a_student_equal_to_its_mixture():
     # S = R and T_nE = R_nE: the target is the reference itself.
     reference = logp_of(2)
     teacher = jax.nn.log_softmax(jnp.where(jnp.asarray(MEMBER), -3.0, reference))
@@ -68,7 +68,7 @@ def test_the_anchor_with_the_references_shape_wants_nothing_of_a_student_that_is
     np.testing.assert_allclose(gradient, 0, atol=2e-6)
 
 
-def test_a_dropped_slice_does_not_see_what_the_teacher_says_of_doubt():
+def test_a_dropped_slice_does_not_depend_on_the_teachers_epistemic_probabilities():
     def loss(teacher, weighted=False):
         given = positions(teacher_logp_BTV=jax.nn.log_softmax(teacher))
         target = DropEpistemicSlice(weighted)
@@ -82,7 +82,7 @@ def test_a_dropped_slice_does_not_see_what_the_teacher_says_of_doubt():
     np.testing.assert_allclose(weighted, (1 - mass(teacher)) * loss(teacher)[0], rtol=1e-5)
 
 
-def test_an_all_epistemic_vocabulary_leaves_a_dropped_slice_nothing():
+def test_a_dropped_slice_of_an_all_epistemic_vocabulary_has_no_loss():
     objective = with_divergence(JensenShannon(), target=DropEpistemicSlice())
     loss, gradient = value_and_gradient(objective, ids=tuple(range(V)))
     np.testing.assert_array_equal(loss, 0)
@@ -90,7 +90,7 @@ def test_an_all_epistemic_vocabulary_leaves_a_dropped_slice_nothing():
 
 
 @pytest.mark.parametrize("divergence", [SampledReverseKL(), SampledK3()], ids=str)
-def test_a_sampled_word_of_the_dropped_slice_says_nothing(divergence):
+def test_a_sampled_token_of_the_dropped_slice_has_no_loss(divergence):
     objective = with_divergence(divergence, target=DropEpistemicSlice())
     loss, gradient = value_and_gradient(objective)
     is_epistemic = MEMBER[np.asarray(positions().sampled.tokens_BT)]
@@ -100,7 +100,7 @@ def test_a_sampled_word_of_the_dropped_slice_says_nothing(divergence):
     assert (np.asarray(loss)[~is_epistemic] != 0).all()
 
 
-def test_kept_positions_take_the_place_of_all_in_the_row_or_in_the_batch():
+def test_kept_positions_have_the_weight_of_all_in_the_row_or_in_the_batch():
     weight = jnp.array([[1 / 3] * 3, [1 / 2, 1 / 2, 0]])
     kept = dataclasses.replace(FULL, weights=(SkipFirst(1),), normalizer="kept")
     by_row = factor_of(kept, weight)
@@ -109,11 +109,11 @@ def test_kept_positions_take_the_place_of_all_in_the_row_or_in_the_batch():
     np.testing.assert_allclose(by_batch, 1.5, rtol=1e-6)
 
 
-def test_forks_and_mean_one_weights_are_taken_among_what_the_other_weights_leave():
+def test_batch_wide_weights_are_computed_over_what_the_other_weights_keep():
     skip, every = SkipFirst(1), jnp.ones((B, T))
     forks = dataclasses.replace(FULL, weights=(skip, ForkingTokens(0.5)))
     kept = factor_of(forks, every) * np.array([0, 1, 1])
-    assert kept.sum() == 2  # of the four that are left
+    assert kept.sum() == 2  # of the four that remain
     entropies = dataclasses.replace(FULL, weights=(skip, EntropyWeight("teacher", 3.0)))
     np.testing.assert_allclose(factor_of(entropies, every)[:, 1:].mean(), 1, rtol=1e-5)
     huge = dataclasses.replace(FULL, weights=(EntropyWeight("teacher", 1e4),))
@@ -142,7 +142,7 @@ def test_the_share_of_the_loss_on_doubt_is_that_of_the_reduced_loss():
         np.testing.assert_allclose(found, (size * is_epistemic).sum() / size.sum(), rtol=1e-5)
 
 
-def test_a_row_with_nothing_kept_counts_nothing():
+def test_a_row_with_no_kept_position_has_no_loss():
     nothing = dataclasses.replace(FULL, weights=(SkipFirst(9),), normalizer="kept")
     np.testing.assert_array_equal(factor_of(nothing, jnp.ones((B, T))), 0)
 

@@ -1,4 +1,4 @@
-"""Importance weights of what the sampler drew."""
+"""Importance weights of the sampler's tokens."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ def test_the_importance_weight_scales_the_loss_and_carries_no_gradient():
     np.testing.assert_allclose(loss, 1.05 * value_and_gradient(FULL)[0], rtol=1e-5)
 
 
-def test_a_rollout_correction_weighs_what_the_sampler_thought_otherwise():
+def test_a_rollout_correction_weights_by_the_ratio_to_the_samplers_probability():
     given = positions()
     offsets = jnp.array([[0.0, 0.4, 1.5], [0.0, -0.4, -1.5]])
     given = positions(behaviour_logp_BT=given.of_token(given.student_logp_BTV) - offsets)
@@ -34,7 +34,7 @@ def test_a_rollout_correction_weighs_what_the_sampler_thought_otherwise():
     for two_sided, weight in expected.items():
         correction = RolloutCorrection(2.0, two_sided=two_sided)
         objective = dataclasses.replace(FULL, importance_clip=2.0, rollout_correction=correction)
-        # The policy ratio itself is one: this update is the batch's only one.
+        # The policy ratio is one, because each batch has a single update.
         np.testing.assert_allclose(
             value_and_gradient(objective, given)[0], base * weight, rtol=1e-5
         )
@@ -46,5 +46,5 @@ def test_sequences_are_corrected_as_a_whole():
     given = positions(behaviour_logp_BT=given.of_token(given.student_logp_BTV) - offsets)
     counts = jnp.array([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])  # the 9 is padding
     objective = dataclasses.replace(FULL, rollout_correction=RolloutCorrection(2.0, "sequence"))
-    expected = np.exp([[0.3], [0.2]]) * counts  # and padding does not take part
+    expected = np.exp([[0.3], [0.2]]) * counts  # padding does not contribute
     np.testing.assert_allclose(factor_of(objective, counts, given), expected, rtol=1e-5)

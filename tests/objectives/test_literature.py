@@ -1,4 +1,4 @@
-"""Choices beyond the presets: each is its formula, and has its limits."""
+"""Choices beyond the presets: each equals its formula, and has the right limits."""
 
 import dataclasses
 
@@ -87,7 +87,7 @@ def test_a_barycentre_on_doubt_alone_keeps_the_teachers_other_ratios():
     )
 
 
-def test_a_purified_target_is_the_reference_where_the_context_says_it_all_by_itself():
+def test_a_purified_target_is_the_reference_where_the_context_alone_predicts_the_same():
     same = positions(teacher=1, contrast=1)
     np.testing.assert_allclose(target_of(Purified(), same), logp_of(2), atol=1e-6)
     np.testing.assert_allclose(target_of(Purified(0.0)), logp_of(2), atol=1e-6)
@@ -96,7 +96,7 @@ def test_a_purified_target_is_the_reference_where_the_context_says_it_all_by_its
     np.testing.assert_allclose(target_of(Purified(0.5)), expected, atol=1e-5)
 
 
-def test_a_contrasted_target_is_the_teacher_where_any_context_says_the_same():
+def test_a_contrasted_target_is_the_teacher_where_the_contrast_equals_it():
     same = positions(teacher=1, contrast=1)
     np.testing.assert_allclose(target_of(Contrasted(2.0), same), logp_of(1), atol=1e-5)
     floored = edits.contrasted(logp_of(1), jnp.where(jnp.asarray(MEMBER), -1e4, logp_of(3)), 1.0)
@@ -154,10 +154,10 @@ def test_the_reference_terms_are_their_divergences_and_vanish_at_the_reference()
         np.testing.assert_allclose(added(term, at_reference), 0, atol=1e-6)
 
 
-def test_an_anchor_on_epistemic_words_alone_ignores_how_the_rest_is_shared_out():
+def test_an_anchor_on_epistemic_tokens_ignores_the_distribution_of_the_others():
     term = ReferenceKL(1.0, "forward", only_epistemic=True)
     R = np.asarray(logp_of(2), np.float64)
-    # A student with the reference's epistemic words and any others: no penalty.
+    # A student with the reference's epistemic probabilities and any others: no penalty.
     rest = np.asarray(logp_of(7), np.float64)
     rest = np.exp(rest) * ~MEMBER
     rest *= (1 - mass(R))[..., None] / rest.sum(-1, keepdims=True)
@@ -197,7 +197,7 @@ def test_the_anti_credit_is_bounded_above_and_vanishes_where_the_two_agree(s, q)
     np.testing.assert_allclose(A, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_anti_credit_is_added_only_where_its_gate_and_its_words_say():
+def test_anti_credit_is_added_only_where_its_entropy_gate_and_token_set_apply():
     plain = advantages.anti_jensen_shannon(*(jnp.asarray(token(s), jnp.float32) for s in (0, 1)))
     undecided = entropy(logp_of(1)) > 1.8
     is_epistemic = np.isin(TOKENS, IDS)
@@ -227,4 +227,4 @@ def test_suppressing_the_unlikely_needs_neither_teacher_nor_verdict(adaptive):
             choice.advantage(given, EPISTEMIC), expected, rtol=1e-5, atol=1e-6
         )
     loss, _ = value_and_gradient(GRPO(credit=choice), alone)
-    assert (np.asarray(loss) >= 0).all()  # minus a negative advantage
+    assert (np.asarray(loss) >= 0).all()  # the negative of a negative advantage

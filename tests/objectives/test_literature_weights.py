@@ -32,7 +32,7 @@ from jaxdistill.objectives import (
     SkipFirst,
     TokenImportance,
 )
-from jaxdistill.objectives.literature_weights import exactly_top
+from jaxdistill.objectives.literature_weights import top_fraction
 from jaxdistill.objectives.positions import epistemic_of
 
 EPISTEMIC = epistemic_of(IDS, V)
@@ -57,7 +57,7 @@ def test_amplifying_is_linear_in_its_strength_and_at_minus_one_the_mask():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_amplifying_heeds_whether_the_teacher_agrees(seed):
+def test_amplifying_applies_only_where_the_teacher_agrees(seed):
     given = positions(teacher=seed, reference=seed + 10)
     agrees = token(logp_of(seed)) >= token(logp_of(seed + 10))
     expected = 1 + 0.5 * (IS_SAMPLED & agrees)
@@ -83,7 +83,7 @@ def test_the_entropy_gate_looks_at_the_network_it_names(of):
     np.testing.assert_array_equal(above, threshold <= H)
 
 
-def test_direction_adaptive_pulls_where_the_student_is_sure_and_pushes_elsewhere():
+def test_direction_adaptive_pulls_where_the_student_is_certain_and_pushes_elsewhere():
     H = entropy(logp_of(0))
     threshold = float(np.median(H)) + 1e-4
     sure = threshold > H
@@ -126,7 +126,7 @@ def test_the_first_tokens_are_skipped_by_their_place_in_the_completion():
     np.testing.assert_array_equal(weight_of(SkipFirst(0)), 1)
 
 
-def test_the_contrast_mask_is_silent_where_any_context_says_the_same():
+def test_the_contrast_mask_is_zero_where_the_contrast_equals_the_teacher():
     np.testing.assert_array_equal(weight_of(ContrastMask(), positions(teacher=1, contrast=1)), 0)
     P, C = (np.exp(np.asarray(logp_of(seed), np.float64)) for seed in (1, 3))
     d = (P * np.log(P / C)).sum(-1)
@@ -144,7 +144,7 @@ def test_forking_tokens_keeps_the_undecided_positions_or_the_others():
     np.testing.assert_array_equal(factor(ForkingTokens(1.0), every), 1)
 
 
-jitted_top = jax.jit(exactly_top)
+jitted_top = jax.jit(top_fraction)
 
 
 @settings(max_examples=50, deadline=None)
@@ -153,10 +153,10 @@ jitted_top = jax.jit(exactly_top)
     counts=st.lists(st.booleans(), min_size=12, max_size=12),
     fraction=st.sampled_from([0.01, 0.2, 1 / 3, 0.5, 0.999, 1.0]),
 )
-def test_forks_are_exactly_the_asked_share_of_what_counts_ties_to_the_earlier(
+def test_forks_are_exactly_the_given_fraction_of_what_counts_with_ties_to_the_earlier(
     scores, counts, fraction
 ):
-    # Padded to one shape, and so compiled once: what does not count takes no part.
+    # Padded to one shape, so that it is compiled once; positions that do not count are ignored.
     counts = np.array(counts) & (np.arange(12) < len(scores))
     scores = np.pad(np.asarray(scores, np.float32), (0, 12 - len(scores)), constant_values=9)
     kept = jitted_top(scores[None], counts[None], fraction)[0]

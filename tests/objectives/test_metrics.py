@@ -54,7 +54,7 @@ def test_metrics_equal_a_float64_oracle():
         np.testing.assert_allclose(
             metrics[name].value_BT, value, rtol=1e-5, atol=2e-6, err_msg=name
         )
-        # The second row's teacher saw nothing: it is no witness.
+        # The second row's teacher was shown nothing, so its metrics exclude that row.
         row_weights = [1, 0] if name in of_teacher else [1, 1]
         if name != "loss_share_epistemic":
             np.testing.assert_array_equal(
@@ -67,7 +67,7 @@ def test_metrics_equal_a_float64_oracle():
     np.testing.assert_array_equal(loss_BT[1], 0)
 
 
-def test_metrics_of_what_is_not_given_are_left_out():
+def test_metrics_of_networks_that_did_not_score_are_omitted():
     alone = positions(teacher_logp_BTV=None, reference_logp_BTV=None, contrast_logp_BTV=None)
     metrics = make_objective(CrossEntropy(), IDS)(alone)[1]
     assert set(metrics) == {

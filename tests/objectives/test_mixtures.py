@@ -1,4 +1,4 @@
-"""Rewards and a teacher in one loss: the ends of the mixture, and who is routed where."""
+"""Rewards and a teacher in one loss: the mixture's limits, and the routing of rows."""
 
 import dataclasses
 
@@ -31,7 +31,7 @@ def test_a_mixture_is_convex():
         np.testing.assert_allclose(c, 0.3 * np.asarray(a) + 0.7 * np.asarray(b), atol=2e-6)
 
 
-def test_a_part_with_no_share_cannot_spoil_the_other_with_an_infinity():
+def test_an_infinity_in_a_part_with_share_zero_does_not_reach_the_loss():
     impossible = positions(teacher_logp_BTV=jnp.full_like(positions().teacher, -jnp.inf))
     loss_BT, _ = make_objective(Mixed(share=0.0), IDS)(impossible)
     np.testing.assert_array_equal(loss_BT, make_objective(GRPO(), IDS)(impossible)[0])
@@ -60,7 +60,7 @@ def test_wrong_rows_with_a_demonstration_are_distilled_and_all_others_follow_the
 
 def test_a_weight_of_the_batch_is_normalised_over_the_rows_that_are_distilled():
     objective = Routed(distill=Distill(weights=(EntropyWeight(),)))
-    given = positions()  # the second row is wrong
+    given = positions()  # the second row is incorrect
     log_weights_BT = jnp.log(jnp.array([[9.0, 9, 9], [1, 2, 3]]))
     scores = {"distill": {"weights[0]": log_weights_BT, "position_weight": jnp.ones((2, 3))}}
     factor_BT, nothing = factors(objective, scores, jnp.ones((2, 3)), given.rows)

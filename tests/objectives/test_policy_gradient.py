@@ -1,4 +1,4 @@
-"""GRPO and its credit: against NumPy, by enumeration, and at the limits."""
+"""GRPO and its credit: against NumPy, by enumeration, and at its limits."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What an objective is given."""
+"""The input of an objective."""
 
 import pytest
 from made_positions import V, positions

@@ -30,7 +30,7 @@ def test_presets_are_what_the_paper_and_their_names_say():
     assert sdpo == Distill(JensenShannon(0.5), TopC(100, tail=True), importance_clip=2.0)
     assert sdpo.reduction == grpo.reduction == "sequence"
     plain = GRPO(clip_low=0.2, clip_high=0.28, dual_clip=3.0, normalize_std=False)
-    # Decoupled as in its code, token by token, truncated at 2.
+    # Decoupled as in the paper's code: per token, truncated at 2.
     assert grpo == dataclasses.replace(plain, rollout_correction=RolloutCorrection(2.0))
     assert set(PRESETS) == {
         "sdpo", "opsd", "epi_mask", "epi_gate", "epi_slice", "epi_anchor", "epi_floor",

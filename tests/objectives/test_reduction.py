@@ -17,11 +17,11 @@ def test_loss_weights_of_two_rows_by_hand():
     weight_BT, denominator = loss_weights(mask_BT, row_weight_B, "token")
     assert weight_BT.tolist() == [[1, 1, 1, 0], [1, 0, 0, 0]]
     assert denominator == 3
-    # sequence: two rows, the second as a zero; each token of the first counts 1/3 of a half.
+    # sequence: two rows, the second as a zero; each token of the first has weight 1/3 of a half.
     weight_BT, denominator = loss_weights(mask_BT, row_weight_B, "sequence")
     np.testing.assert_allclose(weight_BT, [[1 / 3, 1 / 3, 1 / 3, 0], [1, 0, 0, 0]], rtol=1e-6)
     assert denominator == 2
-    # The second row's zero is the objective's own affair. A constant divides whatever the lengths.
+    # The objective itself zeroes the second row. A constant divides whatever the lengths are.
     weight_BT, denominator = loss_weights(mask_BT, row_weight_B, PerTokens(10))
     assert weight_BT.tolist() == mask_BT.tolist()
     assert denominator == 20

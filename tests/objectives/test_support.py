@@ -28,8 +28,8 @@ def test_a_support_of_c_at_least_v_is_the_full_vocabulary():
         assert_same(dataclasses.replace(FULL, support=support), FULL)
 
 
-def test_a_truncated_support_keeps_the_epistemic_words_where_their_mass_is_learnt():
-    # The student has lost them; the target wants them back.
+def test_a_truncated_support_keeps_the_epistemic_ids_where_their_mass_is_learnt():
+    # The student has lost them, and the target gives them mass.
     lost = logits(0).at[..., np.flatnonzero(MEMBER)].set(-9.0)
 
     def gradient(**changes):

@@ -1,4 +1,4 @@
-"""What the teacher's distribution is made into."""
+"""Targets: edits of the teacher's distribution."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from jaxdistill.objectives import (
 
 
 @pytest.mark.parametrize("where", ["entropy", "fork", "suppressed"])
-def test_amplified_doubt_grows_with_the_strength_where_asked_and_never_past_its_cap(where):
+def test_amplified_doubt_grows_with_the_strength_up_to_its_cap(where):
     m_T, m_R = mass(logp_of(1)), mass(logp_of(2))
     H = entropy(logp_of(2))
     threshold = float(np.median(H)) + 1e-4

@@ -1,4 +1,4 @@
-"""Where the student learns: each weight against its formula in float64, and its limits."""
+"""Weights: each against its formula in float64, and its limits."""
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +67,7 @@ def test_the_suppression_gate_is_its_formula(seed, threshold, relative, softness
     m_T, m_R = mass(logp_of(seed)), mass(logp_of(seed + 100))
     gap = np.log(m_R) - np.log(m_T) if relative else m_R - m_T
     if np.abs(gap - threshold).min() < 1e-5:
-        return  # float32 may see it on the other side
+        return  # too near the threshold: float32 may round to the other side
     weight = weight_of(SuppressionGate(threshold, relative, softness), given)
     if softness == 0:
         np.testing.assert_array_equal(weight, gap <= threshold)
@@ -107,7 +107,7 @@ def test_a_teacher_with_no_doubt_at_all_is_gated_wherever_the_reference_has_some
 @pytest.mark.parametrize(
     "weight", [MaskSampledEpistemic(), SuppressionGate(0.05), SkipFirst(2)], ids=str
 )
-def test_dropped_positions_have_exactly_no_gradient_and_the_others_all_of_it(weight):
+def test_dropped_positions_have_no_gradient_and_the_others_an_unchanged_one(weight):
     base = Distill(support=FullVocabulary())
     keep = weight_of(weight) > 0
     assert 0 < keep.sum() < keep.size
@@ -119,7 +119,7 @@ def test_dropped_positions_have_exactly_no_gradient_and_the_others_all_of_it(wei
 
 
 def test_a_full_vocabulary_loss_ignores_which_token_was_sampled_and_a_sampled_one_does_not():
-    """R1's cause: what a mask by the sampled token drops, other samples' positions teach anew."""
+    """The cause of R1: what a mask by the sampled token drops is learnt from other samples."""
     other = jnp.array([[0, 2, 5], [7, 1, 2]])
     for divergence, is_same in ((JensenShannon(), True), (SampledReverseKL(), False)):
         objective = Distill(divergence, FullVocabulary(), importance_clip=None)

@@ -1,4 +1,4 @@
-"""The two layouts of a batch, padded and packed: every token is there, and where it belongs."""
+"""The two layouts of a batch, padded and packed: every token is in its place."""
 
 import dataclasses
 
@@ -32,7 +32,7 @@ def test_lists_of_ids_make_the_arrays_that_padding_them_first_makes():
 
 
 def sequences_of(arrays):
-    """{row of the batch: [completion, log-probs, then each kind of prompt with it]}."""
+    """{row of the batch: [completion, log-probs, then each prompt with the completion]}."""
     rows, found = arrays.rows, {}
     kinds = [rows.completions, rows.plain, rows.teacher, *rows.contrasts]
     kinds.insert(1, rows.completions._replace(tokens_BS=rows.behaviour_logp_BT))
@@ -81,22 +81,22 @@ def test_either_layout_holds_every_token_of_the_batch(layout):
     np.testing.assert_array_equal(arrays.length_I, batch.completion.length_B)
 
 
-def test_padded_rows_are_as_wide_as_prompt_and_completion_and_dealt_to_the_micro_batches():
+def test_padded_rows_are_as_wide_as_prompt_and_completion_and_strided_over_micro_batches():
     arrays = pad(make_batch(rows=12), 4)
-    assert arrays.num_in_use is None  # all of them, and the compiler knows how many
+    assert arrays.num_in_use is None  # all micro-batches, a number that the compiler knows
     assert arrays.rows.plain.tokens_BS.shape == (3, 4, 17)
     assert arrays.rows.plain.lengths_BA.shape == (3, 4, 1)
-    # Row 3 of twelve is the first of the last micro-batch: each device's rows are in every one.
+    # Row 3 of twelve is the first of the last micro-batch: each has rows of every device.
     assert arrays.rows.row_BA[:, :, 0].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
 
 
-def test_the_share_of_padding_is_that_of_the_packed_positions_in_use():
+def test_the_fraction_of_padding_is_that_of_the_micro_batches_in_use():
     packed, padding = pack(make_batch(rows=11), PACK, parts=2)
     kinds = [packed.rows.plain, packed.rows.teacher, *packed.rows.contrasts]
     assert kinds[0].tokens_BS.shape[::2] == (2, PACK)
-    rooms = sum(kind.tokens_BS.shape[2] for kind in kinds)
+    capacity = sum(kind.tokens_BS.shape[2] for kind in kinds)
     tokens = sum(kind.lengths_BA.sum() for kind in kinds)
-    assert padding == pytest.approx(1 - tokens / (2 * int(packed.num_in_use) * rooms))
+    assert padding == pytest.approx(1 - tokens / (2 * int(packed.num_in_use) * capacity))
 
 
 def test_a_batch_without_teacher_and_contrasts_has_no_arrays_for_them():
@@ -107,7 +107,7 @@ def test_a_batch_without_teacher_and_contrasts_has_no_arrays_for_them():
 
 
 def test_an_empty_prompt_is_refused():
-    """A completion's first token would be predicted by nothing."""
+    """No token would predict the completion's first token."""
     batch = make_batch()
     empty = Texts(batch.prompt.ids_BP, batch.prompt.length_B * 0)
     with pytest.raises(AssertionError, match="an empty prompt"):

@@ -1,4 +1,4 @@
-"""Vocabulary-sized work in chunks: the same numbers as all at once, forwards and backwards."""
+"""The chunked objective: the same loss and gradients as from one array of all logits."""
 
 import contextlib
 import functools
@@ -31,7 +31,7 @@ from jaxdistill.training.metrics import Sum
 
 
 def objective(positions):
-    """Touches every field: a weighted KL to the teacher plus a policy-gradient term."""
+    """Reads every field: a weighted KL to the teacher plus a policy-gradient term."""
     student, teacher = positions.student_logp_BTV, positions.teacher_logp_BTV
     reference = jnp.exp(positions.reference_logp_BTV)
     kl_BT = jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
@@ -45,7 +45,7 @@ def objective(positions):
 
 @functools.partial(jax.jit, static_argnames=("chunk", "temperature", "objective"))
 def run(models, data, chunk, temperature=1.0, objective=objective):
-    """Of the student, or of student, teacher and reference."""
+    """Evaluate in chunks; `models` is the student, or student, teacher and reference."""
     student, *others = models
     return chunked_objective.chunked_objective(
         objective,
@@ -75,7 +75,7 @@ def loss_and_gradients(chunk, temperature=1.0, models=None):
 
 @functools.cache
 def all_at_once():
-    """(loss, totals) and the student's gradient from one array of all logits."""
+    """(loss, totals) and the student's gradient, from one array of all logits."""
     data = random_data()
 
     def total(student, *others):
@@ -101,13 +101,13 @@ def test_chunk_size_changes_neither_loss_nor_gradient_nor_metrics(chunk):
 
 
 def infinite_where_nothing_counts(positions):
-    """A weight such as 1 / (length - index), which is infinite behind a completion's end."""
+    """A loss with a factor such as 1 / (length - index), infinite after a completion's end."""
     loss_BT, values = objective(positions)
     is_counted_BT = random_data().loss_weight_BT != 0
     return loss_BT / jnp.where(is_counted_BT, 1.0, 0.0), values
 
 
-def test_an_infinity_where_nothing_counts_reaches_no_gradient():
+def test_an_infinity_at_a_masked_position_reaches_no_gradient():
     def gradient_of(objective):
         def loss(models):
             return run(models, random_data(), 64, 1.3, objective=objective)[0]
@@ -128,8 +128,8 @@ REAL = {
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_a_real_objective_in_one_pass_is_the_same_as_all_at_once(name):
-    """A chunk of 4 does not divide the 11 positions; unfused is one array of all logits."""
+def test_a_chunked_objective_equals_the_unchunked_one(name):
+    """A chunk of 4 does not divide the 11 positions; the oracle has one array of all logits."""
     evaluate = make_objective(REAL[name], (1, 5, 7))
     student, teacher, reference, contrast = (random_model(i) for i in range(4))
     data = random_data()._replace(contrast_weight_BTJ=np.ones((B, T, 1), np.float32))
@@ -150,7 +150,7 @@ def test_a_real_objective_in_one_pass_is_the_same_as_all_at_once(name):
         loss_BT, values = evaluate(Positions(*logps, data.sampled, data.rows))
         return jnp.sum(loss_BT * data.loss_weight_BT), totals_of(values, data.mask_BT)
 
-    # One program: what both share is compiled once.
+    # One program for both, so that what they share is compiled once.
     (first, a), (second, b) = jax.jit(lambda s: (fused(s), unfused(s)))(student)
     np.testing.assert_allclose(first[0], second[0], rtol=1e-5, atol=1e-5)
     assert_trees_close(first[1], second[1], 1e-4)  # sums over 44 positions
@@ -165,7 +165,7 @@ def test_a_teacher_may_be_a_mixture_and_contrasts_are_averaged_where_they_exist(
     weight_BTJ = jnp.broadcast_to(weight_BJ[:, None], (B, T, 2))
     others = chunked_objective.OtherNetworks(
         teacher=(first, second),
-        teacher_mix=(0.75, jnp.float32(0.25)),  # a number, or what a program found
+        teacher_mix=(0.75, jnp.float32(0.25)),  # a number or a traced scalar
         contrasts=((one, one), (two, two)),
     )
     data = random_data()._replace(contrast_weight_BTJ=weight_BTJ)
@@ -206,7 +206,7 @@ def test_no_array_of_positions_times_vocabulary_exists_when_chunked():
 
 
 def temporary_memory(num_positions, rows=B, width=32, vocabulary=2048, chunk=16, mesh=None):
-    """Bytes a device that the compiled loss and gradient keep beside inputs and outputs."""
+    """Bytes per device that the compiled loss and gradient need besides inputs and outputs."""
 
     def loss(student, teacher, data):
         return chunked_objective.chunked_objective(
@@ -234,9 +234,9 @@ def temporary_memory(num_positions, rows=B, width=32, vocabulary=2048, chunk=16,
 
 
 def test_temporary_memory_does_not_grow_with_the_completion():
-    """Nothing but the hidden states' own gradient, which is an output here, has all T positions."""
+    """Only the hidden states' gradient, which is an output here, has all T positions."""
     grown = temporary_memory(1024) - temporary_memory(64)
-    assert grown < 32 * 1024  # of 480 KiB of new hidden states
+    assert grown < 32 * 1024  # compared with 480 KiB of additional hidden states
 
 
 @pytest.mark.slow  # a minute of compilation
@@ -253,7 +253,7 @@ def test_at_real_size_too_temporary_memory_does_not_grow_with_the_completion(siz
 
 
 @pytest.mark.parametrize("chunk", [4, 64])
-def test_a_position_that_does_not_count_cannot_spoil_a_sum_with_nan(chunk):
+def test_nan_at_a_masked_position_does_not_reach_a_sum(chunk):
     def broken(positions):
         loss_BT, values = objective(positions)
         is_marked = positions.sampled.behaviour_logp_BT == -5.0
@@ -287,7 +287,7 @@ def test_longer_padding_of_the_completion_changes_nothing(chunk):
     assert_trees_close(run(wide, wider, chunk), run(three_models(), data, chunk), 1e-4)
 
 
-def test_objectives_without_teacher_or_reference_get_none():
+def test_objectives_without_teacher_or_reference_receive_none():
     def entropy(positions):
         assert positions.teacher_logp_BTV is None
         assert positions.reference_logp_BTV is None

@@ -1,4 +1,4 @@
-"""What cannot be computed together."""
+"""Settings of `Compute` that exclude each other."""
 
 import pytest
 
@@ -6,8 +6,8 @@ from jaxdistill.errors import UserError
 from jaxdistill.training.compute import Compute
 
 
-def test_packing_goes_without_micro_batches():
-    with pytest.raises(UserError, match=r"`pack=40` makes as many .* leave `micro_batches` at 1"):
+def test_packing_and_micro_batches_exclude_each_other():
+    with pytest.raises(UserError, match=r"`pack=40` determines the .* leave `micro_batches` at 1"):
         Compute(pack=40, micro_batches=2)
     with pytest.raises(UserError, match="`pack` must be at least 0"):
         Compute(pack=-1)

@@ -1,4 +1,4 @@
-"""What a step learns from: its arrays, and what the host reports."""
+"""The sources of a step's batch: its arrays, and the facts that the host reports."""
 
 import dataclasses
 import json
@@ -80,7 +80,7 @@ def test_completions_keep_every_token_and_end_at_a_bucket(setting, policy):
     found = rollouts_of(policy, [LONE, [(response(1, *["wait"] * 9), False)] * 3])
     for multiple, width in ((8, 16), (5, 15), (14, 14)):
         batch, _ = batch_of(experience(completion_multiple=multiple), setting, found)
-        assert batch.completion.ids_BP.shape[1] == width  # the longest has 9 + 4 words and a stop
+        assert batch.completion.ids_BP.shape[1] == width  # the longest: 9 + 4 words and a stop
         assert batch.completion.length_B.tolist() == found.lengths_B.tolist()
         kept_BT = np.arange(width) < batch.completion.length_B[:, None]
         for given, kept in (
@@ -114,7 +114,7 @@ def test_a_bucket_is_the_next_multiple_and_never_empty():
 
 
 def test_the_facts_of_a_step_by_hand(setting, policy):
-    # 4 and 6 words, each with a stop: five and seven tokens a row.
+    # 4 and 6 words and a stop token: five and seven tokens per row.
     group = [(response(1), True), (response(2, "wait", "unlikely"), False)]
     found = rollouts_of(
         policy, [group, [(response(3), False), (response(4, "hmm", "check"), False)]]
@@ -149,10 +149,10 @@ def test_the_lexicons_own_words_are_counted_beside_the_papers(setting, policy):
 
 
 @pytest.mark.parametrize(("by_std", "scale"), [(False, 1.0), (True, 3**0.5)])
-def test_grpo_gets_centred_rewards_no_teacher_and_every_row(setting, policy, by_std, scale):
+def test_a_grpo_batch_has_centred_rewards_no_teacher_and_every_row(setting, policy, by_std, scale):
     setting = dataclasses.replace(setting, objective=GRPO(normalize_std=by_std))
     batch, facts = batch_of(experience(), setting, rollouts_of(policy, [LONE, ALL]))
-    # Rewards 0 1 0: mean 1/3, unbiased deviation 1/sqrt(3). A group of equals teaches nothing.
+    # Rewards 0 1 0: mean 1/3, unbiased deviation 1/sqrt(3). Equal rewards have advantage 0.
     expected = np.array([-1 / 3, 2 / 3, -1 / 3, 0, 0, 0]) * scale
     np.testing.assert_allclose(batch.advantage_B, expected, atol=1e-5)
     assert batch.advantage_B.dtype == np.float32
@@ -163,7 +163,7 @@ def test_grpo_gets_centred_rewards_no_teacher_and_every_row(setting, policy, by_
 
 
 @pytest.mark.parametrize("objective", [Distill(), GRPO()])
-def test_every_batch_says_which_rows_were_right(setting, policy, objective):
+def test_every_batch_marks_the_correct_rows(setting, policy, objective):
     setting = dataclasses.replace(setting, objective=objective)
     batch, facts = batch_of(experience(), setting, rollouts_of(policy, [LONE, NONE]))
     assert batch.correct_B.tolist() == [0, 1, 0, 0, 0, 0]
@@ -215,7 +215,7 @@ def contrasting(monkeypatch):
 
 
 @pytest.mark.usefixtures("contrasting")
-def test_contrasts_are_arrays_of_every_rows_own(setting, policy):
+def test_every_row_has_its_own_contrasts(setting, policy):
     config = experience(contrasts=2, demonstration_choice="first")
     batch, facts = batch_of(config, setting, rollouts_of(policy, [LONE, ALL]))
     assert len(batch.contrasts) == 2
@@ -236,7 +236,7 @@ def test_contrasts_are_arrays_of_every_rows_own(setting, policy):
 
 
 @pytest.mark.usefixtures("contrasting")
-def test_the_context_alone_is_the_teachers_prompt_less_the_question(setting, policy):
+def test_the_context_alone_is_the_teachers_prompt_without_the_question(setting, policy):
     config = experience(contrast=ContextOnly())
     batch, _ = batch_of(config, setting, rollouts_of(policy, [PAIR]))
     teacher = rendered(policy, batch.teacher)
@@ -245,11 +245,11 @@ def test_the_context_alone_is_the_teachers_prompt_less_the_question(setting, pol
     assert batch.contrast_weight_BJ.tolist() == [[1]] * 3
 
 
-# ----------------------------------------------------------------------------- what it regenerates
+# ---------------------------------------------------------------------------------- regeneration
 
 
 class Judge:
-    """Calls the answers to be regenerated right by turns, and keeps what it saw."""
+    """A grader that accepts every second answer and records its calls."""
 
     def __init__(self):
         self.calls = []
@@ -261,7 +261,7 @@ class Judge:
 
 @dataclasses.dataclass(frozen=True)
 class Redone:
-    """A recipe's own context, to be given what the initial model wrote."""
+    """A recipe's own context that shows what the initial model wrote."""
 
     regenerates: ClassVar = True
 
@@ -276,10 +276,10 @@ def test_a_right_regenerated_answer_is_what_the_teacher_sees(setting, policy):
     judge = Judge()
     batch, facts = batch_of(REGENERATED, setting, rollouts_of(policy, [LONE, PAIR]), judge)
     ((questions, responses),) = judge.calls
-    # Five rows have a solution to be guided by; the sixth repeats, so that shapes are the same.
+    # Five rows have a solution to show; the sixth is a repetition that keeps the batch's shape.
     a, b = QUESTIONS[:2]
-    assert questions == [a, a, b, b, b, a]  # as they are, for whoever grades them
-    # Rows 0, 2, 3, 4, 5 were asked, and by turns they were right.
+    assert questions == [a, a, b, b, b, a]  # graded as the original questions
+    # Rows 0, 2, 3, 4 and 5 are answered, and every second answer is accepted.
     assert batch.row_weight_B.tolist() == [1, 0, 0, 1, 0, 1]
     assert facts["regenerated_correct"] == 3 / 5
     assert facts["distilled"] == 3 / 6
@@ -297,7 +297,7 @@ def test_a_right_regenerated_answer_is_what_the_teacher_sees(setting, policy):
 def test_the_initial_model_answers_the_guided_question_at_its_own_address(
     setting, policy, monkeypatch
 ):
-    """What the engine is asked, and that neither the student's samples nor neighbours matter."""
+    """Its answers depend on neither the student's samples nor the other rows."""
     asked, real = [], Engine.rollouts
 
     def rollouts(self, *arguments, **options):
@@ -315,12 +315,12 @@ def test_the_initial_model_answers_the_guided_question_at_its_own_address(
     assert [question.id for question in questions[:2]] == [
         f"{QUESTIONS[0].id}/0", f"{QUESTIONS[0].id}/2",
     ]  # fmt: skip
-    # In another batch, at another place: the same answers.
+    # The same rows elsewhere in another batch have the same answers.
     found = rollouts_of(policy, [PAIR, LONE], [QUESTIONS[1], QUESTIONS[0]], step=7)
     batch_of(REGENERATED, setting, found, judge)
     (_, first), (_, second) = judge.calls
     assert second[3:5] == first[:2]
-    assert first[0] != first[1]  # rows of one question and one solution, each by itself
+    assert first[0] != first[1]  # same question and solution, but a sample each
 
 
 def test_without_any_solution_nothing_is_regenerated(setting, policy):
@@ -385,7 +385,7 @@ def test_the_behaviour_temperature_is_the_samplers(setting):
         source.close()
 
 
-def test_rollouts_are_saved_as_often_as_asked(setting, policy):
+def test_rollouts_are_saved_every_few_steps(setting, policy):
     setting = dataclasses.replace(setting, rollouts_every=2)
     source = open_source(ON_POLICY, setting)
     take(source, policy, 0, 4)
@@ -394,7 +394,7 @@ def test_rollouts_are_saved_as_often_as_asked(setting, policy):
     assert names == ["step_000000.jsonl", "step_000002.jsonl"]
 
 
-def test_supervised_rows_are_whole_texts_that_end_in_a_stop(setting, policy):
+def test_supervised_rows_are_whole_texts_that_end_in_a_stop_token(setting, policy):
     source = open_source(TEXTS, setting)
     ((batch, facts),) = take(source, policy, 0, 1)
     source.close()
@@ -417,5 +417,5 @@ def test_a_source_that_could_never_show_anything_is_not_opened(setting):
         open_source(experience(rollouts=1), setting)
     with pytest.raises(UserError, match=r"`contrast=WrongSolution.*`rollouts` must be at least 2"):
         open_source(experience(context=AnswerOnly(), rollouts=1), setting)
-    # No teacher, nobody to be shown anything.
+    # Without a teacher no demonstration is needed.
     open_source(experience(rollouts=1), dataclasses.replace(setting, objective=GRPO())).close()

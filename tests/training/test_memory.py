@@ -1,4 +1,4 @@
-"""Which program is chosen when memory is short; the limit is made up, the plans are real."""
+"""The choice of a program for limited memory: invented limits, but real compiler plans."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jaxdistill.training.teachers import Frozen
 
 
 def sums(repeats):
-    """Programs that need the more memory the smaller `repeats`."""
+    """Programs that need more memory for smaller `repeats`."""
     return jax.jit(lambda x: jnp.linalg.inv(jnp.outer(x[::repeats], x[::repeats])).sum())
 
 
@@ -24,16 +24,16 @@ def test_the_first_choice_that_fits_is_taken_for_each_set_of_shapes():
     large, small = jnp.ones(256), jnp.ones(32)
     needs = {n: memory.planned_bytes(sums(n).lower(large).compile()) for n in (1, 2, 4)}
     assert needs[1] > needs[2] > needs[4]
-    limit = int(needs[2] / memory.MOST_PLANNED) + 1
+    limit = int(needs[2] / memory.MAX_PLANNED) + 1
     function = memory.FirstThatFits(sums, (1, 2, 4), limit)
     assert function.compiled_for(large)[0] == 2
     assert function.compiled_for(small)[0] == 1
     np.testing.assert_array_equal(function(large), sums(2)(large))
-    # The last is taken even where it does not fit: a plan is an estimate.
+    # The last is taken even if it does not fit, because a plan is an estimate.
     assert memory.FirstThatFits(sums, (1, 2, 4), 10).compiled_for(large)[0] == 4
 
 
-def test_a_compiler_that_finds_no_room_itself_is_asked_for_the_next():
+def test_the_next_choice_is_compiled_if_the_compiler_itself_runs_out_of_memory():
     class Full:
         def lower(self, *_):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in hbm")
@@ -63,10 +63,10 @@ def test_auto_rematerialises_as_little_as_the_memory_allows(monkeypatch, limit, 
     monkeypatch.setattr(memory, "memory_limit", lambda: limit)
     train.make_train_step.cache_clear()
     step, batch = auto_step(), jax.device_put(pad(alone(make_batch())))
-    train.make_train_step.cache_clear()  # the limit was for this test
+    train.make_train_step.cache_clear()  # it was compiled under this test's limit
     state = start(Frozen())
     assert step.compiled_for(state, model(REFERENCE), batch)[0] == chosen
     moved, metrics = step(state, model(REFERENCE), batch)
     assert np.isfinite(metrics["loss"].mean)
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))  # donated, as ever
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))  # donated, as without a limit
     step(moved, model(REFERENCE), batch)

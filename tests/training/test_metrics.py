@@ -74,7 +74,7 @@ def test_a_line_can_be_read_before_the_writer_is_closed(tmp_path):
         assert _lines(tmp_path) == [{"step": 7, "loss": 1.0}]
 
 
-def test_resuming_drops_the_steps_that_run_again_and_a_torn_last_line(tmp_path):
+def test_resuming_drops_the_steps_that_run_again_and_a_incomplete_last_line(tmp_path):
     with MetricsWriter(tmp_path) as writer:
         for step in range(5):
             writer.write(step, {"loss": float(step)})

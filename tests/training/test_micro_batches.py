@@ -1,4 +1,4 @@
-"""A packed batch makes the update of the padded one."""
+"""A packed batch gives the same update as a padded one."""
 
 import dataclasses
 import functools
@@ -44,7 +44,7 @@ from jaxdistill.objectives import (
 from jaxdistill.training.batch import Texts, pack, pad
 from jaxdistill.training.teachers import EMA, Frozen, TrustRegion
 
-PACK = 32  # of eight rows of up to 17 tokens: three or four packed rows
+PACK = 32  # eight sequences of up to 17 tokens fill three or four packed rows
 
 CASES = {name: (objective, EMA(0.25)) for name, objective in OF_THE_BATCH.items()} | {
     "sdpo_anchor": (ANCHORED, EMA(0.25)),
@@ -59,7 +59,7 @@ CASES = {name: (objective, EMA(0.25)) for name, objective in OF_THE_BATCH.items(
     ),
 }  # fmt: skip
 
-# The others are parts of "everything", or differ in what is no matter of the layout.
+# The others are parts of "everything", or do not depend on the layout.
 FAST = ("sdpo_anchor", "everything", "grpo", "srpo", "rlcsd")
 
 
@@ -80,7 +80,7 @@ def test_packed_rows_make_the_same_update_as_padded_ones(name):
     expected = update(objective, batch, teacher)
     actual = packed_update(objective, batch, teacher)
     assert_same_update(actual, expected)
-    # Sums of some fifty positions in another order.
+    # Sums of about fifty positions in another order.
     assert_close(actual[1], expected[1], 2e-5, 1e-4)
 
 
@@ -103,7 +103,7 @@ def test_an_empty_completion_and_one_that_fills_its_row_are_packed_too():
 
 @functools.cache
 def cross_entropy_step():
-    """The least to compile: which objective it is does not matter to its tests."""
+    """The cheapest step to compile; its tests do not depend on the objective."""
     return make_step(CrossEntropy())
 
 
@@ -121,7 +121,7 @@ def test_batches_of_other_lengths_compile_once_and_donate_the_state(compilations
         with jax.transfer_guard("disallow"):
             state, _ = step(before, reference, batch)
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
-        # How many rows are in use is data; completions longer by a sixteenth are another size.
+        # The number of rows in use is data; a larger completion capacity is another shape.
         sizes = tuple(leaf.shape for leaf in jax.tree.leaves(packed))
         if sizes in seen:
             assert len(compilations) == count
@@ -157,13 +157,13 @@ def test_no_array_of_a_packed_rows_positions_times_vocabulary_exists():
 
 
 def test_packed_rows_keep_sequences_apart_and_padded_ones_need_no_segments():
-    """Which of the two attention is given is known by the shapes alone."""
+    """The shapes alone decide whether attention receives segments."""
     batch = make_batch()
     texts = [
         str(jax.make_jaxpr(make_step(ANCHORED))(start(), model(REFERENCE), arrays))
         for arrays in (pad(batch), pack(batch, PACK)[0])
     ]
     S = pack(batch, PACK)[0].rows.plain.tokens_BS.shape[2]
-    # The comparison of two positions' segments.
+    # The comparison of the segments of two positions.
     assert f"bool[1,{S},{S}]" in texts[1]
     assert f"bool[{ROWS},{PROMPT + TOKENS},{PROMPT + TOKENS}]" not in texts[0]

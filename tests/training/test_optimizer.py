@@ -39,7 +39,7 @@ def test_the_optimizer_is_adamw_with_warm_up_from_zero_and_clipping(schedule):
     rng = np.random.default_rng(0)
     params = {"a": rng.normal(size=(3, 4)), "b": rng.normal(size=5)}
     params = {name: value.astype(np.float32) for name, value in params.items()}
-    # Norms from well below the clip to well above it.
+    # Gradient norms from well below the clipping threshold to well above it.
     gradients = [
         {name: np.float32(scale * rng.normal(size=p.shape)) for name, p in params.items()}
         for scale in (0.01, 0.5, 3.0, 0.1, 10.0, 0.02, 1.0, 0.3)

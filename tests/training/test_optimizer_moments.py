@@ -30,7 +30,7 @@ from jaxdistill.training.batch import pad
 from jaxdistill.training.state import TrainState, init_state
 from jaxdistill.training.teachers import Frozen
 
-ADAM = dataclasses.replace(ADAM, b1=0.9)  # a first moment that remembers
+ADAM = dataclasses.replace(ADAM, b1=0.9)  # a first moment that is more than the last gradient
 BFLOAT16 = dataclasses.replace(ADAM, moments="bfloat16")
 ON_HOST = dataclasses.replace(ADAM, moments_on="host")
 
@@ -51,16 +51,16 @@ def adam_state(state) -> optax.ScaleByAdamState:
 # ------------------------------------------------------------------------------------ bfloat16
 
 
-def test_random_rounding_is_right_on_average_and_never_further_than_the_next_number():
+def test_stochastic_rounding_is_unbiased_and_picks_an_adjacent_number():
     x = jnp.float32([1.0, 1.001, 0.0, 3.3e-9, 7e4])
     keys = jax.random.split(jax.random.key(0), 4000)
     rounded = jax.jit(jax.vmap(lambda key: optimizer.rounded_at_random(x, key)))(keys)
     rounded = np.float64(rounded)
-    # bfloat16 numbers lie at most 2^-7 apart, so a mean of 4000 is within 4 x 2^-8 / sqrt(4000).
+    # Adjacent numbers differ by at most 2^-7, so a mean of 4000 is within 4 x 2^-8 / sqrt(4000).
     np.testing.assert_allclose(rounded.mean(axis=0), x, rtol=3e-4)
     assert (np.abs(rounded - np.float64(x)) <= np.float64(x) * 2.0**-7).all()
     assert len(np.unique(rounded[:, 1])) == 2
-    assert (rounded[:, [0, 2]] == [1, 0]).all()  # what bfloat16 has stays what it is
+    assert (rounded[:, [0, 2]] == [1, 0]).all()  # a number that bfloat16 represents is unchanged
 
 
 def test_elements_of_an_array_are_rounded_independently():
@@ -71,7 +71,7 @@ def test_elements_of_an_array_are_rounded_independently():
         assert abs(sample.mean() - 0.5) < 4 * 0.5 / 63  # four standard errors
 
 
-def test_the_second_moment_follows_gradients_that_shrink_where_rounding_to_nearest_stands_still():
+def test_the_second_moment_follows_shrinking_gradients_where_rounding_to_nearest_is_stuck():
     adam = optax.scale_by_adam(0.9, 0.999, 1e-8)
     params = {"w": jnp.ones(2000)}
     gradients = [jnp.full(2000, 1.0)] * 300 + [jnp.full(2000, 0.01)] * 700
@@ -107,7 +107,7 @@ def test_training_with_bfloat16_moments_stays_near_float32_in_half_the_memory():
     assert 0 < largest(apart) < 0.05 * largest(moved)
 
 
-def test_eight_devices_round_as_one():
+def test_eight_devices_round_like_one():
     mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 2))
     x = jax.random.uniform(jax.random.key(0), (4, 16, 8))
     split = jax.device_put(x, sharding.sharding_of(mesh, "LDN", x.shape))

@@ -1,4 +1,4 @@
-"""Packed rows: who stands where, how little is padding, and the same step as with padded rows."""
+"""The plan of sequence packing: every sequence is packed once, and few positions are padding."""
 
 import numpy as np
 import pytest
@@ -11,12 +11,12 @@ from jaxdistill.training import packing
 
 
 def long_tailed(rng, rows, mean=6000, sigma=0.8, most=20_000):
-    """Log-normal lengths with this mean, cut at `most`."""
+    """Log-normal lengths with this mean, truncated at `most`."""
     return np.minimum(rng.lognormal(np.log(mean) - sigma**2 / 2, sigma, rows), most).astype(int)
 
 
 def lengths_of(kind, rows, seed):
-    """Lengths [I, N] of completions, and of prompts with them: the student's and a teacher's."""
+    """Lengths [I, X] of completions, of the student's sequences and of the teacher's."""
     rng = np.random.default_rng(seed)
     completion_I = long_tailed(rng, rows, most=19_000) + 1
     prompt_I = long_tailed(rng, rows, 200, 0.4, 800) + 1
@@ -30,28 +30,28 @@ def lengths_of(kind, rows, seed):
 
 
 def padding_of(sizes_IX, pack, parts=1):
-    room_N = packing.rooms(sizes_IX, pack)
-    plan = packing.plan_rows(sizes_IX, room_N)
+    capacity_X = packing.row_capacities(sizes_IX, pack)
+    plan = packing.plan_rows(sizes_IX, capacity_X)
     num_rows = -(-len(plan) // parts) * parts
-    each_N = 1 - sizes_IX.sum(axis=0) / (num_rows * room_N)
-    return 1 - sizes_IX[:, 1:].sum() / (num_rows * room_N[1:].sum()), each_N
+    each_X = 1 - sizes_IX.sum(axis=0) / (num_rows * capacity_X)
+    return 1 - sizes_IX[:, 1:].sum() / (num_rows * capacity_X[1:].sum()), each_X
 
 
 @pytest.mark.parametrize("rows", [256, 512])
 @pytest.mark.parametrize("kind", ["answer", "solution without thinking", "whole solution"])
-def test_a_long_tail_of_lengths_is_padded_by_a_tenth_at_most(rows, kind):
-    """For student and teacher alike; rows padded to the longest would waste more than half."""
+def test_padding_of_long_tailed_lengths_is_at_most_a_tenth(rows, kind):
+    """Of the student's and the teacher's rows; padding each to the longest wastes over half."""
     found = [padding_of(lengths_of(kind, rows, seed), 20_480) for seed in range(10)]
     print(rows, kind, f"{np.mean([x for x, _ in found]):.3f} {max(x for x, _ in found):.3f}",
           np.max([each for _, each in found], axis=0).round(3))  # fmt: skip
     assert max(share for share, _ in found) <= 0.10
-    assert max(each_N[1:].max() for _, each_N in found) <= 0.11
+    assert max(each_X[1:].max() for _, each_X in found) <= 0.11
     lengths_IX = lengths_of(kind, rows, 0)
     assert 1 - lengths_IX.mean(axis=0)[1] / lengths_IX.max(axis=0)[1] > 0.5
 
 
 @given(st.data())
-def test_every_row_stands_once_and_none_beyond_its_room(data):
+def test_every_sequence_is_packed_once_and_no_row_exceeds_its_capacity(data):
     rows, kinds = data.draw(st.integers(1, 30)), data.draw(st.integers(2, 4))
     seed = data.draw(st.integers(0, 2**31))
     rng = np.random.default_rng(seed)
@@ -59,26 +59,26 @@ def test_every_row_stands_once_and_none_beyond_its_room(data):
     sizes_IX = np.stack(
         [completion_I] + [completion_I + rng.integers(1, 90, rows)] * (kinds - 1), 1
     )
-    room_N = packing.rooms(sizes_IX, data.draw(st.integers(1, 200)))
-    plan = packing.plan_rows(sizes_IX, room_N, most=5)
+    capacity_X = packing.row_capacities(sizes_IX, data.draw(st.integers(1, 200)))
+    plan = packing.plan_rows(sizes_IX, capacity_X, max_sequences=5)
     assert sorted(row for rows in plan for row in rows) == list(range(rows))
-    assert all((sizes_IX[rows].sum(axis=0) <= room_N).all() for rows in plan)
+    assert all((sizes_IX[rows].sum(axis=0) <= capacity_X).all() for rows in plan)
     assert max(map(len, plan)) <= 5
 
 
-def test_the_students_room_grows_to_the_next_multiple_that_holds_its_longest_row():
+def test_the_students_capacity_is_the_next_multiple_that_holds_its_longest_sequence():
     sizes_IX = np.array([[10, 20, 30], [50, 61, 100]])
-    assert packing.rooms(sizes_IX, 128)[1] == 128
-    assert packing.rooms(sizes_IX, 61)[1] == 61
-    assert packing.rooms(sizes_IX, 32)[1] == 64
-    # The teacher's too holds its longest, though its rows are not twice the student's on average.
-    assert packing.rooms(sizes_IX, 61)[2] >= 100
+    assert packing.row_capacities(sizes_IX, 128)[1] == 128
+    assert packing.row_capacities(sizes_IX, 61)[1] == 61
+    assert packing.row_capacities(sizes_IX, 32)[1] == 64
+    # The teacher's holds its longest sequence too, though on average it needs less than that.
+    assert packing.row_capacities(sizes_IX, 61)[2] >= 100
 
 
 def test_the_sizes_of_batches_from_one_distribution_are_few():
-    """A size is a compilation: two neighbours for the teacher, at most."""
-    rooms = {
-        tuple(packing.rooms(lengths_of("solution without thinking", 512, seed), 20_480))
+    """Each distinct capacity is a compilation: at most two adjacent ones occur for the teacher."""
+    capacities = {
+        tuple(packing.row_capacities(lengths_of("solution without thinking", 512, seed), 20_480))
         for seed in range(40)
     }
-    assert len(rooms) <= 2
+    assert len(capacities) <= 2

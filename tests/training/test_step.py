@@ -1,4 +1,4 @@
-"""One step: the same update whatever the mesh, the micro-batches, the padding or the row order."""
+"""One step: its update does not depend on the mesh, micro-batches, padding or row order."""
 
 import dataclasses
 
@@ -68,7 +68,7 @@ def test_parameters_moments_and_teacher_are_split_before_the_first_step():
         state = init_state(params, ADAM, EMA(0.25), 10)
     leaves = jax.tree.leaves(state)
     local = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
-    # All but norms and counters is split eightfold; whole moments alone would be half of it.
+    # All but norms and counters is sharded eightfold; unsharded moments alone would be half of it.
     assert local < sum(leaf.nbytes for leaf in leaves) / 5
 
 
@@ -79,17 +79,17 @@ def test_parameters_moments_and_teacher_are_split_before_the_first_step():
         *(
             name
             if name in ("forks", "srpo")
-            else pytest.param(name, marks=pytest.mark.slow)  # half a minute of compilation each
+            else pytest.param(name, marks=pytest.mark.slow)  # each compiles for half a minute
             for name in OF_THE_BATCH
             if name != "everything"
         ),
     ],
 )
-def test_what_looks_at_the_whole_batch_does_not_see_how_it_was_split(name):
+def test_batch_wide_weights_do_not_depend_on_how_the_batch_is_split(name):
     objective = OF_THE_BATCH[name]
     batch = weighing([1, 0, 1, 1, 0, 1, 1, 1], make_batch())
     whole = update(objective, batch)
-    # Other rows, other parts, other chunks.
+    # Another row order, other micro-batches and other chunks.
     order = np.random.default_rng(3).permutation(ROWS)
     split = update(objective, rows_of(batch, order), micro_batches=4, chunk=3)
     assert_same_update(split, whole)
@@ -125,7 +125,7 @@ def test_micro_batches_row_order_and_padding_do_not_change_the_update(objective)
         assert_close(actual[1], expected[1], 1e-5)
 
 
-def test_what_stands_in_the_padding_does_not_change_a_bit():
+def test_the_contents_of_padding_do_not_change_a_bit():
     arrays = pad(make_batch())
 
     def spoilt(x_BXS, lengths_BXA, garbage):
@@ -156,7 +156,7 @@ def test_a_micro_batch_of_undistilled_rows_counts_for_nothing_in_a_token_mean():
     assert_same_update(update(TOKEN, widened(batch), micro_batches=4), update(TOKEN, batch))
 
 
-def test_undistilled_rows_leave_a_token_mean_alone():
+def test_undistilled_rows_do_not_change_a_token_mean():
     batch = weighing([1, 1, 1, 1, 0, 0, 0, 0], make_batch())
     length_B = batch.completion.length_B.copy()
     length_B[4:] = 0
@@ -165,7 +165,7 @@ def test_undistilled_rows_leave_a_token_mean_alone():
 
 
 @pytest.mark.parametrize("objective", [ANCHORED, TOKEN], ids=["sequence", "token"])
-def test_the_loss_is_made_of_the_rows_own_means(objective):
+def test_the_loss_is_the_mean_of_the_rows_means(objective):
     step, batch = make_step(objective), make_batch()
     num_tokens_B = batch.completion.length_B
 
@@ -183,7 +183,7 @@ def test_the_loss_is_made_of_the_rows_own_means(objective):
     np.testing.assert_allclose(loss(weight_B), expected, rtol=1e-5)
 
 
-def test_a_batch_with_nothing_to_distil_moves_nothing():
+def test_a_batch_with_nothing_to_distil_updates_nothing():
     gradient, metrics = update(TOKEN, weighing(np.zeros(ROWS), make_batch()))
     assert largest(gradient) == 0
     assert np.isnan(metrics["loss"].mean)
@@ -200,12 +200,12 @@ def test_a_teacher_that_sees_what_the_student_sees_teaches_nothing():
     # Rounding of probabilities near 1/32 and of a tail that is one minus a sum.
     assert abs(metrics["loss"].mean) < 1e-6
     assert largest(gradient) < 1e-5
-    # And it does teach as soon as it sees something else.
+    # It does teach as soon as its context differs.
     assert update(TOKEN, batch)[1]["loss"].mean > 1e-3
 
 
 def test_grpo_follows_the_policy_gradient_where_samples_are_fresh():
-    """At ratio 1 it is grad of mean_B(A_B mean_T(log pi)): good answers up, bad ones down."""
+    """At ratio 1 the gradient is that of mean_B(A_B mean_T(log pi))."""
     batch = make_batch()
     logp_BT = np.asarray(completion_logp(model(STUDENT), batch))
     batch = dataclasses.replace(batch, behaviour_logp_BT=logp_BT)
@@ -238,7 +238,7 @@ def test_cross_entropy_is_the_mean_negative_log_probability_of_the_tokens():
 
 def test_bfloat16_matmuls_stay_near_float32():
     exact, rough = update(TOKEN, make_batch()), update(TOKEN, make_batch(), dtype="bfloat16")
-    # bfloat16 keeps 8 bits: half a per cent a product, a few of them in a row.
+    # bfloat16 keeps 8 bits: an error of half a percent per product, and a few successive products.
     np.testing.assert_allclose(rough[1]["loss"].mean, exact[1]["loss"].mean, rtol=0.05)
     a, b = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(t[0])]) for t in (exact, rough))
     assert a.dtype == b.dtype == np.float32
@@ -246,7 +246,7 @@ def test_bfloat16_matmuls_stay_near_float32():
 
 
 def forwards_of(objective, batch, teacher=Frozen()):  # noqa: B008
-    """How many of the decoder's scans over layers the compiled-from program has."""
+    """The number of the decoder's scans over layers in the program before compilation."""
     step = make_step(objective, teacher)
     text = str(jax.make_jaxpr(step)(start(teacher), model(REFERENCE), pad(batch)))
     return (
@@ -254,25 +254,25 @@ def forwards_of(objective, batch, teacher=Frozen()):  # noqa: B008
     )
 
 
-def test_teacher_and_reference_share_one_forward_where_they_share_parameters():
+def test_teacher_and_reference_share_one_forward_pass_if_they_share_parameters():
     batch = make_batch()
     frozen, moving = (forwards_of(ANCHORED, batch, t) for t in (Frozen(), EMA(0.25)))
     assert moving == frozen + 1
-    # A long context is scored apart: padding the reference to it would cost more than it saves.
+    # A long context is scored separately: padding the reference to it costs more than it saves.
     wide_BP = np.pad(batch.teacher.ids_BP, ((0, 0), (0, 64)))
     long = dataclasses.replace(batch, teacher=Texts(wide_BP, batch.teacher.length_B))
     assert forwards_of(ANCHORED, long) == frozen + 1
     assert_same_update(*(update(ANCHORED, x, Frozen()) for x in (long, batch)))
 
 
-def test_a_teacher_and_its_contrasts_share_one_forward():
+def test_a_teacher_and_its_contrasts_share_one_forward_pass():
     batch = make_batch()
     contrasted = Distill(support=TopC(8), target=Contrasted())
     assert forwards_of(contrasted, batch) == forwards_of(TOKEN, batch)
 
 
-def test_the_teacher_that_scores_is_the_reference_when_frozen_and_the_average_when_not():
-    """Under the student's own prompt its epistemic mass is that of the model it is said to be."""
+def test_a_frozen_teacher_scores_as_the_reference_and_an_ema_as_the_average():
+    """Under the student's own prompt its epistemic mass identifies the model that scores."""
     batch = dataclasses.replace(make_batch(), teacher=make_batch().prompt)
     masses = "epistemic_mass_teacher", "epistemic_mass_reference", "epistemic_mass_student"
 
@@ -299,7 +299,7 @@ def test_a_gradient_that_is_not_finite_skips_student_moments_and_teacher():
     assert float(metrics["skipped"].mean) == 1
     assert (before.step, after.step) == (1, 2)
     assert_close(after._replace(step=before.step), before, 0, 0)
-    # The step after it is a usual one.
+    # The next step is an ordinary one.
     state, metrics = run(step, state, good)
     assert metrics["skipped"].mean == 0
     assert largest(difference(state.params, after.params)) > 1e-3
@@ -314,7 +314,7 @@ def test_two_steps_compile_once_donate_the_state_and_move_nothing_else(compilati
             state, _ = step(before, reference, batch)
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
         counts.append(len(compilations))
-    assert counts[0] == counts[1]  # the second finds what the first, or a test before it, left
+    assert counts[0] == counts[1]  # the second step compiles nothing new
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((reference, model(STUDENT))))
 
 

@@ -1,4 +1,4 @@
-"""Pretraining texts as token ids: each record by its address, and within the limits."""
+"""Pretraining texts as token ids: each record depends only on its index and fits the limits."""
 
 import pickle
 
@@ -59,13 +59,13 @@ def test_longer_texts_are_replaced_and_the_others_stay(folder):
 
 
 def test_a_replacement_is_no_other_records_text(folder):
-    """Replacing by a neighbour would show some texts twice."""
+    """Replacing a text by the next record's would show some texts twice."""
     strict = source(folder, 60, 50)
     records = [strict[i] for i in range(SIZE)]
     assert len({(*prompt, -1, *completion) for prompt, completion in records}) == SIZE
 
 
-def test_limits_that_no_text_meets_are_our_mistake(folder):
+def test_limits_that_no_text_meets_fail_an_assertion(folder):
     with pytest.raises(AssertionError, match="exceed the limits"):
         source(folder, max_completion_tokens=3)[0]
 

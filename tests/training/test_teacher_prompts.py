@@ -1,4 +1,4 @@
-"""What the teacher is shown: whose response, in which words, and what happens when it is long."""
+"""The teacher's prompts: whose response they show, in which words, and how they are cut."""
 
 import dataclasses
 from typing import ClassVar, get_args
@@ -50,7 +50,7 @@ QWEN3 = SHARED_DATA / "qwen3_tokenizer"
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
-    """No parameters: what is shown is text and token ids."""
+    """A policy without parameters: the tests read only text and token ids."""
     folder = tmp_path_factory.mktemp("tokenizer")
     write_tokenizer(folder)
     return with_tokenizer(ARCHITECTURE, None, folder)
@@ -75,7 +75,7 @@ class Redone:
 
 @dataclasses.dataclass(frozen=True)
 class SameWords:
-    """A recipe's own contrast: the teacher's without its question."""
+    """A recipe's own contrast: the teacher's context without the question."""
 
     reuses_shown: ClassVar = True
 
@@ -85,7 +85,7 @@ class SameWords:
 
 @dataclasses.dataclass(frozen=True)
 class Hint:
-    """A recipe's own context, in words of its own; a right attempt is shown nothing."""
+    """A recipe's own context with its own template; it shows nothing after a correct attempt."""
 
     words: int = 2
 
@@ -98,7 +98,7 @@ class Hint:
 
 @dataclasses.dataclass(frozen=True)
 class Rephrased:
-    """One that shows a longer prompt and no solution."""
+    """A context that shows a longer prompt and no solution."""
 
     def compose(self, attempt):
         return Shown(f"{attempt.question.prompt} {attempt.wrong_solution}", instruction=False)
@@ -123,7 +123,7 @@ def contrasted(policy, groups, questions=QUESTIONS, **changes):
     return teacher_prompts.contrast_prompts(config, policy, found, prompts)
 
 
-# ------------------------------------------------------------------------- who is shown what
+# ---------------------------------------------------------------------------- demonstrations
 
 
 def test_a_lone_winner_is_masked_and_its_siblings_are_shown_it(policy):
@@ -168,7 +168,7 @@ def test_where_demonstrations_come_from(policy, mode, second_group, weight_B):
         question.prompt if text is None else shown(question, text) for text in texts
     ]
     assert prompts.weight_B[3:].tolist() == weight_B
-    # The group without success has its reference solution, if that may be shown.
+    # The group without a correct rollout is shown the reference solution, if that is allowed.
     assert prompts.weight_B[:3].tolist() == ([0, 0, 0] if mode == "sibling" else [1, 1, 1])
 
 
@@ -178,7 +178,7 @@ def test_a_question_without_a_reference_solution_is_not_distilled_from_it(policy
     assert prompts.weight_B.tolist() == [0, 0, 0, 1, 1, 1]
 
 
-def test_which_sibling_is_a_choice(policy):
+def test_the_choice_of_the_sibling_is_a_setting(policy):
     wordy = [(response(1, "wait"), True), (response(2), True), (response(3, "hmm"), True)]
     for choice, others in {"first": [2, 1, 1], "shortest": [2, 1, 2]}.items():
         prompts = taught(policy, [wordy], demonstration_choice=choice)
@@ -248,7 +248,7 @@ def test_feedback_with_solutions_shows_each_row_what_there_is(policy):
     assert prompts.turns == [both, a.prompt, both] + [f"{b.prompt}{feedback}"] * 3
     assert prompts.weight_B.tolist() == [1, 0, 1, 1, 1, 1]
     prompts = taught(policy, [PAIR], context=Feedback(with_solution=True))
-    assert prompts.turns[0] == shown(a, response(6))  # it was right itself
+    assert prompts.turns[0] == shown(a, response(6))  # this attempt was correct itself
 
 
 def test_regenerated_texts_are_shown_where_there_are_any(policy):
@@ -299,7 +299,7 @@ def test_no_row_is_ever_shown_itself_whatever_was_right(policy, patterns, choice
 # ----------------------------------------------------------------------------------- contrasts
 
 
-def test_contrasts_stand_row_by_row_and_missing_ones_are_plain(policy):
+def test_contrasts_are_in_row_order_and_missing_ones_are_plain(policy):
     prompts = contrasted(policy, [LONE, ALL], contrasts=2, demonstration_choice="first")
     one, three = (shown(QUESTIONS[0], response(n)) for n in (1, 3))
     nothing, nothing_else = QUESTIONS[0].prompt, QUESTIONS[1].prompt
@@ -364,18 +364,18 @@ def test_demonstrations_are_drawn_anew_for_every_step_question_seed_and_purpose(
 
 def test_the_first_draw_does_not_depend_on_how_many_follow(policy):
     one, two = (siblings_by_question(policy, [0], count=count)[0] for count in (1, 2))
-    # Later rows draw from the same stream, so this is of the first row alone.
+    # Later rows draw from the same stream, so this holds for the first row only.
     assert one[0] == two[0][:1]
 
 
-# ------------------------------------------------------------------------------------ what fits
+# -------------------------------------------------------------------------------------- lengths
 
 LONG = [(response(1, *["wait"] * 20), True), (response(2), False), (response(3), False)]
 
 
 def test_a_demonstration_that_is_too_long_is_cut_inside_and_counted(policy):
     prompts = taught(policy, [LONG, NONE], max_demonstration_tokens=4)
-    # The question, the header and the instruction stay whole.
+    # Question, header and instruction are not cut.
     cut = shown(QUESTIONS[0], "wait wait wait wait")
     assert prompts.turns[:3] == [QUESTIONS[0].prompt, cut, cut]
     assert prompts.weight_B.tolist() == [0, 1, 1, 0, 0, 0]
@@ -383,7 +383,7 @@ def test_a_demonstration_that_is_too_long_is_cut_inside_and_counted(policy):
     assert not prompts.is_dropped_B.any()
 
 
-def test_or_its_row_is_dropped_and_counted(policy):
+def test_a_row_with_a_demonstration_that_is_too_long_can_be_dropped_instead(policy):
     short = [(response(4), True), (response(5), False), (response(6), False)]
     prompts = taught(policy, [LONG, short], max_demonstration_tokens=4, overlong="drop")
     assert prompts.turns[:3] == [QUESTIONS[0].prompt] * 3
@@ -399,8 +399,7 @@ def test_an_own_context_is_cut_where_it_shows_a_solution_and_nowhere_else(policy
     assert prompts.turns == [told.prompt, cut, cut]
     assert prompts.is_cut_B.tolist() == [False, True, True]
     assert prompts.weight_B.tolist() == [0, 1, 1]
-    # The model's positions cut it in the same place, down to where the words around it alone are
-    # too long.
+    # Fewer model positions cut it in the same way, until the words around it alone are too long.
     outcomes = set()
     for positions in range(20, 50):
         small = with_positions(policy, positions)
@@ -434,14 +433,14 @@ def ids_of(policy, question, turn, thinking=None):
 
 @pytest.mark.parametrize("overlong", ["cut", "drop"])
 def test_prompt_and_completion_always_fit_into_the_models_positions(policy, overlong):
-    """Every number of positions, from none left to plenty."""
+    """For every number of positions, from none left to more than enough."""
     question = QUESTIONS[0]
     whole, empty = (len(ids_of(policy, question, shown(question, t))) for t in (LONG[0][0], ""))
     outcomes = set()
     for positions in range(20, 80):
         small = with_positions(policy, positions)
         prompts = taught(small, [LONG], overlong=overlong)
-        room = positions - 5  # `2 </think> answer 2` and a stop
+        room = positions - 5  # `2 </think> answer 2` and a stop token
         plain_ids = ids_of(policy, question, None)
         assert prompts.ids[0] == plain_ids  # the lone winner's
         if prompts.weight_B[1]:
@@ -456,7 +455,7 @@ def test_prompt_and_completion_always_fit_into_the_models_positions(policy, over
             assert prompts.is_dropped_B[1]
             assert prompts.ids[1] == plain_ids
         outcomes.add((bool(prompts.weight_B[1]), bool(prompts.is_cut_B[1])))
-        if room >= whole + 8:  # the slack
+        if room >= whole + 8:  # the reserved tokens
             assert (prompts.weight_B[1], prompts.is_cut_B[1]) == (1, False)
         if room <= empty:
             assert prompts.is_dropped_B[1]
@@ -488,7 +487,7 @@ def test_the_demonstration_stands_in_the_user_turn_before_the_assistant_begins(p
     user = f"<|im_start|> user {' '.join(shown(system, response(2)).split())} <|im_end|> "
     texts = [policy.tokenizer.decode(ids) for ids in prompts.ids]
     assert texts[0] == texts[2] == before + user + after
-    # The lone winner is shown nothing: its teacher sees what the student sees.
+    # The only correct row is shown nothing: its teacher sees the student's prompt.
     assert texts[1] == f"{before}<|im_start|> user {system.prompt} <|im_end|> {after}"
 
 
@@ -529,7 +528,7 @@ def test_qwen3s_long_demonstrations_are_cut_to_the_positions_that_there_are(qwen
         small = with_positions(qwen3, positions)
         prompts = teacher_prompts.teacher_prompts(config, small, found)
         room = positions - int(found.lengths_B[1])
-        # A cut gives away the slack and what a character of several tokens leaves over.
+        # A cut loses the reserved tokens, and what a character of several tokens leaves over.
         assert room - 16 <= len(prompts.ids[1]) <= room
         before, _, after = shown(question, "*").partition("*")
         told = prompts.turns[1].removeprefix(before).removesuffix(after)
@@ -547,7 +546,7 @@ def check(questions, **changes):
     check_demonstrations(experience(**changes), questions)
 
 
-def test_a_teacher_that_could_never_be_shown_anything_is_refused():
+def test_a_teacher_without_any_possible_demonstration_is_refused():
     bare = [Question("q", "1+1?", "2")]
     for fine in (
         {}, {"context": AnswerOnly(), "rollouts": 1}, {"context": Feedback(True), "rollouts": 1},
@@ -575,10 +574,10 @@ def test_a_teacher_that_could_never_be_shown_anything_is_refused():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"contrast": Regenerated()}, "samples of its own"),
-        ({"contrast": Redone()}, r"`contrast=Redone\(\)` would need samples of its own"),
-        ({"contrast": SameWords(), "context": NoContext()}, "shows nothing else"),
-        ({"contrast": ContextOnly(), "context": NoContext()}, "shows nothing else"),
+        ({"contrast": Regenerated()}, "which a contrast cannot do"),
+        ({"contrast": Redone()}, r"`contrast=Redone\(\)` regenerates solutions"),
+        ({"contrast": SameWords(), "context": NoContext()}, "shows nothing but the question"),
+        ({"contrast": ContextOnly(), "context": NoContext()}, "shows nothing but the question"),
         ({"rollouts": 1}, "`contrast=WrongSolution.*at least 2, got 1"),
         ({"contrasts": 3}, "at least 4 `rollouts`; got .*WrongSolution.* and 3"),
         ({"contrast": ContextOnly(), "contrasts": 2}, "a `contrast` that shows siblings"),

@@ -111,7 +111,7 @@ def test_a_trust_region_teacher_is_between_the_initial_model_and_the_student():
 
 @dataclass(frozen=True)
 class Approaching:
-    """Starts half-way, and goes over to a running sum of the student in `steps` steps."""
+    """A mixture that moves from half the reference to its own average of students in `steps`."""
 
     steps: int
 
@@ -127,13 +127,13 @@ def test_a_teacher_of_ones_own_scores_and_moves_as_its_class_says():
     batch, teacher = make_batch(), Approaching(steps=1)
     step, state = make_step(TOKEN, teacher), start(teacher)
     first, metrics = run(step, state, pad(batch))
-    # Its own parameters are the student's as they were: half of their logits, half the base's.
+    # Its own parameters start as the student's, and half of the logits are the reference's.
     expected = mass_of_mixture(batch, {REFERENCE: 0.5, STUDENT: 0.5})
     np.testing.assert_allclose(metrics["epistemic_mass_teacher"].mean, expected, rtol=1e-5)
     average = jax.tree.map(lambda a, b: (a + b) / 2, model(STUDENT), first.params)
     assert_close(first.teacher, jax.device_get(average), 1e-6)
     assert largest(difference(first.params, model(STUDENT))) > 1e-3
-    # From the second step on it is its own parameters alone, and the program is the same.
+    # From the second step on only its own parameters count, in the same compiled program.
     start_again = start(teacher)._replace(step=jnp.int32(1))
     state, metrics = run(step, start_again, pad(batch))
     expected = mass_of_mixture(batch, {STUDENT: 1.0})
@@ -143,7 +143,7 @@ def test_a_teacher_of_ones_own_scores_and_moves_as_its_class_says():
 
 @dataclass(frozen=True)
 class Returning:
-    """Networks that cannot be one."""
+    """Returns, by name, networks that are not valid."""
 
     how: str
 
@@ -162,7 +162,7 @@ HOWS = ["nothing", "parameters alone", "others", "none", "an array", "nan"]
 
 
 @pytest.mark.parametrize("how", HOWS)
-def test_networks_that_are_none_are_refused_in_one_line(how):
+def test_invalid_networks_are_refused_in_one_line(how):
     teacher = Returning(how)
     with pytest.raises(UserError, match=r"^Returning.networks: expected \(\(parameters, weight\)"):
         make_step(TOKEN, teacher).trace(start(teacher), model(REFERENCE), pad(make_batch()))
@@ -170,18 +170,18 @@ def test_networks_that_are_none_are_refused_in_one_line(how):
 
 @dataclass(frozen=True)
 class Losing(Frozen):
-    """Forgets what it had."""
+    """Loses its own parameters."""
 
     def moved(self, own, student, step):
         return None
 
 
 def test_parameters_that_change_their_shape_are_refused_in_one_line():
-    with pytest.raises(UserError, match=r"^Losing.moved: expected parameters like those"):
+    with pytest.raises(UserError, match=r"^Losing.moved: expected parameters with the structure"):
         make_step(TOKEN, Losing()).trace(start(Losing()), model(REFERENCE), pad(make_batch()))
 
 
-# ------------------------------------------------------------------ tried before it is trained
+# ---------------------------------------------------------------- checked before training starts
 
 FEW = {"embed": np.ones((2, 3), np.float32), "norm": np.ones(4, jnp.bfloat16)}
 OWN = r"\(\(parameters, weight\), \.\.\.\), with .*; got "
@@ -189,7 +189,7 @@ OWN = r"\(\(parameters, weight\), \.\.\.\), with .*; got "
 
 @dataclass(frozen=True)
 class Half:
-    """Its methods do what is named."""
+    """Its methods evaluate the given expressions."""
 
     networks_do: str = "models.own, 1.0"
     moved_does: str = "own"
@@ -216,14 +216,14 @@ class Half:
         (Half("models.own, 1 if models.step > 2 else 0"), "raised TracerBoolConversionError: "),
         (
             Half("models.own, 1 / models.step"),
-            "Half.networks returned weight inf of network 0 at step 0, expected",
+            "Half.networks returned weight inf for network 0 at step 0, expected",
         ),
         (
             Half("models.own, jnp.sqrt(8.5 - models.step)"),
-            "returned weight nan of network 0 at step 9, expected",
+            "returned weight nan for network 0 at step 9, expected",
         ),
-        (Half(moved_does="None"), "Half.moved: expected parameters like .*, got None$"),
-        (Half(moved_does="[own]"), r"Half.moved: expected parameters like .*, got \(a dict,\)$"),
+        (Half(moved_does="None"), "Half.moved: expected parameters with .*, got None$"),
+        (Half(moved_does="[own]"), r"Half.moved: expected parameters with .*, got \(a dict,\)$"),
         (Half(moved_does="own + student"), "Half.moved raised TypeError: unsupported operand"),
         (
             Half(moved_does="{**own, 'norm': own['norm'].sum()}"),
@@ -235,19 +235,19 @@ class Half:
         ),
     ],
 )
-def test_a_teacher_that_cannot_teach_is_refused_before_it_is_asked_to(teacher, said):
+def test_a_teacher_that_fails_is_refused_before_training_starts(teacher, said):
     with pytest.raises(UserError) as error:
         check_teacher(teacher, FEW, 10)
-    # Not by `match`, which also reads the notes that JAX adds to an exception.
+    # `match` would also search the notes that JAX adds to an exception.
     assert re.search(f"^teacher: .*{said}", str(error.value)), error.value
     assert len(str(error.value)) < 200
 
 
-def test_a_teacher_that_can_is_not():
+def test_a_valid_teacher_is_accepted():
     average = "jax.tree.map(lambda t, s: 0.5 * t + 0.5 * s, own, student)"
     for teacher in (Half(moved_does=average), Approaching(4), Frozen()):
         check_teacher(teacher, FEW, 10)
-    check_teacher(Half("models.own, 1 / (models.step - 3)"), FEW, 3)  # of a step never reached
+    check_teacher(Half("models.own, 1 / (models.step - 3)"), FEW, 3)  # step 3 is never reached
     check_teacher(Approaching(4), FEW, 0)
 
 
