@@ -207,7 +207,7 @@ def test_changed_bytes_of_equal_length_are_refused_too(saved, pattern):
 def test_another_shape_names_the_parameter_and_both_shapes(saved):
     with pytest.raises(
         UserError,
-        match=r"does not fit this config; optimizer\.0\.mean: expected float32\[16, 4\], "
+        match=r"does not match this config; optimizer\.0\.mean: expected float32\[16, 4\], "
         r"got float32\[16, 8\] \(and 1 more differ\); use the config\.json",
     ):
         Checkpoints(saved).restore(10, _abstract(_state(width=4)))

@@ -156,7 +156,7 @@ def test_files_that_the_system_refuses_leave_nothing_behind(tmp_path):
 
 def test_a_tokenizer_of_another_model_is_refused(source, tmp_path):
     (source / "generation_config.json").write_text('{"eos_token_id": 151645}')
-    with pytest.raises(UserError, match=r"eos_token_id=151645 lies beyond .* vocab_size=64"):
+    with pytest.raises(UserError, match=r"eos_token_id=151645 is outside .* vocab_size=64"):
         hf_export.export_folder(tmp_path / "model", random_params(), CONFIG, tokenizer_from=source)
     (source / "tokenizer.json").unlink()
     (source / "tokenizer_config.json").unlink()

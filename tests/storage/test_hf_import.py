@@ -186,27 +186,27 @@ DAMAGES = {
     ),
     "extra tensor": (
         lambda folder: rewrite(folder, lambda t: t.update(surplus=t[NORM])),
-        "tensor surplus is none that config.json asks for",
+        "unexpected tensor surplus; config.json has no place for it",
     ),
     "a layer too many": (
         lambda folder: _set_config(folder, num_hidden_layers=2, layer_types=None),
-        r"tensor model.layers.2.\S+ is none that config.json asks for",
+        r"unexpected tensor model.layers.2.\S+; config.json has no place for it",
     ),
     "wrong shape": (
         lambda folder: rewrite(folder, lambda t: t.update({NORM: t[NORM][:-1].copy()})),
-        r"tensor model.norm.weight has shape \(127,\); config.json asks for \(128,\)",
+        r"tensor model.norm.weight has shape \(127,\); config.json requires \(128,\)",
     ),
     "transposed": (
         lambda folder: rewrite(folder, lambda t: t.update({UP: t[UP].T.copy()})),
-        rf"tensor {UP} has shape \(128, 384\); config.json asks for \(384, 128\)",
+        rf"tensor {UP} has shape \(128, 384\); config.json requires \(384, 128\)",
     ),
     "quantized": (
         lambda folder: rewrite(folder, lambda t: t.update({NORM: t[NORM].astype(np.int8)})),
-        "tensor model.norm.weight is I8; only F32, BF16, F16 are read",
+        "tensor model.norm.weight is I8; only F32, BF16, F16 are supported",
     ),
     "double precision": (
         lambda folder: rewrite(folder, lambda t: t.update({NORM: t[NORM].astype(np.float64)})),
-        "tensor model.norm.weight is F64; only F32, BF16, F16 are read",
+        "tensor model.norm.weight is F64; only F32, BF16, F16 are supported",
     ),
     "layers of two dtypes": (
         lambda folder: rewrite(folder, lambda t: t.update({UP: t[UP].astype(np.float16)})),
