@@ -19,9 +19,7 @@ from jaxdistill.sampling import Sampling, fit_slots, make_sampler, pages
 ROWS, MOST, POOL = 5, 4, 13  # rows of up to four pages each, twelve pages and nobody's
 
 assign = functools.partial(jax.jit(pages.assign, static_argnums=2), num_pages=POOL)
-rows_that_go_on = functools.partial(
-    jax.jit(pages.rows_that_go_on, static_argnums=2), num_pages=POOL
-)
+rows_to_keep = functools.partial(jax.jit(pages.rows_to_keep, static_argnums=2), num_pages=POOL)
 
 
 @settings(max_examples=30, deadline=None)
@@ -30,7 +28,7 @@ def test_every_row_gets_what_it_wants_and_no_page_has_two_rows(history):
     table_BI = np.zeros((ROWS, MOST), np.int32)
     for wanted in history:
         drawn_B = np.arange(ROWS)
-        wanted_B = np.array(wanted) * np.asarray(rows_that_go_on(np.array(wanted), drawn_B))
+        wanted_B = np.array(wanted) * np.asarray(rows_to_keep(np.array(wanted), drawn_B))
         before_BI, table_BI = table_BI, np.asarray(assign(table_BI, wanted_B))
         held = table_BI[table_BI > 0]
         np.testing.assert_array_equal((table_BI > 0).sum(axis=1), wanted_B)
@@ -46,7 +44,7 @@ def test_every_row_gets_what_it_wants_and_no_page_has_two_rows(history):
     st.lists(st.integers(0, 99), min_size=ROWS, max_size=ROWS),
 )
 def test_those_who_have_drawn_most_go_on_as_long_as_there_are_pages(wanted, drawn):
-    fits_B = np.asarray(rows_that_go_on(np.array(wanted), np.array(drawn)))
+    fits_B = np.asarray(rows_to_keep(np.array(wanted), np.array(drawn)))
     assert np.sum(wanted, where=fits_B) < POOL
     assert fits_B.any(), "a longest row fits, so there is always one that comes to its end"
     if not fits_B.all():

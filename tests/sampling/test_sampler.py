@@ -343,7 +343,7 @@ def test_counts_of_rows_that_all_fit_are_their_steps_and_tokens():
 
 
 def test_a_pool_without_room_for_a_longest_row_is_the_users_mistake():
-    with pytest.raises(UserError, match=r"pages=4 are too few.*18 positions, needs 5 of 4"):
+    with pytest.raises(UserError, match=r"pages=4 are too few.*18 positions, needs 5 pages of 4"):
         sample([0, 1, 2, 3], 4, SAMPLING, slots=3, pages=ONE_ROW - 1)
 
 
