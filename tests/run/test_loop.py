@@ -173,7 +173,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(whole, tmp_path, m
     assert len(metrics_of(tmp_path / "run")) == 2
     monkeypatch.undo()
     run(tiny(), tmp_path / "run", resume=True, quiet=True)
-    assert "has no checkpoint yet: it starts at step 0\n" in capsys.readouterr().err
+    assert "has no checkpoint yet and starts at step 0\n" in capsys.readouterr().err
     assert_same_run(tiny(), tmp_path / "run", whole)
 
 
@@ -182,7 +182,7 @@ def test_a_step_that_was_skipped_is_told_though_the_run_is_quiet(tmp_path, capsy
     with MetricsWriter(tmp_path) as writer, tqdm(disable=True) as bar:
         runs.log(writer, bar, 3, sums, {})
         runs.log(writer, bar, 4, sums | {"skipped": Sum(0.0, 1.0)}, {})
-    said = "step 3 was skipped: its gradient is not finite, and nothing was learnt\n"
+    said = "step 3 was skipped: its gradient is not finite; the parameters are unchanged\n"
     assert capsys.readouterr().err == said
 
 
@@ -286,7 +286,7 @@ def test_a_resume_of_another_config_names_the_setting(whole):
         run(other, whole, resume=True, quiet=True)
     with pytest.raises(UserError, match="`teacher` is"):
         run(tiny(teacher=Frozen()), whole, resume=True, quiet=True)
-    with pytest.raises(UserError, match="stands at step 6 already"):
+    with pytest.raises(UserError, match="is already at step 6"):
         run(tiny(steps=5), whole, resume=True, quiet=True)
     assert {k: v for k, v in tree_of(whole).items() if "tensorboard" not in k} == {
         k: v for k, v in before.items() if "tensorboard" not in k

@@ -129,7 +129,7 @@ def test_a_recipe_copy_that_is_not_the_runs_is_refused(place, where):
 def test_a_changed_original_is_another_run_and_the_copy_is_what_resumes(place):
     arguments = ["train", "own_recipe.py", *RESUME, *SET]
     (place / "own_recipe.py").write_text(SOURCE.replace("+ 1.0", "+ 2.0"))
-    said = "another text of the recipe's own classes; resume its copy, `jaxdistill train run/conf"
+    said = "another version of the recipe's own classes; resume its copy with `jaxdistill train"
     assert_mistake(arguments, said)
     # The original as it was resumes, but not into a folder that has lost its copy.
     (place / "own_recipe.py").write_text(SOURCE)

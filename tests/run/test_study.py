@@ -272,7 +272,7 @@ def test_the_shares_are_whole_balanced_and_compile_each_objective_once(profile, 
 
 def test_two_arms_of_one_name_would_share_a_folder():
     base, sdpo, _ = three_arms()
-    with pytest.raises(UserError, match="1 names stand for several arms, as main-sdpo-s0"):
+    with pytest.raises(UserError, match="several arms have the same name, such as main-sdpo-s0 "):
         small(arms=(base, sdpo, sdpo))
     with pytest.raises(UserError, match="several arms"):
         with_overrides(load_study_recipe("toy_study", "full"), ["seed=5"])
