@@ -160,10 +160,14 @@ ONES = np.ones((2, 3), int)
         (ONES * 1.0, None, "tokens must be integers.*float64"),
         (ONES > 0, None, "tokens must be integers.*bool"),
         (np.ones((2, 0), int), None, r"tokens must be integers.*\[2, 0\]"),
-        ([[1, 2], [3]], None, "tokens must have rows of one length; pad"),
+        ([[1, 2], [3]], None, "tokens must have rows of equal length; pad"),
         (ONES * V, None, "token id 61 is not in the vocabulary: it has ids 0 to 60"),
         (-ONES, None, "token id -1 is not in the vocabulary"),
-        (ONES, ONES[:, :2], r"mask must have tokens' shape \[2, 3\].*got int64 of shape \[2, 2\]"),
+        (
+            ONES,
+            ONES[:, :2],
+            r"mask must have the shape of tokens, \[2, 3\].*int64 of shape \[2, 2\]",
+        ),
         (ONES, ONES * 2, "mask must .* be 1 at real tokens"),
         (ONES, ONES * 0.5, "mask must .* be 1 at real tokens"),
         (ONES, ONES * np.nan, "mask must .* be 1 at real tokens"),
@@ -230,7 +234,7 @@ def test_without_a_tokenizer_only_text_is_out_of_reach(folder):
     model = jd.load(folder)
     assert model.tokenizer is None
     for needs_it in (lambda: model.generate(["hello"]), lambda: model.stop_ids):
-        with pytest.raises(UserError, match=r"float32 holds no tokenizer; put its tokenizer.json"):
+        with pytest.raises(UserError, match=r"float32 holds no tokenizer; add its tokenizer.json"):
             needs_it()
 
 

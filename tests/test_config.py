@@ -106,7 +106,7 @@ def test_a_lexicon_is_words_or_a_file():
         ({"seed": -1}, "`seed` must be at least 0"),
         ({"keep_checkpoints": 0}, "`keep_checkpoints` must be at least 1"),
         ({"checkpoint_every": -5}, "`checkpoint_every` must be at least 0"),
-        ({"objective": CrossEntropy()}, "`objective` CrossEntropy goes with `experience` Super"),
+        ({"objective": CrossEntropy()}, "`objective` CrossEntropy requires `experience` Super"),
     ],
 )
 def test_what_cannot_be_run_is_no_config(changes, said):
@@ -216,7 +216,7 @@ def test_a_presets_name_is_one_only_where_an_objective_stands(tmp_path):
 
 def test_what_switches_the_evaluation_off_is_said():
     for text in ("evaluation=none", "evaluation = None"):
-        with pytest.raises(UserError, match=r"`evaluation.splits=\(\)` switches it off"):
+        with pytest.raises(UserError, match=r"write `evaluation.splits=\(\)`"):
             load_recipe("toy_grpo", [text])
     assert load_recipe("toy_grpo", ["evaluation.splits=()"]).evaluation.splits == ()
 

@@ -205,7 +205,7 @@ def test_the_original_config_is_left_alone():
         ("stages.0.rate=1", r"'stages.0.rate': entries of a tuple have no path; set stages as a w"),
         (
             "stages[0]=EMA()",
-            r"'stages\[0\]': entries of a tuple have no path.*as a whole, it is \(\)",
+            r"'stages\[0\]': entries of a tuple have no path.*as a whole; it is now \(\)",
         ),
         ("objective.words.0=1", r"unknown setting 'objective.words.0'; nearest: "),
         ("words=3", r"^words: expected tuple\[str, \.\.\.\], got 3$"),

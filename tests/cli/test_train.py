@@ -24,7 +24,7 @@ MISTAKES = {
     "train toy_grpo --set seed=-1": "`seed` must be at least 0, got -1",
     "train toy_grpo --set compute.micro_batches=0": "`compute.micro_batches` must be at least 1",
     "train toy_grpo --set compute.micro_batches=5": "must divide the 48 rows",
-    "train toy_grpo --set objective=CrossEntropy()": "goes with `experience` Supervised",
+    "train toy_grpo --set objective=CrossEntropy()": "requires `experience` Supervised",
     "train toy_grpo --set teacher=EMA(rate=2)": r"teacher: `rate` must lie in \(0, 1\]",
     "train toy_grpo --set model.world=mars": "toy base 'mars'",
     "train toy_grpo --set experience.task.pool=mars": "`pool` must be one of",
@@ -65,9 +65,9 @@ def test_a_run_folder_is_not_overwritten_and_not_resumed_as_another(place, run_d
     changed = ["--resume", "--set", "experience.rollouts=4"]
     assert_mistake(
         ["train", "tiny.json", "--run-dir", run_dir, *changed],
-        "`experience.rollouts` is 2 there and 4 here",
+        "`experience.rollouts` is 2 in its config.json and 4 now",
     )
-    typed = f"goes on with `jaxdistill train {run_dir}/config.json --resume`"
+    typed = f"use `jaxdistill train {run_dir}/config.json --resume`"
     assert_mistake(["train", run_dir, "--resume"], f"did you mean {run_dir}/config.json.*{typed}")
     assert tree_of(run_dir) == before
 

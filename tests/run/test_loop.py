@@ -282,7 +282,9 @@ def test_a_run_of_no_steps_is_evaluated_and_exported(tmp_path):
 def test_a_resume_of_another_config_names_the_setting(whole):
     before = tree_of(whole)
     other = tiny(optimizer=dataclasses.replace(tiny().optimizer, peak_lr=0.5))
-    with pytest.raises(UserError, match=r"`optimizer.peak_lr` is 0.01 there and 0.5 here"):
+    with pytest.raises(
+        UserError, match=r"`optimizer.peak_lr` is 0.01 in its config.json and 0.5 now"
+    ):
         run(other, whole, resume=True, quiet=True)
     with pytest.raises(UserError, match="`teacher` is"):
         run(tiny(teacher=Frozen()), whole, resume=True, quiet=True)

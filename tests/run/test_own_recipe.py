@@ -117,7 +117,7 @@ def test_a_recipe_copy_that_is_not_the_runs_is_refused(place, where):
     arguments, copy = ["train", "run/config.json", *where], place / "run" / "recipe.py"
     for text in (SOURCE + "\n", SOURCE[:200]):
         copy.write_text(text)
-        assert_mistake(arguments, "run/recipe.py is not the text that the run was started with")
+        assert_mistake(arguments, "run/recipe.py is not the file that the run was started with")
     copy.unlink()
     assert_mistake(arguments, "run/recipe.py cannot be read: No such file")
     write_copy(place, SOURCE.replace("FadeIn", "FadeOut"))
@@ -136,7 +136,7 @@ def test_a_changed_original_is_another_run_and_the_copy_is_what_resumes(place):
     original = load_recipe("own_recipe.py", SMALL)
     assert original == load_recipe("run/config.json", [])
     assert not start_folder(original, place / "run", resume=True)
-    other = "`objective.weights` is .*'positions': 4.* there and .*'positions': 5.* here"
+    other = "`objective.weights` is .*'positions': 4.* in its .*'positions': 5.* now"
     assert_mistake([*arguments, "--set", "objective.weights=(FadeIn(5),)"], other)
     (place / "run" / "recipe.py").unlink()
     assert_mistake(arguments, "run/recipe.py cannot be read")
@@ -206,7 +206,9 @@ def test_a_config_of_two_recipes_starts_no_run(place):
     (place / "other.py").write_text(SOURCE + "\nother = own_recipe\n")
     config, other = load_recipe("run/config.json", []), load_recipe("other.py", [])
     mixed = dataclasses.replace(config, objective=other.objective)
-    with pytest.raises(UserError, match=r"of several recipes, a run keeps one: .*other.py"):
+    with pytest.raises(
+        UserError, match=r"of several recipes, but a run can keep only one: .*other.py"
+    ):
         start_folder(mixed, place / "mixed", resume=False)
     assert not (place / "mixed").exists()
 
@@ -248,7 +250,10 @@ def test_a_report_an_analysis_and_an_evaluation_of_other_questions_never_run_a_r
         ("mine.py:Brief()", "recipe mine.py cannot be read: No such file"),
         ("run/recipe.py:Breif", "run/recipe.py:Breif': recipe.py has no class 'Breif'; nearest: B"),
         ("run/recipe.py:ToyTask", "recipe.py has no class 'ToyTask'"),
-        ("run/recipe.py:FadeIn", r"a class with questions\(\) and grade\(.*, and FadeIn is none"),
+        (
+            "run/recipe.py:FadeIn",
+            r"a class with questions\(\) and grade\(.*, but FadeIn is not one",
+        ),
         ("run/recipe.py:Brief(counts=2)", r"unknown setting .*counts'; expected Brief\(count, m"),
         ("run/recipe.py:Brief(count=0)", "`count` must be at least 1, got 0"),
         ("no_such.module:Brief", "no_such.module:Brief: ModuleNotFoundError"),
@@ -283,7 +288,7 @@ BROKEN = [
     ("positions: int = 8", "positions: dict = None", "FadeIn.positions is of type dict, which"),
     ("most_words: int = 60", "most_words: int = '60'", "task.most_words: expected int, got '60'"),
     ("import jax.numpy", "import beside_me, jax.numpy", "imports 'beside_me' from its own folder"),
-    ("def compose", "def composed", r"a class with compose\(attempt\), and Backwards is none"),
+    ("def compose", "def composed", r"a class with compose\(attempt\), but Backwards is not one"),
     ("shown = ", "shown = attempt.none or ", "Backwards.compose on question .*AttributeError"),
     ("return shown and", "return 4 or", "Backwards.compose on .*expected a Shown of text, or None"),
     (

@@ -234,7 +234,7 @@ def test_a_run_that_fails_is_reported_and_the_others_stay(workers, tmp_path):
 def test_a_worker_that_dies_is_reported(tmp_path, monkeypatch):
     """As by the system's memory killer: no exception ever comes back."""
     monkeypatch.setattr(studies, "worker", dies)
-    with pytest.raises(RuntimeError, match="ended with code 7"):
+    with pytest.raises(RuntimeError, match="ended with exit code 7"):
         run_study(small(2, one_process()), tmp_path / "study", quiet=True)
 
 
