@@ -1,4 +1,4 @@
-"""Choices of a recipe's own: found, written, read back, sent to other processes, refused."""
+"""A recipe's own classes: found, written, read back, sent to other processes, refused."""
 
 import dataclasses
 import json
@@ -133,9 +133,9 @@ def test_the_same_text_is_the_same_module_wherever_it_lies(tmp_path):
     (tmp_path / "a.py").write_bytes(RECIPE)
     (tmp_path / "b.py").write_bytes(RECIPE + b"\n")
     assert load_file(tmp_path / "a.py") is MODULE
-    assert MODULE.__file__ == "mine.py"  # what it reads from beside it is found as it was first
+    assert MODULE.__file__ == "mine.py"  # files beside it are found as at its first load
     assert load_file(tmp_path / "b.py") is not MODULE
-    assert "dataclass" not in OWN  # what it imports is not its own
+    assert "dataclass" not in OWN  # imported names are not the recipe's own
 
 
 def test_an_own_class_survives_json_and_is_named_by_its_file():
@@ -177,7 +177,7 @@ def test_text_names_own_classes_beside_the_built_in_ones():
     texts = ["weights=(Slope(rate=2), Steep(strength=3))", "weights=(Steep(2, words=(a,)),)"]
     changed = apply_overrides(Loss(), texts, OWN)
     assert changed.weights == (OWN["Steep"](2.0, words=("a",)),)
-    # A config that holds one knows the others of its file.
+    # A config that uses one class of a recipe's file knows the others too.
     again = apply_overrides(changed, ["first=Steep()", "first.strength=4", "first.shape.power=3"])
     assert again.first == OWN["Steep"](4.0, shape=OWN["Shape"](3))
 
@@ -336,7 +336,7 @@ def test_types_that_are_nowhere_are_refused_where_the_choice_is_made():
         match=r"^first: the type hints of Hints cannot be read: NameError: name 'nowhere'",
     ):
         own_classes.require_choice("first", OWN["Hints"](1.0), Gate | OwnWeight)
-    tree = Loss(first=OWN["Tree"](inner=OWN["Tree"]()))  # a type within itself is no endless one
+    tree = Loss(first=OWN["Tree"](inner=OWN["Tree"]()))  # a recursive type is accepted
     assert from_json(Loss, to_json(tree), own=OWN) == tree
 
 
@@ -352,7 +352,7 @@ def test_types_that_are_nowhere_are_refused_where_the_choice_is_made():
 )
 def test_a_file_that_cannot_be_run_is_one_line(text, said, tmp_path):
     (tmp_path / "mine.py").write_text(text)
-    for _ in range(2):  # nothing of the first time is left
+    for _ in range(2):  # the first failure leaves nothing in sys.modules
         with pytest.raises(UserError, match=said):
             load_file(tmp_path / "mine.py")
     with pytest.raises(UserError, match=r"absent.py cannot be read: No such file"):

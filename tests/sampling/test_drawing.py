@@ -1,4 +1,4 @@
-"""The choice of a token against known distributions, with one block of tokens and with several."""
+"""Drawn tokens against known distributions, with one block of tokens and with several."""
 
 import functools
 
@@ -24,7 +24,7 @@ def draw_tokens(logits_BV, kept, purpose="frequencies"):
 
 @pytest.fixture(params=[6, 2, 3])
 def block(request, monkeypatch):
-    """Tokens of a block of six: all of them, or some."""
+    """The block size for six tokens: all of them in one block, or in several."""
     monkeypatch.setattr(drawing, "_MAX_BLOCK", request.param)
     return request.param
 
@@ -88,7 +88,7 @@ def test_the_log_prob_is_that_of_all_tokens(kept, monkeypatch):
 
 @pytest.mark.parametrize("top_p", [0.9, 0.95, 0.99])
 def test_several_draws_and_masks_keep_the_same_tokens(top_p, monkeypatch):
-    """Each token of the masks' nucleus is drawn by some row, and no other."""
+    """Every token of the nucleus that masking finds is drawn by some row, and no other token is."""
     logits_V = jax.random.normal(jax.random.key(1), (24,))
     monkeypatch.setattr(drawing, "_MAX_BLOCK", 8)
     assert drawing._num_draws(Truncation(top_p=top_p), 24) > 0

@@ -1,4 +1,4 @@
-"""Who holds which page, who goes on when there are too few, and how many fit a device."""
+"""Page assignment, preemption when pages run out, and how many slots and pages fit a device."""
 
 import functools
 
@@ -16,7 +16,7 @@ from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.rope import Rope
 from jaxdistill.sampling import Sampling, fit_slots, make_sampler, pages
 
-ROWS, MOST, POOL = 5, 4, 13  # rows of up to four pages each, twelve pages and nobody's
+ROWS, MOST, POOL = 5, 4, 13  # up to four pages per row; twelve pages, and page 0
 
 assign = functools.partial(jax.jit(pages.assign, static_argnums=2), num_pages=POOL)
 rows_to_keep = functools.partial(jax.jit(pages.rows_to_keep, static_argnums=2), num_pages=POOL)
@@ -75,7 +75,7 @@ class Device:
 
 
 def fitted(monkeypatch, positions, rows=100):
-    """Prompts of 56 tokens, up to 600 new ones: six pages a row, two at a third of the tokens."""
+    """Prompts of 56 tokens, up to 600 new ones: six pages per row, two at a third of it."""
     needed = positions * POSITION + 10 * 56 * POSITION + 4 * CONFIG.num_parameters
     monkeypatch.setattr(jax, "local_devices", lambda: [Device(int(needed / 0.8) + POSITION)])
     pages._choose_slots.cache_clear()
@@ -104,7 +104,7 @@ def test_pages_take_what_beside_weights_and_prompts_is_free(monkeypatch, pages, 
 
 
 def test_an_int8_cache_has_room_for_more(monkeypatch):
-    """Numbers of one byte and a scale of four for each head: 12 bytes instead of 32."""
+    """8 values of one byte and a scale of four bytes per head: 12 bytes instead of 32."""
     assert fitted(monkeypatch, 51 * 128) == (24, 48)
     slots, found = fit_slots(
         CONFIG,
@@ -115,7 +115,7 @@ def test_an_int8_cache_has_room_for_more(monkeypatch):
         dtype=jnp.float32,
         cache_dtype="int8",
     )
-    held = 51 * 128 * 32 / 12 + 10 * 56 * (32 / 12 - 1)  # prompts take less too
+    held = 51 * 128 * 32 / 12 + 10 * 56 * (32 / 12 - 1)  # prompts are smaller too
     assert (slots, found) == (64, 128)
     assert found * 128 <= held < (found + 16) * 128
 
@@ -163,7 +163,7 @@ def test_what_is_chosen_on_a_mesh_suits_the_sampler_and_fits_each_device(sizes, 
         held = rows // sharding_parts(mesh, rows) * 656
     else:
         assert found % parts == 0
-        assert found // parts >= pages.pages_of_row(656, 128)  # a longest row
+        assert found // parts >= pages.pages_of_row(656, 128)  # a row of full length
         held = found // parts * 128
     assert 1 <= slots <= rows
     most = int((20 * 128 + 10 * 56) * POSITION + 4 * CONFIG.num_parameters) + POSITION
