@@ -2,8 +2,7 @@
 
 Works on any tree of dataclasses whose fields are int, float, bool, str, None, Literal, tuple,
 dataclasses, or unions of these. A dataclass inside a union is written as
-`{"type": "ClassName", ...}`. Text is parsed according to the field's declared type and is never
-evaluated.
+`{"type": "ClassName", ...}`. Text is parsed by the field's declared type and is never evaluated.
 
 A union with a Protocol among its members is open (`own_classes`): a recipe's own class is written
 as `{"type": "recipe.py:ClassName", ...}`, and on the command line by its name.
@@ -181,10 +180,7 @@ _WORDS = {"true": True, "false": False, "null": None, "none": None}
 
 
 def parse(annotation: Any, text: str, path: str, own: Classes = NONE) -> Any:
-    """Parse `text` as the declared type. Text that fits no other type becomes a string if allowed.
-
-    Raises UserError naming `path` if it does not fit.
-    """
+    """Parse `text` as the declared type; a string only if no other fits. Raises UserError."""
     reading = Reading(own, with_defaults=True)
     try:
         value = _read(ast.parse(text, mode="eval").body)
@@ -323,9 +319,7 @@ def _chosen(annotation: Any, tag: str, path: str, reading: Reading) -> Any:
         return built_in.get(tag)
     if reading.with_defaults and tag in reading.own:  # in text, a recipe's class has no prefix
         if tag in built_in:
-            raise UserError(
-                f"{path}: {tag} is ambiguous: a built-in class and one of the recipe have that name"
-            )
+            raise UserError(f"{path}: {tag} is ambiguous, both built in and a class of the recipe")
         tag = f"{own_classes.RECIPE}:{tag}"
     elif reading.with_defaults:
         tag = ":".join(tag.rsplit(".", 1))
@@ -444,9 +438,8 @@ def _signature(cls: Any) -> str:
 
 def _show(value: Any) -> str:
     if isinstance(value, _Unreadable):
-        return (
-            f"{value.text!r} (quote text inside a call)" if "(" in value.text else repr(value.text)
-        )
+        hint = " (quote text inside a call)" if "(" in value.text else ""
+        return f"{value.text!r}{hint}"
     if isinstance(value, _Call):
         inner = [_show(arg) for arg in value.args]
         inner += [f"{name}={_show(arg)}" for name, arg in value.keywords.items()]

@@ -196,7 +196,7 @@ def test_text_names_own_classes_beside_the_built_in_ones():
         ("weights=Steep", r"^weights: expected tuple.*; write \(Steep\(\),\), got 'Steep'$"),
         ("weights=Steep(2)", r"; write \(Steep\(2\),\), got Steep\(2\)$"),
         ("first=NoFactor()", r"^first: expected a class with .*and reads, but NoFactor is"),
-        ("first=Gate()", r"^first: Gate is ambiguous: a built-in class and one of the recipe"),
+        ("first=Gate()", r"^first: Gate is ambiguous, both built in and a class of the recipe$"),
         ("first=Bare()", r"^first: Bare must be a frozen dataclass"),
         ("first=Thawed()", r"^first: Thawed must be a frozen dataclass"),
         ("first=Table()", r"^first: Table.table is of type dict, which config.json cannot hold"),
