@@ -185,6 +185,7 @@ class Model:
 # ---------------------------------------------------------------------------- logits
 
 
+# A module-level function with a static config: models of equal config share compiled programs.
 @functools.partial(jax.jit, static_argnames=("config", "dtype", "attention"))
 def _logits(
     params: Any,

@@ -115,6 +115,7 @@ def load_recipe(name: str, texts: list[str]) -> RunConfig:
         config, module = _read_config_json(path)
     else:
         module, function = _recipe_function(name, path)
+        # The parameter `profile` is what distinguishes a study from a run.
         if "profile" in inspect.signature(function).parameters:
             raise UserError(f"recipe {name!r} is a study; use `jaxdistill study {name}`")
         config = _call(function, name)
@@ -122,6 +123,7 @@ def load_recipe(name: str, texts: list[str]) -> RunConfig:
             raise UserError(f"recipe {name!r} returned {type(config).__name__}, not a RunConfig")
     own = module.classes if isinstance(module, RecipeModule) else {}
     config = overrides.apply_overrides(config, with_presets(texts), own)
+    # After the overrides, because they may add classes of other modules.
     if isinstance(module, RecipeModule):
         own_classes.check_installed(config, module)
     return config

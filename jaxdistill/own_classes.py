@@ -75,6 +75,7 @@ def load_source(source: bytes, file: str) -> RecipeModule:
     try:
         exec(compile(source, file, "exec"), vars(module))
     except BaseException as error:
+        # After Ctrl-C too: a partly executed module must not be found by a later load.
         del sys.modules[name]
         if isinstance(error, UserError) or not isinstance(error, Exception | SystemExit):
             raise
@@ -97,6 +98,7 @@ def called(what: str, call: Callable[[], Any], place: str | None = None) -> Any:
     except UserError as error:
         raise UserError(f"{place or what}: {error}") from error
     except (Exception, SystemExit) as error:
+        # JAX's messages have many lines, of which the first says what is wrong.
         first_line = str(error).strip().partition("\n")[0]
         raise UserError(f"{what} raised {type(error).__name__}: {first_line}") from error
 

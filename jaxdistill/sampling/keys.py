@@ -1,4 +1,4 @@
-"""Addressed randomness: a row's key depends on its purpose, never on its place in a batch."""
+"""Addressed randomness: what a row is for sets its key, never its place in a batch."""
 
 import functools
 import zlib

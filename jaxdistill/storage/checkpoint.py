@@ -53,6 +53,7 @@ class Checkpoints:
         With `save_async` the call returns once the state has been copied off the devices, so the
         caller may donate its buffers at once. The next call raises a failure in the background.
         """
+        # The previous step's listing can only be written once its files are complete.
         self.wait()
         with _uninterrupted(), _quiet():
             writer = self._open_writer()

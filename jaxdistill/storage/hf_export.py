@@ -242,6 +242,7 @@ def create_shards(folder: Path, shapes: Shapes, max_shard_bytes: float | int) ->
     """
     from huggingface_hub import split_state_dict_into_shards_factory
 
+    # The hub's own planner, so that shards have the names and sizes that transformers gives them.
     split = split_state_dict_into_shards_factory(
         shapes,
         get_storage_size=lambda shape: _num_bytes(*shape),
@@ -275,6 +276,7 @@ def _check_written(places: dict[str, Tensor], digests: dict[str, str], bar: Any)
     )
     for name, digest in found:
         if digest != digests[name]:
+            # Not a UserError: the disk or this program is at fault.
             raise RuntimeError(
                 f"{places[name].file}: tensor {name} read back differs from what was written"
             )

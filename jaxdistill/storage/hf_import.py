@@ -193,6 +193,7 @@ def _open_shards(folder: Path) -> dict[str, Tensor]:
         raise UserError(f"{index} has no weight_map")
     found: dict[str, Tensor] = {}
     for file in sorted({str(file) for file in weight_map.values()}):
+        # Only plain file names: an index must not make us read outside its folder.
         if Path(file).name != file or not file.endswith(".safetensors"):
             raise UserError(f"{index} names {file!r}; expected a .safetensors file beside it")
         if not (folder / file).is_file():
@@ -280,6 +281,7 @@ def _dtypes(
 def _hold_same_bits(a: Tensor, b: Tensor) -> bool:
     """Whether dtype and every bit are equal; compares in blocks to bound the host's memory."""
     rows = max(1, 2**24 * a.shape[0] // a.num_bytes)  # 16 MiB, as in `safetensors_io`
+    # As bytes, because NaN differs from itself as a number.
     return a.dtype == b.dtype and all(
         read_slice(a, slice(start, start + rows)).tobytes()
         == read_slice(b, slice(start, start + rows)).tobytes()

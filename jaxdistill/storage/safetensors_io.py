@@ -118,6 +118,7 @@ def write(tensor: Tensor, value: np.ndarray) -> str:
     """Write the tensor's bytes to its place in a file from `create`; returns their digest."""
     assert value.shape == tensor.shape, f"{value.shape} for {tensor}"
     assert value.dtype == DTYPES[tensor.dtype], f"{value.dtype} for {tensor}"
+    # Each call opens the file itself, because threads must not share a file position.
     with tensor.file.open("r+b") as handle:
         handle.seek(tensor.offset)
         handle.write(_bytes_of(value))
