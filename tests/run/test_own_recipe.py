@@ -294,7 +294,7 @@ BROKEN = [
     (
         "def grade",
         "def graded",
-        r"questions\(\) and grade\(question, response\), and Brief is",
+        r"questions\(\) and grade\(question, response\), but Brief is",
     ),
     ("return verdict\n", "return 1\n", "Brief.grade on question .*expected a Verdict of bool"),
     ("ToyTask(count=self.count)", "self", "Brief.questions: RecursionError"),
