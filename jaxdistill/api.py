@@ -1,7 +1,8 @@
-"""The surface for notebooks: load a model, ask it for logits or text, save it.
+"""The interface for notebooks: load a model, compute logits, generate text, save the model.
 
-Everything here is thin: `storage` opens and writes folders, `models.decoder` computes,
-`sampling.engine` samples. What is added is that a mistake in the input ends in one clear line.
+Everything here is a thin layer: `storage` opens and writes folders, `models.decoder` computes, and
+`sampling.engine` samples. This module adds checks, so that a mistake in the input is reported in
+one clear line.
 """
 
 import contextlib
@@ -33,11 +34,12 @@ from jaxdistill.tasks.questions import Question
 def load(
     path: str | Path, *, mesh: sharding.Mesh | None = None, dtype: DTypeLike | None = None
 ) -> "Model":
-    """Open a Hugging Face folder, the newest checkpoint of a run folder, or a model of the hub.
+    """Open a Hugging Face folder, the newest checkpoint of a run folder, or a model on the hub.
 
-    `toy:main` and `toy:control` are the bundled bases. `dtype` is that of the parameters, None the
-    folder's own (a trained run's is float32); with `mesh` each is split by its axes. Raises
-    UserError, one line that lists what was tried, where there is no model, or a malformed one.
+    `toy:main` and `toy:control` are the bundled base models. `dtype` is the parameters' dtype; None
+    keeps the stored one (float32 for a trained run). With `mesh`, each parameter is sharded by its
+    axes. Raises UserError, one line that lists what was tried, if there is no model or it is
+    malformed.
     """
     _check_dtype(dtype)
     config, params, folder = loading.open_weights(path, mesh, dtype=dtype, progress=True)
@@ -51,10 +53,10 @@ def _check_dtype(dtype: DTypeLike | None) -> None:
     raise UserError(f"dtype must be 'float32', 'bfloat16', 'float16' or None, not {dtype!r}")
 
 
-# Not eq: two models' arrays have no one truth value.
+# eq=False: comparing the arrays of two models gives an array, which has no truth value.
 @dataclass(frozen=True, eq=False, repr=False)
 class Model:
-    """A model in memory: its config, its parameters, and the folder that its tokenizer is in."""
+    """A model in memory: its config, its parameters, and the folder with its tokenizer."""
 
     config: ModelConfig
     params: Any
@@ -73,16 +75,16 @@ class Model:
 
     @functools.cached_property
     def tokenizer(self) -> Any:
-        """The folder's tokenizer; None where it holds none. Raises UserError for a broken one."""
+        """The folder's tokenizer; None if there is none. Raises UserError for a broken one."""
         return tokenizers.load(self.folder) if self._has_tokenizer else None
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """The ids that end a response. Raises UserError where there are none."""
+        """The token ids that end a response. Raises UserError if there are none."""
         if self.tokenizer is None:
             raise UserError(
-                f"{self.folder} holds no tokenizer; put its tokenizer.json and "
-                "tokenizer_config.json there"
+                f"{self.folder} holds no tokenizer; add its tokenizer.json and "
+                "tokenizer_config.json"
             )
         return tokenizers.stop_ids(self.tokenizer, self.folder)
 
@@ -95,11 +97,12 @@ class Model:
     ) -> Float[Array, "B S V"]:
         """float32 logits; those at [b, s] predict the token after `tokens_BS[b, s]`.
 
-        `tokens_BS` holds integers and `mask_BS` 1 at real tokens (None: everywhere), padding on
-        either side; what stands at padding cannot change other logits, and its own mean nothing.
-        `dtype` is that of matrix multiplications: "auto" is bfloat16 on GPU and TPU, float32 on
-        CPU; `attention` names an implementation (`models.attention`). Each new shape compiles once.
-        Raises UserError for tokens or a mask of another kind.
+        `tokens_BS` has token ids, and `mask_BS` is 1 at real tokens and 0 at padding (None: no
+        padding). Padding may be on either side: its ids do not affect the logits of real tokens,
+        and its own logits are meaningless. `dtype` is the dtype of matrix multiplications ("auto":
+        bfloat16 on GPU and TPU, float32 on CPU); `attention` names an implementation
+        (`models.attention`). Each new shape compiles once. Raises UserError for malformed tokens or
+        a malformed mask.
         """
         tokens_BS, mask_BS = check_tokens(self.config, tokens_BS, mask_BS)
         if self.mesh is not None:
@@ -126,11 +129,12 @@ class Model:
         dtype: str = "auto",
         cache_dtype: CacheDtype = "auto",
     ) -> list[list[str]]:
-        """Sample `rollouts` responses to each prompt, a user's turn put into the chat template.
+        """Sample `rollouts` responses to each prompt, rendered as a user turn by the chat template.
 
-        A prompt's responses depend on (seed, its place in the list, rollout, sampling) alone.
-        `cache_dtype="int8"` keeps twice the tokens in memory, rounded (`models.quantized`).
-        Raises UserError for a model without tokenizer, chat template or stop token.
+        Returns one list of responses per prompt. They depend only on (seed, the prompt and its
+        index in the list, rollout, `sampling`) and the parameters. `cache_dtype="int8"` stores keys
+        and values rounded to int8, which halves the KV cache (`models.quantized`). Raises UserError
+        for malformed prompts, and for a model without tokenizer, chat template or stop token.
         """
         if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
             raise UserError(f"prompts must be a list of strings, got {prompts!r:.80}")
@@ -163,9 +167,9 @@ class Model:
         return [responses[i : i + rollouts] for i in range(0, len(responses), rollouts)]
 
     def save(self, path: str | Path) -> None:
-        """Write a Hugging Face folder: config, tokenizer, weights in the dtype that they have.
+        """Write a Hugging Face folder: config, tokenizer, and weights in their current dtypes.
 
-        Raises UserError when `path` exists or cannot be written; nothing is left half-written.
+        Raises UserError if `path` exists or cannot be written; no partial folder is left behind.
         """
         source = self.folder if self._has_tokenizer else None
         hf_export.export_folder(
@@ -181,6 +185,7 @@ class Model:
 # ---------------------------------------------------------------------------- logits
 
 
+# A module-level function with a static config: models of equal config share compiled programs.
 @functools.partial(jax.jit, static_argnames=("config", "dtype", "attention"))
 def _logits(
     params: Any,
@@ -199,22 +204,23 @@ def _logits(
 def check_tokens(
     config: ModelConfig, tokens: Any, mask: Any = None
 ) -> tuple[Int[np.ndarray, "B S"], Int[np.ndarray, "B S"]]:
-    """int32 tokens_BS and mask_BS on the host. Raises UserError for what the model cannot read."""
+    """int32 tokens_BS and mask_BS on the host. Raises UserError for input the model cannot read."""
     tokens_BS = _array("tokens", tokens)
     if tokens_BS.ndim != 2 or tokens_BS.dtype.kind not in "iu" or tokens_BS.size == 0:
         raise UserError(
-            "tokens must be integers of shape [B, S], one row for each sequence; got "
+            "tokens must be integers of shape [B, S], one row per sequence; got "
             f"{tokens_BS.dtype} of shape {list(tokens_BS.shape)}"
         )
     mask_BS = np.ones_like(tokens_BS) if mask is None else _array("mask", mask)
     is_number = mask_BS.dtype.kind in "biuf"
     if mask_BS.shape != tokens_BS.shape or not is_number or not np.isin(mask_BS, (0, 1)).all():
         raise UserError(
-            f"mask must have tokens' shape {list(tokens_BS.shape)} and be 1 at real tokens, 0 at "
-            f"padding; got {mask_BS.dtype} of shape {list(mask_BS.shape)}"
+            f"mask must have the shape of tokens, {list(tokens_BS.shape)}, and be 1 at real tokens "
+            f"and 0 at padding; got {mask_BS.dtype} of shape {list(mask_BS.shape)}"
         )
     mask_BS = mask_BS.astype(np.int32)
-    tokens_BS = np.where(mask_BS > 0, tokens_BS, 0)  # padding may be any number, -100 say
+    # Padding may hold any number, such as -100; 0 is a valid id for the embedding lookup.
+    tokens_BS = np.where(mask_BS > 0, tokens_BS, 0)
     _check_rows(config, tokens_BS, mask_BS)
     return tokens_BS.astype(np.int32), mask_BS
 
@@ -224,7 +230,7 @@ def _array(name: str, values: Any) -> np.ndarray:
         return np.asarray(values)
     except ValueError:
         raise UserError(
-            f"{name} must have rows of one length; pad the shorter ones and give a mask"
+            f"{name} must have rows of equal length; pad the shorter ones and pass a mask"
         ) from None
 
 

@@ -1,4 +1,7 @@
-"""RunConfig: one experiment, composed of the configs of the modules that read them."""
+"""RunConfig: the configuration of one run, composed of the dataclasses of the modules it controls.
+
+Also finds and runs recipes, and reads and writes a run's config.json.
+"""
 
 import ast
 import hashlib
@@ -30,7 +33,10 @@ from jaxdistill.training.teachers import Frozen, Teacher
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One run. Every default lives in the dataclass that reads it."""
+    """The settings of one run. Every default lives in the dataclass of the module that reads it.
+
+    Raises UserError for a value outside its range, or settings that contradict each other.
+    """
 
     name: str
     model: ModelSource
@@ -43,11 +49,12 @@ class RunConfig:
     mesh: MeshConfig = MeshConfig()
     evaluation: Evaluation = Evaluation()
     lexicon: LexiconSource = Words()  # the epistemic ids of the losses, and the words to count
-    track_reference: bool = False  # one more forward: the reference's epistemic mass in the metrics
-    checkpoint_every: int = 0  # 0: after the last step only
+    # Add the reference's epistemic mass to the metrics, at the cost of one more forward pass.
+    track_reference: bool = False
+    checkpoint_every: int = 0  # steps; 0: after the last step only
     keep_checkpoints: int = 2
-    save_checkpoints: bool = True  # False: a run whose weights nobody will want
-    rollouts_every: int = 10  # steps between saved rollout samples; 0: none
+    save_checkpoints: bool = True  # False: for runs whose weights are not needed
+    rollouts_every: int = 10  # steps between saved samples of rollouts; 0: none
     export: bool = True
     seed: int = 0
 
@@ -60,8 +67,8 @@ class RunConfig:
         if offline != isinstance(self.objective, CrossEntropy):
             got = f"{type(self.objective).__name__} with {type(self.experience).__name__}"
             raise UserError(
-                "`objective` CrossEntropy goes with `experience` Supervised, and the others with "
-                f"OnPolicy; got {got}"
+                "`objective` CrossEntropy requires `experience` Supervised, and every other "
+                f"objective requires OnPolicy; got {got}"
             )
         rows = (
             self.experience.batch_size
@@ -71,7 +78,7 @@ class RunConfig:
         if rows % self.compute.micro_batches:
             raise UserError(
                 f"`compute.micro_batches={self.compute.micro_batches}` must divide the {rows} rows "
-                "of a step"
+                "per step"
             )
 
 
@@ -86,7 +93,7 @@ RECIPES = "jaxdistill.configs"
 
 
 def recipe_modules() -> dict[str, str]:
-    """{recipe: its module}, over the folders of `configs`."""
+    """{recipe: its module} for every recipe in `jaxdistill.configs` and its subpackages."""
     package = importlib.import_module(RECIPES)
     found = pkgutil.walk_packages(package.__path__, f"{RECIPES}.")
     return {module.name.rpartition(".")[2]: module.name for module in found if not module.ispkg}
@@ -97,17 +104,18 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name: str, texts: list[str]) -> RunConfig:
-    """Find a recipe by name, by path to a .py file, or a run's config.json; apply overrides.
+    """Load a recipe by name or path, or a run's config.json, and apply overrides.
 
-    The recipe module `toy_grpo` holds a function `toy_grpo()` that returns the config. Its file
-    may define choices of its own (`own_classes`), which overrides know by name. Raises UserError
-    for an unknown name (naming the nearest), a broken file or a bad override.
+    The recipe module `toy_grpo` has a function `toy_grpo()` that returns the config. A recipe's
+    file may define its own classes for choices (`own_classes`), which overrides refer to by name.
+    Raises UserError for an unknown name (listing the nearest), a broken file or a bad override.
     """
     path = Path(name)
     if path.suffix == ".json":
         config, module = _read_config_json(path)
     else:
         module, function = _recipe_function(name, path)
+        # The parameter `profile` is what distinguishes a study from a run.
         if "profile" in inspect.signature(function).parameters:
             raise UserError(f"recipe {name!r} is a study; use `jaxdistill study {name}`")
         config = _call(function, name)
@@ -115,26 +123,29 @@ def load_recipe(name: str, texts: list[str]) -> RunConfig:
             raise UserError(f"recipe {name!r} returned {type(config).__name__}, not a RunConfig")
     own = module.classes if isinstance(module, RecipeModule) else {}
     config = overrides.apply_overrides(config, with_presets(texts), own)
+    # After the overrides, because they may add classes of other modules.
     if isinstance(module, RecipeModule):
         own_classes.check_installed(config, module)
     return config
 
 
 def with_presets(texts: list[str]) -> list[str]:
-    """The overrides with each preset's name in an objective written out: `objective=epi_gate`.
+    """The overrides with presets expanded: `objective=epi_gate` becomes the objective it names.
 
-    Raises UserError for `objective=NAME` with a name that is neither preset nor class.
+    Raises UserError for `objective=NAME` with a name that is neither a preset nor a class.
     """
     for text in texts:
         path, _, value = map(str.strip, text.partition("="))
         if path == "evaluation" and value.lower() in ("none", "null", "false", "()", "0", ""):
-            raise UserError(f"override {text!r}: `evaluation.splits=()` switches it off")
+            raise UserError(
+                f"override {text!r}: to switch evaluation off, write `evaluation.splits=()`"
+            )
     return [_with_presets(text) for text in texts]
 
 
 def _with_presets(text: str) -> str:
     path, equals, value = text.partition("=")
-    # Where an objective stands. Anywhere else a word is what the declared type makes of it.
+    # Presets are names of objectives; for other settings the declared type interprets the word.
     if path.strip() not in ("objective", "objective.distill", "objective.policy_gradient"):
         return text
     classes = [kind.__name__ for kind in get_args(Objective)]
@@ -147,32 +158,33 @@ def _with_presets(text: str) -> str:
     try:
         node = ast.parse(value.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError):
-        return text  # whoever reads it says what is wrong
-    return path + equals + ast.unparse(_written_out(node, classes))
+        return text  # `overrides.parse` reports the mistake
+    return path + equals + ast.unparse(_expand_presets(node, classes))
 
 
-def _written_out(node: ast.expr, classes: list[str]) -> ast.expr:
-    """The parsed objective with its presets and those of its parts in their place."""
+def _expand_presets(node: ast.expr, classes: list[str]) -> ast.expr:
+    """The parsed objective with every preset in it, also in its parts, replaced by its value."""
     match node:
         case ast.Name(id=name) | ast.Call(func=ast.Name(id=name), args=[], keywords=[]):
             if name in PRESETS:
                 return ast.parse(repr(PRESETS[name]()), mode="eval").body
         case ast.Call(func=ast.Name(id=name)) if name in PRESETS:
             raise UserError(
-                f"override {ast.unparse(node)!r}: the preset {name} takes no arguments; choose it "
-                "with objective=, and change it by further overrides, as objective.reduction=token"
+                f"override {ast.unparse(node)!r}: the preset {name} takes no arguments; write "
+                f"objective={name} and change it by further overrides such as "
+                "objective.reduction=token"
             )
         case ast.Call(func=ast.Name(id=name)) if name in classes:
-            node.args = [_written_out(argument, classes) for argument in node.args]
+            node.args = [_expand_presets(argument, classes) for argument in node.args]
             for keyword in node.keywords:
-                keyword.value = _written_out(keyword.value, classes)
+                keyword.value = _expand_presets(keyword.value, classes)
     return node
 
 
 def bundled_module(name: str) -> str | None:
-    """The module of a bundled recipe's name, or of its path below the checkout's `configs/`.
+    """The module of a bundled recipe, given by name or by path below the checkout's `configs/`.
 
-    Any other path is a file of the user's, whatever its name; None for it.
+    None for any other path: that is the user's own file, even if it has a bundled recipe's name.
     """
     path = Path(name)
     if path.suffix != ".py":
@@ -190,7 +202,7 @@ def _recipe_function(name: str, path: Path) -> tuple[ModuleType, Callable[..., A
         if bundled is None and (path / "config.json").exists():
             kept = path / "config.json"
             raise UserError(
-                f"no recipe {name!r}; did you mean {kept}? The run in {path} goes on with "
+                f"no recipe {name!r}; did you mean {kept}? To continue the run in {path}, use "
                 f"`jaxdistill train {kept} --resume`"
             )
         if bundled is None:
@@ -205,7 +217,7 @@ def _recipe_function(name: str, path: Path) -> tuple[ModuleType, Callable[..., A
 
 
 def _call(function: Callable[..., Any], name: str, *arguments: Any) -> Any:
-    """Run a recipe's own code: what it raises is its author's to mend."""
+    """Call a recipe's function. Turns any exception into a UserError, since the recipe is wrong."""
     try:
         return function(*arguments)
     except UserError:
@@ -215,7 +227,10 @@ def _call(function: Callable[..., Any], name: str, *arguments: Any) -> Any:
 
 
 def load_study_recipe(name: str, profile: str) -> Any:
-    """Find a study recipe: a function of `profile` that returns a Study."""
+    """Load a study recipe, a function of `profile` that returns a Study.
+
+    Raises UserError for an unknown name, a broken file, or a recipe of a single run.
+    """
     module, function = _recipe_function(name, Path(name))
     if "profile" not in inspect.signature(function).parameters:
         raise UserError(f"recipe {name!r} is one run, not a study; use `jaxdistill train {name}`")
@@ -226,9 +241,9 @@ def load_study_recipe(name: str, profile: str) -> Any:
 
 
 def named_task(text: str) -> Task:
-    """The task that `FILE.py:Name`, `FILE.py:Name(field=3)` or `package.module:Name` means.
+    """The task that `FILE.py:Name`, `FILE.py:Name(field=3)` or `package.module:Name` refers to.
 
-    Raises UserError where there is none. A file is run, as a recipe is.
+    A file is executed, as a recipe is. Raises UserError if there is no such task.
     """
     place, colon, call = text.partition(":")
     name = call.partition("(")[0].strip()
@@ -246,12 +261,13 @@ def named_task(text: str) -> Task:
 
 
 def to_json(config: RunConfig) -> dict[str, Any]:
-    """What config.json holds: every setting, and which text the recipe's own classes come from.
+    """The contents of config.json: every setting, and the hash of a recipe with its own classes.
 
-    Raises UserError where a resumed run could not read it back.
+    Raises UserError if a resumed run could not read it back.
     """
     module = own_classes.recipe_in(config)
     described = overrides.to_json(config)
+    # Read it back now, so that a value that does not survive fails at the start and not at resume.
     overrides.from_json(RunConfig, described, own={} if module is None else module.classes)
     if module is None:
         return described
@@ -274,23 +290,24 @@ def _read_config_json(path: Path) -> tuple[RunConfig, RecipeModule | None]:
 
 
 def load_run_recipe(run_dir: Path, named: Any) -> RecipeModule:
-    """Run a run folder's own recipe.py, which must be the text that its config.json names."""
+    """Execute a run folder's recipe.py, after checking it against `named` from its config.json."""
     return own_classes.load_source(read_run_recipe(run_dir, named), str(run_dir / RECIPE))
 
 
 def read_run_recipe(run_dir: Path, named: Any) -> bytes:
+    """The bytes of a run's recipe.py. Raises UserError unless they have the hash in `named`."""
     path = run_dir / RECIPE
     expected = named.get("sha256") if isinstance(named, dict) else None
     try:
         source = path.read_bytes()
     except OSError as error:
         raise UserError(
-            f"{run_dir / 'config.json'} has classes of {RECIPE}, and {path} cannot be read: "
+            f"{run_dir / 'config.json'} uses classes of {RECIPE}, but {path} cannot be read: "
             f"{error.strerror}"
         ) from error
     if hashlib.sha256(source).hexdigest() != expected:
         raise UserError(
-            f"{path} is not the text that the run was started with (`recipe.sha256` in its "
-            "config.json): put it back, or start another run from a recipe of your own"
+            f"{path} is not the file that the run was started with (`recipe.sha256` in its "
+            "config.json): restore it, or start another run from a recipe of your own"
         )
     return source

@@ -1,8 +1,8 @@
-"""Frozen dataclasses as JSON, and changed by dotted paths: `teacher=EMA(rate=0.05)`.
+"""Frozen dataclasses to and from JSON, and overrides by dotted path: `teacher=EMA(rate=0.05)`.
 
 Works on any tree of dataclasses whose fields are int, float, bool, str, None, Literal, tuple,
 dataclasses, or unions of these. A dataclass inside a union is written as
-`{"type": "ClassName", ...}`. Text is parsed by the field's declared type and never evaluated.
+`{"type": "ClassName", ...}`. Text is parsed by the field's declared type and is never evaluated.
 
 A union with a Protocol among its members is open (`own_classes`): a recipe's own class is written
 as `{"type": "recipe.py:ClassName", ...}`, and on the command line by its name.
@@ -23,7 +23,7 @@ from jaxdistill.errors import UserError
 from jaxdistill.own_classes import dataclasses_of, is_choice, is_open, is_protocol, members_of
 
 Config = TypeVar("Config")
-Classes = Mapping[str, type]  # a recipe's own, by name
+Classes = Mapping[str, type]  # a recipe's own classes, by name
 NONE: Classes = types.MappingProxyType({})
 
 
@@ -31,9 +31,10 @@ NONE: Classes = types.MappingProxyType({})
 
 
 def to_json(config: Any, path: str = "") -> dict[str, Any]:
-    """Turn a config into plain dicts, lists, numbers, strings, bools and None.
+    """Convert a config to plain dicts, lists, numbers, strings, bools and None.
 
-    Raises UserError naming the dotted path for a value that could not be read back.
+    `path` is the config's own dotted path, for messages. Raises UserError naming the dotted path
+    for a value that could not be read back.
     """
     return {
         name: _to_json(annotation, getattr(config, name), _join(path, name))
@@ -63,11 +64,11 @@ def _to_json(annotation: Any, value: Any, path: str) -> Any:
 
 
 def from_json(cls: Any, obj: Any, path: str = "", own: Classes = NONE) -> Any:
-    """Build `cls`, a dataclass or a union of them, from what `to_json` wrote.
+    """Build `cls`, a dataclass or a union of dataclasses, from the output of `to_json`.
 
-    Every field must be there; `own` are the classes that stand as `recipe.py:Name`. Raises
-    UserError naming the dotted path below `path`, what was expected and what came, for an unknown,
-    missing or ill-typed field or a failed validation.
+    Every field must be present; `own` has the classes that are written as `recipe.py:Name`. Raises
+    UserError for an unknown, missing or ill-typed field or a failed validation, with the dotted
+    path below `path`, the expected value and the one found.
     """
     return _convert(cls, obj, path, Reading(own))
 
@@ -76,7 +77,7 @@ def from_json(cls: Any, obj: Any, path: str = "", own: Classes = NONE) -> Any:
 
 
 class _Draft(NamedTuple):
-    """A dataclass taken apart, so that a set of edits is validated once and as a whole."""
+    """A dataclass as a mutable dict, so that several edits are validated together at the end."""
 
     cls: type
     fields: dict[str, Any]
@@ -86,10 +87,10 @@ def apply_overrides(config: Config, overrides: Iterable[str], own: Classes = NON
     """Return `config` with each `path=value` applied in order, then validated once.
 
     Values are written as in Python: `a.b=3`, `words=("wait", "hmm")`, `teacher=EMA(rate=0.05)`;
-    a string needs no quotes. Fields left out of a call take their defaults. `own` are a recipe's
-    classes, which stand beside the built-in ones; those of an installed package are written with
-    its name, `weights=(package.module.Name(),)`. Raises UserError for an unknown path (naming the
-    nearest ones), an ill-typed value or a failed validation.
+    a string needs no quotes. Fields left out of a call take their defaults. `own` has a recipe's
+    classes, which may be used like the built-in ones; a class of an installed package is written
+    with its full name, `weights=(package.module.Name(),)`. Raises UserError for an unknown path
+    (listing the nearest ones), an ill-typed value or a failed validation.
     """
     if (module := own_classes.recipe_in(config)) is not None:
         own = {**module.classes, **own}
@@ -137,20 +138,20 @@ def _refuse_entry(draft: _Draft, path: str) -> None:
         if type(node) is tuple:
             raise UserError(
                 f"unknown setting {path!r}: entries of a tuple have no path; set "
-                f"{path[: part.start() - 1]} as a whole, it is {_show(node)}"
+                f"{path[: part.start() - 1]} as a whole; it is now {_show(node)}"
             )
         node = node.fields.get(part[0]) if isinstance(node, _Draft) else None
 
 
 def _nearest(draft: _Draft, path: str) -> str:
     known = list(_paths(draft, ""))
-    # difflib's own cutoff of 0.6, written out because three and two names fit the line of an error.
-    # By whole path for a typo, by last name for a setting looked for at the wrong level.
+    # Match the whole path to catch a typo, and its last name to catch a setting at the wrong level.
+    # 0.6 is difflib's default cutoff; up to three and two names fit in a one-line error.
     close = difflib.get_close_matches(path, known, n=3, cutoff=0.6)
     leaf = path.rpartition(".")[2]
     leaves = {known_path.rpartition(".")[2]: known_path for known_path in reversed(known)}
     by_leaf = difflib.get_close_matches(leaf, leaves, n=2, cutoff=0.6)
-    by_word = [name for name in leaves if leaf in name.split("_")]  # lr for peak_lr
+    by_word = [name for name in leaves if leaf in name.split("_")]  # "lr" finds peak_lr
     found = list(dict.fromkeys([*close, *(leaves[name] for name in [*by_leaf, *by_word])]))
     if found:
         return "; nearest: " + ", ".join(found)
@@ -168,7 +169,7 @@ def _paths(draft: _Draft, prefix: str) -> Iterable[str]:
 
 
 class _Call(NamedTuple):
-    """`Name(1, b=2)`, read and not executed."""
+    """A call such as `Name(1, b=2)`, parsed but not executed."""
 
     name: str
     args: tuple[Any, ...]
@@ -179,7 +180,7 @@ _WORDS = {"true": True, "false": False, "null": None, "none": None}
 
 
 def parse(annotation: Any, text: str, path: str, own: Classes = NONE) -> Any:
-    """Read `text` as the declared type; where a string may stand, text that fits nothing else."""
+    """Parse `text` as the declared type; a string only if no other fits. Raises UserError."""
     reading = Reading(own, with_defaults=True)
     try:
         value = _read(ast.parse(text, mode="eval").body)
@@ -199,11 +200,13 @@ def parse(annotation: Any, text: str, path: str, own: Classes = NONE) -> Any:
 
 
 class _Unreadable(NamedTuple):
+    """Text that is not a Python literal, name, tuple, list or call; it may still be a string."""
+
     text: str
 
 
 def _read(node: ast.expr) -> Any:
-    """Read constants, bare words, tuples, lists and calls by name; raise ValueError otherwise."""
+    """Read constants, bare words, tuples, lists and calls by name. Raises ValueError otherwise."""
     match node:
         case ast.Constant(value=value) if value is None or isinstance(value, int | float | str):
             return value
@@ -216,7 +219,7 @@ def _read(node: ast.expr) -> Any:
         case ast.Call(func=ast.Name() | ast.Attribute() as func, args=args, keywords=keywords):
             named = {str(k.arg): _read(k.value) for k in keywords if k.arg is not None}
             name = ast.unparse(func)
-            # No ** and no name twice; a name with dots is that of a class in a package.
+            # Refuse `**` and repeated names. A dotted name is a class in an installed package.
             if len(named) == len(keywords) and re.fullmatch(r"[\w.]+", name):
                 return _Call(name, tuple(_read(a) for a in args), named)
     raise ValueError(ast.unparse(node))
@@ -226,20 +229,20 @@ def _read(node: ast.expr) -> Any:
 
 
 class Reading(NamedTuple):
-    """How a value is read: as JSON with every field, or as text that leaves out defaults."""
+    """How a value is read: from JSON, which has every field, or from text, which omits defaults."""
 
-    own: Classes  # a recipe's, which an open union takes too
-    with_defaults: bool = False
+    own: Classes  # a recipe's own classes, which open unions accept
+    with_defaults: bool = False  # True for text
 
 
 def _convert(annotation: Any, value: Any, path: str, reading: Reading) -> Any:
-    """Check `value` against the annotation and build it; raises UserError naming `path`."""
+    """Check `value` against the annotation and build it. Raises UserError naming `path`."""
     if is_choice(annotation):
         return _convert_choice(annotation, value, path, reading)
     if dataclasses.is_dataclass(annotation):
         return _convert_dataclass(annotation, value, path, reading)
     origin = typing.get_origin(annotation)
-    # By exact type: _Call and _Unreadable are tuples too, and no values.
+    # Compare exact types, because _Call and _Unreadable are tuples too but not values.
     if origin is tuple and type(value) in (list, tuple):
         annotations = _element_annotations(annotation, len(value))
         if len(annotations) == len(value):
@@ -248,11 +251,12 @@ def _convert(annotation: Any, value: Any, path: str, reading: Reading) -> Any:
                 for index, (inner, element) in enumerate(zip(annotations, value, strict=True))
             )
     if origin is Literal:
+        # Types are compared too: True == 1 in Python.
         for choice in typing.get_args(annotation):
             if type(choice) is type(value) and choice == value:
                 return choice
     elif annotation is float and isinstance(value, int | float) and not isinstance(value, bool):
-        # Larger than any float (or nan) has no place in strict JSON either.
+        # Refuse infinities and NaN, which strict JSON cannot hold, and ints beyond any float.
         if abs(value) <= sys.float_info.max:
             return float(value)
     elif annotation in (int, bool, str) and type(value) is annotation:
@@ -269,7 +273,7 @@ def _convert(annotation: Any, value: Any, path: str, reading: Reading) -> Any:
 
 
 def _hint_of_entry(annotation: Any, value: Any, path: str, reading: Reading) -> str:
-    """What to write where one entry stands for a tuple: `(SuppressionGate(),)`."""
+    """A hint for a single entry given in place of a tuple: "; write (SuppressionGate(),)"."""
     classes = {cls.__name__ for cls in dataclasses_of(annotation)} | {*reading.own}
     value = _Call(value, (), {}) if isinstance(value, str) and value in classes else value
     try:
@@ -292,13 +296,13 @@ def _convert_choice(annotation: Any, value: Any, path: str, reading: Reading) ->
         return built
     kinds = dataclasses_of(annotation)
     rest = [a for a in members_of(annotation) if a not in kinds and not is_protocol(a)]
-    # An int is a fine float, but where both are declared it stays an int.
+    # A float field accepts an int, so float is tried last: if int is declared too, an int stays.
     for member in sorted(rest, key=lambda a: a is float):
         try:
             return _convert(member, value, path, reading)
         except UserError as error:
             if typing.get_origin(member) is tuple and type(value) in (list, tuple):
-                raise error  # it names the element
+                raise error  # it names the element, which is more precise than the union's error
     if is_open(annotation):
         known = [cls.__name__ for cls in kinds] + list(reading.own)
         if isinstance(value, str) and value in reading.own:
@@ -309,13 +313,13 @@ def _convert_choice(annotation: Any, value: Any, path: str, reading: Reading) ->
 
 
 def _chosen(annotation: Any, tag: str, path: str, reading: Reading) -> Any:
-    """The class that `tag` names among a union's, the recipe's and a package's; None: no such."""
+    """The class that `tag` names: the union's, the recipe's or a package's. None: no such class."""
     built_in = {cls.__name__: cls for cls in dataclasses_of(annotation)}
     if not is_open(annotation):
         return built_in.get(tag)
-    if reading.with_defaults and tag in reading.own:  # text names it without its file
+    if reading.with_defaults and tag in reading.own:  # in text, a recipe's class has no prefix
         if tag in built_in:
-            raise UserError(f"{path}: {tag} is built in, and the recipe has a class of that name")
+            raise UserError(f"{path}: {tag} is ambiguous, both built in and a class of the recipe")
         tag = f"{own_classes.RECIPE}:{tag}"
     elif reading.with_defaults:
         tag = ":".join(tag.rsplit(".", 1))
@@ -359,7 +363,7 @@ def _convert_dataclass(cls: Any, value: Any, path: str, reading: Reading) -> Any
 def _construct(cls: Any, values: Mapping[str, Any], path: str) -> Any:
     try:
         return cls(**values)
-    except ValueError as error:  # its own validation
+    except ValueError as error:  # from __post_init__; UserError is a ValueError
         raise UserError(f"{_at(path)}{error}") from error
     except (Exception, SystemExit) as error:
         if not own_classes.is_own(cls):
@@ -382,7 +386,7 @@ def _element_annotations(annotation: Any, length: int) -> Sequence[Any]:
     return [args[0]] * length if len(args) == 2 and args[1] is Ellipsis else args
 
 
-# ------------------------------------------------------------------------------- Words for a person
+# ------------------------------------------------------------------------------ Parts of messages
 
 
 def _join(path: str, name: str) -> str:
@@ -405,14 +409,14 @@ def _ill_typed(annotation: Any, value: Any, path: str, hint: str = "") -> UserEr
 
 
 def _expected(annotation: Any, near: str = "") -> str:
-    """The type in words; of the classes of a long union those alone whose names are like `near`."""
+    """The type as text; for a long union, only the classes with names most similar to `near`."""
     if annotation in (None, type(None)):
         return "None"
     if typing.get_origin(annotation) is Literal:
         return " | ".join(repr(choice) for choice in typing.get_args(annotation))
     if own_classes.is_union(annotation):
         whole = " | ".join(_expected(member) for member in members_of(annotation))
-        if len(whole) <= 200:  # as `_show`: an error is one line for a person
+        if len(whole) <= 200:  # as in `_show`
             return whole
         rest = [_expected(member) for member in members_of(annotation) if is_protocol(member)]
         names = [cls.__name__ for cls in dataclasses_of(annotation)]
@@ -434,13 +438,12 @@ def _signature(cls: Any) -> str:
 
 def _show(value: Any) -> str:
     if isinstance(value, _Unreadable):
-        return (
-            f"{value.text!r} (quote text inside a call)" if "(" in value.text else repr(value.text)
-        )
+        hint = " (quote text inside a call)" if "(" in value.text else ""
+        return f"{value.text!r}{hint}"
     if isinstance(value, _Call):
         inner = [_show(arg) for arg in value.args]
         inner += [f"{name}={_show(arg)}" for name, arg in value.keywords.items()]
         return f"{value.name}({', '.join(inner)})"
     text = repr(value)
-    # An error is one line for a person; 200 characters show what was meant.
+    # An error is one line; 200 characters are enough to recognise the value. Chosen, not measured.
     return text if len(text) <= 200 else text[:200] + "..."

@@ -1,12 +1,12 @@
-"""Choices that are not built in: classes of a recipe's file, or of an installed package.
+"""Choices that are not built in: classes from a recipe's file or an installed package.
 
-A union of choices is open where one of its members is a Protocol: then a frozen dataclass that has
-the Protocol's methods may stand there too. In JSON it is named by where it is found,
-`recipe.py:Name` or `package.module:Name`.
+A union of choices is open if one of its members is a Protocol: it then also accepts any frozen
+dataclass with the Protocol's methods. JSON names such a class by its location, `recipe.py:Name` or
+`package.module:Name`.
 
-A recipe's file is loaded by its content: the same text is the same module wherever it lies, so
-that the copy in a run folder gives the classes that the original gave. Values of its classes can
-be pickled, since the text travels with them; a process that grades needs no file.
+A recipe's file is identified by its contents: the same text gives the same module wherever the file
+is, so the copy in a run folder defines the same classes as the original. Values of these classes
+can be pickled, because their pickle contains the text; a grading process needs no file.
 """
 
 import ast
@@ -26,18 +26,19 @@ from typing import Any
 
 from jaxdistill.errors import UserError
 
-RECIPE = "recipe.py"  # its name in a run folder, and in front of its classes in JSON
+RECIPE = "recipe.py"  # a recipe's name in a run folder, and the prefix of its classes in JSON
 
 # ------------------------------------------------------------------------------- recipe files
 
 
 class RecipeModule(types.ModuleType):
-    """A recipe's file after it was run, with the text that it was made of."""
+    """The module of an executed recipe file, with the file's contents."""
 
     source: bytes
 
     @property
     def sha256(self) -> str:
+        """The hash that config.json records for the run folder's copy."""
         return hashlib.sha256(self.source).hexdigest()
 
     @property
@@ -51,7 +52,7 @@ class RecipeModule(types.ModuleType):
 
 
 def load_file(path: Path) -> RecipeModule:
-    """Run a recipe's file. Raises UserError where it cannot be read, and for what it raises."""
+    """Execute a recipe's file. Raises UserError if it cannot be read or raises an exception."""
     try:
         source = path.read_bytes()
     except OSError as error:
@@ -60,20 +61,26 @@ def load_file(path: Path) -> RecipeModule:
 
 
 def load_source(source: bytes, file: str) -> RecipeModule:
-    """The module of a recipe's text; `file` is what its errors and its `__file__` name."""
+    """Execute a recipe's text and return its module; `file` is its name in errors and `__file__`.
+
+    Raises UserError if the text raises an exception.
+    """
     name = f"recipe_{hashlib.sha256(source).hexdigest()}"
     if name in sys.modules:
-        return typing.cast(RecipeModule, sys.modules[name])  # with the `__file__` of its first load
+        return typing.cast(RecipeModule, sys.modules[name])  # keeps its first `__file__`
     module = RecipeModule(name)
     module.__file__, module.source = file, source
-    sys.modules[name] = module  # dataclasses and type hints look their module up there
+    # Before the text is executed: dataclasses and type hints look up their module there.
+    sys.modules[name] = module
     try:
         exec(compile(source, file, "exec"), vars(module))
     except BaseException as error:
+        # After Ctrl-C too: a partly executed module must not be found by a later load.
         del sys.modules[name]
         if isinstance(error, UserError) or not isinstance(error, Exception | SystemExit):
             raise
         raise UserError(f"recipe {file} cannot be run: {in_one_line(error)}") from error
+    # By default pickle would import the module by name, which another process cannot.
     for cls in module.classes.values():
         if dataclasses.is_dataclass(cls):
             copyreg.pickle(cls, _reduced)  # pyright: ignore[reportArgumentType]
@@ -81,20 +88,23 @@ def load_source(source: bytes, file: str) -> RecipeModule:
 
 
 def called(what: str, call: Callable[[], Any], place: str | None = None) -> Any:
-    """`call()` of a recipe's own method; what it raises is one line that names it.
+    """Call a recipe's own method through `call`. Raises UserError, with one line, if it fails.
 
-    A UserError names the method already: before it stands `place`, or `what`.
+    `what` names the method. A UserError from the method is prefixed with `place` or, without it,
+    with `what`.
     """
     try:
         return call()
     except UserError as error:
         raise UserError(f"{place or what}: {error}") from error
     except (Exception, SystemExit) as error:
+        # JAX's messages have many lines, of which the first says what is wrong.
         first_line = str(error).strip().partition("\n")[0]
         raise UserError(f"{what} raised {type(error).__name__}: {first_line}") from error
 
 
 def in_one_line(error: BaseException) -> str:
+    """The exception's type and message without line breaks."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
@@ -110,20 +120,24 @@ def _rebuilt(source: bytes, file: str, name: str, fields: dict[str, Any]) -> Any
 
 
 def recipe_of(cls: type) -> RecipeModule | None:
+    """The recipe that defines the class; None if a package does."""
     module = sys.modules.get(cls.__module__)
     return module if isinstance(module, RecipeModule) else None
 
 
 def recipe_in(config: Any) -> RecipeModule | None:
-    """The recipe file whose classes `config` holds. Raises UserError where there are several."""
+    """The recipe whose classes `config` uses, if any. Raises UserError for several recipes."""
     found = {module for cls in _classes_in(config) if (module := recipe_of(cls)) is not None}
     if len(found) > 1:
         files = ", ".join(sorted(str(module.__file__) for module in found))
-        raise UserError(f"the config holds classes of several recipes, a run keeps one: {files}")
+        raise UserError(
+            f"the config uses classes of several recipes, but a run can keep only one: {files}"
+        )
     return found.pop() if found else None
 
 
 def is_own(cls: type) -> bool:
+    """Whether the class is the user's own: defined by a recipe or another package."""
     return cls.__module__.partition(".")[0] != "jaxdistill"
 
 
@@ -138,7 +152,7 @@ def _classes_in(config: Any) -> Iterator[type]:
 
 
 def check_alone(module: RecipeModule) -> None:
-    """Refuse a recipe that imports a file beside it, which its copy in a run folder would miss."""
+    """Refuse a recipe that imports a file from its own folder: a run folder has no copy of that."""
     for node in ast.walk(ast.parse(module.source)):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and node.module is not None:
@@ -146,14 +160,14 @@ def check_alone(module: RecipeModule) -> None:
         for top in {name.partition(".")[0] for name in names} - {"jaxdistill"}:
             if is_beside(module, top):
                 raise UserError(
-                    f"recipe {module.__file__} imports {top!r} from its own folder, and a run "
-                    "folder keeps a copy of the recipe alone; move it into the recipe, or install "
+                    f"recipe {module.__file__} imports {top!r} from its own folder, but a run "
+                    "folder keeps a copy of the recipe only; move it into the recipe, or install "
                     "it as a package"
                 )
 
 
 def check_installed(config: Any, module: RecipeModule) -> None:
-    """Refuse classes of a file beside the recipe, which a resumed run would miss."""
+    """Refuse classes from a file in the recipe's folder, which a resumed run may not find."""
     for cls in _classes_in(config):
         is_foreign = is_own(cls) and recipe_of(cls) is None
         if is_foreign and is_beside(module, cls.__module__.partition(".")[0]):
@@ -161,7 +175,7 @@ def check_installed(config: Any, module: RecipeModule) -> None:
 
 
 def is_beside(module: RecipeModule, top: str) -> bool:
-    """Whether the module or package `top` lies in the recipe's folder and is not installed."""
+    """Whether the module or package `top` is in the recipe's folder and not installed."""
     assert module.__file__ is not None
     folder, loaded = Path(module.__file__).resolve().parent, sys.modules.get(top)
     places = [getattr(loaded, "__file__", None), *getattr(loaded, "__path__", ())]
@@ -174,10 +188,11 @@ def is_beside(module: RecipeModule, top: str) -> bool:
 
 
 def reference(cls: type) -> str:
-    """How JSON names the class. Raises UserError for one that could not be found again."""
+    """The class's name in JSON. Raises UserError if the class could not be found by that name."""
     name = f"{RECIPE if recipe_of(cls) else cls.__module__}:{cls.__qualname__}"
+    # In the resuming process `__main__` is another module.
     found = {} if cls.__module__ == "__main__" else vars(sys.modules[cls.__module__])
-    # A name with dots is that of a class inside another or inside a function.
+    # A dotted name (a class inside a class or function) is never in the module's namespace.
     if found.get(cls.__qualname__) is not cls:
         raise _lost(name)
     return name
@@ -185,15 +200,15 @@ def reference(cls: type) -> str:
 
 def _lost(name: str) -> UserError:
     return UserError(
-        f"class {name} could not be found again by a resumed run; move it to the top level of a "
-        "recipe file or of an installed package"
+        f"class {name} could not be found by a resumed run; move it to the top level of a recipe "
+        "file or of an installed package"
     )
 
 
 def resolve(name: str, own: Mapping[str, type], at: str = "", file: str = RECIPE) -> type:
-    """The class of a reference; `own` are those of the recipe, whose file is called `file`.
+    """The class that a reference names; `own` has the classes of the recipe, whose name is `file`.
 
-    Raises UserError where there is none, naming the nearest; `at` stands before its words.
+    Raises UserError, with `at` as the message's prefix, if there is none, listing the nearest.
     """
     place, _, name = name.partition(":")
     if place != RECIPE and not all(part.isidentifier() for part in place.split(".")):
@@ -211,7 +226,7 @@ def resolve(name: str, own: Mapping[str, type], at: str = "", file: str = RECIPE
 
 
 def most_alike(names: list[str], to: str, most: int = 4) -> list[str]:
-    """The names that an error shows: `most` at most, those like `to` first, and how many more."""
+    """The names to show in an error: `most` at most, those most like `to` first, and a count."""
     if len(names) <= most:
         return names
 
@@ -222,10 +237,11 @@ def most_alike(names: list[str], to: str, most: int = 4) -> list[str]:
 
 
 def nearest(names: list[str]) -> str:
+    """The end of an error message that lists the nearest names."""
     return f"; nearest: {', '.join(names)}" if names else ""
 
 
-# ------------------------------------------------------------------------------- what may stand
+# ----------------------------------------------------------------------- annotations and classes
 
 
 def is_protocol(annotation: Any) -> bool:
@@ -237,10 +253,12 @@ def is_union(annotation: Any) -> bool:
 
 
 def is_choice(annotation: Any) -> bool:
+    """Whether a value's class must be recorded in JSON, because the annotation allows several."""
     return is_union(annotation) or is_protocol(annotation)
 
 
 def is_open(annotation: Any) -> bool:
+    """Whether classes that are not built in are allowed."""
     return any(is_protocol(member) for member in members_of(annotation))
 
 
@@ -259,7 +277,7 @@ def fields_of(cls: Any) -> dict[str, Any]:
 
 
 def methods_of(protocol: Any) -> str:
-    """What a Protocol asks for, as "score(positions) and over_batch(score_BT)"."""
+    """What a Protocol requires, as text: "score(positions) and over_batch(score_BT)"."""
     found = [
         f"{name}({', '.join([*inspect.signature(member).parameters][1:])})"
         for name, member in vars(protocol).items()
@@ -270,13 +288,16 @@ def methods_of(protocol: Any) -> str:
 
 
 def not_methods(value: object, protocol: Any) -> list[str]:
-    """The Protocol's methods that the value has as plain fields: it sees names alone."""
+    """The Protocol's methods that the value has only as fields: isinstance checks names alone."""
     methods = [name for name, member in vars(protocol).items() if inspect.isfunction(member)]
     return [n for n in methods if not n.startswith("_") and not callable(getattr(value, n))]
 
 
 def require_choice(name: str, value: object, union: Any) -> None:
-    """Refuse a value that is of none of a union's classes and has the methods of no Protocol."""
+    """Raise UserError unless the value has one of a union's classes, or a Protocol's methods.
+
+    `name` is the setting's dotted path.
+    """
     members = typing.get_args(union) or (union,)
     protocols = tuple(member for member in members if is_protocol(member))
     kinds = tuple(member for member in members if member not in protocols)
@@ -289,7 +310,7 @@ def require_choice(name: str, value: object, union: Any) -> None:
         hints_of(cls, name)
         if any(isinstance(value, p) and not not_methods(value, p) for p in protocols):
             return
-        raise UserError(f"{name}: expected a class with {needed}, and {cls.__name__} is none")
+        raise UserError(f"{name}: expected a class with {needed}, but {cls.__name__} is not one")
     like = value if isinstance(value, str) else getattr(value, "__name__", cls.__name__)
     names = ", ".join(most_alike([kind.__name__ for kind in kinds], like))
     or_own = f", or a frozen dataclass with {needed}" if protocols else ""
@@ -298,7 +319,7 @@ def require_choice(name: str, value: object, union: Any) -> None:
 
 
 def check_frozen(cls: type, path: str) -> None:
-    """Refuse a class that is no frozen dataclass: choices are compared, hashed and written."""
+    """Raise UserError unless the class is a frozen dataclass, so that values compare and hash."""
     parameters = vars(cls).get("__dataclass_params__")
     if parameters is None or not (parameters.frozen and parameters.eq):
         raise UserError(
@@ -308,23 +329,27 @@ def check_frozen(cls: type, path: str) -> None:
 
 
 def hints_of(cls: type, path: str) -> dict[str, Any]:
+    """The class's type hints. Raises UserError naming `path` if a hint cannot be evaluated."""
     try:
         return typing.get_type_hints(cls)
     except Exception as error:
-        raise UserError(f"{path}: the types of {cls.__name__}: {in_one_line(error)}") from error
+        raise UserError(
+            f"{path}: the type hints of {cls.__name__} cannot be read: {in_one_line(error)}"
+        ) from error
 
 
 def check_fields(cls: type, path: str, above: tuple[type, ...] = ()) -> None:
-    """Refuse a class that is no frozen dataclass, or whose fields JSON cannot hold.
+    """Raise UserError unless the class is a frozen dataclass with fields that JSON can hold.
 
-    The dataclasses in its fields are held to the same; `above` are those that it is a field of.
+    Dataclasses in its fields are checked too; `above` has the classes being checked, so that a
+    recursive type ends.
     """
     check_frozen(cls, path)
     hints = hints_of(cls, path)
     if given := [name for name, hint in hints.items() if isinstance(hint, dataclasses.InitVar)]:
         raise UserError(
-            f"{path}: {cls.__name__}.{given[0]} is an InitVar, which is not kept and could not be "
-            "written to config.json; make it a field"
+            f"{path}: {cls.__name__}.{given[0]} is an InitVar, which is not stored and could not "
+            "be written to config.json; make it a field"
         )
     for field in dataclasses.fields(cls):
         if field.init and not is_writable(hints[field.name]):
@@ -340,7 +365,7 @@ def check_fields(cls: type, path: str, above: tuple[type, ...] = ()) -> None:
 
 
 def dataclasses_in(annotation: Any) -> Iterator[type]:
-    """The dataclasses that a field of this type may hold, but for a Protocol's."""
+    """The dataclasses that a field of this type may hold; a Protocol's are unknown."""
     if dataclasses.is_dataclass(annotation) and not is_protocol(annotation):
         yield typing.cast(type, annotation)
     for argument in typing.get_args(annotation):

@@ -1,4 +1,4 @@
-"""The notebook surface against transformers, and the one line that each mistake ends in."""
+"""The notebook interface against transformers, and the one-line message for each mistake."""
 
 import shutil
 import subprocess
@@ -18,15 +18,15 @@ from jaxdistill.storage import convert
 from jaxdistill.storage import tokenizer as tok
 
 V = 61
-# Rows padded on the right, on the left, on both sides and not at all. Padding holds -100, as
-# transformers' own data collators leave it: no such id may reach the embedding.
+# Rows padded on the right, on the left, on both sides and not at all. Padding is -100, as
+# transformers' data collators write it; that id must not reach the embedding.
 MASK_BS = np.array([[1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1], [0, 1, 1, 1, 1, 0], [1] * 6])
 TOKENS_BS = np.where(MASK_BS, np.random.default_rng(0).integers(0, V, MASK_BS.shape), -100)
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    """A tiny random Qwen3 of transformers, and two folders that hold it: float32 and bfloat16."""
+    """A tiny random Qwen3 of transformers, saved in two folders: float32 and bfloat16."""
     torch = pytest.importorskip("torch")
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -98,7 +98,7 @@ def test_logits_are_those_of_transformers_with_padding_on_any_side(folder, kind)
     assert logits_BSV.dtype == jnp.float32
     expected_BSV = _transformers_logits(folder, TOKENS_BS, MASK_BS)
     is_real = MASK_BS.astype(bool)
-    # The project's bound for logits in float32; these reach several units.
+    # The project's tolerance for float32 logits; these logits reach several units.
     np.testing.assert_allclose(np.asarray(logits_BSV)[is_real], expected_BSV[is_real], atol=1e-4)
     assert np.isfinite(logits_BSV).all()
 
@@ -132,7 +132,7 @@ def test_bfloat16_logits_are_close_and_still_float32(folder):
     )
     assert rough_SV.dtype == np.float32
     error = np.abs(exact_SV - rough_SV).max() / np.abs(exact_SV).max()
-    assert 1e-4 < error < 0.05  # bfloat16 rounds by 2^-9, through some ten multiplications
+    assert 1e-4 < error < 0.05  # bfloat16 rounds by 2^-9, in about ten successive multiplications
 
 
 def test_a_mesh_splits_the_parameters_and_changes_no_logit(folder):
@@ -141,7 +141,7 @@ def test_a_mesh_splits_the_parameters_and_changes_no_logit(folder):
     leaves = jax.tree.leaves(model.params)
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
     assert held < sum(leaf.nbytes for leaf in leaves) / 3  # fsdp x tensor = 4, norms aside
-    # A batch of 3 rows does not divide over the mesh: it is replicated.
+    # A batch of 3 rows cannot be sharded evenly over the mesh, so it is replicated.
     for rows in (slice(0, 4), slice(0, 3)):
         np.testing.assert_allclose(
             model.logits(TOKENS_BS[rows], MASK_BS[rows]),
@@ -160,10 +160,14 @@ ONES = np.ones((2, 3), int)
         (ONES * 1.0, None, "tokens must be integers.*float64"),
         (ONES > 0, None, "tokens must be integers.*bool"),
         (np.ones((2, 0), int), None, r"tokens must be integers.*\[2, 0\]"),
-        ([[1, 2], [3]], None, "tokens must have rows of one length; pad"),
+        ([[1, 2], [3]], None, "tokens must have rows of equal length; pad"),
         (ONES * V, None, "token id 61 is not in the vocabulary: it has ids 0 to 60"),
         (-ONES, None, "token id -1 is not in the vocabulary"),
-        (ONES, ONES[:, :2], r"mask must have tokens' shape \[2, 3\].*got int64 of shape \[2, 2\]"),
+        (
+            ONES,
+            ONES[:, :2],
+            r"mask must have the shape of tokens, \[2, 3\].*int64 of shape \[2, 2\]",
+        ),
         (ONES, ONES * 2, "mask must .* be 1 at real tokens"),
         (ONES, ONES * 0.5, "mask must .* be 1 at real tokens"),
         (ONES, ONES * np.nan, "mask must .* be 1 at real tokens"),
@@ -230,14 +234,14 @@ def test_without_a_tokenizer_only_text_is_out_of_reach(folder):
     model = jd.load(folder)
     assert model.tokenizer is None
     for needs_it in (lambda: model.generate(["hello"]), lambda: model.stop_ids):
-        with pytest.raises(UserError, match=r"float32 holds no tokenizer; put its tokenizer.json"):
+        with pytest.raises(UserError, match=r"float32 holds no tokenizer; add its tokenizer.json"):
             needs_it()
 
 
 def test_a_hub_id_is_loaded_from_the_local_cache_without_a_network(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    # The real client's layout: a snapshot's files are links to blobs in another folder.
+    # As in the real cache, a snapshot's files are links to blobs in another folder.
     repository = tmp_path / "models--Qwen--Qwen3-0.0B"
     for name in ("refs", "blobs", "snapshots/c0ffee"):
         (repository / name).mkdir(parents=True)
@@ -282,7 +286,7 @@ def test_greedy_text_is_the_argmax_of_the_logits_token_by_token(toy):
     (ids,) = tok.prompt_ids(toy.tokenizer, [[{"role": "user", "content": prompt}]])
     expected = []
     while len(expected) < 12 and not (expected and expected[-1] in toy.stop_ids):
-        # One shape for all steps: padding on the right.
+        # Padding on the right gives all steps one shape.
         row = [*ids, *expected, *[0] * (12 - len(expected))]
         mask = [1] * (len(ids) + len(expected)) + [0] * (12 - len(expected))
         logits_V = toy.logits([row], [mask])[0, len(ids) + len(expected) - 1]
@@ -308,7 +312,7 @@ def test_texts_come_back_prompt_by_prompt_and_the_seed_fixes_them(toy):
     prompts = ["20 15 1 -> 34", "2 3 4 -> 9"]
     texts = toy.generate(prompts, sampling, rollouts=4)
     assert [len(row) for row in texts] == [4, 4]
-    # The trained base reckons with the numbers that it is given.
+    # The trained base model computes with the numbers in the prompt.
     assert all("20" in text for text in texts[0])
     assert not any("20" in text for text in texts[1])
     assert toy.generate(prompts, sampling, rollouts=4) == texts

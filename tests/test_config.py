@@ -1,4 +1,4 @@
-"""Recipes: found by name or path, written as JSON and read back as the same config."""
+"""Recipes: found by name or path, written to JSON and read back as the same config."""
 
 import dataclasses
 import importlib
@@ -21,7 +21,7 @@ RUNS = [name for name in recipe_names() if name not in STUDIES]
 
 
 def round_trip(config):
-    """Through the text of a file, as `config.json` goes."""
+    """To JSON text and back, as for `config.json`."""
     text = json.dumps(overrides.to_json(config), allow_nan=False)
     return overrides.from_json(RunConfig, json.loads(text))
 
@@ -40,7 +40,7 @@ def test_every_arm_of_a_study_survives_its_config_json(name, profile):
     assert len({arm.name for arm in arms}) == len(arms)
     for arm in arms:
         assert round_trip(arm.config) == arm.config
-        assert re.fullmatch(r"[\w.-]+", arm.name)  # it becomes a folder
+        assert re.fullmatch(r"[\w.-]+", arm.name)  # the name becomes a folder
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -106,7 +106,7 @@ def test_a_lexicon_is_words_or_a_file():
         ({"seed": -1}, "`seed` must be at least 0"),
         ({"keep_checkpoints": 0}, "`keep_checkpoints` must be at least 1"),
         ({"checkpoint_every": -5}, "`checkpoint_every` must be at least 0"),
-        ({"objective": CrossEntropy()}, "`objective` CrossEntropy goes with `experience` Super"),
+        ({"objective": CrossEntropy()}, "`objective` CrossEntropy requires `experience` Super"),
     ],
 )
 def test_what_cannot_be_run_is_no_config(changes, said):
@@ -190,7 +190,7 @@ def test_a_preset_is_chosen_by_name_and_may_then_be_changed():
 
 
 def test_a_presets_name_is_one_only_where_an_objective_stands(tmp_path):
-    """Elsewhere, and in quotes, it is text."""
+    """For other settings, and in quotes, a preset's name is text."""
     (tmp_path / "mine.py").write_text(
         "from dataclasses import dataclass\n"
         "from tiny_run import tiny as mine\n"
@@ -216,7 +216,7 @@ def test_a_presets_name_is_one_only_where_an_objective_stands(tmp_path):
 
 def test_what_switches_the_evaluation_off_is_said():
     for text in ("evaluation=none", "evaluation = None"):
-        with pytest.raises(UserError, match=r"`evaluation.splits=\(\)` switches it off"):
+        with pytest.raises(UserError, match=r"write `evaluation.splits=\(\)`"):
             load_recipe("toy_grpo", [text])
     assert load_recipe("toy_grpo", ["evaluation.splits=()"]).evaluation.splits == ()
 
@@ -254,7 +254,7 @@ def test_the_full_profile_has_three_seeds_and_its_axes():
     assert len({value for name, value in axes if name == "context"}) == 5
     for arm in arms:
         assert arm.config.model.world == arm.world
-        # Every arm answers the same held-out questions with the same noise.
+        # Every arm answers the same held-out questions with the same random noise.
         shared = [s for s in arm.config.evaluation.splits if s.name != "train"]
         assert shared == [s for s in main[0].config.evaluation.splits if s.name != "train"]
 

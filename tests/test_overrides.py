@@ -168,7 +168,7 @@ def test_overrides_apply_in_order_and_reach_into_a_choice_just_made():
 
 def test_a_set_of_overrides_is_validated_as_a_whole():
     run = Run(mesh=Mesh(data=-1, fsdp=2))
-    # After the first of the two alone, both axes would be -1.
+    # With only the first of the two overrides, both axes would be -1.
     changed = apply_overrides(run, ["mesh.fsdp=-1", "mesh.data=2"])
     assert changed.mesh == Mesh(data=2, fsdp=-1)
 
@@ -205,7 +205,7 @@ def test_the_original_config_is_left_alone():
         ("stages.0.rate=1", r"'stages.0.rate': entries of a tuple have no path; set stages as a w"),
         (
             "stages[0]=EMA()",
-            r"'stages\[0\]': entries of a tuple have no path.*as a whole, it is \(\)",
+            r"'stages\[0\]': entries of a tuple have no path.*as a whole; it is now \(\)",
         ),
         ("objective.words.0=1", r"unknown setting 'objective.words.0'; nearest: "),
         ("words=3", r"^words: expected tuple\[str, \.\.\.\], got 3$"),

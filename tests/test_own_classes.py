@@ -1,4 +1,4 @@
-"""Choices of a recipe's own: found, written, read back, sent to other processes, refused."""
+"""A recipe's own classes: found, written, read back, sent to other processes, refused."""
 
 import dataclasses
 import json
@@ -133,9 +133,9 @@ def test_the_same_text_is_the_same_module_wherever_it_lies(tmp_path):
     (tmp_path / "a.py").write_bytes(RECIPE)
     (tmp_path / "b.py").write_bytes(RECIPE + b"\n")
     assert load_file(tmp_path / "a.py") is MODULE
-    assert MODULE.__file__ == "mine.py"  # what it reads from beside it is found as it was first
+    assert MODULE.__file__ == "mine.py"  # files beside it are found as at its first load
     assert load_file(tmp_path / "b.py") is not MODULE
-    assert "dataclass" not in OWN  # what it imports is not its own
+    assert "dataclass" not in OWN  # imported names are not the recipe's own
 
 
 def test_an_own_class_survives_json_and_is_named_by_its_file():
@@ -177,7 +177,7 @@ def test_text_names_own_classes_beside_the_built_in_ones():
     texts = ["weights=(Slope(rate=2), Steep(strength=3))", "weights=(Steep(2, words=(a,)),)"]
     changed = apply_overrides(Loss(), texts, OWN)
     assert changed.weights == (OWN["Steep"](2.0, words=("a",)),)
-    # A config that holds one knows the others of its file.
+    # A config that uses one class of a recipe's file knows the others too.
     again = apply_overrides(changed, ["first=Steep()", "first.strength=4", "first.shape.power=3"])
     assert again.first == OWN["Steep"](4.0, shape=OWN["Shape"](3))
 
@@ -195,15 +195,15 @@ def test_text_names_own_classes_beside_the_built_in_ones():
         ("first=Steep", r"^first: expected .*; write Steep\(\), got 'Steep'$"),
         ("weights=Steep", r"^weights: expected tuple.*; write \(Steep\(\),\), got 'Steep'$"),
         ("weights=Steep(2)", r"; write \(Steep\(2\),\), got Steep\(2\)$"),
-        ("first=NoFactor()", r"^first: expected a class with .*and reads, and NoFactor is"),
-        ("first=Gate()", r"^first: Gate is built in, and the recipe has a class of that name$"),
+        ("first=NoFactor()", r"^first: expected a class with .*and reads, but NoFactor is"),
+        ("first=Gate()", r"^first: Gate is ambiguous, both built in and a class of the recipe$"),
         ("first=Bare()", r"^first: Bare must be a frozen dataclass"),
         ("first=Thawed()", r"^first: Thawed must be a frozen dataclass"),
         ("first=Table()", r"^first: Table.table is of type dict, which config.json cannot hold"),
-        ("first=Hints()", r"^first: the types of Hints: NameError: name 'nowhere'"),
+        ("first=Hints()", r"^first: the type hints of Hints cannot be read: NameError"),
         ("first=HoldsLoose()", r"^first: Loose must be a frozen dataclass"),
         ("first=HoldsTable()", r"^first: Table.table is of type dict, which config.json cannot"),
-        ("first=Given()", r"^first: Given.start is an InitVar, which is not kept"),
+        ("first=Given()", r"^first: Given.start is an InitVar, which is not stored"),
         ("first=exits_when_imported.X()", "class exits_when_imported:X: SystemExit: 0"),
         ("first=raises_when_imported.X()", "class raises_when_imported:X: OSError: no"),
         ("first=os.path()", r"^first: os has no class 'path'"),
@@ -254,14 +254,14 @@ def test_a_config_in_python_is_held_to_the_same_when_it_is_written():
         pass
 
     for value, said in (
-        (Local(), "Local could not be found again by a resumed run"),
+        (Local(), "Local could not be found by a resumed run"),
         (
             vars(MODULE)["made_inside"](),
-            "recipe.py:made_inside.<locals>.Steep could not be found again",
+            "recipe.py:made_inside.<locals>.Steep could not be found",
         ),
         (
             OWN["NoFactor"](),
-            "first: expected a class with .*factor.*, and NoFactor is none",
+            "first: expected a class with .*factor.*, but NoFactor is not one",
         ),
         (OWN["Thawed"](), "first: Thawed must be a frozen dataclass"),
         (OWN["Table"]({}), "first: Table.table is of type dict"),
@@ -278,7 +278,7 @@ def test_a_config_holds_the_classes_of_one_recipe():
     other = load_source(RECIPE + b"# other", "other.py").classes["Steep"]()
     assert own_classes.recipe_in(Loss()) is None
     assert own_classes.recipe_in(Loss(weights=(OWN["Steep"](),))) is MODULE
-    with pytest.raises(UserError, match=r"several recipes, a run keeps one: mine.py, other.py"):
+    with pytest.raises(UserError, match=r"several recipes, .* only one: mine.py, other.py"):
         own_classes.recipe_in(Loss(weights=(OWN["Steep"](),), first=other))
 
 
@@ -317,7 +317,7 @@ def test_a_class_of_a_file_beside_the_recipe_is_refused(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text("from weights_beside import Steep\n")
     module = load_file(tmp_path / "mine.py")
     loss = Loss(weights=(vars(module)["Steep"](),))
-    with pytest.raises(UserError, match="class weights_beside:Steep could not be found again"):
+    with pytest.raises(UserError, match="class weights_beside:Steep could not be found"):
         own_classes.check_installed(loss, module)
     elsewhere = load_source(b"# elsewhere", str(tmp_path / "folder" / "mine.py"))
     own_classes.check_installed(loss, elsewhere)
@@ -331,9 +331,12 @@ def test_a_name_that_is_no_modules_is_refused(name):
 
 
 def test_types_that_are_nowhere_are_refused_where_the_choice_is_made():
-    with pytest.raises(UserError, match=r"^first: the types of Hints: NameError: name 'nowhere'"):
+    with pytest.raises(
+        UserError,
+        match=r"^first: the type hints of Hints cannot be read: NameError: name 'nowhere'",
+    ):
         own_classes.require_choice("first", OWN["Hints"](1.0), Gate | OwnWeight)
-    tree = Loss(first=OWN["Tree"](inner=OWN["Tree"]()))  # a type within itself is no endless one
+    tree = Loss(first=OWN["Tree"](inner=OWN["Tree"]()))  # a recursive type is accepted
     assert from_json(Loss, to_json(tree), own=OWN) == tree
 
 
@@ -349,7 +352,7 @@ def test_types_that_are_nowhere_are_refused_where_the_choice_is_made():
 )
 def test_a_file_that_cannot_be_run_is_one_line(text, said, tmp_path):
     (tmp_path / "mine.py").write_text(text)
-    for _ in range(2):  # nothing of the first time is left
+    for _ in range(2):  # the first failure leaves nothing in sys.modules
         with pytest.raises(UserError, match=said):
             load_file(tmp_path / "mine.py")
     with pytest.raises(UserError, match=r"absent.py cannot be read: No such file"):

@@ -1,5 +1,6 @@
 """What happens from a config to a finished run folder?
 
-The loop, the folder and its provenance, and studies, which are grids of runs. May import `report`
-and every room that it may: of the library only recipes, benchmarks and the interfaces stand above.
+The training loop, the run folder with its provenance, and studies, which are grids of runs. May
+import `report` and every room that `report` may import; only recipes, benchmarks and the interfaces
+are above it.
 """

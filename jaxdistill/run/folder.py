@@ -1,4 +1,4 @@
-"""The run folder: created, checked against a resumed run's config, its base and its lexicon."""
+"""The run folder: creation, and the checks of a resumed run's config, base model and lexicon."""
 
 import json
 import shutil
@@ -17,7 +17,8 @@ from jaxdistill.run.provenance import current_provenance
 from jaxdistill.storage import hf_files, loading
 from jaxdistill.storage.loading import Policy
 
-# What a resumed run may change without becoming another run.
+# Settings that may differ when a run is resumed, because they do not change what a step computes.
+# `steps` does under a cosine schedule; `check_config` handles that case.
 MAY_CHANGE = {
     "steps",
     "evaluation",
@@ -27,42 +28,46 @@ MAY_CHANGE = {
     "rollouts_every",
     "export",
 }
-# What a run may have written before there is anything to keep.
-OF_A_START = (
+# Files and folders that a run may write before it has results worth keeping.
+START_FILES = (
     "config.json", "provenance.json", own_classes.RECIPE, "lexicon.json", "metrics.jsonl",
     "model", "rollouts", "tensorboard", "checkpoints", "evals", "export", "export.new",
 )  # fmt: skip
 
 
 def start_folder(config: RunConfig, run_dir: Path, resume: bool) -> bool:
-    """Create the run folder (True), or check that it is this config's (False).
+    """Create the run folder (returns True), or check that it belongs to this config (False).
 
-    A script that always resumes starts a run too, and one line says so. A recipe with classes of
-    its own is copied into it.
+    `resume` without a run in the folder starts a new one and prints a line that says so, so that a
+    script may always pass it. A recipe that defines its own classes is copied into the folder.
+    Raises UserError if the folder exists without `resume`, belongs to another config or holds
+    something else, or if the model cannot be found.
     """
     described = configs.to_json(config)
     if (run_dir / "config.json").exists():
         if not resume:
             raise UserError(
-                f"run folder {run_dir} exists; add --resume to go on, or choose another"
+                f"run folder {run_dir} exists; add --resume to continue, or choose another"
             )
         check_config(config, described, run_dir)
         return False
-    # A start that was killed may have left its first files; another recipe.py is somebody's own.
+    # A start that was killed may have left its first files. A recipe.py with other contents was not
+    # written by this run, so it must not be overwritten.
     module, first = own_classes.recipe_in(config), {"provenance.json"}
     kept, found = run_dir / own_classes.RECIPE, names_in(run_dir)
     if module is not None and found == first | {kept.name} and kept.read_bytes() == module.source:
         first.add(kept.name)
     if found - first:
         raise UserError(f"run folder {run_dir} is not empty and holds no run; choose another")
-    # What can be wrong with the model is found before anything is written.
+    # Raises for a missing model before anything is written.
     loading.resolve(config.model)
     run_dir.mkdir(parents=True, exist_ok=True)
     if resume:
-        print(f"no run in {run_dir} to resume: a new one starts there", file=sys.stderr)
+        print(f"no run to resume in {run_dir}: starting a new one there", file=sys.stderr)
+    # config.json is written last: its presence marks a folder whose start is complete.
     write_whole(run_dir / "provenance.json", json.dumps(current_provenance(), indent=1))
     if module is not None:
-        # The text that was run, whatever has become of its file since.
+        # The text that is running: the recipe's file may have changed since it was read.
         write_whole(kept, module.source)
     write_config(config, run_dir)
     return True
@@ -73,15 +78,15 @@ def names_in(folder: Path) -> set[str]:
 
 
 def remove_start(run_dir: Path, before: set[str] | None) -> None:
-    """Undo a start that came to nothing; `before` is what lay there already (None: no folder).
+    """Delete what a failed start has written; `before`: names there earlier (None: no folder).
 
-    Once there is a line of metrics, a checkpoint, an evaluation or an export the folder stays.
+    Once the folder has a line of metrics, a checkpoint, an evaluation or an export, it is kept.
     """
     metrics = run_dir / "metrics.jsonl"
     has_metrics = metrics.exists() and b"\n" in metrics.read_bytes()
     if has_metrics or any(names_in(run_dir / kept) for kept in ("checkpoints", "evals", "export")):
         return
-    for name in set(OF_A_START) - (before or set()):
+    for name in set(START_FILES) - (before or set()):
         if (run_dir / name).is_dir():
             shutil.rmtree(run_dir / name)
         else:
@@ -95,7 +100,7 @@ def write_config(config: RunConfig, run_dir: Path) -> None:
 
 
 def note_resume(run_dir: Path, step: int) -> None:
-    """Add where and with what the run goes on: perhaps another commit, perhaps another machine."""
+    """Append the step and provenance of a resumption: commit or machine may have changed."""
     file = run_dir / "provenance.json"
     first = hf_files.read_json(file) if file.exists() else {}
     resumed = [*first.get("resumed", ()), {"step": step, **current_provenance()}]
@@ -103,13 +108,17 @@ def note_resume(run_dir: Path, step: int) -> None:
 
 
 def check_config(config: RunConfig, described: dict[str, Any], run_dir: Path) -> None:
-    """Hold a resumed run to its own config, but for what may change; `described` is the new one."""
+    """Compare a resumed run's config.json with `described`, the new config as JSON.
+
+    Raises UserError for a difference in any setting that is not in MAY_CHANGE, in the recipe's own
+    classes, or in `steps` if the learning-rate schedule depends on them.
+    """
     saved = hf_files.read_json(run_dir / "config.json")
     if saved.get("recipe") != described.get("recipe"):
         raise UserError(
-            f"run folder {run_dir} was started with another text of the recipe's own classes; "
-            f"resume its copy, `jaxdistill train {run_dir}/config.json --run-dir {run_dir} "
-            "--resume`: a changed recipe is another run"
+            f"run folder {run_dir} was started with another version of the recipe's own classes; "
+            f"resume its copy with `jaxdistill train {run_dir}/config.json --run-dir {run_dir} "
+            "--resume`, or start another run"
         )
     if "recipe" in saved:
         configs.read_run_recipe(run_dir, saved["recipe"])
@@ -117,19 +126,20 @@ def check_config(config: RunConfig, described: dict[str, Any], run_dir: Path) ->
         if found := first_difference(saved.get(key), described[key], key):
             path, there, here = found
             raise UserError(
-                f"run folder {run_dir} was started with another config: `{path}` is {there!r} "
-                f"there and {here!r} here; use its config.json, or another folder"
+                f"run folder {run_dir} was started with another config: `{path}` is {there!r} in "
+                f"its config.json and {here!r} now; use its config.json, or another folder"
             )
     if config.optimizer.schedule == "cosine" and saved["steps"] != config.steps:
         raise UserError(
-            f"run folder {run_dir} was started with `steps` {saved['steps']}, and its cosine "
-            f"schedule ends there; {config.steps} steps are another run"
+            f"run folder {run_dir} was started with `steps={saved['steps']}`, which its cosine "
+            f"schedule depends on; `steps={config.steps}` needs another run folder"
         )
 
 
 def first_difference(there: Any, here: Any, path: str) -> tuple[str, Any, Any] | None:
     """The first setting in which two configs (as JSON) differ: (dotted path, there, here)."""
-    # A setting that an older version did not have yet is no difference.
+    # Settings added since the run was started are absent from its config.json; they do not count as
+    # a difference.
     if isinstance(there, dict) and isinstance(here, dict) and there.keys() <= here.keys():
         inner = (first_difference(there[key], here[key], f"{path}.{key}") for key in there)
         return next(filter(None, inner), None)
@@ -137,15 +147,20 @@ def first_difference(there: Any, here: Any, path: str) -> tuple[str, Any, Any] |
 
 
 def check_steps(config: RunConfig, run_dir: Path, latest: int) -> int:
+    """The step to resume from. Raises UserError if it is beyond the config's `steps`."""
     if latest > config.steps:
         raise UserError(
-            f"run folder {run_dir} stands at step {latest} already, beyond `steps`={config.steps}"
+            f"run folder {run_dir} is already at step {latest}, beyond `steps={config.steps}`"
         )
     return latest
 
 
 def check_base(config: RunConfig, run_dir: Path) -> None:
-    """Hold a resumed run to the base it started from: a frozen teacher is re-read, not saved."""
+    """Check that the base model is the one that the run started from; record it at the start.
+
+    Checkpoints do not contain the frozen reference or a frozen teacher: both are read from the base
+    model again. Raises UserError if it has changed.
+    """
     folder = loading.resolve(config.model)
     if folder is None:
         return
@@ -158,7 +173,7 @@ def check_base(config: RunConfig, run_dir: Path) -> None:
 
 
 def keep_lexicon(config: RunConfig, policy: Policy, run_dir: Path) -> Lexicon:
-    """The run's lexicon, kept in its folder; a resumed run is held to the one it started with."""
+    """The run's lexicon, saved in its folder. Raises UserError if a resumed run's has changed."""
     lexicon = epistemic.open_lexicon(config.lexicon, policy.tokenizer)
     file = run_dir / "lexicon.json"
     if not file.exists():
@@ -167,15 +182,15 @@ def keep_lexicon(config: RunConfig, policy: Policy, run_dir: Path) -> Lexicon:
     kept = epistemic.read_lexicon(file)
     if (set(kept.ids), kept.tokenizer_hash) != (set(lexicon.ids), lexicon.tokenizer_hash):
         raise UserError(
-            f"run folder {run_dir} was started with another lexicon: {len(kept.ids)} ids of the "
-            f"tokenizer {kept.tokenizer_hash} in its lexicon.json, and `lexicon` now gives "
-            f"{len(lexicon.ids)} of {lexicon.tokenizer_hash}; give it back, or start another run"
+            f"run folder {run_dir} was started with another lexicon: its lexicon.json has "
+            f"{len(kept.ids)} ids of the tokenizer {kept.tokenizer_hash}, and `lexicon` now has "
+            f"{len(lexicon.ids)} ids of {lexicon.tokenizer_hash}; restore it, or start another run"
         )
     return lexicon
 
 
 def finished_step(run_dir: Path) -> int | None:
-    """The step that a finished run ended at; None for one that is not finished."""
+    """The step at which a finished run ended; None for an unfinished run."""
     file = run_dir / "finished.json"
     return hf_files.read_json(file)["step"] if file.exists() else None
 

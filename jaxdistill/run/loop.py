@@ -1,4 +1,4 @@
-"""The loop: one function, from a RunConfig to a finished run folder."""
+"""The training loop: one function, from a RunConfig to a finished run folder."""
 
 import contextlib
 import json
@@ -47,29 +47,33 @@ from jaxdistill.training.teachers import check_teacher
 def run(config: RunConfig, run_dir: Path, *, resume: bool = False, quiet: bool = False) -> Path:
     """Train as `config` says and leave a self-contained run folder.
 
-    An interrupted run goes on with `resume=True` exactly where its last checkpoint stands (on CPU
-    bit for bit). Raises UserError for an existing folder without `resume`, a folder of another
-    config, or unusable input.
+    With `resume=True` an interrupted run continues exactly from its last checkpoint (on CPU with
+    bitwise equal results). Raises UserError for an existing folder without `resume`, a folder of
+    another config, or unusable input.
     """
     before = names_in(run_dir) if run_dir.exists() else None
     is_new = start_folder(config, run_dir, resume)
     try:
-        # What cannot be read or graded is found now and not by the first evaluation, hours later.
+        # Find files that cannot be read and answers that cannot be graded now, rather than in the
+        # first evaluation, hours later.
         check_tasks(config)
         if isinstance(config.lexicon, LexiconFile):
             epistemic.read_lexicon(config.lexicon.path)
         train(config, run_dir, resume and not is_new, quiet)
     except (Exception, SystemExit) as error:
-        # What fails before the first step leaves nothing behind; what is interrupted goes on.
+        # A new run that fails before its first step leaves nothing behind. KeyboardInterrupt is not
+        # caught: an interrupted run keeps its files and can be resumed.
         if is_new:
             remove_start(run_dir, before)
+        # Without this, sys.exit() in a recipe's own code would look like a successful run.
         if isinstance(error, SystemExit) and not error.code:
-            raise UserError("code of the recipe ended the run with sys.exit()") from error
+            raise UserError("the recipe's code ended the run with sys.exit()") from error
         raise
     return run_dir
 
 
 def check_tasks(config: RunConfig) -> None:
+    """Read each distinct task's questions, and grade one answer with a recipe's own task."""
     tasks = [split.task for split in config.evaluation.splits]
     if isinstance(config.experience, OnPolicy):
         tasks.append(config.experience.task)
@@ -81,7 +85,7 @@ def check_tasks(config: RunConfig) -> None:
 
 
 def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
-    """The loop itself, in a folder that `start_folder` has made or checked."""
+    """The loop itself, in a folder that `start_folder` has created or checked."""
     from tqdm import tqdm
 
     mesh = sharding.make_mesh(config.mesh)
@@ -93,7 +97,7 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
             config.seed,
             run_dir / "model",
             mesh,
-            dtype=None,  # the reference stays as it was stored; only what is trained is float32
+            dtype=None,  # the reference keeps its stored dtype; trained parameters are float32
             progress=not quiet,
         )
         engine = Engine(
@@ -105,7 +109,8 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
             enable_thinking=getattr(config.experience, "enable_thinking", None),
         )
         lexicon = keep_lexicon(config, policy, run_dir)
-        # A recipe's own choices are tried before anything is sampled or trained.
+        # Evaluate the objective and teacher once, so that a mistake in a recipe's own classes is
+        # reported before anything is sampled or compiled.
         objectives.check_objective(config.objective, tuple(lexicon.ids), policy.config.vocab_size)
         check_teacher(config.teacher, policy.params, config.steps)
         setting = Setting(
@@ -122,7 +127,7 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
         step = 0
         latest = checkpoints.latest_step() if resume else None
         if resume and latest is None:
-            print(f"run {run_dir} has no checkpoint yet: it starts at step 0", file=sys.stderr)
+            print(f"run {run_dir} has no checkpoint yet and starts at step 0", file=sys.stderr)
         if latest is not None:
             step = check_steps(config, run_dir, latest)
             restored, host = checkpoints.restore(latest, state._asdict())
@@ -130,6 +135,7 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
             source.batches.set_state(host["data"])
             note_resume(run_dir, step)
         if resume:
+            # It may differ in the settings of MAY_CHANGE.
             write_config(config, run_dir)
         train_step = make_train_step(
             model=policy.config,
@@ -152,7 +158,8 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
                 tqdm(total=config.steps, initial=step, desc=config.name, disable=quiet)
             )
             pending: tuple[int, dict[str, Any], dict[str, Any]] | None = None
-            # A run of no steps is evaluated too; and so is a step whose evaluation was killed.
+            # Before the first step: a run of no steps is evaluated too, and so is a resumed step
+            # whose evaluation was killed.
             if evaluates_at(config, step) and not is_evaluated(run_dir, step):
                 evaluate(config, engine, state.params, run_dir, step)
             while step < config.steps:
@@ -166,11 +173,14 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
                     arrays = pad(batch, config.compute.micro_batches)
                 state, sums = train_step(state, policy.params, engine.place(arrays))
                 step += 1
-                # The previous step's metrics are fetched while this one runs on the device.
+                # Fetch the previous step's metrics now, while this step runs on the device:
+                # fetching this step's would block until it ends.
                 if pending is not None:
                     log(writer, bar, *pending)
                 facts |= {"seconds_rollout": sampled - began, "seconds": time.monotonic() - began}
                 pending = (step, sums, facts)
+                # Metrics are written before the checkpoint of the same step: a resumed run drops
+                # lines after its checkpoint, but cannot restore missing ones.
                 if step == config.steps or is_due(step, config.checkpoint_every):
                     log(writer, bar, *pending)
                     pending = None
@@ -180,14 +190,14 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
                 if evaluates_at(config, step):
                     evaluate(config, engine, state.params, run_dir, step)
 
-        # ---- the way out
+        # ---- export
         is_exported = (run_dir / "export").exists() and finished_step(run_dir) == step
         if config.export and not is_exported:
             export(policy, state.params, run_dir, quiet)
         write_whole(run_dir / "finished.json", json.dumps({"step": step}))
 
 
-# ------------------------------------------------------------------------- what is due, and shown
+# ------------------------------------------------------------------------- schedule and metrics
 
 
 def is_due(step: int, every: int) -> bool:
@@ -199,17 +209,18 @@ def evaluates_at(config: RunConfig, step: int) -> bool:
 
 
 def log(writer: MetricsWriter, bar: Any, step: int, sums: dict[str, Any], facts: dict[str, Any]):
+    """Fetch a step's metrics from the device, write them and update the progress bar."""
     values = means(sums) | facts
     writer.write(step, values)
     if values["skipped"]:
-        text = f"step {step} was skipped: its gradient is not finite, and nothing was learnt"
+        text = f"step {step} was skipped: its gradient is not finite; the parameters are unchanged"
         bar.write(text, file=sys.stderr)
     bar.update()
     shown = {key: values[key] for key in ("loss", "reward", "length") if key in values}
     bar.set_postfix({key: f"{value:.3g}" for key, value in shown.items()}, refresh=False)
 
 
-# ------------------------------------------------------------------------------------ the exits
+# ------------------------------------------------------------------------- evaluation and export
 
 
 def evaluate(config: RunConfig, engine: Engine, params: Any, run_dir: Path, step: int) -> None:
@@ -223,9 +234,9 @@ def evaluate(config: RunConfig, engine: Engine, params: Any, run_dir: Path, step
 
 
 def export(policy: Policy, params: Any, run_dir: Path, quiet: bool) -> None:
-    """Write the Hugging Face folder RUN/export, read back and compared, in an older one's place.
+    """Write the Hugging Face folder RUN/export, replacing an older one once the new is complete.
 
-    Its dtype is that of the base; the float32 that training keeps stays in the checkpoints.
+    Its dtype is the base model's; the float32 master weights remain in the checkpoints.
     """
     folder, new = run_dir / "export", run_dir / "export.new"
     shutil.rmtree(new, ignore_errors=True)

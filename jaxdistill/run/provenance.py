@@ -22,11 +22,12 @@ _PACKAGES = (
 
 
 def current_provenance() -> dict[str, Any]:
-    """Collect what `RUN/provenance.json` holds, as plain JSON values.
+    """Collect the contents of `RUN/provenance.json` as plain JSON values.
 
-    `git` is None when the package does not run from a git checkout (or git is not installed); a
-    package that is not installed has the version None. Initialises JAX's backend.
+    `git` is None if the package does not run from a git checkout or git is not installed; a package
+    that is not installed has the version None. Initialises JAX's backend.
     """
+    # Imported here, because commands that run no computation must start without loading JAX.
     import jax
 
     devices = jax.devices()
@@ -56,8 +57,8 @@ def _version(package: str) -> str | None:
 def _git(folder: Path) -> dict[str, Any] | None:
     """{commit, dirty (the package differs from it)} of the checkout that tracks us, else None.
 
-    An installed copy inside someone else's checkout (a virtual environment there) is not tracked
-    by it, and that checkout's commit would say nothing about our code.
+    A copy installed in a virtual environment inside another project's checkout is not tracked by
+    it, so that checkout's commit would say nothing about our code.
     """
     if _git_output(folder, "ls-files", "--error-unmatch", Path(__file__).name) is None:
         return None
@@ -71,7 +72,11 @@ def _git(folder: Path) -> dict[str, Any] | None:
 def _git_output(folder: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10
+            # 10 s, chosen: a slow file system must not delay the run for long.
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -1,7 +1,7 @@
 """A study: a grid of runs, each in its own folder, then one table and one report.
 
-The run folders are the only interface: workers write them, progress is read off them, and the
-summary is made from them. So a study that was stopped goes on where it stands.
+The run folders are the only interface: workers write them, and progress and summary are read from
+them. A study that was stopped can therefore be resumed by starting it again.
 """
 
 import contextlib
@@ -33,9 +33,10 @@ from jaxdistill.storage.loading import ToyBase
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One run of the study and what its rows are called.
+    """One run of the study, and the labels of its rows in the tables.
 
-    `labels` are extra columns (such as coverage or context) of studies with more than methods.
+    `labels` are extra columns, such as coverage or context, of a study that varies more than the
+    method.
     """
 
     world: str
@@ -51,29 +52,31 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
+    """A named grid of runs. Raises UserError if two arms have the same name."""
+
     name: str
     profile: str
     arms: tuple[Arm, ...]
-    workers: int  # processes on a CPU; an accelerator takes one
+    workers: int  # processes on a CPU; an accelerator always has one
 
     def __post_init__(self):
         names = [arm.name for arm in self.arms]
         if twice := {name for name in names if names.count(name) > 1}:
             raise UserError(
-                f"study {self.name}: {len(twice)} names stand for several arms, as {min(twice)}; "
-                "give the arms other seeds or labels"
+                f"study {self.name}: several arms have the same name, such as {min(twice)} "
+                f"({len(twice)} in all); give the arms different seeds or labels"
             )
 
 
 def run_study(study: Study, study_dir: Path, *, quiet: bool = False) -> Path:
     """Run every unfinished arm, then write summary.json, probe.json, study.json and the report.
 
-    Returns the report's path. Raises UserError when the folder belongs to another study.
+    Returns the report's path. Raises UserError if the folder belongs to another study.
     """
     began = time.monotonic()
     prepare(study, study_dir)
     todo = [arm for arm in study.arms if not is_finished(arm, study_dir)]
-    import jax  # here, so that naming a study's arms does not load it
+    import jax  # imported here so that listing a study's arms does not load it
 
     is_cpu = jax.default_backend() == "cpu"
     workers = min(study.workers, max(len(todo), 1)) if is_cpu else 1
@@ -83,7 +86,7 @@ def run_study(study: Study, study_dir: Path, *, quiet: bool = False) -> Path:
         elif todo:
             run_in_processes(todo, study_dir, workers, quiet)
     finally:
-        # Also when interrupted: the time of all parts is the study's.
+        # Also after an interruption, because study.json adds up the time of all attempts.
         add_facts(study, study_dir, time.monotonic() - began)
     began = time.monotonic()
     # One row per arm, evaluated step and split.
@@ -97,7 +100,7 @@ def run_study(study: Study, study_dir: Path, *, quiet: bool = False) -> Path:
 
 
 def prepare(study: Study, study_dir: Path) -> None:
-    """Create the folder, or check that it is this study's."""
+    """Create the folder, or raise UserError if it does not belong to this study."""
     described = json.dumps([[arm.name, to_json(arm.config)] for arm in study.arms])
     file = study_dir / "arms.json"
     if file.exists() and file.read_text() != described:
@@ -118,7 +121,7 @@ def is_finished(arm: Arm, study_dir: Path) -> bool:
 
 
 def run_arms(arms: list[Arm], study_dir: Path, quiet: bool) -> None:
-    """Run arms one after the other in this process; equal configs share their compilations."""
+    """Run the arms one by one in this process; arms with equal settings share compiled programs."""
     from tqdm import tqdm
 
     for arm in tqdm(arms, desc=study_dir.name, disable=quiet):
@@ -127,12 +130,14 @@ def run_arms(arms: list[Arm], study_dir: Path, quiet: bool) -> None:
 
 
 def run_in_processes(arms: list[Arm], study_dir: Path, workers: int, quiet: bool) -> None:
-    """Split the arms over processes of one core each: small matrices gain nothing from two.
+    """Distribute the arms over processes of one core each: small matrices do not profit from two.
 
-    Arms with the same objective go to the same process, which compiles it once.
+    Arms with the same objective and teacher go to the same process, which compiles them once.
+    Raises the first worker's failure, after stopping the others.
     """
     shares = share_out(arms, workers)
     context = multiprocessing.get_context("spawn")
+    # SimpleQueue writes within `put`; a Queue's feeder thread is lost if its process is terminated.
     failures = context.SimpleQueue()
     processes = [
         context.Process(target=worker, args=(share, study_dir, core, failures))
@@ -149,22 +154,25 @@ def run_in_processes(arms: list[Arm], study_dir: Path, workers: int, quiet: bool
     if not failures.empty():
         raise failures.get()
     if codes:
-        raise RuntimeError(f"a worker of the study ended with code {codes[0]} (below 0: a signal)")
+        raise RuntimeError(
+            f"a worker of the study ended with exit code {codes[0]} (negative: killed by a signal)"
+        )
 
 
 def stop(processes: list[Any]) -> None:
-    """End what still runs: asked to, so that its files are closed, and killed after a while."""
+    """Terminate the processes, so that they can close their files, and kill any that remain."""
     for process in processes:
         process.terminate()
     for process in processes:
-        process.join(timeout=10.0)  # for an asynchronous checkpoint to end: chosen
+        # Long enough for an asynchronous checkpoint of the toy model. Chosen, not measured.
+        process.join(timeout=10.0)
         process.kill()
         process.join()
 
 
 @contextlib.contextmanager
 def one_core_each() -> Iterator[None]:
-    """What processes started in here inherit: XLA without a thread pool of its own."""
+    """Within this context, processes start with an XLA that has one thread."""
     before = os.environ.get("XLA_FLAGS")
     one_core = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     os.environ["XLA_FLAGS"] = f"{before or ''} {one_core}".strip()
@@ -177,7 +185,7 @@ def one_core_each() -> Iterator[None]:
 
 
 def share_out(arms: list[Arm], workers: int) -> list[list[Arm]]:
-    """Groups of equal objective and teacher, the heaviest first, each to the lightest worker."""
+    """Assign groups of equal objective and teacher, largest first, to the least loaded worker."""
     groups: dict[Any, list[Arm]] = {}
     for arm in arms:
         groups.setdefault((arm.config.objective, arm.config.teacher), []).append(arm)
@@ -188,18 +196,19 @@ def share_out(arms: list[Arm], workers: int) -> list[list[Arm]]:
 
 
 def work(arms: list[Arm]) -> int:
-    """Steps, plus an evaluation's worth of steps each, plus the compilation of each objective.
+    """Estimated work in units of a training step: steps, evaluations and compilations.
 
-    An evaluation is taken to be 10 steps of work, and so is a compilation: estimates, which only
-    divide the arms among processes.
+    An evaluation and a compilation are each assumed to cost as much as 10 steps. The estimate only
+    balances the arms over processes.
     """
     compilations = len({(arm.config.objective, arm.config.teacher) for arm in arms})
     return sum(arm.config.steps + 10 for arm in arms) + 10 * compilations
 
 
 def worker(arms: list[Arm], study_dir: Path, core: int, failures: Any) -> None:
-    """A worker process: one core, its arms; a failure is put on the queue and ends it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it stops us itself
+    """Body of a worker process: pin it to a core, run its arms, report a failure on the queue."""
+    # The terminal sends Ctrl-C to every process; the parent handles it and terminates the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if cores:
@@ -207,7 +216,7 @@ def worker(arms: list[Arm], study_dir: Path, core: int, failures: Any) -> None:
     try:
         run_arms(arms, study_dir, quiet=True)
     except Exception as error:
-        # Not every exception survives the way to another process, and none with its traceback.
+        # Not every exception can be pickled, and none keeps its traceback: send the text instead.
         kind = UserError if isinstance(error, UserError) else RuntimeError
         sent = error if kind is UserError else f"{type(error).__name__}: {error}"
         failure = kind(f"a worker of the study failed: {sent}")
@@ -217,7 +226,7 @@ def worker(arms: list[Arm], study_dir: Path, core: int, failures: Any) -> None:
 
 
 def watch(processes: list[Any], arms: list[Arm], study_dir: Path, quiet: bool) -> None:
-    """Show progress, read off the run folders, until all workers end or one fails."""
+    """Show progress, read from the run folders, until all workers end or one fails."""
     from tqdm import tqdm
 
     with tqdm(total=sum(arm.config.steps for arm in arms), desc="steps", disable=quiet) as bar:
@@ -230,10 +239,11 @@ def watch(processes: list[Any], arms: list[Arm], study_dir: Path, quiet: bool) -
             bar.update(done - bar.n)
 
 
-# ---------------------------------------------------------------------------------- the outcome
+# ---------------------------------------------------------------------------------- results
 
 
 def arm_rows(arm: Arm, run_dir: Path) -> Iterator[dict[str, Any]]:
+    """One row of summary.json per evaluated step and split of the arm's run."""
     for folder in sorted((run_dir / "evals").glob("step_*")):
         for split, values in read_summary(folder).items():
             yield {
@@ -248,7 +258,10 @@ def arm_rows(arm: Arm, run_dir: Path) -> Iterator[dict[str, Any]]:
 
 
 def write_probes(study: Study, study_dir: Path) -> None:
-    """What each world's base does at each fork, by context: the world's assumption, measured."""
+    """Write probe.json: how each world's base model acts at each fork, by context.
+
+    It measures whether the base model behaves as the toy world assumes.
+    """
     from jaxdistill.evaluation.toy_probe import probe_base
 
     worlds = {arm.world: arm.config.model for arm in study.arms if arm.method == "base"}
@@ -259,7 +272,7 @@ def write_probes(study: Study, study_dir: Path) -> None:
 
 
 def add_facts(study: Study, study_dir: Path, seconds: float) -> None:
-    """Write study.json; `seconds` are added to those that stand there already."""
+    """Write study.json; `seconds` are added to those of earlier attempts."""
     file = study_dir / "study.json"
     before = json.loads(file.read_text())["seconds"] if file.exists() else 0.0
     facts = current_provenance()
@@ -277,7 +290,7 @@ def add_facts(study: Study, study_dir: Path, seconds: float) -> None:
 
 
 def with_overrides(study: Study, texts: list[str]) -> Study:
-    """Apply overrides to every trained arm; a base arm takes those of its evaluation alone."""
+    """Apply overrides to every trained arm; a base arm takes only those of `evaluation`."""
     arms = []
     for arm in study.arms:
         fitting = [text for text in texts if arm.method != "base" or text.startswith("evaluation.")]

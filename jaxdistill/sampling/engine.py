@@ -1,7 +1,7 @@
-"""One value for how to sample: questions in, graded completions out.
+"""Sampling with a policy: questions in, graded completions out.
 
-Training, evaluation, the command line, notebooks and benchmarks sample through an `Engine`. What
-they draw, and for which purpose, they say at each call.
+Training, evaluation, the command line, notebooks and benchmarks all sample through an `Engine`.
+Each call states which questions to sample and for which purpose.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,21 +22,22 @@ from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.loading import Policy
 from jaxdistill.tasks.questions import Question, messages
 
-# Prompts are padded to multiples of this: each padded length is another program to compile, and 16
-# positions more or less cost next to nothing in a prefill.
+# Prompts are padded to multiples of this: each padded length compiles another program, and up to 15
+# more positions cost next to nothing in a prefill. Chosen, not measured.
 PROMPT_MULTIPLE = 16
 
 Tree = TypeVar("Tree")
 
 
-@dataclass(frozen=True, eq=False)  # the arrays of two policies have no one truth value
+# eq=False: comparing the arrays of two policies gives an array, which has no truth value.
+@dataclass(frozen=True, eq=False)
 class Engine:
-    """The policy, the devices that sample from it, and the number formats that they compute in.
+    """A policy, the devices that sample from it, and the number formats of the computation.
 
-    `dtype` is that of matrix multiplications, "auto" as in `precision.compute_dtype`; `attention`
-    names an implementation (`models.attention`); `cache_dtype="int8"` keeps keys and values in half
-    of bfloat16's bytes (`models.quantized`). `enable_thinking` goes to the chat template; None is
-    the template's own choice. Raises UserError for a name that does not exist.
+    `dtype` is the dtype of matrix multiplications ("auto": see `precision.compute_dtype`);
+    `attention` names an implementation (`models.attention`); `cache_dtype="int8"` stores keys and
+    values in half of bfloat16's bytes (`models.quantized`). `enable_thinking` is passed to the chat
+    template; None leaves the choice to the template. Raises UserError for an unknown dtype.
     """
 
     policy: Policy
@@ -63,9 +64,9 @@ class Engine:
     ) -> Rollouts:
         """Sample `rollouts` completions of each question and grade them (None: `not_graded`).
 
-        The samples of a question depend on (address, question, rollout), the sampling and `params`
-        alone, which need not be the policy's own. `slots` rows are decoded at a time; None: as many
-        as memory allows, sharing pages of the cache where not every row can have its own.
+        A question's samples depend only on (address, question, rollout), `sampling` and `params`,
+        which need not be the policy's own. `slots` rows are decoded at a time; None: as many as
+        memory allows, with shared KV-cache pages if not every row at full length fits in memory.
         """
         tokenizer = self.policy.tokenizer
         chats = [messages(question) for question in questions]
@@ -76,7 +77,7 @@ class Engine:
         with sharding.use_mesh(self.mesh):
             if slots is None:
                 slots, pages = self.fit_slots(prompt_ids_QP.shape, rollouts, sampling)
-            # More slots than rows would be another program that does the same.
+            # More slots than rows would compile another program with the same result.
             slots = min(slots, num_rows)
             sample = self.sampler(sampling, rollouts, slots=slots, pages=pages)
             keys_B2 = row_keys(address.seed, address.purpose, address.step, hashes_Q, rollouts)
@@ -109,7 +110,7 @@ class Engine:
         pages: int | None = None,
         counts: bool = False,
     ) -> Callable[..., Any]:
-        """`make_sampler` for this engine; the same settings again give the same jitted function."""
+        """`make_sampler` with this engine's settings; equal arguments return the same function."""
         return make_sampler(
             self.policy.config,
             sampling,
@@ -127,7 +128,7 @@ class Engine:
     def fit_slots(
         self, prompts_shape: tuple[int, ...], rollouts: int, sampling: Sampling
     ) -> tuple[int, int | None]:
-        """Slots and pages (`pages.fit_slots`) for `rollouts` of each of the prompts [Q, P]."""
+        """Slots and pages (`pages.fit_slots`) for `rollouts` of each prompt, in shape (Q, P)."""
         num_questions, num_prompt = prompts_shape
         with sharding.use_mesh(self.mesh):
             return fit_slots(
@@ -141,11 +142,11 @@ class Engine:
             )
 
     def place(self, batch: Tree) -> Tree:
-        """Put host arrays onto the mesh, split along their first axis; without one leave them."""
+        """Move host arrays to the mesh, sharded along their first axis; a no-op without a mesh."""
         return batch if self.mesh is None else sharding.shard_batch(self.mesh, batch)
 
     @property
     def pad_id(self) -> int:
-        """The id at padding; without a tokenizer, as for a benchmark's random prompts, any does."""
+        """The id at padding; 0 without a tokenizer, as for a benchmark's random prompts."""
         tokenizer = self.policy.tokenizer
         return 0 if tokenizer is None else tokenizers.pad_id(tokenizer)

@@ -1,4 +1,4 @@
-"""Addressed randomness: a row's key says what the row is for, never where it stands in a batch."""
+"""Addressed randomness: what a row is for sets its key, never its place in a batch."""
 
 import functools
 import zlib
@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key, UInt32
 
-# Named, because a global flag must not change samples; threefry, because only it gives a vmapped
-# row the bits that the row would get alone.
+# Explicit, because a global flag (jax_default_prng_impl) must not change samples. Threefry, because
+# it is the only generator that gives a row the same bits under vmap as alone.
 _GENERATOR = "threefry2x32"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Address:
-    """What samples are drawn for; with question and rollout it decides all of their randomness."""
+    """The purpose of samples; with question and rollout it determines all of their randomness."""
 
     seed: int
     purpose: str  # "train", "sample", ...: two purposes share no randomness
@@ -36,12 +36,12 @@ def row_keys(
     question_hashes_Q: UInt32[np.ndarray, " Q"],
     rollouts: int,
 ) -> UInt32[Array, "B 2"]:
-    """One key a row, rows ordered q*R + r: fold_in of (purpose, step, question, rollout) into seed.
+    """One key per row q*R + r: (purpose, step, question, rollout) folded into the seed's key.
 
-    Keys are raw words (two a row), so that they travel through NumPy and shard like any array.
+    Keys are raw words, two per row, so that they convert to NumPy and shard like any array.
 
-    A rollout's key does not depend on how many follow. Two calls with different purposes ("train",
-    "eval") share no randomness.
+    A rollout's key does not depend on the number of rollouts. Two calls with different purposes
+    ("train", "eval") share no randomness.
     """
     return _row_keys(
         np.uint32(seed % 2**32),

@@ -1,4 +1,4 @@
-"""What sampling gives: completions of questions with their verdicts, and who grades them."""
+"""The result of sampling: completions of questions with their verdicts, and how they are graded."""
 
 import contextlib
 import functools
@@ -25,25 +25,27 @@ Grade = Callable[[Sequence[Question], Sequence[str]], list[Verdict]]
 class Rollouts:
     """R completions of each of Q questions; row q*R + r is the r-th of question q. Host arrays."""
 
-    address: Address  # what they were drawn for
-    questions: list[Question]
-    rollouts: int
-    prompt_ids_BP: np.ndarray
-    prompt_mask_BP: np.ndarray
-    tokens_BT: np.ndarray
+    address: Address  # the purpose that they were drawn for
+    questions: list[Question]  # Q
+    rollouts: int  # R
+    prompt_ids_BP: np.ndarray  # left-padded
+    prompt_mask_BP: np.ndarray  # 1 at prompt tokens
+    tokens_BT: np.ndarray  # the rest as in `sampler.Samples`
     mask_BT: np.ndarray
     logp_BT: np.ndarray
     finished_B: np.ndarray
-    responses: list[str]
-    verdicts: list[Verdict]
+    responses: list[str]  # B, decoded without special tokens
+    verdicts: list[Verdict]  # B
 
     @property
     def rewards_QR(self) -> np.ndarray:
+        """1 for a correct response, 0 for any other."""
         rewards = [verdict.correct for verdict in self.verdicts]
         return np.array(rewards, np.float32).reshape(-1, self.rollouts)
 
     @property
     def lengths_B(self) -> np.ndarray:
+        """Tokens per completion, including the stop token."""
         return self.mask_BT.sum(axis=1)
 
     def question_of(self, row: int) -> Question:
@@ -51,21 +53,26 @@ class Rollouts:
 
 
 def not_graded(questions: Sequence[Question], responses: Sequence[str]) -> list[Verdict]:
-    """The verdicts where nobody asks whether an answer is right."""
+    """A placeholder verdict per response, for callers that do not grade."""
     return [Verdict(correct=False, reason="not graded", answer=None) for _ in responses]
 
 
 @dataclass(frozen=True)
 class Grading:
-    """A task's grader with the processes that it needs."""
+    """A task's grader, and the function that stops its worker processes."""
 
     grade: Grade
     close: Callable[[], None]
 
 
 def open_grading(task: Task) -> Grading:
-    """Worker processes where an answer may be slow or hang; they start with the first responses."""
-    # Two were chosen, not measured: one goes on while the other is replaced. 5 s: see GradingPool.
+    """Open a task's grader, by default in worker processes, because grading may be slow or hang.
+
+    The processes start with the first responses. Raises UserError for an invalid
+    `grading_workers` or `grading_timeout_s` of the task, or a task that cannot be pickled.
+    """
+    # Two workers are chosen, not measured: one continues while the other is replaced. For the
+    # timeout of 5 s see GradingPool.
     workers, name = getattr(task, "grading_workers", 2), type(task).__name__
     timeout_s = getattr(task, "grading_timeout_s", 5.0)
     if type(workers) is not int or workers < 0:
@@ -86,7 +93,7 @@ def open_grading(task: Task) -> Grading:
 
 
 def check_grading(task: Task, question: Question) -> None:
-    """Grade a question's own solution as a run would; UserError where that gives no verdict."""
+    """Grade a question's own solution as a run would. Raises UserError if that gives no verdict."""
     with contextlib.closing(open_grading(task)) as grading:
         (verdict,) = grading.grade([question], [question.solution or question.answer])
     if verdict.reason.startswith(FAILED) or verdict.reason == TOO_SLOW:

@@ -1,9 +1,9 @@
 """The jitted sampler: prefill each question once, then decode its R rollouts in one loop.
 
-U rows are decoded at a time, each in a slot; one that ends leaves its slot to the next that waits,
-all inside one program. Slots have a cache of the longest row each, or share a pool of pages. Then
-it may happen that there are too few; rows that have drawn least go back to those that wait. They
-lose nothing: a row's tokens follow from its key and its prompt, so they will be drawn again.
+U rows are decoded at a time, each in a slot; when a row ends, the next waiting row takes its slot,
+all inside one program. Each slot has a KV cache for a row of full length, or all slots share a pool
+of pages. If the page pool runs out, the rows with the fewest tokens are preempted and restarted
+later; they produce the same tokens again, because a row's tokens depend only on its key and prompt.
 """
 
 import functools
@@ -45,7 +45,7 @@ from jaxdistill.sharding import constrain, platform
 class Sampling:
     """How tokens are chosen. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 keep all.
 
-    Raises UserError when a value is outside its range.
+    Raises UserError if a value is outside its range.
     """
 
     temperature: float = 1.0
@@ -63,12 +63,12 @@ class Sampling:
 
     @property
     def logp_temperature(self) -> float:
-        """The temperature of the behaviour log-probs, to re-score the samples at: 1 when greedy."""
+        """The temperature of the behaviour log-probs, at which to re-score samples: 1 if greedy."""
         return self.temperature or 1.0
 
 
 class Samples(NamedTuple):
-    """Completions of B = Q*R rows, row q*R + r the r-th rollout of question q."""
+    """Completions of B = Q*R rows; row q*R + r is the r-th rollout of question q."""
 
     tokens_BT: Int32[Array, "B T"]  # pad_id after the stop id
     mask_BT: Int32[Array, "B T"]  # 1 for every generated token, the stop id included
@@ -76,13 +76,14 @@ class Samples(NamedTuple):
     finished_B: Bool[Array, " B"]  # ended by a stop id, not by a limit
 
 
-# Steps between two looks at who has ended. On a GPU the device waits while the host looks, and
-# whoever looks at pages sorts rows and pages; 16 steps make both small beside the decoding, and a
-# slot stands idle for 8 steps on average when its row ends.
+# Decode steps between two checks for rows that have ended. On a GPU the device waits for the host
+# at each check, and with pages each check sorts rows and pages. After 16 steps both are small
+# beside the decoding, while a slot is idle for 8 steps on average after its row ends.
 STRIDE = 16
 
 
-@functools.cache  # the same settings again must not compile again
+# Cached because equal settings must not compile again.
+@functools.cache
 def make_sampler(
     config: ModelConfig,
     sampling: Sampling,
@@ -100,18 +101,19 @@ def make_sampler(
 ) -> Callable[..., Any]:
     """Build the jitted sample(params, prompt_ids_QP, prompt_mask_QP, keys_B2) -> Samples.
 
-    Prompts are left-padded; Q and P are the caller's buckets (each new shape compiles once). A
-    question whose mask is all 0 is a spare of the bucket: it generates nothing and costs no steps.
-    `slots` rows are decoded at a time (None: all); each takes a cache of P + T positions, or what
-    it needs of `pages` pages that all share. A row depends on its key (`keys.row_keys`), prompt and
-    the parameters alone, not on its slot or when it had it: token t is drawn with the noise of
-    fold_in(key_b, t). An optional fifth argument, `limit_B`, ends rows before max_new_tokens. With
-    `counts` the result is (Samples, Counts).
+    Prompts are left-padded; each new shape (Q, P) compiles once. A question whose mask is all 0
+    pads the batch: it generates nothing and costs no steps. `slots` rows are decoded at a time
+    (None: all of them); each has a cache of P + T positions, or takes the pages it needs from
+    `pages` shared ones of `page_size` positions. A row's tokens depend only on its key
+    (`keys.row_keys`), its prompt and the parameters, not on its slot or on when it runs: token t
+    is drawn with the noise of fold_in(key_b, t). An optional fifth argument, `limit_B`, ends rows
+    before max_new_tokens. With `counts` the result is (Samples, Counts).
 
-    `cache_dtype="int8"` keeps keys and values in half of bfloat16's bytes (`models.quantized`;
-    "auto": in `dtype`); a TPU reads it by XLA, whole, and has no pages of it. Behaviour log-probs
-    are then those of the rounded cache, so that samples are slightly off-policy; importance weights
-    (`importance_clip`, rollout corrections) see it. Raises UserError for another name.
+    `cache_dtype="int8"` stores keys and values in half of bfloat16's bytes (`models.quantized`;
+    "auto" stores them in `dtype`). On a TPU XLA reads the whole int8 cache, which cannot be paged.
+    Behaviour log-probs are then computed from the rounded cache, so samples are slightly
+    off-policy; importance weights (`importance_clip`, rollout corrections) account for that. Raises
+    UserError for an unknown `cache_dtype`; the returned function raises it for unusable `pages`.
     """
     check_cache_dtype(cache_dtype)
     program = _Program(
@@ -128,8 +130,8 @@ def make_sampler(
         attention=attention,
         cache_dtype=cache_dtype,
     )
-    # XLA's own GPU products of a few rows leave float32 parts for the next kernel to add: 6 % of a
-    # step of Qwen3-1.7B, 64 rows, on an H200.
+    # XLA's Triton GEMM for a few rows writes float32 partial sums that the next kernel adds up: 6 %
+    # of a step for Qwen3-1.7B with 64 rows on an H200.
     options = {"xla_gpu_enable_triton_gemm": False} if platform() == "gpu" else None
     sample = jax.named_scope("sampling")(program.sample)
     return jax.jit(sample, compiler_options=options)
@@ -137,7 +139,7 @@ def make_sampler(
 
 @dataclass(frozen=True)
 class _Program:
-    """The settings of a sampler, static, and the program that is traced with them."""
+    """A sampler's static settings, and the program that is traced with them."""
 
     config: ModelConfig
     sampling: Sampling
@@ -161,9 +163,10 @@ class _Program:
         limit_B: Int[Array, " B"] | None = None,
     ) -> Any:
         (num_questions, num_prompt), num_rows = prompt_ids_QP.shape, keys_B2.shape[0]
-        assert num_rows == num_questions * self.rollouts, "one key a row: Q * rollouts"
+        assert num_rows == num_questions * self.rollouts, "one key per row: Q * rollouts"
         num_slots, num_tokens = min(self.slots or num_rows, num_rows), self.sampling.max_new_tokens
         has_pages, has_own_slot = self.pages is not None, num_slots == num_rows
+        # Elsewhere no device waits for a host, so without pages every step can check.
         stride = STRIDE if platform() == "gpu" or has_pages else 1
 
         # -- prefill each question once
@@ -175,11 +178,11 @@ class _Program:
         else:
             cache = empty_pool(prompts, num_slots, size, self.pages, self.page_size)
         if has_pages or not has_own_slot:
-            # Any slot may need any question's: gathered once, not each time.
+            # Any slot may need any question's prompt: gather all of them once, not at each copy.
             prompts = jax.tree.map(lambda x: constrain(x, "XKXPH"[: x.ndim]), prompts)
         weights, head_DV = decoding_weights(params, self.config, self.dtype)
 
-        # -- the rows, of which the first take the slots
+        # -- all rows, and the decode loop's first state
         limit_B = jnp.minimum(num_tokens if limit_B is None else limit_B, num_tokens)
         limit_B = jnp.broadcast_to(limit_B, num_rows)
         is_real_B = jnp.repeat(prompt_mask_QP.astype(bool).any(axis=1), self.rollouts)
@@ -194,9 +197,9 @@ class _Program:
         )
         state = first_state(rows, cache, num_slots, all_wait=has_pages)
 
-        # -- decode: feed the last token, draw the next; now and then see who has ended
+        # -- decode: feed the last token and draw the next, with a check every `stride` steps
         def decode(state: State) -> State:
-            # Who ended makes room, for those who run and then for those who wait.
+            # Pages of rows that ended go to running rows first, and then to waiting rows.
             if has_pages:
                 state = preempt(state, stride)
             if has_pages or not has_own_slot:
@@ -213,7 +216,7 @@ class _Program:
         state = jax.lax.while_loop(
             lambda state: state.slots.running.any() | state.is_waiting_B.any(), decode, state
         )
-        samples = self._samples(state, never_left=not has_pages and has_own_slot)
+        samples = self._samples(state, are_in_order=not has_pages and has_own_slot)
         return (samples, state.counts) if self.counts else samples
 
     def _prefill(self, params: Any, prompt_ids_QP: Array, prompt_mask_QP: Array) -> decoder.Cache:
@@ -224,6 +227,7 @@ class _Program:
                     f"pages={self.pages}: on a TPU slots of an int8 cache cannot share pages; "
                     'leave pages out, or use cache_dtype="auto"'
                 )
+            # Whole pages, because prompts are copied page by page.
             num_prompt = -(-num_prompt // self.page_size) * self.page_size
         _, prompts = decoder.prefill(
             params,
@@ -235,7 +239,8 @@ class _Program:
             attention=self.attention,
             cache_dtype=self.cache_dtype,
         )
-        # The last prompt token is fed once more: the first token is then drawn as all others are.
+        # Step back by one position, so that the decode loop feeds the last prompt token again and
+        # draws the first token like all others.
         return prompts._replace(length_B=jnp.maximum(prompts.length_B - 1, 0))
 
     def _step(
@@ -252,11 +257,12 @@ class _Program:
             now = write(now, token_U, logp_U, np.asarray(self.stop_ids, np.int32))
         return now, cache._replace(length_B=now.length)
 
-    def _samples(self, state: State, never_left: bool) -> Samples:
+    def _samples(self, state: State, are_in_order: bool) -> Samples:
         now, stops_C = state.slots, np.asarray(self.stop_ids, np.int32)
-        if never_left:  # each row has its own slot
+        if are_in_order:  # slot b holds row b to the end
             tokens_BT, logp_BT = now.tokens, now.logp
         else:
+            # Rows still in a slot are added; an empty slot's index is out of range and dropped.
             tokens_BT = state.tokens_BT.at[now.row].set(now.tokens, mode="drop")
             logp_BT = state.logp_BT.at[now.row].set(now.logp, mode="drop")
         mask_BT = tokens_BT != NONE
@@ -271,17 +277,19 @@ class _Program:
 def decoding_weights(
     params: Any, config: ModelConfig, dtype: Any
 ) -> tuple[parameters.Unstacked, Float[Array, "D V"]]:
-    """The layers and head_DV as the loop reads them: fused, in dtype, whole along D.
+    """The layers and head_DV in the form that decoding reads: fused, in `dtype`, unsharded along D.
 
-    Splitting D (fsdp) saves memory in training, but here every weight would be gathered again for
-    every token; only the tensor-parallel split stays. A no-op without a mesh.
+    Sharding D (fsdp) saves memory in training, but decoding would gather every weight again for
+    every token, so only the tensor-parallel sharding remains. Without a mesh nothing is gathered.
     """
 
     def gather(name: str, x: Array) -> Array:
-        return constrain(x, name.rsplit("_", 1)[-1].replace("D", "X"))  # a letter without a rule
+        # X has no sharding rule, so the axis is whole on every device.
+        return constrain(x, name.rsplit("_", 1)[-1].replace("D", "X"))
 
     def gather_layer(layer: parameters.Layer) -> parameters.Layer:
-        # Not what the family lacks, nor the norms of heads, whose axes are the family's.
+        # Skip fields that the family lacks (None), and the query and key norms, whose axes vary by
+        # family and which are small.
         named = {n: x for n, x in layer._asdict().items() if x is not None and n[-1].isupper()}
         return layer._replace(**{name: gather(name, x) for name, x in named.items()})
 
@@ -290,7 +298,7 @@ def decoding_weights(
     embed_VD = gather("VD", weights.embed_VD.astype(dtype))
     weights = parameters.Unstacked(embed_VD, tuple(layers), gather("D", weights.norm_D))
     if config.tie_embeddings:
-        return weights, embed_VD.T  # gathered once, not twice
+        return weights, embed_VD.T  # one gathered copy serves as embedding and head
     return weights, gather("DV", parameters.head(params, config).astype(dtype))
 
 

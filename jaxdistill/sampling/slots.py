@@ -1,4 +1,8 @@
-"""Rows in flight: who holds a slot, who waits, who is preempted when pages run out."""
+"""The decode loop's state: which rows hold a slot, which wait, and which are preempted.
+
+Axis U counts slots, B all rows of the call; `row` maps a slot to its row. In a cache, W parts of
+the rows each have their own pages (M per part) and their own share of the slots.
+"""
 
 import functools
 from typing import NamedTuple
@@ -14,46 +18,46 @@ from jaxdistill.models.cached_attention import PAGE
 from jaxdistill.sampling import pages as paging
 from jaxdistill.sharding import constrain, num_parts, platform
 
-NONE = -1  # where no token was drawn
+NONE = -1  # in place of a token where none was drawn
 
 
 class Counts(NamedTuple):
-    """What the loop did; means are ratios of these."""
+    """Totals over the decode loop; means are ratios of these."""
 
-    steps: Float[Array, ""]  # of the loop, each one token for all slots
-    row_steps: Float[Array, ""]  # tokens drawn, again or for the first time
-    positions: Float[Array, ""]  # in the cache before each of them, summed
-    preempted: Float[Array, ""]  # rows that had to begin anew
-    redrawn: Float[Array, ""]  # the tokens that they had drawn
+    steps: Float[Array, ""]  # steps of the loop; each feeds one token per slot
+    row_steps: Float[Array, ""]  # tokens drawn, including those drawn again after a preemption
+    positions: Float[Array, ""]  # sum over these tokens of the cache's filled length before each
+    preempted: Float[Array, ""]  # number of preemptions
+    redrawn: Float[Array, ""]  # tokens discarded by preemptions
 
 
 class Slots(NamedTuple):
-    """Rows in flight, the first axis (U) theirs; or one row about to enter, without that axis."""
+    """The rows in the slots, along a leading axis U; or one row to admit, without that axis."""
 
-    row: Array  # beyond the last row: nobody
+    row: Array  # index of the row; the number of rows for an empty slot
     key: Array  # [U, 2]
-    limit: Array  # tokens to draw at most
+    limit: Array  # maximum number of tokens to draw
     running: Array
-    drawn: Array  # tokens so far
-    token: Array  # the last one, or the prompt's last: the next step feeds it
-    tokens: Array  # [U, T], NONE where none was drawn
-    logp: Array  # [U, T]
-    length: Array  # of the cache, which has the tokens before the last
+    drawn: Array  # tokens drawn so far
+    token: Array  # the last token drawn, or the prompt's last: the input of the next step
+    tokens: Array  # [U, T], NONE where no token was drawn
+    logp: Array  # [U, T], nats
+    length: Array  # filled length of the cache: prompt and tokens without the last
 
 
 class Rows(NamedTuple):
     """All B = Q x R rows of a call, whether they wait, run or have ended."""
 
     prompt_ids_QP: Array
-    prompts: decoder.Cache  # prefilled, a row for each question
+    prompts: decoder.Cache  # prefilled, one row per question
     keys_B2: Array
-    limit_B: Array  # tokens to draw at most
-    draws_B: Array  # False for spares of the bucket, which draw nothing
+    limit_B: Array  # maximum number of tokens to draw
+    draws_B: Array  # False for padding questions and a limit of 0: nothing is drawn
     rollouts: int  # R, static
     num_tokens: int  # T, static
 
     def begin(self, index: Array) -> Slots:
-        """Rows about to begin, by their indices, one or several."""
+        """The initial slot state of the row, or rows, with this index."""
         limit, question = self.limit_B[index], index // self.rollouts
         return Slots(
             row=index,
@@ -69,21 +73,21 @@ class Rows(NamedTuple):
 
 
 class State(NamedTuple):
-    """What the decode loop carries."""
+    """The carry of the decode loop."""
 
     slots: Slots
-    cache: decoder.Cache  # its length is the slots'
-    is_waiting_B: Array  # for a slot
-    tokens_BT: Array  # of the rows that left their slot
+    cache: decoder.Cache  # its length_B is slots.length
+    is_waiting_B: Array  # rows that wait for a slot
+    tokens_BT: Array  # tokens of the rows that have left their slot
     logp_BT: Array
     counts: Counts
 
 
 def first_state(rows: Rows, cache: decoder.Cache, num_slots: int, *, all_wait: bool) -> State:
-    """The first rows in the slots; or, where they share pages, nobody: `admit` lets them in."""
+    """The first rows in the slots; with `all_wait` (shared pages), empty slots for `admit`."""
     num_rows, first_U = len(rows.limit_B), jnp.arange(num_slots)
     first = rows.begin(first_U)
-    if all_wait:  # in the order of their rows
+    if all_wait:
         first = first._replace(
             row=jnp.full_like(first_U, num_rows),
             running=jnp.zeros_like(first.running),
@@ -100,21 +104,26 @@ def first_state(rows: Rows, cache: decoder.Cache, num_slots: int, *, all_wait: b
 
 
 def preempt(state: State, stride: int) -> State:
-    """Pages for all who run until the next look; who has drawn least waits again if too few."""
+    """Assign the pages that running rows need for `stride` steps; preempt rows if too few are free.
+
+    The rows with the fewest tokens are preempted: they wait for a slot again and restart, which
+    discards the least work.
+    """
     slots, num_rows = state.slots, state.is_waiting_B.shape[0]
     W, _, M, page, _ = state.cache.k[0].shape
     wanted_U = _wanted_pages(slots, page, stride)
-    go_on = jax.vmap(functools.partial(paging.rows_that_go_on, num_pages=M))
-    goes_on_U = go_on(wanted_U.reshape(W, -1), slots.drawn.reshape(W, -1)).reshape(-1)
-    is_preempted_U = slots.running & ~goes_on_U
+    rows_to_keep = jax.vmap(functools.partial(paging.rows_to_keep, num_pages=M))
+    is_kept_U = rows_to_keep(wanted_U.reshape(W, -1), slots.drawn.reshape(W, -1)).reshape(-1)
+    is_preempted_U = slots.running & ~is_kept_U
     counts = state.counts._replace(
         preempted=state.counts.preempted + is_preempted_U.sum(),
         redrawn=state.counts.redrawn + jnp.where(is_preempted_U, slots.drawn, 0).sum(),
     )
+    # The index num_rows is out of range, so mode="drop" below ignores rows that are kept.
     waits_U = jnp.where(is_preempted_U, slots.row, num_rows)
     slots = slots._replace(
         row=jnp.where(is_preempted_U, num_rows, slots.row),
-        running=slots.running & goes_on_U,
+        running=slots.running & is_kept_U,
         length=jnp.where(is_preempted_U, 0, slots.length),
     )
     return state._replace(
@@ -126,30 +135,32 @@ def preempt(state: State, stride: int) -> State:
 
 
 def admit(state: State, rows: Rows, stride: int) -> State:
-    """Rows that wait take the slots of rows that ended, while there are pages for them."""
+    """Move waiting rows into slots whose rows have ended, as long as there are pages for them."""
 
-    def may_enter_U(state: State) -> Array:
-        """The slots that the first row that waits may have."""
+    def is_open_U(state: State) -> Array:
+        """The slots that can take the first waiting row now."""
         slots, pages_UY = state.slots, state.cache.pages_BY
-        is_possible_U = ~slots.running & state.is_waiting_B.any()
+        is_free_U = ~slots.running & state.is_waiting_B.any()
         if pages_UY is None:
-            return is_possible_U
+            return is_free_U
         W, _, M, page, _ = state.cache.k[0].shape
-        ahead = stride + paging.RESERVE * page  # all should be able to go on for a while
+        # Counting a reserve for every row avoids preempting the new row soon after.
+        ahead = stride + paging.RESERVE * page
         wanted_WU = _wanted_pages(slots, page, ahead).reshape(W, -1)
         more = _wanted_pages(rows.begin(jnp.argmax(state.is_waiting_B)), page, ahead)
-        has_room_W = wanted_WU.sum(axis=1) + more < M
-        return is_possible_U & jnp.repeat(has_room_W, wanted_WU.shape[1])
+        has_pages_W = wanted_WU.sum(axis=1) + more < M
+        return is_free_U & jnp.repeat(has_pages_W, wanted_WU.shape[1])
 
     def enter(state: State) -> State:
-        j, index = jnp.argmax(may_enter_U(state)), jnp.argmax(state.is_waiting_B)
+        j, index = jnp.argmax(is_open_U(state)), jnp.argmax(state.is_waiting_B)
         left, new = jax.tree.map(lambda x: x[j], state.slots), rows.begin(index)
         slots = jax.tree.map(lambda x, y: _put(x, y, j), state.slots, new)
         last = state.is_waiting_B.shape[0] - 1
-        at, is_somebody = jnp.minimum(left.row, last), left.row <= last
+        at, was_occupied = jnp.minimum(left.row, last), left.row <= last
 
+        # The slot's previous row has ended: keep its tokens before the new row overwrites them.
         def save(x_BT: Array, new_T: Array) -> Array:
-            return _put(x_BT, jnp.where(is_somebody, new_T, x_BT[at]), at)
+            return _put(x_BT, jnp.where(was_occupied, new_T, x_BT[at]), at)
 
         cache = _with_pages(state.cache, slots, stride)
         return state._replace(
@@ -160,18 +171,19 @@ def admit(state: State, rows: Rows, stride: int) -> State:
             logp_BT=save(state.logp_BT, left.logp),
         )
 
-    return jax.lax.while_loop(lambda state: may_enter_U(state).any(), enter, state)
+    return jax.lax.while_loop(lambda state: is_open_U(state).any(), enter, state)
 
 
 def _wanted_pages(slots: Slots, page: int, stride: int) -> Array:
-    """Pages that a slot's row needs until the next look, 0 without one that runs."""
+    """The pages that each slot's row needs for `stride` more positions; 0 if no row runs there."""
+    # No row needs positions beyond its own limit.
     end = slots.length - slots.drawn + slots.limit
     positions = jnp.minimum(slots.length + stride, end)
     return jnp.where(slots.running, -(-positions // page), 0)
 
 
 def _with_pages(cache: decoder.Cache, slots: Slots, stride: int) -> decoder.Cache:
-    """The cache with the slots' lengths, and pages for what they want until the next look."""
+    """The cache with the slots' lengths, and pages for the next `stride` positions of each."""
     if cache.pages_BY is None:
         return cache._replace(length_B=slots.length)
     W, _, M, page, _ = cache.k[0].shape
@@ -185,9 +197,9 @@ def _with_pages(cache: decoder.Cache, slots: Slots, stride: int) -> decoder.Cach
 def _copy_prompt(
     cache: decoder.Cache, j: Array, prompts: decoder.Cache, question: Array
 ) -> decoder.Cache:
-    """The question's prompt in the pages of slot j, page by page as far as it goes."""
+    """Copy the question's prompt into slot j, page by page up to the prompt's length."""
     W, _, _, page, _ = cache.k[0].shape
-    _, K, num_questions, P, _ = prompts.k[0].shape  # of a part
+    _, K, num_questions, P, _ = prompts.k[0].shape  # questions per part
     slots_of_part = cache.length_B.shape[0] // W
     part, size = j // slots_of_part, min(page, P)
 
@@ -196,7 +208,7 @@ def _copy_prompt(
         begin = question // num_questions, 0, question % num_questions, i * size
 
         def put(x_WKMSH, prompts_WKMPH):
-            width = x_WKMSH.shape[4:]  # none of scales
+            width = x_WKMSH.shape[4:]  # empty for the scales of an int8 cache
             first, sizes = (*begin, *(0,) * len(width)), (1, K, 1, size, *width)
             new = jax.lax.dynamic_slice(prompts_WKMPH, first, sizes)
             return jax.lax.dynamic_update_slice(x_WKMSH, new, (part, 0, at, *(0,) * (new.ndim - 3)))
@@ -209,7 +221,9 @@ def _copy_prompt(
 
 
 def count(counts: Counts, stride: int, before: Slots, after: Slots) -> Counts:
+    """Add what the loop did in `stride` steps, from the slots before and after them."""
     drawn_U = after.drawn - before.drawn
+    # d tokens from filled length n on: n + (n + 1) + ... + (n + d - 1).
     positions_U = drawn_U * before.length + drawn_U * (drawn_U - 1) // 2
     return counts._replace(
         steps=counts.steps + stride,
@@ -219,9 +233,9 @@ def count(counts: Counts, stride: int, before: Slots, after: Slots) -> Counts:
 
 
 def write(slots: Slots, token_U: Array, logp_U: Array, stops_C: np.ndarray) -> Slots:
-    """Record a token of every slot that runs, and who ends with it."""
+    """Record the token of every running slot, and end the rows at a stop id or their limit."""
     was_running_U = slots.running
-    # A choice and no scatter, for which devices would exchange what all rows have drawn.
+    # A select, not a scatter: for a scatter, devices would exchange the tokens of all rows.
     is_here_UT = jnp.arange(slots.tokens.shape[1])[None, :] == slots.drawn[:, None]
     is_here_UT &= was_running_U[:, None]
     drawn_U = slots.drawn + was_running_U
@@ -233,23 +247,24 @@ def write(slots: Slots, token_U: Array, logp_U: Array, stops_C: np.ndarray) -> S
         token=jnp.where(was_running_U, token_U, slots.token),
         tokens=jnp.where(is_here_UT, token_U[:, None], slots.tokens),
         logp=jnp.where(is_here_UT, logp_U[:, None], slots.logp),
-        # An idle slot writes and sees its first position alone, until a row enters.
+        # An idle slot still takes part in each step: at length 0 it reads and writes only its first
+        # position, until a row enters.
         length=jnp.where(running_U, slots.length + 1, 0),
     )
 
 
 def _put(x: Array, new: Array, at: Array) -> Array:
-    """x with `new` in place of x[at]."""
+    """x with x[at] replaced by `new`."""
     return jax.lax.dynamic_update_slice(x, new[None].astype(x.dtype), (at,) + (0,) * new.ndim)
 
 
 def first_rows(prompts: decoder.Cache, rollouts: int, num_slots: int, size: int) -> decoder.Cache:
     """The first rows' caches of `size` positions: question q's prompt in rows q*R to q*R + R - 1.
 
-    Whole tiles of positions: of a partial last one the TPU compiler copies the cache at each token,
-    and its kernel wants pages.
+    `size` is rounded up to whole tiles: with a partial last tile, the TPU compiler copies the cache
+    at each token, and the TPU kernel reads whole pages.
     """
-    # 16 positions elsewhere: the least side of a matrix unit's tile. Chosen, not measured.
+    # Elsewhere 16 positions, the smallest side of a matrix unit's tile. Chosen, not measured.
     tile = PAGE if platform() == "tpu" else 16
     size, parts = -(-size // tile) * tile, num_parts("B", num_slots)
 
@@ -272,14 +287,19 @@ def first_rows(prompts: decoder.Cache, rollouts: int, num_slots: int, size: int)
 def empty_pool(
     prompts: decoder.Cache, num_slots: int, size: int, pages: int, page: int
 ) -> decoder.Cache:
-    """No row's cache: for each part of the slots its share of the pages, and nobody's page."""
+    """An empty paged cache: each part's share of the pages, and page 0, which belongs to no row.
+
+    Raises UserError if a part's pages cannot hold one row of `size` positions.
+    """
     parts, num_pages = num_parts("B", num_slots), paging.pages_of_row(size, page)
     if pages // parts < num_pages:
         raise UserError(
-            f"pages={pages} are too few: the longest row, {size} positions, needs {num_pages} of "
-            f"{page}, in each of {parts} part(s) of the rows; use {num_pages * parts} or more"
+            f"pages={pages} are too few: the longest row, {size} positions, needs {num_pages} "
+            f"pages of {page} in each of {parts} part(s) of the rows; use {num_pages * parts} or "
+            "more"
         )
-    if num_pages > 8:  # the TPU's kernel fetches up to eight at a time
+    # The TPU kernel fetches up to eight pages at a time, so a longer table is a multiple of eight.
+    if num_pages > 8:
         num_pages = -(-num_pages // 8) * 8
 
     def empty(x_WKMPH):

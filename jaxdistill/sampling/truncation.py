@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-# Bits of a threshold that are found in one pass over V: with 2, three sums per pass and 16 passes
-# for a float32. Another bit would save passes and double the sums; `docs/log.md` has what was
-# timed.
+# Bits of the threshold found per pass over V: with 2 bits, three sums per pass and 16 passes for a
+# float32. A third bit would save passes but needs seven sums per pass; `docs/log.md` has timings.
 _BITS = 2
 
 
@@ -29,8 +28,8 @@ def keep_top_k(logits_BV: Float[Array, "B V"], k: int) -> Float[Array, "B V"]:
 def keep_top_p(logits_BV: Float[Array, "B V"], p: float) -> Float[Array, "B V"]:
     """Keep the smallest set of most probable tokens whose mass is >= p (Holtzman et al. 2019).
 
-    Tokens that tie with the last of them are kept too; the mass is compared in float32 (about
-    1e-6). p = 1 keeps all.
+    Tokens that tie with the last of them are kept too. Masses are compared in float32, to about
+    1e-6. p = 1 keeps all.
 
     >>> keep_top_p(jnp.log(jnp.array([[0.2, 0.5, 0.3]])), 0.6)[0].tolist()[0]
     -inf
@@ -56,18 +55,18 @@ def keep_min_p(logits_BV: Float[Array, "B V"], min_p: float) -> Float[Array, "B 
 def truncate(
     logits_BV: Float[Array, "B V"], *, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
 ) -> Float[Array, "B V"]:
-    """Top-k, then top-p of what it left, renormalised, then min-p: the order of transformers."""
+    """Top-k, then top-p on the renormalised rest, then min-p: the order of transformers."""
     return keep_min_p(keep_top_p(keep_top_k(logits_BV, top_k), top_p), min_p)
 
 
 def _threshold(x_BV: Float[Array, "B V"], enough: float, weigh: Callable) -> Bool[Array, "B V"]:
-    """Where x is at least the largest number with `enough` weight at or above it.
+    """Where x >= t, with t the largest number such that the weight of all x >= t is >= `enough`.
 
-    The number's bits are found from the highest down, two in a pass that sums the weight above
-    three candidates at once: sixteen passes over V, where a sort of 152k columns would be far
-    dearer. Ties with it are in; if all weighs less than enough, so is everything.
+    The bits of t are found from the highest down, two per pass; each pass sums the weight above
+    three candidates at once. That is sixteen passes over V, far cheaper than sorting 152k columns.
+    Ties with t are included; if the total weight is less than `enough`, everything is.
     """
-    # uint32 that compare as the float32 do: the sign flipped, and of negatives every bit.
+    # uint32 in the same order as the float32: flip the sign bit, and every bit of negatives.
     bits_BV = jax.lax.bitcast_convert_type(x_BV.astype(jnp.float32), jnp.uint32)
     order_BV = jnp.where(bits_BV >> 31 == 1, ~bits_BV, bits_BV | jnp.uint32(1 << 31))
     least_B = jnp.zeros(x_BV.shape[:-1], jnp.uint32)
@@ -80,7 +79,7 @@ def _threshold(x_BV: Float[Array, "B V"], enough: float, weigh: Callable) -> Boo
 
 
 def sums(terms: list[Array]) -> tuple[Array, ...]:
-    """The last axis of each summed, in one pass over what they are made of."""
+    """Sum each term over its last axis; one reduction, so that XLA reads the inputs once."""
     add: Callable = lambda a, b: tuple(x + y for x, y in zip(a, b))  # noqa: E731
     zeros = (jnp.zeros((), terms[0].dtype),) * len(terms)
     return jax.lax.reduce(tuple(terms), zeros, add, (terms[0].ndim - 1,))

@@ -1,5 +1,6 @@
 """Where does a model come from, and where is it kept?
 
-Hugging Face folders in and out, Orbax checkpoints, tokenizers, and opening whatever a name means.
-May import `objectives` and every room that it may; only here are Orbax and safetensors imported.
+Import and export of Hugging Face folders, Orbax checkpoints, tokenizers, and the lookup from a name
+to a model. May import `objectives` and every room that `objectives` may import. Orbax and
+safetensors are imported here only.
 """

@@ -1,7 +1,7 @@
-"""Checkpoints of a run with Orbax: the device state of a step, and the host's JSON beside it.
+"""Orbax checkpoints of a run: the device state at a step, with the host's state as JSON beside it.
 
-A state is stored leaf by leaf under its path ("params.embed.value"), so that a checkpoint that
-does not fit is described in those names, and one part of it can be read without the rest.
+A state is stored leaf by leaf under its path ("params.embed.value"), so that an error can name the
+leaf that does not match, and one part of the state can be restored without the rest.
 """
 
 import contextlib
@@ -21,26 +21,26 @@ from etils import epath
 
 from jaxdistill.errors import UserError
 
-# Inside each step: {relative path: bytes}, so that a lost or cut-off file is named by us; Orbax
-# notices as well, but its pages of tracebacks from reader threads cannot be caught.
+# Each step's folder has this listing, {relative path: size in bytes}, so that we can name a missing
+# or truncated file in one line. Orbax detects the damage too, but its reader threads print pages of
+# tracebacks that the caller cannot catch.
 _LISTING = "jaxdistill_files.json"
 
 
 class Checkpoints:
-    """The checkpoints in one folder, `FOLDER/STEP/{state,host}`; nothing is touched until used.
+    """Saves and restores the checkpoints in one folder, `FOLDER/STEP/{state,host}`.
 
-    A step is written beside its place and moved there when complete, so a save that was killed is
-    no step. On several hosts every process makes every call; `host` is written by the first.
+    The constructor touches no file. A step is written to a temporary folder and renamed once it is
+    complete, so a killed save leaves no step behind. With several hosts, every process must make
+    every call, and the first process writes `host`.
     """
 
     def __init__(
         self, folder: str | os.PathLike[str], keep: int | None = 3, save_async: bool = True
     ) -> None:
-        """Keep the newest `keep` steps (None: all).
-
-        Three by default, chosen: the newest may turn out damaged, and the one before it too old.
-        """
-        # epath knows gs:// as well; Orbax wants absolute paths.
+        """Keep the newest `keep` steps (None: all); `save_async` writes them in the background."""
+        # The default of three is chosen, not measured: two are left if the newest is damaged.
+        # epath also handles gs:// paths; Orbax requires absolute ones.
         self._folder = epath.Path(folder).absolute()
         self._keep = keep
         self._save_async = save_async
@@ -48,11 +48,12 @@ class Checkpoints:
         self._unlisted: int | None = None  # the step whose save may still be running
 
     def save(self, step: int, state: Any, host: dict[str, Any]) -> None:
-        """Save a pytree of arrays and numbers, and a JSON-able dict; replaces an equal step.
+        """Save a pytree of arrays and numbers and a JSON-serialisable dict; replaces `step`.
 
-        With `save_async` it returns when the state is copied off the devices: the caller may
-        donate its buffers at once. A failure in the background is raised by the next call.
+        With `save_async` the call returns once the state has been copied off the devices, so the
+        caller may donate its buffers at once. The next call raises a failure in the background.
         """
+        # The previous step's listing can only be written once its files are complete.
         self.wait()
         with _uninterrupted(), _quiet():
             writer = self._open_writer()
@@ -61,7 +62,7 @@ class Checkpoints:
             items = ocp.args.Composite(
                 state=ocp.args.PyTreeSave(_by_name(state)), host=ocp.args.JsonSave(host)
             )
-            # Without force Orbax skips, silently, a step below its latest.
+            # Without `force`, Orbax silently skips a step lower than its latest.
             writer.save(step, args=items, force=True)
             self._unlisted = step
 
@@ -74,7 +75,7 @@ class Checkpoints:
             return sorted(reader.all_steps())
 
     def latest_step(self) -> int | None:
-        """The newest complete step, None when there is none."""
+        """The newest complete step, or None if there is none."""
         return max(self.steps(), default=None)
 
     def restore(
@@ -86,11 +87,11 @@ class Checkpoints:
           step: one of `steps()`.
           example: pytree of arrays, `jax.ShapeDtypeStruct`s (with a sharding, else the first
             device), NumPy arrays and numbers.
-          part: read this field of the saved state only, such as "params"; `example` is then
-            that field's value.
+          part: the one field of the saved state to read, such as "params"; `example` then has the
+            structure of that field.
 
         Raises:
-          UserError: the step is missing, damaged, or does not fit `example`.
+          UserError: the step is missing, damaged, or does not match `example`.
         """
         steps = self.steps()
         if step not in steps:
@@ -120,7 +121,7 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(example), leaves), items["host"]
 
     def wait(self) -> None:
-        """Block until a running save is complete; raises what went wrong in it."""
+        """Block until a running save is complete, and raise the error if it failed."""
         with _uninterrupted(), _quiet():
             step, self._unlisted = self._unlisted, None
             if self._writer is not None:
@@ -128,12 +129,12 @@ class Checkpoints:
             if step is not None and jax.process_index() == 0:
                 folder = self._folder / str(step)
                 sizes = {str(f.relative_to(folder)): f.stat().length for f in _files(folder)}
-                # Renamed when whole: a listing that is cut off would damn a good checkpoint.
+                # Renamed once complete: a truncated listing would condemn a good checkpoint.
                 (folder / f"{_LISTING}.tmp").write_text(json.dumps(sizes))
                 (folder / f"{_LISTING}.tmp").rename(folder / _LISTING)
 
     def close(self) -> None:
-        """Wait and release Orbax's threads; a later call opens them again."""
+        """Wait for a running save and stop Orbax's threads; a later call starts them again."""
         self.wait()
         with _uninterrupted(), _quiet():
             if self._writer is not None:
@@ -158,7 +159,8 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=keep,
                 enable_async_checkpointing=self._save_async,
-                # What a killed save left. Only here: a reader may look on while a run saves.
+                # Remove what a killed save left. Only the writer does so: a reader may be open
+                # while another process is saving.
                 cleanup_tmp_directories=True,
             )
             self._writer = ocp.CheckpointManager(self._folder, options=options)
@@ -171,7 +173,8 @@ class Checkpoints:
 
     def _check_files(self, step: int) -> None:
         listing = self._folder / str(step) / _LISTING
-        if not listing.exists():  # killed right after the save: leave it to Orbax
+        # A process killed right after its save leaves no listing; Orbax's own checks remain.
+        if not listing.exists():
             return
         for name, num_bytes in json.loads(listing.read_text()).items():
             file = self._folder / str(step) / name
@@ -187,8 +190,8 @@ class Checkpoints:
             yield
         except UserError:
             raise
-        # Orbax, TensorStore and asyncio each raise their own; the first 160 characters say which
-        # file, and what follows are pages of stack.
+        # Orbax, TensorStore and asyncio each raise their own exception types. The first 160
+        # characters name the file; pages of stack trace follow.
         except Exception as error:
             reason = (str(error).strip().splitlines() or [""])[0][:160]
             raise self._damaged(step, f"{type(error).__name__}: {reason}") from error
@@ -217,7 +220,7 @@ class Checkpoints:
         if wrong:
             more = f" (and {len(wrong) - 1} more differ)" if len(wrong) > 1 else ""
             raise UserError(
-                f"{self._folder}: the checkpoint of step {step} does not fit this config; "
+                f"{self._folder}: the checkpoint of step {step} does not match this config; "
                 f"{wrong[0]}{more}; use the config.json of its own run, or another folder"
             )
 
@@ -231,7 +234,7 @@ def _files(folder: epath.Path) -> Iterator[epath.Path]:
 
 
 def _by_name(tree: Any, prefix: str | None = None) -> dict[str, Any]:
-    """{dotted path: leaf}, in the tree's order."""
+    """Flatten a pytree to {dotted path: leaf}, in the tree's order."""
     named = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
@@ -242,7 +245,7 @@ def _by_name(tree: Any, prefix: str | None = None) -> dict[str, Any]:
 
 
 def _shape_and_dtype(leaf: Any) -> str:
-    """One notation for live arrays, abstract ones, numbers and Orbax's metadata."""
+    """Describe arrays, abstract arrays, numbers and Orbax's metadata alike: "float32[2, 3]"."""
     shape = getattr(leaf, "shape", None) or ()
     dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
     return f"{dtype}{list(shape)}"
@@ -259,7 +262,7 @@ def _restore_args(leaf: Any) -> ocp.RestoreArgs:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Orbax's notes (absl's logger, and asyncio's on failure) off the terminal."""
+    """Keep Orbax's log lines (absl's logger, and asyncio's after a failure) off the terminal."""
     loggers = {name: logging.getLogger(name) for name in ("absl", "asyncio")}
     levels = {name: logger.level for name, logger in loggers.items()}
     for logger in loggers.values():
@@ -273,11 +276,13 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Hold a Ctrl-C back until the block is done; a second one interrupts it.
+    """Delay Ctrl-C until the block is done; a second Ctrl-C interrupts the block at once.
 
-    An exception inside Orbax's asyncio calls leaves threads that fail later, on a closed loop.
+    An exception inside Orbax's asyncio calls leaves threads that fail later on a closed event loop.
     """
     handler = signal.getsignal(signal.SIGINT)
+    # Python sets signal handlers in the main thread only, and SIG_IGN or a handler that was not
+    # installed from Python cannot be called.
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or not callable(handler):
         yield

@@ -1,4 +1,4 @@
-"""Models on disk: open what a path holds, and turn a Hugging Face folder into a run and back."""
+"""Conversion of a Hugging Face folder to a run folder and back."""
 
 import contextlib
 import errno
@@ -21,10 +21,10 @@ from jaxdistill.storage.loading import Policy, Pretrained
 
 
 @contextlib.contextmanager
-def _folder_for_a_while(prefix: str, parent: Path) -> Iterator[str]:
-    """A temporary folder that is gone in the end, also where a checkpoint in it failed.
+def _temporary_folder(prefix: str, parent: Path) -> Iterator[str]:
+    """A temporary folder that is removed in the end, even if writing a checkpoint in it failed.
 
-    Folders above it that were made for it are gone too, where nothing else came into them.
+    Parent folders that were created for it are removed too, unless they hold something else.
     """
     new = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     parent.mkdir(parents=True, exist_ok=True)
@@ -33,34 +33,34 @@ def _folder_for_a_while(prefix: str, parent: Path) -> Iterator[str]:
             try:
                 yield folder
             except BaseException:
-                # Orbax's other threads may go on writing for a moment and make the folder again.
-                # Half a second is chosen, not measured.
+                # Orbax's other threads may keep writing for a moment and recreate the folder, so
+                # remove it twice. Half a second is chosen, not measured.
                 shutil.rmtree(folder, ignore_errors=True)
                 time.sleep(0.5)
                 shutil.rmtree(folder, ignore_errors=True)
-                Path(folder).mkdir(exist_ok=True)  # for the way out, which expects it
+                Path(folder).mkdir(exist_ok=True)  # TemporaryDirectory expects to remove it
                 raise
     finally:
         for folder in new:
-            with contextlib.suppress(OSError):  # it is not empty
+            with contextlib.suppress(OSError):  # not empty
                 folder.rmdir()
 
 
 def convert(
     source: Path, destination: Path, dtype: str | None = None, progress: bool = False
 ) -> str:
-    """A model -> run folder with one Orbax checkpoint, or a run -> Hugging Face folder.
+    """Convert a model to a run folder with one Orbax checkpoint, or a run to a Hugging Face folder.
 
-    The direction follows from what `source` is. `dtype` None keeps the source's own; of a trained
-    run, whose parameters are float32, its base's. Returns a line that says what was done. Raises
-    UserError when `source` is no model, `destination` exists or the disk is too small; nothing
-    half-written is left under its name.
+    What `source` is decides the direction. `dtype` None keeps the source's dtype; for a trained
+    run, whose parameters are float32, it takes the base model's. Returns a line that says what was
+    done. Raises UserError if `source` is no model, `destination` exists or the disk is too small;
+    a partially written folder never has the name `destination`.
     """
     if os.path.lexists(destination):
         raise UserError(f"{destination} exists; choose another name or remove it first")
     if jax.process_count() > 1:
         raise UserError("convert runs on one host; start it without the others")
-    # Split over all devices, for models that are too large for one.
+    # Shard over all devices, because a model may be too large for one of them.
     mesh = make_mesh(MeshConfig(fsdp=-1))
     if source.is_dir() and loading.is_run(source):
         policy = loading.open_model(source, mesh)
@@ -76,15 +76,15 @@ def convert(
         )
         return f"run {source} -> Hugging Face folder {destination}"
     prefix = f".{destination.name}."
-    with _folder_for_a_while(prefix, destination.parent) as folder:
+    with _temporary_folder(prefix, destination.parent) as folder:
         part = Path(folder) / "run"
-        # Known from the headers, before the long read.
+        # The headers give the size, so a full disk is reported before the long read.
         hf_export.check_space(
             destination, hf_import.stored_bytes(loading.model_folder(source), dtype)
         )
         policy = loading.load(
             Pretrained(str(source)),
-            seed=0,  # nothing is drawn: the weights are read
+            seed=0,  # unused: the weights are read, not drawn
             model_dir=part / "model",
             mesh=mesh,
             dtype=dtype,
@@ -93,7 +93,8 @@ def convert(
         try:
             _save(part, policy, source)
             part.rename(destination)
-        except (OSError, ValueError) as error:  # Orbax has the disk's own words in a ValueError
+        # Orbax reports a full disk as a ValueError that quotes the system's message.
+        except (OSError, ValueError) as error:
             full = (os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
             for reason in full:
                 if reason in str(error):
@@ -103,7 +104,7 @@ def convert(
 
 
 def _save(run: Path, policy: Policy, source: Path) -> None:
-    """The parameters as a checkpoint, and what `loading.conversion_notes` reads."""
+    """Write the parameters as a checkpoint, and the notes that `loading.conversion_notes` reads."""
     leaves = nnx.to_flat_state(policy.params)
     dtypes = {".".join(map(str, path)): str(leaf.get_raw_value().dtype) for path, leaf in leaves}
     noted = {"converted_from": str(source), "dtypes": dtypes}

@@ -1,7 +1,7 @@
-"""Hugging Face folders out: written beside the destination, read back, and renamed last.
+"""Export to Hugging Face folders: written beside the destination, read back, and renamed last.
 
-Shards and their names are planned from the config. Then one tensor after another is cut out of its
-parameter on the device, fetched, and written into its place.
+Shards and their names are planned from the config. Each tensor is then sliced from its parameter on
+the device, fetched to the host and written at its offset in the file.
 """
 
 import math
@@ -51,17 +51,18 @@ def export_folder(
     tokenizer_from: str | Path | None,
     generation: dict[str, Any] | None = None,
     dtype: str | None = None,
-    max_shard_bytes: float | int = 5e9,  # as transformers 4 wrote them; a part to download again
+    # transformers 4 wrote shards of this size: an interrupted download repeats at most one.
+    max_shard_bytes: float | int = 5e9,
     progress: bool = False,
 ) -> None:
     """Write a folder that transformers reads: config, safetensors, the tokenizer's files.
 
-    `generation` is for generation_config.json, None that of the tokenizer's folder; its special
-    ids go into config.json too. `dtype` None keeps the parameters' own. Every tensor is read back
-    and compared bit by bit. A host needs memory for one tensor. With several hosts all must call
-    it; the first one writes. Raises UserError, and leaves nothing behind, when `folder` exists, the
-    tokenizer's folder is missing, the dtype is none that can be written, or the disk is too small
-    or refuses.
+    `generation` becomes generation_config.json (None: a copy of the one in the tokenizer's folder);
+    its special token ids go into config.json too. `dtype` None keeps the parameters' dtypes. Every
+    tensor is read back and compared bit by bit. A host needs memory for one tensor. With several
+    hosts, all of them must call this function, and the first one writes. Raises UserError, and
+    leaves nothing behind, if `folder` exists, the tokenizer's folder is missing, the dtype cannot
+    be exported, or the disk is too small or cannot be written.
     """
     folder = Path(folder)
     known = [str(kind) for kind in DTYPES.values()]
@@ -88,17 +89,18 @@ def export_folder(
                 max_shard_bytes=max_shard_bytes,
                 progress=progress,
             )
-    except Exception as caught:  # held back, because the other hosts wait for this one
+    except Exception as caught:  # raised later: the other hosts are waiting for this one
         error = caught
     _end_together(folder, arrays, error)
 
 
 def _end_together(folder: Path, arrays: Iterator[Any], error: Exception | None) -> None:
-    """Raise what went wrong at the writing host; on the others, that it did."""
+    """Raise the writing host's error there, and on the other hosts a UserError that it failed."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
-        for _ in arrays:  # every host takes part in gathering what is split over hosts
+        # Gathering arrays that are sharded over hosts is a collective: every host must take part.
+        for _ in arrays:
             pass
         failed = multihost_utils.broadcast_one_to_all(np.array(error is not None))
         if failed and error is None:
@@ -122,7 +124,7 @@ def _write(
         raise UserError(f"{folder} exists; choose another name or remove it first")
     check_space(folder, sum(_num_bytes(*shape) for shape in shapes.values()))
     dtype = str(DTYPES[shapes[families.FAMILIES[config.family].TENSORS[("embed",)].name][0]])
-    # transformers 5 reads dtype, everything older torch_dtype.
+    # transformers 5 reads `dtype`, older versions read `torch_dtype`.
     fields = families.to_fields(config) | {"dtype": dtype, "torch_dtype": dtype}
     fields |= {name: value for name, value in generation.items() if name.endswith("_token_id")}
 
@@ -147,7 +149,7 @@ def _write(
 
 
 def check_space(folder: Path, num_bytes: int) -> None:
-    """Raises UserError when the disk that `folder` will lie on has not that much free."""
+    """Raise UserError if the disk that will hold `folder` has less than `num_bytes` free."""
     existing = next(path for path in folder.absolute().parents if path.exists())
     free = shutil.disk_usage(existing).free
     if free < num_bytes:
@@ -161,7 +163,7 @@ def _write_then_rename(folder: Path, write_files: Callable[[Path], None]) -> Non
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         write_files(temporary)
-        temporary.chmod(0o755)  # mkdtemp's own folders are private
+        temporary.chmod(0o755)  # mkdtemp makes folders that only their owner can read
         os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -171,11 +173,11 @@ def _write_then_rename(folder: Path, write_files: Callable[[Path], None]) -> Non
 
 
 def _shapes(params: nnx.State, config: ModelConfig, dtype: str | None) -> Shapes:
-    """Every tensor to be written, in the order of the layers."""
+    """The dtype and shape of every tensor to write, in the order of the layers."""
     names = {str(kind): name for name, kind in DTYPES.items()}
     values = {path: leaf.get_raw_value() for path, leaf in nnx.to_flat_state(params)}
     parts = parts_of(config)
-    # Layer 2 before layer 10: numbers are compared as six digits.
+    # Numbers are padded to six digits so that layer 2 sorts before layer 10.
     in_order = sorted(parts, key=lambda name: re.sub(r"\d+", lambda n: n[0].zfill(6), name))
     return {
         name: (
@@ -189,7 +191,7 @@ def _shapes(params: nnx.State, config: ModelConfig, dtype: str | None) -> Shapes
 def _arrays(
     params: nnx.State, config: ModelConfig, shapes: Shapes
 ) -> Iterator[tuple[str, jax.Array]]:
-    """Yield each tensor when it is asked for, still on its devices."""
+    """Yield each tensor on demand, still on its devices."""
     values = {path: leaf.get_raw_value() for path, leaf in nnx.to_flat_state(params)}
     parts = parts_of(config)
     for name, (dtype, _) in shapes.items():
@@ -198,7 +200,7 @@ def _arrays(
 
 
 def _gathered(x: jax.Array) -> Any:
-    """What one process can fetch alone."""
+    """The array in a form that one process can fetch by itself."""
     if x.is_fully_addressable:
         return x
     from jax.experimental import multihost_utils
@@ -233,13 +235,14 @@ def _write_weights(
 
 
 def create_shards(folder: Path, shapes: Shapes, max_shard_bytes: float | int) -> dict[str, Tensor]:
-    """Start the files of these tensors; returns where `write` puts each.
+    """Create the files for these tensors, and return the place in them of each tensor.
 
-    Shards are filled in order, and a tensor larger than one is a shard by itself. A single file
-    takes the plain name and needs no index.
+    Shards are filled in order; a tensor larger than `max_shard_bytes` is a shard by itself. A
+    single file is called `model.safetensors` and has no index.
     """
     from huggingface_hub import split_state_dict_into_shards_factory
 
+    # The hub's own planner, so that shards have the names and sizes that transformers gives them.
     split = split_state_dict_into_shards_factory(
         shapes,
         get_storage_size=lambda shape: _num_bytes(*shape),
@@ -260,7 +263,7 @@ def _num_bytes(dtype: str, shape: tuple[int, ...]) -> int:
 
 
 def _check_written(places: dict[str, Tensor], digests: dict[str, str], bar: Any) -> None:
-    """Read the files back through the safetensors library and compare."""
+    """Read the files back through the safetensors library and compare their digests."""
     for file in {place.file for place in places.values()}:
         found = read_header(file)
         assert found == {name: place for name, place in places.items() if place.file == file}
@@ -273,6 +276,7 @@ def _check_written(places: dict[str, Tensor], digests: dict[str, str], bar: Any)
     )
     for name, digest in found:
         if digest != digests[name]:
+            # Not a UserError: the disk or this program is at fault.
             raise RuntimeError(
                 f"{places[name].file}: tensor {name} read back differs from what was written"
             )
@@ -280,13 +284,13 @@ def _check_written(places: dict[str, Tensor], digests: dict[str, str], bar: Any)
 
 
 def _check_token_ids(generation: dict[str, Any], config: ModelConfig, source: Path | None) -> None:
-    """A tokenizer that is not this model's would make a folder that transformers cannot load."""
+    """Refuse another model's tokenizer: transformers could not load the exported folder."""
     for name, value in generation.items():
         ids = value if isinstance(value, list) else [value]
         if name.endswith("_token_id") and any(
             isinstance(i, int) and i >= config.vocab_size for i in ids
         ):
             raise UserError(
-                f"tokenizer folder {source}: {name}={value} lies beyond the model's "
+                f"tokenizer folder {source}: {name}={value} is outside the model's "
                 f"vocab_size={config.vocab_size}; is it this model's tokenizer?"
             )

@@ -1,4 +1,4 @@
-"""The files around a model's weights: its JSON, its tokenizer, and the folder itself."""
+"""The files beside a model's weights: its JSON configs and its tokenizer files."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ TOKENIZER_FILES = (
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The file's JSON object. Raises UserError when it is missing, unreadable or another value."""
+    """The file's JSON object. Raises UserError if it is missing, unreadable or not an object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -41,14 +41,18 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def copy_tokenizer_files(source: Path, destination: Path) -> None:
-    """Copy whichever tokenizer files the folder `source` has."""
+    """Copy the tokenizer files that the folder `source` has; any of them may be missing."""
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, destination / name)
 
 
 def generation_config(source: Path) -> dict[str, Any]:
-    """The source's generation_config.json, with special token ids that only other files name."""
+    """The source's generation_config.json, completed with special token ids from other files.
+
+    A missing id is taken from config.json, and from the tokenizer if there is no `eos_token_id` in
+    either file. Raises UserError for a malformed file.
+    """
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     given, fields = (
         read_json(source / name) if (source / name).is_file() else {}

@@ -1,7 +1,7 @@
-"""Hugging Face folders in: everything is checked from the files' headers before a tensor is read.
+"""Import of Hugging Face folders: the files' headers are checked before any tensor is read.
 
-Then each tensor goes from its file straight to where it will lie: every process reads the slices
-that its own devices hold, and the device writes them into the stacked parameter in place.
+Each tensor then goes straight from its file to its final place: every process reads the slices that
+its own devices hold, and the device writes them into the stacked parameter in place.
 """
 
 import math
@@ -40,7 +40,7 @@ from jaxdistill.storage.safetensors_io import (
     read_slice,
 )
 
-ParameterPath = tuple[Any, ...]  # of a parameter in the state
+ParameterPath = tuple[Any, ...]  # a parameter's path in the nnx.State
 
 
 def read_config(folder: str | Path) -> ModelConfig:
@@ -63,12 +63,12 @@ def import_folder(
     dtype: DTypeLike | None = None,
     progress: bool = False,
 ) -> tuple[ModelConfig, nnx.State]:
-    """Read config and parameters; with `mesh`, each parameter split by its axes.
+    """Read a folder's config and parameters; with `mesh`, shard each parameter by its axes.
 
-    `dtype` None keeps the files' own. A host needs memory for its share of the parameters and one
-    tensor (of the smaller ones as many as have the largest's bytes); a device, beside its share,
-    for that tensor and the same rearranged. Raises UserError, before a tensor is read, for a folder
-    whose tensors are not exactly the config's.
+    `dtype` None keeps the files' dtypes. Besides its share of the parameters, a host needs memory
+    for tensors being read, at most the largest one's size together, and a device needs memory for
+    that tensor and a rearranged copy of it. Raises UserError, before any tensor is read, if the
+    folder's tensors are not exactly those that the config implies.
     """
     folder = hub.find_folder(folder)
     config = read_config(folder)
@@ -84,7 +84,7 @@ def import_folder(
 
 
 def stored_dtype(folder: str | Path) -> str:
-    """The dtype of a folder's embedding, "bfloat16" say, which stands for the whole model's.
+    """The dtype of the folder's embedding, such as "bfloat16", taken as the whole model's dtype.
 
     Raises UserError as `import_folder` does.
     """
@@ -92,15 +92,15 @@ def stored_dtype(folder: str | Path) -> str:
     name = families.FAMILIES[read_config(folder).family].TENSORS[("embed",)].name
     tensors = _open_tensors(folder)
     if name not in tensors:
-        raise UserError(f"{folder}: tensor {name} is missing; config.json asks for it")
+        raise UserError(f"{folder}: tensor {name} is missing; config.json requires it")
     _check_dtype(folder, name, tensors[name])
     return str(DTYPES[tensors[name].dtype])
 
 
 def stored_bytes(folder: str | Path, dtype: DTypeLike | None = None) -> int:
-    """The bytes that a folder's tensors take, in `dtype` or in their own; from the headers.
+    """The size of a folder's tensors in bytes, in `dtype` or in their own; read from the headers.
 
-    Raises UserError as `import_folder` does, short of checking each tensor.
+    Raises UserError as `import_folder` does, but does not check each tensor.
     """
     folder = hub.find_folder(folder)
     read_config(folder)
@@ -122,7 +122,7 @@ def _load(
     mesh: Mesh | None,
     bar: Any,
 ) -> dict[ParameterPath, jax.Array]:
-    """Every parameter: the stacked ones are made at once and filled layer by layer."""
+    """Load every parameter; the stacked ones are allocated first and filled layer by layer."""
     stacked = {part.path: part.axes for part in parts.values() if part.layer is not None}
     values = {path: zeros(config, axes, dtypes[path], mesh) for path, axes in stacked.items()}
     for name, array in _stream(config, parts, tensors, mesh):
@@ -131,7 +131,7 @@ def _load(
             values[part.path] = parameter_of(array, config, part, dtypes[part.path])
         else:
             values[part.path] = with_layer(values[part.path], array, config, part)
-        # Else tensors would pile up on the device, waiting for their turn.
+        # Dispatch is asynchronous: without waiting, many tensors would be on the device at once.
         values[part.path].block_until_ready()
         bar.update(tensors[name].num_bytes)
     return values
@@ -143,8 +143,8 @@ def _stream(
     tensors: dict[str, Tensor],
     mesh: Mesh | None,
 ) -> Iterator[tuple[str, jax.Array]]:
-    """Yield every tensor on its devices, in the files' order, read a little ahead."""
-    # The caller's default device: it is a thread's own setting.
+    """Yield every tensor on its devices, in file order; threads read a few tensors ahead."""
+    # JAX's default device is a per-thread setting, so the reader threads must be told the caller's.
     device = next(iter(jnp.zeros(()).devices()))
 
     def read(name: str) -> jax.Array:
@@ -161,7 +161,7 @@ def _stream(
 
 
 def _read_sharded(tensor: Tensor, sharding: jax.sharding.Sharding) -> jax.Array:
-    """Each slice that this process's devices hold is read once, however many of them hold it."""
+    """Read each slice that this process's devices hold once, even if several devices hold it."""
     slices: dict[str, np.ndarray] = {}
 
     def read(index) -> np.ndarray:
@@ -176,7 +176,7 @@ def _read_sharded(tensor: Tensor, sharding: jax.sharding.Sharding) -> jax.Array:
 
 
 def _open_tensors(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of the folder's weights, from their headers."""
+    """The place of every tensor in the folder's weights, from the files' headers."""
     if (folder / WEIGHTS).is_file():
         return read_header(folder / WEIGHTS)
     if not (folder / INDEX).is_file():
@@ -193,6 +193,7 @@ def _open_shards(folder: Path) -> dict[str, Tensor]:
         raise UserError(f"{index} has no weight_map")
     found: dict[str, Tensor] = {}
     for file in sorted({str(file) for file in weight_map.values()}):
+        # Only plain file names: an index must not make us read outside its folder.
         if Path(file).name != file or not file.endswith(".safetensors"):
             raise UserError(f"{index} names {file!r}; expected a .safetensors file beside it")
         if not (folder / file).is_file():
@@ -207,7 +208,7 @@ def _open_shards(folder: Path) -> dict[str, Tensor]:
         named, actual = weight_map.get(name), found[name].file.name if name in found else None
         if named != actual:
             raise UserError(
-                f"{index} has tensor {name} in {named or 'no file'}, but it is in "
+                f"{index} places tensor {name} in {named or 'no file'}, but it is in "
                 f"{actual or 'no file'}"
             )
     return found
@@ -216,10 +217,10 @@ def _open_shards(folder: Path) -> dict[str, Tensor]:
 def _checked(
     folder: Path, config: ModelConfig, parts: dict[str, ParameterPart], tensors: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The tensors of `parts`, if the folder has them and nothing else.
+    """The tensors of `parts`. Raises UserError unless the folder has these and no others.
 
-    But tied models' files may have the output projection as well, as Qwen3-0.6B's do, if it is the
-    embedding once more.
+    One exception: the files of a model with tied embeddings may also hold the output projection, as
+    Qwen3-0.6B's do, provided that it is a copy of the embedding.
     """
     table = families.FAMILIES[config.family].TENSORS
     embed, head = table[("embed",)].name, table[("head",)].name
@@ -236,17 +237,17 @@ def _checked(
 def _check_tensors(
     folder: Path, config: ModelConfig, parts: dict[str, ParameterPart], tensors: dict[str, Tensor]
 ) -> None:
-    """Names, shapes and dtypes must be the config's. Raises UserError for the first that is not."""
+    """Compare names, shapes and dtypes with the config. Raises UserError at the first mismatch."""
     for name in sorted(parts.keys() | tensors.keys()):
         if name not in tensors:
-            raise UserError(f"{folder}: tensor {name} is missing; config.json asks for it")
+            raise UserError(f"{folder}: tensor {name} is missing; config.json requires it")
         if name not in parts:
-            raise UserError(f"{folder}: tensor {name} is none that config.json asks for")
+            raise UserError(f"{folder}: unexpected tensor {name}; config.json has no place for it")
         expected = tensor_shape(config, parts[name])
         if tensors[name].shape != expected:
             raise UserError(
                 f"{folder}: tensor {name} has shape {tensors[name].shape}; "
-                f"config.json asks for {expected}"
+                f"config.json requires {expected}"
             )
         _check_dtype(folder, name, tensors[name])
 
@@ -254,7 +255,7 @@ def _check_tensors(
 def _check_dtype(folder: Path, name: str, tensor: Tensor) -> None:
     if tensor.dtype not in DTYPES:
         known = ", ".join(DTYPES)
-        raise UserError(f"{folder}: tensor {name} is {tensor.dtype}; only {known} are read")
+        raise UserError(f"{folder}: tensor {name} is {tensor.dtype}; only {known} are supported")
 
 
 def _dtypes(
@@ -263,7 +264,7 @@ def _dtypes(
     tensors: dict[str, Tensor],
     dtype: DTypeLike | None,
 ) -> dict[ParameterPath, np.dtype]:
-    """Each parameter's dtype: the one that was asked for, or the one that all its layers have."""
+    """Each parameter's dtype: the requested one, or the one that all of its layers share."""
     if dtype is not None:
         return {part.path: jnp.dtype(dtype) for part in parts.values()}
     first: dict[ParameterPath, str] = {}
@@ -278,8 +279,9 @@ def _dtypes(
 
 
 def _hold_same_bits(a: Tensor, b: Tensor) -> bool:
-    """Equal in dtype and every bit, compared a few megabytes at a time."""
+    """Whether dtype and every bit are equal; compares in blocks to bound the host's memory."""
     rows = max(1, 2**24 * a.shape[0] // a.num_bytes)  # 16 MiB, as in `safetensors_io`
+    # As bytes, because NaN differs from itself as a number.
     return a.dtype == b.dtype and all(
         read_slice(a, slice(start, start + rows)).tobytes()
         == read_slice(b, slice(start, start + rows)).tobytes()

@@ -1,7 +1,7 @@
-"""Which tensor of a Hugging Face checkpoint is which part of a parameter, and the way over.
+"""The map between a Hugging Face checkpoint's tensors and our parameters, and both conversions.
 
-A checkpoint has one tensor a layer with flattened heads, [N*H, D]; a parameter stacks the layers
-and keeps its axes apart, [L, D, N, H]. Rearranging is the device's work, one tensor at a time.
+A checkpoint has one tensor per layer with flattened heads, [N*H, D]; a parameter stacks the layers
+and keeps its axes apart, [L, D, N, H]. The device does the rearranging, one tensor at a time.
 """
 
 import functools
@@ -22,20 +22,21 @@ from jaxdistill.sharding import Mesh, grouped_sharding, sharding_of
 
 
 class ParameterPart(NamedTuple):
-    """What a tensor of a checkpoint is: a parameter, or one layer of one."""
+    """The part of a parameter that a checkpoint's tensor holds: all of it, or one layer."""
 
-    path: tuple[Any, ...]  # in the parameters' state
-    axes: str  # of the whole parameter: "LDNH"
-    layer: int | None
-    groups: str  # the tensor's own axes: "NH D"
+    path: tuple[Any, ...]  # the parameter's path in the nnx.State
+    axes: str  # the whole parameter's axes: "LDNH"
+    layer: int | None  # None: the parameter is not stacked
+    groups: str  # the tensor's axes, those that it flattens together in one group: "NH D"
 
     @property
     def letters(self) -> str:
+        """The tensor's axes with its groups split: "NHD"."""
         return self.groups.replace(" ", "")
 
 
 def parts_of(config: ModelConfig) -> dict[str, ParameterPart]:
-    """Every tensor of a checkpoint of this config, by name."""
+    """Every tensor in a checkpoint of this config: {tensor's name: its part of a parameter}."""
     parts = {}
     for path, leaf in nnx.to_flat_state(abstract_params(config)):
         tensor, axes = FAMILIES[config.family].TENSORS[path], leaf.get_metadata()["axes"]
@@ -50,7 +51,7 @@ def tensor_shape(config: ModelConfig, part: ParameterPart) -> tuple[int, ...]:
 
 
 def tensor_sharding(mesh: Mesh, config: ModelConfig, part: ParameterPart) -> Sharding:
-    """How a tensor is split, so that every device gets what it holds of the parameter."""
+    """The sharding in which each device receives the values that it holds of the parameter."""
     return grouped_sharding(mesh, part.groups, part.axes, config.shape(part.axes))
 
 
@@ -60,7 +61,7 @@ def tensor_sharding(mesh: Mesh, config: ModelConfig, part: ParameterPart) -> Sha
 def zeros(
     config: ModelConfig, axes: str, dtype: DTypeLike, mesh: Mesh | None
 ) -> Float[Array, "..."]:
-    """A parameter to be filled, made where it will lie: never whole on one device."""
+    """A zero parameter to fill, allocated in its final sharding: never whole on one device."""
     sharding = None if mesh is None else sharding_of(mesh, axes, config.shape(axes))
     return jax.jit(lambda: jnp.zeros(config.shape(axes), dtype), out_shardings=sharding)()
 
@@ -71,29 +72,29 @@ def with_layer(
     config: ModelConfig,
     part: ParameterPart,
 ) -> Float[Array, "L ..."]:
-    """The parameter with one layer replaced and cast, in place: `value` is donated."""
+    """The parameter with one layer replaced by `tensor`, cast to its dtype; donates `value`."""
     order = tuple(part.letters.index(axis) for axis in part.axes[1:])
     shape = config.shape(part.letters)
     return _with_layer(value, tensor, part.layer, shape=shape, order=order, sharding=value.sharding)
 
 
-# One compilation for each shape: the layer is traced.
+# `layer` is traced and not static, so that each shape compiles once and not once per layer.
 @functools.partial(jax.jit, donate_argnames="value", static_argnames=("shape", "order", "sharding"))
 def _with_layer(value, tensor, layer, shape, order, sharding):
     dtype = value.dtype
     tensor = _bits(tensor.astype(dtype)).reshape(shape).transpose(order)
-    # Only the layer is held back: a barrier around the whole parameter would copy it.
+    # As in `_from_bits`, but around the layer only: a barrier on the whole parameter would copy it.
     tensor = jax.lax.optimization_barrier(tensor)
     value = jax.lax.dynamic_update_index_in_dim(_bits(value), tensor, layer, 0)
     value = jax.lax.bitcast_convert_type(value, dtype)
-    # A donated buffer serves only a result that lies where it lay.
+    # XLA reuses a donated buffer only if the result has the same sharding.
     return jax.lax.with_sharding_constraint(value, sharding) if sharding.num_devices > 1 else value
 
 
 def parameter_of(
     tensor: Float[Array, "..."], config: ModelConfig, part: ParameterPart, dtype: DTypeLike
 ) -> Float[Array, "..."]:
-    """A parameter that is one tensor: the tensor itself, not a copy, where the two lie alike."""
+    """A parameter from its one tensor; not a copy where layout and dtype are the same already."""
     order = tuple(part.letters.index(axis) for axis in part.axes)
     if order == tuple(range(tensor.ndim)) and tensor.dtype == dtype:
         return tensor
@@ -107,15 +108,15 @@ def _parameter_of(tensor, shape, order, dtype):
 
 
 def _bits(x):
-    """Unsigned integers in x's place: as numbers XLA may move bfloat16 by way of float32."""
+    """The bits of x as unsigned integers: XLA may move bfloat16 numbers by way of float32."""
     return jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
 
 
 def _from_bits(bits, dtype):
-    """The numbers again, once they lie where they should.
+    """The inverse of `_bits`, applied once the values are in their final layout.
 
-    Without the barrier XLA may drop both conversions and move the numbers themselves, and on a
-    processor without bfloat16 the payloads of NaNs then change.
+    Without the barrier XLA may cancel both bitcasts and move the numbers themselves, which changes
+    the payloads of NaNs on a processor without bfloat16.
     """
     return jax.lax.bitcast_convert_type(jax.lax.optimization_barrier(bits), dtype)
 
@@ -126,9 +127,10 @@ def _from_bits(bits, dtype):
 def tensor_of(
     value: Float[Array, "..."], config: ModelConfig, part: ParameterPart, dtype: DTypeLike
 ) -> Float[Array, "..."]:
-    """The checkpoint's tensor, cut out of its parameter and cast; the parameter stays.
+    """The checkpoint's tensor, sliced from its parameter and cast; the parameter is unchanged.
 
-    Always a new array: JAX keeps what the host fetched for as long as the array lives.
+    Always a new array: JAX keeps a fetched host copy as long as the array lives, so fetching the
+    parameter itself would fill the host's memory.
     """
     order = tuple(part.axes.lstrip("L").index(letter) for letter in part.letters)
     return _tensor_of(value, part.layer, tensor_shape(config, part), order, jnp.dtype(dtype))
@@ -137,6 +139,7 @@ def tensor_of(
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def _tensor_of(value, layer, shape, order, dtype):
     is_cast = value.dtype != dtype
+    # A cast needs numbers, so the bits are taken after it; without one, before the slice.
     value = value if is_cast else _bits(value)
     if layer is not None:
         value = jax.lax.dynamic_index_in_dim(value, layer, 0, keepdims=False)

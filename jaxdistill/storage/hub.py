@@ -1,6 +1,6 @@
-"""Models by their name on the Hugging Face hub: from the local cache, else fetched into it.
+"""Models by name on the Hugging Face hub: found in the local cache, or downloaded into it.
 
-Weights are taken as safetensors alone: a `.bin` is a pickle, which can run code when it is read.
+Only safetensors weights are accepted: a `.bin` is a pickle, which can run code when it is read.
 """
 
 import importlib
@@ -23,24 +23,25 @@ _TEXTS = (
     "chat_template*",
 )
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
-_IGNORED = ("*/*",)  # subfolders: other frameworks' copies of the weights, training states
+# Subfolders hold other frameworks' copies of the weights and training states.
+_IGNORED = ("*/*",)
 
 
 def import_transformers() -> Any:
-    """The package, which takes seconds to import, so only where it is needed.
+    """Import transformers on demand, because importing it takes seconds.
 
-    Without its advice on stderr to install PyTorch: nothing here needs it.
+    Its advice on stderr to install PyTorch is switched off: nothing here needs PyTorch.
     """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     return importlib.import_module("transformers")
 
 
 def find_folder(name: str | Path, *, weights: bool = True) -> Path:
-    """A local folder; or, for a name like "org/name", its snapshot in the hub's local cache.
+    """A local folder, or for a name like "org/name" its snapshot in the hub's local cache.
 
-    A snapshot that is not there, or not whole, is downloaded first (progress bars on stderr);
-    without `weights` only what a tokenizer needs. Raises UserError when there is no such folder
-    and no such model, or it cannot be fetched.
+    A missing or incomplete snapshot is downloaded first, with progress bars on stderr; without
+    `weights`, only the files that a tokenizer needs. Raises UserError if there is neither such a
+    folder nor such a model, or the download fails.
     """
     folder = Path(name)
     if folder.is_dir():
@@ -49,7 +50,7 @@ def find_folder(name: str | Path, *, weights: bool = True) -> Path:
         raise UserError(f"{name} is a file; expected a folder with config.json and safetensors")
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name)):
         raise UserError(
-            f"there is no folder {name}, and it is no name on the hub (org/name) and no bundled "
+            f"there is no folder {name}, and it is neither a hub name (org/name) nor a bundled "
             "base (toy:main, toy:control); expected one of these, a Hugging Face folder or a run"
         )
     patterns = [*_TEXTS, *(_WEIGHTS if weights else ())]
@@ -66,13 +67,13 @@ def _cached(name: str, patterns: list[str]) -> Path | None:
         found = snapshot_download(
             name, local_files_only=True, allow_patterns=patterns, ignore_patterns=list(_IGNORED)
         )
-    except Exception:  # its many ways to say "not in the cache"
+    except Exception:  # huggingface_hub has several exceptions for "not in the cache"
         return None
     return Path(found)
 
 
 def _is_whole(folder: Path, weights: bool) -> bool:
-    """Whether an earlier download, perhaps of the tokenizer alone, left all that is needed."""
+    """Whether the cache has every needed file: an earlier call may have fetched the tokenizer."""
     if not weights:
         return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
     index = folder / "model.safetensors.index.json"
@@ -83,7 +84,7 @@ def _is_whole(folder: Path, weights: bool) -> bool:
     try:
         files = set(json.loads(index.read_bytes())["weight_map"].values())
     except (OSError, ValueError, LookupError, AttributeError, TypeError):
-        return True  # malformed, not missing: whoever reads it says what is wrong
+        return True  # malformed, not missing: the import reports it
     return all((folder / str(file)).is_file() for file in files)
 
 
@@ -103,10 +104,10 @@ def _download(name: str, patterns: list[str]) -> Path:
             "`hf auth login` first)"
         ) from error
     except Exception as error:  # no network, offline mode, proxies, full disks, ...
-        # Cut: an HTTP error carries its request, and the line is for a person.
+        # An HTTP error quotes its whole request; 200 characters keep the message to a line or two.
         reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
         raise UserError(
-            f"there is no folder {name}, and no whole model of that name in the local hub cache; "
-            f"fetching it failed: {reason}"
+            f"there is no folder {name}, and no complete model of that name in the local hub "
+            f"cache; downloading it failed: {reason}"
         ) from error
     return Path(fetched)

@@ -1,4 +1,4 @@
-"""Where a model comes from: whatever names one on disk or on the hub, or random weights."""
+"""Loading a model from disk, from the hub or from random weights."""
 
 import contextlib
 import dataclasses
@@ -27,23 +27,23 @@ from jaxdistill.storage.toy import toy_base_folder, toy_name, write_tokenizer
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A model by name: a Hugging Face folder, a run folder (its export), or one of the hub."""
+    """A model by name: a Hugging Face folder, a run folder (its export), or a hub name."""
 
     path: str
 
 
 @dataclass(frozen=True)
 class ToyBase:
-    """A base model that ships with the package: world `main` or `control`."""
+    """A base model that ships with the package, for the toy world `main` or `control`."""
 
     world: str = "main"
 
 
 @dataclass(frozen=True)
 class Fresh:
-    """Random weights. `tokenizer` names a model whose tokenizer is taken; "toy": the toy world's.
+    """Random weights. `tokenizer` names the model whose tokenizer is used, or "toy".
 
-    `vocab_size=0` in the architecture takes the tokenizer's size.
+    `vocab_size=0` in the architecture means the tokenizer's size.
     """
 
     architecture: ModelConfig
@@ -54,18 +54,20 @@ ModelSource = Pretrained | ToyBase | Fresh
 
 
 class Policy(NamedTuple):
+    """A model's config, parameters and tokenizer."""
+
     config: ModelConfig
     params: Any
     tokenizer: Any
-    stop_ids: tuple[int, ...]
-    tokenizer_folder: Path  # where the tokenizer files lie, to be copied into exports
+    stop_ids: tuple[int, ...]  # the token ids that end a response
+    tokenizer_folder: Path  # holds the tokenizer's files, which exports copy
 
 
 def model_folder(name: str | Path) -> Path:
-    """The Hugging Face folder that `name` means, wherever it lies.
+    """The Hugging Face folder that `name` refers to.
 
-    A bundled base (`toy:main`), such a folder itself, a run's export, or the hub's snapshot
-    (`org/name`, downloaded where the cache lacks it). Raises UserError that lists what was tried.
+    `name` is a bundled base (`toy:main`), such a folder itself, a run folder (its export), or a hub
+    name (`org/name`, downloaded if it is not cached). Raises UserError listing what was tried.
     """
     world = toy_name(name)
     if world is not None:
@@ -89,7 +91,7 @@ def fingerprint(folder: Path) -> str:
     for file in sorted(folder.glob("*.safetensors")):
         digest.update(f"{file.name} {file.stat().st_size}".encode())
         with file.open("rb") as handle:
-            # A MiB holds the headers of large models, names and offsets of every tensor.
+            # 1 MiB covers a large model's header: the names and offsets of every tensor.
             digest.update(handle.read(1 << 20))
     return digest.hexdigest()[:16]
 
@@ -105,7 +107,7 @@ def _fresh_tokenizer(name: str) -> Iterator[Path]:
 
 
 def resolve(source: ModelSource) -> Path | None:
-    """The folder a source reads its weights from; None for random weights."""
+    """The folder that a source reads its weights from; None for random weights."""
     match source:
         case Pretrained(path):
             return model_folder(path)
@@ -123,11 +125,11 @@ def load(
     dtype: DTypeLike | None = jnp.float32,
     progress: bool = False,
 ) -> Policy:
-    """Load or create the policy, sharded over `mesh`, in float32 as training wants it.
+    """Load or create the policy, sharded over `mesh`, by default in float32 for training.
 
-    `dtype` None keeps a folder's own. `model_dir` (the run's `model/` folder) receives config.json
-    and the tokenizer's files, so that a run and its checkpoints can be read without the place its
-    model came from. Raises UserError when the folder is missing or not a model.
+    `dtype` None keeps the folder's dtypes. config.json and the tokenizer's files are written to
+    `model_dir` (the run's `model/` folder), so that a run and its checkpoints can be read without
+    the original model folder. Raises UserError if the folder is missing or not a model.
     """
     folder = resolve(source)
     with contextlib.ExitStack() as stack:
@@ -140,7 +142,7 @@ def load(
             assert folder is not None
             origin = folder
             stored = hf_import.stored_dtype(folder)
-            tokenizers.load(folder)  # what is wrong with it is found before the long read
+            tokenizers.load(folder)  # a broken tokenizer is reported before the long read
             config, params = hf_import.import_folder(
                 folder, mesh=mesh, dtype=dtype, progress=progress
             )
@@ -149,14 +151,14 @@ def load(
         hf_files.write_json(
             model_dir / "generation_config.json", hf_files.generation_config(origin)
         )
-    # The base's dtype is also its exports'.
+    # `export_dtype` reads this: exports have the base model's dtype, whatever training uses.
     fields = families.to_fields(config) | {"dtype": stored}
     hf_files.write_json(model_dir / "config.json", fields)
     return with_tokenizer(config, params, model_dir)
 
 
 def export_dtype(model_dir: Path) -> str | None:
-    """The dtype that a run's exports have: its base's. None where that was not recorded."""
+    """The dtype of a run's exports, which is its base model's; None if it was not recorded."""
     return hf_files.read_json(model_dir / "config.json").get("dtype")
 
 
@@ -174,10 +176,10 @@ def with_tokenizer(config: ModelConfig, params: Any, folder: Path) -> Policy:
 def _fresh(
     config: ModelConfig, tokenizer_size: int, seed: int, mesh: Mesh | None
 ) -> tuple[ModelConfig, Any]:
-    """Random parameters, created in their sharding: never whole on one device."""
+    """Random parameters, created in their final sharding: never whole on one device."""
     if config.vocab_size == 0:
         config = dataclasses.replace(config, vocab_size=tokenizer_size)
-    families.to_fields(config)  # raises for what its family cannot express
+    families.to_fields(config)  # raises UserError for settings that the family does not have
     if config.vocab_size < tokenizer_size:
         raise UserError(
             f"`model.architecture.vocab_size={config.vocab_size}` is smaller than the tokenizer's "
@@ -186,7 +188,8 @@ def _fresh(
     return config, _creation(config, mesh)(jax.random.key(seed))
 
 
-@functools.cache  # the same model again, as in every run of a study, must not compile again
+# Cached because every run of a study creates the same model: it must compile once.
+@functools.cache
 def _creation(config: ModelConfig, mesh: Mesh | None) -> Callable[[jax.Array], Any]:
     create = functools.partial(parameters.init, config)
     if mesh is None:
@@ -195,7 +198,7 @@ def _creation(config: ModelConfig, mesh: Mesh | None) -> Callable[[jax.Array], A
 
 
 def is_run(path: Path) -> bool:
-    """A folder with checkpoints and the model's description beside them."""
+    """Whether the folder has checkpoints and the model's config beside them."""
     checkpoints = path / "checkpoints"
     has_any = checkpoints.is_dir() and any(checkpoints.iterdir())
     return has_any and (path / "model" / "config.json").is_file()
@@ -208,11 +211,11 @@ def open_model(
     dtype: DTypeLike | None = None,
     progress: bool = False,
 ) -> Policy:
-    """The model that `name` means, with its tokenizer: the one way in for every verb.
+    """Open the model that `name` refers to, with its tokenizer; every command uses this.
 
-    A run folder is read from its newest checkpoint, and from its export where it kept none;
-    everything else as `model_folder` finds it. `dtype` None keeps what is stored. Raises UserError
-    where there is no model, or no tokenizer.
+    A run folder is read from its newest checkpoint, or from its export if it has no checkpoint;
+    `model_folder` finds any other name. `dtype` None keeps the stored dtypes. Raises UserError if
+    there is no model or no tokenizer.
     """
     return with_tokenizer(*open_weights(name, mesh, dtype=dtype, progress=progress))
 
@@ -224,7 +227,7 @@ def open_weights(
     dtype: DTypeLike | None = None,
     progress: bool = False,
 ) -> tuple[ModelConfig, Any, Path]:
-    """`open_model` without its tokenizer: config, parameters, the folder that may hold one."""
+    """`open_model` without its tokenizer: config, parameters, and the tokenizer's folder if any."""
     path = Path(name)
     if not is_run(path):
         is_exported = (path / "export" / "config.json").is_file()
@@ -238,6 +241,7 @@ def open_weights(
         step = checkpoints.latest_step()
         if step is None:
             raise UserError(f"run folder {path} has no checkpoint yet")
+        # One device by default: the devices that the checkpoint was saved from may not be here.
         example = _example(path, config, mesh or make_mesh(MeshConfig()))
         params, _ = checkpoints.restore(step, example, part="params")
     if dtype is not None:
@@ -247,7 +251,7 @@ def open_weights(
 
 def _example(run: Path, config: ModelConfig, mesh: Mesh) -> nnx.State:
     """Shapes, dtypes and shardings of a run's parameters."""
-    # Training keeps float32 masters; a run that `convert` made has the dtypes of its source.
+    # Training keeps float32 master weights; a run made by `convert` has the dtypes of its source.
     dtypes = conversion_notes(run).get("dtypes", {})
     typed = []
     for path, leaf in nnx.to_flat_state(parameters.abstract_params(config)):
@@ -263,18 +267,18 @@ def _example(run: Path, config: ModelConfig, mesh: Mesh) -> nnx.State:
 
 
 def conversion_notes(run: Path) -> dict[str, Any]:
-    """What `convert` noted in a run that it made; nothing for a run that was trained."""
+    """The notes that `convert` left in a run that it made; empty for a trained run."""
     file = run / "config.json"
     noted = hf_files.read_json(file) if file.exists() else {}
     return noted if "converted_from" in noted else {}
 
 
 def tokenizer_folder(name: str | Path) -> Path:
-    """The folder with the tokenizer of what `name` means; of the hub no weights are fetched."""
+    """The folder with the tokenizer of the model `name`; no weights are downloaded for it."""
     world = toy_name(name)
     if world is not None:
         return toy_base_folder(world)
-    for part in ("model", "export"):  # of a run folder
+    for part in ("model", "export"):  # subfolders of a run folder
         if (Path(name) / part / "tokenizer.json").is_file():
             return Path(name) / part
     return hub.find_folder(name, weights=False)

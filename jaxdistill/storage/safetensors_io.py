@@ -1,9 +1,10 @@
-"""safetensors files: their headers checked, slices read from them, tensors written into them.
+"""Read and write safetensors files: check headers, read slices, write tensors in place.
 
 A file is 8 bytes with the header's length, the header (JSON, padded with spaces), and the tensors'
-bytes without gaps; https://github.com/huggingface/safetensors#format. The library judges a file
-before it is read and after it is written. The bytes are moved here: the library holds Python's lock
-while it copies, and it writes only what is whole in memory.
+bytes without gaps; https://github.com/huggingface/safetensors#format. The safetensors library
+validates a file before it is read and after it is written. This module moves the bytes itself: the
+library holds Python's global lock while it copies, and can only write a file that is whole in
+memory.
 """
 
 import hashlib
@@ -22,8 +23,8 @@ from safetensors import SafetensorError, safe_open
 
 from jaxdistill.errors import UserError
 
-# Bytes that are read back at a time: 16 MiB, chosen. The host needs memory for one tensor, and
-# reading it back must not need that again.
+# Tensors are read back in blocks of this many bytes, 16 MiB: the host has memory for one tensor,
+# and reading it back must not need as much again. Chosen, not measured.
 _BLOCK = 2**24
 
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16), "F16": np.dtype(np.float16)}
@@ -33,12 +34,12 @@ Result = TypeVar("Result")
 
 
 class Tensor(NamedTuple):
-    """Where a tensor lies."""
+    """The place of a tensor: its file, dtype, shape and bytes."""
 
     file: Path
-    dtype: str  # as the format spells it, a key of DTYPES or another
+    dtype: str  # in the format's spelling: a key of DTYPES, or one that we cannot read
     shape: tuple[int, ...]
-    offset: int  # of its first byte in the file
+    offset: int  # position of its first byte in the file
     num_bytes: int
 
 
@@ -46,9 +47,10 @@ class Tensor(NamedTuple):
 
 
 def read_header(file: Path) -> dict[str, Tensor]:
-    """The file's tensors by name. Raises UserError when it is damaged or of another format."""
+    """The file's tensors by name. Raises UserError if it is damaged or not safetensors."""
     try:
-        with safe_open(file, framework="numpy"):  # shapes, dtypes, offsets and length agree
+        # Opening it validates that shapes, dtypes, offsets and the file's length agree.
+        with safe_open(file, framework="numpy"):
             pass
         with file.open("rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
@@ -67,12 +69,13 @@ def read_header(file: Path) -> dict[str, Tensor]:
 
 
 def read_slice(tensor: Tensor, index: Any = ...) -> np.ndarray:
-    """A copy of `tensor[index]`; nothing else of the file is read."""
+    """A copy of `tensor[index]`, without reading the rest of the file."""
     mapped = np.memmap(tensor.file, DTYPES[tensor.dtype], "r", tensor.offset, tensor.shape)
     part = mapped[index]
     if not part.flags.c_contiguous:
         return np.array(part)
-    # In one piece: read it. Pages read through a map would count as this process's memory.
+    # A contiguous slice is read directly: pages read through a memory map would count as this
+    # process's memory.
     start = tensor.offset + part.ctypes.data - mapped.ctypes.data
     return np.fromfile(tensor.file, part.dtype, part.size, offset=start).reshape(part.shape)
 
@@ -82,7 +85,7 @@ def read_digest(file: Path, name: str) -> str:
     with safe_open(file, framework="numpy") as handle:
         part = handle.get_slice(name)
         first, *rest = part.get_shape()
-        # 4 bytes, the widest of DTYPES; max: a row may be wider than a block, or of no width.
+        # 4 bytes is the widest of DTYPES. Each max: a row may exceed a block, or be empty.
         rows = max(1, _BLOCK // max(1, 4 * math.prod(rest)))
         blocks = (part[start : min(start + rows, first)] for start in range(0, first, rows))
         return digest(DTYPES[part.get_dtype()], (first, *rest), blocks)
@@ -92,15 +95,16 @@ def read_digest(file: Path, name: str) -> str:
 
 
 def create(file: Path, tensors: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, Tensor]:
-    """Start a file for tensors of these dtypes and shapes; returns where `write` puts each."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
+    """Create a file for tensors {name: (dtype, shape)}; returns the place of each for `write`."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers requires it
     end = 0
-    # Wide numbers first, so that every tensor starts at a multiple of its numbers' width.
+    # Wider dtypes come first, so that every tensor is aligned to the width of its dtype.
     for name in sorted(tensors, key=lambda name: -DTYPES[tensors[name][0]].itemsize):
         dtype, shape = tensors[name]
         begin, end = end, end + math.prod(shape) * DTYPES[dtype].itemsize
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
+    # Padding aligns the first tensor to 8 bytes.
     text += b" " * (-len(text) % 8)
     file.write_bytes(len(text).to_bytes(8, "little") + text)
     placed = {}
@@ -111,9 +115,10 @@ def create(file: Path, tensors: dict[str, tuple[str, tuple[int, ...]]]) -> dict[
 
 
 def write(tensor: Tensor, value: np.ndarray) -> str:
-    """Write the tensor's bytes into its place of a created file; returns their digest."""
+    """Write the tensor's bytes to its place in a file from `create`; returns their digest."""
     assert value.shape == tensor.shape, f"{value.shape} for {tensor}"
     assert value.dtype == DTYPES[tensor.dtype], f"{value.dtype} for {tensor}"
+    # Each call opens the file itself, because threads must not share a file position.
     with tensor.file.open("r+b") as handle:
         handle.seek(tensor.offset)
         handle.write(_bytes_of(value))
@@ -121,7 +126,7 @@ def write(tensor: Tensor, value: np.ndarray) -> str:
 
 
 def digest(dtype: np.dtype, shape: Sequence[int], blocks: Iterable[np.ndarray]) -> str:
-    """A hash of dtype, shape and every bit: NaN equals itself, 0 differs from -0."""
+    """A SHA-256 of dtype, shape and every bit: NaN equals itself, and 0 differs from -0."""
     hashed = hashlib.sha256(f"{dtype}{(*shape,)}".encode())
     for block in blocks:
         hashed.update(_bytes_of(block))
@@ -141,11 +146,12 @@ def in_parallel(
     num_bytes: Callable[[Item], int],
     most_bytes: int,
 ) -> Iterator[tuple[Item, Result]]:
-    """Yield (item, function(item)) in order, computed in threads.
+    """Yield (item, function(item)) in the order of `items`, computed in threads.
 
-    At most `most_bytes` are under way at a time, but always one item. An error stops the rest.
+    Items in flight total at most `most_bytes`, except that one item always is. After an error the
+    remaining items are not started.
     """
-    # 8 threads keep a fast disk busy, and as many tensors wait in memory at most: chosen.
+    # Up to 8 threads, to keep a fast disk busy. Chosen, not measured.
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     waiting: deque[tuple[Item, Future[Result]]] = deque()
     under_way = 0
@@ -163,7 +169,7 @@ def in_parallel(
 
 
 def progress_bar(tensors: Iterable[Tensor], what: str, shown: bool) -> Any:
-    """A bar over the tensors' bytes, when `shown`, on a terminal, and after a second."""
+    """A progress bar over the tensors' bytes, if `shown` and stderr is a terminal."""
     from tqdm import tqdm
 
     return tqdm(
@@ -171,7 +177,7 @@ def progress_bar(tensors: Iterable[Tensor], what: str, shown: bool) -> Any:
         desc=what,
         unit="B",
         unit_scale=True,
-        delay=1,
+        delay=1,  # s: a small model needs no bar
         disable=None if shown else True,
     )
 

@@ -1,10 +1,10 @@
-"""Text to token ids and back, and chat templates, over a folder's or a hub model's tokenizer.
+"""Tokenizers of a folder or a hub model: text to token ids and back, and chat templates.
 
-Nothing here knows of `<think>`. A template may open the thinking itself (DeepSeek-R1: the prompt
-ends in `<think>\\n`), or close it at once (Qwen3 with `enable_thinking=False`); a response is what
-comes after the prompt, so R1's has a `</think>` and no `<think>`. Whoever reads responses expects
-both (`tasks.contexts.remove_thinking`), and such a template drops the thinking of past assistant
-turns.
+Nothing here treats `<think>` specially. A template may open the thinking itself (DeepSeek-R1: the
+prompt ends in `<think>\\n`), or close it at once (Qwen3 with `enable_thinking=False`). A response
+is what follows the prompt, so R1's contains `</think>` but no `<think>`; code that reads responses
+must expect both forms (`tasks.contexts.remove_thinking`). Such templates also drop the thinking of
+past assistant turns.
 """
 
 import json
@@ -31,8 +31,8 @@ def load(name: str | Path) -> "PreTrainedTokenizerFast":
     folder = hub.find_folder(name, weights=False)
     transformers = hub.import_transformers()
     # AutoTokenizer chooses a class by config.json's model_type, and some classes (Qwen2's in
-    # transformers 5) keep the vocabulary of tokenizer.json but replace its splitting of text by
-    # their own, in silence. This one takes the file as it is.
+    # transformers 5) keep the vocabulary of tokenizer.json but silently replace its pre-tokenizer
+    # by their own. PreTrainedTokenizerFast uses the file as it is.
     has_file = (folder / "tokenizer.json").is_file()
     loader = transformers.PreTrainedTokenizerFast if has_file else transformers.AutoTokenizer
     try:
@@ -54,10 +54,11 @@ def prompt_ids(
     chats: Sequence[Sequence[dict[str, str]]],
     enable_thinking: bool | None = None,
 ) -> list[list[int]]:
-    """Render each chat (a list of role/content messages) up to where the assistant starts.
+    """Render each chat (a list of role/content messages) up to the start of the assistant's turn.
 
-    `enable_thinking` None leaves the choice to the template; a template that knows no such choice
-    ignores it. Raises UserError when the tokenizer has no chat template or it refuses a chat.
+    Returns token ids, one list per chat. `enable_thinking` None leaves the choice to the template;
+    a template without this option ignores it. Raises UserError if the tokenizer has no chat
+    template or the template refuses a chat.
     """
     texts = [prompt_text(tokenizer, chat, enable_thinking) for chat in chats]
     return encode(tokenizer, texts)  # the template has written every special token itself
@@ -68,7 +69,7 @@ def prompt_text(
     chat: Sequence[dict[str, str]],
     enable_thinking: bool | None = None,
 ) -> str:
-    """Render one chat through the template, the generation prompt included."""
+    """Render one chat through the template, including the generation prompt."""
     if not tokenizer.chat_template:
         raise UserError(
             f"the tokenizer in {tokenizer.name_or_path} has no chat template; add "
@@ -82,9 +83,9 @@ def prompt_text(
             list(chat), tokenize=False, add_generation_prompt=True, **options
         )
     except Exception as error:  # Jinja's errors, and whatever a template raises itself
-        # 300: Jinja may quote the whole template.
+        # Cut to 300 characters, because Jinja may quote the whole template.
         raise UserError(
-            f"the chat template in {tokenizer.name_or_path} refused a chat of roles "
+            f"the chat template in {tokenizer.name_or_path} refused a chat with roles "
             f"{[message.get('role') for message in chat]}: {in_one_line(error)[:300]}"
         ) from error
     assert isinstance(text, str)
@@ -92,14 +93,14 @@ def prompt_text(
 
 
 def encode(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str]) -> list[list[int]]:
-    """Encode texts in one batch; no special token is added."""
+    """Encode texts in one batch, without adding special tokens; one list of ids per text."""
     if not texts:
         return []
     return tokenizer(list(texts), add_special_tokens=False)["input_ids"]
 
 
 def decode(tokenizer: "PreTrainedTokenizerFast", ids: Iterable[SupportsInt]) -> str:
-    """Decode one sequence; special tokens are skipped (`<think>` is none and stays)."""
+    """Decode one sequence without its special tokens (`<think>` is not one of them and stays)."""
     return decode_all(tokenizer, [ids])[0]
 
 
@@ -108,8 +109,8 @@ def decode_all(
 ) -> list[str]:
     """Decode many sequences in one batch, as `decode` does."""
     rows = [[int(token) for token in ids] for ids in sequences]
-    # Straight to the Rust tokenizer: the wrapper decodes row by row, and by some folders' config
-    # "cleans up" spaces before punctuation, which would change what a student is shown.
+    # Call the Rust tokenizer directly: the Python wrapper decodes row by row, and under some
+    # folders' config it removes spaces before punctuation, which would change the training text.
     return tokenizer.backend_tokenizer.decode_batch(rows, skip_special_tokens=True)
 
 
@@ -121,9 +122,9 @@ def stop_ids(
 ) -> tuple[int, ...]:
     """Return the ids that end a response: `generation_config.json`'s, then the tokenizer's eos.
 
-    Where the two disagree either ends it, as in vLLM: folders in the wild name the end of a text in
-    one and the end of a turn in the other. Raises UserError when there is none, or the file is
-    malformed.
+    If the two differ, either ends a response, as in vLLM: some published folders have the
+    end-of-text token in one and the end-of-turn token in the other. Raises UserError if there is no
+    stop token or the file is malformed.
     """
     found = [] if folder is None else _generation_eos(Path(folder) / "generation_config.json")
     if isinstance(tokenizer.eos_token_id, int):
@@ -150,7 +151,7 @@ def _generation_eos(path: Path) -> list[int]:
 
 
 def pad_id(tokenizer: "PreTrainedTokenizerFast") -> int:
-    """Return the id to pad with. Masks hide padding, so a stop token serves where none is set."""
+    """The id to pad with. Masks hide padding, so a stop id will do if no pad token is set."""
     pad = tokenizer.pad_token_id
     return pad if isinstance(pad, int) else stop_ids(tokenizer)[0]
 
@@ -189,6 +190,6 @@ def _blank(
     sequences: Sequence[Sequence[int]], pad_id: int, multiple: int
 ) -> tuple[np.ndarray, np.ndarray]:
     longest = max((len(sequence) for sequence in sequences), default=0)
-    # At least one multiple: no compiled function takes an axis of length zero.
+    # At least one multiple, because the compiled functions need axes of non-zero length.
     shape = (len(sequences), max(-(-longest // multiple), 1) * multiple)
     return np.full(shape, pad_id, np.int32), np.zeros(shape, np.int32)

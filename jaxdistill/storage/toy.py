@@ -28,7 +28,7 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def toy_name(name: str | Path) -> str | None:
-    """What follows the prefix of the toy world's names; None for any other name.
+    """The part of `name` after the prefix "toy:"; None if it does not have that prefix.
 
     >>> toy_name("toy:main"), toy_name("runs/main")
     ('main', None)
@@ -38,6 +38,7 @@ def toy_name(name: str | Path) -> str | None:
 
 
 def toy_base_folder(world: str) -> Path:
+    """The folder of a bundled base model. Raises UserError if there is none for `world`."""
     folder = Path(str(resources.files("jaxdistill") / "tasks" / "toy" / "bases" / world))
     if not (folder / "config.json").exists():
         raise UserError(f"toy base {world!r} is not in the package; expected 'main' or 'control'")

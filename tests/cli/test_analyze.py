@@ -74,6 +74,7 @@ def test_a_run_takes_the_lexicon_that_analyze_wrote(place):
         assert call("analyze", folder, "--lexicon", "lexicon.json", "--model", folder)[0] == 0
     # The file is another one now: a resumed run is held to its own.
     command[4:] = ["run--control", *settings[:2], "--set", "steps=0"]
-    assert_mistake([*command, "--resume"], "run--control was started with another lexicon: 10 ids")
+    said = "run--control was started with another lexicon: its lexicon.json has 10 ids"
+    assert_mistake([*command, "--resume"], said)
     (place / "lexicon.json").write_bytes((place / "run--control" / "lexicon.json").read_bytes())
     assert call(*command, "--resume")[0] == 0

@@ -24,7 +24,7 @@ MISTAKES = {
     "train toy_grpo --set seed=-1": "`seed` must be at least 0, got -1",
     "train toy_grpo --set compute.micro_batches=0": "`compute.micro_batches` must be at least 1",
     "train toy_grpo --set compute.micro_batches=5": "must divide the 48 rows",
-    "train toy_grpo --set objective=CrossEntropy()": "goes with `experience` Supervised",
+    "train toy_grpo --set objective=CrossEntropy()": "requires `experience` Supervised",
     "train toy_grpo --set teacher=EMA(rate=2)": r"teacher: `rate` must lie in \(0, 1\]",
     "train toy_grpo --set model.world=mars": "toy base 'mars'",
     "train toy_grpo --set experience.task.pool=mars": "`pool` must be one of",
@@ -61,13 +61,13 @@ def test_a_folder_that_is_taken_is_not_touched(place, run_dir):
 
 def test_a_run_folder_is_not_overwritten_and_not_resumed_as_another(place, run_dir):
     before = tree_of(run_dir)
-    assert_mistake(["train", "tiny.json", "--run-dir", run_dir], "exists; add --resume to go on")
+    assert_mistake(["train", "tiny.json", "--run-dir", run_dir], "exists; add --resume to continue")
     changed = ["--resume", "--set", "experience.rollouts=4"]
     assert_mistake(
         ["train", "tiny.json", "--run-dir", run_dir, *changed],
-        "`experience.rollouts` is 2 there and 4 here",
+        "`experience.rollouts` is 2 in its config.json and 4 now",
     )
-    typed = f"goes on with `jaxdistill train {run_dir}/config.json --resume`"
+    typed = f"use `jaxdistill train {run_dir}/config.json --resume`"
     assert_mistake(["train", run_dir, "--resume"], f"did you mean {run_dir}/config.json.*{typed}")
     assert tree_of(run_dir) == before
 
@@ -148,13 +148,13 @@ def test_a_runs_own_config_resumes_in_its_folder(place, run_dir):
 
 def test_a_resume_of_nothing_says_so_and_starts(place):
     arguments = ["train", "tiny.json", "--resume", "--quiet", "--set", "steps=0"]
-    said = "no run in {} to resume: a new one starts there\n"
+    said = "no run to resume in {}: starting a new one there\n"
     assert call(*arguments) == (0, "runs/tiny\n", said.format("runs/tiny"))
     # A config.json that is no run's is a recipe like any other.
     (place / "mine").mkdir()
     (place / "tiny.json").rename(place / "mine" / "config.json")
     arguments[1] = "mine/config.json"
-    said = "run runs/tiny has no checkpoint yet: it starts at step 0\n"
+    said = "run runs/tiny has no checkpoint yet and starts at step 0\n"
     assert call(*arguments) == (0, "runs/tiny\n", said)
     assert [file.name for file in (place / "mine").iterdir()] == ["config.json"]
 

@@ -1,4 +1,4 @@
-"""A run that was cut short and resumed is the run that was never cut."""
+"""A run that was interrupted and resumed equals a run that was never interrupted."""
 
 import dataclasses
 import json
@@ -32,13 +32,13 @@ from jaxdistill.training.teachers import Frozen
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The run that was never cut."""
+    """The run that was never interrupted."""
     return run(tiny(), tmp_path_factory.mktemp("whole") / "run", quiet=True)
 
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
-    """The same run, of three steps. Tests go on from copies of it."""
+    """The same run with three steps. Tests continue from copies of it."""
     return run(tiny(steps=3), tmp_path_factory.mktemp("three") / "run", quiet=True)
 
 
@@ -52,7 +52,7 @@ def final_state(config, run_dir):
 
 
 def metrics_of(run_dir):
-    """The metrics without what a clock measured."""
+    """The metrics without timings."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if not k.startswith("seconds")} for line in lines]
 
@@ -80,7 +80,7 @@ def test_a_run_folder_holds_everything(whole):
 
 
 def test_the_steps_of_a_run_change_its_parameters_and_its_teacher(whole):
-    """Else the comparisons below would compare nothing."""
+    """Otherwise the comparisons below would prove nothing."""
     state, host = final_state(tiny(), whole)
     first = loading.load(tiny().model, 0, whole / "model").params
     for moved in (state.params, state.teacher):
@@ -95,7 +95,7 @@ def test_a_run_of_three_steps_resumed_to_six_is_the_run_of_six(whole, three, tmp
     assert folder.finished_step(three) == 3
     shutil.copytree(three, tmp_path / "run")
     run(tiny(), tmp_path / "run", resume=True, quiet=True)
-    # The shorter run ended, and was evaluated, at a step where the longer one is not.
+    # The shorter run ended, and was evaluated, at a step where the longer run is not evaluated.
     for file in (tmp_path / "run" / "evals" / "step_000003").iterdir():
         file.unlink()
     assert_same_run(tiny(), tmp_path / "run", whole)
@@ -133,7 +133,7 @@ def killed(tmp_path_factory):
 
         def snapshot(name):
             def act():
-                # cp goes on where a file has gone meanwhile; a checkpoint is written beside us
+                # cp ignores files that vanish meanwhile: a checkpoint is being written
                 subprocess.run(["cp", "-r", folder, name], stderr=subprocess.DEVNULL)
             act.step = 4
             return act
@@ -156,7 +156,7 @@ def killed(tmp_path_factory):
 
 @pytest.mark.parametrize("place", KILLED_IN)
 def test_a_run_killed_within(place, killed, whole):
-    """Then --resume: nothing is lost or done twice."""
+    """Then resume: nothing is lost or done twice."""
     assert not (killed / place / "finished.json").exists()
     assert len(metrics_of(killed / place)) == (6 if place == "the export" else 4)
     run(tiny(), killed / place, resume=True, quiet=True)
@@ -173,7 +173,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(whole, tmp_path, m
     assert len(metrics_of(tmp_path / "run")) == 2
     monkeypatch.undo()
     run(tiny(), tmp_path / "run", resume=True, quiet=True)
-    assert "has no checkpoint yet: it starts at step 0\n" in capsys.readouterr().err
+    assert "has no checkpoint yet and starts at step 0\n" in capsys.readouterr().err
     assert_same_run(tiny(), tmp_path / "run", whole)
 
 
@@ -182,7 +182,7 @@ def test_a_step_that_was_skipped_is_told_though_the_run_is_quiet(tmp_path, capsy
     with MetricsWriter(tmp_path) as writer, tqdm(disable=True) as bar:
         runs.log(writer, bar, 3, sums, {})
         runs.log(writer, bar, 4, sums | {"skipped": Sum(0.0, 1.0)}, {})
-    said = "step 3 was skipped: its gradient is not finite, and nothing was learnt\n"
+    said = "step 3 was skipped: its gradient is not finite; the parameters are unchanged\n"
     assert capsys.readouterr().err == said
 
 
@@ -197,7 +197,7 @@ def test_resuming_a_finished_run_changes_nothing(whole):
     run(tiny(), whole, resume=True, quiet=True)
     after = {name: text for name, text in tree_of(whole).items() if "tensorboard" not in name}
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-    assert changed == {"provenance.json"}  # it notes the resume
+    assert changed == {"provenance.json"}  # it records the resumption
 
 
 def test_an_export_of_an_earlier_end_is_replaced(three, tmp_path, monkeypatch):
@@ -243,7 +243,7 @@ def test_pretraining_resumes_to_the_bit_too(tmp_path, monkeypatch):
 
 
 def test_a_packed_run_is_a_padded_one_that_says_how_much_is_padding(whole, tmp_path):
-    """Its first step to rounding; later ones may sample another token where two are as likely."""
+    """Equal up to rounding in the first step; later ones may sample another likely token."""
     packed = tiny(steps=2, compute=dataclasses.replace(tiny().compute, pack=128))
     run(packed, tmp_path / "run", quiet=True)
     first, second = metrics_of(tmp_path / "run")
@@ -282,11 +282,13 @@ def test_a_run_of_no_steps_is_evaluated_and_exported(tmp_path):
 def test_a_resume_of_another_config_names_the_setting(whole):
     before = tree_of(whole)
     other = tiny(optimizer=dataclasses.replace(tiny().optimizer, peak_lr=0.5))
-    with pytest.raises(UserError, match=r"`optimizer.peak_lr` is 0.01 there and 0.5 here"):
+    with pytest.raises(
+        UserError, match=r"`optimizer.peak_lr` is 0.01 in its config.json and 0.5 now"
+    ):
         run(other, whole, resume=True, quiet=True)
     with pytest.raises(UserError, match="`teacher` is"):
         run(tiny(teacher=Frozen()), whole, resume=True, quiet=True)
-    with pytest.raises(UserError, match="stands at step 6 already"):
+    with pytest.raises(UserError, match="is already at step 6"):
         run(tiny(steps=5), whole, resume=True, quiet=True)
     assert {k: v for k, v in tree_of(whole).items() if "tensorboard" not in k} == {
         k: v for k, v in before.items() if "tensorboard" not in k
@@ -304,7 +306,7 @@ def test_a_run_of_an_older_version_that_lacked_a_setting_goes_on(whole, tmp_path
 
 
 def test_a_base_that_changed_since_the_start_is_refused(whole, tmp_path):
-    """A frozen teacher is read from the base again, so another base would be another run."""
+    """A frozen teacher is read from the base model again, so another base would change the run."""
     base = tmp_path / "base"
     base.mkdir()
     for name, content in tree_of(whole / "export").items():
@@ -330,7 +332,7 @@ def test_unusable_input_leaves_no_folder(tmp_path, monkeypatch):
     small = dataclasses.replace(tiny().model.architecture, vocab_size=5)
     with pytest.raises(UserError, match="vocab_size=5"):
         run(tiny(model=loading.Fresh(small)), tmp_path / "run")
-    # A teacher is tried before the first rollout and the first evaluation.
+    # A recipe's own teacher is tried before the first rollout and the first evaluation.
     monkeypatch.setattr(engine, "make_sampler", None)
     with pytest.raises(UserError, match=r"^teacher: Weightless.networks: expected .* nan\),\)"):
         run(tiny(teacher=Weightless()), tmp_path / "run", quiet=True)

@@ -1,4 +1,4 @@
-"""One recipe file with a weight, a context and a task of its own, from its start to its report."""
+"""A recipe file with its own weight, context and task, from the start of a run to its report."""
 
 import dataclasses
 import hashlib
@@ -20,8 +20,8 @@ from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.tasks.tasks import questions_of
 
 SOURCE = (ROOT / "tests" / "own_recipe.py").read_text()
-# Small where size is not the point; every part of the recipe stays. Training and evaluation sample
-# in one shape, so that it is compiled once.
+# Small sizes, but every part of the recipe. Training and evaluation sample in the same shape, so
+# that the sampler compiles once.
 SMALL = [
     "steps=2", "checkpoint_every=1", "objective.weights=(FadeIn(4),)",
     "experience.task.count=4", "experience.questions=2", "experience.rollouts=2",
@@ -36,7 +36,7 @@ EVAL = ["eval", "run", "--samples", "2", "--max-new-tokens", "16"]
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
-    """A run that was interrupted after its first step, and whose recipe has been deleted since."""
+    """A run that was interrupted after its first step; its recipe has been deleted since."""
     place = tmp_path_factory.mktemp("own")
     recipe, save = place / "own_recipe.py", Checkpoints.save
     recipe.write_text(SOURCE)
@@ -55,7 +55,7 @@ def stopped(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def resumed(stopped, tmp_path_factory):
-    """A copy of it that went on to its end, in a folder where the recipe never lay."""
+    """A copy of that run, resumed to its end in a folder that never had the recipe."""
     place = tmp_path_factory.mktemp("resumed")
     shutil.copytree(stopped, place / "run")
     with pytest.MonkeyPatch.context() as patch:
@@ -99,7 +99,7 @@ def test_it_resumes_evaluates_and_reports_after_its_file_is_gone(resumed, monkey
     assert json.loads((resumed / "finished.json").read_text()) == {"step": 2}
     lines = [json.loads(line) for line in (resumed / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
-    # Its context showed every row something, and its grader judged every one.
+    # The recipe's context added something to every row, and its grader graded every row.
     assert all(line["distilled"] == 1 for line in lines)
     rows = (resumed / "rollouts" / "step_000000.jsonl").read_text().splitlines()
     verdicts = {json.loads(row)["verdict"] for row in rows}
@@ -117,7 +117,7 @@ def test_a_recipe_copy_that_is_not_the_runs_is_refused(place, where):
     arguments, copy = ["train", "run/config.json", *where], place / "run" / "recipe.py"
     for text in (SOURCE + "\n", SOURCE[:200]):
         copy.write_text(text)
-        assert_mistake(arguments, "run/recipe.py is not the text that the run was started with")
+        assert_mistake(arguments, "run/recipe.py is not the file that the run was started with")
     copy.unlink()
     assert_mistake(arguments, "run/recipe.py cannot be read: No such file")
     write_copy(place, SOURCE.replace("FadeIn", "FadeOut"))
@@ -129,14 +129,14 @@ def test_a_recipe_copy_that_is_not_the_runs_is_refused(place, where):
 def test_a_changed_original_is_another_run_and_the_copy_is_what_resumes(place):
     arguments = ["train", "own_recipe.py", *RESUME, *SET]
     (place / "own_recipe.py").write_text(SOURCE.replace("+ 1.0", "+ 2.0"))
-    said = "another text of the recipe's own classes; resume its copy, `jaxdistill train run/conf"
+    said = "another version of the recipe's own classes; resume its copy with `jaxdistill train"
     assert_mistake(arguments, said)
-    # The original as it was resumes, but not into a folder that has lost its copy.
+    # The unchanged original can be resumed, but not in a folder that has lost its copy.
     (place / "own_recipe.py").write_text(SOURCE)
     original = load_recipe("own_recipe.py", SMALL)
     assert original == load_recipe("run/config.json", [])
     assert not start_folder(original, place / "run", resume=True)
-    other = "`objective.weights` is .*'positions': 4.* there and .*'positions': 5.* here"
+    other = "`objective.weights` is .*'positions': 4.* in its .*'positions': 5.* now"
     assert_mistake([*arguments, "--set", "objective.weights=(FadeIn(5),)"], other)
     (place / "run" / "recipe.py").unlink()
     assert_mistake(arguments, "run/recipe.py cannot be read")
@@ -153,7 +153,7 @@ def test_a_run_of_a_runs_own_config_brings_the_recipe_along(place):
 
 
 def test_a_start_that_fails_takes_away_what_it_made_and_nothing_else(place, monkeypatch):
-    """Whoever wrote the other recipe.py has no second copy of it."""
+    """The other recipe.py may be its author's only copy."""
     config = load_recipe("run/config.json", [])
     source, mine = (place / "run" / "recipe.py").read_text(), place / "mine"
 
@@ -167,11 +167,11 @@ def test_a_start_that_fails_takes_away_what_it_made_and_nothing_else(place, monk
 
         monkeypatch.setattr(loop, "check_tasks", lambda config: None)
         monkeypatch.setattr(loop, "train", train)
-        # Who ends the process with code 0 would let a run pass for a finished one.
+        # Exit code 0 would make the run look finished.
         with pytest.raises(UserError if isinstance(error, SystemExit) else type(error)):
             loop.run(config, mine, quiet=True)
 
-    for text in (source, "# another"):  # without a killed start's provenance it is somebody's own
+    for text in (source, "# another"):  # without provenance.json no killed start wrote it
         mine.mkdir()
         (mine / "recipe.py").write_text(text)
         with pytest.raises(UserError, match="mine is not empty and holds no run"):
@@ -206,7 +206,9 @@ def test_a_config_of_two_recipes_starts_no_run(place):
     (place / "other.py").write_text(SOURCE + "\nother = own_recipe\n")
     config, other = load_recipe("run/config.json", []), load_recipe("other.py", [])
     mixed = dataclasses.replace(config, objective=other.objective)
-    with pytest.raises(UserError, match=r"of several recipes, a run keeps one: .*other.py"):
+    with pytest.raises(
+        UserError, match=r"of several recipes, but a run can keep only one: .*other.py"
+    ):
         start_folder(mixed, place / "mixed", resume=False)
     assert not (place / "mixed").exists()
 
@@ -225,7 +227,7 @@ def test_what_the_recipes_task_tells_of_a_response_is_kept(resumed):
 def test_a_report_an_analysis_and_an_evaluation_of_other_questions_never_run_a_recipe(
     resumed, tmp_path, monkeypatch
 ):
-    """This one's text leaves a file behind, as it does for who trains from it."""
+    """This recipe's text writes a file when it is executed, as training does."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(resumed, tmp_path / "run")
     write_copy(tmp_path, f"open({str(tmp_path / 'ran')!r}, 'w').close()\n{SOURCE}")
@@ -248,7 +250,10 @@ def test_a_report_an_analysis_and_an_evaluation_of_other_questions_never_run_a_r
         ("mine.py:Brief()", "recipe mine.py cannot be read: No such file"),
         ("run/recipe.py:Breif", "run/recipe.py:Breif': recipe.py has no class 'Breif'; nearest: B"),
         ("run/recipe.py:ToyTask", "recipe.py has no class 'ToyTask'"),
-        ("run/recipe.py:FadeIn", r"a class with questions\(\) and grade\(.*, and FadeIn is none"),
+        (
+            "run/recipe.py:FadeIn",
+            r"a class with questions\(\) and grade\(.*, but FadeIn is not one",
+        ),
         ("run/recipe.py:Brief(counts=2)", r"unknown setting .*counts'; expected Brief\(count, m"),
         ("run/recipe.py:Brief(count=0)", "`count` must be at least 1, got 0"),
         ("no_such.module:Brief", "no_such.module:Brief: ModuleNotFoundError"),
@@ -264,9 +269,9 @@ def test_a_limit_takes_a_tasks_first_questions(place):
     assert split.name == "Brief"
     assert questions == questions_of(whole)[:2]
     assert len(questions_of(First(whole, 9))) == 5
-    grade = pickle.loads(pickle.dumps(split.task.grade))  # as it goes to a worker
+    grade = pickle.loads(pickle.dumps(split.task.grade))  # as when it is sent to a worker
     assert [grade(q, q.solution).reason for q in questions] == ["match"] * 2
-    # Its own class says how it is graded, and what it leaves out has the default.
+    # The class sets how it is graded; attributes that it lacks have their defaults.
     assert split.task.grading_workers == 1
     assert getattr(split.task, "grading_timeout_s", None) is None
 
@@ -283,13 +288,13 @@ BROKEN = [
     ("positions: int = 8", "positions: dict = None", "FadeIn.positions is of type dict, which"),
     ("most_words: int = 60", "most_words: int = '60'", "task.most_words: expected int, got '60'"),
     ("import jax.numpy", "import beside_me, jax.numpy", "imports 'beside_me' from its own folder"),
-    ("def compose", "def composed", r"a class with compose\(attempt\), and Backwards is none"),
+    ("def compose", "def composed", r"a class with compose\(attempt\), but Backwards is not one"),
     ("shown = ", "shown = attempt.none or ", "Backwards.compose on question .*AttributeError"),
     ("return shown and", "return 4 or", "Backwards.compose on .*expected a Shown of text, or None"),
     (
         "def grade",
         "def graded",
-        r"questions\(\) and grade\(question, response\), and Brief is",
+        r"questions\(\) and grade\(question, response\), but Brief is",
     ),
     ("return verdict\n", "return 1\n", "Brief.grade on question .*expected a Verdict of bool"),
     ("ToyTask(count=self.count)", "self", "Brief.questions: RecursionError"),
@@ -302,7 +307,7 @@ def test_what_a_recipe_gets_wrong_is_one_line_and_leaves_nothing(
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("sys.dont_write_bytecode", True)  # it would be something left behind
+    monkeypatch.setattr("sys.dont_write_bytecode", True)  # else a file is left behind
     (tmp_path / "beside_me.py").write_text("")
     assert old in SOURCE
     (tmp_path / "own_recipe.py").write_text(SOURCE.replace(old, new))

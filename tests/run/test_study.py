@@ -1,4 +1,4 @@
-"""A study: what it writes, that it goes on where it stood, and what a failing run does to it."""
+"""A study: what it writes, how it resumes, and what happens if a run fails."""
 
 import collections
 import dataclasses
@@ -23,7 +23,7 @@ from jaxdistill.storage.loading import ToyBase
 from jaxdistill.tasks.tasks import ToyTask
 from jaxdistill.training.teachers import EMA
 
-# The columns that the report and every reader of summary.json rely on.
+# The columns that the report and other readers of summary.json rely on.
 COLUMNS = {
     "world", "method", "seed", "step", "split", "accuracy", "length", "epistemic_per_response",
     "check_rate", "copy_fidelity", "n",
@@ -31,7 +31,7 @@ COLUMNS = {
 
 
 def three_arms() -> tuple[Arm, ...]:
-    """The base is a bundled one, as the probe asks; the others are tiny, as time asks."""
+    """The base is a bundled model, which the probe requires; the others are tiny to save time."""
     evaluation = Evaluation(
         splits=tuple(Split(pool, ToyTask(pool, count=2)) for pool in ("train", "heldout")),
         every=1,
@@ -57,7 +57,7 @@ def small(workers=1, arms=None) -> Study:
 
 @pytest.fixture(scope="module", autouse=True)
 def _probe_of_few_problems():
-    """Every study probes its base: on 8 problems instead of 128, in a tenth of the time."""
+    """Probe the base on 8 problems instead of 128, which takes a tenth of the time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(toy_probe, "ToyTask", lambda pool, count: ToyTask(pool=pool, count=8))
         yield
@@ -71,7 +71,7 @@ def finished(tmp_path_factory, _probe_of_few_problems):
 
 @pytest.fixture(autouse=True)
 def _pictures_once(finished, monkeypatch):
-    """The first study draws its figures; the others, whose rows are compared, would draw alike."""
+    """Draw the first study's figures only; the others are compared by their rows."""
     monkeypatch.setattr("jaxdistill.report.figures.draw_all", lambda study, cells: {})
 
 
@@ -135,8 +135,8 @@ def test_a_finished_study_only_writes_its_page_anew(finished):
 
 
 def test_two_processes_find_what_one_found(finished, tmp_path):
-    """On one core each; the same samples, up to rounding in the last bits of the weights."""
-    base, _, grpo = three_arms()  # one for each process: the third is another program to compile
+    """Each has one core; samples are the same up to rounding in the weights' last bits."""
+    base, _, grpo = three_arms()  # one per process: a third arm would compile another program
     study = small(workers=2, arms=(base, grpo))
     assert len(share_out(list(study.arms), 2)) == 2
     run_study(study, tmp_path / "two", quiet=True)
@@ -157,7 +157,7 @@ def test_an_interrupted_study_goes_on_where_it_stood(finished, tmp_path, monkeyp
 
     def counted(config, run_dir, **options):
         calls.append(run_dir.name)
-        if len(calls) == 2:  # in its second run, after its folder was made
+        if len(calls) == 2:  # in its second run, after the folder was created
             untouched(dataclasses.replace(config, steps=1), run_dir, **options)
             (run_dir / "finished.json").unlink()
             (run_dir / "config.json").write_text(
@@ -192,7 +192,7 @@ def test_a_study_of_another_recipe_text_is_another_study(tmp_path):
         )
 
     studies.prepare(study_of(text), tmp_path / "one")
-    studies.prepare(study_of(text), tmp_path / "one")  # goes on
+    studies.prepare(study_of(text), tmp_path / "one")  # may be resumed
     with pytest.raises(UserError, match="holds another study"):
         studies.prepare(study_of(text + "\n"), tmp_path / "one")
 
@@ -209,7 +209,7 @@ def broken(config):
     return dataclasses.replace(config, model=ToyBase("mars"))
 
 
-# Arms of one objective share one process, whose start is most of these tests' time.
+# Arms of one objective share one process; starting processes takes most of these tests' time.
 def one_process() -> tuple[Arm, Arm]:
     return three_arms()[:2]
 
@@ -218,7 +218,7 @@ def one_process() -> tuple[Arm, Arm]:
 def test_a_run_that_fails_is_reported_and_the_others_stay(workers, tmp_path):
     base, sdpo = one_process()
     failing = dataclasses.replace(sdpo, config=broken(sdpo.config))
-    # In this process the base's programs are compiled already, and it may come first.
+    # The base's programs are already compiled in this process, so it may finish first.
     study = small(workers, (base, failing) if workers == 1 else (failing, base))
     with pytest.raises(UserError, match="toy base 'mars'") as caught:
         run_study(study, tmp_path / "study", quiet=True)
@@ -232,9 +232,9 @@ def test_a_run_that_fails_is_reported_and_the_others_stay(workers, tmp_path):
 
 
 def test_a_worker_that_dies_is_reported(tmp_path, monkeypatch):
-    """As by the system's memory killer: no exception ever comes back."""
+    """As if killed by the system for lack of memory: no exception reaches the parent."""
     monkeypatch.setattr(studies, "worker", dies)
-    with pytest.raises(RuntimeError, match="ended with code 7"):
+    with pytest.raises(RuntimeError, match="ended with exit code 7"):
         run_study(small(2, one_process()), tmp_path / "study", quiet=True)
 
 
@@ -272,7 +272,7 @@ def test_the_shares_are_whole_balanced_and_compile_each_objective_once(profile, 
 
 def test_two_arms_of_one_name_would_share_a_folder():
     base, sdpo, _ = three_arms()
-    with pytest.raises(UserError, match="1 names stand for several arms, as main-sdpo-s0"):
+    with pytest.raises(UserError, match="several arms have the same name, such as main-sdpo-s0 "):
         small(arms=(base, sdpo, sdpo))
     with pytest.raises(UserError, match="several arms"):
         with_overrides(load_study_recipe("toy_study", "full"), ["seed=5"])

@@ -1,4 +1,4 @@
-"""The choice of a token against known distributions, with one block of tokens and with several."""
+"""Drawn tokens against known distributions, with one block of tokens and with several."""
 
 import functools
 
@@ -24,8 +24,8 @@ def draw_tokens(logits_BV, kept, purpose="frequencies"):
 
 @pytest.fixture(params=[6, 2, 3])
 def block(request, monkeypatch):
-    """Tokens of a block of six: all of them, or some."""
-    monkeypatch.setattr(drawing, "_MOST_OF_A_BLOCK", request.param)
+    """The block size for six tokens: all of them in one block, or in several."""
+    monkeypatch.setattr(drawing, "_MAX_BLOCK", request.param)
     return request.param
 
 
@@ -78,7 +78,7 @@ def test_two_steps_draw_from_a_vocabulary_of_real_size():
 
 @pytest.mark.parametrize("kept", [Truncation(), Truncation(top_p=0.95), Truncation(top_k=20)])
 def test_the_log_prob_is_that_of_all_tokens(kept, monkeypatch):
-    monkeypatch.setattr(drawing, "_MOST_OF_A_BLOCK", 16)
+    monkeypatch.setattr(drawing, "_MAX_BLOCK", 16)
     logits_BV = 3 * jax.random.normal(jax.random.key(0), (50, 64))
     drawn = draw_tokens(logits_BV, kept)
     logp_BV = np.asarray(jax.nn.log_softmax(logits_BV))
@@ -88,18 +88,18 @@ def test_the_log_prob_is_that_of_all_tokens(kept, monkeypatch):
 
 @pytest.mark.parametrize("top_p", [0.9, 0.95, 0.99])
 def test_several_draws_and_masks_keep_the_same_tokens(top_p, monkeypatch):
-    """Each token of the masks' nucleus is drawn by some row, and no other."""
+    """Every token of the nucleus that masking finds is drawn by some row, and no other token is."""
     logits_V = jax.random.normal(jax.random.key(1), (24,))
-    monkeypatch.setattr(drawing, "_MOST_OF_A_BLOCK", 8)
-    assert drawing._draws(Truncation(top_p=top_p), 24) > 0
+    monkeypatch.setattr(drawing, "_MAX_BLOCK", 8)
+    assert drawing._num_draws(Truncation(top_p=top_p), 24) > 0
     drawn = draw_tokens(jnp.tile(logits_V, (20_000, 1)), Truncation(top_p=top_p))
     masked_V = drawing.truncation.keep_top_p(logits_V[None], top_p)[0]
     assert set(drawn.token_B.tolist()) == set(np.flatnonzero(np.isfinite(masked_V)).tolist())
 
 
 def test_where_every_draw_fails_it_is_the_likeliest_token(monkeypatch):
-    monkeypatch.setattr(drawing, "_MOST_OF_A_BLOCK", 8)
-    monkeypatch.setattr(drawing, "_draws", lambda kept, V: 1)
+    monkeypatch.setattr(drawing, "_MAX_BLOCK", 8)
+    monkeypatch.setattr(drawing, "_num_draws", lambda kept, V: 1)
     logits_V = jnp.array([0.1] * 8 + [0.0] * 56)  # a nucleus of 8 tokens that one draw rarely hits
     logits_V = logits_V.at[3].add(1e-3)
     token_B = draw_tokens(jnp.tile(logits_V, (500, 1)), Truncation(top_p=0.13)).token_B
@@ -118,4 +118,4 @@ def test_without_keys_it_is_the_likeliest_token():
     [(133, 133), (151_936, 1187), (152_064, 1728), (100_278, 1857), (10_007, 10_007)],
 )
 def test_blocks_are_equal_and_few(V, block):
-    assert drawing._block(V) == block
+    assert drawing._block_size(V) == block

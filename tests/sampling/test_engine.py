@@ -1,4 +1,4 @@
-"""Questions in, graded completions out: rows in order, and noise that knows no neighbours."""
+"""Questions in, graded completions out: rows in order, and samples independent of neighbours."""
 
 import dataclasses
 
@@ -34,7 +34,7 @@ def engine(policy):
 
 
 def grade_by_length(questions, responses):
-    """A verdict that names the question and the response it was made for."""
+    """A verdict that contains its question and response."""
     return [
         Verdict(len(response) % 2 == 0, question.id, response)
         for question, response in zip(questions, responses, strict=True)
@@ -42,7 +42,7 @@ def grade_by_length(questions, responses):
 
 
 def draw(engine, questions, rollouts=2, params=None, **changes):
-    """Rollouts at the address of a third step; `changes` are of the address or options."""
+    """Rollouts at the address of step 3; `changes` replace fields of the address or options."""
     place = {name: changes.pop(name) for name in ("seed", "purpose", "step") if name in changes}
     address = dataclasses.replace(ADDRESS, **place)
     options = {"grade": grade_by_length} | changes
@@ -71,7 +71,7 @@ def test_prompts_are_the_rendered_questions_left_padded_to_a_bucket(engine, poli
     found = draw(engine, QUESTIONS[:4])
     assert found.prompt_ids_BP.shape[1] % PROMPT_MULTIPLE == 0
     for row, (ids_P, mask_P) in enumerate(zip(found.prompt_ids_BP, found.prompt_mask_BP)):
-        assert np.all(np.diff(mask_P) >= 0)  # padding on the left alone
+        assert np.all(np.diff(mask_P) >= 0)  # padding on the left only
         text = policy.tokenizer.decode(ids_P[mask_P == 1])
         expected = f"<|im_start|> user {found.question_of(row).prompt} <|im_end|> "
         assert text == expected + "<|im_start|> assistant <think>"
@@ -101,7 +101,7 @@ def test_behaviour_log_probs_are_those_that_training_scores_again(engine, policy
         return completions.token_logp(hidden_BTD, head_DV, found.tokens_BT, temperature=0.8)
 
     expected_BT = np.asarray(score(policy.params)) * found.mask_BT
-    # Decoding with a cache and scoring whole rows sum in another order.
+    # Decoding with a cache sums in another order than scoring whole rows.
     np.testing.assert_allclose(found.logp_BT * found.mask_BT, expected_BT, atol=1e-4)
     assert found.logp_BT[found.mask_BT == 1].max() < 0
 
@@ -109,7 +109,7 @@ def test_behaviour_log_probs_are_those_that_training_scores_again(engine, policy
 def test_the_cache_may_be_int8(policy):
     engines = [Engine(policy, cache_dtype="auto"), Engine(policy, cache_dtype="int8")]
     exact, found = (draw(engine, QUESTIONS[:4]) for engine in engines)
-    off_BT = np.abs(exact.logp_BT - found.logp_BT)[:, 0]  # of the same first prompts
+    off_BT = np.abs(exact.logp_BT - found.logp_BT)[:, 0]  # first tokens, same prompts
     assert 0 < off_BT.max() < 0.05
 
 
@@ -135,7 +135,7 @@ def test_rollouts_of_a_question_differ_and_do_not_depend_on_how_many_follow(engi
 
 
 def test_a_question_that_stands_twice_under_one_id_gets_the_same_samples(engine):
-    """Which is why a batch that repeats questions gives them ids of their own."""
+    """This is why a batch that repeats a question must give each copy its own id."""
     twin = dataclasses.replace(QUESTIONS[0], id=QUESTIONS[0].id + "#2")
     found = draw(engine, [QUESTIONS[0], QUESTIONS[0], twin, QUESTIONS[1]])
     tokens = found.tokens_BT.reshape(4, 2, -1).tolist()
@@ -143,7 +143,7 @@ def test_a_question_that_stands_twice_under_one_id_gets_the_same_samples(engine)
 
 
 def test_eight_devices_sample_what_one_samples(engine, policy):
-    """The engine enters its mesh itself, whether or not the caller has."""
+    """The engine enters its mesh itself, whether or not the caller has entered it."""
     expected = draw(engine, QUESTIONS[:4])
     mesh = sharding.make_mesh(MESH)
     params = jax.device_put(policy.params, sharding.shardings_of(mesh, policy.params))
@@ -172,7 +172,7 @@ def test_host_arrays_come_back_whatever_the_mesh(policy, mesh):
 
 
 def test_rollouts_are_those_of_the_sampler_at_their_address(engine, policy):
-    """Bit for bit what `make_sampler` gives for the same prompts and keys."""
+    """Equal bit for bit to `make_sampler` for the same prompts and keys."""
     found = draw(engine, QUESTIONS[:4], rollouts=3)
     sample = make_sampler(policy.config, SAMPLING, policy.stop_ids, engine.pad_id, rollouts=3)
     keys_B2 = row_keys(0, "train", 3, question_hashes([q.id for q in QUESTIONS[:4]]), 3)
@@ -206,7 +206,7 @@ def test_engines_of_other_formats_are_other_samplers_and_equal_ones_share_theirs
     samplers = {id(engine.sampler(SAMPLING, 2)) for engine in (exact, *others)}
     assert len(samplers) == 4
     off_BT = np.abs(draw(exact, QUESTIONS[:4]).logp_BT - draw(rough, QUESTIONS[:4]).logp_BT)
-    assert 0 < off_BT[:, 0].max() < 0.05  # of the same first prompts
+    assert 0 < off_BT[:, 0].max() < 0.05  # first tokens, same prompts
 
 
 @pytest.mark.parametrize(
@@ -232,5 +232,5 @@ def test_host_arrays_are_placed_row_by_row_where_there_is_a_mesh(engine, policy)
     assert engine.place(batch) is batch
     placed = Engine(policy, mesh=sharding.make_mesh(MESH)).place(batch)
     np.testing.assert_array_equal(placed["ids_BP"], batch["ids_BP"])
-    # Rows over data and fsdp, which are four; the same rows on both parts of tensor.
+    # Rows are sharded over data x fsdp = 4 devices and replicated over the two of tensor.
     assert {shard.data.shape for shard in placed["ids_BP"].addressable_shards} == {(2, 3)}

@@ -1,4 +1,4 @@
-"""Who holds which page, who goes on when there are too few, and how many fit a device."""
+"""Page assignment, preemption when pages run out, and how many slots and pages fit a device."""
 
 import functools
 
@@ -16,12 +16,10 @@ from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.rope import Rope
 from jaxdistill.sampling import Sampling, fit_slots, make_sampler, pages
 
-ROWS, MOST, POOL = 5, 4, 13  # rows of up to four pages each, twelve pages and nobody's
+ROWS, MOST, POOL = 5, 4, 13  # up to four pages per row; twelve pages, and page 0
 
 assign = functools.partial(jax.jit(pages.assign, static_argnums=2), num_pages=POOL)
-rows_that_go_on = functools.partial(
-    jax.jit(pages.rows_that_go_on, static_argnums=2), num_pages=POOL
-)
+rows_to_keep = functools.partial(jax.jit(pages.rows_to_keep, static_argnums=2), num_pages=POOL)
 
 
 @settings(max_examples=30, deadline=None)
@@ -30,7 +28,7 @@ def test_every_row_gets_what_it_wants_and_no_page_has_two_rows(history):
     table_BI = np.zeros((ROWS, MOST), np.int32)
     for wanted in history:
         drawn_B = np.arange(ROWS)
-        wanted_B = np.array(wanted) * np.asarray(rows_that_go_on(np.array(wanted), drawn_B))
+        wanted_B = np.array(wanted) * np.asarray(rows_to_keep(np.array(wanted), drawn_B))
         before_BI, table_BI = table_BI, np.asarray(assign(table_BI, wanted_B))
         held = table_BI[table_BI > 0]
         np.testing.assert_array_equal((table_BI > 0).sum(axis=1), wanted_B)
@@ -46,7 +44,7 @@ def test_every_row_gets_what_it_wants_and_no_page_has_two_rows(history):
     st.lists(st.integers(0, 99), min_size=ROWS, max_size=ROWS),
 )
 def test_those_who_have_drawn_most_go_on_as_long_as_there_are_pages(wanted, drawn):
-    fits_B = np.asarray(rows_that_go_on(np.array(wanted), np.array(drawn)))
+    fits_B = np.asarray(rows_to_keep(np.array(wanted), np.array(drawn)))
     assert np.sum(wanted, where=fits_B) < POOL
     assert fits_B.any(), "a longest row fits, so there is always one that comes to its end"
     if not fits_B.all():
@@ -77,7 +75,7 @@ class Device:
 
 
 def fitted(monkeypatch, positions, rows=100):
-    """Prompts of 56 tokens, up to 600 new ones: six pages a row, two at a third of the tokens."""
+    """Prompts of 56 tokens, up to 600 new ones: six pages per row, two at a third of it."""
     needed = positions * POSITION + 10 * 56 * POSITION + 4 * CONFIG.num_parameters
     monkeypatch.setattr(jax, "local_devices", lambda: [Device(int(needed / 0.8) + POSITION)])
     pages._choose_slots.cache_clear()
@@ -106,7 +104,7 @@ def test_pages_take_what_beside_weights_and_prompts_is_free(monkeypatch, pages, 
 
 
 def test_an_int8_cache_has_room_for_more(monkeypatch):
-    """Numbers of one byte and a scale of four for each head: 12 bytes instead of 32."""
+    """8 values of one byte and a scale of four bytes per head: 12 bytes instead of 32."""
     assert fitted(monkeypatch, 51 * 128) == (24, 48)
     slots, found = fit_slots(
         CONFIG,
@@ -117,7 +115,7 @@ def test_an_int8_cache_has_room_for_more(monkeypatch):
         dtype=jnp.float32,
         cache_dtype="int8",
     )
-    held = 51 * 128 * 32 / 12 + 10 * 56 * (32 / 12 - 1)  # prompts take less too
+    held = 51 * 128 * 32 / 12 + 10 * 56 * (32 / 12 - 1)  # prompts are smaller too
     assert (slots, found) == (64, 128)
     assert found * 128 <= held < (found + 16) * 128
 
@@ -165,7 +163,7 @@ def test_what_is_chosen_on_a_mesh_suits_the_sampler_and_fits_each_device(sizes, 
         held = rows // sharding_parts(mesh, rows) * 656
     else:
         assert found % parts == 0
-        assert found // parts >= pages.pages_of_row(656, 128)  # a longest row
+        assert found // parts >= pages.pages_of_row(656, 128)  # a row of full length
         held = found // parts * 128
     assert 1 <= slots <= rows
     most = int((20 * 128 + 10 * 56) * POSITION + 4 * CONFIG.num_parameters) + POSITION

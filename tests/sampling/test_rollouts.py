@@ -1,4 +1,4 @@
-"""Who grades: in this process or by workers, or nobody."""
+"""Grading in this process, in worker processes, or not at all."""
 
 import os
 
@@ -68,7 +68,7 @@ WORDS = load_source(RECIPE, "words.py").classes["Words"]
 
 @pytest.mark.timeout(120)
 def test_an_own_grade_runs_in_processes_that_can_be_killed():
-    """They have the recipe's text, and no file; a hang, an error and no verdict are verdicts."""
+    """Workers have the recipe's text but no file; a hang, an error and no verdict are verdicts."""
     grading = open_grading(WORDS())
     responses = ["yes", "hang", "raise", "nothing", "numbers", "no", "yes"]
     verdicts = grading.grade([WORDS().questions()[0]] * 7, responses)

@@ -1,4 +1,4 @@
-"""The decode loop on a tiny random model, and the choice of a token against known distributions."""
+"""The decode loop on a tiny random model, and drawn tokens against known distributions."""
 
 import functools
 
@@ -59,7 +59,7 @@ def sample(
 ):  # fmt: skip
     keys_B2 = row_keys(0, "test", 3, question_hashes([IDS[q] for q in questions]), rollouts)
     ids_QP, mask_QP = left_pad([PROMPTS[q] for q in questions], width)
-    if limit_B is None:  # as an argument, so that one program serves the tests with limits too
+    if limit_B is None:  # an argument in every test, so that all share one program
         limit_B = np.full(len(keys_B2), sampling.max_new_tokens, np.int32)
     run = build(sampling, rollouts, stops, slots, pages, **options)
     return jax.device_get(run(params(), ids_QP, mask_QP, keys_B2, limit_B))
@@ -67,7 +67,7 @@ def sample(
 
 @functools.partial(jax.jit, static_argnames=("temperature", "dtype"))
 def score(ids_BP, mask_BP, samples, temperature=1.0, dtype=jnp.float32):
-    """The log-probabilities that training computes, [B, T]."""
+    """The log-probs that training computes, [B, T]."""
     hidden_BTD = completions.completion_hidden(
         params(), CONFIG, ids_BP, mask_BP, samples.tokens_BT, samples.mask_BT, dtype=dtype
     )
@@ -76,9 +76,9 @@ def score(ids_BP, mask_BP, samples, temperature=1.0, dtype=jnp.float32):
 
 
 SAMPLING = Sampling(max_new_tokens=12)
-ONE_ROW = 5  # pages of four positions that a prompt of six tokens and twelve new ones need
-# Of (slots, pages): fewer slots than rows, and fewer pages than they need. The tests share these
-# few, since every pair is a program to compile.
+ONE_ROW = 5  # pages of four positions for a prompt of six tokens and twelve new ones
+# (slots, pages): fewer slots than rows, and fewer pages than they need. The tests share these few
+# pairs, because every pair compiles a program.
 REFILLED, PAGED = (3, None), (7, 23)
 
 
@@ -103,7 +103,7 @@ def test_greedy_through_refilled_slots_is_the_argmax_of_a_full_forward(pages):
     rng = np.random.default_rng(0)
     prompts = [rng.integers(4, 29, rng.integers(1, 12)).tolist() for _ in range(300)]
     ids_QP, mask_QP = left_pad(prompts, 11)
-    num_new = 6 if pages is None else 60  # rows grow while they run, all at once
+    num_new = 6 if pages is None else 60  # long enough that all running rows need new pages at once
     limit_B = rng.integers(1, num_new + 1, 600).astype(np.int32)
     run = build(
         Sampling(temperature=0.0, max_new_tokens=num_new), 2, slots=32, pages=pages, counts=True
@@ -144,7 +144,7 @@ def test_a_sample_does_not_depend_on_its_slot_or_when_it_had_it(slots, pages):
     np.testing.assert_array_equal(found.tokens_BT, expected.tokens_BT)
     np.testing.assert_array_equal(found.mask_BT, expected.mask_BT)
     np.testing.assert_array_equal(found.finished_B, expected.finished_B)
-    # A matrix product may add in another order for another number of rows.
+    # A matrix product may sum in another order for another number of rows.
     np.testing.assert_allclose(found.logp_BT, expected.logp_BT, rtol=1e-5, atol=1e-5)
 
 
@@ -154,7 +154,7 @@ def test_a_sample_from_an_int8_cache_does_not_depend_on_its_slot_either(slots, p
     found = sample([0, 1, 2, 3], 4, SAMPLING, slots=slots, pages=pages, cache_dtype="int8")
     np.testing.assert_array_equal(found.tokens_BT, expected.tokens_BT)
     np.testing.assert_array_equal(found.mask_BT, expected.mask_BT)
-    # Another last bit may round a number of the cache to its neighbour, which is one in 127.
+    # A difference in the last bit may round a cached value to the next int8 step, 1 in 127.
     np.testing.assert_allclose(found.logp_BT, expected.logp_BT, atol=1e-3)
 
 
@@ -164,7 +164,7 @@ def test_behaviour_log_probs_of_an_int8_cache_are_near_those_of_scoring_and_not_
     ids_QP, mask_QP = left_pad(PROMPTS, 6)
     logp_BT = score(ids_QP.repeat(4, 0), mask_QP.repeat(4, 0), samples)
     off_BT = np.abs(samples.logp_BT - logp_BT * samples.mask_BT)
-    # Logits of a spread of 1 from states that are off by half a percent, as test_decoder has it.
+    # Logits have a spread of 1, and int8 states an error of 0.5 % (see test_decoder).
     assert 1e-4 < off_BT.sum() / samples.mask_BT.sum() < 1e-2
     assert off_BT.max() < 0.1
 
@@ -230,7 +230,7 @@ def test_behaviour_log_probs_equal_those_of_scoring(sampling, slots, pages):
     logp_BT = score(
         ids_QP.repeat(4, 0), mask_QP.repeat(4, 0), samples, temperature=sampling.logp_temperature
     )
-    # float32 through a cache and through a full forward: sums in another order.
+    # Decoding with a cache sums in another order than a full forward pass, in float32.
     np.testing.assert_allclose(samples.logp_BT, logp_BT * samples.mask_BT, atol=1e-4)
 
 
@@ -242,7 +242,7 @@ def test_behaviour_log_probs_in_bfloat16_equal_those_of_scoring_in_bfloat16(page
         run(params(), ids_QP, mask_QP, row_keys(0, "test", 3, question_hashes(IDS), 8))
     )
     logp_BT = score(ids_QP.repeat(8, 0), mask_QP.repeat(8, 0), samples, dtype=jnp.bfloat16)
-    # Hidden states of size 1 are rounded to 2^-8 several times, at other places in the two.
+    # The two paths round hidden states of magnitude 1 to 2^-8 several times, at different places.
     np.testing.assert_allclose(samples.logp_BT, logp_BT * samples.mask_BT, atol=2e-2)
 
 
@@ -269,7 +269,7 @@ def test_a_sample_depends_on_its_question_and_rollout_only():
             expected = slice(question * 4, question * 4 + rollouts)
             np.testing.assert_array_equal(part.tokens_BT[rows], whole.tokens_BT[expected])
             np.testing.assert_array_equal(part.mask_BT[rows], whole.mask_BT[expected])
-            # Not bitwise: a matrix product may add in another order for another number of rows.
+            # Not bitwise: a matrix product may sum in another order for another number of rows.
             np.testing.assert_allclose(
                 part.logp_BT[rows], whole.logp_BT[expected], rtol=1e-5, atol=1e-5
             )
@@ -325,7 +325,7 @@ def test_keys_are_addressed_by_purpose_step_question_and_rollout():
         row_keys(0, "train", 1, hashes[::-1], 3),
     ]:
         assert (np.asarray(other) != base).any(axis=1).all()
-    # A rollout's key does not depend on how many follow.
+    # A rollout's key does not depend on the number of rollouts.
     fewer = np.asarray(row_keys(0, "train", 1, hashes, 2))
     np.testing.assert_array_equal(fewer.reshape(2, 2, 2), base.reshape(2, 3, 2)[:, :2])
 
@@ -337,13 +337,13 @@ def test_counts_of_rows_that_all_fit_are_their_steps_and_tokens():
     _, counts = run(params(), ids_QP, mask_QP, keys_B2)
     assert counts.steps == 16, "twelve steps, but who has ended is seen every sixteen"
     assert counts.row_steps == 16 * 12
-    prompt = 4 * sum(len(prompt) - 1 for prompt in PROMPTS)  # the last token is fed once more
+    prompt = 4 * sum(len(prompt) - 1 for prompt in PROMPTS)  # the last token is fed again
     assert counts.positions == 12 * prompt + 16 * sum(range(12))
     assert counts.preempted == counts.redrawn == 0
 
 
 def test_a_pool_without_room_for_a_longest_row_is_the_users_mistake():
-    with pytest.raises(UserError, match=r"pages=4 are too few.*18 positions, needs 5 of 4"):
+    with pytest.raises(UserError, match=r"pages=4 are too few.*18 positions, needs 5 pages of 4"):
         sample([0, 1, 2, 3], 4, SAMPLING, slots=3, pages=ONE_ROW - 1)
 
 
@@ -383,6 +383,6 @@ def test_eight_devices_sample_like_one(slots, pages, cache_dtype):
         samples = jax.device_get(run(placed, ids_QP, mask_QP, keys_B2))
     np.testing.assert_array_equal(samples.tokens_BT, expected.tokens_BT)
     np.testing.assert_array_equal(samples.finished_B, expected.finished_B)
-    # In int8 a last bit may round a number of the cache to its neighbour.
+    # A difference in the last bit may round a cached value to the next int8 step.
     atol = 1e-3 if cache_dtype == "int8" else 1e-4
     np.testing.assert_allclose(samples.logp_BT, expected.logp_BT, rtol=1e-4, atol=atol)

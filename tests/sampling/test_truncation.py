@@ -1,4 +1,4 @@
-"""Top-k, top-p and min-p against sorting in NumPy."""
+"""Top-k, top-p and min-p against a reference that sorts in NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def random_logits(seed, rows=5, columns=33):
 
 
 def smallest_nucleus(logits_V, p):
-    """The reference: sort, cumulate, keep tokens until the mass reaches p."""
+    """The reference: sort, take the cumulative sum, keep tokens until the mass reaches p."""
     probs_V = np.exp(logits_V - logits_V.max(), dtype=np.float64)
     probs_V /= probs_V.sum()
     order_V = np.argsort(-probs_V)

@@ -1,4 +1,4 @@
-"""What the tests of this folder share."""
+"""Fixtures that the storage tests share."""
 
 import pytest
 from exported_model import CONFIG, random_params
@@ -8,7 +8,7 @@ from jaxdistill.storage import hf_export
 
 @pytest.fixture
 def source(tmp_path):
-    """A folder with tokenizer files and special token ids, as a model's folder has them."""
+    """A folder with tokenizer files and special token ids, like those of a model."""
     folder = tmp_path / "source"
     folder.mkdir()
     (folder / "tokenizer.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""What was saved comes back to the bit, in any layout; what cannot come back says why."""
+"""A saved state is restored bit for bit, in any sharding; a failure says why."""
 
 import functools
 import os
@@ -138,7 +138,7 @@ def test_a_missing_step_is_named_with_the_steps_there_are(saved):
 
 
 def test_a_save_that_is_killed_is_never_the_latest_step(tmp_path):
-    # The child dies at the moment that would make step 2 valid.
+    # The child is killed at the rename that would make step 2 valid.
     child = f"""
         import os, signal
         import jax.numpy as jnp
@@ -190,7 +190,7 @@ def test_a_damaged_file_is_one_line_naming_folder_step_and_file(saved, pattern, 
     assert "\n" not in message
 
 
-# TensorStore's reader threads complain about the closed loop of the failed read.
+# TensorStore's reader threads log errors about the closed event loop of the failed read.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("pattern", ["state/manifest.ocdbt", "state/d/*", "host/metadata"])
 def test_changed_bytes_of_equal_length_are_refused_too(saved, pattern):
@@ -207,7 +207,7 @@ def test_changed_bytes_of_equal_length_are_refused_too(saved, pattern):
 def test_another_shape_names_the_parameter_and_both_shapes(saved):
     with pytest.raises(
         UserError,
-        match=r"does not fit this config; optimizer\.0\.mean: expected float32\[16, 4\], "
+        match=r"does not match this config; optimizer\.0\.mean: expected float32\[16, 4\], "
         r"got float32\[16, 8\] \(and 1 more differ\); use the config\.json",
     ):
         Checkpoints(saved).restore(10, _abstract(_state(width=4)))
@@ -248,7 +248,7 @@ def test_ctrl_c_during_a_save_waits_for_it(tmp_path, monkeypatch):
         return save(*args, **options)
 
     monkeypatch.setattr(ocp.CheckpointManager, "save", interrupted)
-    # A shell's background job ignores Ctrl-C; not so here.
+    # A process that a shell started in the background ignores Ctrl-C; this one must not.
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     with Checkpoints(tmp_path) as checkpoints:
         with pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""Hugging Face -> run -> Hugging Face gives the same bytes; a run reads as its export does."""
+"""Hugging Face -> run -> Hugging Face gives the same bytes; a checkpoint equals its export."""
 
 import shutil
 from types import SimpleNamespace
@@ -83,7 +83,7 @@ def test_another_dtype_is_cast_to_on_either_way(fresh, tmp_path):
 
 def test_what_is_trained_from_bfloat16_is_exported_in_it_unless_told_otherwise(fresh, tmp_path):
     base = export(fresh, tmp_path / "hf", "bfloat16")
-    # As long as the run above, whose compiled step it shares.
+    # The same number of steps as the run above, so that it shares the compiled step.
     run_dir = run(tiny(model=Pretrained(str(base)), steps=2, checkpoint_every=1),
                   tmp_path / "run", quiet=True)  # fmt: skip
     assert dtypes_of(open_model(run_dir)) == {"float32"}

@@ -1,4 +1,4 @@
-"""Folders in and out: the same bytes, the same logits, only what is owned, and one line if bad."""
+"""Import and export together: the same bytes, logits and shards, and one line for each mistake."""
 
 import os
 import re
@@ -63,7 +63,7 @@ def test_transformers_reads_an_export_and_gives_equal_logits(
 
 
 def test_parameters_of_several_dtypes_are_kept_apart(exported, tmp_path):
-    """Norms in float32, all else in bfloat16: such files exist."""
+    """Norms in float32 and everything else in bfloat16, as some published files have."""
     folder = shutil.copytree(exported, tmp_path / "mixed")
     rewrite(folder, lambda tensors: tensors.update(
         {n: x.astype(jnp.bfloat16) for n, x in tensors.items() if "norm" not in n}

@@ -1,4 +1,4 @@
-"""Exports: shards, dtypes, meshes, and disks that fill or flip a bit."""
+"""Exports: shards, dtypes, meshes, full disks and flipped bits."""
 
 import json
 import os
@@ -62,7 +62,7 @@ def test_an_export_from_a_mesh_is_the_export_from_one_device(exported, tmp_path)
 
 
 def test_an_export_leaves_no_copy_of_the_parameters_on_the_host(tmp_path):
-    """JAX keeps the host's copy of an array that was fetched."""
+    """JAX keeps the host copy of every array that was fetched."""
     params = random_params()
     leaves = jax.tree.leaves(params)
     assert all(leaf._npy_value is None for leaf in leaves)
@@ -137,7 +137,7 @@ for source, destination in (sys.argv[1:3], sys.argv[3:5]):
 
 
 def test_files_that_the_system_refuses_leave_nothing_behind(tmp_path):
-    """Both ways through the command line, with a real limit on the size of files."""
+    """Both directions through the command line, with a real limit on file sizes."""
     base = str(toy_base_folder("main"))
     assert cli.main(["convert", base, str(tmp_path / "run"), "--quiet"]) == 0
     arguments = [tmp_path / "run", tmp_path / "hf", base, tmp_path / "again"]
@@ -145,7 +145,7 @@ def test_files_that_the_system_refuses_leave_nothing_behind(tmp_path):
         [sys.executable, "-c", FULL_DISK, *arguments], capture_output=True, text=True
     )
     assert done.stdout.split() == ["2", "2"], done.stderr
-    # Orbax's threads may write between them, and on the same line.
+    # Orbax's threads may write between our lines, or on the same line.
     told = re.findall(r"jaxdistill: (.*)", done.stderr)
     assert len(told) == 2, done.stderr
     for line, name in zip(told, ("hf", "again"), strict=True):
@@ -156,7 +156,7 @@ def test_files_that_the_system_refuses_leave_nothing_behind(tmp_path):
 
 def test_a_tokenizer_of_another_model_is_refused(source, tmp_path):
     (source / "generation_config.json").write_text('{"eos_token_id": 151645}')
-    with pytest.raises(UserError, match=r"eos_token_id=151645 lies beyond .* vocab_size=64"):
+    with pytest.raises(UserError, match=r"eos_token_id=151645 is outside .* vocab_size=64"):
         hf_export.export_folder(tmp_path / "model", random_params(), CONFIG, tokenizer_from=source)
     (source / "tokenizer.json").unlink()
     (source / "tokenizer_config.json").unlink()

@@ -1,4 +1,4 @@
-"""Imports: what is read, by whom, and folders that are damaged."""
+"""Imports: which process reads which slices, peak memory, and damaged folders."""
 
 import json
 import os
@@ -80,14 +80,14 @@ from jaxdistill.storage import hf_export, hf_import
 from jaxdistill.storage.safetensors_io import read_header
 
 def peak_mb(step):
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     read = lambda name: int(Path("/proc/self/status").read_text().split(name)[1].split()[0]) / 1e3
     before = read("VmRSS:")
     result = step()
     return result, read("VmHWM:") - before
 
 small, large = map(Path, sys.argv[1:])
-# What imports and compilations take is not counted.
+# Memory for imports and compilation is not counted.
 config, params = hf_import.import_folder(small)
 hf_export.export_folder(small.with_name("small_export"), params, config, tokenizer_from=None)
 (config, params), reading = peak_mb(lambda: hf_import.import_folder(large))
@@ -102,7 +102,7 @@ print(reading, writing)
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's counters")
 def test_a_host_holds_the_parameters_once_and_little_more(tmp_path):
-    """On a CPU the devices' memory is the host's."""
+    """On a CPU the devices' memory is host memory."""
     for name, num_layers in (("small", 1), ("large", 20)):
         config = ModelConfig(
             vocab_size=1024, hidden_size=512, num_layers=num_layers, num_heads=8, num_kv_heads=4,
@@ -113,13 +113,13 @@ def test_a_host_holds_the_parameters_once_and_little_more(tmp_path):
         )
         hf_export.export_folder(tmp_path / name, params, config, tokenizer_from=None)
     command = [sys.executable, "-c", MEMORY, tmp_path / "small", tmp_path / "large"]
-    # Without the tests' own XLA_FLAGS: moving megabytes takes optimized code.
+    # Without the tests' XLA_FLAGS, which give up optimised code to compile faster.
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     reading, writing = map(float, done.stdout.split())
     whole = (tmp_path / "large" / WEIGHTS).stat().st_size / 1e6
-    assert whole > 120  # megabytes; the largest tensor has 1.6, compilations take some twenty
+    assert whole > 120  # MB; the largest tensor has 1.6, and compilation takes about 20
     assert reading < whole + 40
     assert writing < 40
 
@@ -148,7 +148,7 @@ def _edit_header(folder, change):
 
 def _only_pickle(folder):
     (folder / WEIGHTS).unlink()
-    # Unpickling this would make a file.
+    # Unpickling this would create a file.
     code = b"cos\nsystem\n(S'touch %s'\ntR." % str(folder / "unpickled").encode()
     (folder / "pytorch_model.bin").write_bytes(code)
 
@@ -157,7 +157,7 @@ SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 
 def _shard(folder, change=lambda first, second, weight_map: None):
-    """Two shards with an index; `change` may spoil any of them before they are written."""
+    """Two shards with an index; `change` may damage any of them before they are written."""
     tensors = load_file(folder / WEIGHTS)
     (folder / WEIGHTS).unlink()
     names = sorted(tensors)
@@ -186,27 +186,27 @@ DAMAGES = {
     ),
     "extra tensor": (
         lambda folder: rewrite(folder, lambda t: t.update(surplus=t[NORM])),
-        "tensor surplus is none that config.json asks for",
+        "unexpected tensor surplus; config.json has no place for it",
     ),
     "a layer too many": (
         lambda folder: _set_config(folder, num_hidden_layers=2, layer_types=None),
-        r"tensor model.layers.2.\S+ is none that config.json asks for",
+        r"unexpected tensor model.layers.2.\S+; config.json has no place for it",
     ),
     "wrong shape": (
         lambda folder: rewrite(folder, lambda t: t.update({NORM: t[NORM][:-1].copy()})),
-        r"tensor model.norm.weight has shape \(127,\); config.json asks for \(128,\)",
+        r"tensor model.norm.weight has shape \(127,\); config.json requires \(128,\)",
     ),
     "transposed": (
         lambda folder: rewrite(folder, lambda t: t.update({UP: t[UP].T.copy()})),
-        rf"tensor {UP} has shape \(128, 384\); config.json asks for \(384, 128\)",
+        rf"tensor {UP} has shape \(128, 384\); config.json requires \(384, 128\)",
     ),
     "quantized": (
         lambda folder: rewrite(folder, lambda t: t.update({NORM: t[NORM].astype(np.int8)})),
-        "tensor model.norm.weight is I8; only F32, BF16, F16 are read",
+        "tensor model.norm.weight is I8; only F32, BF16, F16 are supported",
     ),
     "double precision": (
         lambda folder: rewrite(folder, lambda t: t.update({NORM: t[NORM].astype(np.float64)})),
-        "tensor model.norm.weight is F64; only F32, BF16, F16 are read",
+        "tensor model.norm.weight is F64; only F32, BF16, F16 are supported",
     ),
     "layers of two dtypes": (
         lambda folder: rewrite(folder, lambda t: t.update({UP: t[UP].astype(np.float16)})),

@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint and their places in stacked parameters, on one device and on eight."""
+"""A checkpoint's tensors and their places in stacked parameters, on one device and on eight."""
 
 import re
 
@@ -75,7 +75,7 @@ def test_every_tensor_comes_back_out_of_its_parameter_bit_for_bit(mesh):
 
 
 def test_a_group_is_split_only_where_its_heads_are():
-    """K = 2 is not split over 8, though K*H = 8 could be."""
+    """K = 2 cannot be sharded over 8 devices, although K*H = 8 could."""
     mesh, part = _mesh("1x8"), _part("self_attn.k_proj", 0)
     assert hf_layout.tensor_sharding(mesh, CONFIG, part).shard_shape((8, 16)) == (8, 16)
     query = _part("self_attn.q_proj", 0)
@@ -116,5 +116,5 @@ def test_all_layers_of_all_parameters_of_a_shape_share_a_compilation():
             part = _part(name, layer)
             tensor = jnp.ones(hf_layout.tensor_shape(CONFIG, part))
             value = hf_layout.with_layer(value, tensor, CONFIG, part)
-    # None where a full process-wide cache has dropped it again; two would be a second program.
+    # 0 if the process-wide cache is full and has evicted it; 2 would mean a second compilation.
     assert hf_layout._with_layer._cache_size() <= 1

@@ -1,4 +1,4 @@
-"""Names on the hub, without a network: `snapshot_download` is replaced or told to stay offline."""
+"""Hub names, without a network: `snapshot_download` is replaced or kept offline."""
 
 import json
 from fnmatch import fnmatch

@@ -1,4 +1,4 @@
-"""Where a model comes from, and that a run folder can do without that place."""
+"""Model sources, and that a run folder does not need its source once it has started."""
 
 import dataclasses
 import shutil
@@ -109,7 +109,7 @@ def test_the_fingerprint_tells_models_apart_and_nothing_else(fresh, tmp_path):
             tmp_path / name, fresh.params, fresh.config, tokenizer_from=fresh.tokenizer_folder
         )
     first = loading.fingerprint(tmp_path / "a")
-    assert loading.fingerprint(tmp_path / "b") == first  # not its place, not its age
+    assert loading.fingerprint(tmp_path / "b") == first  # independent of path and modification time
     (tmp_path / "b" / "README.md").write_text("a note")
     assert loading.fingerprint(tmp_path / "b") == first
     weights = bytearray((tmp_path / "b" / "model.safetensors").read_bytes())
@@ -123,7 +123,7 @@ def test_the_fingerprint_tells_models_apart_and_nothing_else(fresh, tmp_path):
 
 @pytest.fixture(scope="module")
 def names(fresh, tmp_path_factory):
-    """One model by every name that it can have: its own folder, a run, a run's export."""
+    """One model under every kind of name: its own folder, a run, a run's export."""
     root = tmp_path_factory.mktemp("names")
     hf_export.export_folder(
         root / "hf", fresh.params, fresh.config, tokenizer_from=fresh.tokenizer_folder
@@ -150,7 +150,7 @@ def test_every_name_of_a_model_opens_it_everywhere(kind, fresh, names, monkeypat
     assert tokenizer.get_vocab() == policy.tokenizer.get_vocab()
     if kind != "toy":
         assert equal(policy.params, fresh.params)
-    if kind != "run":  # a run with a checkpoint goes on by --resume; as a base, by its export
+    if kind != "run":  # a run without export cannot be a base; `train --resume` continues it
         assert loading.resolve(Pretrained(name)) == policy.tokenizer_folder
 
 

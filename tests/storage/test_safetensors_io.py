@@ -1,4 +1,4 @@
-"""The file format, judged by the safetensors library; and work that is bounded in memory."""
+"""The file format, checked with the safetensors library, and parallel work in bounded memory."""
 
 import json
 import threading
@@ -28,7 +28,7 @@ def _random(shape, dtype, seed=0):
 
 @pytest.fixture
 def file(tmp_path):
-    """Three dtypes, and an odd number of narrow numbers before wide ones."""
+    """Three dtypes, with an odd number of 2-byte values before 4-byte ones."""
     values = {
         "narrow": _random((3,), jnp.bfloat16),
         "wide": _random((5, 4), np.float32),
@@ -143,7 +143,7 @@ def test_results_come_in_order_and_bounded_in_bytes():
 
     sizes = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 20, 1, 1]
     assert list(in_parallel(work, sizes, lambda size: size, 10)) == [(n, n + 1) for n in sizes]
-    assert most <= 20  # one that is too large goes alone
+    assert most <= 20  # an item above the limit runs alone
 
 
 def test_an_error_stops_what_has_not_begun():

@@ -1,4 +1,4 @@
-"""Text to ids and back, on the real Qwen3 tokenizer where it lies beside the repository.
+"""Text to ids and back, with the real Qwen3 tokenizer if it is found beside the repository.
 
 DeepSeek-R1-Distill's is not at hand: `r1` is a small tokenizer with the same special tokens, the
 same kinds of files and a template that does what the published one does for text.
@@ -49,7 +49,7 @@ def r1(tmp_path_factory):
     fast.add_special_tokens([R1_BOS, R1_EOS])
     marks = ["<｜User｜>", "<｜Assistant｜>", "<think>", "</think>"]
     fast.add_tokens([tokenizers.AddedToken(mark, normalized=False) for mark in marks])
-    # The published one puts a first token before whatever is encoded.
+    # The published tokenizer adds a first token to every text that it encodes.
     fast.post_processor = tokenizers.processors.TemplateProcessing(
         single=f"{R1_BOS} $A", special_tokens=[(R1_BOS, fast.token_to_id(R1_BOS))]
     )
@@ -113,7 +113,7 @@ def test_the_prompt_ends_where_the_assistant_starts(qwen3, enable_thinking, endi
     expected = "<|im_start|>user\n1+1?<|im_end|>\n" + ending
     assert tok.prompt_text(qwen3, CHAT, enable_thinking) == expected
     (ids,) = tok.prompt_ids(qwen3, [CHAT], enable_thinking)
-    assert ids[0] == 151644  # one <|im_start|>, not its characters
+    assert ids[0] == 151644  # <|im_start|> as one token, not as characters
     assert qwen3.decode(ids, skip_special_tokens=False) == expected
 
 
@@ -181,7 +181,7 @@ def test_r1_opens_the_thinking_itself_whatever_is_asked(r1, enable_thinking):
     assert tok.prompt_text(tokenizer, CHAT, enable_thinking) == expected
     (ids,) = tok.prompt_ids(tokenizer, [CHAT], enable_thinking)
     assert tokenizer.decode(ids, skip_special_tokens=False) == expected
-    assert ids.count(tokenizer.bos_token_id) == 1  # the template's own and no second one
+    assert ids.count(tokenizer.bos_token_id) == 1  # the template's, and no second one
 
 
 def test_r1_takes_the_system_prompt_bare(r1):
@@ -190,7 +190,7 @@ def test_r1_takes_the_system_prompt_bare(r1):
     assert tok.prompt_text(tok.load(r1), chat) == expected
 
 
-RESPONSE = "Wait, is it 2?\n</think>\n\nIt is 2."  # as sampled: the prompt holds the opening tag
+RESPONSE = "Wait, is it 2?\n</think>\n\nIt is 2."  # as sampled: the opening tag is in the prompt
 
 
 def test_a_response_keeps_the_closing_tag_and_its_thinking_can_be_removed(r1):
@@ -216,7 +216,7 @@ def test_past_assistant_turns_lose_their_thinking_and_the_teachers_user_turn_doe
 
 
 def test_the_models_type_does_not_change_how_text_is_split(tmp_path):
-    # transformers 5 would split this one's text as Qwen2 does, and find no word.
+    # transformers 5 would apply Qwen2's pre-tokenizer to this vocabulary, which then has no match.
     words = {"[unk]": 0, "wait,": 1, "two": 2, "words": 3}
     fast = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[unk]"))
     fast.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()

@@ -1,4 +1,4 @@
-"""The bases of the toy world that come with the package."""
+"""The toy world's base models, which are bundled with the package."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def test_a_bundled_base_loads_with_its_tokenizer(world, tmp_path):
     policy = loading.load(ToyBase(world), 0, tmp_path)
     words = ["20", "15", "1", "->", "34"]
     ids = tokenizers.encode(policy.tokenizer, [" ".join(words)])[0]
-    assert len(ids) == len(set(ids)) == len(words)  # a token a word
+    assert len(ids) == len(set(ids)) == len(words)  # one token per word
     assert tokenizers.decode(policy.tokenizer, ids).split() == words
     assert policy.stop_ids == (policy.tokenizer.eos_token_id,)
     assert policy.config.vocab_size >= len(policy.tokenizer)

@@ -144,7 +144,7 @@ def test_the_questions_of_an_own_task_are_checked():
         with pytest.raises(UserError, match=f"^Mine.questions: .*{said}"):
             tasks.questions_of(Mine(gives))
     needed = r"questions\(\) and grade\(question, response\)"
-    with pytest.raises(UserError, match=f"^task: expected a class with {needed}, and NoGrade is"):
+    with pytest.raises(UserError, match=f"^task: expected a class with {needed}, but NoGrade is"):
         tasks.questions_of(NoGrade())
 
 
