@@ -73,8 +73,15 @@ class Model:
 
     @functools.cached_property
     def tokenizer(self) -> Any:
-        """The folder's tokenizer; None where it holds none. Raises UserError for a broken one."""
-        return tokenizers.load(self.folder) if self._has_tokenizer else None
+        """The folder's tokenizer; None where it holds none.
+
+        Raises UserError for a broken one, or one with tokens that the model has no row for.
+        """
+        if not self._has_tokenizer:
+            return None
+        tokenizer = tokenizers.load(self.folder)
+        tokenizers.check_vocabulary(tokenizer, self.config.vocab_size)
+        return tokenizer
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -130,7 +137,8 @@ class Model:
 
         A prompt's responses depend on (seed, its place in the list, rollout, sampling) alone.
         `cache_dtype="int8"` keeps twice the tokens in memory, rounded (`models.quantized`).
-        Raises UserError for a model without tokenizer, chat template or stop token.
+        Raises UserError for a model without tokenizer, chat template or stop token, and for a
+        prompt that with `sampling.max_new_tokens` would leave the model's positions.
         """
         if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
             raise UserError(f"prompts must be a list of strings, got {prompts!r:.80}")

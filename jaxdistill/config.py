@@ -47,7 +47,10 @@ class RunConfig:
     checkpoint_every: int = 0  # 0: after the last step only
     keep_checkpoints: int = 2
     save_checkpoints: bool = True  # False: a run whose weights nobody will want
-    rollouts_every: int = 10  # steps between saved rollout samples; 0: none
+    rollouts_every: int = 10  # steps between files of rollouts; 0: none
+    # Rows of a step in its file; None: all. 64 show what a step was like, in a small file.
+    rollouts_rows: int | None = 64
+    rollouts_token_ids: bool = False  # prompt and response also as token ids in those files
     export: bool = True
     seed: int = 0
 
@@ -55,6 +58,9 @@ class RunConfig:
         for name in ("steps", "checkpoint_every", "rollouts_every", "seed"):
             _require_at_least(0, name, getattr(self, name))
         _require_at_least(1, "keep_checkpoints", self.keep_checkpoints)
+        _require_at_least(
+            1, "rollouts_rows", 1 if self.rollouts_rows is None else self.rollouts_rows
+        )
         _require_at_least(1, "compute.micro_batches", self.compute.micro_batches)
         offline = isinstance(self.experience, Supervised)
         if offline != isinstance(self.objective, CrossEntropy):

@@ -12,8 +12,12 @@ from jaxdistill.sampling.rollouts import Rollouts
 from jaxdistill.tasks.tasks import Task, facts_of
 
 
-def response_record(task: Task, rollouts: Rollouts, row: int) -> dict[str, Any]:
+def response_record(
+    task: Task, rollouts: Rollouts, row: int, *, token_ids: bool = False
+) -> dict[str, Any]:
     """One line of an evaluation: `RECORD_FIELDS`, then what the task itself tells.
+
+    `token_ids` adds `prompt_ids` and `token_ids`, without padding and with the token that ended it.
 
     Words of doubt are the paper's ten, whatever lexicon a run has: records compare between runs.
     """
@@ -33,8 +37,12 @@ def response_record(task: Task, rollouts: Rollouts, row: int) -> dict[str, Any]:
         "epistemic": sum(words.values()),
         "words": {word: n for word, n in words.items() if n},
     }
+    if token_ids:
+        prompt_mask_P, mask_T = rollouts.prompt_mask_BP[row] > 0, rollouts.mask_BT[row] > 0
+        record["prompt_ids"] = rollouts.prompt_ids_BP[row][prompt_mask_P].tolist()
+        record["token_ids"] = rollouts.tokens_BT[row][mask_T].tolist()
     facts = facts_of(task, question, response)
-    if taken := facts.keys() & {*RECORD_FIELDS, *MEASURES, "n"}:
+    if taken := facts.keys() & {*RECORD_FIELDS, *record, *MEASURES, "n"}:
         raise UserError(
             f"{type(task).__name__}.facts: {min(taken)!r} is a field of every record or summary; "
             "use another name"
@@ -42,12 +50,13 @@ def response_record(task: Task, rollouts: Rollouts, row: int) -> dict[str, Any]:
     return record | facts
 
 
-def write_rollouts(folder: Path, task: Task, rollouts: Rollouts) -> None:
-    """Write a sample of a step's rollouts as records to step_NNNNNN.jsonl."""
+def write_rollouts(
+    folder: Path, task: Task, rollouts: Rollouts, rows: int | None, *, token_ids: bool
+) -> None:
+    """Write a step's first `rows` rollouts (None: all) as records to step_NNNNNN.jsonl."""
     folder.mkdir(exist_ok=True)
-    # Enough to read what a step was like, and a small file however many rows a step has.
-    rows = range(min(len(rollouts.responses), 64))
-    records = [response_record(task, rollouts, row) for row in rows]
+    kept = range(len(rollouts.responses))[:rows]
+    records = [response_record(task, rollouts, row, token_ids=token_ids) for row in kept]
     _write_jsonl(folder / f"step_{rollouts.address.step:06d}.jsonl", records)
 
 

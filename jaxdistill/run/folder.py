@@ -25,6 +25,8 @@ MAY_CHANGE = {
     "keep_checkpoints",
     "save_checkpoints",
     "rollouts_every",
+    "rollouts_rows",
+    "rollouts_token_ids",
     "export",
 }
 # What a run may have written before there is anything to keep.

@@ -140,7 +140,7 @@ def load(
             assert folder is not None
             origin = folder
             stored = hf_import.stored_dtype(folder)
-            tokenizers.load(folder)  # what is wrong with it is found before the long read
+            read_description(folder)  # what is wrong with it is found before the long read
             config, params = hf_import.import_folder(
                 folder, mesh=mesh, dtype=dtype, progress=progress
             )
@@ -162,6 +162,7 @@ def export_dtype(model_dir: Path) -> str | None:
 
 def with_tokenizer(config: ModelConfig, params: Any, folder: Path) -> Policy:
     tokenizer = tokenizers.load(folder)
+    tokenizers.check_vocabulary(tokenizer, config.vocab_size)
     return Policy(
         config=config,
         params=params,
@@ -215,6 +216,18 @@ def open_model(
     where there is no model, or no tokenizer.
     """
     return with_tokenizer(*open_weights(name, mesh, dtype=dtype, progress=progress))
+
+
+def read_description(name: str | Path) -> tuple[ModelConfig, Any]:
+    """Config and tokenizer of the model that `name` means; its weights are left alone.
+
+    Raises UserError where there is none, or the model has no row for a token of the tokenizer.
+    """
+    folder = tokenizer_folder(name)
+    config = hf_import.read_config(folder)
+    tokenizer = tokenizers.load(folder)
+    tokenizers.check_vocabulary(tokenizer, config.vocab_size)
+    return config, tokenizer
 
 
 def open_weights(

@@ -1,10 +1,13 @@
 """Text to token ids and back, and chat templates, over a folder's or a hub model's tokenizer.
 
-Nothing here knows of `<think>`. A template may open the thinking itself (DeepSeek-R1: the prompt
-ends in `<think>\\n`), or close it at once (Qwen3 with `enable_thinking=False`); a response is what
-comes after the prompt, so R1's has a `</think>` and no `<think>`. Whoever reads responses expects
-both (`tasks.contexts.remove_thinking`), and such a template drops the thinking of past assistant
-turns.
+Text never becomes a control token: only what the chat template itself writes does, or the caller
+appends (`storage.control_tokens`).
+
+`<think>` and `</think>` stay in decoded text, whatever their flag. A template may open the thinking
+itself (DeepSeek-R1: the prompt ends in `<think>\\n`), or close it at once (Qwen3 with
+`enable_thinking=False`); a response is what comes after the prompt, so R1's has a `</think>` and no
+`<think>`. Whoever reads responses expects both (`tasks.contexts.remove_thinking`), and such a
+template drops the thinking of past assistant turns.
 """
 
 import json
@@ -17,7 +20,7 @@ from jaxtyping import Int32
 
 from jaxdistill.errors import UserError
 from jaxdistill.own_classes import in_one_line
-from jaxdistill.storage import hub
+from jaxdistill.storage import control_tokens, hub
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedTokenizerFast
@@ -56,11 +59,20 @@ def prompt_ids(
 ) -> list[list[int]]:
     """Render each chat (a list of role/content messages) up to where the assistant starts.
 
+    A control token that a message spells is encoded as the text that it is.
+
     `enable_thinking` None leaves the choice to the template; a template that knows no such choice
     ignores it. Raises UserError when the tokenizer has no chat template or it refuses a chat.
     """
-    texts = [prompt_text(tokenizer, chat, enable_thinking) for chat in chats]
-    return encode(tokenizer, texts)  # the template has written every special token itself
+    texts, spans = [], []
+    for chat in chats:
+        hidden, marks = control_tokens.hide(tokenizer, chat)
+        text, spelled = control_tokens.reveal(
+            prompt_text(tokenizer, hidden, enable_thinking), marks
+        )
+        texts.append(text)
+        spans.append(spelled)
+    return _encode(tokenizer, texts, spans)  # the template has written every special token itself
 
 
 def prompt_text(
@@ -92,14 +104,28 @@ def prompt_text(
 
 
 def encode(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str]) -> list[list[int]]:
-    """Encode texts in one batch; no special token is added."""
+    """Encode texts in one batch: no special token is added, and a spelled one stays text."""
+    find = control_tokens.control_tokens(tokenizer).spelled
+    return _encode(tokenizer, texts, [find(text) for text in texts])
+
+
+def _encode(
+    tokenizer: "PreTrainedTokenizerFast",
+    texts: Sequence[str],
+    spelled: Sequence[Sequence[control_tokens.Span]],
+) -> list[list[int]]:
+    """Encode texts; `spelled` says for each where it spells control tokens."""
     if not texts:
         return []
-    return tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    rows = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return [
+        control_tokens.encode_spelled(tokenizer, text, spans) if spans else row
+        for text, spans, row in zip(texts, spelled, rows, strict=True)
+    ]
 
 
 def decode(tokenizer: "PreTrainedTokenizerFast", ids: Iterable[SupportsInt]) -> str:
-    """Decode one sequence; special tokens are skipped (`<think>` is none and stays)."""
+    """Decode one sequence without its special tokens; `<think>` and `</think>` stay."""
     return decode_all(tokenizer, [ids])[0]
 
 
@@ -107,10 +133,17 @@ def decode_all(
     tokenizer: "PreTrainedTokenizerFast", sequences: Iterable[Iterable[SupportsInt]]
 ) -> list[str]:
     """Decode many sequences in one batch, as `decode` does."""
-    rows = [[int(token) for token in ids] for ids in sequences]
+    backend = tokenizer.backend_tokenizer
+    # Not `skip_special_tokens`: some folders flag the think tags special.
+    skipped = {
+        id
+        for id, token in backend.get_added_tokens_decoder().items()
+        if token.special and token.content not in control_tokens.THINK_TAGS
+    }
+    rows = [[token for token in map(int, ids) if token not in skipped] for ids in sequences]
     # Straight to the Rust tokenizer: the wrapper decodes row by row, and by some folders' config
     # "cleans up" spaces before punctuation, which would change what a student is shown.
-    return tokenizer.backend_tokenizer.decode_batch(rows, skip_special_tokens=True)
+    return backend.decode_batch(rows, skip_special_tokens=False)
 
 
 # ---------------------------------------------------------------------------- special tokens
@@ -153,6 +186,22 @@ def pad_id(tokenizer: "PreTrainedTokenizerFast") -> int:
     """Return the id to pad with. Masks hide padding, so a stop token serves where none is set."""
     pad = tokenizer.pad_token_id
     return pad if isinstance(pad, int) else stop_ids(tokenizer)[0]
+
+
+def check_vocabulary(tokenizer: "PreTrainedTokenizerFast", vocab_size: int) -> None:
+    """Refuse a tokenizer with ids that a model of `vocab_size` embeddings has no row for.
+
+    Such an id would be read outside the embedding, which gives NaN and no error.
+    """
+    names = tokenizer.get_vocab()
+    outside = sorted((id, name) for name, id in names.items() if id >= vocab_size)
+    if outside:
+        id, name = outside[0]
+        raise UserError(
+            f"the tokenizer in {tokenizer.name_or_path} has {len(outside)} entries beyond the "
+            f"model's `vocab_size` of {vocab_size}, the first {name!r} with id {id}: take the "
+            "model's own tokenizer, or resize its embeddings"
+        )
 
 
 # ------------------------------------------------------------------------------------ padding

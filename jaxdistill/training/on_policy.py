@@ -1,5 +1,6 @@
 """Learning from the student's own samples: what a run may choose, and what cannot work."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -7,6 +8,8 @@ from typing import Literal
 from jaxdistill.errors import UserError
 from jaxdistill.own_classes import require_choice
 from jaxdistill.sampling import Sampling
+from jaxdistill.sampling.prompts import prompt_lengths
+from jaxdistill.storage.loading import Policy
 from jaxdistill.tasks.contexts import (
     PAPER,
     Attempt,
@@ -31,6 +34,8 @@ class OnPolicy:
     demonstration: `sibling` takes a correct other rollout of the same question, and a row without
     one is not distilled; `reference` takes the question's own solution text; `sibling_or_reference`
     falls back to it. A wrong solution is an incorrect other rollout always.
+    max_prompt_tokens: questions with a longer prompt are dropped before the first step and counted;
+    None is the limit that the model sets, its positions less `sampling.max_new_tokens`.
     overlong: a demonstration is too long beyond `max_demonstration_tokens`, or where the teacher's
     prompt and the row's completion would leave the model's positions. Its end is cut off, or its
     row dropped (not distilled); both are counted in the metrics.
@@ -45,6 +50,7 @@ class OnPolicy:
     context: Context = NoContext()
     demonstration: Literal["sibling", "reference", "sibling_or_reference"] = "sibling"
     demonstration_choice: Literal["random", "first", "shortest"] = "random"
+    max_prompt_tokens: int | None = None
     max_demonstration_tokens: int = 20480  # the longest response of the paper's runs
     overlong: Literal["cut", "drop"] = "cut"
     template: Template = PAPER
@@ -67,9 +73,44 @@ class OnPolicy:
         ):
             if getattr(self, name) < 1:
                 raise UserError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        if self.max_prompt_tokens is not None and self.max_prompt_tokens < 1:
+            raise UserError(
+                f"`max_prompt_tokens` must be at least 1 or None, got {self.max_prompt_tokens}"
+            )
         require_choice("task", self.task, Task)
         require_choice("context", self.context, Context)
         require_choice("contrast", self.contrast, Context)
+
+
+def within_limit(
+    experience: OnPolicy, policy: Policy, questions: Sequence[Question]
+) -> tuple[list[Question], dict[str, int]]:
+    """The questions whose prompts are short enough, and how many were dropped as a fact to log.
+
+    One line on stderr says that some were. Raises UserError where the limit is beyond what the
+    model's positions leave beside a response, and where no question is left.
+    """
+    positions, new = policy.config.max_positions, experience.sampling.max_new_tokens
+    room, limit = positions - new, experience.max_prompt_tokens
+    sizes = f"the model's {positions} positions less `experience.sampling.max_new_tokens={new}`"
+    if room < 1:
+        raise UserError(f"nothing is left for a prompt: {sizes}")
+    if limit is None:
+        limit = room
+    elif limit > room:
+        raise UserError(f"`experience.max_prompt_tokens={limit}` must be at most {room}: {sizes}")
+    lengths = prompt_lengths(policy.tokenizer, questions, experience.enable_thinking)
+    kept = [question for question, n in zip(questions, lengths, strict=True) if n <= limit]
+    num_dropped = len(questions) - len(kept)
+    text = (
+        f"{num_dropped} of {len(questions)} questions have prompts of more than {limit} tokens "
+        f"(the longest: {max(lengths)})"
+    )
+    if not kept:
+        raise UserError(f"{text}, and none is left; the limit can be up to {room}: {sizes}")
+    if num_dropped:
+        print(f"{text}: they are dropped", file=sys.stderr)
+    return kept, {"questions_dropped": num_dropped}
 
 
 def check_demonstrations(

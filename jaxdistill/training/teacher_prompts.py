@@ -119,12 +119,18 @@ def teacher_prompts(
     policy: Policy,
     rollouts: Rollouts,
     regenerated: Sequence[str | None] | None = None,
+    *,
+    new_tokens: int | None = None,
 ) -> Prompts:
-    """One prompt a row under `experience.context`; `regenerated`: the solutions to show."""
+    """One prompt a row under `experience.context`; `regenerated`: the solutions to show.
+
+    A prompt leaves positions for the row's completion, or for `new_tokens` to be sampled.
+    """
     context = experience.context
     assert (regenerated is not None) == contexts.regenerates(context)
     rows = attempts(experience, rollouts, regenerated)
-    return fit_prompts(experience, policy, rollouts, [composed(context, row) for row in rows])
+    shown = [composed(context, row) for row in rows]
+    return fit_prompts(experience, policy, rollouts, shown, new_tokens)
 
 
 def contrast_prompts(
@@ -147,15 +153,23 @@ _SLACK = 8
 
 
 def fit_prompts(
-    experience: OnPolicy, policy: Policy, rollouts: Rollouts, shown: Sequence[Shown | None]
+    experience: OnPolicy,
+    policy: Policy,
+    rollouts: Rollouts,
+    shown: Sequence[Shown | None],
+    new_tokens: int | None = None,
 ) -> Prompts:
     """Render what is shown so that a prompt and its row's completion fit the model's positions.
+
+    `new_tokens` stand in the place of the completion where another one is sampled.
 
     What is too long is cut inside the demonstration, or dropped: question, instruction and
     generation prompt stay whole. A plain prompt, the student's own, is left as it is.
     """
     rows = row_of_each(shown, rollouts)
-    room_B = policy.config.max_positions - rollouts.lengths_B[rows]
+    lengths_B = rollouts.lengths_B[rows]
+    taken_B = lengths_B if new_tokens is None else np.full_like(lengths_B, new_tokens)
+    room_B = policy.config.max_positions - taken_B
     questions = [rollouts.question_of(row) for row in rows]
 
     def render(shown: Sequence[Shown | None]) -> tuple[list[str], list[list[int]]]:
