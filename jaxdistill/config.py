@@ -17,6 +17,7 @@ from jaxdistill import overrides, own_classes
 from jaxdistill.epistemic import LexiconSource, Words
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation.evaluate import Evaluation
+from jaxdistill.evaluation.records import ROLLOUTS_ROWS
 from jaxdistill.objectives import PRESETS, CrossEntropy, Objective
 from jaxdistill.own_classes import RECIPE, RecipeModule, in_one_line
 from jaxdistill.sharding import MeshConfig
@@ -48,8 +49,7 @@ class RunConfig:
     keep_checkpoints: int = 2
     save_checkpoints: bool = True  # False: a run whose weights nobody will want
     rollouts_every: int = 10  # steps between files of rollouts; 0: none
-    # Rows of a step in its file; None: all. 64 show what a step was like, in a small file.
-    rollouts_rows: int | None = 64
+    rollouts_rows: int | None = ROLLOUTS_ROWS  # of a step in its file; None: all
     rollouts_token_ids: bool = False  # prompt and response also as token ids in those files
     export: bool = True
     seed: int = 0

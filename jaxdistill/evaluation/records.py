@@ -11,6 +11,10 @@ from jaxdistill.files import write_whole
 from jaxdistill.sampling.rollouts import Rollouts
 from jaxdistill.tasks.tasks import Task, facts_of
 
+# Rows of a step in its file: enough to read what the step was like, and a small file however many
+# rows there are.
+ROLLOUTS_ROWS = 64
+
 
 def response_record(
     task: Task, rollouts: Rollouts, row: int, *, token_ids: bool = False
@@ -51,7 +55,12 @@ def response_record(
 
 
 def write_rollouts(
-    folder: Path, task: Task, rollouts: Rollouts, rows: int | None, *, token_ids: bool
+    folder: Path,
+    task: Task,
+    rollouts: Rollouts,
+    rows: int | None = ROLLOUTS_ROWS,
+    *,
+    token_ids: bool = False,
 ) -> None:
     """Write a step's first `rows` rollouts (None: all) as records to step_NNNNNN.jsonl."""
     folder.mkdir(exist_ok=True)

@@ -162,7 +162,6 @@ def export_dtype(model_dir: Path) -> str | None:
 
 def with_tokenizer(config: ModelConfig, params: Any, folder: Path) -> Policy:
     tokenizer = tokenizers.load(folder)
-    tokenizers.check_vocabulary(tokenizer, config.vocab_size)
     return Policy(
         config=config,
         params=params,
@@ -213,18 +212,23 @@ def open_model(
 
     A run folder is read from its newest checkpoint, and from its export where it kept none;
     everything else as `model_folder` finds it. `dtype` None keeps what is stored. Raises UserError
-    where there is no model, or no tokenizer.
+    where there is no model, no tokenizer, or one with tokens that the model has no row for.
     """
-    return with_tokenizer(*open_weights(name, mesh, dtype=dtype, progress=progress))
+    policy = with_tokenizer(*open_weights(name, mesh, dtype=dtype, progress=progress))
+    tokenizers.check_vocabulary(policy.tokenizer, policy.config.vocab_size)
+    return policy
 
 
 def read_description(name: str | Path) -> tuple[ModelConfig, Any]:
     """Config and tokenizer of the model that `name` means; its weights are left alone.
 
-    Raises UserError where there is none, or the model has no row for a token of the tokenizer.
+    Raises UserError where there is none, for a damaged header of weights that are at hand, and
+    where the model has no row for a token of the tokenizer.
     """
     folder = tokenizer_folder(name)
     config = hf_import.read_config(folder)
+    if any(folder.glob("*.safetensors")):
+        hf_import.stored_dtype(folder)
     tokenizer = tokenizers.load(folder)
     tokenizers.check_vocabulary(tokenizer, config.vocab_size)
     return config, tokenizer

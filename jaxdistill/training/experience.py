@@ -11,7 +11,7 @@ import numpy as np
 from jaxdistill import epistemic, losses, objectives
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation.measures import MEASURES
-from jaxdistill.evaluation.records import write_rollouts
+from jaxdistill.evaluation.records import ROLLOUTS_ROWS, write_rollouts
 from jaxdistill.objectives import Objective
 from jaxdistill.sampling import Address
 from jaxdistill.sampling.engine import Engine
@@ -69,7 +69,7 @@ class Setting:
     words: tuple[str, ...]  # of the lexicon, to be counted beside the paper's where they differ
     rollouts_dir: Path | None = None  # samples of rollouts are saved there; None: nowhere
     rollouts_every: int = 0  # steps between two such samples; 0: none
-    rollouts_rows: int | None = None  # of a step that are saved; None: all
+    rollouts_rows: int | None = ROLLOUTS_ROWS  # of a step that are saved; None: all
     rollouts_token_ids: bool = False  # with their token ids
 
 
