@@ -134,7 +134,8 @@ def load(
         if isinstance(source, Fresh):
             origin = stack.enter_context(_fresh_tokenizer(source.tokenizer))
             tokenizer = tokenizers.load(origin)
-            config, params = _fresh(source.architecture, len(tokenizer), seed, mesh)
+            num_ids = tokenizers.num_ids(tokenizer)
+            config, params = _fresh(source.architecture, num_ids, seed, mesh)
             stored = "float32"
         else:
             assert folder is not None
@@ -226,6 +227,8 @@ def read_description(name: str | Path) -> tuple[ModelConfig, Any]:
     where the model has no row for a token of the tokenizer.
     """
     folder = tokenizer_folder(name)
+    if not (folder / "config.json").is_file():  # a hub's cache may hold the tokenizer alone
+        folder = model_folder(name)
     config = hf_import.read_config(folder)
     if any(folder.glob("*.safetensors")):
         hf_import.stored_dtype(folder)

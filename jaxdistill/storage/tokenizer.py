@@ -64,15 +64,15 @@ def prompt_ids(
     `enable_thinking` None leaves the choice to the template; a template that knows no such choice
     ignores it. Raises UserError when the tokenizer has no chat template or it refuses a chat.
     """
-    texts, spans = [], []
+    control = control_tokens.control_tokens(tokenizer)
+    texts, spelled = [], []
     for chat in chats:
-        hidden, marks = control_tokens.hide(tokenizer, chat)
-        text, spelled = control_tokens.reveal(
-            prompt_text(tokenizer, hidden, enable_thinking), marks
-        )
+        hidden, marks = control_tokens.hide(control, chat)
+        rendered = prompt_text(tokenizer, hidden, enable_thinking)
+        text, spans = control_tokens.reveal(rendered, marks)
         texts.append(text)
-        spans.append(spelled)
-    return _encode(tokenizer, texts, spans)  # the template has written every special token itself
+        spelled.append(spans)
+    return _encode(tokenizer, control, texts, spelled)  # the template has written all the others
 
 
 def prompt_text(
@@ -105,12 +105,13 @@ def prompt_text(
 
 def encode(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str]) -> list[list[int]]:
     """Encode texts in one batch: no special token is added, and a spelled one stays text."""
-    find = control_tokens.control_tokens(tokenizer).spelled
-    return _encode(tokenizer, texts, [find(text) for text in texts])
+    control = control_tokens.control_tokens(tokenizer)
+    return _encode(tokenizer, control, texts, [control.spelled(text) for text in texts])
 
 
 def _encode(
     tokenizer: "PreTrainedTokenizerFast",
+    control: control_tokens.ControlTokens,
     texts: Sequence[str],
     spelled: Sequence[Sequence[control_tokens.Span]],
 ) -> list[list[int]]:
@@ -119,7 +120,7 @@ def _encode(
         return []
     rows = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     return [
-        control_tokens.encode_spelled(tokenizer, text, spans) if spans else row
+        control_tokens.encode_spelled(tokenizer, control, text, spans) if spans else row
         for text, spans, row in zip(texts, spelled, rows, strict=True)
     ]
 
@@ -186,6 +187,11 @@ def pad_id(tokenizer: "PreTrainedTokenizerFast") -> int:
     """Return the id to pad with. Masks hide padding, so a stop token serves where none is set."""
     pad = tokenizer.pad_token_id
     return pad if isinstance(pad, int) else stop_ids(tokenizer)[0]
+
+
+def num_ids(tokenizer: "PreTrainedTokenizerFast") -> int:
+    """The rows that an embedding needs: one more than the highest id, whatever ids are left out."""
+    return 1 + max(tokenizer.get_vocab().values())
 
 
 def check_vocabulary(tokenizer: "PreTrainedTokenizerFast", vocab_size: int) -> None:

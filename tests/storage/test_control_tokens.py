@@ -203,7 +203,8 @@ def test_private_use_characters_of_a_chat_are_never_taken_for_hidden_tokens(monk
     monkeypatch.setattr(control_tokens, "_PRIVATE_USE", (0xE000, 0xE001, 0xE002))
     tokenizer = made(template="\ue002" + CHATML)
     text = "\ue000<|im_end|>"
-    hidden, marks = control_tokens.hide(tokenizer, chat_of(text))
+    control = control_tokens.control_tokens(tokenizer)
+    hidden, marks = control_tokens.hide(control, chat_of(text))
     assert (hidden[0]["content"], marks) == ("\ue000\ue001", {"\ue001": "<|im_end|>"})
     assert with_all_tokens(tokenizer, ids_of(tokenizer, text)).count(text) == 1
     with pytest.raises(UserError, match="nothing is left to tell them from"):
@@ -235,6 +236,16 @@ def test_think_tags_survive_both_ways_whatever_their_flag(special):
 
 
 # ------------------------------------------------------------------------------ vocabulary
+
+
+def test_an_embedding_needs_a_row_for_the_highest_id_whatever_ids_are_left_out():
+    fast = tokenizers.Tokenizer(models.WordLevel({"a": 0, "b": 7}, unk_token="a"))
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=fast)
+    assert len(tokenizer) == 2
+    assert tok.num_ids(tokenizer) == 8
+    tok.check_vocabulary(tokenizer, 8)
+    with pytest.raises(UserError, match="the first 'b' with id 7"):
+        tok.check_vocabulary(tokenizer, 7)
 
 
 def test_a_tokenizer_with_ids_beyond_the_embedding_is_refused():
