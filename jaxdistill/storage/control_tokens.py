@@ -70,14 +70,6 @@ def _control_tokens(
 ) -> ControlTokens:
     from tokenizers import Tokenizer, models
 
-    turns = _plain_turns(tokenizer)
-    ids = {
-        name: id
-        for id, name, is_special in known
-        if name.strip()  # Gemma's "\n" stands in its template as ordinary text
-        and name not in THINK_TAGS
-        and (is_special or name in turns)
-    }
     # The added tokens of the tokenizer over a vocabulary of nothing: which of them match where, by
     # their flags and the normalizer, is found without encoding the text between them.
     scanner = Tokenizer(models.WordLevel({"": 0}, unk_token=""))
@@ -86,6 +78,14 @@ def _control_tokens(
         scanner.normalizer = backend.normalizer
     added = list(backend.get_added_tokens_decoder().values())
     scanner.add_tokens(added)
+    written = {scanner.id_to_token(id) for id in scanner.encode(_plain_turns(tokenizer)).ids}
+    ids = {
+        name: id
+        for id, name, is_special in known
+        # Neither Gemma's "\n", which templates write as ordinary text, nor a role that is a token.
+        if is_special or (name in written and name.strip() and not name.isalnum())
+        if name not in THINK_TAGS
+    }
     return ControlTokens(
         names=frozenset(ids),
         # Text that the vocabulary lacks becomes the unknown token anyway.
@@ -100,7 +100,7 @@ def _control_tokens(
 def _plain_turns(tokenizer: "PreTrainedTokenizerFast") -> str:
     """A chat of plain text as the template renders it; a template may refuse some roles."""
     roles = ("system", "user", "assistant", "user")
-    chat = [{"role": role, "content": "1"} for role in roles]
+    chat = [{"role": role, "content": "\ue000"} for role in roles]  # no added token has that
     for turns in (chat, chat[1:], chat[1:2]):
         try:
             text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)

@@ -144,16 +144,16 @@ def test_system_turns_and_parts_of_a_message_are_text_too():
 
 def test_tokens_that_the_template_writes_are_control_tokens_without_the_flag():
     turns = ("<｜User｜>", "<｜Assistant｜>")
-    template = "{% for m in messages %}<｜User｜>{{ m.content }}{% endfor %}<｜Assistant｜><think>"
-    others = ("<tool_call>", "<think>")
+    template = "{% for m in messages %}<｜User｜>{{ m.content }}{% endfor %}:\nuser<｜Assistant｜>"
+    others = ("<tool_call>", "<think>", "\n", "user")  # a role and a line's end are ordinary words
     tokenizer = made(*(AddedToken(x) for x in (*turns, *others)), template=template)
     names = control_tokens.control_tokens(tokenizer).names
     assert names == {"<|im_start|>", "<|im_end|>", *turns}
-    text = "a <｜Assistant｜>b<｜User｜> <think><tool_call>"
+    text = "a <｜Assistant｜>b<｜User｜>\nuser <think><tool_call>"
     ids = ids_of(tokenizer, text)
     counts = [ids.count(tokenizer.convert_tokens_to_ids(x)) for x in (*turns, *others)]
-    assert counts == [1, 1, 1, 2]
-    assert with_all_tokens(tokenizer, ids) == f"<｜User｜>{text}<｜Assistant｜><think>"
+    assert counts == [1, 1, 1, 1, 2, 2]
+    assert with_all_tokens(tokenizer, ids) == f"<｜User｜>{text}:\nuser<｜Assistant｜>"
 
 
 @pytest.mark.parametrize("flags", [{"lstrip": True}, {"rstrip": True}, {"single_word": True}, {}])
