@@ -89,7 +89,7 @@ def _control_tokens(
     return ControlTokens(
         names=frozenset(ids),
         # Text that the vocabulary lacks becomes the unknown token anyway.
-        ids=frozenset(ids.values()) - {tokenizer.unk_token_id},
+        ids=frozenset(id for id in ids.values() if id != tokenizer.unk_token_id),
         scanner=scanner,
         characters=frozenset().union(template, *(name for _, name, _ in known)),
         is_literal=backend.normalizer is None
