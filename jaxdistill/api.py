@@ -75,8 +75,15 @@ class Model:
 
     @functools.cached_property
     def tokenizer(self) -> Any:
-        """The folder's tokenizer; None if there is none. Raises UserError for a broken one."""
-        return tokenizers.load(self.folder) if self._has_tokenizer else None
+        """The folder's tokenizer; None where it holds none.
+
+        Raises UserError for a broken one, or one with tokens that the model has no row for.
+        """
+        if not self._has_tokenizer:
+            return None
+        tokenizer = tokenizers.load(self.folder)
+        tokenizers.check_vocabulary(tokenizer, self.config.vocab_size)
+        return tokenizer
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -134,7 +141,8 @@ class Model:
         Returns one list of responses per prompt. They depend only on (seed, the prompt and its
         index in the list, rollout, `sampling`) and the parameters. `cache_dtype="int8"` stores keys
         and values rounded to int8, which halves the KV cache (`models.quantized`). Raises UserError
-        for malformed prompts, and for a model without tokenizer, chat template or stop token.
+        for malformed prompts, for a model without tokenizer, chat template or stop token, and for a
+        prompt that with `sampling.max_new_tokens` would exceed the model's positions.
         """
         if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
             raise UserError(f"prompts must be a list of strings, got {prompts!r:.80}")

@@ -20,6 +20,7 @@ from jaxdistill import overrides, own_classes
 from jaxdistill.epistemic import LexiconSource, Words
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation.evaluate import Evaluation
+from jaxdistill.evaluation.records import ROLLOUTS_ROWS
 from jaxdistill.objectives import PRESETS, CrossEntropy, Objective
 from jaxdistill.own_classes import RECIPE, RecipeModule, in_one_line
 from jaxdistill.sharding import MeshConfig
@@ -54,7 +55,9 @@ class RunConfig:
     checkpoint_every: int = 0  # steps; 0: after the last step only
     keep_checkpoints: int = 2
     save_checkpoints: bool = True  # False: for runs whose weights are not needed
-    rollouts_every: int = 10  # steps between saved samples of rollouts; 0: none
+    rollouts_every: int = 10  # steps between saved files of rollouts; 0: none
+    rollouts_rows: int | None = ROLLOUTS_ROWS  # rows per saved step; None: all
+    rollouts_token_ids: bool = False  # save prompts and responses as token ids too
     export: bool = True
     seed: int = 0
 
@@ -62,6 +65,9 @@ class RunConfig:
         for name in ("steps", "checkpoint_every", "rollouts_every", "seed"):
             _require_at_least(0, name, getattr(self, name))
         _require_at_least(1, "keep_checkpoints", self.keep_checkpoints)
+        _require_at_least(
+            1, "rollouts_rows", 1 if self.rollouts_rows is None else self.rollouts_rows
+        )
         _require_at_least(1, "compute.micro_batches", self.compute.micro_batches)
         offline = isinstance(self.experience, Supervised)
         if offline != isinstance(self.objective, CrossEntropy):

@@ -333,6 +333,23 @@ def test_a_wrong_request_for_text_is_one_line(toy, prompts, rollouts, expected):
         toy.generate(prompts, rollouts=rollouts)
 
 
+def test_text_beyond_the_models_positions_is_refused(toy):
+    for prompt, new in (("9 " * 500, 64), ("2 3 4 -> 9", 508)):
+        refused = rf"question 'prompt:1': its prompt has .*max_new_tokens={new} .*512 positions"
+        with pytest.raises(UserError, match=refused):
+            toy.generate(["2", prompt], jd.Sampling(max_new_tokens=new))
+
+
+def test_a_token_that_the_model_has_no_row_for_is_refused(tmp_path):
+    jd.load("toy:main").save(tmp_path / "more")
+    tokenizer = tok.load(tmp_path / "more")
+    tokenizer.add_tokens(["<tool>"])
+    tokenizer.save_pretrained(tmp_path / "more")
+    model = jd.load(tmp_path / "more")
+    with pytest.raises(UserError, match=r"1 entries beyond .* the first '<tool>' with id"):
+        model.generate(["20 15 1 -> 34 <tool>"])
+
+
 # ---------------------------------------------------------------------------- names
 
 

@@ -55,6 +55,16 @@ def add_verbs(verbs: Any) -> None:
     add_sampling(sub)
 
 
+def open_policy(options: argparse.Namespace, questions: list[Any]) -> Any:
+    """The model; questions too long for it are refused before its weights are read."""
+    from jaxdistill.sampling.prompts import check_prompts
+    from jaxdistill.storage.loading import open_model, read_description
+
+    config, tokenizer = read_description(options.model)
+    check_prompts(config, tokenizer, questions, options.max_new_tokens, options.thinking)
+    return open_model(options.model, progress=True)
+
+
 def engine_of(policy: Any, options: argparse.Namespace) -> Any:
     from jaxdistill.sampling.engine import Engine
 
@@ -68,16 +78,15 @@ def engine_of(policy: Any, options: argparse.Namespace) -> Any:
 
 def sample(options: argparse.Namespace) -> None:
     from jaxdistill.sampling import Address
-    from jaxdistill.storage.loading import open_model
     from jaxdistill.tasks.questions import Question
 
     require_positive(options.samples, "--samples")
     sampling = sampling_of(options, options.max_new_tokens)
-    policy = open_model(options.model, progress=True)
     questions = [
         Question(f"prompt:{i}", prompt, "", options.system)
         for i, prompt in enumerate(options.prompt)
     ]
+    policy = open_policy(options, questions)
     rollouts = engine_of(policy, options).rollouts(
         policy.params,
         questions,
@@ -93,7 +102,7 @@ def sample(options: argparse.Namespace) -> None:
 def evaluate(options: argparse.Namespace) -> None:
     from jaxdistill.evaluation import evaluate as evaluation
     from jaxdistill.evaluation.records import write_evaluation
-    from jaxdistill.storage.loading import open_model
+    from jaxdistill.tasks.tasks import questions_of
 
     require_positive(options.samples, "--samples")
     require_positive(1 if options.limit is None else options.limit, "--limit")
@@ -104,7 +113,7 @@ def evaluate(options: argparse.Namespace) -> None:
         split = evaluation.named_split(options.data, options.limit)
     else:
         split = own_split(options.task, options.limit)
-    policy = open_model(options.model, progress=True)
+    policy = open_policy(options, questions_of(split.task))
     config = evaluation.Evaluation(
         splits=(split,), samples=options.samples, sampling=sampling, seed=options.seed
     )

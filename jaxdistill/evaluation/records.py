@@ -11,9 +11,17 @@ from jaxdistill.files import write_whole
 from jaxdistill.sampling.rollouts import Rollouts
 from jaxdistill.tasks.tasks import Task, facts_of
 
+# Rows of a step in its file: enough to judge a step by reading, and a small file for any batch
+# size. Chosen, not measured.
+ROLLOUTS_ROWS = 64
 
-def response_record(task: Task, rollouts: Rollouts, row: int) -> dict[str, Any]:
+
+def response_record(
+    task: Task, rollouts: Rollouts, row: int, *, token_ids: bool = False
+) -> dict[str, Any]:
     """Return the record of one response: `RECORD_FIELDS`, then the task's own numbers.
+
+    `token_ids` adds `prompt_ids` and `token_ids`, without padding and with the stop token.
 
     The words counted are always the paper's ten, so records of runs with different lexicons can be
     compared. Raises UserError if one of the task's names is already taken.
@@ -34,9 +42,13 @@ def response_record(task: Task, rollouts: Rollouts, row: int) -> dict[str, Any]:
         "epistemic": sum(words.values()),
         "words": {word: n for word, n in words.items() if n},
     }
+    if token_ids:
+        prompt_mask_P, mask_T = rollouts.prompt_mask_BP[row] > 0, rollouts.mask_BT[row] > 0
+        record["prompt_ids"] = rollouts.prompt_ids_BP[row][prompt_mask_P].tolist()
+        record["token_ids"] = rollouts.tokens_BT[row][mask_T].tolist()
     facts = facts_of(task, question, response)
     # A fact with the name of a measure or of the count `n` would overwrite it in the summary.
-    if taken := facts.keys() & {*RECORD_FIELDS, *MEASURES, "n"}:
+    if taken := facts.keys() & {*RECORD_FIELDS, *record, *MEASURES, "n"}:
         raise UserError(
             f"{type(task).__name__}.facts: {min(taken)!r} is a field of every record or summary; "
             "use another name"
@@ -44,12 +56,18 @@ def response_record(task: Task, rollouts: Rollouts, row: int) -> dict[str, Any]:
     return record | facts
 
 
-def write_rollouts(folder: Path, task: Task, rollouts: Rollouts) -> None:
-    """Write a sample of a step's rollouts as records to step_NNNNNN.jsonl."""
+def write_rollouts(
+    folder: Path,
+    task: Task,
+    rollouts: Rollouts,
+    rows: int | None = ROLLOUTS_ROWS,
+    *,
+    token_ids: bool = False,
+) -> None:
+    """Write a step's first `rows` rollouts (None: all) as records to step_NNNNNN.jsonl."""
     folder.mkdir(exist_ok=True)
-    # Enough to judge a step by reading, and a small file for any batch size. Chosen, not measured.
-    rows = range(min(len(rollouts.responses), 64))
-    records = [response_record(task, rollouts, row) for row in rows]
+    kept = range(len(rollouts.responses))[:rows]
+    records = [response_record(task, rollouts, row, token_ids=token_ids) for row in kept]
     _write_jsonl(folder / f"step_{rollouts.address.step:06d}.jsonl", records)
 
 

@@ -26,6 +26,8 @@ MAY_CHANGE = {
     "keep_checkpoints",
     "save_checkpoints",
     "rollouts_every",
+    "rollouts_rows",
+    "rollouts_token_ids",
     "export",
 }
 # Files and folders that a run may write before it has results worth keeping.

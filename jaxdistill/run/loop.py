@@ -30,6 +30,7 @@ from jaxdistill.run.folder import (
     write_config,
 )
 from jaxdistill.sampling.engine import Engine
+from jaxdistill.sampling.prompts import check_prompts
 from jaxdistill.sampling.rollouts import check_grading
 from jaxdistill.storage import hf_export, loading
 from jaxdistill.storage.checkpoint import Checkpoints
@@ -109,6 +110,14 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
             enable_thinking=getattr(config.experience, "enable_thinking", None),
         )
         lexicon = keep_lexicon(config, policy, run_dir)
+        for split in config.evaluation.splits:
+            check_prompts(
+                policy.config,
+                policy.tokenizer,
+                questions_of(split.task),
+                config.evaluation.sampling.max_new_tokens,
+                engine.enable_thinking,
+            )
         # Evaluate the objective and teacher once, so that a mistake in a recipe's own classes is
         # reported before anything is sampled or compiled.
         objectives.check_objective(config.objective, tuple(lexicon.ids), policy.config.vocab_size)
@@ -120,6 +129,8 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
             words=lexicon.words,
             rollouts_dir=run_dir / "rollouts",
             rollouts_every=config.rollouts_every,
+            rollouts_rows=config.rollouts_rows,
+            rollouts_token_ids=config.rollouts_token_ids,
         )
         source = open_source(config.experience, setting)
         state = init_state(policy.params, config.optimizer, config.teacher, config.steps)

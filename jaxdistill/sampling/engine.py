@@ -16,11 +16,12 @@ from jaxdistill.models.quantized import CacheDtype, check_cache_dtype
 from jaxdistill.precision import compute_dtype
 from jaxdistill.sampling.keys import Address, question_hashes, row_keys
 from jaxdistill.sampling.pages import fit_slots
+from jaxdistill.sampling.prompts import check_room, encode_prompts
 from jaxdistill.sampling.rollouts import Grade, Rollouts, not_graded
 from jaxdistill.sampling.sampler import Samples, Sampling, make_sampler
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.loading import Policy
-from jaxdistill.tasks.questions import Question, messages
+from jaxdistill.tasks.questions import Question
 
 # Prompts are padded to multiples of this: each padded length compiles another program, and up to 15
 # more positions cost next to nothing in a prefill. Chosen, not measured.
@@ -67,10 +68,13 @@ class Engine:
         A question's samples depend only on (address, question, rollout), `sampling` and `params`,
         which need not be the policy's own. `slots` rows are decoded at a time; None: as many as
         memory allows, with shared KV-cache pages if not every row at full length fits in memory.
+        Raises UserError for a prompt that leaves fewer than `sampling.max_new_tokens` positions.
         """
         tokenizer = self.policy.tokenizer
-        chats = [messages(question) for question in questions]
-        ids = tokenizers.prompt_ids(tokenizer, chats, self.enable_thinking)
+        ids = encode_prompts(tokenizer, questions, self.enable_thinking)
+        check_room(
+            self.policy.config, questions, [len(row) for row in ids], sampling.max_new_tokens
+        )
         prompt_ids_QP, prompt_mask_QP = tokenizers.left_pad(ids, self.pad_id, PROMPT_MULTIPLE)
         hashes_Q = question_hashes([question.id for question in questions])
         num_rows, pages = len(questions) * rollouts, None

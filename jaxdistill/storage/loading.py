@@ -136,13 +136,14 @@ def load(
         if isinstance(source, Fresh):
             origin = stack.enter_context(_fresh_tokenizer(source.tokenizer))
             tokenizer = tokenizers.load(origin)
-            config, params = _fresh(source.architecture, len(tokenizer), seed, mesh)
+            num_ids = tokenizers.num_ids(tokenizer)
+            config, params = _fresh(source.architecture, num_ids, seed, mesh)
             stored = "float32"
         else:
             assert folder is not None
             origin = folder
             stored = hf_import.stored_dtype(folder)
-            tokenizers.load(folder)  # a broken tokenizer is reported before the long read
+            read_description(folder)  # its errors are reported before the long read
             config, params = hf_import.import_folder(
                 folder, mesh=mesh, dtype=dtype, progress=progress
             )
@@ -215,9 +216,28 @@ def open_model(
 
     A run folder is read from its newest checkpoint, or from its export if it has no checkpoint;
     `model_folder` finds any other name. `dtype` None keeps the stored dtypes. Raises UserError if
-    there is no model or no tokenizer.
+    there is no model or no tokenizer, or a tokenizer with tokens that the model has no row for.
     """
-    return with_tokenizer(*open_weights(name, mesh, dtype=dtype, progress=progress))
+    policy = with_tokenizer(*open_weights(name, mesh, dtype=dtype, progress=progress))
+    tokenizers.check_vocabulary(policy.tokenizer, policy.config.vocab_size)
+    return policy
+
+
+def read_description(name: str | Path) -> tuple[ModelConfig, Any]:
+    """Config and tokenizer of the model that `name` means; its weights are left alone.
+
+    Raises UserError where there is none, for a damaged header of weights that are at hand, and
+    where the model has no row for a token of the tokenizer.
+    """
+    folder = tokenizer_folder(name)
+    if not (folder / "config.json").is_file():  # a hub's cache may hold the tokenizer alone
+        folder = model_folder(name)
+    config = hf_import.read_config(folder)
+    if any(folder.glob("*.safetensors")):
+        hf_import.stored_dtype(folder)
+    tokenizer = tokenizers.load(folder)
+    tokenizers.check_vocabulary(tokenizer, config.vocab_size)
+    return config, tokenizer
 
 
 def open_weights(

@@ -1,10 +1,13 @@
 """Tokenizers of a folder or a hub model: text to token ids and back, and chat templates.
 
-Nothing here treats `<think>` specially. A template may open the thinking itself (DeepSeek-R1: the
-prompt ends in `<think>\\n`), or close it at once (Qwen3 with `enable_thinking=False`). A response
-is what follows the prompt, so R1's contains `</think>` but no `<think>`; code that reads responses
-must expect both forms (`tasks.contexts.remove_thinking`). Such templates also drop the thinking of
-past assistant turns.
+Text never becomes a control token: only the chat template and the caller write control tokens
+(`storage.control_tokens`).
+
+`<think>` and `</think>` stay in decoded text, whatever their flag. A template may open the thinking
+itself (DeepSeek-R1: the prompt ends in `<think>\\n`), or close it at once (Qwen3 with
+`enable_thinking=False`). A response is what follows the prompt, so R1's contains `</think>` but no
+`<think>`; code that reads responses must expect both forms (`tasks.contexts.remove_thinking`). Such
+templates also drop the thinking of past assistant turns.
 """
 
 import json
@@ -17,7 +20,7 @@ from jaxtyping import Int32
 
 from jaxdistill.errors import UserError
 from jaxdistill.own_classes import in_one_line
-from jaxdistill.storage import hub
+from jaxdistill.storage import control_tokens, hub
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedTokenizerFast
@@ -56,12 +59,21 @@ def prompt_ids(
 ) -> list[list[int]]:
     """Render each chat (a list of role/content messages) up to the start of the assistant's turn.
 
+    A control token that a message spells is encoded as ordinary text.
+
     Returns token ids, one list per chat. `enable_thinking` None leaves the choice to the template;
     a template without this option ignores it. Raises UserError if the tokenizer has no chat
     template or the template refuses a chat.
     """
-    texts = [prompt_text(tokenizer, chat, enable_thinking) for chat in chats]
-    return encode(tokenizer, texts)  # the template has written every special token itself
+    control = control_tokens.control_tokens(tokenizer)
+    texts, spelled = [], []
+    for chat in chats:
+        hidden, marks = control_tokens.hide(control, chat)
+        rendered = prompt_text(tokenizer, hidden, enable_thinking)
+        text, spans = control_tokens.reveal(rendered, marks)
+        texts.append(text)
+        spelled.append(spans)
+    return _encode(tokenizer, control, texts, spelled)  # the template has written all the others
 
 
 def prompt_text(
@@ -93,14 +105,29 @@ def prompt_text(
 
 
 def encode(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str]) -> list[list[int]]:
-    """Encode texts in one batch, without adding special tokens; one list of ids per text."""
+    """Encode texts in one batch, adding no special token; a spelled control token stays text."""
+    control = control_tokens.control_tokens(tokenizer)
+    return _encode(tokenizer, control, texts, [control.spelled(text) for text in texts])
+
+
+def _encode(
+    tokenizer: "PreTrainedTokenizerFast",
+    control: control_tokens.ControlTokens,
+    texts: Sequence[str],
+    spelled: Sequence[Sequence[control_tokens.Span]],
+) -> list[list[int]]:
+    """Encode texts; `spelled` holds the spans of each at which it spells control tokens."""
     if not texts:
         return []
-    return tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    rows = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return [
+        control_tokens.encode_spelled(tokenizer, control, text, spans) if spans else row
+        for text, spans, row in zip(texts, spelled, rows, strict=True)
+    ]
 
 
 def decode(tokenizer: "PreTrainedTokenizerFast", ids: Iterable[SupportsInt]) -> str:
-    """Decode one sequence without its special tokens (`<think>` is not one of them and stays)."""
+    """Decode one sequence without its special tokens; `<think>` and `</think>` stay."""
     return decode_all(tokenizer, [ids])[0]
 
 
@@ -108,10 +135,17 @@ def decode_all(
     tokenizer: "PreTrainedTokenizerFast", sequences: Iterable[Iterable[SupportsInt]]
 ) -> list[str]:
     """Decode many sequences in one batch, as `decode` does."""
-    rows = [[int(token) for token in ids] for ids in sequences]
+    backend = tokenizer.backend_tokenizer
+    # `skip_special_tokens` is not used: some folders flag the think tags as special.
+    skipped = {
+        id
+        for id, token in backend.get_added_tokens_decoder().items()
+        if token.special and token.content not in control_tokens.THINK_TAGS
+    }
+    rows = [[token for token in map(int, ids) if token not in skipped] for ids in sequences]
     # Call the Rust tokenizer directly: the Python wrapper decodes row by row, and under some
     # folders' config it removes spaces before punctuation, which would change the training text.
-    return tokenizer.backend_tokenizer.decode_batch(rows, skip_special_tokens=True)
+    return backend.decode_batch(rows, skip_special_tokens=False)
 
 
 # ---------------------------------------------------------------------------- special tokens
@@ -154,6 +188,27 @@ def pad_id(tokenizer: "PreTrainedTokenizerFast") -> int:
     """The id to pad with. Masks hide padding, so a stop id will do if no pad token is set."""
     pad = tokenizer.pad_token_id
     return pad if isinstance(pad, int) else stop_ids(tokenizer)[0]
+
+
+def num_ids(tokenizer: "PreTrainedTokenizerFast") -> int:
+    """The rows that an embedding needs: one more than the highest id, whatever ids are left out."""
+    return 1 + max(tokenizer.get_vocab().values())
+
+
+def check_vocabulary(tokenizer: "PreTrainedTokenizerFast", vocab_size: int) -> None:
+    """Refuse a tokenizer with ids that a model of `vocab_size` embeddings has no row for.
+
+    Such an id would be read outside the embedding, which gives NaN and no error.
+    """
+    names = tokenizer.get_vocab()
+    outside = sorted((id, name) for name, id in names.items() if id >= vocab_size)
+    if outside:
+        id, name = outside[0]
+        raise UserError(
+            f"the tokenizer in {tokenizer.name_or_path} has {len(outside)} entries beyond the "
+            f"model's `vocab_size` of {vocab_size}, the first {name!r} with id {id}: take the "
+            "model's own tokenizer, or resize its embeddings"
+        )
 
 
 # ------------------------------------------------------------------------------------ padding

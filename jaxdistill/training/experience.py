@@ -11,7 +11,7 @@ import numpy as np
 from jaxdistill import epistemic, losses, objectives
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation.measures import MEASURES
-from jaxdistill.evaluation.records import write_rollouts
+from jaxdistill.evaluation.records import ROLLOUTS_ROWS, write_rollouts
 from jaxdistill.objectives import Objective
 from jaxdistill.sampling import Address
 from jaxdistill.sampling.engine import Engine
@@ -22,7 +22,12 @@ from jaxdistill.tasks.questions import Question
 from jaxdistill.tasks.tasks import questions_of
 from jaxdistill.tasks.toy.traces import WORLDS
 from jaxdistill.training.batch import Batch, Texts, bucket, texts_of, texts_of_ids, trim_or_pad
-from jaxdistill.training.on_policy import OnPolicy, check_contrast, check_demonstrations
+from jaxdistill.training.on_policy import (
+    OnPolicy,
+    check_contrast,
+    check_demonstrations,
+    within_limit,
+)
 from jaxdistill.training.supervised_texts import ToyTexts
 from jaxdistill.training.teacher_prompts import Prompts, contrast_prompts, teacher_prompts
 
@@ -64,6 +69,8 @@ class Setting:
     words: tuple[str, ...]  # the lexicon's, counted beside the paper's ten if they differ
     rollouts_dir: Path | None = None  # where rollouts are saved; None: they are not
     rollouts_every: int = 0  # steps between two saved batches of rollouts; 0: none are saved
+    rollouts_rows: int | None = ROLLOUTS_ROWS  # rows saved per step; None: all
+    rollouts_token_ids: bool = False  # whether their token ids are saved too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +122,9 @@ def supervised_source(experience: Supervised, setting: Setting) -> Source:
 
 
 def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
-    questions = questions_of(experience.task)
+    questions, facts_of_run = within_limit(
+        experience, setting.engine.policy, questions_of(experience.task)
+    )
     if objectives.needs_teacher(setting.objective):
         check_demonstrations(experience, questions)
     if objectives.needs_contrast(setting.objective):
@@ -134,8 +143,15 @@ def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
         )
         if setting.rollouts_every and step % setting.rollouts_every == 0:
             assert setting.rollouts_dir is not None, "`rollouts_every` needs a `rollouts_dir`"
-            write_rollouts(setting.rollouts_dir, experience.task, rollouts)
-        return on_policy_batch(experience, setting, rollouts, grading.grade)
+            write_rollouts(
+                setting.rollouts_dir,
+                experience.task,
+                rollouts,
+                setting.rollouts_rows,
+                token_ids=setting.rollouts_token_ids,
+            )
+        batch, facts = on_policy_batch(experience, setting, rollouts, grading.grade)
+        return batch, facts | facts_of_run
 
     def close() -> None:
         batches.close()
@@ -237,7 +253,12 @@ def regenerate(
     to log.
     """
     policy = setting.engine.policy
-    guided = teacher_prompts(replace(experience, context=Solution()), policy, rollouts)
+    guided = teacher_prompts(
+        replace(experience, context=Solution()),
+        policy,
+        rollouts,
+        new_tokens=experience.sampling.max_new_tokens,
+    )
     rows = [row for row, shown in enumerate(guided.shown) if shown is not None]
     texts: list[str | None] = [None] * len(guided.shown)
     facts = shares("regenerations", guided) | {"regenerated_correct": None}

@@ -1,5 +1,6 @@
 """The configuration of learning from the student's own samples, and checks that it can work."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -7,6 +8,8 @@ from typing import Literal
 from jaxdistill.errors import UserError
 from jaxdistill.own_classes import require_choice
 from jaxdistill.sampling import Sampling
+from jaxdistill.sampling.prompts import prompt_lengths
+from jaxdistill.storage.loading import Policy
 from jaxdistill.tasks.contexts import (
     PAPER,
     Attempt,
@@ -31,6 +34,8 @@ class OnPolicy:
     demonstration: `sibling` shows another, correct rollout of the same question, and a row without
     one is not distilled; `reference` shows the question's own solution text; `sibling_or_reference`
     falls back to that text. A wrong solution is always another, incorrect rollout.
+    max_prompt_tokens: questions with a longer prompt are dropped before the first step and counted;
+    None: the model's positions less `sampling.max_new_tokens`.
     overlong: a demonstration is too long if it has more than `max_demonstration_tokens`, or if the
     teacher's prompt and the row's completion would exceed the model's positions. `cut` cuts off its
     end, `drop` does not distil the row; the metrics count both.
@@ -45,6 +50,7 @@ class OnPolicy:
     context: Context = NoContext()
     demonstration: Literal["sibling", "reference", "sibling_or_reference"] = "sibling"
     demonstration_choice: Literal["random", "first", "shortest"] = "random"
+    max_prompt_tokens: int | None = None
     max_demonstration_tokens: int = 20480  # the paper's maximum response length
     overlong: Literal["cut", "drop"] = "cut"
     template: Template = PAPER
@@ -67,9 +73,44 @@ class OnPolicy:
         ):
             if getattr(self, name) < 1:
                 raise UserError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        if self.max_prompt_tokens is not None and self.max_prompt_tokens < 1:
+            raise UserError(
+                f"`max_prompt_tokens` must be at least 1 or None, got {self.max_prompt_tokens}"
+            )
         require_choice("task", self.task, Task)
         require_choice("context", self.context, Context)
         require_choice("contrast", self.contrast, Context)
+
+
+def within_limit(
+    experience: OnPolicy, policy: Policy, questions: Sequence[Question]
+) -> tuple[list[Question], dict[str, int]]:
+    """The questions whose prompts are short enough, and how many were dropped as a fact to log.
+
+    One line on stderr says that some were. Raises UserError where the limit is beyond what the
+    model's positions leave beside a response, and where no question is left.
+    """
+    positions, new = policy.config.max_positions, experience.sampling.max_new_tokens
+    room, limit = positions - new, experience.max_prompt_tokens
+    sizes = f"the model's {positions} positions less `experience.sampling.max_new_tokens={new}`"
+    if room < 1:
+        raise UserError(f"nothing is left for a prompt: {sizes}")
+    if limit is None:
+        limit = room
+    elif limit > room:
+        raise UserError(f"`experience.max_prompt_tokens={limit}` must be at most {room}: {sizes}")
+    lengths = prompt_lengths(policy.tokenizer, questions, experience.enable_thinking)
+    kept = [question for question, n in zip(questions, lengths, strict=True) if n <= limit]
+    num_dropped = len(questions) - len(kept)
+    text = (
+        f"{num_dropped} of {len(questions)} questions have prompts of more than {limit} tokens "
+        f"(the longest: {max(lengths)})"
+    )
+    if not kept:
+        raise UserError(f"{text}, and none is left; the limit can be up to {room}: {sizes}")
+    if num_dropped:
+        print(f"{text}: they are dropped", file=sys.stderr)
+    return kept, {"questions_dropped": num_dropped}
 
 
 def check_demonstrations(

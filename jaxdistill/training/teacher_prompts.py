@@ -124,12 +124,18 @@ def teacher_prompts(
     policy: Policy,
     rollouts: Rollouts,
     regenerated: Sequence[str | None] | None = None,
+    *,
+    new_tokens: int | None = None,
 ) -> Prompts:
-    """One prompt per row under `experience.context`; `regenerated` are the solutions to show."""
+    """One prompt per row under `experience.context`; `regenerated` are the solutions to show.
+
+    A prompt leaves positions for the row's completion, or for `new_tokens` that will be sampled.
+    """
     context = experience.context
     assert (regenerated is not None) == contexts.regenerates(context)
     rows = attempts(experience, rollouts, regenerated)
-    return fit_prompts(experience, policy, rollouts, [composed(context, row) for row in rows])
+    shown = [composed(context, row) for row in rows]
+    return fit_prompts(experience, policy, rollouts, shown, new_tokens)
 
 
 def contrast_prompts(
@@ -152,15 +158,23 @@ _RESERVED_TOKENS = 8
 
 
 def fit_prompts(
-    experience: OnPolicy, policy: Policy, rollouts: Rollouts, shown: Sequence[Shown | None]
+    experience: OnPolicy,
+    policy: Policy,
+    rollouts: Rollouts,
+    shown: Sequence[Shown | None],
+    new_tokens: int | None = None,
 ) -> Prompts:
     """Render prompts that leave enough of the model's positions for the row's completion.
+
+    `new_tokens` replaces the completion's length where another completion will be sampled.
 
     A prompt that is too long has its demonstration cut, or dropped altogether: question,
     instruction and generation prompt stay whole. A plain prompt, the student's own, stays as it is.
     """
     rows = row_of_each(shown, rollouts)
-    limit_B = policy.config.max_positions - rollouts.lengths_B[rows]  # tokens of the whole prompt
+    lengths_B = rollouts.lengths_B[rows]
+    taken_B = lengths_B if new_tokens is None else np.full_like(lengths_B, new_tokens)
+    limit_B = policy.config.max_positions - taken_B  # tokens of the whole prompt
     questions = [rollouts.question_of(row) for row in rows]
 
     def render(shown: Sequence[Shown | None]) -> tuple[list[str], list[list[int]]]:

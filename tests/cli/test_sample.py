@@ -150,3 +150,42 @@ def test_eval_reads_a_run_and_a_question_file(place, run_dir):
     assert code == 0, err
     assert out.startswith("avg@1 ")
     assert len((place / "found" / "mine.jsonl").read_text().splitlines()) == 2
+
+
+LONG = "9 " * 500  # of the toy's 512 positions
+
+
+@pytest.mark.parametrize("verb", ["sample", "eval"])
+def test_prompts_beyond_the_models_positions_are_refused_before_its_weights_are_read(
+    verb, place, monkeypatch
+):
+    def read(*_, **__):
+        raise AssertionError("the weights were read")
+
+    monkeypatch.setattr("jaxdistill.storage.hf_import.import_folder", read)
+    if verb == "sample":
+        command = ["sample", "toy:main", "--prompt", "1 2 -> 3", "--prompt", LONG]
+        name = "prompt:1"
+    else:
+        rows = [{"question": text, "answer": "3"} for text in ("1 2 -> 3", LONG)]
+        (place / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        command, name = ["eval", "toy:main", "--data", "mine.jsonl"], "mine:1"
+    refused = rf"question '{name}': its prompt has 5\d\d tokens, .*max_new_tokens=8 .*512 positions"
+    assert_mistake([*command, "--max-new-tokens", 8], refused)
+    assert_mistake([*command[:4], "--max-new-tokens", 510], "max_new_tokens=510")
+
+
+def test_a_tokenizer_with_more_entries_than_the_model_is_refused(place, run_dir):
+    import transformers
+
+    copied(run_dir, place)
+    shutil.rmtree(place / "run" / "checkpoints")
+    shutil.rmtree(place / "run" / "model")
+    export = place / "run" / "export"
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(export)
+    tokenizer.add_tokens(["<tool>"])
+    tokenizer.save_pretrained(export)
+    refused = "1 entries beyond the model's `vocab_size` of .* first '<tool>'"
+    assert_mistake(["sample", "run", "--prompt", "1 2 -> 3 <tool>"], refused)
+    train = "train tiny.json --quiet --run-dir other --set model=Pretrained('run/export')"
+    assert_mistake(train.split(), refused)

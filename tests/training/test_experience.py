@@ -24,13 +24,16 @@ from tiny_run import ARCHITECTURE
 from jaxdistill import objectives
 from jaxdistill.epistemic import TEN_WORDS
 from jaxdistill.errors import UserError
+from jaxdistill.evaluation.records import write_rollouts
 from jaxdistill.objectives import GRPO, CrossEntropy, Distill
 from jaxdistill.sampling import Address, Sampling
 from jaxdistill.sampling.engine import Engine
+from jaxdistill.sampling.prompts import prompt_lengths
 from jaxdistill.storage import loading
 from jaxdistill.storage.loading import Fresh
 from jaxdistill.tasks.contexts import AnswerOnly, ContextOnly, Regenerated
 from jaxdistill.tasks.grading import Verdict
+from jaxdistill.tasks.questions import Question
 from jaxdistill.tasks.tasks import ToyTask
 from jaxdistill.training.batch import bucket, trim_or_pad
 from jaxdistill.training.experience import (
@@ -40,6 +43,7 @@ from jaxdistill.training.experience import (
     open_source,
     with_unique_ids,
 )
+from jaxdistill.training.on_policy import within_limit
 
 
 @pytest.fixture(scope="module")
@@ -392,6 +396,117 @@ def test_rollouts_are_saved_every_few_steps(setting, policy):
     source.close()
     names = sorted(file.name for file in setting.rollouts_dir.iterdir())
     assert names == ["step_000000.jsonl", "step_000002.jsonl"]
+
+
+@pytest.mark.parametrize(("rows", "kept"), [(None, 6), (4, 4), (64, 6)])
+def test_a_file_of_rollouts_keeps_the_rows_asked_for_and_no_ids_unless_asked(
+    tmp_path, policy, rows, kept
+):
+    found = rollouts_of(policy, [LONE, PAIR])
+    for token_ids in (False, True):
+        write_rollouts(tmp_path / "rollouts", ToyTask(), found, rows, token_ids=token_ids)
+        lines = (tmp_path / "rollouts" / "step_000000.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        assert [r["response"] for r in records] == found.responses[:kept]
+        assert all(("prompt_ids" in r, "token_ids" in r) == (token_ids,) * 2 for r in records)
+    for record in records:
+        prompt = policy.tokenizer.decode(record["prompt_ids"])
+        assert prompt.startswith("<|im_start|> user")
+        assert record["question"] in prompt
+        assert policy.tokenizer.decode(record["token_ids"]) == record["response"] + " <|im_end|>"
+        assert len(record["token_ids"]) == record["num_tokens"]
+
+
+def test_a_run_saves_every_row_with_its_ids_where_asked(setting, policy):
+    setting = dataclasses.replace(setting, rollouts_every=1, rollouts_token_ids=True)
+    source = open_source(ON_POLICY, setting)
+    ((batch, _),) = take(source, policy, 0, 1)
+    source.close()
+    records = (setting.rollouts_dir / "step_000000.jsonl").read_text().splitlines()
+    lengths = [len(json.loads(record)["token_ids"]) for record in records]
+    assert lengths == batch.completion.length_B.tolist()
+
+
+# --------------------------------------------------------------------------- prompts too long
+
+
+@dataclasses.dataclass(frozen=True)
+class Growing:
+    """Questions of 1, 2, 3, 4 and 5 words; the toy's own are all equally long."""
+
+    def questions(self):
+        return [Question(f"{n} words", " ".join(["9"] * n), "9") for n in range(1, 6)]
+
+    def grade(self, question, response):
+        return Verdict(False, "wrong answer", None)
+
+
+def growing(policy, **changes):
+    """An experience of such questions, and the tokens of the prompt of one word."""
+    task = Growing()
+    (shortest,) = prompt_lengths(policy.tokenizer, task.questions()[:1])
+    return dataclasses.replace(ON_POLICY, task=task, **changes), shortest
+
+
+def test_questions_with_prompts_over_the_limit_are_dropped_and_counted(policy, capsys):
+    questions = Growing().questions()
+    _, shortest = growing(policy)
+    config, _ = growing(policy, max_prompt_tokens=shortest + 2)
+    assert within_limit(config, policy, questions) == (questions[:3], {"questions_dropped": 2})
+    assert capsys.readouterr().err == (
+        f"2 of 5 questions have prompts of more than {shortest + 2} tokens (the longest: "
+        f"{shortest + 4}): they are dropped\n"
+    )
+    config, _ = growing(policy)
+    assert within_limit(config, policy, questions) == (questions, {"questions_dropped": 0})
+    assert capsys.readouterr().err == ""
+
+
+def test_the_limit_without_a_setting_is_what_the_model_leaves_beside_a_response(policy):
+    questions = Growing().questions()
+    _, shortest = growing(policy)
+    for num_dropped in range(5):  # the model has 256 positions
+        new = 256 - (shortest + 4) + num_dropped
+        config, _ = growing(policy, sampling=Sampling(max_new_tokens=new))
+        assert len(within_limit(config, policy, questions)[0]) == 5 - num_dropped
+    sizes = "the model's 256 positions less `experience.sampling.max_new_tokens="
+    for changes, refused in (
+        ({"max_prompt_tokens": 249}, "`experience.max_prompt_tokens=249` must be at most 248: "),
+        ({"max_prompt_tokens": 1}, "prompts of more than 1 tokens .*none is left.*up to 248: "),
+        ({"sampling": Sampling(max_new_tokens=256)}, "nothing is left for a prompt: "),
+    ):
+        with pytest.raises(UserError, match=refused + sizes):
+            within_limit(growing(policy, **changes)[0], policy, questions)
+    with pytest.raises(UserError, match="`max_prompt_tokens` must be at least 1 or None, got 0"):
+        experience(max_prompt_tokens=0)
+
+
+def test_a_step_draws_from_the_questions_that_are_left_and_logs_the_count(setting, policy):
+    _, shortest = growing(policy)
+    config, _ = growing(policy, max_prompt_tokens=shortest + 1)
+    source = open_source(config, setting)
+    taken = take(source, policy, 0, 2)
+    source.close()
+    for batch, facts in taken:
+        assert facts["questions_dropped"] == 3
+        assert sorted(set(batch.prompt.length_B.tolist())) == [shortest, shortest + 1]
+
+
+def test_solutions_are_regenerated_within_the_models_positions(setting, policy):
+    # A guided prompt that fits beside the row's short completion and not beside a new one.
+    positions = max(prompt_lengths(policy.tokenizer, QUESTIONS)) + 60
+    small = policy._replace(config=dataclasses.replace(policy.config, max_positions=positions))
+    setting = dataclasses.replace(setting, engine=Engine(small))
+    config = experience(context=Regenerated(), sampling=Sampling(max_new_tokens=40))
+    long = response(1, *["wait"] * 30)
+    group = [(long, True), (long, True), (response(3), False)]
+    _, facts = batch_of(
+        config,
+        setting,
+        rollouts_of(small, [group]),
+        grade=lambda _, responses: [Verdict(False, "wrong answer", "9") for _ in responses],
+    )
+    assert facts["regenerations_cut"] > 0
 
 
 def test_supervised_rows_are_whole_texts_that_end_in_a_stop_token(setting, policy):

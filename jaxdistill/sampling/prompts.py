@@ -1,0 +1,68 @@
+"""Prompts of questions as token ids, and whether the model has positions for prompt and response.
+
+A model reads at most `max_positions` tokens (`max_position_embeddings` of its config.json, whatever
+its RoPE scaling). Beyond them it computes numbers that it was never trained to give, and nothing
+fails.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jaxdistill.errors import UserError
+from jaxdistill.models.config import ModelConfig
+from jaxdistill.storage import tokenizer as tokenizers
+from jaxdistill.tasks.questions import Question, messages
+
+
+def encode_prompts(
+    tokenizer: Any, questions: Sequence[Question], enable_thinking: bool | None = None
+) -> list[list[int]]:
+    """The chat of each question up to where the assistant starts, as the student is asked it."""
+    chats = [messages(question) for question in questions]
+    return tokenizers.prompt_ids(tokenizer, chats, enable_thinking)
+
+
+def prompt_lengths(
+    tokenizer: Any, questions: Sequence[Question], enable_thinking: bool | None = None
+) -> list[int]:
+    """Tokens of each question's prompt; a prompt that stands several times is encoded once."""
+    asked = [(question.system, question.prompt) for question in questions]
+    distinct = list(dict(zip(asked, questions)).items())
+    lengths: dict[tuple[str | None, str], int] = {}
+    # 1024: enough work for every thread of the tokenizer, and no more ids in memory than that.
+    for start in range(0, len(distinct), 1024):
+        names, those = zip(*distinct[start : start + 1024])
+        lengths |= zip(names, map(len, encode_prompts(tokenizer, those, enable_thinking)))
+    return [lengths[key] for key in asked]
+
+
+def check_room(
+    config: ModelConfig, questions: Sequence[Question], lengths: Sequence[int], max_new_tokens: int
+) -> None:
+    """Refuse prompts of `lengths` tokens that leave fewer than `max_new_tokens` positions.
+
+    Raises UserError that names the question with the longest prompt.
+    """
+    positions = config.max_positions
+    num_over = sum(length + max_new_tokens > positions for length in lengths)
+    if not num_over:
+        return
+    longest, question = max(zip(lengths, questions), key=lambda pair: pair[0])
+    raise UserError(
+        f"question {question.id!r}: its prompt has {longest} tokens, and with "
+        f"max_new_tokens={max_new_tokens} that is {longest + max_new_tokens}, beyond the model's "
+        f"{positions} positions (max_position_embeddings); so are {num_over} of {len(lengths)} "
+        "questions"
+    )
+
+
+def check_prompts(
+    config: ModelConfig,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    max_new_tokens: int,
+    enable_thinking: bool | None = None,
+) -> None:
+    """`check_room` of questions that are still text, before weights are read or a step is made."""
+    lengths = prompt_lengths(tokenizer, questions, enable_thinking)
+    check_room(config, questions, lengths, max_new_tokens)
