@@ -59,6 +59,7 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
             return state.params, *engine.place(inputs)
 
         def sampled_batch(number: int) -> Batch:
+            # Fetched to the host, as in a run, where the text is decoded and graded.
             drawn: Samples = jax.device_get(compiled_sample(*sampler_arguments(number)))
             completion = texts_of(drawn.tokens_BT, drawn.mask_BT)
             prompt_BP = np.repeat(prompts_QP, work.rollouts, axis=0)
@@ -89,6 +90,7 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
             losses.append(checked_loss(metrics))
         memory = measure.memory(compiled)
     seconds_sampling, seconds_step = (list(part) for part in zip(*seconds[1:]))
+    # Of the sums, because the medians of the two parts need not add up to that of the whole.
     whole = measure.median_and_spread([a + b for a, b in seconds[1:]])
     return {
         "work": described(work),

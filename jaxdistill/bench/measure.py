@@ -116,6 +116,7 @@ def profile(run: Callable[[], Any], kernels: int) -> dict[str, Any]:
         (file,) = Path(folder).glob("**/*.xplane.pb")
         planes = jax.profiler.ProfileData.from_file(str(file)).planes
         device = next(plane for plane in planes if re.match(r"/device:\w+:0", plane.name))
+        # A TPU's kernels are in one line of the profile, a GPU's in one line per stream.
         is_kernels = lambda line: line.name == "XLA Ops" or line.name.startswith("Stream")  # noqa: E731
         events = [event for line in device.lines if is_kernels(line) for event in line.events]
         calls = Counter(event.name for event in events)

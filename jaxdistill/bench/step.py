@@ -101,6 +101,7 @@ def compiled_step(step: Any, compute: Compute, arguments: Any) -> tuple[str, Any
     if isinstance(step, FirstThatFits):
         remat, compiled = step.compiled_for(*arguments)
     else:
+        # Where memory has no known limit, as on a CPU, `auto` recomputes nothing.
         remat = "none" if compute.remat == "auto" else compute.remat
         compiled = step.lower(*arguments).compile()
     return remat, compiled, time.perf_counter() - began
@@ -131,6 +132,7 @@ def bench_step(work: Step) -> dict[str, Any]:
     memory = measure.memory(compiled)
     tokens = work.rows * work.tokens
     flops = step_flops(config, objective, work.rows, work.prompt, work.tokens)
+    # Each data-parallel replica holds and moves its own copy of the state.
     moved = step_bytes(config, objective, compute, work.optimizer) * mesh.shape["data"]
     return {
         "work": described(work),
@@ -164,6 +166,7 @@ def random_batch(work: Step, config: ModelConfig) -> Batch:
     prompt_BP, teacher_prompt_BP, completion_BT = (
         rng.integers(0, config.vocab_size, (work.rows, width), np.int32) for width in widths
     )
+    # The tokens are drawn uniformly, so this is their exact behaviour log-probability.
     logp_BT = np.full(completion_BT.shape, -np.log(config.vocab_size), np.float32)
     objective = objective_of(work.objective)
     return batch_of(objective, prompt_BP, teacher_prompt_BP, unpadded(completion_BT), logp_BT)

@@ -37,6 +37,7 @@ def in_flags(cls: type[Settings], source: Any, **others: Any) -> Settings:
     def as_flag(named: re.Match[str]) -> str:
         return "--" + (named[1] or named[2]).replace("_", "-").replace("=", " ")
 
+    # Fields appear as `name` or `name=3`, and those of Sampling as sampling.name=value.
     try:
         return settings_of(cls, source, **others)
     except UserError as error:
@@ -99,7 +100,8 @@ class Placing:
             least, choices = each.metadata["least"], typing.get_args(kinds[each.name])
             if least is not None and value < least:
                 raise UserError(f"{name} must be at least {least}, got {value}")
-            if choices and value not in choices:  # of a Literal
+            # argparse checks the choices of a flag, but nothing checks those of a Python caller.
+            if choices and value not in choices:
                 raise UserError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
             if each.name in ("data", "fsdp", "tensor") and value < 1 and value != -1:
                 raise UserError(

@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def explain(error: BaseException) -> tuple[int, str]:
     """Return the exit code of a failure and one line that describes it."""
     text = " ".join(str(error).split())
+    # BrokenPipeError precedes OSError, of which it is a kind.
     match error:
         case UserError():
             return 2, text
@@ -64,6 +65,7 @@ def explain(error: BaseException) -> tuple[int, str]:
                 "memory: XLA_PYTHON_CLIENT_MEM_FRACTION=0.93; --debug shows the traceback"
             )
         case _:
+            # 200 characters were chosen, not measured: enough for a cause, and still one line.
             kind = type(error).__name__
             return 1, f"internal error, {kind}: {text[:200]}; --debug shows the traceback"
 

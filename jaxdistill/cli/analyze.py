@@ -92,6 +92,7 @@ def analyze(options: argparse.Namespace) -> None:
     words = expand(options.words.split(","))
     source = LexiconFile(str(options.lexicon)) if options.lexicon else Words(words)
     responses = read_responses(options.paths, options.field)
+    # A proposal is computed from the responses and the model, without a list of words.
     if options.propose is not None:
         propose(options, responses)
         return
@@ -109,6 +110,7 @@ def analyze(options: argparse.Namespace) -> None:
         assert vocabulary is not None  # `check` asks for --model
         write_control(options, responses, vocabulary)
         return
+    # Token ids can be counted only with a tokenizer; `all` means each mode that is possible.
     modes = [mode for mode in analysis.MODES if vocabulary or mode != "token"]
     modes = modes if options.mode == "all" else [options.mode]
     found = analysis.analyze(responses, words, modes, vocabulary)

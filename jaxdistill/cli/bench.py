@@ -45,6 +45,7 @@ def bench(options: argparse.Namespace) -> None:
     if options.out and options.out.is_dir():
         raise UserError(f"--out {options.out} is a folder; name a file in it")
     work = settings_of(options.work, options)
+    # Only now, because these modules import JAX: a mistake in a flag is reported at once.
     from jaxdistill.bench.decode import bench_decode
     from jaxdistill.bench.iteration import bench_iteration
     from jaxdistill.bench.step import bench_step

@@ -51,6 +51,7 @@ def add_fields(sub: argparse.ArgumentParser, cls: Any, *names: str) -> None:
     """
     kinds = typing.get_type_hints(cls)
     fields = [field for field in dataclasses.fields(cls) if field.name in (names or kinds)]
+    # The sort is stable, so each of the two groups keeps the order of definition.
     for field in sorted(fields, key=lambda field: field.name not in cls.__annotations__):
         kind, name = kinds[field.name], "--" + field.name.replace("_", "-")
         how: dict[str, Any]

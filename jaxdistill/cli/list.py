@@ -48,6 +48,7 @@ def listing() -> dict[str, dict[str, str]]:
         tree = _parse(path)
         for function in _functions(tree):
             if function.name == path.stem:  # the function that `config.load_recipe` calls
+                # A study's function takes a profile; a run's function takes no arguments.
                 arguments = function.args.args + function.args.kwonlyargs
                 takes = [argument.arg for argument in arguments]
                 (studies if "profile" in takes else runs)[path.stem] = _first_line(tree)
@@ -62,6 +63,8 @@ def _models(tree: ast.Module) -> Iterator[tuple[str, str]]:
     families = {function.name: _first_line(function) for function in _functions(tree)}
     for node in tree.body:
         if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "PRESETS":
+            # The assertions state the only form that is read here; a test compares the result with
+            # the presets themselves.
             assert isinstance(node.value, ast.Dict)
             for key, call in zip(node.value.keys, node.value.values):
                 assert isinstance(call, ast.Call)

@@ -18,6 +18,7 @@ class DefaultsShown(argparse.HelpFormatter):
     """Append each flag's default to its help, so that no help text has to repeat it."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
+        # Positional arguments, --help and --version have no default to show.
         ends_here = isinstance(action, argparse._HelpAction | argparse._VersionAction)
         if not action.help or not action.option_strings or ends_here:
             return action.help

@@ -71,6 +71,7 @@ def sample(options: argparse.Namespace) -> None:
     from jaxdistill.storage.loading import open_model
     from jaxdistill.tasks.questions import Question
 
+    # Flags are checked before weights are read, which may take minutes.
     require_positive(options.samples, "--samples")
     sampling = sampling_of(options, options.max_new_tokens)
     policy = open_model(options.model, progress=True)

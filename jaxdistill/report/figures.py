@@ -143,6 +143,7 @@ class Picture(NamedTuple):
 
 def picture(name: str, caption: str, draw: Callable[[Theme], "Figure"]) -> Picture:
     """Draw in both themes. The PNG holds no date or version, so equal data give equal bytes."""
+    # Imported only when a figure is drawn: Markdown does not need it.
     import matplotlib
 
     png = {}

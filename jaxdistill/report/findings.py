@@ -146,6 +146,7 @@ def make_cell(study: StudyResults, rows: list[Row]) -> Cell:
     runs = [study.runs.get((head["world"], head["method"], row["seed"])) for row in rows]
     per_seed = [run.records(head["step"], head["split"]) if run else None for run in runs]
     records = [record for seed_records in per_seed if seed_records for record in seed_records]
+    # Only if every seed has records: those of some seeds would not give the mean of all rows.
     sums = {name: m.of(records) for name, m in MEASURES.items()} if all(per_seed) else {}
     return Cell(
         world=head["world"],
@@ -194,6 +195,7 @@ def kept_share(base: Cell, harmed: Cell, protected: Cell) -> Interval | None:
     if not all("accuracy" in cell.clusters for cell in cells):
         b, h, p = (cell.value("accuracy") for cell in cells)
         return _unbounded((p - h) / (b - h))
+    # The ratio is resampled as a whole, because its parts share the same problems.
     clusters = [cell.clusters["accuracy"] for cell in cells]
     return bootstrap(clusters, lambda b, h, p: (p - h) / (b - h))
 

@@ -74,8 +74,10 @@ def marked(text: str, words: Sequence[str]) -> "Markup":
     escaped = html.escape(text)
     if not words:
         return Markup(escaped)
+    # An alternation takes its first match, so "let me check" must precede "let me".
     longest_first = sorted((html.escape(word) for word in words), key=len, reverse=True)
     alternatives = "|".join(re.escape(word) for word in longest_first)
+    # Not \b, which takes digits and underscores for letters: "wait2" contains the word "wait".
     letter = r"[^\W\d_]"
     pattern = rf"&(?:#x?[0-9a-f]+|[a-z]+);|(?<!{letter})({alternatives})(?!{letter})"
     return Markup(

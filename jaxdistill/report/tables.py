@@ -70,6 +70,7 @@ def final_table(
 
 def sweep_table(study: StudyResults, axis: str) -> Table | None:
     """The last step for each value of `coverage` or `context`; None if there are no such rows."""
+    # Only rows that leave the main grid on this axis alone.
     other = {"coverage": "context", "context": "coverage"}[axis]
     usual = study.rows[0].get(other)
     rows = [
@@ -77,6 +78,7 @@ def sweep_table(study: StudyResults, axis: str) -> Table | None:
     ]
     if not rows:
         return None
+    # The base and the main grid's own setting are the points of comparison in the same table.
     places = {(row["world"], method) for row in rows for method in (BASE, row["method"])}
     rows += [row for row in study.rows if (row["world"], row["method"]) in places]
     groups: dict[tuple[str, str, str], list[Row]] = {}

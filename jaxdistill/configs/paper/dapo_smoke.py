@@ -53,6 +53,7 @@ def dapo_smoke() -> RunConfig:
         objective=sdpo(),
         steps=2,
         optimizer=Optimizer(peak_lr=1e-5, warmup_steps=1),
+        # Two chunks per completion, and files at every step, so that each path is exercised.
         compute=Compute(chunk=16),
         checkpoint_every=1,
         rollouts_every=1,

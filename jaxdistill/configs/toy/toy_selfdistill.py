@@ -37,12 +37,14 @@ def toy_selfdistill() -> RunConfig:
             rollouts=8,
             sampling=Sampling(max_new_tokens=80),
             context=Solution(),
+            # Every batch is padded to these sizes, so that the step compiles once.
             teacher_prompt_multiple=128,
             completion_multiple=80,
         ),
         # The toy vocabulary has about 140 words, so comparing all of them is cheap.
         objective=Distill(support=FullVocabulary(), reduction="token"),
         steps=30,
+        # b2 0.99: the second moment has to adapt within 30 steps. Chosen, not measured.
         optimizer=Optimizer(peak_lr=3e-4, warmup_steps=3, b2=0.99, weight_decay=0.0),
         compute=Compute(chunk=128),
         evaluation=Evaluation(
