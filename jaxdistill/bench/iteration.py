@@ -34,7 +34,7 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     limit_B = long_tailed(work.rows, work.new, work.mean)
     prompts_QP = rng.integers(0, config.vocab_size, (work.questions, work.prompt), np.int32)
-    teacher_prompt_BP = rng.integers(0, config.vocab_size, (work.rows, work.context), np.int32)
+    teacher_BP = rng.integers(0, config.vocab_size, (work.rows, work.context), np.int32)
     mesh = sharding.make_mesh(work.mesh)
     with sharding.use_mesh(mesh):
         state, reference = start(config, compute, work.optimizer, mesh)
@@ -59,13 +59,10 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
             return state.params, *engine.place(inputs)
 
         def sampled_batch(number: int) -> Batch:
-            # Fetched to the host, as in a run, where the text is decoded and graded.
             drawn: Samples = jax.device_get(compiled_sample(*sampler_arguments(number)))
             completion = texts_of(drawn.tokens_BT, drawn.mask_BT)
             prompt_BP = np.repeat(prompts_QP, work.rollouts, axis=0)
-            return batch_of(
-                objective, prompt_BP, teacher_prompt_BP, completion, np.asarray(drawn.logp_BT)
-            )
+            return batch_of(objective, prompt_BP, teacher_BP, completion, np.asarray(drawn.logp_BT))
 
         began = time.perf_counter()
         compiled_sample = sample.lower(*sampler_arguments(0)).compile()
@@ -90,8 +87,7 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
             losses.append(checked_loss(metrics))
         memory = measure.memory(compiled)
     seconds_sampling, seconds_step = (list(part) for part in zip(*seconds[1:]))
-    # Of the sums, because the medians of the two parts need not add up to that of the whole.
-    whole = measure.median_and_spread([a + b for a, b in seconds[1:]])
+    whole = measure.median_and_spread([a + b for a, b in seconds[1:]])  # medians do not add up
     return {
         "work": described(work),
         "remat": remat,
