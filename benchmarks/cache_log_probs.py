@@ -1,10 +1,11 @@
-"""How far sampled log-probs are from re-scored ones, with and without an int8 cache.
+"""Measure how far sampled log-probs are from re-scored ones, with and without an int8 cache.
 
     PYTHONPATH=. python benchmarks/cache_log_probs.py
 
-Of the toy base `main` on held-out problems, as JSON: |behaviour log-prob - re-scored log-prob| of
-each token, in nats, its mean, 99th percentile and largest; the difference's mean; and the size of
-its sum over a completion. Last, the share of completions that are the same tokens with either.
+The model is the toy base `main` on held-out problems. The JSON gives the mean, 99th percentile and
+largest |behaviour log-prob - re-scored log-prob| of a token, in nats; the mean of the signed
+difference; the mean size of its sum over a completion; and the fraction of completions whose tokens
+are the same with either cache.
 """
 
 import argparse
@@ -39,9 +40,9 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--problems", type=int, default=100)
-    parser.add_argument("--rollouts", type=int, default=4, help="completions of each")
-    parser.add_argument("--new", type=int, default=128, help="tokens of a completion at most")
+    parser.add_argument("--problems", type=int, default=100, help="held-out problems")
+    parser.add_argument("--rollouts", type=int, default=4, help="completions per problem")
+    parser.add_argument("--new", type=int, default=128, help="maximum tokens per completion")
     return parser.parse_args()
 
 

@@ -1,11 +1,11 @@
-"""A checkpoint of full size: written, imported, run, exported, compared byte for byte; as one JSON.
+"""Write, import, run and export a checkpoint of full size, compare the bytes, and print one JSON.
 
     PYTHONPATH=. python benchmarks/full_size.py --preset Qwen3-8B --folder /tmp/full_size
     PYTHONPATH=. python benchmarks/full_size.py --tiny
 
-The weights are random bfloat16. Rates count the checkpoint's bytes once, so an export, which reads
-everything back, moves twice its rate. Host memory is the growth of this process's peak over what it
-held before the step; files in the page cache are not in it. On a CPU it holds the parameters too.
+The weights are random bfloat16. Rates count the checkpoint's bytes once, although an export also
+reads everything back. Host memory is the growth of this process's peak over what it held before the
+step. It excludes files in the page cache; on a CPU it includes the parameters.
 """
 
 import argparse
@@ -57,13 +57,13 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--preset", default="Qwen3-8B", help="the model whose sizes are taken")
-    parser.add_argument("--num-layers", type=int, help="another number of layers")
-    parser.add_argument("--tiny", action="store_true", help="a few megabytes, for a quick look")
-    parser.add_argument("--folder", help="on which disk; default: the system's temporary one")
-    parser.add_argument("--shard-gb", type=float, default=5.0)
-    parser.add_argument("--tokens", type=int, default=512, help="of the forward pass")
-    parser.add_argument("--cold", action="store_true", help="read from the disk, not its cache")
+    parser.add_argument("--preset", default="Qwen3-8B", help="the model whose sizes are used")
+    parser.add_argument("--num-layers", type=int, help="use this number of layers instead")
+    parser.add_argument("--tiny", action="store_true", help="a few megabytes, for a quick test")
+    parser.add_argument("--folder", help="where to write; default: the system's temporary folder")
+    parser.add_argument("--shard-gb", type=float, default=5.0, help="largest file, in GB")
+    parser.add_argument("--tokens", type=int, default=512, help="tokens of the forward pass")
+    parser.add_argument("--cold", action="store_true", help="read from disk, not from page cache")
     return parser.parse_args()
 
 
@@ -111,7 +111,7 @@ def measure(config: ModelConfig, folder: Path, options: argparse.Namespace) -> d
 
 
 def write_random(folder: Path, config: ModelConfig, shard_bytes: float) -> None:
-    """Random bits with an exponent that keeps weights small, and norms near 1."""
+    """Write random bits whose exponents keep weights small and norms near 1."""
     folder.mkdir()
     fields = families.to_fields(config) | {"dtype": "bfloat16", "torch_dtype": "bfloat16"}
     write_json(folder / "config.json", fields)
@@ -122,7 +122,7 @@ def write_random(folder: Path, config: ModelConfig, shard_bytes: float) -> None:
     def fill(item: tuple[int, Tensor]) -> None:
         seed, place = item
         bits = np.random.default_rng(seed).integers(0, 2**16, place.shape, np.uint16)
-        # Sign, two bits of the exponent and the mantissa; of norms the mantissa.
+        # Random bits: the sign, two bits of the exponent and the mantissa; in norms the mantissa.
         keep, exponent = (0x007F, 0x3F80) if len(place.shape) == 1 else (0x81FF, 0x3A00)
         bits &= np.uint16(keep)
         bits |= np.uint16(exponent)
@@ -133,7 +133,7 @@ def write_random(folder: Path, config: ModelConfig, shard_bytes: float) -> None:
 
 
 def forget(folder: Path) -> None:
-    """Take the files out of the page cache."""
+    """Drop the files from the page cache."""
     for file in folder.glob("*.safetensors"):
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
@@ -141,7 +141,10 @@ def forget(folder: Path) -> None:
 
 
 def are_equal(original: Path, exported: Path) -> bool:
-    """The same tensors to the byte, as the safetensors library reads them, in whatever files."""
+    """Whether both folders hold the same tensors, byte for byte, however they are split into files.
+
+    The safetensors library reads them, not our own reader.
+    """
     with contextlib.ExitStack() as stack:
 
         def tensors_of(folder: Path) -> dict[str, Any]:
@@ -179,7 +182,7 @@ def run_forward(config: ModelConfig, params: Any, num_tokens: int) -> dict[str, 
 def timed(step: Callable[[], Any]) -> tuple[Any, float, float]:
     """(result, seconds, growth of this process's peak memory in GB)."""
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the peak
     before = memory_gb("VmRSS")
     began = time.perf_counter()
     result = step()
@@ -193,7 +196,7 @@ def memory_gb(field: str) -> float:
 
 
 def device_memory() -> dict[str, float]:
-    """Of the first device: in use now, and at the most since the start; nothing on a CPU."""
+    """GB in use on the first device, now and at the peak since the start; empty on a CPU."""
     stats = jax.local_devices()[0].memory_stats() or {}
     names = {"bytes_in_use": "device_gb", "peak_bytes_in_use": "device_peak_gb"}
     return {name: stats[key] / 1e9 for key, name in names.items() if key in stats}

@@ -2,11 +2,10 @@
 
 Command: python docs/update_tables.py runs/toy_study_quick
 
-A page marks a place with `<!-- STUDY PROFILE: KIND -->` and `<!-- end -->`, and what stands between
-the two is replaced. KIND is `summary` (six methods, one line each), `tables` (the final tables) or
-`all` (what `jaxdistill report STUDY --markdown` prints). Text outside the marks is not touched, so
-read the sentences beside the tables again after a new study. `toy_study` in its profile quick also
-brings its figure.
+The text of a page between `<!-- STUDY PROFILE: KIND -->` and `<!-- end -->` is replaced. KIND is
+`summary` (six methods, one line each), `tables` (the final tables) or `all` (the output of
+`jaxdistill report STUDY --markdown`). Text outside the marks is not changed, so check the sentences
+around the tables after a new study. The quick profile of `toy_study` also writes its figure.
 """
 
 import re

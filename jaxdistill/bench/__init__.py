@@ -1,6 +1,6 @@
-"""How fast is this device, beside what its memory and arithmetic allow?
+"""How fast do sampling and training run, compared with the memory and arithmetic of the device?
 
-`decode` measures the sampler, `step` the train step, `iteration` one after the other (`bench
-train`). Each has a frozen dataclass of the work and a function from it to what goes into JSON as it
-is. May import `run` and every room that it may.
+`decode` measures the sampler, `step` the train step, and `iteration` (`bench train`) one after the
+other. Each has a frozen dataclass of settings in `work`, and a function that takes them and returns
+a dict for JSON. May import `run` and every package that `run` may import.
 """

@@ -1,9 +1,9 @@
-"""`bench decode`: the sampler.
+"""`bench decode`: time the sampler.
 
-Bytes are those that a step cannot do without: every weight once for each part of the rows, and the
-keys and values of the positions in use. Operations are those of the weights, and of the pairs that
-attention must look at. The ceilings are the device's own copy and matrix product, measured in the
-same run.
+The bytes of a decode step are the least that it must read: every weight once for each data-parallel
+part of the rows, and the keys and values of the filled part of the KV cache. Its operations are
+those of the weights and of the (query, key) pairs that attention needs. Both are compared with the
+device's own copy and matrix product, measured in the same run.
 """
 
 import time
@@ -31,7 +31,7 @@ from jaxdistill.storage.loading import Policy
 
 
 def bench_decode(work: Decode) -> dict[str, Any]:
-    """Compile, warm up and time the sampler; the result goes into JSON as it is."""
+    """Compile, warm up and time the sampler; return a dict for JSON, in seconds and bytes."""
     config, dtype = preset(work.model), compute_dtype(work.dtype)
     slots = min(work.slots or work.rows, work.rows)
     mesh = sharding.make_mesh(work.mesh)
@@ -54,6 +54,7 @@ def bench_decode(work: Decode) -> dict[str, Any]:
         keys_B2 = row_keys(0, "bench", 0, hashes_Q, work.rollouts)
         arguments = params, *engine.place((ids_QP, np.ones_like(ids_QP), keys_B2))
         no_tokens_B = engine.place(np.zeros(work.rows, np.int32))
+        # The rows' limits are an argument, so that one compiled program serves all runs below.
         began = time.perf_counter()
         compiled = sample.lower(*arguments, no_tokens_B).compile()
         compile_seconds = time.perf_counter() - began
@@ -66,13 +67,13 @@ def bench_decode(work: Decode) -> dict[str, Any]:
         drawn: list[Any] = []
         seconds = []
         for _ in range(work.repeats):
-            drawn.clear()  # else the device holds two results
+            drawn.clear()  # otherwise the device would hold two results at once
             seconds.append(measure.timed(lambda: drawn.append(run(limit_B))))
         ((samples, counts),) = drawn
-        assert int(samples.mask_BT.sum()) == limit_B.sum(), "every row draws as many as it may"
+        assert int(samples.mask_BT.sum()) == limit_B.sum(), "every row must reach its own limit"
         return measure.median_and_spread(seconds), cast(Counts, jax.device_get(counts))
 
-    run(np.ones(work.rows, np.int32))  # warms up, the loop too
+    run(np.ones(work.rows, np.int32))  # the warm-up, one token per row
     lengths_B = long_tailed(work.rows, work.new, work.mean)
     whole, counts = seconds_of(lengths_B)
     result = {
@@ -83,7 +84,7 @@ def bench_decode(work: Decode) -> dict[str, Any]:
         "compile_seconds": compile_seconds,
         "slots": _slots_in_use(counts),
         "memory": measure.memory(compiled),
-        **measure.surroundings(),
+        **measure.environment(),
         **measure.profile(lambda: run(lengths_B), work.profile),
     }
     if work.busy:
@@ -94,34 +95,34 @@ def bench_decode(work: Decode) -> dict[str, Any]:
             "busy": _slots_in_use(most) | {"tokens_per_second": rate},
             "share_of_busy": result["tokens_per_second"] / rate,
         }
-    # From which the steps can be told: where all rows run from the beginning to the end.
+    # A time per step can be derived only if every row runs from the first step to the last.
     if slots < work.rows or work.mean or work.new <= _FEW:
         return result
-    # Prompts, and of the tokens next to nothing.
+    # The same prompts with few tokens: the difference of the two runs is decode steps alone.
     few, few_counts = seconds_of(np.minimum(lengths_B, _FEW))
     if not (_ran_throughout(counts, work.new) and _ran_throughout(few_counts, _FEW)):
         return result
-    # More than new - 16 where the loop ends only at a look.
+    # Counted steps, not new - _FEW: with pages or on a GPU the loop ends at a multiple of STRIDE.
     seconds = (whole["seconds"] - few["seconds"]) / float(counts.steps - few_counts.steps)
     return result | _per_step(work, config, dtype, seconds, parts=parts, devices=mesh.size)
 
 
-_FEW = STRIDE  # tokens of the short run: it ends at the first look
-_LOOK = (
-    STRIDE  # steps, at most, until the sampler sees that a row may begin, or that all have ended
-)
+# Tokens of the short run, which therefore ends at the sampler's first check.
+_FEW = STRIDE
+# Most steps until the sampler checks whether a row can start, or whether all have ended.
+_CHECK_STEPS = STRIDE
 
 
 def _ran_throughout(counts: Counts, tokens: int) -> bool:
-    """Whether every row, of so many tokens each, began at once and was never put off.
+    """Whether every row, of `tokens` tokens each, started at once and was never preempted.
 
-    A row that waits, or begins anew, ends at least one look after the others.
+    A row that waits or is restarted ends at least one check after the others.
     """
-    return float(counts.steps) < tokens + _LOOK
+    return float(counts.steps) < tokens + _CHECK_STEPS
 
 
 def _slots_in_use(counts: Counts) -> dict[str, float]:
-    """Means over the loop's steps, and over the tokens that they drew."""
+    """Mean occupied slots per step, mean context per drawn token, and what preemption cost."""
     return {
         "steps": float(counts.steps),
         "mean_occupied": float(counts.row_steps / counts.steps),
@@ -132,19 +133,23 @@ def _slots_in_use(counts: Counts) -> dict[str, float]:
 
 
 def _busy_limits(work: Decode, slots: int, mean_positions: float) -> tuple[np.ndarray, np.ndarray]:
-    """Two runs of the same program, whose difference are steps of all slots at that mean context.
+    """Row limits [B] of two runs that differ by steps with every slot busy at that mean context.
 
-    One row a slot, all of one length, and of the others no token: what the longer run has more are
-    steps before and after the context in question, as many, and no row begins or ends there.
+    Each slot has one row, all of the same length, and the remaining rows draw no token. The longer
+    run's additional steps lie symmetrically around the mean context, and no row starts or ends
+    within them. Raises UserError if the slots cannot hold the longer rows.
     """
     drawn = round(mean_positions) - (work.prompt - 1)
-    room = work.pages // slots * PAGE if work.pages else work.prompt + work.new
-    # A quarter more, so that the two runs lie as far on either side of the context in question.
-    longest = min(round(1.25 * drawn), work.new, room - work.prompt)
+    capacity = work.pages // slots * PAGE if work.pages else work.prompt + work.new
+    # The longer run ends a quarter above the mean context, the shorter one as far below it.
+    # Chosen, not measured.
+    longest = min(round(1.25 * drawn), work.new, capacity - work.prompt)
     shortest = 2 * drawn - longest
-    if longest < 1.05 * drawn:  # too few steps to be seen beside the others
+    # With fewer additional steps their time would be mostly the noise of the two runs. Chosen, not
+    # measured.
+    if longest < 1.05 * drawn:
         raise UserError(
-            f"--busy: {slots} slots have room for {room} positions each, and the rows had "
+            f"--busy: {slots} slots hold {capacity} positions each, and the rows had "
             f"{mean_positions:.0f} on average; use fewer --slots, more --pages or more --new"
         )
     is_busy_B = np.arange(work.rows) < slots
@@ -161,8 +166,12 @@ def _per_step(
     parts: int = 1,
     devices: int = 1,
 ) -> dict[str, Any]:
-    """A step's time, bytes and operations without the prompts, beside the ceilings."""
-    # Step t sees the prompt and t tokens, the last prompt token being fed once more.
+    """Time, bytes and operations of a decode step without prompts, and their shares of the limits.
+
+    `parts`: data-parallel parts of the rows, each of which reads all weights.
+    """
+    # The first step feeds the last prompt token again, so step t attends to prompt - 1 + t
+    # positions.
     first, end = work.prompt - 1 + _FEW, work.prompt - 1 + work.new
     positions = work.rows * (first + 1 + end) / 2
     vectors = 2 * config.num_layers * config.num_kv_heads  # keys and values of a position
@@ -172,26 +181,26 @@ def _per_step(
     return {
         "step_seconds": seconds,
         "step_tokens_per_second": work.rows / seconds,
-        **measure.beside_copy(moved, seconds, devices),
-        **measure.beside_matmul(flops, seconds, dtype, devices),
+        **measure.compare_with_copy(moved, seconds, devices),
+        **measure.compare_with_matmul(flops, seconds, dtype, devices),
     }
 
 
 def _weights_read(config: ModelConfig) -> int:
-    """Parameters that a step reads: all, but of an embedding beside a head only a few rows."""
+    """Parameters that a step reads: all, except an untied embedding, of which it reads few rows."""
     unread = 0 if config.tie_embeddings else config.vocab_size * config.hidden_size
     return config.num_parameters - unread
 
 
 def without_text(config: ModelConfig, params: Any) -> Policy:
-    """A policy for random prompts: no tokenizer, and no token ends a row before its limit."""
+    """A policy for random prompts: no tokenizer, and no stop token that ends a row early."""
     return Policy(
         config=config, params=params, tokenizer=None, stop_ids=(), tokenizer_folder=Path()
     )
 
 
 def long_tailed(rows: int, longest: int, mean: int) -> np.ndarray:
-    """Lengths of about this mean, log-normal and cut at the longest; all longest without a mean."""
+    """Log-normal lengths [rows] of about this mean, cut at `longest`; with mean 0 all `longest`."""
     if not mean:
         return np.full(rows, longest, np.int32)
     # The 95th percentile is then 3.7 times the median. Chosen, not fitted to a model's lengths.

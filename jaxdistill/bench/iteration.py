@@ -1,6 +1,7 @@
-"""`bench train`: an on-policy iteration as a run makes it: sample, fetch, place, step.
+"""`bench train`: time on-policy iterations as a run does them: sample, fetch, place, step.
 
-Every answer counts as right at once: grading and text are the host's work and no part of it.
+Every answer is taken as correct without grading: detokenisation and grading run on the host and are
+not part of the measurement.
 """
 
 import time
@@ -28,12 +29,12 @@ from jaxdistill.training.batch import Batch, pack, pad, texts_of
 
 
 def bench_iteration(work: Iteration) -> dict[str, Any]:
-    """Time iterations after one that compiles and warms up; the result goes into JSON as it is."""
+    """Time iterations after one that compiles and warms up; return a dict for JSON, in seconds."""
     config, compute, objective = preset(work.model), work.compute, objective_of(work.objective)
     rng = np.random.default_rng(0)
     limit_B = long_tailed(work.rows, work.new, work.mean)
     prompts_QP = rng.integers(0, config.vocab_size, (work.questions, work.prompt), np.int32)
-    shown_BP = rng.integers(0, config.vocab_size, (work.rows, work.context), np.int32)
+    teacher_BP = rng.integers(0, config.vocab_size, (work.rows, work.context), np.int32)
     mesh = sharding.make_mesh(work.mesh)
     with sharding.use_mesh(mesh):
         state, reference = start(config, compute, work.optimizer, mesh)
@@ -52,19 +53,19 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
         step = train_step_of(config, objective, compute, work.optimizer)
         hashes_Q = question_hashes([str(i) for i in range(work.questions)])
 
-        def asked(number: int) -> Any:
+        def sampler_arguments(number: int) -> Any:
             keys_B2 = row_keys(0, "bench", number, hashes_Q, work.rollouts)
             inputs = prompts_QP, np.ones_like(prompts_QP), keys_B2, limit_B
             return state.params, *engine.place(inputs)
 
-        def sampled(number: int) -> Batch:
-            drawn: Samples = jax.device_get(compiled_sample(*asked(number)))
+        def sampled_batch(number: int) -> Batch:
+            drawn: Samples = jax.device_get(compiled_sample(*sampler_arguments(number)))
             completion = texts_of(drawn.tokens_BT, drawn.mask_BT)
             prompt_BP = np.repeat(prompts_QP, work.rollouts, axis=0)
-            return batch_of(objective, prompt_BP, shown_BP, completion, np.asarray(drawn.logp_BT))
+            return batch_of(objective, prompt_BP, teacher_BP, completion, np.asarray(drawn.logp_BT))
 
         began = time.perf_counter()
-        compiled_sample = sample.lower(*asked(0)).compile()
+        compiled_sample = sample.lower(*sampler_arguments(0)).compile()
         sampler_compile_seconds = time.perf_counter() - began
 
         parts = sharding.num_parts("B")
@@ -72,7 +73,7 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
         seconds, losses, compiled, remat, compile_seconds = [], [], None, "", 0.0
         for number in range(1 + work.repeats):  # the first compiles and warms up
             began = time.perf_counter()
-            batch = sampled(number)
+            batch = sampled_batch(number)
             drawn_at = time.perf_counter()
             if compute.pack:
                 arrays, packing_of["padding"] = pack(batch, compute.pack, parts)
@@ -86,7 +87,7 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
             losses.append(checked_loss(metrics))
         memory = measure.memory(compiled)
     seconds_sampling, seconds_step = (list(part) for part in zip(*seconds[1:]))
-    whole = measure.median_and_spread([a + b for a, b in seconds[1:]])
+    whole = measure.median_and_spread([a + b for a, b in seconds[1:]])  # medians do not add up
     return {
         "work": described(work),
         "remat": remat,
@@ -104,5 +105,5 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
         "memory": memory,
         "loss_first": losses[0],
         "loss_last": losses[-1],
-        **measure.surroundings(),
+        **measure.environment(),
     }

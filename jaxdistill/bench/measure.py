@@ -1,4 +1,4 @@
-"""Time, memory, and the ceilings that a measurement is set against, measured in the same run."""
+"""Time, memory, and the device's own rates, which are measured in the same run for comparison."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from jaxdistill.training.memory import planned_bytes
 
 
 def timed(run: Callable[[], Any]) -> float:
-    """Seconds of one call, which must wait for its own result."""
+    """Seconds of one call; `run` must block until its result is ready."""
     began = time.perf_counter()
     run()
     return time.perf_counter() - began
@@ -29,14 +29,15 @@ def median_and_spread(seconds: list[float], name: str = "seconds") -> dict[str, 
 
 
 def copy_bytes_per_second() -> float:
-    """Bytes read and written by the device's copy of an array that no cache holds."""
+    """Bytes per second, read and written, of a device copy of an array that exceeds its caches."""
     # 4 GiB are far beyond a GPU's cache, 64 MiB beyond most CPUs'.
     size, copies = (2**26 if jax.default_backend() == "cpu" else 2**32), 8
     x = jax.random.bits(jax.random.key(0), (size // 4,))
 
     def run() -> None:
         y = x
-        for _ in range(copies):  # in a row, so that the host's wait at the end weighs little
+        # Several copies per wait, so that the host's synchronisation adds little.
+        for _ in range(copies):
             y = jnp.copy(y)
         y.block_until_ready()
 
@@ -45,11 +46,11 @@ def copy_bytes_per_second() -> float:
 
 
 def matmul_flops_per_second(dtype: Any) -> float:
-    """Operations of one device's largest product: 8192^3, of random numbers.
+    """Operations per second of one device in a large product, 8192^3, of random numbers.
 
     Zeros would draw less power and so run faster.
     """
-    # 8192^3 fills a large GPU; a CPU gets a size that ends at once. 16 in a row hide the launches.
+    # 8192^3 fills a large GPU; 256^3 ends at once on a CPU. 16 products per wait hide the launches.
     size, products = (256 if jax.default_backend() == "cpu" else 8192), 16
     keys = jax.random.split(jax.random.key(0))
     x, y = (jax.random.normal(key, (size, size), dtype) for key in keys)
@@ -65,8 +66,8 @@ def matmul_flops_per_second(dtype: Any) -> float:
     return 2 * size**3 * products / statistics.median(timed(run) for _ in range(5))
 
 
-def beside_matmul(flops: float, seconds: float, dtype: Any, devices: int) -> dict[str, float]:
-    """The rate of work that took so long, and its share of what so many devices' products reach."""
+def compare_with_matmul(flops: float, seconds: float, dtype: Any, devices: int) -> dict[str, float]:
+    """Operations per second of the work, of the devices' matrix products, and the ratio of both."""
     rate, ceiling = flops / seconds, matmul_flops_per_second(dtype) * devices
     return {
         "model_flops": flops,
@@ -76,8 +77,8 @@ def beside_matmul(flops: float, seconds: float, dtype: Any, devices: int) -> dic
     }
 
 
-def beside_copy(moved: float, seconds: float, devices: int) -> dict[str, float]:
-    """The same of bytes that were moved, and the devices' copies."""
+def compare_with_copy(moved: float, seconds: float, devices: int) -> dict[str, float]:
+    """Bytes per second that the work moved, those of the devices' copies, and the ratio of both."""
     rate, ceiling = moved / seconds, copy_bytes_per_second() * devices
     return {
         "step_bytes": moved,
@@ -88,23 +89,24 @@ def beside_copy(moved: float, seconds: float, devices: int) -> dict[str, float]:
 
 
 def memory(compiled: Any) -> dict[str, int]:
-    """Bytes: the compiler's plan for a device, and the device's peak where it keeps count."""
+    """Bytes per device: the compiler's plan, and the measured peak where the device records one."""
     plan = compiled.memory_analysis()
     found = {
         "arguments": plan.argument_size_in_bytes,
         "temporary": plan.temp_size_in_bytes,
         "planned": planned_bytes(compiled),
     }
-    stats = jax.local_devices()[0].memory_stats() or {}  # of the whole process so far
+    # The peak is that of the whole process so far, not of this program alone.
+    stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         found["peak"] = stats["peak_bytes_in_use"]
     return found
 
 
 def profile(run: Callable[[], Any], kernels: int) -> dict[str, Any]:
-    """Where the first device's time goes in one call: the `kernels` that take longest in all.
+    """The `kernels` kernels that take most of the first device's time in one call, in seconds.
 
-    Nothing on a CPU, whose operations the profiler does not tell apart.
+    Empty on a CPU, where the profiler does not list operations separately.
     """
     if not kernels or jax.default_backend() == "cpu":
         return {}
@@ -114,6 +116,7 @@ def profile(run: Callable[[], Any], kernels: int) -> dict[str, Any]:
         (file,) = Path(folder).glob("**/*.xplane.pb")
         planes = jax.profiler.ProfileData.from_file(str(file)).planes
         device = next(plane for plane in planes if re.match(r"/device:\w+:0", plane.name))
+        # A TPU's kernels are in one line of the profile, a GPU's in one line per stream.
         is_kernels = lambda line: line.name == "XLA Ops" or line.name.startswith("Stream")  # noqa: E731
         events = [event for line in device.lines if is_kernels(line) for event in line.events]
         calls = Counter(event.name for event in events)
@@ -127,7 +130,8 @@ def profile(run: Callable[[], Any], kernels: int) -> dict[str, Any]:
     return {"profile": {"busy_seconds": sum(seconds.values()), "kernels": longest}}
 
 
-def surroundings() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
+    """Device, host, versions and commit, without which a figure cannot be reproduced."""
     ours = current_provenance()
     packages = {name: ours["packages"][name] for name in ("jaxdistill", "jax", "jaxlib", "numpy")}
     return {

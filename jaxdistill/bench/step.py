@@ -1,9 +1,9 @@
-"""`bench step`: the train step beside the device's own matrix product and copy.
+"""`bench step`: time the train step and compare it with the device's own matrix product and copy.
 
-Operations are those that a step cannot do without: for each position 2 a multiplied parameter
-forward and 4 backward for the student, 2 for each other network that the objective reads, and the
-pairs of positions that attention must look at. What is computed a second time to save memory counts
-as time, not as work. Bytes are those of the parameters and what goes with them (`step_bytes`).
+Operations are the least that a step needs. Per position and multiplied parameter these are 2
+forward and 4 backward for the student, and 2 for each other network that the objective reads; the
+(query, key) pairs of attention are added. Recomputation to save memory counts as time, not as work.
+Bytes are those of the parameters, the gradients and the optimizer's state (`step_bytes`).
 """
 
 import time
@@ -40,6 +40,10 @@ from jaxdistill.training.teachers import Frozen
 
 
 def objective_of(name: str) -> Objective:
+    """The preset of that name; a distillation over the full vocabulary, its most expensive form.
+
+    Raises UserError for an unknown name.
+    """
     if name not in PRESETS:
         raise UserError(f"--objective {name!r} is unknown; use one of {', '.join(PRESETS)}")
     objective = PRESETS[name]()
@@ -47,27 +51,31 @@ def objective_of(name: str) -> Objective:
     return replace(objective, support=FullVocabulary()) if is_distill else objective
 
 
-class Trained(NamedTuple):
-    """What a step reads and moves: float32 state, and the base in the compute dtype."""
+class StateAndReference(NamedTuple):
+    """What a step reads: the float32 state, which it updates, and the base in the compute dtype."""
 
     state: TrainState
     reference: Any
 
 
-def start(config: ModelConfig, compute: Compute, optimizer: Optimizer, mesh: Any) -> Trained:
-    """Random weights where they belong on the mesh, and nothing beside them on the device."""
+def start(
+    config: ModelConfig, compute: Compute, optimizer: Optimizer, mesh: Any
+) -> StateAndReference:
+    """The state before the first step, from random weights."""
     reference = random_params(config, jnp.dtype(compute.dtype), mesh)
-    return Trained(init_state(reference, optimizer, Frozen(), _STEPS), reference)
+    return StateAndReference(init_state(reference, optimizer, Frozen(), _STEPS), reference)
 
 
 def random_params(config: ModelConfig, dtype: Any, mesh: Any) -> Any:
+    """Random parameters, created in their shardings so that no device holds a second copy."""
     shardings = sharding.shardings_of(mesh, parameters.abstract_params(config, dtype))
     make = jax.jit(parameters.init, static_argnums=(0, 2), out_shardings=shardings)
     return make(config, jax.random.key(0), dtype)
 
 
-_STEPS = 1000  # of the schedule
-_LEXICON = 42  # epistemic ids, as Qwen's tokenizers have
+# Length of the learning-rate schedule, far beyond the timed steps. Chosen, not measured.
+_STEPS = 1000
+_LEXICON = 42  # number of epistemic ids, as for Qwen's tokenizers
 
 
 def train_step_of(
@@ -88,18 +96,19 @@ def train_step_of(
 
 
 def compiled_step(step: Any, compute: Compute, arguments: Any) -> tuple[str, Any, float]:
-    """(what is rematerialised, the compiled step, the seconds that this took)."""
+    """(name of the rematerialisation, the compiled step, seconds of compilation)."""
     began = time.perf_counter()
     if isinstance(step, FirstThatFits):
         remat, compiled = step.compiled_for(*arguments)
     else:
+        # Where memory has no known limit, as on a CPU, `auto` recomputes nothing.
         remat = "none" if compute.remat == "auto" else compute.remat
         compiled = step.lower(*arguments).compile()
     return remat, compiled, time.perf_counter() - began
 
 
 def bench_step(work: Step) -> dict[str, Any]:
-    """Compile, warm up and time the step; the result goes into JSON as it is."""
+    """Compile, warm up and time the step; return a dict for JSON, in seconds and bytes."""
     config, compute, objective = preset(work.model), work.compute, objective_of(work.objective)
     mesh = sharding.make_mesh(work.mesh)
     with sharding.use_mesh(mesh):
@@ -114,14 +123,16 @@ def bench_step(work: Step) -> dict[str, Any]:
             state, metrics = jax.block_until_ready(compiled(state, reference, batch))
             seconds.append(time.perf_counter() - began)
             losses.append(checked_loss(metrics))
-        # The state is donated, and this is the last that is done with it.
+        # Last, because the call donates the state, which cannot be used afterwards.
         profile = measure.profile(
             lambda: jax.block_until_ready(compiled(state, reference, batch)), work.profile
         )
     found = measure.median_and_spread(seconds[1:])
-    memory = measure.memory(compiled)  # before the ceilings ask for memory of their own
+    # Before the device's own rates are measured, whose arrays would raise the peak.
+    memory = measure.memory(compiled)
     tokens = work.rows * work.tokens
     flops = step_flops(config, objective, work.rows, work.prompt, work.tokens)
+    # Each data-parallel replica holds and moves its own copy of the state.
     moved = step_bytes(config, objective, compute, work.optimizer) * mesh.shape["data"]
     return {
         "work": described(work),
@@ -130,59 +141,64 @@ def bench_step(work: Step) -> dict[str, Any]:
         **found,
         "tokens_per_second": tokens / found["seconds"],
         "compile_seconds": compile_seconds,
-        **measure.beside_matmul(flops, found["seconds"], compute.dtype, mesh.size),
-        **measure.beside_copy(moved, found["seconds"], mesh.size),
+        **measure.compare_with_matmul(flops, found["seconds"], compute.dtype, mesh.size),
+        **measure.compare_with_copy(moved, found["seconds"], mesh.size),
         "memory": memory,
         "loss_first": losses[0],
         "loss_last": losses[-1],
-        **measure.surroundings(),
+        **measure.environment(),
         **profile,
     }
 
 
 def checked_loss(metrics: Any) -> float:
-    """The step's loss; a step that was skipped measures something else."""
+    """The step's loss; RuntimeError for a skipped step, whose time is not that of an update."""
     loss = float(metrics["loss"].mean)
     if not np.isfinite(loss) or float(metrics["skipped"].mean):
-        raise RuntimeError(f"the step's loss is {loss}, its gradient's norm not finite")
+        raise RuntimeError(f"the step's loss is {loss} and its gradient norm is not finite")
     return loss
 
 
 def random_batch(work: Step, config: ModelConfig) -> Batch:
-    """Full rows: no padding, so that every position counts."""
+    """Full rows of random tokens: there is no padding, so every position is work."""
     rng = np.random.default_rng(0)
     widths = work.prompt, work.prompt, work.tokens - work.prompt
-    prompt_BP, shown_BP, completion_BT = (
+    prompt_BP, teacher_prompt_BP, completion_BT = (
         rng.integers(0, config.vocab_size, (work.rows, width), np.int32) for width in widths
     )
+    # The tokens are drawn uniformly, so this is their exact behaviour log-probability.
     logp_BT = np.full(completion_BT.shape, -np.log(config.vocab_size), np.float32)
     objective = objective_of(work.objective)
-    return batch_of(objective, prompt_BP, shown_BP, whole(completion_BT), logp_BT)
+    return batch_of(objective, prompt_BP, teacher_prompt_BP, unpadded(completion_BT), logp_BT)
 
 
-def whole(ids_BP: np.ndarray) -> Texts:
+def unpadded(ids_BP: np.ndarray) -> Texts:
     return texts_of(ids_BP, np.ones_like(ids_BP))
 
 
 def batch_of(
     objective: Objective,
     prompt_BP: np.ndarray,
-    shown_BP: np.ndarray,
+    teacher_prompt_BP: np.ndarray,
     completion: Texts,
     logp_BT: np.ndarray,
 ) -> Batch:
-    """Right answers all; with what is shown to the teacher and a contrast, where they are read."""
+    """A batch of correct answers, with teacher and contrast prompts if the objective reads them.
+
+    prompt_BP, teacher_prompt_BP: token ids, [B, P] each with its own P; logp_BT: nats.
+    """
     ones_B = np.ones(len(prompt_BP), np.float32)
     needs = needs_contrast(objective)
     return Batch(
-        prompt=whole(prompt_BP),
+        prompt=unpadded(prompt_BP),
         completion=completion,
         behaviour_logp_BT=logp_BT,
         advantage_B=ones_B,
         row_weight_B=ones_B,
         correct_B=ones_B,
-        teacher=whole(shown_BP) if needs_teacher(objective) else None,
-        contrasts=(whole(np.flip(shown_BP, axis=1)),) if needs else (),
+        teacher=unpadded(teacher_prompt_BP) if needs_teacher(objective) else None,
+        # Flipped: a contrast equal to the teacher would have no effect.
+        contrasts=(unpadded(np.flip(teacher_prompt_BP, axis=1)),) if needs else (),
         contrast_weight_BJ=ones_B[:, None] if needs else None,
     )
 
@@ -190,9 +206,10 @@ def batch_of(
 def step_flops(
     config: ModelConfig, objective: Objective, rows: int, prompt: int, tokens: int
 ) -> float:
-    """Operations on full rows: the student forward and backward, which is three times forward.
+    """Operations of a step on full rows.
 
-    And once forward for each of teacher, reference and contrast that the objective reads.
+    The student's forward and backward passes cost three forward passes. Each of teacher, reference
+    and contrast that the objective reads costs one.
     """
     needs = needs_teacher, needs_reference, needs_contrast
     passes = 3 + sum(is_read(objective) for is_read in needs)
@@ -202,10 +219,10 @@ def step_flops(
 def step_bytes(
     config: ModelConfig, objective: Objective, compute: Compute, optimizer: Optimizer
 ) -> int:
-    """Bytes of each copy of the state: parameters, gradients and both moments.
+    """Bytes that a step moves for each copy of the state: parameters, gradients and both moments.
 
-    Each is read once and written once. The base, which is teacher and reference, is read once where
-    the objective reads one of them. Activations are not counted.
+    Each is read once and written once. The base, which is both teacher and reference, is read once
+    if the objective reads either. Activations are not counted.
     """
     float32 = 4
     moment, base = (jnp.dtype(name).itemsize for name in (optimizer.moments, compute.dtype))
@@ -215,9 +232,9 @@ def step_bytes(
 
 
 def forward_flops(config: ModelConfig, start: int, stop: int, predicting: int) -> int:
-    """Operations of a row's positions from start to stop, some of which go through the head.
+    """Operations of one row's positions from start to stop, of which `predicting` use the head.
 
-    Attention is two products over the pairs of positions that see each other.
+    Attention is two products for each visible (query, key) pair.
     """
     size = config.axes
     per_layer = 2 * size["D"] * size["H"] * (size["N"] + size["K"]) + 3 * size["D"] * size["F"]
@@ -229,6 +246,6 @@ def forward_flops(config: ModelConfig, start: int, stop: int, predicting: int) -
 
 
 def _pairs(tokens: int, window: int | None) -> int:
-    """How many (query, key) a causal layer looks at."""
+    """Number of (query, key) pairs that are visible in a causal layer, with or without a window."""
     seen = min(window or tokens, tokens)
     return seen * (seen + 1) // 2 + (tokens - seen) * seen

@@ -1,7 +1,7 @@
-"""The command line: verbs over the library. One file for each group of verbs.
+"""The command line: each verb calls one part of the library, with one file per group of verbs.
 
-Building the parser imports none of the library that imports JAX, so that `--help`, `--version`,
-`list` and a mistyped flag answer at once; a verb's function imports what it runs.
+Building the parser imports no module that imports JAX, so that `--help`, `--version`, `list` and a
+mistyped flag are answered at once. The function of a verb imports what it needs.
 """
 
 import argparse
@@ -15,27 +15,28 @@ from jaxdistill.cli import analyze, bench, convert, list, report, sample, train
 from jaxdistill.cli.parser import Parser
 from jaxdistill.errors import UserError
 
-# The operating system refused a path that the user chose.
+# The operating system refused a path that the user chose, which is not an internal error.
 REFUSED = (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb and return the exit code. A failure prints one line on stderr.
+    """Run a verb and return its exit code. A failure prints one line on stderr.
 
-    0: done; 2: a user's mistake; 1: a fault of ours; 130: Ctrl-C; 141: nobody reads our output,
-    and nothing is printed.
+    0: success; 1: an internal error, or out of memory; 2: the user's mistake; 130: Ctrl-C; 141: the
+    reader of stdout has closed the pipe, and nothing is printed.
     """
     options = build_parser().parse_args(arguments)
     try:
         options.function(options)
-        sys.stdout.flush()  # a broken pipe shows here and not while Python shuts down
+        # A broken pipe raises here, where it is handled, and not while Python shuts down.
+        sys.stdout.flush()
         return 0
     except (Exception, KeyboardInterrupt) as error:
         if options.debug:
             traceback.print_exc()
         code, line = explain(error)
     if code == 141:
-        # What is still buffered goes nowhere, instead of failing once more at exit.
+        # Python flushes its buffer again at exit, which would fail once more; discard it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     elif not options.debug:
         print(f"jaxdistill: {line}", file=sys.stderr)
@@ -43,8 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def explain(error: BaseException) -> tuple[int, str]:
-    """The exit code of a failure and one line about it."""
+    """Return the exit code of a failure and one line that describes it."""
     text = " ".join(str(error).split())
+    # BrokenPipeError precedes OSError, of which it is a kind.
     match error:
         case UserError():
             return 2, text
@@ -54,15 +56,16 @@ def explain(error: BaseException) -> tuple[int, str]:
             return 141, text
         case OSError() if isinstance(error, REFUSED):
             return 2, f"{error.filename}: {error.strerror}"
-        # The host's allocator and every device's report it in these words.
+        # JAX has no exception type for this; every device's allocator reports it with this text.
         case RuntimeError() if "RESOURCE_EXHAUSTED: Out of memory" in text:
-            said = text.partition("RESOURCE_EXHAUSTED: ")[2]
+            reported = text.partition("RESOURCE_EXHAUSTED: ")[2]
             return 1, (
-                f"{said[:120]}; compute less at a time (rows, slots, micro-batches, chunk), keep "
-                "less (remat), or on a GPU let JAX have more than 0.75 of it: "
-                "XLA_PYTHON_CLIENT_MEM_FRACTION=0.93; --debug shows the traceback"
+                f"{reported[:120]}; use fewer rows or slots, more micro-batches, a smaller chunk "
+                "or more rematerialisation (remat), or on a GPU let JAX use more than 75 % of the "
+                "memory: XLA_PYTHON_CLIENT_MEM_FRACTION=0.93; --debug shows the traceback"
             )
         case _:
+            # 200 characters were chosen, not measured: enough for a cause, and still one line.
             kind = type(error).__name__
             return 1, f"internal error, {kind}: {text[:200]}; --debug shows the traceback"
 
@@ -74,7 +77,7 @@ def entry() -> None:
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="jaxdistill",
-        description="Self-distillation of reasoning models, and what it does to their doubt.",
+        description="Self-distillation of reasoning models, and its effect on words of doubt.",
     )
     parser.add_argument(
         "--version",

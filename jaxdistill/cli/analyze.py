@@ -1,4 +1,4 @@
-"""`analyze` counts words of doubt in responses, and makes lexicons from them."""
+"""`analyze` counts epistemic words in responses and builds lexicons from responses."""
 
 import argparse
 import json
@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill.cli.flags import MODEL_HELP, add_dtype, add_out, add_thinking, require_positive
-from jaxdistill.cli.parser import add_verb, worked_out
+from jaxdistill.cli.parser import add_verb, describe_default
 from jaxdistill.errors import UserError
 from jaxdistill.files import write_whole
 
 
 def add_verbs(verbs: Any) -> None:
     sub = add_verb(
-        verbs, "analyze", analyze, "Lengths and epistemic counts of responses in JSONL files."
+        verbs, "analyze", analyze, "Print lengths and epistemic counts of responses in JSONL files."
     )
     sub.add_argument(
         "paths",
@@ -23,46 +23,62 @@ def add_verbs(verbs: Any) -> None:
         help="JSONL files, run folders, or folders of JSONL files",
     )
     field = sub.add_argument("--field", metavar="NAME", help="the field that holds the response")
-    worked_out(field, "the first known name that a record has")
+    describe_default(field, "the first known name that a record has")
     sub.add_argument(
-        "--model", metavar="MODEL", help=f"whose tokenizer (or weights) to use: {MODEL_HELP}"
+        "--model",
+        metavar="MODEL",
+        help=f"the model whose tokenizer (with --propose, also weights) to use: {MODEL_HELP}",
     )
     sub.add_argument(
         "--mode",
         default="all",
         choices=("paper", "word", "token", "all"),
-        help="count substrings as published, whole words, token ids (with --model), or each way",
+        help="what to count: substrings as published (paper), whole words (word), token ids "
+        "(token, needs --model), or each of them (all)",
     )
     counted = sub.add_mutually_exclusive_group()
     counted.add_argument(
         "--words",
         metavar="A,B,C",
         default="ten",
-        help="words to count; ten means the paper's, core and hedge are its tiers",
+        help="words to count; ten is the paper's list, core and hedge are its two parts",
     )
     counted.add_argument(
-        "--lexicon", type=Path, metavar="FILE", help="take words and ids from this lexicon instead"
+        "--lexicon", type=Path, metavar="FILE", help="read words and ids from this lexicon instead"
     )
     made = sub.add_mutually_exclusive_group()
     made.add_argument(
         "--propose",
         type=int,
         metavar="N",
-        help="write the N ids that a teacher with a solution says less",
+        help="write a lexicon of the N token ids whose log-probability falls most when the model "
+        "is shown a solution",
     )
     made.add_argument(
         "--control",
         type=int,
         metavar="SEED",
-        help="write random ids that are as frequent as the lexicon's",
+        help="write a control lexicon: random ids, as frequent as the lexicon's",
     )
     sub.add_argument(
-        "--min-count", type=int, default=5, metavar="N", help="least count of an id for --propose"
+        "--min-count",
+        type=int,
+        default=5,
+        metavar="N",
+        help="--propose considers only ids that occur at least N times",
     )
     sub.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="chooses the solutions for --propose"
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed of the choice of solutions for --propose",
     )
-    add_out(sub, "also write the counts as JSON here, or the lexicon that is made", metavar="FILE")
+    add_out(
+        sub,
+        "also write the counts as JSON to this file; with --propose or --control, the lexicon",
+        metavar="FILE",
+    )
     add_dtype(sub)
     add_thinking(sub)
 
@@ -76,6 +92,7 @@ def analyze(options: argparse.Namespace) -> None:
     words = expand(options.words.split(","))
     source = LexiconFile(str(options.lexicon)) if options.lexicon else Words(words)
     responses = read_responses(options.paths, options.field)
+    # A proposal is computed from the responses and the model, without a list of words.
     if options.propose is not None:
         propose(options, responses)
         return
@@ -93,6 +110,7 @@ def analyze(options: argparse.Namespace) -> None:
         assert vocabulary is not None  # `check` asks for --model
         write_control(options, responses, vocabulary)
         return
+    # Token ids can be counted only with a tokenizer; `all` means each mode that is possible.
     modes = [mode for mode in analysis.MODES if vocabulary or mode != "token"]
     modes = modes if options.mode == "all" else [options.mode]
     found = analysis.analyze(responses, words, modes, vocabulary)
@@ -104,10 +122,10 @@ def analyze(options: argparse.Namespace) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Options that do not go together are found before any work."""
+    """Raise UserError for options that do not go together, before any model is read."""
     makes_lexicon = options.propose is not None or options.control is not None
     if makes_lexicon and not options.model:
-        raise UserError("--propose and --control choose ids of a tokenizer: add --model DIR")
+        raise UserError("--propose and --control choose ids of a tokenizer: add --model MODEL")
     if makes_lexicon and not options.out:
         raise UserError("--propose and --control write a lexicon: add --out FILE")
     if options.propose is not None:
@@ -119,7 +137,9 @@ def check(options: argparse.Namespace) -> None:
         raise UserError(f"--out {options.out}: expected a file in a folder that exists")
     read = [*options.paths, *([Path(options.lexicon)] if options.lexicon else [])]
     if options.out and any(options.out.resolve() == path.resolve() for path in read):
-        raise UserError(f"--out {options.out} is also read: it would be lost; choose another file")
+        raise UserError(
+            f"--out {options.out} is also read and would be overwritten; choose another file"
+        )
 
 
 def propose(options: argparse.Namespace, responses: list[Any]) -> None:
@@ -139,8 +159,11 @@ def propose(options: argparse.Namespace, responses: list[Any]) -> None:
         dtype=str(compute_dtype(options.dtype)),
     )
     write_lexicon(options.out, proposal.lexicon, policy.tokenizer)
-    scored = f"{proposal.num_scored} of {len(responses)} responses scored"
-    print(f"{scored}, with a correct sibling that fits")
+    # The others have no correct sibling, or one that is too long to be shown.
+    print(
+        f"scored {proposal.num_scored} of {len(responses)} responses, those with a correct sibling "
+        "that fits"
+    )
     for line in proposal.table(policy.tokenizer):
         print(line)
     print(options.out)

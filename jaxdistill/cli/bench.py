@@ -1,4 +1,4 @@
-"""`bench decode|step|train` measures speed and memory beside what the device can reach."""
+"""`bench decode|step|train` compares speed and memory with the device's own limits."""
 
 import argparse
 import json
@@ -13,20 +13,23 @@ from jaxdistill.files import write_whole
 WHAT = {
     "decode": (Decode, "the sampler, with random weights and prompts"),
     "step": (Step, "the train step, on full rows of random tokens"),
-    "train": (Iteration, "a whole on-policy iteration: sampling and a step"),
+    "train": (Iteration, "a whole on-policy iteration: sampling and a train step"),
 }
 
 
 def add_verbs(verbs: Any) -> None:
     sub = add_verb(
-        verbs, "bench", bench, "Speed and memory beside the device's own limits, as JSON."
+        verbs,
+        "bench",
+        bench,
+        "Measure speed and memory, compare them with the device's own limits, and print JSON.",
     )
     what = sub.add_subparsers(required=True, metavar="WHAT")
     for name, (work, text) in WHAT.items():
         sub = what.add_parser(name, help=text)
         add_fields(sub, work)
         add_out(sub, "also write the result into this file", metavar="FILE.json")
-        # Suppressed, as its default here would overwrite a --debug before the WHAT.
+        # A default here would overwrite a --debug that is given before WHAT.
         sub.add_argument(
             "--debug",
             action="store_true",
@@ -42,6 +45,7 @@ def bench(options: argparse.Namespace) -> None:
     if options.out and options.out.is_dir():
         raise UserError(f"--out {options.out} is a folder; name a file in it")
     work = settings_of(options.work, options)
+    # Only now, because these modules import JAX: a mistake in a flag is reported at once.
     from jaxdistill.bench.decode import bench_decode
     from jaxdistill.bench.iteration import bench_iteration
     from jaxdistill.bench.step import bench_step

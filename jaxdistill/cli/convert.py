@@ -1,25 +1,28 @@
-"""`convert` turns a Hugging Face folder into a run folder, and back."""
+"""`convert` turns a Hugging Face folder into a run folder, or a run into a Hugging Face folder."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
 from jaxdistill.cli.flags import MODEL_HELP, add_quiet
-from jaxdistill.cli.parser import add_verb, worked_out
+from jaxdistill.cli.parser import add_verb, describe_default
 
 
 def add_verbs(verbs: Any) -> None:
     sub = add_verb(
-        verbs, "convert", convert, "Hugging Face folder <-> run folder (Orbax), by what SRC is."
+        verbs,
+        "convert",
+        convert,
+        "Convert a Hugging Face folder to a run folder (Orbax), or a run to a Hugging Face folder.",
     )
     sub.add_argument("source", metavar="SRC", type=Path, help=MODEL_HELP)
     sub.add_argument(
-        "destination", metavar="DST", type=Path, help="the other kind of folder, to be created"
+        "destination", metavar="DST", type=Path, help="the folder to create, of the other kind"
     )
     dtype = sub.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="dtype of the weights in DST"
     )
-    worked_out(dtype, "that of SRC; for a trained run, that of its base")
+    describe_default(dtype, "the dtype of SRC; for a trained run, that of its base")
     add_quiet(sub)
 
 

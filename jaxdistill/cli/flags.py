@@ -1,7 +1,7 @@
-"""Flags made from dataclasses, flags that several verbs share, and what they mean to the library.
+"""Flags built from dataclass fields, flags that several verbs share, and the settings they give.
 
-No module here imports JAX. A test compares defaults and choices with those of the library's
-settings, whose modules do.
+Nothing here imports JAX. The library's settings live in modules that do, so `bench/work.py` repeats
+their defaults and choices, and `tests/cli/test_flags.py` compares the two.
 """
 
 import argparse
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill.bench.work import Cache, Placing, TokenChoice, in_flags
-from jaxdistill.cli.parser import worked_out
+from jaxdistill.cli.parser import describe_default
 from jaxdistill.errors import UserError
 
-MODEL_HELP = "a Hugging Face folder, a run, a model of the hub, or a bundled base: toy:main"
+MODEL_HELP = "a Hugging Face folder, a run folder, a hub id, or a bundled base such as toy:main"
 
 
 def add_overrides(sub: argparse.ArgumentParser, what: str) -> None:
@@ -24,7 +24,7 @@ def add_overrides(sub: argparse.ArgumentParser, what: str) -> None:
         default=[],
         metavar="PATH=VALUE",
         dest="overrides",
-        help=f"override a field of {what}, as in optimizer.peak_lr=2e-5; repeatable",
+        help=f"override a field of {what}, for example optimizer.peak_lr=2e-5; repeatable",
     )
 
 
@@ -33,10 +33,10 @@ def add_quiet(sub: argparse.ArgumentParser) -> None:
 
 
 def add_sampling(sub: argparse.ArgumentParser) -> None:
-    """How tokens are chosen and computed: read by `sampling_of` and by the sampling verbs."""
+    """Add the flags of sampling, which `sampling_of` and the verbs that sample read."""
     add_fields(sub, TokenChoice)
     sub.add_argument(
-        "--max-new-tokens", type=int, default=128, metavar="N", help="tokens of a response at most"
+        "--max-new-tokens", type=int, default=128, metavar="N", help="maximum tokens per response"
     )
     sub.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples")
     add_dtype(sub)
@@ -45,12 +45,13 @@ def add_sampling(sub: argparse.ArgumentParser) -> None:
 
 
 def add_fields(sub: argparse.ArgumentParser, cls: Any, *names: str) -> None:
-    """A flag for each field of a dataclass, or for those named: its type, default and help.
+    """Add a flag with type, default and help for each field of a dataclass, or for those named.
 
-    The class's own fields come before those that it shares with others.
+    The class's own fields come before inherited ones.
     """
     kinds = typing.get_type_hints(cls)
     fields = [field for field in dataclasses.fields(cls) if field.name in (names or kinds)]
+    # The sort is stable, so each of the two groups keeps the order of definition.
     for field in sorted(fields, key=lambda field: field.name not in cls.__annotations__):
         kind, name = kinds[field.name], "--" + field.name.replace("_", "-")
         how: dict[str, Any]
@@ -83,7 +84,7 @@ def add_thinking(sub: argparse.ArgumentParser) -> None:
         action = either.add_argument(
             flag, dest="thinking", action="store_const", const=value, help=text
         )
-        worked_out(action, "as the template does it")
+        describe_default(action, "the template's own choice")
 
 
 def add_out(sub: argparse.ArgumentParser, text: str, metavar: str) -> argparse.Action:

@@ -1,6 +1,6 @@
-"""`list` names recipes, studies, objectives and models, each with the first line about it.
+"""`list` names recipes, studies, objectives and models, each with the first line of its docstring.
 
-The names and lines are read from the source files, as importing a recipe would import JAX.
+Names and lines are parsed from the source files, because importing a recipe would import JAX.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from jaxdistill.cli.parser import add_verb
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
-# What each group is for, by its name in `listing`.
+# How a name of each group of `listing` is used.
 USES = {
     "recipes": "jaxdistill train RECIPE",
     "studies": "jaxdistill study STUDY",
@@ -24,7 +24,7 @@ USES = {
 
 
 def add_verbs(verbs: Any) -> None:
-    sub = add_verb(verbs, "list", show, "Recipes, studies, objectives and models, a line each.")
+    sub = add_verb(verbs, "list", show, "List recipes, studies, objectives and models.")
     sub.add_argument("--json", action="store_true", help="print {group: {name: line}} as JSON")
 
 
@@ -47,7 +47,8 @@ def listing() -> dict[str, dict[str, str]]:
     for path in sorted((PACKAGE / "configs").rglob("*.py"), key=lambda path: path.stem):
         tree = _parse(path)
         for function in _functions(tree):
-            if function.name == path.stem:  # that of `config.load_recipe`
+            if function.name == path.stem:  # the function that `config.load_recipe` calls
+                # A study's function takes a profile; a run's function takes no arguments.
                 arguments = function.args.args + function.args.kwonlyargs
                 takes = [argument.arg for argument in arguments]
                 (studies if "profile" in takes else runs)[path.stem] = _first_line(tree)
@@ -58,10 +59,12 @@ def listing() -> dict[str, dict[str, str]]:
 
 
 def _models(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """The entries of `PRESETS`: each is a call of a family's function with the sizes by letter."""
+    """(name, line) of each entry of `PRESETS`, a call of a family's function with sizes by axis."""
     families = {function.name: _first_line(function) for function in _functions(tree)}
     for node in tree.body:
         if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "PRESETS":
+            # The assertions state the only form that is read here; a test compares the result with
+            # the presets themselves.
             assert isinstance(node.value, ast.Dict)
             for key, call in zip(node.value.keys, node.value.values):
                 assert isinstance(call, ast.Call)

@@ -1,4 +1,4 @@
-"""The parser's manners: a mistake is one line, and every flag's help ends with its default."""
+"""A parser that reports a mistake in one line and ends the help of every flag with its default."""
 
 import argparse
 from collections.abc import Callable
@@ -10,29 +10,31 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=DefaultsShown, **settings)
 
     def error(self, message: str) -> NoReturn:
-        """One line, without the usage before it."""
+        """Exit with one line, without the usage that argparse prints before it."""
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 class DefaultsShown(argparse.HelpFormatter):
-    """Appends each flag's default to its help, so that no help text repeats it."""
+    """Append each flag's default to its help, so that no help text has to repeat it."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
+        # Positional arguments, --help and --version have no default to show.
         ends_here = isinstance(action, argparse._HelpAction | argparse._VersionAction)
         if not action.help or not action.option_strings or ends_here:
             return action.help
         if action.required:
             return f"{action.help} (required)"
-        default = vars(action).get("worked_out")
+        default = vars(action).get("described_default")
         if default is None:
             is_switch, is_empty = action.nargs == 0, action.default in (None, [])
             default = "off" if is_switch else "none" if is_empty else "%(default)s"
         return f"{action.help} (default: {default})"
 
 
-def worked_out(action: argparse.Action, default: str) -> None:
-    """Show `default` for a flag whose value is None until its verb works it out."""
-    vars(action)["worked_out"] = default
+def describe_default(action: argparse.Action, default: str) -> None:
+    """Show `default` in the help of a flag whose value is None until its verb computes it."""
+    # An attribute of our own: `add_argument` rejects keywords that it does not know.
+    vars(action)["described_default"] = default
 
 
 def add_verb(

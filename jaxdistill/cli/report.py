@@ -5,19 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill.cli.flags import add_out
-from jaxdistill.cli.parser import add_verb, worked_out
+from jaxdistill.cli.parser import add_verb, describe_default
 from jaxdistill.errors import UserError
 
 
 def add_verbs(verbs: Any) -> None:
     sub = add_verb(
-        verbs, "report", report, "Figures and a self-contained HTML page from run folders."
+        verbs, "report", report, "Write figures and a self-contained HTML page about run folders."
     )
     sub.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="run folders, or one study's folder"
     )
-    out = add_out(sub, "an .html file, or a folder for it", metavar="PATH")
-    worked_out(out, "the first RUN")
+    out = add_out(sub, "an .html file, or the folder for report.html", metavar="PATH")
+    describe_default(out, "the first RUN")
     sub.add_argument(
         "--markdown",
         action="store_true",
@@ -34,12 +34,12 @@ def report(options: argparse.Namespace) -> None:
         if (options.runs[0] / "config.json").exists():
             raise UserError(
                 f"--markdown prints a study's tables, and {options.runs[0]} is a run: give a "
-                "study's folder, or leave --markdown out for a page about the run"
+                "study's folder, or omit --markdown for a page about the run"
             )
         print(study_markdown(options.runs[0]), end="")
     elif len(options.runs) == 1 and (options.runs[0] / "study.json").exists():
         if options.out:
-            raise UserError("--out goes with run folders; a study's page is STUDY/report.html")
+            raise UserError("--out is for run folders; a study's page is STUDY/report.html")
         print(write_study_report(options.runs[0]))
     else:
         print(write_run_report(options.runs, options.out or options.runs[0]))

@@ -1,4 +1,4 @@
-"""`sample` prints responses of a model, `eval` scores them on a set of questions."""
+"""`sample` prints a model's responses; `eval` grades them on a set of questions."""
 
 import argparse
 import dataclasses
@@ -11,7 +11,7 @@ from jaxdistill.cli.flags import (
     require_positive,
     sampling_of,
 )
-from jaxdistill.cli.parser import add_verb, worked_out
+from jaxdistill.cli.parser import add_verb, describe_default
 from jaxdistill.errors import UserError
 
 
@@ -41,8 +41,8 @@ def add_verbs(verbs: Any) -> None:
     questions.add_argument(
         "--task",
         metavar="FILE.py:NAME",
-        help="a task class of your own, as 'mine.py:Sums' or 'mine.py:Sums(count=8)'; runs the "
-        "file; package.module:NAME for one of an installed package",
+        help="a task class of your own, such as 'mine.py:Sums' or 'mine.py:Sums(count=8)', whose "
+        "file is executed, or package.module:NAME of an installed package",
     )
     sub.add_argument(
         "--samples", type=int, default=4, metavar="K", help="responses per question (k)"
@@ -50,7 +50,7 @@ def add_verbs(verbs: Any) -> None:
     limit = sub.add_argument(
         "--limit", type=int, metavar="N", help="evaluate the first N questions only"
     )
-    worked_out(limit, "all of a file's or task's, 128 of a toy split's")
+    describe_default(limit, "all questions of a file or task, 128 of a toy split")
     add_out(sub, "also write NAME.jsonl and summary.json into this folder", metavar="DIR")
     add_sampling(sub)
 
@@ -80,6 +80,7 @@ def sample(options: argparse.Namespace) -> None:
     from jaxdistill.sampling import Address
     from jaxdistill.tasks.questions import Question
 
+    # Flags are checked before weights are read, which may take minutes.
     require_positive(options.samples, "--samples")
     sampling = sampling_of(options, options.max_new_tokens)
     questions = [
@@ -132,7 +133,11 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def own_split(text: str, limit: int | None) -> Any:
-    """The questions of a task class named as FILE.py:Name, tried on the first one."""
+    """The evaluation split of a task class named as FILE.py:Name.
+
+    Grading is tried on the first question, so that a broken class raises UserError before a model
+    is read.
+    """
     from jaxdistill.config import named_task
     from jaxdistill.evaluation.evaluate import Split
     from jaxdistill.sampling.rollouts import check_grading
@@ -145,7 +150,7 @@ def own_split(text: str, limit: int | None) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class First:
-    """The first `limit` questions of a recipe's own task, and all else that it has."""
+    """The first `limit` questions of a user's task, with the task's own grading."""
 
     task: Any
     limit: int
@@ -159,7 +164,8 @@ class First:
         return self.task.grade(question, response)
 
     def __getattr__(self, name: str) -> Any:
-        # How it is graded. Not for names that pickle asks for before there is a task.
+        # Only the settings of grading are forwarded: pickle looks up other names before `task` is
+        # set, and forwarding those would recurse without end.
         if name not in ("grading_workers", "grading_timeout_s"):
             raise AttributeError(name)
         return getattr(self.task, name)

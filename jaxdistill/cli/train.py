@@ -1,4 +1,4 @@
-"""`train` runs one recipe, `study` a grid of runs with its comparison report."""
+"""`train` runs one recipe; `study` runs a grid of them and writes the comparison report."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill.cli.flags import add_overrides, add_quiet
-from jaxdistill.cli.parser import add_verb, worked_out
+from jaxdistill.cli.parser import add_verb, describe_default
 from jaxdistill.errors import UserError
 
 
@@ -15,11 +15,11 @@ def add_verbs(verbs: Any) -> None:
     sub.add_argument("config", metavar="CONFIG", help="a recipe's name or path, or a config.json")
     add_overrides(sub, "the recipe")
     folder = sub.add_argument("--run-dir", type=Path, metavar="DIR", help="the run's folder")
-    worked_out(folder, "runs/NAME; with --resume, that of a run's own config.json")
+    describe_default(folder, "runs/NAME; with --resume, the folder of a run's own config.json")
     sub.add_argument(
         "--resume",
         action="store_true",
-        help="go on from the last checkpoint in the run's folder; where there is none, start",
+        help="continue from the last checkpoint in the run's folder, or start if there is none",
     )
     add_quiet(sub)
 
@@ -36,9 +36,9 @@ def add_verbs(verbs: Any) -> None:
         "--run-dir",
         type=Path,
         metavar="DIR",
-        help="the study's folder; an unfinished study there goes on",
+        help="the study's folder; an unfinished study there is continued",
     )
-    worked_out(folder, "runs/NAME_PROFILE")
+    describe_default(folder, "runs/NAME_PROFILE")
     add_quiet(sub)
 
 
@@ -48,12 +48,13 @@ def train(options: argparse.Namespace) -> None:
 
     recipe, run_dir = Path(options.config), options.run_dir
     if options.resume and run_dir and recipe.suffix == ".py" and not recipe.exists():
+        # The recipe file is gone, but a run keeps its config and the classes that it uses.
         kept = run_dir / "config.json"
         if kept.exists() and bundled_module(options.config) is None:
             options.config = str(kept)
-            print(f"no {recipe}: the run goes on with its own {kept}", file=sys.stderr)
+            print(f"no {recipe}: the run continues with its own {kept}", file=sys.stderr)
     config = load_recipe(options.config, options.overrides)
-    # A config.json beside a provenance.json is a run's own.
+    # A provenance.json marks a run folder, so the config.json beside it is that run's own.
     is_kept = recipe.name == "config.json" and (recipe.parent / "provenance.json").exists()
     if run_dir is None:
         run_dir = recipe.parent if options.resume and is_kept else Path("runs") / config.name

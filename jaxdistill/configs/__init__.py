@@ -1,5 +1,5 @@
-"""Which experiments are there to be run?
+"""Which experiments ship with the package?
 
-One recipe per file: a function of the file's name that returns a frozen config. May import every
-room but `bench`, `api` and `cli`; nothing in the library imports a recipe by name.
+One recipe per file: a function with the file's name that returns a frozen config. May import every
+package except `bench`, `api` and `cli`; nothing in the library imports a recipe by name.
 """

@@ -1,4 +1,4 @@
-"""What a study shows and what it does not, said from its own numbers; and where it came from."""
+"""What a study shows and does not show, derived from its own numbers, and its provenance."""
 
 import math
 from collections.abc import Callable
@@ -20,8 +20,8 @@ from jaxdistill.report.findings import (
 from jaxdistill.report.load import StudyResults
 from jaxdistill.report.words import change_text, method_label, value_text, world_label
 
-# Below this, copying errors explain part of a fall in accuracy. 5 % were chosen, not measured: less
-# than the falls in question, which are of ten points and more.
+# Below this copy fidelity, copying errors explain part of a fall in accuracy. Chosen, not measured:
+# 5 % is less than the falls in question, which are of ten points and more.
 COPY_FLOOR = 0.95
 
 
@@ -29,47 +29,47 @@ def caveats(
     study: StudyResults,
     cells: dict[CellKey, Cell],
     judged: list[Finding],
-    written: Callable[[str], str] = str,
+    escape: Callable[[str], str] = str,
 ) -> list[str]:
-    """Sentences on what the numbers can and cannot carry; `written` escapes names in them."""
+    """Sentences on what the numbers do and do not support; `escape` is applied to names in them."""
     lines = [_cause(cells), _seeds(study)]
     measured = sum(finding.verdict != UNMEASURED for finding in judged)
     if measured > 1:
         lines.append(
             f"{measured} orderings are judged, each by its own 95% interval, without a correction "
-            "for judging several."
+            "for multiple comparisons."
         )
-    lines.append(_copying(cells, written))
+    lines.append(_copying(cells, escape))
     lines.append(
-        "A small model in a synthetic world: how its guided text reads (the probe table) is an "
-        "assumption of that world. The study shows that a loss transfers that behaviour or keeps "
-        "it out, not how large the effect is in a language model."
+        "This is a small model in a synthetic world, and how its guided text reads (the probe "
+        "table) is an assumption of that world. The study shows whether a loss transfers that "
+        "behaviour or keeps it out, not how large the effect is in a language model."
     )
     lines.append(
-        "`check` is one of the paper's ten words, so epistemic tokens count double checks beside "
-        "words of doubt; the column of checks tells the two apart."
+        "`check` is one of the paper's ten words, so epistemic tokens include double checks as "
+        "well as words of doubt; the column of checks tells the two apart."
     )
     return [line for line in lines if line]
 
 
 def warnings(study: StudyResults, cells: dict[CellKey, Cell]) -> list[str]:
-    """What the reader must know about the data themselves: missing records, disagreeing files."""
+    """Sentences on defects of the data: missing records, and files that disagree."""
     lines = []
     bare = [cell for cell in cells.values() if not cell.clusters]
     if bare:
         names = sorted({f"{cell.world or 'run'}/{cell.method}" for cell in bare})
         lines.append(f"No per-response records, hence no intervals, for {', '.join(names)}.")
     for cell in cells.values():
-        said = mean_of_rows(cell.rows, "accuracy")
-        if "accuracy" in cell.clusters and said is not None:
-            counted = cell.clusters["accuracy"].mean
-            # Both were formed by `measures` from the same records, so that more than the rounding
-            # of a float64 says that records or rows were replaced since the study wrote them.
-            if not math.isclose(said, counted, rel_tol=1e-9):
+        in_summary = mean_of_rows(cell.rows, "accuracy")
+        if "accuracy" in cell.clusters and in_summary is not None:
+            in_records = cell.clusters["accuracy"].mean
+            # `measures` computes both from the same records. A difference beyond the rounding of
+            # float64 means that records or rows were replaced after the study wrote them.
+            if not math.isclose(in_summary, in_records, rel_tol=1e-9):
                 lines.append(
                     f"{cell.world}/{cell.method}/{cell.split}: summary.json says "
-                    f"{value_text('accuracy', said)}, the records say "
-                    f"{value_text('accuracy', counted)}; the table shows the records."
+                    f"{value_text('accuracy', in_summary)}, the records say "
+                    f"{value_text('accuracy', in_records)}; the table shows the records."
                 )
     return lines
 
@@ -92,7 +92,7 @@ def provenance_line(study: StudyResults) -> list[tuple[str, str]]:
 
 
 def _cause(cells: dict[CellKey, Cell]) -> str:
-    """Are lost words enough to lose accuracy? Only a control world can say."""
+    """Whether losing the words suffices to lose accuracy, which only a control world can show."""
     keys = [("control", BASE, "heldout"), ("control", "sdpo", "heldout")]
     contrast = control_contrast(cells)
     if contrast is None or not all(key in cells for key in keys):
@@ -138,8 +138,8 @@ def _seeds(study: StudyResults) -> str:
     )
 
 
-def _copying(cells: dict[CellKey, Cell], written: Callable[[str], str]) -> str:
-    """Copying errors look like lost reasoning; say whether they can be the reason here."""
+def _copying(cells: dict[CellKey, Cell], escape: Callable[[str], str]) -> str:
+    """Whether copying errors, which look like lost reasoning, can explain the changes."""
     values = [
         (cell.value("copy_fidelity"), cell)
         for cell in cells.values()
@@ -148,7 +148,7 @@ def _copying(cells: dict[CellKey, Cell], written: Callable[[str], str]) -> str:
     if not values:
         return ""
     lowest, cell = min(values, key=lambda pair: pair[0])
-    where = written(f"{method_label(cell.method)}, {world_label(cell.world)}, {cell.split}")
+    where = escape(f"{method_label(cell.method)}, {world_label(cell.world)}, {cell.split}")
     text = f"The lowest copy fidelity is {value_text('copy_fidelity', lowest)} ({where})"
     if lowest >= COPY_FLOOR:
         return f"{text}: wrongly copied answers do not explain the changes in accuracy."

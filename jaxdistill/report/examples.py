@@ -1,4 +1,4 @@
-"""The same problem, answered by each model: which problems to show, and which answers."""
+"""Choose problems to show with each model's answer, by rules that ignore the answers' wording."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from jaxdistill.report.findings import last_rows
 from jaxdistill.report.load import BASE, Row, Run, StudyResults, read_rows
 from jaxdistill.report.words import split_label, world_label
 
-HARMED = "sdpo"
+HARMED = "sdpo"  # the method whose failures are shown first
 
 
 class Answer(NamedTuple):
-    """One model's first answer, and how many of all its answers to the problem are right."""
+    """One model's first answer; `note` counts how many of its answers to the problem are right."""
 
     method: str
     response: str
@@ -36,12 +36,13 @@ class Examples:
 
 
 def examples_of(study: StudyResults, num: int = 3) -> Examples:
-    """Problems of the first world at the final step, by the first answer (rollout 0) of each model.
+    """Problems of the first world at the final step, with each model's first answer (rollout 0).
 
-    Problems where the base is right and SDPO wrong come first, each kind in the order of the ids;
-    nothing is picked by how the answers look.
+    Problems where the base is right and SDPO is wrong come first; within each kind the order is
+    that of the ids. No problem is chosen by the wording of its answers.
     """
     world = study.worlds[0]
+    # Evaluations of unseen problems are preferred to those of training problems.
     for split in [s for s in study.splits if s != "train"] + ["train"]:
         answers = _answers_by_method(study, world, split)
         if answers:
@@ -86,7 +87,7 @@ def _example(answers: dict[str, dict[str, list[Row]]], question_id: str) -> Answ
 def _answers_by_method(
     study: StudyResults, world: str, split: str
 ) -> dict[str, dict[str, list[Row]]]:
-    """method -> question id -> its records by rollout, of the lowest seed that kept records."""
+    """method -> question id -> records in order of rollout, from the lowest seed that kept any."""
     found = {}
     for method in study.methods:
         rows = study.select(world=world, method=method, split=split)
@@ -107,7 +108,7 @@ def _grouped(records: list[Row], key: Callable[[Row], str]) -> dict[str, list[Ro
 
 
 def _from_rollouts(runs: list[tuple[str, Run]], num: int) -> Examples:
-    """Training samples, for runs that were never evaluated."""
+    """Training samples, for runs without an evaluation. Raises UserError for a malformed record."""
     examples = []
     for method, run in runs:
         files = sorted((run.folder / "rollouts").glob("*.jsonl"))

@@ -1,6 +1,6 @@
-"""The figures, each drawn on light and on dark paper: the same calls under other rc settings.
+"""The figures, each drawn with a light and a dark theme by the same calls under other rc settings.
 
-A figure is 9 inches wide and meant to be shown at 900 pixels, so a point of type is about 1.4 px.
+A figure is 9 inches wide and shown at 900 pixels, so a point of type is about 1.4 pixels.
 """
 
 import io
@@ -20,27 +20,28 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH_INCHES = 9.0
-DPI = 160  # 1,440 pixels across: still sharp where 900 are shown on a screen of 1.6 to the point
-SMOOTHING_STEPS = 5  # chosen by eye: evens out a step's noise in runs of tens of steps
+# 1,440 pixels across: sharp at 900 CSS pixels on screens of up to 1.6 device pixels per CSS pixel.
+DPI = 160
+SMOOTHING_STEPS = 5  # chosen by eye: smooths the noise of single steps in runs of tens of steps
 
 
-class Paper(NamedTuple):
-    """Colours of one ground; methods keep their hue on both."""
+class Theme(NamedTuple):
+    """The colours of one background; a method has the same hue in both themes."""
 
     name: str
-    ground: str
+    background: str
     ink: str
     faint: str
     grid: str
     methods: dict[str, str]
-    others: tuple[str, ...]  # for methods without a colour of their own; none is a named one's
+    others: tuple[str, ...]  # for methods that `methods` lacks; all differ from its colours
 
     @property
     def settings(self) -> dict[Any, Any]:
-        """How everything but the data is drawn, as matplotlib's rc settings."""
+        """Matplotlib's rc settings for everything except the data."""
         colours = {
-            "savefig.facecolor": self.ground,
-            "axes.facecolor": self.ground,
+            "savefig.facecolor": self.background,
+            "axes.facecolor": self.background,
             "axes.edgecolor": self.faint,
             "axes.labelcolor": self.ink,
             "axes.titlecolor": self.ink,
@@ -71,14 +72,14 @@ RC = {
     "ytick.labelsize": 8,
     "xtick.major.size": 3,
     "ytick.major.size": 3,
-    "text.parse_math": False,  # a name's `$` is a dollar
+    "text.parse_math": False,  # a `$` in a name is a dollar sign, not mathematics
 }
 
 
-# Okabe-Ito hues (safe for colour-blind readers), lightened for the dark ground.
-LIGHT = Paper(
+# Okabe-Ito hues (safe for colour-blind readers), lightened for the dark background.
+LIGHT = Theme(
     name="light",
-    ground="#ffffff",
+    background="#ffffff",
     ink="#24211d",
     faint="#6f6a62",
     grid="#e6e2da",
@@ -102,9 +103,9 @@ LIGHT = Paper(
         "#9aa6ff",
     ),
 )
-DARK = Paper(
+DARK = Theme(
     name="dark",
-    ground="#1b1a18",
+    background="#1b1a18",
     ink="#ece8e1",
     faint="#a8a297",
     grid="#37342f",
@@ -132,7 +133,7 @@ DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 
 
 class Picture(NamedTuple):
-    """A finished figure: file name, PNG on light and on dark ground, and its caption."""
+    """A finished figure: its name, a PNG in each theme, and its caption."""
 
     name: str
     light: bytes
@@ -140,22 +141,23 @@ class Picture(NamedTuple):
     caption: str
 
 
-def picture(name: str, caption: str, draw: Callable[[Paper], "Figure"]) -> Picture:
-    """Draw on both grounds; the PNG carries no date or version, so equal data give equal bytes."""
+def picture(name: str, caption: str, draw: Callable[[Theme], "Figure"]) -> Picture:
+    """Draw in both themes. The PNG holds no date or version, so equal data give equal bytes."""
+    # Imported only when a figure is drawn: Markdown does not need it.
     import matplotlib
 
     png = {}
-    for paper in (LIGHT, DARK):
+    for theme in (LIGHT, DARK):
         buffer = io.BytesIO()
-        with matplotlib.rc_context(paper.settings), warnings.catch_warnings():
-            # A box stands for a letter that the font lacks; the tables have the name in full.
+        with matplotlib.rc_context(theme.settings), warnings.catch_warnings():
+            # A letter that the font lacks is drawn as a box; the tables show the whole name.
             warnings.filterwarnings("ignore", "Glyph .* missing from font")
-            draw(paper).savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-        png[paper.name] = buffer.getvalue()
+            draw(theme).savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+        png[theme.name] = buffer.getvalue()
     return Picture(name, png["light"], png["dark"], caption)
 
 
-def curves(study: StudyResults, paper: Paper) -> "Figure":
+def curves(study: StudyResults, theme: Theme) -> "Figure":
     """Training reward, accuracy by split, length and epistemic tokens over training steps."""
     panels = _curve_panels(study)
     fig = _figure(1.75 * len(panels) + 1.0)
@@ -168,7 +170,7 @@ def curves(study: StudyResults, paper: Paper) -> "Figure":
                     if split
                     else _metric_series(study, world, method, key)
                 )
-                _draw_series(ax, points, _colour(study, method, paper), is_base=method == BASE)
+                _draw_series(ax, points, _colour(study, method, theme), is_base=method == BASE)
             if not ax.lines:
                 middle = {"ha": "center", "va": "center", "transform": ax.transAxes}
                 ax.text(0.5, 0.5, "not recorded", fontsize=8, **middle)
@@ -177,14 +179,14 @@ def curves(study: StudyResults, paper: Paper) -> "Figure":
     _title_columns(axes, study)
     for ax in axes[-1]:
         ax.set_xlabel("training step")
-    _legend(fig, study, paper)
+    _legend(fig, study, theme)
     return fig
 
 
 def _curve_panels(study: StudyResults) -> list[tuple[str, str, str]]:
-    """(label, split, field) from top to bottom; split "" is the training samples' own log.
+    """(label, split, field) from top to bottom; split "" means the metrics of training samples.
 
-    The other measures come from held-out problems, or from the log without evaluations.
+    The other measures come from held-out problems, or from those metrics if nothing was evaluated.
     """
     splits = [s for s in study.splits if s != "train"] or study.splits
     split = splits[0] if splits else ""
@@ -195,7 +197,7 @@ def _curve_panels(study: StudyResults) -> list[tuple[str, str, str]]:
     ]
 
 
-def forest(study: StudyResults, cells: dict[CellKey, Cell], paper: Paper) -> "Figure":
+def forest(study: StudyResults, cells: dict[CellKey, Cell], theme: Theme) -> "Figure":
     """Each method's accuracy minus the base's, with its interval, per world and split."""
     methods = [m for m in study.methods if m != BASE]
     splits = [s for s in study.splits if s != "train"] or study.splits
@@ -203,10 +205,10 @@ def forest(study: StudyResults, cells: dict[CellKey, Cell], paper: Paper) -> "Fi
     axes = fig.subplots(len(splits), len(study.worlds), squeeze=False, sharex=True, sharey=True)
     for split, row_axes in zip(splits, axes):
         for world, ax in zip(study.worlds, row_axes):
-            ax.axvline(0, color=paper.faint, linewidth=1)
+            ax.axvline(0, color=theme.faint, linewidth=1)
             for height, method in enumerate(reversed(methods)):
                 _draw_difference(
-                    ax, cells, (world, method, split), height, _colour(study, method, paper)
+                    ax, cells, (world, method, split), height, _colour(study, method, theme)
                 )
             ax.set_yticks(range(len(methods)), [method_label(m) for m in reversed(methods)])
             ax.set_ylim(-0.6, len(methods) - 0.4)
@@ -227,7 +229,7 @@ def mass_panels(study: StudyResults) -> list[tuple[str, str]]:
     ]
 
 
-def mass(study: StudyResults, paper: Paper) -> "Figure":
+def mass(study: StudyResults, theme: Theme) -> "Figure":
     """Epistemic probability mass of student, teacher and reference at each step."""
     panels = mass_panels(study)
     num_columns = min(3, len(panels))
@@ -239,7 +241,7 @@ def mass(study: StudyResults, paper: Paper) -> "Figure":
     for (world, method), ax in zip(panels, axes.flat):
         for who, (kind, style) in MASS_LINES.items():
             points = smoothed(_metric_series(study, world, method, f"epistemic_mass_{who}"))
-            colour = paper.methods[kind]
+            colour = theme.methods[kind]
             ax.plot(
                 [p[0] for p in points],
                 [p[1] for p in points],
@@ -252,13 +254,14 @@ def mass(study: StudyResults, paper: Paper) -> "Figure":
         ax.set_title(method_label(method) + place)
     for ax in axes[-1]:
         ax.set_xlabel("training step")
-    axes.flat[0].set_ylim(bottom=0)  # last: setting a limit ends the shared autoscaling
+    # After all curves are drawn, because setting a limit ends the shared autoscaling.
+    axes.flat[0].set_ylim(bottom=0)
     handles, labels = axes.flat[0].get_legend_handles_labels()
     _legend_of(fig, handles, labels, 3)
     return fig
 
 
-# who -> (the method whose colour it takes, line style)
+# network -> (the method whose colour it uses, line style)
 MASS_LINES = {
     "student": ("sdpo", "solid"),
     "teacher": ("epi_anchor", DASHES[1]),
@@ -269,7 +272,7 @@ Points = list[tuple[float, float, float, float]]  # step, mean over seeds, lowes
 
 
 def smoothed(points: Points, width: int = SMOOTHING_STEPS) -> Points:
-    """Centred moving mean; the ends use what is there."""
+    """Centred moving mean over `width` points, and over fewer at the ends."""
     half = width // 2
     values = np.array([p[1:] for p in points])
     return [
@@ -279,7 +282,7 @@ def smoothed(points: Points, width: int = SMOOTHING_STEPS) -> Points:
 
 
 def _eval_series(study: StudyResults, world: str, method: str, split: str, key: str) -> Points:
-    """One point an evaluation; a method without a step 0 starts at the base's value."""
+    """One point per evaluation; a method without a step 0 starts at the base's value."""
     rows = study.select(world=world, method=method, split=split)
     if rows and method != BASE and min(row["step"] for row in rows) > 0:
         start = study.select(world=world, method=BASE, split=split)
@@ -307,7 +310,8 @@ def _draw_series(ax: "Axes", points: Points, colour: str, *, is_base: bool) -> N
     if is_base:
         ax.axhline(points[0][1], color=colour, linewidth=1.2, linestyle=DASHES[2])
         return
-    is_dense = len(points) >= 4 * SMOOTHING_STEPS  # fewer would be drawn as mostly edge
+    # With fewer points, much of the smoothed curve would be the shorter means at its ends.
+    is_dense = len(points) >= 4 * SMOOTHING_STEPS
     steps, means, lows, highs = zip(*(smoothed(points) if is_dense else points))
     ax.plot(
         steps,
@@ -340,12 +344,12 @@ def _draw_difference(
     ax.plot([100 * difference.value], [height], "o", color=colour, markersize=5.5)
 
 
-def _colour(study: StudyResults, method: str, paper: Paper) -> str:
-    """The method's own colour; a name we do not know takes the next of a fixed row."""
-    if method in paper.methods:
-        return paper.methods[method]
-    unknown = [m for m in study.methods if m not in paper.methods]
-    return paper.others[unknown.index(method) % len(paper.others)]
+def _colour(study: StudyResults, method: str, theme: Theme) -> str:
+    """The method's own colour; an unknown method takes the next of a fixed list."""
+    if method in theme.methods:
+        return theme.methods[method]
+    unknown = [m for m in study.methods if m not in theme.methods]
+    return theme.others[unknown.index(method) % len(theme.others)]
 
 
 def _figure(height: float) -> "Figure":
@@ -360,14 +364,14 @@ def _title_columns(axes: Any, study: StudyResults) -> None:
             ax.set_title(sentence(world_label(world)), fontsize=10, fontweight="bold")
 
 
-def _legend(fig: "Figure", study: StudyResults, paper: Paper) -> None:
+def _legend(fig: "Figure", study: StudyResults, theme: Theme) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
         Line2D(
             [],
             [],
-            color=_colour(study, m, paper),
+            color=_colour(study, m, theme),
             linewidth=1.2 if m == BASE else 2,
             linestyle=DASHES[2] if m == BASE else "solid",
         )
@@ -381,19 +385,19 @@ def _legend_of(fig: "Figure", handles: list, labels: list[str], columns: int) ->
 
 
 def draw_all(study: StudyResults, cells: dict[CellKey, Cell]) -> dict[str, Picture]:
-    """Every figure that this study's data allow, by name."""
+    """Every figure for which this study has data, by name."""
     caption = CURVES_CAPTION + (
         " The dotted line is the base model." if BASE in study.methods else ""
     )
     caption += SEEDS_CAPTION if any(seed != 0 for _, _, seed in study.runs) else ""
-    pictures = {"curves": picture("curves", caption, lambda paper: curves(study, paper))}
+    pictures = {"curves": picture("curves", caption, lambda theme: curves(study, theme))}
     if BASE in study.methods and len(study.methods) > 1:
         pictures["differences"] = picture(
-            "differences", FOREST_CAPTION, lambda paper: forest(study, cells, paper)
+            "differences", FOREST_CAPTION, lambda theme: forest(study, cells, theme)
         )
     if mass_panels(study):
         pictures["epistemic_mass"] = picture(
-            "epistemic_mass", MASS_CAPTION, lambda paper: mass(study, paper)
+            "epistemic_mass", MASS_CAPTION, lambda theme: mass(study, theme)
         )
     return pictures
 

@@ -1,7 +1,7 @@
-"""What happened, in numbers: final values, changes against the base, whether orderings hold.
+"""The findings of a study: final values, changes from the base, and which orderings hold.
 
-Every sentence here is chosen by an interval. Nothing is claimed that the rows and records of this
-run do not show, and an expectation that fails is reported as failing.
+An interval decides the wording of every sentence. Nothing is claimed that the rows and records of
+this run do not show, and an expectation that fails is reported as failing.
 """
 
 import math
@@ -42,18 +42,18 @@ class Cell:
     method: str
     split: str
     step: int
-    rows: list[Row]  # one a seed
+    rows: list[Row]  # one per seed
     clusters: dict[str, Clusters]  # by measure; empty without per-response records
 
     def value(self, measure: str) -> float:
-        """The measure's mean, from the records where they exist; nan where nobody measured it."""
+        """The measure's mean, from the records where they exist; NaN if it was not measured."""
         if measure in self.clusters:
             return self.clusters[measure].mean
         value = mean_of_rows(self.rows, measure)
         return math.nan if value is None else value
 
     def estimate(self, measure: str) -> Interval:
-        """The measure's value with its interval, without bounds where records are missing."""
+        """The measure's value with its 95 % interval, without bounds if records are missing."""
         if measure in self.clusters:
             return interval(self.clusters[measure])
         return _unbounded(self.value(measure))
@@ -92,9 +92,9 @@ ORDERINGS = (
     Ordering("SDPO ends below the base, held-out", SDPO, "below", MAIN[BASE]),
     Ordering("SDPO ends below the base, OOD", SDPO, "below", MAIN[BASE], split="ood"),
     Ordering(
-        "SDPO says fewer epistemic tokens", SDPO, "below", MAIN[BASE], "epistemic_per_response"
+        "SDPO uses fewer epistemic tokens", SDPO, "below", MAIN[BASE], "epistemic_per_response"
     ),
-    Ordering("SDPO answers shorter", SDPO, "below", MAIN[BASE], "length"),
+    Ordering("SDPO gives shorter answers", SDPO, "below", MAIN[BASE], "length"),
     Ordering("SDPO double-checks less often", SDPO, "below", MAIN[BASE], "check_rate"),
     Ordering("SDPO with an EMA teacher ends below SDPO", MAIN["sdpo_ema"], "below", SDPO),
     Ordering("GRPO ends above the base", GRPO, "above", MAIN[BASE]),
@@ -107,7 +107,7 @@ ORDERINGS = (
     Ordering("the gate ends above SDPO", MAIN["epi_gate"], "above", SDPO),
     Ordering("the anchor ends above the mask", ANCHOR, "above", MAIN["sdpo_mask"]),
     Ordering(
-        "control world: SDPO says fewer epistemic tokens there too",
+        "control world: SDPO uses fewer epistemic tokens there too",
         ("control", "sdpo"),
         "below",
         ("control", BASE),
@@ -117,7 +117,7 @@ ORDERINGS = (
 
 
 def tabulate(study: StudyResults) -> dict[CellKey, Cell]:
-    """Every method's final cell on the main grid, with clusters where the runs kept records."""
+    """The cell of every method's last step on the main grid."""
     cells = {}
     for world in study.worlds:
         for method in study.methods:
@@ -129,7 +129,7 @@ def tabulate(study: StudyResults) -> dict[CellKey, Cell]:
 
 
 def last_rows(rows: list[Row]) -> list[Row]:
-    """The rows of the last step that every seed reached."""
+    """The rows of the last step that every seed reached. Raises UserError if there is none."""
     steps = [{row["step"] for row in rows if row["seed"] == seed} for seed in _seeds(rows)]
     shared = set.intersection(*steps)
     if not shared:
@@ -146,6 +146,7 @@ def make_cell(study: StudyResults, rows: list[Row]) -> Cell:
     runs = [study.runs.get((head["world"], head["method"], row["seed"])) for row in rows]
     per_seed = [run.records(head["step"], head["split"]) if run else None for run in runs]
     records = [record for seed_records in per_seed if seed_records for record in seed_records]
+    # Only if every seed has records: those of some seeds would not give the mean of all rows.
     sums = {name: m.of(records) for name, m in MEASURES.items()} if all(per_seed) else {}
     return Cell(
         world=head["world"],
@@ -158,7 +159,7 @@ def make_cell(study: StudyResults, rows: list[Row]) -> Cell:
 
 
 def references(study: StudyResults, cells: dict[CellKey, Cell]) -> dict[CellKey, Cell]:
-    """What each cell is compared with: the base, or in a study without one its own first step."""
+    """The cell that each one is compared with: the base, or without a base its own first step."""
     if BASE in study.methods:
         found = {key: cells.get((key[0], BASE, key[2])) for key in cells if key[1] != BASE}
         return {key: base for key, base in found.items() if base is not None}
@@ -172,7 +173,7 @@ def references(study: StudyResults, cells: dict[CellKey, Cell]) -> dict[CellKey,
 
 
 def change(first: Cell, second: Cell, measure: str) -> Interval:
-    """first - second: paired by problem where both kept records, a bare difference otherwise."""
+    """first - second: paired by problem where both have records, otherwise without an interval."""
     if measure in first.clusters and measure in second.clusters:
         return paired_difference(first.clusters[measure], second.clusters[measure])
     return _unbounded(first.value(measure) - second.value(measure))
@@ -183,7 +184,10 @@ def is_measured(cell: Cell | None, measure: str) -> bool:
 
 
 def kept_share(base: Cell, harmed: Cell, protected: Cell) -> Interval | None:
-    """The share of `harmed`'s loss of accuracy that `protected` keeps; None without a sure loss."""
+    """The share of `harmed`'s loss of accuracy that `protected` does not lose.
+
+    None unless the loss is certain, that is, its whole interval lies below zero.
+    """
     loss = change(harmed, base, "accuracy")
     if loss.value >= 0 or (loss.is_bounded and loss.high >= 0):
         return None
@@ -191,6 +195,7 @@ def kept_share(base: Cell, harmed: Cell, protected: Cell) -> Interval | None:
     if not all("accuracy" in cell.clusters for cell in cells):
         b, h, p = (cell.value("accuracy") for cell in cells)
         return _unbounded((p - h) / (b - h))
+    # The ratio is resampled as a whole, because its parts share the same problems.
     clusters = [cell.clusters["accuracy"] for cell in cells]
     return bootstrap(clusters, lambda b, h, p: (p - h) / (b - h))
 
@@ -211,7 +216,7 @@ def control_contrast(cells: dict[CellKey, Cell], split: str = "heldout") -> Inte
 
 
 def judge(difference: Interval) -> str:
-    """Whether a difference that should be positive is."""
+    """The verdict on a difference that is expected to be positive."""
     if difference.is_bounded:
         if difference.low > 0:
             return HOLDS
@@ -232,7 +237,7 @@ def findings(cells: dict[CellKey, Cell]) -> list[Finding]:
 
 
 def verdict_sentence(judged: Iterable[Finding]) -> str:
-    """How many of the expected orderings hold, with every other verdict counted too."""
+    """One sentence that counts the verdicts on the expected orderings."""
     verdicts = [f.verdict.removesuffix(NO_INTERVAL) for f in judged if f.verdict != UNMEASURED]
     if not verdicts:
         return "None of the expected orderings was measured in this run."
@@ -305,7 +310,7 @@ def _anchor_sentence(cells: dict[CellKey, Cell]) -> str:
     end = f"The anchored objective ends at {value} held-out ({gain} against SDPO)"
     kept = kept_share(base, sdpo, anchor)
     if kept is None:
-        return f"{end}; SDPO lost no accuracy that can be told from zero, so there is none to keep."
+        return f"{end}; SDPO's loss of accuracy is not distinguishable from zero."
     return f"{end}: it keeps {share_text(kept)} of what SDPO lost."
 
 

@@ -1,7 +1,7 @@
-"""One self-contained HTML page: inline style, embedded figures, no script, nothing fetched.
+"""Render a self-contained HTML page: inline style, embedded figures, no scripts, no requests.
 
-The pages are the templates beside this file. Jinja escapes every value that it fills in, so that
-no response, question or name of a run becomes markup.
+The pages are the files in `templates/`. Jinja escapes every value that it inserts, so that no
+response, question or name of a run can become markup.
 """
 
 import base64
@@ -22,7 +22,7 @@ VERDICT_MARKS = {"holds": "✓", "opposite": "✗", "not settled": "~", "not mea
 
 
 def render(template: str, **values: Any) -> str:
-    """A whole page: `study.html` or `runs.html`, with what it shows by name."""
+    """Render `study.html` or `runs.html`; `values` are the names that the template reads."""
     return _environment().get_template(template).render(values)
 
 
@@ -33,7 +33,7 @@ def _environment() -> "Environment":
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("jaxdistill.report"),
         autoescape=True,
-        undefined=jinja2.StrictUndefined,  # a name that a page lacks is our mistake, not a gap
+        undefined=jinja2.StrictUndefined,  # an undefined name is a bug, not an empty string
         trim_blocks=True,
         keep_trailing_newline=True,
     )
@@ -56,7 +56,7 @@ class Hue(NamedTuple):
 
 
 def hue(method: str) -> Hue | None:
-    """The method's colour on both grounds, as in the figures; None without one of its own."""
+    """The method's colours on a light and a dark background, as in the figures; None for others."""
     known = method in LIGHT.methods
     return Hue(LIGHT.methods[method], DARK.methods[method]) if known else None
 
@@ -64,7 +64,7 @@ def hue(method: str) -> Hue | None:
 def marked(text: str, words: Sequence[str]) -> "Markup":
     """Escape text for HTML, then wrap whole words (any case, letter boundaries) in <mark>.
 
-    Entities made by the escaping are stepped over, so no word list can break one.
+    Entities from the escaping are skipped, so no word list can break one.
 
     >>> str(marked("1 < 2, Wait", ["wait", "lt"]))
     '1 &lt; 2, <mark>Wait</mark>'
@@ -74,8 +74,10 @@ def marked(text: str, words: Sequence[str]) -> "Markup":
     escaped = html.escape(text)
     if not words:
         return Markup(escaped)
+    # An alternation takes its first match, so "let me check" must precede "let me".
     longest_first = sorted((html.escape(word) for word in words), key=len, reverse=True)
     alternatives = "|".join(re.escape(word) for word in longest_first)
+    # Not \b, which takes digits and underscores for letters: "wait2" contains the word "wait".
     letter = r"[^\W\d_]"
     pattern = rf"&(?:#x?[0-9a-f]+|[a-z]+);|(?<!{letter})({alternatives})(?!{letter})"
     return Markup(

@@ -1,4 +1,4 @@
-"""Study and run folders, read into plain rows. What is missing or broken becomes one clear line."""
+"""Read study and run folders into plain rows; a missing or broken file is a one-line UserError."""
 
 import json
 import re
@@ -18,14 +18,14 @@ RunKey = tuple[str, str, int]  # world, method, seed
 BASE = "base"
 # Axes along which a full study departs from its main grid of world x method x seed.
 AXES = ("coverage", "context")
-# What every row of summary.json must have beside the measures that are required.
+# Fields that every row of summary.json must have besides the required measures.
 ROW_TEXT = ("world", "method", "split")
 ROW_NUMBERS = ("seed", "step", "n")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder: what it logged at each step, and where its evaluations lie."""
+    """A run folder, with the metrics that it logged at each step."""
 
     folder: Path
     metrics: list[Row]
@@ -38,7 +38,7 @@ class Run:
 
 @dataclass(frozen=True)
 class StudyResults:
-    """Everything a report is made of; `sweep_rows` are the rows off the main grid."""
+    """All data of a report; `sweep_rows` are the rows outside the main grid."""
 
     folder: Path
     info: Row
@@ -67,19 +67,20 @@ class StudyResults:
 
 
 def in_order(names: Iterable[str], order: Collection[str]) -> list[str]:
-    """Distinct names: the known ones in their order, then the others as they came."""
+    """Distinct names: those in `order` first, then the others in order of first appearance."""
     distinct = list(dict.fromkeys(names))
     return [n for n in order if n in distinct] + [n for n in distinct if n not in order]
 
 
 def load_study_results(study_dir: str | Path) -> StudyResults:
-    """Read a study folder; UserError (one line) for what is missing or malformed."""
+    """Read a study folder. Raises UserError, one line, for a missing or malformed file."""
     folder = Path(study_dir)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such study folder; give the one `jaxdistill study` wrote")
     rows = _checked_rows(folder / "summary.json")
     main, sweep = split_grid(rows)
     keys = dict.fromkeys((row["world"], row["method"], row["seed"]) for row in main)
+    # A study may have been copied without its runs; its page then has no intervals.
     folders = {key: folder / "runs" / "{}-{}-s{}".format(*key) for key in keys}
     probe_path = folder / "probe.json"
     return StudyResults(
@@ -93,7 +94,10 @@ def load_study_results(study_dir: str | Path) -> StudyResults:
 
 
 def load_runs(run_dirs: Sequence[str | Path]) -> StudyResults:
-    """Read plain run folders as a study of one world in which every run is a method of its own."""
+    """Read plain run folders as a study of one world in which each run is a method.
+
+    Raises UserError for a folder that is no run, or that is given twice.
+    """
     if not run_dirs:
         raise UserError("report: no run folder given; name at least one")
     folders = [Path(run_dir) for run_dir in run_dirs]
@@ -122,9 +126,10 @@ def load_run(folder: Path) -> Run:
 
 
 def split_grid(rows: list[Row]) -> tuple[list[Row], list[Row]]:
-    """Part the main grid from the rows of a sweep over coverage or context.
+    """Separate the rows of the main grid from those of a sweep over coverage or context.
 
-    The main grid has no value on an axis if any row lacks one, otherwise the most common value.
+    On each axis the main grid is the rows without a value or, if every row has one, those with the
+    most common value.
     """
     common = {}
     for axis in AXES:
@@ -138,7 +143,7 @@ def split_grid(rows: list[Row]) -> tuple[list[Row], list[Row]]:
 
 
 def read_study_json(path: Path) -> Any:
-    """Parse a JSON file; UserError naming it where it is missing or broken."""
+    """Parse a JSON file. Raises UserError that names the file if it is missing or malformed."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -148,13 +153,13 @@ def read_study_json(path: Path) -> Any:
 
 
 def read_rows(path: Path, *, may_be_cut: bool = False) -> list[Row]:
-    """Parse a file of one JSON object a line; UserError naming the line that is broken.
+    """Parse a JSONL file. Raises UserError that names the first malformed line.
 
-    With `may_be_cut` a last line without its line break is dropped: a killed run leaves one.
+    With `may_be_cut`, a last line without its line break is dropped: a killed run leaves one.
     """
     rows = []
     try:
-        # Not splitlines(): a response may hold U+2028, which is no line break in JSON.
+        # Not splitlines(): a response may contain U+2028, which is no line break in JSON.
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error})") from None
@@ -174,7 +179,7 @@ def read_rows(path: Path, *, may_be_cut: bool = False) -> list[Row]:
 
 
 def read_records(path: Path) -> list[Row]:
-    """Per-response records, each with the fields the report shows and counts."""
+    """Per-response records. Raises UserError if one lacks a field that the report reads."""
     records = read_rows(path)
     counted = [measure.field for measure in MEASURES.values() if measure.required]
     for number, record in enumerate(records, start=1):
@@ -235,7 +240,7 @@ def _rows_of_evals(run: Run, name: str) -> list[Row]:
 
 
 def _distinct_names(folders: list[Path]) -> list[str]:
-    """Folder names; with the parent's name before them where two are the same."""
+    """Folder names, each preceded by its parent's name if another folder has the same name."""
     counts = Counter(folder.resolve().name for folder in folders)
     names = []
     for folder in (f.resolve() for f in folders):

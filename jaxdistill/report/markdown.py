@@ -8,7 +8,7 @@ from jaxdistill.report.words import sentence
 
 
 def table(data: Table) -> str:
-    """A pipe table under its title; the small line of a cell follows in the same cell."""
+    """A pipe table under its title; the small line of a cell follows its text."""
     rule = ["---"] + ["---:"] * (len(data.headers) - 1)
     lines = [f"**{escaped(sentence(data.title))}**", "", _line(data.headers), _line(rule)]
     lines += [_line([f"{entry.text} {entry.small}".strip() for entry in row]) for row in data.rows]
@@ -23,14 +23,14 @@ def ledger(findings: list[Finding]) -> str:
 
 
 def bullets(lines: list[str]) -> str:
-    """A list of sentences, whose names are `escaped` already: `code` in them is meant."""
+    """A list of sentences whose names are already `escaped`; other backticks in them mark code."""
     return "\n".join(f"- {sentence(line)}" for line in lines)
 
 
 def escaped(text: str) -> str:
-    """Text that is a name stays text: it ends no cell and no line, and starts no code, tag or link.
+    """Escape a name so that it cannot end a cell or a line, or start code, a tag or a link.
 
-    Brackets of an interval and underscores within a word mean nothing and stay as they are.
+    Brackets of an interval and underscores inside a word are no markup and stay as they are.
 
     >>> escaped("a|b <i>` [c](d)")
     'a\\\\|b &lt;i>\\\\` [c\\\\](d)'

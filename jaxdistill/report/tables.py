@@ -1,4 +1,4 @@
-"""The tables of a report as plain values, which HTML and Markdown then write each in its way."""
+"""The tables of a report as plain values, which `html` and `markdown` render."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -40,7 +40,7 @@ def final_table(
     world: str,
     split: str,
 ) -> Table:
-    """Last step of every method: values with intervals and paired changes against the reference."""
+    """The last step of every method: values with intervals, and paired changes from `reference`."""
     versus = "vs base" if BASE in study.methods else "vs its start"
     chosen = [cells[key] for key in cells if (key[0], key[2]) == (world, split)]
     has_seeds = any(len(cell.rows) > 1 for cell in chosen)
@@ -69,7 +69,8 @@ def final_table(
 
 
 def sweep_table(study: StudyResults, axis: str) -> Table | None:
-    """The last step along `coverage` or `context`; None where the study has no such rows."""
+    """The last step for each value of `coverage` or `context`; None if there are no such rows."""
+    # Only rows that leave the main grid on this axis alone.
     other = {"coverage": "context", "context": "coverage"}[axis]
     usual = study.rows[0].get(other)
     rows = [
@@ -77,23 +78,24 @@ def sweep_table(study: StudyResults, axis: str) -> Table | None:
     ]
     if not rows:
         return None
+    # The base and the main grid's own setting are the points of comparison in the same table.
     places = {(row["world"], method) for row in rows for method in (BASE, row["method"])}
     rows += [row for row in study.rows if (row["world"], row["method"]) in places]
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         value = row.get(axis)
         label = "as in the main grid" if value is None else str(value)
-        label = "–" if row["method"] == BASE else label  # it was not trained
+        label = "–" if row["method"] == BASE else label  # the base was not trained on either
         groups.setdefault((row["world"], row["method"], label), []).append(row)
     worlds = in_order((row["world"] for row in rows), ("main", "control"))
     methods = in_order((row["method"] for row in rows), (BASE, "sdpo"))
 
     def rank(key: tuple[str, str, str]) -> tuple[int, int, tuple[float, str]]:
-        """By world and method; then numbers ascending, names, "all" and the main grid last."""
+        """Sort by world and method; then numbers ascending, names, "all", and the main grid."""
         world, method, label = key
         if label.isdigit():
             return worlds.index(world), methods.index(method), (float(label), "")
-        # Above every number of problems, in this order.
+        # Larger than any number of problems, so that these labels follow the numbers.
         last = {"all": 2e18, "as in the main grid": 3e18}.get(label, 1e18)
         return worlds.index(world), methods.index(method), (last, label)
 
@@ -108,7 +110,7 @@ def _sweep_columns() -> Iterator[tuple[str, Measure]]:
 
 
 def probe_tables(study: StudyResults) -> list[Table]:
-    """What the base does at each fork of its own rollouts, with and without a context."""
+    """Probabilities of the base's next token at each fork of its rollouts, for each context."""
     tables = []
     for world, rows in study.probe.items():
         headers = ["context", "place", "epistemic", "answer", "then", "check", "positions"]
@@ -129,7 +131,7 @@ def probe_tables(study: StudyResults) -> list[Table]:
 
 
 def _sizes(cells: list[Cell]) -> str:
-    """Problems where records tell, and responses a seed."""
+    """Text with the number of problems, if there are records, and of responses per seed."""
     responses = sorted({int(row["n"]) for cell in cells for row in cell.rows})
     problems = {len(c.clusters["accuracy"].ids) for c in cells if "accuracy" in c.clusters}
     text = f"{problems.pop():,} problems, " if len(problems) == 1 else ""
@@ -145,7 +147,7 @@ def _value(cell: Cell, measure: str) -> Entry:
 
 
 def _seeds(cell: Cell, measure: str) -> Entry:
-    """The lowest and the highest seed; nothing for one seed."""
+    """The measure of the lowest and of the highest seed; empty for a single seed."""
     seeds = [row[measure] for row in cell.rows if row.get(measure) is not None]
     ends = (number_text(measure, end) for end in (min(seeds), max(seeds))) if seeds else ()
     return Entry("–".join(ends) if len(cell.rows) > 1 else "")

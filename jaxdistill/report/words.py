@@ -1,4 +1,4 @@
-"""How numbers, names and responses read in a report."""
+"""How numbers and names are written in a report."""
 
 from jaxdistill.evaluation.intervals import Interval
 from jaxdistill.evaluation.measures import MEASURES, Measure
@@ -6,7 +6,7 @@ from jaxdistill.evaluation.measures import MEASURES, Measure
 MINUS = "−"
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
-# Each of the three in the order in which a report shows them.
+# The order of each of these three tables is the order in which a report shows its names.
 METHOD_LABELS = {
     "base": "base model",
     "sdpo": "SDPO",
@@ -52,7 +52,7 @@ def value_text(measure: str, value: float) -> str:
 
 
 def number_text(measure: str, value: float, *, signed: bool = False) -> str:
-    """A value without its unit; shares in percent (differences: in points)."""
+    """A value without its unit: a share in percent, a difference of shares in points."""
     how = MEASURES[measure]
     text = f"{value * (100.0 if how.is_share else 1.0):{'+' if signed else ''}.{how.digits}f}"
     if float(text) == 0:  # "-0.0" and "+0.0" are noise
@@ -61,13 +61,13 @@ def number_text(measure: str, value: float, *, signed: bool = False) -> str:
 
 
 def column_head(measure: Measure, *, with_unit: bool = True) -> str:
-    """ "accuracy, %", "length, tokens"; without the unit "length", but a percent is always said."""
+    """ "accuracy, %", "length, tokens"; without its unit "length", but % is always shown."""
     unit = "%" if measure.is_share else measure.unit if with_unit else ""
     return f"{measure.label}, {unit}" if unit else measure.label
 
 
 def range_text(measure: str, interval: Interval, *, signed: bool = False) -> str:
-    """ "[55.1, 60.6]", or nothing where the interval has no bounds."""
+    """ "[55.1, 60.6]", or an empty text if the interval has no bounds."""
     if not interval.is_bounded:
         return ""
     low = number_text(measure, interval.low, signed=signed)
@@ -95,7 +95,7 @@ def share_text(share: Interval) -> str:
 
 
 def movement(interval: Interval) -> str:
-    """The verb that the interval of a difference allows."""
+    """The verb that the interval of a difference supports."""
     if not interval.is_bounded:
         return "went"
     if interval.high < 0:

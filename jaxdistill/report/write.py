@@ -1,4 +1,4 @@
-"""Write the two pages, section by section: a study's comparison and a look at plain runs."""
+"""Write the two pages: the comparison of a study's methods, and the report of plain runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ def write_study_report(study_dir: str | Path, *, words: Sequence[str] | None = N
     """Write STUDY/report.html and STUDY/figures/*.png; return the page's path.
 
     `words` are highlighted in the answers (default: the paper's ten). Raises UserError, one line,
-    where summary.json or study.json is missing or a file is malformed.
+    if summary.json or study.json is missing or a file is malformed.
     """
     study = load_study_results(study_dir)
     cells = findings.tabulate(study)
@@ -50,13 +50,13 @@ def write_run_report(
 ) -> Path:
     """Write a page on plain run folders to `out` (an .html file, or a folder); return its path.
 
-    Each run is compared with its own first evaluation. Raises UserError (one line) for a folder
-    that is no run or holds neither metrics nor evaluations.
+    Each run is compared with its own first evaluation. Raises UserError, one line, for a folder
+    that is no run or has neither metrics nor evaluations.
     """
     study = load_runs(run_dirs)
     if not study.rows and not any(run.metrics for run in study.runs.values()):
         raise UserError(
-            f"{study.folder}: the runs hold neither metrics nor evaluations; train first"
+            f"{study.folder}: the runs have neither metrics nor evaluations; train first"
         )
     cells = findings.tabulate(study)
     pictures = figures.draw_all(study, cells)
@@ -93,7 +93,7 @@ def study_markdown(study_dir: str | Path) -> str:
 
 
 def write(path: Path, text: str, pictures: dict[str, figures.Picture]) -> Path:
-    """The page, and beside it figures/NAME.png and figures/NAME-dark.png."""
+    """Write the page to `path`, and figures/NAME.png and figures/NAME-dark.png beside it."""
     folder = path.parent / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     for picture in pictures.values():
@@ -110,7 +110,7 @@ def default_words(words: Sequence[str] | None) -> Sequence[str]:
 
 
 def tiles(cells: dict[CellKey, Cell]) -> list[tuple[str, str, str]]:
-    """Key figures, those that this study measured."""
+    """Title, value and detail of each key figure that this study measured."""
     entries = []
     for title, world, method, measure in TILES:
         before, after = (cells.get((world, m, "heldout")) for m in (BASE, method))
@@ -125,6 +125,7 @@ def tiles(cells: dict[CellKey, Cell]) -> list[tuple[str, str, str]]:
         kept = kept_share(base, sdpo, anchor)
         if kept is not None:
             share, _, bounds = share_text(kept).partition(" ")
+            # Third, after the two figures of SDPO.
             entries.insert(2, ("of SDPO's loss, the anchor keeps", share, bounds))
     return entries
 

@@ -1,4 +1,4 @@
-"""The arithmetic of `jaxdistill bench`, and that the verb writes what it prints."""
+"""The arithmetic of `jaxdistill bench`, and the agreement of what it prints and writes."""
 
 import contextlib
 import dataclasses
@@ -54,16 +54,16 @@ def test_the_verb_prints_and_writes_one_result(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_step_bytes_are_the_weights_and_the_positions_in_use():
-    # 18 tokens: between the 16th and the last, rows see 5 + 16 and 5 + 17 positions, 21.5 on
-    # average. A position is a key and a value of 2 heads of 8 numbers in each of 2 layers.
+def test_step_bytes_are_the_weights_and_the_filled_part_of_the_cache():
+    # 18 tokens: after the 16th, rows attend to 5 + 16 and then 5 + 17 positions, 21.5 on average.
+    # A position is a key and a value for 2 heads of 8 numbers in each of 2 layers.
     found = bench._per_step(Decode(rows=3, prompt=5, new=18), TINY, np.float32, seconds=0.5)
     assert found["step_bytes"] == 4 * (TINY.num_parameters + 3 * 21.5 * (2 * 2 * 2 * 8))
     assert found["step_tokens_per_second"] == 6
     assert found["share_of_copy"] == pytest.approx(found["step_bytes"] / 0.5 / 1e9)
 
 
-def test_a_position_of_an_int8_cache_is_its_numbers_and_a_scale_of_four_bytes_a_head():
+def test_a_position_of_an_int8_cache_is_its_numbers_and_a_scale_of_four_bytes_per_head():
     work = Decode(rows=3, prompt=5, new=18, cache_dtype="int8")
     found = bench._per_step(work, TINY, np.float32, seconds=0.5)
     assert found["step_bytes"] == 4 * TINY.num_parameters + 3 * 21.5 * (2 * 2 * 2 * (8 + 4))
@@ -94,9 +94,9 @@ def test_an_int8_cache_is_sampled_from_and_named_in_the_result():
     assert result["tokens"] == 80
 
 
-def test_step_operations_are_those_of_the_weights_and_of_the_positions_in_use():
-    # 3 rows; 2 layers of 3072 multiplied parameters and the head's 1024; 21.5 positions, each a
-    # product of 4 heads of 8 numbers for scores and for values in each layer.
+def test_step_operations_are_those_of_the_weights_and_of_attention_over_the_filled_cache():
+    # 3 rows; 2 layers of 3072 multiplied parameters and the head's 1024; 21.5 positions, each with
+    # a product of 4 heads of 8 numbers for scores and one for values in each layer.
     found = bench._per_step(Decode(rows=3, prompt=5, new=18), TINY, np.float32, seconds=0.5)
     assert found["model_flops"] == 3 * 2 * (2 * 3072 + 1024 + 21.5 * (2 * 2 * 32))
     assert found["share_of_matmul"] == pytest.approx(found["model_flops"] / 0.5 / 1e9)
@@ -104,7 +104,8 @@ def test_step_operations_are_those_of_the_weights_and_of_the_positions_in_use():
 
 @pytest.mark.parametrize(("pages", "steps"), [(0, 200 - 16), (40, 208 - 16), (2, None)])
 def test_a_step_is_timed_by_the_loops_own_steps_where_no_row_waits(monkeypatch, pages, steps):
-    # Who shares pages looks every 16 steps, so 200 tokens take 208. With 2 pages one row runs.
+    # With pages the loop ends at a multiple of 16 steps, so 200 tokens take 208. With 2 pages only
+    # one row runs at a time.
     timings = iter((1.0, 0.04))
     monkeypatch.setattr(measure, "timed", lambda run: (run(), next(timings))[1])
     work = Decode(model="tiny", rows=8, prompt=5, new=200, pages=pages, repeats=1)
@@ -136,8 +137,8 @@ def test_an_embedding_beside_a_head_is_not_read_by_a_step():
 
 def test_long_tailed_lengths_have_about_the_mean_and_never_exceed_the_limit():
     lengths_B = bench.long_tailed(4000, 1000, 200)
-    # The median of a log-normal lies exp(-sigma^2 / 2) = 0.73 below its mean. 4000 of them have a
-    # mean with a standard error of 1.5 %; the cut at 1000 takes another 1 %.
+    # The median of a log-normal is exp(-sigma^2 / 2) = 0.73 times its mean. The mean of 4000 draws
+    # has a standard error of 1.5 %, and the cut at 1000 lowers it by another 1 %.
     assert lengths_B.mean() == pytest.approx(200, rel=0.06)
     assert np.median(lengths_B) == pytest.approx(145, rel=0.06)
     assert 1 <= lengths_B.min() < 40
@@ -148,10 +149,10 @@ def test_rows_of_different_lengths_go_through_fewer_slots():
     work = Decode(model="tiny", rows=6, rollouts=2, slots=2, prompt=3, new=12, mean=5, repeats=1)
     result = bench.bench_decode(work)
     assert result["tokens"] == bench.long_tailed(6, 12, 5).sum()
-    assert "step_seconds" not in result, "steps of few rows are no steps of all"
+    assert "step_seconds" not in result, "a step with few rows is not a step with all rows"
 
 
-def test_a_pool_of_pages_reports_who_began_anew_and_how_many_slots_were_busy(tmp_path, capsys):
+def test_a_pool_of_pages_reports_preempted_rows_and_occupied_slots(tmp_path, capsys):
     out = tmp_path / "decode.json"
     arguments = (
         "bench decode --model tiny --rows 4 --rollouts 2 --slots 2 --pages 12 --prompt 5 --new 900 "
@@ -177,7 +178,7 @@ def test_busy_slots_are_timed_around_the_mean_context():
         model="tiny", rows=6, slots=4, pages=400, prompt=101, new=9000, mean=2000, busy=True
     )
     short_B, long_B = bench._busy_limits(work, 4, mean_positions=5100.0)
-    # A context of 5,100 is a prompt's 100 and 5,000 drawn tokens, the middle of 3,750 and 6,250.
+    # A context of 5,100 is 100 of the prompt and 5,000 drawn tokens, between 3,750 and 6,250.
     assert (short_B == [3750] * 4 + [0] * 2).all()
     assert (long_B == [6250] * 4 + [0] * 2).all()
 
@@ -189,7 +190,7 @@ def test_busy_slots_stay_within_their_share_of_the_pages():
     short_B, long_B = bench._busy_limits(work, 4, mean_positions=5100.0)
     assert long_B[0] == 43 * 128 - 101
     assert short_B[0] + long_B[0] == 2 * 5000
-    with pytest.raises(UserError, match="--busy: 4 slots have room for 5120 positions each"):
+    with pytest.raises(UserError, match="--busy: 4 slots hold 5120 positions each"):
         bench._busy_limits(dataclasses.replace(work, pages=160), 4, mean_positions=5100.0)
 
 
@@ -203,7 +204,7 @@ def test_busy_slots_stay_within_their_share_of_the_pages():
         ({"pages": -1}, "--pages must be at least 0"),
         ({"pages": 5}, "--pages 5 are too few: .* takes 768 positions, 6 pages of 128"),
         ({"profile": -1}, "--profile must be at least 0"),
-        ({"data": 0}, "--data must be at least 1, or -1 for the rest, got 0"),
+        ({"data": 0}, "--data must be at least 1, or -1 for all remaining devices, got 0"),
         ({"temperature": float("nan")}, "--temperature nan: expected a value >= 0"),
         ({"top_p": 2.0}, "--top-p 2.0: expected a value in"),
         ({"top_k": -3}, "--top-k -3: expected a value >= 0"),
@@ -244,7 +245,7 @@ def test_the_step_is_timed_beside_the_matrix_product_and_written(tmp_path, capsy
     assert result["work"]["optimizer"]["moments"] == "bfloat16"
     assert result["model_flops"] == bench_step.step_flops(TINY, sdpo(), 4, 5, 21)
     assert result["share_of_matmul"] == result["model_flops_per_second"] / 2e9, "of two devices"
-    # Read and written: 4 of a parameter, 4 of its gradient, 2 of each moment; read: 4 of the base.
+    # Bytes read and written: 4 per parameter and gradient, 2 per moment; only read: 4 of the base.
     assert result["step_bytes"] == (2 * (4 + 4 + 2 + 2) + 4) * TINY.num_parameters
     assert result["bytes_per_second"] == result["step_bytes"] / result["seconds"]
     assert result["memory"]["planned"] > result["memory"]["arguments"]
@@ -255,9 +256,9 @@ def test_the_operations_of_a_step_by_hand():
     # A layer of the tiny model multiplies 16 x (32 + 16 + 16) + 32 x 16 = 1536 parameters for
     # attention and 3 x 16 x 32 = 1536 for the MLP; the head 16 x 64 = 1024, at 2 of 3 positions.
     products = 2 * (2 * 3072 * 3 + 1024 * 2)
-    # 1 + 2 + 3 pairs of positions, each a product of 32 numbers for scores and for values.
+    # 1 + 2 + 3 pairs of positions, each with a product of 32 numbers for scores and one for values.
     attention = 2 * (4 * 6 * 32)
-    # Three times forward for the student; once for the teacher, and once for a contrast.
+    # Three forward passes for the student, one for the teacher, and one for a contrast.
     for objective, passes in ((grpo(), 3), (sdpo(), 4), (rlcsd(), 5)):
         flops = bench_step.step_flops(TINY, objective, 7, 1, 3)
         assert flops == passes * 7 * (products + attention)
@@ -283,7 +284,7 @@ def test_an_objective_with_contrasts_moves_the_weights(what, capsys):
     result = json.loads(capsys.readouterr().out)
     assert result["loss_last"] != result["loss_first"]
     if "--pack" in what:
-        # 14 of a row of the student's, 16 of the teacher's, 16 of the contrast's.
+        # Of each row's 64 positions few are used: 14 tokens for the student, 16 for the others.
         assert 0 < result["padding"] < 1
         assert result["work"]["compute"]["pack"] == 64
 
@@ -350,7 +351,7 @@ def test_auto_says_what_it_chose_where_memory_is_short(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("step --tokens 256", "--tokens 256 must be more than the --prompt 256"),
+        ("step --tokens 256", "--tokens 256 must be more than --prompt 256"),
         ("step --rows 3 --micro-batches 2", "--micro-batches 2 must divide the 3 rows"),
         ("step --chunk 0", "--chunk must be at least 1, got 0"),
         (

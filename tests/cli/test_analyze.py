@@ -1,4 +1,4 @@
-"""`analyze`: counts of a run's responses, and lexicons that a run takes."""
+"""`analyze`: counts of a run's responses, and lexicons that a run can use."""
 
 import json
 
@@ -20,7 +20,7 @@ MISTAKES = {
     "analyze tiny.json --field name --lexicon no.json": "lexicon no.json cannot be read",
     "analyze tiny.json --field name --out no/where.json": "--out no/where.json: expected a file",
     "analyze tiny.json --field name --out .": "--out .: expected a file in a folder",
-    "analyze tiny.json --field name --propose 3": "of a tokenizer: add --model DIR",
+    "analyze tiny.json --field name --propose 3": "of a tokenizer: add --model MODEL",
     "analyze tiny.json --field name --propose 3 --model toy:main": "a lexicon: add --out FILE",
     "analyze tiny.json --field name --propose 0 --model toy:main --out a": "--propose must be at",
     "analyze tiny.json --field name --control -1 --model toy:main --out a": "--control is a seed",
@@ -60,7 +60,7 @@ def test_a_run_takes_the_lexicon_that_analyze_wrote(place):
     lines = [json.dumps({"question": "9 4 2 -> 7", "response": text.strip(), "correct": True})
              for text in texts]  # fmt: skip
     (place / "mine.jsonl").write_text("\n".join(lines))
-    # Its lexicon makes a run's step a program of its own; one of the two trains.
+    # Each lexicon compiles a train step of its own, so only one of the two runs takes steps.
     for made, steps in ((["--control", 3], 0), (["--propose", 4, "--min-count", 1], 2)):
         code, out, err = call("analyze", "mine.jsonl", "--model", "toy:main", *made,
                               "--out", "lexicon.json")  # fmt: skip
@@ -72,7 +72,7 @@ def test_a_run_takes_the_lexicon_that_analyze_wrote(place):
         kept = (place / folder / "lexicon.json").read_text()
         assert kept == (place / "lexicon.json").read_text()
         assert call("analyze", folder, "--lexicon", "lexicon.json", "--model", folder)[0] == 0
-    # The file is another one now: a resumed run is held to its own.
+    # The file has changed since the first run started, which must resume with its own lexicon.
     command[4:] = ["run--control", *settings[:2], "--set", "steps=0"]
     said = "run--control was started with another lexicon: its lexicon.json has 10 ids"
     assert_mistake([*command, "--resume"], said)

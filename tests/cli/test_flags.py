@@ -1,4 +1,4 @@
-"""Every flag says what it is and its default, which is the library's."""
+"""Every flag has a help text and shows its default, which equals the library's."""
 
 import argparse
 import dataclasses
@@ -21,7 +21,7 @@ from jaxdistill.bench.work import (
 )
 from jaxdistill.cli.bench import WHAT
 from jaxdistill.cli.flags import add_fields
-from jaxdistill.cli.parser import Parser, worked_out
+from jaxdistill.cli.parser import Parser, describe_default
 from jaxdistill.sampling import Sampling
 from jaxdistill.sharding import MeshConfig
 from jaxdistill.training.compute import Compute
@@ -29,7 +29,7 @@ from jaxdistill.training.optimizer import Optimizer
 
 
 def parsers(parser):
-    """A parser and those of its verbs, by the words that choose them."""
+    """A parser and, recursively, the parsers of its verbs."""
     yield parser
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -94,9 +94,9 @@ def test_a_default_is_shown_as_a_person_would_say_it(settings, shown):
     assert f"a flag {shown}\n" in parser.format_help()
 
 
-def test_a_default_that_the_verb_works_out_is_said_in_words():
+def test_a_default_that_the_verb_computes_is_described_in_words():
     parser = Parser(prog="p")
-    worked_out(parser.add_argument("--run-dir", help="a folder"), "runs/NAME")
+    describe_default(parser.add_argument("--run-dir", help="a folder"), "runs/NAME")
     assert "a folder (default: runs/NAME)\n" in parser.format_help()
     assert parser.parse_args([]).run_dir is None
 
@@ -150,7 +150,7 @@ def test_a_bench_verb_has_a_flag_for_each_field_with_its_default(what):
 def test_defaults_and_choices_are_those_of_the_librarys_settings(flags, record):
     ours = {field.name: field.default for field in dataclasses.fields(flags)}
     theirs = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
-    shared = ours.keys() & theirs.keys() - {"dtype"}  # its `auto` is worked out for the record
+    shared = ours.keys() & theirs.keys() - {"dtype"}  # `auto` is resolved before the record is made
     assert shared
     assert {name: ours[name] for name in shared} == {name: theirs[name] for name in shared}
     choices = [get_type_hints(cls) for cls in (flags, type(record))]
@@ -173,5 +173,5 @@ def test_what_the_measurement_is_told_are_the_librarys_own_settings():
     found = described(work)
     assert found["compute"] == dataclasses.asdict(work.compute)
     assert found["optimizer"]["moments"] == "bfloat16"
-    assert not {"dtype", "fsdp", "moments"} & found.keys()  # each stands once
+    assert not {"dtype", "fsdp", "moments"} & found.keys()  # each appears once, in its group
     assert found["questions"] == 8

@@ -1,4 +1,4 @@
-"""What a person types, and what comes back: an exit code, a page of text, or one line."""
+"""The command line from outside: exit codes, help pages and one-line errors."""
 
 import os
 import re
@@ -42,7 +42,7 @@ def test_the_version_is_the_packages():
     assert call("--version") == (0, f"jaxdistill {jaxdistill.__version__}\n", "")
 
 
-# Runs a command, then says whether JAX was imported and how much CPU time this process took.
+# Runs a command, then prints whether JAX was imported and how much CPU time the process used.
 MEASURED = """
 import contextlib, resource, sys
 from jaxdistill.cli import main
@@ -62,7 +62,8 @@ def test_what_needs_no_jax_answers_without_it(command):
     out = subprocess.run(process, capture_output=True, text=True, check=True).stdout
     imported, seconds = out.splitlines()[-1].split()
     assert imported == "False"
-    assert float(seconds) < 0.4  # a tenth on a quiet core; importing JAX alone takes more than one
+    # About 0.1 s on a quiet core; importing JAX alone takes more than 1 s.
+    assert float(seconds) < 0.4
 
 
 def test_debug_shows_the_traceback_and_keeps_the_code():
@@ -72,7 +73,7 @@ def test_debug_shows_the_traceback_and_keeps_the_code():
     assert "UserError: no recipe 'toy_gpro'" in err
 
 
-def test_a_fault_of_ours_is_one_line_and_code_1(monkeypatch):
+def test_an_internal_error_is_one_line_and_code_1(monkeypatch):
     def broken(*_):
         raise TypeError("unsupported operand\nfor +")
 
@@ -88,14 +89,14 @@ def test_a_fault_of_ours_is_one_line_and_code_1(monkeypatch):
     assert err.startswith("Traceback")
 
 
-def test_a_device_without_room_is_told_with_what_to_do(monkeypatch):
+def test_an_out_of_memory_error_says_what_to_change(monkeypatch):
     def full(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while\ntrying")
 
     monkeypatch.setattr("jaxdistill.config.load_recipe", full)
     code, _, err = call("train", "toy_grpo")
     assert code == 1
-    assert err.startswith("jaxdistill: Out of memory while trying; compute less at a time")
+    assert err.startswith("jaxdistill: Out of memory while trying; use fewer rows or slots")
     assert "XLA_PYTHON_CLIENT_MEM_FRACTION" in err
     assert err.count("\n") == 1
 
@@ -108,7 +109,7 @@ def test_ctrl_c_in_a_verb_is_130(monkeypatch):
     assert call("train", "toy_grpo") == (130, "", "jaxdistill: interrupted\n")
 
 
-def test_a_reader_that_left_ends_us_quietly(run_dir):
+def test_a_closed_pipe_ends_the_command_quietly(run_dir):
     """As in `jaxdistill sample ... | head -0`."""
     reading, writing = os.pipe()
     os.close(reading)

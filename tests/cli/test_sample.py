@@ -1,4 +1,4 @@
-"""`sample` and `eval`: models, prompts, questions, what is printed and written."""
+"""`sample` and `eval`: models, prompts and questions, and what is printed and written."""
 
 import json
 import re

@@ -162,7 +162,7 @@ def test_a_resume_of_nothing_says_so_and_starts(place):
 def test_a_deleted_recipe_with_a_bundled_ones_name_goes_on_with_the_runs_config(place, run_dir):
     copied(run_dir, place)
     command = ["train", "toy_grpo.py", "--resume", "--quiet", "--run-dir", "run"]
-    said = "no toy_grpo.py: the run goes on with its own run/config.json\n"
+    said = "no toy_grpo.py: the run continues with its own run/config.json\n"
     assert call(*command) == (0, "run\n", said)
     assert_mistake([*command[:-1], "nowhere"], "no recipe 'toy_grpo.py'; did you mean toy_grpo")
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def train(run_dir, *extra):
-    """Three steps with a checkpoint each, all of the same two questions: one shape to compile."""
+    """Three steps with a checkpoint each, on the same two questions, so that one shape compiles."""
     return cli.main([
         "train", "dapo_smoke", "--quiet", "--run-dir", str(run_dir), "--set", "steps=3",
         "--set", f"experience.task.path={PARQUET}", "--set", f"model.tokenizer={TOKENIZER}",
@@ -38,7 +38,7 @@ def lines_of(path):
 
 @pytest.fixture(scope="module", autouse=True)
 def _open_each_tokenizer_once():
-    """The real one takes a second, and it is asked for eleven times in two folders."""
+    """The real tokenizer takes a second to open, and these tests open it eleven times."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokenizers, "load", functools.cache(tokenizers.load))
         yield

@@ -1,8 +1,8 @@
-"""What each preset does to doubt, at the first step, on real distributions of the toy base.
+"""How each preset changes the epistemic mass at the first step, on distributions of the toy base.
 
-The epistemic mass that a small step along minus the gradient of the logits would add:
-dm_S = -sum_v S_v (1[v in E] - m_S) g_v at each position. A loss that suppresses doubt has it
-negative. `jaxdistill study toy_presets` runs the presets themselves.
+Measured is the epistemic mass that a small step along the negative gradient g of the logits would
+add at each position: dm_S = -sum_v S_v (1[v in E] - m_S) g_v. It is negative for a loss that
+suppresses doubt. `jaxdistill study toy_presets` runs the presets themselves.
 """
 
 import json
@@ -77,7 +77,7 @@ def given(base):
 
 
 def pull(objective, given, ids):
-    """Mean dm_S a unit step, and the objective's metrics."""
+    """Mean dm_S for a step of size 1, and the objective's metrics."""
     mask_BT, positions = given
     evaluate = make_objective(objective, tuple(ids))
 
@@ -108,7 +108,7 @@ def test_plain_self_distillation_takes_doubt_away(pulls):
 
 @pytest.mark.parametrize("name", ["epi_anchor", "epi_floor", "epi_gate", "epi_slice"])
 def test_what_protects_doubt_leaves_at_most_a_fifth_of_that(pulls, name):
-    # Not nothing: a Jensen-Shannon's mass gradient sees the shapes on either side too.
+    # Not zero: the gradient of Jensen-Shannon's mass also depends on the shapes on either side.
     assert abs(pulls[name][0]) < 0.2 * abs(pulls["sdpo"][0])
 
 

@@ -1,4 +1,4 @@
-"""Twenty steps of every preset in the toy world: it ends, and the student does what it promises.
+"""Twenty steps of every preset in the toy world: they finish, and each does what it promises.
 
 `pytest -m slow -s tests/configs/test_presets_run.py` prints the table of `docs/toy_study.md`.
 """
@@ -44,7 +44,7 @@ def measured(tmp_path_factory):
 
 
 def mean(rows, key):
-    """Null where a step had nothing to divide by: no loss at all when every group agrees."""
+    """Mean without nulls, which are steps with zero total weight, as when every group agrees."""
     return float(np.mean([row[key] for row in rows if row[key] is not None]))
 
 

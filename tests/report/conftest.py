@@ -1,4 +1,4 @@
-"""What the tests of this folder share."""
+"""Fixtures that the tests of the report share."""
 
 import pytest
 from synthetic_study import build_study
@@ -21,5 +21,5 @@ def page(study_dir):
 
 @pytest.fixture
 def without_figures(monkeypatch):
-    """Drawing takes most of a report's time; tests of the text do without."""
+    """Drawing takes most of a report's time, so tests of the text skip it."""
     monkeypatch.setattr("jaxdistill.report.figures.draw_all", lambda study, cells: {})

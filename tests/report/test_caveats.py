@@ -1,4 +1,4 @@
-"""What a page says against itself."""
+"""The caveats of a page."""
 
 from synthetic_study import ONE_METHOD, build_study
 from written_study import records_path, rewrite_records

@@ -24,7 +24,7 @@ def test_a_moving_mean_keeps_a_constant_and_a_straight_line_inside():
 
 
 def test_a_name_in_a_figure_is_no_formula_and_may_lack_a_glyph(recwarn):
-    def draw(paper):
+    def draw(theme):
         drawn = figures._figure(1.0)
         drawn.suptitle("a$\\frac$ 日本 r$_{")
         return drawn

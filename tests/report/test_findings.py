@@ -31,12 +31,12 @@ def test_a_study_that_contradicts_the_paper_says_so(tmp_path):
     )
     found = verdicts(folder)
     assert found["SDPO ends below the base, held-out"] == OPPOSITE
-    assert found["SDPO says fewer epistemic tokens"] == OPPOSITE
+    assert found["SDPO uses fewer epistemic tokens"] == OPPOSITE
     assert found["GRPO ends above the base"] == OPPOSITE
     text = study_markdown(folder)
     assert "SDPO: held-out accuracy rose from" in text
     assert "GRPO: held-out accuracy fell from" in text
-    assert "there is none to keep" in text
+    assert "SDPO's loss of accuracy is not distinguishable from zero" in text
 
 
 def test_a_method_that_does_not_move_is_not_settled(tmp_path):

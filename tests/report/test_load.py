@@ -1,4 +1,4 @@
-"""What is read from a study's folder, and what a broken one says."""
+"""Reading a study's folder, and the errors about a broken one."""
 
 import json
 import re

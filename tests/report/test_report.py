@@ -1,4 +1,4 @@
-"""The report: sentences that follow the numbers, text that cannot break out, files that explain."""
+"""The report: sentences follow the numbers, text is escaped, and pages are self-contained."""
 
 import json
 import re
@@ -108,7 +108,7 @@ def test_the_pages_own_policy_forbids_all_but_its_style_and_pictures(page):
         "default-src": "'none'", "img-src": "data:", "style-src": "'unsafe-inline'",
         "base-uri": "'none'", "form-action": "'none'",
     }  # fmt: skip
-    # What it allows is what the page needs: data images, a style element and style attributes.
+    # The page uses what the policy allows: data images, a style element and style attributes.
     assert {"style", "img"} <= set(page.tags)
     assert "style" in page.attributes
     assert "link" not in page.tags

@@ -62,7 +62,7 @@ def resumed(stopped, tmp_path_factory):
         patch.chdir(place)
         code, out, err = call("train", "own_recipe.py", *RESUME)
     assert (code, out) == (0, "run\n")
-    assert err == "no own_recipe.py: the run goes on with its own run/config.json\n"
+    assert err == "no own_recipe.py: the run continues with its own run/config.json\n"
     return place / "run"
 
 

@@ -1,9 +1,9 @@
-"""DAPO mathematics with the real Qwen3 tokenizer and a tiny random Qwen3: does every part fit?
+"""A smoke test: DAPO mathematics with the real Qwen3 tokenizer and a tiny random model.
 
-Purpose: the whole path at the real vocabulary (151,936) and the real file format, in a minute:
-parquet, chat template, sampling, math grading, teacher context, top-100 + tail, checkpoint, export.
-Expected: nothing is learnt (the weights are random); two steps, a checkpoint, an export that
-transformers reads.
+Purpose: run the whole path with the real vocabulary (151,936) and file format: parquet, chat
+template, sampling, math grading, teacher context, top-100 + tail, checkpoint, export.
+Expected: two steps, a checkpoint, and an export that transformers reads. Nothing is learnt, since
+the weights are random.
 Hardware and time: 2 CPU cores, about a minute.
 Command: jaxdistill train dapo_smoke --set experience.task.path=seen_64.parquet \
   --set model.tokenizer=PATH_OF_A_QWEN3_TOKENIZER_FOLDER
@@ -45,7 +45,7 @@ def dapo_smoke() -> RunConfig:
             questions=2,
             rollouts=2,
             sampling=Sampling(max_new_tokens=32),
-            # A random model solves nothing, so there are no correct siblings to show.
+            # A random model solves nothing, so there is no correct sibling to show the teacher.
             context=AnswerOnly(),
             completion_multiple=32,
             enable_thinking=True,
@@ -53,6 +53,7 @@ def dapo_smoke() -> RunConfig:
         objective=sdpo(),
         steps=2,
         optimizer=Optimizer(peak_lr=1e-5, warmup_steps=1),
+        # Two chunks per completion, and files at every step, so that each path is exercised.
         compute=Compute(chunk=16),
         checkpoint_every=1,
         rollouts_every=1,

@@ -1,8 +1,9 @@
-"""GRPO in the toy world: the baseline that keeps doubting.
+"""GRPO in the toy world: the baseline that keeps its doubt.
 
-Purpose: the comparison to `toy_selfdistill`; same questions, same samples, a verifier's reward.
-Unlike the paper's (`objective=grpo`) it divides by the standard deviation and averages tokens.
-Expected: accuracy rises by several points, double checks become more frequent.
+Purpose: compare with `toy_selfdistill`: the same questions, with the verifier's reward as the only
+signal. Unlike the paper's GRPO (`objective=grpo`), this one divides the advantage by the standard
+deviation and averages over tokens.
+Expected: accuracy rises by several points, and double checks become more frequent.
 Hardware and time: 2 CPU cores, about a minute.
 Command: jaxdistill train toy_grpo --run-dir runs/grpo
 """

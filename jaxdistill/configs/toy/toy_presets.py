@@ -1,11 +1,11 @@
-"""Every preset of `jaxdistill.objectives` in the toy world, a short run each.
+"""Every preset of `jaxdistill.objectives` in the toy world, one short run each.
 
-Purpose: does each objective run, and does the student do what it promises? The presets stand as
-they are; the student starts from the main base and is shown correct siblings (`rlcsd` wrong ones
-too).
-Expected: `sdpo` loses nine tenths of the epistemic mass, `epi_mask` and `srpo` about half;
-`epi_anchor`, `epi_floor`, `epi_gate` and `epi_slice` keep it, `epi_amplify` and `anti_e` raise it a
-little and `opsd` much, the rest of the GRPO family hardly moves it.
+Purpose: check that each objective runs and changes the student as it promises. The presets are not
+tuned; the student starts from the main base, and the teacher sees correct siblings (for `rlcsd`
+also wrong ones).
+Expected: `sdpo` loses nine tenths of the epistemic mass, `epi_mask` and `srpo` about half.
+`epi_anchor`, `epi_floor`, `epi_gate` and `epi_slice` keep it; `epi_amplify` and `anti_e` raise it a
+little, and `opsd` raises it a lot. The rest of the GRPO family hardly changes it.
 `docs/toy_study.md` has the figures.
 Hardware and time: profile quick, 2 CPU cores, about ten minutes; profile full, three seeds of 60
 steps with 256 rollouts each, one H200.

@@ -1,9 +1,9 @@
 """Pretrain a toy base model from scratch on the texts of its world.
 
 Purpose: make the two bases that ship in `jaxdistill/tasks/toy/bases` (worlds `main` and `control`).
-Expected: cross-entropy 0.24 nats a token; held-out accuracy near 0.88; guided text as in the probe
-table of `docs/toy_study.md`.
-Hardware and time: one H200, about four minutes a world; a 2-core CPU needs hours.
+Expected: cross-entropy 0.24 nats per token; held-out accuracy near 0.88; guided text as in the
+probe table of `docs/toy_study.md`.
+Hardware and time: one H200, about four minutes per world; a 2-core CPU needs hours.
 Command: jaxdistill train toy_pretrain --set experience.world=control --run-dir runs/control
 """
 
@@ -21,7 +21,7 @@ from jaxdistill.training.optimizer import Optimizer
 
 ARCHITECTURE = ModelConfig(
     family="qwen3",
-    vocab_size=0,  # the tokenizer's
+    vocab_size=0,  # taken from the tokenizer
     hidden_size=128,
     num_layers=4,
     num_heads=4,

@@ -1,12 +1,13 @@
-"""The whole story in the toy world: damage by self-distillation, and its cure.
+"""The main result in the toy world: the damage done by self-distillation, and its prevention.
 
-Purpose: base, SDPO, SDPO with an EMA teacher, `sdpo_mask` (the cautionary one), `epi_gate`,
-`epi_anchor` and GRPO, in the main world and in the control world whose teacher keeps verifying.
+Purpose: compare base, SDPO, SDPO with an EMA teacher, `sdpo_mask` (a mask that does not protect),
+`epi_gate`, `epi_anchor` and GRPO, in the main world and in the control world, whose teacher keeps
+verifying.
 Expected (main world, held-out problems): SDPO loses most epistemic tokens and over ten points of
-accuracy, `epi_anchor` keeps most of both, GRPO gains accuracy; in the control world SDPO loses most
-words of doubt and no accuracy. `docs/toy_study.md` has the figures.
-Hardware and time: profile quick, 2 CPU cores, under ten minutes; profile full (3 seeds, coverage,
-richness of the context), one H200, under 25 minutes.
+accuracy, `epi_anchor` keeps most of both, and GRPO gains accuracy. In the control world SDPO loses
+most words of doubt and no accuracy. `docs/toy_study.md` has the figures.
+Hardware and time: profile quick, 2 CPU cores, under ten minutes; profile full (3 seeds, sweeps over
+coverage and richness of the context), one H200, under 25 minutes.
 Command: jaxdistill study toy_study [--profile full] [--run-dir runs/toy_study]
 """
 
@@ -28,7 +29,8 @@ from jaxdistill.training.teachers import EMA
 
 WORLDS = ("main", "control")
 COVERAGES: tuple[int | str, ...] = (1, 8, 64, 512, "all")
-ALL_TRAIN = 20_000  # distinct problems; no run of this size sees one twice
+# Distinct problems. A full run draws 60 steps x 32 questions, so it sees none of them twice.
+ALL_TRAIN = 20_000
 CONTEXTS: tuple[contexts.Context, ...] = (
     contexts.NoContext(),
     contexts.PartialSolution(),
@@ -56,11 +58,12 @@ def toy_study(profile: str = "quick") -> Study:
     if profile not in profiles:
         raise UserError(f"`--profile` must be quick or full, got {profile!r}")
     arms = tuple(profiles[profile]())
+    # Two workers, one per core of the quick profile: XLA gains little from a second core here.
     return Study(name="toy_study", profile=profile, arms=arms, workers=2)
 
 
 def in_world(config: RunConfig, world: str, name: str, seed: int = 0) -> RunConfig:
-    """The same run from a world's base; a study keeps no weights, only what was measured."""
+    """The same run from a world's base. A study keeps measurements only, no weights."""
     return replace(
         config, model=ToyBase(world), name=name, seed=seed, export=False, save_checkpoints=False
     )
@@ -80,7 +83,7 @@ def quick() -> Iterator[Arm]:
 
 
 def full() -> Iterator[Arm]:
-    """Three seeds; 256 rollouts a step; then coverage and richness axes in the main world."""
+    """Three seeds, 256 rollouts per step; then sweeps of coverage and context in the main world."""
     parent, grpo = at_full_size(toy_selfdistill(), 1e-4), at_full_size(toy_grpo(), 3e-4)
     seeds = range(3)
     for world in WORLDS:
@@ -118,7 +121,7 @@ def at_full_size(config: RunConfig, peak_lr: float) -> RunConfig:
 
 
 def on_problems(config: RunConfig, coverage: int | str) -> RunConfig:
-    """Train on `coverage` distinct problems, and measure the train split on those."""
+    """Train on `coverage` distinct problems, and evaluate the train split on the same problems."""
     count = ALL_TRAIN if coverage == "all" else int(coverage)
     assert isinstance(config.experience, OnPolicy)
     task = replace(config.experience.task, count=count)
