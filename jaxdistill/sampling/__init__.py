@@ -1,7 +1,7 @@
 """Which tokens does a policy answer with? A question's samples do not depend on its neighbours.
 
 The jitted sampler: prefill, decode loop, truncation, addressed keys. May import `storage` and every
-room that `storage` may import, but never `config`.
+package that `storage` may import, but never `config`.
 """
 
 from jaxdistill.sampling.keys import Address, question_hashes, row_keys

@@ -120,7 +120,7 @@ def hide(
     """Put a private-use character in the place of each control token that a message spells.
 
     A template may strip, split or search what messages hold: it sees one character that is neither
-    a space nor a control token. Returns the chat and {character: what it stands for}; `reveal`
+    a space nor a control token. Returns the chat and {character: what it replaces}; `reveal`
     takes them back out of the rendered text.
     """
     texts = list(_texts(chat))

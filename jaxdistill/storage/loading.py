@@ -226,7 +226,7 @@ def open_model(
 def read_description(name: str | Path) -> tuple[ModelConfig, Any]:
     """Config and tokenizer of the model that `name` means; its weights are left alone.
 
-    Raises UserError where there is none, for a damaged header of weights that are at hand, and
+    Raises UserError if there is none, for a damaged header of weights that are at hand, and
     where the model has no row for a token of the tokenizer.
     """
     folder = tokenizer_folder(name)

@@ -87,7 +87,7 @@ def within_limit(
 ) -> tuple[list[Question], dict[str, int]]:
     """The questions whose prompts are short enough, and how many were dropped as a fact to log.
 
-    One line on stderr says that some were. Raises UserError where the limit is beyond what the
+    One line on stderr says that some were. Raises UserError if the limit is beyond what the
     model's positions leave beside a response, and where no question is left.
     """
     positions, new = policy.config.max_positions, experience.sampling.max_new_tokens
