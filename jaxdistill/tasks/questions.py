@@ -1,6 +1,8 @@
 """A question: what the student is asked, and what is known about its answer."""
 
+import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -13,6 +15,14 @@ class Question:
     answer: str  # gold
     system: str | None = None
     solution: str | None = None  # a reference solution's text
+    earlier: tuple[tuple[str, str], ...] = ()  # few-shot turns before the prompt: (role, content)
+    alternatives: tuple[str, ...] = ()  # further answers that are as right as `answer`
+    problem: str | None = None  # the id that rows of the same text share; None: its own id
+
+    @property
+    def problem_id(self) -> str:
+        """What confidence intervals resample: the rows of one problem stay together."""
+        return self.id if self.problem is None else self.problem
 
 
 def is_text(value: object) -> bool:
@@ -30,6 +40,35 @@ def messages(question: Question, user_turn: str | None = None) -> list[dict[str,
     >>> messages(Question("q", "1+1?", "2", system="Be brief."))
     [{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': '1+1?'}]
     """
-    system = [] if question.system is None else [{"role": "system", "content": question.system}]
+    system = [] if question.system is None else [("system", question.system)]
     user = question.prompt if user_turn is None else user_turn
-    return [*system, {"role": "user", "content": user}]
+    turns = [*system, *question.earlier, ("user", user)]
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+def asked_text(question: Question) -> bytes:
+    """A digest of everything that the model is asked: equal for rows of the same prompt."""
+    return _digest([question.system, *question.earlier, question.prompt.strip()])
+
+
+def distinct(questions: Iterable[Question]) -> list[Question]:
+    """The first question of each prompt, in order."""
+    first: dict[bytes, Question] = {}
+    for question in questions:
+        first.setdefault(asked_text(question), question)
+    return list(first.values())
+
+
+def fingerprint(questions: Iterable[Question]) -> str:
+    """A digest of questions in their order: it changes with any id, prompt, answer or solution."""
+    total = hashlib.sha256()
+    for question in questions:
+        q = question
+        total.update(
+            _digest([q.id, q.prompt, q.answer, q.system, q.solution, *q.earlier, *q.alternatives])
+        )
+    return total.hexdigest()[:16]  # 64 bits: two data sets do not collide by chance
+
+
+def _digest(parts: Iterable[object]) -> bytes:
+    return hashlib.blake2b(repr(list(parts)).encode(errors="replace"), digest_size=16).digest()
