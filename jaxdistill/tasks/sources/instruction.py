@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from jaxdistill.tasks.questions import Question
+from jaxdistill.tasks.sources.place import Place
 
 DEFAULT = "default"  # the value of the setting `instruction` that means the form's own sentence
 Change = Literal["kept", "added", "replaced"]
@@ -22,6 +23,7 @@ class AnswerForm:
     name: str
     asks: str  # a regular expression for prompts that ask for this form
     sentence: str | None  # None: nothing needs to be asked for
+    is_letter: bool = False  # whether gold answers are letters of options
 
     def is_asked_by(self, question: Question) -> bool:
         """Whether the system turn or a user turn asks for the form.
@@ -32,6 +34,19 @@ class AnswerForm:
         turns = [text for role, text in question.earlier if role == "user"]
         texts = [question.system or "", *turns, question.prompt]
         return any(re.search(self.asks, _NEGATED.sub("", text)) for text in texts)
+
+
+    def check(self, place: Place, question: Question) -> None:
+        """Refuse a row that belongs to another kind of task; its right answers would be wrong."""
+        if self.is_letter and not re.fullmatch(r"[A-Z]", question.answer):
+            raise place.wrong("answer", "the letter of an option, as ChoiceTask has", question.answer)
+        if self.sentence is None or self.is_asked_by(question):
+            return
+        for other, task in ((BOX, "MathTask"), (TAG, "ChoiceTask or ExactTask")):
+            if other.asks != self.asks and other.is_asked_by(question):
+                raise place.bad(
+                    f"the prompt asks for {other.name}, and this task reads {self.name}; use {task}"
+                )
 
 
 BOX = AnswerForm(
@@ -49,6 +64,7 @@ LETTER = replace(
     TAG,
     sentence="Please reason step by step, and put the letter of the correct option, and nothing "
     "else, inside <answer> and </answer>.",
+    is_letter=True,
 )
 RESPONSE = AnswerForm("the whole response", r"(?!)", None)
 

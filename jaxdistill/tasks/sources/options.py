@@ -1,5 +1,6 @@
 """The options of a multiple-choice question, as they are stored and as they are asked."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -66,9 +67,10 @@ def with_options(prompt: str, options: Options) -> str:
     >>> with_options("Which is prime?", Options(("1", "2"), ("4", "5"))).splitlines()
     ['Which is prime?', '', 'A: 4', 'B: 5']
     """
-    if all(text in prompt for text in options.texts):
+    pairs = list(zip(LETTERS, options.texts))
+    if all(re.search(rf"(?:^|\s|\(){a}[).:]\s*{re.escape(text)}", prompt) for a, text in pairs):
         return prompt
-    lines = [f"{letter}: {text}" for letter, text in zip(LETTERS, options.texts)]
+    lines = [f"{letter}: {text}" for letter, text in pairs]
     return "\n".join([prompt.rstrip(), "", *lines])
 
 

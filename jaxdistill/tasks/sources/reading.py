@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 from jaxdistill.errors import UserError
 from jaxdistill.tasks.questions import Question, asked_text
 from jaxdistill.tasks.sources import columns as layouts
-from jaxdistill.tasks.sources import files, hub, tfds
+from jaxdistill.tasks.sources import chat, files, hub, tfds
 from jaxdistill.tasks.sources.files import Record, Rows
 from jaxdistill.tasks.sources.instruction import BOX, DEFAULT, AnswerForm, instruct
 from jaxdistill.tasks.sources.names import FileSource, HubSource, parse
@@ -102,4 +102,120 @@ def read(reading: Reading, form: AnswerForm = BOX, *, repeats: bool = True) -> L
     `problem` of the first (evaluation), or the first alone (training). Memory is that of what is
     kept. Raises UserError naming file and row.
     """
-    raise NotImplementedError
+    if isinstance(reading.source, str) and not reading.source.strip():
+        raise UserError("`source` is empty: name a file, tfds:NAME or hub:OWNER/NAME")
+    tally = _Tally(reading, form, repeats)
+    rows = rows_of(reading.source, layouts.wanted_columns(reading.columns))
+    for place, question in accepted(rows, tally.convert, reading.bad_rows, tally.skipped):
+        tally.take(place, question)
+    return tally.loaded()
+
+
+@dataclass
+class _Prompt:
+    """What is remembered of each distinct prompt."""
+
+    first: Question
+    num_rows: int = 0
+
+
+@dataclass
+class _Tally:
+    """The questions that are kept so far, and counts of what was done."""
+
+    reading: Reading
+    form: AnswerForm
+    repeats: bool
+    skipped: list[str] = field(default_factory=list)
+    changes: Counter[str] = field(default_factory=Counter)
+    num_rows: int = 0
+    num_alternatives: int = 0
+    conflicts: list[str] = field(default_factory=list)  # ids of rows that contradict an earlier one
+    prompts: dict[bytes, _Prompt] = field(default_factory=dict)
+    kept: list[tuple[int, int, Question]] = field(default_factory=list)  # (-rank, row, question)
+
+    def convert(self, place: Place, record: Record) -> Question:
+        question = layouts.question_of(place, record, self.reading.columns)
+        self.form.check(place, question)
+        question, change = instruct(question, self.form, self.reading.instruction)
+        chat.text(place, "prompt", question.prompt)  # of DAPO's sentence may be nothing left
+        self.changes[change] += 1
+        return question
+
+    def take(self, place: Place, question: Question) -> None:
+        self.num_rows += 1
+        self.num_alternatives += bool(question.alternatives)
+        key = asked_text(question)
+        prompt = self.prompts.setdefault(key, _Prompt(question))
+        first, nth = prompt.first, prompt.num_rows
+        prompt.num_rows += 1
+        if (first.answer, first.alternatives) != (question.answer, question.alternatives):
+            self.conflicts.append(f"{place.source} row {place.row + 1}")
+        if nth and not self.repeats:
+            return
+        if nth:  # its texts are those of the first: a thousand rows hold one prompt in memory
+            question = replace(question, prompt=first.prompt, system=first.system, problem=first.id)
+        self._keep(key, nth, question)
+
+    def _keep(self, key: bytes, nth: int, question: Question) -> None:
+        limit = self.reading.limit
+        if limit is None:
+            self.kept.append((0, self.num_rows, question))
+            return
+        seed = f"{self.reading.limit_seed}/{nth}/".encode()
+        rank = int.from_bytes(hashlib.blake2b(seed + key, digest_size=8).digest(), "big")
+        # A heap with the highest rank on top, which goes when a lower one comes.
+        push = heapq.heappush if len(self.kept) < limit else heapq.heappushpop
+        push(self.kept, (-rank, self.num_rows, question))
+
+    def loaded(self) -> Loaded:
+        if not self.num_rows:
+            skipped = f" but {len(self.skipped)} rows that were skipped: " if self.skipped else ""
+            raise UserError(f"{_shown(self.reading)}: holds no questions{skipped}{self._listed()}")
+        questions = [question for _, _, question in sorted(self.kept, key=lambda kept: kept[1])]
+        return Loaded(
+            questions=questions,
+            notes=list(self._notes(len(questions))),
+            num_rows=self.num_rows,
+            num_distinct=len(self.prompts),
+            skipped=self.skipped,
+        )
+
+    def _notes(self, num_questions: int) -> Iterator[str]:
+        name, changes = _shown(self.reading), self.changes
+        rows, distinct = self.num_rows + len(self.skipped), len(self.prompts)
+        yield f"{name}: {rows:,} rows, {distinct:,} distinct prompts"
+        if changes["added"] or changes["replaced"]:
+            yield (
+                f"{name}: instruction added to {changes['added']:,} prompts, in place of another in "
+                f"{changes['replaced']:,}, already in {changes['kept']:,}"
+            )
+        if self.reading.limit is not None:
+            yield (
+                f"{name}: {num_questions:,} questions drawn (limit {self.reading.limit:,}, "
+                f"limit_seed {self.reading.limit_seed})"
+            )
+        if self.conflicts:
+            yield (
+                f"{name}: {len(self.conflicts):,} rows have another answer than an earlier row of "
+                f"the same prompt: {_first(self.conflicts)}"
+            )
+        if self.num_alternatives:
+            yield (
+                f"{name}: {self.num_alternatives:,} rows have several answers; any of them is right"
+            )
+        if self.skipped:
+            yield f"{name}: {len(self.skipped):,} rows skipped: {self._listed()}"
+
+    def _listed(self) -> str:
+        return _first(self.skipped)
+
+
+def _first(texts: list[str], most: int = 5) -> str:
+    more = f"; and {len(texts) - most:,} more" if len(texts) > most else ""
+    return "; ".join(texts[:most]) + more
+
+
+def _shown(reading: Reading) -> str:
+    source = reading.source
+    return source if isinstance(source, str) else ", ".join(source)
