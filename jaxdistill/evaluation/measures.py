@@ -13,6 +13,7 @@ from jaxdistill.evaluation.intervals import Clusters, clusters_of
 # What every response's record holds; further fields are its task's own facts.
 RECORD_FIELDS = (
     "question_id",
+    "problem",
     "question",
     "answer",
     "rollout",
@@ -65,9 +66,17 @@ class Measure:
 
     def of(self, records: Iterable[dict[str, Any]]) -> Clusters | None:
         """Its sums by problem over response records; None where no response tells."""
-        told = [(record["question_id"], self.parts(record)) for record in records]
+        told = [(problem_of(record), self.parts(record)) for record in records]
         clusters = clusters_of([(name, *parts) for name, parts in told if parts is not None])
         return clusters if clusters is not None and clusters.weight_Q.sum() else None
+
+
+def problem_of(record: dict[str, Any]) -> str:
+    """The problem that a response answers, which rows of the same prompt share.
+
+    Records of earlier versions have no such field: there every question is a problem.
+    """
+    return str(record.get("problem") or record["question_id"])
 
 
 MEASURES: dict[str, Measure] = {

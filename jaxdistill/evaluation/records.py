@@ -22,6 +22,7 @@ def response_record(task: Task, rollouts: Rollouts, row: int) -> dict[str, Any]:
     words = epistemic.count(response, epistemic.TEN_WORDS, mode="word")
     record = {
         "question_id": question.id,
+        "problem": question.problem_id,
         "question": question.prompt,
         "answer": question.answer,
         "rollout": row % rollouts.rollouts,

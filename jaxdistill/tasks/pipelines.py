@@ -6,7 +6,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 import numpy as np
 
 from jaxdistill.errors import UserError
-from jaxdistill.tasks.questions import Question
+from jaxdistill.tasks.questions import Question, fingerprint
 
 Record = TypeVar("Record")
 Record_co = TypeVar("Record_co", covariant=True)
@@ -31,13 +31,19 @@ class Batches(Iterator[list[Record]], Generic[Record]):
     """
 
     def __init__(
-        self, source: RandomAccess[Record], seed: int, batch_size: int, num_workers: int = 0
+        self,
+        source: RandomAccess[Record],
+        seed: int,
+        batch_size: int,
+        num_workers: int = 0,
+        content: str = "",
     ):
         if len(source) == 0:
             raise UserError("the data set is empty: nothing to make batches of")
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {batch_size}")
         self._identity = {"seed": seed, "num_records": len(source), "batch_size": batch_size}
+        self._content = content
         self._batches = _shuffled_batches(source, seed, batch_size)
         self._num_workers = num_workers
         self._next_batch = 0
@@ -50,11 +56,11 @@ class Batches(Iterator[list[Record]], Generic[Record]):
         self._next_batch += 1
         return batch
 
-    def get_state(self) -> dict[str, int]:
-        """Return where the iterator stands, as JSON-serialisable integers."""
-        return {"next_batch": self._next_batch, **self._identity}
+    def get_state(self) -> dict[str, Any]:
+        """Return where the iterator stands, as JSON-serialisable integers and a digest."""
+        return {"next_batch": self._next_batch, **self._identity, "content": self._content}
 
-    def set_state(self, state: dict[str, int]) -> None:
+    def set_state(self, state: dict[str, Any]) -> None:
         """Go on where `get_state` was taken; UserError for a state of other data or settings."""
         for name, ours in self._identity.items():
             if state.get(name) != ours:
@@ -62,6 +68,12 @@ class Batches(Iterator[list[Record]], Generic[Record]):
                     f"cannot resume the data order: it was saved with {name}={state.get(name)}, "
                     f"this run has {name}={ours}; use the saved value or start a new run"
                 )
+        if state.get("content", "") != self._content:
+            raise UserError(
+                "cannot resume the data order: the data behind the same name has changed (other "
+                f"rows, texts or order: digest {self._content}, saved with "
+                f"{state.get('content') or 'none'}); put the data back or start a new run"
+            )
         self.close()
         self._next_batch = state["next_batch"]
 
@@ -75,19 +87,28 @@ class Batches(Iterator[list[Record]], Generic[Record]):
 def questions_iterator(
     questions: Sequence[Question], seed: int, batch_size: int
 ) -> Batches[Question]:
-    """Iterate over lists of `batch_size` questions, without end."""
-    return Batches(questions, seed, batch_size)
+    """Iterate over lists of `batch_size` questions, without end.
+
+    The state holds a digest of them: a run does not go on with other questions, or the same ones in
+    another order, behind the same name.
+    """
+    return Batches(questions, seed, batch_size, content=fingerprint(questions))
 
 
 def example_iterator(
-    source: RandomAccess[Record], seed: int, batch_size: int, num_workers: int = 0
+    source: RandomAccess[Record],
+    seed: int,
+    batch_size: int,
+    num_workers: int = 0,
+    content: str = "",
 ) -> Batches[Record]:
     """Iterate over lists of `batch_size` records, such as (prompt ids, completion ids).
 
     With `num_workers` > 0 that many processes read ahead; the source must then be picklable.
-    The batches are the same for any number of workers.
+    The batches are the same for any number of workers. content: a digest of the source, which a
+    resumed run must find again; "": the source is known by its size alone.
     """
-    return Batches(source, seed, batch_size, num_workers)
+    return Batches(source, seed, batch_size, num_workers, content)
 
 
 def _shuffled_batches(source: Any, seed: int, batch_size: int) -> Any:
@@ -97,8 +118,11 @@ def _shuffled_batches(source: Any, seed: int, batch_size: int) -> Any:
     # orders but one.
     spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
     shuffled = grain.MapDataset.source(source).shuffle(spread)
-    # Repeat, then batch: the other way round every epoch would end in a short batch.
-    return shuffled.repeat().batch(batch_size, batch_fn=list)
+    # Repeat, then batch: the other way round every epoch would end in a short batch. An endless
+    # repeat has the length sys.maxsize, which Grain divides by the batch size in floating point:
+    # for batches of one it is rounded up to 2^63, beyond every index. 2^52 records are exact.
+    num_epochs = max(1, 2**52 // len(source))
+    return shuffled.repeat(num_epochs).batch(batch_size, batch_fn=list)
 
 
 def _opened(batches: Any, num_workers: int) -> Any:

@@ -112,7 +112,7 @@ def supervised_source(experience: Supervised, setting: Setting) -> Source:
 
 
 def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
-    questions = questions_of(experience.task)
+    questions = questions_of(experience.task, repeats=False)
     if objectives.needs_teacher(setting.objective):
         check_demonstrations(experience, questions)
     if objectives.needs_contrast(setting.objective):

@@ -5,7 +5,7 @@ parquet, chat template, sampling, math grading, teacher context, top-100 + tail,
 Expected: nothing is learnt (the weights are random); two steps, a checkpoint, an export that
 transformers reads.
 Hardware and time: 2 CPU cores, about a minute.
-Command: jaxdistill train dapo_smoke --set experience.task.path=seen_64.parquet \
+Command: jaxdistill train dapo_smoke --set experience.task.source=seen_64.parquet \
   --set model.tokenizer=PATH_OF_A_QWEN3_TOKENIZER_FOLDER
 """
 

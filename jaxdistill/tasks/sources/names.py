@@ -34,6 +34,11 @@ class FileSource:
         stem = re.sub(r"\.(jsonl|json|csv|tsv)$", "", first.stem, flags=re.IGNORECASE)  # .jsonl.gz
         return re.sub(r"[*?\[\]]+", "_", stem) or "data"
 
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """What tells it from another source of its label; the last one is tried first."""
+        return Path(self.paths[0]).absolute().parent.parts
+
 
 @dataclass(frozen=True)
 class TfdsSource:
@@ -42,6 +47,7 @@ class TfdsSource:
     name: str
     config: str | None = None
     split: str | None = None  # None: the only one, or the builder's default
+    folders = ()
 
     @property
     def label(self) -> str:
@@ -61,6 +67,10 @@ class HubSource:
     @property
     def label(self) -> str:
         return _joined(self.name, self.config, self.split)
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        return (self.owner,) if self.revision is None else (self.owner, self.revision)
 
 
 Source = FileSource | TfdsSource | HubSource
