@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,20 @@ def asked_text(question: Question) -> bytes:
     return _digest([question.system, *question.earlier, question.prompt.strip()])
 
 
-def distinct(questions: Iterable[Question]) -> list[Question]:
-    """The first question of each prompt, in order."""
-    first: dict[bytes, Question] = {}
+def with_problems(questions: Iterable[Question]) -> list[Question]:
+    """The questions, each that repeats the prompt of an earlier one with the `problem` of that.
+
+    >>> rows = with_problems([Question("a", "1+1?", "2"), Question("b", "1+1?", "2")])
+    >>> [row.problem_id for row in rows]
+    ['a', 'a']
+    """
+    first: dict[bytes, str] = {}
+    found = []
     for question in questions:
-        first.setdefault(asked_text(question), question)
-    return list(first.values())
+        problem = first.setdefault(asked_text(question), question.problem_id)
+        is_first = problem == question.problem_id
+        found.append(question if is_first else replace(question, problem=problem))
+    return found
 
 
 def fingerprint(questions: Iterable[Question]) -> str:

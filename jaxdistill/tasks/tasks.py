@@ -15,7 +15,7 @@ from jaxdistill.tasks import sources
 from jaxdistill.tasks.grading.alternatives import grade_math_any
 from jaxdistill.tasks.grading.choice import grade_choice, grade_exact
 from jaxdistill.tasks.grading.verdict import Verdict
-from jaxdistill.tasks.questions import Question, distinct, is_text
+from jaxdistill.tasks.questions import Question, is_text, with_problems
 from jaxdistill.tasks.sources.instruction import BOX, LETTER, RESPONSE, TAG, AnswerForm
 from jaxdistill.tasks.sources.kinds import kind_of
 from jaxdistill.tasks.toy import grader as toy_grader
@@ -160,26 +160,6 @@ def load(task: Task, *, repeats: bool = True) -> sources.Loaded:
     """
     require_choice("task", task, Task)
     name = f"{type(task).__name__}.questions"
-    try:
-        questions = task.questions()
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise UserError(f"{name}: {in_one_line(error)}") from error
-    if not (isinstance(questions, list) and all(isinstance(q, Question) for q in questions)):
-        raise UserError(f"{name}: expected a list of Question, got {questions!r}"[:300])
-    for index, question in enumerate(questions):
-        for field in ("id", "prompt", "answer", "system", "solution"):
-            text, may_be_none = getattr(question, field), field in ("system", "solution")
-            if not (is_text(text) or (text is None and may_be_none)):
-                raise UserError(f"{name}: {field} of question {index} must be text, got {text!r}")
-    if not questions or len({question.id for question in questions}) < len(questions):
-        raise UserError(f"{name}: expected at least one question, and ids that differ")
-    return questions
-
-
-    require_choice("task", task, Task)
-    name = f"{type(task).__name__}.questions"
     if isinstance(task, SourceTask) and type(task).questions is SourceTask.questions:
         return task.load(repeats=repeats)
     try:
@@ -198,9 +178,10 @@ def load(task: Task, *, repeats: bool = True) -> sources.Loaded:
                 raise UserError(f"{name}: {field} of question {index} must be text, got {text!r}")
     if not questions or len({question.id for question in questions}) < len(questions):
         raise UserError(f"{name}: expected at least one question, and ids that differ")
-    different = distinct(questions)
+    clustered = with_problems(questions)
+    different = [q for q in clustered if q.problem_id == q.id]
     return sources.Loaded(
-        questions=questions if repeats else different,
+        questions=clustered if repeats else different,
         notes=[],
         num_rows=len(questions),
         num_distinct=len(different),

@@ -4,7 +4,7 @@
 |---|---|
 | question | prompt, question, problem, input, query, messages, conversations |
 | answer | answer, final_answer, ground_truth, reward_model.ground_truth, expected_answer, ... |
-| options | choices, options; or columns A, B, C, D |
+| options | choices, options; or columns A, B, C, ... |
 | solution | solution, extra_info.solution, and a GSM8K answer's text |
 | system | system, system_prompt, and a system turn |
 | id | problem_id, id, unique_id, idx, index, extra_info.index |
@@ -42,7 +42,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "system": ("system", "system_prompt"),
     "id": ("problem_id", "id", "unique_id", "idx", "index", "extra_info.index"),
 }
-_LETTERED = ("a", "b", "c", "d", "e")
+_LETTERED = ("A", "B", "C", "D", "E")
 Mapped = Sequence[tuple[str, str]]  # pairs (field, column)
 
 
@@ -64,8 +64,9 @@ def check_mapping(mapping: Mapped) -> None:
 
 def wanted_columns(mapping: Mapped) -> frozenset[str]:
     """The top columns that a question may need, in lower case."""
-    names = [*(name for names in FIELDS.values() for name in names), *(c for _, c in mapping)]
-    return frozenset(name.lower().partition(".")[0] for name in [*names, *_LETTERED, "instruction"])
+    names = [*(name for names in FIELDS.values() for name in names), *_LETTERED, "instruction"]
+    names += [column for _, column in mapping]
+    return frozenset(part.lower() for name in names for part in (name, name.partition(".")[0]))
 
 
 def question_of(place: Place, record: Mapping[str, Any], mapping: Mapped = ()) -> Question:
@@ -172,9 +173,8 @@ class _Row:
             value = chat.structured(self.place, name, value)
             if not chat.is_missing(value) and len(value):
                 return options_of(self.place, name, value)
-        lettered = {column.lower(): column for column in self._record}
-        if "options" not in self._mapping and all(letter in lettered for letter in "abcd"):
-            texts = [self._record[lettered[letter]] for letter in _LETTERED if letter in lettered]
+        if "options" not in self._mapping and all(column in self._record for column in "ABC"):
+            texts = [self._record.get(column) for column in _LETTERED]
             return options_of(self.place, "A", [t for t in texts if not chat.is_missing(t)])
         return None
 

@@ -118,6 +118,10 @@ def _open(path: Path) -> IO[bytes]:
     return gzip.open(path) if _suffixes(path)[1] else path.open("rb")  # pyright: ignore
 
 
+def _open_text(path: Path) -> IO[str]:
+    return io.TextIOWrapper(_open(path), encoding="utf-8-sig", newline="")
+
+
 # --------------------------------------------------------------------------------------- parquet
 
 
@@ -147,12 +151,13 @@ def _parquet_rows(path: Path, label: str, wanted: Collection[str] | None) -> Row
 
 def _json_rows(path: Path, label: str, wanted: Collection[str] | None) -> Rows:
     with _open(path) as file:
-        head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+        is_array = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
         file.seek(0)
-        if head.startswith(b"["):
-            yield from _array_rows(path, label, file)
-        else:
+        if not is_array:
             yield from _line_rows(path, label, file)
+            return
+    with _open_text(path) as text:
+        yield from _array_rows(path, label, text)
 
 
 def _line_rows(path: Path, label: str, file: IO[bytes]) -> Rows:
@@ -179,39 +184,41 @@ def _cut(text: bytes | str) -> str:
     return repr(shown.strip()[:60])
 
 
-def _array_rows(path: Path, label: str, file: IO[bytes]) -> Rows:
+def _array_rows(path: Path, label: str, text: IO[str]) -> Rows:
     """The elements of one array, decoded as the text arrives."""
-    text = io.TextIOWrapper(file, encoding="utf-8-sig")
-    decoder, buffer, at, row, size = json.JSONDecoder(), text.read(_CHUNK), 0, 0, _CHUNK
-    space = re.compile(r"\s*")
-    at = buffer.index("[") + 1
-    while True:
-        at = space.match(buffer, at).end()  # pyright: ignore[reportOptionalMemberAccess]
+    decoder, space = json.JSONDecoder(), re.compile(r"\s*")
+    # What was read; how much of it is done with; how much is read next.
+    buffer, at, size, row = "", 0, _CHUNK, 0
+    is_last = False
+    while not is_last:
         try:
-            if buffer[at : at + 1] == "]" and row == 0:
-                return
-            value, end = decoder.raw_decode(buffer, at)
+            # Before each element a bracket or a comma; before the end of an empty array neither.
+            start = space.match(buffer, at).end()  # pyright: ignore[reportOptionalMemberAccess]
+            if buffer[start : start + 1] != ("," if row else "["):
+                raise ValueError("no element begins")
+            start = space.match(buffer, start + 1).end()  # pyright: ignore
+            if row == 0 and buffer[start : start + 1] == "]":
+                at = start + 1
+                break
+            value, end = decoder.raw_decode(buffer, start)
             end = space.match(buffer, end).end()  # pyright: ignore[reportOptionalMemberAccess]
-            is_last = buffer[end : end + 1] == "]"
-            if not is_last and buffer[end : end + 1] != ",":
-                raise ValueError("neither , nor ]")
+            if buffer[end : end + 1] not in ("]", ","):
+                raise ValueError("no element ends")
         except (ValueError, RecursionError) as error:
             more = text.read(size)
             if not more:
+                got = _cut(buffer[at : at + 200])
                 raise UserError(
-                    f"{path}: row {row + 1}: expected an object of a JSON array, got "
-                    f"{_cut(buffer[at : at + 200])}"
+                    f"{path}: row {row + 1}: expected an object of a JSON array, got {got}"
                 ) from error
             buffer, at, size = buffer[at:] + more, 0, 2 * size  # twice: a long row is tried seldom
             continue
         place = Place(str(path), label, row)
-        is_object = isinstance(value, dict)
-        yield place, value if is_object else place.wrong("row", "an object", value)
-        row, at, size = row + 1, end + 1, _CHUNK
-        if is_last:
-            if rest := (buffer[at:] + text.read(_CHUNK)).strip():
-                raise UserError(f"{path}: expected the array's end, got {_cut(rest)}")
-            return
+        yield place, value if isinstance(value, dict) else place.wrong("row", "an object", value)
+        is_last = buffer[end] == "]"
+        row, at, size = row + 1, end + is_last, _CHUNK
+    if rest := (buffer[at:] + text.read(_CHUNK)).strip():
+        raise UserError(f"{path}: expected the array's end, got {_cut(rest)}")
 
 
 # ------------------------------------------------------------------------------------------- CSV
@@ -221,8 +228,7 @@ def _csv_rows(path: Path, label: str, wanted: Collection[str] | None) -> Rows:
     # Of the whole process; Python's default of 131,072 characters is below long solutions.
     csv.field_size_limit(sys.maxsize)
     delimiter = "\t" if _suffixes(path)[0] == ".tsv" else ","
-    with _open(path) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    with _open_text(path) as text:
         table = csv.reader(text, delimiter=delimiter, strict=True)
         columns = tuple(name.strip() for name in next(table, ()))
         if len(set(columns)) < len(columns):
@@ -246,15 +252,16 @@ def _array_record_rows(path: Path, label: str, wanted: Collection[str] | None) -
         raise FileNotFoundError(path)
     try:
         reader = array_record_module.ArrayRecordReader(str(path))
-    except Exception as error:  # its own kinds of RuntimeError
-        raise OSError(in_one_line(error)) from error
-    decode = _decoder(path)
-    try:
-        for row in range(reader.num_records()):
+        num_rows = reader.num_records() if reader.ok() else 0
+        if not reader.ok():
+            reader.close()  # raises what is wrong
+        decode = _decoder(path)
+        for row in range(num_rows):
             place = Place(str(path), label, row)
             yield place, decode(place, reader.read([row])[0])
-    finally:
         reader.close()
+    except RuntimeError as error:  # its only kind, below Python's OSError and ValueError
+        raise OSError(in_one_line(error)) from error
 
 
 def _decoder(path: Path) -> Any:

@@ -83,7 +83,7 @@ _ANSWER_LINE = re.compile(
 )
 _REMEMBER = re.compile(
     r"\s*Remember to put your answer on its own line after [\"'“]?Answer:[\"'”]?"
-    r"(?:,? and you do not need to use a \\boxed command)?\.?[\"'”]?\s*$",
+    r"(?:,? and you do not need to use a \\boxed command)?\.?[\"'”]?",
     re.IGNORECASE,
 )
 _BOXED = re.compile(
