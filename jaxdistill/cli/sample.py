@@ -107,7 +107,7 @@ def evaluate(options: argparse.Namespace) -> None:
     from jaxdistill.evaluation import evaluate as evaluation
     from jaxdistill.evaluation.records import write_evaluation
     from jaxdistill.storage.loading import open_model
-    from jaxdistill.tasks.tasks import load
+    from jaxdistill.tasks.tasks import SourceTask, load
 
     require_positive(options.samples, "--samples")
     require_positive(1 if options.limit is None else options.limit, "--limit")
@@ -121,6 +121,9 @@ def evaluate(options: argparse.Namespace) -> None:
     for split in splits:
         for note in load(split.task).notes:
             print(note, file=sys.stderr)
+        if options.kind == "auto" and isinstance(split.task, SourceTask):
+            name = type(split.task).__name__
+            print(f"{split.task.source}: graded as {name}; see --kind", file=sys.stderr)
     policy = open_model(options.model, progress=True)
     config = evaluation.Evaluation(
         splits=splits, samples=options.samples, sampling=sampling, seed=options.seed

@@ -126,6 +126,8 @@ def named_splits(names: Sequence[str], limit: int | None, kind: str = "auto") ->
         # As few folders as tell it from the others of its name.
         tails = (own[len(own) - depth :] for depth in range(len(own) + 1))
         tail = next((t for t in tails if sum(o[len(o) - len(t) :] == t for o in same) == 1), None)
+        if tail is None and own == () and same.count(()) == 1:
+            tail = ()  # the others are named with their folders
         if tail is None:
             raise UserError(f"--data: several data sets are called {split.name}; rename one")
         name = "-".join([*(re.sub(r"[^\w.-]+", "_", part) for part in tail), split.name])
