@@ -156,7 +156,8 @@ def with_unique_ids(questions: list[Question]) -> list[Question]:
     result = []
     for question in questions:
         nth = seen[question.id] = seen.get(question.id, 0) + 1
-        result.append(replace(question, id=f"{question.id}#{nth}") if nth > 1 else question)
+        again = replace(question, id=f"{question.id}#{nth}", problem=question.problem_id)
+        result.append(again if nth > 1 else question)
     return result
 
 

@@ -255,8 +255,16 @@ def test_names_of_splits():
     assert named_split("toy:ood", None).task == ToyTask("heldout", 4, 128)
     assert named_split("toy:train", 7) == Split("train", ToyTask("train", 3, 7))
     for name, kind, split in (
-        ("some/where/aime24.parquet", "math", Split("aime24", MathTask("some/where/aime24.parquet", 3))),
-        ("tfds:coverage/64:train", "math", Split("coverage-64-train", MathTask("tfds:coverage/64:train", 3))),
+        (
+            "some/where/aime24.parquet",
+            "math",
+            Split("aime24", MathTask("some/where/aime24.parquet", 3)),
+        ),
+        (
+            "tfds:coverage/64:train",
+            "math",
+            Split("coverage-64-train", MathTask("tfds:coverage/64:train", 3)),
+        ),
         ("hub:a/b:test", "choice", Split("b-test", ChoiceTask("hub:a/b:test", 3))),
         ("x.csv", "exact", Split("x", ExactTask("x.csv", 3))),
     ):

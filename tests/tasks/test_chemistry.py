@@ -23,7 +23,10 @@ def test_three_steps_reward_the_right_letter_of_each_question(tmp_path, monkeypa
     """A random model answers nothing, so its four responses are given the four letters."""
 
     def letters(tokenizer, ids):
-        return [f"<reasoning>...</reasoning>\n<answer>\n{'ABCD'[r % 4]}\n</answer>" for r in range(len(ids))]
+        return [
+            f"<reasoning>...</reasoning>\n<answer>\n{'ABCD'[r % 4]}\n</answer>"
+            for r in range(len(ids))
+        ]
 
     monkeypatch.setattr(tokenizers, "decode_all", letters)
     task = ChoiceTask(str(CHEMISTRY), limit=4)

@@ -148,9 +148,11 @@ def test_every_setting_of_a_data_set_can_be_changed_by_its_path(tmp_path):
 
 def test_repeated_prompts_of_any_task_are_one_problem_and_one_to_train_on(tmp_path):
     path = math_file(tmp_path)
-    (tmp_path / "questions.jsonl").write_text((tmp_path / "questions.jsonl").read_text() + "\n" + (
-        json.dumps({"question": "1+1?", "answer": "2"})
-    ))
+    (tmp_path / "questions.jsonl").write_text(
+        (tmp_path / "questions.jsonl").read_text()
+        + "\n"
+        + (json.dumps({"question": "1+1?", "answer": "2"}))
+    )
     for task in (MathTask(path), Doubled()):
         questions = tasks.questions_of(task)
         assert len({q.id for q in questions}) == 4

@@ -184,7 +184,10 @@ class _Row:
         solutions = [
             (name, solution)
             for name, value in self._found("solution")
-            if (solution := chat.optional_text(self.place, name, value)) is not None
+            # Several solutions of a row are in order of preference; one is shown.
+            for first in [chat.native(value)]
+            for text in [first[0] if isinstance(first, list) and first else first]
+            if (solution := chat.optional_text(self.place, name, text)) is not None
         ]
         if not every:
             return self._gold_of_solution(solutions)
@@ -204,7 +207,9 @@ class _Row:
         if not read:
             raise self.place.wrong(every[0][0], "an answer", None)
         if len({_comparable(gold) for gold in read.values()}) > 1:
-            shown = ", ".join(f"`{name}` {in_short(', '.join(gold))}" for name, gold in read.items())
+            shown = ", ".join(
+                f"`{name}` {in_short(', '.join(gold))}" for name, gold in read.items()
+            )
             raise self.place.bad(
                 f"columns hold different answers: {shown}; choose one with "
                 f'columns=(("answer", "{next(iter(read))}"),)'
@@ -249,7 +254,7 @@ class _Row:
 
 
 def _comparable(gold: tuple[str, ...]) -> frozenset[str]:
-    """Answers without what their writing alone adds: $ signs, spaces, a full stop, commas in 1,000."""
+    """Answers without what writing adds: $ signs, spaces, a full stop, the comma of 1,000."""
     bare = (re.sub(r"^\$(.*)\$$", r"\1", text.strip()).removesuffix(".") for text in gold)
     return frozenset(
         re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", re.sub(r"\s+", "", text)) for text in bare

@@ -35,11 +35,12 @@ class AnswerForm:
         texts = [question.system or "", *turns, question.prompt]
         return any(re.search(self.asks, _NEGATED.sub("", text)) for text in texts)
 
-
     def check(self, place: Place, question: Question) -> None:
         """Refuse a row that belongs to another kind of task; its right answers would be wrong."""
         if self.is_letter and not re.fullmatch(r"[A-Z]", question.answer):
-            raise place.wrong("answer", "the letter of an option, as ChoiceTask has", question.answer)
+            raise place.wrong(
+                "answer", "the letter of an option, as ChoiceTask has", question.answer
+            )
         if self.sentence is None or self.is_asked_by(question):
             return
         for other, task in ((BOX, "MathTask"), (TAG, "ChoiceTask or ExactTask")):
@@ -93,7 +94,9 @@ _BOXED = re.compile(
 )
 
 
-def instruct(question: Question, form: AnswerForm, instruction: str | None) -> tuple[Question, Change]:
+def instruct(
+    question: Question, form: AnswerForm, instruction: str | None
+) -> tuple[Question, Change]:
     """Make the prompt ask for `form`; say what was done.
 
     instruction: `DEFAULT` adds the form's sentence where no form is asked for, and replaces an

@@ -25,7 +25,10 @@ def kind_of(reading: Reading) -> Kind:
     """
     rows = rows_of(reading.source, layouts.wanted_columns(reading.columns))
     read = accepted(
-        rows, lambda place, row: layouts.question_of(place, row, reading.columns), "skip", skipped := []
+        rows,
+        lambda place, row: layouts.question_of(place, row, reading.columns),
+        "skip",
+        skipped := [],
     )
     questions = [question for _, question in islice(read, _NUM_ROWS)]
     if not questions:

@@ -1,4 +1,4 @@
-"""A data set read into questions: repeated prompts, a nested subset, bad rows, and what was done."""
+"""A data set as questions: repeated prompts, nested subsets, bad rows, and what was done."""
 
 import hashlib
 import heapq
@@ -9,10 +9,10 @@ from typing import Literal, TypeVar
 
 from jaxdistill.errors import UserError
 from jaxdistill.tasks.questions import Question, asked_text
-from jaxdistill.tasks.sources import columns as layouts
 from jaxdistill.tasks.sources import chat, files, hub, tfds
+from jaxdistill.tasks.sources import columns as layouts
 from jaxdistill.tasks.sources.files import Record, Rows
-from jaxdistill.tasks.sources.instruction import BOX, DEFAULT, AnswerForm, instruct
+from jaxdistill.tasks.sources.instruction import BOX, DEFAULT, AnswerForm, Change, instruct
 from jaxdistill.tasks.sources.names import FileSource, HubSource, parse
 from jaxdistill.tasks.sources.place import BadRow, Place
 
@@ -130,21 +130,37 @@ class _Tally:
     changes: Counter[str] = field(default_factory=Counter)
     num_rows: int = 0
     num_alternatives: int = 0
+    num_unasked: int = 0  # prompts that the instruction leaves without the form's question
     conflicts: list[str] = field(default_factory=list)  # ids of rows that contradict an earlier one
     prompts: dict[bytes, _Prompt] = field(default_factory=dict)
+    converted: dict[bytes, tuple[Question, Change]] = field(default_factory=dict)  # by whole row
     kept: list[tuple[int, int, Question]] = field(default_factory=list)  # (-rank, row, question)
 
     def convert(self, place: Place, record: Record) -> Question:
+        """The question of a row, its prompt with the instruction; counts what was changed."""
+        if self.repeats:
+            question, change = self._convert(place, record)
+        else:
+            # A row that was seen is dropped later; a hundred copies of it are read once.
+            key = hashlib.blake2b(repr(record).encode(errors="replace"), digest_size=16).digest()
+            if key not in self.converted:
+                self.converted[key] = self._convert(place, record)
+            question, change = self.converted[key]
+        self.changes[change] += 1
+        return question
+
+    def _convert(self, place: Place, record: Record) -> tuple[Question, Change]:
         question = layouts.question_of(place, record, self.reading.columns)
         self.form.check(place, question)
         question, change = instruct(question, self.form, self.reading.instruction)
         chat.text(place, "prompt", question.prompt)  # of DAPO's sentence may be nothing left
-        self.changes[change] += 1
-        return question
+        return question, change
 
     def take(self, place: Place, question: Question) -> None:
         self.num_rows += 1
         self.num_alternatives += bool(question.alternatives)
+        if self.reading.instruction != DEFAULT and self.form.sentence is not None:
+            self.num_unasked += not self.form.is_asked_by(question)
         key = asked_text(question)
         prompt = self.prompts.setdefault(key, _Prompt(question))
         first, nth = prompt.first, prompt.num_rows
@@ -187,8 +203,13 @@ class _Tally:
         yield f"{name}: {rows:,} rows, {distinct:,} distinct prompts"
         if changes["added"] or changes["replaced"]:
             yield (
-                f"{name}: instruction added to {changes['added']:,} prompts, in place of another in "
-                f"{changes['replaced']:,}, already in {changes['kept']:,}"
+                f"{name}: instruction added to {changes['added']:,} prompts, in place of another "
+                f"in {changes['replaced']:,}, already in {changes['kept']:,}"
+            )
+        if self.num_unasked:
+            yield (
+                f"{name}: {self.num_unasked:,} prompts do not ask for {self.form.name}, which is "
+                f"all that is graded (instruction={self.reading.instruction!r})"
             )
         if self.reading.limit is not None:
             yield (

@@ -101,6 +101,10 @@ LAYOUTS = {
         {"problem": "1+1?", "solution": BOXED, "answer": "2", "problem_type": "Algebra"},
         ("set:2", None, "1+1?", "2", BOXED),
     ),
+    "OlympiadBench": (
+        {"id": 1, "question": "1+1?", "solution": [BOXED, "Count."], "final_answer": ["$2$"]},
+        ("set:2:1", None, "1+1?", "$2$", BOXED),
+    ),
     "DeepMath": (
         {"question": "1+1?", "final_answer": "2", "r1_solution_1": "..."},
         ("set:2", None, "1+1?", "2", None),
@@ -124,8 +128,8 @@ LAYOUTS = {
         ("set:2:x", None, "1+1?", "2", None),
     ),
     "two columns that agree": (
-        {"question": "1+1?", "prompt": "Tell me: 1+1?", "answer": "1,000", "final_answer": "$1000$"},
-        ("set:2", None, "Tell me: 1+1?", "1,000", None),
+        {"question": "+1?", "prompt": "1+1?", "answer": "1,000", "final_answer": "$1000$"},
+        ("set:2", None, "1+1?", "1,000", None),
     ),
     "an empty solution": (
         {"question": "1+1?", "answer": "2", "solution": "", "system": float("nan")},
@@ -162,22 +166,22 @@ def test_columns_of_any_name_are_read_where_they_are_named(mapping, row):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"text": "1+1?", "label": "2"}, "no column holds the question; the columns are text, label"),
-        ({"question": "1+1?", "target": "2"}, "no column holds the answer; the columns are question,"),
+        ({"text": "1+1?", "label": "2"}, "no column holds the question; the columns are text, lab"),
+        ({"question": "1+1?", "target": "2"}, "no column holds the answer; the columns are ques"),
         ({"instruction": "Add.", "input": "1+1?", "answer": "2"}, "`instruction` and `input`"),
-        ({"question": "1+1?", "answer": None}, "field `answer`: expected text or a number, got nothing"),
+        ({"question": "1+1?", "answer": None}, "`answer`: expected text or a number, got nothing"),
         ({"question": "1+1?", "answer": None, "solution": BOXED}, "field `answer`"),
-        ({"question": "1+1?", "answer": True}, "field `answer`: expected text or a number, got bool"),
+        ({"question": "1+1?", "answer": True}, "`answer`: expected text or a number, got bool"),
         ({"question": "1+1?", "answer": float("nan")}, "field `answer`: expected a number"),
         ({"question": "1+1?", "answer": GSM8K.replace("#### 2", "####")}, "field `answer`"),
         ({"question": "1+1?", "answer": "so \\boxed{2"}, "field `answer`"),
-        ({"question": "1+1?", "answer": "2", "final_answer": "3"}, "`answer` '2', `final_answer` '3'"),
+        ({"question": "1+1?", "answer": "2", "final_answer": "3"}, "'2', `final_answer` '3'"),
         (
             {"prompt": USER, "reward_model": {"ground_truth": "2"}, "answer": "3"},
             "columns hold different answers: `answer` '3', `reward_model.ground_truth` '2'",
         ),
-        ({"question": "1+1?", "prompt": "2+2?", "answer": "2"}, "`prompt` and `question` hold diff"),
-        ({"question": None, "answer": "2"}, "field `question`: expected text or messages, got noth"),
+        ({"question": "1+1?", "prompt": "2+2?", "answer": "2"}, "`prompt` and `question` hold"),
+        ({"question": None, "answer": "2"}, "`question`: expected text or messages, got noth"),
         ({"question": " ", "answer": "2"}, "field `question`: expected text"),
         ({"question": "1+1?", "answer": "2", "solution": 3}, "field `solution`: expected text"),
         ({"question": "1+1?", "answer": "2", "system": ["x"]}, "field `system`: expected text"),
@@ -207,7 +211,9 @@ def test_a_near_miss_is_named_with_its_row_and_field(row, message):
 
 
 def test_a_column_that_is_named_and_missing_is_refused_with_those_there_are():
-    with pytest.raises(BadRow, match="no column 'q', the question; the columns are question, answer"):
+    with pytest.raises(
+        BadRow, match="no column 'q', the question; the columns are question, answer"
+    ):
         question_of(PLACE, {"question": "1+1?", "answer": "2"}, (("question", "q"),))
     wide = Place("set.parquet", "set", 2, columns=("text", "label", "embedding"))
     with pytest.raises(BadRow, match="the columns are text, label, embedding"):

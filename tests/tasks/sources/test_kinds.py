@@ -43,7 +43,9 @@ def test_rows_tell_their_kind(rows, kind):
 def test_what_no_row_tells_is_asked_for(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"question": "Capital?", "answer": "Paris"}))
-    with pytest.raises(UserError, match=r"cannot tell its kind.*'Paris'; say math, choice or exact"):
+    with pytest.raises(
+        UserError, match=r"cannot tell its kind.*'Paris'; say math, choice or exact"
+    ):
         kind_of(Reading(str(path)))
     path.write_text("{}")
     with pytest.raises(UserError, match="row 1: no column holds the question"):

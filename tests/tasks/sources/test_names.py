@@ -26,7 +26,10 @@ HOME = str(Path.home())
         ("tfds:aime24:test", TfdsSource("aime24", None, "test")),
         ("hub:HuggingFaceH4/MATH-500", HubSource("HuggingFaceH4", "MATH-500")),
         ("hub:a/b:test", HubSource("a", "b", None, "test")),
-        ("hub:a/b/en@refs/convert/parquet:x", HubSource("a", "b", "en", "x", "refs/convert/parquet")),
+        (
+            "hub:a/b/en@refs/convert/parquet:x",
+            HubSource("a", "b", "en", "x", "refs/convert/parquet"),
+        ),
         ("hub:a/b.c@1f2e", HubSource("a", "b.c", None, None, "1f2e")),
     ],
 )
