@@ -140,10 +140,14 @@ class ExactTask(SourceTask):
 
 
 Task = ToyTask | MathTask | ChoiceTask | ExactTask | OwnTask
-KINDS = {"math": MathTask, "choice": ChoiceTask, "exact": ExactTask}
+KINDS: dict[str, type[MathTask] | type[ChoiceTask] | type[ExactTask]] = {
+    "math": MathTask,
+    "choice": ChoiceTask,
+    "exact": ExactTask,
+}
 
 
-def recognised(source: str, **settings: Any) -> SourceTask:
+def recognised(source: str, **settings: Any) -> MathTask | ChoiceTask | ExactTask:
     """The task of the kind that a data set's rows are for (`sources.kinds`).
 
     settings: further fields of `sources.Reading`. Raises UserError where the rows do not tell.

@@ -47,7 +47,9 @@ def _one(place: Place, field: str, value: Any) -> str:
     if not is_number:
         raise place.wrong(field, "text or a number", value)
     number = Decimal(str(value))
-    if not number.is_finite() or abs(number.adjusted()) > _MOST_DIGITS:
+    if not number.is_finite():
+        raise place.wrong(field, "a finite number", value)
+    if abs(number.adjusted()) > _MOST_DIGITS:
         raise place.wrong(field, f"a number of at most {_MOST_DIGITS} digits", value)
     return written_out(number)
 

@@ -60,7 +60,7 @@ def asked(
             f"field `{field}`: expected a user turn last, got an assistant turn, "
             f"{talk[-1].content[:40]!r}; is this a conversation to train on?"
         )
-    system = systems[0].content if systems else None
+    system = (systems[0].content or None) if systems else None  # an empty one is none
     return system, tuple((turn.role, turn.content) for turn in talk[:-1]), talk[-1].content
 
 
@@ -121,6 +121,8 @@ def _turn(place: Place, field: str, turn: Any) -> Turn:
     if role is None:
         raise place.wrong(f"{field}.role", "system, user or assistant", named)
     content = turn.get("content", turn.get("value"))
+    if role == "system" and content in ("", b"", []):
+        return Turn(role, "")
     return Turn(role, _content(place, f"{field}.content", content))
 
 

@@ -127,6 +127,8 @@ class _Row:
         """A struct, which may be stored as JSON."""
         if column not in self._decoded:
             held = chat.structured(self.place, column, self._record[column])
+            if isinstance(held, list) and held and all(isinstance(pair, tuple) for pair in held):
+                held = dict(held)  # Arrow's maps come as pairs
             if held is not None and not isinstance(held, Mapping):
                 raise self.place.wrong(column, "an object with named fields", held)
             self._decoded[column] = held

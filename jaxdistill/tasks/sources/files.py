@@ -173,7 +173,7 @@ def record_of(place: Place, text: bytes | str) -> Record | BadRow:
     try:
         value = json.loads(text.strip())
     except (ValueError, RecursionError):  # RecursionError: brackets nested too deeply
-        return place.bad(f"expected a JSON object on one line, got {_cut(text)}")
+        return place.bad(f"expected a JSON object on one line, or one array, got {_cut(text)}")
     if not isinstance(value, dict):
         return place.wrong("row", "an object with named fields", value)
     return value
@@ -246,7 +246,7 @@ def _csv_rows(path: Path, label: str, wanted: Collection[str] | None) -> Rows:
 
 
 def _array_record_rows(path: Path, label: str, wanted: Collection[str] | None) -> Rows:
-    from array_record.python import array_record_module
+    from array_record.python import array_record_module  # pyright: ignore
 
     if not path.is_file():
         raise FileNotFoundError(path)

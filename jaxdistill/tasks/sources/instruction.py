@@ -46,7 +46,8 @@ class AnswerForm:
         for other, task in ((BOX, "MathTask"), (TAG, "ChoiceTask or ExactTask")):
             if other.asks != self.asks and other.is_asked_by(question):
                 raise place.bad(
-                    f"the prompt asks for {other.name}, and this task reads {self.name}; use {task}"
+                    f"the prompt asks for {other.name}, and this task reads {self.name}; use "
+                    f"{task}, or an `instruction` of your own"
                 )
 
 

@@ -55,6 +55,9 @@ def options_of(place: Place, field: str, value: Any) -> Options:
     if not isinstance(texts, list | tuple) or not 2 <= len(texts) <= len(LETTERS):
         raise place.wrong(field, f"2 to {len(LETTERS)} options", value)
     read = [answers(place, f"{field}[{at}]", text)[0] for at, text in enumerate(texts)]
+    marked = [re.match(rf"\(?{a}[).:]\s*(.+)", text) for a, text in zip(LETTERS, read)]
+    if all(marked):  # "A) 4", "B) 5": the letters are written into the texts
+        read = [mark[1] for mark in marked if mark is not None]
     names = list(LETTERS[: len(read)]) if labels is None else [_label(label) for label in labels]
     if len(names) != len(read) or len(set(names)) < len(names):
         raise place.wrong(field, "one label for each option", value)

@@ -151,8 +151,11 @@ class _Tally:
 
     def _convert(self, place: Place, record: Record) -> tuple[Question, Change]:
         question = layouts.question_of(place, record, self.reading.columns)
-        self.form.check(place, question)
-        question, change = instruct(question, self.form, self.reading.instruction)
+        asked, change = instruct(question, self.form, self.reading.instruction)
+        # A text of the user's own may ask for what the prompt does not; the default never does.
+        is_default = self.reading.instruction == DEFAULT
+        self.form.check(place, question if is_default else asked)
+        question = asked
         chat.text(place, "prompt", question.prompt)  # of DAPO's sentence may be nothing left
         return question, change
 

@@ -40,6 +40,7 @@ PLAIN = (None, (), "1+1?")
         ([{"role": "user", "content": [{"text": "1+"}, {"type": "text", "text": "1?"}]}], PLAIN),
         ([{"role": b"user", "content": b"1+1?"}], PLAIN),
         ([{"role": "user", "content": "1+1?", "name": None}], PLAIN),
+        ([{**SYSTEM, "content": ""}, USER], PLAIN),
         ([SYSTEM, USER], ("Be brief.", (), "1+1?")),
         ([{**SYSTEM, "role": "developer"}, USER], ("Be brief.", (), "1+1?")),
         ([*SHOT, USER], (None, (("user", "0+1?"), ("assistant", "1")), "1+1?")),

@@ -51,6 +51,10 @@ LAYOUTS = {
         {"prompt": USER, "reward_model": {"ground_truth": Decimal("2.0")}},
         ("set:2", None, "1+1?", "2", None),
     ),
+    "verl with maps of Arrow": (
+        {"prompt": USER, "reward_model": [("ground_truth", "2"), ("style", "rule")]},
+        ("set:2", None, "1+1?", "2", None),
+    ),
     "verl GSM8K": (
         {
             "prompt": USER,
@@ -172,7 +176,7 @@ def test_columns_of_any_name_are_read_where_they_are_named(mapping, row):
         ({"question": "1+1?", "answer": None}, "`answer`: expected text or a number, got nothing"),
         ({"question": "1+1?", "answer": None, "solution": BOXED}, "field `answer`"),
         ({"question": "1+1?", "answer": True}, "`answer`: expected text or a number, got bool"),
-        ({"question": "1+1?", "answer": float("nan")}, "field `answer`: expected a number"),
+        ({"question": "1+1?", "answer": float("nan")}, "`answer`: expected a finite number"),
         ({"question": "1+1?", "answer": GSM8K.replace("#### 2", "####")}, "field `answer`"),
         ({"question": "1+1?", "answer": "so \\boxed{2"}, "field `answer`"),
         ({"question": "1+1?", "answer": "2", "final_answer": "3"}, "'2', `final_answer` '3'"),

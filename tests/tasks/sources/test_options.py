@@ -25,6 +25,7 @@ TEXTS = ["4", "5", "6"]
         {"choices": {"A": "4", "B": "5", "C": "6", "D": None}, "answer": "B"},
         {"choices": '{"A": "4", "B": "5", "C": "6"}', "answer": "B"},
         {"choices": [{"label": x, "text": t} for x, t in zip("ABC", TEXTS)], "answer": "B"},
+        {"options": ["A)4", "B)5", "C)6"], "answer": "B"},  # AQuA
         {"A": "4", "B": "5", "C": "6", "answer": "B"},
     ],
 )

@@ -210,6 +210,16 @@ def test_several_files_and_several_answers(tmp_path):
     assert read(Reading(",".join(paths))).questions == loaded.questions
 
 
+def test_mathematics_in_tags_needs_an_instruction_that_asks_for_a_box(tmp_path):
+    tagged = {"question": "1+1?", "answer": 2, "system": "Use <think></think><answer></answer>."}
+    path = write(tmp_path / "a.jsonl", [tagged])
+    for instruction in ("default", None, "Be quick."):
+        with pytest.raises(UserError, match="row 1: the prompt asks for an answer tag"):
+            read(Reading(path, instruction=instruction))
+    (question,) = read(Reading(path, instruction=r"Put a \boxed{} into the tag.")).questions
+    assert question.prompt == "1+1?\nPut a \\boxed{} into the tag."
+
+
 @pytest.mark.parametrize("instruction", [None, "Be quick."])
 def test_prompts_that_do_not_ask_for_what_is_graded_are_counted(tmp_path, instruction):
     rows = [*sums(2), {"question": r"7+1? Use \boxed{}.", "answer": 8}]
