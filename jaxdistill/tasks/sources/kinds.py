@@ -9,6 +9,7 @@ from jaxdistill.errors import UserError
 from jaxdistill.tasks.questions import Question
 from jaxdistill.tasks.sources import columns as layouts
 from jaxdistill.tasks.sources.instruction import BOX, TAG
+from jaxdistill.tasks.sources.options import bare_letter
 from jaxdistill.tasks.sources.place import in_short
 from jaxdistill.tasks.sources.reading import Reading, accepted, rows_of
 
@@ -49,7 +50,9 @@ def told_by(questions: Sequence[Question]) -> Kind | None:
     >>> told_by([Question("q", "1+1?", "2")]), told_by([Question("q", "Capital?", "Paris")])
     ('math', None)
     """
-    every_letter = all(re.fullmatch(r"[A-J]", question.answer) for question in questions)
+    every_letter = all(
+        re.fullmatch(r"[A-J]", bare_letter(question.answer)) for question in questions
+    )
     if all(BOX.is_asked_by(question) for question in questions):
         return "math"
     if all(TAG.is_asked_by(question) for question in questions):

@@ -77,5 +77,14 @@ def with_options(prompt: str, options: Options) -> str:
     return "\n".join([prompt.rstrip(), "", *lines])
 
 
+def bare_letter(answer: str) -> str:
+    """A gold letter without the marks around it; other answers stay.
+
+    >>> bare_letter("(B)"), bare_letter("B."), bare_letter("Both")
+    ('B', 'B', 'Both')
+    """
+    return re.sub(r"^\(?([A-Z])[).]*$", r"\1", answer)
+
+
 def _label(label: Any) -> str:
     return (label.decode() if isinstance(label, bytes) else str(label)).strip("() .")

@@ -14,6 +14,7 @@ from jaxdistill.tasks.sources import columns as layouts
 from jaxdistill.tasks.sources.files import Record, Rows
 from jaxdistill.tasks.sources.instruction import BOX, DEFAULT, AnswerForm, Change, instruct
 from jaxdistill.tasks.sources.names import FileSource, HubSource, parse
+from jaxdistill.tasks.sources.options import bare_letter
 from jaxdistill.tasks.sources.place import BadRow, Place
 
 Value = TypeVar("Value")
@@ -151,6 +152,8 @@ class _Tally:
 
     def _convert(self, place: Place, record: Record) -> tuple[Question, Change]:
         question = layouts.question_of(place, record, self.reading.columns)
+        if self.form.is_letter:
+            question = replace(question, answer=bare_letter(question.answer))
         asked, change = instruct(question, self.form, self.reading.instruction)
         # A text of the user's own may ask for what the prompt does not; the default never does.
         is_default = self.reading.instruction == DEFAULT

@@ -25,6 +25,7 @@ OPTIONS = "Which is prime?\nA: 4\nB: 5"
         ([(f"{OPTIONS} {BOX}", "B")], "math"),  # a letter in a box
         ([(f"{OPTIONS} {TAG}", "B")], "choice"),
         ([(TAG, "B")], "choice"),
+        ([(TAG, "(B)")], "choice"),
         ([(OPTIONS, "B"), ("Which? (A) x (B) y", "A")], "choice"),
         ([(f"Capital? {TAG}", "Paris")], "exact"),
         ([(f"1+1? {TAG}", "2")], "exact"),

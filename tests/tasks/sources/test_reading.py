@@ -94,6 +94,12 @@ def test_the_chemistry_set_loads_with_system_turn_and_letter(name, count):
         read(Reading(path), BOX)
 
 
+def test_a_letter_may_be_stored_with_its_parentheses(tmp_path):
+    rows = [{"question": "Which? (A) 4 (B) 5", "answer": answer} for answer in ("(B)", "B.", "B")]
+    loaded = read(Reading(write(tmp_path / "a.jsonl", rows)), LETTER)
+    assert [q.answer for q in loaded.questions] == ["B"] * 3
+
+
 # --------------------------------------------------------------------------------------- repeats
 
 
