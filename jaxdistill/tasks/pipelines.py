@@ -68,11 +68,12 @@ class Batches(Iterator[list[Record]], Generic[Record]):
                     f"cannot resume the data order: it was saved with {name}={state.get(name)}, "
                     f"this run has {name}={ours}; use the saved value or start a new run"
                 )
-        if state.get("content", "") != self._content:
+        saved = state.get("content", "none, by an earlier version")
+        if saved != self._content:
             raise UserError(
                 "cannot resume the data order: the data behind the same name has changed (other "
-                f"rows, texts or order: digest {self._content}, saved with "
-                f"{state.get('content') or 'none'}); put the data back or start a new run"
+                f"rows, texts or order: digest {self._content or 'none'}, saved with {saved}); put "
+                "the data back or start a new run"
             )
         self.close()
         self._next_batch = state["next_batch"]
