@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import sys
 from typing import Any
 
 from jaxdistill.cli.flags import (
@@ -35,8 +36,10 @@ def add_verbs(verbs: Any) -> None:
     questions = sub.add_mutually_exclusive_group(required=True)
     questions.add_argument(
         "--data",
+        action="append",
         metavar="DATA",
-        help="a .parquet or .jsonl file, or toy:train, toy:heldout, toy:ood",
+        help="a file (.parquet, .jsonl, .json, .csv, ArrayRecord), tfds:NAME[/CONFIG][:SPLIT], "
+        "hub:OWNER/NAME[:SPLIT], or toy:train, toy:heldout, toy:ood; repeatable",
     )
     questions.add_argument(
         "--task",
@@ -47,8 +50,18 @@ def add_verbs(verbs: Any) -> None:
     sub.add_argument(
         "--samples", type=int, default=4, metavar="K", help="responses per question (k)"
     )
+    sub.add_argument(
+        "--kind",
+        choices=("auto", "math", "choice", "exact"),
+        default="auto",
+        help="how --data is graded: the last box as mathematics, the letter or the text in the "
+        "last <answer> tag, or what its rows ask for",
+    )
     limit = sub.add_argument(
-        "--limit", type=int, metavar="N", help="evaluate the first N questions only"
+        "--limit",
+        type=int,
+        metavar="N",
+        help="N questions of each data set, drawn with a fixed seed; a task's first N",
     )
     describe_default(limit, "all questions of a file or task, 128 of a toy split")
     add_out(sub, "also write NAME.jsonl and summary.json into this folder", metavar="DIR")
@@ -103,7 +116,7 @@ def sample(options: argparse.Namespace) -> None:
 def evaluate(options: argparse.Namespace) -> None:
     from jaxdistill.evaluation import evaluate as evaluation
     from jaxdistill.evaluation.records import write_evaluation
-    from jaxdistill.tasks.tasks import questions_of
+    from jaxdistill.tasks.tasks import SourceTask, load
 
     require_positive(options.samples, "--samples")
     require_positive(1 if options.limit is None else options.limit, "--limit")
@@ -111,24 +124,33 @@ def evaluate(options: argparse.Namespace) -> None:
     if options.out and options.out.exists() and not options.out.is_dir():
         raise UserError(f"--out {options.out} is a file; name a folder")
     if options.task is None:
-        split = evaluation.named_split(options.data, options.limit)
+        splits = evaluation.named_splits(options.data, options.limit, options.kind)
     else:
-        split = own_split(options.task, options.limit)
-    policy = open_policy(options, questions_of(split.task))
+        splits = (own_split(options.task, options.limit),)
+    questions = []
+    for split in splits:
+        loaded = load(split.task)
+        questions += loaded.questions
+        for note in loaded.notes:
+            print(note, file=sys.stderr)
+        if options.kind == "auto" and isinstance(split.task, SourceTask):
+            name = type(split.task).__name__
+            print(f"{split.task.source}: graded as {name}; see --kind", file=sys.stderr)
+    policy = open_policy(options, questions)
     config = evaluation.Evaluation(
-        splits=(split,), samples=options.samples, sampling=sampling, seed=options.seed
+        splits=splits, samples=options.samples, sampling=sampling, seed=options.seed
     )
-    records = evaluation.evaluate_split(
-        engine_of(policy, options),
-        policy.params,
-        split,
-        config,
-        show_progress=True,
-    )
-    for line in evaluation.summary_lines(records, options.samples):
-        print(line)
+    engine, results = engine_of(policy, options), {}
+    for split in splits:
+        results[split.name] = evaluation.evaluate_split(
+            engine, policy.params, split, config, show_progress=True
+        )
+        if len(splits) > 1:
+            print(f"# {split.name}")
+        for line in evaluation.summary_lines(results[split.name], options.samples):
+            print(line)
     if options.out:
-        write_evaluation(options.out, {split.name: records})
+        write_evaluation(options.out, results)
         print(options.out)
 
 

@@ -1,21 +1,22 @@
 """Sample K responses to each question of a task and record their verdicts and statistics."""
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation import intervals
-from jaxdistill.evaluation.measures import summarize
+from jaxdistill.evaluation.measures import problem_of, summarize
 from jaxdistill.evaluation.records import response_record
 from jaxdistill.sampling import Address, Sampling
 from jaxdistill.sampling.engine import Engine
 from jaxdistill.sampling.rollouts import open_grading
 from jaxdistill.storage.toy import toy_name
 from jaxdistill.tasks.questions import is_text
-from jaxdistill.tasks.tasks import MathTask, Task, ToyTask, questions_of
+from jaxdistill.tasks.sources.names import parse
+from jaxdistill.tasks.tasks import KINDS, Task, ToyTask, questions_of, recognised
 
 
 @dataclass(frozen=True)
@@ -99,26 +100,55 @@ def evaluate_split(
     return records
 
 
-def named_split(name: str, limit: int | None) -> Split:
-    """Return the split for `toy:POOL` or a question file, with at most `limit` questions.
+def named_split(name: str, limit: int | None, kind: str = "auto") -> Split:
+    """Return the split for `toy:POOL` or the name of a data set (`tasks.sources.names`).
 
-    Without a limit a toy split has 128. Raises UserError for an unknown toy split or a bad limit.
+    kind: math, choice or exact, or auto to recognise it from the rows. Without a limit a toy split
+    has 128 questions. Raises UserError for an unknown toy split, an invalid name or limit, and rows
+    whose kind cannot be recognised.
     """
     toy = toy_name(name)
     if toy is None:
-        return Split(Path(name).stem, MathTask(name, limit))
+        make = recognised if kind == "auto" else KINDS[kind]
+        return Split(re.sub(r"[/\\]+", "-", parse(name).label), make(name, limit=limit))
     # Out of distribution (ood) means four numbers; the problems of `train` have three.
     pools = {"train": ("train", 3), "heldout": ("heldout", 3), "ood": ("heldout", 4)}
     if toy not in pools:
         known = ", ".join(f"toy:{pool}" for pool in pools)
-        raise UserError(f"`--data` {name!r} is unknown; use {known}, or a file")
+        raise UserError(f"`--data` {name!r} is unknown; use {known}, or a data set's name")
     pool, numbers = pools[toy]
     return Split(toy, ToyTask(pool, numbers, 128 if limit is None else limit))
 
 
+def named_splits(names: Sequence[str], limit: int | None, kind: str = "auto") -> tuple[Split, ...]:
+    """`named_split` of each name; files that are called alike are told apart by their folders.
+
+    Raises UserError for a data set that is named twice.
+    """
+    splits = [named_split(name, limit, kind) for name in names]
+    for index, split in enumerate(splits):
+        if split.task in [other.task for other in splits[:index]]:
+            raise UserError(f"--data {names[index]} is named twice")
+    stems = [split.name for split in splits]
+    folders = [() if toy_name(name) is not None else parse(name).folders for name in names]
+    named = []
+    for split, own in zip(splits, folders, strict=True):
+        same = [other for other, stem in zip(folders, stems, strict=True) if stem == split.name]
+        # As few folders as tell it from the others of its name.
+        tails = (own[len(own) - depth :] for depth in range(len(own) + 1))
+        tail = next((t for t in tails if sum(o[len(o) - len(t) :] == t for o in same) == 1), None)
+        if tail is None and own == () and same.count(()) == 1:
+            tail = ()  # the others are named with their folders
+        if tail is None:
+            raise UserError(f"--data: several data sets are called {split.name}; rename one")
+        name = "-".join([*(re.sub(r"[^\w.-]+", "_", part) for part in tail), split.name])
+        named.append(replace(split, name=name))
+    return tuple(named)
+
+
 def summary_lines(records: list[dict[str, Any]], k: int) -> Iterator[str]:
     """Format an evaluation as lines of text: accuracies with 95 % intervals, then means."""
-    ids = [record["question_id"] for record in records]
+    ids = [problem_of(record) for record in records]
     correct = [record["correct"] for record in records]
     for name, found in (
         (f"avg@{k}", intervals.avg_at_k(ids, correct)),

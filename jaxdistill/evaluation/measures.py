@@ -13,6 +13,7 @@ from jaxdistill.evaluation.intervals import Clusters, clusters_of
 # The fields of every response record. Any other field is one of the task's own numbers (`facts`).
 RECORD_FIELDS = (
     "question_id",
+    "problem",
     "question",
     "answer",
     "rollout",
@@ -66,10 +67,18 @@ class Measure:
 
     def of(self, records: Iterable[dict[str, Any]]) -> Clusters | None:
         """Sum over response records per problem. Returns None if no response was measured."""
-        parts = [(record["question_id"], self.parts(record)) for record in records]
+        parts = [(problem_of(record), self.parts(record)) for record in records]
         clusters = clusters_of([(name, *pair) for name, pair in parts if pair is not None])
         # The weight of a rate is zero if all responses are empty.
         return clusters if clusters is not None and clusters.weight_Q.sum() else None
+
+
+def problem_of(record: dict[str, Any]) -> str:
+    """The problem that a response answers, which rows of the same prompt share.
+
+    Records of earlier versions have no such field: there every question is a problem.
+    """
+    return str(record.get("problem") or record["question_id"])
 
 
 MEASURES: dict[str, Measure] = {

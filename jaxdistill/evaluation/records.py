@@ -31,6 +31,7 @@ def response_record(
     words = epistemic.count(response, epistemic.TEN_WORDS, mode="word")
     record = {
         "question_id": question.id,
+        "problem": question.problem_id,
         "question": question.prompt,
         "answer": question.answer,
         "rollout": row % rollouts.rollouts,

@@ -35,7 +35,7 @@ from jaxdistill.sampling.rollouts import check_grading
 from jaxdistill.storage import hf_export, loading
 from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.storage.loading import Policy
-from jaxdistill.tasks.tasks import questions_of
+from jaxdistill.tasks.tasks import load, questions_of
 from jaxdistill.training.batch import pack, pad
 from jaxdistill.training.experience import Setting, open_source
 from jaxdistill.training.metrics import MetricsWriter, means
@@ -57,7 +57,7 @@ def run(config: RunConfig, run_dir: Path, *, resume: bool = False, quiet: bool =
     try:
         # Find files that cannot be read and answers that cannot be graded now, rather than in the
         # first evaluation, hours later.
-        check_tasks(config)
+        check_tasks(config, quiet)
         if isinstance(config.lexicon, LexiconFile):
             epistemic.read_lexicon(config.lexicon.path)
         train(config, run_dir, resume and not is_new, quiet)
@@ -73,16 +73,22 @@ def run(config: RunConfig, run_dir: Path, *, resume: bool = False, quiet: bool =
     return run_dir
 
 
-def check_tasks(config: RunConfig) -> None:
-    """Read each distinct task's questions, and grade one answer with a recipe's own task."""
-    tasks = [split.task for split in config.evaluation.splits]
+def check_tasks(config: RunConfig, quiet: bool = True) -> None:
+    """Read each distinct task's questions, and grade one answer with a recipe's own task.
+
+    Unless `quiet`, what was done with their data is printed.
+    """
+    # Training draws from distinct prompts; an evaluation keeps the repeats.
+    tasks = [(split.task, True) for split in config.evaluation.splits]
     if isinstance(config.experience, OnPolicy):
-        tasks.append(config.experience.task)
-    for index, task in enumerate(tasks):
-        if task not in tasks[:index]:
-            question = questions_of(task)[0]
+        tasks.append((config.experience.task, False))
+    for index, (task, repeats) in enumerate(tasks):
+        if (task, repeats) not in tasks[:index]:
+            loaded = load(task, repeats=repeats)
+            for note in () if quiet else loaded.notes:
+                print(note, file=sys.stderr)
             if own_classes.is_own(type(task)):
-                check_grading(task, question)
+                check_grading(task, loaded.questions[0])
 
 
 def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:

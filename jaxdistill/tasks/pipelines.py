@@ -6,7 +6,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 import numpy as np
 
 from jaxdistill.errors import UserError
-from jaxdistill.tasks.questions import Question
+from jaxdistill.tasks.questions import Question, fingerprint
 
 Record = TypeVar("Record")
 Record_co = TypeVar("Record_co", covariant=True)
@@ -32,13 +32,19 @@ class Batches(Iterator[list[Record]], Generic[Record]):
     """
 
     def __init__(
-        self, source: RandomAccess[Record], seed: int, batch_size: int, num_workers: int = 0
+        self,
+        source: RandomAccess[Record],
+        seed: int,
+        batch_size: int,
+        num_workers: int = 0,
+        content: str = "",
     ):
         if len(source) == 0:
             raise UserError("the data set is empty; expected at least one record")
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {batch_size}")
         self._identity = {"seed": seed, "num_records": len(source), "batch_size": batch_size}
+        self._content = content
         self._batches = _shuffled_batches(source, seed, batch_size)
         self._num_workers = num_workers
         self._next_batch = 0
@@ -52,11 +58,11 @@ class Batches(Iterator[list[Record]], Generic[Record]):
         self._next_batch += 1
         return batch
 
-    def get_state(self) -> dict[str, int]:
-        """Return the iterator's position and settings as JSON-serialisable integers."""
-        return {"next_batch": self._next_batch, **self._identity}
+    def get_state(self) -> dict[str, Any]:
+        """Return the iterator's position, settings and data digest, JSON-serialisable."""
+        return {"next_batch": self._next_batch, **self._identity, "content": self._content}
 
-    def set_state(self, state: dict[str, int]) -> None:
+    def set_state(self, state: dict[str, Any]) -> None:
         """Continue where `get_state` was called.
 
         Raises UserError if the state belongs to other data or settings.
@@ -67,6 +73,13 @@ class Batches(Iterator[list[Record]], Generic[Record]):
                     f"cannot resume the data order: it was saved with {name}={state.get(name)}, "
                     f"this run has {name}={ours}; use the saved value or start a new run"
                 )
+        saved = state.get("content", "none, by an earlier version")
+        if saved != self._content:
+            raise UserError(
+                "cannot resume the data order: the data behind the same name has changed (other "
+                f"rows, texts or order: digest {self._content or 'none'}, saved with {saved}); put "
+                "the data back or start a new run"
+            )
         self.close()
         self._next_batch = state["next_batch"]
 
@@ -80,19 +93,28 @@ class Batches(Iterator[list[Record]], Generic[Record]):
 def questions_iterator(
     questions: Sequence[Question], seed: int, batch_size: int
 ) -> Batches[Question]:
-    """Iterate endlessly over lists of `batch_size` questions."""
-    return Batches(questions, seed, batch_size)
+    """Iterate endlessly over lists of `batch_size` questions.
+
+    The state holds a digest of them: a run does not continue with other questions, or with the same
+    ones in another order, behind the same name.
+    """
+    return Batches(questions, seed, batch_size, content=fingerprint(questions))
 
 
 def example_iterator(
-    source: RandomAccess[Record], seed: int, batch_size: int, num_workers: int = 0
+    source: RandomAccess[Record],
+    seed: int,
+    batch_size: int,
+    num_workers: int = 0,
+    content: str = "",
 ) -> Batches[Record]:
     """Iterate endlessly over lists of `batch_size` records, such as (prompt ids, completion ids).
 
     With `num_workers` > 0, that many processes prefetch, and the source must be picklable. The
-    batches do not depend on the number of workers.
+    batches do not depend on the number of workers. content: a digest of the source, which must be
+    the same when a run resumes; "": only its size is compared.
     """
-    return Batches(source, seed, batch_size, num_workers)
+    return Batches(source, seed, batch_size, num_workers, content)
 
 
 def _shuffled_batches(source: Any, seed: int, batch_size: int) -> Any:
@@ -102,8 +124,11 @@ def _shuffled_batches(source: Any, seed: int, batch_size: int) -> Any:
     # orders one epoch apart.
     grain_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
     shuffled = grain.MapDataset.source(source).shuffle(grain_seed)
-    # Repeat before batching; in the reverse order every epoch would end in a short batch.
-    return shuffled.repeat().batch(batch_size, batch_fn=list)
+    # Repeat before batching; in the reverse order every epoch would end in a short batch. An
+    # endless repeat has the length sys.maxsize, which Grain divides by the batch size in floating
+    # point: for batches of one it is rounded up to 2^63, beyond every index. 2^52 is exact.
+    num_epochs = max(1, 2**52 // len(source))
+    return shuffled.repeat(num_epochs).batch(batch_size, batch_fn=list)
 
 
 def _open_iterator(batches: Any, num_workers: int) -> Any:

@@ -7,14 +7,17 @@ may define its own (`OwnTask`).
 import math
 import random
 from dataclasses import Field, dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from jaxdistill.errors import UserError
 from jaxdistill.own_classes import in_one_line, require_choice
 from jaxdistill.tasks import sources
-from jaxdistill.tasks.grading.math import grade_math
+from jaxdistill.tasks.grading.alternatives import grade_math_any
+from jaxdistill.tasks.grading.choice import grade_choice, grade_exact
 from jaxdistill.tasks.grading.verdict import Verdict
-from jaxdistill.tasks.questions import Question, is_text
+from jaxdistill.tasks.questions import Question, is_text, with_problems
+from jaxdistill.tasks.sources.instruction import BOX, LETTER, RESPONSE, TAG, AnswerForm
+from jaxdistill.tasks.sources.kinds import kind_of
 from jaxdistill.tasks.toy import grader as toy_grader
 from jaxdistill.tasks.toy import problems, traces
 
@@ -80,37 +83,95 @@ class ToyTask:
 
 
 @dataclass(frozen=True)
-class MathTask:
-    """Questions with boxed answers in a .parquet (DAPO, AIME, AMC layouts) or .jsonl file.
+class SourceTask(sources.Reading):
+    """A task on a data set (`sources.Reading` names its settings); its kinds differ in the grader.
 
-    Raises UserError for a limit below 1.
+    `form` is the form of answer that prompts ask for and the grader reads.
     """
 
-    path: str
-    limit: int | None = None  # read at most this many questions, from the start of the file
+    form: ClassVar[AnswerForm]
 
-    grade = staticmethod(grade_math)
-
-    def __post_init__(self):
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"`limit` must be at least 1, got {self.limit}")
+    def load(self, *, repeats: bool = True) -> sources.Loaded:
+        """Read the data set, with notes on what was done."""
+        return sources.read(self, self.form, repeats=repeats)
 
     def questions(self) -> list[Question]:
-        return sources.read(self.path)[: self.limit]
+        return self.load().questions
 
 
-Task = ToyTask | MathTask | OwnTask
+@dataclass(frozen=True)
+class MathTask(SourceTask):
+    """Mathematics: the last box of a response, compared as mathematics.
+
+    `MathTask("hub:HuggingFaceH4/MATH-500:test", limit=64)`
+    """
+
+    form = BOX
+    grade = staticmethod(grade_math_any)
 
 
-def questions_of(task: Task) -> list[Question]:
-    """Return `task.questions()` after checking it, since a recipe may define the task.
+@dataclass(frozen=True)
+class ChoiceTask(SourceTask):
+    """Multiple choice: the letter in the last `<answer>` tag of a response, as in SciKnowEval."""
 
-    Raises UserError naming file and row for invalid data, and for a toy pool that holds too few
-    problems. For a recipe's own task it raises UserError if the method raises or returns anything
-    other than a non-empty list of questions with different ids.
+    form = LETTER
+    grading_workers: ClassVar = 0
+    grade = staticmethod(grade_choice)
+
+
+@dataclass(frozen=True)
+class ExactTask(SourceTask):
+    """Exact match: the text in the last `<answer>` tag is the gold answer, but for outer space.
+
+    answer_in="response" compares the whole response, and prompts ask for no tag.
+    """
+
+    answer_in: Literal["tag", "response"] = "tag"
+    ignore_case: bool = False
+    grading_workers: ClassVar = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.answer_in not in ("tag", "response"):
+            raise UserError(f"`answer_in` must be tag or response, got {self.answer_in!r}")
+
+    @property
+    def form(self) -> AnswerForm:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return TAG if self.answer_in == "tag" else RESPONSE
+
+    def grade(self, question: Question, response: str) -> Verdict:
+        return grade_exact(
+            question, response, in_tag=self.answer_in == "tag", ignore_case=self.ignore_case
+        )
+
+
+Task = ToyTask | MathTask | ChoiceTask | ExactTask | OwnTask
+KINDS: dict[str, type[MathTask] | type[ChoiceTask] | type[ExactTask]] = {
+    "math": MathTask,
+    "choice": ChoiceTask,
+    "exact": ExactTask,
+}
+
+
+def recognised(source: str, **settings: Any) -> MathTask | ChoiceTask | ExactTask:
+    """The task of the kind that a data set's rows are for (`sources.kinds`).
+
+    settings: further fields of `sources.Reading`. Raises UserError if the rows do not tell.
+    """
+    return KINDS[kind_of(sources.Reading(source, **settings))](source, **settings)
+
+
+def load(task: Task, *, repeats: bool = True) -> sources.Loaded:
+    """The questions of a task, checked, with notes for a person on how they were read.
+
+    repeats: False keeps one question of each prompt, which is what training draws from. Raises
+    UserError naming file and row, or when a toy pool holds fewer problems; of an own task for what
+    it raises, and for anything but a list of questions with different ids.
     """
     require_choice("task", task, Task)
     name = f"{type(task).__name__}.questions"
+    if isinstance(task, SourceTask) and type(task).questions is SourceTask.questions:
+        return task.load(repeats=repeats)
     try:
         questions = task.questions()
     except UserError:
@@ -120,13 +181,27 @@ def questions_of(task: Task) -> list[Question]:
     if not (isinstance(questions, list) and all(isinstance(q, Question) for q in questions)):
         raise UserError(f"{name}: expected a list of Question, got {questions!r}"[:300])
     for index, question in enumerate(questions):
-        for field in ("id", "prompt", "answer", "system", "solution"):
-            text, may_be_none = getattr(question, field), field in ("system", "solution")
+        for field in ("id", "prompt", "answer", "system", "solution", "problem"):
+            text = getattr(question, field)
+            may_be_none = field in ("system", "solution", "problem")
             if not (is_text(text) or (text is None and may_be_none)):
                 raise UserError(f"{name}: {field} of question {index} must be text, got {text!r}")
     if not questions or len({question.id for question in questions}) < len(questions):
         raise UserError(f"{name}: expected at least one question, and a different id for each")
-    return questions
+    clustered = with_problems(questions)
+    different = [q for q in clustered if q.problem_id == q.id]
+    return sources.Loaded(
+        questions=clustered if repeats else different,
+        notes=[],
+        num_rows=len(questions),
+        num_distinct=len(different),
+        skipped=[],
+    )
+
+
+def questions_of(task: Task, *, repeats: bool = True) -> list[Question]:
+    """`load(task).questions`: checked, since the task may be a recipe's own."""
+    return load(task, repeats=repeats).questions
 
 
 def facts_of(task: Task, question: Question, response: str) -> dict[str, float | None]:

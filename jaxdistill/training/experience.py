@@ -123,7 +123,7 @@ def supervised_source(experience: Supervised, setting: Setting) -> Source:
 
 def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
     questions, facts_of_run = within_limit(
-        experience, setting.engine.policy, questions_of(experience.task)
+        experience, setting.engine.policy, questions_of(experience.task, repeats=False)
     )
     if objectives.needs_teacher(setting.objective):
         check_demonstrations(experience, questions)
@@ -175,7 +175,8 @@ def with_unique_ids(questions: list[Question]) -> list[Question]:
     result = []
     for question in questions:
         nth = seen[question.id] = seen.get(question.id, 0) + 1
-        result.append(replace(question, id=f"{question.id}#{nth}") if nth > 1 else question)
+        again = replace(question, id=f"{question.id}#{nth}", problem=question.problem_id)
+        result.append(again if nth > 1 else question)
     return result
 
 

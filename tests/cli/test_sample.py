@@ -26,6 +26,9 @@ MISTAKES = {
     "eval toy:main --data toy:train --samples 0": "--samples must be at least 1, got 0",
     "eval toy:main --data toy:train --limit 0": "--limit must be at least 1, got 0",
     "eval nowhere --data toy:train": "there is no folder nowhere",
+    "eval nowhere --data toy:train --kind maths": "invalid choice: 'maths'",
+    "eval nowhere --data toy:train --data toy:train": "--data toy:train is named twice",
+    "eval nowhere --data hub:MATH-500": "expected hub:OWNER/NAME",
 }
 
 
@@ -189,3 +192,22 @@ def test_a_tokenizer_with_more_entries_than_the_model_is_refused(place, run_dir)
     assert_mistake(["sample", "run", "--prompt", "1 2 -> 3 <tool>"], refused)
     train = "train tiny.json --quiet --run-dir other --set model=Pretrained('run/export')"
     assert_mistake(train.split(), refused)
+
+
+def test_eval_takes_several_data_sets_and_says_how_each_was_read(place):
+    for folder, answer in (("a", 7), ("b", "B")):
+        (place / folder).mkdir()
+        rows = [{"question": f"{n}? A: 1 B: 2", "answer": answer} for n in (1, 2, 1)]
+        (place / folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, err = call("eval", "toy:main", "--data", "a/test.jsonl", "--data", "b/test.jsonl",
+                          "--samples", 1, "--max-new-tokens", 4, "--out", "found")  # fmt: skip
+    assert code == 0, err
+    assert set(json.loads((place / "found" / "summary.json").read_text())) == {"a-test", "b-test"}
+    assert [line for line in out.splitlines() if line.startswith("#")] == ["# a-test", "# b-test"]
+    for name, task in (("a", "MathTask"), ("b", "ChoiceTask")):
+        assert f"{name}/test.jsonl: 3 rows, 2 distinct prompts\n" in err
+        assert f"{name}/test.jsonl: graded as {task}; see --kind\n" in err
+        lines = (place / "found" / f"{name}-test.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        assert [record["problem"] for record in records] == ["test:0", "test:1", "test:0"]
+        assert len({record["question_id"] for record in records}) == 3

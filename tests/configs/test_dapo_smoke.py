@@ -26,7 +26,7 @@ def train(run_dir, *extra):
     """Three steps with a checkpoint each, on the same two questions, so that one shape compiles."""
     return cli.main([
         "train", "dapo_smoke", "--quiet", "--run-dir", str(run_dir), "--set", "steps=3",
-        "--set", f"experience.task.path={PARQUET}", "--set", f"model.tokenizer={TOKENIZER}",
+        "--set", f"experience.task.source={PARQUET}", "--set", f"model.tokenizer={TOKENIZER}",
         "--set", "experience.task.limit=2", "--set", "experience.sampling.max_new_tokens=16",
         "--set", "experience.completion_multiple=16", *extra,
     ])  # fmt: skip

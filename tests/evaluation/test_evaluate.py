@@ -18,6 +18,7 @@ from jaxdistill.evaluation.evaluate import (
     Split,
     evaluate_split,
     named_split,
+    named_splits,
     summary_lines,
 )
 from jaxdistill.evaluation.measures import RECORD_FIELDS, summarize
@@ -34,12 +35,13 @@ from jaxdistill.storage import loading
 from jaxdistill.storage.loading import Fresh
 from jaxdistill.tasks.grading import Verdict
 from jaxdistill.tasks.questions import Question
-from jaxdistill.tasks.tasks import MathTask, ToyTask, questions_of
+from jaxdistill.tasks.tasks import ChoiceTask, ExactTask, MathTask, ToyTask, questions_of
 
 SPLIT = Split("heldout", ToyTask(pool="heldout", count=5))
 CONFIG = Evaluation(splits=(SPLIT,), samples=2, sampling=Sampling(max_new_tokens=8))
 FIELDS = {
     "question_id": str,
+    "problem": str,
     "question": str,
     "answer": str,
     "rollout": int,
@@ -146,6 +148,7 @@ def test_a_record_of_a_response_by_hand():
     found = rollout_of(question, text, verdict, num_tokens=12, finished=False)
     assert response_record(SPLIT.task, found, 1) == {
         "question_id": question.id,
+        "problem": question.id,
         "question": question.prompt,
         "answer": question.answer,
         "rollout": 1,
@@ -251,9 +254,62 @@ def test_a_missing_or_broken_summary_is_a_users_error(tmp_path):
 def test_names_of_splits():
     assert named_split("toy:ood", None).task == ToyTask("heldout", 4, 128)
     assert named_split("toy:train", 7) == Split("train", ToyTask("train", 3, 7))
-    assert named_split("some/where/aime24.parquet", 3).name == "aime24"
+    for name, kind, split in (
+        (
+            "some/where/aime24.parquet",
+            "math",
+            Split("aime24", MathTask("some/where/aime24.parquet", 3)),
+        ),
+        (
+            "tfds:coverage/64:train",
+            "math",
+            Split("coverage-64-train", MathTask("tfds:coverage/64:train", 3)),
+        ),
+        ("hub:a/b:test", "choice", Split("b-test", ChoiceTask("hub:a/b:test", 3))),
+        ("x.csv", "exact", Split("x", ExactTask("x.csv", 3))),
+    ):
+        assert named_split(name, 3, kind) == split
     with pytest.raises(UserError, match=r"toy:moon.*use toy:train, toy:heldout, toy:ood"):
         named_split("toy:moon", None)
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["a/test.json", "b/test.json"], ["a-test", "b-test"]),
+        (["x/a/test.json", "y/a/test.json"], ["x-a-test", "y-a-test"]),
+        (["a/test.json", "b/test.json", "aime24.parquet"], ["a-test", "b-test", "aime24"]),
+        (["a/test.json", "a/b/test.json"], ["a-test", "b-test"]),
+        (["hub:a/x", "hub:b/x"], ["a-x", "b-x"]),
+        (["toy:heldout", "a/heldout.json"], ["heldout", "a-heldout"]),
+    ],
+)
+def test_data_sets_of_one_name_are_told_apart(names, splits):
+    found = named_splits(names, None, "math")
+    assert [split.name for split in found] == splits
+    Evaluation(splits=found)  # which refuses names that collide
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a.json", "a.json"], "--data a.json is named twice"),
+        (["a/test.json", "a/test.csv"], "several data sets are called test; rename one"),
+    ],
+)
+def test_data_sets_that_cannot_be_told_apart_are_refused(names, message):
+    with pytest.raises(UserError, match=message):
+        named_splits(names, None, "math")
+
+
+def test_the_rows_of_a_repeated_prompt_are_one_problem_to_the_interval(tmp_path):
+    # 20 rows of one prompt and one row of another: two problems, whatever the number of rows.
+    rows = [record(f"a:{n}", correct=n < 10) | {"problem": "a:0"} for n in range(20)]
+    rows.append(record("b", correct=True))
+    lines = dict(line.split(maxsplit=1) for line in summary_lines(rows, 1))
+    # Resamples of two problems hold a alone (10/20), b alone (1) or both (11/21).
+    assert lines["avg@1"] == "0.524  [0.500, 1.000]"
+    assert lines["pass@1"] == "0.750  [0.500, 1.000]"  # the mean over problems of 1/2 and 1
 
 
 @pytest.mark.parametrize("field", [{"samples": 0}, {"questions_per_batch": 0}, {"every": -1}])

@@ -165,7 +165,7 @@ def test_a_start_that_fails_takes_away_what_it_made_and_nothing_else(place, monk
                 (run_dir / name).write_text("torn, or somebody's")
             raise error
 
-        monkeypatch.setattr(loop, "check_tasks", lambda config: None)
+        monkeypatch.setattr(loop, "check_tasks", lambda *_: None)
         monkeypatch.setattr(loop, "train", train)
         # Exit code 0 would make the run look finished.
         with pytest.raises(UserError if isinstance(error, SystemExit) else type(error)):

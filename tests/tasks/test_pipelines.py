@@ -1,5 +1,6 @@
 """Data order: whole epochs, a new shuffle for each, and exact resumption."""
 
+import dataclasses
 import json
 
 import pytest
@@ -29,6 +30,18 @@ def test_every_epoch_visits_every_question_once_in_an_order_of_its_own():
 def test_a_batch_may_be_larger_than_the_data():
     (batch,) = _take(pipelines.questions_iterator(QUESTIONS[:2], seed=0, batch_size=6), 1)
     assert sorted(question.id for question in batch) == ["0"] * 3 + ["1"] * 3
+
+
+@pytest.mark.parametrize("num_records", [1, 2, 3, 7, 10, 64, 512, 1000])
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_any_number_of_records_goes_into_batches_of_any_size(num_records, batch_size):
+    questions = [Question(str(n), f"{n}+1?", "1") for n in range(num_records)]
+    batches = pipelines.questions_iterator(questions, seed=0, batch_size=batch_size)
+    count = 2 * num_records // batch_size + 1
+    flat = [question for batch in _take(batches, count) for question in batch]
+    assert {question.id for question in flat[:num_records]} == {str(n) for n in range(num_records)}
+    batches.set_state({**batches.get_state(), "next_batch": count - 1})
+    assert next(batches) == flat[(count - 1) * batch_size :]
 
 
 def test_the_seed_alone_sets_the_order():
@@ -64,6 +77,28 @@ def test_a_state_of_another_order_is_refused(other, named):
     batches = pipelines.questions_iterator(QUESTIONS, seed=3, batch_size=4)
     with pytest.raises(UserError, match=named):
         batches.set_state(other.get_state())
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        QUESTIONS[::-1],
+        [*QUESTIONS[1:], QUESTIONS[0]],
+        [dataclasses.replace(QUESTIONS[0], prompt="7+1?"), *QUESTIONS[1:]],
+        [dataclasses.replace(QUESTIONS[0], answer="7"), *QUESTIONS[1:]],
+        [dataclasses.replace(QUESTIONS[0], id="x"), *QUESTIONS[1:]],
+        [dataclasses.replace(QUESTIONS[0], system="Be brief."), *QUESTIONS[1:]],
+        [dataclasses.replace(QUESTIONS[0], solution="One."), *QUESTIONS[1:]],
+    ],
+)
+def test_other_data_behind_the_same_name_are_refused_in_one_line(changed):
+    state = pipelines.questions_iterator(QUESTIONS, seed=3, batch_size=4).get_state()
+    batches = pipelines.questions_iterator(changed, seed=3, batch_size=4)
+    with pytest.raises(UserError, match="the data behind the same name has changed") as caught:
+        batches.set_state(json.loads(json.dumps(state)))
+    assert "\n" not in str(caught.value)
+    assert batches.get_state()["next_batch"] == 0
+    pipelines.questions_iterator(list(QUESTIONS), seed=3, batch_size=4).set_state(state)
 
 
 def test_no_data_and_no_batch_size_are_refused():

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import pytest
 
+from jaxdistill import overrides
 from jaxdistill.errors import UserError
 from jaxdistill.tasks import tasks
-from jaxdistill.tasks.grading.math import grade_math
 from jaxdistill.tasks.questions import Question
-from jaxdistill.tasks.tasks import MathTask, ToyTask
+from jaxdistill.tasks.sources.instruction import BOX
+from jaxdistill.tasks.tasks import ChoiceTask, ExactTask, MathTask, ToyTask
 from jaxdistill.tasks.toy import problems, traces
 
 
@@ -63,8 +64,10 @@ def math_file(folder, rows=3):
 
 def test_mathematics_is_read_from_its_file_up_to_the_limit(tmp_path):
     path = math_file(tmp_path)
-    assert [q.prompt for q in tasks.questions_of(MathTask(path))] == ["0+1?", "1+1?", "2+1?"]
-    assert [q.answer for q in tasks.questions_of(MathTask(path, limit=2))] == ["1", "2"]
+    questions = tasks.questions_of(MathTask(path))
+    assert [q.prompt for q in questions] == [f"{n}+1?\n{BOX.sentence}" for n in range(3)]
+    assert [q.answer for q in questions] == ["1", "2", "3"]
+    assert len(tasks.questions_of(MathTask(path, limit=2))) == 2
     assert len(tasks.questions_of(MathTask(path, limit=10))) == 3
     for limit in (0, -1):
         with pytest.raises(UserError, match=f"`limit` must be at least 1, got {limit}"):
@@ -80,8 +83,92 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name):
 
 def test_mathematics_is_graded_as_such_and_has_no_traces_to_read(tmp_path):
     task = MathTask(math_file(tmp_path))
-    assert task.grade is grade_math
-    assert tasks.facts_of(task, Question("q", "1+1?", "2"), "check: \\boxed{2}") == {}
+    question = Question("q", "1+1?", "2", alternatives=("two",))
+    for answer, correct in (("2", True), ("2.0", True), ("two", True), ("3", False)):
+        assert task.grade(question, f"so \\boxed{{{answer}}}").correct == correct, answer
+    assert task.grade(question, "so 2").reason == "no box"
+    assert tasks.facts_of(task, question, "check: \\boxed{2}") == {}
+
+
+@pytest.mark.parametrize(
+    ("task", "response", "correct", "reason"),
+    [
+        (ChoiceTask("x.json"), "<reasoning>x</reasoning><answer>B</answer>", True, "exact"),
+        (ChoiceTask("x.json"), "<answer>A</answer>", False, "different"),
+        (ChoiceTask("x.json"), "\\boxed{B}", False, "no answer tag"),
+        (ExactTask("x.json"), "so <answer> B\n</answer>", True, "exact"),
+        (ExactTask("x.json"), "so <answer>b</answer>", False, "different"),
+        (ExactTask("x.json", ignore_case=True), "so <answer>b</answer>", True, "exact"),
+        (ExactTask("x.json"), "B", False, "no answer tag"),
+        (ExactTask("x.json", answer_in="response"), " B\n", True, "exact"),
+        (ExactTask("x.json", answer_in="response"), "so B", False, "different"),
+    ],
+)
+def test_each_kind_of_task_grades_its_own_form_of_answer(task, response, correct, reason):
+    verdict = task.grade(Question("q", "Which?", "B"), response)
+    assert (verdict.correct, verdict.reason) == (correct, reason)
+
+
+def test_an_exact_answer_is_looked_for_in_one_of_two_places():
+    with pytest.raises(UserError, match="`answer_in` must be tag or response, got 'box'"):
+        ExactTask("x.json", answer_in="box")
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ({"question": "1+1?", "answer": 2}, MathTask),
+        ({"question": "Which?", "choices": ["4", "5"], "answer": 1}, ChoiceTask),
+        ({"question": "Which? <answer></answer>", "answer": "Paris"}, ExactTask),
+    ],
+)
+def test_a_data_set_is_given_the_task_that_its_rows_are_for(tmp_path, row, kind):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(row))
+    task = tasks.recognised(str(path), limit=3)
+    assert task == kind(str(path), limit=3)
+    assert len(tasks.questions_of(task)) == 1
+
+
+def test_every_setting_of_a_data_set_can_be_changed_by_its_path(tmp_path):
+    task = overrides.parse(
+        tasks.Task,
+        "ChoiceTask(('a.csv', 'b.csv'), limit=8, columns=(('question', 'q'),), instruction=None, "
+        "bad_rows='skip')",
+        "task",
+    )
+    assert task == ChoiceTask(
+        ("a.csv", "b.csv"),
+        limit=8,
+        columns=(("question", "q"),),
+        instruction=None,
+        bad_rows="skip",
+    )
+
+
+def test_repeated_prompts_of_any_task_are_one_problem_and_one_to_train_on(tmp_path):
+    path = math_file(tmp_path)
+    (tmp_path / "questions.jsonl").write_text(
+        (tmp_path / "questions.jsonl").read_text()
+        + "\n"
+        + (json.dumps({"question": "1+1?", "answer": "2"}))
+    )
+    for task in (MathTask(path), Doubled()):
+        questions = tasks.questions_of(task)
+        assert len({q.id for q in questions}) == 4
+        assert questions[3].problem_id == questions[1].id
+        assert [q.id for q in tasks.questions_of(task, repeats=False)] == [
+            q.id for q in questions[:3]
+        ]
+
+
+@dataclass(frozen=True)
+class Doubled:
+    def questions(self):
+        return [Question(f"q{n}", f"{n % 3 if n < 3 else 1}+1?", "2") for n in range(4)]
+
+    def grade(self, question, response):
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)

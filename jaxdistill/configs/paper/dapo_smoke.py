@@ -5,7 +5,7 @@ template, sampling, math grading, teacher context, top-100 + tail, checkpoint, e
 Expected: two steps, a checkpoint, and an export that transformers reads. Nothing is learnt, since
 the weights are random.
 Hardware and time: 2 CPU cores, about a minute.
-Command: jaxdistill train dapo_smoke --set experience.task.path=seen_64.parquet \
+Command: jaxdistill train dapo_smoke --set experience.task.source=seen_64.parquet \
   --set model.tokenizer=PATH_OF_A_QWEN3_TOKENIZER_FOLDER
 """
 
