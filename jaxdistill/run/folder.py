@@ -136,10 +136,10 @@ def first_difference(there: Any, here: Any, path: str) -> tuple[str, Any, Any] |
     return None if there == here else (path, there, here)
 
 
-def check_steps(config: RunConfig, run_dir: Path, latest: int) -> int:
-    if latest > config.steps:
+def check_steps(steps: int, run_dir: Path, latest: int) -> int:
+    if latest > steps:
         raise UserError(
-            f"run folder {run_dir} stands at step {latest} already, beyond `steps`={config.steps}"
+            f"run folder {run_dir} stands at step {latest} already, beyond `steps`={steps}"
         )
     return latest
 
