@@ -264,7 +264,9 @@ def described(counts: Counts, traces: Traces, limit: int) -> str:
         "with the instruction added to their prompt": counts.instructed,
         "unfinished, which do not end in the end token": counts.unfinished,
         "graded wrong and imitated all the same (see `correct`)": counts.wrong,
-        "unlike their prompt, which opens or closes the thinking": counts.unlike_prompt,
+        "with thinking that their prompt has closed, or never close what it opens": (
+            counts.unlike_prompt
+        ),
     }
     said = [f"{n} {what}" for what, n in parts.items() if n]
     if counts.skipped:
@@ -279,7 +281,10 @@ def notes(traces: Traces, texts: TraceTexts, steps: int | None) -> list[str]:
     run = f"{traces.epochs} epochs, {derived} steps of {rows} rows"
     if steps is not None:
         epochs = steps * rows / len(texts)
-        run = f"`steps={steps}` of {rows} rows are {epochs:.3g} epochs; `epochs` is not used"
+        run = (
+            f"`steps={steps}` of {rows} rows are {epochs:.3g} epochs; `epochs={traces.epochs}` is "
+            "not used"
+        )
     return [
         f"{traces.name}: {len(texts)} kept of {described(texts.counts, traces, texts.limit)}",
         f"tokens of a prompt: {_quantiles(prompt_I)}",
