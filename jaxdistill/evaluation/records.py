@@ -9,6 +9,7 @@ from jaxdistill.errors import UserError
 from jaxdistill.evaluation.measures import MEASURES, RECORD_FIELDS, summarize
 from jaxdistill.files import write_whole
 from jaxdistill.sampling.rollouts import Rollouts
+from jaxdistill.tasks.questions import messages
 from jaxdistill.tasks.tasks import Task, facts_of
 
 
@@ -34,6 +35,8 @@ def response_record(task: Task, rollouts: Rollouts, row: int) -> dict[str, Any]:
         "epistemic": sum(words.values()),
         "words": {word: n for word, n in words.items() if n},
     }
+    if question.system is not None or question.earlier:
+        record["messages"] = messages(question)  # all that was asked; `question` is its last turn
     facts = facts_of(task, question, response)
     if taken := facts.keys() & {*RECORD_FIELDS, *MEASURES, "n"}:
         raise UserError(

@@ -2,12 +2,14 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from places import SHARED_DATA
+from tiny_rollouts import rollouts_of
 from tiny_run import ARCHITECTURE
 
 from jaxdistill.epistemic import TEN_WORDS
@@ -20,6 +22,7 @@ from jaxdistill.sampling.engine import Engine
 from jaxdistill.storage import loading
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.loading import Fresh, ToyBase
+from jaxdistill.tasks.questions import messages
 from jaxdistill.tasks.tasks import ToyTask
 from jaxdistill.training.batch import pack, pad
 from jaxdistill.training.experience import Setting, open_source
@@ -106,6 +109,16 @@ def test_sampled_records_become_the_very_tokens_that_the_student_saw_and_drew(tm
         assert prompt.tolist() == found.prompt_ids_BP[row][mask_P].tolist()
         assert completion.tolist() == found.tokens_BT[row][mask_T].tolist()
     assert texts.counts.unfinished == 8 - found.finished_B.sum()
+
+
+def test_a_record_keeps_the_system_turn_that_its_question_had(policy, tmp_path):
+    task = ToyTask(count=1)
+    question = replace(task.questions()[0], system="1 2", earlier=(("user", "3"), ("assistant", "4")))
+    found = rollouts_of(policy, [[("5 </think> answer 6", True)]])
+    record = response_record(task, replace(found, questions=[question]), 0)
+    prompt, _ = texts_of(policy, tmp_path, [record])[0]
+    assert prompt.tolist() == tokenizers.prompt_ids(policy.tokenizer, [messages(question)])[0]
+    assert words(policy, prompt)[:4] == ["<|im_start|>", "system", "1", "2"]
 
 
 # -------------------------------------------------------------------------------- chat templates
