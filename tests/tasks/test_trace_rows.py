@@ -96,7 +96,7 @@ def test_columns_name_a_layout_of_ones_own():
     record = {"ask": "1+1?", "say": "2", "prompt": "something else"}
     trace = read(record, columns=(("question", "ask"), ("response", "say")))
     assert (trace.chat, trace.response) == ([USER], "2")
-    with pytest.raises(UserError, match="row 3: no column 'said', the response; .* ask, say"):
+    with pytest.raises(UserError, match=r"row 3: no column 'said', the response; .* ask, say"):
         read(record, columns=(("question", "ask"), ("response", "said")))
     with pytest.raises(UserError, match="'answer' is no field of a trace"):
         RowReader(columns=(("answer", "say"),))

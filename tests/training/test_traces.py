@@ -113,7 +113,9 @@ def test_sampled_records_become_the_very_tokens_that_the_student_saw_and_drew(tm
 
 def test_a_record_keeps_the_system_turn_that_its_question_had(policy, tmp_path):
     task = ToyTask(count=1)
-    question = replace(task.questions()[0], system="1 2", earlier=(("user", "3"), ("assistant", "4")))
+    question = replace(
+        task.questions()[0], system="1 2", earlier=(("user", "3"), ("assistant", "4"))
+    )
     found = rollouts_of(policy, [[("5 </think> answer 6", True)]])
     record = response_record(task, replace(found, questions=[question]), 0)
     prompt, _ = texts_of(policy, tmp_path, [record])[0]
