@@ -21,10 +21,10 @@ def rooms(sizes_IX: np.ndarray, pack: int) -> np.ndarray:
     """The room for each of X kinds: completions first, then the student, then the others.
 
     The student's is the least multiple of `pack` that holds its longest row; a batch that fits into
-    one row of less takes the least power of two that holds it. The others stand to it as their sums
-    do, in steps of a sixteenth, so that all fill up together.
+    one row of less takes the least power of two from 128, a tile of attention. The others stand to
+    it as their sums do, in steps of a sixteenth, so that all fill up together.
     """
-    pack = min(pack, 1 << (int(sizes_IX[:, 1].sum()) - 1).bit_length())
+    pack = min(pack, max(128, 1 << (int(sizes_IX[:, 1].sum()) - 1).bit_length()))
     student = -(-int(sizes_IX[:, 1].max()) // pack) * pack
     step = max(student // STEPS, 1)
     share_X = sizes_IX.sum(axis=0) / sizes_IX[:, 1].sum()

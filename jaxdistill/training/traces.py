@@ -57,6 +57,11 @@ class Traces:
         for name in ("batch_size", "epochs", "max_tokens"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"`{name}` must be at least 1, got {value}")
+        for name, known in (("overlong", ("drop", "cut")), ("bad_rows", ("fatal", "skip"))):
+            if (value := getattr(self, name)) not in known:
+                raise UserError(f"`{name}` must be {' or '.join(known)}, got {value!r}")
+        if self.instruction is not None and not self.instruction.strip():
+            raise UserError("`instruction` must be a text, default or None, got an empty text")
         _ = self.reader
 
     @property
@@ -207,8 +212,8 @@ class TraceTexts:
     @property
     def digest(self) -> str:
         """A hash of every token and of where each text ends."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.start_M))
-        digest.update(np.ascontiguousarray(self.ids_N))
+        digest = hashlib.sha256(self.start_M.data)
+        digest.update(self.ids_N.data)
         return digest.hexdigest()[:16]
 
 
@@ -278,7 +283,7 @@ def notes(traces: Traces, texts: TraceTexts, steps: int | None) -> list[str]:
     """Lines on what is trained: rows, lengths in tokens, how long an epoch and the run are."""
     prompt_I, completion_I = texts.lengths_I2.T
     derived, rows = steps_of(traces, len(texts)), traces.batch_size
-    run = f"{traces.epochs} epochs, {derived} steps of {rows} rows"
+    run = f"`epochs={traces.epochs}`, {derived} steps of {rows} rows"
     if steps is not None:
         epochs = steps * rows / len(texts)
         run = (

@@ -9,10 +9,12 @@ from command_line import call
 from tiny_run import ARCHITECTURE
 
 import jaxdistill as jd
+from jaxdistill import overrides
 from jaxdistill.config import RunConfig, load_recipe
 from jaxdistill.errors import UserError
 from jaxdistill.objectives import CrossEntropy
 from jaxdistill.run.loop import run
+from jaxdistill.run.study import Arm
 from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.storage.loading import Fresh
 from jaxdistill.training.traces import Traces
@@ -79,13 +81,12 @@ def test_the_first_loss_is_the_mean_log_prob_of_responses_by_the_models_logits(
     assert line["epoch"] == 1
 
 
-def tiny_sft(source, **changes) -> RunConfig:
+def tiny_sft(source) -> RunConfig:
     """Three rows in batches of two: epochs end within a batch, and a checkpoint within an epoch."""
-    settings = {"batch_size": 2, "epochs": 4} | changes
     return RunConfig(
         name="sft",
         model=Fresh(ARCHITECTURE),
-        experience=Traces(str(source), **settings),
+        experience=Traces(str(source), batch_size=2, epochs=4),
         objective=CrossEntropy(),
         checkpoint_every=2,
         rollouts_every=0,
@@ -164,3 +165,12 @@ def test_traces_go_with_cross_entropy_and_other_experiences_need_steps(source):
         recipe(source, "compute=Compute(micro_batches=3)")
     with pytest.raises(UserError, match="`steps` must be set: the OnPolicy experience has no end"):
         load_recipe("toy_grpo", ["steps=None"])
+    with pytest.raises(UserError, match="arm toy-sft-s0: a study's runs need `steps`"):
+        _ = Arm(world="toy", method="sft", config=recipe(source)).steps
+
+
+def test_a_source_may_be_several_files_and_a_tuple(source):
+    for text in (f"{source},{source}", f'("{source}",)', "hub:open-r1/OpenR1-Math-220k:train"):
+        config = load_recipe("sft", [f"experience.source={text}"])
+        assert config.experience.source == ((str(source),) if text[0] == "(" else text)
+        assert overrides.from_json(RunConfig, overrides.to_json(config)) == config

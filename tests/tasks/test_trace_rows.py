@@ -1,6 +1,7 @@
 """Rows of every accepted layout as chat and response, and what is said of the others."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ def says(content, **more):
     return {"role": "assistant", "content": content, **more}
 
 
-def read(record, **settings):
+def read(record, **settings) -> Any:
     return RowReader(**settings).trace(PLACE, record)
 
 

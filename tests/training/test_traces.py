@@ -261,7 +261,7 @@ def test_what_is_trained_is_told_in_tokens(policy, tmp_path):
         "tokens of a prompt: min 11, median 11, p90 11, max 11",
         "tokens of a response: min 9, median 13, p90 15, max 15",
         "tokens of an epoch: 70, 37 of them in the loss",
-        "length of the run: 3 epochs, 5 steps of 2 rows",
+        "length of the run: `epochs=3`, 5 steps of 2 rows",
     ]
     assert notes(traces, texts, 6)[-1] == (
         "length of the run: `steps=6` of 2 rows are 4 epochs; `epochs=3` is not used"
@@ -303,6 +303,9 @@ def test_the_loss_is_over_responses_and_end_tokens_and_nothing_else(policy, tmp_
         ({"batch_size": 0}, "`batch_size` must be at least 1"),
         ({"epochs": 0}, "`epochs` must be at least 1"),
         ({"max_tokens": 0}, "`max_tokens` must be at least 1"),
+        ({"overlong": "shorten"}, "`overlong` must be drop or cut"),
+        ({"bad_rows": "ignore"}, "`bad_rows` must be fatal or skip"),
+        ({"instruction": " "}, "`instruction` must be a text"),
         ({"columns": (("ask", "x"),)}, "'ask' is no field of a trace"),
     ],
 )
