@@ -30,6 +30,7 @@ from jaxdistill.training.compute import Compute
 from jaxdistill.training.experience import Experience, Supervised
 from jaxdistill.training.optimizer import Optimizer
 from jaxdistill.training.teachers import Frozen, Teacher
+from jaxdistill.training.traces import Traces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class RunConfig:
     model: ModelSource
     experience: Experience
     objective: Objective
-    steps: int
+    steps: int | None = None  # None: as many as the `epochs` of Traces take
     teacher: Teacher = Frozen()
     optimizer: Optimizer = Optimizer()
     compute: Compute = Compute()
@@ -62,23 +63,27 @@ class RunConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("steps", "checkpoint_every", "rollouts_every", "seed"):
+        if self.steps is None and not isinstance(self.experience, Traces):
+            kind = type(self.experience).__name__
+            raise UserError(f"`steps` must be set: the {kind} experience has no end of its own")
+        _require_at_least(0, "steps", self.steps or 0)
+        for name in ("checkpoint_every", "rollouts_every", "seed"):
             _require_at_least(0, name, getattr(self, name))
         _require_at_least(1, "keep_checkpoints", self.keep_checkpoints)
         _require_at_least(
             1, "rollouts_rows", 1 if self.rollouts_rows is None else self.rollouts_rows
         )
         _require_at_least(1, "compute.micro_batches", self.compute.micro_batches)
-        offline = isinstance(self.experience, Supervised)
+        offline = isinstance(self.experience, Supervised | Traces)
         if offline != isinstance(self.objective, CrossEntropy):
             got = f"{type(self.objective).__name__} with {type(self.experience).__name__}"
             raise UserError(
-                "`objective` CrossEntropy requires `experience` Supervised, and every other "
-                f"objective requires OnPolicy; got {got}"
+                "`objective` CrossEntropy requires `experience` Supervised or Traces, and every "
+                f"other objective requires OnPolicy; got {got}"
             )
         rows = (
             self.experience.batch_size
-            if isinstance(self.experience, Supervised)
+            if isinstance(self.experience, Supervised | Traces)
             else self.experience.questions * self.experience.rollouts
         )
         if rows % self.compute.micro_batches:

@@ -9,6 +9,7 @@ from jaxdistill.errors import UserError
 from jaxdistill.evaluation.measures import MEASURES, RECORD_FIELDS, summarize
 from jaxdistill.files import write_whole
 from jaxdistill.sampling.rollouts import Rollouts
+from jaxdistill.tasks.questions import messages
 from jaxdistill.tasks.tasks import Task, facts_of
 
 # Rows of a step in its file: enough to judge a step by reading, and a small file for any batch
@@ -47,6 +48,8 @@ def response_record(
         prompt_mask_P, mask_T = rollouts.prompt_mask_BP[row] > 0, rollouts.mask_BT[row] > 0
         record["prompt_ids"] = rollouts.prompt_ids_BP[row][prompt_mask_P].tolist()
         record["token_ids"] = rollouts.tokens_BT[row][mask_T].tolist()
+    if question.system is not None or question.earlier:
+        record["messages"] = messages(question)  # all that was asked; `question` is its last turn
     facts = facts_of(task, question, response)
     # A fact with the name of a measure or of the count `n` would overwrite it in the summary.
     if taken := facts.keys() & {*RECORD_FIELDS, *record, *MEASURES, "n"}:

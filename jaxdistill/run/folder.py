@@ -148,12 +148,10 @@ def first_difference(there: Any, here: Any, path: str) -> tuple[str, Any, Any] |
     return None if there == here else (path, there, here)
 
 
-def check_steps(config: RunConfig, run_dir: Path, latest: int) -> int:
-    """The step to resume from. Raises UserError if it is beyond the config's `steps`."""
-    if latest > config.steps:
-        raise UserError(
-            f"run folder {run_dir} is already at step {latest}, beyond `steps={config.steps}`"
-        )
+def check_steps(steps: int, run_dir: Path, latest: int) -> int:
+    """The step to resume from. Raises UserError if it is beyond the run's `steps`."""
+    if latest > steps:
+        raise UserError(f"run folder {run_dir} is already at step {latest}, beyond `steps={steps}`")
     return latest
 
 

@@ -43,6 +43,7 @@ from jaxdistill.training.on_policy import OnPolicy
 from jaxdistill.training.state import TrainState, init_state
 from jaxdistill.training.step import make_train_step
 from jaxdistill.training.teachers import check_teacher
+from jaxdistill.training.traces import Traces
 
 
 def run(config: RunConfig, run_dir: Path, *, resume: bool = False, quiet: bool = False) -> Path:
@@ -52,6 +53,8 @@ def run(config: RunConfig, run_dir: Path, *, resume: bool = False, quiet: bool =
     bitwise equal results). Raises UserError for an existing folder without `resume`, a folder of
     another config, or unusable input.
     """
+    if isinstance(config.experience, Traces):
+        config.experience.require_source()
     before = names_in(run_dir) if run_dir.exists() else None
     is_new = start_folder(config, run_dir, resume)
     try:
@@ -89,6 +92,8 @@ def check_tasks(config: RunConfig, quiet: bool = True) -> None:
                 print(note, file=sys.stderr)
             if own_classes.is_own(type(task)):
                 check_grading(task, loaded.questions[0])
+    if isinstance(config.experience, Traces):
+        config.experience.check_rows()
 
 
 def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
@@ -127,7 +132,6 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
         # Evaluate the objective and teacher once, so that a mistake in a recipe's own classes is
         # reported before anything is sampled or compiled.
         objectives.check_objective(config.objective, tuple(lexicon.ids), policy.config.vocab_size)
-        check_teacher(config.teacher, policy.params, config.steps)
         setting = Setting(
             engine=engine,
             objective=config.objective,
@@ -137,16 +141,22 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
             rollouts_every=config.rollouts_every,
             rollouts_rows=config.rollouts_rows,
             rollouts_token_ids=config.rollouts_token_ids,
+            steps=config.steps,
         )
         source = open_source(config.experience, setting)
-        state = init_state(policy.params, config.optimizer, config.teacher, config.steps)
+        for note in () if quiet else source.notes:
+            print(note, file=sys.stderr)
+        steps = source.steps if config.steps is None else config.steps
+        assert steps is not None, "`RunConfig` lets no other source go without `steps`"
+        check_teacher(config.teacher, policy.params, steps)
+        state = init_state(policy.params, config.optimizer, config.teacher, steps)
         checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.keep_checkpoints)
         step = 0
         latest = checkpoints.latest_step() if resume else None
         if resume and latest is None:
             print(f"run {run_dir} has no checkpoint yet and starts at step 0", file=sys.stderr)
         if latest is not None:
-            step = check_steps(config, run_dir, latest)
+            step = check_steps(steps, run_dir, latest)
             restored, host = checkpoints.restore(latest, state._asdict())
             state = TrainState(**restored)
             source.batches.set_state(host["data"])
@@ -161,7 +171,7 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
             optimizer=config.optimizer,
             teacher=config.teacher,
             compute=config.compute,
-            steps=config.steps,
+            steps=steps,
             temperature=source.temperature,
             track_reference=config.track_reference,
         )
@@ -172,14 +182,14 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
             stack.callback(source.close)
             writer = stack.enter_context(MetricsWriter(run_dir, resume_step=step + 1))
             bar = stack.enter_context(
-                tqdm(total=config.steps, initial=step, desc=config.name, disable=quiet)
+                tqdm(total=steps, initial=step, desc=config.name, disable=quiet)
             )
             pending: tuple[int, dict[str, Any], dict[str, Any]] | None = None
             # Before the first step: a run of no steps is evaluated too, and so is a resumed step
             # whose evaluation was killed.
-            if evaluates_at(config, step) and not is_evaluated(run_dir, step):
+            if evaluates_at(config, step, steps) and not is_evaluated(run_dir, step):
                 evaluate(config, engine, state.params, run_dir, step)
-            while step < config.steps:
+            while step < steps:
                 began = time.monotonic()
                 batch, facts = source.next_batch(state.params, step)
                 sampled = time.monotonic()
@@ -198,13 +208,13 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
                 pending = (step, sums, facts)
                 # Metrics are written before the checkpoint of the same step: a resumed run drops
                 # lines after its checkpoint, but cannot restore missing ones.
-                if step == config.steps or is_due(step, config.checkpoint_every):
+                if step == steps or is_due(step, config.checkpoint_every):
                     log(writer, bar, *pending)
                     pending = None
                     if config.save_checkpoints:
                         host = {"data": source.batches.get_state()}
                         checkpoints.save(step, state._asdict(), host)
-                if evaluates_at(config, step):
+                if evaluates_at(config, step, steps):
                     evaluate(config, engine, state.params, run_dir, step)
 
         # ---- export
@@ -221,8 +231,8 @@ def is_due(step: int, every: int) -> bool:
     return bool(every) and step > 0 and step % every == 0
 
 
-def evaluates_at(config: RunConfig, step: int) -> bool:
-    return step == config.steps or is_due(step, config.evaluation.every)
+def evaluates_at(config: RunConfig, step: int, steps: int) -> bool:
+    return step == steps or is_due(step, config.evaluation.every)
 
 
 def log(writer: MetricsWriter, bar: Any, step: int, sums: dict[str, Any], facts: dict[str, Any]):

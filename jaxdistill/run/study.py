@@ -49,6 +49,13 @@ class Arm:
         extra = "".join(f"-{key}{value}" for key, value in self.labels)
         return f"{self.world}-{self.method}{extra}-s{self.config.seed}"
 
+    @property
+    def steps(self) -> int:
+        """Raises UserError if only the epochs determine it: work is divided before it starts."""
+        if self.config.steps is None:
+            raise UserError(f"arm {self.name}: a study's runs need `steps`, got None")
+        return self.config.steps
+
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
@@ -114,7 +121,7 @@ def prepare(study: Study, study_dir: Path) -> None:
 
 
 def is_finished(arm: Arm, study_dir: Path) -> bool:
-    return finished_step(study_dir / "runs" / arm.name) == arm.config.steps
+    return finished_step(study_dir / "runs" / arm.name) == arm.steps
 
 
 # ------------------------------------------------------------------------------------- the runs
@@ -202,7 +209,7 @@ def work(arms: list[Arm]) -> int:
     balances the arms over processes.
     """
     compilations = len({(arm.config.objective, arm.config.teacher) for arm in arms})
-    return sum(arm.config.steps + 10 for arm in arms) + 10 * compilations
+    return sum(arm.steps + 10 for arm in arms) + 10 * compilations
 
 
 def worker(arms: list[Arm], study_dir: Path, core: int, failures: Any) -> None:
@@ -229,7 +236,7 @@ def watch(processes: list[Any], arms: list[Arm], study_dir: Path, quiet: bool) -
     """Show progress, read from the run folders, until all workers end or one fails."""
     from tqdm import tqdm
 
-    with tqdm(total=sum(arm.config.steps for arm in arms), desc="steps", disable=quiet) as bar:
+    with tqdm(total=sum(arm.steps for arm in arms), desc="steps", disable=quiet) as bar:
         while alive := [process for process in processes if process.is_alive()]:
             if any(process.exitcode for process in processes):
                 break

@@ -36,7 +36,7 @@ def texts_of(ids_BP: Int[AnyArray, "B P"], mask_BP: Shaped[AnyArray, "B P"]) -> 
     return Texts(np.take_along_axis(ids_BP, order_BP, axis=1), is_real_BP.sum(axis=1))
 
 
-def texts_of_ids(texts: Sequence[Sequence[int]], multiple: int = 1) -> Texts:
+def texts_of_ids(texts: Sequence[Sequence[int] | np.ndarray], multiple: int = 1) -> Texts:
     """Texts from lists of token ids; P is the longest length, rounded up to a multiple.
 
     >>> texts_of_ids([[5, 6], [7]], multiple=4).ids_BP.tolist()

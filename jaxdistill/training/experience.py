@@ -30,6 +30,7 @@ from jaxdistill.training.on_policy import (
 )
 from jaxdistill.training.supervised_texts import ToyTexts
 from jaxdistill.training.teacher_prompts import Prompts, contrast_prompts, teacher_prompts
+from jaxdistill.training.traces import Traces, notes, read_texts, steps_of
 
 # ------------------------------------------------------------------------------------ configs
 
@@ -53,8 +54,11 @@ class Supervised:
             raise UserError(f"`world` must be one of {', '.join(WORLDS)}, got {self.world!r}")
 
 
-Experience = OnPolicy | Supervised
+Experience = OnPolicy | Supervised | Traces
 
+
+# Rows of traces are padded to multiples of this; chosen, not measured.
+WIDTH_MULTIPLE = 64
 
 # ------------------------------------------------------------------------------------ sources
 
@@ -71,6 +75,7 @@ class Setting:
     rollouts_every: int = 0  # steps between two saved batches of rollouts; 0: none are saved
     rollouts_rows: int | None = ROLLOUTS_ROWS  # rows saved per step; None: all
     rollouts_token_ids: bool = False  # whether their token ids are saved too
+    steps: int | None = None  # of the run; None: as many as the source's epochs take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +86,16 @@ class Source:
     next_batch: Callable[[Any, int], tuple[Batch, dict[str, Any]]]
     temperature: float  # at which the behaviour log-probabilities were taken
     close: Callable[[], None]
+    steps: int | None = None  # that its epochs take; None: it has no end of its own
+    notes: tuple[str, ...] = ()  # lines on what was read, to be shown before the first step
 
 
 def open_source(experience: Experience, setting: Setting) -> Source:
     """Open the source of batches. Raises UserError for a setting that could teach nothing."""
     if isinstance(experience, Supervised):
         return supervised_source(experience, setting)
+    if isinstance(experience, Traces):
+        return traces_source(experience, setting)
     return on_policy_source(experience, setting)
 
 
@@ -104,21 +113,53 @@ def supervised_source(experience: Supervised, setting: Setting) -> Source:
 
     def next_batch(params: Any, step: int) -> tuple[Batch, dict[str, Any]]:
         prompts, completions = zip(*next(batches))
-        completion = texts_of_ids(completions, experience.max_completion_tokens)
-        ones_B = np.ones(len(prompts), np.float32)  # every text is correct and to be imitated
-        batch = Batch(
-            # Padded to the limits and not to the batch's longest text: one compilation of the step.
-            prompt=texts_of_ids(prompts, experience.max_prompt_tokens),
-            completion=completion,
-            # No policy sampled these texts; cross-entropy reads neither of the two.
-            behaviour_logp_BT=np.zeros(completion.ids_BP.shape, np.float32),
-            advantage_B=np.zeros_like(ones_B),
-            row_weight_B=ones_B,
-            correct_B=ones_B,
+        # Padded to the limits and not to the batch's longest text: one compilation of the step.
+        batch = imitated(
+            texts_of_ids(prompts, experience.max_prompt_tokens),
+            texts_of_ids(completions, experience.max_completion_tokens),
         )
-        return batch, {"tokens": int(completion.length_B.sum())}
+        return batch, {"tokens": int(batch.completion.length_B.sum())}
 
     return Source(batches=batches, next_batch=next_batch, temperature=1.0, close=batches.close)
+
+
+def traces_source(experience: Traces, setting: Setting) -> Source:
+    texts = read_texts(experience, setting.engine.policy)
+    batches = example_iterator(texts, setting.seed, experience.batch_size, content=texts.digest)
+    # One width for all batches, as each is a compilation of the step; packed rows ignore it.
+    longest_prompt, longest_completion = texts.lengths_I2.max(axis=0).tolist()
+
+    def next_batch(params: Any, step: int) -> tuple[Batch, dict[str, Any]]:
+        prompts, completions = zip(*next(batches))
+        batch = imitated(
+            texts_of_ids(prompts, bucket(longest_prompt, WIDTH_MULTIPLE)),
+            texts_of_ids(completions, bucket(longest_completion, WIDTH_MULTIPLE)),
+        )
+        epoch = (step + 1) * experience.batch_size / len(texts)
+        return batch, {"tokens": int(batch.completion.length_B.sum()), "epoch": epoch}
+
+    return Source(
+        batches=batches,
+        next_batch=next_batch,
+        temperature=1.0,
+        close=batches.close,
+        steps=steps_of(experience, len(texts)),
+        notes=tuple(notes(experience, texts, setting.steps)),
+    )
+
+
+def imitated(prompt: Texts, completion: Texts) -> Batch:
+    """The batch of texts that are all correct and to be imitated."""
+    ones_B = np.ones(len(completion.length_B), np.float32)
+    return Batch(
+        prompt=prompt,
+        completion=completion,
+        # No policy sampled these texts; cross-entropy reads neither of the two.
+        behaviour_logp_BT=np.zeros(completion.ids_BP.shape, np.float32),
+        advantage_B=np.zeros_like(ones_B),
+        row_weight_B=ones_B,
+        correct_B=ones_B,
+    )
 
 
 def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:

@@ -22,9 +22,11 @@ def row_capacities(sizes_IX: np.ndarray, pack: int) -> np.ndarray:
     """The capacity of a packed row, in tokens, for each of the X kinds: [X].
 
     `sizes_IX` are the sequences' lengths in tokens. The student's capacity is the smallest multiple
-    of `pack` that holds its longest sequence. Each other kind's is proportional to its total number
-    of tokens, so that all kinds of a row fill up together.
+    of `pack` that holds its longest sequence; a batch that fits into a smaller row takes the least
+    power of two from 128 (a tile of attention) that holds it. Each other kind's is proportional to
+    its total number of tokens, so that all kinds of a row fill up together.
     """
+    pack = min(pack, max(128, 1 << (int(sizes_IX[:, 1].sum()) - 1).bit_length()))
     student = -(-int(sizes_IX[:, 1].max()) // pack) * pack
     step = max(student // CAPACITY_STEPS, 1)
     ratio_X = sizes_IX.sum(axis=0) / sizes_IX[:, 1].sum()

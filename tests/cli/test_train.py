@@ -18,7 +18,7 @@ MISTAKES = {
     "train missing.json": "config missing.json cannot be read: No such file",
     "train toy_study": "is a study; use `jaxdistill study toy_study`",
     "train toy_grpo --set optimizer.peek_lr=1": r"unknown setting.*optimizer.peak_lr",
-    "train toy_grpo --set steps=many": "steps: expected int, got 'many'",
+    "train toy_grpo --set steps=many": "steps: expected int | None, got 'many'",
     "train toy_grpo --set steps": r"expected path=value",
     "train toy_grpo --set steps=-1": "`steps` must be at least 0, got -1",
     "train toy_grpo --set seed=-1": "`seed` must be at least 0, got -1",

@@ -75,6 +75,13 @@ def test_the_students_capacity_is_the_next_multiple_that_holds_its_longest_seque
     assert packing.row_capacities(sizes_IX, 61)[2] >= 100
 
 
+def test_a_batch_that_fills_no_row_takes_the_least_power_of_two_that_holds_it():
+    sizes_IX = np.array([[10, 20, 30], [50, 61, 100]])
+    assert packing.rooms(np.concatenate([sizes_IX] * 2), 4096)[1] == 256  # 2 x (20 + 61) = 162
+    assert packing.rooms(np.concatenate([sizes_IX] * 60), 4096)[1] == 4096
+    assert packing.rooms(sizes_IX, 4096)[1] == packing.rooms(np.array([[1, 1]]), 4096)[1] == 128
+
+
 def test_the_sizes_of_batches_from_one_distribution_are_few():
     """Each distinct capacity is a compilation: at most two adjacent ones occur for the teacher."""
     capacities = {
