@@ -52,7 +52,10 @@ def check_roles(experience: OnPolicy, policy: Policy, question: Question) -> Non
         f"{modes}: the student's prompts end in {opens!r} and the teacher's in {teacher_opens!r}, "
     )
     alike = "`experience.teacher_opening=student` opens both as the student's"
-    if not opens.startswith(teacher_opens) or "</think>" not in opens[len(teacher_opens) :]:
+    # The student's opening must be the teacher's and a whole block of thinking.
+    more = opens.removeprefix(teacher_opens)
+    opened, closed = more.count("<think>"), more.count("</think>")
+    if not opens.startswith(teacher_opens) or not opened == closed > 0:
         raise UserError(
             f"{ends}so the teacher would misread where a response's thinking begins or ends; "
             f"{alike}, or choose the same mode"

@@ -59,7 +59,7 @@ def kept(setting):
 
 
 def keep(setting, groups, config=ROLES, step=0):
-    found = rollouts_of(setting.engine.policy, groups, step=step)
+    found = rollouts_of(setting.engine.policy, groups, step=step, thinking=config.student_thinking)
     batch, _ = on_policy_batch(config, setting, found)
     setting.prompts.keep_batch(config, found, batch)
     return batch
@@ -75,6 +75,7 @@ def test_each_role_of_one_row_is_shown_with_the_same_response_after_it(setting, 
     found = kept(setting)
     # Row 0 of LONE: the first that has both a correct and an incorrect sibling.
     question = QUESTIONS[1]
+    assert found["student"]["prompt"] == [chat(question.prompt, " <think> </think>")]
     assert found["teacher"]["prompt"] == [chat(shown(question, response(2)))]
     assert found["contrast"]["prompt"] == [chat(shown(question, response(3)))]
     for role, thinking in {"student": False, "teacher": True, "contrast": True}.items():
@@ -129,7 +130,7 @@ def test_lines_and_characters_outside_ascii_are_readable(tmp_path):
 
     file = PromptFile(tmp_path / "prompts.json", Bytes())
     prompt, response_ = "Löse 1+1\n\nfür 解", "zwei oder auch drei oder vier"
-    read = ReadPrompt(list(prompt.encode()), None, np.array(list(response_.encode())))
+    read = ReadPrompt(list(prompt.encode()), None, list(response_.encode()))
     file.keep("q", 3, {"student": read})
     text = file.path.read_text(encoding="utf-8")
     assert "für 解" in text
