@@ -135,7 +135,7 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
             )
             (ids,) = encode_prompts(policy.tokenizer, questions[:1], thinking)
             read = {f"evaluation/{split.name}": ReadPrompt(ids, thinking)}
-            prompts.keep(questions[0].id, 0, read)
+            prompts.write(questions[0].id, 0, read)
         # Evaluate the objective and teacher once, so that a mistake in a recipe's own classes is
         # reported before anything is sampled or compiled.
         objectives.check_objective(config.objective, tuple(lexicon.ids), policy.config.vocab_size)

@@ -35,16 +35,21 @@ class PromptFile:
     tokenizer: Any
 
     def keep(self, question_id: str, step: int, prompts: dict[str, ReadPrompt]) -> None:
-        """Write one row's prompts by role, unless the file has them for a row shown as much.
-
-        They are decoded from the ids that the models read, special tokens included, and written as
-        a list of lines. Raises UserError if the file is not readable JSON.
-        """
-        kept = hf_files.read_json(self.path) if self.path.exists() else {}
+        """`write` one row's prompts, unless the file has them of a row that was shown as much."""
+        kept = self._read()
         if prompts.keys() <= kept.keys():
             num_informed = sum(kept[role]["is_informed"] for role in prompts)
             if num_informed >= sum(prompt.is_informed for prompt in prompts.values()):
                 return
+        self.write(question_id, step, prompts)
+
+    def write(self, question_id: str, step: int, prompts: dict[str, ReadPrompt]) -> None:
+        """Write one row's prompts by role, beside those of other roles.
+
+        They are decoded from the ids that the models read, special tokens included, and written as
+        a list of lines. Raises UserError if the file is not readable JSON.
+        """
+        kept = self._read()
         for role, prompt in prompts.items():
             kept[role] = {
                 "question_id": question_id,
@@ -57,6 +62,9 @@ class PromptFile:
             }
         # People read this file, so characters outside ASCII are not escaped.
         write_whole(self.path, json.dumps(kept, indent=1, ensure_ascii=False))
+
+    def _read(self) -> dict[str, Any]:
+        return hf_files.read_json(self.path) if self.path.exists() else {}
 
     def _text(self, ids: Sequence[int]) -> str:
         backend = self.tokenizer.backend_tokenizer

@@ -11,6 +11,7 @@ from tiny_run import ARCHITECTURE, tiny
 
 from jaxdistill import objectives
 from jaxdistill.epistemic import TEN_WORDS
+from jaxdistill.errors import UserError
 from jaxdistill.objectives import Distill
 from jaxdistill.run.loop import run
 from jaxdistill.sampling.engine import Engine
@@ -99,6 +100,17 @@ def test_a_row_that_is_shown_nothing_gives_way_to_the_first_that_is(setting):
     assert informed["teacher"]["is_informed"]
     keep(setting, [PAIR], step=3)
     assert kept(setting) == informed
+    # What is written at every start does replace what an earlier one wrote, and nothing else.
+    setting.prompts.write("q", 0, {"teacher": ReadPrompt([5], None)})
+    assert kept(setting)["teacher"]["question_id"] == "q"
+    assert kept(setting)["student"] == informed["student"]
+
+
+def test_a_file_that_cannot_be_read_is_one_line_that_names_it(setting):
+    setting.prompts.path.write_text("{")
+    with pytest.raises(UserError, match=r"prompts\.json") as caught:
+        keep(setting, [LONE])
+    assert "\n" not in str(caught.value)
 
 
 def test_the_prompt_of_a_regenerated_solution_is_in_the_students_mode(setting):
@@ -131,7 +143,7 @@ def test_lines_and_characters_outside_ascii_are_readable(tmp_path):
     file = PromptFile(tmp_path / "prompts.json", Bytes())
     prompt, response_ = "Löse 1+1\n\nfür 解", "zwei oder auch drei oder vier"
     read = ReadPrompt(list(prompt.encode()), None, list(response_.encode()))
-    file.keep("q", 3, {"student": read})
+    file.write("q", 3, {"student": read})
     text = file.path.read_text(encoding="utf-8")
     assert "für 解" in text
     entry = json.loads(text)["student"]

@@ -1,14 +1,17 @@
 """Student and teacher in thinking modes of their own: what each reads, and from where."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 from places import SHARED_DATA
 from thinking_templates import BY_OPENING, BY_SYSTEM_TURN, ONE_MODE
 from tiny_rollouts import LONE, PAIR, QUESTIONS, experience, rollouts_of, shown
-from tiny_run import ARCHITECTURE
+from tiny_run import ARCHITECTURE, tiny
 
+from jaxdistill import overrides
+from jaxdistill.config import RunConfig
 from jaxdistill.errors import UserError
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.loading import with_tokenizer
@@ -188,6 +191,19 @@ def test_qwen3s_thinking_teacher_reads_the_answer_after_the_assistants_header(ca
     # Its template writes the mode nowhere else.
     same = roles(False, True, teacher_opening="student")
     assert "make no difference" in said(capsys, policy, same)
+
+
+@pytest.mark.parametrize(
+    ("text", "mode"),
+    [("true", True), ("False", False), ("none", None), ("as_student", "as_student")],
+)
+def test_a_mode_is_one_override_and_survives_config_json(text, mode):
+    fields = ("experience.teacher_thinking", "evaluation.evaluation_thinking")
+    config = overrides.apply_overrides(tiny(), [f"{field}={text}" for field in fields])
+    assert config.experience.teacher_thinking is mode or mode == "as_student"
+    assert config.evaluation.evaluation_thinking == config.experience.teacher_thinking == mode
+    described = json.loads(json.dumps(overrides.to_json(config)))
+    assert overrides.from_json(RunConfig, described) == config
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, np.inf, np.nan])
