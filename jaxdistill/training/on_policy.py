@@ -45,12 +45,12 @@ class OnPolicy:
     student_thinking, teacher_thinking: the chat template's thinking mode in the prompts of samples
     and regenerated solutions, and in those of the teacher and the contrasts: true, false, None to
     leave it to the template, or for the teacher `as_student`.
-    teacher_opening: how the assistant's turn of teacher and contrasts opens before the response,
-    where the two modes differ. `template` writes what the template does in the teacher's mode, and
-    `student` what stands before the response in the student's prompt (`training.roles`).
+    teacher_opening: where the two modes differ, how the assistant's turn begins, up to the response,
+    in the prompts of teacher and contrasts: `template` as the template begins it in the teacher's
+    mode, `student` as in the student's prompt (`training.roles`).
     teacher_temperature: divides the logits of teacher and contrasts, in place of the temperature of
-    sampling, which divides the student's and the reference's; None: that one. Above 1 it flattens
-    the target and all that reads the teacher, its epistemic mass included.
+    sampling, which divides the student's and the reference's; None: that one. Metrics of the
+    teacher, such as its epistemic mass, are at this temperature too.
     """
 
     task: Task
