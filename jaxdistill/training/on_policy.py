@@ -45,8 +45,8 @@ class OnPolicy:
     student_thinking, teacher_thinking: the chat template's thinking mode in the prompts of samples
     and regenerated solutions, and in those of the teacher and the contrasts: true, false, None to
     leave it to the template, or for the teacher `as_student`.
-    teacher_opening: where the two modes differ, how the assistant's turn begins, up to the response,
-    in the prompts of teacher and contrasts: `template` as the template begins it in the teacher's
+    teacher_opening: how the assistant's turn begins in the prompts of teacher and contrasts, up to
+    the response, where the two modes differ: `template` as the template begins it in the teacher's
     mode, `student` as in the student's prompt (`training.roles`).
     teacher_temperature: divides the logits of teacher and contrasts, in place of the temperature of
     sampling, which divides the student's and the reference's; None: that one. Metrics of the
