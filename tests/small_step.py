@@ -144,11 +144,19 @@ def mask_of(texts):
     return (np.arange(texts.ids_BP.shape[1]) < texts.length_B[:, None]).astype(np.int32)
 
 
-def make_step(objective, teacher=EMA(0.25), optimizer=ADAM, chunk=4, **compute):  # noqa: B008
+def make_step(
+    objective,
+    teacher=EMA(0.25),  # noqa: B008
+    optimizer=ADAM,
+    chunk=4,
+    teacher_temperature=None,
+    **compute,
+):
     compute = Compute(chunk=chunk, **compute)
     return train.make_train_step(
-        CONFIG, objective, EPISTEMIC, optimizer, teacher, compute, 10, 1.0, True
-    )
+        CONFIG, objective, EPISTEMIC, optimizer, teacher, compute, 10, 1.0, True,
+        teacher_temperature=teacher_temperature,
+    )  # fmt: skip
 
 
 def start(teacher=EMA(0.25), optimizer=ADAM, student=STUDENT):  # noqa: B008

@@ -74,7 +74,7 @@ NOT_OURS = {
     "config.json", "lexicon.json", "metrics.jsonl", "provenance.json", "summary.json", "probe.json",
     "study.json", "report.html", "rollouts/", "evals/", "checkpoints/", "export/", "figures/",
     "train.parquet", "runs/toy_study_quick/report.html", "my_recipe.py", "recipe.py",
-    "path/to/mine.py", "mine.py",
+    "path/to/mine.py", "mine.py", "prompts.json",
 }  # fmt: skip
 
 

@@ -45,6 +45,7 @@ def rollouts_of(
     *,
     seed: int = 0,
     step: int = 0,
+    thinking: bool | None = None,
 ) -> Rollouts:
     """For each question a list of (response, is it right)."""
     texts = [text for group in groups for text, _ in group]
@@ -54,7 +55,7 @@ def rollouts_of(
     ids = [[*tokens, stop] for tokens in tokenizers.encode(policy.tokenizer, texts)]
     tokens_BT, mask_BT = tokenizers.right_pad(ids, 0, 1)
     chats = [messages(question) for question in questions[: len(groups)]]
-    prompt_ids = tokenizers.prompt_ids(policy.tokenizer, chats)
+    prompt_ids = tokenizers.prompt_ids(policy.tokenizer, chats, thinking)
     prompt_ids_QP, prompt_mask_QP = tokenizers.left_pad(prompt_ids, 0, 16)
     return Rollouts(
         address=Address(seed=seed, purpose="train", step=step),

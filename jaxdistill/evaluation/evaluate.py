@@ -12,6 +12,7 @@ from jaxdistill.evaluation.measures import problem_of, summarize
 from jaxdistill.evaluation.records import response_record
 from jaxdistill.sampling import Address, Sampling
 from jaxdistill.sampling.engine import Engine
+from jaxdistill.sampling.prompts import Thinking, thinking_of
 from jaxdistill.sampling.rollouts import open_grading
 from jaxdistill.storage.toy import toy_name
 from jaxdistill.tasks.questions import is_text
@@ -38,6 +39,9 @@ class Split:
 class Evaluation:
     """What a run evaluates, and how often.
 
+    evaluation_thinking: the chat template's thinking mode in evaluations: true, false, None to
+    leave it to the template, or `as_student` for the mode of training.
+
     Raises UserError if a number is out of range or two splits have the same name.
     """
 
@@ -45,6 +49,7 @@ class Evaluation:
     every: int = 0  # training steps; 0: only after the last step
     samples: int = 4  # K, per question
     sampling: Sampling = Sampling()
+    evaluation_thinking: Thinking = "as_student"
     # The size of a toy split, which is then one batch. Chosen; use fewer if memory is short.
     questions_per_batch: int = 128
     # Not the run's seed, so that runs with different seeds are evaluated with the same noise.
@@ -59,6 +64,11 @@ class Evaluation:
         names = [split.name for split in self.splits]
         if len(set(names)) < len(names):
             raise UserError(f"`splits` must have different names, got {', '.join(names)}")
+
+    def engine(self, student: Engine) -> Engine:
+        """The student's engine, in the thinking mode of evaluations."""
+        thinking = thinking_of(self.evaluation_thinking, student.enable_thinking)
+        return replace(student, enable_thinking=thinking)
 
 
 def evaluate_split(
@@ -78,7 +88,7 @@ def evaluate_split(
     """
     from tqdm import tqdm
 
-    questions = questions_of(split.task)
+    questions, engine = questions_of(split.task), config.engine(engine)
     size = min(config.questions_per_batch, len(questions))
     address = Address(seed=config.seed, purpose=f"eval/{split.name}")
     records = []

@@ -33,6 +33,7 @@ MAY_CHANGE = {
 # Files and folders that a run may write before it has results worth keeping.
 START_FILES = (
     "config.json", "provenance.json", own_classes.RECIPE, "lexicon.json", "metrics.jsonl",
+    "prompts.json",
     "model", "rollouts", "tensorboard", "checkpoints", "evals", "export", "export.new",
 )  # fmt: skip
 

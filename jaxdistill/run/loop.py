@@ -30,7 +30,7 @@ from jaxdistill.run.folder import (
     write_config,
 )
 from jaxdistill.sampling.engine import Engine
-from jaxdistill.sampling.prompts import check_prompts
+from jaxdistill.sampling.prompts import check_prompts, encode_prompts
 from jaxdistill.sampling.rollouts import check_grading
 from jaxdistill.storage import hf_export, loading
 from jaxdistill.storage.checkpoint import Checkpoints
@@ -40,6 +40,7 @@ from jaxdistill.training.batch import pack, pad
 from jaxdistill.training.experience import Setting, open_source
 from jaxdistill.training.metrics import MetricsWriter, means
 from jaxdistill.training.on_policy import OnPolicy
+from jaxdistill.training.prompt_file import PromptFile, ReadPrompt
 from jaxdistill.training.state import TrainState, init_state
 from jaxdistill.training.step import make_train_step
 from jaxdistill.training.teachers import check_teacher
@@ -118,17 +119,23 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
             dtype=config.compute.dtype,
             attention=config.compute.attention,
             cache_dtype=config.compute.cache_dtype,
-            enable_thinking=getattr(config.experience, "enable_thinking", None),
+            enable_thinking=getattr(config.experience, "student_thinking", None),
         )
         lexicon = keep_lexicon(config, policy, run_dir)
+        prompts = PromptFile(run_dir / "prompts.json", policy.tokenizer)
+        thinking = config.evaluation.engine(engine).enable_thinking
         for split in config.evaluation.splits:
+            questions = questions_of(split.task)
             check_prompts(
                 policy.config,
                 policy.tokenizer,
-                questions_of(split.task),
+                questions,
                 config.evaluation.sampling.max_new_tokens,
-                engine.enable_thinking,
+                thinking,
             )
+            (ids,) = encode_prompts(policy.tokenizer, questions[:1], thinking)
+            read = {f"evaluation/{split.name}": ReadPrompt(ids, thinking)}
+            prompts.write(questions[0].id, 0, read)
         # Evaluate the objective and teacher once, so that a mistake in a recipe's own classes is
         # reported before anything is sampled or compiled.
         objectives.check_objective(config.objective, tuple(lexicon.ids), policy.config.vocab_size)
@@ -142,6 +149,7 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
             rollouts_rows=config.rollouts_rows,
             rollouts_token_ids=config.rollouts_token_ids,
             steps=config.steps,
+            prompts=prompts,
         )
         source = open_source(config.experience, setting)
         for note in () if quiet else source.notes:
@@ -174,6 +182,7 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
             steps=steps,
             temperature=source.temperature,
             track_reference=config.track_reference,
+            teacher_temperature=source.teacher_temperature,
         )
 
         # ---- the steps

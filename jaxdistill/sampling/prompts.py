@@ -6,12 +6,25 @@ fails.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from jaxdistill.errors import UserError
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.tasks.questions import Question, messages
+
+# A role's thinking mode, passed to the chat template as `enable_thinking`: on, off, None to leave
+# it to the template, or the mode that the student samples in.
+Thinking = bool | Literal["as_student"] | None
+
+
+def thinking_of(role: Thinking, student: bool | None) -> bool | None:
+    """A role's own thinking mode, or the student's.
+
+    >>> thinking_of("as_student", False), thinking_of(None, False), thinking_of(True, False)
+    (False, None, True)
+    """
+    return student if role == "as_student" else role
 
 
 def encode_prompts(

@@ -56,20 +56,22 @@ def prompt_ids(
     tokenizer: "PreTrainedTokenizerFast",
     chats: Sequence[Sequence[dict[str, str]]],
     enable_thinking: bool | None = None,
+    opening: str | None = None,
 ) -> list[list[int]]:
     """Render each chat (a list of role/content messages) up to the start of the assistant's turn.
 
     A control token that a message spells is encoded as ordinary text.
 
     Returns token ids, one list per chat. `enable_thinking` None leaves the choice to the template;
-    a template without this option ignores it. Raises UserError if the tokenizer has no chat
-    template or the template refuses a chat.
+    a template without this option ignores it. `opening` replaces what the template writes in the
+    assistant's turn. Raises UserError if the tokenizer has no chat template or the template refuses
+    a chat.
     """
     control = control_tokens.control_tokens(tokenizer)
     texts, spelled = [], []
     for chat in chats:
         hidden, marks = control_tokens.hide(control, chat)
-        rendered = prompt_text(tokenizer, hidden, enable_thinking)
+        rendered = prompt_text(tokenizer, hidden, enable_thinking, opening)
         text, spans = control_tokens.reveal(rendered, marks)
         texts.append(text)
         spelled.append(spans)
@@ -80,8 +82,12 @@ def prompt_text(
     tokenizer: "PreTrainedTokenizerFast",
     chat: Sequence[dict[str, str]],
     enable_thinking: bool | None = None,
+    opening: str | None = None,
 ) -> str:
-    """Render one chat through the template, including the generation prompt."""
+    """Render one chat through the template, and then the template's generation prompt or `opening`.
+
+    Raises UserError as `prompt_ids` does.
+    """
     if not tokenizer.chat_template:
         raise UserError(
             f"the tokenizer in {tokenizer.name_or_path} has no chat template; add "
@@ -92,7 +98,7 @@ def prompt_text(
         options["enable_thinking"] = enable_thinking
     try:
         text = tokenizer.apply_chat_template(
-            list(chat), tokenize=False, add_generation_prompt=True, **options
+            list(chat), tokenize=False, add_generation_prompt=opening is None, **options
         )
     except Exception as error:  # Jinja's errors, and whatever a template raises itself
         # Cut to 300 characters, because Jinja may quote the whole template.
@@ -101,7 +107,27 @@ def prompt_text(
             f"{[message.get('role') for message in chat]}: {in_one_line(error)[:300]}"
         ) from error
     assert isinstance(text, str)
-    return text
+    return text + (opening or "")
+
+
+def response_opening(
+    tokenizer: "PreTrainedTokenizerFast",
+    chat: Sequence[dict[str, str]],
+    enable_thinking: bool | None = None,
+) -> str:
+    """What the template writes in the assistant's turn before the response, its header included.
+
+    Qwen3's is `<|im_start|>assistant\\n`, and without thinking also an empty block of thinking.
+    Raises UserError for a template that changes the turns before it too.
+    """
+    whole = prompt_text(tokenizer, chat, enable_thinking)
+    turns = prompt_text(tokenizer, chat, enable_thinking, opening="")
+    if not whole.startswith(turns):
+        raise UserError(
+            f"the chat template in {tokenizer.name_or_path} renders a chat's turns differently "
+            "with `add_generation_prompt`, so where the assistant's turn begins is unknown"
+        )
+    return whole.removeprefix(turns)
 
 
 def encode(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str]) -> list[list[int]]:

@@ -61,6 +61,8 @@ class ChunkOptions(NamedTuple):
     # Divides the logits of every network. It is the temperature of the behaviour log-probabilities,
     # so that the importance ratio compares the same distribution.
     temperature: float = 1.0
+    # Divides the logits of the teacher and its contrasts instead; None: `temperature`.
+    teacher_temperature: float | None = None
 
 
 class _Chunked(NamedTuple):
@@ -117,23 +119,29 @@ def _positions(
 ) -> Positions:
     """A chunk's `Positions`, from the student's logits and the other networks' hidden states."""
 
-    def mixed(hiddens, heads, mix) -> Array:
+    temperature = options.temperature
+    of_teacher = options.teacher_temperature
+    of_teacher = temperature if of_teacher is None else of_teacher
+
+    def mixed(hiddens, heads, mix, temperature) -> Array:
         parts = [m * logits_of(h, w) for m, h, w in zip(mix, hiddens, heads, strict=True)]
-        return _log_probs(functools.reduce(jnp.add, parts), options.temperature)
+        return _log_probs(functools.reduce(jnp.add, parts), temperature)
 
     teachers, reference, contrasts = chunk.hidden_BTD
     teacher_heads, reference_head, contrast_heads, mix = heads_XV
-    teacher_BTV = mixed(teachers, teacher_heads, mix) if teachers else None
-    contrast_logps = [mixed(*pair, mix) for pair in zip(contrasts, contrast_heads)]
+    teacher_BTV = mixed(teachers, teacher_heads, mix, of_teacher) if teachers else None
+    contrast_logps = [mixed(*pair, mix, of_teacher) for pair in zip(contrasts, contrast_heads)]
     contrast_BTV = None
     if contrast_logps:
         assert chunk.data.contrast_weight_BTJ is not None
         contrast_BTV = _mean_of(contrast_logps, chunk.data.contrast_weight_BTJ, teacher_BTV)
     return Positions(
-        student_logp_BTV=_log_probs(chunk_logits_BTV, options.temperature),
+        student_logp_BTV=_log_probs(chunk_logits_BTV, temperature),
         teacher_logp_BTV=teacher_BTV,
         reference_logp_BTV=(
-            None if reference is None else mixed((reference,), (reference_head,), (1.0,))
+            None
+            if reference is None
+            else mixed((reference,), (reference_head,), (1.0,), temperature)
         ),
         contrast_logp_BTV=contrast_BTV,
         sampled=chunk.data.sampled,

@@ -28,6 +28,8 @@ from jaxdistill.training.on_policy import (
     check_demonstrations,
     within_limit,
 )
+from jaxdistill.training.prompt_file import PromptFile, ReadPrompt
+from jaxdistill.training.roles import check_roles
 from jaxdistill.training.supervised_texts import ToyTexts
 from jaxdistill.training.teacher_prompts import Prompts, contrast_prompts, teacher_prompts
 from jaxdistill.training.traces import Traces, notes, read_texts, steps_of
@@ -76,6 +78,7 @@ class Setting:
     rollouts_rows: int | None = ROLLOUTS_ROWS  # rows saved per step; None: all
     rollouts_token_ids: bool = False  # whether their token ids are saved too
     steps: int | None = None  # of the run; None: as many as the source's epochs take
+    prompts: PromptFile | None = None  # where a row's prompts are shown; None: nowhere
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +88,7 @@ class Source:
     batches: Any  # a Grain iterator with get_state, set_state, close
     next_batch: Callable[[Any, int], tuple[Batch, dict[str, Any]]]
     temperature: float  # at which the behaviour log-probabilities were taken
+    teacher_temperature: float | None = None  # None: `temperature`
     close: Callable[[], None]
     steps: int | None = None  # that its epochs take; None: it has no end of its own
     notes: tuple[str, ...] = ()  # lines on what was read, to be shown before the first step
@@ -168,6 +172,7 @@ def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
     )
     if objectives.needs_teacher(setting.objective):
         check_demonstrations(experience, questions)
+        check_roles(experience, setting.engine.policy, questions[0])
     if objectives.needs_contrast(setting.objective):
         check_contrast(experience, questions)
     batches = questions_iterator(questions, setting.seed, experience.questions)
@@ -192,6 +197,8 @@ def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
                 token_ids=setting.rollouts_token_ids,
             )
         batch, facts = on_policy_batch(experience, setting, rollouts, grading.grade)
+        if setting.prompts is not None:
+            setting.prompts.keep_batch(experience, rollouts, batch)
         return batch, facts | facts_of_run
 
     def close() -> None:
@@ -202,6 +209,7 @@ def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
         batches=batches,
         next_batch=next_batch,
         temperature=experience.sampling.logp_temperature,
+        teacher_temperature=experience.teacher_temperature,
         close=close,
     )
 
@@ -296,7 +304,8 @@ def regenerate(
     """
     policy = setting.engine.policy
     guided = teacher_prompts(
-        replace(experience, context=Solution()),
+        # Its own mode is the student's: the engine samples these answers.
+        replace(experience, context=Solution(), teacher_thinking="as_student"),
         policy,
         rollouts,
         new_tokens=experience.sampling.max_new_tokens,
@@ -323,6 +332,11 @@ def regenerate(
         # Graded as answers to the original question, whose prompt shows no solution.
         grade=lambda _, responses: grade(originals, responses),
     )
+    if setting.prompts is not None:
+        prompt_ids = answers.prompt_ids_BP[0][answers.prompt_mask_BP[0] > 0]
+        tokens = answers.tokens_BT[0][answers.mask_BT[0] > 0]
+        read = ReadPrompt(prompt_ids.tolist(), experience.student_thinking, tokens.tolist())
+        setting.prompts.keep(originals[0].id, rollouts.address.step, {"regeneration": read})
     for row, response, verdict in zip(rows, answers.responses, answers.verdicts):
         texts[row] = response if verdict.correct else None
     correct = sum(verdict.correct for verdict in answers.verdicts[: len(rows)])

@@ -1,5 +1,6 @@
 """The configuration of learning from the student's own samples, and checks that it can work."""
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Literal
 from jaxdistill.errors import UserError
 from jaxdistill.own_classes import require_choice
 from jaxdistill.sampling import Sampling
-from jaxdistill.sampling.prompts import prompt_lengths
+from jaxdistill.sampling.prompts import Thinking, prompt_lengths, thinking_of
 from jaxdistill.storage.loading import Policy
 from jaxdistill.tasks.contexts import (
     PAPER,
@@ -41,6 +42,15 @@ class OnPolicy:
     end, `drop` does not distil the row; the metrics count both.
     contrast, contrasts: the context that a contrastive objective compares with the teacher's, and
     the number of such prompts per row.
+    student_thinking, teacher_thinking: the chat template's thinking mode in the prompts of samples
+    and regenerated solutions, and in those of the teacher and the contrasts: true, false, None to
+    leave it to the template, or for the teacher `as_student`.
+    teacher_opening: how the assistant's turn begins in the prompts of teacher and contrasts, up to
+    the response, where the two modes differ: `template` as the template begins it in the teacher's
+    mode, `student` as in the student's prompt (`training.roles`).
+    teacher_temperature: divides the logits of teacher and contrasts, in place of the temperature of
+    sampling, which divides the student's and the reference's; None: that one. Metrics of the
+    teacher, such as its epistemic mass, are at this temperature too.
     """
 
     task: Task
@@ -60,7 +70,10 @@ class OnPolicy:
     # distinct width compiles the step anew. 64 is chosen, not measured.
     teacher_prompt_multiple: int = 64
     completion_multiple: int = 64
-    enable_thinking: bool | None = None
+    student_thinking: bool | None = None
+    teacher_thinking: Thinking = "as_student"
+    teacher_opening: Literal["template", "student"] = "template"
+    teacher_temperature: float | None = None
 
     def __post_init__(self):
         for name in (
@@ -77,9 +90,22 @@ class OnPolicy:
             raise UserError(
                 f"`max_prompt_tokens` must be at least 1 or None, got {self.max_prompt_tokens}"
             )
+        temperature = self.teacher_temperature
+        if temperature is not None and not 0 < temperature < math.inf:
+            raise UserError(f"`teacher_temperature` must be above 0 or None, got {temperature}")
         require_choice("task", self.task, Task)
         require_choice("context", self.context, Context)
         require_choice("contrast", self.contrast, Context)
+
+    @property
+    def teacher_mode(self) -> bool | None:
+        """The `enable_thinking` of the teacher's and the contrasts' prompts."""
+        return thinking_of(self.teacher_thinking, self.student_thinking)
+
+    @property
+    def modes_differ(self) -> bool:
+        """Whether the teacher's thinking mode is another than the student's."""
+        return self.teacher_mode != self.student_thinking
 
 
 def within_limit(
@@ -99,7 +125,7 @@ def within_limit(
         limit = room
     elif limit > room:
         raise UserError(f"`experience.max_prompt_tokens={limit}` must be at most {room}: {sizes}")
-    lengths = prompt_lengths(policy.tokenizer, questions, experience.enable_thinking)
+    lengths = prompt_lengths(policy.tokenizer, questions, experience.student_thinking)
     kept = [question for question, n in zip(questions, lengths, strict=True) if n <= limit]
     num_dropped = len(questions) - len(kept)
     text = (

@@ -69,6 +69,7 @@ def make_train_step(
     steps: int,
     temperature: float,
     track_reference: bool,
+    teacher_temperature: float | None = None,
 ) -> Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, Sum]]]:
     """Build the jitted step(state, reference_params, batch) -> (state, metrics); state is donated.
 
@@ -77,6 +78,9 @@ def make_train_step(
     The teacher (under its context) and the reference (the initial model under the student's prompt)
     score the same completion tokens as the student; target, divergence and weights see only aligned
     positions. Gradients of the weighted sum are accumulated over micro-batches and divided once.
+
+    `temperature` divides the logits of every network, and `teacher_temperature`, if given, those of
+    the teacher and its contrasts instead.
 
     The step raises UserError while it is traced: for an epistemic id outside the vocabulary, and
     for a recipe's own teacher or choice that returns something unusable.
@@ -91,6 +95,7 @@ def make_train_step(
         steps=steps,
         temperature=temperature,
         track_reference=track_reference,
+        teacher_temperature=teacher_temperature,
     )
 
     def build(remat: Remat) -> Any:
@@ -117,6 +122,7 @@ class _Program:
     steps: int
     temperature: float
     track_reference: bool
+    teacher_temperature: float | None
 
     def step(
         self, state: TrainState, reference_params: Any, batch: MicroBatches
@@ -183,7 +189,7 @@ class _Program:
         return jax.value_and_grad(total_loss, has_aux=True)(networks.student)
 
     def _chunks(self) -> ChunkOptions:
-        return ChunkOptions(chunk=self.compute.chunk, temperature=self.temperature)
+        return ChunkOptions(self.compute.chunk, self.temperature, self.teacher_temperature)
 
     def _update(
         self, state: TrainState, denominator: Array, sums: Any, grads: Any

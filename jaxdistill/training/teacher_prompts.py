@@ -15,6 +15,7 @@ from jaxdistill.tasks import contexts
 from jaxdistill.tasks.contexts import Attempt, Shown, composed
 from jaxdistill.tasks.questions import messages
 from jaxdistill.training.on_policy import OnPolicy
+from jaxdistill.training.roles import teacher_ids
 
 # ---------------------------------------------------------------------------- demonstrations
 
@@ -169,7 +170,8 @@ def fit_prompts(
     `new_tokens` replaces the completion's length where another completion will be sampled.
 
     A prompt that is too long has its demonstration cut, or dropped altogether: question,
-    instruction and generation prompt stay whole. A plain prompt, the student's own, stays as it is.
+    instruction and generation prompt stay whole. A plain prompt, the student's own, stays as it is;
+    in another thinking mode than the student's it may be too long, and its row is then dropped.
     """
     rows = row_of_each(shown, rollouts)
     lengths_B = rollouts.lengths_B[rows]
@@ -183,7 +185,7 @@ def fit_prompts(
             for question, x in zip(questions, shown, strict=True)
         ]
         chats = [messages(question, turn) for question, turn in zip(questions, turns)]
-        return turns, tokenizers.prompt_ids(policy.tokenizer, chats, experience.enable_thinking)
+        return turns, teacher_ids(experience, policy, chats)
 
     # Rendered with empty demonstrations first: the rest of the limit is the demonstration's.
     _, frames = render([x and x._replace(solution=x.solution and "") for x in shown])
@@ -194,7 +196,7 @@ def fit_prompts(
     fitted = shorten_demonstrations(experience, policy, shown, demonstration_limits)
     turns, ids = render(fitted)
     is_over = [
-        turn != question.prompt and len(row) > limit
+        (turn != question.prompt or experience.modes_differ) and len(row) > limit
         for question, turn, row, limit in zip(questions, turns, ids, limit_B)
     ]
     # These are too long even with a cut demonstration: the context around it does not fit.

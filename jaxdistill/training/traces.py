@@ -51,7 +51,7 @@ class Traces:
     max_tokens: int | None = None
     overlong: Literal["drop", "cut"] = "drop"
     bad_rows: Literal["fatal", "skip"] = "fatal"
-    enable_thinking: bool | None = None  # for the chat template; None is its own choice
+    student_thinking: bool | None = None  # for the chat template; None is its own choice
 
     def __post_init__(self):
         for name in ("batch_size", "epochs", "max_tokens"):
@@ -225,11 +225,11 @@ def read_texts(traces: Traces, policy: Policy) -> TraceTexts:
     most = policy.config.max_positions
     limit = most if traces.max_tokens is None else min(traces.max_tokens, most)
     counts, texts = Counts(), [np.zeros(0, np.int32)]
-    form = response_format(policy, traces.enable_thinking)
+    form = response_format(policy, traces.student_thinking)
     for rows in _chunks(traces.rows(counts), CHUNK):
         responses = [form.response(row.response) for row in rows]
         prompts = tokenizers.prompt_ids(
-            policy.tokenizer, [row.chat for row in rows], traces.enable_thinking
+            policy.tokenizer, [row.chat for row in rows], traces.student_thinking
         )
         encoded = tokenizers.encode(policy.tokenizer, responses)
         for row, response, prompt, ids in zip(rows, responses, prompts, encoded, strict=True):

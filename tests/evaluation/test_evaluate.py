@@ -94,6 +94,24 @@ def test_the_cache_is_the_one_that_was_asked_for(policy, monkeypatch):
     assert asked == ["int8", "auto"]
 
 
+@pytest.mark.parametrize(
+    ("evaluation", "expected"), [("as_student", False), (True, True), (None, None)]
+)
+def test_an_evaluation_has_the_students_thinking_mode_or_its_own(
+    policy, monkeypatch, evaluation, expected
+):
+    asked, encode_prompts = [], engine.encode_prompts
+
+    def record(tokenizer, questions, enable_thinking):
+        asked.append(enable_thinking)
+        return encode_prompts(tokenizer, questions, enable_thinking)
+
+    monkeypatch.setattr(engine, "encode_prompts", record)
+    config = dataclasses.replace(CONFIG, evaluation_thinking=evaluation)
+    evaluate_split(Engine(policy, enable_thinking=False), policy.params, SPLIT, config)
+    assert asked == [expected]
+
+
 def test_two_checkpoints_answer_with_the_same_noise(policy):
     responses = [record["response"] for record in records_of(policy)]
     nearly = jax.tree.map(lambda x: x * np.float32(1 + 1e-4), policy.params)

@@ -72,7 +72,7 @@ def assert_same_run(config, run_dir, other):
 def test_a_run_folder_holds_everything(whole):
     names = {path.name for path in whole.iterdir()}
     assert names >= {"config.json", "provenance.json", "metrics.jsonl", "rollouts", "evals",
-                     "checkpoints", "export", "model", "finished.json"}  # fmt: skip
+                     "checkpoints", "export", "model", "finished.json", "prompts.json"}  # fmt: skip
     assert folder.finished_step(whole) == 6
     assert sorted(p.name for p in (whole / "evals").iterdir()) == [
         "step_000002", "step_000004", "step_000006"]  # fmt: skip

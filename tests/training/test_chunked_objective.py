@@ -100,6 +100,38 @@ def test_chunk_size_changes_neither_loss_nor_gradient_nor_metrics(chunk):
     assert_trees_close(metrics, expected_totals, 1e-4)
 
 
+def sampled_logps(positions):
+    """Each network's log-probability of the sampled token, as a metric."""
+    fields = {name: getattr(positions, f"{name}_logp_BTV") for name in NETWORKS}
+    values = {name: positions.of_token(logp_BTV) for name, logp_BTV in fields.items()}
+    return values["student"], {name: everywhere(x_BT) for name, x_BT in values.items()}
+
+
+NETWORKS = ("student", "teacher", "reference", "contrast")
+
+
+@pytest.mark.parametrize("own", [None, 0.7])
+def test_a_teachers_own_temperature_divides_its_logits_and_the_contrasts(own):
+    """Against NumPy in float64."""
+    student, teacher, reference, contrast = models = [random_model(i) for i in range(4)]
+    data = random_data()._replace(contrast_weight_BTJ=np.ones((B, T, 1), np.float32))
+    others = chunked_objective.OtherNetworks(
+        teacher=(teacher,), reference=reference, contrasts=((contrast,),)
+    )
+    options = chunked_objective.ChunkOptions(4, 1.3, own)
+    _, totals = jax.jit(
+        lambda s: chunked_objective.chunked_objective(sampled_logps, s, others, data, options)
+    )(student)
+    for name, (hidden_BTD, head_DV) in zip(NETWORKS, models):
+        temperature = own if own and name in ("teacher", "contrast") else 1.3
+        logits_BTV = np.float64(hidden_BTD) @ np.float64(head_DV) / temperature
+        logps_BTV = logits_BTV - np.log(np.exp(logits_BTV).sum(axis=-1, keepdims=True))
+        tokens_BT1 = data.sampled.tokens_BT[..., None]
+        logp_BT = np.take_along_axis(logps_BTV, tokens_BT1, axis=-1)[..., 0]
+        # Sums of 21 numbers of order 10 in float32.
+        np.testing.assert_allclose(totals[name].total, (logp_BT * data.mask_BT).sum(), rtol=1e-5)
+
+
 def infinite_where_nothing_counts(positions):
     """A loss with a factor such as 1 / (length - index), infinite after a completion's end."""
     loss_BT, values = objective(positions)

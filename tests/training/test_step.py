@@ -72,6 +72,27 @@ def test_parameters_moments_and_teacher_are_split_before_the_first_step():
     assert local < sum(leaf.nbytes for leaf in leaves) / 5
 
 
+def test_a_teacher_at_twice_the_temperature_is_one_with_half_the_head():
+    state, batch = start(), pad(make_batch())
+    halved = jax.tree.map_with_path(
+        lambda path, x: x / 2 if "head" in jax.tree_util.keystr(path) else x, state.teacher
+    )
+    assert difference_is_only_in_the_head(halved, state.teacher)
+    _, plain = run(make_step(TOKEN), state._replace(teacher=halved), batch)
+    _, warm = run(make_step(TOKEN, teacher_temperature=2.0), start(), batch)
+    for name in ("loss", "grad_norm", "epistemic_mass_teacher", "epistemic_mass_reference"):
+        # Halving is exact, and so is every division by two.
+        np.testing.assert_allclose(warm[name].mean, plain[name].mean, rtol=1e-6)
+    _, cold = run(make_step(TOKEN), start(), batch)
+    assert abs(cold["loss"].mean / warm["loss"].mean - 1) > 0.1
+
+
+def difference_is_only_in_the_head(new, old):
+    """Otherwise the comparison above would prove nothing."""
+    changed = [largest(difference(a, b)) > 0 for a, b in zip(*map(jax.tree.leaves, (new, old)))]
+    return sum(changed) == 1
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -504,7 +504,7 @@ def test_qwen3s_teacher_reads_the_same_and_ends_where_the_assistant_starts(qwen3
     good = "<think>\nWait, {2}?\n</think>\n\n解 \\boxed{2}"
     group = [(good, True), ("\\boxed{3}", False)]
     found = rollouts_of(qwen3, [group], [question])
-    settings_ = {"enable_thinking": thinking, "context": Feedback(with_solution=True)}
+    settings_ = {"student_thinking": thinking, "context": Feedback(with_solution=True)}
     prompts = teacher_prompts.teacher_prompts(experience(**settings_), qwen3, found)
     system = "<|im_start|>system\nBe brief.<|im_end|>\n"
     assert tokenizer.decode(prompts.ids[1]) == (
@@ -532,7 +532,7 @@ def test_qwen3s_long_demonstrations_are_cut_to_the_positions_that_there_are(qwen
     text = "<think>\nWait, 解 {x} \U0001f642 …\n\n</think>" * 40
     question = Question("q", "1+1?", "2")
     found = rollouts_of(qwen3, [[(text, True), ("3", False)]], [question])
-    config = experience(enable_thinking=thinking)
+    config = experience(student_thinking=thinking)
     for positions in range(150, 190):
         small = with_positions(qwen3, positions)
         prompts = teacher_prompts.teacher_prompts(config, small, found)

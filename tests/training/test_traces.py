@@ -167,7 +167,7 @@ def test_a_response_that_thinks_unlike_its_prompt_is_counted(policy, tmp_path):
     rows = [{"prompt": "2 2", "response": response} for response in responses]
     for template, thinking, expected in ((OPENS, None, 1), (CLOSES, False, 2), (CLOSES, None, 0)):
         other = with_template(policy, TURNS + template)
-        texts = texts_of(other, tmp_path, rows, enable_thinking=thinking)
+        texts = texts_of(other, tmp_path, rows, student_thinking=thinking)
         assert texts.counts.unlike_prompt == expected, (template, thinking)
 
 
@@ -202,7 +202,7 @@ def test_qwen3s_template_gives_what_its_student_sees_and_writes(policy, tmp_path
         (empty, False, closed + "The answer is 2."),
     ):
         rows = [{"prompt": "1+1?", "response": response}]
-        prompt, completion = texts_of(qwen3, tmp_path, rows, enable_thinking=thinking)[0]
+        prompt, completion = texts_of(qwen3, tmp_path, rows, student_thinking=thinking)[0]
         shown = tokenizer.decode([*prompt, *completion], skip_special_tokens=False)
         assert shown == expected + "<|im_end|>"
         chat = [{"role": "user", "content": "1+1?"}]

@@ -48,7 +48,7 @@ def dapo_smoke() -> RunConfig:
             # A random model solves nothing, so there is no correct sibling to show the teacher.
             context=AnswerOnly(),
             completion_multiple=32,
-            enable_thinking=True,
+            student_thinking=True,
         ),
         objective=sdpo(),
         steps=2,
