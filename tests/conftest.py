@@ -7,6 +7,7 @@ import os
 from importlib.metadata import version
 from pathlib import Path
 
+import hypothesis
 import pytest
 from jaxtyping import install_import_hook
 from reference_models import reference, reference_logits  # noqa: F401
@@ -15,6 +16,10 @@ from shape_checker import ROOMS_WITH_ARRAYS
 # Before the package is first imported. Here rather than among pytest's options, which do not reach
 # the workers of pytest-xdist.
 install_import_hook([f"jaxdistill.{room}" for room in ROOMS_WITH_ARRAYS], "shape_checker.check")
+
+# A test case that takes long on a busy machine is no failure; pytest-timeout ends one that hangs.
+hypothesis.settings.register_profile("no_deadline", deadline=None)
+hypothesis.settings.load_profile("no_deadline")
 
 # Tests compile more than they compute: what speeds up the compiled program costs them more than it
 # gives. Without LLVM's optimizations they take half the time; XLA's newer way to emit a fusion
