@@ -84,13 +84,20 @@ class RunConfig:
         rows = (
             self.experience.batch_size
             if isinstance(self.experience, Supervised | Traces)
-            else self.experience.questions * self.experience.rollouts
+            else self.experience.questions * self.experience.rollouts // self.updates
         )
         if rows % self.compute.micro_batches:
             raise UserError(
                 f"`compute.micro_batches={self.compute.micro_batches}` must divide the {rows} rows "
-                "per step"
+                f"per {'step' if self.updates == 1 else 'update'}"
             )
+
+    @property
+    def updates(self) -> int:
+        """Optimizer updates per step."""
+        if isinstance(self.experience, Supervised | Traces):
+            return 1
+        return self.experience.updates
 
 
 def _require_at_least(low: int, path: str, value: int) -> None:

@@ -150,12 +150,13 @@ def make_step(
     optimizer=ADAM,
     chunk=4,
     teacher_temperature=None,
+    updates=1,
     **compute,
 ):
     compute = Compute(chunk=chunk, **compute)
     return train.make_train_step(
         CONFIG, objective, EPISTEMIC, optimizer, teacher, compute, 10, 1.0, True,
-        teacher_temperature=teacher_temperature,
+        teacher_temperature=teacher_temperature, updates=updates,
     )  # fmt: skip
 
 

@@ -119,6 +119,8 @@ def test_micro_batches_divide_the_rows_of_a_step():
     assert tiny(compute=compute).compute.micro_batches == 4  # 2 questions x 2 rollouts
     with pytest.raises(UserError, match="must divide the 4 rows"):
         tiny(compute=dataclasses.replace(compute, micro_batches=3))
+    with pytest.raises(UserError, match="must divide the 2 rows per update"):
+        tiny(compute=compute, experience=dataclasses.replace(tiny().experience, updates=2))
 
 
 def test_a_config_json_of_another_version_names_the_setting(tmp_path):
@@ -175,14 +177,14 @@ def test_the_methods_differ_from_plain_self_distillation_in_one_thing_each():
 
 
 def test_a_preset_is_chosen_by_name_and_may_then_be_changed():
-    from jaxdistill.objectives import GRPO, AnchorEpistemicMass, Distill, epi_anchor
+    from jaxdistill.objectives import GRPO, epi_anchor
 
     anchored = load_recipe("toy_selfdistill", ["objective=epi_anchor"])
     assert anchored.objective == epi_anchor()
     changed = load_recipe(
         "toy_selfdistill", ["objective=epi_anchor()", "objective.reduction=token", "seed=3"]
     )
-    assert changed.objective == Distill(target=AnchorEpistemicMass(), reduction="token")
+    assert changed.objective == dataclasses.replace(epi_anchor(), reduction="token")
     assert changed.seed == 3
     assert isinstance(load_recipe("toy_selfdistill", ["objective=grpo"]).objective, GRPO)
     with pytest.raises(UserError, match=r"epi_anchr.*did you mean epi_anchor"):

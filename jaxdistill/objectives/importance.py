@@ -1,10 +1,12 @@
 """Importance corrections for samples drawn by an older or differently rounded policy."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdistill import losses
@@ -21,11 +23,11 @@ from jaxdistill.objectives.positions import (
 class RolloutCorrection:
     """The decoupled correction: a weight pi_old(y) / pi_rollout(y), besides pi(y) / pi_old(y).
 
-    pi_old is the policy before the update, as scored in this step, and pi_rollout the probability
-    that the sampler reported; they differ by the sampler's rounding. The weight is at most `clip`;
-    with `two_sided` it is 0 outside [1/clip, clip] instead (IcePop). `level="sequence"` uses the
-    product over the completion's tokens. Each batch of samples has one update, so pi(y) / pi_old(y)
-    is 1 and only its gradient matters.
+    pi_old is the policy before the batch's first update, as scored by the trainer, and pi_rollout
+    the probability that the sampler reported; they differ by the sampler's rounding. The weight is
+    at most `clip`; with `two_sided` it is 0 outside [1/clip, clip] instead (IcePop).
+    `level="sequence"` uses the product over the completion's tokens. In the first update of a batch
+    pi(y) / pi_old(y) is 1 and only its gradient matters.
     """
 
     clip: float = 2.0  # the paper's: min(pi_old / pi_rollout, 2)
@@ -52,11 +54,24 @@ def is_of_sequences(correction: Any) -> bool:
     return getattr(correction, "level", "token") == "sequence"
 
 
+# As an old log-probability, which is never positive: in the first update of a batch the student is
+# pi_old itself. Its own log-probability then makes the ratio exactly 1, which one that another
+# program has computed would do only up to rounding.
+UNMOVED = float("inf")
+
+
+def old_logp(positions: Positions) -> Float[Array, "B T"]:
+    """log pi_old(y), in nats, without a gradient."""
+    token_logp_BT = jax.lax.stop_gradient(positions.of_token(positions.student_logp_BTV))
+    if positions.sampled.old_logp_BT is None:
+        return token_logp_BT
+    old_BT = jnp.asarray(positions.sampled.old_logp_BT)
+    return jnp.where(old_BT == UNMOVED, token_logp_BT, old_BT)
+
+
 def rollout_log_ratio(positions: Positions) -> Float[Array, "B T"]:
     """log pi_old(y) - log pi_rollout(y), in nats, without a gradient."""
-    # The student's parameters are those before the update here, so its log-probability is pi_old's.
-    token_logp_BT = positions.of_token(positions.student_logp_BTV)
-    return jax.lax.stop_gradient(token_logp_BT) - positions.sampled.behaviour_logp_BT
+    return old_logp(positions) - positions.sampled.behaviour_logp_BT
 
 
 def token_rollout_weight(correction: Any, positions: Positions) -> Float[Array, "B T"] | float:
@@ -78,28 +93,85 @@ def sequence_rollout_weight(
 
 
 def policy_ratio(positions: Positions, correction: Any) -> Float[Array, "B T"]:
-    """pi(y) / pi_old(y); pi_old is the sampler's policy unless a correction accounts for that."""
+    """pi(y) / pi_old(y), which in the first update of a batch is 1 and keeps log pi(y)'s gradient.
+
+    In the only update of a batch pi_old is the sampler's policy, unless a correction accounts for
+    the difference of the two.
+    """
     token_logp_BT = positions.of_token(positions.student_logp_BTV)
-    # With a separate correction the ratio is exactly 1, and keeps the gradient of log pi(y).
-    old_BT = jnp.asarray(positions.sampled.behaviour_logp_BT)
-    if correction is not None:
-        old_BT = jax.lax.stop_gradient(token_logp_BT)
+    is_samplers = correction is None and positions.sampled.old_logp_BT is None
+    behaviour_BT = jnp.asarray(positions.sampled.behaviour_logp_BT)
+    old_BT = behaviour_BT if is_samplers else old_logp(positions)
     return losses.importance_ratio(token_logp_BT, old_BT)
 
 
 def ratio_metrics(
     ratio_BT: Array, is_clipped_BT: Array, correction: Any, positions: Positions
 ) -> dict[str, Weighted]:
-    """The ratio's mean and second moment, and the fraction that is clipped.
+    """The ratio's mean and second moment, the fraction that is clipped, and the sampler's gap.
 
-    The reciprocal of the second moment is the effective fraction of samples. With a rollout
-    correction, also the ratio of pi_old to the sampler's probability.
+    The reciprocal of the second moment is the effective fraction of samples. The gap is
+    |log pi_old(y) - log pi_rollout(y)|, in nats. With a rollout correction, also the ratio of
+    pi_old to the sampler's probability.
     """
+    log_ratio_BT = rollout_log_ratio(positions)
     values = {
         "importance_ratio": ratio_BT,
         "importance_ratio_squared": ratio_BT**2,
         "clipped": is_clipped_BT.astype(jnp.float32),
+        SAMPLER_GAP: jnp.abs(log_ratio_BT),
     }
     if correction is not None:
-        values["rollout_ratio"] = jnp.exp(losses.clip_log_ratio(rollout_log_ratio(positions)))
+        values["rollout_ratio"] = jnp.exp(losses.clip_log_ratio(log_ratio_BT))
     return {name: everywhere(value) for name, value in values.items()}
+
+
+# ------------------------------------------------------------------ the sampler and the trainer
+
+# Chunks, micro-batches and devices are only added up, which gives means but neither quantiles nor a
+# maximum. Histograms can be added too. The bins are eighths of an octave, so that a quantile read
+# from them is at most 9 % too large, from below float32's rounding of a log-probability (1e-6) to
+# 32 nats.
+SAMPLER_GAP = "sampler_gap"
+_PER_OCTAVE, _LOWEST, _HIGHEST = 8, -23, 5
+GAP_EDGES = 2.0 ** np.arange(_LOWEST, _HIGHEST + 1 / _PER_OCTAVE, 1 / _PER_OCTAVE)  # upper, in nats
+
+# Warn above this mean of the gap, in nats: the ratios are then off by a tenth on average, half of
+# what GRPO's clip allows an update to move them (0.2). bfloat16's rounding alone gives a few
+# hundredths at most (docs/log.md, 2026-11-25). Chosen from these two, not measured.
+LARGEST_USUAL_GAP = 0.1
+
+
+def histogram(gap_BT: Float[Array, "B T"], weight_BT: Float[Array, "B T"]) -> Float[Array, " K"]:
+    """The weight in each bin: the first one also holds 0, the last one all above it and NaN."""
+    bin_BT = jnp.ceil((jnp.log2(gap_BT) - _LOWEST) * _PER_OCTAVE)
+    last = len(GAP_EDGES) - 1
+    bin_BT = jnp.clip(jnp.where(jnp.isnan(bin_BT), last, bin_BT), 0, last)
+    is_in_BTK = jax.nn.one_hot(bin_BT.astype(jnp.int32), len(GAP_EDGES), dtype=jnp.float32)
+    return jnp.sum(is_in_BTK * weight_BT[:, :, None], axis=(0, 1))
+
+
+def gap_quantiles(count_K: Float[Array, " K"]) -> dict[str, Float[Array, ""]]:
+    """The 99th percentile and the largest gap of a histogram, in nats, as upper edges of bins."""
+    edges_K = jnp.asarray(GAP_EDGES, jnp.float32)
+    total_K = jnp.cumsum(count_K)
+    # The last bin with a count, and not where the sum is complete: in float32 the sum of more than
+    # 2^24 tokens does not grow by a single one.
+    largest = len(GAP_EDGES) - 1 - jnp.argmax(count_K[::-1] > 0)
+    return {
+        "sampler_gap_p99": edges_K[jnp.argmax(total_K >= 0.99 * total_K[-1])],
+        "sampler_gap_max": edges_K[largest],
+    }
+
+
+def gap_warning(metrics: Mapping[str, float]) -> str | None:
+    """What to tell a person about a step whose sampler and trainer disagree; None if they agree."""
+    gap = metrics.get(SAMPLER_GAP, 0.0)
+    if not gap > LARGEST_USUAL_GAP:
+        return None
+    return (
+        f"the sampler's and the trainer's log-probabilities differ by {gap:.2g} nats on average "
+        f"(99 %: {metrics['sampler_gap_p99']:.2g}, largest: {metrics['sampler_gap_max']:.2g}), "
+        f"expected at most {LARGEST_USUAL_GAP:g}; compare `compute.dtype` and "
+        "`compute.cache_dtype`, or use a `rollout_correction`"
+    )

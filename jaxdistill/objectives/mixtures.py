@@ -25,7 +25,7 @@ def _reduction_of_both(objective: "Mixed | Routed") -> Reduction:
 class Mixed:
     """(1 - share) GRPO + share * distillation, each with the mean that it has alone.
 
-    With `anneal_steps` > 0 the share falls linearly to 0 over that many optimizer steps (TRACE,
+    With `anneal_steps` > 0 the share falls linearly to 0 over that many steps (TRACE,
     arXiv 2605.10194). Raises UserError if the two parts differ in their reduction.
     """
 

@@ -23,6 +23,9 @@ class Sampled(NamedTuple):
     index_BT: Int[AnyArray, "B T"]  # the token's index in its completion, from 0
     distill_factor_BT: Float[AnyArray, "B T"] | None = None
     gradient_factor_BT: Float[AnyArray, "B T"] | None = None
+    # log pi_old of its token, scored before the batch's first update, or `importance.UNMOVED`; None
+    # if the batch has a single update.
+    old_logp_BT: Float[AnyArray, "B T"] | None = None
 
 
 class Rows(NamedTuple):
@@ -35,7 +38,7 @@ class Rows(NamedTuple):
     correct_BT: Float[AnyArray, "B T"]  # 1 where the grader accepted the completion
     distill_weight_BT: Float[AnyArray, "B T"]  # in a distillation; 0 without a demonstration
     length_BT: Int[AnyArray, "B T"]  # of the completion, in tokens
-    step_BT: Int[AnyArray, "B T"]  # optimizer steps taken before this one
+    step_BT: Int[AnyArray, "B T"]  # steps (rollout batches) before this one
 
 
 class Positions(NamedTuple):

@@ -1,6 +1,7 @@
 """Objectives by name, each composed of visible parts. `docs/papers.md` has the equations."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from jaxdistill.objectives.credit import RLCSD, RLSD
 from jaxdistill.objectives.distill import Distill
@@ -24,13 +25,16 @@ from jaxdistill.objectives.weights import (
 
 def sdpo() -> Distill:
     """The paper's self-distillation, which suppresses doubt."""
-    return Distill()
+    return Distill(rollout_correction=RolloutCorrection())
 
 
 def opsd() -> Distill:
     """Forward KL over the whole vocabulary, each token's term clipped at 0.05 nats; token mean."""
-    return Distill(
-        divergence=ForwardKL(entry_clip=0.05), support=FullVocabulary(), reduction="token"
+    return replace(
+        sdpo(),
+        divergence=ForwardKL(entry_clip=0.05),
+        support=FullVocabulary(),
+        reduction="token",
     )
 
 
@@ -39,32 +43,32 @@ def epi_mask() -> Distill:
 
     With `sdpo`'s divergence the same mask protects almost nothing; see `MaskSampledEpistemic`.
     """
-    return Distill(divergence=SampledReverseKL(), weights=(MaskSampledEpistemic(),))
+    return replace(sdpo(), divergence=SampledReverseKL(), weights=(MaskSampledEpistemic(),))
 
 
 def epi_gate() -> Distill:
     """`sdpo` without the positions where the teacher would suppress doubt."""
-    return Distill(weights=(SuppressionGate(),))
+    return replace(sdpo(), weights=(SuppressionGate(),))
 
 
 def epi_slice() -> Distill:
     """`sdpo` restricted to the other tokens: epistemic logits get no gradient."""
-    return Distill(target=DropEpistemicSlice())
+    return replace(sdpo(), target=DropEpistemicSlice())
 
 
 def epi_anchor() -> Distill:
     """`sdpo` towards a teacher whose epistemic mass is the reference's."""
-    return Distill(target=AnchorEpistemicMass())
+    return replace(sdpo(), target=AnchorEpistemicMass())
 
 
 def epi_floor() -> Distill:
     """`sdpo` towards a teacher whose epistemic mass is at least the reference's."""
-    return Distill(target=AnchorEpistemicMass(mode="floor"))
+    return replace(sdpo(), target=AnchorEpistemicMass(mode="floor"))
 
 
 def epi_amplify() -> Distill:
     """`sdpo` with half a nat more doubt than the reference's wherever the teacher has less."""
-    return Distill(target=AmplifyEpistemic(0.5, base="floor"))
+    return replace(sdpo(), target=AmplifyEpistemic(0.5, base="floor"))
 
 
 def anti_e() -> Distill:
@@ -73,7 +77,7 @@ def anti_e() -> Distill:
     A token that the student finds more likely than the reference does is not reinforced further.
     """
     flip = FlipSampledEpistemic(up_to_reference=True)
-    return Distill(divergence=SampledReverseKL(), weights=(flip,))
+    return replace(sdpo(), divergence=SampledReverseKL(), weights=(flip,))
 
 
 def rlsd() -> GRPO:
@@ -88,7 +92,7 @@ def rlcsd() -> GRPO:
 
 def srpo() -> Routed:
     """GRPO on correct samples; `sdpo` on incorrect ones, weighted down where H(T) is high."""
-    return Routed(Distill(weights=(EntropyWeight(),)), grpo())
+    return Routed(replace(sdpo(), weights=(EntropyWeight(),)), grpo())
 
 
 def grpo() -> GRPO:

@@ -17,6 +17,7 @@ from jaxdistill.errors import UserError
 from jaxdistill.evaluation.evaluate import evaluate_split
 from jaxdistill.evaluation.records import evaluation_folder, write_evaluation
 from jaxdistill.files import write_whole
+from jaxdistill.objectives.importance import gap_warning
 from jaxdistill.run.folder import (
     check_base,
     check_steps,
@@ -45,6 +46,7 @@ from jaxdistill.training.state import TrainState, init_state
 from jaxdistill.training.step import make_train_step
 from jaxdistill.training.teachers import check_teacher
 from jaxdistill.training.traces import Traces
+from jaxdistill.training.updates import mini_batches
 
 
 def run(config: RunConfig, run_dir: Path, *, resume: bool = False, quiet: bool = False) -> Path:
@@ -183,6 +185,7 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
             temperature=source.temperature,
             track_reference=config.track_reference,
             teacher_temperature=source.teacher_temperature,
+            updates=config.updates,
         )
 
         # ---- the steps
@@ -202,12 +205,15 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
                 began = time.monotonic()
                 batch, facts = source.next_batch(state.params, step)
                 sampled = time.monotonic()
+                minis = mini_batches(batch, config.updates)
                 if config.compute.pack:
                     parts = sharding.num_parts("B")
-                    arrays, facts["padding"] = pack(batch, config.compute.pack, parts)
+                    packed = [pack(mini, config.compute.pack, parts) for mini in minis]
+                    arrays = [arrays for arrays, _ in packed]
+                    facts["padding"] = sum(padding for _, padding in packed) / len(packed)
                 else:
-                    arrays = pad(batch, config.compute.micro_batches)
-                state, sums = train_step(state, policy.params, engine.place(arrays))
+                    arrays = [pad(mini, config.compute.micro_batches) for mini in minis]
+                state, sums = train_step(state, policy.params, *map(engine.place, arrays))
                 step += 1
                 # Fetch the previous step's metrics now, while this step runs on the device:
                 # fetching this step's would block until it ends.
@@ -248,9 +254,14 @@ def log(writer: MetricsWriter, bar: Any, step: int, sums: dict[str, Any], facts:
     """Fetch a step's metrics from the device, write them and update the progress bar."""
     values = means(sums) | facts
     writer.write(step, values)
-    if values["skipped"]:
+    if values["skipped"] == 1:
         text = f"step {step} was skipped: its gradient is not finite; the parameters are unchanged"
         bar.write(text, file=sys.stderr)
+    elif values["skipped"]:
+        skipped = f"{values['skipped']:.0%} of its updates were skipped"
+        bar.write(f"step {step}: {skipped}: their gradients are not finite", file=sys.stderr)
+    if warning := gap_warning(values):
+        bar.write(f"step {step}: {warning}", file=sys.stderr)
     bar.update()
     shown = {key: values[key] for key in ("loss", "reward", "length") if key in values}
     bar.set_postfix({key: f"{value:.3g}" for key, value in shown.items()}, refresh=False)

@@ -6,7 +6,9 @@ may define its own (`OwnTask`).
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import Field, dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from jaxdistill.errors import UserError
@@ -14,6 +16,7 @@ from jaxdistill.own_classes import in_one_line, require_choice
 from jaxdistill.tasks import sources
 from jaxdistill.tasks.grading.alternatives import grade_math_any
 from jaxdistill.tasks.grading.choice import grade_choice, grade_exact
+from jaxdistill.tasks.grading.math import LAST_CHARS
 from jaxdistill.tasks.grading.verdict import Verdict
 from jaxdistill.tasks.questions import Question, is_text, with_problems
 from jaxdistill.tasks.sources.instruction import BOX, LETTER, RESPONSE, TAG, AnswerForm
@@ -107,7 +110,17 @@ class MathTask(SourceTask):
     """
 
     form = BOX
-    grade = staticmethod(grade_math_any)
+    last_chars: int = LAST_CHARS  # the response's end that may hold the box; the paper's is 100
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.last_chars < 1:
+            raise UserError(f"`last_chars` must be at least 1, got {self.last_chars}")
+
+    @property
+    def grade(self) -> Callable[[Question, str], Verdict]:
+        # Not a method: a worker process that unpickles one would import this module's packages.
+        return partial(grade_math_any, last_chars=self.last_chars)
 
 
 @dataclass(frozen=True)

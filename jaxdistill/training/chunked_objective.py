@@ -16,6 +16,7 @@ from jaxdistill.axes import AnyArray
 from jaxdistill.losses.vocabulary import log_softmax
 from jaxdistill.models.completions import logits_of
 from jaxdistill.objectives import ObjectiveFn, Positions, Rows, Sampled
+from jaxdistill.objectives.importance import histogram
 from jaxdistill.precision import einsum
 from jaxdistill.sharding import constrain, num_parts
 from jaxdistill.training.metrics import Sum
@@ -63,6 +64,12 @@ class ChunkOptions(NamedTuple):
     temperature: float = 1.0
     # Divides the logits of the teacher and its contrasts instead; None: `temperature`.
     teacher_temperature: float | None = None
+    # Metrics of which a histogram (`importance.histogram`) is summed too: `histogram_of` names it.
+    histograms: tuple[str, ...] = ()
+
+
+def histogram_of(metric: str) -> str:
+    return f"{metric}_histogram"
 
 
 class _Chunked(NamedTuple):
@@ -242,13 +249,18 @@ def _totals(
     """One chunk's (loss total, metric totals) from the student's logits."""
     with jax.named_scope("loss"):
         loss_BT, metrics = objective_fn(_positions(options, chunk_logits_BTV, chunk, heads_XV))
-    return _weighted_sum(loss_BT, chunk.data.loss_weight_BT), {
+    sums = {
         name: Sum(
             _weighted_sum(value_BT, weight_BT * chunk.data.mask_BT),
             _weighted_sum(weight_BT, chunk.data.mask_BT),
         )
         for name, (value_BT, weight_BT) in metrics.items()
     }
+    for name in [name for name in options.histograms if name in metrics]:
+        value_BT, weight_BT = metrics[name]
+        count_K = histogram(value_BT, weight_BT * chunk.data.mask_BT)
+        sums[histogram_of(name)] = Sum(count_K, sums[name].weight)
+    return _weighted_sum(loss_BT, chunk.data.loss_weight_BT), sums
 
 
 def chunked_scores(

@@ -112,6 +112,7 @@ class RowData(NamedTuple):
     weight_IT: Float[Array, "I T"]
     distill_factor_IT: Float[Array, "I T"] | None = None
     gradient_factor_IT: Float[Array, "I T"] | None = None
+    old_logp_IT: Float[Array, "I T"] | None = None
 
     def replicated(self) -> "RowData":
         """The same arrays, whole on every device.
@@ -138,6 +139,7 @@ def aligned(batch: MicroBatches, data: RowData, m: Array | int) -> tuple[MicroBa
             index_BT=places.index_BT,
             distill_factor_BT=at(data.distill_factor_IT),
             gradient_factor_BT=at(data.gradient_factor_IT),
+            old_logp_BT=at(data.old_logp_IT),
         ),
         rows=data.sequences.spread(lambda x_I: x_I[places.row_BT]),
         mask_BT=places.is_real_BT,

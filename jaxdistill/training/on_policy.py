@@ -42,6 +42,9 @@ class OnPolicy:
     end, `drop` does not distil the row; the metrics count both.
     contrast, contrasts: the context that a contrastive objective compares with the teacher's, and
     the number of such prompts per row.
+    updates: optimizer updates per step, each on as many whole questions, in their order. From the
+    second on, the objective's importance ratios compare the student with the policy that it was
+    before the first (`RolloutCorrection`). The paper's code makes two, of 128 questions each.
     student_thinking, teacher_thinking: the chat template's thinking mode in the prompts of samples
     and regenerated solutions, and in those of the teacher and the contrasts: true, false, None to
     leave it to the template, or for the teacher `as_student`.
@@ -56,6 +59,7 @@ class OnPolicy:
     task: Task
     questions: int = 32  # these two as in SDPO's published script (`run_sdpo_all.sh`)
     rollouts: int = 8
+    updates: int = 1
     sampling: Sampling = Sampling()
     context: Context = NoContext()
     demonstration: Literal["sibling", "reference", "sibling_or_reference"] = "sibling"
@@ -79,6 +83,7 @@ class OnPolicy:
         for name in (
             "questions",
             "rollouts",
+            "updates",
             "max_demonstration_tokens",
             "contrasts",
             "teacher_prompt_multiple",
@@ -93,6 +98,11 @@ class OnPolicy:
         temperature = self.teacher_temperature
         if temperature is not None and not 0 < temperature < math.inf:
             raise UserError(f"`teacher_temperature` must be above 0 or None, got {temperature}")
+        if self.questions % self.updates:
+            raise UserError(
+                f"`updates={self.updates}` must divide the {self.questions} `questions` of a step: "
+                "each update learns from whole questions"
+            )
         require_choice("task", self.task, Task)
         require_choice("context", self.context, Context)
         require_choice("contrast", self.contrast, Context)

@@ -15,8 +15,9 @@ from jaxdistill.errors import UserError
 class Optimizer:
     """AdamW with linear warm-up from 0 and clipping by the gradient's global norm.
 
-    As in the paper's code, the first of the `warmup_steps` steps has learning rate 0, and weight
-    decay applies to all parameters. The defaults of learning rate, warm-up, decay and clipping are
+    Steps are rollout batches, of which each may have several updates (`OnPolicy.updates`). As in
+    the paper's code, the first of the `warmup_steps` steps has learning rate 0, and weight decay
+    applies to all parameters. The defaults of learning rate, warm-up, decay and clipping are
     the paper's (arXiv 2603.24472); b1, b2 and eps are Adam's usual ones.
     """
 
@@ -40,7 +41,10 @@ class Optimizer:
 
 
 def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformation:
-    """The Optax transformation; a cosine schedule ends at 0 after `steps` steps."""
+    """The Optax transformation; a cosine schedule ends at 0 after `steps` steps.
+
+    The schedule counts its calls. `at_step` sets that count where a step has several updates.
+    """
     warm = optax.linear_schedule(0.0, config.peak_lr, max(config.warmup_steps, 1))
     after = (
         optax.constant_schedule(config.peak_lr)
@@ -55,6 +59,22 @@ def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformatio
         optax.scale_by_learning_rate(schedule),
     )
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+
+
+def at_step(opt_state: Any, step: Any) -> Any:
+    """The optimizer's state with its learning rate at `step`, whatever number of updates it made.
+
+    As in the paper's code, the schedule counts rollout batches, of which each may have several
+    updates, and skipped updates count too. Adam's own count, for its bias correction, is untouched.
+    """
+
+    def is_schedule(state: Any) -> bool:
+        return isinstance(state, optax.ScaleByScheduleState)
+
+    def moved(state: Any) -> Any:
+        return state._replace(count=step) if is_schedule(state) else state
+
+    return jax.tree.map(moved, opt_state, is_leaf=is_schedule)
 
 
 def stored_in_bfloat16(adam: optax.GradientTransformation) -> optax.GradientTransformation:

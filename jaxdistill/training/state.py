@@ -13,7 +13,7 @@ from jaxdistill.training.teachers import MovingTeacher, Teacher
 class TrainState(NamedTuple):
     """Everything that the step changes and a checkpoint holds; parameters are float32."""
 
-    step: Int[Array, ""]  # optimizer steps taken
+    step: Int[Array, ""]  # rollout batches learnt from
     params: Any  # the student's
     opt_state: Any
     teacher: Any  # None for a teacher made of the reference's or the student's parameters

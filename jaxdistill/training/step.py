@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from jaxdistill import sharding
 from jaxdistill.models import parameters
@@ -28,6 +28,7 @@ from jaxdistill.objectives import (
     needs_whole_batch,
     reduced,
 )
+from jaxdistill.objectives.importance import SAMPLER_GAP
 from jaxdistill.training import memory
 from jaxdistill.training.chunked_objective import (
     ChunkOptions,
@@ -49,9 +50,10 @@ from jaxdistill.training.micro_batches import (
     map_rows,
 )
 from jaxdistill.training.networks import NeededNetworks, Networks, score_batch
-from jaxdistill.training.optimizer import Optimizer, make_optimizer, on_device, on_host
+from jaxdistill.training.optimizer import Optimizer, at_step, make_optimizer, on_device, on_host
 from jaxdistill.training.state import TrainState
 from jaxdistill.training.teachers import Models, Teacher, moved_teacher, networks_of
+from jaxdistill.training.updates import SeveralUpdates, finish, with_gap_quantiles
 
 # The rematerialisation policies that "auto" tries, in this order. "none" is not among them:
 # "elementwise" already recomputes no matrix multiplication, and "none" needs far more memory.
@@ -70,10 +72,13 @@ def make_train_step(
     temperature: float,
     track_reference: bool,
     teacher_temperature: float | None = None,
-) -> Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, Sum]]]:
+    updates: int = 1,
+) -> Callable[..., tuple[TrainState, dict[str, Sum]]]:
     """Build the jitted step(state, reference_params, batch) -> (state, metrics); state is donated.
 
     The batch is a `MicroBatches` from `batch.pad` or `batch.pack`; one program serves both layouts.
+    With several `updates` the step takes that many mini-batches instead, and updates the student
+    once for each (`SeveralUpdates`).
 
     The teacher (under its context) and the reference (the initial model under the student's prompt)
     score the same completion tokens as the student; target, divergence and weights see only aligned
@@ -96,17 +101,30 @@ def make_train_step(
         temperature=temperature,
         track_reference=track_reference,
         teacher_temperature=teacher_temperature,
+        updates=updates,
     )
 
+    def with_remat(remat: Remat) -> _Program:
+        return replace(program, compute=replace(compute, remat=remat))
+
     def build(remat: Remat) -> Any:
-        chosen = replace(program, compute=replace(compute, remat=remat))
-        return jax.jit(chosen.step, donate_argnums=0)
+        return jax.jit(with_remat(remat).step, donate_argnums=0)
 
     if compute.remat != "auto":
-        return build(compute.remat)
-    limit = memory.memory_limit()
-    # CPUs report no limit. Their memory is plentiful and their time is not: recompute nothing.
-    return build("none") if limit is None else memory.FirstThatFits(build, AUTO, limit)
+        update = build(compute.remat)
+    elif (limit := memory.memory_limit()) is None:
+        # CPUs report no limit. Their memory is plentiful and their time is not: recompute nothing.
+        update = build("none")
+    else:
+        update = memory.FirstThatFits(build, AUTO, limit)
+    if updates == 1:
+        return update
+    return SeveralUpdates(
+        # Without a backward pass there is nothing to recompute.
+        score=jax.jit(with_remat("none").token_logp),
+        update=update,
+        finish=jax.jit(functools.partial(finish, teacher), donate_argnames="own"),
+    )
 
 
 @dataclass(frozen=True)
@@ -123,23 +141,21 @@ class _Program:
     temperature: float
     track_reference: bool
     teacher_temperature: float | None
+    updates: int
 
     def step(
-        self, state: TrainState, reference_params: Any, batch: MicroBatches
+        self,
+        state: TrainState,
+        reference_params: Any,
+        batch: MicroBatches,
+        old_logp_IT: Float[Array, "I T"] | None = None,
     ) -> tuple[TrainState, dict[str, Sum]]:
+        """One update. With several per step it is not the end of one: see `SeveralUpdates`."""
         networks = self._networks(state, reference_params)
         mask_IT = batch.mask_IT
-        weight_IT, denominator, distill_weight_I = reduced(
-            self.objective, mask_IT, batch.row_weight_I
-        )
-        sequences = PerSequence(
-            advantage_I=batch.advantage_I,
-            correct_I=batch.correct_I,
-            distill_weight_I=distill_weight_I,
-            length_I=batch.length_I,
-            step_I=jnp.broadcast_to(state.step, distill_weight_I.shape),
-        )
-        data = RowData(sequences, batch.contrast_weight_IJ, weight_IT).replicated()
+        data, denominator = self._row_data(batch, state.step)
+        data = data._replace(old_logp_IT=old_logp_IT).replicated()
+        sequences, weight_IT = data.sequences, data.weight_IT
         if needs_whole_batch(self.objective):
             # A forward pass over every micro-batch before the first gradient: these weights depend
             # on the scores of all positions, so a micro-batch cannot compute its own.
@@ -150,6 +166,40 @@ class _Program:
             data = data.replicated()
         sums = fold(lambda m: self._gradient(networks, *aligned(batch, data, m)), batch)
         return self._update(state, denominator, *sums)
+
+    def token_logp(self, params: Any, batch: MicroBatches) -> Float[Array, "I T"]:
+        """The student's log-probability of every sampled token, in nats; 0 at padding."""
+        weights = parameters.stack(params, self.model, dtype=jnp.dtype(self.compute.dtype))
+        networks = Networks(weights, teacher=(), reference=None)
+        alone = NeededNetworks(teacher=False, reference=False, contrast=False)
+        # The scores read none of the rows' data, whose step may therefore be any.
+        data = self._row_data(batch, jnp.zeros((), jnp.int32))[0].replicated()
+
+        def scores(m: Any) -> Any:
+            micro, at_positions = aligned(batch, data, m)
+            scored = score_batch(self.model, self.compute, networks, micro, needed=alone)
+            return chunked_scores(
+                lambda positions: positions.of_token(positions.student_logp_BTV),
+                *scored,
+                at_positions,
+                self._chunks(),
+            )
+
+        return sharding.constrain(map_rows(scores, batch), "XX")
+
+    def _row_data(self, batch: MicroBatches, step: Array) -> tuple[RowData, Float[Array, ""]]:
+        """The data of a batch's sequences, and the divisor of the sum of their losses."""
+        weight_IT, denominator, distill_weight_I = reduced(
+            self.objective, batch.mask_IT, batch.row_weight_I
+        )
+        sequences = PerSequence(
+            advantage_I=batch.advantage_I,
+            correct_I=batch.correct_I,
+            distill_weight_I=distill_weight_I,
+            length_I=batch.length_I,
+            step_I=jnp.broadcast_to(step, distill_weight_I.shape),
+        )
+        return RowData(sequences, batch.contrast_weight_IJ, weight_IT), denominator
 
     def _networks(self, state: TrainState, reference_params: Any) -> Networks:
         """All parameters of the step; the student's are cast to the compute dtype here.
@@ -189,7 +239,12 @@ class _Program:
         return jax.value_and_grad(total_loss, has_aux=True)(networks.student)
 
     def _chunks(self) -> ChunkOptions:
-        return ChunkOptions(self.compute.chunk, self.temperature, self.teacher_temperature)
+        return ChunkOptions(
+            chunk=self.compute.chunk,
+            temperature=self.temperature,
+            teacher_temperature=self.teacher_temperature,
+            histograms=(SAMPLER_GAP,),
+        )
 
     def _update(
         self, state: TrainState, denominator: Array, sums: Any, grads: Any
@@ -205,23 +260,28 @@ class _Program:
                 state = state._replace(opt_state=on_device(state.opt_state))
             norm = optax.global_norm(grads)
             transform = make_optimizer(self.optimizer, self.steps)
-            updates, opt_state = transform.update(grads, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
-            teacher_params = moved_teacher(self.teacher, state.teacher, params, state.step)
-            moved = TrainState(
-                step=state.step, params=params, opt_state=opt_state, teacher=teacher_params
-            )
+            opt_state = at_step(state.opt_state, state.step)
+            changes, opt_state = transform.update(grads, opt_state, state.params)
+            params = optax.apply_updates(state.params, changes)
+            moved = TrainState(state.step, params, opt_state, state.teacher)
+            is_whole_step = self.updates == 1
+            if is_whole_step:
+                own = moved_teacher(self.teacher, state.teacher, params, state.step)
+                moved = moved._replace(teacher=own)
             # A non-finite gradient skips the whole update, the teacher's included, as in the
             # paper's code. Optax's `apply_if_finite` would skip only the student's.
             is_finite = jnp.isfinite(norm)
             moved = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), moved, state)
             # Without the constraint the compiler may choose another sharding for the new state, and
             # the next step would be compiled and copied again.
-            moved = sharding.constrain_parameters(moved)._replace(step=state.step + 1)
+            moved = sharding.constrain_parameters(moved)._replace(
+                step=state.step + int(is_whole_step)
+            )
         if self.optimizer.moments_on == "host":
             moved = moved._replace(opt_state=on_host(moved.opt_state))
-        return moved, metrics | {
+        metrics = metrics | {
             "loss": Sum(total, denominator),
             "grad_norm": Sum(norm, jnp.float32(1)),
             "skipped": Sum(1.0 - jnp.isfinite(norm), jnp.float32(1)),
         }
+        return moved, with_gap_quantiles(metrics) if is_whole_step else metrics

@@ -27,7 +27,7 @@ class Models(NamedTuple):
     student: Any  # the current student's; no gradient passes through a teacher
     reference: Any  # the initial model's
     own: Any  # the teacher's own parameters; None if it is not a `MovingTeacher`
-    step: Int[Array, ""]  # optimizer steps taken before this one
+    step: Int[Array, ""]  # steps (rollout batches) before this one
 
 
 @runtime_checkable

@@ -46,6 +46,7 @@ def test_metrics_equal_a_float64_oracle():
         "importance_ratio": np.full((B, T), np.exp(0.1)),
         "importance_ratio_squared": np.full((B, T), np.exp(0.2)),
         "clipped": np.zeros((B, T)),
+        "sampler_gap": np.full((B, T), 0.1),
         "kept": np.array([[1.0] * T, [0.0] * T]),
     }
     assert metrics.keys() == expected.keys()

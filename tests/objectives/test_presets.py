@@ -27,11 +27,17 @@ def test_the_papers_objective_is_the_jensen_shannon_of_the_students_top_c_and_a_
 
 def test_presets_are_what_the_paper_and_their_names_say():
     sdpo, grpo = PRESETS["sdpo"](), PRESETS["grpo"]()
-    assert sdpo == Distill(JensenShannon(0.5), TopC(100, tail=True), importance_clip=2.0)
+    # Decoupled as in the paper's code: per token, truncated at 2.
+    correction = RolloutCorrection(2.0)
+    assert sdpo == Distill(
+        JensenShannon(0.5),
+        TopC(100, tail=True),
+        importance_clip=2.0,
+        rollout_correction=correction,
+    )
     assert sdpo.reduction == grpo.reduction == "sequence"
     plain = GRPO(clip_low=0.2, clip_high=0.28, dual_clip=3.0, normalize_std=False)
-    # Decoupled as in the paper's code: per token, truncated at 2.
-    assert grpo == dataclasses.replace(plain, rollout_correction=RolloutCorrection(2.0))
+    assert grpo == dataclasses.replace(plain, rollout_correction=correction)
     assert set(PRESETS) == {
         "sdpo", "opsd", "epi_mask", "epi_gate", "epi_slice", "epi_anchor", "epi_floor",
         "epi_amplify", "anti_e", "rlsd", "rlcsd", "srpo", "grpo",

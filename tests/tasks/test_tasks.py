@@ -1,6 +1,7 @@
 """Tasks: their questions, their graders, and their own numbers about responses."""
 
 import json
+import pickle
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,9 +70,9 @@ def test_mathematics_is_read_from_its_file_up_to_the_limit(tmp_path):
     assert [q.answer for q in questions] == ["1", "2", "3"]
     assert len(tasks.questions_of(MathTask(path, limit=2))) == 2
     assert len(tasks.questions_of(MathTask(path, limit=10))) == 3
-    for limit in (0, -1):
-        with pytest.raises(UserError, match=f"`limit` must be at least 1, got {limit}"):
-            MathTask(path, limit=limit)
+    for name, value in (("limit", 0), ("limit", -1), ("last_chars", 0)):
+        with pytest.raises(UserError, match=f"`{name}` must be at least 1, got {value}"):
+            MathTask(path, **{name: value})
 
 
 @pytest.mark.parametrize("name", ["absent.parquet", "absent.jsonl", "questions.csv"])
@@ -88,6 +89,17 @@ def test_mathematics_is_graded_as_such_and_has_no_traces_to_read(tmp_path):
         assert task.grade(question, f"so \\boxed{{{answer}}}").correct == correct, answer
     assert task.grade(question, "so 2").reason == "no box"
     assert tasks.facts_of(task, question, "check: \\boxed{2}") == {}
+
+
+def test_the_window_of_a_math_task_reaches_its_graders_processes(tmp_path):
+    question = Question("q", "1+1?", "1", alternatives=("2",))
+    response = "\\boxed{2}" + " " * 150
+    for task, is_correct in (
+        (MathTask("x.json"), True),
+        (MathTask("x.json", last_chars=100), False),
+    ):
+        grade = pickle.loads(pickle.dumps(task.grade))
+        assert grade(question, response).correct is is_correct
 
 
 @pytest.mark.parametrize(

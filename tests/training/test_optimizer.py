@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small_step import assert_close
 
-from jaxdistill.training.optimizer import Optimizer, make_optimizer
+from jaxdistill.training.optimizer import Optimizer, at_step, make_optimizer
 
 # ------------------------------------------------------------------------------------ optimizer
 
@@ -59,3 +59,16 @@ def test_without_warm_up_the_first_step_has_the_full_rate():
     params = {"a": jnp.ones(1)}
     updates, _ = transform.update({"a": jnp.full(1, 0.1)}, transform.init(params), params)
     np.testing.assert_allclose(updates["a"], -0.5, rtol=1e-5)  # Adam's first step is sign x lr
+
+
+def test_a_step_of_several_updates_has_one_learning_rate_and_a_skipped_step_still_counts():
+    config = Optimizer(peak_lr=0.8, warmup_steps=4, b1=0.0, weight_decay=0.0)
+    transform = make_optimizer(config, 10)
+    params, gradient = {"a": jnp.ones(1)}, {"a": jnp.full(1, 0.1)}
+    state = transform.init(params)
+    for step, updates in ((0, 1), (1, 3), (3, 2)):  # step 2 was skipped
+        for _ in range(updates):
+            changes, state = transform.update(gradient, at_step(state, jnp.int32(step)), params)
+            # With b1 = 0 and equal gradients Adam's step is the sign.
+            np.testing.assert_allclose(changes["a"], -0.2 * step, rtol=1e-5)
+    assert state[1][0].count == 6  # Adam's own

@@ -3,9 +3,9 @@ r"""Mathematics: compare the last \boxed{...} near the end of the response with 
 This follows the training reward in the released code of arXiv 2603.24472: the last box within the
 response's final characters is correct if it equals the gold string, or if math_verify finds the two
 equivalent. There are two differences. The window is 300 characters; theirs of 100 cuts off long
-LaTeX answers (`last_chars=100` restores it). Both sides are given to math_verify as LaTeX; theirs
-cannot read a gold answer in LaTeX without delimiters. Their *evaluation* grader, which accepts
-answers that are off by a factor of 100, is not implemented.
+LaTeX answers (`MathTask(last_chars=100)` restores it). Both sides are given to math_verify as
+LaTeX; theirs cannot read a gold answer in LaTeX without delimiters. Their *evaluation* grader,
+which accepts answers that are off by a factor of 100, is not implemented.
 """
 
 import re
@@ -25,7 +25,10 @@ _ALARM_S = 4
 _INTEGER = re.compile(r"[+-]?[0-9]{1,300}")
 
 
-def grade_math(question: Question, response: str, *, last_chars: int = 300) -> Verdict:
+LAST_CHARS = 300  # the window at the end of a response in which a box counts
+
+
+def grade_math(question: Question, response: str, *, last_chars: int = LAST_CHARS) -> Verdict:
     """Grade one response against `question.answer`. Never raises for any response.
 
     In the main thread SIGALRM limits math_verify to 4 s per step. Other threads cannot handle
