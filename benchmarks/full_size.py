@@ -71,7 +71,7 @@ def measure(config: ModelConfig, folder: Path, options: argparse.Namespace) -> d
     original, exported = folder / "original", folder / "exported"
     shard_bytes = options.shard_gb * 1e9
     gigabytes = 2 * config.num_parameters / 1e9
-    mesh = make_mesh(MeshConfig(fsdp=-1))
+    mesh = make_mesh(MeshConfig())
 
     def rated(step: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
         result, seconds, host_gb = timed(step)

@@ -32,16 +32,22 @@ from jaxdistill.tasks.questions import Question
 
 
 def load(
-    path: str | Path, *, mesh: sharding.Mesh | None = None, dtype: DTypeLike | None = None
+    path: str | Path,
+    *,
+    mesh: sharding.Mesh | sharding.MeshConfig | str | None = None,
+    dtype: DTypeLike | None = None,
 ) -> "Model":
     """Open a Hugging Face folder, the newest checkpoint of a run folder, or a model on the hub.
 
     `toy:main` and `toy:control` are the bundled base models. `dtype` is the parameters' dtype; None
-    keeps the stored one (float32 for a trained run). With `mesh`, each parameter is sharded by its
-    axes. Raises UserError, one line that lists what was tried, if there is no model or it is
-    malformed.
+    keeps the stored one (float32 for a trained run). Each parameter is sharded over the mesh by its
+    axes; None is a mesh of all visible devices, and a text such as `fsdp=1` or `fsdp=4,tensor=2`
+    names another one. Raises UserError, one line that lists what was tried, if there is no model or
+    it is malformed, and for a mesh that does not fit the devices.
     """
     _check_dtype(dtype)
+    if not isinstance(mesh, sharding.Mesh):
+        mesh = sharding.make_mesh(sharding.MeshConfig() if mesh is None else mesh)
     config, params, folder = loading.open_weights(path, mesh, dtype=dtype, progress=True)
     return Model(config=config, params=params, folder=folder, mesh=mesh)
 
@@ -61,7 +67,7 @@ class Model:
     config: ModelConfig
     params: Any
     folder: Path
-    mesh: sharding.Mesh | None = None
+    mesh: sharding.Mesh
 
     def __repr__(self) -> str:
         config, leaves = self.config, jax.tree.leaves(self.params)
@@ -70,7 +76,9 @@ class Model:
             f"{config.family}: {config.num_layers} layers of width {config.hidden_size:,}, "
             f"{config.num_heads} query heads, {config.num_kv_heads} key/value heads\n"
             f"{sum(leaf.size for leaf in leaves):,} parameters in {dtypes}, from {self.folder}\n"
-            f"vocabulary of {config.vocab_size:,} ids, at most {config.max_positions:,} positions"
+            f"vocabulary of {config.vocab_size:,} ids, at most {config.max_positions:,} positions\n"
+            f"on {self.mesh.size} device(s): "
+            + ", ".join(f"{axis}={size}" for axis, size in self.mesh.shape.items())
         )
 
     @functools.cached_property
@@ -112,11 +120,13 @@ class Model:
         a malformed mask.
         """
         tokens_BS, mask_BS = check_tokens(self.config, tokens_BS, mask_BS)
-        if self.mesh is not None:
-            tokens_BS, mask_BS = sharding.shard_batch(self.mesh, (tokens_BS, mask_BS))
-        compute = precision.compute_dtype(dtype)
+        num_rows, compute = len(tokens_BS), precision.compute_dtype(dtype)
         with sharding.use_mesh(self.mesh):
-            return _logits(
+            # Copies of the last row where the rows would not split over the devices.
+            copies = (0, -num_rows % sharding.num_parts("B")), (0, 0)
+            tokens_BS, mask_BS = (np.pad(x_BS, copies, "edge") for x_BS in (tokens_BS, mask_BS))
+            tokens_BS, mask_BS = sharding.shard_batch(self.mesh, (tokens_BS, mask_BS))
+            logits_BSV = _logits(
                 self.params,
                 config=self.config,
                 tokens_BS=tokens_BS,
@@ -124,6 +134,8 @@ class Model:
                 dtype=compute,
                 attention=attention,
             )
+            # Slicing copies, and logits are large.
+            return logits_BSV if num_rows == len(tokens_BS) else logits_BSV[:num_rows]
 
     def generate(
         self,

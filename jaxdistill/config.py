@@ -81,16 +81,18 @@ class RunConfig:
                 "`objective` CrossEntropy requires `experience` Supervised or Traces, and every "
                 f"other objective requires OnPolicy; got {got}"
             )
-        rows = (
-            self.experience.batch_size
-            if isinstance(self.experience, Supervised | Traces)
-            else self.experience.questions * self.experience.rollouts // self.updates
-        )
-        if rows % self.compute.micro_batches:
+        if self.rows % self.compute.micro_batches:
             raise UserError(
-                f"`compute.micro_batches={self.compute.micro_batches}` must divide the {rows} rows "
-                f"per {'step' if self.updates == 1 else 'update'}"
+                f"`compute.micro_batches={self.compute.micro_batches}` must divide the {self.rows} "
+                f"rows per {'step' if self.updates == 1 else 'update'}"
             )
+
+    @property
+    def rows(self) -> int:
+        """Sequences per optimizer update."""
+        if isinstance(self.experience, Supervised | Traces):
+            return self.experience.batch_size
+        return self.experience.questions * self.experience.rollouts // self.updates
 
     @property
     def updates(self) -> int:

@@ -7,6 +7,7 @@ the collectives.
 
 import contextlib
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -45,16 +46,38 @@ Tree = TypeVar("Tree")
 class MeshConfig:
     """Number of devices along each mesh axis; one of them may be -1, for all that are left."""
 
-    data: int = 1
-    fsdp: int = 1
-    tensor: int = 1
+    data: int = 1  # devices that the rows are split over
+    fsdp: int = -1  # devices that the rows and each weight are split over; by default all
+    tensor: int = 1  # devices that heads and vocabulary are split over
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+def parse_mesh(text: str) -> MeshConfig:
+    """The sizes in a text such as `data=2,tensor=4`; an axis that is not named has its default.
+
+    Raises UserError for a text of another form; `make_mesh` checks the sizes themselves.
+
+    >>> parse_mesh("tensor=2")
+    MeshConfig(data=1, fsdp=-1, tensor=2)
+    """
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\w+)\s*=\s*(-?\d+)\s*", part)
+        if found is None or found[1] not in MESH_AXES or found[1] in sizes:
+            raise UserError(
+                f"mesh {text!r}: expected devices along {', '.join(MESH_AXES)}, each named at most "
+                f"once, as in data=1,fsdp=-1,tensor=2; got {part!r}"
+            )
+        sizes[found[1]] = int(found[2])
+    return MeshConfig(**sizes)
+
+
+def make_mesh(config: MeshConfig | str, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh (data, fsdp, tensor) over `devices`, by default all devices of all hosts.
 
-    On one host a smaller mesh uses the first devices. Raises UserError when the sizes do not fit.
+    `config` may be a text for `parse_mesh`. On one host a smaller mesh uses the first devices.
+    Raises UserError when the sizes do not fit.
     """
+    config = parse_mesh(config) if isinstance(config, str) else config
     devices = list(jax.devices() if devices is None else devices)
     sizes = _resolve_sizes(config, len(devices))
     if jax.process_count() > 1 and math.prod(sizes) != len(devices):
@@ -74,7 +97,10 @@ def _resolve_sizes(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
         if size < 1 and size != -1:
             raise UserError(f"mesh.{name}={size} must be a positive number of devices, or -1")
     if sizes.count(-1) > 1:
-        raise UserError("at most one of mesh.data, mesh.fsdp and mesh.tensor may be -1")
+        raise UserError(
+            f"mesh data={sizes[0]}, fsdp={sizes[1]}, tensor={sizes[2]}: at most one of mesh.data, "
+            "mesh.fsdp and mesh.tensor may be -1, and mesh.fsdp is unless it is set, as to 1"
+        )
     given = math.prod(size for size in sizes if size != -1)
     if given > num_devices or (-1 in sizes and num_devices % given):
         relation = "divide" if -1 in sizes else "not exceed"

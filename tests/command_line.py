@@ -11,6 +11,8 @@ from tiny_run import tree_of
 
 from jaxdistill import cli
 
+# Eight simulated devices share the cores of one.
+ONE_DEVICE = ["--mesh", "fsdp=1"]
 TRAIN = "train tiny.json --quiet --run-dir run"  # `tiny.json`: of tests/cli/conftest.py
 
 

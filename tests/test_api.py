@@ -1,5 +1,7 @@
 """The notebook interface against transformers, and the one-line message for each mistake."""
 
+import dataclasses
+import functools
 import shutil
 import subprocess
 import sys
@@ -16,6 +18,9 @@ from jaxdistill import api, sharding
 from jaxdistill.errors import UserError
 from jaxdistill.storage import convert
 from jaxdistill.storage import tokenizer as tok
+
+# One device: eight simulated ones share the cores of one.
+load = functools.partial(jd.load, mesh="fsdp=1")
 
 V = 61
 # Rows padded on the right, on the left, on both sides and not at all. Padding is -100, as
@@ -53,7 +58,7 @@ def folder(reference):
 
 @pytest.fixture(scope="module")
 def model(folder):
-    return jd.load(folder)
+    return load(folder)
 
 
 def _transformers_logits(folder, tokens_BS, mask_BS):
@@ -93,7 +98,7 @@ def test_a_name_that_the_package_lacks_is_an_attribute_error():
 
 @pytest.mark.parametrize("kind", [np.asarray, jnp.asarray, np.ndarray.tolist])
 def test_logits_are_those_of_transformers_with_padding_on_any_side(folder, kind):
-    logits_BSV = jd.load(folder).logits(kind(TOKENS_BS), kind(MASK_BS))
+    logits_BSV = load(folder).logits(kind(TOKENS_BS), kind(MASK_BS))
     assert isinstance(logits_BSV, jax.Array)
     assert logits_BSV.dtype == jnp.float32
     expected_BSV = _transformers_logits(folder, TOKENS_BS, MASK_BS)
@@ -104,29 +109,29 @@ def test_logits_are_those_of_transformers_with_padding_on_any_side(folder, kind)
 
 
 def test_without_a_mask_every_token_is_real(folder):
-    model, tokens_BS = jd.load(folder), TOKENS_BS[3:]
+    model, tokens_BS = load(folder), TOKENS_BS[3:]
     np.testing.assert_array_equal(
         model.logits(tokens_BS), model.logits(tokens_BS, np.ones_like(tokens_BS, bool))
     )
 
 
 def test_a_model_is_shown_without_its_arrays(folder):
-    model = jd.load(folder)
+    model = load(folder)
     assert "Array" not in repr(model)
-    assert model == model != jd.load(folder)
+    assert model == model != load(folder)
 
 
 def test_equal_shapes_compile_once(folder):
-    model = jd.load(folder)
+    model = load(folder)
     model.logits(TOKENS_BS, MASK_BS)
     compiled = api._logits._cache_size()
     model.logits(TOKENS_BS[::-1], MASK_BS[::-1])
-    jd.load(folder).logits(TOKENS_BS, MASK_BS)
+    load(folder).logits(TOKENS_BS, MASK_BS)
     assert api._logits._cache_size() == compiled
 
 
 def test_bfloat16_logits_are_close_and_still_float32(folder):
-    model = jd.load(folder)
+    model = load(folder)
     exact_SV, rough_SV = (
         np.asarray(model.logits(TOKENS_BS[3:], dtype=dtype)[0]) for dtype in ("auto", "bfloat16")
     )
@@ -137,7 +142,7 @@ def test_bfloat16_logits_are_close_and_still_float32(folder):
 
 def test_a_mesh_splits_the_parameters_and_changes_no_logit(folder):
     mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2))
-    model, alone = jd.load(folder, mesh=mesh), jd.load(folder)
+    model, alone = jd.load(folder, mesh=mesh), load(folder)
     leaves = jax.tree.leaves(model.params)
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
     assert held < sum(leaf.nbytes for leaf in leaves) / 3  # fsdp x tensor = 4, norms aside
@@ -184,25 +189,25 @@ def test_what_the_model_cannot_read_is_one_line(model, tokens, mask, expected):
 
 def test_padding_does_not_count_as_length(folder):
     tokens_BS, mask_BS = np.ones((1, 9), int), np.array([[0] * 3 + [1] * 6])
-    assert jd.load(folder).logits(tokens_BS, mask_BS).shape == (1, 9, V)
+    assert load(folder).logits(tokens_BS, mask_BS).shape == (1, 9, V)
 
 
 # ---------------------------------------------------------------------------- loading and saving
 
 
 def test_a_saved_folder_gives_transformers_and_us_the_same_logits(folder, tmp_path):
-    model = jd.load(folder)
+    model = load(folder)
     model.save(tmp_path / "saved")
     expected_BSV = _transformers_logits(folder, TOKENS_BS, MASK_BS)
     saved_BSV = _transformers_logits(tmp_path / "saved", TOKENS_BS, MASK_BS)
     np.testing.assert_array_equal(saved_BSV, expected_BSV)
     np.testing.assert_array_equal(
-        jd.load(tmp_path / "saved").logits(TOKENS_BS, MASK_BS), model.logits(TOKENS_BS, MASK_BS)
+        load(tmp_path / "saved").logits(TOKENS_BS, MASK_BS), model.logits(TOKENS_BS, MASK_BS)
     )
 
 
 def test_the_folders_own_dtype_is_kept_and_saved(reference, tmp_path):
-    model = jd.load(reference / "bfloat16")
+    model = load(reference / "bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(model.params)} == {jnp.dtype("bfloat16")}
     model.save(tmp_path / "saved")
     saved = load_file(tmp_path / "saved" / "model.safetensors")
@@ -212,26 +217,26 @@ def test_the_folders_own_dtype_is_kept_and_saved(reference, tmp_path):
 
 
 def test_another_dtype_can_be_asked_for(reference):
-    model = jd.load(reference / "bfloat16", dtype=jnp.float32)
+    model = load(reference / "bfloat16", dtype=jnp.float32)
     assert {leaf.dtype for leaf in jax.tree.leaves(model.params)} == {jnp.dtype("float32")}
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float31", 3])
 def test_a_dtype_that_no_parameter_can_have_is_one_line(folder, dtype):
     with pytest.raises(UserError, match=f"dtype must be .* not {dtype!r}"):
-        jd.load(folder, dtype=dtype)
+        load(folder, dtype=dtype)
 
 
 def test_saving_never_touches_what_is_there(folder, tmp_path):
     (tmp_path / "mine").write_text("precious")
     with pytest.raises(UserError, match="mine exists"):
-        jd.load(folder).save(tmp_path / "mine")
+        load(folder).save(tmp_path / "mine")
     assert (tmp_path / "mine").read_text() == "precious"
     assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_without_a_tokenizer_only_text_is_out_of_reach(folder):
-    model = jd.load(folder)
+    model = load(folder)
     assert model.tokenizer is None
     for needs_it in (lambda: model.generate(["hello"]), lambda: model.stop_ids):
         with pytest.raises(UserError, match=r"float32 holds no tokenizer; add its tokenizer.json"):
@@ -249,15 +254,15 @@ def test_a_hub_id_is_loaded_from_the_local_cache_without_a_network(folder, tmp_p
     for file in folder.iterdir():
         blob = shutil.copy(file, repository / "blobs" / f"blob-of-{file.name}")
         (repository / "snapshots" / "c0ffee" / file.name).symlink_to(blob)
-    model = jd.load("Qwen/Qwen3-0.0B")
+    model = load("Qwen/Qwen3-0.0B")
     np.testing.assert_array_equal(
-        model.logits(TOKENS_BS, MASK_BS), jd.load(folder).logits(TOKENS_BS, MASK_BS)
+        model.logits(TOKENS_BS, MASK_BS), load(folder).logits(TOKENS_BS, MASK_BS)
     )
 
 
 def test_a_missing_folder_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"there is no folder .*absent") as caught:
-        jd.load(tmp_path / "absent")
+        load(tmp_path / "absent")
     assert "\n" not in str(caught.value)
 
 
@@ -266,17 +271,17 @@ def test_a_missing_folder_is_one_line(tmp_path):
 
 @pytest.fixture(scope="module")
 def toy():
-    return jd.load("toy:main")
+    return load("toy:main")
 
 
 def test_a_run_folder_is_its_newest_checkpoint_and_saves_its_tokenizer(toy, tmp_path):
     convert.convert(toy.folder, tmp_path / "run")
-    model = jd.load(tmp_path / "run")
+    model = load(tmp_path / "run")
     tokens_BS = np.arange(12).reshape(2, 6)
     np.testing.assert_array_equal(model.logits(tokens_BS), toy.logits(tokens_BS))
-    assert jd.load(tmp_path / "run", dtype="bfloat16").params["embed"].dtype == jnp.bfloat16
+    assert load(tmp_path / "run", dtype="bfloat16").params["embed"].dtype == jnp.bfloat16
     model.save(tmp_path / "saved")
-    saved = jd.load(tmp_path / "saved")
+    saved = load(tmp_path / "saved")
     assert saved.stop_ids == toy.stop_ids
     assert saved.tokenizer.get_vocab() == toy.tokenizer.get_vocab()
 
@@ -372,7 +377,8 @@ def test_a_printed_model_says_its_sizes_and_where_it_comes_from(toy):
         "qwen3: 4 layers of width 128, 4 query heads, 2 key/value heads",
         f"804,864 parameters in bfloat16, from {toy.folder}",
         "vocabulary of 133 ids, at most 512 positions",
+        "on 1 device(s): data=1, fsdp=1, tensor=1",
     ]
     params = dict(toy.params) | {"embed": toy.params["embed"].astype(jnp.float32)}
-    mixed = jd.Model(toy.config, params, toy.folder)
+    mixed = dataclasses.replace(toy, params=params)
     assert "804,864 parameters in bfloat16 and float32, from" in str(mixed)

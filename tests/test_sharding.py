@@ -208,15 +208,27 @@ def test_minus_one_takes_the_devices_that_are_left():
         "fsdp": 4,
         "tensor": 2,
     }
-    assert sharding.make_mesh(MeshConfig(data=2)).size == 2  # the first two
+    assert dict(sharding.make_mesh(MeshConfig()).shape) == {"data": 1, "fsdp": 8, "tensor": 1}
+    assert sharding.make_mesh(MeshConfig(data=2, fsdp=1)).size == 2  # the first two
+
+
+def test_a_mesh_is_written_by_the_axes_that_are_not_the_default():
+    assert sharding.parse_mesh(" tensor=2, data =4") == MeshConfig(data=4, fsdp=-1, tensor=2)
+    assert dict(sharding.make_mesh("tensor=2").shape) == {"data": 1, "fsdp": 4, "tensor": 2}
+
+
+@pytest.mark.parametrize("text", ["", "8", "rows=8", "data=x", "data=2,data=4", "data=2,,fsdp=4"])
+def test_a_mesh_written_otherwise_is_one_clear_line(text):
+    with pytest.raises(UserError, match=r"expected devices along data, fsdp, tensor.*; got '"):
+        sharding.make_mesh(text)
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         (MeshConfig(data=16), "does not fit 8 device"),
-        (MeshConfig(data=-1, tensor=3), "does not fit 8 device"),
-        (MeshConfig(data=-1, fsdp=-1), "at most one"),
+        (MeshConfig(data=-1, fsdp=1, tensor=3), "does not fit 8 device"),
+        (MeshConfig(data=-1), "fsdp=-1, tensor=1: at most one .* mesh.fsdp is unless it is set"),
         (MeshConfig(tensor=0), r"mesh\.tensor=0"),
     ],
 )

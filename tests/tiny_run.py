@@ -16,6 +16,7 @@ from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.rope import Rope
 from jaxdistill.objectives import Distill, FullVocabulary
 from jaxdistill.sampling import Sampling
+from jaxdistill.sharding import MeshConfig
 from jaxdistill.storage.loading import Fresh
 from jaxdistill.tasks.contexts import AnswerOnly
 from jaxdistill.tasks.tasks import ToyTask
@@ -78,6 +79,7 @@ def tiny(**changes: Any) -> RunConfig:
             samples=2,
             sampling=Sampling(max_new_tokens=8),
         ),
+        mesh=MeshConfig(fsdp=1),  # one device: eight simulated ones would only be slower
         checkpoint_every=2,
         rollouts_every=2,
     )

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxdistill import sharding
 from jaxdistill.bench import measure
-from jaxdistill.bench.step import forward_flops, random_params
+from jaxdistill.bench.step import forward_flops, open_mesh, random_params
 from jaxdistill.bench.work import Decode, described
 from jaxdistill.errors import UserError
 from jaxdistill.models.cached_attention import PAGE
@@ -34,7 +34,7 @@ def bench_decode(work: Decode) -> dict[str, Any]:
     """Compile, warm up and time the sampler; return a dict for JSON, in seconds and bytes."""
     config, dtype = preset(work.model), compute_dtype(work.dtype)
     slots = min(work.slots or work.rows, work.rows)
-    mesh = sharding.make_mesh(work.mesh)
+    mesh = open_mesh(work, config, work.rows, slots)
     with sharding.use_mesh(mesh):
         params = random_params(config, dtype, mesh)
         engine = Engine(
@@ -84,6 +84,7 @@ def bench_decode(work: Decode) -> dict[str, Any]:
         "compile_seconds": compile_seconds,
         "slots": _slots_in_use(counts),
         "memory": measure.memory(compiled),
+        "mesh": dict(mesh.shape),
         **measure.environment(),
         **measure.profile(lambda: run(lengths_B), work.profile),
     }

@@ -18,6 +18,7 @@ from jaxdistill.bench.step import (
     checked_loss,
     compiled_step,
     objective_of,
+    open_mesh,
     start,
     train_step_of,
 )
@@ -35,7 +36,7 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
     limit_B = long_tailed(work.rows, work.new, work.mean)
     prompts_QP = rng.integers(0, config.vocab_size, (work.questions, work.prompt), np.int32)
     teacher_BP = rng.integers(0, config.vocab_size, (work.rows, work.context), np.int32)
-    mesh = sharding.make_mesh(work.mesh)
+    mesh = open_mesh(work, config, work.rows)
     with sharding.use_mesh(mesh):
         state, reference = start(config, compute, work.optimizer, mesh)
         engine = Engine(
@@ -105,5 +106,6 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
         "memory": memory,
         "loss_first": losses[0],
         "loss_last": losses[-1],
+        "mesh": dict(mesh.shape),
         **measure.environment(),
     }

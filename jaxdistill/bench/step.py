@@ -6,6 +6,7 @@ forward and 4 backward for the student, and 2 for each other network that the ob
 Bytes are those of the parameters, the gradients and the optimizer's state (`step_bytes`).
 """
 
+import sys
 import time
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ import numpy as np
 
 from jaxdistill import sharding
 from jaxdistill.bench import measure
-from jaxdistill.bench.work import Step, described
+from jaxdistill.bench.work import Placing, Step, Training, described, settings_of
 from jaxdistill.errors import UserError
 from jaxdistill.models import parameters
 from jaxdistill.models.config import ModelConfig
@@ -30,6 +31,7 @@ from jaxdistill.objectives import (
     needs_reference,
     needs_teacher,
 )
+from jaxdistill.run.devices import start_line
 from jaxdistill.training.batch import Batch, Texts, pad, texts_of
 from jaxdistill.training.compute import Compute
 from jaxdistill.training.memory import FirstThatFits
@@ -56,6 +58,30 @@ class StateAndReference(NamedTuple):
 
     state: TrainState
     reference: Any
+
+
+def open_mesh(work: Placing, model: ModelConfig, *rows: int) -> sharding.Mesh:
+    """Make the mesh to measure on, and name it on stderr.
+
+    `rows` are numbers of rows that are computed together; a step's, of which there is one number,
+    also in micro-batches. Raises UserError if the mesh does not split them evenly: idle devices
+    would be compared with the limits of busy ones.
+    """
+    mesh, compute, step_rows = sharding.make_mesh(work.mesh), settings_of(Compute, work), None
+    if isinstance(work, Training):
+        compute, step_rows = work.compute, rows[0]
+        if not compute.pack:
+            rows = (*rows, step_rows // compute.micro_batches)
+    with sharding.use_mesh(mesh):
+        parts = sharding.num_parts("B")
+    for together in rows:
+        if together % parts:
+            raise UserError(
+                f"{together} rows at a time do not split evenly over {parts} devices (data x fsdp "
+                f"of --mesh {work.mesh}); give a multiple of {parts}, or --mesh fsdp=1"
+            )
+    print(start_line(mesh, model, compute, rows=step_rows), file=sys.stderr)
+    return mesh
 
 
 def start(
@@ -110,7 +136,7 @@ def compiled_step(step: Any, compute: Compute, arguments: Any) -> tuple[str, Any
 def bench_step(work: Step) -> dict[str, Any]:
     """Compile, warm up and time the step; return a dict for JSON, in seconds and bytes."""
     config, compute, objective = preset(work.model), work.compute, objective_of(work.objective)
-    mesh = sharding.make_mesh(work.mesh)
+    mesh = open_mesh(work, config, work.rows)
     with sharding.use_mesh(mesh):
         state, reference = start(config, compute, work.optimizer, mesh)
         batch = pad(random_batch(work, config), compute.micro_batches)
@@ -146,6 +172,7 @@ def bench_step(work: Step) -> dict[str, Any]:
         "memory": memory,
         "loss_first": losses[0],
         "loss_last": losses[-1],
+        "mesh": dict(mesh.shape),
         **measure.environment(),
         **profile,
     }

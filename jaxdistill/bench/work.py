@@ -1,8 +1,8 @@
 """The settings of `bench`: each field of these dataclasses is a flag, with its help text.
 
-The library's own settings (`Sampling`, `Compute`, `Optimizer`, `MeshConfig`) are built from fields
-of the same names. Their modules import JAX and are imported only where they are needed, so that
-`--help` does not load JAX.
+The library's own settings (`Sampling`, `Compute`, `Optimizer`) are built from fields of the same
+names. Their modules import JAX and are imported only where they are needed, so that `--help` does
+not load JAX.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ def in_flags(cls: type[Settings], source: Any, **others: Any) -> Settings:
 
 def described(work: Any) -> dict[str, Any]:
     """The settings as values for JSON, those of the library grouped as the library has them."""
-    kinds = ("sampling", "compute", "optimizer", "mesh")
+    kinds = ("sampling", "compute", "optimizer")
     made = {kind: dataclasses.asdict(getattr(work, kind)) for kind in kinds if hasattr(work, kind)}
     inner = {name for settings in made.values() for name in settings}
     flat = dataclasses.asdict(work).items()
@@ -82,18 +82,18 @@ class Placing:
     dtype: Literal["auto", "float32", "bfloat16"] = flag(
         "auto", "dtype of matrix products; auto is float32 on a CPU and bfloat16 elsewhere"
     )
-    data: int = flag(1, "number of devices over which rows are split")
-    fsdp: int = flag(1, "number of devices over which rows and each weight are split")
-    tensor: int = flag(1, "number of devices over which heads and vocabulary are split")
-
-    @property
-    def mesh(self) -> Any:
-        from jaxdistill.sharding import MeshConfig
-
-        return settings_of(MeshConfig, self)
+    mesh: str = flag(
+        "data=1,fsdp=-1,tensor=1",
+        "numbers of devices over which rows (data), rows and each weight (fsdp), heads and "
+        "vocabulary (tensor) are split; one may be -1, for all remaining devices",
+        metavar="AXIS=N,...",
+    )
 
     def check(self) -> None:
-        """Raise UserError for a value below its minimum or not among its choices."""
+        """Raise UserError for a malformed mesh, and a value below its minimum or not a choice."""
+        from jaxdistill.sharding import parse_mesh
+
+        parse_mesh(self.mesh)
         kinds = typing.get_type_hints(type(self))
         for each in dataclasses.fields(self):
             name, value = "--" + each.name.replace("_", "-"), getattr(self, each.name)
@@ -103,10 +103,6 @@ class Placing:
             # argparse checks the choices of a flag, but nothing checks those of a Python caller.
             if choices and value not in choices:
                 raise UserError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-            if each.name in ("data", "fsdp", "tensor") and value < 1 and value != -1:
-                raise UserError(
-                    f"{name} must be at least 1, or -1 for all remaining devices, got {value}"
-                )
 
 
 @dataclass(frozen=True, kw_only=True)

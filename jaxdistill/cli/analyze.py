@@ -5,7 +5,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jaxdistill.cli.flags import MODEL_HELP, add_dtype, add_out, add_thinking, require_positive
+from jaxdistill.cli.flags import (
+    MODEL_HELP,
+    add_dtype,
+    add_mesh,
+    add_out,
+    add_thinking,
+    require_positive,
+)
 from jaxdistill.cli.parser import add_verb, describe_default
 from jaxdistill.errors import UserError
 from jaxdistill.files import write_whole
@@ -80,6 +87,7 @@ def add_verbs(verbs: Any) -> None:
         metavar="FILE",
     )
     add_dtype(sub)
+    add_mesh(sub)
     add_thinking(sub)
 
 
@@ -145,10 +153,11 @@ def check(options: argparse.Namespace) -> None:
 def propose(options: argparse.Namespace, responses: list[Any]) -> None:
     from jaxdistill.epistemic import write_lexicon
     from jaxdistill.evaluation.lexicon_proposals import propose_lexicon
-    from jaxdistill.precision import compute_dtype
+    from jaxdistill.sharding import make_mesh
     from jaxdistill.storage.loading import open_model
 
-    policy = open_model(options.model, progress=True)
+    mesh = make_mesh(options.mesh)
+    policy = open_model(options.model, mesh, progress=True)
     proposal = propose_lexicon(
         policy,
         responses,
@@ -156,7 +165,8 @@ def propose(options: argparse.Namespace, responses: list[Any]) -> None:
         min_count=options.min_count,
         seed=options.seed,
         enable_thinking=options.thinking,
-        dtype=str(compute_dtype(options.dtype)),
+        dtype=options.dtype,
+        mesh=mesh,
     )
     write_lexicon(options.out, proposal.lexicon, policy.tokenizer)
     # The others have no correct sibling, or one that is too long to be shown.

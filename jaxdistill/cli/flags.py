@@ -40,17 +40,19 @@ def add_sampling(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples")
     add_dtype(sub)
+    add_mesh(sub)
     add_fields(sub, Cache)
     add_thinking(sub)
 
 
-def add_fields(sub: argparse.ArgumentParser, cls: Any, *names: str) -> None:
+def add_fields(sub: argparse.ArgumentParser, cls: Any, *names: str) -> list[argparse.Action]:
     """Add a flag with type, default and help for each field of a dataclass, or for those named.
 
     The class's own fields come before inherited ones.
     """
     kinds = typing.get_type_hints(cls)
     fields = [field for field in dataclasses.fields(cls) if field.name in (names or kinds)]
+    actions = []
     # The sort is stable, so each of the two groups keeps the order of definition.
     for field in sorted(fields, key=lambda field: field.name not in cls.__annotations__):
         kind, name = kinds[field.name], "--" + field.name.replace("_", "-")
@@ -62,7 +64,8 @@ def add_fields(sub: argparse.ArgumentParser, cls: Any, *names: str) -> None:
         else:
             metavar = field.metadata["metavar"] or {int: "N", float: "X"}[kind]
             how = {"default": field.default, "type": kind, "metavar": metavar}
-        sub.add_argument(name, help=field.metadata["help"], **how)
+        actions.append(sub.add_argument(name, help=field.metadata["help"], **how))
+    return actions
 
 
 def sampling_of(options: argparse.Namespace, max_new_tokens: int) -> Any:
@@ -73,6 +76,14 @@ def sampling_of(options: argparse.Namespace, max_new_tokens: int) -> Any:
 
 def add_dtype(sub: argparse.ArgumentParser) -> None:
     add_fields(sub, Placing, "dtype")
+
+
+def add_mesh(sub: argparse.ArgumentParser, of: str | None = None) -> None:
+    """Add `--mesh`; with `of` it overrides the mesh of that, and None leaves it as it is."""
+    (action,) = add_fields(sub, Placing, "mesh")
+    if of is not None:
+        action.default = None
+        describe_default(action, f"{of}'s")
 
 
 def add_thinking(sub: argparse.ArgumentParser) -> None:

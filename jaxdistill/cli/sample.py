@@ -68,21 +68,27 @@ def add_verbs(verbs: Any) -> None:
     add_sampling(sub)
 
 
-def open_policy(options: argparse.Namespace, questions: list[Any]) -> Any:
-    """The model; questions too long for it are refused before its weights are read."""
-    from jaxdistill.sampling.prompts import check_prompts
-    from jaxdistill.storage.loading import open_model, read_description
+def open_engine(options: argparse.Namespace, questions: list[Any]) -> Any:
+    """The model on its mesh, and a line on stderr that says which devices these are.
 
+    Questions too long for the model are refused before its weights are read.
+    """
+    from jaxdistill.run.devices import start_line
+    from jaxdistill.sampling.engine import Engine
+    from jaxdistill.sampling.prompts import check_prompts
+    from jaxdistill.sharding import make_mesh
+    from jaxdistill.storage.loading import open_model, read_description
+    from jaxdistill.training.compute import Compute
+
+    mesh = make_mesh(options.mesh)
     config, tokenizer = read_description(options.model)
     check_prompts(config, tokenizer, questions, options.max_new_tokens, options.thinking)
-    return open_model(options.model, progress=True)
-
-
-def engine_of(policy: Any, options: argparse.Namespace) -> Any:
-    from jaxdistill.sampling.engine import Engine
-
+    policy = open_model(options.model, mesh, progress=True)
+    line = start_line(mesh, policy.config, Compute(dtype=options.dtype))
+    print(line, file=sys.stderr)
     return Engine(
         policy,
+        mesh=mesh,
         dtype=options.dtype,
         cache_dtype=options.cache_dtype,
         enable_thinking=options.thinking,
@@ -100,9 +106,9 @@ def sample(options: argparse.Namespace) -> None:
         Question(f"prompt:{i}", prompt, "", options.system)
         for i, prompt in enumerate(options.prompt)
     ]
-    policy = open_policy(options, questions)
-    rollouts = engine_of(policy, options).rollouts(
-        policy.params,
+    engine = open_engine(options, questions)
+    rollouts = engine.rollouts(
+        engine.policy.params,
         questions,
         sampling,
         options.samples,
@@ -136,14 +142,13 @@ def evaluate(options: argparse.Namespace) -> None:
         if options.kind == "auto" and isinstance(split.task, SourceTask):
             name = type(split.task).__name__
             print(f"{split.task.source}: graded as {name}; see --kind", file=sys.stderr)
-    policy = open_policy(options, questions)
+    engine, results = open_engine(options, questions), {}
     config = evaluation.Evaluation(
         splits=splits, samples=options.samples, sampling=sampling, seed=options.seed
     )
-    engine, results = engine_of(policy, options), {}
     for split in splits:
         results[split.name] = evaluation.evaluate_split(
-            engine, policy.params, split, config, show_progress=True
+            engine, engine.policy.params, split, config, show_progress=True
         )
         if len(splits) > 1:
             print(f"# {split.name}")

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jaxdistill.cli.flags import add_overrides, add_quiet
+from jaxdistill.cli.flags import add_mesh, add_overrides, add_quiet
 from jaxdistill.cli.parser import add_verb, describe_default
 from jaxdistill.errors import UserError
 
@@ -14,6 +14,7 @@ def add_verbs(verbs: Any) -> None:
     sub = add_verb(verbs, "train", train, "Run a recipe: pre-training, self-distillation or GRPO.")
     sub.add_argument("config", metavar="CONFIG", help="a recipe's name or path, or a config.json")
     add_overrides(sub, "the recipe")
+    add_mesh(sub, of="the recipe")
     folder = sub.add_argument("--run-dir", type=Path, metavar="DIR", help="the run's folder")
     describe_default(folder, "runs/NAME; with --resume, the folder of a run's own config.json")
     sub.add_argument(
@@ -32,6 +33,7 @@ def add_verbs(verbs: Any) -> None:
         help="the study's size: quick (2 CPU cores) or full (one GPU)",
     )
     add_overrides(sub, "every trained run")
+    add_mesh(sub, of="each run's recipe")
     folder = sub.add_argument(
         "--run-dir",
         type=Path,
@@ -53,7 +55,7 @@ def train(options: argparse.Namespace) -> None:
         if kept.exists() and bundled_module(options.config) is None:
             options.config = str(kept)
             print(f"no {recipe}: the run continues with its own {kept}", file=sys.stderr)
-    config = load_recipe(options.config, options.overrides)
+    config = load_recipe(options.config, options.overrides + mesh_override(options))
     # A provenance.json marks a run folder, so the config.json beside it is that run's own.
     is_kept = recipe.name == "config.json" and (recipe.parent / "provenance.json").exists()
     if run_dir is None:
@@ -69,6 +71,13 @@ def study(options: argparse.Namespace) -> None:
     chosen = load_study_recipe(options.config, options.profile)
     if not isinstance(chosen, Study):
         raise UserError(f"recipe {options.config!r} returned {type(chosen).__name__}, not a Study")
-    chosen = with_overrides(chosen, options.overrides)
+    chosen = with_overrides(chosen, options.overrides + mesh_override(options))
     study_dir = options.run_dir or Path("runs") / f"{chosen.name}_{chosen.profile}"
     print(run_study(chosen, study_dir, quiet=options.quiet))
+
+
+def mesh_override(options: argparse.Namespace) -> list[str]:
+    """`--mesh` as an override, after those of `--set`; nothing without the flag."""
+    from jaxdistill.sharding import parse_mesh
+
+    return [] if options.mesh is None else [f"mesh={parse_mesh(options.mesh)!r}"]

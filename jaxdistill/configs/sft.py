@@ -26,6 +26,6 @@ def sft() -> RunConfig:
         objective=CrossEntropy(),
         steps=None,  # those of the epochs
         optimizer=Optimizer(peak_lr=5e-6, warmup_steps=10, schedule="cosine"),
-        compute=Compute(dtype="bfloat16", pack=4096),
+        compute=Compute(pack=4096),
         rollouts_every=0,
     )

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxdistill import epistemic
+from jaxdistill import epistemic, sharding
 from jaxdistill.epistemic import Lexicon, TokenStats
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation.analyze import Vocabulary, count_tokens
 from jaxdistill.evaluation.responses import Response, encode
 from jaxdistill.models import completions, parameters
+from jaxdistill.precision import compute_dtype
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.loading import Policy
 from jaxdistill.tasks import contexts
@@ -26,8 +27,8 @@ from jaxdistill.tasks.questions import Question, messages
 # An upper bound for the tokens of the context's own wording in any tokenizer. Chosen, not counted.
 TEMPLATE_TOKENS = 64
 MAX_DEMONSTRATION_TOKENS = 20480  # as in the paper's runs
-# Positions in one forward pass: 65,536 of an 8B model are 0.5 GB of hidden states in bfloat16.
-# Chosen, not measured.
+# Positions of one device in a forward pass: 65,536 of an 8B model are 0.5 GB of hidden states in
+# bfloat16. Chosen, not measured.
 TOKENS_PER_BATCH = 1 << 16
 
 
@@ -68,14 +69,15 @@ def propose_lexicon(
     min_count: int,
     seed: int = 0,
     enable_thinking: bool | None = None,
-    dtype: str = "float32",
+    dtype: str = "auto",
+    mesh: sharding.Mesh | None = None,
 ) -> Proposal:
     """Propose the `num_ids` ids with the largest mean log R - log T, computed by `score_pmi`.
 
     Ids sampled fewer than `min_count` times are left out. Raises UserError as `score_pmi` does.
     """
     stats, num_scored = score_pmi(
-        policy, responses, seed=seed, enable_thinking=enable_thinking, dtype=dtype
+        policy, responses, seed=seed, enable_thinking=enable_thinking, dtype=dtype, mesh=mesh
     )
     lexicon = epistemic.propose(policy.tokenizer, stats, num_ids, min_count)
     return Proposal(lexicon, stats, num_scored)
@@ -96,8 +98,9 @@ def score_pmi(
     *,
     seed: int = 0,
     enable_thinking: bool | None = None,
-    dtype: str = "float32",
+    dtype: str = "auto",
     attention: str = "auto",
+    mesh: sharding.Mesh | None = None,
 ) -> tuple[TokenStats, int]:
     """Sum log R - log T per token id, and return the sums with the number of responses scored.
 
@@ -108,9 +111,10 @@ def score_pmi(
     size = epistemic.vocab_size(policy.tokenizer)
     total = TokenStats(np.zeros(size, np.int64), np.zeros(size))
     rows = rows_of(policy, responses, seed, enable_thinking)
-    for tokens_N, plain_logp_N, informed_logp_N in _scored(policy, rows, dtype, attention):
-        new = epistemic.tally(tokens_N, plain_logp_N, informed_logp_N, size)
-        total = TokenStats(total.count_V + new.count_V, total.surprise_V + new.surprise_V)
+    with sharding.use_mesh(mesh):
+        for scored in _scored(policy, rows, dtype, attention, mesh):
+            new = epistemic.tally(*scored, size)
+            total = TokenStats(total.count_V + new.count_V, total.surprise_V + new.surprise_V)
     return total, len(rows)
 
 
@@ -184,10 +188,13 @@ def with_siblings(responses: Sequence[Response], seed: int) -> Iterator[tuple[Re
 
 
 def _scored(
-    policy: Policy, rows: Sequence[Row], dtype: str, attention: str
+    policy: Policy, rows: Sequence[Row], dtype: str, attention: str, mesh: sharding.Mesh | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield (tokens [N], their log R [N], their log T [N]) for each batch, without padding."""
-    pad = tokenizers.pad_id(policy.tokenizer)
+    pad, parts = tokenizers.pad_id(policy.tokenizer), sharding.num_parts("B")
+
+    def place(arrays):
+        return arrays if mesh is None else sharding.shard_batch(mesh, arrays)
 
     # Compiled once per pair of padded lengths: both prompts of a batch may share a program.
     @jax.jit
@@ -199,28 +206,32 @@ def _scored(
             prompt_mask_BP=prompt[1],
             completion_ids_BT=completion[0],
             completion_mask_BT=completion[1],
-            dtype=dtype,
+            dtype=compute_dtype(dtype),
             attention=attention,
         )
         return completions.token_logp(
             hidden_BTD, parameters.head(params, policy.config), completion[0]
         )
 
-    for batch in _batches(rows):
+    for batch in _batches(rows, parts):
+        # Copies of a row where the rows would not split over the devices; their mask becomes 0.
+        num_rows, batch = len(batch), batch + [batch[-1]] * (-len(batch) % parts)
         completion = _pad_rows(tokenizers.right_pad, [row.response for row in batch], pad)
         # Prompts are padded on the left, so that every completion starts at the same index.
         plain = _pad_rows(tokenizers.left_pad, [row.plain for row in batch], pad)
         informed = _pad_rows(tokenizers.left_pad, [row.informed for row in batch], pad)
-        plain_logp_BT = np.asarray(logp(policy.params, plain, completion))
-        informed_logp_BT = np.asarray(logp(policy.params, informed, completion))
-        is_token_BT = completion[1] > 0
+        plain_logp_BT, informed_logp_BT = (
+            np.asarray(logp(policy.params, *place((prompt, completion))))
+            for prompt in (plain, informed)
+        )
+        is_token_BT = (completion[1] > 0) & (np.arange(len(batch)) < num_rows)[:, None]
         yield completion[0][is_token_BT], plain_logp_BT[is_token_BT], informed_logp_BT[is_token_BT]
 
 
-def _batches(rows: Sequence[Row]) -> Iterator[list[Row]]:
+def _batches(rows: Sequence[Row], parts: int) -> Iterator[list[Row]]:
     """Group rows of the same padded width into batches, so that few shapes are compiled."""
     for width, group in itertools.groupby(sorted(rows, key=lambda r: r.width), lambda r: r.width):
-        same_width, size = list(group), max(TOKENS_PER_BATCH // width, 1)
+        same_width, size = list(group), parts * max(TOKENS_PER_BATCH // width, 1)
         for start in range(0, len(same_width), size):
             yield same_width[start : start + size]
 

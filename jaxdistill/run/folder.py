@@ -17,10 +17,12 @@ from jaxdistill.run.provenance import current_provenance
 from jaxdistill.storage import hf_files, loading
 from jaxdistill.storage.loading import Policy
 
-# Settings that may differ when a run is resumed, because they do not change what a step computes.
+# Settings that may differ when a run is resumed, because they do not change what a step computes
+# (`mesh` changes it by rounding: sums are in another order).
 # `steps` does under a cosine schedule; `check_config` handles that case.
 MAY_CHANGE = {
     "steps",
+    "mesh",
     "evaluation",
     "checkpoint_every",
     "keep_checkpoints",

@@ -18,6 +18,7 @@ from jaxdistill.evaluation.evaluate import evaluate_split
 from jaxdistill.evaluation.records import evaluation_folder, write_evaluation
 from jaxdistill.files import write_whole
 from jaxdistill.objectives.importance import gap_warning
+from jaxdistill.run.devices import start_line
 from jaxdistill.run.folder import (
     check_base,
     check_steps,
@@ -123,6 +124,9 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
             cache_dtype=config.compute.cache_dtype,
             enable_thinking=getattr(config.experience, "student_thinking", None),
         )
+        if not quiet:
+            line = start_line(mesh, policy.config, config.compute, rows=config.rows)
+            print(line, file=sys.stderr)
         lexicon = keep_lexicon(config, policy, run_dir)
         prompts = PromptFile(run_dir / "prompts.json", policy.tokenizer)
         thinking = config.evaluation.engine(engine).enable_thinking
@@ -205,14 +209,13 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
                 began = time.monotonic()
                 batch, facts = source.next_batch(state.params, step)
                 sampled = time.monotonic()
-                minis = mini_batches(batch, config.updates)
+                minis, parts = mini_batches(batch, config.updates), sharding.num_parts("B")
                 if config.compute.pack:
-                    parts = sharding.num_parts("B")
                     packed = [pack(mini, config.compute.pack, parts) for mini in minis]
                     arrays = [arrays for arrays, _ in packed]
                     facts["padding"] = sum(padding for _, padding in packed) / len(packed)
                 else:
-                    arrays = [pad(mini, config.compute.micro_batches) for mini in minis]
+                    arrays = [pad(mini, config.compute.micro_batches, parts) for mini in minis]
                 state, sums = train_step(state, policy.params, *map(engine.place, arrays))
                 step += 1
                 # Fetch the previous step's metrics now, while this step runs on the device:

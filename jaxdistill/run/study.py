@@ -297,10 +297,11 @@ def add_facts(study: Study, study_dir: Path, seconds: float) -> None:
 
 
 def with_overrides(study: Study, texts: list[str]) -> Study:
-    """Apply overrides to every trained arm; a base arm takes only those of `evaluation`."""
+    """Apply overrides to every trained arm; a base arm takes those of `evaluation` and `mesh`."""
     arms = []
     for arm in study.arms:
-        fitting = [text for text in texts if arm.method != "base" or text.startswith("evaluation.")]
+        shared = [text for text in texts if text.startswith(("evaluation.", "mesh"))]
+        fitting = shared if arm.method == "base" else texts
         config = overrides.apply_overrides(arm.config, with_presets(fitting))
         arms.append(dataclasses.replace(arm, config=config))
     return dataclasses.replace(study, arms=tuple(arms))

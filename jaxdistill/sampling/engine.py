@@ -4,6 +4,7 @@ Training, evaluation, the command line, notebooks and benchmarks all sample thro
 Each call states which questions to sample and for which purpose.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -43,7 +44,7 @@ class Engine:
 
     policy: Policy
     mesh: sharding.Mesh | None = None  # None: JAX's default device
-    dtype: str = "float32"
+    dtype: str = "auto"
     attention: str = "auto"
     cache_dtype: CacheDtype = "auto"
     enable_thinking: bool | None = None
@@ -79,14 +80,22 @@ class Engine:
         hashes_Q = question_hashes([question.id for question in questions])
         num_rows, pages = len(questions) * rollouts, None
         with sharding.use_mesh(self.mesh):
+            # Empty questions, which cost no step, where the rows would not split over the devices.
+            parts = sharding.num_parts("B")
+            fill = -len(questions) % (parts // math.gcd(parts, rollouts))
+            prompt_ids_QP, prompt_mask_QP, hashes_Q = (
+                np.pad(x, [(0, fill)] + [(0, 0)] * (x.ndim - 1))
+                for x in (prompt_ids_QP, prompt_mask_QP, hashes_Q)
+            )
             if slots is None:
                 slots, pages = self.fit_slots(prompt_ids_QP.shape, rollouts, sampling)
             # More slots than rows would compile another program with the same result.
-            slots = min(slots, num_rows)
+            slots = min(slots, len(hashes_Q) * rollouts)
             sample = self.sampler(sampling, rollouts, slots=slots, pages=pages)
             keys_B2 = row_keys(address.seed, address.purpose, address.step, hashes_Q, rollouts)
             drawn = sample(params, *self.place((prompt_ids_QP, prompt_mask_QP, keys_B2)))
-            samples: Samples = jax.device_get(drawn)
+            drawn = jax.device_get(drawn)
+            samples: Samples = jax.tree.map(lambda x_B: x_B[:num_rows], drawn)
         tokens_BT, mask_BT = np.asarray(samples.tokens_BT), np.asarray(samples.mask_BT)
         generated = [tokens[mask > 0] for tokens, mask in zip(tokens_BT, mask_BT)]
         responses = tokenizers.decode_all(tokenizer, generated)
@@ -95,8 +104,8 @@ class Engine:
             address=address,
             questions=list(questions),
             rollouts=rollouts,
-            prompt_ids_BP=np.repeat(prompt_ids_QP, rollouts, axis=0),
-            prompt_mask_BP=np.repeat(prompt_mask_QP, rollouts, axis=0),
+            prompt_ids_BP=np.repeat(prompt_ids_QP, rollouts, axis=0)[:num_rows],
+            prompt_mask_BP=np.repeat(prompt_mask_QP, rollouts, axis=0)[:num_rows],
             tokens_BT=tokens_BT,
             mask_BT=mask_BT,
             logp_BT=np.asarray(samples.logp_BT),

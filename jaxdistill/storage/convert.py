@@ -61,7 +61,7 @@ def convert(
     if jax.process_count() > 1:
         raise UserError("convert runs on one host; start it without the others")
     # Shard over all devices, because a model may be too large for one of them.
-    mesh = make_mesh(MeshConfig(fsdp=-1))
+    mesh = make_mesh(MeshConfig())
     if source.is_dir() and loading.is_run(source):
         policy = loading.open_model(source, mesh)
         if dtype is None and not loading.conversion_notes(source):

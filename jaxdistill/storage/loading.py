@@ -261,8 +261,8 @@ def open_weights(
         step = checkpoints.latest_step()
         if step is None:
             raise UserError(f"run folder {path} has no checkpoint yet")
-        # One device by default: the devices that the checkpoint was saved from may not be here.
-        example = _example(path, config, mesh or make_mesh(MeshConfig()))
+        # Without a mesh one device: those that the checkpoint was saved from may not be here.
+        example = _example(path, config, mesh or make_mesh(MeshConfig(fsdp=1)))
         params, _ = checkpoints.restore(step, example, part="params")
     if dtype is not None:
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)

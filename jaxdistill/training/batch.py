@@ -75,17 +75,20 @@ class Batch:
         return [self.prompt, *([] if self.teacher is None else [self.teacher]), *self.contrasts]
 
 
-def pad(batch: Batch, micro_batches: int = 1) -> MicroBatches:
+def pad(batch: Batch, micro_batches: int = 1, parts: int = 1) -> MicroBatches:
     """One sequence per row, with the width of the widest prompt plus that of the completions.
 
     Micro-batch m holds the rows m, m + `micro_batches`, and so on, so that every device keeps its
-    rows and works on a share of each micro-batch. `micro_batches` must divide B.
+    rows and works on a share of each micro-batch. `micro_batches` must divide B. If the mesh's
+    `parts` do not divide a micro-batch's rows, it has more of them, and the last ones are empty.
     """
     T = batch.completion.ids_BP.shape[1]
     capacity_X = np.array([T, *(prompt.ids_BP.shape[1] + T for prompt in batch.prompts)])
     row_WX = np.arange(len(batch.advantage_B)).reshape(-1, micro_batches)
     plan = [[row] for row in row_WX.T.reshape(-1).tolist()]
-    shape = micro_batches, len(row_WX), 1
+    num_rows = bucket(len(row_WX), parts)
+    # Fuller micro-batches may be fewer; no device has more rows of one than without the mesh.
+    shape = -(-len(plan) // num_rows), num_rows, 1
     return _build(batch, plan, capacity_X, shape)
 
 

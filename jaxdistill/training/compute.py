@@ -13,7 +13,8 @@ class Compute:
     """How a step is computed. These settings change speed and memory, and results by rounding."""
 
     # Of the inputs of matrix multiplications; the parameters that are updated stay in float32.
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    # auto: bfloat16 on GPU and TPU, float32 on CPU (`precision.compute_dtype`).
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     # Completion positions per row whose logits are in memory at once: 4 x 512 x 151,936 logits in
     # float32 are 1.2 GB per network. Smaller chunks save memory, but each chunk reads and writes
     # the head's whole gradient (docs/log.md, 2026-11-25).

@@ -5,10 +5,9 @@ The networks are the student, the teacher (one or several), the reference and th
 
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-
 from jaxdistill.models import completions, parameters
 from jaxdistill.models.config import ModelConfig
+from jaxdistill.precision import compute_dtype
 from jaxdistill.training.chunked_objective import HiddenAndHead, OtherNetworks
 from jaxdistill.training.compute import Compute
 from jaxdistill.training.micro_batches import MicroBatch, Sequences
@@ -53,7 +52,7 @@ def score_batch(
             prompts,
             micro.completions.lengths_BA,
             num_positions=micro.completions.tokens_BS.shape[1],
-            dtype=jnp.dtype(compute.dtype),
+            dtype=compute_dtype(compute.dtype),
             remat=compute.remat,
             attention=compute.attention,
         )

@@ -29,6 +29,7 @@ from jaxdistill.objectives import (
     reduced,
 )
 from jaxdistill.objectives.importance import SAMPLER_GAP
+from jaxdistill.precision import compute_dtype
 from jaxdistill.training import memory
 from jaxdistill.training.chunked_objective import (
     ChunkOptions,
@@ -169,7 +170,7 @@ class _Program:
 
     def token_logp(self, params: Any, batch: MicroBatches) -> Float[Array, "I T"]:
         """The student's log-probability of every sampled token, in nats; 0 at padding."""
-        weights = parameters.stack(params, self.model, dtype=jnp.dtype(self.compute.dtype))
+        weights = parameters.stack(params, self.model, dtype=compute_dtype(self.compute.dtype))
         networks = Networks(weights, teacher=(), reference=None)
         alone = NeededNetworks(teacher=False, reference=False, contrast=False)
         # The scores read none of the rows' data, whose step may therefore be any.
@@ -207,7 +208,8 @@ class _Program:
         The cast is done once per step because every micro-batch reads them. The other networks are
         cast where they are read.
         """
-        weights = parameters.stack(state.params, self.model, dtype=jnp.dtype(self.compute.dtype))
+        dtype = compute_dtype(self.compute.dtype)
+        weights = parameters.stack(state.params, self.model, dtype=dtype)
         models = Models(weights, reference_params, own=state.teacher, step=state.step)
         return Networks(weights, networks_of(self.teacher, models), reference_params)
 

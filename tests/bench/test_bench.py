@@ -40,7 +40,7 @@ def tiny_preset(monkeypatch):
 def test_the_verb_prints_and_writes_one_result(tmp_path, capsys):
     out = tmp_path / "decode.json"
     arguments = "bench decode --model tiny --rows 4 --prompt 5 --new 20 --repeats 2 --top-p 0.9"
-    assert cli.main([*arguments.split(), "--out", str(out)]) == 0
+    assert cli.main([*arguments.split(), "--mesh", "fsdp=1", "--out", str(out)]) == 0
     result = json.loads(out.read_text())
     assert json.loads(capsys.readouterr().out) == result
     ours = current_provenance()
@@ -81,14 +81,15 @@ def test_the_cache_is_int8_where_the_flag_says_so(what, monkeypatch, capsys):
         raise UserError(f"asked for {cache_dtype}")
 
     monkeypatch.setattr(engine, "make_sampler", refuse)
-    arguments = f"bench {what} --model tiny --repeats 1 --cache-dtype int8"
+    arguments = f"bench {what} --mesh fsdp=1 --model tiny --repeats 1 --cache-dtype int8"
     assert cli.main(arguments.split()) == 2
-    assert capsys.readouterr().err == "jaxdistill: asked for int8\n"
+    _, refusal = capsys.readouterr().err.splitlines()  # after what it runs on
+    assert refusal == "jaxdistill: asked for int8"
 
 
 def test_an_int8_cache_is_sampled_from_and_named_in_the_result():
     result = bench.bench_decode(
-        Decode(model="tiny", rows=4, prompt=5, new=20, repeats=1, cache_dtype="int8")
+        Decode(model="tiny", mesh="fsdp=1", rows=4, prompt=5, new=20, repeats=1, cache_dtype="int8")
     )
     assert result["work"]["cache_dtype"] == "int8"
     assert result["tokens"] == 80
@@ -108,7 +109,7 @@ def test_a_step_is_timed_by_the_loops_own_steps_where_no_row_waits(monkeypatch, 
     # one row runs at a time.
     timings = iter((1.0, 0.04))
     monkeypatch.setattr(measure, "timed", lambda run: (run(), next(timings))[1])
-    work = Decode(model="tiny", rows=8, prompt=5, new=200, pages=pages, repeats=1)
+    work = Decode(model="tiny", mesh="fsdp=1", rows=8, prompt=5, new=200, pages=pages, repeats=1)
     result = bench.bench_decode(work)
     if steps is None:
         assert result["slots"]["mean_occupied"] < 8
@@ -118,9 +119,11 @@ def test_a_step_is_timed_by_the_loops_own_steps_where_no_row_waits(monkeypatch, 
 
 
 def test_the_sampler_runs_on_a_mesh_with_every_parts_weights_counted():
-    work = Decode(model="tiny", rows=8, rollouts=2, prompt=5, new=20, repeats=1)
+    work = Decode(model="tiny", mesh="fsdp=1", rows=8, rollouts=2, prompt=5, new=20, repeats=1)
     alone = bench.bench_decode(work)
-    split = bench.bench_decode(dataclasses.replace(work, data=2, tensor=2, attention="xla"))
+    split = bench.bench_decode(
+        dataclasses.replace(work, mesh="data=2,fsdp=1,tensor=2", attention="xla")
+    )
     assert split["tokens"] == alone["tokens"] == 160
     assert split["slots"] == alone["slots"]
     assert split["step_bytes"] - alone["step_bytes"] == 4 * TINY.num_parameters
@@ -146,7 +149,9 @@ def test_long_tailed_lengths_have_about_the_mean_and_never_exceed_the_limit():
 
 
 def test_rows_of_different_lengths_go_through_fewer_slots():
-    work = Decode(model="tiny", rows=6, rollouts=2, slots=2, prompt=3, new=12, mean=5, repeats=1)
+    work = Decode(
+        model="tiny", mesh="fsdp=1", rows=6, rollouts=2, slots=2, prompt=3, new=12, mean=5
+    )
     result = bench.bench_decode(work)
     assert result["tokens"] == bench.long_tailed(6, 12, 5).sum()
     assert "step_seconds" not in result, "a step with few rows is not a step with all rows"
@@ -156,7 +161,7 @@ def test_a_pool_of_pages_reports_preempted_rows_and_occupied_slots(tmp_path, cap
     out = tmp_path / "decode.json"
     arguments = (
         "bench decode --model tiny --rows 4 --rollouts 2 --slots 2 --pages 12 --prompt 5 --new 900 "
-        "--mean 850 --busy --repeats 1"
+        "--mean 850 --busy --repeats 1 --mesh fsdp=1"
     )
     assert cli.main([*arguments.split(), "--out", str(out)]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -204,7 +209,7 @@ def test_busy_slots_stay_within_their_share_of_the_pages():
         ({"pages": -1}, "--pages must be at least 0"),
         ({"pages": 5}, "--pages 5 are too few: .* takes 768 positions, 6 pages of 128"),
         ({"profile": -1}, "--profile must be at least 0"),
-        ({"data": 0}, "--data must be at least 1, or -1 for all remaining devices, got 0"),
+        ({"mesh": "rows=8"}, "mesh 'rows=8': expected devices along data, fsdp, tensor"),
         ({"temperature": float("nan")}, "--temperature nan: expected a value >= 0"),
         ({"top_p": 2.0}, "--top-p 2.0: expected a value in"),
         ({"top_k": -3}, "--top-k -3: expected a value >= 0"),
@@ -216,6 +221,21 @@ def test_busy_slots_stay_within_their_share_of_the_pages():
 def test_sizes_that_cannot_be_are_the_users_mistake(changes, message):
     with pytest.raises(UserError, match=message):
         Decode(**changes)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "decode --rows 12",
+        "decode --rows 16 --slots 12",
+        "step --rows 12",
+        "step --rows 24 --micro-batches 2",
+        "train --questions 3 --rollouts 4",
+    ],
+)
+def test_rows_that_do_not_split_over_all_devices_are_refused(what, capsys):
+    assert cli.main(f"bench {what} --model tiny".split()) == 2
+    assert "12 rows at a time do not split evenly over 8 devices" in capsys.readouterr().err
 
 
 def test_an_unknown_preset_and_a_missing_folder_end_in_one_line(tmp_path, capsys):
@@ -230,12 +250,14 @@ def test_an_unknown_preset_and_a_missing_folder_end_in_one_line(tmp_path, capsys
 
 # ------------------------------------------------------------------------- step and iteration
 
-SMALL = "--model tiny --prompt 5 --chunk 8 --micro-batches 2 --repeats 2"
+SMALL = "--mesh fsdp=1 --model tiny --prompt 5 --chunk 8 --micro-batches 2 --repeats 2"
 
 
 def test_the_step_is_timed_beside_the_matrix_product_and_written(tmp_path, capsys):
     out = tmp_path / "step.json"
-    arguments = f"bench step {SMALL} --rows 4 --tokens 21 --moments bfloat16 --remat mlp --fsdp 2"
+    arguments = (
+        f"bench step {SMALL} --rows 4 --tokens 21 --moments bfloat16 --remat mlp --mesh fsdp=2"
+    )
     assert cli.main([*arguments.split(), "--out", str(out)]) == 0
     result = json.loads(out.read_text())
     assert json.loads(capsys.readouterr().out) == result
@@ -274,10 +296,12 @@ def test_a_step_without_teacher_and_reference_moves_its_own_state_alone():
     assert of(sdpo()) == (2 * 16 + 2) * TINY.num_parameters
 
 
-TWO_ROWS = "train --questions 2 --rollouts 1 --new 9 --context 7"
+TWO_ROWS = "train --mesh fsdp=1 --questions 2 --rollouts 1 --new 9 --context 7"
 
 
-@pytest.mark.parametrize("what", ["step --rows 2 --tokens 21", TWO_ROWS, TWO_ROWS + " --pack 64"])
+@pytest.mark.parametrize(
+    "what", ["step --rows 2 --tokens 21 --mesh fsdp=1", TWO_ROWS, TWO_ROWS + " --pack 64"]
+)
 def test_an_objective_with_contrasts_moves_the_weights(what, capsys):
     arguments = f"bench {what} --model tiny --prompt 5 --repeats 1 --objective rlcsd"
     assert cli.main(arguments.split()) == 0
@@ -342,7 +366,7 @@ def test_auto_says_what_it_chose_where_memory_is_short(monkeypatch):
     planned = iter([2])
     monkeypatch.setattr(memory, "planned_bytes", lambda compiled: next(planned, 1))
     step.make_train_step.cache_clear()
-    work = bench_step.Step(model="tiny", rows=1, tokens=9, prompt=4, repeats=1)
+    work = bench_step.Step(model="tiny", mesh="fsdp=1", rows=1, tokens=9, prompt=4, repeats=1)
     result = bench_step.bench_step(work)
     step.make_train_step.cache_clear()  # the limit was for this test
     assert result["remat"] == "mlp"

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from command_line import assert_mistake, call
+from command_line import ONE_DEVICE, assert_mistake, call
 
 MISTAKES = {
     "analyze": "required: PATH",
@@ -54,15 +54,16 @@ def test_analyze_prints_and_writes_what_a_run_sampled(place, run_dir):
 
 def test_a_run_takes_the_lexicon_that_analyze_wrote(place):
     """A random control of the words of doubt, then a proposal, each used by a run of its own."""
-    code, out, err = call("sample", "toy:main", "--prompt", "9 4 2 -> 7", "--samples", 6)
-    assert (code, err) == (0, "")
+    command = ["sample", "toy:main", *ONE_DEVICE, "--prompt", "9 4 2 -> 7", "--samples", 6]
+    code, out, err = call(*command)
+    assert (code, err.count("\n")) == (0, 1)  # what it runs on
     texts = out.split("# 9 4 2 -> 7\n")[1:]
     lines = [json.dumps({"question": "9 4 2 -> 7", "response": text.strip(), "correct": True})
              for text in texts]  # fmt: skip
     (place / "mine.jsonl").write_text("\n".join(lines))
     # Each lexicon compiles a train step of its own, so only one of the two runs takes steps.
     for made, steps in ((["--control", 3], 0), (["--propose", 4, "--min-count", 1], 2)):
-        code, out, err = call("analyze", "mine.jsonl", "--model", "toy:main", *made,
+        code, out, err = call("analyze", "mine.jsonl", "--model", "toy:main", *made, *ONE_DEVICE,
                               "--out", "lexicon.json")  # fmt: skip
         assert (code, err) == (0, "")
         folder = f"run{made[0]}"

@@ -23,7 +23,7 @@ from jaxdistill.cli.bench import WHAT
 from jaxdistill.cli.flags import add_fields
 from jaxdistill.cli.parser import Parser, describe_default
 from jaxdistill.sampling import Sampling
-from jaxdistill.sharding import MeshConfig
+from jaxdistill.sharding import MeshConfig, parse_mesh
 from jaxdistill.training.compute import Compute
 from jaxdistill.training.optimizer import Optimizer
 
@@ -144,18 +144,28 @@ def test_a_bench_verb_has_a_flag_for_each_field_with_its_default(what):
         (Step, Compute()),
         (Iteration, Compute()),
         (Step, Optimizer()),
-        (Placing, MeshConfig()),
     ],
 )
 def test_defaults_and_choices_are_those_of_the_librarys_settings(flags, record):
     ours = {field.name: field.default for field in dataclasses.fields(flags)}
     theirs = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
-    shared = ours.keys() & theirs.keys() - {"dtype"}  # `auto` is resolved before the record is made
+    shared = ours.keys() & theirs.keys()
     assert shared
     assert {name: ours[name] for name in shared} == {name: theirs[name] for name in shared}
     choices = [get_type_hints(cls) for cls in (flags, type(record))]
     for name in shared:
         assert get_args(choices[0][name]) == get_args(choices[1][name]), name
+
+
+def test_a_verbs_mesh_is_the_librarys_and_that_of_a_run_its_recipes():
+    assert parse_mesh(Placing().mesh) == MeshConfig()
+    own, recipes = [], []
+    for prog, parser in ALL.items():
+        found = {action.dest: action.default for action in parser._actions}
+        if "mesh" in found:
+            (recipes if found["mesh"] is None else own).append(prog.removeprefix("jaxdistill "))
+    assert recipes == ["train", "study"]
+    assert own == ["sample", "eval", "analyze", "bench decode", "bench step", "bench train"]
 
 
 @pytest.mark.parametrize("verb", ["sample", "eval"])
@@ -165,13 +175,12 @@ def test_without_flags_tokens_are_chosen_as_the_library_does_by_default(verb):
 
 
 def test_what_the_measurement_is_told_are_the_librarys_own_settings():
-    work = Iteration(micro_batches=4, moments="bfloat16", fsdp=2, dtype="bfloat16", remat="mlp")
+    work = Iteration(micro_batches=4, moments="bfloat16", dtype="bfloat16", remat="mlp")
     assert work.compute == Compute(micro_batches=4, dtype="bfloat16", remat="mlp")
     assert work.optimizer == Optimizer(warmup_steps=0, moments="bfloat16")
-    assert work.mesh == MeshConfig(fsdp=2)
     assert Decode(top_p=0.5, new=9).sampling == Sampling(top_p=0.5, max_new_tokens=9)
     found = described(work)
     assert found["compute"] == dataclasses.asdict(work.compute)
     assert found["optimizer"]["moments"] == "bfloat16"
-    assert not {"dtype", "fsdp", "moments"} & found.keys()  # each appears once, in its group
+    assert not {"dtype", "moments"} & found.keys()  # each stands once
     assert found["questions"] == 8

@@ -5,7 +5,7 @@ import re
 import shutil
 
 import pytest
-from command_line import TRAIN, assert_mistake, call, copied
+from command_line import ONE_DEVICE, TRAIN, assert_mistake, call, copied
 from tiny_run import tree_of
 
 from jaxdistill.errors import UserError
@@ -85,8 +85,10 @@ def test_a_run_without_weights_says_so(place, run_dir):
 
 def test_sample_prints_each_prompt_with_its_responses():
     command = ["sample", "toy:main", "--prompt", "20 15 1 -> 34", "--prompt", "9 4 2 -> 7"]
+    command += ONE_DEVICE
     code, out, err = call(*command, "--samples", 2, "--seed", 3)
-    assert (code, err) == (0, "")
+    assert (code, err.count("\n")) == (0, 1)
+    assert err.startswith("1 of 8 devices (cpu); mesh data=1, fsdp=1, tensor=1; float32; ")
     assert out.count("# 20 15 1 -> 34\n") == out.count("# 9 4 2 -> 7\n") == 2
     assert out.index("# 20 15") < out.index("# 9 4")
     assert call(*command, "--samples", 2, "--seed", 3)[1] == out
@@ -96,7 +98,8 @@ def test_sample_prints_each_prompt_with_its_responses():
 
 
 def test_sample_says_where_a_response_was_cut():
-    code, out, _ = call("sample", "toy:main", "--prompt", "9 4 2 -> 7", "--max-new-tokens", 2)
+    command = ["sample", "toy:main", *ONE_DEVICE, "--prompt", "9 4 2 -> 7", "--max-new-tokens", 2]
+    code, out, _ = call(*command)
     assert code == 0
     assert out.startswith("# 9 4 2 -> 7 (cut at --max-new-tokens)\n")
 
@@ -115,7 +118,7 @@ def test_an_int8_cache_is_asked_for(command, monkeypatch):
 
 
 def test_a_greedy_sample_of_a_run_is_that_of_its_export(run_dir):
-    arguments = ["--prompt", "9 4 2 -> 7", "--temperature", 0, "--max-new-tokens", 8]
+    arguments = [*ONE_DEVICE, "--prompt", "9 4 2 -> 7", "--temperature", 0, "--max-new-tokens", 8]
     outs = [call("sample", folder, *arguments) for folder in (run_dir, run_dir / "export")]
     assert outs[0] == outs[1]
     assert outs[0][0] == 0
@@ -124,7 +127,7 @@ def test_a_greedy_sample_of_a_run_is_that_of_its_export(run_dir):
 def test_eval_prints_and_writes_the_same_numbers(place):
     code, out, err = call(
         "eval", "toy:main", "--data", "toy:heldout", "--samples", 2, "--limit", 6, "--out", "found",
-        "--max-new-tokens", 64,
+        "--max-new-tokens", 64, *ONE_DEVICE,
     )  # fmt: skip
     assert code == 0, err
     records = [
@@ -149,7 +152,7 @@ def test_eval_reads_a_run_and_a_question_file(place, run_dir):
     rows = [{"id": i, "question": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(3)]
     (place / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     code, out, err = call("eval", run_dir, "--data", "mine.jsonl", "--samples", 1, "--limit", 2,
-                          "--max-new-tokens", 4, "--out", "found")  # fmt: skip
+                          "--max-new-tokens", 4, "--out", "found", *ONE_DEVICE)  # fmt: skip
     assert code == 0, err
     assert out.startswith("avg@1 ")
     assert len((place / "found" / "mine.jsonl").read_text().splitlines()) == 2

@@ -26,6 +26,7 @@ def train(run_dir, *extra):
     """Three steps with a checkpoint each, on the same two questions, so that one shape compiles."""
     return cli.main([
         "train", "dapo_smoke", "--quiet", "--run-dir", str(run_dir), "--set", "steps=3",
+        "--mesh", "fsdp=1",
         "--set", f"experience.task.source={PARQUET}", "--set", f"model.tokenizer={TOKENIZER}",
         "--set", "experience.task.limit=2", "--set", "experience.sampling.max_new_tokens=16",
         "--set", "experience.completion_multiple=16", *extra,
@@ -117,7 +118,7 @@ def test_transformers_reads_the_tokenizer_of_the_export(run_dir, policy):
 
 
 def test_the_verbs_read_the_run(run_dir, tmp_path, capsys):
-    shared = ["--max-new-tokens", "4", "--seed", "1"]
+    shared = ["--max-new-tokens", "4", "--seed", "1", "--mesh", "fsdp=1"]
     for thinking in ("--thinking", "--no-thinking"):
         assert cli.main(["sample", str(run_dir), "--prompt", "1+1?", thinking, *shared]) == 0
     assert capsys.readouterr().out.count("# 1+1? (cut at --max-new-tokens)\n") == 2

@@ -13,6 +13,7 @@ import pytest
 from jaxdistill.configs.toy.toy_presets import toy_presets
 from jaxdistill.evaluation.evaluate import Evaluation
 from jaxdistill.run.loop import run
+from jaxdistill.sharding import MeshConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -30,7 +31,7 @@ def measured(tmp_path_factory):
     @functools.cache
     def measure(name):
         folder = tmp_path_factory.mktemp("presets") / name
-        config = replace(ARMS[name].config, evaluation=Evaluation())
+        config = replace(ARMS[name].config, evaluation=Evaluation(), mesh=MeshConfig(fsdp=1))
         lines = (run(config, folder, quiet=True) / "metrics.jsonl").read_text().splitlines()
         rows = [json.loads(line) for line in lines]
         assert [row["step"] for row in rows] == list(range(1, config.steps + 1))

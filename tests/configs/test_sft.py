@@ -15,6 +15,7 @@ from jaxdistill.errors import UserError
 from jaxdistill.objectives import CrossEntropy
 from jaxdistill.run.loop import run
 from jaxdistill.run.study import Arm
+from jaxdistill.sharding import MeshConfig
 from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.storage.loading import Fresh
 from jaxdistill.training.traces import Traces
@@ -32,7 +33,7 @@ ROWS = [
         ]
     },
 ]
-TOY = ["model=ToyBase()", "compute.dtype=float32", "experience.batch_size=3"]
+TOY = ["model=ToyBase()", "mesh.fsdp=1", "compute.dtype=float32", "experience.batch_size=3"]
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_the_first_loss_is_the_mean_log_prob_of_responses_by_the_models_logits(
     config = recipe(source, *TOY, f"compute.pack={layout}", "save_checkpoints=False")
     run(config, tmp_path / "run", quiet=True)
     (line,) = metrics_of(tmp_path / "run")
-    expected, tokens = mean_loss(jd.load("toy:main"), ROWS)
+    expected, tokens = mean_loss(jd.load("toy:main", mesh="fsdp=1"), ROWS)
     assert line["loss"] == pytest.approx(expected, rel=1e-5)
     assert line["tokens"] == tokens == 13 + 16 + 13
     assert line["epoch"] == 1
@@ -88,6 +89,7 @@ def tiny_sft(source) -> RunConfig:
         model=Fresh(ARCHITECTURE),
         experience=Traces(str(source), batch_size=2, epochs=4),
         objective=CrossEntropy(),
+        mesh=MeshConfig(fsdp=1),
         checkpoint_every=2,
         rollouts_every=0,
     )
@@ -128,7 +130,9 @@ def test_the_command_tells_rows_and_lengths_before_it_trains(source, tmp_path, m
     flags = [part for text in overrides for part in ("--set", text)]
     code, out, err = call("train", "sft", *flags)
     assert (code, out) == (0, "runs/sft\n")
-    assert err.splitlines()[:5] == [
+    devices, *lines = err.splitlines()
+    assert devices.startswith("1 of 8 devices (cpu); mesh data=1, fsdp=1, tensor=1; float32; ")
+    assert lines[:5] == [
         "traces.jsonl: 3 kept of 3 rows",
         "tokens of a prompt: min 11, median 11, p90 29, max 29",
         "tokens of a response: min 13, median 13, p90 16, max 16",

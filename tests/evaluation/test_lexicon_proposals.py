@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdistill import epistemic
+from jaxdistill import epistemic, sharding
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation import lexicon_proposals
 from jaxdistill.evaluation.responses import Response
@@ -95,6 +95,19 @@ def test_batches_change_nothing(base, responses, monkeypatch):
     np.testing.assert_array_equal(whole.count_V, cut.count_V)
     # rounding of float32 log-probs, summed over some hundred samples
     np.testing.assert_allclose(whole.surprise_V, cut.surprise_V, rtol=1e-4, atol=1e-2)
+
+
+def test_all_devices_score_what_one_does(base, responses):
+    """Seven rows do not split over eight devices."""
+    alone, num_alone = lexicon_proposals.score_pmi(base, responses[:15])
+    mesh = sharding.make_mesh(sharding.MeshConfig())
+    params = jax.device_put(base.params, sharding.shardings_of(mesh, base.params))
+    spread = base._replace(params=params)
+    stats, number = lexicon_proposals.score_pmi(spread, responses[:15], mesh=mesh)
+    assert number == num_alone
+    assert number % 8
+    np.testing.assert_array_equal(stats.count_V, alone.count_V)
+    np.testing.assert_allclose(stats.surprise_V, alone.surprise_V, atol=1e-4)
 
 
 def test_responses_that_cannot_be_scored_are_refused(base, responses):

@@ -203,7 +203,7 @@ def test_a_mesh_splits_int8_numbers_and_their_scales_alike(shared):
         jax.tree.map(lambda *x: jnp.concatenate(x), *(part[i] for part in parts)) for i in (0, 1)
     )
     tables = [jnp.concatenate([part[3] for part in parts])] if shared else []
-    mesh = sharding.make_mesh(sharding.MeshConfig(data=2, tensor=2))
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=1, tensor=2))
     kernel = functools.partial(kernel_attention, eps=EPS, interpret=True)
     with sharding.use_mesh(mesh):
         out_BNH, *pools = jax.jit(kernel)(*before, k, v, length_B, *tables)

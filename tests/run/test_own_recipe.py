@@ -23,7 +23,7 @@ SOURCE = (ROOT / "tests" / "own_recipe.py").read_text()
 # Small sizes, but every part of the recipe. Training and evaluation sample in the same shape, so
 # that the sampler compiles once.
 SMALL = [
-    "steps=2", "checkpoint_every=1", "objective.weights=(FadeIn(4),)",
+    "mesh.fsdp=1", "steps=2", "checkpoint_every=1", "objective.weights=(FadeIn(4),)",
     "experience.task.count=4", "experience.questions=2", "experience.rollouts=2",
     "experience.sampling.max_new_tokens=16", "experience.completion_multiple=16",
     "evaluation.splits=(Split(brief, Brief(count=2)),)", "evaluation.every=0",
@@ -31,7 +31,7 @@ SMALL = [
 ]  # fmt: skip
 SET = [word for setting in SMALL for word in ("--set", setting)]
 RESUME = ["--run-dir", "run", "--resume", "--quiet"]
-EVAL = ["eval", "run", "--samples", "2", "--max-new-tokens", "16"]
+EVAL = ["eval", "run", "--mesh", "fsdp=1", "--samples", "2", "--max-new-tokens", "16"]
 
 
 @pytest.fixture(scope="module")

@@ -158,6 +158,18 @@ def test_eight_devices_sample_what_one_samples(engine, policy):
     np.testing.assert_array_equal(found.logp_BT, inside.logp_BT)
 
 
+@pytest.mark.parametrize(("number", "rollouts"), [(3, 2), (1, 1), (3, 4)])
+def test_questions_that_do_not_split_over_the_devices_sample_the_same(
+    engine, policy, number, rollouts
+):
+    """Empty questions beside them fill the four parts of the mesh, and are gone afterwards."""
+    expected = draw(engine, QUESTIONS[:number], rollouts)
+    found = draw(Engine(policy, mesh=sharding.make_mesh(MESH)), QUESTIONS[:number], rollouts)
+    assert found.responses == expected.responses
+    for name in ("tokens_BT", "mask_BT", "finished_B", "prompt_ids_BP", "prompt_mask_BP"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
 @pytest.mark.parametrize("mesh", [None, MESH])
 def test_host_arrays_come_back_whatever_the_mesh(policy, mesh):
     split = Engine(policy, mesh=None if mesh is None else sharding.make_mesh(mesh))

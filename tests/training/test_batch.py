@@ -53,6 +53,19 @@ def sequences_of(arrays):
     return found
 
 
+@pytest.mark.parametrize(
+    ("micro_batches", "parts", "shape"),
+    [(1, 1, (8, 1)), (2, 4, (4, 2)), (1, 3, (9, 1)), (4, 8, (8, 1)), (2, 3, (6, 2))],
+)
+def test_empty_rows_fill_the_devices_and_no_micro_batch_is_empty(micro_batches, parts, shape):
+    arrays = pad(make_batch(), micro_batches, parts)
+    assert arrays.rows.row_BA.shape == (*shape, 1)
+    whole = sequences_of(arrays)
+    assert whole == sequences_of(pad(make_batch()))
+    assert sorted(whole) == list(range(8))
+    assert (arrays.rows.plain.lengths_BA[:, :, 0] > 0).any(axis=0).all()
+
+
 def text(texts, row):
     return texts.ids_BP[row, : texts.length_B[row]].tolist()
 

@@ -61,6 +61,14 @@ def test_eight_devices_take_the_same_steps_as_one(name, sizes):
     assert_same_steps(on_mesh(sizes, step, pad), on_one_device(name))
 
 
+def test_rows_that_do_not_split_over_the_devices_take_the_same_steps():
+    """Six rows on eight devices: two have an empty one, which no sum counts."""
+    step = make_step(OBJECTIVES["sdpo_anchor"])
+    six = lambda batch, parts: pad(rows_of(batch, slice(0, 6)), parts=parts)  # noqa: E731
+    expected = run(step, start(), *(six(make_batch(seed), parts=1) for seed in (0, 1)))
+    assert_same_steps(on_mesh((1, 8, 1), step, lambda batch: six(batch, parts=8)), expected)
+
+
 def test_parameters_moments_and_teacher_are_split_before_the_first_step():
     mesh = sharding.make_mesh(sharding.MeshConfig(fsdp=4, tensor=2))
     params = jax.device_put(model(STUDENT), sharding.shardings_of(mesh, model(STUDENT)))

@@ -46,7 +46,8 @@ def toy_selfdistill() -> RunConfig:
         steps=30,
         # b2 0.99: the second moment has to adapt within 30 steps. Chosen, not measured.
         optimizer=Optimizer(peak_lr=3e-4, warmup_steps=3, b2=0.99, weight_decay=0.0),
-        compute=Compute(chunk=128),
+        # float32 on accelerators too: the tables of docs/toy_study.md were measured in it.
+        compute=Compute(dtype="float32", chunk=128),
         evaluation=Evaluation(
             splits=SPLITS,
             every=15,

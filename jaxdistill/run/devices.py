@@ -1,0 +1,52 @@
+"""One line that says what a command runs on: devices, dtype, attention, recomputation, memory.
+
+It goes to stderr before the first compilation, so that a run on the wrong devices is seen at once.
+"""
+
+import jax
+
+from jaxdistill import sharding
+from jaxdistill.models import attention as attentions
+from jaxdistill.models.config import ModelConfig
+from jaxdistill.precision import compute_dtype
+from jaxdistill.training.compute import Compute
+from jaxdistill.training.memory import memory_limit
+
+
+def start_line(
+    mesh: sharding.Mesh, model: ModelConfig, compute: Compute, *, rows: int | None = None
+) -> str:
+    """The line for a model on a mesh, with every "auto" replaced by its choice.
+
+    Attention is that of rows as long as the model reads; short ones are computed by XLA. `rows` are
+    those of an optimizer update; None: nothing is trained. Raises UserError for an attention that
+    cannot run here (`attention.choose`).
+    """
+    dtype = compute_dtype(compute.dtype)
+    with sharding.use_mesh(mesh):
+        parts = sharding.num_parts("B")
+        chosen = attentions.choose(
+            compute.attention,
+            platform=sharding.platform(),
+            dtype=dtype,
+            sequence_length=model.max_positions,
+            head_dim=model.head_dim,
+            is_packed=compute.pack > 0,
+        )
+    limit = memory_limit()
+    sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+    said = [
+        f"{mesh.size} of {jax.device_count()} devices ({mesh.devices.flat[0].device_kind})",
+        f"mesh {sizes}",
+        str(dtype),
+        f"attention {chosen}",
+    ]
+    if rows is not None:
+        # As `make_train_step` chooses.
+        least = "none" if limit is None else "auto (the least that fits)"
+        said.append(f"rematerialisation {least if compute.remat == 'auto' else compute.remat}")
+    said.append("memory of the host" if limit is None else f"{limit / 2**30:.0f} GiB per device")
+    together = 0 if rows is None or compute.pack else rows // compute.micro_batches
+    if empty := -together % parts:
+        said.append(f"{together} rows at a time over {parts} devices, with {empty} empty rows")
+    return "; ".join(said)
