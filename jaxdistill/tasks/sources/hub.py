@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill.errors import UserError
+from jaxdistill.own_classes import in_one_line
 from jaxdistill.tasks.sources import files
 from jaxdistill.tasks.sources.files import Rows
 from jaxdistill.tasks.sources.names import FileSource, HubSource
+from jaxdistill.tasks.sources.place import BadRow
 
 Splits = dict[str, list[str]]  # {split: its files}
 
@@ -53,8 +55,13 @@ def rows(source: HubSource, wanted: Collection[str] | None = None) -> Rows:
         label = source.label
         if len(chosen) > 1:
             label = f"{label}/{files.labels([Path(one) for one in chosen])[chosen.index(path)]}"
-        for place, record in files.rows(FileSource((str(folder / path),)), wanted):
-            yield replace(place, source=where, label=label), record
+        try:
+            for place, record in files.rows(FileSource((str(folder / path),)), wanted):
+                if isinstance(record, BadRow):
+                    record = BadRow(str(record).replace(str(folder / path), where))
+                yield replace(place, source=where, label=label), record
+        except UserError as error:
+            raise UserError(str(error).replace(str(folder / path), where)) from error
 
 
 def _fetched(source: HubSource, name: str) -> tuple[Path, list[str]]:
@@ -251,7 +258,7 @@ def _snapshot(
     except errors.RevisionNotFoundError as error:
         raise _NoRevision(f"{name} has no revision {revision}") from error
     except Exception as error:  # no network, offline mode, proxies, full disks, ...
-        reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
+        reason = in_one_line(error.__cause__ or error)[:160]
         raise UserError(
-            f"{name} is not in the local cache, and the hub cannot be reached: {reason}"
+            f"{name}: not all of it is in the local cache, and downloading it failed: {reason}"
         ) from error

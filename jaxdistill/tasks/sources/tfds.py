@@ -2,6 +2,7 @@
 
 import os
 import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def rows(source: TfdsSource) -> Rows:
     Raises UserError, with the command to type, for a data set that has not been prepared.
     """
     builder = open_prepared(source.name, source.config, data_dir())
-    splits = list(builder.info.splits)
+    splits = sorted(builder.info.splits)
     if source.split is None and len(splits) != 1:
         forms = " or ".join(f"{_shown(source)}:{split}" for split in splits)
         raise UserError(f"{_shown(source)} has {len(splits)} splits: write {forms or 'none'}")
@@ -59,10 +60,9 @@ def open_prepared(name: str, config: str | None, folder: Path) -> Any:
         configs = sorted(
             entry.name for entry in _folders(folder / name) if _prepared(entry) is not None
         )
-        if len(configs) > 1:
+        if configs:  # a single one too: others may be prepared later
             forms = ", ".join(f"tfds:{name}/{one}" for one in configs)
-            raise UserError(f"tfds:{name} has several configurations: write one of {forms}")
-        found = _prepared(folder / name / configs[0]) if configs else None
+            raise UserError(f"tfds:{name} has configurations: write one of {forms}")
     if found is None:
         raise UserError(f"{_shown(source)} is not in {folder}; {_how_to_prepare(source, folder)}")
 
@@ -92,10 +92,12 @@ def _how_to_prepare(source: TfdsSource, folder: Path) -> str:
         configs = ", ".join(str(one.config) for one in ours)
         return f"prepare it with: jaxdistill data prepare {source.name}/CONFIG, of {configs}"
     known = sorted({one.name for one in published.DATA_SETS})
+    near = get_close_matches(source.name, known, 1)
+    hint = f"did you mean tfds:{near[0]}? " if near else ""
     here = sorted(entry.name for entry in _folders(folder) if not entry.name.startswith("."))
     name = source.name if source.config is None else f"{source.name}/{source.config}"
     return (
-        f"this folder holds {', '.join(here) or 'none'}; `jaxdistill data prepare` knows "
+        f"{hint}this folder holds {', '.join(here) or 'none'}; `jaxdistill data prepare` knows "
         f"{', '.join(known)}; TFDS's own: tfds build {name} --file_format=array_record"
     )
 
@@ -107,9 +109,7 @@ def _prepared(folder: Path) -> Path | None:
         for entry in _folders(folder)
         if _VERSION.fullmatch(entry.name) and (entry / "dataset_info.json").is_file()
     ]
-    return max(
-        versions, key=lambda entry: tuple(map(int, entry.name.split("."))), default=None
-    )
+    return max(versions, key=lambda entry: tuple(map(int, entry.name.split("."))), default=None)
 
 
 def _folders(folder: Path) -> list[Path]:
