@@ -159,9 +159,10 @@ def prepare(data_set: published.DataSet, given: Mapping[str, str], folder: Path)
         tfds.disable_progress_bar()
         with contextlib.redirect_stdout(io.StringIO()):
             written.download_and_prepare(download_dir=part / "downloads")
-        final = folder / written.data_path.relative_to(part)
+        new = Path(written.data_path)  # TFDS has a path class of its own
+        final = folder / new.relative_to(part)
         final.parent.mkdir(parents=True, exist_ok=True)
-        _replace(final, written.data_path, part / "replaced")
+        _replace(final, new, part / "replaced")
     num_rows = {split: info.num_examples for split, info in written.info.splits.items()}
     return Prepared(final, num_rows, notes)
 
