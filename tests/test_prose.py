@@ -227,7 +227,7 @@ def test_commands_have_the_flags_and_names_that_they_use(page):
             load_recipe(name, options.overrides)
     for words, flags in mentions(page):
         parser = build_parser()
-        for word in words[: 2 if words[0] == "bench" and words[1:] else 1]:
+        for word in words[: 2 if words[0] in ("bench", "data") and words[1:] else 1]:
             (verbs,) = (action for action in parser._actions if action.choices)
             if word.startswith(("{", "-")):
                 break

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Sequence
 
 from jaxdistill import __version__
-from jaxdistill.cli import analyze, bench, convert, list, report, sample, train
+from jaxdistill.cli import analyze, bench, convert, data, list, report, sample, train
 from jaxdistill.cli.parser import Parser
 from jaxdistill.errors import UserError
 
@@ -86,6 +86,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="show the version and exit",
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for group in (list, train, sample, analyze, report, bench, convert):
+    for group in (list, train, sample, analyze, report, bench, convert, data):
         group.add_verbs(verbs)
     return parser

@@ -11,7 +11,18 @@ from command_line import assert_mistake, call, start
 
 import jaxdistill
 
-VERBS = ("list", "train", "study", "sample", "eval", "analyze", "report", "bench", "convert")
+VERBS = (
+    "list",
+    "train",
+    "study",
+    "sample",
+    "eval",
+    "analyze",
+    "report",
+    "bench",
+    "convert",
+    "data",
+)
 
 MISTAKES = {
     "": "the following arguments are required: VERB",
@@ -55,7 +66,16 @@ print("jax" in sys.modules, used.ru_utime + used.ru_stime)
 
 @pytest.mark.parametrize(
     "command",
-    ["--help", "--version", "list", "list --json", "analyze --help", "bench train --help", "trian"],
+    [
+        "--help",
+        "--version",
+        "list",
+        "list --json",
+        "analyze --help",
+        "bench train --help",
+        "data check --help",
+        "trian",
+    ],
 )
 def test_what_needs_no_jax_answers_without_it(command):
     process = [sys.executable, "-c", MEASURED, *command.split()]

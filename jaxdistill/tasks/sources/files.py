@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from jaxdistill.errors import UserError
 from jaxdistill.own_classes import in_one_line
+from jaxdistill.tasks.sources import examples
 from jaxdistill.tasks.sources.names import FileSource
 from jaxdistill.tasks.sources.place import BadRow, Place
 
@@ -270,7 +271,9 @@ def _decoder(path: Path) -> Any:
     import tensorflow_datasets as tfds
 
     features: Any = tfds.features.FeatureConnector.from_config(str(path.parent))
-    return lambda place, example: features.deserialize_example_np(example)
+    return lambda place, example: examples.record_of(
+        features, features.deserialize_example_np(example)
+    )
 
 
 _TEXTS = {".jsonl": _json_rows, ".json": _json_rows, ".csv": _csv_rows, ".tsv": _csv_rows}
