@@ -45,9 +45,9 @@ Tree = TypeVar("Tree")
 class MeshConfig:
     """Number of devices along each mesh axis; one of them may be -1, for all that are left."""
 
-    data: int = 1
-    fsdp: int = 1
-    tensor: int = 1
+    data: int = 1  # devices that the rows are split over
+    fsdp: int = 1  # devices that the rows and each weight are split over
+    tensor: int = 1  # devices that heads and vocabulary are split over
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:

@@ -28,7 +28,7 @@ class Split:
     """
 
     name: str  # of the split and of its file of records
-    task: Task
+    task: Task  # the questions and their grader
 
     def __post_init__(self):
         if not is_text(self.name) or self.name in ("", ".", "..") or set(self.name) & set("/\\\0"):
@@ -45,10 +45,10 @@ class Evaluation:
     Raises UserError if a number is out of range or two splits have the same name.
     """
 
-    splits: tuple[Split, ...] = ()
+    splits: tuple[Split, ...] = ()  # the sets of questions
     every: int = 0  # training steps; 0: only after the last step
     samples: int = 4  # K, per question
-    sampling: Sampling = Sampling()
+    sampling: Sampling = Sampling()  # of evaluations, apart from training's
     evaluation_thinking: Thinking = "as_student"
     # The size of a toy split, which is then one batch. Chosen; use fewer if memory is short.
     questions_per_batch: int = 128

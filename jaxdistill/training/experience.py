@@ -41,11 +41,11 @@ from jaxdistill.training.traces import Traces, notes, read_texts, steps_of
 class Supervised:
     """Pretraining texts of a toy world, by index; texts over the limits are skipped."""
 
-    world: str = "main"
-    examples: int = 2_000_000
-    batch_size: int = 512
-    max_prompt_tokens: int = 128
-    max_completion_tokens: int = 128
+    world: str = "main"  # main or control
+    examples: int = 2_000_000  # distinct texts, which are drawn again once all were seen
+    batch_size: int = 512  # texts per step
+    max_prompt_tokens: int = 128  # tokens; also the width of every batch's prompts
+    max_completion_tokens: int = 128  # tokens; also the width of every batch's completions
     workers: int = 0  # processes that generate and tokenize texts ahead; 0: none, in this process
 
     def __post_init__(self):
