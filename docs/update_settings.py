@@ -182,6 +182,7 @@ WHEN: dict[type, dict[str, str]] = {
     Evaluation: {
         "splits": "always: at least one held-out set",
         "every": "to see when a run turns, at the cost of an evaluation each time",
+        "at_start": "False if the initial model is measured elsewhere, as in a study",
         "samples": "more for narrower intervals on small sets",
         "sampling": "always `max_new_tokens`, as in the results you compare with",
         "evaluation_thinking": "to evaluate in another mode than that of training",

@@ -47,6 +47,8 @@ def toy_selfdistill() -> RunConfig:
         # b2 0.99: the second moment has to adapt within 30 steps. Chosen, not measured.
         optimizer=Optimizer(peak_lr=3e-4, warmup_steps=3, b2=0.99, weight_decay=0.0),
         compute=Compute(chunk=128),
+        # A line in every figure, and cheap in a small model.
+        track_reference=True,
         evaluation=Evaluation(
             splits=SPLITS,
             every=15,
