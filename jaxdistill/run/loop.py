@@ -197,7 +197,7 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
             progress = stack.enter_context(
                 contextlib.closing(Progress(config.name, steps=steps, step=step, quiet=quiet))
             )
-            warnings = Warnings(progress.write)
+            warnings = Warnings(config.name, progress.write)
             clock.on_part = progress.doing
             stack.enter_context(clock.compilations())
             work = Work(

@@ -114,10 +114,13 @@ CONDITIONS = (
 
 
 class Warnings:
-    """Tells of each condition the first time that it holds, and counts it from then on."""
+    """Tells of each condition the first time that it holds, and counts it from then on.
 
-    def __init__(self, write: Callable[[str], None]) -> None:
-        self._write = write
+    `name` is the run's, for studies of several runs.
+    """
+
+    def __init__(self, name: str, write: Callable[[str], None]) -> None:
+        self._name, self._write = name, write
         self._steps: dict[Condition, list[int]] = {condition: [] for condition in CONDITIONS}
         self._num_steps = 0
 
@@ -127,15 +130,15 @@ class Warnings:
         for condition, steps in self._steps.items():
             if why := condition.why(values):
                 if not steps:
-                    self._write(f"step {step}: {condition.what}: {why}")
+                    self._write(f"{self._name}, step {step}: {condition.what}: {why}")
                 steps.append(step)
 
     def summary(self) -> Iterator[str]:
         """A line for each condition that held more than once."""
         for condition, steps in self._steps.items():
             if len(steps) > 1:
-                counted = f"in {len(steps)} of {self._num_steps} steps"
-                yield f"{condition.what} {counted}, first in step {steps[0]}, last in {steps[-1]}"
+                counted = f"{condition.what} in {len(steps)} of {self._num_steps} steps"
+                yield f"{self._name}: {counted}, first in step {steps[0]}, last in {steps[-1]}"
 
 
 # ---------------------------------------------------------------------------------- the end

@@ -54,7 +54,7 @@ class Clock:
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self.on_part: Callable[[str], None] = lambda part: None
-        self.total = dict.fromkeys((*PARTS, "compiling"), 0.0)
+        self.total: dict[str, float] = dict.fromkeys((*PARTS, "compiling"), 0.0)
         self._lap = dict(self.total)
         self._open = ["host"]
         self._now, self._since = now, now()
@@ -88,11 +88,11 @@ class Clock:
         """
 
         # JAX reports durations: a program's lowering ends just before its compilation begins.
-        def on_duration(event: str, seconds: float, **_: str | int) -> None:
+        def on_duration(event: str, duration_secs: float, **_: str | int) -> None:
             if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
                 self.on_part("compiling")
             elif event == "/jax/core/compile/backend_compile_duration":
-                self._lap["compiling"] += seconds
+                self._lap["compiling"] += duration_secs
                 self.on_part(self._open[-1])
 
         jax.monitoring.register_event_duration_secs_listener(on_duration)

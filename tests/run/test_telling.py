@@ -40,20 +40,20 @@ GOOD = {"distilled": 0.5, "reward": 0.25, "truncated": 0.0, "skipped": 0.0}
 )
 def test_a_condition_is_told_once_and_then_counted(changed, said):
     lines = []
-    warnings = Warnings(lines.append)
+    warnings = Warnings("tiny", lines.append)
     warnings.note(1, GOOD)
     for step in (2, 3):
         warnings.note(step, GOOD | changed)
     warnings.note(4, GOOD)
     assert len(lines) == 1
-    assert lines[0].startswith(f"step 2: {said}: ")
+    assert lines[0].startswith(f"tiny, step 2: {said}: ")
     (line,) = warnings.summary()
-    assert line == f"{said} in 2 of 4 steps, first in step 2, last in 3"
+    assert line == f"tiny: {said} in 2 of 4 steps, first in step 2, last in 3"
 
 
 def test_a_step_that_teaches_gives_no_warning_and_neither_does_pretraining():
     lines = []
-    warnings = Warnings(lines.append)
+    warnings = Warnings("tiny", lines.append)
     warnings.note(1, GOOD)
     warnings.note(2, {"loss": 1.0, "skipped": 0.0, "tokens": 5})
     assert lines == list(warnings.summary()) == []
