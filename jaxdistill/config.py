@@ -40,12 +40,12 @@ class RunConfig:
     Raises UserError for a value outside its range, or settings that contradict each other.
     """
 
-    name: str
-    model: ModelSource
-    experience: Experience
-    objective: Objective
-    steps: int | None = None  # None: as many as the `epochs` of Traces take
-    teacher: Teacher = Frozen()
+    name: str  # of the run, in its progress bar and as the default folder runs/NAME
+    model: ModelSource  # the initial model, which is also the reference
+    experience: Experience  # where a step's batch comes from
+    objective: Objective  # the loss; on the command line also a preset's name
+    steps: int | None = None  # batches to train on; None: as many as the `epochs` of Traces take
+    teacher: Teacher = Frozen()  # whose parameters the teacher has, and how they follow the student
     optimizer: Optimizer = Optimizer()
     compute: Compute = Compute()
     mesh: MeshConfig = MeshConfig()
@@ -54,13 +54,13 @@ class RunConfig:
     # Add the reference's epistemic mass to the metrics, at the cost of one more forward pass.
     track_reference: bool = False
     checkpoint_every: int = 0  # steps; 0: after the last step only
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the latest ones; older ones are deleted
     save_checkpoints: bool = True  # False: for runs whose weights are not needed
     rollouts_every: int = 10  # steps between saved files of rollouts; 0: none
     rollouts_rows: int | None = ROLLOUTS_ROWS  # rows per saved step; None: all
     rollouts_token_ids: bool = False  # save prompts and responses as token ids too
-    export: bool = True
-    seed: int = 0
+    export: bool = True  # write the Hugging Face folder RUN/export at the end
+    seed: int = 0  # of the order of the data, of samples and of random weights
 
     def __post_init__(self):
         if self.steps is None and not isinstance(self.experience, Traces):

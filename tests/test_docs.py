@@ -1,10 +1,15 @@
 """The documentation's code runs as it stands."""
 
+import dataclasses
+import importlib.util
 import re
 
 import numpy as np
+import pytest
 from places import DOCS
 
+from jaxdistill.errors import UserError
+from jaxdistill.sharding import MeshConfig
 from jaxdistill.tasks.contexts import Attempt
 from jaxdistill.training.teachers import Models
 
@@ -66,3 +71,71 @@ def test_the_papers_page_names_only_what_exists():
         assert any(hasattr(place, name) for place in places) or name in {"Words"}, name
     for preset in objectives.PRESETS:
         assert f"`{preset}`" in text, preset
+
+
+# --------------------------------------------------------------------------------- settings.md
+
+
+@pytest.fixture(scope="module")
+def settings():
+    """The module docs/update_settings.py, which writes the page of settings."""
+    path = DOCS / "update_settings.py"
+    spec = importlib.util.spec_from_file_location("update_settings", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_settings_is_what_its_command_writes(settings):
+    written = (DOCS / "settings.md").read_text(encoding="utf-8")
+    assert settings.page() == written, "run: python docs/update_settings.py"
+
+
+def test_the_page_has_each_setting_with_its_default_and_each_choice(settings):
+    """Written by hand, for a few of each kind; a cell holds the default alone."""
+    page = settings.page()
+    for setting, default in (
+        ("questions", "32"), ("peak_lr", "1e-05"), ("remat", "'auto'"), ("teacher", "Frozen()"),
+    ):  # fmt: skip
+        assert re.search(rf"^\| `{setting}` \| [^|]* \| `{re.escape(default)}` \|", page, re.M)
+    assert re.search(r"^\| `clip_norm` .* global norm", page, re.M)
+    assert "- `EMA(rate=0.05)`: T <- (1 - rate) T + rate S after every step" in page
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """Two settings.
+
+    first: explained here,
+    over two lines. Raises nothing.
+    """
+
+    first: int = 1
+    # Explained above.
+    second: int = 2  # and behind
+
+
+def test_a_settings_text_is_its_docstring_entry_or_its_comments(settings):
+    assert settings.texts_of(Described) == {
+        "first": "explained here, over two lines. Raises nothing.",
+        "second": "Explained above. and behind",
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Silent:
+    """A setting that nobody explains."""
+
+    rate: float = 1.0
+
+
+def test_a_setting_without_a_text_or_advice_is_refused(settings, monkeypatch):
+    with pytest.raises(UserError, match=r"Silent\.rate has no comment or entry in the docstring"):
+        list(settings.rows(Silent, ["rate"]))
+    with pytest.raises(UserError, match=r"Silent\.rate is explained nowhere"):
+        settings.item(Silent)
+    with pytest.raises(UserError, match=r"Described\.first has no advice"):
+        list(settings.rows(Described, ["first"]))
+    monkeypatch.setitem(settings.WHEN[MeshConfig], "rows", "never")
+    with pytest.raises(UserError, match="MeshConfig has no setting 'rows'"):
+        settings.page()

@@ -76,6 +76,7 @@ def tiny(**changes: Any) -> RunConfig:
         evaluation=Evaluation(
             splits=(Split("heldout", ToyTask(pool="heldout", count=3)),),
             every=2,
+            at_start=False,  # each of the first evaluations would take a second
             samples=2,
             sampling=Sampling(max_new_tokens=8),
         ),

@@ -16,11 +16,12 @@ import numpy as np
 
 from jaxdistill import sharding
 from jaxdistill.bench import measure
-from jaxdistill.bench.step import forward_flops, open_mesh, random_params
+from jaxdistill.bench.step import open_mesh, random_params
 from jaxdistill.bench.work import Decode, described
 from jaxdistill.errors import UserError
 from jaxdistill.models.cached_attention import PAGE
 from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.flops import forward_flops
 from jaxdistill.models.presets import preset
 from jaxdistill.models.quantized import vector_bytes
 from jaxdistill.precision import compute_dtype

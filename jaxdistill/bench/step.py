@@ -21,6 +21,7 @@ from jaxdistill.bench.work import Placing, Step, Training, described, settings_o
 from jaxdistill.errors import UserError
 from jaxdistill.models import parameters
 from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.flops import forward_flops
 from jaxdistill.models.presets import preset
 from jaxdistill.objectives import (
     PRESETS,
@@ -256,23 +257,3 @@ def step_bytes(
     is_base_read = needs_teacher(objective) or needs_reference(objective)
     each = 2 * (2 * float32 + 2 * moment) + base * is_base_read
     return each * config.num_parameters
-
-
-def forward_flops(config: ModelConfig, start: int, stop: int, predicting: int) -> int:
-    """Operations of one row's positions from start to stop, of which `predicting` use the head.
-
-    Attention is two products for each visible (query, key) pair.
-    """
-    size = config.axes
-    per_layer = 2 * size["D"] * size["H"] * (size["N"] + size["K"]) + 3 * size["D"] * size["F"]
-    products = config.num_layers * per_layer * (stop - start) + size["D"] * size["V"] * predicting
-    kinds = [config.layer_pattern[i % len(config.layer_pattern)] for i in range(config.num_layers)]
-    windows = [config.window if kind == "sliding" else None for kind in kinds]
-    pairs = sum(_pairs(stop, window) - _pairs(start, window) for window in windows)
-    return 2 * products + 4 * pairs * size["N"] * size["H"]
-
-
-def _pairs(tokens: int, window: int | None) -> int:
-    """Number of (query, key) pairs that are visible in a causal layer, with or without a window."""
-    seen = min(window or tokens, tokens)
-    return seen * (seen + 1) // 2 + (tokens - seen) * seen

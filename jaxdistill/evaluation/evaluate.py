@@ -28,7 +28,7 @@ class Split:
     """
 
     name: str  # of the split and of its file of records
-    task: Task
+    task: Task  # the questions and their grader
 
     def __post_init__(self):
         if not is_text(self.name) or self.name in ("", ".", "..") or set(self.name) & set("/\\\0"):
@@ -45,10 +45,11 @@ class Evaluation:
     Raises UserError if a number is out of range or two splits have the same name.
     """
 
-    splits: tuple[Split, ...] = ()
+    splits: tuple[Split, ...] = ()  # the sets of questions
     every: int = 0  # training steps; 0: only after the last step
+    at_start: bool = True  # before the first step too, which later evaluations are compared with
     samples: int = 4  # K, per question
-    sampling: Sampling = Sampling()
+    sampling: Sampling = Sampling()  # of evaluations, apart from training's
     evaluation_thinking: Thinking = "as_student"
     # The size of a toy split, which is then one batch. Chosen; use fewer if memory is short.
     questions_per_batch: int = 128
@@ -110,6 +111,19 @@ def evaluate_split(
     return records
 
 
+# {name: (pool, numbers)}. Out of distribution (ood) means four numbers; the others have three.
+TOY_SPLITS = {"train": ("train", 3), "heldout": ("heldout", 3), "ood": ("heldout", 4)}
+
+
+def data_name(task: Task) -> str | None:
+    """The `--data` of a task's questions, without its limit; None if they have no such name."""
+    if isinstance(task, ToyTask):
+        names = {pool: f"toy:{name}" for name, pool in TOY_SPLITS.items()}
+        return names.get((task.pool, task.numbers))
+    source = getattr(task, "source", None)
+    return source if isinstance(source, str) else None
+
+
 def named_split(name: str, limit: int | None, kind: str = "auto") -> Split:
     """Return the split for `toy:POOL` or the name of a data set (`tasks.sources.names`).
 
@@ -121,12 +135,10 @@ def named_split(name: str, limit: int | None, kind: str = "auto") -> Split:
     if toy is None:
         make = recognised if kind == "auto" else KINDS[kind]
         return Split(re.sub(r"[/\\]+", "-", parse(name).label), make(name, limit=limit))
-    # Out of distribution (ood) means four numbers; the problems of `train` have three.
-    pools = {"train": ("train", 3), "heldout": ("heldout", 3), "ood": ("heldout", 4)}
-    if toy not in pools:
-        known = ", ".join(f"toy:{pool}" for pool in pools)
+    if toy not in TOY_SPLITS:
+        known = ", ".join(f"toy:{pool}" for pool in TOY_SPLITS)
         raise UserError(f"`--data` {name!r} is unknown; use {known}, or a data set's name")
-    pool, numbers = pools[toy]
+    pool, numbers = TOY_SPLITS[toy]
     return Split(toy, ToyTask(pool, numbers, 128 if limit is None else limit))
 
 

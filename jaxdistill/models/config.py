@@ -23,18 +23,18 @@ class ModelConfig:
     num_kv_heads: int  # K
     head_dim: int  # H
     intermediate_size: int  # F
-    rope: Rope = Rope()
+    rope: Rope = Rope()  # rotary position embedding
     sliding_rope: Rope | None = None  # for the sliding layers; None: the same as `rope`
     layer_pattern: tuple[LayerKind, ...] = ("full",)  # repeated over the layers
     window: int | None = None  # in a sliding layer a query sees itself and window - 1 keys before
     qk_norm: Literal["none", "head", "projection"] = "head"  # RMSNorm over H, or over N H and K H
     post_norm: bool = False  # x + norm(f(x)) instead of x + f(norm(x))
-    qkv_bias: bool = False
-    out_bias: bool = False
-    norm_eps: float = 1e-6
-    tie_embeddings: bool = False
-    max_positions: int = 32_768
-    family: str = "qwen3"
+    qkv_bias: bool = False  # biases of the query, key and value projections
+    out_bias: bool = False  # bias of attention's output projection
+    norm_eps: float = 1e-6  # added to the mean square in RMSNorm
+    tie_embeddings: bool = False  # the output head is the embedding, transposed
+    max_positions: int = 32_768  # tokens of a prompt and response together
+    family: str = "qwen3"  # names the layout of Hugging Face folders (`models.families`)
 
     def __post_init__(self):
         for field in fields(self):

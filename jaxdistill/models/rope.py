@@ -63,9 +63,9 @@ class Llama3:
     """Divide low frequencies by `factor`, by their wavelength (Llama 3.1, arXiv 2407.21783)."""
 
     factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_positions: int
+    low_freq_factor: float  # fewer rotations than this within `original_positions`: divided
+    high_freq_factor: float  # more rotations than this: unchanged
+    original_positions: int  # of the model before its context was extended
 
     def __post_init__(self):
         _require_positive(
@@ -85,7 +85,7 @@ Scaling = Linear | Yarn | Llama3
 class Rope:
     """Base and scaling. `Rope(1e6)` rotates pair i of H/2 by position * 1e6^(-2i/H) radians."""
 
-    theta: float = 10_000.0
+    theta: float = 10_000.0  # the base
     scaling: Scaling | None = None
 
 

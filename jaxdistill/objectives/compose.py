@@ -29,7 +29,7 @@ from jaxdistill.objectives.reduction import Reduction, loss_weights, require_red
 class CrossEntropy:
     """-log S(y_t): supervised fine-tuning and pre-training."""
 
-    reduction: Reduction = "token"
+    reduction: Reduction = "token"  # how positions are averaged
 
     reads = frozenset()
 

@@ -28,8 +28,8 @@ class RLSD:
     epistemic tokens keep the plain advantage.
     """
 
-    strength: float = 0.5
-    clip: float = 0.2
+    strength: float = 0.5  # 0: the plain advantage; 1: scaled by the whole ratio
+    clip: float = 0.2  # the ratio lies within 1 - clip and 1 + clip
     protect_epistemic: bool = False
 
     reads = frozenset({"teacher"})
@@ -61,9 +61,9 @@ class RLCSD:
     defaults are those of the paper's code (its strength is 1 * 0.5).
     """
 
-    temperature: float = 0.02
+    temperature: float = 0.02  # nats of log-likelihood ratio at which the residual saturates
     strength: float = 0.5
-    limit: float = 2.0
+    limit: float = 2.0  # the largest residual
     select: float = 0.02
     balance: float = 1.0
 

@@ -57,15 +57,15 @@ class Distill:
     """
 
     divergence: Divergence = JensenShannon()
-    support: Support = TopC()
+    support: Support = TopC()  # the tokens that the divergence is summed over
     target: Target = TeacherTarget()
     weights: tuple[Weight, ...] = ()
     clip: Clip | None = None
     terms: tuple[Term, ...] = ()
     importance_clip: float | None = 2.0
-    rollout_correction: Correction | None = None
+    rollout_correction: Correction | None = None  # for the sampler's rounding
     normalizer: Literal["all", "kept"] = "all"
-    reduction: Reduction = "sequence"
+    reduction: Reduction = "sequence"  # how positions are averaged
 
     def __post_init__(self) -> None:
         require_choice_and_reads("Distill.divergence", self.divergence, Divergence)

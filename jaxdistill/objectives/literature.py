@@ -52,7 +52,7 @@ class Barycentre:
     base's epistemic mass approximately.
     """
 
-    weight: float = 0.5
+    weight: float = 0.5  # w
     base: Literal["reference", "student"] = "reference"
     decay: float = 0.0
     only_epistemic: bool = False
@@ -243,7 +243,7 @@ class ReferenceKL:
     """
 
     strength: float = 0.01
-    direction: Literal["reverse", "forward"] = "reverse"
+    direction: Literal["reverse", "forward"] = "reverse"  # see the formula
     only_epistemic: bool = False
 
     reads = frozenset({"reference"})
@@ -320,7 +320,7 @@ class SuppressUnlikely:
     arXiv 2608.31046, the form is ours).
     """
 
-    strength: float = 1.0
+    strength: float = 1.0  # the penalty of such a token
     threshold: float = 0.05
     adaptive: bool = True
 

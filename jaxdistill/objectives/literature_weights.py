@@ -77,7 +77,7 @@ class EntropyGate:
     """
 
     of: NetworkName = "teacher"
-    keep: Literal["below", "above"] = "below"
+    keep: Literal["below", "above"] = "below"  # the side whose factor is 1
     threshold: float = 0.672  # see `targets.AmplifyEpistemic`
     floor: float = 0.0
 
@@ -163,8 +163,8 @@ class TokenImportance:
     positions by this number; here it is their weight.
     """
 
-    entropy_power: float = 1.0
-    divergence_power: float = 1.0
+    entropy_power: float = 1.0  # a
+    divergence_power: float = 1.0  # g
 
     reads = frozenset({"teacher"})
 

@@ -29,8 +29,8 @@ class Mixed:
     arXiv 2605.10194). Raises UserError if the two parts differ in their reduction.
     """
 
-    distill: Distill = Distill()
-    policy_gradient: GRPO = GRPO()
+    distill: Distill = Distill()  # the part that distils
+    policy_gradient: GRPO = GRPO()  # the part that learns from rewards
     share: float = 0.5
     anneal_steps: int = 0
 
@@ -65,8 +65,8 @@ class Routed:
     ambiguous target. Raises UserError if the two parts differ in their reduction.
     """
 
-    distill: Distill = Distill()
-    policy_gradient: GRPO = GRPO()
+    distill: Distill = Distill()  # the part that distils
+    policy_gradient: GRPO = GRPO()  # the part that learns from rewards
 
     def __post_init__(self) -> None:
         require_parts("Routed", self.distill, self.policy_gradient)

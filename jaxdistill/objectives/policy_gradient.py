@@ -41,12 +41,12 @@ class GRPO:
 
     # DAPO's clipping range (0.2 and 0.28), and the dual clip at 3 of arXiv 1912.09729.
     clip_low: float = 0.2
-    clip_high: float = 0.28
-    dual_clip: float | None = 3.0
+    clip_high: float = 0.28  # the ratio is at most 1 + this for a positive advantage
+    dual_clip: float | None = 3.0  # the largest ratio for a negative advantage
     normalize_std: bool = False
-    credit: Credit = EqualCredit()
+    credit: Credit = EqualCredit()  # how the advantage is spread over a completion's tokens
     terms: tuple[Term, ...] = ()
-    rollout_correction: Correction | None = None
+    rollout_correction: Correction | None = None  # for the sampler's rounding
     reduction: Reduction = "sequence"
 
     def __post_init__(self) -> None:

@@ -37,7 +37,7 @@ class TopC:
 
     c: int = 100  # as in the released runs
     tail: bool = True
-    support: Literal["student", "teacher", "union"] = "student"
+    support: Literal["student", "teacher", "union"] = "student"  # whose likeliest tokens
     keep_epistemic: bool | None = None
 
     def __post_init__(self) -> None:

@@ -4,7 +4,6 @@ import contextlib
 import json
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from jaxdistill.errors import UserError
 from jaxdistill.evaluation.evaluate import evaluate_split
 from jaxdistill.evaluation.records import evaluation_folder, write_evaluation
 from jaxdistill.files import write_whole
-from jaxdistill.objectives.importance import gap_warning
+from jaxdistill.precision import compute_dtype
 from jaxdistill.run.devices import start_line
 from jaxdistill.run.folder import (
     check_base,
@@ -31,6 +30,7 @@ from jaxdistill.run.folder import (
     start_folder,
     write_config,
 )
+from jaxdistill.run.telling import Progress, Warnings, last_lines
 from jaxdistill.sampling.engine import Engine
 from jaxdistill.sampling.prompts import check_prompts, encode_prompts
 from jaxdistill.sampling.rollouts import check_grading
@@ -46,6 +46,7 @@ from jaxdistill.training.prompt_file import PromptFile, ReadPrompt
 from jaxdistill.training.state import TrainState, init_state
 from jaxdistill.training.step import make_train_step
 from jaxdistill.training.teachers import check_teacher
+from jaxdistill.training.timing import Clock, Work, peak_flops
 from jaxdistill.training.traces import Traces
 from jaxdistill.training.updates import mini_batches
 
@@ -102,8 +103,7 @@ def check_tasks(config: RunConfig, quiet: bool = True) -> None:
 
 def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
     """The loop itself, in a folder that `start_folder` has created or checked."""
-    from tqdm import tqdm
-
+    clock = Clock()
     mesh = sharding.make_mesh(config.mesh)
     with sharding.use_mesh(mesh):
         # ---- model, data, state
@@ -156,6 +156,7 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
             rollouts_token_ids=config.rollouts_token_ids,
             steps=config.steps,
             prompts=prompts,
+            clock=clock,
         )
         source = open_source(config.experience, setting)
         for note in () if quiet else source.notes:
@@ -197,18 +198,26 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
             stack.callback(checkpoints.close)
             stack.callback(source.close)
             writer = stack.enter_context(MetricsWriter(run_dir, resume_step=step + 1))
-            bar = stack.enter_context(
-                tqdm(total=steps, initial=step, desc=config.name, disable=quiet)
+            progress = stack.enter_context(
+                contextlib.closing(Progress(config.name, steps=steps, step=step, quiet=quiet))
             )
-            pending: tuple[int, dict[str, Any], dict[str, Any]] | None = None
+            warnings = Warnings(config.name, progress.write)
+            clock.on_part = progress.doing
+            stack.enter_context(clock.compilations())
+            work = Work(
+                model=policy.config,
+                objective=config.objective,
+                track_reference=config.track_reference,
+                peak_flops=peak_flops(compute_dtype(config.compute.dtype), mesh.size),
+            )
+            clock.lap()  # the start belongs to no step
             # Before the first step: a run of no steps is evaluated too, and so is a resumed step
             # whose evaluation was killed.
             if evaluates_at(config, step, steps) and not is_evaluated(run_dir, step):
-                evaluate(config, engine, state.params, run_dir, step)
+                with clock.part("evaluation"):
+                    evaluate(config, engine, state.params, run_dir, step)
             while step < steps:
-                began = time.monotonic()
                 batch, facts = source.next_batch(state.params, step)
-                sampled = time.monotonic()
                 minis, parts = mini_batches(batch, config.updates), sharding.num_parts("B")
                 if config.compute.pack:
                     packed = [pack(mini, config.compute.pack, parts) for mini in minis]
@@ -216,33 +225,48 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
                     facts["padding"] = sum(padding for _, padding in packed) / len(packed)
                 else:
                     arrays = [pad(mini, config.compute.micro_batches, parts) for mini in minis]
-                state, sums = train_step(state, policy.params, *map(engine.place, arrays))
+                # Wait for the device: its time would otherwise count for the next step's sampling,
+                # which needs the new parameters and could not begin earlier.
+                with clock.part("update"):
+                    state, sums = train_step(state, policy.params, *map(engine.place, arrays))
+                    jax.block_until_ready(state)
                 step += 1
-                # Fetch the previous step's metrics now, while this step runs on the device:
-                # fetching this step's would block until it ends.
-                if pending is not None:
-                    log(writer, bar, *pending)
-                facts |= {"seconds_rollout": sampled - began, "seconds": time.monotonic() - began}
-                pending = (step, sums, facts)
                 # Metrics are written before the checkpoint of the same step: a resumed run drops
                 # lines after its checkpoint, but cannot restore missing ones.
-                if step == steps or is_due(step, config.checkpoint_every):
-                    log(writer, bar, *pending)
-                    pending = None
-                    if config.save_checkpoints:
+                values = means(sums) | facts | work.facts(clock.lap(), batch)
+                writer.write(step, values)
+                warnings.note(step, values)
+                progress.advance(values)
+                if config.save_checkpoints and (
+                    step == steps or is_due(step, config.checkpoint_every)
+                ):
+                    with clock.part("checkpoint"):
                         host = {"data": source.batches.get_state()}
                         checkpoints.save(step, state._asdict(), host)
                 if evaluates_at(config, step, steps):
-                    evaluate(config, engine, state.params, run_dir, step)
+                    with clock.part("evaluation"):
+                        evaluate(config, engine, state.params, run_dir, step)
+            # Checkpoints are written in the background; the last one is waited for here.
+            with clock.part("checkpoint"):
+                checkpoints.close()
 
         # ---- export
         is_exported = (run_dir / "export").exists() and finished_step(run_dir) == step
         if config.export and not is_exported:
             export(policy, state.params, run_dir, quiet)
-        write_whole(run_dir / "finished.json", json.dumps({"step": step}))
+        clock.lap()
+        if finished_step(run_dir) != step:
+            facts = {"step": step, "seconds": clock.total}
+            write_whole(run_dir / "finished.json", json.dumps(facts, indent=1))
+
+        # ---- what was done
+        for line in warnings.summary():
+            print(line, file=sys.stderr)
+        for line in () if quiet else last_lines(config, run_dir, clock.total):
+            print(line, file=sys.stderr)
 
 
-# ------------------------------------------------------------------------- schedule and metrics
+# ------------------------------------------------------------------------- schedule
 
 
 def is_due(step: int, every: int) -> bool:
@@ -250,24 +274,9 @@ def is_due(step: int, every: int) -> bool:
 
 
 def evaluates_at(config: RunConfig, step: int, steps: int) -> bool:
+    if step == 0 and config.evaluation.at_start:
+        return True
     return step == steps or is_due(step, config.evaluation.every)
-
-
-def log(writer: MetricsWriter, bar: Any, step: int, sums: dict[str, Any], facts: dict[str, Any]):
-    """Fetch a step's metrics from the device, write them and update the progress bar."""
-    values = means(sums) | facts
-    writer.write(step, values)
-    if values["skipped"] == 1:
-        text = f"step {step} was skipped: its gradient is not finite; the parameters are unchanged"
-        bar.write(text, file=sys.stderr)
-    elif values["skipped"]:
-        skipped = f"{values['skipped']:.0%} of its updates were skipped"
-        bar.write(f"step {step}: {skipped}: their gradients are not finite", file=sys.stderr)
-    if warning := gap_warning(values):
-        bar.write(f"step {step}: {warning}", file=sys.stderr)
-    bar.update()
-    shown = {key: values[key] for key in ("loss", "reward", "length") if key in values}
-    bar.set_postfix({key: f"{value:.3g}" for key, value in shown.items()}, refresh=False)
 
 
 # ------------------------------------------------------------------------- evaluation and export

@@ -48,11 +48,11 @@ class Sampling:
     Raises UserError if a value is outside its range.
     """
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    max_new_tokens: int = 128
-    min_p: float = 0.0
+    temperature: float = 1.0  # divides the logits
+    top_k: int = 0  # keep the k most likely tokens
+    top_p: float = 1.0  # keep the most likely tokens with this joint probability
+    max_new_tokens: int = 128  # tokens of a response, at which it is cut off
+    min_p: float = 0.0  # keep tokens at least this fraction as likely as the most likely one
 
     def __post_init__(self):
         _require(self.temperature >= 0, "temperature", ">= 0 (0 is greedy)", self.temperature)

@@ -29,7 +29,7 @@ from jaxdistill.storage.toy import toy_base_folder, toy_name, write_tokenizer
 class Pretrained:
     """A model by name: a Hugging Face folder, a run folder (its export), or a hub name."""
 
-    path: str
+    path: str  # of the folder, or OWNER/NAME on the hub
 
 
 @dataclass(frozen=True)

@@ -60,10 +60,10 @@ class ToyTask:
     than 3 or more than 6 numbers.
     """
 
-    pool: str = "train"
-    numbers: int = 3
-    count: int = 512
-    seed: int = 0
+    pool: str = "train"  # pretrain, train or heldout
+    numbers: int = 3  # of a problem: 3 to 6
+    count: int = 512  # problems
+    seed: int = 0  # of the order in which a pool's problems are drawn
 
     grading_workers: ClassVar = 0  # a verdict is a string comparison
     grade = staticmethod(toy_grader.grade)
@@ -136,7 +136,9 @@ class ChoiceTask(SourceTask):
 class ExactTask(SourceTask):
     """Exact match: the text in the last `<answer>` tag is the gold answer, but for outer space.
 
-    answer_in="response" compares the whole response, and prompts ask for no tag.
+    answer_in: where the answer is; "response" compares the whole response, and prompts ask for no
+    tag.
+    ignore_case: whether upper and lower case are the same.
     """
 
     answer_in: Literal["tag", "response"] = "tag"

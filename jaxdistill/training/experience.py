@@ -1,7 +1,7 @@
 """The sources of a step's batch: texts to imitate, or the student's own graded samples."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from jaxdistill.sampling import Address
 from jaxdistill.sampling.engine import Engine
 from jaxdistill.sampling.rollouts import Grade, Rollouts, open_grading
 from jaxdistill.tasks.contexts import Solution, regenerates
+from jaxdistill.tasks.grading.verdict import Verdict
 from jaxdistill.tasks.pipelines import example_iterator, questions_iterator
 from jaxdistill.tasks.questions import Question
 from jaxdistill.tasks.tasks import questions_of
@@ -32,6 +33,7 @@ from jaxdistill.training.prompt_file import PromptFile, ReadPrompt
 from jaxdistill.training.roles import check_roles
 from jaxdistill.training.supervised_texts import ToyTexts
 from jaxdistill.training.teacher_prompts import Prompts, contrast_prompts, teacher_prompts
+from jaxdistill.training.timing import Clock
 from jaxdistill.training.traces import Traces, notes, read_texts, steps_of
 
 # ------------------------------------------------------------------------------------ configs
@@ -41,11 +43,11 @@ from jaxdistill.training.traces import Traces, notes, read_texts, steps_of
 class Supervised:
     """Pretraining texts of a toy world, by index; texts over the limits are skipped."""
 
-    world: str = "main"
-    examples: int = 2_000_000
-    batch_size: int = 512
-    max_prompt_tokens: int = 128
-    max_completion_tokens: int = 128
+    world: str = "main"  # main or control
+    examples: int = 2_000_000  # distinct texts, which are drawn again once all were seen
+    batch_size: int = 512  # texts per step
+    max_prompt_tokens: int = 128  # tokens; also the width of every batch's prompts
+    max_completion_tokens: int = 128  # tokens; also the width of every batch's completions
     workers: int = 0  # processes that generate and tokenize texts ahead; 0: none, in this process
 
     def __post_init__(self):
@@ -79,6 +81,7 @@ class Setting:
     rollouts_token_ids: bool = False  # whether their token ids are saved too
     steps: int | None = None  # of the run; None: as many as the source's epochs take
     prompts: PromptFile | None = None  # where a row's prompts are shown; None: nowhere
+    clock: Clock = field(default_factory=Clock)  # counts the seconds of sampling and grading
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,15 +181,20 @@ def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
     batches = questions_iterator(questions, setting.seed, experience.questions)
     grading = open_grading(experience.task)
 
+    def grade(questions: Sequence[Question], responses: Sequence[str]) -> list[Verdict]:
+        with setting.clock.part("grading"):
+            return grading.grade(questions, responses)
+
     def next_batch(params: Any, step: int) -> tuple[Batch, dict[str, Any]]:
-        rollouts = setting.engine.rollouts(
-            params,
-            with_unique_ids(next(batches)),
-            experience.sampling,
-            experience.rollouts,
-            Address(seed=setting.seed, purpose="train", step=step),
-            grade=grading.grade,
-        )
+        with setting.clock.part("sampling"):
+            rollouts = setting.engine.rollouts(
+                params,
+                with_unique_ids(next(batches)),
+                experience.sampling,
+                experience.rollouts,
+                Address(seed=setting.seed, purpose="train", step=step),
+                grade=grade,
+            )
         if setting.rollouts_every and step % setting.rollouts_every == 0:
             assert setting.rollouts_dir is not None, "`rollouts_every` needs a `rollouts_dir`"
             write_rollouts(
@@ -196,7 +204,7 @@ def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
                 setting.rollouts_rows,
                 token_ids=setting.rollouts_token_ids,
             )
-        batch, facts = on_policy_batch(experience, setting, rollouts, grading.grade)
+        batch, facts = on_policy_batch(experience, setting, rollouts, grade)
         if setting.prompts is not None:
             setting.prompts.keep_batch(experience, rollouts, batch)
         return batch, facts | facts_of_run
@@ -323,15 +331,16 @@ def regenerate(
         replace(question, id=f"{question.id}/{row % rollouts.rollouts}", prompt=guided.turns[row])
         for row, question in zip(asked, originals)
     ]
-    answers = setting.engine.rollouts(
-        policy.params,
-        guided_questions,
-        experience.sampling,
-        1,
-        replace(rollouts.address, purpose="regenerate"),
-        # Graded as answers to the original question, whose prompt shows no solution.
-        grade=lambda _, responses: grade(originals, responses),
-    )
+    with setting.clock.part("sampling"):
+        answers = setting.engine.rollouts(
+            policy.params,
+            guided_questions,
+            experience.sampling,
+            1,
+            replace(rollouts.address, purpose="regenerate"),
+            # Graded as answers to the original question, whose prompt shows no solution.
+            grade=lambda _, responses: grade(originals, responses),
+        )
     if setting.prompts is not None:
         prompt_ids = answers.prompt_ids_BP[0][answers.prompt_mask_BP[0] > 0]
         tokens = answers.tokens_BT[0][answers.mask_BT[0] > 0]

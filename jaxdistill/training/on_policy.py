@@ -32,14 +32,22 @@ from jaxdistill.tasks.tasks import Task
 class OnPolicy:
     """The student's own samples: Q questions per step, R rollouts each, and the teacher's context.
 
+    task: the questions and their grader.
+    questions, rollouts: Q distinct questions per step and R responses to each. The defaults are
+    those of SDPO's published script (`run_sdpo_all.sh`).
+    context: what the teacher is shown besides the question.
     demonstration: `sibling` shows another, correct rollout of the same question, and a row without
     one is not distilled; `reference` shows the question's own solution text; `sibling_or_reference`
     falls back to that text. A wrong solution is always another, incorrect rollout.
+    demonstration_choice: which of several siblings is shown.
     max_prompt_tokens: questions with a longer prompt are dropped before the first step and counted;
     None: the model's positions less `sampling.max_new_tokens`.
+    max_demonstration_tokens: the longest demonstration, in tokens; the default is the paper's
+    maximum response length.
     overlong: a demonstration is too long if it has more than `max_demonstration_tokens`, or if the
     teacher's prompt and the row's completion would exceed the model's positions. `cut` cuts off its
     end, `drop` does not distil the row; the metrics count both.
+    template: the wording of the teacher's prompt.
     contrast, contrasts: the context that a contrastive objective compares with the teacher's, and
     the number of such prompts per row.
     updates: optimizer updates per step, each on as many whole questions, in their order. From the
@@ -57,7 +65,7 @@ class OnPolicy:
     """
 
     task: Task
-    questions: int = 32  # these two as in SDPO's published script (`run_sdpo_all.sh`)
+    questions: int = 32
     rollouts: int = 8
     updates: int = 1
     sampling: Sampling = Sampling()
@@ -65,15 +73,15 @@ class OnPolicy:
     demonstration: Literal["sibling", "reference", "sibling_or_reference"] = "sibling"
     demonstration_choice: Literal["random", "first", "shortest"] = "random"
     max_prompt_tokens: int | None = None
-    max_demonstration_tokens: int = 20480  # the paper's maximum response length
+    max_demonstration_tokens: int = 20480
     overlong: Literal["cut", "drop"] = "cut"
     template: Template = PAPER
     contrast: Context = WrongSolution()
     contrasts: int = 1
-    # Widths of teacher prompts and completions are rounded up to multiples of these, because each
-    # distinct width compiles the step anew. 64 is chosen, not measured.
+    # Widths in tokens of teacher prompts are rounded up to multiples of this, because each distinct
+    # width compiles the step anew. 64 is chosen, not measured.
     teacher_prompt_multiple: int = 64
-    completion_multiple: int = 64
+    completion_multiple: int = 64  # as `teacher_prompt_multiple`, of completions
     student_thinking: bool | None = None
     teacher_thinking: Thinking = "as_student"
     teacher_opening: Literal["template", "student"] = "template"

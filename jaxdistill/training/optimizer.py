@@ -21,14 +21,14 @@ class Optimizer:
     the paper's (arXiv 2603.24472); b1, b2 and eps are Adam's usual ones.
     """
 
-    peak_lr: float = 1e-5
-    warmup_steps: int = 10
-    schedule: Literal["constant", "cosine"] = "constant"
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
+    peak_lr: float = 1e-5  # learning rate after the warm-up
+    warmup_steps: int = 10  # steps of linear increase
+    schedule: Literal["constant", "cosine"] = "constant"  # after the warm-up; cosine ends at 0
+    b1: float = 0.9  # decay rate per step of the first moment
+    b2: float = 0.999  # decay rate per step of the second moment
+    eps: float = 1e-8  # added to the root of the second moment
+    weight_decay: float = 0.01  # fraction of a parameter, times the learning rate
+    clip_norm: float = 1.0  # the largest global norm; a longer gradient is scaled down to it
     moments: Literal["float32", "bfloat16"] = "float32"  # storage; see `stored_in_bfloat16`
     moments_on: Literal["device", "host"] = "device"  # where they are kept between steps
 

@@ -34,6 +34,7 @@ class Traces:
     correct: True keeps the rows that were graded correct, False the others; None keeps all.
     instruction: None leaves prompts as they are; "default" adds the boxed sentence where it is
     missing, as `MathTask` does; a text of one's own takes its place.
+    batch_size: rows per step.
     epochs: how often each row is seen, where the run's `steps` is None; `steps` overrides it.
     max_tokens: the longest prompt and response together; None is the model's own limit, which
     `max_tokens` cannot exceed.

@@ -18,6 +18,7 @@ from jaxdistill.run.study import Arm
 from jaxdistill.sharding import MeshConfig
 from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.storage.loading import Fresh
+from jaxdistill.training.timing import TIMINGS
 from jaxdistill.training.traces import Traces
 
 # Of different lengths, so that a packed row holds several and a padded one is not full.
@@ -49,7 +50,7 @@ def recipe(source, *overrides) -> RunConfig:
 
 def metrics_of(run_dir):
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: x for key, x in line.items() if "seconds" not in key} for line in lines]
+    return [{key: x for key, x in line.items() if key not in TIMINGS} for line in lines]
 
 
 def mean_loss(model, rows) -> tuple[float, int]:

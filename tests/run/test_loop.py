@@ -13,7 +13,6 @@ import jax
 import numpy as np
 import pytest
 from tiny_run import tiny, tree_of, write_config
-from tqdm import tqdm
 
 from jaxdistill.errors import UserError
 from jaxdistill.objectives import CrossEntropy
@@ -25,9 +24,9 @@ from jaxdistill.storage import loading
 from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.tasks.tasks import ToyTask
 from jaxdistill.training.experience import Supervised
-from jaxdistill.training.metrics import MetricsWriter, Sum
 from jaxdistill.training.state import TrainState, init_state
 from jaxdistill.training.teachers import Frozen
+from jaxdistill.training.timing import TIMINGS
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +53,7 @@ def final_state(config, run_dir):
 def metrics_of(run_dir):
     """The metrics without timings."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.startswith("seconds")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in TIMINGS} for line in lines]
 
 
 def assert_same_run(config, run_dir, other):
@@ -175,15 +174,6 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(whole, tmp_path, m
     run(tiny(), tmp_path / "run", resume=True, quiet=True)
     assert "has no checkpoint yet and starts at step 0\n" in capsys.readouterr().err
     assert_same_run(tiny(), tmp_path / "run", whole)
-
-
-def test_a_step_that_was_skipped_is_told_though_the_run_is_quiet(tmp_path, capsys):
-    sums = {"loss": Sum(np.nan, 1.0), "skipped": Sum(1.0, 1.0)}
-    with MetricsWriter(tmp_path) as writer, tqdm(disable=True) as bar:
-        runs.log(writer, bar, 3, sums, {})
-        runs.log(writer, bar, 4, sums | {"skipped": Sum(0.0, 1.0)}, {})
-    said = "step 3 was skipped: its gradient is not finite; the parameters are unchanged\n"
-    assert capsys.readouterr().err == said
 
 
 def test_a_start_that_was_killed_can_be_started_again(tmp_path):

@@ -35,6 +35,7 @@ def three_arms() -> tuple[Arm, ...]:
     evaluation = Evaluation(
         splits=tuple(Split(pool, ToyTask(pool, count=2)) for pool in ("train", "heldout")),
         every=1,
+        at_start=False,
         samples=2,
         sampling=Sampling(max_new_tokens=16),
     )

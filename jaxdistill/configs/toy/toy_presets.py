@@ -27,7 +27,6 @@ def toy_presets(profile: str = "quick") -> Study:
     if profile not in ("quick", "full"):
         raise UserError(f"`--profile` must be quick or full, got {profile!r}")
     parent = toy_selfdistill()
-    parent = replace(parent, track_reference=True)
     run = short(parent) if profile == "quick" else at_full_size(parent, 1e-4)
     arms = tuple(presets(run, range(1 if profile == "quick" else 3)))
     return Study(name="toy_presets", profile=profile, arms=arms, workers=2)

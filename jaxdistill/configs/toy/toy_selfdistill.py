@@ -48,6 +48,8 @@ def toy_selfdistill() -> RunConfig:
         optimizer=Optimizer(peak_lr=3e-4, warmup_steps=3, b2=0.99, weight_decay=0.0),
         # float32 on accelerators too: the tables of docs/toy_study.md were measured in it.
         compute=Compute(dtype="float32", chunk=128),
+        # A line in every figure, and cheap in a small model.
+        track_reference=True,
         evaluation=Evaluation(
             splits=SPLITS,
             every=15,

@@ -65,7 +65,14 @@ def toy_study(profile: str = "quick") -> Study:
 def in_world(config: RunConfig, world: str, name: str, seed: int = 0) -> RunConfig:
     """The same run from a world's base. A study keeps measurements only, no weights."""
     return replace(
-        config, model=ToyBase(world), name=name, seed=seed, export=False, save_checkpoints=False
+        config,
+        model=ToyBase(world),
+        name=name,
+        seed=seed,
+        # The arm of the base measures what every run starts from.
+        evaluation=replace(config.evaluation, at_start=False),
+        export=False,
+        save_checkpoints=False,
     )
 
 
