@@ -70,6 +70,8 @@ class _Handler(BaseHTTPRequestHandler):
         # /api/datasets/OWNER/NAME, the same with /revision/REVISION or /tree/REVISION,
         # /datasets/OWNER/NAME/resolve/REVISION/PATH
         is_api = parts[0] == "api"
+        if len(parts) < 3 + is_api or parts[is_api] != "datasets":
+            return self._fail(404, "EntryNotFound")
         owner, name, *rest = parts[2 if is_api else 1 :]
         action, revision, *path = rest or ["revision", "main"]
         full = f"{owner}/{name}"

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from jaxdistill.errors import UserError
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.storage import tokenizer as tokenizers
-from jaxdistill.tasks.questions import Question, asked_text, messages
+from jaxdistill.tasks.questions import Question, messages
 
 # A role's thinking mode, passed to the chat template as `enable_thinking`: on, off, None to leave
 # it to the template, or the mode that the student samples in.
@@ -39,9 +39,9 @@ def prompt_lengths(
     tokenizer: Any, questions: Sequence[Question], enable_thinking: bool | None = None
 ) -> list[int]:
     """Tokens of each question's prompt; a prompt that stands several times is encoded once."""
-    asked = [asked_text(question) for question in questions]
+    asked = [(question.system, question.earlier, question.prompt) for question in questions]
     distinct = list(dict(zip(asked, questions)).items())
-    lengths: dict[bytes, int] = {}
+    lengths: dict[Any, int] = {}
     # 1024: enough work for every thread of the tokenizer, and no more ids in memory than that.
     for start in range(0, len(distinct), 1024):
         names, those = zip(*distinct[start : start + 1024])

@@ -39,6 +39,14 @@ def test_lengths_are_those_of_the_encoded_prompts(tokenizer, monkeypatch):
     assert prompts.prompt_lengths(tokenizer, questions) == expected
 
 
+def test_earlier_turns_are_part_of_a_prompts_length(tokenizer):
+    bare = question("a", 3)
+    shot = dataclasses.replace(bare, earlier=(("user", "9 9 9"), ("assistant", "9")))
+    expected = [len(ids) for ids in prompts.encode_prompts(tokenizer, [bare, shot])]
+    assert expected[0] < expected[1]
+    assert prompts.prompt_lengths(tokenizer, [bare, shot]) == expected
+
+
 def test_prompts_of_more_than_one_batch_keep_their_order(tokenizer):
     questions = [question(str(i), 1 + i % 7, str(i // 7)) for i in range(1100)]
     (shortest,) = prompts.prompt_lengths(tokenizer, questions[:1])
