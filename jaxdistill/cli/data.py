@@ -5,7 +5,7 @@ import re
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +127,8 @@ def check(options: argparse.Namespace) -> None:
         print(note, file=sys.stderr)
     num_rows = loaded.num_rows + len(loaded.skipped)
     repeated = loaded.num_rows - loaded.num_distinct
-    if place is not None:
-        names = place.columns or (first if isinstance(first, dict) else ())
-        print(f"columns   {', '.join(names)}")
+    if place is not None and isinstance(first, Mapping):
+        print(f"columns   {', '.join(place.columns or first)}")
     how = "recognised, see --kind" if options.kind == "auto" else "--kind"
     print(f"rows      {num_rows:,}")
     print(f"prompts   {loaded.num_distinct:,} distinct; {repeated:,} rows repeat one of them")
