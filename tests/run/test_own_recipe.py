@@ -7,7 +7,7 @@ import pickle
 import shutil
 
 import pytest
-from command_line import assert_mistake, call
+from command_line import assert_mistake, besides_warnings, call
 from places import ROOT
 
 from jaxdistill.cli.sample import First, own_split
@@ -62,7 +62,8 @@ def resumed(stopped, tmp_path_factory):
         patch.chdir(place)
         code, out, err = call("train", "own_recipe.py", *RESUME)
     assert (code, out) == (0, "run\n")
-    assert err == "no own_recipe.py: the run continues with its own run/config.json\n"
+    said = besides_warnings(err)
+    assert said == "no own_recipe.py: the run continues with its own run/config.json\n"
     return place / "run"
 
 
