@@ -56,3 +56,12 @@ entry()
 def start(*arguments, **options):
     command = [sys.executable, "-c", HEEDING, *map(str, arguments)]
     return subprocess.Popen(command, text=True, stderr=subprocess.PIPE, **options)
+
+
+def besides_warnings(err: str) -> str:
+    """What a command wrote on stderr, without a run's warnings: random models solve nothing."""
+    is_warning = re.compile(
+        r"\w+(, step \d+)?: (no response was correct|all responses were cut off) ?"
+    )
+    lines = err.splitlines(keepends=True)
+    return "".join(line for line in lines if not is_warning.match(line))

@@ -283,3 +283,20 @@ def test_an_objective_of_any_parts_is_written_on_the_command_line_and_survives_j
     assert overrides.from_json(type(config), overrides.to_json(config)) == config
     again = load_recipe("toy_selfdistill", [f"objective={config.objective!r}"])
     assert again.objective == config.objective
+
+
+def test_the_toy_recipes_log_the_initial_models_epistemic_mass():
+    """As the README says."""
+    for name in ("toy_selfdistill", "toy_grpo"):
+        assert load_recipe(name, []).track_reference
+    for name, profiles in STUDIES.items():
+        for profile in profiles:
+            arms = load_study_recipe(name, profile).arms
+            assert all(arm.config.track_reference for arm in arms)
+
+
+def test_a_studys_runs_start_where_its_base_is_measured_and_a_run_of_ones_own_does_so_itself():
+    arms = load_study_recipe("toy_study", "quick").arms
+    assert not any(arm.config.evaluation.at_start for arm in arms)
+    assert {arm.world for arm in arms if arm.config.steps == 0} == {arm.world for arm in arms}
+    assert load_recipe("toy_selfdistill", []).evaluation.at_start

@@ -29,7 +29,7 @@ def add_overrides(sub: argparse.ArgumentParser, what: str) -> None:
 
 
 def add_quiet(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--quiet", action="store_true", help="show no progress bar")
+    sub.add_argument("--quiet", action="store_true", help="show no progress bar, but warnings")
 
 
 def add_sampling(sub: argparse.ArgumentParser) -> None:
