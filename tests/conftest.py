@@ -52,6 +52,9 @@ def _simulate_devices():
     # Before JAX is imported, and for the processes that tests start.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *QUICK_TO_COMPILE]).strip()
+    # A start must not depend on what an earlier one has compiled. Whoever names a cache wants it.
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
     # A name that is no folder is not looked for on the network.
     os.environ["HF_HUB_OFFLINE"] = "1"
 

@@ -16,7 +16,7 @@ from places import PACKAGE
 # A module imports from the rows above its own, and from its own row inside one subpackage. The
 # longest matching name counts: "models.hf" before "models".
 LEVELS = (
-    ("errors", "axes", "files"),
+    ("errors", "axes", "files", "compilation"),
     ("own_classes",),
     ("precision", "overrides", "epistemic"),
     ("sharding",),

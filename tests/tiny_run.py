@@ -27,6 +27,7 @@ from jaxdistill.training.teachers import EMA
 
 # Compiling is most of these tests' time, and killed, resumed and worker processes repeat it.
 CACHE = {
+    "jax_enable_compilation_cache": True,
     "jax_compilation_cache_dir": f"{tempfile.gettempdir()}/jaxdistill-compiled-{os.getuid()}",
     "jax_persistent_cache_min_compile_time_secs": 0.1,
     "jax_persistent_cache_min_entry_size_bytes": -1,

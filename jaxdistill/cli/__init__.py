@@ -5,12 +5,13 @@ mistyped flag are answered at once. The function of a verb imports what it needs
 """
 
 import argparse
+import contextlib
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 
-from jaxdistill import __version__
+from jaxdistill import __version__, compilation
 from jaxdistill.cli import analyze, bench, convert, data, list, report, sample, train
 from jaxdistill.cli.parser import Parser
 from jaxdistill.errors import UserError
@@ -26,8 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reader of stdout has closed the pipe, and nothing is printed.
     """
     options = build_parser().parse_args(arguments)
+    compilation.keep_programs()
     try:
-        options.function(options)
+        with compilation.reported() if options.compiles else contextlib.nullcontext():
+            options.function(options)
         # A broken pipe raises here, where it is handled, and not while Python shuts down.
         sys.stdout.flush()
         return 0

@@ -23,6 +23,7 @@ def add_verbs(verbs: Any) -> None:
         "bench",
         bench,
         "Measure speed and memory, compare them with the device's own limits, and print JSON.",
+        compiles=True,
     )
     what = sub.add_subparsers(required=True, metavar="WHAT")
     for name, (work, text) in WHAT.items():

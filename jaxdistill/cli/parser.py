@@ -38,9 +38,15 @@ def describe_default(action: argparse.Action, default: str) -> None:
 
 
 def add_verb(
-    verbs: Any, name: str, function: Callable[[argparse.Namespace], None], summary: str
+    verbs: Any,
+    name: str,
+    function: Callable[[argparse.Namespace], None],
+    summary: str,
+    *,
+    compiles: bool = False,
 ) -> argparse.ArgumentParser:
+    """Add a verb. One that `compiles` programs for a model imports JAX and says what takes long."""
     sub = verbs.add_parser(name, help=summary, description=summary)
     sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    sub.set_defaults(function=function)
+    sub.set_defaults(function=function, compiles=compiles)
     return sub

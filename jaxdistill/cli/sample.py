@@ -17,7 +17,13 @@ from jaxdistill.errors import UserError
 
 
 def add_verbs(verbs: Any) -> None:
-    sub = add_verb(verbs, "sample", sample, "Sample responses from a Hugging Face folder or a run.")
+    sub = add_verb(
+        verbs,
+        "sample",
+        sample,
+        "Sample responses from a Hugging Face folder or a run.",
+        compiles=True,
+    )
     sub.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     sub.add_argument(
         "--prompt", action="append", required=True, metavar="TEXT", help="a user turn; repeatable"
@@ -31,6 +37,7 @@ def add_verbs(verbs: Any) -> None:
         "eval",
         evaluate,
         "Measure avg@k and pass@k with intervals, lengths and epistemic counts.",
+        compiles=True,
     )
     sub.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     questions = sub.add_mutually_exclusive_group(required=True)

@@ -11,7 +11,13 @@ from jaxdistill.errors import UserError
 
 
 def add_verbs(verbs: Any) -> None:
-    sub = add_verb(verbs, "train", train, "Run a recipe: pre-training, self-distillation or GRPO.")
+    sub = add_verb(
+        verbs,
+        "train",
+        train,
+        "Run a recipe: pre-training, self-distillation or GRPO.",
+        compiles=True,
+    )
     sub.add_argument("config", metavar="CONFIG", help="a recipe's name or path, or a config.json")
     add_overrides(sub, "the recipe")
     add_mesh(sub, of="the recipe")
@@ -24,7 +30,13 @@ def add_verbs(verbs: Any) -> None:
     )
     add_quiet(sub)
 
-    sub = add_verb(verbs, "study", study, "Run a grid of runs, then write the comparison report.")
+    sub = add_verb(
+        verbs,
+        "study",
+        study,
+        "Run a grid of runs, then write the comparison report.",
+        compiles=True,
+    )
     sub.add_argument("config", metavar="STUDY", help="a study recipe's name or path: toy_study")
     sub.add_argument(
         "--profile",

@@ -12,7 +12,8 @@ from jaxdistill.evaluation.measures import problem_of, summarize
 from jaxdistill.evaluation.records import response_record
 from jaxdistill.sampling import Address, Sampling
 from jaxdistill.sampling.engine import Engine
-from jaxdistill.sampling.prompts import Thinking, thinking_of
+from jaxdistill.sampling.prompt_widths import width_of
+from jaxdistill.sampling.prompts import Thinking, prompt_lengths, thinking_of
 from jaxdistill.sampling.rollouts import open_grading
 from jaxdistill.storage.toy import toy_name
 from jaxdistill.tasks.questions import is_text
@@ -93,6 +94,10 @@ def evaluate_split(
     size = min(config.questions_per_batch, len(questions))
     address = Address(seed=config.seed, purpose=f"eval/{split.name}")
     records = []
+    widths = ()
+    if size < len(questions):  # several batches, all padded to the longest prompt of the split
+        lengths = prompt_lengths(engine.policy.tokenizer, questions, engine.enable_thinking)
+        widths = (width_of(max(lengths)),)
     with contextlib.closing(open_grading(split.task)) as grading:
         starts = range(0, len(questions), size)
         for start in tqdm(starts, desc=split.name, disable=not show_progress):
@@ -105,6 +110,7 @@ def evaluate_split(
                 config.samples,
                 address,
                 grade=grading.grade,
+                widths=widths,
             )
             rows = range(len(batch) * config.samples)
             records += [response_record(split.task, rollouts, row) for row in rows]

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from jaxdistill import epistemic, objectives, own_classes, sharding
+from jaxdistill import compilation, epistemic, objectives, own_classes, sharding
 from jaxdistill.config import RunConfig
 from jaxdistill.epistemic import LexiconFile
 from jaxdistill.errors import UserError
@@ -38,11 +38,11 @@ from jaxdistill.storage import hf_export, loading
 from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.storage.loading import Policy
 from jaxdistill.tasks.tasks import load, questions_of
-from jaxdistill.training.batch import pack, pad
 from jaxdistill.training.experience import Setting, open_source
 from jaxdistill.training.metrics import MetricsWriter, means
 from jaxdistill.training.on_policy import OnPolicy
 from jaxdistill.training.prompt_file import PromptFile, ReadPrompt
+from jaxdistill.training.shapes import Layout
 from jaxdistill.training.state import TrainState, init_state
 from jaxdistill.training.step import make_train_step
 from jaxdistill.training.teachers import check_teacher
@@ -165,6 +165,12 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
         assert steps is not None, "`RunConfig` lets no other source go without `steps`"
         check_teacher(config.teacher, policy.params, steps)
         state = init_state(policy.params, config.optimizer, config.teacher, steps)
+        layout = Layout(
+            compute=config.compute,
+            shapes=setting.shapes,
+            most_tokens=source.most_tokens,
+            keeps_widths=source.keeps_widths,
+        )
         checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.keep_checkpoints)
         step = 0
         latest = checkpoints.latest_step() if resume else None
@@ -175,6 +181,7 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
             restored, host = checkpoints.restore(latest, state._asdict())
             state = TrainState(**restored)
             source.batches.set_state(host["data"])
+            setting.shapes.restore(host.get("shapes", {}))
             note_resume(run_dir, step)
         if resume:
             # It may differ in the settings of MAY_CHANGE.
@@ -218,16 +225,14 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
                     evaluate(config, engine, state.params, run_dir, step)
             while step < steps:
                 batch, facts = source.next_batch(state.params, step)
-                minis, parts = mini_batches(batch, config.updates), sharding.num_parts("B")
-                if config.compute.pack:
-                    packed = [pack(mini, config.compute.pack, parts) for mini in minis]
-                    arrays = [arrays for arrays, _ in packed]
-                    facts["padding"] = sum(padding for _, padding in packed) / len(packed)
-                else:
-                    arrays = [pad(mini, config.compute.micro_batches, parts) for mini in minis]
+                laid_out = [layout.arrays(mini) for mini in mini_batches(batch, config.updates)]
+                arrays = [arrays for arrays, _ in laid_out]
+                for name in laid_out[0][1]:
+                    facts[name] = sum(seen[name] for _, seen in laid_out) / len(laid_out)
+                shapes = "; ".join(mini.in_words() for mini in arrays)
                 # Wait for the device: its time would otherwise count for the next step's sampling,
                 # which needs the new parameters and could not begin earlier.
-                with clock.part("update"):
+                with clock.part("update"), compilation.named(shapes):
                     state, sums = train_step(state, policy.params, *map(engine.place, arrays))
                     jax.block_until_ready(state)
                 step += 1
@@ -241,7 +246,10 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
                     step == steps or is_due(step, config.checkpoint_every)
                 ):
                     with clock.part("checkpoint"):
-                        host = {"data": source.batches.get_state()}
+                        host = {
+                            "data": source.batches.get_state(),
+                            "shapes": setting.shapes.state(),
+                        }
                         checkpoints.save(step, state._asdict(), host)
                 if evaluates_at(config, step, steps):
                     with clock.part("evaluation"):

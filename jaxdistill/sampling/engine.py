@@ -12,21 +12,18 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from jaxdistill import sharding
+from jaxdistill import compilation, sharding
 from jaxdistill.models.quantized import CacheDtype, check_cache_dtype
 from jaxdistill.precision import compute_dtype
 from jaxdistill.sampling.keys import Address, question_hashes, row_keys
 from jaxdistill.sampling.pages import fit_slots
+from jaxdistill.sampling.prompt_widths import width_of
 from jaxdistill.sampling.prompts import check_room, encode_prompts
 from jaxdistill.sampling.rollouts import Grade, Rollouts, not_graded
 from jaxdistill.sampling.sampler import Samples, Sampling, make_sampler
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.loading import Policy
 from jaxdistill.tasks.questions import Question
-
-# Prompts are padded to multiples of this: each padded length compiles another program, and up to 15
-# more positions cost next to nothing in a prefill. Chosen, not measured.
-PROMPT_MULTIPLE = 16
 
 Tree = TypeVar("Tree")
 
@@ -63,6 +60,7 @@ class Engine:
         *,
         grade: Grade | None = None,
         slots: int | None = None,
+        widths: Sequence[int] = (),
     ) -> Rollouts:
         """Sample `rollouts` completions of each question and grade them (None: `not_graded`).
 
@@ -76,7 +74,8 @@ class Engine:
         check_room(
             self.policy.config, questions, [len(row) for row in ids], sampling.max_new_tokens
         )
-        prompt_ids_QP, prompt_mask_QP = tokenizers.left_pad(ids, self.pad_id, PROMPT_MULTIPLE)
+        width = width_of(max(map(len, ids)), widths)
+        prompt_ids_QP, prompt_mask_QP = tokenizers.left_pad(ids, self.pad_id, width)
         hashes_Q = question_hashes([question.id for question in questions])
         num_rows, pages = len(questions) * rollouts, None
         with sharding.use_mesh(self.mesh):
@@ -93,7 +92,10 @@ class Engine:
             slots = min(slots, len(hashes_Q) * rollouts)
             sample = self.sampler(sampling, rollouts, slots=slots, pages=pages)
             keys_B2 = row_keys(address.seed, address.purpose, address.step, hashes_Q, rollouts)
-            drawn = sample(params, *self.place((prompt_ids_QP, prompt_mask_QP, keys_B2)))
+            what = f"{len(questions)} prompts of {width:,} tokens, {rollouts} x "
+            what += f"{sampling.max_new_tokens:,} new tokens, {slots} at a time"
+            with compilation.named(what):
+                drawn = sample(params, *self.place((prompt_ids_QP, prompt_mask_QP, keys_B2)))
             drawn = jax.device_get(drawn)
             samples: Samples = jax.tree.map(lambda x_B: x_B[:num_rows], drawn)
         tokens_BT, mask_BT = np.asarray(samples.tokens_BT), np.asarray(samples.mask_BT)

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, Shaped
 
 from jaxdistill.axes import AnyArray
 from jaxdistill.training.micro_batches import MicroBatch, MicroBatches, Sequences
-from jaxdistill.training.packing import MAX_SEQUENCES, plan_rows, row_capacities
+from jaxdistill.training.packing import MAX_SEQUENCES, KeptPacking, plan_batch
 
 
 class Texts(NamedTuple):
@@ -74,47 +74,54 @@ class Batch:
         """The student's prompts, then the teacher's, then each contrast's."""
         return [self.prompt, *([] if self.teacher is None else [self.teacher]), *self.contrasts]
 
+    @property
+    def sizes_BX(self) -> Int[np.ndarray, "B X"]:
+        """Tokens of each row's completion alone, then with each of its `prompts`."""
+        completion_B = self.completion.length_B
+        sizes = [completion_B, *(prompt.length_B + completion_B for prompt in self.prompts)]
+        return np.stack(sizes, axis=1)
 
-def pad(batch: Batch, micro_batches: int = 1, parts: int = 1) -> MicroBatches:
+
+def pad(
+    batch: Batch,
+    micro_batches: int = 1,
+    parts: int = 1,
+    capacity_X: Sequence[int] | None = None,
+) -> MicroBatches:
     """One sequence per row, with the width of the widest prompt plus that of the completions.
 
     Micro-batch m holds the rows m, m + `micro_batches`, and so on, so that every device keeps its
     rows and works on a share of each micro-batch. `micro_batches` must divide B. If the mesh's
     `parts` do not divide a micro-batch's rows, it has more of them, and the last ones are empty.
+    `capacity_X` are other widths, in tokens, that hold the batch: of completions and of each kind
+    of sequence.
     """
-    T = batch.completion.ids_BP.shape[1]
-    capacity_X = np.array([T, *(prompt.ids_BP.shape[1] + T for prompt in batch.prompts)])
+    if capacity_X is None:
+        T = batch.completion.ids_BP.shape[1]
+        capacity_X = [T, *(prompt.ids_BP.shape[1] + T for prompt in batch.prompts)]
     row_WX = np.arange(len(batch.advantage_B)).reshape(-1, micro_batches)
     plan = [[row] for row in row_WX.T.reshape(-1).tolist()]
     num_rows = bucket(len(row_WX), parts)
     # Fuller micro-batches may be fewer; no device has more rows of one than without the mesh.
     shape = -(-len(plan) // num_rows), num_rows, 1
-    return _build(batch, plan, capacity_X, shape)
+    return _build(batch, plan, np.array(capacity_X), shape)
 
 
-def pack(batch: Batch, pack: int, parts: int = 1) -> tuple[MicroBatches, float]:
+def pack(
+    batch: Batch, pack: int, parts: int = 1, kept: KeptPacking | None = None
+) -> tuple[MicroBatches, float]:
     """Sequence packing: rows of a few fixed sizes, and the fraction of positions that are padding.
 
     `pack` is the capacity of the student's rows in tokens, rounded up to the next multiple that
     holds the longest sequence. A micro-batch has one packed row for each of the mesh's `parts`.
+    `kept` are the shapes of earlier batches, one of which is used again unless they no longer suit
+    (`packing.plan_batch`).
     """
-    completion_B = batch.completion.length_B
-    # Axis X: the completion alone, then each kind of prompt with the completion.
-    sizes_BX = np.stack(
-        [completion_B, *(prompt.length_B + completion_B for prompt in batch.prompts)], axis=1
-    )
-    capacity_X = row_capacities(sizes_BX, pack)
-    plan = plan_rows(sizes_BX, capacity_X)
-    num_in_use = -(-len(plan) // parts)
-    # Rounded up to a power of two, so that few array shapes, and hence compilations, occur. The
-    # step's loop ends after `num_in_use`, so the empty micro-batches cost only their arrays.
-    num_allocated = 1 << (num_in_use - 1).bit_length()
-    packed = _build(batch, plan, capacity_X, (num_allocated, parts, MAX_SEQUENCES))
-    positions = num_in_use * parts * capacity_X[1:].sum()
-    return (
-        packed._replace(num_in_use=np.asarray(num_in_use, np.int32)),
-        float(1 - sizes_BX[:, 1:].sum() / positions),
-    )
+    plan = plan_batch(batch.sizes_BX, pack, parts, kept or KeptPacking())
+    shape = plan.shape.micro_batches, parts, MAX_SEQUENCES
+    # The step's loop ends after `num_in_use`: the empty micro-batches cost only their arrays.
+    packed = _build(batch, plan.rows, np.array(plan.shape.capacity_X), shape)
+    return packed._replace(num_in_use=np.asarray(plan.num_in_use, np.int32)), plan.padding
 
 
 def _build(

@@ -21,7 +21,8 @@ class Compute:
     chunk: int = 512
     micro_batches: int = 1  # gradient accumulation: parts that the batch's rows are divided into
     # Sequence packing: tokens in each row of the student's; 0 pads one sequence per row instead.
-    pack: int = 0
+    # "auto" packs on accelerators, into rows that hold the longest sequence that may occur.
+    pack: int | Literal["auto"] = "auto"
     remat: RematChoice = "auto"  # how much of a layer the backward pass recomputes
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"  # see `causal_attention`
     # The sampler's KV cache. "int8" takes half the bytes of bfloat16, and makes the samples
@@ -32,9 +33,10 @@ class Compute:
         check_cache_dtype(self.cache_dtype)
         if self.chunk < 1:
             raise UserError(f"`chunk` must be at least 1, got {self.chunk}")
-        if self.pack < 0:
+        pack = 0 if self.pack == "auto" else self.pack
+        if pack < 0:
             raise UserError(f"`pack` must be at least 0 (0: no packing), got {self.pack}")
-        if self.pack and self.micro_batches != 1:
+        if pack and self.micro_batches != 1:
             raise UserError(
                 f"`pack={self.pack}` determines the number of micro-batches; leave "
                 f"`micro_batches` at 1, got {self.micro_batches}"

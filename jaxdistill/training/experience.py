@@ -15,6 +15,7 @@ from jaxdistill.evaluation.records import ROLLOUTS_ROWS, write_rollouts
 from jaxdistill.objectives import Objective
 from jaxdistill.sampling import Address
 from jaxdistill.sampling.engine import Engine
+from jaxdistill.sampling.prompt_widths import choose_widths
 from jaxdistill.sampling.rollouts import Grade, Rollouts, open_grading
 from jaxdistill.tasks.contexts import Solution, regenerates
 from jaxdistill.tasks.grading.verdict import Verdict
@@ -31,6 +32,7 @@ from jaxdistill.training.on_policy import (
 )
 from jaxdistill.training.prompt_file import PromptFile, ReadPrompt
 from jaxdistill.training.roles import check_roles
+from jaxdistill.training.shapes import WIDTH_MULTIPLE, KeptShapes
 from jaxdistill.training.supervised_texts import ToyTexts
 from jaxdistill.training.teacher_prompts import Prompts, contrast_prompts, teacher_prompts
 from jaxdistill.training.timing import Clock
@@ -61,9 +63,6 @@ class Supervised:
 Experience = OnPolicy | Supervised | Traces
 
 
-# Rows of traces are padded to multiples of this; chosen, not measured.
-WIDTH_MULTIPLE = 64
-
 # ------------------------------------------------------------------------------------ sources
 
 
@@ -82,6 +81,7 @@ class Setting:
     steps: int | None = None  # of the run; None: as many as the source's epochs take
     prompts: PromptFile | None = None  # where a row's prompts are shown; None: nowhere
     clock: Clock = field(default_factory=Clock)  # counts the seconds of sampling and grading
+    shapes: KeptShapes = field(default_factory=KeptShapes)  # that the run has compiled for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +92,8 @@ class Source:
     next_batch: Callable[[Any, int], tuple[Batch, dict[str, Any]]]
     temperature: float  # at which the behaviour log-probabilities were taken
     teacher_temperature: float | None = None  # None: `temperature`
+    most_tokens: tuple[int, int]  # of a completion, and of a prompt with its completion
+    keeps_widths: bool  # whether padded rows keep the widths of earlier batches
     close: Callable[[], None]
     steps: int | None = None  # that its epochs take; None: it has no end of its own
     notes: tuple[str, ...] = ()  # lines on what was read, to be shown before the first step
@@ -127,7 +129,17 @@ def supervised_source(experience: Supervised, setting: Setting) -> Source:
         )
         return batch, {"tokens": int(batch.completion.length_B.sum())}
 
-    return Source(batches=batches, next_batch=next_batch, temperature=1.0, close=batches.close)
+    return Source(
+        batches=batches,
+        next_batch=next_batch,
+        temperature=1.0,
+        most_tokens=(
+            experience.max_completion_tokens,
+            experience.max_prompt_tokens + experience.max_completion_tokens,
+        ),
+        keeps_widths=False,  # every batch has the widths of the limits
+        close=batches.close,
+    )
 
 
 def traces_source(experience: Traces, setting: Setting) -> Source:
@@ -149,6 +161,8 @@ def traces_source(experience: Traces, setting: Setting) -> Source:
         batches=batches,
         next_batch=next_batch,
         temperature=1.0,
+        most_tokens=(longest_completion, int(texts.lengths_I2.sum(axis=1).max())),
+        keeps_widths=False,  # every batch has the widths of the longest rows
         close=batches.close,
         steps=steps_of(experience, len(texts)),
         notes=tuple(notes(experience, texts, setting.steps)),
@@ -170,7 +184,7 @@ def imitated(prompt: Texts, completion: Texts) -> Batch:
 
 
 def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
-    questions, facts_of_run = within_limit(
+    questions, lengths, facts_of_run = within_limit(
         experience, setting.engine.policy, questions_of(experience.task, repeats=False)
     )
     if objectives.needs_teacher(setting.objective):
@@ -178,6 +192,8 @@ def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
         check_roles(experience, setting.engine.policy, questions[0])
     if objectives.needs_contrast(setting.objective):
         check_contrast(experience, questions)
+    new = experience.sampling.max_new_tokens
+    widths = experience.prompt_widths or choose_widths(lengths, experience.questions)
     batches = questions_iterator(questions, setting.seed, experience.questions)
     grading = open_grading(experience.task)
 
@@ -194,6 +210,7 @@ def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
                 experience.rollouts,
                 Address(seed=setting.seed, purpose="train", step=step),
                 grade=grade,
+                widths=widths,
             )
         if setting.rollouts_every and step % setting.rollouts_every == 0:
             assert setting.rollouts_dir is not None, "`rollouts_every` needs a `rollouts_dir`"
@@ -218,6 +235,8 @@ def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
         next_batch=next_batch,
         temperature=experience.sampling.logp_temperature,
         teacher_temperature=experience.teacher_temperature,
+        most_tokens=(new, max(lengths) + new),
+        keeps_widths=experience.keeps_widths,
         close=close,
     )
 
@@ -254,7 +273,7 @@ def on_policy_batch(
         advantage_QR = losses.group_advantage(jnp.asarray(rewards_QR), gradient.normalize_std)
         advantage_B = np.asarray(advantage_QR).reshape(-1)
     # The sampler's arrays are as wide as its longest possible completion; most of that is padding.
-    T = bucket(int(rollouts.lengths_B.max()), experience.completion_multiple)
+    T = bucket(int(rollouts.lengths_B.max()), experience.completion_multiple or WIDTH_MULTIPLE)
     batch = Batch(
         prompt=texts_of(rollouts.prompt_ids_BP, rollouts.prompt_mask_BP),
         completion=texts_of(trim_or_pad(rollouts.tokens_BT, T), trim_or_pad(rollouts.mask_BT, T)),
@@ -275,7 +294,7 @@ def teacher_fields(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Prompts of the teacher and the contrasts: (fields of the batch, facts to log)."""
     policy, facts, texts = setting.engine.policy, {}, None
-    multiple = experience.teacher_prompt_multiple
+    multiple = experience.teacher_prompt_multiple or WIDTH_MULTIPLE
     if regenerates(experience.context):
         assert grade is not None, "regenerated solutions must be graded"
         texts, facts = regenerate(experience, setting, rollouts, grade)
@@ -331,6 +350,8 @@ def regenerate(
         replace(question, id=f"{question.id}/{row % rollouts.rollouts}", prompt=guided.turns[row])
         for row, question in zip(asked, originals)
     ]
+    longest = max(len(guided.ids[row]) for row in rows)
+    kept = setting.shapes.widths("regeneration", (longest,))
     with setting.clock.part("sampling"):
         answers = setting.engine.rollouts(
             policy.params,
@@ -340,6 +361,7 @@ def regenerate(
             replace(rollouts.address, purpose="regenerate"),
             # Graded as answers to the original question, whose prompt shows no solution.
             grade=lambda _, responses: grade(originals, responses),
+            widths=kept if experience.keeps_widths else (),
         )
     if setting.prompts is not None:
         prompt_ids = answers.prompt_ids_BP[0][answers.prompt_mask_BP[0] > 0]

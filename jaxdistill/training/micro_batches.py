@@ -66,6 +66,23 @@ class MicroBatches(NamedTuple):
         pick = lambda x: jax.lax.dynamic_index_in_dim(x, m, axis=1, keepdims=False)  # noqa: E731
         return jax.tree.map(pick, self.rows)
 
+    def in_words(self) -> str:
+        """The shapes that the step is compiled for.
+
+        >>> import numpy as np
+        >>> from jaxdistill.training.batch import Batch, pad, texts_of_ids
+        >>> one, text = np.ones(1, np.float32), texts_of_ids([[5, 6]])
+        >>> pad(Batch(prompt=text, completion=text, behaviour_logp_BT=np.zeros((1, 2)),
+        ...     advantage_B=one, row_weight_B=one, correct_B=one)).in_words()
+        '1 micro-batch(es) of 1 row(s): student 4, completions 2 tokens'
+        """
+        kinds = {"student": self.rows.plain, "teacher": self.rows.teacher}
+        kinds |= {f"contrast {j}": x for j, x in enumerate(self.rows.contrasts, 1)}
+        kinds["completions"] = self.rows.completions
+        num_rows, num_micro = self.rows.row_BA.shape[:2]
+        sizes = (f"{name} {x.tokens_BS.shape[-1]:,}" for name, x in kinds.items() if x is not None)
+        return f"{num_micro} micro-batch(es) of {num_rows} row(s): {', '.join(sizes)} tokens"
+
 
 class PackedPositions(NamedTuple):
     """Which sequence of the batch each packed position belongs to, and which token of it it is."""

@@ -78,16 +78,28 @@ class OnPolicy:
     template: Template = PAPER
     contrast: Context = WrongSolution()
     contrasts: int = 1
-    # Widths in tokens of teacher prompts are rounded up to multiples of this, because each distinct
-    # width compiles the step anew. 64 is chosen, not measured.
-    teacher_prompt_multiple: int = 64
-    completion_multiple: int = 64  # as `teacher_prompt_multiple`, of completions
+    # Widths in tokens, ascending, that the sampler's prompts are padded to: each is a compilation.
+    # Empty: one or two, chosen by the lengths of all questions.
+    prompt_widths: tuple[int, ...] = ()
+    # Widths in tokens of teacher prompts in padded rows are rounded up to multiples of this. If it
+    # and `completion_multiple` are None, padded rows keep the widths of earlier batches where they
+    # fit (`training.shapes`), because each distinct width compiles the step anew.
+    teacher_prompt_multiple: int | None = None
+    completion_multiple: int | None = None  # as `teacher_prompt_multiple`, of completions
     student_thinking: bool | None = None
     teacher_thinking: Thinking = "as_student"
     teacher_opening: Literal["template", "student"] = "template"
     teacher_temperature: float | None = None
 
+    @property
+    def keeps_widths(self) -> bool:
+        """Whether padded rows keep the widths of earlier batches."""
+        return self.completion_multiple is None and self.teacher_prompt_multiple is None
+
     def __post_init__(self):
+        widths = self.prompt_widths
+        if list(widths) != sorted(set(widths)) or any(width < 1 for width in widths):
+            raise UserError(f"`prompt_widths` must be ascending and at least 1, got {widths}")
         for name in (
             "questions",
             "rollouts",
@@ -97,8 +109,8 @@ class OnPolicy:
             "teacher_prompt_multiple",
             "completion_multiple",
         ):
-            if getattr(self, name) < 1:
-                raise UserError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"`{name}` must be at least 1, got {value}")
         if self.max_prompt_tokens is not None and self.max_prompt_tokens < 1:
             raise UserError(
                 f"`max_prompt_tokens` must be at least 1 or None, got {self.max_prompt_tokens}"
@@ -128,11 +140,12 @@ class OnPolicy:
 
 def within_limit(
     experience: OnPolicy, policy: Policy, questions: Sequence[Question]
-) -> tuple[list[Question], dict[str, int]]:
-    """The questions whose prompts are short enough, and how many were dropped as a fact to log.
+) -> tuple[list[Question], list[int], dict[str, int]]:
+    """The questions whose prompts are short enough, and the lengths of these prompts in tokens.
 
-    One line on stderr says that some were. Raises UserError if the limit is beyond what the
-    model's positions leave beside a response, and where no question is left.
+    The third is a fact to log, how many were dropped; if any were, one line on stderr says so.
+    Raises UserError if the limit is beyond what the model's positions leave beside a response,
+    and where no question is left.
     """
     positions, new = policy.config.max_positions, experience.sampling.max_new_tokens
     room, limit = positions - new, experience.max_prompt_tokens
@@ -144,7 +157,8 @@ def within_limit(
     elif limit > room:
         raise UserError(f"`experience.max_prompt_tokens={limit}` must be at most {room}: {sizes}")
     lengths = prompt_lengths(policy.tokenizer, questions, experience.student_thinking)
-    kept = [question for question, n in zip(questions, lengths, strict=True) if n <= limit]
+    pairs = zip(questions, lengths, strict=True)
+    kept = [(question, length) for question, length in pairs if length <= limit]
     num_dropped = len(questions) - len(kept)
     text = (
         f"{num_dropped} of {len(questions)} questions have prompts of more than {limit} tokens "
@@ -154,7 +168,8 @@ def within_limit(
         raise UserError(f"{text}, and none is left; the limit can be up to {room}: {sizes}")
     if num_dropped:
         print(f"{text}: they are dropped", file=sys.stderr)
-    return kept, {"questions_dropped": num_dropped}
+    short, lengths = (list(part) for part in zip(*kept))
+    return short, lengths, {"questions_dropped": num_dropped}
 
 
 def check_demonstrations(

@@ -29,7 +29,7 @@ def train(run_dir, *extra):
         "--mesh", "fsdp=1",
         "--set", f"experience.task.source={PARQUET}", "--set", f"model.tokenizer={TOKENIZER}",
         "--set", "experience.task.limit=2", "--set", "experience.sampling.max_new_tokens=16",
-        "--set", "experience.completion_multiple=16", *extra,
+        *extra,
     ])  # fmt: skip
 
 

@@ -11,7 +11,8 @@ from jaxdistill import sharding
 from jaxdistill.errors import UserError
 from jaxdistill.models import completions, parameters
 from jaxdistill.sampling import Address, Sampling, make_sampler, question_hashes, row_keys
-from jaxdistill.sampling.engine import PROMPT_MULTIPLE, Engine
+from jaxdistill.sampling.engine import Engine
+from jaxdistill.sampling.prompt_widths import PROMPT_MULTIPLE
 from jaxdistill.storage import loading
 from jaxdistill.storage.loading import Fresh
 from jaxdistill.tasks.grading import Verdict
@@ -75,6 +76,13 @@ def test_prompts_are_the_rendered_questions_left_padded_to_a_bucket(engine, poli
         text = policy.tokenizer.decode(ids_P[mask_P == 1])
         expected = f"<|im_start|> user {found.question_of(row).prompt} <|im_end|> "
         assert text == expected + "<|im_start|> assistant <think>"
+
+
+def test_prompts_are_padded_to_the_first_width_that_holds_them(engine):
+    for widths, expected in (((12, 24), 12), ((8, 24), 24), ((4, 8), PROMPT_MULTIPLE)):
+        found = draw(engine, QUESTIONS[:2], widths=widths)
+        assert found.prompt_ids_BP.shape[1] == expected
+        assert found.prompt_mask_BP.sum(axis=1).max() == 11  # tokens of a toy prompt
 
 
 def test_a_response_is_its_generated_tokens_without_the_special_ones(engine, policy):

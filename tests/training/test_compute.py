@@ -11,3 +11,7 @@ def test_packing_and_micro_batches_exclude_each_other():
         Compute(pack=40, micro_batches=2)
     with pytest.raises(UserError, match="`pack` must be at least 0"):
         Compute(pack=-1)
+
+
+def test_automatic_packing_leaves_the_choice_of_micro_batches():
+    assert Compute(micro_batches=2).pack == "auto"

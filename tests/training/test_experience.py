@@ -452,13 +452,16 @@ def test_questions_with_prompts_over_the_limit_are_dropped_and_counted(policy, c
     questions = Growing().questions()
     _, shortest = growing(policy)
     config, _ = growing(policy, max_prompt_tokens=shortest + 2)
-    assert within_limit(config, policy, questions) == (questions[:3], {"questions_dropped": 2})
+    lengths = [shortest + i for i in range(5)]
+    expected = questions[:3], lengths[:3], {"questions_dropped": 2}
+    assert within_limit(config, policy, questions) == expected
     assert capsys.readouterr().err == (
         f"2 of 5 questions have prompts of more than {shortest + 2} tokens (the longest: "
         f"{shortest + 4}): they are dropped\n"
     )
     config, _ = growing(policy)
-    assert within_limit(config, policy, questions) == (questions, {"questions_dropped": 0})
+    expected = questions, lengths, {"questions_dropped": 0}
+    assert within_limit(config, policy, questions) == expected
     assert capsys.readouterr().err == ""
 
 

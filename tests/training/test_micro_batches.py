@@ -42,6 +42,7 @@ from jaxdistill.objectives import (
     TopC,
 )
 from jaxdistill.training.batch import Texts, pack, pad
+from jaxdistill.training.packing import KeptPacking
 from jaxdistill.training.teachers import EMA, Frozen, TrustRegion
 
 PACK = 32  # eight sequences of up to 17 tokens fill three or four packed rows
@@ -113,9 +114,9 @@ def of_any_lengths(seed):
 
 def test_batches_of_other_lengths_compile_once_and_donate_the_state(compilations):
     step, reference, state = cross_entropy_step(), model(REFERENCE), start()
-    numbers, seen = set(), set()
+    numbers, seen, kept = set(), set(), KeptPacking()
     for seed in range(8):
-        packed, _ = pack(of_any_lengths(seed), 48)
+        packed, _ = pack(of_any_lengths(seed), 48, kept=kept)
         numbers.add(int(packed.num_in_use))
         before, batch, count = state, jax.device_put(packed), len(compilations)
         with jax.transfer_guard("disallow"):

@@ -47,7 +47,6 @@ def dapo_smoke() -> RunConfig:
             sampling=Sampling(max_new_tokens=32),
             # A random model solves nothing, so there is no correct sibling to show the teacher.
             context=AnswerOnly(),
-            completion_multiple=32,
             student_thinking=True,
         ),
         objective=sdpo(),

@@ -51,7 +51,7 @@ def toy_pretrain() -> RunConfig:
         optimizer=Optimizer(
             peak_lr=2e-3, warmup_steps=100, schedule="cosine", b2=0.98, weight_decay=0.01
         ),
-        compute=Compute(dtype="bfloat16"),
+        compute=Compute(dtype="bfloat16", pack=0),
         evaluation=Evaluation(splits=SPLITS, samples=4, sampling=Sampling(max_new_tokens=128)),
         rollouts_every=0,
     )

@@ -47,7 +47,7 @@ def toy_selfdistill() -> RunConfig:
         # b2 0.99: the second moment has to adapt within 30 steps. Chosen, not measured.
         optimizer=Optimizer(peak_lr=3e-4, warmup_steps=3, b2=0.99, weight_decay=0.0),
         # float32 on accelerators too: the tables of docs/toy_study.md were measured in it.
-        compute=Compute(dtype="float32", chunk=128),
+        compute=Compute(dtype="float32", chunk=128, pack=0),
         # A line in every figure, and cheap in a small model.
         track_reference=True,
         evaluation=Evaluation(

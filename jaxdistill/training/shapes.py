@@ -1,0 +1,124 @@
+"""Array shapes that stay the same from batch to batch, so that few programs serve a whole run.
+
+Each new shape compiles the sampler or the step anew, which takes minutes for a real model. Shapes
+therefore come from what a run has already compiled wherever that wastes little. They belong to the
+run's state: a resumed run takes the same shapes, and so rounds its sums in the same way.
+"""
+
+import dataclasses
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from jaxdistill import sharding
+from jaxdistill.training.batch import Batch, bucket, pack, pad
+from jaxdistill.training.compute import Compute
+from jaxdistill.training.micro_batches import MicroBatches
+from jaxdistill.training.packing import KeptPacking, PackedShape
+
+# Widths are multiples of this: the tile of TPUs and of most GPU kernels for attention.
+WIDTH_MULTIPLE = 64
+
+# The first widths are a quarter wider than the texts that asked for them, later ones a half, and
+# known ones are used for texts that fill at least half of them. Two widths are met in 100 batches
+# of 32 long-tailed completions under prompts of `seen_512` (`tests/training/test_shapes.py`).
+FIRST_SPARE, LATER_SPARE = 1.25, 1.5
+LEAST_FILLED = 0.5
+
+
+@dataclass
+class KeptShapes:
+    """The shapes that a run has used, in values for JSON. Their number only grows."""
+
+    padded: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)  # by what is padded
+    packed: dict[str, KeptPacking] = field(default_factory=dict)  # by the rows of a batch
+
+    def widths(
+        self, kind: str, longest_X: Sequence[int], limit_X: Sequence[int] = ()
+    ) -> tuple[int, ...]:
+        """Widths in tokens for arrays that belong together and whose longest texts are these.
+
+        The smallest known widths that hold them, or new ones with some to spare. `limit_X` are the
+        widths that suffice for any text, where they are known; the second widths are these.
+
+        >>> shapes = KeptShapes()
+        >>> [shapes.widths("prompt", (n,), (500,)) for n in (200, 256, 300, 130, 500)]
+        [(256,), (256,), (500,), (256,), (500,)]
+        """
+        known = self.padded.setdefault(kind, [])
+        holding = [width_X for width_X in known if all(map(operator.le, longest_X, width_X))]
+        # Below the multiple there is nothing to save.
+        least = max(sum(longest_X), WIDTH_MULTIPLE * LEAST_FILLED * len(longest_X))
+        filled = [width_X for width_X in holding if sum(width_X) * LEAST_FILLED <= least]
+        if len(known) > 1:  # no third for texts that one of two holds
+            filled = holding
+        if filled:
+            return min(filled, key=sum)
+        is_larger = bool(known) and not holding
+        spare = LATER_SPARE if is_larger else FIRST_SPARE
+        width_X = [bucket(int(n * spare), WIDTH_MULTIPLE) for n in longest_X]
+        for x, limit in enumerate(limit_X):
+            width_X[x] = max(longest_X[x], limit if is_larger else min(width_X[x], limit))
+        if is_larger:  # they hold whatever the known ones hold, and may replace them
+            width_X = [max(widths) for widths in zip(width_X, *known)]
+        known.append(tuple(width_X))
+        return known[-1]
+
+    def state(self) -> dict[str, dict]:
+        """A copy for a checkpoint."""
+        return dataclasses.asdict(self)
+
+    def restore(self, state: dict[str, dict]) -> None:
+        """Take over what `state` returned; a checkpoint of an earlier version has nothing."""
+        for kind, known in state.get("padded", {}).items():
+            self.padded[kind] = [tuple(width_X) for width_X in known]
+        for rows, kept in state.get("packed", {}).items():
+            shapes = [PackedShape(tuple(capacity), number) for capacity, number in kept["shapes"]]
+            self.packed[rows] = KeptPacking(**kept | {"shapes": shapes})
+
+
+# A packed row of `compute.pack=auto` holds two to eight of the longest sequences that may
+# occur, for about AUTO_TOKENS tokens if these are short. With two, 4 % of the positions are padding
+# in a simulation (prompts of `seen_512`, 256 completions of 6,000 tokens on average, whole sibling
+# solutions for the teacher), with one 11 %. Eight of the longest are some thirty of the average, as
+# many as a row may hold (`packing.MAX_SEQUENCES`). AUTO_TOKENS is chosen, not measured: enough for
+# a GPU's matrix products, and short rows leave less of the last one empty.
+AUTO_TOKENS = 4096
+AUTO_SEQUENCES = (2, 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How a run's batches become the step's arrays: padded, or packed into known shapes."""
+
+    compute: Compute
+    shapes: KeptShapes
+    most_tokens: tuple[int, int]  # of a completion, and of a student's prompt with its completion
+    keeps_widths: bool  # False: padded rows are as wide as the arrays of their batch
+
+    def arrays(self, batch: Batch) -> tuple[MicroBatches, dict[str, float]]:
+        """The arrays of a batch, and facts to log: of packed rows the fraction that is padding."""
+        rows, parts = len(batch.advantage_B), sharding.num_parts("B")
+        if tokens := self.tokens_per_row(-(-rows // parts)):
+            kept = self.shapes.packed.setdefault(str(rows), KeptPacking())
+            arrays, padding = pack(batch, tokens, parts, kept)
+            return arrays, {"padding": padding}
+        capacity_X = None
+        if self.keeps_widths:
+            completion, student = self.most_tokens
+            limits = completion, bucket(student, WIDTH_MULTIPLE)
+            longest_X = batch.sizes_BX.max(axis=0).tolist()
+            capacity_X = self.shapes.widths(f"{rows} rows", longest_X, limits)
+        return pad(batch, self.compute.micro_batches, parts, capacity_X), {}
+
+    def tokens_per_row(self, sequences: int) -> int:
+        """The student's capacity in a packed row, of at most this many sequences; 0: no packing."""
+        if self.compute.pack != "auto":
+            return self.compute.pack
+        # A CPU's attention computes all pairs of positions in a row, also those of two sequences,
+        # so that packing would cost it more than padding. Whoever sets `micro_batches` pads.
+        if sharding.platform() == "cpu" or self.compute.micro_batches != 1:
+            return 0
+        longest, (least, most) = self.most_tokens[1], AUTO_SEQUENCES
+        number = min(max(AUTO_TOKENS // longest, least), most, sequences)
+        return bucket(number * longest, 2 * WIDTH_MULTIPLE)
