@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from jaxdistill.cli.flags import (
@@ -75,10 +76,13 @@ def add_verbs(verbs: Any) -> None:
     add_sampling(sub)
 
 
-def open_engine(options: argparse.Namespace, questions: list[Any]) -> Any:
+def open_engine(
+    options: argparse.Namespace, questions: list[Any], notes: Sequence[str] = ()
+) -> Any:
     """The model on its mesh, and a line on stderr that says which devices these are.
 
-    Questions too long for the model are refused before its weights are read.
+    Questions too long for the model are refused before its weights are read. `notes` on the
+    questions are printed between the two, so that a refusal is the only line.
     """
     from jaxdistill.run.devices import start_line
     from jaxdistill.sampling.engine import Engine
@@ -90,6 +94,8 @@ def open_engine(options: argparse.Namespace, questions: list[Any]) -> Any:
     mesh = make_mesh(options.mesh)
     config, tokenizer = read_description(options.model)
     check_prompts(config, tokenizer, questions, options.max_new_tokens, options.thinking)
+    for note in notes:
+        print(note, file=sys.stderr)
     policy = open_model(options.model, mesh, progress=True)
     line = start_line(mesh, policy.config, Compute(dtype=options.dtype))
     print(line, file=sys.stderr)
@@ -140,16 +146,15 @@ def evaluate(options: argparse.Namespace) -> None:
         splits = evaluation.named_splits(options.data, options.limit, options.kind)
     else:
         splits = (own_split(options.task, options.limit),)
-    questions = []
+    questions, notes = [], []
     for split in splits:
         loaded = load(split.task)
         questions += loaded.questions
-        for note in loaded.notes:
-            print(note, file=sys.stderr)
+        notes += loaded.notes
         if options.kind == "auto" and isinstance(split.task, SourceTask):
             name = type(split.task).__name__
-            print(f"{split.task.source}: graded as {name}; see --kind", file=sys.stderr)
-    engine, results = open_engine(options, questions), {}
+            notes.append(f"{split.task.source}: graded as {name}; see --kind")
+    engine, results = open_engine(options, questions, notes), {}
     config = evaluation.Evaluation(
         splits=splits, samples=options.samples, sampling=sampling, seed=options.seed
     )

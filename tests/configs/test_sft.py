@@ -164,7 +164,7 @@ def test_what_is_missing_is_one_line_and_leaves_no_folder(
 
 
 def test_traces_go_with_cross_entropy_and_other_experiences_need_steps(source):
-    with pytest.raises(UserError, match="CrossEntropy goes with `experience` Supervised or Traces"):
+    with pytest.raises(UserError, match="CrossEntropy requires `experience` Supervised or Traces"):
         recipe(source, "objective=Distill()")
     with pytest.raises(UserError, match="must divide the 32 rows"):
         recipe(source, "compute=Compute(micro_batches=3)")
