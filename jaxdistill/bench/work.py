@@ -132,7 +132,9 @@ class Training(Placing):
         from jaxdistill.precision import compute_dtype
         from jaxdistill.training.compute import Compute
 
-        return in_flags(Compute, self, dtype=str(compute_dtype(self.dtype)))
+        # Without a flag for it, as for full rows, nothing is packed.
+        pack = getattr(self, "pack", 0)
+        return in_flags(Compute, self, pack=pack, dtype=str(compute_dtype(self.dtype)))
 
     @property
     def optimizer(self) -> Any:

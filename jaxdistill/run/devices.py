@@ -25,13 +25,14 @@ def start_line(
     dtype = compute_dtype(compute.dtype)
     with sharding.use_mesh(mesh):
         parts = sharding.num_parts("B")
+        is_packed = rows is not None and compute.packs_on(sharding.platform())
         chosen = attentions.choose(
             compute.attention,
             platform=sharding.platform(),
             dtype=dtype,
             sequence_length=model.max_positions,
             head_dim=model.head_dim,
-            is_packed=compute.pack > 0,
+            is_packed=is_packed,
         )
     limit = memory_limit()
     sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
@@ -46,7 +47,7 @@ def start_line(
         least = "none" if limit is None else "auto (the least that fits)"
         said.append(f"rematerialisation {least if compute.remat == 'auto' else compute.remat}")
     said.append("memory of the host" if limit is None else f"{limit / 2**30:.0f} GiB per device")
-    together = 0 if rows is None or compute.pack else rows // compute.micro_batches
+    together = 0 if rows is None or is_packed else rows // compute.micro_batches
     if empty := -together % parts:
         said.append(f"{together} rows at a time over {parts} devices, with {empty} empty rows")
     return "; ".join(said)

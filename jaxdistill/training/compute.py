@@ -29,6 +29,14 @@ class Compute:
     # slightly off-policy (`make_sampler`).
     cache_dtype: CacheDtype = "auto"
 
+    def packs_on(self, platform: str) -> bool:
+        """Whether a step on "cpu", "gpu" or "tpu" has packed rows."""
+        if self.pack != "auto":
+            return self.pack > 0
+        # A CPU's attention computes all pairs of positions in a row, also those of two sequences,
+        # so that packing would cost it more than padding. Whoever sets `micro_batches` pads.
+        return platform != "cpu" and self.micro_batches == 1
+
     def __post_init__(self):
         check_cache_dtype(self.cache_dtype)
         if self.chunk < 1:

@@ -115,9 +115,7 @@ class Layout:
         """The student's capacity in a packed row, of at most this many sequences; 0: no packing."""
         if self.compute.pack != "auto":
             return self.compute.pack
-        # A CPU's attention computes all pairs of positions in a row, also those of two sequences,
-        # so that packing would cost it more than padding. Whoever sets `micro_batches` pads.
-        if sharding.platform() == "cpu" or self.compute.micro_batches != 1:
+        if not self.compute.packs_on(sharding.platform()):
             return 0
         longest, (least, most) = self.most_tokens[1], AUTO_SEQUENCES
         number = min(max(AUTO_TOKENS // longest, least), most, sequences)
