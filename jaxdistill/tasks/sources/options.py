@@ -35,6 +35,11 @@ class Options:
                 for given in (bare, answer):
                     if known.count(given) == 1:
                         return LETTERS[known.index(given)]
+            marked = re.fullmatch(r"\(?([A-J])[).:]\s*(.+)", answer, re.DOTALL)  # "B) 5"
+            if marked is not None and self.texts.count(marked[2]) == 1:
+                at = self.texts.index(marked[2])
+                if marked[1] in (self.labels[at], LETTERS[at]):
+                    return LETTERS[at]
         shown = ", ".join(self.labels)
         raise place.wrong(field, f"one of the options {shown} or its text", value)
 
@@ -54,6 +59,11 @@ def options_of(place: Place, field: str, value: Any) -> Options:
         texts, labels = value, None
     if not isinstance(texts, list | tuple) or not 2 <= len(texts) <= len(LETTERS):
         raise place.wrong(field, f"2 to {len(LETTERS)} options", value)
+    for at, text in enumerate(texts):
+        if isinstance(chat.native(text), list | tuple):
+            raise place.wrong(f"{field}[{at}]", "the text of an option", text)
+    if not isinstance(labels, list | tuple | None):
+        raise place.wrong(field, "a list of labels", labels)
     read = [answers(place, f"{field}[{at}]", text)[0] for at, text in enumerate(texts)]
     marked = [re.match(rf"\(?{a}[).:]\s*(.+)", text) for a, text in zip(LETTERS, read)]
     if all(marked):  # "A) 4", "B) 5": the letters are written into the texts

@@ -1,6 +1,8 @@
 """Where a row lies, for its id and for what is said when one of its fields is wrong."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from jaxdistill.errors import UserError
@@ -21,10 +23,18 @@ class Place:
 
     def wrong(self, field: str, expected: str, got: Any) -> BadRow:
         shown = "nothing" if got is None else f"{type(got).__name__} {in_short(got)}"
+        if isinstance(got, Decimal):  # a number of a JSON file, with all its digits
+            shown = f"number {in_short(str(got))}".replace("'", "")
         return self.bad(f"field `{field}`: expected {expected}, got {shown}")
 
     def bad(self, message: str) -> BadRow:
         return BadRow(f"{self.source}: row {self.row + 1}: {message}")
+
+
+def listed(texts: Sequence[str], most: int = 5) -> str:
+    """The first of many texts, and how many more there are."""
+    more = f"; and {len(texts) - most:,} more" if len(texts) > most else ""
+    return "; ".join(texts[:most]) + more
 
 
 def in_short(value: Any, most: int = 80) -> str:

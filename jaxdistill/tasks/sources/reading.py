@@ -5,6 +5,7 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal, TypeVar
 
 from jaxdistill.errors import UserError
@@ -15,7 +16,7 @@ from jaxdistill.tasks.sources.files import Record, Rows
 from jaxdistill.tasks.sources.instruction import BOX, DEFAULT, AnswerForm, Change, instruct
 from jaxdistill.tasks.sources.names import FileSource, HubSource, parse
 from jaxdistill.tasks.sources.options import bare_letter
-from jaxdistill.tasks.sources.place import BadRow, Place
+from jaxdistill.tasks.sources.place import BadRow, Place, listed
 
 Value = TypeVar("Value")
 
@@ -42,12 +43,17 @@ class Reading:
     bad_rows: Literal["fatal", "skip"] = "fatal"
 
     def __post_init__(self):
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"`limit` must be at least 1, got {self.limit}")
+        if not (isinstance(self.source, str | Path) or _are_texts(self.source)):
+            raise UserError(f"`source` must be a text or a tuple of texts, got {self.source!r}")
+        if self.limit is not None and (type(self.limit) is not int or self.limit < 1):
+            raise UserError(f"`limit` must be at least 1, got {self.limit!r}")
         if self.bad_rows not in ("fatal", "skip"):
             raise UserError(f"`bad_rows` must be fatal or skip, got {self.bad_rows!r}")
-        if self.instruction is not None and not self.instruction.strip():
-            raise UserError("`instruction` must be a text, default or None, got an empty text")
+        is_text = isinstance(self.instruction, str) and bool(self.instruction.strip())
+        if not is_text and self.instruction is not None:
+            raise UserError(
+                f"`instruction` must be a text, default or None, got {self.instruction!r}"
+            )
         layouts.check_mapping(self.columns)
 
 
@@ -153,7 +159,11 @@ class _Tally:
     def _convert(self, place: Place, record: Record) -> tuple[Question, Change]:
         question = layouts.question_of(place, record, self.reading.columns)
         if self.form.is_letter:
-            question = replace(question, answer=bare_letter(question.answer))
+            question = replace(
+                question,
+                answer=bare_letter(question.answer),
+                alternatives=tuple(map(bare_letter, question.alternatives)),
+            )
         asked, change = instruct(question, self.form, self.reading.instruction)
         # A text of the user's own may ask for what the prompt does not; the default never does.
         is_default = self.reading.instruction == DEFAULT
@@ -193,7 +203,9 @@ class _Tally:
     def loaded(self) -> Loaded:
         if not self.num_rows:
             skipped = f" but {len(self.skipped)} rows that were skipped: " if self.skipped else ""
-            raise UserError(f"{_shown(self.reading)}: holds no questions{skipped}{self._listed()}")
+            raise UserError(
+                f"{_shown(self.reading)}: holds no questions{skipped}{listed(self.skipped)}"
+            )
         questions = [question for _, _, question in sorted(self.kept, key=lambda kept: kept[1])]
         return Loaded(
             questions=questions,
@@ -225,24 +237,20 @@ class _Tally:
         if self.conflicts:
             yield (
                 f"{name}: {len(self.conflicts):,} rows have another answer than an earlier row of "
-                f"the same prompt: {_first(self.conflicts)}"
+                f"the same prompt: {listed(self.conflicts)}"
             )
         if self.num_alternatives:
             yield (
                 f"{name}: {self.num_alternatives:,} rows have several answers; any of them is right"
             )
         if self.skipped:
-            yield f"{name}: {len(self.skipped):,} rows skipped: {self._listed()}"
-
-    def _listed(self) -> str:
-        return _first(self.skipped)
+            yield f"{name}: {len(self.skipped):,} rows skipped: {listed(self.skipped)}"
 
 
-def _first(texts: list[str], most: int = 5) -> str:
-    more = f"; and {len(texts) - most:,} more" if len(texts) > most else ""
-    return "; ".join(texts[:most]) + more
+def _are_texts(source: object) -> bool:
+    return isinstance(source, tuple | list) and all(isinstance(one, str | Path) for one in source)
 
 
 def _shown(reading: Reading) -> str:
     source = reading.source
-    return source if isinstance(source, str) else ", ".join(source)
+    return str(source) if isinstance(source, str | Path) else ", ".join(map(str, source))

@@ -121,6 +121,14 @@ def test_the_raw_dapo_layout_is_a_thousand_boxed_questions_and_says_so(tmp_path)
     assert every[1003].prompt == every[3].prompt
 
 
+def test_a_prompt_of_nothing_but_the_sentence_is_refused(tmp_path):
+    sentence = 'Remember to put your answer on its own line after "Answer:".'
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"question": sentence, "answer": "2"}))
+    with pytest.raises(UserError, match="row 1: field `prompt`: expected text, got str ''"):
+        read(Reading(str(path)))
+
+
 def test_rows_are_repeats_where_all_that_is_asked_is_equal(tmp_path):
     row = {"question": "1+1?", "answer": "2"}
     rows = [row, {**row, "question": " 1+1? "}, {**row, "system": "Be brief."}, row]
@@ -238,6 +246,13 @@ def test_prompts_that_do_not_ask_for_what_is_graded_are_counted(tmp_path, instru
     ("settings", "message"),
     [
         ({"limit": 0}, "`limit` must be at least 1, got 0"),
+        ({"limit": "8"}, "`limit` must be at least 1, got '8'"),
+        ({"limit": 1.5}, "`limit` must be at least 1, got 1.5"),
+        ({"limit": True}, "`limit` must be at least 1, got True"),
+        ({"instruction": 5}, "`instruction` must be a text, default or None, got 5"),
+        ({"instruction": True}, "`instruction` must be a text, default or None, got True"),
+        ({"source": None}, "`source` must be a text or a tuple of texts, got None"),
+        ({"source": ("a.jsonl", 5)}, "`source` must be a text or a tuple of texts"),
         ({"bad_rows": "ignore"}, "`bad_rows` must be fatal or skip, got 'ignore'"),
         ({"instruction": " "}, "`instruction` must be a text, default or None"),
         ({"columns": (("promt", "x"),)}, "'promt' is no field"),
@@ -245,7 +260,7 @@ def test_prompts_that_do_not_ask_for_what_is_graded_are_counted(tmp_path, instru
 )
 def test_settings_that_cannot_be_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
-        Reading("a.jsonl", **settings)
+        Reading(**{"source": "a.jsonl", **settings})
 
 
 # ------------------------------------------------------------------------------------------- size
