@@ -17,9 +17,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from jaxdistill.errors import UserError
 from jaxdistill.tasks.questions import Question, messages
 from jaxdistill.tasks.sources import chat
+from jaxdistill.tasks.sources.columns import check_mapping
 from jaxdistill.tasks.sources.instruction import BOX, Change, instruct
 from jaxdistill.tasks.sources.place import BadRow, Place, in_short
 
@@ -38,8 +38,10 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "correct": ("correct",),
     "finished": ("finished",),
 }
-# A list of messages that is stored as text, in JSON or in Python's repr.
-_MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""")
+# A response that is a list of messages, stored as text; other JSON is what the model has to write.
+_MESSAGES = re.compile(
+    r"""(?s)\s*\[\s*\{(?=.*["'](?:role|from)["']\s*:)\s*["'](?:role|content|from|value)["']\s*:"""
+)
 
 
 class Trace(NamedTuple):
@@ -66,12 +68,7 @@ class RowReader:
     instruction: str | None = None
 
     def __post_init__(self):
-        for name, _ in self.columns:
-            if name not in FIELDS:
-                raise UserError(
-                    f"`columns`: {name!r} is no field of a trace; the fields are "
-                    f"{', '.join(FIELDS)}"
-                )
+        check_mapping(self.columns, FIELDS, "a trace")
 
     @property
     def wanted(self) -> frozenset[str]:
@@ -109,7 +106,8 @@ class _Row:
         asks, stored = self._only("question")
         turns, response = chat.turns(self.place, asks, stored), None
         if turns[-1].role == "assistant":
-            response = self._thought(asks, stored[-1]) + turns.pop().content
+            last = stored if isinstance(stored, Mapping) else stored[-1]
+            response = self._thought(asks, last) + turns.pop().content
         found = next(self._found("response"), None)
         if found is not None:
             given = self._response(*found)
@@ -133,9 +131,10 @@ class _Row:
         column, value = next(self._found(name), (name, None))
         if value is None:
             return None
-        if not isinstance(value, bool | int | str) or str(value).lower() not in _FLAGS:
+        written = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+        if written.lower() not in _FLAGS:
             raise self.place.wrong(column, "true or false", value)
-        return _FLAGS[str(value).lower()]
+        return _FLAGS[written.lower()]
 
     def _found(self, name: str) -> Iterator[tuple[str, Any]]:
         """(column, value) of the field's columns that hold something, in order."""
@@ -164,22 +163,14 @@ class _Row:
                     f"columns `{chosen}` and `{other}` differ, {in_short(stored)} and "
                     f'{in_short(value)}; choose one with columns=(("{name}", "{chosen}"),)'
                 )
-        return chosen, self._decoded(chosen, stored)
-
-    def _decoded(self, column: str, value: Any) -> Any:
-        """Messages that are stored as text, as a list."""
-        value = value.decode(errors="replace") if isinstance(value, bytes) else value
-        is_text = isinstance(value, str)
-        return (
-            chat.structured(self.place, column, value)
-            if is_text and _MESSAGES.match(value)
-            else value
-        )
+        return chosen, chat.messages_in(self.place, chosen, stored)
 
     def _response(self, column: str, value: Any) -> str:
-        value = self._decoded(column, value)
-        if isinstance(value, str):
-            return chat.text(self.place, column, value)
+        if isinstance(value, str | bytes):
+            written = chat.text(self.place, column, value)
+            if _MESSAGES.match(written) is None:
+                return written
+            value = chat.structured(self.place, column, written)
         turns = chat.turns(self.place, column, value)
         if [turn.role for turn in turns] != ["assistant"]:
             raise self.place.wrong(column, "text, or one message of the assistant", value)
@@ -217,5 +208,5 @@ class _Row:
         return f"the columns are {', '.join(self.place.columns or self.record)}"
 
 
-# CSV stores flags as text.
-_FLAGS = {"true": True, "1": True, "false": False, "0": False}
+# CSV stores flags as text, and verl's dumps as scores.
+_FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}

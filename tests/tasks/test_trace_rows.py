@@ -1,8 +1,10 @@
 """Rows of every accepted layout as chat and response, and what is said of the others."""
 
 import json
+from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import pytest
 
 from jaxdistill.errors import UserError
@@ -31,6 +33,11 @@ LAYOUTS = {
     "messages": {"messages": [USER, says("2")]},
     "messages as JSON text": {"messages": json.dumps([USER, says("2")])},
     "messages and response": {"messages": [USER], "response": "2"},
+    "messages as JSON text, with more": {
+        "messages": json.dumps([{"id": 1, **USER}, {"id": 2, **says("2")}])},
+    "completion as JSON text": {"prompt": "1+1?", "completion": json.dumps([says("2")])},
+    "completion as JSON text in another order": {
+        "prompt": "1+1?", "completion": '[{"content": "2", "role": "assistant"}]'},
     "messages beside other columns": {"problem": "1+1?", "messages": [USER, says("2")]},
     "content parts": {"messages": [{"role": "user", "content": [{"type": "text", "text": "1+1?"}]},
                                    says("2")]},
@@ -83,6 +90,46 @@ def test_a_record_of_an_evaluation_is_a_trace_with_its_verdict():
     assert read(record | {"finished": False}).is_finished is False
 
 
+@pytest.mark.parametrize(
+    ("stored", "correct"),
+    [
+        (True, True), (1, True), (1.0, True), (Decimal("1.0"), True), ("1.0", True),
+        (b"true", True), (np.bool_(True), True), (np.float32(1), True), (False, False), (0.0, False), ("0", False),
+        (None, None),
+    ],
+)  # fmt: skip
+def test_a_verdict_is_a_truth_value_or_a_score_of_0_or_1(stored, correct):
+    assert read({"prompt": "1+1?", "response": "2", "correct": stored}).correct is correct
+
+
+@pytest.mark.parametrize("stored", [0.5, Decimal("0.5"), 2, -1, "yes", [True], {}, "B"], ids=repr)
+def test_anything_else_is_no_verdict(stored):
+    with pytest.raises(UserError, match="field `correct`: expected true or false"):
+        read({"prompt": "1+1?", "response": "2", "correct": stored})
+
+
+@pytest.mark.parametrize(
+    "response",
+    ['[{"value": 3}]', '{"role": "x"}', '[{"name": "f", "role": "x"}]', "[1, 2]", "[{1,2}]"],
+)
+def test_a_response_in_json_that_is_no_chat_stays_text(response):
+    assert read({"prompt": "1+1?", "completion": response}).response == response
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        ("question", "q"),
+        (("question", "q"), ("question", "r")),
+        (("question",),),
+        (("question", ""),),
+    ],
+)
+def test_columns_that_are_no_pairs_are_refused(columns):
+    with pytest.raises(UserError, match="`columns`"):
+        RowReader(columns=columns)
+
+
 def test_the_filter_leaves_rows_out_whatever_else_they_hold():
     right = {"question": "1+1?", "response": "2", "correct": True}
     empty = {"question": "1+1?", "response": "", "correct": False}
@@ -117,6 +164,11 @@ BAD = {
     "an empty response": ({"prompt": "1+1?", "response": " "}, "field `response`: expected text"),
     "a response of another type": ({"prompt": "1+1?", "response": 2}, "`response`: expected"),
     "nothing asked": ({"messages": [says("2")]}, "expected a user's turn before the response"),
+    "one message alone": ({"messages": says("2")}, "expected a user's turn before the response"),
+    "a chat that is cut": (
+        {"prompt": "1+1?", "completion": '[{"role": "assistant", "content": "2'},
+        "field `completion`: expected valid JSON",
+    ),
     "a system turn alone": ({"messages": [SYSTEM, says("2")]}, "field `messages`: expected"),
     "two answers": (
         {"messages": [USER, says("2")], "response": "3"},

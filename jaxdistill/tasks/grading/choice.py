@@ -9,7 +9,8 @@ from jaxdistill.tasks.questions import Question
 def grade_choice(question: Question, response: str) -> Verdict:
     """Grade one response against the gold letter, which must match exactly, including its case.
 
-    Parentheses, a full stop and bold type around the letter do not matter.
+    Where a row has several gold letters, each is right. Parentheses, a full stop and bold type
+    around the letter do not matter.
 
     >>> grade_choice(Question("q", "", "B"), "<answer>A</answer> no, <answer> (B) </answer>")
     Verdict(correct=True, reason='exact', answer='B')
@@ -20,7 +21,7 @@ def grade_choice(question: Question, response: str) -> Verdict:
     letter = re.fullmatch(r"(?:\*\*)?\(?([A-Z])\)?\.?(?:\*\*)?", answer)
     if letter is None:
         return Verdict(False, "not one letter", answer[:100])
-    is_same = letter[1] == question.answer.strip()
+    is_same = letter[1] in {gold.strip() for gold in (question.answer, *question.alternatives)}
     return Verdict(is_same, "exact" if is_same else "different", letter[1])
 
 

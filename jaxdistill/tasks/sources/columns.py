@@ -14,13 +14,14 @@ A set without a column of answers has them at the end of its solutions, as MATH 
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from difflib import get_close_matches
 from typing import Any
 
 from jaxdistill.errors import UserError
 from jaxdistill.tasks.questions import Question
 from jaxdistill.tasks.sources import chat
-from jaxdistill.tasks.sources.answers import answers, final_answer
+from jaxdistill.tasks.sources.answers import answers, final_answer, written_out
 from jaxdistill.tasks.sources.options import options_of, with_options
 from jaxdistill.tasks.sources.place import BadRow, Place, in_short
 
@@ -43,20 +44,23 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "id": ("problem_id", "id", "unique_id", "idx", "index", "extra_info.index"),
 }
 _LETTERED = ("A", "B", "C", "D", "E")
+_FINAL = "an answer, or a solution that ends in a box or in #### and the answer"
 Mapped = Sequence[tuple[str, str]]  # pairs (field, column)
 
 
-def check_mapping(mapping: Mapped) -> None:
-    """Refuse pairs whose first entry is no field."""
+def check_mapping(
+    mapping: Mapped, fields: Mapping[str, object] = FIELDS, of: str = "a question"
+) -> None:
+    """Refuse what are no pairs (field, column), each field at most once."""
     for pair in mapping:
         if not (isinstance(pair, tuple) and len(pair) == 2 and all(map(str, pair))):
             raise UserError(f"`columns` must be pairs (field, column), got {pair!r}")
-        if pair[0] not in FIELDS:
-            near = get_close_matches(pair[0], FIELDS, 1, 0.5)
+        if pair[0] not in fields:
+            near = get_close_matches(pair[0], fields, 1, 0.5)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UserError(
-                f"`columns`: {pair[0]!r} is no field of a question; the fields are "
-                f"{', '.join(FIELDS)}{hint}"
+                f"`columns`: {pair[0]!r} is no field of {of}; the fields are "
+                f"{', '.join(fields)}{hint}"
             )
     if len({field for field, _ in mapping}) < len(mapping):
         raise UserError(f"`columns` names a field twice: {mapping!r}")
@@ -115,7 +119,10 @@ class _Row:
                     found = True
                     yield column, self._record[column]
                 elif is_part:
-                    held = self._inside(column, name)
+                    # A column of this name that is no struct does not matter where it holds what
+                    # can be missing; an answer or a named column cannot.
+                    is_needed = field == "answer" or mapped is not None
+                    held = self._inside(column, name) if is_needed else self._if_struct(column)
                     for key in inner.split("."):
                         held = held.get(key) if isinstance(held, Mapping) else None
                     found = True
@@ -133,6 +140,12 @@ class _Row:
                 raise self.place.wrong(column, "an object with named fields", held)
             self._decoded[column] = held
         return self._decoded[column]
+
+    def _if_struct(self, column: str) -> Any:
+        try:
+            return self._inside(column, column)
+        except BadRow:
+            return None
 
     def _columns(self) -> str:
         return f"the columns are {', '.join(self.place.columns or self._record)}"
@@ -172,8 +185,10 @@ class _Row:
 
     def options(self) -> Any:
         for name, value in self._found("options"):
-            value = chat.structured(self.place, name, value)
-            if not chat.is_missing(value) and len(value):
+            value = chat.native(value)
+            is_text = isinstance(value, str | bytes) and bool(value)
+            value = chat.structured(self.place, name, value) if is_text else value
+            if not chat.is_missing(value) and value not in ("", b"", [], {}, ()):
                 return options_of(self.place, name, value)
         if "options" not in self._mapping and all(column in self._record for column in "ABC"):
             texts = [self._record.get(column) for column in _LETTERED]
@@ -189,7 +204,7 @@ class _Row:
             # Several solutions of a row are in order of preference; one is shown.
             for first in [chat.native(value)]
             for text in [first[0] if isinstance(first, list) and first else first]
-            if (solution := chat.optional_text(self.place, name, text)) is not None
+            if (solution := self._solution(name, text)) is not None
         ]
         if not every:
             return self._gold_of_solution(solutions)
@@ -204,7 +219,8 @@ class _Row:
             ends = [final_answer(text) for text in given]
             solutions += [(name, text) for text, (_, is_long) in zip(given, ends) if is_long]
             for end, _ in ends:
-                chat.text(self.place, name, end)
+                if not end:
+                    raise self.place.wrong(name, _FINAL, value)
             read[name] = tuple(end for end, _ in ends)
         if not read:
             raise self.place.wrong(every[0][0], "an answer", None)
@@ -220,6 +236,15 @@ class _Row:
         references = [text for _, text in solutions if text.strip() not in gold]
         return gold, references[0] if references else None
 
+    def _solution(self, name: str, value: Any) -> str | None:
+        """A solution's text; a number is an answer, written as such."""
+        is_number = isinstance(value, int | float | Decimal) and not chat.is_missing(value)
+        return (
+            answers(self.place, name, value)[0]
+            if is_number
+            else chat.optional_text(self.place, name, value)
+        )
+
     def _gold_of_solution(
         self, solutions: list[tuple[str, str]]
     ) -> tuple[tuple[str, ...], str | None]:
@@ -231,7 +256,9 @@ class _Row:
         # DAPO-Math-17k-Processed keeps the answer alone there.
         words = re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", solution)
         if not is_long and ("\n" in solution.strip() or len(solution) > 60 or len(words) > 2):
-            raise self.place.wrong(name, "an answer, or a solution that ends in a box", solution)
+            raise self.place.wrong(name, _FINAL, solution)
+        if not answer:
+            raise self.place.wrong(name, _FINAL, solution)
         gold = answers(self.place, name, answer)
         return gold, solution if is_long else None
 
@@ -252,12 +279,16 @@ class _Row:
         """The row's place, since rows may be duplicates, and the first name that it has."""
         names = [value for _, value in self._found("id") if not chat.is_missing(value)]
         named = [n.decode(errors="replace") if isinstance(n, bytes) else str(n) for n in names[:1]]
+        # No file in UTF-8 takes a lone surrogate.
+        named = [name.encode(errors="backslashreplace").decode() for name in named]
         return ":".join([self.place.label, str(self.place.row), *named])
 
 
 def _comparable(gold: tuple[str, ...]) -> frozenset[str]:
-    """Answers without what writing adds: $ signs, spaces, a full stop, the comma of 1,000."""
+    """Answers without what writing adds: $, spaces, a full stop, the comma of 1,000, zeros."""
     bare = (re.sub(r"^\$(.*)\$$", r"\1", text.strip()).removesuffix(".") for text in gold)
+    joined = (re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", re.sub(r"\s+", "", text)) for text in bare)
     return frozenset(
-        re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", re.sub(r"\s+", "", text)) for text in bare
+        written_out(Decimal(text)) if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)", text) else text
+        for text in joined
     )

@@ -9,7 +9,6 @@ import csv
 import glob
 import gzip
 import io
-import json
 import re
 import sys
 import zlib
@@ -19,7 +18,7 @@ from typing import IO, Any
 
 from jaxdistill.errors import UserError
 from jaxdistill.own_classes import in_one_line
-from jaxdistill.tasks.sources import examples
+from jaxdistill.tasks.sources import chat, examples
 from jaxdistill.tasks.sources.names import FileSource
 from jaxdistill.tasks.sources.place import BadRow, Place
 
@@ -65,7 +64,7 @@ def expand(source: FileSource) -> list[Path]:
         else:
             paths.append(path)
     for path in paths:
-        if path.is_dir() and not path.suffix:
+        if path.is_dir():
             names = sorted(entry.name for entry in path.iterdir() if _suffixes(entry)[0])
             listed = ", ".join(names[:8]) or "no file of a known format"
             raise UserError(f"{path} is a folder ({listed}); name a file, or a pattern of files")
@@ -127,24 +126,44 @@ def _open_text(path: Path) -> IO[str]:
 
 
 def _parquet_rows(path: Path, label: str, wanted: Collection[str] | None) -> Rows:
-    import pyarrow as pa
     import pyarrow.parquet
 
     with path.open("rb") as file:
         parquet = pyarrow.parquet.ParquetFile(file)
         columns = tuple(parquet.schema_arrow.names)
+        if len(set(columns)) < len(columns):
+            raise UserError(f"{path}: two columns have one name: {', '.join(columns)}")
         chosen = [name for name in columns if wanted is None or name.lower() in wanted]
         row = 0
         for batch in parquet.iter_batches(_BATCH, columns=chosen):
             table = batch.to_pydict()
-            for index, field in enumerate(batch.schema):
-                if pa.types.is_float32(field.type):  # as Python's floats 0.1 would be 0.10000000149
-                    values = batch.column(index).to_numpy(zero_copy_only=False)
-                    table[field.name] = list(values)
+            for field in batch.schema:
+                if re.search(r"\b(half)?float\b", str(field.type)):  # also inside lists and structs
+                    table[field.name] = [_narrow(field.type, v) for v in table[field.name]]
             for at in range(batch.num_rows):
                 record = {name: table[name][at] for name in chosen}
                 yield Place(str(path), label, row, columns), record
                 row += 1
+
+
+def _narrow(kind: Any, value: Any) -> Any:
+    """The value with numbers of NumPy's own where the file has fewer than 64 bits.
+
+    As one of Python's floats 0.1 in single precision would be 0.10000000149011612.
+    """
+    import pyarrow as pa
+
+    if value is None:
+        return None
+    if pa.types.is_float32(kind) or pa.types.is_float16(kind):
+        return kind.to_pandas_dtype()(value)
+    if pa.types.is_struct(kind):
+        return {field.name: _narrow(field.type, value[field.name]) for field in kind}
+    if pa.types.is_map(kind):
+        return [(key, _narrow(kind.item_type, item)) for key, item in value]
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return [_narrow(kind.value_type, item) for item in value]
+    return value
 
 
 # ------------------------------------------------------------------------------------------ JSON
@@ -172,7 +191,9 @@ def _line_rows(path: Path, label: str, file: IO[bytes]) -> Rows:
 def record_of(place: Place, text: bytes | str) -> Record | BadRow:
     """Decode one row of JSON; a BadRow for anything but an object."""
     try:
-        value = json.loads(text.strip())
+        value = chat.from_json(text.strip())
+    except chat.RepeatedKey as error:
+        return place.bad(str(error))
     except (ValueError, RecursionError):  # RecursionError: brackets nested too deeply
         return place.bad(f"expected a JSON object on one line, or one array, got {_cut(text)}")
     if not isinstance(value, dict):
@@ -187,7 +208,7 @@ def _cut(text: bytes | str) -> str:
 
 def _array_rows(path: Path, label: str, text: IO[str]) -> Rows:
     """The elements of one array, decoded as the text arrives."""
-    decoder, space = json.JSONDecoder(), re.compile(r"\s*")
+    decoder, space = chat.decoder(), re.compile(r"\s*")
     # What was read; how much of it is done with; how much is read next.
     buffer, at, size, row = "", 0, _CHUNK, 0
     is_last = False
@@ -205,6 +226,8 @@ def _array_rows(path: Path, label: str, text: IO[str]) -> Rows:
             end = space.match(buffer, end).end()  # pyright: ignore[reportOptionalMemberAccess]
             if buffer[end : end + 1] not in ("]", ","):
                 raise ValueError("no element ends")
+        except chat.RepeatedKey as error:
+            raise UserError(f"{path}: row {row + 1}: {error}") from error
         except (ValueError, RecursionError) as error:
             more = text.read(size)
             if not more:

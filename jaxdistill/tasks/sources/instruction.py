@@ -37,10 +37,9 @@ class AnswerForm:
 
     def check(self, place: Place, question: Question) -> None:
         """Refuse a row that belongs to another kind of task; its right answers would be wrong."""
-        if self.is_letter and not re.fullmatch(r"[A-Z]", question.answer):
-            raise place.wrong(
-                "answer", "the letter of an option, as ChoiceTask has", question.answer
-            )
+        for gold in (question.answer, *question.alternatives):
+            if self.is_letter and not re.fullmatch(r"[A-Z]", gold):
+                raise place.wrong("answer", "the letter of an option, as ChoiceTask has", gold)
         if self.sentence is None or self.is_asked_by(question):
             return
         for other, task in ((BOX, "MathTask"), (TAG, "ChoiceTask or ExactTask")):
@@ -72,15 +71,22 @@ RESPONSE = AnswerForm("the whole response", r"(?!)", None)
 
 
 # "Do not use \\boxed{}" asks for no box.
-_NEGATED = re.compile(r"(?i)\b(?:not|n't|without|never|avoid)\b[^.\n]{0,40}\\boxed(?:\{\})?")
+# Only such words may lie between: "without a calculator, put it in \\boxed{}" asks for one.
+_NEGATED = re.compile(
+    r"(?i)(?:\b(?:not|no|without|never|avoid)|n['’]t)\s+(?:(?:needs?|have|requir(?:e|ed)|to|us(?:e|ing)|"
+    r"put(?:ting)?|writ(?:e|ing)|giv(?:e|ing)|plac(?:e|ing)|enclos(?:e|ing)|wrap(?:ping)?|includ(?:e|"
+    r"ing)|any|an?|the|your|final|answers?|it|in|inside|within|with|latex|command)\s+){0,8}"
+    r"[$`\"']{0,2}\\boxed(?:\{\})?"
+)
 
 # DAPO's sentence and that of simple-evals, from which it comes; they differ in case, in
 # quotation marks, and in "you do not need to use a \boxed command".
 _ANSWER_LINE = re.compile(
-    r"\s*Solve the following math problem (?:efficiently and clearly )?step by step\.\s*"
+    r"\s*Solve the following (?:math )?problem (?:efficiently and clearly )?step by step\.\s*"
     r"The last line of your response should be of the form\s*"
-    r"[\"'“]?Answer:\s*\\?\$?\\?\{?Answer\}?[\"'”]?\s*\(without quotes\),?\s*"
-    r"where \\?\$?\\?\{?Answer\}? is the answer to the problem\.\s*",
+    r"[\"'“]?Answer:\s*\\?\$?\\?\{?Answer\}?\$?[\"'”]?\s*(?:\(without (?:the )?quotes\))?,?\s*"
+    r"where \\?\$?\\?\{?Answer\}?\$? is "
+    r"(?:the answer to the problem|(?:the|your) (?:final )?answer)\.\s*",
     re.IGNORECASE,
 )
 _REMEMBER = re.compile(

@@ -93,7 +93,7 @@ def parse(source: str | Path | Iterable[str]) -> Source:
         return _parse_tfds(text)
     if text.startswith("hub:"):
         return _parse_hub(text)
-    if "," in text and not Path(text).expanduser().exists():
+    if "," in text and not _expanded(text).exists():
         return _file_source([part.strip() for part in text.split(",")], repr(text))
     return _file_source([text], repr(text))
 
@@ -103,12 +103,19 @@ def _file_source(paths: list[str], shown: str) -> FileSource:
         raise UserError(f"data {shown}: a name is empty; expected {_FORMS}")
     for path in paths:
         _refuse_near_miss(path)
-    return FileSource(tuple(str(Path(path).expanduser()) for path in paths))
+    return FileSource(tuple(str(_expanded(path)) for path in paths))
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # ~ without $HOME, or ~NAME of nobody
+        raise UserError(f"data {path!r}: cannot tell whose folder ~ is") from None
 
 
 def _refuse_near_miss(path: str) -> None:
     """Names of other tools, and names of data sets without their prefix."""
-    if Path(path).expanduser().exists():
+    if _expanded(path).exists():
         return
     if found := re.match(r"(?:https?://huggingface\.co|hf:/)/datasets/([\w.-]+/[\w.-]+)", path):
         raise UserError(f"data {path!r}: for a data set of the hub write hub:{found[1]}")

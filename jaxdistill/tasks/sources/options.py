@@ -54,6 +54,11 @@ def options_of(place: Place, field: str, value: Any) -> Options:
         texts, labels = value, None
     if not isinstance(texts, list | tuple) or not 2 <= len(texts) <= len(LETTERS):
         raise place.wrong(field, f"2 to {len(LETTERS)} options", value)
+    for at, text in enumerate(texts):
+        if isinstance(chat.native(text), list | tuple):
+            raise place.wrong(f"{field}[{at}]", "the text of an option", text)
+    if not isinstance(labels, list | tuple | None):
+        raise place.wrong(field, "a list of labels", labels)
     read = [answers(place, f"{field}[{at}]", text)[0] for at, text in enumerate(texts)]
     marked = [re.match(rf"\(?{a}[).:]\s*(.+)", text) for a, text in zip(LETTERS, read)]
     if all(marked):  # "A) 4", "B) 5": the letters are written into the texts

@@ -1,6 +1,7 @@
 """Where a row lies, for its id and for what is said when one of its fields is wrong."""
 
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from jaxdistill.errors import UserError
@@ -21,6 +22,8 @@ class Place:
 
     def wrong(self, field: str, expected: str, got: Any) -> BadRow:
         shown = "nothing" if got is None else f"{type(got).__name__} {in_short(got)}"
+        if isinstance(got, Decimal):  # a number of a JSON file, with all its digits
+            shown = f"number {in_short(str(got))}".replace("'", "")
         return self.bad(f"field `{field}`: expected {expected}, got {shown}")
 
     def bad(self, message: str) -> BadRow:

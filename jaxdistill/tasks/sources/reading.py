@@ -5,6 +5,7 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal, TypeVar
 
 from jaxdistill.errors import UserError
@@ -42,12 +43,17 @@ class Reading:
     bad_rows: Literal["fatal", "skip"] = "fatal"
 
     def __post_init__(self):
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"`limit` must be at least 1, got {self.limit}")
+        if not (isinstance(self.source, str | Path) or _are_texts(self.source)):
+            raise UserError(f"`source` must be a text or a tuple of texts, got {self.source!r}")
+        if self.limit is not None and (type(self.limit) is not int or self.limit < 1):
+            raise UserError(f"`limit` must be at least 1, got {self.limit!r}")
         if self.bad_rows not in ("fatal", "skip"):
             raise UserError(f"`bad_rows` must be fatal or skip, got {self.bad_rows!r}")
-        if self.instruction is not None and not self.instruction.strip():
-            raise UserError("`instruction` must be a text, default or None, got an empty text")
+        is_text = isinstance(self.instruction, str) and bool(self.instruction.strip())
+        if not is_text and self.instruction is not None:
+            raise UserError(
+                f"`instruction` must be a text, default or None, got {self.instruction!r}"
+            )
         layouts.check_mapping(self.columns)
 
 
@@ -153,7 +159,11 @@ class _Tally:
     def _convert(self, place: Place, record: Record) -> tuple[Question, Change]:
         question = layouts.question_of(place, record, self.reading.columns)
         if self.form.is_letter:
-            question = replace(question, answer=bare_letter(question.answer))
+            question = replace(
+                question,
+                answer=bare_letter(question.answer),
+                alternatives=tuple(map(bare_letter, question.alternatives)),
+            )
         asked, change = instruct(question, self.form, self.reading.instruction)
         # A text of the user's own may ask for what the prompt does not; the default never does.
         is_default = self.reading.instruction == DEFAULT
@@ -243,6 +253,10 @@ def _first(texts: list[str], most: int = 5) -> str:
     return "; ".join(texts[:most]) + more
 
 
+def _are_texts(source: object) -> bool:
+    return isinstance(source, tuple | list) and all(isinstance(one, str | Path) for one in source)
+
+
 def _shown(reading: Reading) -> str:
     source = reading.source
-    return source if isinstance(source, str) else ", ".join(source)
+    return str(source) if isinstance(source, str | Path) else ", ".join(map(str, source))

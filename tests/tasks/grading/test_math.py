@@ -199,3 +199,9 @@ def test_a_thread_gets_the_same_verdict():
 def test_the_letter_in_the_last_answer_tag_counts(response, correct, reason):
     verdict = grade_choice(_question("B"), response)
     assert (verdict.correct, verdict.reason) == (correct, reason)
+
+
+def test_each_of_several_gold_letters_is_right():
+    question = Question("q", "", "A", alternatives=("C",))
+    graded = [grade_choice(question, f"<answer>{letter}</answer>").correct for letter in "ABCD"]
+    assert graded == [True, False, True, False]

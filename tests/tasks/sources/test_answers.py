@@ -51,6 +51,14 @@ PLACE = Place("a.jsonl", "a", 2)
         (["2", "2"], "2"),
         ([2.0], "2"),
         ('["2"]', "2"),
+        ("['2']", "2"),  # as pandas writes a list into CSV
+        ('["2", "2"]', "2"),
+        (Decimal("0.1234567890123456789012345"), "0.1234567890123456789012345"),
+        (np.float16(0.1), "0.1"),
+        (Decimal("0E-70"), "0"),
+        ("infinity", "infinity"),
+        ("e5", "e5"),
+        ("1e-5 m", "1e-5 m"),
         (json.dumps([r"\frac{1}{2}"]), r"\frac{1}{2}"),
     ],
 )
@@ -58,7 +66,16 @@ def test_an_answer_is_what_a_person_writes(stored, expected):
     assert answers(PLACE, "answer", stored) == (expected,)
 
 
-@pytest.mark.parametrize("stored", [["2", "two"], np.array(["2", "two"], object), '["2", "two"]'])
+@pytest.mark.parametrize(
+    "stored",
+    [
+        ["2", "two"],
+        np.array(["2", "two"], object),
+        '["2", "two"]',
+        "['2', 'two']",
+        "[\"2\", 'two']",
+    ],
+)
 def test_several_answers_are_kept_in_order(stored):
     assert answers(PLACE, "answer", stored) == ("2", "two")
 
@@ -69,6 +86,9 @@ def test_several_answers_are_kept_in_order(stored):
         None, "", "  ", True, False, np.bool_(True), [True], [], [None], ["2", ""], {}, {"a": 1},
         float("nan"), float("inf"), -float("inf"), np.float32("nan"), Decimal("NaN"), 1e300, 1e-300,
         "nan", "NaN", "<NA>", "null", "None", b"\xff", "\ud800", '["2"', [["2"]] * 2, 1j, ...,
+        "inf", "-inf", "N/A", "n/a", "1e99", "1e-999", "-1E999", Decimal("1e-400"), 10**70,
+        "['2' 'two']", "['2'\n 'two']", "['2", "['2'] + x", "\u200b", "\x00", "\ufeff ",
+        '["2", null]', '["2", {"a": 1, "a": 2}]',
     ],
     ids=repr,
 )  # fmt: skip
@@ -90,6 +110,14 @@ def test_what_is_no_answer_is_refused(stored):
         (r"So it is \boxed{\frac{1}{2}}.", (r"\frac{1}{2}", True)),
         (r"First \boxed{1}, then \boxed{2}.", ("2", True)),
         (r"So it is \boxed{5", ("", True)),
+        (r"$\boxed{5}$", ("5", False)),
+        (r"So it is $\boxed 5$.", ("5", True)),  # MATH has these forms too
+        (r"So it is $\boxed  2x$ or so.", ("2x", True)),
+        (r"So it is \fbox{5}.", ("5", True)),
+        (r"So it is $\fbox{\frac{1}{2}}$.", (r"\frac{1}{2}", True)),
+        (r"First \fbox{1}, then $\boxed 2$.", ("2", True)),
+        (r"A \boxedtext{5} is none", (r"A \boxedtext{5} is none", False)),
+        (r"So it is $\boxed$.", ("", True)),
     ],
 )
 def test_the_final_answer_of_a_solution(written, expected):

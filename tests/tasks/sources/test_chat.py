@@ -50,6 +50,17 @@ PLAIN = (None, (), "1+1?")
         ("[1, 2]", (None, (), "[1, 2]")),
         ("{x : x > 1} is which set?", (None, (), "{x : x > 1} is which set?")),
         ('"1+1?"', (None, (), '"1+1?"')),
+        ("[{1,2},{3}] has how many sets?", (None, (), "[{1,2},{3}] has how many sets?")),
+        ("[{x}] is?", (None, (), "[{x}] is?")),
+        ('{"value": 1} has which keys?', (None, (), '{"value": 1} has which keys?')),
+        ('[{"a": 1}, 2] has which length?', (None, (), '[{"a": 1}, 2] has which length?')),
+        ([{"role": "User", "content": "1+1?"}], PLAIN),
+        ([{"role": "user", "content": [{"type": "input_text", "text": "1+1?"}]}], PLAIN),
+        (
+            [{"role": "user", "content": [{"text": "1+"}, {"text": " "}, {"text": b"1?"}]}],
+            (None, (), "1+ 1?"),
+        ),
+        (json.dumps([{"id": 1, **USER}]), PLAIN),
     ],
 )
 def test_a_prompt_is_the_same_however_it_is_stored(stored, expected):
@@ -81,6 +92,21 @@ def test_a_prompt_is_the_same_however_it_is_stored(stored, expected):
         ([{"role": "user", "content": []}], "prompt[0].content", "text"),
         ('[{"role": "user", "content": "1+', "prompt", "valid JSON"),
         ("[{", "prompt", "valid JSON"),
+        ('[{"id": 1, "role": "us', "prompt", "valid JSON"),
+        ('[{"role": "user", "role": "user", "content": "1"}]', "prompt", "'role' twice"),
+        ("\u200b\ufeff", "prompt", "text"),
+        ("\x00", "prompt", "text"),
+        ([{"role": b"\xff", "content": "1"}], "prompt[0].role", "UTF-8"),
+        ([{"role": "", "content": "1"}], "prompt[0].role", "system, user or assistant"),
+        ([{"role": 5, "content": "1"}], "prompt[0].role", "system, user or assistant"),
+        ([{"role": "user", "content": [{"text": 5}]}], "prompt[0].content[0]", "a part"),
+        ([{"role": "user", "content": [{"text": b"\xff"}]}], "prompt[0].content[0].text", "UTF-8"),
+        ([{"role": "user", "content": [{"text": " "}]}], "prompt[0].content", "text"),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "text": "1"}]}],
+            "prompt[0].content[0]",
+            "a part",
+        ),
     ],
 )
 def test_what_is_no_prompt_is_named_with_its_field(stored, field, expected):

@@ -187,7 +187,12 @@ def test_columns_of_any_name_are_read_where_they_are_named(mapping, row):
         ({"question": "1+1?", "prompt": "2+2?", "answer": "2"}, "`prompt` and `question` hold"),
         ({"question": None, "answer": "2"}, "`question`: expected text or messages, got noth"),
         ({"question": " ", "answer": "2"}, "field `question`: expected text"),
-        ({"question": "1+1?", "answer": "2", "solution": 3}, "field `solution`: expected text"),
+        ({"question": "1+1?", "answer": "2", "solution": True}, "field `solution`: expected text"),
+        ({"question": "1+1?", "answer": "2", "solution": {"a": 3}}, "field `solution`: expected"),
+        ({"question": "1+1?", "answer": "0.5", "ground_truth": 0.50001}, "hold different answers"),
+        ({"question": "1+1?", "answer": "20", "ground_truth": 2}, "hold different answers"),
+        ({"question": "1+1?", "options": 5, "answer": "A"}, "field `options`: expected 2 to 10"),
+        ({"problem": "1+1?", "solution": "so $\\boxed$."}, "a solution that ends in a box"),
         ({"question": "1+1?", "answer": "2", "system": ["x"]}, "field `system`: expected text"),
         ({"prompt": CHAT, "system": "Be long.", "answer": "2"}, "`system` and the system turn"),
         ({"problem": "1+1?", "solution": "One and one are two."}, "a solution that ends in a box"),
@@ -198,7 +203,6 @@ def test_columns_of_any_name_are_read_where_they_are_named(mapping, row):
         ({**VERL, "reward_model": "3"}, "field `reward_model`: expected an object"),
         ({**VERL, "reward_model": "{"}, "field `reward_model`: expected valid JSON"),
         ({**VERL, "reward_model": {"ground_truth": {"a": 1}}}, "field `reward_model.ground_truth`"),
-        ({**VERL, "extra_info": "[1]"}, "field `extra_info`: expected an object"),
         (
             {"messages": [*USER, {"role": "assistant", "content": "2"}], "answer": "2"},
             "expected a user turn last, got an assistant turn",
@@ -212,6 +216,45 @@ def test_a_near_miss_is_named_with_its_row_and_field(row, message):
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("extra", [None, "", "train", "[1]", ["train"], 7, True, "{"])
+def test_extra_information_that_is_no_struct_does_not_matter(extra):
+    row = {**VERL, "extra_info": extra}
+    assert fields(row) == ("set:2", "Be brief.", "1+1?", "2", None)
+
+
+@pytest.mark.parametrize(
+    ("solution", "answer"),
+    [(34, "34"), (0.5, "0.5"), (Decimal("1e-5"), "0.00001"), ("34", "34"), (["34", "35"], "34")],
+)
+def test_a_solution_that_is_a_number_is_the_answer(solution, answer):
+    assert fields({"problem": "1+1?", "solution": solution}) == (
+        "set:2",
+        None,
+        "1+1?",
+        answer,
+        None,
+    )
+
+
+@pytest.mark.parametrize("stored", ["", b"", [], (), {}, None, float("nan")], ids=repr)
+def test_empty_options_and_solutions_are_none(stored):
+    row = {"question": "1+1?", "answer": "2", "options": stored, "solution": stored}
+    assert fields(row) == ("set:2", None, "1+1?", "2", None)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("2", 2.0), (".5", 0.5), ("073", 73), ("1,000", 1000), ("$2$", "2."), ("+3", Decimal("3.00"))],
+)
+def test_columns_that_write_one_number_differently_agree(one, other):
+    assert fields({"question": "1+1?", "answer": one, "ground_truth": other})[3] == one
+
+
+def test_an_id_that_no_file_can_hold_is_escaped():
+    row = {"question": "1+1?", "answer": "2", "id": "\ud800"}
+    assert fields(row)[0] == "set:2:\\ud800"
 
 
 def test_a_column_that_is_named_and_missing_is_refused_with_those_there_are():

@@ -113,8 +113,75 @@ def test_single_precision_numbers_keep_their_digits(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"answer": pa.array([0.1, None, 7.0], pa.float32())}), path)
     values = [record["answer"] for record in records(path)]
-    assert [str(value) for value in values[::2]] == ["0.1", "7.0"]
-    assert values[1] is None or np.isnan(values[1])
+    assert [str(value) for value in values] == ["0.1", "None", "7.0"]
+
+
+SINGLE = pa.float32()
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "written"),
+    [
+        (SINGLE, 0.1, "0.1"),
+        (pa.float16(), np.float16(0.1), "0.1"),
+        (pa.list_(SINGLE), [0.1, None], "[0.1, None]"),
+        (pa.large_list(SINGLE), [0.1], "[0.1]"),
+        (pa.list_(SINGLE, 1), [0.1], "[0.1]"),
+        (pa.struct([("gold", SINGLE), ("float", pa.string())]), {"gold": 0.1, "float": "x"},
+         "{gold: 0.1, float: x}"),
+        (pa.map_(pa.string(), SINGLE), [("gold", 0.1)], "[[gold, 0.1]]"),
+        (pa.list_(pa.struct([("gold", pa.list_(SINGLE))])), [{"gold": [0.1]}], "[{gold: [0.1]}]"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_numbers_of_few_bits_keep_their_digits_inside_anything(tmp_path, kind, value, written):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"answer": pa.array([value, None], kind)}), path)
+    found, nothing = (record["answer"] for record in records(path))
+    assert nothing is None
+
+    def shown(held):
+        match held:
+            case dict():
+                return "{" + ", ".join(f"{key}: {shown(item)}" for key, item in held.items()) + "}"
+            case list() | tuple():
+                return "[" + ", ".join(shown(item) for item in held) + "]"
+            case _:
+                return str(held)
+
+    assert shown(found) == written
+
+
+def test_numbers_of_json_keep_every_digit(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1e-400, "b": 0.12345678901234567890123, "c": 7, "d": 1e400}\n')
+    (record,) = records(path)
+    assert [str(v) for v in record.values()] == [
+        "1E-400",
+        "0.12345678901234567890123",
+        "7",
+        "1E+400",
+    ]
+    array = path.with_suffix(".json")
+    array.write_text(f"[{path.read_text()}]")
+    assert records(array) == [record]
+
+
+def test_a_field_that_an_object_names_twice_is_a_bad_row(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"q": 1, "x": {"a": 1, "a": 2}}\n{"q": 2}\n{"q": 3, "q": 3}\n')
+    first, second, third = (record for _, record in files.rows(parse(str(path))))
+    assert second == {"q": 2}
+    assert "names the field 'a' twice" in str(first)
+    assert "names the field 'q' twice" in str(third)
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    path = tmp_path / "a.parquet"
+    columns = [pa.array(["1+1?"]), pa.array(["2"]), pa.array(["3"])]
+    pq.write_table(pa.Table.from_arrays(columns, names=["question", "answer", "answer"]), path)
+    with pytest.raises(UserError, match="two columns have one name: question, answer, answer"):
+        read(path)
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv"])
@@ -171,6 +238,7 @@ def test_a_csv_row_of_another_length_is_a_bad_row(tmp_path):
         ("text.arrayrecord", b"hello", "cannot read it"),
         ("cut.json", json.dumps(ROWS)[:-9].encode(), "row 5: expected an object of a JSON array"),
         ("two.json", b"[] []", "expected the array's end"),
+        ("keys.json", b'[{"a": 1, "a": 2}]', "row 1: an object names the field 'a' twice"),
         ("comma.json", b'[{"a": 1} {"a": 2}]', "expected an object of a JSON array"),
         ("deep.json", b"[" * 100_000, "expected an object of a JSON array"),
         ("rest.json", (json.dumps(ROWS) + "x").encode(), "expected the array's end"),

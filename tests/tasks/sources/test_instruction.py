@@ -48,6 +48,22 @@ def changed(prompt, form=BOX, instruction=DEFAULT, **fields):
         # Near misses: words that ask for no box.
         ("Chocolates are boxed by 2. 1+1?", (None, "added")),
         (r"1+1? Do not use \boxed{}.", (None, "added")),
+        (r"1+1? Don't put your answer in \boxed{}.", (None, "added")),
+        (r"1+1? You do not need to use a \boxed command.", (None, "added")),
+        (r"1+1? No \boxed{} please.", (None, "added")),
+        (r"1+1? Avoid using \boxed.", (None, "added")),
+        # A "not" that is said of something else.
+        (r"Without a calculator, put 1+1 in \boxed{}.", (None, "kept")),
+        (r"You cannot use a calculator; answer in \boxed{}.", (None, "kept")),
+        (r"It is not an integer; write \boxed{p/q}.", (None, "kept")),
+        (r"Don't guess 1+1; put it in $\boxed{}$.", (None, "kept")),
+        # Chinese problems have DAPO's English sentences, or a sentence of their own.
+        ("求1+1。请把最终答案放在\\boxed{}中。", (None, "kept")),
+        ("求1+1。", (f"求1+1。\n{SENTENCE}", "added")),
+        (DAPO.replace("1+1?", "求1+1。"), (f"求1+1。\n{SENTENCE}", "replaced")),
+        (DAPO.replace(" (without quotes)", ""), (BOXED, "replaced")),
+        (DAPO.replace("the answer to the problem", "your final answer"), (BOXED, "replaced")),
+        (DAPO.replace("math problem", "problem"), (BOXED, "replaced")),
         ("The answer is a box. 1+1?", (None, "added")),
         ("Answer: 1+1?", (None, "added")),
     ],

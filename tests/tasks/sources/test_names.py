@@ -55,6 +55,8 @@ def test_a_name_is_one_data_set(name, meaning):
         ("hub:https://huggingface.co/datasets/a/b", "expected hub:OWNER/NAME"),
         ("https://huggingface.co/datasets/a/b", "write hub:a/b"),
         ("hf://datasets/a/b/data.parquet", "write hub:a/b"),
+        ("~nobody_of_this_name/x.parquet", "cannot tell whose folder ~ is"),
+        ("a.parquet,~nobody_of_this_name/x.parquet", "cannot tell whose folder ~ is"),
         ("s3://bucket/x.parquet", "unknown kind of source"),
         ("TFDS:aime24", "unknown kind of source"),
         ("HuggingFaceH4/MATH-500", "did you mean hub:HuggingFaceH4/MATH-500"),

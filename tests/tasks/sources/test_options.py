@@ -27,6 +27,7 @@ TEXTS = ["4", "5", "6"]
         {"choices": [{"label": x, "text": t} for x, t in zip("ABC", TEXTS)], "answer": "B"},
         {"options": ["A)4", "B)5", "C)6"], "answer": "B"},  # AQuA
         {"A": "4", "B": "5", "C": "6", "answer": "B"},
+        {"options": TEXTS, "answer": ["B"]},
     ],
 )
 def test_options_are_asked_below_the_question_and_the_gold_is_a_letter(row):
@@ -51,6 +52,11 @@ def test_options_are_asked_below_the_question_and_the_gold_is_a_letter(row):
         {"choices": {"text": TEXTS, "label": ["A", "A", "C"]}, "answer": "A"},
         {"choices": {"text": TEXTS, "label": ["A"]}, "answer": "A"},
         {"choices": ["4", None], "answer": "A"},
+        {"choices": 5, "answer": "A"},
+        {"choices": True, "answer": "A"},
+        {"choices": [["A", "4"], ["B", "5"]], "answer": "A"},  # pairs, and no texts
+        {"choices": {"text": TEXTS, "label": 5}, "answer": "A"},
+        {"choices": {"text": "456"}, "answer": "A"},
     ],
 )
 def test_options_and_golds_that_do_not_fit_are_refused(row):

@@ -238,6 +238,13 @@ def test_prompts_that_do_not_ask_for_what_is_graded_are_counted(tmp_path, instru
     ("settings", "message"),
     [
         ({"limit": 0}, "`limit` must be at least 1, got 0"),
+        ({"limit": "8"}, "`limit` must be at least 1, got '8'"),
+        ({"limit": 1.5}, "`limit` must be at least 1, got 1.5"),
+        ({"limit": True}, "`limit` must be at least 1, got True"),
+        ({"instruction": 5}, "`instruction` must be a text, default or None, got 5"),
+        ({"instruction": True}, "`instruction` must be a text, default or None, got True"),
+        ({"source": None}, "`source` must be a text or a tuple of texts, got None"),
+        ({"source": ("a.jsonl", 5)}, "`source` must be a text or a tuple of texts"),
         ({"bad_rows": "ignore"}, "`bad_rows` must be fatal or skip, got 'ignore'"),
         ({"instruction": " "}, "`instruction` must be a text, default or None"),
         ({"columns": (("promt", "x"),)}, "'promt' is no field"),
@@ -245,7 +252,7 @@ def test_prompts_that_do_not_ask_for_what_is_graded_are_counted(tmp_path, instru
 )
 def test_settings_that_cannot_be_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
-        Reading("a.jsonl", **settings)
+        Reading(**{"source": "a.jsonl", **settings})
 
 
 # ------------------------------------------------------------------------------------------- size
