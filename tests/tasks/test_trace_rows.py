@@ -94,8 +94,8 @@ def test_a_record_of_an_evaluation_is_a_trace_with_its_verdict():
     ("stored", "correct"),
     [
         (True, True), (1, True), (1.0, True), (Decimal("1.0"), True), ("1.0", True),
-        (b"true", True), (np.bool_(True), True), (np.float32(1), True), (False, False), (0.0, False), ("0", False),
-        (None, None),
+        (b"true", True), (np.bool_(True), True), (np.float32(1), True), (False, False),
+        (0.0, False), ("0", False), (None, None),
     ],
 )  # fmt: skip
 def test_a_verdict_is_a_truth_value_or_a_score_of_0_or_1(stored, correct):
