@@ -22,7 +22,7 @@ from jaxdistill.errors import UserError
 from jaxdistill.tasks.questions import Question
 from jaxdistill.tasks.sources import chat
 from jaxdistill.tasks.sources.answers import answers, final_answer, written_out
-from jaxdistill.tasks.sources.options import options_of, with_options
+from jaxdistill.tasks.sources.options import bare_letter, options_of, with_options
 from jaxdistill.tasks.sources.place import BadRow, Place, in_short
 
 FIELDS: dict[str, tuple[str, ...]] = {
@@ -191,8 +191,12 @@ class _Row:
             if not chat.is_missing(value) and value not in ("", b"", [], {}, ()):
                 return options_of(self.place, name, value)
         if "options" not in self._mapping and all(column in self._record for column in "ABC"):
-            texts = [self._record.get(column) for column in _LETTERED]
-            return options_of(self.place, "A", [t for t in texts if not chat.is_missing(t)])
+            # Columns of these names may hold anything: beside another answer they are no options.
+            golds = [chat.native(gold) for _, gold in self._found("answer")]
+            if any(
+                isinstance(gold, str) and re.fullmatch("[A-Z]", bare_letter(gold)) for gold in golds
+            ):
+                return options_of(self.place, "A", {a: self._record.get(a) for a in _LETTERED})
         return None
 
     def gold(self, letter_of: Any) -> tuple[tuple[str, ...], str | None]:

@@ -16,7 +16,8 @@ from jaxdistill.tasks.sources.reading import Reading, accepted, rows_of
 Kind = Literal["math", "choice", "exact"]
 _NUM_ROWS = 64  # that are looked at; the task itself checks every row
 _OPTION = re.compile(r"(?:^|\s)\(?([A-J])[).:]\s*\S")
-_MATHEMATICAL = re.compile(r"[\d\\^=<>{}]|^-?[a-z]$|^-?\\?(pi|infty)$")
+_SMALL_OPTION = re.compile(r"(?:^|\s)\(?([a-j])[).:]\s*\S")
+_MATHEMATICAL = re.compile(r"[\d\\^=<>{}√]|^-?[a-z]$|^-?\\?(pi|infty|[πθ∞])$")
 
 
 def kind_of(reading: Reading) -> Kind:
@@ -62,6 +63,9 @@ def told_by(questions: Sequence[Question]) -> Kind | None:
     if every_letter:
         has_options = all({"A", "B"} <= set(_OPTION.findall(q.prompt)) for q in questions)
         return "choice" if has_options else None
+    has_small = all({"a", "b"} <= set(_SMALL_OPTION.findall(q.prompt)) for q in questions)
+    if has_small and all(re.fullmatch(r"\(?[a-j]\)?", q.answer) for q in questions):
+        return None  # the letter of an option in lower case, and not the name of a variable
     if all(_MATHEMATICAL.search(question.answer) for question in questions):
         return "math"
     return None

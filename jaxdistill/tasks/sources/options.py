@@ -35,6 +35,11 @@ class Options:
                 for given in (bare, answer):
                     if known.count(given) == 1:
                         return LETTERS[known.index(given)]
+            marked = re.fullmatch(r"\(?([A-J])[).:]\s*(.+)", answer, re.DOTALL)  # "B) 5"
+            if marked is not None and self.texts.count(marked[2]) == 1:
+                at = self.texts.index(marked[2])
+                if marked[1] in (self.labels[at], LETTERS[at]):
+                    return LETTERS[at]
         shown = ", ".join(self.labels)
         raise place.wrong(field, f"one of the options {shown} or its text", value)
 

@@ -29,7 +29,10 @@ OPTIONS = "Which is prime?\nA: 4\nB: 5"
         ([(OPTIONS, "B"), ("Which? (A) x (B) y", "A")], "choice"),
         ([(f"Capital? {TAG}", "Paris")], "exact"),
         ([(f"1+1? {TAG}", "2")], "exact"),
+        ([("Solve.", "π"), ("Solve.", "√2"), ("Solve.", "-x")], "math"),
+        ([("Choose. a) 1 b) 2", "12"), ("Choose. a) 1 b) 2", "a")], "math"),
         # What does not tell, or tells two things.
+        ([("Choose. a) 1 b) 2", "b"), ("Choose.\n(a) 1\n(b) 2", "(a)")], None),  # lower case
         ([("Capital?", "Paris")], None),
         ([("1+1?", "2"), ("Capital?", "Paris")], None),
         ([("Name a vertex.", "B")], None),  # a letter without options

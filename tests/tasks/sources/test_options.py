@@ -28,6 +28,12 @@ TEXTS = ["4", "5", "6"]
         {"options": ["A)4", "B)5", "C)6"], "answer": "B"},  # AQuA
         {"A": "4", "B": "5", "C": "6", "answer": "B"},
         {"options": TEXTS, "answer": ["B"]},
+        {"options": TEXTS, "answer": "B) 5"},
+        {"options": TEXTS, "answer": "(B) 5"},
+        {"options": ["A. 4", "B. 5", "C. 6"], "answer": "B. 5"},
+        {"A": "4", "B": "5", "C": "6", "D": None, "answer": "(B)"},
+        {"A": "4", "B": "5", "C": None, "D": "6", "answer": "B"},
+        {"A": "4", "B": None, "C": "5", "D": "6", "answer": "C"},  # without a gap C is the second
     ],
 )
 def test_options_are_asked_below_the_question_and_the_gold_is_a_letter(row):
@@ -52,7 +58,9 @@ def test_options_are_asked_below_the_question_and_the_gold_is_a_letter(row):
         {"choices": {"text": TEXTS, "label": ["A", "A", "C"]}, "answer": "A"},
         {"choices": {"text": TEXTS, "label": ["A"]}, "answer": "A"},
         {"choices": ["4", None], "answer": "A"},
+        {"choices": TEXTS, "answer": "B) 6"},
         {"choices": 5, "answer": "A"},
+        {"A": "4", "B": "5", "C": "6", "answer": "E"},
         {"choices": True, "answer": "A"},
         {"choices": [["A", "4"], ["B", "5"]], "answer": "A"},  # pairs, and no texts
         {"choices": {"text": TEXTS, "label": 5}, "answer": "A"},
@@ -62,6 +70,14 @@ def test_options_are_asked_below_the_question_and_the_gold_is_a_letter(row):
 def test_options_and_golds_that_do_not_fit_are_refused(row):
     with pytest.raises(BadRow, match=r"a.jsonl: row 1: field `(choices|answer)"):
         question_of(PLACE, {"question": "Which is prime?", **row})
+
+
+@pytest.mark.parametrize("gold", ["12", "5", 5, 1.5, r"\frac{1}{2}"])
+def test_lettered_columns_beside_another_answer_are_no_options(gold):
+    row = {"problem": "The sides are A, B, C.", "A": 3, "B": 4, "C": 5, "answer": gold}
+    question = question_of(PLACE, row)
+    assert question.prompt == "The sides are A, B, C."
+    assert question.answer == str(gold)
 
 
 @pytest.mark.parametrize("mark", ["A: {} B: {}", "(A) {}\n(B) {}", "A. {}\nB. {}", "A) {}, B) {}"])
