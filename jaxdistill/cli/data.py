@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxdistill.cli.flags import add_thinking
+from jaxdistill.cli.flags import add_reading, add_thinking, reading_of
 from jaxdistill.cli.parser import add_verb, describe_default
 from jaxdistill.errors import UserError
 
@@ -61,14 +61,7 @@ def add_verbs(verbs: Any) -> None:
         default="auto",
         help="the kind of task; auto: what the rows ask for",
     )
-    sub.add_argument(
-        "--column",
-        action="append",
-        default=[],
-        metavar="FIELD=COLUMN",
-        dest="columns",
-        help="read a field (question, answer, ...) from this column; repeatable",
-    )
+    add_reading(sub)
     add_thinking(sub)
     _add_debug(sub)
     sub.set_defaults(function=check)
@@ -112,7 +105,6 @@ def check(options: argparse.Namespace) -> None:
     from jaxdistill.tasks import sources
     from jaxdistill.tasks.tasks import KINDS, recognised
 
-    columns = tuple(tuple(pair.partition("=")[::2]) for pair in options.columns)
     tokenizer = None
     if options.tokenizer is not None:
         from jaxdistill.storage.loading import tokenizer_folder
@@ -121,14 +113,16 @@ def check(options: argparse.Namespace) -> None:
         tokenizer = load(tokenizer_folder(options.tokenizer))
     place, first = next(sources.rows_of(options.source), (None, None))
     make = recognised if options.kind == "auto" else KINDS[options.kind]
-    task = make(options.source, columns=columns, bad_rows="skip")
+    task = make(options.source, bad_rows="skip", **reading_of(options))
     loaded = task.load(repeats=False)
     for note in loaded.notes:
         print(note, file=sys.stderr)
     num_rows = loaded.num_rows + len(loaded.skipped)
     repeated = loaded.num_rows - loaded.num_distinct
     if place is not None and isinstance(first, Mapping):
-        print(f"columns   {', '.join(place.columns or first)}")
+        names = ", ".join(place.columns or first)
+        # JSON may name a field with a lone surrogate, which no terminal takes.
+        print(f"columns   {names.encode(errors='backslashreplace').decode()}")
     how = "recognised, see --kind" if options.kind == "auto" else "--kind"
     print(f"rows      {num_rows:,}")
     print(f"prompts   {loaded.num_distinct:,} distinct; {repeated:,} rows repeat one of them")

@@ -102,6 +102,35 @@ def add_out(sub: argparse.ArgumentParser, text: str, metavar: str) -> argparse.A
     return sub.add_argument("--out", type=Path, metavar=metavar, help=text)
 
 
+def add_reading(sub: Any) -> None:
+    """How rows of a data set become questions: fields of `tasks.sources.Reading`."""
+    sub.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="FIELD=COLUMN",
+        dest="columns",
+        help="read a field (question, answer, ...) from this column; repeatable",
+    )
+    instruction = sub.add_argument(
+        "--instruction",
+        metavar="TEXT",
+        help="the sentence that prompts end in; `none` leaves them as they are",
+    )
+    describe_default(instruction, "one that asks for what is graded, where a prompt does not")
+
+
+def reading_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings of `add_reading` that differ from the defaults."""
+    settings: dict[str, Any] = {}
+    if options.columns:
+        settings["columns"] = tuple(tuple(pair.partition("=")[::2]) for pair in options.columns)
+    if options.instruction is not None:
+        is_none = options.instruction.lower() == "none"
+        settings["instruction"] = None if is_none else options.instruction
+    return settings
+
+
 def require_positive(value: int, name: str) -> None:
     if value < 1:
         raise UserError(f"{name} must be at least 1, got {value}")

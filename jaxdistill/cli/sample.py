@@ -9,7 +9,9 @@ from typing import Any
 from jaxdistill.cli.flags import (
     MODEL_HELP,
     add_out,
+    add_reading,
     add_sampling,
+    reading_of,
     require_positive,
     sampling_of,
 )
@@ -65,6 +67,13 @@ def add_verbs(verbs: Any) -> None:
         help="how --data is graded: the last box as mathematics, the letter or the text in the "
         "last <answer> tag, or what its rows ask for",
     )
+    sub.add_argument(
+        "--bad-rows",
+        choices=("fatal", "skip"),
+        default="fatal",
+        help="stop at a row of --data that cannot be used, or leave such rows out and list them",
+    )
+    add_reading(sub)
     limit = sub.add_argument(
         "--limit",
         type=int,
@@ -142,8 +151,13 @@ def evaluate(options: argparse.Namespace) -> None:
     sampling = sampling_of(options, options.max_new_tokens)
     if options.out and options.out.exists() and not options.out.is_dir():
         raise UserError(f"--out {options.out} is a file; name a folder")
+    reading = reading_of(options)
+    if options.bad_rows != "fatal":
+        reading["bad_rows"] = options.bad_rows
     if options.task is None:
-        splits = evaluation.named_splits(options.data, options.limit, options.kind)
+        splits = evaluation.named_splits(options.data, options.limit, options.kind, **reading)
+    elif reading:
+        raise UserError(f"{', '.join(reading)}: a --task says itself how its data are read")
     else:
         splits = (own_split(options.task, options.limit),)
     questions, notes = [], []

@@ -130,30 +130,34 @@ def data_name(task: Task) -> str | None:
     return source if isinstance(source, str) else None
 
 
-def named_split(name: str, limit: int | None, kind: str = "auto") -> Split:
+def named_split(name: str, limit: int | None, kind: str = "auto", **reading: Any) -> Split:
     """Return the split for `toy:POOL` or the name of a data set (`tasks.sources.names`).
 
-    kind: math, choice or exact, or auto to recognise it from the rows. Without a limit a toy split
-    has 128 questions. Raises UserError for an unknown toy split, an invalid name or limit, and rows
-    whose kind cannot be recognised.
+    kind: math, choice or exact, or auto to recognise it from the rows. reading: further fields of
+    `tasks.sources.Reading`. Without a limit a toy split has 128 questions. Raises UserError for an
+    unknown toy split, an invalid name or setting, and rows whose kind cannot be recognised.
     """
     toy = toy_name(name)
     if toy is None:
         make = recognised if kind == "auto" else KINDS[kind]
-        return Split(re.sub(r"[/\\]+", "-", parse(name).label), make(name, limit=limit))
+        return Split(re.sub(r"[/\\]+", "-", parse(name).label), make(name, limit=limit, **reading))
     if toy not in TOY_SPLITS:
         known = ", ".join(f"toy:{pool}" for pool in TOY_SPLITS)
         raise UserError(f"`--data` {name!r} is unknown; use {known}, or a data set's name")
+    if reading:
+        raise UserError(f"`--data` {name!r} is a toy's split; it has no {', '.join(reading)}")
     pool, numbers = TOY_SPLITS[toy]
     return Split(toy, ToyTask(pool, numbers, 128 if limit is None else limit))
 
 
-def named_splits(names: Sequence[str], limit: int | None, kind: str = "auto") -> tuple[Split, ...]:
+def named_splits(
+    names: Sequence[str], limit: int | None, kind: str = "auto", **reading: Any
+) -> tuple[Split, ...]:
     """`named_split` of each name; files that are called alike are told apart by their folders.
 
     Raises UserError for a data set that is named twice.
     """
-    splits = [named_split(name, limit, kind) for name in names]
+    splits = [named_split(name, limit, kind, **reading) for name in names]
     for index, split in enumerate(splits):
         if split.task in [other.task for other in splits[:index]]:
             raise UserError(f"--data {names[index]} is named twice")

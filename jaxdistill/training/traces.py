@@ -20,6 +20,7 @@ from jaxdistill.errors import UserError
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.loading import Policy
 from jaxdistill.tasks import sources
+from jaxdistill.tasks.sources.place import listed
 from jaxdistill.tasks.trace_rows import RowReader, Trace
 
 CHUNK = 1024  # rows rendered and tokenized in one call, which runs on every core
@@ -276,7 +277,7 @@ def described(counts: Counts, traces: Traces, limit: int) -> str:
     }
     said = [f"{n} {what}" for what, n in parts.items() if n]
     if counts.skipped:
-        said.append(f"{len(counts.skipped)} skipped, the first: {counts.skipped[0]}")
+        said.append(f"{len(counts.skipped)} skipped: {listed(counts.skipped)}")
     return f"{counts.read + len(counts.skipped)} rows" + "".join(f"; {part}" for part in said)
 
 

@@ -29,6 +29,10 @@ MISTAKES = {
     "eval nowhere --data toy:train --kind maths": "invalid choice: 'maths'",
     "eval nowhere --data toy:train --data toy:train": "--data toy:train is named twice",
     "eval nowhere --data hub:MATH-500": "expected hub:OWNER/NAME",
+    "eval nowhere --data x.csv --kind math --column promt=x": "'promt' is no field of a question",
+    "eval nowhere --data x.csv --kind math --column question": "must be pairs .field, column.",
+    "eval nowhere --data toy:train --bad-rows skip": "'toy:train' is a toy's split; .* bad_rows",
+    "eval nowhere --task x.py:X --instruction none": "instruction: a --task says itself",
 }
 
 
@@ -195,6 +199,19 @@ def test_a_tokenizer_with_more_entries_than_the_model_is_refused(place, run_dir)
     assert_mistake(["sample", "run", "--prompt", "1 2 -> 3 <tool>"], refused)
     train = "train tiny.json --quiet --run-dir other --set model=Pretrained('run/export')"
     assert_mistake(train.split(), refused)
+
+
+def test_eval_reads_the_columns_and_asks_with_the_instruction_that_it_is_told(place):
+    rows = [{"ask": "1 + 1?", "say": 2}, {"ask": "1 + 2?", "say": None}]
+    (place / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["eval", "toy:main", "--data", "mine.jsonl", "--samples", 1, "--max-new-tokens", 4]
+    command += ["--column", "question=ask", "--column", "answer=say", "--instruction", "none"]
+    assert_mistake(command, "mine.jsonl: row 2: field `say`: expected text or a number")
+    code, _, err = call(*command, "--bad-rows", "skip", "--out", "found")
+    assert code == 0, err
+    assert "mine.jsonl: 1 rows skipped: mine.jsonl: row 2: field `say`" in err
+    (record,) = map(json.loads, (place / "found" / "mine.jsonl").read_text().splitlines())
+    assert (record["question"], record["answer"]) == ("1 + 1?", "2")
 
 
 def test_eval_takes_several_data_sets_and_says_how_each_was_read(place):

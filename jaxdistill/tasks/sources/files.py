@@ -255,15 +255,17 @@ def _csv_rows(path: Path, label: str, wanted: Collection[str] | None) -> Rows:
     with _open_text(path) as text:
         table = csv.reader(text, delimiter=delimiter, strict=True)
         columns = tuple(name.strip() for name in next(table, ()))
-        if len(set(columns)) < len(columns):
+        named = [name for name in columns if name]  # a spreadsheet may add empty columns
+        if len(set(named)) < len(named):
             raise UserError(f"{path}: its first line must name its columns, got {columns}")
         for row, cells in enumerate(line for line in table if line):
-            place = Place(str(path), label, row, columns)
+            place = Place(str(path), label, row, tuple(named))
             if len(cells) != len(columns):
                 yield place, place.bad(f"expected {len(columns)} cells, got {len(cells)}")
                 continue
             # A CSV file cannot tell an empty text from none.
-            yield place, {name: cell or None for name, cell in zip(columns, cells, strict=True)}
+            cells = {name: cell or None for name, cell in zip(columns, cells, strict=True) if name}
+            yield place, cells
 
 
 # ----------------------------------------------------------------------------------- ArrayRecord

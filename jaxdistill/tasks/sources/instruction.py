@@ -123,7 +123,9 @@ def instruct(
     if instruction != DEFAULT:
         prompt = _BOXED.sub("", prompt)
         is_replaced |= prompt != bare.prompt.rstrip()
-    asked = replace(bare, prompt=f"{prompt}\n{sentence}" if prompt else sentence)
+    if not prompt:  # only an "Answer:" sentence stood there; nothing is asked
+        return replace(bare, prompt=""), "replaced"
+    asked = replace(bare, prompt=f"{prompt}\n{sentence}")
     return asked, "replaced" if is_replaced else "added"
 
 

@@ -1,5 +1,6 @@
 """Where a row lies, for its id and for what is said when one of its fields is wrong."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -28,6 +29,12 @@ class Place:
 
     def bad(self, message: str) -> BadRow:
         return BadRow(f"{self.source}: row {self.row + 1}: {message}")
+
+
+def listed(texts: Sequence[str], most: int = 5) -> str:
+    """The first of many texts, and how many more there are."""
+    more = f"; and {len(texts) - most:,} more" if len(texts) > most else ""
+    return "; ".join(texts[:most]) + more
 
 
 def in_short(value: Any, most: int = 80) -> str:

@@ -16,7 +16,7 @@ from jaxdistill.tasks.sources.files import Record, Rows
 from jaxdistill.tasks.sources.instruction import BOX, DEFAULT, AnswerForm, Change, instruct
 from jaxdistill.tasks.sources.names import FileSource, HubSource, parse
 from jaxdistill.tasks.sources.options import bare_letter
-from jaxdistill.tasks.sources.place import BadRow, Place
+from jaxdistill.tasks.sources.place import BadRow, Place, listed
 
 Value = TypeVar("Value")
 
@@ -203,7 +203,9 @@ class _Tally:
     def loaded(self) -> Loaded:
         if not self.num_rows:
             skipped = f" but {len(self.skipped)} rows that were skipped: " if self.skipped else ""
-            raise UserError(f"{_shown(self.reading)}: holds no questions{skipped}{self._listed()}")
+            raise UserError(
+                f"{_shown(self.reading)}: holds no questions{skipped}{listed(self.skipped)}"
+            )
         questions = [question for _, _, question in sorted(self.kept, key=lambda kept: kept[1])]
         return Loaded(
             questions=questions,
@@ -235,22 +237,14 @@ class _Tally:
         if self.conflicts:
             yield (
                 f"{name}: {len(self.conflicts):,} rows have another answer than an earlier row of "
-                f"the same prompt: {_first(self.conflicts)}"
+                f"the same prompt: {listed(self.conflicts)}"
             )
         if self.num_alternatives:
             yield (
                 f"{name}: {self.num_alternatives:,} rows have several answers; any of them is right"
             )
         if self.skipped:
-            yield f"{name}: {len(self.skipped):,} rows skipped: {self._listed()}"
-
-    def _listed(self) -> str:
-        return _first(self.skipped)
-
-
-def _first(texts: list[str], most: int = 5) -> str:
-    more = f"; and {len(texts) - most:,} more" if len(texts) > most else ""
-    return "; ".join(texts[:most]) + more
+            yield f"{name}: {len(self.skipped):,} rows skipped: {listed(self.skipped)}"
 
 
 def _are_texts(source: object) -> bool:

@@ -218,6 +218,14 @@ def test_a_line_that_is_no_record_is_a_bad_row_between_good_ones(tmp_path):
         assert len(message) < 300 + len(str(path))
 
 
+def test_empty_columns_of_a_spreadsheet_are_left_out(tmp_path):
+    path = tmp_path / "sheet.csv"
+    path.write_text(",question,answer,,\n0,1+1?,2,,\n")
+    ((place, record),) = read(path)
+    assert record == {"question": "1+1?", "answer": "2"}
+    assert place.columns == ("question", "answer")
+
+
 def test_a_csv_row_of_another_length_is_a_bad_row(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text('question,answer\n1+1?,2\n1,000+1?,1001\n"1,000+1?","1,001"\n')

@@ -121,6 +121,14 @@ def test_the_raw_dapo_layout_is_a_thousand_boxed_questions_and_says_so(tmp_path)
     assert every[1003].prompt == every[3].prompt
 
 
+def test_a_prompt_of_nothing_but_the_sentence_is_refused(tmp_path):
+    sentence = 'Remember to put your answer on its own line after "Answer:".'
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"question": sentence, "answer": "2"}))
+    with pytest.raises(UserError, match="row 1: field `prompt`: expected text, got str ''"):
+        read(Reading(str(path)))
+
+
 def test_rows_are_repeats_where_all_that_is_asked_is_equal(tmp_path):
     row = {"question": "1+1?", "answer": "2"}
     rows = [row, {**row, "question": " 1+1? "}, {**row, "system": "Be brief."}, row]
