@@ -9,7 +9,8 @@ import numpy as np
 LEAVES = (
     None, True, False, 0, -1, 5, 1.5, float("nan"), float("inf"), 1e-300, 1j, ..., object(), set(),
     "", " ", "x", "A", "2", "[", "{", "[{", '["2"]', "['2' '3']", "\ud800", "\x00", "\u200b",
-    "####",    "\\boxed{", "\\boxed", "\\fbox{3}", "1e999", "user", b"x", b"\xff", (), {}, [], [()], {1, 2},
+    "####", "\\boxed{", "\\boxed", "\\fbox{3}", "1e999", "user",
+    b"x", b"\xff", (), {}, [], [()], {1, 2},
     Decimal("NaN"), Decimal("1e-400"), Decimal("Infinity"), np.float32(0.1), np.int64(3),
     np.bool_(True), np.str_("q"), np.array(5), np.array([]), np.array([0.5, 1]),
     np.array(["a", "b"], object),
