@@ -52,6 +52,8 @@ def check_mapping(
     mapping: Mapped, fields: Mapping[str, object] = FIELDS, of: str = "a question"
 ) -> None:
     """Refuse what are no pairs (field, column), each field at most once."""
+    if not isinstance(mapping, tuple | list):
+        raise UserError(f"`columns` must be pairs (field, column), got {mapping!r}")
     for pair in mapping:
         if not (isinstance(pair, tuple) and len(pair) == 2 and all(map(str, pair))):
             raise UserError(f"`columns` must be pairs (field, column), got {pair!r}")
