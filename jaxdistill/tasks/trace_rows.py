@@ -90,6 +90,7 @@ class RowReader:
             return None
         question, response = row.question_and_response()
         question, change = instruct(question, BOX, self.instruction)
+        chat.text(place, "question", question.prompt)  # of an "Answer:" sentence nothing is left
         is_finished = row.flag("finished") is not False
         return Trace(messages(question), response, correct, is_finished, change)
 

@@ -21,6 +21,7 @@ from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.loading import Policy
 from jaxdistill.tasks import sources
 from jaxdistill.tasks.sources.place import listed
+from jaxdistill.tasks.sources.reading import check_instruction, check_source
 from jaxdistill.tasks.trace_rows import RowReader, Trace
 
 CHUNK = 1024  # rows rendered and tokenized in one call, which runs on every core
@@ -57,13 +58,16 @@ class Traces:
 
     def __post_init__(self):
         for name in ("batch_size", "epochs", "max_tokens"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"`{name}` must be at least 1, got {value}")
+            value, may_be_none = getattr(self, name), name == "max_tokens"
+            if not (value is None and may_be_none) and (type(value) is not int or value < 1):
+                raise UserError(f"`{name}` must be at least 1, got {value!r}")
         for name, known in (("overlong", ("drop", "cut")), ("bad_rows", ("fatal", "skip"))):
             if (value := getattr(self, name)) not in known:
                 raise UserError(f"`{name}` must be {' or '.join(known)}, got {value!r}")
-        if self.instruction is not None and not self.instruction.strip():
-            raise UserError("`instruction` must be a text, default or None, got an empty text")
+        if self.correct not in (None, True, False):
+            raise UserError(f"`correct` must be True, False or None, got {self.correct!r}")
+        check_source(self.source)
+        check_instruction(self.instruction)
         _ = self.reader
 
     @property

@@ -1,15 +1,18 @@
 """Rows of every accepted layout as chat and response, and what is said of the others."""
 
 import json
+import random
 from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import pytest
+from odd_values import odd_row
 
 from jaxdistill.errors import UserError
-from jaxdistill.tasks.sources.place import Place
-from jaxdistill.tasks.trace_rows import RowReader
+from jaxdistill.tasks.questions import is_text
+from jaxdistill.tasks.sources.place import BadRow, Place
+from jaxdistill.tasks.trace_rows import FIELDS, RowReader
 
 PLACE = Place("traces.jsonl", "traces", 2)
 USER = {"role": "user", "content": "1+1?"}
@@ -156,6 +159,32 @@ def test_the_boxed_sentence_is_added_on_request_alone():
     trace = read(record, instruction="default")
     assert trace.change == "added"
     assert trace.chat[-1]["content"].startswith("1+1?\nPlease reason step by step")
+
+
+def test_a_prompt_of_nothing_but_an_answer_sentence_is_refused():
+    sentence = 'Remember to put your answer on its own line after "Answer:".'
+    assert read({"prompt": sentence, "response": "2"}).chat[-1]["content"] == sentence
+    with pytest.raises(UserError, match="row 3: field `question`: expected text"):
+        read({"prompt": sentence, "response": "2"}, instruction="default")
+
+
+def test_whatever_a_row_holds_it_is_a_trace_or_a_bad_row():
+    rng = random.Random(0)
+    columns = [*(name for names in FIELDS.values() for name in names), "input"]
+    found, messages = 0, []
+    for _ in range(10_000):
+        row = odd_row(rng, columns, {"prompt": "q", "response": "r"})
+        try:
+            trace = read(row)
+        except BadRow as error:
+            messages.append(str(error))
+            continue
+        found += 1
+        assert all(is_text(turn["content"]) for turn in trace.chat)
+        assert is_text(trace.response)
+        assert trace.response.strip()
+    assert 100 < found < 9_000
+    assert not any("\n" in message for message in messages)
 
 
 BAD = {

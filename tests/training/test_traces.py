@@ -307,8 +307,15 @@ def test_the_loss_is_over_responses_and_end_tokens_and_nothing_else(policy, tmp_
         ({"bad_rows": "ignore"}, "`bad_rows` must be fatal or skip"),
         ({"instruction": " "}, "`instruction` must be a text"),
         ({"columns": (("ask", "x"),)}, "'ask' is no field of a trace"),
+        ({"columns": 5}, "`columns` must be pairs"),
+        ({"epochs": "3"}, "`epochs` must be at least 1, got '3'"),
+        ({"epochs": 1.5}, "`epochs` must be at least 1, got 1.5"),
+        ({"batch_size": None}, "`batch_size` must be at least 1, got None"),
+        ({"instruction": 5}, "`instruction` must be a text"),
+        ({"correct": "yes"}, "`correct` must be True, False or None, got 'yes'"),
+        ({"source": 5}, "`source` must be a text or a tuple of texts, got 5"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
-        Traces("traces.jsonl", **settings)
+        Traces(**{"source": "traces.jsonl", **settings})

@@ -98,13 +98,17 @@ def _decoded(place: Place, field: str, value: Any) -> Any:
 
 def optional_text(place: Place, field: str, value: Any) -> str | None:
     value = native(value)
-    is_empty = isinstance(value, str | bytes | list | tuple | Mapping) and not len(value)
-    return None if is_missing(value) or is_empty else text(place, field, value)
+    return None if is_missing(value) or is_empty(value) else text(place, field, value)
 
 
 def is_missing(value: Any) -> bool:
     """None, and the NaN that pandas writes in its place."""
     return value is None or (isinstance(value, float) and value != value)
+
+
+def is_empty(value: Any) -> bool:
+    """A text, a list or an object of nothing."""
+    return isinstance(value, str | bytes | list | tuple | Mapping) and not len(value)
 
 
 def native(value: Any) -> Any:
@@ -171,8 +175,8 @@ def _turn(place: Place, field: str, turn: Any) -> Turn:
     role = _ROLES.get(text(place, f"{field}.role", named).lower()) if is_text_role else None
     if role is None:
         raise place.wrong(f"{field}.role", "system, user or assistant", named)
-    content = turn.get("content", turn.get("value"))
-    if role == "system" and content in ("", b"", []):
+    content = native(turn.get("content", turn.get("value")))
+    if role == "system" and is_empty(content):
         return Turn(role, "")
     return Turn(role, _content(place, f"{field}.content", content))
 
@@ -186,7 +190,8 @@ def _content(place: Place, field: str, value: Any) -> str:
         return text(place, field, value)
     parts = []
     for at, part in enumerate(value):
-        is_text_part = isinstance(part, Mapping) and part.get("type", "text") in _TEXT_PARTS
+        kind = part.get("type", "text") if isinstance(part, Mapping) else None
+        is_text_part = isinstance(kind, str | bytes) and kind in _TEXT_PARTS
         if not is_text_part or not isinstance(part.get("text"), str | bytes):
             raise place.wrong(f"{field}[{at}]", "a part {type: text, text}", part)
         parts.append(_decoded(place, f"{field}[{at}].text", part["text"]))

@@ -52,6 +52,8 @@ def check_mapping(
     mapping: Mapped, fields: Mapping[str, object] = FIELDS, of: str = "a question"
 ) -> None:
     """Refuse what are no pairs (field, column), each field at most once."""
+    if not isinstance(mapping, tuple | list):
+        raise UserError(f"`columns` must be pairs (field, column), got {mapping!r}")
     for pair in mapping:
         if not (isinstance(pair, tuple) and len(pair) == 2 and all(map(str, pair))):
             raise UserError(f"`columns` must be pairs (field, column), got {pair!r}")
@@ -134,7 +136,11 @@ class _Row:
         """A struct, which may be stored as JSON."""
         if column not in self._decoded:
             held = chat.structured(self.place, column, self._record[column])
-            if isinstance(held, list) and held and all(isinstance(pair, tuple) for pair in held):
+            if (
+                isinstance(held, list)
+                and held
+                and all(isinstance(pair, tuple) and len(pair) == 2 for pair in held)
+            ):
                 held = dict(held)  # Arrow's maps come as pairs
             if held is not None and not isinstance(held, Mapping):
                 raise self.place.wrong(column, "an object with named fields", held)
@@ -188,7 +194,7 @@ class _Row:
             value = chat.native(value)
             is_text = isinstance(value, str | bytes) and bool(value)
             value = chat.structured(self.place, name, value) if is_text else value
-            if not chat.is_missing(value) and value not in ("", b"", [], {}, ()):
+            if not (chat.is_missing(value) or chat.is_empty(value)):
                 return options_of(self.place, name, value)
         if "options" not in self._mapping and all(column in self._record for column in "ABC"):
             # Columns of these names may hold anything: beside another answer they are no options.

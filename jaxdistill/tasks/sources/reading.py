@@ -21,6 +21,20 @@ from jaxdistill.tasks.sources.place import BadRow, Place, listed
 Value = TypeVar("Value")
 
 
+def check_source(source: object) -> None:
+    """Refuse what cannot name a data set."""
+    parts = source if isinstance(source, tuple | list) else [source]
+    if not all(isinstance(part, str | Path) for part in parts):
+        raise UserError(f"`source` must be a text or a tuple of texts, got {source!r}")
+
+
+def check_instruction(instruction: object) -> None:
+    """Refuse what is neither a text nor None."""
+    is_text = isinstance(instruction, str) and bool(instruction.strip())
+    if not is_text and instruction is not None:
+        raise UserError(f"`instruction` must be a text, default or None, got {instruction!r}")
+
+
 @dataclass(frozen=True)
 class Reading:
     """Which data set is read and how; every task on a data set has these settings.
@@ -43,17 +57,12 @@ class Reading:
     bad_rows: Literal["fatal", "skip"] = "fatal"
 
     def __post_init__(self):
-        if not (isinstance(self.source, str | Path) or _are_texts(self.source)):
-            raise UserError(f"`source` must be a text or a tuple of texts, got {self.source!r}")
+        check_source(self.source)
         if self.limit is not None and (type(self.limit) is not int or self.limit < 1):
             raise UserError(f"`limit` must be at least 1, got {self.limit!r}")
         if self.bad_rows not in ("fatal", "skip"):
             raise UserError(f"`bad_rows` must be fatal or skip, got {self.bad_rows!r}")
-        is_text = isinstance(self.instruction, str) and bool(self.instruction.strip())
-        if not is_text and self.instruction is not None:
-            raise UserError(
-                f"`instruction` must be a text, default or None, got {self.instruction!r}"
-            )
+        check_instruction(self.instruction)
         layouts.check_mapping(self.columns)
 
 
@@ -245,10 +254,6 @@ class _Tally:
             )
         if self.skipped:
             yield f"{name}: {len(self.skipped):,} rows skipped: {listed(self.skipped)}"
-
-
-def _are_texts(source: object) -> bool:
-    return isinstance(source, tuple | list) and all(isinstance(one, str | Path) for one in source)
 
 
 def _shown(reading: Reading) -> str:

@@ -1,12 +1,15 @@
 """Rows of public layouts as questions, and what is said of a row that is none."""
 
 import json
+import random
 from decimal import Decimal
 
 import pytest
+from odd_values import odd_row
 
 from jaxdistill.errors import UserError
-from jaxdistill.tasks.sources.columns import check_mapping, question_of
+from jaxdistill.tasks.questions import is_text
+from jaxdistill.tasks.sources.columns import FIELDS, check_mapping, question_of
 from jaxdistill.tasks.sources.place import BadRow, Place
 
 PLACE = Place("set.parquet", "set", 2)
@@ -255,6 +258,26 @@ def test_columns_that_write_one_number_differently_agree(one, other):
 def test_an_id_that_no_file_can_hold_is_escaped():
     row = {"question": "1+1?", "answer": "2", "id": "\ud800"}
     assert fields(row)[0] == "set:2:\\ud800"
+
+
+def test_whatever_a_row_holds_it_is_a_question_or_a_bad_row():
+    rng = random.Random(0)
+    columns = [name.partition(".")[0] for names in FIELDS.values() for name in names]
+    found, messages = 0, []
+    for _ in range(10_000):
+        row = odd_row(rng, [*columns, *"ABCDE"], {"question": "q", "answer": "B"})
+        try:
+            question = question_of(PLACE, row)
+        except BadRow as error:
+            messages.append(str(error))
+            continue
+        found += 1
+        assert all(map(is_text, (question.id, question.prompt, question.answer)))
+        assert question.prompt.strip()
+        assert question.answer.strip()
+        assert question.answer not in ("nan", "inf", "None", "True", "False")
+    assert 100 < found < 9_000
+    assert not any("\n" in message for message in messages)
 
 
 def test_a_column_that_is_named_and_missing_is_refused_with_those_there_are():

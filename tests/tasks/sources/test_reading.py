@@ -256,6 +256,7 @@ def test_prompts_that_do_not_ask_for_what_is_graded_are_counted(tmp_path, instru
         ({"bad_rows": "ignore"}, "`bad_rows` must be fatal or skip, got 'ignore'"),
         ({"instruction": " "}, "`instruction` must be a text, default or None"),
         ({"columns": (("promt", "x"),)}, "'promt' is no field"),
+        ({"columns": None}, "`columns` must be pairs .field, column., got None"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, message):
