@@ -60,7 +60,7 @@ def analyze(
     Raises UserError for the mode `token` without a vocabulary.
     """
     if "token" in modes and vocabulary is None:
-        raise UserError("mode `token` counts ids and needs a tokenizer: add --model DIR")
+        raise UserError("mode `token` counts ids and needs a tokenizer: add --model MODEL")
     counted = list(_count(responses, words, modes, vocabulary))
     names = list(dict.fromkeys(each.source for each in responses))
     groups = {name: [c for c in counted if c.response.source == name] for name in names}
@@ -155,14 +155,14 @@ def table(found: dict[str, Any]) -> Iterator[str]:
     """Format an analysis as lines of text: groups, then words, then notes on the lexicon."""
     groups = found["groups"]
     modes = list(groups["all"]["counts"])
-    plain = ("responses", "tokens", "characters", "truncated", "accuracy")
-    yield from _aligned(
-        ["", *plain, *_headers(modes)],
-        [
-            [name, *(group[key] for key in plain), *_rates(group["counts"], modes)]
-            for name, group in groups.items()
-        ],
-    )
+    plain, shares = ("responses", "tokens", "characters"), ("truncated", "accuracy")
+    rows = []
+    for name, group in groups.items():
+        # In percent, as everywhere in text for people.
+        percent = [None if group[key] is None else f"{group[key]:.1%}" for key in shares]
+        counted = _rates(group["counts"], modes)
+        rows.append([name, *(group[key] for key in plain), *percent, *counted])
+    yield from _aligned(["", *plain, *shares, *_headers(modes)], rows)
     yield ""
     counts = groups["all"]["counts"]
     words = dict.fromkeys(word for mode in modes for word in counts[mode]["words"])
@@ -186,7 +186,7 @@ def _rates(counts: dict[str, Any], modes: Sequence[str]) -> list[float | None]:
 def _notes(found: dict[str, Any]) -> Iterator[str]:
     everything = found["groups"]["all"]
     if everything["tokens"] is None:
-        yield "no rates per 1,000 tokens: some records have no `num_tokens`; add --model DIR"
+        yield "no rates per 1,000 tokens: some records have no `num_tokens`; add --model MODEL"
     if (lexicon := found.get("lexicon")) is None:
         return
     yield ""

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation import intervals
-from jaxdistill.evaluation.measures import problem_of, summarize
+from jaxdistill.evaluation.measures import MEASURES, problem_of, summarize
 from jaxdistill.evaluation.records import response_record
 from jaxdistill.sampling import Address, Sampling
 from jaxdistill.sampling.engine import Engine
@@ -179,14 +179,19 @@ def named_splits(
 
 
 def summary_lines(records: list[dict[str, Any]], k: int) -> Iterator[str]:
-    """Format an evaluation as lines of text: accuracies with 95 % intervals, then means."""
+    """Format an evaluation as lines of text: accuracies with 95 % intervals, then means.
+
+    Fractions are in percent, as everywhere in text for people; files hold the fractions.
+    """
     ids = [problem_of(record) for record in records]
     correct = [record["correct"] for record in records]
     for name, found in (
         (f"avg@{k}", intervals.avg_at_k(ids, correct)),
         (f"pass@{k}", intervals.pass_at_k(ids, correct, k)),
     ):
-        yield f"{name:<24}{found.value:.3f}  [{found.low:.3f}, {found.high:.3f}]"
+        yield f"{name:<24}{found.value:.1%}  [{found.low:.1%}, {found.high:.1%}]"
     for name, value in summarize(records).items():
         if name != "accuracy" and value is not None:
-            yield f"{name:<24}{value:.4g}" if isinstance(value, float) else f"{name:<24}{value}"
+            is_share = name in MEASURES and MEASURES[name].is_share
+            form = ".1%" if is_share else ".4g" if isinstance(value, float) else ""
+            yield f"{name:<24}{value:{form}}"

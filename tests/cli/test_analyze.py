@@ -10,7 +10,7 @@ MISTAKES = {
     "analyze no.jsonl": "no.jsonl: cannot be read: No such file",
     "analyze tiny.json": "tiny.json:1: no response field among name",
     "analyze tiny.json --field name --out tiny.json": "--out tiny.json is also read",
-    "analyze tiny.json --field name --mode token": "mode `token` counts ids.*add --model DIR",
+    "analyze tiny.json --field name --mode token": "mode `token` counts ids.*add --model MODEL",
     "analyze tiny.json --field name --mode letters": "invalid choice: 'letters'",
     "analyze tiny.json --field name --words wait,,hmm": "`words` must not be blank",
     "analyze tiny.json --field steps": "tiny.json:1: field `steps`: expected text.*got int 2",

@@ -219,11 +219,11 @@ def test_what_an_own_task_tells_is_in_records_and_their_summary():
 def test_the_lines_for_a_person_hold_both_accuracies_and_every_known_mean():
     lines = dict(line.split(maxsplit=1) for line in summary_lines(RECORDS, 2))
     # Means over problems a, b, c: avg@2 of 1/2, 1, 0 and pass@2 of 1, 1, 0.
-    assert lines.pop("avg@2").startswith("0.500  [")
-    assert lines.pop("pass@2").startswith("0.667  [")
+    assert lines.pop("avg@2").startswith("50.0%  [")
+    assert lines.pop("pass@2").startswith("66.7%  [")
     assert lines == {
         "length": "33.33", "epistemic_per_response": "1", "epistemic_per_1k": "30",
-        "check_rate": "0.3333", "copy_fidelity": "0.75", "finished": "0.6667", "n": "6",
+        "check_rate": "33.3%", "copy_fidelity": "75.0%", "finished": "66.7%", "n": "6",
     }  # fmt: skip
 
 
@@ -326,8 +326,8 @@ def test_the_rows_of_a_repeated_prompt_are_one_problem_to_the_interval(tmp_path)
     rows.append(record("b", correct=True))
     lines = dict(line.split(maxsplit=1) for line in summary_lines(rows, 1))
     # Resamples of two problems hold a alone (10/20), b alone (1) or both (11/21).
-    assert lines["avg@1"] == "0.524  [0.500, 1.000]"
-    assert lines["pass@1"] == "0.750  [0.500, 1.000]"  # the mean over problems of 1/2 and 1
+    assert lines["avg@1"] == "52.4%  [50.0%, 100.0%]"
+    assert lines["pass@1"] == "75.0%  [50.0%, 100.0%]"  # the mean over problems of 1/2 and 1
 
 
 @pytest.mark.parametrize("field", [{"samples": 0}, {"questions_per_batch": 0}, {"every": -1}])
