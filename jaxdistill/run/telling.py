@@ -189,13 +189,15 @@ def cell(name: str, values: Mapping[str, Any], first: Mapping[str, Any] | None) 
 
 
 def next_commands(config: RunConfig, run_dir: Path) -> list[str]:
-    """The two commands that look at the run: its report, and a closer evaluation if one can be."""
+    """The two commands that look at the run: its report, and a closer look at its responses."""
     run = shlex.quote(str(run_dir))
     names = [data_name(split.task) for split in config.evaluation.splits]
     data = [f"--data {shlex.quote(name)}" for name in names if name is not None]
     # 16 samples give intervals half as wide as the default's 4.
-    closer = f"eval {run} {' '.join(data)} --samples {max(16, config.evaluation.samples)}"
-    return [
-        f"jaxdistill report {run}",
-        f"jaxdistill {closer if config.export and data else f'analyze {run}'}",
-    ]
+    if config.export and data:
+        closer = f"eval {run} {' '.join(data)} --samples {max(16, config.evaluation.samples)}"
+    elif names or (run_dir / "rollouts").exists():
+        closer = f"analyze {run}"
+    else:  # nothing was sampled yet, as in fine-tuning without an evaluation
+        closer = f"sample {run} --prompt 'your question'"
+    return [f"jaxdistill report {run}", f"jaxdistill {closer}"]

@@ -8,7 +8,7 @@ import pytest
 from tiny_run import tiny
 
 from jaxdistill.cli import build_parser
-from jaxdistill.evaluation.evaluate import Split, named_split
+from jaxdistill.evaluation.evaluate import Evaluation, Split, named_split
 from jaxdistill.run.loop import run
 from jaxdistill.run.telling import (
     Progress,
@@ -107,6 +107,7 @@ def test_the_next_commands_are_ones_that_the_command_line_accepts(tmp_path):
         (toy, "eval"),
         (dataclasses.replace(toy, evaluation=both), "eval"),
         (dataclasses.replace(toy, export=False), "analyze"),
+        (dataclasses.replace(toy, evaluation=Evaluation()), "sample"),  # it has no responses
     ):
         report, closer = (shlex.split(command)[1:] for command in next_commands(config, run_dir))
         assert build_parser().parse_args(report)
