@@ -70,6 +70,12 @@ def _forget_programs():
         jax.clear_caches()
 
 
+@pytest.fixture(autouse=True)
+def _no_lines_on_compilations(monkeypatch):
+    """Whether a program takes over a second to compile depends on the machine: nothing is said."""
+    monkeypatch.setattr("jaxdistill.compilation.LONG_SECONDS", float("inf"))
+
+
 @pytest.fixture
 def compilations():
     """What has been compiled since the test began, one entry each.
