@@ -81,7 +81,7 @@ def test_one_more_row_of_the_table_is_a_measure_everywhere(tmp_path, monkeypatch
         folder = evaluation_folder(run_dir, 0)
         summary = write_evaluation(folder, {"heldout": records})
         assert summary["heldout"]["shouts"] == {"base": 3 / 6, "sdpo": 1 / 4}[method]
-        assert f"{'shouts':<24}{summary['heldout']['shouts']:.4g}" in summary_lines(records, 2)
+        assert f"{'shouts':<24}{summary['heldout']['shouts']:.1%}" in summary_lines(records, 2)
         rows += arm_rows(Arm(world="main", method=method, config=tiny()), run_dir)
     assert [row["shouts"] for row in rows] == [3 / 6, 1 / 4]
     sweep = [{**row, "split": "ood", "coverage": 8} for row in rows if row["method"] == "sdpo"]
