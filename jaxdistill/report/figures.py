@@ -174,6 +174,9 @@ def curves(study: StudyResults, theme: Theme) -> "Figure":
             if not ax.lines:
                 middle = {"ha": "center", "va": "center", "transform": ax.transAxes}
                 ax.text(0.5, 0.5, "not recorded", fontsize=8, **middle)
+        if key in MEASURES and MEASURES[key].is_share:  # in percent, as in the tables
+            title = f"{title}, %"
+            row_axes[0].yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}")
         row_axes[0].set_ylabel(title)
     axes[-1, 0].set_ylim(bottom=0)
     _title_columns(axes, study)

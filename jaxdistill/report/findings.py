@@ -242,9 +242,10 @@ def verdict_sentence(judged: Iterable[Finding]) -> str:
     if not verdicts:
         return "None of the expected orderings was measured in this run."
     counts = {kind: verdicts.count(kind) for kind in (HOLDS, OPPOSITE, OPEN)}
+    are = "is" if counts[OPEN] == 1 else "are"
     return (
         f"Of {len(verdicts)} expected orderings measured, {counts[HOLDS]} hold, "
-        f"{counts[OPPOSITE]} come out opposite and {counts[OPEN]} are not settled "
+        f"{counts[OPPOSITE]} come out opposite and {counts[OPEN]} {are} not settled "
         "(the interval includes zero)."
     )
 

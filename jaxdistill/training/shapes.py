@@ -77,12 +77,11 @@ class KeptShapes:
             self.packed[rows] = KeptPacking(**kept | {"shapes": shapes})
 
 
-# A packed row of `compute.pack=auto` holds two to eight of the longest sequences that may
-# occur, for about AUTO_TOKENS tokens if these are short. With two, 4 % of the positions are padding
-# in a simulation (prompts of `seen_512`, 256 completions of 6,000 tokens on average, whole sibling
-# solutions for the teacher), with one 11 %. Eight of the longest are some thirty of the average, as
-# many as a row may hold (`packing.MAX_SEQUENCES`). AUTO_TOKENS is chosen, not measured: enough for
-# a GPU's matrix products, and short rows leave less of the last one empty.
+# A packed row of `compute.pack=auto` holds two to eight of the longest sequences that may occur,
+# for about AUTO_TOKENS tokens if these are short. With one, every long sequence would have a row of
+# its own and leave its end empty. Eight of the longest are some thirty of the average where lengths
+# have a long tail, as many as a row may hold (`packing.MAX_SEQUENCES`). Chosen, not measured:
+# AUTO_TOKENS is enough for a GPU's matrix products, and short rows leave less of the last empty.
 AUTO_TOKENS = 4096
 AUTO_SEQUENCES = (2, 8)
 

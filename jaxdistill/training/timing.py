@@ -31,16 +31,17 @@ TIMINGS = (
     "mfu",
 )
 
-# Dense bfloat16 operations per second of one device, by a part of its kind's name: the vendors'
-# data sheets (NVIDIA without sparsity; Google Cloud's pages of TPU versions, per chip).
+# Dense bfloat16 operations per second of one device, by a part of the name that JAX has for its
+# kind; the first that matches counts. Published figures (NVIDIA without sparsity; Google per chip).
+# JAX calls a v5e "TPU v5 lite" and a v5p "TPU v5".
 PEAK_FLOPS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
     "H100": 989e12,
     "A100": 312e12,
     "TPU v6": 918e12,
-    "TPU v5p": 459e12,
     "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
     "TPU v4": 275e12,
 }
 

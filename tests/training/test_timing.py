@@ -131,12 +131,26 @@ def test_a_steps_facts_leave_out_what_came_before_it():
     assert facts["mfu"] == pytest.approx(work.flops(batch) / 1.5e9)
 
 
-def test_the_peak_is_known_for_bfloat16_on_known_devices_only(monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        # As `jax.experimental.topologies` names the devices of v4, v5e, v5p, v6e and tpu7x.
+        ("TPU v4", 275e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5", 459e12),
+        ("TPU v6 lite", 918e12),
+        ("TPU7x", None),
+    ],
+)
+def test_the_peak_is_known_for_bfloat16_on_known_devices_only(monkeypatch, kind, peak):
     assert peak_flops("bfloat16", 1) is None  # a CPU
 
     class Device:
-        device_kind = "NVIDIA H200"
+        device_kind = kind
 
     monkeypatch.setattr(jax, "local_devices", lambda: [Device])
-    assert peak_flops(jnp.dtype("bfloat16"), 8) == 8 * 989e12
+    assert peak_flops(jnp.dtype("bfloat16"), 8) == (None if peak is None else 8 * peak)
     assert peak_flops("float32", 8) is None
