@@ -1,4 +1,4 @@
-r"""Arithmetic in words: a task of its own, and three runs on a real model of 135 million parameters.
+r"""Arithmetic in words: a task of its own and three runs on a real model of 135 million parameters.
 
 Purpose: the paper's question on a small scale. The model first learns to answer with visible doubt
 ("Wait, let me check"), from worked examples that this file writes; then self-distillation and GRPO
@@ -15,7 +15,6 @@ Commands (`make_smollm2.py`, beside this file, makes the folder `smollm2`):
   jaxdistill train docs/examples/arithmetic_words.py:grpo --run-dir runs/grpo
 """
 
-import dataclasses
 import json
 import random
 import sys
@@ -34,7 +33,6 @@ from jaxdistill.tasks.contexts import Context, NoContext, Solution
 from jaxdistill.tasks.grading import Verdict
 from jaxdistill.tasks.grading.math import grade_math
 from jaxdistill.tasks.questions import Question
-from jaxdistill.training.compute import Compute
 from jaxdistill.training.on_policy import OnPolicy
 from jaxdistill.training.optimizer import Optimizer
 from jaxdistill.training.traces import Traces
@@ -62,7 +60,9 @@ class Problem(NamedTuple):
     def text(self) -> str:
         *first, last = [f"{verb} {abs(number)}" for verb, number in self.changes]
         story = ", ".join(first) + (" and " if first else "") + last
-        return f"{self.name} has {self.start} {self.thing}, {story}. How many {self.thing} are left?"
+        return (
+            f"{self.name} has {self.start} {self.thing}, {story}. How many {self.thing} are left?"
+        )
 
     @property
     def answer(self) -> int:
@@ -176,12 +176,12 @@ def sft() -> RunConfig:
 
 def sdpo() -> RunConfig:
     """Self-distillation: the teacher is shown another, correct response to the same question."""
-    return on_policy("arithmetic_sdpo", objectives.sdpo(), Solution(), peak_lr=1e-5)
+    return on_policy("arithmetic_sdpo", objectives.sdpo(), Solution(), peak_lr=2e-5)
 
 
 def grpo() -> RunConfig:
     """The verifier's reward alone."""
-    return on_policy("arithmetic_grpo", objectives.grpo(), NoContext(), peak_lr=1e-5)
+    return on_policy("arithmetic_grpo", objectives.grpo(), NoContext(), peak_lr=2e-5)
 
 
 def on_policy(name: str, objective: Objective, context: Context, peak_lr: float) -> RunConfig:

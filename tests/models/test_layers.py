@@ -16,9 +16,10 @@ def test_swiglu_and_its_gradients_are_those_of_its_definition(dtype, tolerance, 
     arguments = [jax.random.normal(k, s).astype(dtype) for k, s in zip(keys, shapes)]
     cotangent_BTD = jax.random.normal(jax.random.key(1), shapes[0])
 
-    def defined(x_BTD, gate_up_DXF, down_FD, bias_XF=jnp.zeros((2, 24)), bias_D=jnp.zeros(16)):
-        biases = bias_XF[:, None, None]
-        gate_BTF, up_BTF = (x_BTD @ gate_up_DXF[:, i] + biases[i] for i in range(2))
+    def defined(x_BTD, gate_up_DXF, down_FD, *biases):
+        bias_XF, bias_D = biases or (jnp.zeros((2, 24)), jnp.zeros(16))
+        bias_X11F = bias_XF[:, None, None]
+        gate_BTF, up_BTF = (x_BTD @ gate_up_DXF[:, i] + bias_X11F[i] for i in range(2))
         return (gate_BTF / (1 + jnp.exp(-gate_BTF)) * up_BTF) @ down_FD + bias_D[None, None]
 
     found, pull = jax.vjp(layers.swiglu, *arguments)
