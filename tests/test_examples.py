@@ -35,7 +35,7 @@ def retold(text):
 
 
 def test_the_answer_is_what_the_story_says(example):
-    task = example.Arithmetic(count=200, changes=3, most=30)
+    task = example.Arithmetic(count=200, changes=(3, 3), most=30)
     for question in questions_of(task):
         start, changes = retold(question.prompt)
         assert len(changes) == 3
@@ -55,7 +55,7 @@ def test_a_seed_gives_the_same_problems_and_another_seed_others(example):
 
 
 def test_a_task_of_no_problems_is_refused(example):
-    with pytest.raises(UserError, match="needs count >= 1"):
+    with pytest.raises(UserError, match="needs `count` >= 1"):
         example.Arithmetic(count=0)
 
 
