@@ -6,9 +6,10 @@ train it on the same problems, and the epistemic words say what each does to tha
 Expected: SmolLM2-135M-Instruct solves none of the problems (0 of 50), and 1 of 16 with three worked
 examples in its prompt; `sft` teaches it a part. `sdpo` then shortens the responses and lowers the
 epistemic mass, `grpo` raises the reward and keeps more of it.
-Hardware and time: one H200, a few minutes for the three runs. On two CPU cores the small form of
-each takes minutes:
-  --set steps=2 --set experience.questions=2 --set experience.rollouts=2 --set evaluation.splits=()
+Hardware and time: one H200, a few minutes for the three runs. Two steps
+in a small form take minutes on two CPU cores: --set steps=2 --set 'evaluation.splits=()', with
+--set experience.batch_size=2 for `sft`, else --set experience.questions=2 --set
+experience.rollouts=2 --set experience.sampling.max_new_tokens=64.
 Commands (`make_smollm2.py`, beside this file, makes the folder `smollm2`):
   python docs/examples/arithmetic_words.py worked.jsonl
   jaxdistill train docs/examples/arithmetic_words.py:sft --run-dir runs/sft
