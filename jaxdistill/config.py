@@ -214,8 +214,11 @@ def bundled_module(name: str) -> str | None:
 
 
 def _recipe_function(name: str, path: Path) -> tuple[ModuleType, Callable[..., Any]]:
+    """The module and the function of its name, or the one that `mine.py:grpo` names."""
+    file, suffix, chosen = name.partition(".py:")
+    path = Path(f"{file}.py") if suffix else path
     if path.suffix == ".py" and path.exists():
-        module, stem = own_classes.load_file(path), path.stem
+        module, stem = own_classes.load_file(path), chosen or path.stem
     else:
         stem = path.stem if path.suffix == ".py" else name
         bundled = bundled_module(name)

@@ -20,6 +20,7 @@ OF_FAMILY = {
     "qwen2": {},
     "qwen3": {"head_dim": 8},
     "olmo3": {"num_hidden_layers": 4, "sliding_window": 6},
+    "llama": {},
 }
 
 

@@ -58,6 +58,15 @@ def test_a_runs_config_json_is_a_recipe(tmp_path):
     assert load_recipe(str(path), ["steps=9"]) == tiny(steps=9)
 
 
+def test_a_file_of_several_recipes_is_named_with_one_of_its_functions(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("from tiny_run import tiny\nmine = tiny\ndef longer(): return tiny(steps=7)\n")
+    assert load_recipe(f"{path}:longer", []) == tiny(steps=7)
+    assert load_recipe(f"{path}:mine", []) == load_recipe(str(path), []) == tiny()
+    with pytest.raises(UserError, match=r"mine\.py: expected a function named 'other'"):
+        load_recipe(f"{path}:other", [])
+
+
 def test_a_recipe_is_found_by_name_by_path_and_where_it_ships(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     by_name = load_recipe("toy_grpo", [])

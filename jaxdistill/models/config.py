@@ -31,6 +31,7 @@ class ModelConfig:
     post_norm: bool = False  # x + norm(f(x)) instead of x + f(norm(x))
     qkv_bias: bool = False  # biases of the query, key and value projections
     out_bias: bool = False  # bias of attention's output projection
+    mlp_bias: bool = False  # biases of the feed-forward network's three projections
     norm_eps: float = 1e-6  # added to the mean square in RMSNorm
     tie_embeddings: bool = False  # the output head is the embedding, transposed
     max_positions: int = 32_768  # tokens of a prompt and response together
@@ -110,6 +111,9 @@ class ModelConfig:
             attention += size["D"]
         norms = {"none": 0, "head": 2, "projection": size["N"] + size["K"]}
         attention += norms[self.qk_norm] * size["H"]
-        layer = attention + 3 * size["D"] * size["F"] + 2 * size["D"]
+        mlp = 3 * size["D"] * size["F"]
+        if self.mlp_bias:
+            mlp += 2 * size["F"] + size["D"]
+        layer = attention + mlp + 2 * size["D"]
         tables = 1 if self.tie_embeddings else 2
         return size["L"] * layer + tables * size["V"] * size["D"] + size["D"]

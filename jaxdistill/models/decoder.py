@@ -108,7 +108,13 @@ def _add_attention_and_mlp(
         mlp_input_BTD = x_BTD
         if not config.post_norm:
             mlp_input_BTD = rms_norm(x_BTD, layer.mlp_norm_D, config.norm_eps)
-        mlp_BTD = swiglu(constrain(mlp_input_BTD, "BTD"), layer.gate_up_DXF, layer.down_FD)
+        mlp_BTD = swiglu(
+            constrain(mlp_input_BTD, "BTD"),
+            layer.gate_up_DXF,
+            layer.down_FD,
+            layer.gate_up_bias_XF,
+            layer.down_bias_D,
+        )
         if config.post_norm:
             mlp_BTD = rms_norm(constrain(mlp_BTD, "BZD"), layer.mlp_norm_D, config.norm_eps)
         return constrain(x_BTD + mlp_BTD, "BZD")

@@ -29,13 +29,21 @@ def swiglu(
     x_BTD: Float[Array, "B T D"],
     gate_up_DXF: Float[Array, "D 2 F"],
     down_FD: Float[Array, "F D"],
+    gate_up_bias_XF: Float[Array, "2 F"] | None = None,
+    down_bias_D: Float[Array, " D"] | None = None,
 ) -> Float[Array, "B T D"]:
     """(silu(x W_gate) * (x W_up)) W_down; one product computes gate and up.
 
-    Shazeer 2020, arXiv 2002.05202, equation 6.
+    Shazeer 2020, arXiv 2002.05202, equation 6. Each projection adds its bias if there is one.
     """
-    gate_up_BTXF = checkpoint_name(einsum("BTD,DXF->BTXF", x_BTD, gate_up_DXF), "gate_up")
+    gate_up_BTXF = einsum("BTD,DXF->BTXF", x_BTD, gate_up_DXF)
+    if gate_up_bias_XF is not None:
+        gate_up_BTXF += gate_up_bias_XF[None, None]
+    gate_up_BTXF = checkpoint_name(gate_up_BTXF, "gate_up")
     gate_BTF, up_BTF = (gate_up_BTXF[:, :, i].astype(jnp.float32) for i in range(2))
     # In float32 and rounded once: in bfloat16 every step would be rounded, also of the derivative.
     hidden_BTF = (jax.nn.silu(gate_BTF) * up_BTF).astype(x_BTD.dtype)
-    return checkpoint_name(einsum("BTF,FD->BTD", hidden_BTF, down_FD), "down")
+    out_BTD = einsum("BTF,FD->BTD", hidden_BTF, down_FD)
+    if down_bias_D is not None:
+        out_BTD += down_bias_D[None, None]
+    return checkpoint_name(out_BTD, "down")

@@ -41,6 +41,10 @@ class Blocks(nnx.Module):
         self.gate = _normal(config, "LDF", D**-0.5, next(keys), dtype)
         self.up = _normal(config, "LDF", D**-0.5, next(keys), dtype)
         self.down = _normal(config, "LFD", to_stream * F**-0.5, next(keys), dtype)
+        if config.mlp_bias:
+            self.gate_bias = _zeros(config, "LF", dtype)
+            self.up_bias = _zeros(config, "LF", dtype)
+            self.down_bias = _zeros(config, "LD", dtype)
 
 
 class Decoder(nnx.Module):
@@ -117,7 +121,9 @@ class Layer(NamedTuple):
     out_bias_D: Array | None
     mlp_norm_D: Array
     gate_up_DXF: Array
+    gate_up_bias_XF: Array | None
     down_FD: Array
+    down_bias_D: Array | None
 
 
 class Stacked(NamedTuple):
@@ -155,7 +161,6 @@ def unstack_gradients(gradients: Stacked, params: nnx.State, config: ModelConfig
 
 def fuse_layer(blocks: Blocks, config: ModelConfig, dtype: DTypeLike) -> Layer:
     """Fuse the weights of one layer, from Blocks whose L axis was sliced away."""
-    gate_up = [blocks.gate[...].astype(dtype), blocks.up[...].astype(dtype)]
     has_norm = config.qk_norm != "none"
     return Layer(
         attention_norm_D=blocks.attention_norm[...],
@@ -168,8 +173,12 @@ def fuse_layer(blocks: Blocks, config: ModelConfig, dtype: DTypeLike) -> Layer:
         out_NHD=blocks.out[...].astype(dtype),
         out_bias_D=blocks.out_bias[...].astype(dtype) if config.out_bias else None,
         mlp_norm_D=blocks.mlp_norm[...],
-        gate_up_DXF=constrain(jnp.stack(gate_up, axis=1), "DXF"),
+        gate_up_DXF=_fuse_gate_up(blocks.gate, blocks.up, dtype),
+        gate_up_bias_XF=_fuse_gate_up(blocks.gate_bias, blocks.up_bias, dtype)
+        if config.mlp_bias
+        else None,
         down_FD=blocks.down[...].astype(dtype),
+        down_bias_D=blocks.down_bias[...].astype(dtype) if config.mlp_bias else None,
     )
 
 
@@ -179,6 +188,12 @@ def _fuse_qkv(config: ModelConfig, q: nnx.Param, k: nnx.Param, v: nnx.Param, dty
     q_KGH = q_KGH.reshape(*k_KH.shape[:-1], config.axes["G"], config.head_dim)
     fused = jnp.concatenate([q_KGH, k_KH[..., None, :], v_KH[..., None, :]], axis=-2)
     return constrain(fused, "DKXH"[4 - fused.ndim :])
+
+
+def _fuse_gate_up(gate: nnx.Param, up: nnx.Param, dtype) -> Array:
+    """Two [D, F] -> [D, X, F], X = 2; likewise for biases, which have no D."""
+    fused = jnp.stack([x[...].astype(dtype) for x in (gate, up)], axis=-2)
+    return constrain(fused, "DXF"[3 - fused.ndim :])
 
 
 class Unstacked(NamedTuple):

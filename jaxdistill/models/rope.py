@@ -130,10 +130,13 @@ def _yarn(yarn: Yarn, theta: float, periods: np.ndarray, head_dim: int) -> np.nd
 
 def _llama3(llama3: Llama3, frequencies: np.ndarray) -> np.ndarray:
     low, high = llama3.low_freq_factor, llama3.high_freq_factor
-    wavelengths = np.float32(2 * math.pi) / frequencies
+    # In torch, number / tensor is number * (1 / tensor): two roundings.
+    wavelengths = np.float32(2 * math.pi) * (np.float32(1) / frequencies)
     slowed = frequencies / np.float32(llama3.factor)
-    smooth = (llama3.original_positions / wavelengths - low) / np.float32(high - low)
-    between = (1 - smooth) * slowed + smooth * frequencies
+    rotations = np.float32(llama3.original_positions) * (np.float32(1) / wavelengths)
+    smooth = (rotations - np.float32(low)) / np.float32(high - low)
+    # Not `slowed`, which is rounded before the product: transformers divides last.
+    between = (1 - smooth) * frequencies / np.float32(llama3.factor) + smooth * frequencies
     is_slow = wavelengths > llama3.original_positions / low
     is_fast = wavelengths < llama3.original_positions / high
     return np.where(is_slow, slowed, np.where(is_fast, frequencies, between)).astype(np.float32)

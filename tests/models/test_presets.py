@@ -13,7 +13,7 @@ HF_CONFIGS = SHARED_DATA / "hf_configs"
 
 # The number of parameters that the hub shows for the published safetensors, counted from the
 # weights and therefore independent of the sizes in PRESETS. (Files of tied models store the
-# embedding once or twice, so tied models are only compared with transformers.)
+# embedding once or twice, so of tied models only those whose files hold it once are here.)
 PUBLISHED = {
     "Qwen3-8B": 8_190_735_360,
     "Qwen3-14B": 14_768_307_200,
@@ -24,6 +24,9 @@ PUBLISHED = {
     "DeepSeek-R1-Distill-Qwen-32B": 32_763_876_352,
     "Olmo-3-7B": 7_298_011_136,
     "Olmo-3-32B": 32_233_522_176,
+    "DeepSeek-R1-Distill-Llama-8B": 8_030_261_248,
+    "Llama-3.2-1B": 1_235_814_400,
+    "SmolLM2-135M": 134_515_008,
 }
 
 

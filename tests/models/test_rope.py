@@ -54,6 +54,27 @@ def test_frequencies_are_those_of_transformers_to_a_few_units_in_the_last_place(
     np.testing.assert_allclose(sin_BTh, sin[..., :64], atol=2e-3)
 
 
+@pytest.mark.parametrize("theta", [1e4, 5e5])
+def test_llama_3s_scaling_is_that_of_transformers_to_the_bit(theta):
+    pytest.importorskip("torch")
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    def both(parameters):
+        sizes = dict(hidden_size=256, num_attention_heads=2, max_position_embeddings=131_072)
+        config = LlamaConfig(rope_parameters=dict(parameters), **sizes)
+        rope = read_rope(parameters, 0.0, 131_072)
+        return inverse_frequencies(rope, 128), LlamaRotaryEmbedding(config).inv_freq.numpy()
+
+    scaled, expected = both({"rope_type": "llama3", "rope_theta": theta} | SCALINGS["llama3"])
+    plain, expected_plain = both({"rope_type": "default", "rope_theta": theta})
+    # torch's and NumPy's powers differ at some pairs; only the others show the scaling alone.
+    is_same = plain == expected_plain
+    assert is_same.sum() > 20
+    assert (scaled != plain)[is_same].sum() > 10
+    np.testing.assert_array_equal(scaled[is_same], expected[is_same])
+
+
 def test_truncation_moves_a_frequency():
     ropes = [
         read_rope({"rope_type": "yarn"} | SCALINGS[name], 1e4, 65_536)

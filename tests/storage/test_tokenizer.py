@@ -222,7 +222,7 @@ def test_the_models_type_does_not_change_how_text_is_split(tmp_path):
     fast.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     fast.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}')
-    for model_type in ("qwen2", "qwen3", "olmo3"):
+    for model_type in ("qwen2", "qwen3", "olmo3", "llama"):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
         assert tok.encode(tok.load(tmp_path), ["wait, two words"]) == [[1, 2, 3]]
 

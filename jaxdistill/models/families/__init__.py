@@ -8,10 +8,10 @@ from typing import Any
 
 from jaxdistill.errors import UserError
 from jaxdistill.models.config import ModelConfig
-from jaxdistill.models.families import olmo3, qwen2, qwen3
+from jaxdistill.models.families import llama, olmo3, qwen2, qwen3
 
 # A family is a module with MODEL_TYPE, TENSORS, from_hf and to_hf (docs/add_a_model.md).
-FAMILIES = {family.MODEL_TYPE: family for family in (qwen2, qwen3, olmo3)}
+FAMILIES = {family.MODEL_TYPE: family for family in (qwen2, qwen3, olmo3, llama)}
 
 
 def from_fields(description: dict[str, Any]) -> ModelConfig:

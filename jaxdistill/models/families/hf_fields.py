@@ -24,6 +24,7 @@ _REQUIRED = {
     "quantization_config": None,
     "num_experts": None,
     "use_mrope": False,
+    "partial_rotary_factor": 1.0,
 }
 _KINDS: dict[str, LayerKind] = {"full_attention": "full", "sliding_attention": "sliding"}
 
@@ -125,6 +126,26 @@ def read_layers(
 
 
 # ---------------------------------------------------------------------------- RoPE
+
+
+def read_uniform_rope(fields: Fields, max_positions: int) -> Rope:
+    """The RoPE that all layers share: `rope_theta` and `rope_scaling`, or `rope_parameters`.
+
+    As in transformers 5.24, `rope_scaling` takes precedence over `rope_parameters`, the base is
+    10,000 where none is given, and a top-level `original_max_position_embeddings` over one in
+    either of the two. Raises UserError as `read_rope` does, and where two bases are given.
+    """
+    parameters = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
+    original = fields.get("original_max_position_embeddings")
+    if original is not None and isinstance(parameters, dict):
+        kind = parameters.get("rope_type") or parameters.get("type")
+        if kind in ("yarn", "llama3"):
+            parameters = parameters | {"original_max_position_embeddings": original}
+    theta = field(fields, "rope_theta", float, 10_000.0)
+    rope = read_rope(parameters, theta, max_positions)
+    if fields.get("rope_theta") is not None and rope.theta != theta:
+        raise UserError(f"rope_parameters and rope_theta disagree: {rope.theta} and {theta}")
+    return rope
 
 
 def read_rope(parameters: Fields | None, theta: float, max_positions: int) -> Rope:

@@ -4,7 +4,6 @@ Qwen Team 2024, arXiv 2407.10671: pre-norm, grouped queries with biases on queri
 SwiGLU.
 """
 
-from jaxdistill.errors import UserError
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.families.hf_fields import (
     Fields,
@@ -12,8 +11,8 @@ from jaxdistill.models.families.hf_fields import (
     field,
     older_rope_scaling,
     read_layers,
-    read_rope,
     read_sizes,
+    read_uniform_rope,
     write_rope,
     write_sizes,
 )
@@ -61,13 +60,8 @@ def read_qwen(fields: Fields) -> dict:
     """The ModelConfig fields that Qwen2 and Qwen3 spell alike."""
     max_positions = field(fields, "max_position_embeddings", int, 32_768)
     pattern, window = read_layers(fields, *_default_layers(fields))
-    parameters = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
-    theta = field(fields, "rope_theta", float, 10_000.0)
-    rope = read_rope(parameters, theta, max_positions)
-    if fields.get("rope_theta") is not None and rope.theta != theta:
-        raise UserError(f"rope_parameters and rope_theta disagree: {rope.theta} and {theta}")
     return read_sizes(fields) | {
-        "rope": rope,
+        "rope": read_uniform_rope(fields, max_positions),
         "layer_pattern": pattern,
         "window": window,
         "norm_eps": field(fields, "rms_norm_eps", float, 1e-6),

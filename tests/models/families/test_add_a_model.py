@@ -39,6 +39,10 @@ SIZES = dict(
     pad_token_id=None, bos_token_id=None, eos_token_id=None,
 )  # fmt: skip
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}  # fmt: skip
 TINY = {
     "qwen2": dict(
         num_hidden_layers=3, rope_theta=1e6,
@@ -48,6 +52,10 @@ TINY = {
     "olmo3": dict(
         num_hidden_layers=4, sliding_window=7, attention_bias=True, rope_theta=5e5,
         rope_scaling=YARN,
+    ),
+    "llama": dict(
+        num_hidden_layers=3, head_dim=8, attention_bias=True, mlp_bias=True, rope_theta=1e4,
+        rope_scaling=LLAMA3,
     ),
 }  # fmt: skip
 

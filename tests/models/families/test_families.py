@@ -20,6 +20,10 @@ SIZES = {
     "intermediate_size": 40,
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
 
 
 def _read(family, **fields):
@@ -30,6 +34,7 @@ CONFIGS = {
     "qwen2": _read("qwen2", use_sliding_window=True, max_window_layers=2, rope_scaling=YARN),
     "qwen3": _read("qwen3", attention_bias=True, tie_word_embeddings=True),
     "linear": _read("qwen3", rope_parameters={"rope_type": "linear", "factor": 2.0}),
+    "llama": _read("llama", rope_theta=5e5, rope_scaling=LLAMA3, mlp_bias=True),
     "olmo3": _read("olmo3", rope_scaling=YARN),
     "olmo3-full": _read("olmo3", layer_types=["full_attention"] * 4),
     "olmo3-sliding": _read("olmo3", layer_types=["sliding_attention"] * 4, sliding_window=7),
@@ -52,6 +57,37 @@ def test_every_scaling_is_written_and_read(scaling):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_run_config_carries_any_of_them_as_json(name):
     assert from_json(ModelConfig, json.loads(json.dumps(to_json(CONFIGS[name])))) == CONFIGS[name]
+
+
+def test_both_spellings_of_rope_are_read_alike():
+    older = _read("llama", rope_theta=5e5, rope_scaling=LLAMA3)
+    newer = _read("llama", rope_parameters=LLAMA3 | {"rope_theta": 5e5})
+    both = _read("llama", rope_theta=5e5, rope_scaling=LLAMA3,
+                 rope_parameters=LLAMA3 | {"rope_theta": 5e5})  # fmt: skip
+    assert older.rope == newer.rope == both.rope == Rope(5e5, Llama3(8.0, 1.0, 4.0, 8192))
+
+
+def test_without_a_rope_llama_has_the_default_of_transformers():
+    assert _read("llama").rope == Rope(10_000.0)
+
+
+def test_the_original_context_may_stand_beside_the_scaling_and_then_applies():
+    config = _read("llama", rope_scaling=LLAMA3, original_max_position_embeddings=64)
+    assert config.rope.scaling == Llama3(8.0, 1.0, 4.0, 64)
+
+
+def test_biases_of_llama_are_asked_for_one_by_one():
+    config = _read("llama", attention_bias=True)
+    assert (config.qkv_bias, config.out_bias, config.mlp_bias) == (True, True, False)
+    config = _read("llama", mlp_bias=True)
+    assert (config.qkv_bias, config.out_bias, config.mlp_bias) == (False, False, True)
+
+
+def test_llama_derives_what_is_left_out():
+    config = _read("llama", num_key_value_heads=None, pretraining_tp=1)
+    assert (config.num_kv_heads, config.head_dim) == (4, 6)
+    assert (config.max_positions, config.norm_eps) == (2048, 1e-6)
+    assert _read("llama", head_dim=10).head_dim == 10
 
 
 def test_layers_are_kept_as_their_shortest_pattern():
@@ -86,6 +122,15 @@ def test_yarn_is_the_full_layers_alone_in_olmo3():
         ("qwen3", {"rope_scaling": {"rope_type": "linear"}}, "field 'factor' is missing"),
         ("qwen3", {"rope_scaling": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is not"),
         ("qwen3", {"rope_theta": 5.0, "rope_parameters": {"rope_theta": 7.0}}, "disagree: 7.0 and"),
+        ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+         "RoPE of type 'dynamic' is not supported"),
+        ("llama", {"rope_scaling": LLAMA3 | {"low_freq_factor": None}},
+         "field 'low_freq_factor' is missing"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not supported"),
+        ("llama", {"pretraining_tp": 2}, "pretraining_tp=2 is not supported for llama; only 1"),
+        ("llama", {"sliding_window": 4096}, "sliding_window=4096 is not supported for llama"),
+        ("llama", {"layer_types": ["sliding_attention"] * 4}, "but there is no sliding_window"),
+        ("llama", {"rope_parameters": {"full_attention": LLAMA3}}, "has 'full_attention', which"),
         ("olmo3", {"rope_parameters": YARN}, "rope_parameters of olmo3 must be an object with"),
         ("olmo3", {"layer_types": ["linear_attention"] * 4}, "layer_types has 'linear_attention'"),
         ("olmo3", {"layer_types": ["full_attention"]}, "layer_types names 1 layers, num_hidden_"),
@@ -117,9 +162,10 @@ def test_what_is_not_built_is_refused_by_name(family, fields, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"family": "gpt2"}, "model.family must be one of qwen2, qwen3, olmo3, not 'gpt2'"),
+        ({"family": "gpt2"}, "model.family must be one of qwen2, qwen3, olmo3, llama, not 'gpt2'"),
         ({"family": "qwen2"}, "model.qk_norm='head' is not possible in qwen2; there it is 'none'"),
         ({"post_norm": True}, "model.post_norm=True is not possible in qwen3; there it is False"),
+        ({"mlp_bias": True}, "model.mlp_bias=True is not possible in qwen3; there it is False"),
         ({"out_bias": False}, "model.out_bias=False is not possible in qwen3; there it is True"),
     ],
 )
