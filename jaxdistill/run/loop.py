@@ -225,20 +225,16 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
                     evaluate(config, engine, state.params, run_dir, step)
             while step < steps:
                 batch, facts = source.next_batch(state.params, step)
-                laid_out = [layout.arrays(mini) for mini in mini_batches(batch, config.updates)]
-                arrays = [arrays for arrays, _ in laid_out]
-                for name in laid_out[0][1]:
-                    facts[name] = sum(seen[name] for _, seen in laid_out) / len(laid_out)
-                shapes = "; ".join(mini.in_words() for mini in arrays)
+                arrays, padding = layout.arrays(mini_batches(batch, config.updates))
                 # Wait for the device: its time would otherwise count for the next step's sampling,
                 # which needs the new parameters and could not begin earlier.
-                with clock.part("update"), compilation.named(shapes):
+                with clock.part("update"), compilation.named(arrays[0].in_words()):
                     state, sums = train_step(state, policy.params, *map(engine.place, arrays))
                     jax.block_until_ready(state)
                 step += 1
                 # Metrics are written before the checkpoint of the same step: a resumed run drops
                 # lines after its checkpoint, but cannot restore missing ones.
-                values = means(sums) | facts | work.facts(clock.lap(), batch)
+                values = means(sums) | facts | padding | work.facts(clock.lap(), batch)
                 writer.write(step, values)
                 warnings.note(step, values)
                 progress.advance(values)
