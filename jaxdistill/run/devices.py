@@ -5,7 +5,7 @@ It goes to stderr before the first compilation, so that a run on the wrong devic
 
 import jax
 
-from jaxdistill import sharding
+from jaxdistill import compilation, sharding
 from jaxdistill.models import attention as attentions
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.precision import compute_dtype
@@ -50,4 +50,6 @@ def start_line(
     together = 0 if rows is None or is_packed else rows // compute.micro_batches
     if empty := -together % parts:
         said.append(f"{together} rows at a time over {parts} devices, with {empty} empty rows")
+    if reason := compilation.not_kept():
+        said.append(reason)
     return "; ".join(said)
