@@ -32,12 +32,12 @@ from jaxdistill.run.folder import (
 )
 from jaxdistill.run.telling import Progress, Warnings, last_lines
 from jaxdistill.sampling.engine import Engine
-from jaxdistill.sampling.prompts import check_prompts, encode_prompts
+from jaxdistill.sampling.prompts import check_prompts, encode_prompts, unused_mode
 from jaxdistill.sampling.rollouts import check_grading
 from jaxdistill.storage import hf_export, loading
 from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.storage.loading import Policy
-from jaxdistill.tasks.tasks import load, questions_of
+from jaxdistill.tasks.tasks import load, questions_of, reading_once
 from jaxdistill.training.experience import Setting, open_source
 from jaxdistill.training.metrics import MetricsWriter, means
 from jaxdistill.training.on_policy import OnPolicy
@@ -51,6 +51,7 @@ from jaxdistill.training.traces import Traces
 from jaxdistill.training.updates import mini_batches
 
 
+@reading_once()
 def run(config: RunConfig, run_dir: Path, *, resume: bool = False, quiet: bool = False) -> Path:
     """Train as `config` says and leave a self-contained run folder.
 
@@ -130,6 +131,9 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
         lexicon = keep_lexicon(config, policy, run_dir)
         prompts = PromptFile(run_dir / "prompts.json", policy.tokenizer)
         thinking = config.evaluation.engine(engine).enable_thinking
+        mode = config.evaluation.evaluation_thinking if config.evaluation.splits else None
+        for line in unused_mode(f"evaluation.evaluation_thinking={mode}", mode, policy.tokenizer):
+            print(line, file=sys.stderr)
         for split in config.evaluation.splits:
             questions = questions_of(split.task)
             check_prompts(
