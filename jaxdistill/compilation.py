@@ -82,9 +82,11 @@ def not_kept() -> str | None:
     """Why this process keeps no compiled programs, in words; None if it does keep them."""
     import jax
 
-    if not jax.config.jax_enable_compilation_cache:
+    options = "jax_enable_compilation_cache", "jax_compilation_cache_dir"
+    is_enabled, folder = (getattr(jax.config, option) for option in options)
+    if not is_enabled:
         return f"compiled programs are not kept ({IS_ENABLED} is off)"
-    if not jax.config.jax_compilation_cache_dir:
+    if not folder:
         return f"compiled programs are not kept (set {FOLDER} to a folder that can be written)"
     return None
 
