@@ -5,7 +5,9 @@ not need JAX at all.
 """
 
 import contextlib
+import hashlib
 import os
+import platform
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -33,21 +35,60 @@ _shapes: ContextVar[str] = ContextVar("shapes", default="")
 def keep_programs() -> None:
     """Keep compiled programs in the user's cache folder, for this process and those it starts.
 
-    The folder is `jaxdistill` in XDG_CACHE_HOME or ~/.cache. JAX's own variables come first:
-    JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false keeps
-    nothing. Must be called before JAX is imported. A folder that cannot be written is not used.
+    The folder is `jaxdistill/MACHINE` in XDG_CACHE_HOME or ~/.cache, with one MACHINE for each kind
+    of CPU (`machine`). It grows without a limit and may be deleted at any time. JAX's own variables
+    come first: JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false
+    keeps nothing. Must be called before JAX is imported. A folder that cannot be written is not
+    used (`not_kept`).
     """
     if FOLDER in os.environ or IS_ENABLED in os.environ:
         return
     try:
         caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(caches) / "jaxdistill"
+        folder = Path(caches) / "jaxdistill" / machine()
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):  # no home, or not ours to write in
         return
     if os.access(folder, os.W_OK | os.X_OK):
         os.environ[FOLDER] = str(folder)
         os.environ.setdefault(LEAST_SECONDS, KEPT_SECONDS)
+
+
+# What /proc/cpuinfo calls a CPU's kind and instructions, on x86 and on ARM.
+_OF_CPU = (
+    "vendor_id", "cpu family", "model", "model name", "flags",
+    "CPU implementer", "CPU architecture", "CPU variant", "CPU part", "Features",
+)  # fmt: skip
+
+
+def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """A name for this kind of CPU, such as x86_64-1f0e5d3c9a72.
+
+    Programs contain instructions of the CPU that they were compiled on, those for GPUs in their
+    host part, and would crash on one that lacks them. JAX's own key names the CPU only as far as
+    the backend describes it, so machines that share a home folder have folders of their own.
+    """
+    try:
+        first = cpuinfo.read_text().partition("\n\n")[0]  # of several equal processors
+    except OSError:  # another system than Linux
+        first = platform.processor()
+    fields = [line.partition(":") for line in first.splitlines()]
+    kind = [line for line in fields if line[0].strip() in _OF_CPU or not line[1]]
+    digest = hashlib.sha256(repr(kind).encode()).hexdigest()
+    return f"{platform.machine()}-{digest[:12]}"
+
+
+def not_kept() -> str | None:
+    """Why this process keeps no compiled programs, in words; None if it does keep them."""
+    import jax
+
+    options = "jax_enable_compilation_cache", "jax_compilation_cache_dir"
+    is_enabled, folder = (getattr(jax.config, option) for option in options)
+    if not is_enabled:
+        return f"compiled programs are not kept ({IS_ENABLED} is off)"
+    if not folder:
+        return f"compiled programs are not kept (set {FOLDER} to a folder that can be written)"
+    return None
 
 
 @contextlib.contextmanager

@@ -30,8 +30,9 @@ def environment(monkeypatch):
 def test_programs_are_kept_in_the_users_cache_folder(environment, tmp_path):
     environment.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     compilation.keep_programs()
-    assert os.environ[compilation.FOLDER] == str(tmp_path / "caches" / "jaxdistill")
-    assert (tmp_path / "caches" / "jaxdistill").is_dir()
+    folder = tmp_path / "caches" / "jaxdistill" / compilation.machine()
+    assert os.environ[compilation.FOLDER] == str(folder)
+    assert folder.is_dir()
     assert float(os.environ[compilation.LEAST_SECONDS]) < compilation.LONG_SECONDS
 
 
@@ -39,7 +40,7 @@ def test_without_a_cache_folder_of_the_users_own_it_lies_in_their_home(environme
     environment.delenv("XDG_CACHE_HOME", raising=False)
     environment.setenv("HOME", str(tmp_path))
     compilation.keep_programs()
-    assert os.environ[compilation.FOLDER] == str(tmp_path / ".cache" / "jaxdistill")
+    assert os.environ[compilation.FOLDER].startswith(str(tmp_path / ".cache" / "jaxdistill"))
 
 
 @pytest.mark.parametrize(
@@ -63,6 +64,57 @@ def test_a_folder_that_cannot_be_written_is_not_used_and_no_error(environment, t
     environment.setenv("XDG_CACHE_HOME", str(tmp_path))
     compilation.keep_programs()
     assert compilation.FOLDER not in os.environ
+
+
+X86 = """processor	: {number}
+vendor_id	: AuthenticAMD
+model name	: AMD EPYC
+cpu MHz		: {mhz}
+flags		: fpu sse2 {flags}
+"""
+ARM = """processor	: {number}
+BogoMIPS	: {mhz}
+Features	: fp asimd {flags}
+CPU part	: 0xd40
+"""
+
+
+@pytest.mark.parametrize("form", [X86, ARM], ids=["x86", "arm"])
+def test_cpus_of_other_instructions_have_folders_of_their_own(tmp_path, form):
+    """In a home folder that several machines share."""
+
+    def name(flags, mhz=2000, processors=2):
+        rows = [form.format(number=n, mhz=mhz + n, flags=flags) for n in range(processors)]
+        file = tmp_path / "cpuinfo"
+        file.write_text("\n".join(rows))
+        return compilation.machine(file)
+
+    assert name("avx2") != name("avx2 avx512f")
+    assert name("avx2") == name("avx2", mhz=3000, processors=64)
+    assert "/" not in name("avx2")
+
+
+def test_without_the_kernels_description_a_machine_has_a_name_too(tmp_path):
+    absent = compilation.machine(tmp_path / "nothing")
+    assert absent == compilation.machine(tmp_path / "nothing")
+    assert absent != compilation.machine()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "variable"),
+    [
+        ("jax_enable_compilation_cache", False, compilation.IS_ENABLED),
+        ("jax_compilation_cache_dir", None, compilation.FOLDER),
+    ],
+)
+def test_programs_that_are_not_kept_are_told_of(name, value, variable):
+    before = getattr(jax.config, name)
+    assert compilation.not_kept() is None  # the tests keep theirs (tiny_run.py)
+    jax.config.update(name, value)
+    try:
+        assert variable in compilation.not_kept()
+    finally:
+        jax.config.update(name, before)
 
 
 # ------------------------------------------------------------------------------------ the lines

@@ -33,7 +33,7 @@ from jaxdistill.objectives import (
     needs_teacher,
 )
 from jaxdistill.run.devices import start_line
-from jaxdistill.training.batch import Batch, Texts, pad, texts_of
+from jaxdistill.training.batch import Batch, Texts, bucket, pad, texts_of
 from jaxdistill.training.compute import Compute
 from jaxdistill.training.memory import FirstThatFits
 from jaxdistill.training.optimizer import Optimizer
@@ -137,6 +137,7 @@ def compiled_step(step: Any, compute: Compute, arguments: Any) -> tuple[str, Any
 def bench_step(work: Step) -> dict[str, Any]:
     """Compile, warm up and time the step; return a dict for JSON, in seconds and bytes."""
     config, compute, objective = preset(work.model), work.compute, objective_of(work.objective)
+    work = with_rows(work)
     mesh = open_mesh(work, config, work.rows)
     with sharding.use_mesh(mesh):
         state, reference = start(config, compute, work.optimizer, mesh)
@@ -177,6 +178,13 @@ def bench_step(work: Step) -> dict[str, Any]:
         **measure.environment(),
         **profile,
     }
+
+
+def with_rows(work: Step) -> Step:
+    """The settings with a number of rows: as given, or at least 4 that split evenly."""
+    with sharding.use_mesh(sharding.make_mesh(work.mesh)):
+        together = sharding.num_parts("B") * work.micro_batches
+    return work if work.rows else replace(work, rows=bucket(4, together))
 
 
 def checked_loss(metrics: Any) -> float:

@@ -213,7 +213,9 @@ class Step(Training):
     Raises UserError for sizes that do not fit together.
     """
 
-    rows: int = flag(4, "rows of the batch", least=1)
+    rows: int = flag(
+        0, "rows of the batch; 0: 4, or more where the devices and micro-batches need it", least=0
+    )
     tokens: int = flag(4096, "tokens per row, prompt and completion together")
     prompt: int = flag(256, "tokens of the prompt; the teacher's prompt is as long", least=1)
     profile: int = flag(0, "also list the N kernels that take longest", least=0)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -152,12 +153,16 @@ def check(options: argparse.Namespace) -> None:
 
 def propose(options: argparse.Namespace, responses: list[Any]) -> None:
     from jaxdistill.epistemic import write_lexicon
-    from jaxdistill.evaluation.lexicon_proposals import propose_lexicon
+    from jaxdistill.evaluation.lexicon_proposals import pairs_of, propose_lexicon
+    from jaxdistill.run.devices import start_line
     from jaxdistill.sharding import make_mesh
     from jaxdistill.storage.loading import open_model
+    from jaxdistill.training.compute import Compute
 
     mesh = make_mesh(options.mesh)
+    pairs_of(responses, options.seed)  # a mistake is found before weights are read
     policy = open_model(options.model, mesh, progress=True)
+    print(start_line(mesh, policy.config, Compute(dtype=options.dtype)), file=sys.stderr)
     proposal = propose_lexicon(
         policy,
         responses,

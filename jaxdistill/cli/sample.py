@@ -95,7 +95,7 @@ def open_engine(
     """
     from jaxdistill.run.devices import start_line
     from jaxdistill.sampling.engine import Engine
-    from jaxdistill.sampling.prompts import check_prompts
+    from jaxdistill.sampling.prompts import check_prompts, unused_mode
     from jaxdistill.sharding import make_mesh
     from jaxdistill.storage.loading import open_model, read_description
     from jaxdistill.training.compute import Compute
@@ -103,7 +103,8 @@ def open_engine(
     mesh = make_mesh(options.mesh)
     config, tokenizer = read_description(options.model)
     check_prompts(config, tokenizer, questions, options.max_new_tokens, options.thinking)
-    for note in notes:
+    flag = "--thinking" if options.thinking else "--no-thinking"
+    for note in (*notes, *unused_mode(flag, options.thinking, tokenizer)):
         print(note, file=sys.stderr)
     policy = open_model(options.model, mesh, progress=True)
     line = start_line(mesh, policy.config, Compute(dtype=options.dtype))

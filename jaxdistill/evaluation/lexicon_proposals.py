@@ -126,12 +126,7 @@ def rows_of(
     A sibling is truncated so that the row fits into the model's positions, and the row is left out
     if nothing of the sibling remains. Raises UserError if no row is left.
     """
-    pairs = list(with_siblings(responses, seed))
-    if not pairs:
-        raise UserError(
-            "no response has a correct sibling (another response to its `question` whose `correct` "
-            "is true), so there is nothing to show a teacher"
-        )
+    pairs = pairs_of(responses, seed)
     tokenizer = policy.tokenizer
     questions = [Question("", r.question or "", "", r.system) for r, _ in pairs]
     chats = [messages(question) for question in questions]
@@ -165,6 +160,17 @@ def rows_of(
             "and a solution"
         )
     return rows
+
+
+def pairs_of(responses: Sequence[Response], seed: int) -> list[tuple[Response, str]]:
+    """`with_siblings`. Raises UserError as it does, and if no response has a correct sibling."""
+    pairs = list(with_siblings(responses, seed))
+    if not pairs:
+        raise UserError(
+            "no response has a correct sibling (another response to its `question` whose `correct` "
+            "is true), so there is nothing to show a teacher"
+        )
+    return pairs
 
 
 def with_siblings(responses: Sequence[Response], seed: int) -> Iterator[tuple[Response, str]]:

@@ -3,9 +3,13 @@
 It goes to stderr before the first compilation, so that a run on the wrong devices is seen at once.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 
-from jaxdistill import sharding
+from jaxdistill import compilation, sharding
+from jaxdistill.config import RunConfig
 from jaxdistill.models import attention as attentions
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.precision import compute_dtype
@@ -35,13 +39,7 @@ def start_line(
             is_packed=is_packed,
         )
     limit = memory_limit()
-    sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
-    said = [
-        f"{mesh.size} of {jax.device_count()} devices ({mesh.devices.flat[0].device_kind})",
-        f"mesh {sizes}",
-        str(dtype),
-        f"attention {chosen}",
-    ]
+    said = [_of_mesh(mesh, dtype), f"attention {chosen}"]
     if rows is not None:
         # As `make_train_step` chooses.
         least = "none" if limit is None else "auto (the least that fits)"
@@ -50,4 +48,22 @@ def start_line(
     together = 0 if rows is None or is_packed else rows // compute.micro_batches
     if empty := -together % parts:
         said.append(f"{together} rows at a time over {parts} devices, with {empty} empty rows")
+    if reason := compilation.not_kept():
+        said.append(reason)
     return "; ".join(said)
+
+
+def study_line(configs: Sequence[RunConfig], workers: int) -> str:
+    """The line for a study's runs, in this many processes: each mesh and dtype that they have."""
+    places = dict.fromkeys(
+        _of_mesh(sharding.make_mesh(config.mesh), compute_dtype(config.compute.dtype))
+        for config in configs
+    )
+    runs = f"{len(configs)} run(s)"
+    return "; ".join([f"{runs} in {workers} processes" if workers > 1 else runs, *places])
+
+
+def _of_mesh(mesh: sharding.Mesh, dtype: Any) -> str:
+    kind = mesh.devices.flat[0].device_kind
+    sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+    return f"{mesh.size} of {jax.device_count()} devices ({kind}); mesh {sizes}; {dtype}"

@@ -32,12 +32,12 @@ from jaxdistill.run.folder import (
 )
 from jaxdistill.run.telling import Progress, Warnings, last_lines
 from jaxdistill.sampling.engine import Engine
-from jaxdistill.sampling.prompts import check_prompts, encode_prompts
+from jaxdistill.sampling.prompts import check_prompts, encode_prompts, unused_mode
 from jaxdistill.sampling.rollouts import check_grading
 from jaxdistill.storage import hf_export, loading
 from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.storage.loading import Policy
-from jaxdistill.tasks.tasks import load, questions_of
+from jaxdistill.tasks.tasks import load, questions_of, reading_once
 from jaxdistill.training.experience import Setting, open_source
 from jaxdistill.training.metrics import MetricsWriter, means
 from jaxdistill.training.on_policy import OnPolicy
@@ -51,6 +51,7 @@ from jaxdistill.training.traces import Traces
 from jaxdistill.training.updates import mini_batches
 
 
+@reading_once()
 def run(config: RunConfig, run_dir: Path, *, resume: bool = False, quiet: bool = False) -> Path:
     """Train as `config` says and leave a self-contained run folder.
 
@@ -130,6 +131,9 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
         lexicon = keep_lexicon(config, policy, run_dir)
         prompts = PromptFile(run_dir / "prompts.json", policy.tokenizer)
         thinking = config.evaluation.engine(engine).enable_thinking
+        mode = config.evaluation.evaluation_thinking if config.evaluation.splits else None
+        for line in unused_mode(f"evaluation.evaluation_thinking={mode}", mode, policy.tokenizer):
+            print(line, file=sys.stderr)
         for split in config.evaluation.splits:
             questions = questions_of(split.task)
             check_prompts(
@@ -225,20 +229,16 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
                     evaluate(config, engine, state.params, run_dir, step)
             while step < steps:
                 batch, facts = source.next_batch(state.params, step)
-                laid_out = [layout.arrays(mini) for mini in mini_batches(batch, config.updates)]
-                arrays = [arrays for arrays, _ in laid_out]
-                for name in laid_out[0][1]:
-                    facts[name] = sum(seen[name] for _, seen in laid_out) / len(laid_out)
-                shapes = "; ".join(mini.in_words() for mini in arrays)
+                arrays, padding = layout.arrays(mini_batches(batch, config.updates))
                 # Wait for the device: its time would otherwise count for the next step's sampling,
                 # which needs the new parameters and could not begin earlier.
-                with clock.part("update"), compilation.named(shapes):
+                with clock.part("update"), compilation.named(arrays[0].in_words()):
                     state, sums = train_step(state, policy.params, *map(engine.place, arrays))
                     jax.block_until_ready(state)
                 step += 1
                 # Metrics are written before the checkpoint of the same step: a resumed run drops
                 # lines after its checkpoint, but cannot restore missing ones.
-                values = means(sums) | facts | work.facts(clock.lap(), batch)
+                values = means(sums) | facts | padding | work.facts(clock.lap(), batch)
                 writer.write(step, values)
                 warnings.note(step, values)
                 progress.advance(values)

@@ -25,6 +25,7 @@ from jaxdistill.errors import UserError
 from jaxdistill.evaluation.measures import study_row
 from jaxdistill.evaluation.records import read_summary
 from jaxdistill.files import write_whole
+from jaxdistill.run.devices import study_line
 from jaxdistill.run.folder import finished_step
 from jaxdistill.run.loop import run
 from jaxdistill.run.provenance import current_provenance
@@ -87,6 +88,8 @@ def run_study(study: Study, study_dir: Path, *, quiet: bool = False) -> Path:
 
     is_cpu = jax.default_backend() == "cpu"
     workers = min(study.workers, max(len(todo), 1)) if is_cpu else 1
+    if todo and not quiet:
+        print(study_line([arm.config for arm in todo], workers), file=sys.stderr)
     try:
         if workers == 1:
             run_arms(todo, study_dir, quiet)

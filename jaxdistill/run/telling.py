@@ -1,5 +1,6 @@
 """What a run says on stderr: its progress bar, its warnings, and how it ended."""
 
+import math
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -52,7 +53,9 @@ class Progress:
 
     def advance(self, values: Mapping[str, Any]) -> None:
         """Count a step and show its metrics."""
-        shown = {SHOWN[key]: f"{values[key]:.3g}" for key in SHOWN if values.get(key) is not None}
+        given = {key: values[key] for key in SHOWN if values.get(key) is not None}
+        # NaN is the mean of nothing, as the loss of a step without a distilled row.
+        shown = {SHOWN[k]: "-" if math.isnan(x) else f"{x:.3g}" for k, x in given.items()}
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update()
 
@@ -93,6 +96,18 @@ CONDITIONS = (
         when(
             lambda values: values.get("reward") == 0,
             "there is neither a reward to learn from nor a correct response to show the teacher",
+        ),
+    ),
+    Condition(
+        "the gradient is zero",
+        when(
+            # The two above say why in their cases.
+            lambda values: (
+                values.get("grad_norm") == 0
+                and values.get("distilled") != 0
+                and values.get("reward") != 0
+            ),
+            "no position has a weight, or all responses to each question have the same reward",
         ),
     ),
     Condition(
@@ -166,9 +181,11 @@ def evaluation_table(run_dir: Path) -> list[str]:
     steps = [int(path.parent.name.removeprefix("step_")) for path in folders]
     found = {step: read_summary(evaluation_folder(run_dir, step)) for step in steps}
     rows = [("split", "step", *(column_head(MEASURES[name]) for name in TABLE))]
+    firsts = set()
     for split in dict.fromkeys(split for summary in found.values() for split in summary):
         evaluated = {step: summary[split] for step, summary in found.items() if split in summary}
         first = next(iter(evaluated.values()))
+        firsts.add(next(iter(evaluated)))
         for step, values in evaluated.items():
             cells = (cell(name, values, None if values is first else first) for name in TABLE)
             rows.append((split, str(step), *cells))
@@ -176,7 +193,8 @@ def evaluation_table(run_dir: Path) -> list[str]:
         return []
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    return [f"evaluations, with changes since step {steps[0]} in parentheses:", *lines]
+    since = f"step {firsts.pop()}" if len(firsts) == 1 else "the first of each split"
+    return [f"evaluations, with changes since {since} in parentheses:", *lines]
 
 
 def cell(name: str, values: Mapping[str, Any], first: Mapping[str, Any] | None) -> str:

@@ -27,6 +27,20 @@ def thinking_of(role: Thinking, student: bool | None) -> bool | None:
     return student if role == "as_student" else role
 
 
+def unused_mode(setting: str, mode: Thinking, tokenizer: Any) -> list[str]:
+    """A line for a person if a role's own `mode` changes no prompt; else no line.
+
+    `setting` is what the person has set, such as `--thinking`.
+    """
+    if not isinstance(mode, bool):
+        return []
+    chat = [{"role": "user", "content": "question"}]
+    with_mode, without = (tokenizers.prompt_text(tokenizer, chat, m) for m in (mode, not mode))
+    if with_mode != without:
+        return []
+    return [f"`{setting}` makes no difference: the chat template has no thinking mode"]
+
+
 def encode_prompts(
     tokenizer: Any, questions: Sequence[Question], enable_thinking: bool | None = None
 ) -> list[list[int]]:

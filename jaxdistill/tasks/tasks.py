@@ -4,9 +4,11 @@ It is a frozen dataclass with two methods, `questions()` and `grade(question, re
 may define its own (`OwnTask`).
 """
 
+import contextlib
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import Field, dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -176,6 +178,20 @@ def recognised(source: str, **settings: Any) -> MathTask | ChoiceTask | ExactTas
     return KINDS[kind_of(sources.Reading(source, **settings))](source, **settings)
 
 
+# (task, repeats, its questions) of tasks that were read within `reading_once`; None outside of it.
+_read: ContextVar[list[tuple[Task, bool, sources.Loaded]] | None] = ContextVar("read", default=None)
+
+
+@contextlib.contextmanager
+def reading_once() -> Iterator[None]:
+    """Within this context `load` reads each task once: a run's data are those of its start."""
+    token = _read.set([])
+    try:
+        yield
+    finally:
+        _read.reset(token)
+
+
 def load(task: Task, *, repeats: bool = True) -> sources.Loaded:
     """The questions of a task, checked, with notes for a person on how they were read.
 
@@ -184,6 +200,17 @@ def load(task: Task, *, repeats: bool = True) -> sources.Loaded:
     it raises, and for anything but a list of questions with different ids.
     """
     require_choice("task", task, Task)
+    read = _read.get()
+    for known, with_repeats, loaded in read or ():
+        if (known, with_repeats) == (task, repeats):
+            return loaded
+    loaded = _load(task, repeats)
+    if read is not None:
+        read.append((task, repeats, loaded))
+    return loaded
+
+
+def _load(task: Task, repeats: bool) -> sources.Loaded:
     name = f"{type(task).__name__}.questions"
     if isinstance(task, SourceTask) and type(task).questions is SourceTask.questions:
         return task.load(repeats=repeats)

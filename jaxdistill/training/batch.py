@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, Shaped
 
 from jaxdistill.axes import AnyArray
 from jaxdistill.training.micro_batches import MicroBatch, MicroBatches, Sequences
-from jaxdistill.training.packing import MAX_SEQUENCES, KeptPacking, plan_batch
+from jaxdistill.training.packing import MAX_SEQUENCES, KeptPacking, padding_of, plan_batches
 
 
 class Texts(NamedTuple):
@@ -115,13 +115,28 @@ def pack(
     `pack` is the capacity of the student's rows in tokens, rounded up to the next multiple that
     holds the longest sequence. A micro-batch has one packed row for each of the mesh's `parts`.
     `kept` are the shapes of earlier batches, one of which is used again unless they no longer suit
-    (`packing.plan_batch`).
+    (`packing.plan_batches`).
     """
-    plan = plan_batch(batch.sizes_BX, pack, parts, kept or KeptPacking())
-    shape = plan.shape.micro_batches, parts, MAX_SEQUENCES
-    # The step's loop ends after `num_in_use`: the empty micro-batches cost only their arrays.
-    packed = _build(batch, plan.rows, np.array(plan.shape.capacity_X), shape)
-    return packed._replace(num_in_use=np.asarray(plan.num_in_use, np.int32)), plan.padding
+    (packed,), padding = pack_alike([batch], pack, parts, kept)
+    return packed, padding
+
+
+def pack_alike(
+    batches: Sequence[Batch], pack: int, parts: int = 1, kept: KeptPacking | None = None
+) -> tuple[list[MicroBatches], float]:
+    """`pack` several batches of equally many rows into arrays of one shape.
+
+    The fraction of padding is that of all of them together.
+    """
+    sizes_MIX = [batch.sizes_BX for batch in batches]
+    plans = plan_batches(sizes_MIX, pack, parts, kept or KeptPacking())
+    packed = []
+    for batch, plan in zip(batches, plans, strict=True):
+        shape = plan.shape.micro_batches, parts, MAX_SEQUENCES
+        # The step's loop ends after `num_in_use`: the empty micro-batches cost only their arrays.
+        arrays = _build(batch, plan.rows, np.array(plan.shape.capacity_X), shape)
+        packed.append(arrays._replace(num_in_use=np.asarray(plan.num_in_use, np.int32)))
+    return packed, padding_of(plans)
 
 
 def _build(

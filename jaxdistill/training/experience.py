@@ -1,5 +1,6 @@
 """The sources of a step's batch: texts to imitate, or the student's own graded samples."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,8 @@ from jaxdistill.evaluation.records import ROLLOUTS_ROWS, write_rollouts
 from jaxdistill.objectives import Objective
 from jaxdistill.sampling import Address
 from jaxdistill.sampling.engine import Engine
-from jaxdistill.sampling.prompt_widths import choose_widths
+from jaxdistill.sampling.prompt_widths import PROMPT_MULTIPLE, choose_widths
+from jaxdistill.sampling.prompts import unused_mode
 from jaxdistill.sampling.rollouts import Grade, Rollouts, open_grading
 from jaxdistill.tasks.contexts import Solution, regenerates
 from jaxdistill.tasks.grading.verdict import Verdict
@@ -143,6 +145,7 @@ def supervised_source(experience: Supervised, setting: Setting) -> Source:
 
 
 def traces_source(experience: Traces, setting: Setting) -> Source:
+    say_unused(experience.student_thinking, setting)
     texts = read_texts(experience, setting.engine.policy)
     batches = example_iterator(texts, setting.seed, experience.batch_size, content=texts.digest)
     # One width for all batches, as each is a compilation of the step; packed rows ignore it.
@@ -187,6 +190,7 @@ def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
     questions, lengths, facts_of_run = within_limit(
         experience, setting.engine.policy, questions_of(experience.task, repeats=False)
     )
+    say_unused(experience.student_thinking, setting)
     if objectives.needs_teacher(setting.objective):
         check_demonstrations(experience, questions)
         check_roles(experience, setting.engine.policy, questions[0])
@@ -194,6 +198,13 @@ def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
         check_contrast(experience, questions)
     new = experience.sampling.max_new_tokens
     widths = experience.prompt_widths or choose_widths(lengths, experience.questions)
+    if max(lengths) > widths[-1]:
+        print(
+            f"`experience.prompt_widths={widths}` holds prompts of up to {widths[-1]} tokens and "
+            f"the longest has {max(lengths)}: longer ones are padded to multiples of "
+            f"{PROMPT_MULTIPLE}, each of which compiles the sampler again",
+            file=sys.stderr,
+        )
     batches = questions_iterator(questions, setting.seed, experience.questions)
     grading = open_grading(experience.task)
 
@@ -239,6 +250,13 @@ def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
         keeps_widths=experience.keeps_widths,
         close=close,
     )
+
+
+def say_unused(mode: bool | None, setting: Setting) -> None:
+    """Say on stderr, in a quiet run too, that the student's thinking mode changes nothing."""
+    tokenizer = setting.engine.policy.tokenizer
+    for line in unused_mode(f"experience.student_thinking={mode}", mode, tokenizer):
+        print(line, file=sys.stderr)
 
 
 def with_unique_ids(questions: list[Question]) -> list[Question]:

@@ -7,6 +7,7 @@ completions, the student's sequences, the teacher's, then each contrast's.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -22,12 +23,13 @@ MAX_SEQUENCES = 32
 # most a sixteenth of it, and few capacities mean few compilations. Chosen, not measured.
 CAPACITY_STEPS = 16
 
-# A run keeps its shapes until they have computed more positions than shapes of each batch's own
-# would have: MOST_WASTE on average over the last WINDOW batches, and twice as much for each further
-# shape. Single batches of unusual lengths are no reason to compile. Chosen, not measured: a
-# compilation of a real model's step costs as much as some ten steps.
+# A run keeps its shapes until they have computed more positions than each step's own shape would
+# have: MOST_WASTE on average over the last WINDOW steps, and twice as much for each further shape.
+# Single batches of unusual lengths are no reason to compile. Chosen, not measured: a compilation of
+# a real model's step costs as much as some ten steps.
 MOST_WASTE = 0.03
 WINDOW = 20
+DECAY = 1 - 1 / WINDOW  # of what earlier steps count
 
 # The first allocation of micro-batches: beyond those that the first batch fills. An empty one costs
 # the transfer of its tokens and no computation. Chosen, not measured.
@@ -49,7 +51,21 @@ class KeptPacking:
     shapes: list[PackedShape] = field(default_factory=list)
     tokens_X: list[float] = field(default_factory=list)  # of each kind, over the window
     longest_X: list[int] = field(default_factory=list)  # sequence of each kind so far
-    waste: float = 0.0  # positions beyond those of each batch's own shape, over the window
+    waste: float = 0.0  # positions beyond those of each step's own shape, over the window
+    weight: float = 0.0  # of the steps in `tokens_X`: the last one counts 1, earlier ones less
+
+    def note(self, tokens_X: np.ndarray, longest_X: np.ndarray) -> None:
+        """Count a step, with the mean tokens of its batches and its longest sequences."""
+        if self.shapes:
+            tokens_X = tokens_X + np.array(self.tokens_X) * DECAY
+            longest_X = np.maximum(longest_X, self.longest_X)
+        self.weight = 1 + self.weight * DECAY
+        self.tokens_X, self.longest_X = tokens_X.tolist(), longest_X.tolist()
+
+    def capacities(self, pack: int) -> np.ndarray:
+        """The capacities that suit the batches of the window on average: [X]."""
+        mean_X = np.array(self.tokens_X) / self.weight
+        return row_capacities(mean_X, np.array(self.longest_X), pack)
 
 
 class Plan(NamedTuple):
@@ -58,7 +74,8 @@ class Plan(NamedTuple):
     shape: PackedShape
     rows: list[list[int]]  # the sequences of each packed row
     num_in_use: int  # micro-batches
-    padding: float  # the fraction of positions in these micro-batches that are padding
+    num_tokens: int  # of all kinds but the completions alone, which are part of the others
+    parts: int  # rows of a micro-batch
 
     @property
     def cost(self) -> int:
@@ -66,58 +83,75 @@ class Plan(NamedTuple):
         return self.num_in_use * sum(self.shape.capacity_X[1:])
 
 
-def plan_batch(sizes_IX: Int[np.ndarray, "I X"], pack: int, parts: int, kept: KeptPacking) -> Plan:
-    """Pack a batch into one of the kept shapes, or into a new one, which is kept too.
+def cost_of(plans: Sequence[Plan]) -> int:
+    return sum(plan.cost for plan in plans)
 
-    `sizes_IX` are the sequences' lengths in tokens, `pack` is the student's capacity as in
-    `row_capacities`, and a micro-batch has `parts` rows. A new shape is made for the lengths of the
-    last batches and not of this one alone. A shape has one of two numbers of micro-batches: with
-    some to spare, and enough for any batch of I sequences.
+
+def padding_of(plans: Sequence[Plan]) -> float:
+    """The fraction of the positions of all micro-batches in use that are padding."""
+    positions = sum(plan.cost * plan.parts for plan in plans)
+    return 1 - sum(plan.num_tokens for plan in plans) / positions
+
+
+def plan_batches(
+    sizes_MIX: Sequence[Int[np.ndarray, "I X"]], pack: int, parts: int, kept: KeptPacking
+) -> list[Plan]:
+    """Pack the batches of a step into one shape: a kept one, or a new one, which is kept too.
+
+    `sizes_MIX` are the sequences' lengths in tokens, for each of the step's M batches of equally
+    many sequences. `pack` is the student's capacity as in `row_capacities`, and a micro-batch has
+    `parts` rows. A new shape is made for the lengths of the last steps and not of this one alone. A
+    shape has one of two numbers of micro-batches: with some to spare, and enough for any batch of I
+    sequences.
     """
-    tokens_X, longest_X = sizes_IX.sum(axis=0), sizes_IX.max(axis=0)
-    own = _plan(sizes_IX, row_capacities(tokens_X, longest_X, pack), parts)
-    if kept.shapes:
-        tokens_X = tokens_X + np.array(kept.tokens_X) * (1 - 1 / WINDOW)
-        longest_X = np.maximum(longest_X, kept.longest_X)
-    kept.tokens_X, kept.longest_X = tokens_X.tolist(), longest_X.tolist()
-    plans = [
-        _plan(sizes_IX, np.array(shape.capacity_X), parts)
+    tokens_X = np.mean([sizes_IX.sum(axis=0) for sizes_IX in sizes_MIX], axis=0)
+    longest_X = np.max([sizes_IX.max(axis=0) for sizes_IX in sizes_MIX], axis=0)
+    own = _plans(sizes_MIX, row_capacities(tokens_X, longest_X, pack), parts)
+    kept.note(tokens_X, longest_X)
+    candidates = [
+        _plans(sizes_MIX, np.array(shape.capacity_X), parts)
         for shape in kept.shapes
-        if (sizes_IX <= shape.capacity_X).all()
+        if (longest_X <= shape.capacity_X).all()
     ]
-    best = min(plans, key=lambda plan: plan.cost, default=None)
+    best = min(candidates, key=cost_of, default=None)
     if best is not None:
-        kept.waste = kept.waste * (1 - 1 / WINDOW) + best.cost - own.cost
-        if kept.waste > MOST_WASTE * WINDOW * own.cost * 2 ** (len(kept.shapes) - 1):
+        kept.waste = kept.waste * DECAY + cost_of(best) - cost_of(own)
+        if kept.waste > MOST_WASTE * WINDOW * cost_of(own) * 2 ** (len(kept.shapes) - 1):
             best = None
     if best is None:
         kept.waste = 0.0
-        best = _plan(sizes_IX, row_capacities(tokens_X, longest_X, pack), parts)
-    return _allocated(best, -(-len(sizes_IX) // parts), kept.shapes)
+        best = _plans(sizes_MIX, kept.capacities(pack), parts)
+    return _allocated(best, -(-len(sizes_MIX[0]) // parts), kept.shapes)
 
 
-def _allocated(plan: Plan, most: int, shapes: list[PackedShape]) -> Plan:
-    """The plan in one of the shapes, which is added or given `most` micro-batches if need be."""
+def _allocated(plans: list[Plan], most: int, shapes: list[PackedShape]) -> list[Plan]:
+    """The plans in one of the shapes, which is added or given `most` micro-batches if need be."""
+    capacity_X = plans[0].shape.capacity_X
+    num_in_use = max(plan.num_in_use for plan in plans)
     capacities = [shape.capacity_X for shape in shapes]
-    if plan.shape.capacity_X not in capacities:
-        spare = max(math.ceil(plan.num_in_use * SPARE), plan.num_in_use + LEAST_SPARE)
-        shapes.append(plan.shape._replace(micro_batches=min(spare, most)))
-        return plan._replace(shape=shapes[-1])
-    index = capacities.index(plan.shape.capacity_X)
-    if plan.num_in_use > shapes[index].micro_batches:
-        shapes[index] = shapes[index]._replace(micro_batches=most)
-    return plan._replace(shape=shapes[index])
+    if capacity_X in capacities:
+        index = capacities.index(capacity_X)
+        if num_in_use > shapes[index].micro_batches:
+            shapes[index] = shapes[index]._replace(micro_batches=most)
+    else:
+        index, spare = len(shapes), max(math.ceil(num_in_use * SPARE), num_in_use + LEAST_SPARE)
+        shapes.append(PackedShape(capacity_X, min(spare, most)))
+    return [plan._replace(shape=shapes[index]) for plan in plans]
+
+
+def _plans(sizes_MIX: Sequence[np.ndarray], capacity_X: np.ndarray, parts: int) -> list[Plan]:
+    return [_plan(sizes_IX, capacity_X, parts) for sizes_IX in sizes_MIX]
 
 
 def _plan(sizes_IX: np.ndarray, capacity_X: np.ndarray, parts: int) -> Plan:
     rows = plan_rows(sizes_IX, capacity_X)
     num_in_use = -(-len(rows) // parts)
-    positions = num_in_use * parts * int(capacity_X[1:].sum())
     return Plan(
         shape=PackedShape(tuple(capacity_X.tolist()), num_in_use),
         rows=rows,
         num_in_use=num_in_use,
-        padding=1 - float(sizes_IX[:, 1:].sum()) / positions,
+        num_tokens=int(sizes_IX[:, 1:].sum()),
+        parts=parts,
     )
 
 

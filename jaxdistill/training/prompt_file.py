@@ -1,5 +1,6 @@
 """prompts.json of a run folder: for one row, the prompt that each role has read."""
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class PromptFile:
 
     def keep(self, question_id: str, step: int, prompts: dict[str, ReadPrompt]) -> None:
         """`write` one row's prompts, unless the file has them of a row that was shown as much."""
-        kept = self._read()
+        kept = self._kept
         if prompts.keys() <= kept.keys():
             num_informed = sum(kept[role]["is_informed"] for role in prompts)
             if num_informed >= sum(prompt.is_informed for prompt in prompts.values()):
@@ -49,7 +50,7 @@ class PromptFile:
         They are decoded from the ids that the models read, special tokens included, and written as
         a list of lines. Raises UserError if the file is not readable JSON.
         """
-        kept = self._read()
+        kept = self._kept
         for role, prompt in prompts.items():
             kept[role] = {
                 "question_id": question_id,
@@ -63,7 +64,9 @@ class PromptFile:
         # People read this file, so characters outside ASCII are not escaped.
         write_whole(self.path, json.dumps(kept, indent=1, ensure_ascii=False))
 
-    def _read(self) -> dict[str, Any]:
+    @functools.cached_property
+    def _kept(self) -> dict[str, Any]:
+        """The file's contents, read once: a resumed run's, and then what this one has written."""
         return hf_files.read_json(self.path) if self.path.exists() else {}
 
     def _text(self, ids: Sequence[int]) -> str:

@@ -10,8 +10,10 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from jaxdistill import sharding
-from jaxdistill.training.batch import Batch, bucket, pack, pad
+from jaxdistill.training.batch import Batch, bucket, pack_alike, pad
 from jaxdistill.training.compute import Compute
 from jaxdistill.training.micro_batches import MicroBatches
 from jaxdistill.training.packing import KeptPacking, PackedShape
@@ -95,20 +97,23 @@ class Layout:
     most_tokens: tuple[int, int]  # of a completion, and of a student's prompt with its completion
     keeps_widths: bool  # False: padded rows are as wide as the arrays of their batch
 
-    def arrays(self, batch: Batch) -> tuple[MicroBatches, dict[str, float]]:
-        """The arrays of a batch, and facts to log: of packed rows the fraction that is padding."""
-        rows, parts = len(batch.advantage_B), sharding.num_parts("B")
+    def arrays(self, batches: Sequence[Batch]) -> tuple[list[MicroBatches], dict[str, float]]:
+        """The arrays of a step's mini-batches, and facts to log: packed rows' share of padding.
+
+        They have one shape, so that all updates of a step are the same program.
+        """
+        rows, parts = len(batches[0].advantage_B), sharding.num_parts("B")
         if tokens := self.tokens_per_row(-(-rows // parts)):
             kept = self.shapes.packed.setdefault(str(rows), KeptPacking())
-            arrays, padding = pack(batch, tokens, parts, kept)
+            arrays, padding = pack_alike(batches, tokens, parts, kept)
             return arrays, {"padding": padding}
         capacity_X = None
         if self.keeps_widths:
             completion, student = self.most_tokens
             limits = completion, bucket(student, WIDTH_MULTIPLE)
-            longest_X = batch.sizes_BX.max(axis=0).tolist()
+            longest_X = np.max([batch.sizes_BX.max(axis=0) for batch in batches], axis=0).tolist()
             capacity_X = self.shapes.widths(f"{rows} rows", longest_X, limits)
-        return pad(batch, self.compute.micro_batches, parts, capacity_X), {}
+        return [pad(batch, self.compute.micro_batches, parts, capacity_X) for batch in batches], {}
 
     def tokens_per_row(self, sequences: int) -> int:
         """The student's capacity in a packed row, of at most this many sequences; 0: no packing."""

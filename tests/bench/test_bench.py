@@ -14,6 +14,7 @@ from jaxdistill.bench import decode as bench
 from jaxdistill.bench import measure
 from jaxdistill.bench import step as bench_step
 from jaxdistill.bench.decode import Decode
+from jaxdistill.bench.work import Step
 from jaxdistill.errors import UserError
 from jaxdistill.models import presets
 from jaxdistill.objectives import grpo, rlcsd, sdpo
@@ -236,6 +237,19 @@ def test_sizes_that_cannot_be_are_the_users_mistake(changes, message):
 def test_rows_that_do_not_split_over_all_devices_are_refused(what, capsys):
     assert cli.main(f"bench {what} --model tiny".split()) == 2
     assert "12 rows at a time do not split evenly over 8 devices" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "rows"),
+    [
+        ({}, 8),
+        ({"mesh": "fsdp=1"}, 4),
+        ({"mesh": "fsdp=2", "micro_batches": 3}, 6),
+        ({"mesh": "fsdp=1", "rows": 3}, 3),
+    ],
+)
+def test_a_step_has_by_default_at_least_four_rows_that_split_evenly(flags, rows):
+    assert bench_step.with_rows(Step(model="tiny", **flags)).rows == rows
 
 
 def test_an_unknown_preset_and_a_missing_folder_end_in_one_line(tmp_path, capsys):

@@ -11,14 +11,17 @@ from jaxdistill.evaluation.evaluate import Evaluation
 from jaxdistill.objectives import GRPO
 from jaxdistill.run.loop import run
 from jaxdistill.sampling import Sampling
+from jaxdistill.tasks import tasks
 from jaxdistill.tasks.tasks import MathTask
 from jaxdistill.training.on_policy import OnPolicy
 
 ROWS = [{"question": f"{n}+1?", "answer": n + 1} for n in (0, 1, 2, 1)]
 
 
-def test_changed_data_behind_the_same_name_stop_a_resume(tmp_path, capsys):
-    path, folder = tmp_path / "sums.jsonl", tmp_path / "run"
+def test_changed_data_behind_the_same_name_stop_a_resume(tmp_path, capsys, monkeypatch):
+    path, folder, reads = tmp_path / "sums.jsonl", tmp_path / "run", []
+    load = tasks._load
+    monkeypatch.setattr(tasks, "_load", lambda *given: reads.append(given) or load(*given))
 
     def write(rows):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -41,6 +44,7 @@ def test_changed_data_behind_the_same_name_stop_a_resume(tmp_path, capsys):
     )
     run(config, folder)
     assert f"{path}: 4 rows, 3 distinct prompts\n" in capsys.readouterr().err
+    assert reads == [(config.experience.task, False)]  # once, for the check and for the training
     longer = dataclasses.replace(config, steps=2)
     for changed in (ROWS[::-1], [{"question": "7+1?", "answer": 8}, *ROWS[1:]]):
         write(changed)

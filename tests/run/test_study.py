@@ -10,6 +10,7 @@ from broken_workers import dies, faulty
 from places import ROOT
 from tiny_run import tiny, tree_of
 
+from jaxdistill import report
 from jaxdistill.config import load_study_recipe
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation import toy_probe
@@ -19,6 +20,7 @@ from jaxdistill.own_classes import load_source
 from jaxdistill.run import study as studies
 from jaxdistill.run.study import Arm, Study, run_study, share_out, with_overrides, work
 from jaxdistill.sampling import Sampling
+from jaxdistill.sharding import MeshConfig
 from jaxdistill.storage.loading import ToyBase
 from jaxdistill.tasks.tasks import ToyTask
 from jaxdistill.training.teachers import EMA
@@ -177,6 +179,22 @@ def test_an_interrupted_study_goes_on_where_it_stood(finished, tmp_path, monkeyp
     assert calls[2:] == ["main-sdpo-s0", "main-grpo-coverage5-s0"]
     assert (folder / "runs" / "main-base-s0" / "finished.json").stat().st_mtime_ns == kept
     assert rows_of(folder) == rows_of(finished[0])
+
+
+def test_a_study_says_what_its_runs_run_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(studies, "run_arms", lambda *_: None)
+    monkeypatch.setattr(report, "write_study_report", lambda folder: folder)
+    arms = [arm for arm in three_arms() if arm.method == "sdpo"]
+    arms = [
+        dataclasses.replace(arms[0], config=dataclasses.replace(arms[0].config, steps=0, **changes))
+        for changes in ({"seed": 1}, {"seed": 2, "mesh": MeshConfig(data=2, fsdp=1)})
+    ]
+    run_study(small(arms=tuple(arms)), tmp_path / "study")
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "devices" in line]
+    assert line == (
+        "2 run(s); 1 of 8 devices (cpu); mesh data=1, fsdp=1, tensor=1; float32; "
+        "2 of 8 devices (cpu); mesh data=2, fsdp=1, tensor=1; float32"
+    )
 
 
 def test_a_study_of_another_recipe_text_is_another_study(tmp_path):

@@ -1,5 +1,6 @@
 """What a run says on stderr: warnings once, then their number; evaluations; the next commands."""
 
+import contextlib
 import dataclasses
 import json
 import shlex
@@ -21,7 +22,7 @@ from jaxdistill.tasks.contexts import Solution
 from jaxdistill.tasks.tasks import MathTask
 from jaxdistill.training.timing import PARTS
 
-GOOD = {"distilled": 0.5, "reward": 0.25, "truncated": 0.0, "skipped": 0.0}
+GOOD = {"distilled": 0.5, "reward": 0.25, "grad_norm": 1.0, "truncated": 0.0, "skipped": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,7 @@ GOOD = {"distilled": 0.5, "reward": 0.25, "truncated": 0.0, "skipped": 0.0}
         ({"truncated": 1.0}, "all responses were cut off"),
         ({"skipped": 1.0}, "an update was skipped"),
         ({"skipped": 0.5}, "an update was skipped"),  # one of two in a step
+        ({"grad_norm": 0.0}, "the gradient is zero"),  # every group all right, or all masked
         (
             {"sampler_gap": 1.0, "sampler_gap_p99": 2.0, "sampler_gap_max": 3.0},
             "the samples are off-policy",
@@ -59,6 +61,13 @@ def test_a_step_that_teaches_gives_no_warning_and_neither_does_pretraining():
     assert lines == list(warnings.summary()) == []
 
 
+@pytest.mark.parametrize("known", [{"distilled": 0.0}, {"reward": 0.0}], ids=str)
+def test_a_zero_gradient_with_a_known_reason_is_one_line(known):
+    lines = []
+    Warnings("tiny", lines.append).note(1, GOOD | {"grad_norm": 0.0} | known)
+    assert len(lines) == 1
+
+
 def test_the_bar_says_what_is_done_and_the_last_steps_metrics(capsys):
     progress = Progress("tiny", steps=3, step=1, quiet=False)
     progress.doing("compiling")
@@ -73,6 +82,12 @@ def test_the_bar_says_what_is_done_and_the_last_steps_metrics(capsys):
     assert shown in found
     assert "2/3" in found
     assert "a line above\n" in found
+
+
+def test_the_loss_of_a_step_without_a_distilled_row_is_no_number(capsys):
+    with contextlib.closing(Progress("tiny", steps=1, step=0, quiet=False)) as progress:
+        progress.advance({"loss": float("nan"), "reward": 0.0})
+    assert "loss=-, reward=0" in capsys.readouterr().err
 
 
 def written(run_dir, evaluations):
@@ -92,6 +107,16 @@ def test_the_table_has_each_evaluation_and_its_change_since_the_first(tmp_path):
     assert first.split() == ["heldout", "0", "88.0", "41.0", "2.99", "100.0"]
     cells = ["heldout", "30", "70.0", "(−18.0)", "27.5", "(−13.5)", "0.19", "(−2.80)", "-"]
     assert last.split() == cells
+
+
+def test_a_split_that_came_later_is_compared_with_its_own_first_evaluation(tmp_path):
+    found = {n: {"accuracy": n / 100} for n in (20, 30, 50, 60)}
+    written(tmp_path, {0: {"a": found[20]}, 5: {"a": found[30], "b": found[50]},
+                       9: {"a": found[30], "b": found[60]}})  # fmt: skip
+    head, _, *rows = evaluation_table(tmp_path)
+    assert head == "evaluations, with changes since the first of each split in parentheses:"
+    assert [row.split()[:4] for row in rows][-2:] == [["b", "5", "50.0", "-"],
+                                                      ["b", "9", "60.0", "(+10.0)"]]  # fmt: skip
 
 
 def test_a_run_without_evaluations_has_no_table(tmp_path):

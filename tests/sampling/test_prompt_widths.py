@@ -1,18 +1,25 @@
 """One or two widths for all batches of prompts, by the lengths of the questions."""
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_run import ARCHITECTURE, tiny
 
+from jaxdistill.objectives import GRPO
+from jaxdistill.sampling.engine import Engine
 from jaxdistill.sampling.prompt_widths import (
     LEAST_SAVING,
     PROMPT_MULTIPLE,
     choose_widths,
     width_of,
 )
+from jaxdistill.storage.loading import with_tokenizer
+from jaxdistill.storage.toy import write_tokenizer
+from jaxdistill.training.experience import Setting, open_source
 
 
 def mean_width(lengths, per_batch, widths):
@@ -47,3 +54,14 @@ def test_there_are_one_or_two_widths_and_the_last_holds_the_longest_prompt(lengt
     assert list(widths) == sorted(set(widths))
     assert all(width % PROMPT_MULTIPLE == 0 for width in widths)
     assert max(lengths) <= widths[-1] < max(lengths) + PROMPT_MULTIPLE
+
+
+def test_widths_of_ones_own_that_hold_no_longest_prompt_are_told_of(tmp_path, capsys):
+    write_tokenizer(tmp_path)
+    engine = Engine(with_tokenizer(ARCHITECTURE, None, tmp_path))
+    setting = Setting(engine=engine, objective=GRPO(), seed=0, words=())
+    for widths, is_told in (((8,), True), ((8, 16), False)):
+        experience = dataclasses.replace(tiny().experience, prompt_widths=widths)
+        open_source(experience, setting).close()
+        line = "`experience.prompt_widths=(8,)` holds prompts of up to 8 tokens"
+        assert (line in capsys.readouterr().err) == is_told

@@ -247,6 +247,23 @@ def test_the_questions_of_an_own_task_are_checked():
         tasks.questions_of(NoGrade())
 
 
+def test_within_one_run_a_task_is_read_once(tmp_path):
+    file = tmp_path / "sums.jsonl"
+
+    def write(number):
+        file.write_text(json.dumps({"question": f"{number}+1?", "answer": number + 1}) + "\n")
+
+    task = MathTask(str(file), instruction=None)
+    write(1)
+    with tasks.reading_once():
+        first = tasks.questions_of(task)
+        write(2)
+        assert tasks.questions_of(MathTask(str(file), instruction=None)) is first
+        assert tasks.questions_of(task, repeats=False)[0].prompt == "2+1?"  # read in another way
+        assert tasks.questions_of(MathTask(str(file)))[0].prompt.startswith("2+1?")
+    assert tasks.questions_of(task)[0].prompt == "2+1?"
+
+
 def test_a_pretraining_text_is_the_worlds_at_that_address():
     text = traces.example(traces.CONTROL, 3, 8)
     assert tasks.example_text("control", 3, 8) == (text.prompt, text.response)

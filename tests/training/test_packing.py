@@ -89,18 +89,23 @@ def test_a_batch_that_fills_no_row_takes_the_least_power_of_two_that_holds_it():
 # ---------------------------------------------------------------------------- from batch to batch
 
 
+def plan_batch(sizes_IX, pack, parts, kept):
+    (plan,) = packing.plan_batches([sizes_IX], pack, parts, kept)
+    return plan
+
+
 @pytest.mark.parametrize("parts", [1, 8])
 @pytest.mark.parametrize("kind", ["answer", "solution without thinking", "whole solution"])
 def test_one_shape_serves_many_batches_with_no_more_padding_than_a_shape_for_each(kind, parts):
     kept, own, shapes, padding, padding_alone = packing.KeptPacking(), set(), set(), [], []
     for seed in range(25):
         lengths_IX = lengths_of(kind, 256, seed)
-        plan = packing.plan_batch(lengths_IX, 40_960, parts, kept)
-        alone = packing.plan_batch(lengths_IX, 40_960, parts, packing.KeptPacking())
+        plan = plan_batch(lengths_IX, 40_960, parts, kept)
+        alone = plan_batch(lengths_IX, 40_960, parts, packing.KeptPacking())
         shapes.add(plan.shape)
         own.add(alone.shape)
-        padding.append(plan.padding)
-        padding_alone.append(alone.padding)
+        padding.append(packing.padding_of([plan]))
+        padding_alone.append(packing.padding_of([alone]))
     print(kind, parts, len(own), f"{np.mean(padding):.3f} {np.mean(padding_alone):.3f}")
     assert len(shapes) == 1
     assert len(own) > 1 or kind != "whole solution"
@@ -111,14 +116,14 @@ def test_one_shape_serves_many_batches_with_no_more_padding_than_a_shape_for_eac
 def test_a_single_batch_of_other_lengths_makes_no_new_shape_and_a_lasting_change_few():
     kept = packing.KeptPacking()
     usual_IX, other_IX = np.full((64, 3), (50, 100, 110)), np.full((64, 3), (50, 100, 200))
-    first = packing.plan_batch(usual_IX, 400, 1, kept)
+    first = plan_batch(usual_IX, 400, 1, kept)
     assert first.shape.capacity_X == (200, 400, 450)
     # In this shape only two of the others share a row, because of the teacher's.
-    single, again = (packing.plan_batch(lengths_IX, 400, 1, kept) for lengths_IX in
+    single, again = (plan_batch(lengths_IX, 400, 1, kept) for lengths_IX in
                      (other_IX, usual_IX))  # fmt: skip
     assert (single.num_in_use, again.num_in_use) == (32, 16)
     assert len(kept.shapes) == 1
-    plans = [packing.plan_batch(other_IX, 400, 1, kept) for _ in range(60)]
+    plans = [plan_batch(other_IX, 400, 1, kept) for _ in range(60)]
     assert (plans[-1].num_in_use, plans[-1].shape.capacity_X[2]) == (16, 800)
     assert len(kept.shapes) <= 4  # each needs twice the waste of the one before
 
@@ -128,9 +133,9 @@ def test_a_sequence_that_fits_no_kept_row_makes_a_shape_that_holds_all_before():
     for longest in (300, 120):
         lengths_IX = np.full((64, 3), (50, 100, 110))
         lengths_IX[0, 2] = longest
-        packing.plan_batch(lengths_IX, 200, 1, kept)
+        plan_batch(lengths_IX, 200, 1, kept)
     lengths_IX[0, 1:] = 250
-    plan = packing.plan_batch(lengths_IX, 200, 1, kept)
+    plan = plan_batch(lengths_IX, 200, 1, kept)
     assert plan.shape.capacity_X[1] == 400
     assert plan.shape.capacity_X[2] >= 300
     assert len(kept.shapes) == 2
@@ -139,15 +144,60 @@ def test_a_sequence_that_fits_no_kept_row_makes_a_shape_that_holds_all_before():
 def test_a_batch_that_fills_more_micro_batches_gets_enough_for_any_batch():
     kept = packing.KeptPacking()
     short_IX = np.full((64, 2), (5, 10))
-    few = packing.plan_batch(short_IX, 40, 2, kept)
+    few = plan_batch(short_IX, 40, 2, kept)
     assert (few.num_in_use, few.shape.micro_batches) == (8, 12)
-    many = packing.plan_batch(np.full((64, 2), (10, 21)), 40, 2, kept)
+    many = plan_batch(np.full((64, 2), (10, 21)), 40, 2, kept)
     assert (many.num_in_use, many.shape.micro_batches) == (32, 32)
-    assert packing.plan_batch(short_IX, 40, 2, kept).shape == many.shape
+    assert plan_batch(short_IX, 40, 2, kept).shape == many.shape
 
 
 def test_the_padding_of_a_plan_is_that_of_the_micro_batches_in_use():
-    plan = packing.plan_batch(np.full((6, 3), (5, 10, 20)), 40, 2, packing.KeptPacking())
+    plan = plan_batch(np.full((6, 3), (5, 10, 20)), 40, 2, packing.KeptPacking())
     assert plan.shape.capacity_X == (20, 40, 80)
     assert sorted(map(len, plan.rows)) == [2, 4]
-    assert (plan.num_in_use, plan.padding) == (1, pytest.approx(1 - 6 * 30 / (2 * 120)))
+    assert (plan.num_in_use, packing.padding_of([plan])) == (
+        1,
+        pytest.approx(1 - 6 * 30 / (2 * 120)),
+    )
+
+
+# --------------------------------------------------------------------- several batches of one step
+
+
+def test_batches_of_one_step_share_a_shape_that_holds_the_longest_of_them():
+    short_IX, long_IX = np.full((64, 3), (5, 10, 20)), np.full((64, 3), (30, 60, 70))
+    kept = packing.KeptPacking()
+    few, many = packing.plan_batches([short_IX, long_IX], 120, 2, kept)
+    assert few.shape == many.shape == kept.shapes[0]
+    # 120 tokens of the student are 60 of completions and 154 of the teacher in the mean of both,
+    # rounded up to sixteenths of 120 (7). A row then holds 8 short sequences or 2 long ones.
+    assert few.shape.capacity_X == (63, 120, 161)
+    assert (few.num_in_use, many.num_in_use) == (4, 16)
+    assert few.shape.micro_batches >= many.num_in_use
+    positions = (4 + 16) * 2 * (120 + 161)
+    assert packing.padding_of([few, many]) == pytest.approx(1 - 64 * (30 + 130) / positions)
+
+
+@pytest.mark.parametrize("parts", [1, 8])
+def test_a_joint_shape_has_no_more_padding_than_a_shape_for_each_mini_batch(parts):
+    kept, shapes, padding, padding_alone = packing.KeptPacking(), set(), [], []
+    for seed in range(20):
+        halves = np.split(lengths_of("whole solution", 256, seed), 2)
+        plans = packing.plan_batches(halves, 40_960, parts, kept)
+        alone = [plan_batch(half, 40_960, parts, packing.KeptPacking()) for half in halves]
+        shapes |= {plan.shape for plan in plans}
+        padding.append(packing.padding_of(plans))
+        padding_alone.append(packing.padding_of(alone))
+    print(parts, f"{np.mean(padding):.3f} {np.mean(padding_alone):.3f}")
+    assert len(shapes) == 1
+    assert np.mean(padding) <= np.mean(padding_alone) + 0.015
+
+
+def test_a_new_shape_for_small_batches_is_no_larger_than_they_need():
+    kept = packing.KeptPacking()
+    small_IX = np.full((8, 3), (5, 10, 20))
+    for _ in range(40):  # many batches, each of 80 tokens
+        assert plan_batch(small_IX, 20_000, 1, kept).shape.capacity_X[1] == 128
+    longer_IX = small_IX.copy()
+    longer_IX[0] = (5, 130, 140)
+    assert plan_batch(longer_IX, 20_000, 1, kept).shape.capacity_X[1] == 256

@@ -15,11 +15,12 @@ from jaxdistill.errors import UserError
 from jaxdistill.objectives import Distill
 from jaxdistill.run.loop import run
 from jaxdistill.sampling.engine import Engine
-from jaxdistill.storage import loading
+from jaxdistill.storage import hf_files, loading
 from jaxdistill.storage.loading import Fresh
 from jaxdistill.storage.toy import write_tokenizer
 from jaxdistill.tasks.contexts import Regenerated
 from jaxdistill.tasks.grading import Verdict
+from jaxdistill.training import prompt_file
 from jaxdistill.training.batch import pad
 from jaxdistill.training.experience import Setting, on_policy_batch
 from jaxdistill.training.prompt_file import PromptFile, ReadPrompt
@@ -149,6 +150,25 @@ def test_lines_and_characters_outside_ascii_are_readable(tmp_path):
     entry = json.loads(text)["student"]
     assert "\n".join(entry["prompt"]) == prompt
     assert entry["response_begins"] == "zwei oder auch d"  # 16 tokens
+
+
+def test_a_complete_file_is_not_read_again(setting, monkeypatch):
+    keep(setting, [LONE])
+    complete = kept(setting)
+    monkeypatch.setattr(hf_files, "read_json", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr(prompt_file, "write_whole", lambda *_: pytest.fail("written again"))
+    keep(setting, [LONE], step=1)
+    assert kept(setting) == complete
+
+
+def test_a_resumed_run_keeps_what_the_file_has(setting):
+    keep(setting, [LONE])
+    complete = kept(setting)
+    again = dataclasses.replace(
+        setting, prompts=PromptFile(setting.prompts.path, setting.engine.policy.tokenizer)
+    )
+    keep(again, [LONE], step=1)
+    assert kept(again) == complete
 
 
 def test_student_and_teacher_read_the_same_tokens_from_the_responses_first_on(setting):

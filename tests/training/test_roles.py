@@ -13,6 +13,8 @@ from tiny_run import ARCHITECTURE, tiny
 from jaxdistill import overrides
 from jaxdistill.config import RunConfig
 from jaxdistill.errors import UserError
+from jaxdistill.run.loop import run
+from jaxdistill.sampling.prompts import unused_mode
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.loading import with_tokenizer
 from jaxdistill.storage.toy import write_tokenizer
@@ -170,6 +172,34 @@ def test_a_response_that_the_teacher_would_misread_is_refused(
 def test_a_mode_that_the_template_ignores_is_one_line(policy_of, capsys):
     for config in (roles(False, True), roles(True, None, teacher_opening="student")):
         assert "make no difference" in said(capsys, policy_of(ONE_MODE), config)
+
+
+@pytest.mark.parametrize("mode", [True, False, None, "as_student"])
+@pytest.mark.parametrize(
+    ("template", "has_modes"), [(BY_OPENING, True), (BY_SYSTEM_TURN, True), (ONE_MODE, False)]
+)
+def test_a_mode_of_ones_own_under_a_template_without_modes_is_one_line(
+    policy_of, template, has_modes, mode
+):
+    lines = unused_mode("--thinking", mode, policy_of(template).tokenizer)
+    assert len(lines) == (isinstance(mode, bool) and not has_modes)
+    assert all("`--thinking` makes no difference" in line for line in lines)
+
+
+def test_a_run_says_which_of_its_modes_make_no_difference(tmp_path, capsys):
+    """The toy world's template has none."""
+    base = tiny(steps=0, export=False, save_checkpoints=False)
+    evaluation = dataclasses.replace(base.evaluation, evaluation_thinking=False, samples=1)
+    config = dataclasses.replace(
+        base,
+        experience=dataclasses.replace(base.experience, student_thinking=True),
+        evaluation=evaluation,
+    )
+    run(config, tmp_path / "run", quiet=True)
+    said = capsys.readouterr().err
+    assert "`experience.student_thinking=True` makes no difference" in said
+    assert "`evaluation.evaluation_thinking=False` makes no difference" in said
+    assert said.count("makes no difference") == 2
 
 
 def test_a_template_that_rewrites_the_turns_has_no_opening(policy_of):

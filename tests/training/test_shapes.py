@@ -31,6 +31,7 @@ from jaxdistill.training.compute import Compute
 from jaxdistill.training.experience import Setting, open_source
 from jaxdistill.training.on_policy import OnPolicy
 from jaxdistill.training.shapes import KeptShapes, Layout
+from jaxdistill.training.updates import mini_batches
 
 TOKENIZER, QUESTIONS = SHARED_DATA / "qwen3_tokenizer", SHARED_DATA / "math" / "seen_512.parquet"
 
@@ -78,14 +79,14 @@ def test_a_resumed_run_takes_the_shapes_that_it_would_have_taken():
     whole = [layout(), layout(compute=Compute(pack=40))]
     for batch in batches[:6]:
         for each in whole:
-            each.arrays(batch)
+            each.arrays([batch])
     resumed = [layout(), layout(compute=Compute(pack=40))]
     for kept, new in zip(whole, resumed):
         new.shapes.restore(json.loads(json.dumps(kept.shapes.state())))
         assert new.shapes == kept.shapes
     for batch in batches[6:]:
         for kept, new in zip(whole, resumed):
-            assert shapes_of(kept.arrays(batch)[0]) == shapes_of(new.arrays(batch)[0])
+            assert shapes_of(kept.arrays([batch])[0]) == shapes_of(new.arrays([batch])[0])
 
 
 def test_a_checkpoint_without_shapes_leaves_none():
@@ -99,14 +100,14 @@ def test_a_checkpoint_without_shapes_leaves_none():
 
 def test_without_kept_widths_rows_are_padded_as_their_batch_is():
     batch = make_batch(rows=12)
-    arrays, facts = layout(keeps_widths=False, compute=Compute(micro_batches=4)).arrays(batch)
-    assert shapes_of(arrays) == shapes_of(pad(batch, 4))
+    arrays, facts = layout(keeps_widths=False, compute=Compute(micro_batches=4)).arrays([batch])
+    assert shapes_of(arrays) == shapes_of([pad(batch, 4)])
     assert facts == {}
 
 
 def test_kept_widths_hold_the_batch_within_the_limits_of_completion_and_student():
     batch = make_batch(rows=12)
-    arrays, _ = layout(most_tokens=(7, 17)).arrays(batch)
+    (arrays,), _ = layout(most_tokens=(7, 17)).arrays([batch])
     assert arrays.rows.completions.tokens_BS.shape[2] <= 7
     assert arrays.rows.plain.tokens_BS.shape[2] == 64
     np.testing.assert_array_equal(
@@ -116,12 +117,12 @@ def test_kept_widths_hold_the_batch_within_the_limits_of_completion_and_student(
 
 def test_rows_are_packed_by_default_on_accelerators_and_padded_on_a_cpu(monkeypatch):
     batch = make_batch(rows=12)
-    assert layout().arrays(batch)[1] == {}
+    assert layout().arrays([batch])[1] == {}
     monkeypatch.setattr(sharding, "platform", lambda: "gpu")
-    assert layout().arrays(batch)[1]["padding"] > 0
+    assert layout().arrays([batch])[1]["padding"] > 0
     # A number of micro-batches is a number of padded ones.
-    assert layout(compute=Compute(micro_batches=2)).arrays(batch)[1] == {}
-    assert layout(compute=Compute(pack=0)).arrays(batch)[1] == {}
+    assert layout(compute=Compute(micro_batches=2)).arrays([batch])[1] == {}
+    assert layout(compute=Compute(pack=0)).arrays([batch])[1] == {}
 
 
 @pytest.mark.parametrize(
@@ -184,7 +185,10 @@ def half_are_right(questions, responses):
 
 
 def test_a_hundred_steps_of_real_prompts_take_at_most_two_shapes_each(qwen3, monkeypatch):
-    """The host's whole work of a step, in both layouts, beside packing each batch for itself."""
+    """The host's whole work of a step, in both layouts, beside packing each batch for itself.
+
+    Of one update per step, and of two, whose mini-batches share a shape.
+    """
     grading = Grading(half_are_right, close=lambda: None)
     monkeypatch.setattr(experiences, "open_grading", lambda task: grading)
     engine = WithoutModel(qwen3)
@@ -195,34 +199,44 @@ def test_a_hundred_steps_of_real_prompts_take_at_most_two_shapes_each(qwen3, mon
     )  # fmt: skip
     source = open_source(config, setting)
     of_run = {"most_tokens": source.most_tokens, "keeps_widths": source.keeps_widths}
-    padded, packed = layout(**of_run), layout(**of_run)
+    layouts = {(kind, n): layout(**of_run) for kind in ("padded", "packed") for n in (1, 2)}
     shapes = collections.defaultdict(set)
     waste = collections.defaultdict(list)
     for step in range(100):
         batch, _ = source.next_batch(None, step)
-        shapes["padded"].add(shapes_of(padded.arrays(batch)[0]))
-        with monkeypatch.context() as patch:
-            patch.setattr(sharding, "platform", lambda: "gpu")
-            arrays, facts = packed.arrays(batch)
-            alone, padding = pack(batch, packed.tokens_per_row(32))
-        shapes["packed"].add(shapes_of(arrays))
-        shapes["alone"].add(shapes_of(alone))
-        waste["packed"].append(facts["padding"])
-        waste["alone"].append(padding)
-        rows = pad(batch).rows
-        positions = rows.plain.tokens_BS.size + rows.teacher.tokens_BS.size
-        waste["padded"].append(1 - batch.sizes_BX[:, 1:].sum() / positions)
+        for (kind, updates), each in layouts.items():
+            minis = mini_batches(batch, updates)
+            with monkeypatch.context() as patch:
+                if kind == "packed":
+                    patch.setattr(sharding, "platform", lambda: "gpu")
+                arrays, facts = each.arrays(minis)
+                tokens = each.tokens_per_row(32 // updates)
+            assert {shapes_of(mini) for mini in arrays} == {shapes_of(arrays[0])}
+            shapes[kind, updates].add(shapes_of(arrays[0]))
+            waste[kind, updates].append(facts.get("padding", padding_of(batch, arrays)))
+            if kind == "packed":
+                alone = [pack(mini, tokens) for mini in minis]
+                shapes["alone", updates] |= {shapes_of(mini) for mini, _ in alone}
+                waste["alone", updates].append(np.mean([padding for _, padding in alone]))
     source.close()
     print({name: len(each) for name, each in shapes.items()}, dict(engine.seen))
     print({name: round(float(np.mean(each)), 3) for name, each in waste.items()})
     assert len(engine.seen) <= 2
-    assert len(shapes["padded"]) <= 2
-    assert len(shapes["packed"]) <= 2
-    assert len(shapes["alone"]) > 10
-    # Some four micro-batches hold a batch of 32, so that another one is a quarter more. That few
-    # shapes take no more padding in batches of real size is shown in test_packing.py.
-    assert np.mean(waste["packed"]) <= np.mean(waste["alone"]) + 0.03
-    assert np.mean(waste["packed"]) < np.mean(waste["padded"]) / 2
+    for updates in (1, 2):
+        assert len(shapes["padded", updates]) <= 2
+        assert len(shapes["packed", updates]) <= 2
+        assert len(shapes["alone", updates]) > 10
+        # Some four micro-batches hold a batch of 32, so that another one is a quarter more. That
+        # few shapes take no more padding in batches of real size is shown in test_packing.py.
+        alone = np.mean(waste["alone", updates])
+        assert np.mean(waste["packed", updates]) <= alone + 0.03 * updates
+        assert np.mean(waste["packed", updates]) < np.mean(waste["padded", updates]) / 2
+
+
+def padding_of(batch, arrays):
+    """The fraction of padding in padded rows of student and teacher."""
+    positions = sum(x.rows.plain.tokens_BS.size + x.rows.teacher.tokens_BS.size for x in arrays)
+    return 1 - batch.sizes_BX[:, 1:].sum() / positions
 
 
 def test_five_real_steps_compile_the_sampler_and_the_step_at_most_twice(
