@@ -34,16 +34,7 @@ def add_verbs(verbs: Any) -> None:
         compiles=True,
     )
     sub.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    questions = sub.add_mutually_exclusive_group(required=True)
-    questions.add_argument(
-        "--data",
-        metavar="DATA",
-        help="files (.parquet, .jsonl, .json, .csv, ArrayRecord), tfds:NAME[/CONFIG][:SPLIT], "
-        "hub:OWNER/NAME[:SPLIT], or toy:train, toy:heldout, toy:ood",
-    )
-    questions.add_argument(
-        "--task", metavar="FILE.py:NAME", help="a task class of your own, as in `eval`"
-    )
+    add_pool(sub)
     sub.add_argument(
         "--contexts",
         default="none,solution,stripped,regenerated",
@@ -86,6 +77,27 @@ def add_verbs(verbs: Any) -> None:
         default="training",
         help="the wording around c: that of training runs, or of the paper's section 3",
     )
+    out = add_out(sub, "folder of the samples; a stopped run continues in it", metavar="DIR")
+    describe_default(out, "guided/MODEL-DATA")
+    add_sampling(sub)
+    # As in the paper, which samples all of its evaluations like this.
+    sub.set_defaults(temperature=0.6, top_p=0.95, top_k=20, max_new_tokens=None)
+    (new_tokens,) = (each for each in sub._actions if each.dest == "max_new_tokens")
+    describe_default(new_tokens, f"{MAX_NEW_TOKENS}, or what a prompt with a solution leaves")
+
+
+def add_pool(sub: argparse.ArgumentParser) -> None:
+    """Add the flags of where problems come from, which `read_pool` reads."""
+    questions = sub.add_mutually_exclusive_group(required=True)
+    questions.add_argument(
+        "--data",
+        metavar="DATA",
+        help="files (.parquet, .jsonl, .json, .csv, ArrayRecord), tfds:NAME[/CONFIG][:SPLIT], "
+        "hub:OWNER/NAME[:SPLIT], or toy:train, toy:heldout, toy:ood",
+    )
+    questions.add_argument(
+        "--task", metavar="FILE.py:NAME", help="a task class of your own, as in `eval`"
+    )
     sub.add_argument(
         "--kind",
         choices=("auto", "math", "choice", "exact"),
@@ -106,17 +118,11 @@ def add_verbs(verbs: Any) -> None:
         help="try N questions at most, drawn from --data with a fixed seed; a task's first N",
     )
     describe_default(limit, f"all, in the order of the data; {TOY_QUESTIONS} of a toy split")
-    out = add_out(sub, "folder of the samples; a stopped run continues in it", metavar="DIR")
-    describe_default(out, "guided/MODEL-DATA")
-    add_sampling(sub)
-    # As in the paper, which samples all of its evaluations like this.
-    sub.set_defaults(temperature=0.6, top_p=0.95, top_k=20, max_new_tokens=None)
-    (new_tokens,) = (each for each in sub._actions if each.dest == "max_new_tokens")
-    describe_default(new_tokens, f"{MAX_NEW_TOKENS}, or what a prompt with a solution leaves")
 
 
 def guide(options: argparse.Namespace) -> None:
-    from jaxdistill.evaluation.guided import TEMPLATES, Generation, Guided, generate, ordered
+    from jaxdistill.evaluation.guided import Generation, generate
+    from jaxdistill.evaluation.guided_contexts import TEMPLATES, Guided, ordered
     from jaxdistill.evaluation.guided_table import summarize_guided, table_lines
     from jaxdistill.precision import compute_dtype
     from jaxdistill.sharding import parse_mesh
@@ -127,7 +133,9 @@ def guide(options: argparse.Namespace) -> None:
     require_positive(1 if options.limit is None else options.limit, "--limit")
     parse_mesh(options.mesh)
     settings = Guided(
-        sampling=sampling_of(options, options.max_new_tokens or MAX_NEW_TOKENS),
+        sampling=sampling_of(
+            options, MAX_NEW_TOKENS if options.max_new_tokens is None else options.max_new_tokens
+        ),
         problems=options.problems,
         samples=options.samples,
         accuracy=accuracy_of(options.accuracy),

@@ -16,125 +16,27 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxdistill.epistemic import Words, open_lexicon
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation import analyze
+from jaxdistill.evaluation.guided_contexts import Asked, Chosen, Guided, compose
 from jaxdistill.evaluation.pair_scoring import Row, score_pairs
 from jaxdistill.evaluation.records import response_record
 from jaxdistill.evaluation.responses import Response
 from jaxdistill.files import write_whole
-from jaxdistill.sampling import Address, Sampling
+from jaxdistill.sampling import Address
 from jaxdistill.sampling.engine import Engine
 from jaxdistill.sampling.prompt_widths import choose_widths
 from jaxdistill.sampling.prompts import encode_prompts, prompt_lengths
 from jaxdistill.sampling.rollouts import Grading, Rollouts, open_grading
 from jaxdistill.storage import tokenizer as tokenizers
-from jaxdistill.tasks import contexts
-from jaxdistill.tasks.contexts import Attempt, Context, Template, composed
 from jaxdistill.tasks.grading import Verdict
 from jaxdistill.tasks.questions import Question
 from jaxdistill.tasks.tasks import Task
-
-# Contexts by the names of their files. Those that depend on a row's own response are left out.
-CONTEXTS: dict[str, Context] = {
-    "none": contexts.NoContext(),
-    "solution": contexts.Solution(),
-    "stripped": contexts.SolutionWithoutThinking(),
-    "regenerated": contexts.Regenerated(),
-    "answer": contexts.AnswerOnly(),
-    "part": contexts.PartialSolution(),
-    "wrong": contexts.WrongSolution(),
-    "instruction": contexts.InstructionOnly(),
-}
-TEMPLATES = {
-    # The wording of training runs, so that what is measured here is what their teacher does.
-    "training": contexts.PAPER,
-    # The wording of the released script for the paper's section 3.
-    "section3": Template(solution="\n\nCorrect solution: {solution}"),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Guided:
-    """Which problems are chosen, and how they are sampled and shown.
-
-    choice: which correct plain sample is the solution: drawn at the address of the seed and the
-    question, or the first (the paper).
-    unsolved: what `regenerated` shows where no response given the solution is correct: the first
-    one (the paper), or nothing, which drops the problem.
-
-    Raises UserError, which names flags, for a number out of its range.
-    """
-
-    sampling: Sampling
-    problems: int = 100
-    samples: int = 8  # per problem and context
-    accuracy: tuple[float, float] = (0.125, 0.5)  # of a problem's plain samples, ends included
-    batch: int = 128  # problems sampled at a time; the paper's script samples this many
-    seed: int = 0
-    choice: Literal["random", "first"] = "random"
-    unsolved: Literal["first", "drop"] = "first"
-    template: Template = contexts.PAPER
-
-    def __post_init__(self):
-        for name in ("problems", "samples", "batch"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}")
-        low, high = self.accuracy
-        if not 0 <= low <= high <= 1:
-            raise UserError(f"--accuracy: expected 0 <= LOW <= HIGH <= 1, got {low:g},{high:g}")
-
-    def sampled(self, sampling: Sampling) -> "Guided":
-        return replace(self, sampling=sampling)
-
-    def is_in_range(self, records: Sequence[dict[str, Any]]) -> bool:
-        """Whether a problem with these plain samples is chosen."""
-        correct = sum(record["correct"] for record in records) / len(records)
-        # 1e-9: LOW and HIGH may be decimal fractions that a float cannot represent.
-        return self.accuracy[0] - 1e-9 <= correct <= self.accuracy[1] + 1e-9
-
-
-def ordered(names: Sequence[str]) -> list[str]:
-    """The contexts to sample: `none` first, and `solution` before a `regenerated` that needs it.
-
-    Raises UserError for an unknown name.
-
-    >>> ordered(["regenerated", "answer"])
-    ['none', 'solution', 'regenerated', 'answer']
-    """
-    for name in names:
-        if name not in CONTEXTS:
-            known = ", ".join(CONTEXTS)
-            raise UserError(f"--contexts: {name!r} is unknown; known are {known}")
-    wanted = ["none"]
-    for name in names:
-        wanted += ["solution", name] if name == "regenerated" else [name]
-    return list(dict.fromkeys(wanted))
-
-
-class Asked(NamedTuple):
-    """One problem under one context."""
-
-    question: Question  # the plain one, which is graded and recorded
-    turn: str  # the user turn
-    shown: str | None = None  # the text of c
-    shown_from: str | None = None  # "none/3": sample 3 of that context
-    shown_correct: bool | None = None  # the verdict on that sample
-
-    @property
-    def guided(self) -> Question:
-        return replace(self.question, prompt=self.turn)
-
-
-class Chosen(NamedTuple):
-    """A problem in the range of accuracies, with its plain samples."""
-
-    question: Question
-    records: list[dict[str, Any]]
 
 
 class Prepared(NamedTuple):
@@ -241,6 +143,14 @@ class Generation:
 # ------------------------------------------------------------------------------------ the run
 
 
+class Drawing(NamedTuple):
+    """What the batches of one context share."""
+
+    engine: Engine
+    grading: Grading
+    widths: Sequence[int]  # of padded prompts
+
+
 class Outcome(NamedTuple):
     """What a run has sampled: plain samples of every question tried, and those per context."""
 
@@ -284,10 +194,11 @@ def sample_base(run: Generation, grading: Grading) -> list[dict[str, Any]]:
     starts = range(len(records) // settings.samples, len(asked), settings.batch)
     if found >= settings.problems or not starts:
         return records
+    drawing = Drawing(run.engine, grading, widths)
     with tqdm(total=settings.problems, initial=found, desc="none", unit="problem") as bar:
         for start in starts:
             batch = asked[start : start + settings.batch]
-            new = sample_batch(run, "none", batch, grading, widths)
+            new = sample_batch(run, "none", batch, drawing)
             run.append("base", new)
             records += new
             bar.update(num_in_range(settings, new))
@@ -342,10 +253,10 @@ def sample_context(
     # Equal sizes, since every size is another program to compile.
     size = -(-len(asked) // -(-len(asked) // run.settings.batch))
     lengths = prompt_lengths(run.tokenizer, [each.guided for each in asked], run.thinking)
-    widths = choose_widths(lengths, size)
+    drawing = Drawing(run.engine, grading, choose_widths(lengths, size))
     with tqdm(total=len(asked), initial=done, desc=name, unit="problem") as bar:
         for start in range(done, len(asked), size):
-            new = sample_batch(run, name, asked[start : start + size], grading, widths)
+            new = sample_batch(run, name, asked[start : start + size], drawing)
             run.append(name, new)
             records += new
             bar.update(len(new) // run.settings.samples)
@@ -385,62 +296,18 @@ def prepare(
     return Prepared(asked, dropped)
 
 
-def compose(
-    settings: Guided, name: str, problem: Chosen, under_solution: list[dict[str, Any]]
-) -> Asked | None:
-    """What a context shows for one problem; None if there is nothing."""
-    context, question, base = CONTEXTS[name], problem.question, problem.records
-    right, origin = draw(settings, question, base), "none"
-    if contexts.regenerates(context):
-        right, origin = regenerated(settings, under_solution), "solution"
-    wrong = draw(settings, question, base, correct=False)
-    unjudged = Verdict(correct=False, reason="", answer=None)  # of no row, so of no use
-    texts = (each and each["response"] for each in (right, wrong))
-    shown = composed(context, Attempt(question, "", unjudged, *texts))
-    if shown is None:
-        return None
-    # Which of the two the context shows: a solution that is neither is its own text.
-    source = wrong if isinstance(context, contexts.WrongSolution) else right
-    is_sample = not isinstance(context, contexts.AnswerOnly | contexts.InstructionOnly)
-    source = source if is_sample else None
-    return Asked(
-        question=question,
-        turn=shown.turn(settings.template),
-        shown=shown.solution,
-        shown_from=source and f"{origin}/{source['rollout']}",
-        shown_correct=source and source["correct"],
-    )
-
-
-def draw(
-    settings: Guided, question: Question, records: list[dict[str, Any]], *, correct: bool = True
-) -> dict[str, Any] | None:
-    """A correct (or incorrect) plain sample of a question; None if it has none."""
-    eligible = [record for record in records if record["correct"] == correct]
-    if not eligible or settings.choice == "first":
-        return eligible[0] if eligible else None
-    name = f"{settings.seed}/guide/{'solution' if correct else 'wrong'}/{question.id}"
-    return eligible[np.random.default_rng(list(name.encode())).integers(len(eligible))]
-
-
-def regenerated(settings: Guided, records: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The first correct response under the solution, or what `settings.unsolved` says."""
-    first = next((record for record in records if record["correct"]), None)
-    return records[0] if first is None and records and settings.unsolved == "first" else first
-
-
 # ----------------------------------------------------------------------------------- one batch
 
 
 def sample_batch(
-    run: Generation, name: str, asked: Sequence[Asked], grading: Grading, widths: Sequence[int]
+    run: Generation, name: str, asked: Sequence[Asked], drawing: Drawing
 ) -> list[dict[str, Any]]:
     """Sample, grade and score a batch of problems under one context, as records."""
-    settings, engine = run.settings, run.engine
+    settings, engine = run.settings, drawing.engine
     plain_of = {each.question.id: each.question for each in asked}
 
     def grade(questions: Sequence[Question], responses: Sequence[str]) -> list[Verdict]:
-        return grading.grade([plain_of[question.id] for question in questions], responses)
+        return drawing.grading.grade([plain_of[question.id] for question in questions], responses)
 
     rollouts = engine.rollouts(
         engine.policy.params,
@@ -449,7 +316,7 @@ def sample_batch(
         settings.samples,
         Address(seed=settings.seed, purpose=f"guide/{name}"),
         grade=grade,
-        widths=widths,
+        widths=drawing.widths,
     )
     # From here on with the plain questions: records and the task's facts are about these.
     rollouts = replace(rollouts, questions=[each.question for each in asked])
@@ -472,7 +339,8 @@ def sample_batch(
             "richness_sum": float(gain),
         }
         if taken := record.keys() & own.keys():
-            raise UserError(f"{type(run.task).__name__}.facts: {min(taken)!r} is a field of `guide`")
+            task = type(run.task).__name__
+            raise UserError(f"{task}.facts: {min(taken)!r} is a field of guided generation")
         records.append(record | own)
     return records
 
@@ -503,7 +371,17 @@ def count_words(run: Generation, texts: Sequence[str]) -> Iterator[dict[str, Any
     """The paper's ten words in each text, counted in the modes that a record does not have yet."""
     lexicon = open_lexicon(Words(), run.tokenizer)
     vocabulary = analyze.Vocabulary(run.tokenizer, lexicon)
-    responses = [Response(text, "", "", None, None, None, None, None) for text in texts]
+    nothing = Response(
+        text="",
+        source="",
+        where="",
+        question=None,
+        system=None,
+        correct=None,
+        finished=None,
+        num_tokens=None,
+    )
+    responses = [nothing._replace(text=text) for text in texts]
     for each in analyze.count(responses, lexicon.words, ("paper", "token"), vocabulary):
         found: dict[str, Any] = {}
         for mode, counts in each.counts.items():

@@ -4,13 +4,13 @@ Every problem has the same number of responses, so a mean over responses is the 
 of their means. Intervals and paired differences resample problems (`evaluation.intervals`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from jaxdistill.epistemic import TEN_WORDS
 from jaxdistill.evaluation.analyze import aligned
 from jaxdistill.evaluation.intervals import Interval, by_problem, interval, paired_difference
-from jaxdistill.evaluation.measures import MEASURES, Measure, problem_of
+from jaxdistill.evaluation.measures import MEASURES, Measure
 
 # What richness estimates. A sample y ~ pi(.|x,c) gives log pi(y|x,c) - log pi(y|x), whose mean is
 # KL(pi(.|x,c) || pi(.|x)). Averaged over c this is I(y;c|x) + KL(mixture || pi(.|x)), where the
@@ -40,8 +40,14 @@ TABLE: tuple[Measure, ...] = (
     ),
     MEASURES["finished"],
 )
-# Measures with intervals in the printed table; summary.json has all of them.
-SHOWN = ("accuracy", "length", "epistemic_paper", "richness")
+# Measures whose intervals are printed; summary.json has those of all. The richness of plain samples
+# is 0, so that its differences are the values themselves.
+DIFFERENCES = ("accuracy", "length", "epistemic_paper")
+INTERVALS = (*DIFFERENCES, "richness", "richness_sum")
+LEGEND = (
+    "E: the ten epistemic words per response, as substrings (paper), whole words or token ids; "
+    "nats: log pi(y|x,c) - log pi(y|x)"
+)
 WORDS = {"paper": "words_paper", "word": "words", "token": "words_token"}  # {mode: field}
 
 Records = Sequence[dict[str, Any]]
@@ -127,7 +133,7 @@ def _bounds(found: Interval) -> dict[str, float | None]:
 
 
 def table_lines(summary: dict[str, Any]) -> Iterator[str]:
-    """Format a summary as lines of text. Shares are in percent, as everywhere in text for people."""
+    """Format a summary as lines of text, shares in percent."""
     pool, found = summary["pool"], summary["contexts"]
     first = next(iter(found.values()))
     yield (
@@ -139,19 +145,11 @@ def table_lines(summary: dict[str, Any]) -> Iterator[str]:
     headers = ["context", "problems", "tokens of c", *(_header(measure) for measure in TABLE)]
     yield from aligned(headers, [_values(name, each) for name, each in found.items()])
     yield ""
-    measures = [measure for measure in TABLE if measure.name in SHOWN]
-    headers = [_header(measure) for measure in measures]
-    yield from aligned(
-        ["95 % intervals", *headers],
-        [[name, *(_range(m, each.get(m.name)) for m in measures)] for name, each in found.items()],
-    )
+    rows = [(name, each) for name, each in found.items() if each["responses"]]
+    yield from _block("95 % intervals", INTERVALS, _range, rows)
     if differences := summary["differences"]:
         yield ""
-        rows = [
-            [name, *(_change(m, each.get(m.name)) for m in measures)]
-            for name, each in differences.items()
-        ]
-        yield from aligned(["minus none, paired", *headers], rows)
+        yield from _block("minus none, paired", DIFFERENCES, _change, differences.items())
     yield ""
     facts = ("all_correct", "none_correct", "shown_wrong")
     headers = ["problems with", "all correct", "none correct", "a wrong c", "dropped"]
@@ -166,6 +164,20 @@ def table_lines(summary: dict[str, Any]) -> Iterator[str]:
     words = sorted(TEN_WORDS, key=lambda word: -counts[0][word])
     rows = [[word, *(count[word] for count in counts)] for word in words]
     yield from aligned(["E paper, per word", *sampled], rows)
+    yield ""
+    yield LEGEND
+
+
+def _block(
+    title: str,
+    names: Sequence[str],
+    form: Callable[[Measure, dict[str, Any] | None], str | None],
+    rows: Iterable[tuple[str, dict[str, Any]]],
+) -> Iterator[str]:
+    """A table of some measures, each cell in one form."""
+    measures = [measure for measure in TABLE if measure.name in names]
+    cells = [[name, *(form(m, each.get(m.name)) for m in measures)] for name, each in rows]
+    return aligned([title, *map(_header, measures)], cells)
 
 
 def _header(measure: Measure) -> str:

@@ -93,8 +93,13 @@ def score_pmi(
     total = TokenStats(np.zeros(size, np.int64), np.zeros(size))
     rows = rows_of(policy, responses, seed, enable_thinking)
     for scored in score_pairs(policy, rows, dtype, attention, mesh):
-        arrays = (scored.tokens_BT, scored.plain_logp_BT, scored.informed_logp_BT)
-        new = epistemic.tally(*(array[scored.is_token_BT] for array in arrays), size)
+        is_token_BT = scored.is_token_BT
+        new = epistemic.tally(
+            scored.tokens_BT[is_token_BT],
+            scored.plain_logp_BT[is_token_BT],
+            scored.informed_logp_BT[is_token_BT],
+            size,
+        )
         total = TokenStats(total.count_V + new.count_V, total.surprise_V + new.surprise_V)
     return total, len(rows)
 
