@@ -1,6 +1,7 @@
 """`guide`: its mistakes, a model that solves nothing, and the toy world's table."""
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from places import SHARED_DATA
 from tiny_run import ARCHITECTURE, tree_of
 
 from jaxdistill.storage import hf_export, hf_files, loading
+from jaxdistill.storage import tokenizer as tokenizers
 
 TOKENIZER, PARQUET = SHARED_DATA / "qwen3_tokenizer", SHARED_DATA / "math" / "seen_64.parquet"
 
@@ -40,9 +42,56 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(command):
     assert_mistake(command.split(), MISTAKES[command])
 
 
+COIN = """
+import dataclasses
+from jaxdistill.tasks.grading import Verdict
+from jaxdistill.tasks.questions import Question
+
+@dataclasses.dataclass(frozen=True)
+class Coin:
+    grading_workers = 0
+
+    def questions(self):
+        return [Question(f"sum:{n}", f"{n} + 1 -> {n}", str(n + 1)) for n in range(8)]
+
+    def grade(self, question, response):
+        return Verdict(sum(map(ord, response)) % 4 == 0, "by chance", None)
+"""
+
+
+def test_the_table_is_printed_and_printed_again_from_a_finished_folder(place, run_dir):
+    (place / "coin.py").write_text(COIN)
+    command = ["guide", run_dir, "--task", "coin.py:Coin", "--contexts", "solution,answer",
+               "--samples", 4, "--accuracy", "0.25,0.75", "--problems", 2, "--batch", 4,
+               "--max-new-tokens", 8, "--out", "found", *ONE_DEVICE]  # fmt: skip
+    code, out, err = call(*command)
+    assert code == 0, err
+    assert err.startswith("1 of 8 devices (cpu); mesh data=1, fsdp=1, tensor=1; float32; ")
+    assert out.endswith("found\n")
+    rows = [line.split() for line in out.splitlines() if line]
+    summary = json.loads((place / "found" / "summary.json").read_text())
+    assert list(summary["contexts"]) == ["none", "solution", "answer"]
+    for name, found in summary["contexts"].items():
+        lines = (place / "found" / f"{name}.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        assert len(records) == found["responses"] == 8
+        accuracy = sum(record["correct"] for record in records) / 8
+        assert found["accuracy"]["value"] == accuracy
+        shown = next(row for row in rows if row[0] == name)
+        assert (shown[1], shown[3]) == ("2", f"{100 * accuracy:.1f}")
+    assert summary["settings"]["sampling"]["temperature"] == 0.6
+    before = tree_of(place)
+    assert call(*command) == (0, out, "found is finished; nothing was sampled\n")
+    assert tree_of(place) == before
+    assert_mistake([*command, "--seed", 1], "--out found was sampled with seed=0 and not 1; name")
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not (PARQUET.exists() and TOKENIZER.exists()), reason="needs ../shared/data")
-def test_a_model_that_solves_nothing_says_so_and_keeps_its_samples(place):
+def test_a_model_that_solves_nothing_says_so_and_keeps_its_samples(place, monkeypatch):
     """A random Qwen3 with the real tokenizer, on eight questions."""
+    # It takes a second to open, and two commands would open it five times.
+    monkeypatch.setattr(tokenizers, "load", functools.cache(tokenizers.load))
     # The longest of these prompts has 805 tokens.
     architecture = dataclasses.replace(ARCHITECTURE, max_positions=2048)
     source = loading.Fresh(architecture, tokenizer=str(TOKENIZER))

@@ -75,7 +75,8 @@ def test_the_solution_is_drawn_at_the_address_of_seed_and_question():
     def drawn(seed, name="q"):
         settings = dataclasses.replace(SETTINGS, seed=seed)
         found = draw(settings, dataclasses.replace(QUESTION, id=name), BASE)
-        return found and found["rollout"]
+        assert found is not None
+        return found["rollout"]
 
     draws = [drawn(seed) for seed in range(20)]
     assert draws == [drawn(seed) for seed in range(20)]
