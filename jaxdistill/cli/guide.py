@@ -215,7 +215,7 @@ def read_pool(options: argparse.Namespace) -> tuple[Any, list[Any], list[str]]:
 
 
 def most_new_tokens(config: Any, tokenizer: Any, questions: list[Any], thinking: Any) -> int:
-    """The paper's limit, or less: so many that a prompt can show a response of that length."""
+    """The paper's limit, or the largest with which a prompt can show a response of that length."""
     from jaxdistill.evaluation.lexicon_proposals import TEMPLATE_TOKENS
     from jaxdistill.sampling.prompts import prompt_lengths
 

@@ -45,8 +45,8 @@ TABLE: tuple[Measure, ...] = (
 DIFFERENCES = ("accuracy", "length", "epistemic_paper")
 INTERVALS = (*DIFFERENCES, "richness", "richness_sum")
 LEGEND = (
-    "E: the ten epistemic words per response, as substrings (paper), whole words or token ids; "
-    "nats: log pi(y|x,c) - log pi(y|x)"
+    "E: the ten epistemic words per response, as substrings (paper), whole words, token ids; "
+    "nats: log pi(y|x,c) / pi(y|x)"
 )
 WORDS = {"paper": "words_paper", "word": "words", "token": "words_token"}  # {mode: field}
 
@@ -137,9 +137,9 @@ def table_lines(summary: dict[str, Any]) -> Iterator[str]:
     pool, found = summary["pool"], summary["contexts"]
     first = next(iter(found.values()))
     yield (
-        f"{first['problems']} problems of {pool['questions']} questions sampled, which were "
-        f"{pool['accuracy']:.1%} correct ({pool['never_correct']} never, {pool['always_correct']} "
-        f"always); {first['responses'] // first['problems']} responses per problem and context"
+        f"{first['problems']} problems of {pool['questions']} questions ({pool['accuracy']:.1%} "
+        f"correct, {pool['never_correct']} never, {pool['always_correct']} always), "
+        f"{first['responses'] // first['problems']} responses per problem and context"
     )
     yield ""
     headers = ["context", "problems", "tokens of c", *(_header(measure) for measure in TABLE)]

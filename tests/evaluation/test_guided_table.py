@@ -68,7 +68,7 @@ def test_the_printed_table():
 
 
 EXPECTED = """
-2 problems of 4 questions sampled, which were 50.0% correct (1 never, 1 always); 2 responses per problem and context
+2 problems of 4 questions (50.0% correct, 1 never, 1 always), 2 responses per problem and context
 
 context   problems  tokens of c  accuracy, %  length  E paper  E word  E token  nats/token  nats/response  finished, %
 none             2          0.0         50.0   25.00     3.00    2.00     0.00        0.00           0.00        100.0
