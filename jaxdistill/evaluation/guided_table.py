@@ -142,7 +142,7 @@ def table_lines(summary: dict[str, Any]) -> Iterator[str]:
         f"{first['responses'] // first['problems']} responses per problem and context"
     )
     yield ""
-    headers = ["context", "problems", "tokens of c", *(_header(measure) for measure in TABLE)]
+    headers = ["context", "problems", "c tokens", *(_header(measure) for measure in TABLE)]
     yield from aligned(headers, [_values(name, each) for name, each in found.items()])
     yield ""
     rows = [(name, each) for name, each in found.items() if each["responses"]]

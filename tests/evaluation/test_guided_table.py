@@ -70,10 +70,10 @@ def test_the_printed_table():
 EXPECTED = """
 2 problems of 4 questions (50.0% correct, 1 never, 1 always), 2 responses per problem and context
 
-context   problems  tokens of c  accuracy, %  length  E paper  E word  E token  nats/token  nats/response  finished, %
-none             2          0.0         50.0   25.00     3.00    2.00     0.00        0.00           0.00        100.0
-solution         1          7.0        100.0   10.00     2.00    1.00     0.00        0.30           3.00        100.0
-stripped         0            -            -       -        -       -        -           -              -            -
+context   problems  c tokens  accuracy, %  length  E paper  E word  E token  nats/token  nats/response  finished, %
+none             2       0.0         50.0   25.00     3.00    2.00     0.00        0.00           0.00        100.0
+solution         1       7.0        100.0   10.00     2.00    1.00     0.00        0.30           3.00        100.0
+stripped         0         -            -       -        -       -        -           -              -            -
 
 95 % intervals   accuracy, %          length       E paper    nats/token  nats/response
 none            50.0 to 50.0  20.00 to 30.00  3.00 to 3.00  0.00 to 0.00   0.00 to 0.00
