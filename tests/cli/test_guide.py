@@ -129,7 +129,7 @@ SMALL = [
 
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_files_of_a_whole_one(place):
-    code, out, err = call(*SMALL, "--out", "whole")
+    code, out, err = call(*SMALL, "--out", "undisturbed")
     assert code == 0, err
     with start(*SMALL, "--out", "killed", cwd=place) as process:
         while not (place / "killed" / "base.jsonl").exists():
@@ -140,10 +140,10 @@ def test_a_killed_run_ends_with_the_files_of_a_whole_one(place):
     shutil.copytree(place / "killed", place / "resumed")
     code, again, err = call(*SMALL, "--out", "resumed")
     assert code == 0, err
-    assert again == out.replace("whole", "resumed")
-    assert tree_of(place / "resumed") == tree_of(place / "whole")
+    assert again == out.replace("undisturbed", "resumed")
+    assert tree_of(place / "resumed") == tree_of(place / "undisturbed")
     code, again, err = call(*SMALL, "--out", "resumed")
-    assert (code, again) == (0, out.replace("whole", "resumed"))
+    assert (code, again) == (0, out.replace("undisturbed", "resumed"))
     assert err == "resumed is finished; nothing was sampled\n"
 
 
