@@ -1,19 +1,23 @@
 """Write a study's tables into README.md and the pages of docs/, from the study's own folder.
 
-Command: python docs/update_tables.py runs/toy_study_quick
+Commands: python docs/update_tables.py runs/toy_study_quick
+          python docs/update_tables.py guided/toy   # a folder of `jaxdistill guide`
 
 The text of a page between `<!-- STUDY PROFILE: KIND -->` and `<!-- end -->` is replaced. KIND is
 `summary` (six methods, one line each), `tables` (the final tables) or `all` (the output of
 `jaxdistill report STUDY --markdown`). Text outside the marks is not changed, so check the sentences
-around the tables after a new study. The quick profile of `toy_study` also writes its figure.
+around the tables after a new study. The block `<!-- guide -->` of docs/guided_generation.md gets
+the printed table of guided generation. The quick profile of `toy_study` also writes its figure.
 """
 
+import json
 import re
 import shutil
 import sys
 from pathlib import Path
 
 from jaxdistill.errors import UserError
+from jaxdistill.evaluation.guided_table import table_lines
 from jaxdistill.report import findings, markdown, study_markdown
 from jaxdistill.report.load import StudyResults, load_study_results
 from jaxdistill.report.tables import NOTHING, Entry, Table
@@ -74,7 +78,20 @@ def updated(page: str, study: StudyResults) -> str:
     return page
 
 
+def update_guided(folder: Path) -> None:
+    """Write the table of guided generation into its page."""
+    summary = json.loads((folder / "summary.json").read_text())
+    text = "\n".join(table_lines(summary))
+    page = ROOT / "docs" / "guided_generation.md"
+    block = re.compile(r"(<!-- guide -->\n).*?(<!-- end -->)", re.DOTALL)
+    found = f"\\1```text\n{text}\n```\n\\2"
+    page.write_text(block.sub(found, page.read_text()))
+
+
 def main(folder: str) -> None:
+    if (Path(folder) / "settings.json").exists():
+        update_guided(Path(folder))
+        return
     study = load_study_results(folder)
     for name in PAGES:
         path = ROOT / name

@@ -74,7 +74,8 @@ NOT_OURS = {
     "config.json", "lexicon.json", "metrics.jsonl", "provenance.json", "summary.json", "probe.json",
     "study.json", "report.html", "rollouts/", "evals/", "checkpoints/", "export/", "figures/",
     "train.parquet", "runs/toy_study_quick/report.html", "my_recipe.py", "recipe.py",
-    "path/to/mine.py", "mine.py", "prompts.json",
+    "path/to/mine.py", "mine.py", "prompts.json", "settings.json", "base.jsonl", "none.jsonl",
+    "CONTEXT.jsonl",
 }  # fmt: skip
 
 

@@ -34,7 +34,7 @@ def count_tokens(tokenizer: Any, responses: Sequence[Response]) -> Int[np.ndarra
     return np.bincount(np.array(ids, np.int64), minlength=epistemic.vocab_size(tokenizer))
 
 
-class _Counted(NamedTuple):
+class Counted(NamedTuple):
     """The statistics of one response."""
 
     response: Response
@@ -61,7 +61,7 @@ def analyze(
     """
     if "token" in modes and vocabulary is None:
         raise UserError("mode `token` counts ids and needs a tokenizer: add --model MODEL")
-    counted = list(_count(responses, words, modes, vocabulary))
+    counted = list(count(responses, words, modes, vocabulary))
     names = list(dict.fromkeys(each.source for each in responses))
     groups = {name: [c for c in counted if c.response.source == name] for name in names}
     groups = (groups if len(groups) > 1 else {}) | {"all": counted}
@@ -73,12 +73,12 @@ def analyze(
     return result | ({} if vocabulary is None else {"lexicon": _lexicon_facts(vocabulary)})
 
 
-def _count(
+def count(
     responses: Sequence[Response],
     words: Sequence[str],
     modes: Sequence[str],
     vocabulary: Vocabulary | None,
-) -> Iterator[_Counted]:
+) -> Iterator[Counted]:
     ids: Iterable[list[int] | None] = [None] * len(responses)
     word_of: dict[int, str] = {}
     split: list[tuple[int, ...]] = []
@@ -104,10 +104,10 @@ def _count(
                 if i in word_of:
                     counts[mode][word_of[i]] += 1
         tokens = response.num_tokens if sequence is None else len(sequence)
-        yield _Counted(response, counts, tokens, epistemic.count_sequences(sequence or (), split))
+        yield Counted(response, counts, tokens, epistemic.count_sequences(sequence or (), split))
 
 
-def _summary(group: Sequence[_Counted]) -> dict[str, Any]:
+def _summary(group: Sequence[Counted]) -> dict[str, Any]:
     size = len(group)
     finished = [c.response.finished for c in group]
     correct = [c.response.correct for c in group]
@@ -162,7 +162,7 @@ def table(found: dict[str, Any]) -> Iterator[str]:
         percent = [None if group[key] is None else f"{group[key]:.1%}" for key in shares]
         counted = _rates(group["counts"], modes)
         rows.append([name, *(group[key] for key in plain), *percent, *counted])
-    yield from _aligned(["", *plain, *shares, *_headers(modes)], rows)
+    yield from aligned(["", *plain, *shares, *_headers(modes)], rows)
     yield ""
     counts = groups["all"]["counts"]
     words = dict.fromkeys(word for mode in modes for word in counts[mode]["words"])
@@ -170,7 +170,7 @@ def table(found: dict[str, Any]) -> Iterator[str]:
         [word, *_rates({m: counts[m]["words"].get(word) for m in modes}, modes)] for word in words
     ]
     rows.append(["total", *_rates(counts, modes)])
-    yield from _aligned(["word", *_headers(modes)], rows)
+    yield from aligned(["word", *_headers(modes)], rows)
     yield from _notes(found)
 
 
@@ -206,7 +206,7 @@ def _few(texts: Sequence[str]) -> str:
     return (shown or "none") + (", ..." if len(texts) > 6 else "")
 
 
-def _aligned(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
+def aligned(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
     cells = [list(headers), *([_cell(value) for value in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
     for first, *rest in cells:

@@ -5,20 +5,17 @@ correct sibling's solution (T). `epistemic.propose` ranks tokens by the mean of 
 pointwise mutual information with not having seen a solution. No word list is involved.
 """
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from jaxdistill import epistemic, sharding
 from jaxdistill.epistemic import Lexicon, TokenStats
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation.analyze import Vocabulary, count_tokens
+from jaxdistill.evaluation.pair_scoring import Row, score_pairs
 from jaxdistill.evaluation.responses import Response, encode
-from jaxdistill.models import completions, parameters
-from jaxdistill.precision import compute_dtype
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.loading import Policy
 from jaxdistill.tasks import contexts
@@ -27,22 +24,6 @@ from jaxdistill.tasks.questions import Question, messages
 # An upper bound for the tokens of the context's own wording in any tokenizer. Chosen, not counted.
 TEMPLATE_TOKENS = 64
 MAX_DEMONSTRATION_TOKENS = 20480  # as in the paper's runs
-# Positions of one device in a forward pass: 65,536 of an 8B model are 0.5 GB of hidden states in
-# bfloat16. Chosen, not measured.
-TOKENS_PER_BATCH = 1 << 16
-
-
-class Row(NamedTuple):
-    """The ids of a response and of the prompts without and with a solution."""
-
-    response: list[int]
-    plain: list[int]
-    informed: list[int]
-
-    @property
-    def width(self) -> int:
-        """The padded length of the longer prompt with the response, in tokens."""
-        return padded_length(len(self.informed)) + padded_length(len(self.response))
 
 
 class Proposal(NamedTuple):
@@ -111,10 +92,15 @@ def score_pmi(
     size = epistemic.vocab_size(policy.tokenizer)
     total = TokenStats(np.zeros(size, np.int64), np.zeros(size))
     rows = rows_of(policy, responses, seed, enable_thinking)
-    with sharding.use_mesh(mesh):
-        for scored in _scored(policy, rows, dtype, attention, mesh):
-            new = epistemic.tally(*scored, size)
-            total = TokenStats(total.count_V + new.count_V, total.surprise_V + new.surprise_V)
+    for scored in score_pairs(policy, rows, dtype, attention, mesh):
+        is_token_BT = scored.is_token_BT
+        new = epistemic.tally(
+            scored.tokens_BT[is_token_BT],
+            scored.plain_logp_BT[is_token_BT],
+            scored.informed_logp_BT[is_token_BT],
+            size,
+        )
+        total = TokenStats(total.count_V + new.count_V, total.surprise_V + new.surprise_V)
     return total, len(rows)
 
 
@@ -191,67 +177,3 @@ def with_siblings(responses: Sequence[Response], seed: int) -> Iterator[tuple[Re
         for response, siblings in zip(group, chosen):
             if siblings:
                 yield response, group[siblings[0]].text
-
-
-def _scored(
-    policy: Policy, rows: Sequence[Row], dtype: str, attention: str, mesh: sharding.Mesh | None
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield (tokens [N], their log R [N], their log T [N]) for each batch, without padding."""
-    pad, parts = tokenizers.pad_id(policy.tokenizer), sharding.num_parts("B")
-
-    def place(arrays):
-        return arrays if mesh is None else sharding.shard_batch(mesh, arrays)
-
-    # Compiled once per pair of padded lengths: both prompts of a batch may share a program.
-    @jax.jit
-    def logp(params, prompt, completion):
-        hidden_BTD = completions.completion_hidden(
-            params,
-            policy.config,
-            prompt_ids_BP=prompt[0],
-            prompt_mask_BP=prompt[1],
-            completion_ids_BT=completion[0],
-            completion_mask_BT=completion[1],
-            dtype=compute_dtype(dtype),
-            attention=attention,
-        )
-        return completions.token_logp(
-            hidden_BTD, parameters.head(params, policy.config), completion[0]
-        )
-
-    for batch in _batches(rows, parts):
-        # Copies of a row where the rows would not split over the devices; their mask becomes 0.
-        num_rows, batch = len(batch), batch + [batch[-1]] * (-len(batch) % parts)
-        completion = _pad_rows(tokenizers.right_pad, [row.response for row in batch], pad)
-        # Prompts are padded on the left, so that every completion starts at the same index.
-        plain = _pad_rows(tokenizers.left_pad, [row.plain for row in batch], pad)
-        informed = _pad_rows(tokenizers.left_pad, [row.informed for row in batch], pad)
-        plain_logp_BT, informed_logp_BT = (
-            np.asarray(logp(policy.params, *place((prompt, completion))))
-            for prompt in (plain, informed)
-        )
-        is_token_BT = (completion[1] > 0) & (np.arange(len(batch)) < num_rows)[:, None]
-        yield completion[0][is_token_BT], plain_logp_BT[is_token_BT], informed_logp_BT[is_token_BT]
-
-
-def _batches(rows: Sequence[Row], parts: int) -> Iterator[list[Row]]:
-    """Group rows of the same padded width into batches, so that few shapes are compiled."""
-    for width, group in itertools.groupby(sorted(rows, key=lambda r: r.width), lambda r: r.width):
-        same_width, size = list(group), parts * max(TOKENS_PER_BATCH // width, 1)
-        for start in range(0, len(same_width), size):
-            yield same_width[start : start + size]
-
-
-def _pad_rows(pad_rows: Any, sequences: list[list[int]], pad: int) -> tuple[np.ndarray, np.ndarray]:
-    return pad_rows(sequences, pad, padded_length(max(map(len, sequences))))
-
-
-def padded_length(length: int) -> int:
-    """Return the length to which a sequence is padded: the next power of two, at least 64.
-
-    Powers of two keep the number of compiled shapes small. 64 is chosen, not measured.
-
-    >>> padded_length(3), padded_length(65)
-    (64, 128)
-    """
-    return max(64, 1 << (length - 1).bit_length())

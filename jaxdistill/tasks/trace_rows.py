@@ -8,6 +8,8 @@
 | correct | correct: a verdict, as in the project's own records of evaluations and rollouts |
 | finished | finished: false where the response reached a token limit |
 
+In this project's own records, which have a `question_id`, `problem` is an id and no question.
+
 Where the messages end in an assistant's turn, that turn is the response and everything before it
 is the prompt; no other turn is imitated. `instruction`, `input` and `output` are Alpaca's.
 """
@@ -75,7 +77,7 @@ class RowReader:
         """The columns that a row may need, in lower case."""
         named = [column for _, column in self.columns]
         known = [name for names in FIELDS.values() for name in names]
-        return frozenset(name.lower() for name in [*named, *known, "input"])
+        return frozenset(name.lower() for name in [*named, *known, "input", _OWN_ID])
 
     def trace(self, place: Place, record: Mapping[str, Any]) -> Trace | None:
         """The row as a trace; None where `correct` leaves it out, whatever else it holds.
@@ -143,7 +145,8 @@ class _Row:
         if mapped is not None and mapped not in self.record:
             raise self.place.bad(f"no column {mapped!r}, the {name}; {self._columns()}")
         lower = {column.lower(): column for column in self.record}
-        columns = [lower.get(known) for known in FIELDS[name]] if mapped is None else [mapped]
+        known = [n for n in FIELDS[name] if n != "problem" or _OWN_ID not in lower]
+        columns = list(map(lower.get, known)) if mapped is None else [mapped]
         for column in columns:
             value = None if column is None else chat.native(self.record[column])
             if column is not None and not chat.is_missing(value):
@@ -208,6 +211,8 @@ class _Row:
     def _columns(self) -> str:
         return f"the columns are {', '.join(self.place.columns or self.record)}"
 
+
+_OWN_ID = "question_id"  # a column of this project's own records
 
 # CSV stores flags as text, and verl's dumps as scores.
 _FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}

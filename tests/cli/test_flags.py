@@ -166,7 +166,8 @@ def test_a_verbs_mesh_is_the_librarys_and_that_of_a_run_its_recipes():
         if "mesh" in found:
             (recipes if found["mesh"] is None else own).append(prog.removeprefix("jaxdistill "))
     assert recipes == ["train", "study"]
-    assert own == ["sample", "eval", "analyze", "bench decode", "bench step", "bench train"]
+    bench = ["bench decode", "bench step", "bench train"]
+    assert own == ["sample", "eval", "guide", "analyze", *bench]
 
 
 @pytest.mark.parametrize("verb", ["sample", "eval"])

@@ -8,7 +8,7 @@ import pytest
 
 from jaxdistill import epistemic, sharding
 from jaxdistill.errors import UserError
-from jaxdistill.evaluation import lexicon_proposals
+from jaxdistill.evaluation import lexicon_proposals, pair_scoring
 from jaxdistill.evaluation.responses import Response
 from jaxdistill.models import decoder, parameters
 from jaxdistill.storage import loading
@@ -90,7 +90,7 @@ def test_the_toy_bases_own_words_of_doubt_are_proposed_without_a_word_list(base,
 
 def test_batches_change_nothing(base, responses, monkeypatch):
     whole, _ = lexicon_proposals.score_pmi(base, responses[:16])
-    monkeypatch.setattr(lexicon_proposals, "TOKENS_PER_BATCH", 1000)
+    monkeypatch.setattr(pair_scoring, "TOKENS_PER_BATCH", 1000)
     cut, _ = lexicon_proposals.score_pmi(base, responses[:16])
     np.testing.assert_array_equal(whole.count_V, cut.count_V)
     # rounding of float32 log-probs, summed over some hundred samples

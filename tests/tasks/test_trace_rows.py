@@ -42,6 +42,8 @@ LAYOUTS = {
     "completion as JSON text in another order": {
         "prompt": "1+1?", "completion": '[{"content": "2", "role": "assistant"}]'},
     "messages beside other columns": {"problem": "1+1?", "messages": [USER, says("2")]},
+    "the project's own record": {
+        "question_id": "mine:3", "problem": "mine:0", "question": "1+1?", "response": "2"},
     "content parts": {"messages": [{"role": "user", "content": [{"type": "text", "text": "1+1?"}]},
                                    says("2")]},
     "ShareGPT": {"conversations": [{"from": "human", "value": "1+1?"},
