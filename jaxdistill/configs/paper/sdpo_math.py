@@ -26,6 +26,8 @@ the finished prompt, with its instruction, at 22,528 tokens. A teacher's sequenc
 model's positions: 40,960 for Qwen3, where the paper's could have 43,008. Updates are of whole
 questions in their order, in the paper of a batch sorted by length. Evaluations during training add
 the start and AMC23.
+`--set track_reference=true` adds the initial model's epistemic mass to the metrics, for another
+forward pass.
 Chosen: one_gpu divides the questions by 8 and the lengths by 2, and keeps rollouts, updates, rates
 and steps.
 """
