@@ -144,3 +144,23 @@ def assert_logits_of_transformers(run):
     # float32 sums in another order over 32 channels and 24 positions.
     np.testing.assert_allclose(ours_BSV, theirs_BSV, atol=1e-4)
     assert np.abs(theirs_BSV).max() > 0.1
+
+
+@pytest.mark.slow
+def test_the_study_runs_its_arms_and_reports_them(folder_of, tmp_path, monkeypatch):
+    """On data sets that are prepared as its docstring says, from other rows."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    settings = small("coverage_math", tmp_path)
+    for name in ("coverage/8", "coverage/512", "aime24", "math500"):
+        assert cli.main(["data", "prepare", name, "--from", str(tmp_path / "questions.jsonl")]) == 0
+    own = ("evaluation.splits", "experience.task.source", "evaluation.at_start")
+    pairs = zip(settings[::2], settings[1::2])
+    settings = [part for pair in pairs if not pair[1].startswith(own) for part in pair]
+    command = ["study", "coverage_math", "--student", str(folder_of("Qwen3-1.7B")), "--quiet"]
+    assert cli.main([*command, "--mesh", "fsdp=1", *settings]) == 0
+    study = tmp_path / "runs" / "coverage_math_quick-Qwen3-1.7B"
+    rows = json.loads((study / "summary.json").read_text())
+    measured = {(row["method"], row.get("coverage"), row["step"]) for row in rows}
+    assert measured == {("base", None, 0), ("sdpo", 8, 2), ("sdpo", 512, 2)}
+    assert (study / "report.html").stat().st_size > 10_000
