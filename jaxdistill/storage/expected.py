@@ -59,7 +59,7 @@ def _listed(ids: tuple[int, ...]) -> str:
 
 
 def student_of_folder(name: str) -> Student:
-    """The student that a model's folder, run or hub id stands for.
+    """The student that a model's folder, run or hub id denotes.
 
     A copy of a known student, recognised by the folder's name, is that student with another
     `model`. Any other model is described by its own files: the thinking is left to the chat

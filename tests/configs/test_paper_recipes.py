@@ -181,7 +181,7 @@ def test_show_asks_for_no_device(monkeypatch):
     def refuse(*_):
         raise AssertionError("a device was asked for")
 
-    monkeypatch.setattr("jax._src.xla_bridge.backends", refuse)
+    monkeypatch.setattr("jax._src.xla_bridge.get_backend", refuse)
     with pytest.raises(AssertionError, match="a device"):
         jax.devices()
     assert call("train", "sdpo_math", "--show")[0] == 0

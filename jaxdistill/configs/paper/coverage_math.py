@@ -8,7 +8,7 @@ throughout, most with few problems. GRPO gains with the number of problems. The 
 without numbers.
 Hardware and time: profile full, `--scale paper`: 8 GPUs of 80 GB, about 26 hours on 8 H200, 15 of
 them for evaluations (estimate, responses of 1,500 tokens). `--scale one_gpu` with
-Qwen3-1.7B-think-off: about 20 hours on an H200 (estimate at the rates of benchmarks/README.md).
+Qwen3-1.7B-think-off: about 24 hours on an H200 (estimate at the rates of benchmarks/README.md).
 Profile quick: SDPO on 8 and on 512 problems, a fifth of that. Each arm keeps its last checkpoint,
 12 bytes per parameter; `--set save_checkpoints=false` keeps none, and an arm that is stopped then
 starts again.
@@ -83,7 +83,7 @@ def in_domain(number: int) -> Split:
 
 
 def on_problems(config: RunConfig, number: int, scale: str) -> RunConfig:
-    """The run on a training set of `number` problems, 64 questions a step, scored with samples."""
+    """The run on a training set of `number` problems, 64 questions per step."""
     fewer, _ = SCALES[scale]
     return replace(
         config,

@@ -6,8 +6,8 @@ Expected: with thinking in both roles accuracy, length and epistemic words fall 
 without thinking and a teacher with it gain at first and then decline (the paper gives no number).
 OPSD's own page reports AIME24 between 47.5 and 51.7 over 500 steps, from 47.7, for Qwen3-1.7B.
 Hardware and time: `--scale paper`, 8 GPUs of 80 GB: OPSD reports 3 hours on 8 H100. `--scale
-one_gpu`, one GPU of 80 to 141 GB: about 2 hours on an H200, most of it evaluations (estimate: 22 of
-70 responses of 10,000 tokens at 2,000 tokens/s).
+one_gpu`, one GPU of 80 to 141 GB: about an hour on an H200 (estimate: 25 minutes of it for 11
+evaluations of 70 responses of 10,000 tokens at 5,550 tokens/s).
 Data: jaxdistill data prepare aime24, and the same for amc23; the questions come from the hub
 Command: jaxdistill train opsd_math
   for the mixed roles --student Qwen3-1.7B-think-off --set experience.teacher_thinking=true

@@ -88,7 +88,7 @@ def sdpo_math(student: Student = R1_7B, scale: str = "paper") -> RunConfig:
 
 
 def at_scale(student: Student, scale: str) -> tuple[int, int]:
-    """The divisors of batches and of lengths. Raises UserError where the scale is not for it."""
+    """The divisors of batches and of lengths. Raises UserError for another scale or size."""
     if scale not in SCALES:
         raise UserError(f"`--scale` must be {' or '.join(SCALES)}, got {scale!r}")
     if scale == "one_gpu" and student.billions > ONE_GPU_BILLIONS:
