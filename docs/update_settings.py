@@ -66,6 +66,7 @@ WHEN: dict[type, dict[str, str]] = {
     RunConfig: {
         "name": "to tell runs apart",
         "model": "always, for a model of your own",
+        "expected": "None for a model that is none of its recipe's students",
         "experience": "always: it holds the task",
         "objective": "this is the method: start from a preset",
         "steps": "more while the held-out accuracy still rises; 0 only evaluates",

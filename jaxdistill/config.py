@@ -9,7 +9,7 @@ import importlib
 import inspect
 import json
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,13 +21,16 @@ from jaxdistill.epistemic import LexiconSource, Words
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation.evaluate import Evaluation
 from jaxdistill.evaluation.records import ROLLOUTS_ROWS
+from jaxdistill.models.students import ExpectedModel, Student, known_student, unknown_student
 from jaxdistill.objectives import PRESETS, CrossEntropy, Objective
 from jaxdistill.own_classes import RECIPE, RecipeModule, in_one_line
 from jaxdistill.sharding import MeshConfig
+from jaxdistill.storage.expected import student_of_folder
 from jaxdistill.storage.loading import ModelSource
 from jaxdistill.tasks.tasks import Task
 from jaxdistill.training.compute import Compute
 from jaxdistill.training.experience import Experience, Supervised
+from jaxdistill.training.on_policy import OnPolicy
 from jaxdistill.training.optimizer import Optimizer
 from jaxdistill.training.teachers import Frozen, Teacher
 from jaxdistill.training.traces import Traces
@@ -42,6 +45,8 @@ class RunConfig:
 
     name: str  # of the run, in its progress bar and as the default folder runs/NAME
     model: ModelSource  # the initial model, which is also the reference
+    # What the recipe assumes of the model, compared with its folder before the run; None: nothing.
+    expected: ExpectedModel | None = None
     experience: Experience  # where a step's batch comes from
     objective: Objective  # the loss; on the command line also a preset's name
     steps: int | None = None  # batches to train on; None: as many as the `epochs` of Traces take
@@ -101,6 +106,20 @@ class RunConfig:
             return 1
         return self.experience.updates
 
+    @property
+    def longest(self) -> int:
+        """The tokens of the longest prompt and response that the run asks its model for.
+
+        Responses of traces and the prompts of evaluations are as long as the data has them.
+        """
+        lengths = [0]
+        if self.evaluation.splits:
+            lengths.append(self.evaluation.sampling.max_new_tokens)
+        if isinstance(self.experience, OnPolicy):
+            prompt = self.experience.max_prompt_tokens or 0
+            lengths.append(prompt + self.experience.sampling.max_new_tokens)
+        return max(lengths)
+
 
 def _require_at_least(low: int, path: str, value: int) -> None:
     if value < low:
@@ -123,22 +142,32 @@ def recipe_names() -> list[str]:
     return sorted(recipe_modules())
 
 
-def load_recipe(name: str, texts: list[str]) -> RunConfig:
+def load_recipe(
+    name: str, texts: list[str], *, student: str | None = None, scale: str | None = None
+) -> RunConfig:
     """Load a recipe by name or path, or a run's config.json, and apply overrides.
 
     The recipe module `toy_grpo` has a function `toy_grpo()` that returns the config. A recipe's
     file may define its own classes for choices (`own_classes`), which overrides refer to by name.
-    Raises UserError for an unknown name (listing the nearest), a broken file or a bad override.
+    `student` and `scale` are passed to a function that takes them (`chosen`). Raises UserError for
+    an unknown name (listing the nearest), a broken file or a bad override.
     """
     path = Path(name)
     if path.suffix == ".json":
+        for flag, value in (("--student", student), ("--scale", scale)):
+            if value is not None:
+                raise UserError(
+                    f"{path}: {flag} belongs to a recipe, and a config.json has its values already"
+                )
         config, module = _read_config_json(path)
     else:
         module, function = _recipe_function(name, path)
+        parameters = inspect.signature(function).parameters
         # The parameter `profile` is what distinguishes a study from a run.
-        if "profile" in inspect.signature(function).parameters:
+        if "profile" in parameters:
             raise UserError(f"recipe {name!r} is a study; use `jaxdistill study {name}`")
-        config = _call(function, name)
+        given = chosen(module, name, parameters, student, scale)
+        config = _call(lambda: function(**given), name)
         if not isinstance(config, RunConfig):
             raise UserError(f"recipe {name!r} returned {type(config).__name__}, not a RunConfig")
     own = module.classes if isinstance(module, RecipeModule) else {}
@@ -147,6 +176,38 @@ def load_recipe(name: str, texts: list[str]) -> RunConfig:
     if isinstance(module, RecipeModule):
         own_classes.check_installed(config, module)
     return config
+
+
+def chosen(
+    module: ModuleType,
+    recipe: str,
+    parameters: Collection[str],
+    student: str | None,
+    scale: str | None,
+) -> dict[str, Any]:
+    """The arguments of a recipe's function for `--student` and `--scale`; empty without them.
+
+    A student is one of the recipe's own file, one of `models.students`, or a model: a folder, a
+    run or a hub id. Raises UserError for a recipe that does not take what was given, and for an
+    unknown student.
+    """
+    given = {"student": student, "scale": scale}
+    given = {name: text for name, text in given.items() if text is not None}
+    for name in given:
+        if name not in parameters:
+            raise UserError(
+                f"recipe {recipe!r} takes no --{name}: its function has no parameter {name!r}"
+            )
+    if student is None:
+        return given
+    mine = {s.name: s for s in vars(module).values() if isinstance(s, Student)}
+    own = mine if isinstance(module, RecipeModule) else {}
+    found = known_student(student, own)
+    if found is None and (Path(student).is_dir() or "/" in student):
+        found = student_of_folder(student)
+    if found is None:
+        raise unknown_student(student, own)
+    return given | {"student": found}
 
 
 def with_presets(texts: list[str]) -> list[str]:
@@ -239,25 +300,30 @@ def _recipe_function(name: str, path: Path) -> tuple[ModuleType, Callable[..., A
     return module, function
 
 
-def _call(function: Callable[..., Any], name: str, *arguments: Any) -> Any:
+def _call(function: Callable[[], Any], name: str) -> Any:
     """Call a recipe's function. Turns any exception into a UserError, since the recipe is wrong."""
     try:
-        return function(*arguments)
+        return function()
     except UserError:
         raise
     except (Exception, SystemExit) as error:
         raise UserError(f"recipe {name} cannot be run: {in_one_line(error)}") from error
 
 
-def load_study_recipe(name: str, profile: str) -> Any:
+def load_study_recipe(
+    name: str, profile: str, *, student: str | None = None, scale: str | None = None
+) -> Any:
     """Load a study recipe, a function of `profile` that returns a Study.
 
-    Raises UserError for an unknown name, a broken file, or a recipe of a single run.
+    `student` and `scale` as in `load_recipe`. Raises UserError for an unknown name, a broken file,
+    or a recipe of a single run.
     """
     module, function = _recipe_function(name, Path(name))
-    if "profile" not in inspect.signature(function).parameters:
+    parameters = inspect.signature(function).parameters
+    if "profile" not in parameters:
         raise UserError(f"recipe {name!r} is one run, not a study; use `jaxdistill train {name}`")
-    study = _call(function, name, profile)
+    given = chosen(module, name, parameters, student, scale)
+    study = _call(lambda: function(profile, **given), name)
     if isinstance(module, RecipeModule):
         own_classes.check_installed(study, module)
     return study

@@ -49,8 +49,8 @@ OWNERS = {
 
 JAX_FREE = (
     "bench.work", "epistemic", "evaluation.analyze", "evaluation.intervals", "evaluation.measures",
-    "evaluation.responses", "report", "tasks.contexts", "tasks.grading", "tasks.questions",
-    "tasks.toy",
+    "evaluation.responses", "models.students", "report", "tasks.contexts", "tasks.grading",
+    "tasks.questions", "tasks.toy",
 )  # fmt: skip
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 NEVER_CONFIG = ("losses", "objectives", "sampling")

@@ -1,5 +1,6 @@
 """The documentation's code runs as it stands."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import re
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 from places import DOCS
 
+from jaxdistill import overrides
+from jaxdistill.config import load_recipe, with_presets
 from jaxdistill.errors import UserError
 from jaxdistill.sharding import MeshConfig
 from jaxdistill.tasks.contexts import Attempt
@@ -52,6 +55,40 @@ def test_the_code_about_objectives_runs(capsys):
     assert recipe["SolutionFirst"]().compose(attempt).solution == question.solution
     assert recipe["SolutionFirst"]().compose(attempt._replace(solution=None)) is None
     assert capsys.readouterr().out == shown
+
+
+def test_the_settings_for_those_who_come_from_elsewhere_exist():
+    """Each dotted path is a setting of a recipe, and each `path=value` is accepted by one."""
+    recipes = [load_recipe(name, []) for name in ("sdpo_math", "grpo_math", "sdpo_math_ema")]
+    recipes.append(load_recipe("sdpo_math", ["objective.rollout_correction=RolloutCorrection()"]))
+    known = {path for config in recipes for path in paths_of(overrides.to_json(config))}
+    text = (DOCS / "coming_from.md").read_text()
+    rows = [line.split(" | ")[-1] for line in text.splitlines() if line.startswith("| ")]
+    spans = [span for row in rows for span in re.findall(r"`([^`]+)`", row)]
+    fields = (
+        "experience|optimizer|objective|evaluation|compute|teacher|model|steps|checkpoint_every"
+    )
+    named = [span for span in spans if re.match(rf"({fields})\b", span)]
+    assert len(named) > 90
+    for span in named:
+        path, _, value = span.partition("=")
+        assert path.strip() in known, span
+        assert not value or accepted(recipes, path, value.strip().strip("'")), span
+
+
+def accepted(recipes, path, value):
+    for config in recipes:
+        with contextlib.suppress(UserError):
+            overrides.apply_overrides(config, with_presets([f"{path}={value}"]))
+            return True
+    return False
+
+
+def paths_of(settings, prefix=""):
+    for name, value in settings.items():
+        yield prefix + name
+        if isinstance(value, dict):
+            yield from paths_of(value, f"{prefix}{name}.")
 
 
 def test_the_papers_page_names_only_what_exists():

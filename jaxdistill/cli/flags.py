@@ -28,6 +28,23 @@ def add_overrides(sub: argparse.ArgumentParser, what: str) -> None:
     )
 
 
+def add_recipe_choices(sub: argparse.ArgumentParser) -> None:
+    """Add `--student` and `--scale`, which `config.load_recipe` passes to the recipe's function."""
+    student = sub.add_argument(
+        "--student",
+        metavar="NAME",
+        help="the model of a recipe that takes one: a student of `jaxdistill list` or of the "
+        "recipe's file, or a model's folder, run or hub id",
+    )
+    scale = sub.add_argument(
+        "--scale",
+        metavar="NAME",
+        help="the size of a recipe that takes one: paper, or one_gpu for one GPU of 80 GB or more",
+    )
+    for action in (student, scale):
+        describe_default(action, "the recipe's")
+
+
 def add_quiet(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--quiet", action="store_true", help="show no progress bar, but warnings")
 

@@ -1,6 +1,7 @@
-"""`list` names recipes, studies, objectives and models, each with the first line of its docstring.
+"""`list` names recipes, studies, students, objectives and models, each with a line.
 
-Names and lines are parsed from the source files, because importing a recipe would import JAX.
+Names and the first lines of docstrings are parsed from the source files, because importing a recipe
+would import JAX.
 """
 
 import argparse
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill.cli.parser import add_verb
+from jaxdistill.models.students import STUDENTS
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -18,13 +20,14 @@ PACKAGE = Path(__file__).resolve().parents[1]
 USES = {
     "recipes": "jaxdistill train RECIPE",
     "studies": "jaxdistill study STUDY",
+    "students": "--student NAME, for recipes and studies that take one",
     "objectives": "--set objective=NAME",
     "models": "bench --model NAME, or jaxdistill.models.presets.preset(NAME)",
 }
 
 
 def add_verbs(verbs: Any) -> None:
-    sub = add_verb(verbs, "list", show, "List recipes, studies, objectives and models.")
+    sub = add_verb(verbs, "list", show, "List recipes, studies, students, objectives and models.")
     sub.add_argument("--json", action="store_true", help="print {group: {name: line}} as JSON")
 
 
@@ -41,21 +44,27 @@ def show(options: argparse.Namespace) -> None:
 
 
 def listing() -> dict[str, dict[str, str]]:
-    """{"recipes" | "studies" | "objectives" | "models": {name: its first line}}."""
+    """{"recipes" | "studies" | "students" | "objectives" | "models": {name: its line}}."""
     runs: dict[str, str] = {}
     studies: dict[str, str] = {}
     for path in sorted((PACKAGE / "configs").rglob("*.py"), key=lambda path: path.stem):
         tree = _parse(path)
         for function in _functions(tree):
             if function.name == path.stem:  # the function that `config.load_recipe` calls
-                # A study's function takes a profile; a run's function takes no arguments.
+                # What distinguishes a study's function is that it takes a profile.
                 arguments = function.args.args + function.args.kwonlyargs
                 takes = [argument.arg for argument in arguments]
                 (studies if "profile" in takes else runs)[path.stem] = _first_line(tree)
     presets = _parse(PACKAGE / "objectives" / "presets.py")
     objectives = {f.name: _first_line(f) for f in _functions(presets) if f.name[0] != "_"}
     models = dict(_models(_parse(PACKAGE / "models" / "presets.py")))
-    return {"recipes": runs, "studies": studies, "objectives": objectives, "models": models}
+    return {
+        "recipes": runs,
+        "studies": studies,
+        "students": {name: student.line for name, student in STUDENTS.items()},
+        "objectives": objectives,
+        "models": models,
+    }
 
 
 def _models(tree: ast.Module) -> Iterator[tuple[str, str]]:

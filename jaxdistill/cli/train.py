@@ -1,11 +1,12 @@
 """`train` runs one recipe; `study` runs a grid of them and writes the comparison report."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from jaxdistill.cli.flags import add_mesh, add_overrides, add_quiet
+from jaxdistill.cli.flags import add_mesh, add_overrides, add_quiet, add_recipe_choices
 from jaxdistill.cli.parser import add_verb, describe_default
 from jaxdistill.errors import UserError
 
@@ -19,6 +20,7 @@ def add_verbs(verbs: Any) -> None:
         compiles=True,
     )
     sub.add_argument("config", metavar="CONFIG", help="a recipe's name or path, or a config.json")
+    add_recipe_choices(sub)
     add_overrides(sub, "the recipe")
     add_mesh(sub, of="the recipe")
     folder = sub.add_argument("--run-dir", type=Path, metavar="DIR", help="the run's folder")
@@ -29,6 +31,7 @@ def add_verbs(verbs: Any) -> None:
         help="continue from the last checkpoint in the run's folder, or start if there is none",
     )
     add_quiet(sub)
+    add_show(sub, "the settings of the run")
 
     sub = add_verb(
         verbs,
@@ -42,8 +45,9 @@ def add_verbs(verbs: Any) -> None:
         "--profile",
         default="quick",
         metavar="NAME",
-        help="the study's size: quick (2 CPU cores) or full (one GPU)",
+        help="the study's size: quick or full, as the recipe's docstring says",
     )
+    add_recipe_choices(sub)
     add_overrides(sub, "every trained run")
     add_mesh(sub, of="each run's recipe")
     folder = sub.add_argument(
@@ -52,40 +56,63 @@ def add_verbs(verbs: Any) -> None:
         metavar="DIR",
         help="the study's folder; an unfinished study there is continued",
     )
-    describe_default(folder, "runs/NAME_PROFILE")
+    describe_default(folder, "runs/NAME_PROFILE, with the --student and --scale that are given")
     add_quiet(sub)
+    add_show(sub, "the settings of every run")
+
+
+def add_show(sub: argparse.ArgumentParser, what: str) -> None:
+    sub.add_argument("--show", action="store_true", help=f"print {what} as JSON and stop")
 
 
 def train(options: argparse.Namespace) -> None:
-    from jaxdistill.config import bundled_module, load_recipe
-    from jaxdistill.run.loop import run
+    from jaxdistill.config import bundled_module, to_json
 
     recipe, run_dir = Path(options.config), options.run_dir
     if options.resume and run_dir and recipe.suffix == ".py" and not recipe.exists():
         # The recipe file is gone, but a run keeps its config and the classes that it uses.
         kept = run_dir / "config.json"
         if kept.exists() and bundled_module(options.config) is None:
-            options.config = str(kept)
+            options.config, options.student, options.scale = str(kept), None, None
             print(f"no {recipe}: the run continues with its own {kept}", file=sys.stderr)
-    config = load_recipe(options.config, options.overrides + mesh_override(options))
+    config = recipe_of(options)
+    if options.show:
+        print(json.dumps(to_json(config), indent=1))
+        return
     # A provenance.json marks a run folder, so the config.json beside it is that run's own.
     is_kept = recipe.name == "config.json" and (recipe.parent / "provenance.json").exists()
     if run_dir is None:
         run_dir = recipe.parent if options.resume and is_kept else Path("runs") / config.name
+    from jaxdistill.run.loop import run
+
     run(config, run_dir, resume=options.resume, quiet=options.quiet)
     print(run_dir)
 
 
+def recipe_of(options: argparse.Namespace) -> Any:
+    """The RunConfig that CONFIG, `--student`, `--scale`, `--set` and `--mesh` describe."""
+    from jaxdistill.config import load_recipe
+
+    texts = options.overrides + mesh_override(options)
+    return load_recipe(options.config, texts, student=options.student, scale=options.scale)
+
+
 def study(options: argparse.Namespace) -> None:
-    from jaxdistill.config import load_study_recipe
+    from jaxdistill.config import load_study_recipe, to_json
     from jaxdistill.run.study import Study, run_study, with_overrides
 
-    chosen = load_study_recipe(options.config, options.profile)
+    chosen = load_study_recipe(
+        options.config, options.profile, student=options.student, scale=options.scale
+    )
     if not isinstance(chosen, Study):
         raise UserError(f"recipe {options.config!r} returned {type(chosen).__name__}, not a Study")
     chosen = with_overrides(chosen, options.overrides + mesh_override(options))
-    study_dir = options.run_dir or Path("runs") / f"{chosen.name}_{chosen.profile}"
-    print(run_study(chosen, study_dir, quiet=options.quiet))
+    if options.show:
+        print(json.dumps({arm.name: to_json(arm.config) for arm in chosen.arms}, indent=1))
+        return
+    given = [Path(text).name for text in (options.student, options.scale) if text]
+    named = "-".join([f"{chosen.name}_{chosen.profile}", *given])
+    print(run_study(chosen, options.run_dir or Path("runs") / named, quiet=options.quiet))
 
 
 def mesh_override(options: argparse.Namespace) -> list[str]:

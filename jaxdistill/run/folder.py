@@ -15,6 +15,7 @@ from jaxdistill.evaluation.records import evaluation_folder
 from jaxdistill.files import write_whole
 from jaxdistill.run.provenance import current_provenance
 from jaxdistill.storage import hf_files, loading
+from jaxdistill.storage.expected import check_expected
 from jaxdistill.storage.loading import Policy
 
 # Settings that may differ when a run is resumed, because they do not change what a step computes
@@ -64,6 +65,8 @@ def start_folder(config: RunConfig, run_dir: Path, resume: bool) -> bool:
         first.add(kept.name)
     if found - first:
         raise UserError(f"run folder {run_dir} is not empty and holds no run; choose another")
+    if config.expected is not None:
+        check_expected(config.expected, config.model, config.longest)
     # Raises for a missing model before anything is written.
     loading.resolve(config.model)
     run_dir.mkdir(parents=True, exist_ok=True)

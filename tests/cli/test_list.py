@@ -9,6 +9,7 @@ from command_line import call
 from jaxdistill import config
 from jaxdistill.cli.list import listing
 from jaxdistill.models.presets import PRESETS as MODELS
+from jaxdistill.models.students import STUDENTS
 from jaxdistill.objectives import PRESETS as OBJECTIVES
 
 
@@ -21,6 +22,7 @@ def test_recipes_and_studies_are_those_that_train_and_study_take():
         config.load_study_recipe(name, "quick")
     assert {"toy_selfdistill", "dapo_smoke"} <= set(found["recipes"])
     assert "toy_study" in found["studies"]
+    assert list(found["students"]) == list(STUDENTS)
 
 
 def test_objectives_and_models_are_the_presets_with_their_first_lines():
@@ -34,7 +36,7 @@ def test_objectives_and_models_are_the_presets_with_their_first_lines():
         assert found["models"][name].endswith(sizes)
 
 
-@pytest.mark.parametrize("group", ["recipes", "studies", "objectives", "models"])
+@pytest.mark.parametrize("group", ["recipes", "studies", "students", "objectives", "models"])
 def test_each_line_is_one_whole_sentence(group):
     for name, line in listing()[group].items():
         assert line[-1:] in (".", "?"), f"{name}: {line!r}"
