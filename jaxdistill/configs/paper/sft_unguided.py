@@ -1,4 +1,4 @@
-"""Fine-tuning on the model's own correct responses, written without help (section 4, D_ug).
+r"""Fine-tuning on the model's own correct responses, written without help (section 4, D_ug).
 
 Purpose: the control of `sft_guided`: traces of the same problems, all of them correct, with the
 doubt that the model has by itself.
@@ -9,9 +9,10 @@ Hardware and time: `--scale paper`, 4 or 8 GPUs of 80 GB: about 4 hours on 8 H20
 hours on an H200 for 800 responses of 12,000 tokens, 15 times at 19,700 tokens/s, and about 2.5
 hours for each of the two evaluations, 9,600 responses of 5,000 tokens at 5,550 tokens/s (estimate;
 `--set evaluation.samples=4` makes a quarter of them).
-Data: responses by `jaxdistill guide`, 800 correct ones without a context; for 800 take as many
-problems as it needs, and the same ones for `sft_guided`. Then jaxdistill data prepare aime24, and
-the same for aime25, amc23 and math500
+Data: jaxdistill guide MODEL --data tfds:dapo_math_17k --contexts none,solution --problems 350 \
+  --out runs/guided
+  (of 350 problems at the paper's mean score of 0.30 about 840 responses are correct); then
+  jaxdistill data prepare aime24, and the same for aime25, amc23 and math500
 Command: jaxdistill train sft_unguided --set experience.source=runs/guided/none.jsonl
 Deviations: no row is cut. The paper's cut-off is unknown; 16,384 tokens, its authors' default
 elsewhere, would cut the end of the longest traces, which teaches not to stop.
