@@ -8,6 +8,7 @@ from typing import Any
 from jaxdistill.cli.flags import add_mesh, add_overrides, add_quiet
 from jaxdistill.cli.parser import add_verb, describe_default
 from jaxdistill.errors import UserError
+from jaxdistill.run.stopping import seconds_of
 
 
 def add_verbs(verbs: Any) -> None:
@@ -28,6 +29,7 @@ def add_verbs(verbs: Any) -> None:
         action="store_true",
         help="continue from the last checkpoint in the run's folder, or start if there is none",
     )
+    add_time_limit(sub)
     add_quiet(sub)
 
     sub = add_verb(
@@ -53,7 +55,24 @@ def add_verbs(verbs: Any) -> None:
         help="the study's folder; an unfinished study there is continued",
     )
     describe_default(folder, "runs/NAME_PROFILE")
+    add_time_limit(sub)
     add_quiet(sub)
+
+
+def add_time_limit(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--time-limit",
+        type=duration,
+        metavar="TIME",
+        help="save and end after this time, such as 11h30m, 90m or 45s",
+    )
+
+
+def duration(text: str) -> float:
+    try:
+        return seconds_of(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a time such as 11h30m, got {text!r}") from None
 
 
 def train(options: argparse.Namespace) -> None:
@@ -72,7 +91,7 @@ def train(options: argparse.Namespace) -> None:
     is_kept = recipe.name == "config.json" and (recipe.parent / "provenance.json").exists()
     if run_dir is None:
         run_dir = recipe.parent if options.resume and is_kept else Path("runs") / config.name
-    run(config, run_dir, resume=options.resume, quiet=options.quiet)
+    run(config, run_dir, resume=options.resume, quiet=options.quiet, stopping=options.stopping)
     print(run_dir)
 
 
@@ -85,7 +104,7 @@ def study(options: argparse.Namespace) -> None:
         raise UserError(f"recipe {options.config!r} returned {type(chosen).__name__}, not a Study")
     chosen = with_overrides(chosen, options.overrides + mesh_override(options))
     study_dir = options.run_dir or Path("runs") / f"{chosen.name}_{chosen.profile}"
-    print(run_study(chosen, study_dir, quiet=options.quiet))
+    print(run_study(chosen, study_dir, quiet=options.quiet, stopping=options.stopping))
 
 
 def mesh_override(options: argparse.Namespace) -> list[str]:

@@ -23,6 +23,7 @@ from jaxdistill.sampling import engine
 from jaxdistill.storage import loading
 from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.tasks.tasks import ToyTask
+from jaxdistill.training.checkpointing import Steps
 from jaxdistill.training.experience import Supervised
 from jaxdistill.training.state import TrainState, init_state
 from jaxdistill.training.teachers import Frozen
@@ -211,7 +212,7 @@ def test_pretraining_resumes_to_the_bit_too(tmp_path, monkeypatch):
         experience=Supervised(examples=7, batch_size=2),
         objective=CrossEntropy(),
         teacher=Frozen(),
-        checkpoint_every=3,
+        checkpoint=Steps(3),
         rollouts_every=0,
     )
     run(config, tmp_path / "whole", quiet=True)
