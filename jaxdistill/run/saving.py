@@ -36,11 +36,9 @@ class Saving:
         self.grace_s = config.grace_seconds
         self.flush: Callable[[], None] = lambda: None  # of files that a stop must complete
         self._config = config
-        self._steps = config.steps
-        # While the model is loaded, nothing but names says where the run stands.
+        self._run_dir, self._steps = run_dir, config.steps
         self._kept: Kept | None = None
-        self._saved = max(steps_on_disk(run_dir / "checkpoints"), default=0)
-        self._pending = self._saved  # newer than `_saved` while it is written in the background
+        self._saved = 0  # the step that was handed to `checkpoints` last, which may still write it
         self._saved_at = time.monotonic()
         self._began: float | None = None  # of the step in flight
         self._durations: list[float] = []  # of the last steps, without compilations
@@ -52,8 +50,7 @@ class Saving:
 
     def start(self, step: int, steps: int) -> None:
         """The steps begin after `step`, which has been restored or is 0."""
-        self._saved = self._pending = step
-        self._steps, self._saved_at = steps, time.monotonic()
+        self._saved, self._steps, self._saved_at = step, steps, time.monotonic()
 
     def begin(self) -> None:
         """A step begins. Until it is completed, a stop may drop it."""
@@ -89,7 +86,6 @@ class Saving:
         """Wait for the checkpoint that is being written, and end Orbax's threads."""
         with self._files:
             self.checkpoints.close()
-            self._saved = self._pending
 
     @contextlib.contextmanager
     def finishing(self) -> Iterator[None]:
@@ -100,9 +96,7 @@ class Saving:
     def _save(self) -> None:
         assert self._kept is not None
         self.checkpoints.save(*self._kept)
-        # The call has waited for the checkpoint before it.
-        self._saved, self._pending = self._pending, self._kept.step
-        self._saved_at = time.monotonic()
+        self._saved, self._saved_at = self._kept.step, time.monotonic()
 
     # ---------------------------------------------------------------- the thread of a stop
 
@@ -115,13 +109,12 @@ class Saving:
         self._await_step(half)
         if self._kept is not None and self._config.save_checkpoints:
             # What is saved already needs no waiting for the update that is under way.
-            if self._kept.step != self._pending:
+            if self._kept.step != self._saved:
                 acquire(self._is_whole, deadline)
             acquire(self._files, deadline)
-            if self._kept.step != self._pending:
+            if self._kept.step != self._saved:
                 self._save()
             self.checkpoints.wait()
-            self._saved = self._pending
         self.flush()
 
     def _await_step(self, until: float) -> None:
@@ -139,20 +132,17 @@ class Saving:
             without = "without `save_checkpoints`, --resume starts anew"
             yield f"stopped at step {completed}{of}; {without}"
             return
-        if completed > self._saved:
-            left = f"the checkpoint of step {self._saved} stands" if self._saved else "none is kept"
+        # Orbax renames a folder to its step once it is complete.
+        folder = self._run_dir / "checkpoints"
+        steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+        saved = max(steps, default=0)
+        if completed > saved:
+            left = f"the checkpoint of step {saved} stands" if saved else "there is no other yet"
             yield f"the state of step {completed} could not be saved {failure}; {left}"
-        yield f"stopped at step {self._saved}{of}; --resume goes on"
+        yield f"stopped at step {saved}{of}; --resume goes on"
 
 
 def acquire(lock: threading.Lock, deadline: float) -> None:
     """Take a lock for good. Raises TimeoutError if the main thread still has it at the deadline."""
     if not lock.acquire(timeout=max(deadline - time.monotonic(), 0.0)):
         raise TimeoutError("a step was being computed")
-
-
-def steps_on_disk(folder: Path) -> list[int]:
-    """The steps that have a folder of their own; whether they are complete is seen later."""
-    if not folder.is_dir():
-        return []
-    return [int(path.name) for path in folder.iterdir() if path.name.isdigit()]

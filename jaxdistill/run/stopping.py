@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 # For clean-up of commands that have no such setting; a Cloud TPU VM is given 30 s, and 5 are left
 # for the process's end.
@@ -30,6 +30,7 @@ SAME_S = 0.05
 DONE, CLOSED = 0, 255
 
 
+@runtime_checkable
 class Stoppable(Protocol):
     """Work that is not simply dropped when the process is asked to end."""
 
