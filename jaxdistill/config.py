@@ -64,7 +64,7 @@ class RunConfig:
     rollouts_token_ids: bool = False  # save prompts and responses as token ids too
     export: bool = True  # write the Hugging Face folder RUN/export at the end
     seed: int = 0  # of the order of the data, of samples and of random weights
-    # In which SIGTERM, Ctrl-C or `--time-limit` end the run: it saves the last completed step.
+    # Within which SIGTERM, Ctrl-C or `--time-limit` end the run, its last completed step saved.
     grace_seconds: float = 25.0
 
     def __post_init__(self):

@@ -39,11 +39,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Minutes:
-    """A checkpoint at least every `minutes` of wall time; after each step if one takes longer.
-
-    >>> Minutes(10).is_due(step=7, seconds=540.0, step_seconds=70.0)
-    True
-    """
+    """A checkpoint at least every `minutes` of wall time; after each step if one takes longer."""
 
     minutes: float
 
