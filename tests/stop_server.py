@@ -41,7 +41,12 @@ class Server:
     def __enter__(self) -> "Server":
         self._process = subprocess.Popen(
             [sys.executable, __file__],
-            env={**os.environ, "JAX_NUM_CPU_DEVICES": "8"},
+            env={
+                **os.environ,
+                "JAX_NUM_CPU_DEVICES": "8",
+                # Every process compiles the same programs, the many small ones included.
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            },
             text=True,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -271,7 +271,6 @@ def worker(arms: list[Arm], study_dir: Path, core: int, failures: Any, parent: i
     """Body of a worker process: pin it to a core, run its arms, report a failure on the queue."""
     # If the parent was killed, the next start of the study must find its runs free.
     die_with_parent(parent)
-    threading.Thread(target=end_with_parent, daemon=True).start()
     # The terminal sends Ctrl-C to every process; the parent handles it and terminates the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stopping = Stopping("", quiet=True)
@@ -290,14 +289,6 @@ def worker(arms: list[Arm], study_dir: Path, core: int, failures: Any, parent: i
         failure.add_note(traceback.format_exc())
         failures.put(failure)
         sys.exit(1)
-
-
-def end_with_parent() -> None:
-    """Where the system does not do it (`die_with_parent`): the parent's end closes a pipe."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def watch(processes: list[Any], arms: list[Arm], study_dir: Path, quiet: bool) -> None:

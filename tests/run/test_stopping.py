@@ -130,10 +130,10 @@ def test_children_end_too():
     """
     code, out, _, _ = end_of(body)
     assert code == 0
-    assert not _is_alive(int(out))
+    assert not is_alive(int(out))
 
 
-def _is_alive(number: int) -> bool:
+def is_alive(number: int) -> bool:
     try:
         with open(f"/proc/{number}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] != "Z"

@@ -2,7 +2,6 @@
 
 import random
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -101,33 +100,34 @@ def test_a_second_signal_ends_the_run_at_once(server, whole, tmp_path):
     resume_and_compare(tmp_path, whole)
 
 
+def cases() -> list[tuple[str, tuple[str, ...], float]]:
+    """Every phase with every signal, and steps beyond the grace time: (phase, signals, blocks)."""
+    short = [(phase, signals, 0.0) for phase in PHASES for signals in SIGNALS]
+    long = ("sampling", "end of update")
+    return short + [(phase, signals, 30.0) for phase in long for signals in SIGNALS[:3]]
+
+
+def name_of(number: int) -> str:
+    phase, signals, blocks = cases()[number]
+    return f"{phase}-{'-'.join(signals)}{'-long' * (blocks > 0)}"
+
+
 @pytest.mark.slow
-def test_fifty_stopped_runs_go_on_to_the_same_end(server, whole, tmp_path, record_property):
-    """Every phase with every signal at a random moment, some with steps beyond the grace time."""
-    rng = random.Random(17)
-    combined = [(phase, signals) for phase in PHASES for signals in SIGNALS]
-    cases = [(*case, 0.0) for case in combined]
-    long = [(phase, signals) for phase in ("sampling", "end of update") for signals in SIGNALS[:3]]
-    cases += [(*case, 30.0) for case in long]
-    identical = 0
-    for number, (phase, signals, blocks) in enumerate(cases):
-        place = tmp_path / str(number)
-        place.mkdir()
-        nth, delay = rng.randint(1, PHASES[phase]), rng.choice([0.0, rng.uniform(0.0, 0.3)])
-        changes = f"checkpoint={rng.choice(['Steps(2)', 'Minutes(10)'])}"
-        grace = f"grace_seconds={5 if blocks else 25}"
-        code, said = stop(
-            server, place, phase, changes, grace,
-            nth=nth, delay=delay, signals=signals, blocks=blocks,
-        )  # fmt: skip
-        print(number, phase, nth, signals, blocks, changes, round(delay, 2), code, said[-1:])
-        # With a delay the run may be over before the signal comes.
-        if finished_step(place / "run") is None:
-            assert code == {"KILL": -9, "TERM": 0, "INT": 130}[signals[0]], said
-            if code != -9:
-                assert re.fullmatch(r"stopped at step \d of 6; --resume goes on", said[-1]), said
-        resume_and_compare(place, whole)
-        identical += 1
-        shutil.rmtree(place)
-    record_property("identical", f"{identical} of {len(cases)}")
-    assert identical == len(cases) == 50
+@pytest.mark.parametrize("number", range(50), ids=name_of)
+def test_a_run_stopped_at_a_random_moment_goes_on_to_the_same_end(number, server, whole, tmp_path):
+    assert len(cases()) == 50
+    rng, (phase, signals, blocks) = random.Random(number), cases()[number]
+    nth, delay = rng.randint(1, PHASES[phase]), rng.choice([0.0, rng.uniform(0.0, 0.3)])
+    changes = [
+        f"checkpoint={rng.choice(['Steps(2)', 'Minutes(10)'])}",
+        f"grace_seconds={5 if blocks else 25}",
+    ]
+    order = {"nth": nth, "delay": delay, "signals": signals, "blocks": blocks}
+    code, said = stop(server, tmp_path, phase, *changes, **order)
+    print(changes, order, code, said[-1:])
+    # With a delay the run may be over before the signal comes.
+    if finished_step(tmp_path / "run") is None:
+        assert code == {"KILL": -9, "TERM": 0, "INT": 130}[signals[0]], said
+        if code != -9:
+            assert re.fullmatch(r"stopped at step \d of 6; --resume goes on", said[-1]), said
+    resume_and_compare(tmp_path, whole)

@@ -4,17 +4,28 @@ import ctypes
 import os
 import signal
 import sys
+import threading
+import time
 
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
-def die_with_parent(parent: int) -> None:
-    """Have the system kill this process once `parent`, its parent's id, has ended.
+def end_with_parent(parent: int) -> None:
+    """End this process within a second after `parent`, the id of the process that started it."""
 
-    Only Linux can; elsewhere a process notices by itself, where its pipe to the parent is closed.
-    """
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the call, which then does nothing
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
         os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def die_with_parent(parent: int) -> None:
+    """As `end_with_parent`, and on Linux at once, whatever this process is doing.
+
+    Only for processes that the main thread starts: the system goes by the thread, not the process.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent(parent)
