@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def heeding_signals(arguments: Sequence[str] | None) -> tuple[int, Stopping]:
-    """`main`, which goes on heeding signals until the caller closes what it returns."""
+    """`main`, which heeds signals until the caller closes what it returns."""
     options = build_parser().parse_args(arguments)
     is_run = "time_limit" in options
     stopping = options.stopping = Stopping(

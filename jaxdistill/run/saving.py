@@ -125,7 +125,7 @@ class Saving:
             self._completed.wait_for(lambda: self._began != began, until - time.monotonic())
 
     def last_lines(self, failure: str) -> Iterator[str]:
-        """What was lost, if anything, and where `--resume` goes on."""
+        """What was lost, if anything, and where `--resume` continues."""
         completed = 0 if self._kept is None else self._kept.step
         of = "" if self._steps is None else f" of {self._steps}"
         if not self._config.save_checkpoints:

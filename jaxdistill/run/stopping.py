@@ -42,7 +42,7 @@ class Stoppable(Protocol):
     def stop(self, deadline: float) -> None:
         """Save what must not be lost, before `deadline` (`time.monotonic`).
 
-        Called in a thread of its own while the main thread goes on, and abandoned at the deadline.
+        Called in a thread of its own, beside the main thread, and abandoned at the deadline.
         """
         ...
 
@@ -101,7 +101,7 @@ class Stopping:
             # parent.
             if signal.getsignal(number) != signal.SIG_IGN:
                 self._handlers[number] = signal.signal(number, self._handle)
-        self._thread = threading.Thread(target=self._watch, daemon=True, name="stopping")
+        self._thread = threading.Thread(target=self._guarded, daemon=True, name="stopping")
         self._thread.start()
 
     def close(self) -> None:
@@ -156,6 +156,12 @@ class Stopping:
             raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
     # ---------------------------------------------------------------- the watching thread
+
+    def _guarded(self) -> None:
+        try:
+            self._watch()
+        except BaseException as error:  # without this thread nothing would end the process
+            self._leave(1, f"jaxdistill: internal error, {type(error).__name__}: {error}")
 
     def _watch(self) -> None:
         first = self._next(self._limit)
@@ -239,12 +245,14 @@ class Stopping:
                 os.write(2, (above + "".join(f"{line}\n" for line in lines)).encode())
 
     def _leave(self, code: int, *lines: str) -> None:
-        kill_children()
-        for release in self._releases:
-            with contextlib.suppress(OSError):
-                release()
-        self._say(*lines)
-        os._exit(code)
+        try:
+            kill_children()
+            for release in self._releases:
+                with contextlib.suppress(OSError):
+                    release()
+            self._say(*lines)
+        finally:
+            os._exit(code)
 
 
 # ------------------------------------------------------------------------------ processes

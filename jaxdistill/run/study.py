@@ -218,7 +218,7 @@ class StudyWork:
         finished = sum(is_finished(arm, self._study_dir) for arm in arms)
         if failure and self.processes:
             yield f"not every run could save its last step {failure}"
-        yield f"stopped with {finished} of {len(arms)} runs finished; the same command goes on"
+        yield f"stopped with {finished} of {len(arms)} runs finished; the same command continues it"
 
 
 def stop(processes: list[Any]) -> None:

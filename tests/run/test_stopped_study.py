@@ -73,7 +73,10 @@ METHODS = ("sdpo", "grpo")
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_a_study_is_stopped_by_each_signal_and_ends_as_one_that_was_not(tmp_path):
     code, said = Started(tmp_path, "study").stop(signal.SIGTERM, rows=3)
-    assert (code, said[-1]) == (0, "stopped with 0 of 2 runs finished; the same command goes on")
+    assert (code, said[-1]) == (
+        0,
+        "stopped with 0 of 2 runs finished; the same command continues it",
+    )
     assert not list((tmp_path / "study").rglob("lock.json"))
     for name in METHODS:
         folder = tmp_path / "study" / "runs" / f"main-{name}-s0"
@@ -83,7 +86,9 @@ def test_a_study_is_stopped_by_each_signal_and_ends_as_one_that_was_not(tmp_path
     assert (code, said) == (-9, [])
     code, said = Started(tmp_path, "study").stop(signal.SIGINT, rows=12)
     assert code == 130
-    assert re.fullmatch(r"stopped with \d of 2 runs finished; the same command goes on", said[-1])
+    assert re.fullmatch(
+        r"stopped with \d of 2 runs finished; the same command continues it", said[-1]
+    )
     for name in ("study", "whole"):
         process = Started(tmp_path, name).process
         _, err = process.communicate(timeout=400)
