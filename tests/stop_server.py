@@ -63,8 +63,14 @@ class Server:
 
 
 def serve() -> None:
-    import jaxdistill.run.study  # noqa: F401  (all that a run imports)
+    # All that a run imports, early or late. TensorBoard's writer imports torch where that is
+    # installed, which takes as long as everything else.
+    import jaxdistill.run.study  # noqa: F401
     from jaxdistill import cli
+
+    with contextlib.suppress(ImportError):
+        import tensorboardX  # noqa: F401
+        from transformers import PreTrainedTokenizerFast  # noqa: F401
 
     for line in sys.stdin:
         order = Order(**json.loads(line))
