@@ -1,6 +1,7 @@
 """`train` and `study`: recipes by name, path and config, run folders, Ctrl-C."""
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -105,7 +106,10 @@ def test_a_broken_study_recipe_too(place):
 
 
 def test_ctrl_c_while_training_saves_the_last_step_and_resumes(place):
-    process = start(*TRAIN.split(), "--set", "steps=100000", stdout=subprocess.PIPE)
+    # As many devices as here, or the resumed run says that they are others.
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
+    command = [*TRAIN.split(), "--set", "steps=100000"]
+    process = start(*command, stdout=subprocess.PIPE, env=environment)
     metrics = place / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 400
     while not (metrics.exists() and metrics.read_text().count("\n") > 3):
