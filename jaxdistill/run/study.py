@@ -168,7 +168,7 @@ def run_in_processes(
     # SimpleQueue writes within `put`; a Queue's feeder thread is lost if its process is terminated.
     failures = context.SimpleQueue()
     processes = [
-        context.Process(target=worker, args=(share, study_dir, core, failures, os.getpid()))
+        context.Process(target=worker, args=(share, study_dir, core, failures))
         for core, share in enumerate(shares)
     ]
     try:
@@ -267,10 +267,12 @@ def work(arms: list[Arm]) -> int:
     return sum(arm.steps + 10 for arm in arms) + 10 * compilations
 
 
-def worker(arms: list[Arm], study_dir: Path, core: int, failures: Any, parent: int) -> None:
+def worker(arms: list[Arm], study_dir: Path, core: int, failures: Any) -> None:
     """Body of a worker process: pin it to a core, run its arms, report a failure on the queue."""
     # If the parent was killed, the next start of the study must find its runs free.
-    die_with_parent(parent)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    die_with_parent(parent.pid)
     # The terminal sends Ctrl-C to every process; the parent handles it and terminates the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stopping = Stopping("", quiet=True)
