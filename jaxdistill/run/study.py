@@ -272,6 +272,7 @@ def worker(arms: list[Arm], study_dir: Path, core: int, failures: Any) -> None:
     # If the parent was killed, the next start of the study must find its runs free.
     parent = multiprocessing.parent_process()
     assert parent is not None
+    assert parent.pid is not None
     die_with_parent(parent.pid)
     # The terminal sends Ctrl-C to every process; the parent handles it and terminates the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
