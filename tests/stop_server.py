@@ -62,6 +62,15 @@ class Server:
         return Answer(**json.loads(self._process.stdout.readline()))
 
 
+def is_alive(number: int) -> bool:
+    """Whether a process runs; one that waits for its parent has ended."""
+    try:
+        with open(f"/proc/{number}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def serve() -> None:
     # All that a run imports, early or late. TensorBoard's writer imports torch where that is
     # installed, which takes as long as everything else.

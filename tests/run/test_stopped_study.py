@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from places import ROOT
-from test_stopping import is_alive
+from stop_server import is_alive
 
 STUDY = """
 import dataclasses

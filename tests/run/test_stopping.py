@@ -8,6 +8,7 @@ import textwrap
 import time
 
 import pytest
+from stop_server import is_alive
 
 from jaxdistill.run.stopping import seconds_of
 
@@ -131,14 +132,6 @@ def test_children_end_too():
     code, out, _, _ = end_of(body)
     assert code == 0
     assert not is_alive(int(out))
-
-
-def is_alive(number: int) -> bool:
-    try:
-        with open(f"/proc/{number}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize(
