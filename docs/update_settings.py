@@ -77,7 +77,7 @@ WHEN: dict[type, dict[str, str]] = {
         "evaluation": "always: without splits nothing is evaluated",
         "lexicon": "for another language, or words that your model doubts with",
         "track_reference": "to see how far the student's epistemic mass is from the initial one",
-        "checkpoint_every": "for any run that you cannot afford to repeat",
+        "checkpoint": "fewer minutes where machines disappear without a signal",
         "keep_checkpoints": "lower it if the disk fills up",
         "save_checkpoints": "in studies of many small runs",
         "rollouts_every": "1 to keep the samples of all steps",
@@ -85,6 +85,7 @@ WHEN: dict[type, dict[str, str]] = {
         "rollouts_token_ids": "to score or train on the saved samples again",
         "export": "if nobody loads the trained model",
         "seed": "for repetitions of a run",
+        "grace_seconds": "what your cluster leaves after SIGTERM, less a few seconds",
     },
     OnPolicy: {
         "task": "always",

@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import math
 import pkgutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from jaxdistill.sharding import MeshConfig
 from jaxdistill.storage.expected import student_of_folder
 from jaxdistill.storage.loading import ModelSource
 from jaxdistill.tasks.tasks import Task
+from jaxdistill.training.checkpointing import Checkpointing, Minutes
 from jaxdistill.training.compute import Compute
 from jaxdistill.training.experience import Experience, Supervised
 from jaxdistill.training.on_policy import OnPolicy
@@ -58,7 +60,8 @@ class RunConfig:
     lexicon: LexiconSource = Words()  # the epistemic ids of the losses, and the words to count
     # Add the reference's epistemic mass to the metrics, at the cost of one more forward pass.
     track_reference: bool = False
-    checkpoint_every: int = 0  # steps; 0: after the last step only
+    # When to save, besides at the end and when the run is stopped: Steps(n) or Minutes(n).
+    checkpoint: Checkpointing = Minutes(10)
     keep_checkpoints: int = 2  # the latest ones; older ones are deleted
     save_checkpoints: bool = True  # False: for runs whose weights are not needed
     rollouts_every: int = 10  # steps between saved files of rollouts; 0: none
@@ -66,14 +69,19 @@ class RunConfig:
     rollouts_token_ids: bool = False  # save prompts and responses as token ids too
     export: bool = True  # write the Hugging Face folder RUN/export at the end
     seed: int = 0  # of the order of the data, of samples and of random weights
+    # Within which SIGTERM, Ctrl-C or `--time-limit` end the run, its last completed step saved.
+    grace_seconds: float = 25.0
 
     def __post_init__(self):
         if self.steps is None and not isinstance(self.experience, Traces):
             kind = type(self.experience).__name__
             raise UserError(f"`steps` must be set: the {kind} experience has no end of its own")
         _require_at_least(0, "steps", self.steps or 0)
-        for name in ("checkpoint_every", "rollouts_every", "seed"):
+        for name in ("rollouts_every", "seed"):
             _require_at_least(0, name, getattr(self, name))
+        if not 0 < self.grace_seconds < math.inf:
+            raise UserError(f"`grace_seconds` must be above 0, got {self.grace_seconds}")
+        own_classes.require_choice("checkpoint", self.checkpoint, Checkpointing)
         _require_at_least(1, "keep_checkpoints", self.keep_checkpoints)
         _require_at_least(
             1, "rollouts_rows", 1 if self.rollouts_rows is None else self.rollouts_rows
@@ -119,6 +127,12 @@ class RunConfig:
             prompt = self.experience.max_prompt_tokens or 0
             lengths.append(prompt + self.experience.sampling.max_new_tokens)
         return max(lengths)
+
+
+# Settings that no longer exist, and what says the same now.
+RENAMED = {
+    "checkpoint_every": "`checkpoint_every` has become `checkpoint`: Steps(n) or Minutes(n)",
+}
 
 
 def _require_at_least(low: int, path: str, value: int) -> None:
@@ -217,6 +231,8 @@ def with_presets(texts: list[str]) -> list[str]:
     """
     for text in texts:
         path, _, value = map(str.strip, text.partition("="))
+        if path in RENAMED:
+            raise UserError(f"override {text!r}: {RENAMED[path]}")
         if path == "evaluation" and value.lower() in ("none", "null", "false", "()", "0", ""):
             raise UserError(
                 f"override {text!r}: to switch evaluation off, write `evaluation.splits=()`"
@@ -307,7 +323,10 @@ def _call(function: Callable[[], Any], name: str) -> Any:
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        raise UserError(f"recipe {name} cannot be run: {in_one_line(error)}") from error
+        line = in_one_line(error)
+        is_setting = isinstance(error, TypeError)
+        now = [text for name, text in RENAMED.items() if is_setting and name in line]
+        raise UserError("; ".join([f"recipe {name} cannot be run: {line}", *now])) from error
 
 
 def load_study_recipe(
@@ -371,6 +390,9 @@ def _read_config_json(path: Path) -> tuple[RunConfig, RecipeModule | None]:
         raise UserError(f"config {path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"config {path} is not JSON: {error}") from error
+    for name in RENAMED:
+        if isinstance(raw, dict) and name in raw:
+            raise UserError(f"config {path}: {RENAMED[name]}")
     module = None
     if isinstance(raw, dict) and "recipe" in raw:
         module = load_run_recipe(path.parent, raw.pop("recipe"))

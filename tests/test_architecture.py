@@ -78,6 +78,7 @@ TESTED_ELSEWHERE = {
     "sampling.slots": "sampling/test_sampler.py and test_pages.py",
     "storage.hf_files": "storage/test_hf_import.py, with its damaged folders",
     "tasks.grading": "tasks/grading/test_math.py, whose answers go through the pool",
+    "training.checkpointing": "run/test_saving.py, which asks when a checkpoint is due",
     "training.networks": "training/test_step.py",
     "training.on_policy": "training/test_experience.py",
     "training.state": "training/test_step.py",

@@ -114,7 +114,8 @@ def test_a_lexicon_is_words_or_a_file():
         ({"steps": -1}, "`steps` must be at least 0, got -1"),
         ({"seed": -1}, "`seed` must be at least 0"),
         ({"keep_checkpoints": 0}, "`keep_checkpoints` must be at least 1"),
-        ({"checkpoint_every": -5}, "`checkpoint_every` must be at least 0"),
+        ({"checkpoint": 5}, "checkpoint: expected one of Steps, Minutes, or a frozen dataclass"),
+        ({"grace_seconds": 0.0}, "`grace_seconds` must be above 0, got 0.0"),
         ({"objective": CrossEntropy()}, "`objective` CrossEntropy requires `experience` Super"),
     ],
 )

@@ -105,7 +105,7 @@ LLAMA = (
     "num_kv_heads=2, head_dim=8, intermediate_size=64, qk_norm='none', max_positions=512)"
 )
 SMALL = {
-    "steps": 2, "mesh.fsdp": 1, "evaluation.samples": 1, "checkpoint_every": 1,
+    "steps": 2, "mesh.fsdp": 1, "evaluation.samples": 1, "checkpoint": "Steps(1)",
     "evaluation.sampling.max_new_tokens": 16, "evaluation.questions_per_batch": 2,
     "evaluation.splits": "(Split(held_out, Arithmetic(count=2, seed=1)),)",
 }  # fmt: skip

@@ -20,6 +20,7 @@ from jaxdistill.sharding import MeshConfig
 from jaxdistill.storage.loading import Fresh
 from jaxdistill.tasks.contexts import AnswerOnly
 from jaxdistill.tasks.tasks import ToyTask
+from jaxdistill.training.checkpointing import Steps
 from jaxdistill.training.compute import Compute
 from jaxdistill.training.on_policy import OnPolicy
 from jaxdistill.training.optimizer import Optimizer
@@ -82,7 +83,7 @@ def tiny(**changes: Any) -> RunConfig:
             sampling=Sampling(max_new_tokens=8),
         ),
         mesh=MeshConfig(fsdp=1),  # one device: eight simulated ones would only be slower
-        checkpoint_every=2,
+        checkpoint=Steps(2),
         rollouts_every=2,
     )
     return dataclasses.replace(config, **changes)

@@ -15,35 +15,65 @@ from jaxdistill import __version__, compilation
 from jaxdistill.cli import analyze, bench, convert, data, guide, list, report, sample, train
 from jaxdistill.cli.parser import Parser
 from jaxdistill.errors import UserError
+from jaxdistill.run.stopping import Stopping, Terminated
 
+EXIT_CODES = {
+    0: "success; also a run or study that SIGTERM or its time limit stopped: `finished.json` in "
+    "the run folder says whether it is finished",
+    1: "an internal error, or a device's memory is exhausted",
+    2: "a mistake that you can correct, named in one line",
+    3: "a run that stopped itself",
+    130: "interrupted with Ctrl-C",
+    141: "the reader of the output has closed the pipe",
+    143: "SIGTERM ended a command that is no run",
+}
 # The operating system refused a path that the user chose, which is not an internal error.
 REFUSED = (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb and return its exit code. A failure prints one line on stderr.
+    """Run a verb and return its exit code (`EXIT_CODES`). A failure prints one line on stderr.
 
-    0: success; 1: an internal error, or out of memory; 2: the user's mistake; 130: Ctrl-C; 141: the
-    reader of stdout has closed the pipe, and nothing is printed.
+    In the main thread, signals are heeded as `run.stopping` says: SIGTERM and Ctrl-C may end the
+    process here.
     """
+    code, stopping = heeding_signals(arguments)
+    stopping.close()
+    return code
+
+
+def heeding_signals(arguments: Sequence[str] | None) -> tuple[int, Stopping]:
+    """`main`, which heeds signals until the caller closes what it returns."""
     options = build_parser().parse_args(arguments)
+    is_run = "time_limit" in options
+    stopping = options.stopping = Stopping(
+        "stopped before the first step; --resume goes on" if is_run else None,
+        # The others have temporary files to remove; these write theirs at the end.
+        raises=not options.compiles,
+        limit_s=options.time_limit if is_run else None,
+    )
+    stopping.listen()
     compilation.keep_programs()
     try:
         with compilation.reported() if options.compiles else contextlib.nullcontext():
             options.function(options)
         # A broken pipe raises here, where it is handled, and not while Python shuts down.
         sys.stdout.flush()
-        return 0
-    except (Exception, KeyboardInterrupt) as error:
+        return 0, stopping
+    except (Exception, KeyboardInterrupt, Terminated) as error:
+        stopping.settle()
         if options.debug:
             traceback.print_exc()
         code, line = explain(error)
+    except BaseException:
+        stopping.close()
+        raise
     if code == 141:
         # Python flushes its buffer again at exit, which would fail once more; discard it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     elif not options.debug:
         print(f"jaxdistill: {line}", file=sys.stderr)
-    return code
+    return code, stopping
 
 
 def explain(error: BaseException) -> tuple[int, str]:
@@ -55,6 +85,8 @@ def explain(error: BaseException) -> tuple[int, str]:
             return 2, text
         case KeyboardInterrupt():
             return 130, "interrupted"
+        case Terminated():
+            return 143, "stopped by SIGTERM"
         case BrokenPipeError():
             return 141, text
         case OSError() if isinstance(error, REFUSED):
@@ -74,13 +106,17 @@ def explain(error: BaseException) -> tuple[int, str]:
 
 
 def entry() -> None:
-    sys.exit(main())
+    """The command `jaxdistill`. It heeds signals to the end, JAX's clean-up at exit included."""
+    code, stopping = heeding_signals(None)
+    stopping.finish(code)
+    sys.exit(code)
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="jaxdistill",
         description="Self-distillation of reasoning models, and its effect on words of doubt.",
+        epilog="Exit codes: " + "; ".join(f"{code}: {text}" for code, text in EXIT_CODES.items()),
     )
     parser.add_argument(
         "--version",

@@ -9,6 +9,7 @@ from typing import Any
 from jaxdistill.cli.flags import add_mesh, add_overrides, add_quiet, add_recipe_choices
 from jaxdistill.cli.parser import add_verb, describe_default
 from jaxdistill.errors import UserError
+from jaxdistill.run.stopping import seconds_of
 
 
 def add_verbs(verbs: Any) -> None:
@@ -30,6 +31,7 @@ def add_verbs(verbs: Any) -> None:
         action="store_true",
         help="continue from the last checkpoint in the run's folder, or start if there is none",
     )
+    add_time_limit(sub)
     add_quiet(sub)
     add_show(sub, "the settings of the run")
 
@@ -57,12 +59,29 @@ def add_verbs(verbs: Any) -> None:
         help="the study's folder; an unfinished study there is continued",
     )
     describe_default(folder, "runs/NAME_PROFILE, with the --student and --scale that are given")
+    add_time_limit(sub)
     add_quiet(sub)
     add_show(sub, "the settings of every run")
 
 
 def add_show(sub: argparse.ArgumentParser, what: str) -> None:
     sub.add_argument("--show", action="store_true", help=f"print {what} as JSON and stop")
+
+
+def add_time_limit(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--time-limit",
+        type=duration,
+        metavar="TIME",
+        help="save and end after this time, such as 11h30m, 90m or 45s",
+    )
+
+
+def duration(text: str) -> float:
+    try:
+        return seconds_of(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a time such as 11h30m, got {text!r}") from None
 
 
 def train(options: argparse.Namespace) -> None:
@@ -85,7 +104,7 @@ def train(options: argparse.Namespace) -> None:
         run_dir = recipe.parent if options.resume and is_kept else Path("runs") / config.name
     from jaxdistill.run.loop import run
 
-    run(config, run_dir, resume=options.resume, quiet=options.quiet)
+    run(config, run_dir, resume=options.resume, quiet=options.quiet, stopping=options.stopping)
     print(run_dir)
 
 
@@ -112,7 +131,8 @@ def study(options: argparse.Namespace) -> None:
         return
     given = [Path(text).name for text in (options.student, options.scale) if text]
     named = "-".join([f"{chosen.name}_{chosen.profile}", *given])
-    print(run_study(chosen, options.run_dir or Path("runs") / named, quiet=options.quiet))
+    study_dir = options.run_dir or Path("runs") / named
+    print(run_study(chosen, study_dir, quiet=options.quiet, stopping=options.stopping))
 
 
 def mesh_override(options: argparse.Namespace) -> list[str]:

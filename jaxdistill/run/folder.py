@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,19 @@ from jaxdistill.epistemic import Lexicon
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation.records import evaluation_folder
 from jaxdistill.files import write_whole
-from jaxdistill.run.provenance import current_provenance
+from jaxdistill.run.lock import LOCK
+from jaxdistill.run.provenance import changes_of_place, current_provenance
 from jaxdistill.storage import hf_files, loading
 from jaxdistill.storage.expected import check_expected
 from jaxdistill.storage.loading import Policy
 
-# Settings that may differ when a run is resumed, because they do not change what a step computes
-# (`mesh` changes it by rounding: sums are in another order).
+# Settings that may differ when a run is resumed, because they do not change what a step computes.
 # `steps` does under a cosine schedule; `check_config` handles that case.
 MAY_CHANGE = {
     "steps",
-    "mesh",
     "evaluation",
-    "checkpoint_every",
+    "checkpoint",
+    "grace_seconds",
     "keep_checkpoints",
     "save_checkpoints",
     "rollouts_every",
@@ -33,6 +34,15 @@ MAY_CHANGE = {
     "rollouts_token_ids",
     "export",
 }
+# Settings that may differ too, since they say where and how a step is computed. They change it by
+# rounding (sums are in another order), and `cache_dtype` also by the rounding of the KV cache that
+# samples are drawn with, so that a line says so.
+ROUNDS = {
+    "mesh",
+    *("compute." + name for name in (
+        "attention", "chunk", "micro_batches", "remat", "pack", "cache_dtype"
+    )),
+}  # fmt: skip
 # Files and folders that a run may write before it has results worth keeping.
 START_FILES = (
     "config.json", "provenance.json", own_classes.RECIPE, "lexicon.json", "metrics.jsonl",
@@ -42,7 +52,7 @@ START_FILES = (
 
 
 def start_folder(config: RunConfig, run_dir: Path, resume: bool) -> bool:
-    """Create the run folder (returns True), or check that it belongs to this config (False).
+    """Write the new run's first files (returns True), or check that this run's are there (False).
 
     `resume` without a run in the folder starts a new one and prints a line that says so, so that a
     script may always pass it. A recipe that defines its own classes is copied into the folder.
@@ -60,7 +70,7 @@ def start_folder(config: RunConfig, run_dir: Path, resume: bool) -> bool:
     # A start that was killed may have left its first files. A recipe.py with other contents was not
     # written by this run, so it must not be overwritten.
     module, first = own_classes.recipe_in(config), {"provenance.json"}
-    kept, found = run_dir / own_classes.RECIPE, names_in(run_dir)
+    kept, found = run_dir / own_classes.RECIPE, names_in(run_dir) - {LOCK}
     if module is not None and found == first | {kept.name} and kept.read_bytes() == module.source:
         first.add(kept.name)
     if found - first:
@@ -99,8 +109,6 @@ def remove_start(run_dir: Path, before: set[str] | None) -> None:
             shutil.rmtree(run_dir / name)
         else:
             (run_dir / name).unlink(missing_ok=True)
-    if before is None and not names_in(run_dir):
-        run_dir.rmdir()
 
 
 def write_config(config: RunConfig, run_dir: Path) -> None:
@@ -131,8 +139,9 @@ def check_config(config: RunConfig, described: dict[str, Any], run_dir: Path) ->
     if "recipe" in saved:
         configs.read_run_recipe(run_dir, saved["recipe"])
     for key in described.keys() - MAY_CHANGE:
-        if found := first_difference(saved.get(key), described[key], key):
-            path, there, here = found
+        for path, there, here in differences(saved.get(key), described[key], key):
+            if path.startswith(tuple(ROUNDS)):
+                continue
             raise UserError(
                 f"run folder {run_dir} was started with another config: `{path}` is {there!r} in "
                 f"its config.json and {here!r} now; use its config.json, or another folder"
@@ -144,14 +153,32 @@ def check_config(config: RunConfig, described: dict[str, Any], run_dir: Path) ->
         )
 
 
-def first_difference(there: Any, here: Any, path: str) -> tuple[str, Any, Any] | None:
-    """The first setting in which two configs (as JSON) differ: (dotted path, there, here)."""
+def differences(there: Any, here: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+    """The settings in which two configs (as JSON) differ: (dotted path, there, here)."""
     # Settings added since the run was started are absent from its config.json; they do not count as
     # a difference.
     if isinstance(there, dict) and isinstance(here, dict) and there.keys() <= here.keys():
-        inner = (first_difference(there[key], here[key], f"{path}.{key}") for key in there)
-        return next(filter(None, inner), None)
-    return None if there == here else (path, there, here)
+        for key in there:
+            yield from differences(there[key], here[key], f"{path}.{key}")
+    elif there != here:
+        yield path, there, here
+
+
+def changes_of_rounding(config: RunConfig, run_dir: Path) -> list[str]:
+    """What differs from the run's last start and may change its numbers by rounding.
+
+    These are settings, the devices, and the versions of packages: "mesh.fsdp 8 -> 1".
+    """
+    saved, described = hf_files.read_json(run_dir / "config.json"), configs.to_json(config)
+    changed = [
+        f"{path} {there!r} -> {here!r}"
+        for key in ("mesh", "compute")
+        for path, there, here in differences(saved.get(key), described[key], key)
+    ]
+    file = run_dir / "provenance.json"
+    first = hf_files.read_json(file) if file.exists() else {}
+    last = [first, *first.get("resumed", ())][-1]
+    return changed + changes_of_place(last, current_provenance())
 
 
 def check_steps(steps: int, run_dir: Path, latest: int) -> int:
@@ -193,6 +220,21 @@ def keep_lexicon(config: RunConfig, policy: Policy, run_dir: Path) -> Lexicon:
             f"{len(lexicon.ids)} ids of {lexicon.tokenizer_hash}; restore it, or start another run"
         )
     return lexicon
+
+
+def remove_leftovers(run_dir: Path) -> None:
+    """Remove what a killed export or save of this run left behind. The run must be locked."""
+    unfinished = [
+        *run_dir.glob("export.new"),
+        *run_dir.glob(".export.new.*"),  # `hf_export` writes there first
+        *run_dir.glob("checkpoints/*.orbax-checkpoint-tmp*"),
+        *run_dir.rglob("*.tmp"),  # of `write_whole`
+    ]
+    for path in unfinished:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def finished_step(run_dir: Path) -> int | None:

@@ -19,6 +19,7 @@ from jaxdistill.files import write_whole
 from jaxdistill.precision import compute_dtype
 from jaxdistill.run.devices import start_line
 from jaxdistill.run.folder import (
+    changes_of_rounding,
     check_base,
     check_steps,
     finished_step,
@@ -26,16 +27,19 @@ from jaxdistill.run.folder import (
     keep_lexicon,
     names_in,
     note_resume,
+    remove_leftovers,
     remove_start,
     start_folder,
     write_config,
 )
+from jaxdistill.run.lock import locked
+from jaxdistill.run.saving import Kept, Saving
+from jaxdistill.run.stopping import Stopping
 from jaxdistill.run.telling import Progress, Warnings, last_lines
 from jaxdistill.sampling.engine import Engine
 from jaxdistill.sampling.prompts import check_prompts, encode_prompts, unused_mode
 from jaxdistill.sampling.rollouts import check_grading
 from jaxdistill.storage import hf_export, loading
-from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.storage.loading import Policy
 from jaxdistill.tasks.tasks import load, questions_of, reading_once
 from jaxdistill.training.experience import Setting, open_source
@@ -52,24 +56,51 @@ from jaxdistill.training.updates import mini_batches
 
 
 @reading_once()
-def run(config: RunConfig, run_dir: Path, *, resume: bool = False, quiet: bool = False) -> Path:
+def run(
+    config: RunConfig,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    stopping: Stopping | None = None,
+) -> Path:
     """Train as `config` says and leave a self-contained run folder.
 
     With `resume=True` an interrupted run continues exactly from its last checkpoint (on CPU with
-    bitwise equal results). Raises UserError for an existing folder without `resume`, a folder of
-    another config, or unusable input.
+    bitwise equal results). `stopping` ends the process on a signal, once the last completed step is
+    saved; None leaves signals alone. Raises UserError for an existing folder without `resume`, a
+    folder of another config or one that another process holds, or unusable input.
     """
+    # A folder that is a file is refused here.
+    before = names_in(run_dir) if run_dir.exists() else None
+    stopping = stopping or Stopping()
+    with locked(run_dir, stopping):
+        return run_locked(config, run_dir, resume, quiet=quiet, before=before, stopping=stopping)
+
+
+def run_locked(
+    config: RunConfig,
+    run_dir: Path,
+    resume: bool,
+    *,
+    quiet: bool,
+    before: set[str] | None,
+    stopping: Stopping,
+) -> Path:
+    """`run` in a folder that this process holds; `before`: the names in it before it did so."""
     if isinstance(config.experience, Traces):
         config.experience.require_source()
-    before = names_in(run_dir) if run_dir.exists() else None
     is_new = start_folder(config, run_dir, resume)
+    remove_leftovers(run_dir)
+    saving = Saving(config, run_dir)
     try:
         # Find files that cannot be read and answers that cannot be graded now, rather than in the
         # first evaluation, hours later.
         check_tasks(config, quiet)
         if isinstance(config.lexicon, LexiconFile):
             epistemic.read_lexicon(config.lexicon.path)
-        train(config, run_dir, resume and not is_new, quiet)
+        with stopping.stops(saving):
+            train(config, run_dir, resume and not is_new, quiet, saving)
     except (Exception, SystemExit) as error:
         # A new run that fails before its first step leaves nothing behind. KeyboardInterrupt is not
         # caught: an interrupted run keeps its files and can be resumed.
@@ -102,7 +133,7 @@ def check_tasks(config: RunConfig, quiet: bool = True) -> None:
         config.experience.check_rows()
 
 
-def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
+def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool, saving: Saving) -> None:
     """The loop itself, in a folder that `start_folder` has created or checked."""
     clock = Clock()
     mesh = sharding.make_mesh(config.mesh)
@@ -175,8 +206,8 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
             most_tokens=source.most_tokens,
             keeps_widths=source.keeps_widths,
         )
-        checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.keep_checkpoints)
         step = 0
+        checkpoints = saving.checkpoints
         latest = checkpoints.latest_step() if resume else None
         if resume and latest is None:
             print(f"run {run_dir} has no checkpoint yet and starts at step 0", file=sys.stderr)
@@ -185,8 +216,16 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
             restored, host = checkpoints.restore(latest, state._asdict())
             state = TrainState(**restored)
             source.batches.set_state(host["data"])
-            setting.shapes.restore(host.get("shapes", {}))
+            changes = changes_of_rounding(config, run_dir)
+            if changes:
+                what = f"changed since the last start: {', '.join(changes)}"
+                may = f"the steps after {step} may differ from those of an undisturbed run"
+                print(f"{what}; by rounding, {may}", file=sys.stderr)
+            else:
+                # Shapes of another mesh or packing need not fit; new ones are found.
+                setting.shapes.restore(host.get("shapes", {}))
             note_resume(run_dir, step)
+        saving.start(step, steps)
         if resume:
             # It may differ in the settings of MAY_CHANGE.
             write_config(config, run_dir)
@@ -206,9 +245,10 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
 
         # ---- the steps
         with contextlib.ExitStack() as stack:
-            stack.callback(checkpoints.close)
+            stack.callback(saving.close)
             stack.callback(source.close)
             writer = stack.enter_context(MetricsWriter(run_dir, resume_step=step + 1))
+            saving.flush = writer.flush
             progress = stack.enter_context(
                 contextlib.closing(Progress(config.name, steps=steps, step=step, quiet=quiet))
             )
@@ -228,35 +268,39 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
                 with clock.part("evaluation"):
                     evaluate(config, engine, state.params, run_dir, step)
             while step < steps:
+                # ---- the batch: a stop drops it, and saves the state that it was sampled with
+                saving.begin()
                 batch, facts = source.next_batch(state.params, step)
                 arrays, padding = layout.arrays(mini_batches(batch, config.updates))
-                # Wait for the device: its time would otherwise count for the next step's sampling,
-                # which needs the new parameters and could not begin earlier.
-                with clock.part("update"), compilation.named(arrays[0].in_words()):
-                    state, sums = train_step(state, policy.params, *map(engine.place, arrays))
-                    jax.block_until_ready(state)
-                step += 1
-                # Metrics are written before the checkpoint of the same step: a resumed run drops
-                # lines after its checkpoint, but cannot restore missing ones.
-                values = means(sums) | facts | padding | work.facts(clock.lap(), batch)
-                writer.write(step, values)
+
+                # ---- the update, from which a stop waits for the new state
+                with saving.replacing():
+                    # Wait for the device: its time would otherwise count for the next step's
+                    # sampling, which needs the new parameters and could not begin earlier.
+                    with clock.part("update"), compilation.named(arrays[0].in_words()):
+                        state, sums = train_step(state, policy.params, *map(engine.place, arrays))
+                        jax.block_until_ready(state)
+                    step += 1
+                    # Metrics are written before the checkpoint of the same step: a resumed run
+                    # drops lines after its checkpoint, but cannot restore missing ones.
+                    lap = clock.lap()
+                    values = means(sums) | facts | padding | work.facts(lap, batch)
+                    writer.write(step, values)
+                    host = {"data": source.batches.get_state(), "shapes": setting.shapes.state()}
+                    saving.keep(Kept(step, state._asdict(), host), lap["compiling"])
+                    if saving.is_due(step, steps):
+                        with clock.part("checkpoint"):
+                            saving.save()
                 warnings.note(step, values)
                 progress.advance(values)
-                if config.save_checkpoints and (
-                    step == steps or is_due(step, config.checkpoint_every)
-                ):
-                    with clock.part("checkpoint"):
-                        host = {
-                            "data": source.batches.get_state(),
-                            "shapes": setting.shapes.state(),
-                        }
-                        checkpoints.save(step, state._asdict(), host)
+
+                # ---- the evaluation of the step
                 if evaluates_at(config, step, steps):
                     with clock.part("evaluation"):
                         evaluate(config, engine, state.params, run_dir, step)
             # Checkpoints are written in the background; the last one is waited for here.
             with clock.part("checkpoint"):
-                checkpoints.close()
+                saving.close()
 
         # ---- export
         is_exported = (run_dir / "export").exists() and finished_step(run_dir) == step
@@ -265,7 +309,8 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
         clock.lap()
         if finished_step(run_dir) != step:
             facts = {"step": step, "seconds": clock.total}
-            write_whole(run_dir / "finished.json", json.dumps(facts, indent=1))
+            with saving.finishing():
+                write_whole(run_dir / "finished.json", json.dumps(facts, indent=1))
 
         # ---- what was done
         for line in warnings.summary():

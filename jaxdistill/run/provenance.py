@@ -47,6 +47,27 @@ def current_provenance() -> dict[str, Any]:
     }
 
 
+def changes_of_place(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Differences between two provenances that may change results: "jax 0.10.2 -> 0.12.0".
+
+    They are the packages' versions, the commit of this one and the devices. What an older version
+    did not write down is not compared.
+    """
+    devices = "{count} x {kind}"
+    pairs = {
+        name: (version, now["packages"].get(name))
+        for name, version in before.get("packages", {}).items()
+    }
+    if before.get("git") and now["git"]:
+        pairs["commit"] = before["git"]["commit"][:10], now["git"]["commit"][:10]
+    if "devices" in before:
+        pairs["devices"] = (
+            devices.format(**before["devices"]),
+            devices.format(**now["devices"]),
+        )
+    return [f"{name} {old} -> {new}" for name, (old, new) in pairs.items() if old != new]
+
+
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -26,10 +27,13 @@ from jaxdistill.evaluation.measures import study_row
 from jaxdistill.evaluation.records import read_summary
 from jaxdistill.files import write_whole
 from jaxdistill.run.devices import study_line
-from jaxdistill.run.folder import finished_step
+from jaxdistill.run.folder import finished_step, names_in
+from jaxdistill.run.lock import LOCK, locked
 from jaxdistill.run.loop import run
 from jaxdistill.run.provenance import current_provenance
+from jaxdistill.run.stopping import GRACE_S, Stopping
 from jaxdistill.storage.loading import ToyBase
+from jaxdistill.tasks.grading.parent import die_with_parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +80,28 @@ class Study:
             )
 
 
-def run_study(study: Study, study_dir: Path, *, quiet: bool = False) -> Path:
+def run_study(
+    study: Study, study_dir: Path, *, quiet: bool = False, stopping: Stopping | None = None
+) -> Path:
     """Run every unfinished arm, then write summary.json, probe.json, study.json and the report.
 
-    Returns the report's path. Raises UserError if the folder belongs to another study.
+    `stopping` ends this process and its workers on a signal, once each has saved its last step.
+    Returns the report's path. Raises UserError if the folder belongs to another study, or another
+    process holds it.
     """
+    stopping = stopping or Stopping()
+    with locked(study_dir, stopping):
+        prepare(study, study_dir)
+        work = StudyWork(study, study_dir)
+        with stopping.stops(work):
+            return run_arms_and_report(study, study_dir, quiet, work=work, stopping=stopping)
+
+
+def run_arms_and_report(
+    study: Study, study_dir: Path, quiet: bool, *, work: "StudyWork", stopping: Stopping
+) -> Path:
+    """`run_study` in a folder that is this study's."""
     began = time.monotonic()
-    prepare(study, study_dir)
     todo = [arm for arm in study.arms if not is_finished(arm, study_dir)]
     import jax  # imported here so that listing a study's arms does not load it
 
@@ -92,9 +111,9 @@ def run_study(study: Study, study_dir: Path, *, quiet: bool = False) -> Path:
         print(study_line([arm.config for arm in todo], workers), file=sys.stderr)
     try:
         if workers == 1:
-            run_arms(todo, study_dir, quiet)
+            run_arms(todo, study_dir, quiet, stopping)
         elif todo:
-            run_in_processes(todo, study_dir, workers, quiet)
+            run_in_processes(todo, study_dir, workers, quiet, work)
     finally:
         # Also after an interruption, because study.json adds up the time of all attempts.
         add_facts(study, study_dir, time.monotonic() - began)
@@ -117,7 +136,7 @@ def prepare(study: Study, study_dir: Path) -> None:
         raise UserError(
             f"{study_dir} holds another study (see arms.json); choose another --run-dir"
         )
-    if not file.exists() and study_dir.exists() and any(study_dir.iterdir()):
+    if not file.exists() and names_in(study_dir) - {LOCK}:
         raise UserError(f"{study_dir} is not empty and holds no study; choose another --run-dir")
     study_dir.mkdir(parents=True, exist_ok=True)
     write_whole(file, described)
@@ -130,22 +149,24 @@ def is_finished(arm: Arm, study_dir: Path) -> bool:
 # ------------------------------------------------------------------------------------- the runs
 
 
-def run_arms(arms: list[Arm], study_dir: Path, quiet: bool) -> None:
+def run_arms(arms: list[Arm], study_dir: Path, quiet: bool, stopping: Stopping) -> None:
     """Run the arms one by one in this process; arms with equal settings share compiled programs."""
     from tqdm import tqdm
 
     for arm in tqdm(arms, desc=study_dir.name, disable=quiet):
         run_dir = study_dir / "runs" / arm.name
-        run(arm.config, run_dir, resume=run_dir.exists(), quiet=True)
+        run(arm.config, run_dir, resume=run_dir.exists(), quiet=True, stopping=stopping)
 
 
-def run_in_processes(arms: list[Arm], study_dir: Path, workers: int, quiet: bool) -> None:
+def run_in_processes(
+    arms: list[Arm], study_dir: Path, num_workers: int, quiet: bool, work: "StudyWork"
+) -> None:
     """Distribute the arms over processes of one core each: small matrices do not profit from two.
 
     Arms with the same objective and teacher go to the same process, which compiles them once.
     Raises the first worker's failure, after stopping the others.
     """
-    shares = share_out(arms, workers)
+    shares = share_out(arms, num_workers)
     context = multiprocessing.get_context("spawn")
     # SimpleQueue writes within `put`; a Queue's feeder thread is lost if its process is terminated.
     failures = context.SimpleQueue()
@@ -157,7 +178,9 @@ def run_in_processes(arms: list[Arm], study_dir: Path, workers: int, quiet: bool
         with one_core_each():
             for process in processes:
                 process.start()
+                work.processes.append(process)
         watch(processes, arms, study_dir, quiet)
+        work.end()
         codes = [process.exitcode for process in processes if process.exitcode]
     finally:
         stop([process for process in processes if process.pid is not None])
@@ -169,8 +192,40 @@ def run_in_processes(arms: list[Arm], study_dir: Path, workers: int, quiet: bool
         )
 
 
+class StudyWork:
+    """What a stop of a study stops (a `Stoppable`): its workers, which save their own runs."""
+
+    def __init__(self, study: Study, study_dir: Path) -> None:
+        self.grace_s = max((arm.config.grace_seconds for arm in study.arms), default=GRACE_S)
+        self.processes: list[Any] = []
+        self._study, self._study_dir = study, study_dir
+        self._began = time.monotonic()
+        self._ended = threading.Lock()
+
+    def end(self) -> None:
+        """All workers have ended. If a stop made them do so, wait for the end of this process."""
+        self._ended.acquire()
+
+    def stop(self, deadline: float) -> None:
+        if not self._ended.acquire(blocking=False):
+            return  # they had ended, and the study is about to write its report
+        for process in self.processes:
+            process.terminate()
+        for process in self.processes:
+            # Not `join`: the main thread may be waiting for the same process.
+            wait([process.sentinel], timeout=max(deadline - time.monotonic(), 0.0))
+        add_facts(self._study, self._study_dir, time.monotonic() - self._began)
+
+    def last_lines(self, failure: str) -> Iterator[str]:
+        arms = self._study.arms
+        finished = sum(is_finished(arm, self._study_dir) for arm in arms)
+        if failure and self.processes:
+            yield f"not every run could save its last step {failure}"
+        yield f"stopped with {finished} of {len(arms)} runs finished; the same command continues it"
+
+
 def stop(processes: list[Any]) -> None:
-    """Terminate the processes, so that they can close their files, and kill any that remain."""
+    """Terminate the processes, so that they can save their runs, and kill any that remain."""
     for process in processes:
         process.terminate()
     for process in processes:
@@ -217,14 +272,21 @@ def work(arms: list[Arm]) -> int:
 
 def worker(arms: list[Arm], study_dir: Path, core: int, failures: Any) -> None:
     """Body of a worker process: pin it to a core, run its arms, report a failure on the queue."""
+    # If the parent was killed, the next start of the study must find its runs free.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    assert parent.pid is not None
+    die_with_parent(parent.pid)
     # The terminal sends Ctrl-C to every process; the parent handles it and terminates the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    stopping = Stopping("", quiet=True)
+    stopping.listen()
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if cores:
         os.sched_setaffinity(0, {cores[core % len(cores)]})
     try:
-        run_arms(arms, study_dir, quiet=True)
+        run_arms(arms, study_dir, quiet=True, stopping=stopping)
+        stopping.finish(0)
     except Exception as error:
         # Not every exception can be pickled, and none keeps its traceback: send the text instead.
         kind = UserError if isinstance(error, UserError) else RuntimeError

@@ -1,11 +1,14 @@
 """Data order: endless batches, reshuffled every epoch, which can be resumed at any batch."""
 
+import functools
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
 from jaxdistill.errors import UserError
+from jaxdistill.tasks.grading.parent import end_with_parent
 from jaxdistill.tasks.questions import Question, fingerprint
 
 Record = TypeVar("Record")
@@ -131,6 +134,10 @@ def _shuffled_batches(source: Any, seed: int, batch_size: int) -> Any:
     return shuffled.repeat(num_epochs).batch(batch_size, batch_fn=list)
 
 
+def _end_with_parent(parent: int, worker: int, num_workers: int) -> None:
+    end_with_parent(parent)
+
+
 def _open_iterator(batches: Any, num_workers: int) -> Any:
     import grain
 
@@ -143,5 +150,8 @@ def _open_iterator(batches: Any, num_workers: int) -> Any:
         # Grain's workers read absl flags, which raise an error unless a command line was parsed.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+        options = grain.MultiprocessingOptions(num_workers=num_workers)
+        # They would wait for ever for a parent that was killed.
+        end = functools.partial(_end_with_parent, os.getpid())
+        dataset = dataset.mp_prefetch(options, worker_init_fn=end)
     return iter(dataset)

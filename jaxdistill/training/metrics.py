@@ -81,6 +81,11 @@ class MetricsWriter:
                 if isinstance(value, (int, float)):
                     self._tensorboard.add_scalar(name, value, step)
 
+    def flush(self) -> None:
+        """Write TensorBoard's events, which it keeps for up to two minutes; lines are written."""
+        if self._tensorboard is not None:
+            self._tensorboard.flush()
+
     def close(self) -> None:
         if self._tensorboard is not None:
             self._tensorboard.close()

@@ -62,7 +62,6 @@ SECTION_5 = {
     "evaluation.sampling.top_k": 0,
     "evaluation.sampling.max_new_tokens": 20_480,
     "evaluation.splits.0.task.source": "tfds:aime24",
-    "checkpoint_every": 10,
 }
 OF_SDPO = ("experience.context", "objective.")  # what other methods have otherwise
 FIGURES = {

@@ -59,7 +59,7 @@ def small(recipe, place):
         "evaluation.samples": 1,
         "evaluation.at_start": "false",
         "evaluation.sampling.max_new_tokens": 8,
-        "checkpoint_every": 1,
+        "checkpoint": "Steps(1)",
         "compute.chunk": 16,
         "steps": 2,
     }

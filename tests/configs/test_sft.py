@@ -18,6 +18,7 @@ from jaxdistill.run.study import Arm
 from jaxdistill.sharding import MeshConfig
 from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.storage.loading import Fresh
+from jaxdistill.training.checkpointing import Steps
 from jaxdistill.training.timing import TIMINGS
 from jaxdistill.training.traces import Traces
 
@@ -91,7 +92,7 @@ def tiny_sft(source) -> RunConfig:
         experience=Traces(str(source), batch_size=2, epochs=4),
         objective=CrossEntropy(),
         mesh=MeshConfig(fsdp=1),
-        checkpoint_every=2,
+        checkpoint=Steps(2),
         rollouts_every=0,
     )
 

@@ -13,6 +13,7 @@ from jaxdistill.run.loop import run
 from jaxdistill.sampling import Sampling
 from jaxdistill.tasks import tasks
 from jaxdistill.tasks.tasks import MathTask
+from jaxdistill.training.checkpointing import Steps
 from jaxdistill.training.on_policy import OnPolicy
 
 ROWS = [{"question": f"{n}+1?", "answer": n + 1} for n in (0, 1, 2, 1)]
@@ -38,7 +39,7 @@ def test_changed_data_behind_the_same_name_stop_a_resume(tmp_path, capsys, monke
         objective=GRPO(),
         steps=1,
         evaluation=Evaluation(),
-        checkpoint_every=1,
+        checkpoint=Steps(1),
         export=False,
         rollouts_every=1,
     )

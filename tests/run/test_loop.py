@@ -12,6 +12,7 @@ import textwrap
 import jax
 import numpy as np
 import pytest
+from same_run import assert_same_run, final_state, metrics_of
 from tiny_run import tiny, tree_of, write_config
 
 from jaxdistill.errors import UserError
@@ -23,10 +24,9 @@ from jaxdistill.sampling import engine
 from jaxdistill.storage import loading
 from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.tasks.tasks import ToyTask
+from jaxdistill.training.checkpointing import Steps
 from jaxdistill.training.experience import Supervised
-from jaxdistill.training.state import TrainState, init_state
 from jaxdistill.training.teachers import Frozen
-from jaxdistill.training.timing import TIMINGS
 
 
 @pytest.fixture(scope="module")
@@ -39,33 +39,6 @@ def whole(tmp_path_factory):
 def three(tmp_path_factory):
     """The same run with three steps. Tests continue from copies of it."""
     return run(tiny(steps=3), tmp_path_factory.mktemp("three") / "run", quiet=True)
-
-
-def final_state(config, run_dir):
-    """(TrainState, host) of the last checkpoint."""
-    policy = loading.load(config.model, config.seed, run_dir / "model")
-    example = init_state(policy.params, config.optimizer, config.teacher, config.steps)
-    with Checkpoints(run_dir / "checkpoints") as checkpoints:
-        state, host = checkpoints.restore(config.steps, example._asdict())
-    return TrainState(**state), host
-
-
-def metrics_of(run_dir):
-    """The metrics without timings."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in TIMINGS} for line in lines]
-
-
-def assert_same_run(config, run_dir, other):
-    states, hosts = zip(final_state(config, run_dir), final_state(config, other))
-    jax.tree.map(np.testing.assert_array_equal, *states)
-    assert hosts[0] == hosts[1]
-    assert metrics_of(run_dir) == metrics_of(other)
-    assert [line["step"] for line in metrics_of(run_dir)] == list(range(1, config.steps + 1))
-    for name in ("export", "evals", "rollouts", "model"):
-        assert tree_of(run_dir / name) == tree_of(other / name), name
-    read = [json.loads((folder / "config.json").read_text()) for folder in (run_dir, other)]
-    assert read[0] == read[1]
 
 
 def test_a_run_folder_holds_everything(whole):
@@ -211,7 +184,7 @@ def test_pretraining_resumes_to_the_bit_too(tmp_path, monkeypatch):
         experience=Supervised(examples=7, batch_size=2),
         objective=CrossEntropy(),
         teacher=Frozen(),
-        checkpoint_every=3,
+        checkpoint=Steps(3),
         rollouts_every=0,
     )
     run(config, tmp_path / "whole", quiet=True)

@@ -23,7 +23,7 @@ SOURCE = (ROOT / "tests" / "own_recipe.py").read_text()
 # Small sizes, but every part of the recipe. Training and evaluation sample in the same shape, so
 # that the sampler compiles once.
 SMALL = [
-    "mesh.fsdp=1", "steps=2", "checkpoint_every=1", "objective.weights=(FadeIn(4),)",
+    "mesh.fsdp=1", "steps=2", "checkpoint=Steps(1)", "objective.weights=(FadeIn(4),)",
     "experience.task.count=4", "experience.questions=2", "experience.rollouts=2",
     "experience.sampling.max_new_tokens=16", "experience.completion_multiple=16",
     "evaluation.splits=(Split(brief, Brief(count=2)),)", "evaluation.every=0",

@@ -9,6 +9,7 @@ import pytest
 from tiny_run import tiny
 
 from jaxdistill.run import folder, loop
+from jaxdistill.run.saving import Saving
 from jaxdistill.training.timing import PARTS
 
 DELAY_S = 1.0
@@ -40,7 +41,7 @@ def slow_step(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "make_train_step", lambda **kwargs: partial(slowed, make(**kwargs)))
         began = time.monotonic()
-        loop.train(config, run_dir, resume=False, quiet=True)
+        loop.train(config, run_dir, False, True, Saving(config, run_dir))
         return run_dir, time.monotonic() - began
 
 

@@ -18,6 +18,7 @@ from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.storage.convert import convert
 from jaxdistill.storage.loading import Fresh, Pretrained, is_run, open_model
 from jaxdistill.storage.toy import toy_base_folder
+from jaxdistill.training.checkpointing import Steps
 
 
 def equal(a, b):
@@ -36,7 +37,7 @@ def fresh(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
-    return run(tiny(steps=2, checkpoint_every=1), tmp_path_factory.mktemp("run") / "tiny",
+    return run(tiny(steps=2, checkpoint=Steps(1)), tmp_path_factory.mktemp("run") / "tiny",
                quiet=True)  # fmt: skip
 
 
@@ -84,7 +85,7 @@ def test_another_dtype_is_cast_to_on_either_way(fresh, tmp_path):
 def test_what_is_trained_from_bfloat16_is_exported_in_it_unless_told_otherwise(fresh, tmp_path):
     base = export(fresh, tmp_path / "hf", "bfloat16")
     # The same number of steps as the run above, so that it shares the compiled step.
-    run_dir = run(tiny(model=Pretrained(str(base)), steps=2, checkpoint_every=1),
+    run_dir = run(tiny(model=Pretrained(str(base)), steps=2, checkpoint=Steps(1)),
                   tmp_path / "run", quiet=True)  # fmt: skip
     assert dtypes_of(open_model(run_dir)) == {"float32"}
     assert dtypes_of(open_model(run_dir / "export")) == {"bfloat16"}

@@ -41,7 +41,6 @@ def test_three_steps_reward_the_right_letter_of_each_question(tmp_path, monkeypa
         objective=GRPO(),
         steps=3,
         evaluation=Evaluation(),
-        checkpoint_every=0,
         save_checkpoints=False,
         export=False,
         rollouts_every=1,

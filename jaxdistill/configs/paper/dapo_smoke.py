@@ -17,6 +17,7 @@ from jaxdistill.sampling import Sampling
 from jaxdistill.storage.loading import Fresh
 from jaxdistill.tasks.contexts import AnswerOnly
 from jaxdistill.tasks.tasks import MathTask
+from jaxdistill.training.checkpointing import Steps
 from jaxdistill.training.compute import Compute
 from jaxdistill.training.on_policy import OnPolicy
 from jaxdistill.training.optimizer import Optimizer
@@ -54,6 +55,6 @@ def dapo_smoke() -> RunConfig:
         optimizer=Optimizer(peak_lr=1e-5, warmup_steps=1),
         # Two chunks per completion, and files at every step, so that each path is exercised.
         compute=Compute(chunk=16),
-        checkpoint_every=1,
+        checkpoint=Steps(1),
         rollouts_every=1,
     )

@@ -25,7 +25,7 @@ is drawn from the correct siblings, in the paper the first of a batch sorted by 
 the finished prompt, with its instruction, at 22,528 tokens. A teacher's sequence ends at the
 model's positions: 40,960 for Qwen3, where the paper's could have 43,008. Updates are of whole
 questions in their order, in the paper of a batch sorted by length. Evaluations during training add
-the start and AMC23.
+the start and AMC23, and checkpoints are ten minutes apart and not ten steps.
 `--set track_reference=true` adds the initial model's epistemic mass to the metrics, for another
 forward pass.
 Chosen: one_gpu divides the questions by 8 and the lengths by 2, and keeps rollouts, updates, rates
@@ -83,7 +83,6 @@ def sdpo_math(student: Student = R1_7B, scale: str = "paper") -> RunConfig:
             sampling=evaluated(student, student.response_tokens // shorter),
             evaluation_thinking=student.evaluation_thinking,
         ),
-        checkpoint_every=10,
     )
 
 

@@ -58,6 +58,5 @@ def sft_unguided(student: Student = R1_7B, scale: str = "paper") -> RunConfig:
             sampling=evaluated(student, student.evaluation_tokens),
             evaluation_thinking=student.evaluation_thinking,
         ),
-        checkpoint_every=100,  # 800 rows once
         rollouts_every=0,
     )

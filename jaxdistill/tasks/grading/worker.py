@@ -1,12 +1,14 @@
 """One grading process: `python -m jaxdistill.tasks.grading.worker FD`, started by `pool`."""
 
 import logging
+import os
 import resource
 import signal
 import sys
 from multiprocessing.connection import Connection
 
 from jaxdistill.own_classes import in_one_line
+from jaxdistill.tasks.grading.parent import end_with_parent
 from jaxdistill.tasks.grading.verdict import READY, TaskGrader, judge
 from jaxdistill.tasks.questions import Question
 
@@ -19,6 +21,8 @@ def main(descriptor: int) -> None:
     """Receive a grader, send READY, then answer each (question, response) with a verdict."""
     # Ctrl-C goes to the whole process group; the parent handles it and stops this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A killed parent closes the pipe, but that is only noticed between two responses.
+    end_with_parent(os.getppid())
     logging.disable(logging.WARNING)  # the verdict contains the reason of a failure
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     limit = _MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(_MEMORY_BYTES, hard)

@@ -1,0 +1,136 @@
+"""One process per folder: a run or study holds `FOLDER/lock.json` while it writes there."""
+
+import contextlib
+import datetime
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxdistill.errors import UserError
+from jaxdistill.run.stopping import Stopping
+
+LOCK = "lock.json"
+# A lock is created and filled in two calls. One that is still empty after this was left by a kill
+# between them. Chosen, not measured.
+EMPTY_S = 5.0
+
+
+@contextlib.contextmanager
+def locked(folder: Path, stopping: Stopping) -> Iterator[None]:
+    """Hold the folder, creating it where it is missing; an empty one of ours is removed again.
+
+    Raises UserError if another process holds it, or one on another machine may still do so.
+    """
+    lock = folder / LOCK
+    with contextlib.ExitStack() as stack:
+        new = [path for path in (folder, *folder.parents) if not path.exists()]
+        stack.callback(remove_empty, new)
+        folder.mkdir(parents=True, exist_ok=True)
+        while not create(lock):
+            remove_stale(lock)
+        stack.enter_context(stopping.releases(lambda: lock.unlink(missing_ok=True)))
+        yield
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Remove folders from the innermost on, as far as they are empty: a refusal leaves nothing."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
+
+
+def create(lock: Path) -> bool:
+    """Create the lock, with what identifies this process; False if there is one already."""
+    try:
+        # O_EXCL is the one operation that is exclusive on network file systems too.
+        descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    except FileExistsError:
+        return False
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(identity(os.getpid()) | {"since": _now()}, file, indent=1)
+    return True
+
+
+def remove_stale(lock: Path) -> None:
+    """Remove a lock whose process has ended. Raises UserError for any other."""
+    held, age = read(lock)
+    if held is None:  # it has just been released, or is being filled
+        if age is not None and age > EMPTY_S:
+            lock.unlink(missing_ok=True)
+        time.sleep(0.1)
+        return
+    folder, who = lock.parent, "process {pid} on {host}, since {since}".format(**held)
+    here = identity(held["pid"])
+    if (held["host"], held["namespace"]) != (here["host"], here["namespace"]):
+        raise UserError(
+            f"{folder} is held by {who}, which cannot be checked from {here['host']}; if that "
+            f"process has ended, delete {lock} and start again"
+        )
+    if held == here | {"since": held["since"]}:
+        raise UserError(f"{folder} is in use by {who}; wait for it, stop it, or use another folder")
+    # Renamed first, since of two processes that find the same stale lock only one can do that, and
+    # the other might otherwise remove the lock that the first has made by then.
+    taken = lock.with_name(f"{LOCK}.{os.getpid()}")
+    with contextlib.suppress(FileNotFoundError):
+        lock.rename(taken)
+        if read(taken)[0] != held:
+            with contextlib.suppress(OSError):
+                os.link(taken, lock)
+        taken.unlink()
+
+
+def read(lock: Path) -> tuple[dict[str, Any] | None, float | None]:
+    """(contents, age in seconds); no contents while it is being written, no age if it is gone."""
+    try:
+        age, text = time.time() - lock.stat().st_mtime, lock.read_text()
+    except FileNotFoundError:
+        return None, None
+    try:
+        held = json.loads(text)
+    except ValueError:
+        return None, age
+    wanted = {"host", "namespace", "boot", "pid", "started", "since"}
+    return (held if isinstance(held, dict) and held.keys() == wanted else None), age
+
+
+def identity(pid: int) -> dict[str, Any]:
+    """What tells a process from all others: host, boot, namespace of process ids, id, start.
+
+    A reboot changes `boot`, and a process that got the id of an ended one started at another time.
+    """
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return {
+        "host": platform.node(),
+        # Containers of one name may each have a process of this id.
+        "namespace": os.readlink("/proc/self/ns/pid") if boot.exists() else None,
+        "boot": boot.read_text().strip() if boot.exists() else None,
+        "pid": pid,
+        "started": started(pid),
+    }
+
+
+def started(pid: int) -> str | None:
+    """When a process started, as the system counts; None if there is no such process."""
+    stat = Path(f"/proc/{pid}/stat")
+    if stat.parent.parent.joinpath("self").exists():
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()  # a name may hold parentheses
+        except OSError:
+            return None
+        # The third field is the state, the 22nd the start: "Z" has ended, and waits for its parent.
+        return None if fields[0] == "Z" else fields[19]
+    try:
+        os.kill(pid, 0)  # macOS: whether it exists
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return "unknown"
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,148 @@
+"""The state of a run's last completed step: saved when a checkpoint is due and when it is stopped.
+
+The update reuses the buffers of the state that it replaces (donation), so that between its start
+and its end there is no state that could be saved. Two locks keep a stop, which runs in a thread of
+its own, out of the main thread's way; once the stop has them it keeps them, and the main thread
+waits there for the end of the process.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxdistill.config import RunConfig
+from jaxdistill.storage.checkpoint import Checkpoints
+
+
+class Kept(NamedTuple):
+    """What a checkpoint of a step holds."""
+
+    step: int
+    state: Any  # pytree of arrays
+    host: dict[str, Any]  # the data's position and the known shapes, as JSON values
+
+
+class Saving:
+    """Saves the steps of one run. A `Stoppable`.
+
+    Its methods, `stop` and `last_lines` excepted, belong to the main thread.
+    """
+
+    def __init__(self, config: RunConfig, run_dir: Path) -> None:
+        self.checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.keep_checkpoints)
+        self.grace_s = config.grace_seconds
+        self.flush: Callable[[], None] = lambda: None  # of files that a stop must complete
+        self._config = config
+        self._run_dir, self._steps = run_dir, config.steps
+        self._kept: Kept | None = None
+        self._saved = 0  # the step that was handed to `checkpoints` last, which may still write it
+        self._saved_at = time.monotonic()
+        self._began: float | None = None  # of the step in flight
+        self._durations: list[float] = []  # of the last steps, without compilations
+        self._is_whole = threading.Lock()  # held while the state is replaced
+        self._files = threading.Lock()  # held while `checkpoints` is used
+        self._completed = threading.Condition()
+
+    # ---------------------------------------------------------------- the main thread
+
+    def start(self, step: int, steps: int) -> None:
+        """The steps begin after `step`, which has been restored or is 0."""
+        self._saved, self._steps, self._saved_at = step, steps, time.monotonic()
+
+    def begin(self) -> None:
+        """A step begins. Until it is completed, a stop may drop it."""
+        self._began = time.monotonic()
+
+    @contextlib.contextmanager
+    def replacing(self) -> Iterator[None]:
+        """Within this context, the state is replaced by the next one, which is handed to `keep`."""
+        with self._is_whole:
+            yield
+
+    def keep(self, kept: Kept, compiling: float) -> None:
+        """A step is complete and its metrics are written. compiling: that part of its seconds."""
+        assert self._began is not None
+        seconds = time.monotonic() - self._began - compiling
+        self._durations = [*self._durations[-2:], max(seconds, 0.0)]
+        self._kept, self._began = kept, None
+        with self._completed:
+            self._completed.notify_all()
+
+    def is_due(self, step: int, steps: int) -> bool:
+        """Whether the kept step, the last of `steps` or another, is to be saved."""
+        seconds = time.monotonic() - self._saved_at
+        due = self._config.checkpoint.is_due(step, seconds, self._durations[-1])
+        return self._config.save_checkpoints and (due or step == steps)
+
+    def save(self) -> None:
+        """Save the kept step, in the background."""
+        with self._files:
+            self._save()
+
+    def close(self) -> None:
+        """Wait for the checkpoint that is being written, and end Orbax's threads."""
+        with self._files:
+            self.checkpoints.close()
+
+    @contextlib.contextmanager
+    def finishing(self) -> Iterator[None]:
+        """Within this context the run is declared finished: either before a stop, or not at all."""
+        with self._is_whole:
+            yield
+
+    def _save(self) -> None:
+        assert self._kept is not None
+        self.checkpoints.save(*self._kept)
+        self._saved, self._saved_at = self._kept.step, time.monotonic()
+
+    # ---------------------------------------------------------------- the thread of a stop
+
+    def stop(self, deadline: float) -> None:
+        """Save the last completed step; the one in flight is awaited if it seems to fit.
+
+        At most half of the time is for that step, so that the rest is left for the files.
+        """
+        half = (time.monotonic() + deadline) / 2
+        self._await_step(half)
+        if self._kept is not None and self._config.save_checkpoints:
+            # What is saved already needs no waiting for the update that is under way.
+            if self._kept.step != self._saved:
+                acquire(self._is_whole, deadline)
+            acquire(self._files, deadline)
+            if self._kept.step != self._saved:
+                self._save()
+            self.checkpoints.wait()
+        self.flush()
+
+    def _await_step(self, until: float) -> None:
+        began = self._began
+        if began is None or not self._durations or began + max(self._durations) > until:
+            return
+        with self._completed:
+            self._completed.wait_for(lambda: self._began != began, until - time.monotonic())
+
+    def last_lines(self, failure: str) -> Iterator[str]:
+        """What was lost, if anything, and where `--resume` continues."""
+        completed = 0 if self._kept is None else self._kept.step
+        of = "" if self._steps is None else f" of {self._steps}"
+        if not self._config.save_checkpoints:
+            without = "without `save_checkpoints`, --resume starts anew"
+            yield f"stopped at step {completed}{of}; {without}"
+            return
+        # Orbax renames a folder to its step once it is complete.
+        folder = self._run_dir / "checkpoints"
+        steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+        saved = max(steps, default=0)
+        if completed > saved:
+            left = f"the checkpoint of step {saved} stands" if saved else "there is no other yet"
+            yield f"the state of step {completed} could not be saved {failure}; {left}"
+        yield f"stopped at step {saved}{of}; --resume goes on"
+
+
+def acquire(lock: threading.Lock, deadline: float) -> None:
+    """Take a lock for good. Raises TimeoutError if the main thread still has it at the deadline."""
+    if not lock.acquire(timeout=max(deadline - time.monotonic(), 0.0)):
+        raise TimeoutError("a step was being computed")
