@@ -6,6 +6,7 @@ mistyped flag are answered at once. The function of a verb imports what it needs
 
 import argparse
 import contextlib
+import errno
 import os
 import sys
 import traceback
@@ -14,17 +15,26 @@ from collections.abc import Sequence
 from jaxdistill import __version__, compilation
 from jaxdistill.cli import analyze, bench, convert, data, list, report, sample, train
 from jaxdistill.cli.parser import Parser
-from jaxdistill.errors import UserError
+from jaxdistill.errors import RunStopped, UserError
 
-# The operating system refused a path that the user chose, which is not an internal error.
-REFUSED = (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
+# What to do about an error of the operating system, after its path and text.
+ADVICE = {
+    errno.ENOSPC: "make room on that disk, and run the command again (train: with --resume)",
+    errno.EDQUOT: "make room within your quota, and run the command again (train: with --resume)",
+    errno.EROFS: "choose a folder on a disk that can be written",
+    errno.EACCES: "choose another path, or change its permissions",
+    errno.EPERM: "choose another path, or change its permissions",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOENT: "check the path: it, or a folder above it, is not there",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb and return its exit code. A failure prints one line on stderr.
 
-    0: success; 1: an internal error, or out of memory; 2: the user's mistake; 130: Ctrl-C; 141: the
-    reader of stdout has closed the pipe, and nothing is printed.
+    0: success; 1: an internal error; 2: the user's mistake, a disk or a device that is full; 3: the
+    run stopped itself; 130: Ctrl-C; 141: the reader of stdout has closed the pipe, and nothing is
+    printed.
     """
     options = build_parser().parse_args(arguments)
     compilation.keep_programs()
@@ -57,12 +67,17 @@ def explain(error: BaseException) -> tuple[int, str]:
             return 130, "interrupted"
         case BrokenPipeError():
             return 141, text
-        case OSError() if isinstance(error, REFUSED):
-            return 2, f"{error.filename}: {error.strerror}"
-        # JAX has no exception type for this; every device's allocator reports it with this text.
-        case RuntimeError() if "RESOURCE_EXHAUSTED: Out of memory" in text:
-            reported = text.partition("RESOURCE_EXHAUSTED: ")[2]
-            return 1, (
+        case RunStopped():
+            return 3, text
+        # The system refused a path or a connection, which is not an internal error.
+        case OSError():
+            named = "" if error.filename is None else f"{error.filename}: "
+            advice = ADVICE.get(error.errno or 0)
+            return 2, f"{named}{error.strerror or text}" + (f"; {advice}" if advice else "")
+        # `errors.out_of_memory` knows what to lower; this is for memory that nothing else names.
+        case RuntimeError() if "RESOURCE_EXHAUSTED" in text:
+            reported = text.partition("RESOURCE_EXHAUSTED")[2].lstrip(": ")
+            return 2, (
                 f"{reported[:120]}; use fewer rows or slots, more micro-batches, a smaller chunk "
                 "or more rematerialisation (remat), or on a GPU let JAX use more than 75 % of the "
                 "memory: XLA_PYTHON_CLIENT_MEM_FRACTION=0.93; --debug shows the traceback"

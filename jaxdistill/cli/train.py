@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jaxdistill.cli.flags import add_mesh, add_overrides, add_quiet
+from jaxdistill.cli.flags import add_mesh, add_no_verify, add_overrides, add_quiet
 from jaxdistill.cli.parser import add_verb, describe_default
 from jaxdistill.errors import UserError
 
@@ -28,6 +28,13 @@ def add_verbs(verbs: Any) -> None:
         action="store_true",
         help="continue from the last checkpoint in the run's folder, or start if there is none",
     )
+    sub.add_argument(
+        "--strict-resume",
+        action="store_true",
+        help="as --resume, but refuse if the last checkpoint is damaged, instead of going on from "
+        "the newest sound one",
+    )
+    add_no_verify(sub)
     add_quiet(sub)
 
     sub = add_verb(
@@ -61,6 +68,7 @@ def train(options: argparse.Namespace) -> None:
     from jaxdistill.run.loop import run
 
     recipe, run_dir = Path(options.config), options.run_dir
+    options.resume |= options.strict_resume
     if options.resume and run_dir and recipe.suffix == ".py" and not recipe.exists():
         # The recipe file is gone, but a run keeps its config and the classes that it uses.
         kept = run_dir / "config.json"
@@ -72,7 +80,14 @@ def train(options: argparse.Namespace) -> None:
     is_kept = recipe.name == "config.json" and (recipe.parent / "provenance.json").exists()
     if run_dir is None:
         run_dir = recipe.parent if options.resume and is_kept else Path("runs") / config.name
-    run(config, run_dir, resume=options.resume, quiet=options.quiet)
+    run(
+        config,
+        run_dir,
+        resume=options.resume,
+        strict=options.strict_resume,
+        verify=options.verify,
+        quiet=options.quiet,
+    )
     print(run_dir)
 
 

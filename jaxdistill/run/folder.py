@@ -31,12 +31,13 @@ MAY_CHANGE = {
     "rollouts_rows",
     "rollouts_token_ids",
     "export",
+    "max_skipped_steps",
 }
 # Files and folders that a run may write before it has results worth keeping.
 START_FILES = (
     "config.json", "provenance.json", own_classes.RECIPE, "lexicon.json", "metrics.jsonl",
     "prompts.json",
-    "model", "rollouts", "tensorboard", "checkpoints", "evals", "export", "export.new",
+    "model", "rollouts", "skipped", "tensorboard", "checkpoints", "evals", "export", "export.new",
 )  # fmt: skip
 
 
@@ -170,7 +171,7 @@ def check_base(config: RunConfig, run_dir: Path) -> None:
     file, found = run_dir / "model" / "fingerprint.txt", loading.fingerprint(folder)
     if not file.exists():
         file.parent.mkdir(exist_ok=True)
-        file.write_text(found)
+        write_whole(file, found)
     elif file.read_text() != found:
         raise UserError(f"the model in {folder} is not the one that run {run_dir} started from")
 

@@ -12,7 +12,7 @@ import jax
 from jaxdistill import compilation, epistemic, objectives, own_classes, sharding
 from jaxdistill.config import RunConfig
 from jaxdistill.epistemic import LexiconFile
-from jaxdistill.errors import UserError
+from jaxdistill.errors import UserError, out_of_memory
 from jaxdistill.evaluation.evaluate import evaluate_split
 from jaxdistill.evaluation.records import evaluation_folder, write_evaluation
 from jaxdistill.files import write_whole
@@ -30,6 +30,7 @@ from jaxdistill.run.folder import (
     start_folder,
     write_config,
 )
+from jaxdistill.run.skips import UPDATE_ADVICE, Skips, drop_after
 from jaxdistill.run.telling import Progress, Warnings, last_lines
 from jaxdistill.sampling.engine import Engine
 from jaxdistill.sampling.prompts import check_prompts, encode_prompts
@@ -51,12 +52,22 @@ from jaxdistill.training.traces import Traces
 from jaxdistill.training.updates import mini_batches
 
 
-def run(config: RunConfig, run_dir: Path, *, resume: bool = False, quiet: bool = False) -> Path:
+def run(
+    config: RunConfig,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    strict: bool = False,
+    verify: bool = True,
+    quiet: bool = False,
+) -> Path:
     """Train as `config` says and leave a self-contained run folder.
 
     With `resume=True` an interrupted run continues exactly from its last checkpoint (on CPU with
-    bitwise equal results). Raises UserError for an existing folder without `resume`, a folder of
-    another config, or unusable input.
+    bitwise equal results): the newest one whose files are as they were written, or only the newest
+    if `strict`; unless `verify`, the files are not compared with their hashes. Raises UserError for
+    an existing folder without `resume`, a folder of another config, or unusable input, and
+    RunStopped after `max_skipped_steps`.
     """
     if isinstance(config.experience, Traces):
         config.experience.require_source()
@@ -68,7 +79,7 @@ def run(config: RunConfig, run_dir: Path, *, resume: bool = False, quiet: bool =
         check_tasks(config, quiet)
         if isinstance(config.lexicon, LexiconFile):
             epistemic.read_lexicon(config.lexicon.path)
-        train(config, run_dir, resume and not is_new, quiet)
+        train(config, run_dir, resume and not is_new, quiet, strict=strict, verify=verify)
     except (Exception, SystemExit) as error:
         # A new run that fails before its first step leaves nothing behind. KeyboardInterrupt is not
         # caught: an interrupted run keeps its files and can be resumed.
@@ -101,7 +112,15 @@ def check_tasks(config: RunConfig, quiet: bool = True) -> None:
         config.experience.check_rows()
 
 
-def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
+def train(
+    config: RunConfig,
+    run_dir: Path,
+    resume: bool,
+    quiet: bool,
+    *,
+    strict: bool = False,
+    verify: bool = True,
+) -> None:
     """The loop itself, in a folder that `start_folder` has created or checked."""
     clock = Clock()
     mesh = sharding.make_mesh(config.mesh)
@@ -171,9 +190,11 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
             most_tokens=source.most_tokens,
             keeps_widths=source.keeps_widths,
         )
-        checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.keep_checkpoints)
+        checkpoints = Checkpoints(
+            run_dir / "checkpoints", keep=config.keep_checkpoints, verify=verify
+        )
         step = 0
-        latest = checkpoints.latest_step() if resume else None
+        latest = checkpoints.newest_sound_step(strict, on_stderr) if resume else None
         if resume and latest is None:
             print(f"run {run_dir} has no checkpoint yet and starts at step 0", file=sys.stderr)
         if latest is not None:
@@ -184,6 +205,7 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
             setting.shapes.restore(host.get("shapes", {}))
             note_resume(run_dir, step)
         if resume:
+            drop_after(run_dir, step)
             # It may differ in the settings of MAY_CHANGE.
             write_config(config, run_dir)
         train_step = make_train_step(
@@ -209,6 +231,7 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
                 contextlib.closing(Progress(config.name, steps=steps, step=step, quiet=quiet))
             )
             warnings = Warnings(config.name, progress.write)
+            skips = Skips(config, run_dir, policy.tokenizer, progress.write)
             clock.on_part = progress.doing
             stack.enter_context(clock.compilations())
             work = Work(
@@ -232,7 +255,8 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
                 shapes = "; ".join(mini.in_words() for mini in arrays)
                 # Wait for the device: its time would otherwise count for the next step's sampling,
                 # which needs the new parameters and could not begin earlier.
-                with clock.part("update"), compilation.named(shapes):
+                memory = out_of_memory("updating", UPDATE_ADVICE)
+                with clock.part("update"), compilation.named(shapes), memory:
                     state, sums = train_step(state, policy.params, *map(engine.place, arrays))
                     jax.block_until_ready(state)
                 step += 1
@@ -242,10 +266,14 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
                 writer.write(step, values)
                 warnings.note(step, values)
                 progress.advance(values)
-                if config.save_checkpoints and (
-                    step == steps or is_due(step, config.checkpoint_every)
+                skips.note(step, values, batch)
+                if (
+                    config.save_checkpoints
+                    and (step == steps or is_due(step, config.checkpoint_every))
+                    and skips.may_save(step, state.params, is_last=step == steps)
                 ):
                     with clock.part("checkpoint"):
+                        writer.sync()
                         host = {
                             "data": source.batches.get_state(),
                             "shapes": setting.shapes.state(),
@@ -272,6 +300,10 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool) -> None:
             print(line, file=sys.stderr)
         for line in () if quiet else last_lines(config, run_dir, clock.total):
             print(line, file=sys.stderr)
+
+
+def on_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 # ------------------------------------------------------------------------- schedule
