@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxdistill.config import RunConfig
-from jaxdistill.errors import RunStopped
+from jaxdistill.errors import RunStopped, UserError
 from jaxdistill.files import write_whole
 from jaxdistill.storage.finite import non_finite
 from jaxdistill.training.batch import Batch, Texts
@@ -61,9 +61,10 @@ class Skips:
         """
         if not (names := non_finite(params)):
             return True
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         line = (
-            f"{self._config.name}, step {step}: no checkpoint is written, because the parameters "
-            f"are not finite ({names[0]} and {len(names) - 1} more); the last checkpoint stands"
+            f"{self._config.name}, step {step}: no checkpoint is written, because parameters are "
+            f"not finite ({names[0]}{more}); the last checkpoint stands"
         )
         if is_last:
             raise RunStopped(line)
@@ -112,5 +113,8 @@ def drop_after(run_dir: Path, step: int) -> None:
         if number.isdecimal() and int(number) > step:
             shutil.rmtree(file) if file.is_dir() else file.unlink()
     finished = run_dir / "finished.json"
-    if finished.exists() and json.loads(finished.read_text())["step"] > step:
-        finished.unlink()
+    try:
+        if finished.exists() and json.loads(finished.read_bytes())["step"] > step:
+            finished.unlink()
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{finished}: expected a JSON object with a step; delete it") from error

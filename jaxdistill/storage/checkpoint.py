@@ -9,6 +9,7 @@ import errno
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -59,6 +60,7 @@ class Checkpoints:
         self._writer: ocp.AsyncCheckpointer | ocp.Checkpointer | None = None
         self._finishing: threading.Thread | None = None
         self._failure: Exception | None = None  # of the thread
+        self._has_failed = False
 
     def save(self, step: int, state: Any, host: dict[str, Any]) -> None:
         """Save a pytree of arrays and numbers and a JSON-serialisable dict; replaces `step`.
@@ -76,8 +78,9 @@ class Checkpoints:
             )
             self._sound.discard(step)
             writer.save(self._path(step), args=items, force=True)
-        self._finishing = threading.Thread(target=self._finish, args=(step,), daemon=False)
-        self._finishing.start()
+            # Inside the block: an interrupt after it must not leave the step without its listing.
+            self._finishing = threading.Thread(target=self._finish, args=(step,))
+            self._finishing.start()
         if not self._save_async:
             self.wait()
 
@@ -184,6 +187,8 @@ class Checkpoints:
                 if self._writer is not None:
                     self._writer.close()
                 self._writer = None
+                if self._has_failed:
+                    self._remove_leftovers()  # again: other threads may have gone on writing
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -268,6 +273,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
+            self._has_failed = _quiet.is_kept = True
             self._remove_leftovers()  # on a full disk, they would take the room
             if isinstance(error, OSError) and error.filename is not None:
                 raise
@@ -286,6 +292,7 @@ class Checkpoints:
         # Orbax, TensorStore and asyncio each raise their own exception types. The first 160
         # characters name the file; pages of stack trace follow.
         except Exception as error:
+            _quiet.is_kept = True
             reason = (str(error).strip().splitlines() or [""])[0][:160]
             raise self._damaged_error(step, f"{type(error).__name__}: {reason}") from error
 
@@ -366,34 +373,56 @@ def _restore_args(leaf: Any) -> ocp.RestoreArgs:
 
 
 class _Quiet:
-    """Keeps Orbax's log lines (absl's logger, and asyncio's after a failure) off the terminal.
+    """Keeps what Orbax's threads print off the terminal: log lines, and late results of a failure.
 
-    Blocks in several threads overlap: the first one silences the loggers, and the last one restores
-    their levels.
+    Blocks in several threads overlap: the first one silences, and the last one restores.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._depth = 0
         self._levels: dict[str, int] = {}
+        # Set by a failed save or restore, of which threads may print long after it was reported.
+        self.is_kept = False
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
-        loggers = {name: logging.getLogger(name) for name in ("absl", "asyncio")}
         with self._lock:
             self._depth += 1
-            if self._depth == 1:
-                self._levels = {name: logger.level for name, logger in loggers.items()}
-                for logger in loggers.values():
-                    logger.setLevel(logging.CRITICAL)
+            if self._depth == 1 and not self.is_kept:
+                self._silence()
         try:
             yield
         finally:
             with self._lock:
                 self._depth -= 1
-                if self._depth == 0:
-                    for name, logger in loggers.items():
-                        logger.setLevel(self._levels[name])
+                if self._depth == 0 and not self.is_kept:
+                    for name, level in self._levels.items():
+                        logging.getLogger(name).setLevel(level)
+
+    def _silence(self) -> None:
+        for name in ("absl", "asyncio"):
+            logger = logging.getLogger(name)
+            self._levels[name] = logger.level
+            logger.setLevel(logging.CRITICAL)
+        if not isinstance(sys.unraisablehook, _WithoutLateResults):
+            sys.unraisablehook = _WithoutLateResults(sys.unraisablehook)
+
+
+class _WithoutLateResults:
+    """A `sys.unraisablehook` without the results of reads and writes whose event loop is closed.
+
+    When one of them fails, Orbax closes the loop; TensorStore's threads then report each of the
+    others, of which there may be hundreds.
+    """
+
+    def __init__(self, hook: Callable[[Any], Any]) -> None:
+        self._hook = hook
+
+    def __call__(self, unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            self._hook(unraisable)
 
 
 _quiet = _Quiet()

@@ -138,12 +138,13 @@ def _drop_lines(path: Path, resume_step: int | None) -> None:
 def _open_tensorboard(folder: Path, resume_step: int | None) -> Any:
     # tensorboardX is optional: without it only metrics.jsonl is written.
     try:
-        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX import event_file_writer
     except ImportError:
         return None
     folder.mkdir(exist_ok=True)
     with naming(folder):
-        return _Events(EventsWriter(str(folder / "events")), folder, resume_step)
+        writer = event_file_writer.EventsWriter(str(folder / "events"))
+        return _Events(writer, folder, resume_step)
 
 
 class _Events:
@@ -156,11 +157,12 @@ class _Events:
     def __init__(self, writer: Any, folder: Path, resume_step: int | None) -> None:
         from tensorboardX.proto import event_pb2
 
-        self._writer, self._folder, self._event = writer, folder, event_pb2.Event
+        messages: Any = event_pb2  # its classes are made when it is imported
+        self._writer, self._folder, self._event = writer, folder, messages.Event
         self._flushed_s = time.monotonic()
         if resume_step is not None:
             # TensorBoard drops what earlier event files say of this step and later ones.
-            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            start = messages.SessionLog(status=messages.SessionLog.START)
             self._add(step=resume_step, session_log=start)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
