@@ -153,10 +153,10 @@ def evaluate(options: argparse.Namespace) -> None:
     require_positive(options.samples, "--samples")
     require_positive(1 if options.limit is None else options.limit, "--limit")
     sampling = sampling_of(options, options.max_new_tokens)
-    if options.out and options.out.exists() and not options.out.is_dir():
-        raise UserError(f"--out {options.out} is a file; name a folder")
     if options.out:
         require_writable(options.out, "--out")
+        if options.out.exists() and not options.out.is_dir():
+            raise UserError(f"--out {options.out} is a file; name a folder")
     reading = reading_of(options)
     if options.bad_rows != "fatal":
         reading["bad_rows"] = options.bad_rows

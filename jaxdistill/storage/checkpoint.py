@@ -6,11 +6,9 @@ leaf that does not match, and one part of the state can be restored without the 
 
 import contextlib
 import errno
-import logging
 import os
-import signal
-import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
@@ -21,20 +19,23 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from jaxdistill.errors import UserError
+from jaxdistill.files import sync
 from jaxdistill.storage.listings import (
     find_damage,
     is_complete,
+    is_local,
     remove_listings,
     write_listing,
 )
+from jaxdistill.storage.quiet import quiet, uninterrupted
 
 
 class Checkpoints:
     """Saves and restores the checkpoints in one folder, `FOLDER/STEP/{state,host}`.
 
-    The constructor touches no file. A step is written to a temporary folder and renamed; it is
-    complete once the hashes of all its files are listed beside them (`listings`), so that a killed
-    save leaves no complete step behind. With several processes, every one must make every call, and
+    The constructor touches no file. A step is written under a temporary name and
+    gets its name once the hashes of all its files are listed beside them (`listings`), so that a
+    killed save leaves no step behind. With several processes, every one must make every call, and
     the first writes `host`.
     """
 
@@ -71,13 +72,13 @@ class Checkpoints:
         once this one is complete, and with them those known to be damaged.
         """
         self.wait()
-        with _uninterrupted(), _quiet(), self._explain_failed_save(step):
+        with uninterrupted(), quiet(), self._explain_failed_save(step):
             writer = self._open_writer()
             items = ocp.args.Composite(
                 state=ocp.args.PyTreeSave(_by_name(state)), host=ocp.args.JsonSave(host)
             )
             self._sound.discard(step)
-            writer.save(self._path(step), args=items, force=True)
+            writer.save(self._unlisted(step), args=items, force=True)
             # Inside the block: an interrupt after it must not leave the step without its listing.
             self._finishing = threading.Thread(target=self._finish, args=(step,))
             self._finishing.start()
@@ -119,10 +120,15 @@ class Checkpoints:
             damage[step] = found
         if not damage:
             return None
+        if not is_local(self._folder) and not any(map(is_complete, map(self._path, steps))):
+            for step in steps:
+                say(f"WARNING: {self._path(step)} is incomplete: its save was killed")
+            return None
         newest = max(damage)
         raise UserError(
-            f"{self._folder}: no checkpoint is sound ({', '.join(map(str, steps))}); {newest}: "
-            f"{damage[newest]}; restore the files from a copy, or start again in another folder"
+            f"{self._folder}: the checkpoint of step {newest} is damaged or incomplete "
+            f"({damage[newest]}), and none is sound (steps {', '.join(map(str, steps))}); restore "
+            "the files from a copy, or start again in another folder"
         )
 
     def restore(
@@ -147,7 +153,7 @@ class Checkpoints:
         if self._verify and (found := self._find_damage(step)):
             raise self._damaged_error(step, found)
         wanted = _by_name(example, part)
-        with _quiet(), ocp.Checkpointer(_handler()) as reader:
+        with quiet(), ocp.Checkpointer(_handler()) as reader:
             path = self._path(step)
             with self._explain_damage(step):
                 saved = reader.metadata(path).item_metadata["state"]
@@ -170,7 +176,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Block until a running save is complete, and raise the error if it failed."""
-        with _uninterrupted():
+        with uninterrupted():
             if self._finishing is not None:
                 self._finishing.join()
                 self._finishing = None
@@ -183,7 +189,7 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            with _uninterrupted(), _quiet():
+            with uninterrupted(), quiet():
                 if self._writer is not None:
                     self._writer.close()
                 self._writer = None
@@ -204,6 +210,11 @@ class Checkpoints:
     def _path(self, step: int) -> epath.Path:
         return self._folder / str(step)
 
+    def _unlisted(self, step: int) -> epath.Path:
+        """Where a step is until its files are listed."""
+        # A bucket has no folders to rename: there a step is complete when its listings are.
+        return self._folder / f"{step}.unlisted" if is_local(self._folder) else self._path(step)
+
     def _open_writer(self) -> ocp.AsyncCheckpointer | ocp.Checkpointer:
         if self._writer is None:
             # Without its parents: those of a run that was deleted are not made again.
@@ -217,32 +228,50 @@ class Checkpoints:
     def _remove_leftovers(self) -> None:
         """Remove what killed and failed saves left under temporary names."""
         if jax.process_index() == 0:
-            for path in self._folder.glob("*.orbax-checkpoint-tmp*"):
-                with contextlib.suppress(OSError):
-                    path.rmtree()
+            for pattern in ("*.orbax-checkpoint-tmp*", "*.unlisted"):
+                for path in self._folder.glob(pattern):
+                    with contextlib.suppress(OSError):
+                        path.rmtree()
 
     def _finish(self, step: int) -> None:
         """In a thread: complete a step, then delete the older ones that it replaces."""
         try:
-            with _quiet(), self._explain_failed_save(step):
+            with quiet(), self._explain_failed_save(step):
                 if isinstance(self._writer, ocp.AsyncCheckpointer):
                     self._writer.wait_until_finished()
-                write_listing(self._path(step), jax.process_index(), jax.process_count())
+                write_listing(self._unlisted(step), jax.process_index(), jax.process_count())
+                if jax.process_index() == 0:
+                    _wait_until(lambda: is_complete(self._unlisted(step)))
+                    self._give_name(step)
+                    self._delete_others(step)
+                else:
+                    _wait_until(lambda: is_complete(self._path(step)))
                 self._sound.add(step)
                 self._damaged.discard(step)
-                if jax.process_index() == 0:
-                    self._delete_others(step)
         except Exception as error:  # raised by `wait`, in the caller's thread
             self._failure = error
+
+    def _give_name(self, step: int) -> None:
+        """Rename a complete step, in place of an older one of the same number."""
+        if self._unlisted(step) != self._path(step):
+            self._delete(step)
+            self._unlisted(step).rename(self._path(step))
+            sync(self._folder)
+
+    def _delete(self, step: int) -> None:
+        if self._path(step).exists():
+            # It must not look complete while its files are deleted one after another.
+            remove_listings(self._path(step))
+            self._path(step).rmtree()
 
     def _delete_others(self, newest: int) -> None:
         """Delete all but the newest `keep` steps up to `newest`, and those that are damaged.
 
         Steps after `newest` are of a run that went back to an earlier one.
         """
-        # Another process may not have listed its files yet; the next save deletes then.
-        if self._keep is None or not is_complete(self._path(newest)):
+        if self._keep is None:
             return
+        self._damaged.discard(newest)
         steps = {int(path.name) for path in self._folder.iterdir() if path.name.isdecimal()}
         kept = [
             step
@@ -250,8 +279,7 @@ class Checkpoints:
             if step <= newest and step not in self._damaged and is_complete(self._path(step))
         ]
         for step in steps - set(kept[: self._keep]):
-            remove_listings(self._path(step))
-            self._path(step).rmtree()
+            self._delete(step)
 
     def _find_damage(self, step: int) -> str | None:
         """What is wrong with a step's files; all processes get the same answer, or all get one."""
@@ -273,7 +301,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            self._has_failed = _quiet.is_kept = True
+            self._has_failed = quiet.is_kept = True
             self._remove_leftovers()  # on a full disk, they would take the room
             if isinstance(error, OSError) and error.filename is not None:
                 raise
@@ -292,7 +320,7 @@ class Checkpoints:
         # Orbax, TensorStore and asyncio each raise their own exception types. The first 160
         # characters name the file; pages of stack trace follow.
         except Exception as error:
-            _quiet.is_kept = True
+            quiet.is_kept = True
             reason = (str(error).strip().splitlines() or [""])[0][:160]
             raise self._damaged_error(step, f"{type(error).__name__}: {reason}") from error
 
@@ -323,6 +351,15 @@ class Checkpoints:
                 f"{self._folder}: the checkpoint of step {step} does not match this config; "
                 f"{wrong[0]}{more}; use the config.json of its own run, or another folder"
             )
+
+
+def _wait_until(holds: Callable[[], bool], timeout_s: float = 1800) -> None:
+    """Wait for files of other processes. Raises TimeoutError; the time is chosen, not measured."""
+    end = time.monotonic() + timeout_s
+    while not holds():
+        if time.monotonic() > end:
+            raise TimeoutError("another process has not finished its part of the checkpoint")
+        time.sleep(0.1)
 
 
 # What a system says to a save that its user can help.
@@ -370,87 +407,3 @@ def _restore_args(leaf: Any) -> ocp.RestoreArgs:
             sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype, strict=True
         )
     return ocp.RestoreArgs(restore_type=type(leaf))
-
-
-class _Quiet:
-    """Keeps what Orbax's threads print off the terminal: log lines, and late results of a failure.
-
-    Blocks in several threads overlap: the first one silences, and the last one restores.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._depth = 0
-        self._levels: dict[str, int] = {}
-        # Set by a failed save or restore, of which threads may print long after it was reported.
-        self.is_kept = False
-
-    @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
-        with self._lock:
-            self._depth += 1
-            if self._depth == 1 and not self.is_kept:
-                self._silence()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._depth -= 1
-                if self._depth == 0 and not self.is_kept:
-                    for name, level in self._levels.items():
-                        logging.getLogger(name).setLevel(level)
-
-    def _silence(self) -> None:
-        for name in ("absl", "asyncio"):
-            logger = logging.getLogger(name)
-            self._levels[name] = logger.level
-            logger.setLevel(logging.CRITICAL)
-        if not isinstance(sys.unraisablehook, _WithoutLateResults):
-            sys.unraisablehook = _WithoutLateResults(sys.unraisablehook)
-
-
-class _WithoutLateResults:
-    """A `sys.unraisablehook` without the results of reads and writes whose event loop is closed.
-
-    When one of them fails, Orbax closes the loop; TensorStore's threads then report each of the
-    others, of which there may be hundreds.
-    """
-
-    def __init__(self, hook: Callable[[Any], Any]) -> None:
-        self._hook = hook
-
-    def __call__(self, unraisable: Any) -> None:
-        error = unraisable.exc_value
-        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
-            self._hook(unraisable)
-
-
-_quiet = _Quiet()
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Delay Ctrl-C until the block is done; a second Ctrl-C interrupts the block at once.
-
-    An exception inside Orbax's asyncio calls leaves threads that fail later on a closed event loop.
-    """
-    handler = signal.getsignal(signal.SIGINT)
-    # Python sets signal handlers in the main thread only, and SIG_IGN or a handler that was not
-    # installed from Python cannot be called.
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or not callable(handler):
-        yield
-        return
-    held: list[Any] = []
-
-    def hold(number: int, frame: Any) -> None:
-        held.append((number, frame))
-        signal.signal(signal.SIGINT, handler)
-
-    signal.signal(signal.SIGINT, hold)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    if held:
-        handler(*held[0])

@@ -39,7 +39,7 @@ def write_listing(folder: epath.Path, process: int = 0, num_processes: int = 1) 
 
     def describe(path: epath.Path) -> dict[str, Any]:
         digest = _sha256(path)
-        if _is_local(path):
+        if is_local(path):
             sync(path)
         return {"bytes": path.stat().length, "sha256": digest}
 
@@ -49,11 +49,11 @@ def write_listing(folder: epath.Path, process: int = 0, num_processes: int = 1) 
     file, part = folder / listing_name(process), folder / f"{listing_name(process)}.tmp"
     with naming(file):
         part.write_text(text)
-        if _is_local(folder):
+        if is_local(folder):
             for place in {part, folder, folder.parent, *(path.parent for path in own.values())}:
                 sync(place)
         part.rename(file)
-        if _is_local(folder):
+        if is_local(folder):
             sync(folder)
 
 
@@ -152,7 +152,7 @@ def _files(folder: epath.Path) -> Iterator[epath.Path]:
             yield path
 
 
-def _is_local(path: epath.Path) -> bool:
+def is_local(path: epath.Path) -> bool:
     return "://" not in os.fspath(path)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -138,13 +139,14 @@ def _drop_lines(path: Path, resume_step: int | None) -> None:
 def _open_tensorboard(folder: Path, resume_step: int | None) -> Any:
     # tensorboardX is optional: without it only metrics.jsonl is written.
     try:
-        from tensorboardX import event_file_writer
+        from tensorboardX import record_writer
     except ImportError:
         return None
     folder.mkdir(exist_ok=True)
     with naming(folder):
-        writer = event_file_writer.EventsWriter(str(folder / "events"))
-        return _Events(writer, folder, resume_step)
+        # The name that TensorBoard looks for; a run that is resumed has a file for each start.
+        file = folder / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
+        return _Events(record_writer.RecordWriter(str(file)), folder, resume_step)
 
 
 class _Events:
@@ -160,6 +162,7 @@ class _Events:
         messages: Any = event_pb2  # its classes are made when it is imported
         self._writer, self._folder, self._event = writer, folder, messages.Event
         self._flushed_s = time.monotonic()
+        self._add(file_version="brain.Event:2")
         if resume_step is not None:
             # TensorBoard drops what earlier event files say of this step and later ones.
             start = messages.SessionLog(status=messages.SessionLog.START)
@@ -182,4 +185,5 @@ class _Events:
 
     def _add(self, **fields: Any) -> None:
         with naming(self._folder):
-            self._writer.write_event(self._event(wall_time=time.time(), **fields))
+            event = self._event(wall_time=time.time(), **fields)
+            self._writer.write(event.SerializeToString())
