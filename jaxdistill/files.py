@@ -32,10 +32,12 @@ def write_whole(path: Path, content: str | bytes) -> None:
                 os.fsync(file.fileno())
             os.replace(part, path)
             sync(path.parent)
-    except OSError:
+    except OSError as error:
         # On a full disk the incomplete file would take the room that others need.
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+        if error.filename == str(part):
+            error.filename = str(path)
         raise
 
 

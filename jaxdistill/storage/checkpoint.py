@@ -62,6 +62,8 @@ class Checkpoints:
         self._finishing: threading.Thread | None = None
         self._failure: Exception | None = None  # of the thread
         self._has_failed = False
+        # The folder, held open: a folder of its name that is made later has another inode.
+        self._handle: int | None = None
 
     def save(self, step: int, state: Any, host: dict[str, Any]) -> None:
         """Save a pytree of arrays and numbers and a JSON-serialisable dict; replaces `step`.
@@ -193,6 +195,9 @@ class Checkpoints:
                 if self._writer is not None:
                     self._writer.close()
                 self._writer = None
+                if self._handle is not None:
+                    os.close(self._handle)
+                self._handle = None
                 if self._has_failed:
                     self._remove_leftovers()  # again: other threads may have gone on writing
 
@@ -219,6 +224,8 @@ class Checkpoints:
         if self._writer is None:
             # Without its parents: those of a run that was deleted are not made again.
             self._folder.mkdir(exist_ok=True)
+            if is_local(self._folder) and self._handle is None:
+                self._handle = os.open(self._folder, os.O_RDONLY)
             # Only a writer does this: a reader may be open while another process is saving.
             self._remove_leftovers()
             kind = ocp.AsyncCheckpointer if self._save_async else ocp.Checkpointer
@@ -302,6 +309,10 @@ class Checkpoints:
             yield
         except Exception as error:
             self._has_failed = quiet.is_kept = True
+            if self._handle is not None and not _is_at(self._handle, self._folder):
+                # TensorStore makes it again, and fails for what was in it.
+                text = "the folder was deleted during a save"
+                raise FileNotFoundError(errno.ENOENT, text, str(self._folder)) from error
             self._remove_leftovers()  # on a full disk, they would take the room
             if isinstance(error, OSError) and error.filename is not None:
                 raise
@@ -351,6 +362,14 @@ class Checkpoints:
                 f"{self._folder}: the checkpoint of step {step} does not match this config; "
                 f"{wrong[0]}{more}; use the config.json of its own run, or another folder"
             )
+
+
+def _is_at(handle: int, folder: epath.Path) -> bool:
+    """Whether an open folder still has this path."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(folder))
+    except FileNotFoundError:
+        return False
 
 
 def _wait_until(holds: Callable[[], bool], timeout_s: float = 1800) -> None:

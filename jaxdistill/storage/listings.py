@@ -52,7 +52,7 @@ def write_listing(folder: epath.Path, process: int = 0, num_processes: int = 1) 
         if is_local(folder):
             for place in {part, folder, folder.parent, *(path.parent for path in own.values())}:
                 sync(place)
-        part.rename(file)
+        part.replace(file)
         if is_local(folder):
             sync(folder)
 

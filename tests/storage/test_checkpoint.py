@@ -383,6 +383,27 @@ def test_a_full_disk_is_an_oserror_with_the_path_and_the_last_step_stands(tmp_pa
     assert Checkpoints(tmp_path / "c").newest_sound_step(strict=False, say=print) == 1
 
 
+def test_a_folder_that_is_deleted_during_a_save_is_named(tmp_path, monkeypatch):
+    folder = tmp_path / "run" / "checkpoints"
+    folder.parent.mkdir()
+    wait = ocp.AsyncCheckpointer.wait_until_finished
+
+    def deleted(*_):
+        if (folder / "1").exists():
+            shutil.rmtree(folder.parent)
+            folder.mkdir(parents=True)  # as TensorStore's late writes do
+            raise ValueError("no metadata")
+        wait(*_)
+
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(1, {"x": jnp.arange(4)}, {})
+    checkpoints.wait()
+    monkeypatch.setattr(ocp.AsyncCheckpointer, "wait_until_finished", deleted)
+    with pytest.raises(FileNotFoundError, match="the folder was deleted during a save") as caught:
+        checkpoints.save(2, {"x": jnp.arange(4)}, {})
+    assert caught.value.filename == str(folder)
+
+
 def test_a_folder_that_was_deleted_is_not_made_again(tmp_path):
     (tmp_path / "run").mkdir()
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
