@@ -60,7 +60,7 @@ class RunConfig:
     rollouts_rows: int | None = ROLLOUTS_ROWS  # rows per saved step; None: all
     rollouts_token_ids: bool = False  # save prompts and responses as token ids too
     # The run stops with exit code 3 after this many steps in a row whose updates were all skipped
-    # because loss or gradient was not finite; None: it goes on.
+    # because loss or gradient was not finite; None: no limit.
     max_skipped_steps: int | None = 5
     export: bool = True  # write the Hugging Face folder RUN/export at the end
     seed: int = 0  # of the order of the data, of samples and of random weights

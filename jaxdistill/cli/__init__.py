@@ -19,8 +19,8 @@ from jaxdistill.errors import RunStopped, UserError
 
 # What to do about an error of the operating system, after its path and text.
 ADVICE = {
-    errno.ENOSPC: "make room on that disk, and run the command again (train: with --resume)",
-    errno.EDQUOT: "make room within your quota, and run the command again (train: with --resume)",
+    errno.ENOSPC: "free space on that disk, and run the command again (train: with --resume)",
+    errno.EDQUOT: "free space within your quota, and run the command again (train: with --resume)",
     errno.EROFS: "choose a folder on a disk that can be written",
     errno.EACCES: "choose another path, or change its permissions",
     errno.EPERM: "choose another path, or change its permissions",

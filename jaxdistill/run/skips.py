@@ -22,7 +22,7 @@ from jaxdistill.training.batch import Batch, Texts
 UPDATE_ADVICE = (
     "raise compute.micro_batches, lower compute.chunk or compute.pack, set compute.remat=all or "
     "optimizer.moments=bfloat16, shard the model over more devices (mesh), or on a GPU let JAX use "
-    "more of the memory: XLA_PYTHON_CLIENT_MEM_FRACTION=0.93; --resume goes on from the last "
+    "more of the memory: XLA_PYTHON_CLIENT_MEM_FRACTION=0.93; --resume continues from the last "
     "checkpoint"
 )
 

@@ -126,7 +126,7 @@ def test_an_out_of_memory_error_says_what_to_change(monkeypatch):
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (OSError(errno.ENOSPC, "No space left", "a/b"), "a/b: No space left; make room on that"),
+        (OSError(errno.ENOSPC, "No space left", "a/b"), "a/b: No space left; free space on that"),
         (OSError(errno.EROFS, "Read-only", "a/b"), "a/b: Read-only; choose a folder on a disk"),
         (OSError(errno.ENAMETOOLONG, "Too long", "a/b"), "a/b: Too long; choose a shorter name"),
         (FileNotFoundError(errno.ENOENT, "No such file", "a/b"), "a/b: No such file; check the"),
