@@ -55,11 +55,11 @@ class Sampling:
     min_p: float = 0.0  # keep tokens at least this fraction as likely as the most likely one
 
     def __post_init__(self):
-        what = "0 (greedy), or from 1e-6 to 1e6"
+        what = ">= 0 (0 is greedy), at most 1e6"
         _require("temperature", self.temperature, 0, 1e6, expected=what)
         # The logits divided by less could be infinite in float32.
-        if 0 < self.temperature < 1e-6:
-            raise UserError(f"sampling.temperature={self.temperature}: expected a value {what}")
+        if self.temperature:
+            _require("temperature", self.temperature, 1e-6, 1e6, expected="0 or >= 1e-6")
         # No count of tokens is larger than an int32, which the arrays hold.
         most = 2**31 - 1
         what = ">= 0 (0 keeps every token), an int below 2**31"
