@@ -193,7 +193,10 @@ class Checkpoints:
         finally:
             with uninterrupted(), quiet():
                 if self._writer is not None:
-                    self._writer.close()
+                    # A failed save was reported; Orbax may report it again, without the path.
+                    failed = contextlib.suppress(Exception)
+                    with failed if self._has_failed else contextlib.nullcontext():
+                        self._writer.close()
                 self._writer = None
                 if self._handle is not None:
                     os.close(self._handle)
