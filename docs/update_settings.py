@@ -79,6 +79,7 @@ WHEN: dict[type, dict[str, str]] = {
         "track_reference": "to see how far the student's epistemic mass is from the initial one",
         "checkpoint": "fewer minutes where machines disappear without a signal",
         "keep_checkpoints": "lower it if the disk fills up",
+        "max_skipped_steps": "raise it if single batches are known to overflow",
         "save_checkpoints": "in studies of many small runs",
         "rollouts_every": "1 to keep the samples of all steps",
         "rollouts_rows": "None to keep all of a step's rows",

@@ -67,6 +67,9 @@ class RunConfig:
     rollouts_every: int = 10  # steps between saved files of rollouts; 0: none
     rollouts_rows: int | None = ROLLOUTS_ROWS  # rows per saved step; None: all
     rollouts_token_ids: bool = False  # save prompts and responses as token ids too
+    # The run stops with exit code 3 after this many steps in a row whose updates were all skipped
+    # because loss or gradient was not finite; None: no limit.
+    max_skipped_steps: int | None = 5
     export: bool = True  # write the Hugging Face folder RUN/export at the end
     seed: int = 0  # of the order of the data, of samples and of random weights
     # Within which SIGTERM, Ctrl-C or `--time-limit` end the run, its last completed step saved.
@@ -85,6 +88,9 @@ class RunConfig:
         _require_at_least(1, "keep_checkpoints", self.keep_checkpoints)
         _require_at_least(
             1, "rollouts_rows", 1 if self.rollouts_rows is None else self.rollouts_rows
+        )
+        _require_at_least(
+            1, "max_skipped_steps", 1 if self.max_skipped_steps is None else self.max_skipped_steps
         )
         _require_at_least(1, "compute.micro_batches", self.compute.micro_batches)
         offline = isinstance(self.experience, Supervised | Traces)

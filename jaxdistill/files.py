@@ -1,18 +1,100 @@
-"""Atomic writes: a file has either its old content or the whole of its new content."""
+"""Writing files that last: whole or not at all, on the disk before they count, errors with a path.
 
+Nothing here imports JAX.
+"""
+
+import contextlib
+import errno
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+from jaxdistill.errors import UserError
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write text as UTF-8, or bytes, through a temporary file: a kill leaves the old content.
 
-    A lone surrogate (from a file name that is not UTF-8, for example) is written as its escape, as
-    in JSON.
+    The content is on the disk before the file has its name, and the name before this returns, so
+    that the same holds for a loss of power. A lone surrogate (from a file name that is not UTF-8,
+    for example) is written as its escape, as in JSON. Raises OSError with the path.
     """
     # In the same folder, because renaming is atomic within one file system only.
     part = path.with_name(path.name + ".tmp")
     if isinstance(content, str):
         content = content.encode("utf-8", errors="backslashreplace")
-    part.write_bytes(content)
-    os.replace(part, path)
+    try:
+        with naming(path):
+            with part.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+            sync(path.parent)
+    except OSError as error:
+        # On a full disk the incomplete file would take the room that others need.
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        if error.filename == str(part):
+            error.filename = str(path)
+        raise
+
+
+def sync(path: str | os.PathLike[str]) -> None:
+    """Wait until a file's bytes, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network file systems cannot sync folders; they say so with these.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            error.filename = os.fspath(path)
+            raise
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """`sync` for every file and folder below `folder`, and for `folder` itself."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            sync(os.path.join(place, name))
+        sync(place)
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Add the path to an OSError that has none: a failed write to an open file does not name it."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = os.fspath(path)
+        raise
+
+
+def require_writable(path: Path, what: str) -> None:
+    """Raise UserError if `path`, a file or folder to write later, could not be written.
+
+    For the results of long work, which would be lost at its end. Folders that do not exist yet are
+    not created, and nothing is left behind. `what` names the output ("--out").
+    """
+    place = existing = path.absolute()
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(place)  # raises for a name that is too long, or a parent that is a file
+        existing = next(folder for folder in (place, *place.parents) if folder.exists())
+        if max(map(len, map(os.fsencode, place.parts))) > os.pathconf(existing, "PC_NAME_MAX"):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        if existing.is_dir():
+            # Permissions alone do not tell: root has them on a read-only disk too.
+            with tempfile.TemporaryFile(dir=existing):
+                pass
+        else:
+            os.close(os.open(existing, os.O_WRONLY))
+    except OSError as error:
+        refusal = f"{what} {path} cannot be written: {error.strerror}"
+        if existing != place:
+            refusal += f" in {existing}"
+        raise UserError(refusal) from error

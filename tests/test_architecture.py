@@ -16,7 +16,8 @@ from places import PACKAGE
 # A module imports from the rows above its own, and from its own row inside one subpackage. The
 # longest matching name counts: "models.hf" before "models".
 LEVELS = (
-    ("errors", "axes", "files", "compilation"),
+    ("errors", "axes", "compilation"),
+    ("files",),
     ("own_classes",),
     ("precision", "overrides", "epistemic"),
     ("sharding",),
@@ -76,6 +77,7 @@ TESTED_ELSEWHERE = {
     "run.provenance": "run/test_loop.py, which reads what it wrote",
     "sampling.keys": "sampling/test_sampler.py",
     "sampling.slots": "sampling/test_sampler.py and test_pages.py",
+    "storage.quiet": "storage/test_checkpoint.py, with interrupted and failed saves",
     "storage.hf_files": "storage/test_hf_import.py, with its damaged folders",
     "tasks.grading": "tasks/grading/test_math.py, whose answers go through the pool",
     "training.checkpointing": "run/test_saving.py, which asks when a checkpoint is due",

@@ -65,9 +65,7 @@ def test_the_settings_for_those_who_come_from_elsewhere_exist():
     text = (DOCS / "coming_from.md").read_text()
     rows = [line.split(" | ")[-1] for line in text.splitlines() if line.startswith("| ")]
     spans = [span for row in rows for span in re.findall(r"`([^`]+)`", row)]
-    fields = (
-        "experience|optimizer|objective|evaluation|compute|teacher|model|steps|checkpoint"
-    )
+    fields = "experience|optimizer|objective|evaluation|compute|teacher|model|steps|checkpoint"
     named = [span for span in spans if re.match(rf"({fields})\b", span)]
     assert len(named) > 90
     for span in named:

@@ -1,10 +1,14 @@
 """A file is there whole or not at all."""
 
+import errno
 import json
+import os
+from pathlib import Path
 
 import pytest
 
-from jaxdistill.files import write_whole
+from jaxdistill.errors import UserError
+from jaxdistill.files import require_writable, write_whole
 
 
 def test_what_was_there_survives_a_write_that_fails(tmp_path, monkeypatch):
@@ -24,3 +28,57 @@ def test_a_name_that_is_no_utf8_is_written_as_an_escape_that_json_reads_back(tmp
     name = b"caf\xe9".decode("utf-8", "surrogateescape")
     write_whole(tmp_path / "a.json", json.dumps({"name": name}, ensure_ascii=False))
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"name": name}
+
+
+def test_an_error_without_a_path_gets_one(tmp_path, monkeypatch):
+    """As a full disk's does, which is found in the middle of a write."""
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_whole(tmp_path / "a.json", "text")
+    assert caught.value.filename == str(tmp_path / "a.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_content_is_on_the_disk_before_it_has_the_name_and_the_name_after(tmp_path, monkeypatch):
+    done, replace, fsync = [], os.replace, os.fsync
+
+    def seen(handle):
+        done.append(f"sync {os.path.basename(os.readlink(f'/proc/self/fd/{handle}'))}")
+        fsync(handle)
+
+    monkeypatch.setattr("os.fsync", seen)
+    monkeypatch.setattr("os.replace", lambda *names: (done.append("rename"), replace(*names)))
+    write_whole(tmp_path / "a.json", "text")
+    assert done == ["sync a.json.tmp", "rename", f"sync {tmp_path.name}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("file/below", r"^--out .*file/below cannot be written: Not a directory"),
+        (300 * "x", "^--out x+ cannot be written: File name too long"),
+        (f"new/{300 * 'x'}", "^--out new/x+ cannot be written: File name too long"),
+        ("/proc/new/folder", "^--out /proc/new/folder cannot be written: .* in /proc$"),
+    ],
+)
+def test_an_output_that_could_not_be_written_is_refused_beforehand(
+    tmp_path, monkeypatch, name, expected
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("content")
+    with pytest.raises(UserError, match=expected):
+        require_writable(Path(name), "--out")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["new", "new/folder/file", ".", "file"])
+def test_an_output_that_can_be_written_is_left_as_it_is(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("content")
+    require_writable(Path(name), "--out")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "content"

@@ -6,6 +6,7 @@ mistyped flag are answered at once. The function of a verb imports what it needs
 
 import argparse
 import contextlib
+import errno
 import os
 import sys
 import traceback
@@ -14,21 +15,29 @@ from collections.abc import Sequence
 from jaxdistill import __version__, compilation
 from jaxdistill.cli import analyze, bench, convert, data, guide, list, report, sample, train
 from jaxdistill.cli.parser import Parser
-from jaxdistill.errors import UserError
+from jaxdistill.errors import RunStopped, UserError
 from jaxdistill.run.stopping import Stopping, Terminated
 
 EXIT_CODES = {
     0: "success; also a run or study that SIGTERM or its time limit stopped: `finished.json` in "
     "the run folder says whether it is finished",
-    1: "an internal error, or a device's memory is exhausted",
-    2: "a mistake that you can correct, named in one line",
-    3: "a run that stopped itself",
+    1: "an internal error",
+    2: "what you can correct, named in one line: a mistake, or a disk or device that is full",
+    3: "a run that stopped itself, because steps were not finite",
     130: "interrupted with Ctrl-C",
     141: "the reader of the output has closed the pipe",
     143: "SIGTERM ended a command that is no run",
 }
-# The operating system refused a path that the user chose, which is not an internal error.
-REFUSED = (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
+# What to do about an error of the operating system, after its path and text.
+ADVICE = {
+    errno.ENOSPC: "free space on that disk, and run the command again (train: with --resume)",
+    errno.EDQUOT: "free space within your quota, and run the command again (train: with --resume)",
+    errno.EROFS: "choose a folder on a disk that can be written",
+    errno.EACCES: "choose another path, or change its permissions",
+    errno.EPERM: "choose another path, or change its permissions",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOENT: "check the path: it, or a folder above it, is not there",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,12 +98,17 @@ def explain(error: BaseException) -> tuple[int, str]:
             return 143, "stopped by SIGTERM"
         case BrokenPipeError():
             return 141, text
-        case OSError() if isinstance(error, REFUSED):
-            return 2, f"{error.filename}: {error.strerror}"
-        # JAX has no exception type for this; every device's allocator reports it with this text.
-        case RuntimeError() if "RESOURCE_EXHAUSTED: Out of memory" in text:
-            reported = text.partition("RESOURCE_EXHAUSTED: ")[2]
-            return 1, (
+        case RunStopped():
+            return 3, text
+        # The system refused a path or a connection, which is not an internal error.
+        case OSError():
+            named = "" if error.filename is None else f"{error.filename}: "
+            advice = ADVICE.get(error.errno or 0)
+            return 2, f"{named}{error.strerror or text}" + (f"; {advice}" if advice else "")
+        # `errors.out_of_memory` knows what to lower; this is for memory that nothing else names.
+        case RuntimeError() if "RESOURCE_EXHAUSTED" in text:
+            reported = text.partition("RESOURCE_EXHAUSTED")[2].lstrip(": ")
+            return 2, (
                 f"{reported[:120]}; use fewer rows or slots, more micro-batches, a smaller chunk "
                 "or more rematerialisation (remat), or on a GPU let JAX use more than 75 % of the "
                 "memory: XLA_PYTHON_CLIENT_MEM_FRACTION=0.93; --debug shows the traceback"

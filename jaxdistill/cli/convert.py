@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from jaxdistill.cli.flags import MODEL_HELP, add_quiet
+from jaxdistill.cli.flags import MODEL_HELP, add_no_verify, add_quiet
 from jaxdistill.cli.parser import add_verb, describe_default
 
 
@@ -23,11 +23,19 @@ def add_verbs(verbs: Any) -> None:
         "--dtype", choices=("float32", "bfloat16", "float16"), help="dtype of the weights in DST"
     )
     describe_default(dtype, "the dtype of SRC; for a trained run, that of its base")
+    add_no_verify(sub)
     add_quiet(sub)
 
 
 def convert(options: argparse.Namespace) -> None:
     from jaxdistill.storage.convert import convert as convert_folder
 
-    show = not options.quiet
-    print(convert_folder(options.source, options.destination, options.dtype, progress=show))
+    print(
+        convert_folder(
+            options.source,
+            options.destination,
+            options.dtype,
+            progress=not options.quiet,
+            verify=options.verify,
+        )
+    )

@@ -49,6 +49,16 @@ def add_quiet(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--quiet", action="store_true", help="show no progress bar, but warnings")
 
 
+def add_no_verify(sub: argparse.ArgumentParser) -> None:
+    """`--no-verify` of verbs that restore checkpoints, which gives `options.verify`."""
+    sub.add_argument(
+        "--no-verify",
+        dest="verify",
+        action="store_false",
+        help="restore a checkpoint without comparing its files with their hashes",
+    )
+
+
 def add_sampling(sub: argparse.ArgumentParser) -> None:
     """Add the flags of sampling, which `sampling_of` and the verbs that sample read."""
     add_fields(sub, TokenChoice)

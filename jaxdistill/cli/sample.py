@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxdistill.cli.flags import (
     MODEL_HELP,
+    add_no_verify,
     add_out,
     add_reading,
     add_sampling,
@@ -17,6 +18,7 @@ from jaxdistill.cli.flags import (
 )
 from jaxdistill.cli.parser import add_verb, describe_default
 from jaxdistill.errors import UserError
+from jaxdistill.files import require_writable
 
 
 def add_verbs(verbs: Any) -> None:
@@ -33,6 +35,7 @@ def add_verbs(verbs: Any) -> None:
     )
     sub.add_argument("--system", metavar="TEXT", help="a system turn before each prompt")
     sub.add_argument("--samples", type=int, default=1, metavar="N", help="responses per prompt")
+    add_no_verify(sub)
     add_sampling(sub)
 
     sub = add_verb(
@@ -82,6 +85,7 @@ def add_verbs(verbs: Any) -> None:
     )
     describe_default(limit, "all questions of a file or task, 128 of a toy split")
     add_out(sub, "also write NAME.jsonl and summary.json into this folder", metavar="DIR")
+    add_no_verify(sub)
     add_sampling(sub)
 
 
@@ -106,7 +110,7 @@ def open_engine(
     flag = "--thinking" if options.thinking else "--no-thinking"
     for note in (*notes, *unused_mode(flag, options.thinking, tokenizer)):
         print(note, file=sys.stderr)
-    policy = open_model(options.model, mesh, progress=True)
+    policy = open_model(options.model, mesh, progress=True, verify=options.verify)
     line = start_line(mesh, policy.config, Compute(dtype=options.dtype))
     print(line, file=sys.stderr)
     return Engine(
@@ -150,8 +154,10 @@ def evaluate(options: argparse.Namespace) -> None:
     require_positive(options.samples, "--samples")
     require_positive(1 if options.limit is None else options.limit, "--limit")
     sampling = sampling_of(options, options.max_new_tokens)
-    if options.out and options.out.exists() and not options.out.is_dir():
-        raise UserError(f"--out {options.out} is a file; name a folder")
+    if options.out:
+        require_writable(options.out, "--out")
+        if options.out.exists() and not options.out.is_dir():
+            raise UserError(f"--out {options.out} is a file; name a folder")
     reading = reading_of(options)
     if options.bad_rows != "fatal":
         reading["bad_rows"] = options.bad_rows

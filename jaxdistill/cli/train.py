@@ -6,7 +6,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jaxdistill.cli.flags import add_mesh, add_overrides, add_quiet, add_recipe_choices
+from jaxdistill.cli.flags import (
+    add_mesh,
+    add_no_verify,
+    add_overrides,
+    add_quiet,
+    add_recipe_choices,
+)
 from jaxdistill.cli.parser import add_verb, describe_default
 from jaxdistill.errors import UserError
 from jaxdistill.run.stopping import seconds_of
@@ -31,6 +37,13 @@ def add_verbs(verbs: Any) -> None:
         action="store_true",
         help="continue from the last checkpoint in the run's folder, or start if there is none",
     )
+    sub.add_argument(
+        "--strict-resume",
+        action="store_true",
+        help="as --resume, but refuse if the last checkpoint is damaged, instead of going on from "
+        "the newest sound one",
+    )
+    add_no_verify(sub)
     add_time_limit(sub)
     add_quiet(sub)
     add_show(sub, "the settings of the run")
@@ -88,7 +101,10 @@ def train(options: argparse.Namespace) -> None:
     from jaxdistill.config import bundled_module, to_json
 
     recipe, run_dir = Path(options.config), options.run_dir
-    if options.resume and run_dir and recipe.suffix == ".py" and not recipe.exists():
+    options.resume |= options.strict_resume
+    # FILE.py, or FILE.py:NAME for one of its functions.
+    file = Path(options.config.rpartition(":")[0] if ".py:" in options.config else options.config)
+    if options.resume and run_dir and file.suffix == ".py" and not file.exists():
         # The recipe file is gone, but a run keeps its config and the classes that it uses.
         kept = run_dir / "config.json"
         if kept.exists() and bundled_module(options.config) is None:
@@ -104,7 +120,15 @@ def train(options: argparse.Namespace) -> None:
         run_dir = recipe.parent if options.resume and is_kept else Path("runs") / config.name
     from jaxdistill.run.loop import run
 
-    run(config, run_dir, resume=options.resume, quiet=options.quiet, stopping=options.stopping)
+    run(
+        config,
+        run_dir,
+        resume=options.resume,
+        strict=options.strict_resume,
+        verify=options.verify,
+        quiet=options.quiet,
+        stopping=options.stopping,
+    )
     print(run_dir)
 
 

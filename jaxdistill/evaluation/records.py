@@ -91,7 +91,7 @@ def write_evaluation(folder: Path, results: dict[str, list[dict[str, Any]]]) -> 
 def _write_jsonl(file: Path, records: list[dict[str, Any]]) -> None:
     # People read these files, so characters outside ASCII are not escaped.
     lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    file.write_text("".join(lines), encoding="utf-8")
+    write_whole(file, "".join(lines))
 
 
 def evaluation_folder(run_dir: Path, step: int) -> Path:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxdistill.errors import UserError
+from jaxdistill.files import write_whole
 from jaxdistill.report import caveats, examples, figures, findings, html, markdown, tables
 from jaxdistill.report.findings import BASE, Cell, CellKey, change, kept_share
 from jaxdistill.report.load import AXES, StudyResults, load_runs, load_study_results
@@ -97,9 +98,9 @@ def write(path: Path, text: str, pictures: dict[str, figures.Picture]) -> Path:
     folder = path.parent / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     for picture in pictures.values():
-        (folder / f"{picture.name}.png").write_bytes(picture.light)
-        (folder / f"{picture.name}-dark.png").write_bytes(picture.dark)
-    path.write_text(text, encoding="utf-8")
+        write_whole(folder / f"{picture.name}.png", picture.light)
+        write_whole(folder / f"{picture.name}-dark.png", picture.dark)
+    write_whole(path, text)
     return path
 
 

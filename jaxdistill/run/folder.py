@@ -33,6 +33,7 @@ MAY_CHANGE = {
     "rollouts_rows",
     "rollouts_token_ids",
     "export",
+    "max_skipped_steps",
 }
 # Settings that may differ too, since they say where and how a step is computed. They change it by
 # rounding (sums are in another order), and `cache_dtype` also by the rounding of the KV cache that
@@ -47,7 +48,7 @@ ROUNDS = {
 START_FILES = (
     "config.json", "provenance.json", own_classes.RECIPE, "lexicon.json", "metrics.jsonl",
     "prompts.json",
-    "model", "rollouts", "tensorboard", "checkpoints", "evals", "export", "export.new",
+    "model", "rollouts", "skipped", "tensorboard", "checkpoints", "evals", "export", "export.new",
 )  # fmt: skip
 
 
@@ -200,7 +201,7 @@ def check_base(config: RunConfig, run_dir: Path) -> None:
     file, found = run_dir / "model" / "fingerprint.txt", loading.fingerprint(folder)
     if not file.exists():
         file.parent.mkdir(exist_ok=True)
-        file.write_text(found)
+        write_whole(file, found)
     elif file.read_text() != found:
         raise UserError(f"the model in {folder} is not the one that run {run_dir} started from")
 
@@ -228,6 +229,7 @@ def remove_leftovers(run_dir: Path) -> None:
         *run_dir.glob("export.new"),
         *run_dir.glob(".export.new.*"),  # `hf_export` writes there first
         *run_dir.glob("checkpoints/*.orbax-checkpoint-tmp*"),
+        *run_dir.glob("checkpoints/*.unlisted"),  # complete but for the hashes of its files
         *run_dir.rglob("*.tmp"),  # of `write_whole`
     ]
     for path in unfinished:

@@ -12,7 +12,7 @@ import jax
 from jaxdistill import compilation, epistemic, objectives, own_classes, sharding
 from jaxdistill.config import RunConfig
 from jaxdistill.epistemic import LexiconFile
-from jaxdistill.errors import UserError
+from jaxdistill.errors import UserError, out_of_memory
 from jaxdistill.evaluation.evaluate import evaluate_split
 from jaxdistill.evaluation.records import evaluation_folder, write_evaluation
 from jaxdistill.files import write_whole
@@ -34,6 +34,7 @@ from jaxdistill.run.folder import (
 )
 from jaxdistill.run.lock import locked
 from jaxdistill.run.saving import Kept, Saving
+from jaxdistill.run.skips import UPDATE_ADVICE, Skips, drop_after
 from jaxdistill.run.stopping import Stopping
 from jaxdistill.run.telling import Progress, Warnings, last_lines
 from jaxdistill.sampling.engine import Engine
@@ -61,21 +62,34 @@ def run(
     run_dir: Path,
     *,
     resume: bool = False,
+    strict: bool = False,
+    verify: bool = True,
     quiet: bool = False,
     stopping: Stopping | None = None,
 ) -> Path:
     """Train as `config` says and leave a self-contained run folder.
 
     With `resume=True` an interrupted run continues exactly from its last checkpoint (on CPU with
-    bitwise equal results). `stopping` ends the process on a signal, once the last completed step is
-    saved; None leaves signals alone. Raises UserError for an existing folder without `resume`, a
-    folder of another config or one that another process holds, or unusable input.
+    bitwise equal results): the newest one whose files are as they were written, or only the newest
+    if `strict`; unless `verify`, the files are not compared with their hashes. `stopping` ends the
+    process on a signal, once the last completed step is saved; None leaves signals alone. Raises
+    UserError for an existing folder without `resume`, a folder of another config or one that
+    another process holds, or unusable input, and RunStopped after `max_skipped_steps`.
     """
     # A folder that is a file is refused here.
     before = names_in(run_dir) if run_dir.exists() else None
     stopping = stopping or Stopping()
     with locked(run_dir, stopping):
-        return run_locked(config, run_dir, resume, quiet=quiet, before=before, stopping=stopping)
+        return run_locked(
+            config,
+            run_dir,
+            resume,
+            strict=strict,
+            verify=verify,
+            quiet=quiet,
+            before=before,
+            stopping=stopping,
+        )
 
 
 def run_locked(
@@ -83,6 +97,8 @@ def run_locked(
     run_dir: Path,
     resume: bool,
     *,
+    strict: bool,
+    verify: bool,
     quiet: bool,
     before: set[str] | None,
     stopping: Stopping,
@@ -92,7 +108,7 @@ def run_locked(
         config.experience.require_source()
     is_new = start_folder(config, run_dir, resume)
     remove_leftovers(run_dir)
-    saving = Saving(config, run_dir)
+    saving = Saving(config, run_dir, verify=verify)
     try:
         # Find files that cannot be read and answers that cannot be graded now, rather than in the
         # first evaluation, hours later.
@@ -100,7 +116,8 @@ def run_locked(
         if isinstance(config.lexicon, LexiconFile):
             epistemic.read_lexicon(config.lexicon.path)
         with stopping.stops(saving):
-            train(config, run_dir, resume and not is_new, quiet, saving)
+            resume = resume and not is_new
+            train(config, run_dir, resume, quiet, saving=saving, strict=strict)
     except (Exception, SystemExit) as error:
         # A new run that fails before its first step leaves nothing behind. KeyboardInterrupt is not
         # caught: an interrupted run keeps its files and can be resumed.
@@ -133,7 +150,15 @@ def check_tasks(config: RunConfig, quiet: bool = True) -> None:
         config.experience.check_rows()
 
 
-def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool, saving: Saving) -> None:
+def train(
+    config: RunConfig,
+    run_dir: Path,
+    resume: bool,
+    quiet: bool,
+    *,
+    saving: Saving,
+    strict: bool = False,
+) -> None:
     """The loop itself, in a folder that `start_folder` has created or checked."""
     clock = Clock()
     mesh = sharding.make_mesh(config.mesh)
@@ -208,7 +233,7 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool, saving: S
         )
         step = 0
         checkpoints = saving.checkpoints
-        latest = checkpoints.latest_step() if resume else None
+        latest = checkpoints.newest_sound_step(strict, on_stderr) if resume else None
         if resume and latest is None:
             print(f"run {run_dir} has no checkpoint yet and starts at step 0", file=sys.stderr)
         if latest is not None:
@@ -227,6 +252,7 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool, saving: S
             note_resume(run_dir, step)
         saving.start(step, steps)
         if resume:
+            drop_after(run_dir, step)
             # It may differ in the settings of MAY_CHANGE.
             write_config(config, run_dir)
         train_step = make_train_step(
@@ -248,11 +274,13 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool, saving: S
             stack.callback(saving.close)
             stack.callback(source.close)
             writer = stack.enter_context(MetricsWriter(run_dir, resume_step=step + 1))
-            saving.flush = writer.flush
+            saving.sync = writer.sync
             progress = stack.enter_context(
                 contextlib.closing(Progress(config.name, steps=steps, step=step, quiet=quiet))
             )
             warnings = Warnings(config.name, progress.write)
+            skips = Skips(config, run_dir, policy.tokenizer, progress.write)
+            saving.may_save = skips.may_save
             clock.on_part = progress.doing
             stack.enter_context(clock.compilations())
             work = Work(
@@ -277,7 +305,9 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool, saving: S
                 with saving.replacing():
                     # Wait for the device: its time would otherwise count for the next step's
                     # sampling, which needs the new parameters and could not begin earlier.
-                    with clock.part("update"), compilation.named(arrays[0].in_words()):
+                    memory = out_of_memory("updating", UPDATE_ADVICE)
+                    shapes = compilation.named(arrays[0].in_words())
+                    with clock.part("update"), shapes, memory:
                         state, sums = train_step(state, policy.params, *map(engine.place, arrays))
                         jax.block_until_ready(state)
                     step += 1
@@ -288,11 +318,12 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool, saving: S
                     writer.write(step, values)
                     host = {"data": source.batches.get_state(), "shapes": setting.shapes.state()}
                     saving.keep(Kept(step, state._asdict(), host), lap["compiling"])
-                    if saving.is_due(step, steps):
-                        with clock.part("checkpoint"):
-                            saving.save()
                 warnings.note(step, values)
                 progress.advance(values)
+                skips.note(step, values, batch)
+                if saving.is_due(step, steps):
+                    with clock.part("checkpoint"):
+                        saving.save()
 
                 # ---- the evaluation of the step
                 if evaluates_at(config, step, steps):
@@ -317,6 +348,10 @@ def train(config: RunConfig, run_dir: Path, resume: bool, quiet: bool, saving: S
             print(line, file=sys.stderr)
         for line in () if quiet else last_lines(config, run_dir, clock.total):
             print(line, file=sys.stderr)
+
+
+def on_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 # ------------------------------------------------------------------------- schedule

@@ -31,10 +31,15 @@ class Saving:
     Its methods, `stop` and `last_lines` excepted, belong to the main thread.
     """
 
-    def __init__(self, config: RunConfig, run_dir: Path) -> None:
-        self.checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.keep_checkpoints)
+    def __init__(self, config: RunConfig, run_dir: Path, *, verify: bool = True) -> None:
+        self.checkpoints = Checkpoints(
+            run_dir / "checkpoints", keep=config.keep_checkpoints, verify=verify
+        )
         self.grace_s = config.grace_seconds
-        self.flush: Callable[[], None] = lambda: None  # of files that a stop must complete
+        # Completes the files that belong to the kept step.
+        self.sync: Callable[[], None] = lambda: None
+        # Whether a step's parameters may be saved, or raises; (step, parameters, is it the last).
+        self.may_save: Callable[[int, Any, bool], bool] = lambda step, params, is_last: True
         self._config = config
         self._run_dir, self._steps = run_dir, config.steps
         self._kept: Kept | None = None
@@ -95,8 +100,14 @@ class Saving:
 
     def _save(self) -> None:
         assert self._kept is not None
-        self.checkpoints.save(*self._kept)
-        self._saved, self._saved_at = self._kept.step, time.monotonic()
+        step = self._kept.step
+        if self.may_save(step, self._kept.state["params"], step == self._steps):
+            # A resumed run drops what comes after its checkpoint, but cannot restore what is
+            # missing: the files of the step are on the disk first.
+            self.sync()
+            self.checkpoints.save(*self._kept)
+            self._saved = step
+        self._saved_at = time.monotonic()
 
     # ---------------------------------------------------------------- the thread of a stop
 
@@ -115,7 +126,7 @@ class Saving:
             if self._kept.step != self._saved:
                 self._save()
             self.checkpoints.wait()
-        self.flush()
+        self.sync()
 
     def _await_step(self, until: float) -> None:
         began = self._began

@@ -22,7 +22,7 @@ from typing import Any
 
 from jaxdistill import overrides
 from jaxdistill.config import RunConfig, to_json, with_presets
-from jaxdistill.errors import UserError
+from jaxdistill.errors import RunStopped, UserError
 from jaxdistill.evaluation.measures import study_row
 from jaxdistill.evaluation.records import read_summary
 from jaxdistill.files import write_whole
@@ -289,8 +289,11 @@ def worker(arms: list[Arm], study_dir: Path, core: int, failures: Any) -> None:
         stopping.finish(0)
     except Exception as error:
         # Not every exception can be pickled, and none keeps its traceback: send the text instead.
-        kind = UserError if isinstance(error, UserError) else RuntimeError
-        sent = error if kind is UserError else f"{type(error).__name__}: {error}"
+        # The command line reports a full disk, and a run that stopped itself, by other exit codes.
+        is_mistake = isinstance(error, UserError | OSError)
+        kind = RunStopped if isinstance(error, RunStopped) else RuntimeError
+        kind = UserError if is_mistake else kind
+        sent = f"{type(error).__name__}: {error}" if kind is RuntimeError else error
         failure = kind(f"a worker of the study failed: {sent}")
         failure.add_note(traceback.format_exc())
         failures.put(failure)

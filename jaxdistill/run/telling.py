@@ -121,7 +121,8 @@ CONDITIONS = (
         "an update was skipped",
         when(
             lambda values: values.get("skipped", 0) > 0,
-            "its gradient is not finite; it left the parameters unchanged",
+            "its loss or gradient is not finite; it left parameters, optimizer and teacher as they "
+            "were",
         ),
     ),
     Condition("the samples are off-policy", gap_warning),

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from jaxdistill import compilation, sharding
+from jaxdistill.errors import out_of_memory
 from jaxdistill.models.quantized import CacheDtype, check_cache_dtype
 from jaxdistill.precision import compute_dtype
 from jaxdistill.sampling.keys import Address, question_hashes, row_keys
@@ -26,6 +27,14 @@ from jaxdistill.storage.loading import Policy
 from jaxdistill.tasks.questions import Question
 
 Tree = TypeVar("Tree")
+
+# What to lower where a device is full. The sampler takes what memory it finds free, less what other
+# programs hold by then.
+ADVICE = (
+    "lower max_new_tokens, the prompts' length or the rollouts per question, use "
+    "cache_dtype=int8 (train: compute.cache_dtype), shard the model over more devices (mesh), or "
+    "on a GPU let JAX use more of the memory: XLA_PYTHON_CLIENT_MEM_FRACTION=0.93"
+)
 
 
 # eq=False: comparing the arrays of two policies gives an array, which has no truth value.
@@ -94,9 +103,9 @@ class Engine:
             keys_B2 = row_keys(address.seed, address.purpose, address.step, hashes_Q, rollouts)
             what = f"{len(questions)} prompts of {width:,} tokens, {rollouts} x "
             what += f"{sampling.max_new_tokens:,} new tokens, {slots} at a time"
-            with compilation.named(what):
+            with compilation.named(what), out_of_memory(f"sampling {what}", ADVICE):
                 drawn = sample(params, *self.place((prompt_ids_QP, prompt_mask_QP, keys_B2)))
-            drawn = jax.device_get(drawn)
+                drawn = jax.device_get(drawn)
             samples: Samples = jax.tree.map(lambda x_B: x_B[:num_rows], drawn)
         tokens_BT, mask_BT = np.asarray(samples.tokens_BT), np.asarray(samples.mask_BT)
         generated = [tokens[mask > 0] for tokens, mask in zip(tokens_BT, mask_BT)]

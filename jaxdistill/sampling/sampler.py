@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32, UInt32
 
-from jaxdistill.errors import UserError
+from jaxdistill.errors import UserError, require_number
 from jaxdistill.models import decoder, parameters
 from jaxdistill.models.cached_attention import PAGE
 from jaxdistill.models.completions import logits_of
@@ -45,7 +45,7 @@ from jaxdistill.sharding import constrain, platform
 class Sampling:
     """How tokens are chosen. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 keep all.
 
-    Raises UserError if a value is outside its range.
+    Raises UserError if a value is of another type or outside its range.
     """
 
     temperature: float = 1.0  # divides the logits
@@ -55,11 +55,21 @@ class Sampling:
     min_p: float = 0.0  # keep tokens at least this fraction as likely as the most likely one
 
     def __post_init__(self):
-        _require(self.temperature >= 0, "temperature", ">= 0 (0 is greedy)", self.temperature)
-        _require(self.top_k >= 0, "top_k", ">= 0 (0 keeps every token)", self.top_k)
-        _require(0 < self.top_p <= 1, "top_p", "in (0, 1] (1 keeps every token)", self.top_p)
-        _require(0 <= self.min_p < 1, "min_p", "in [0, 1) (0 keeps every token)", self.min_p)
-        _require(self.max_new_tokens >= 1, "max_new_tokens", ">= 1", self.max_new_tokens)
+        what = ">= 0 (0 is greedy), at most 1e6"
+        _require("temperature", self.temperature, 0, 1e6, expected=what)
+        # The logits divided by less could be infinite in float32.
+        if self.temperature:
+            _require("temperature", self.temperature, 1e-6, 1e6, expected="0 or >= 1e-6")
+        # No count of tokens is larger than an int32, which the arrays hold.
+        most = 2**31 - 1
+        what = ">= 0 (0 keeps every token), an int below 2**31"
+        _require("top_k", self.top_k, 0, most, whole=True, expected=what)
+        what = "in (0, 1] (1 keeps every token)"
+        _require("top_p", self.top_p, 0, 1, open_low=True, expected=what)
+        what = "in [0, 1) (0 keeps every token)"
+        _require("min_p", self.min_p, 0, 1, open_high=True, expected=what)
+        what = ">= 1, an int below 2**31"
+        _require("max_new_tokens", self.max_new_tokens, 1, most, whole=True, expected=what)
 
     @property
     def logp_temperature(self) -> float:
@@ -302,6 +312,5 @@ def decoding_weights(
     return weights, gather("DV", parameters.head(params, config).astype(dtype))
 
 
-def _require(is_valid: bool, field: str, expected: str, value: float) -> None:
-    if not is_valid:
-        raise UserError(f"sampling.{field}={value}: expected a value {expected}")
+def _require(field: str, value: Any, low: float, high: float, **how: Any) -> None:
+    require_number(f"sampling.{field}", value, low, high, **how)

@@ -5,12 +5,11 @@ leaf that does not match, and one part of the state can be restored without the 
 """
 
 import contextlib
-import json
-import logging
+import errno
 import os
-import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -20,63 +19,119 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from jaxdistill.errors import UserError
-
-# Each step's folder has this listing, {relative path: size in bytes}, so that we can name a missing
-# or truncated file in one line. Orbax detects the damage too, but its reader threads print pages of
-# tracebacks that the caller cannot catch.
-_LISTING = "jaxdistill_files.json"
+from jaxdistill.files import sync
+from jaxdistill.storage.listings import (
+    find_damage,
+    is_complete,
+    is_local,
+    remove_listings,
+    write_listing,
+)
+from jaxdistill.storage.quiet import quiet, uninterrupted
 
 
 class Checkpoints:
     """Saves and restores the checkpoints in one folder, `FOLDER/STEP/{state,host}`.
 
-    The constructor touches no file. A step is written to a temporary folder and renamed once it is
-    complete, so a killed save leaves no step behind. With several hosts, every process must make
-    every call, and the first process writes `host`.
+    The constructor touches no file. A step is written under a temporary name and
+    gets its name once the hashes of all its files are listed beside them (`listings`), so that a
+    killed save leaves no step behind. With several processes, every one must make every call, and
+    the first writes `host`.
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], keep: int | None = 3, save_async: bool = True
+        self,
+        folder: str | os.PathLike[str],
+        keep: int | None = 3,
+        save_async: bool = True,
+        verify: bool = True,
     ) -> None:
-        """Keep the newest `keep` steps (None: all); `save_async` writes them in the background."""
+        """Keep the newest `keep` steps (None: all); `save_async` writes them in the background.
+
+        Unless `verify`, steps are restored without comparing their files with the hashes.
+        """
         # The default of three is chosen, not measured: two are left if the newest is damaged.
         # epath also handles gs:// paths; Orbax requires absolute ones.
         self._folder = epath.Path(folder).absolute()
         self._keep = keep
         self._save_async = save_async
-        self._writer: ocp.CheckpointManager | None = None
-        self._unlisted: int | None = None  # the step whose save may still be running
+        self._verify = verify
+        self._sound: set[int] = set()  # steps saved or verified by this process
+        self._damaged: set[int] = set()
+        self._writer: ocp.AsyncCheckpointer | ocp.Checkpointer | None = None
+        self._finishing: threading.Thread | None = None
+        self._failure: Exception | None = None  # of the thread
+        self._has_failed = False
+        # The folder, held open: a folder of its name that is made later has another inode.
+        self._handle: int | None = None
 
     def save(self, step: int, state: Any, host: dict[str, Any]) -> None:
         """Save a pytree of arrays and numbers and a JSON-serialisable dict; replaces `step`.
 
         With `save_async` the call returns once the state has been copied off the devices, so the
-        caller may donate its buffers at once. The next call raises a failure in the background.
+        caller may donate its buffers at once. The next call raises a failure in the background:
+        OSError with the path if the disk is full or refuses. Older steps beyond `keep` are deleted
+        once this one is complete, and with them those known to be damaged.
         """
-        # The previous step's listing can only be written once its files are complete.
         self.wait()
-        with _uninterrupted(), _quiet():
+        with uninterrupted(), quiet(), self._explain_failed_save(step):
             writer = self._open_writer()
-            if step in writer.all_steps():
-                writer.delete(step)
             items = ocp.args.Composite(
                 state=ocp.args.PyTreeSave(_by_name(state)), host=ocp.args.JsonSave(host)
             )
-            # Without `force`, Orbax silently skips a step lower than its latest.
-            writer.save(step, args=items, force=True)
-            self._unlisted = step
+            self._sound.discard(step)
+            writer.save(self._unlisted(step), args=items, force=True)
+            # Inside the block: an interrupt after it must not leave the step without its listing.
+            self._finishing = threading.Thread(target=self._finish, args=(step,))
+            self._finishing.start()
+        if not self._save_async:
+            self.wait()
 
     def steps(self) -> list[int]:
-        """The complete steps on disk in ascending order, after waiting for a running save."""
+        """The steps on disk in ascending order, damaged ones too, once a running save is done."""
         self.wait()
         if not self._folder.is_dir():
             return []
-        with _quiet(), self._open_reader() as reader:
-            return sorted(reader.all_steps())
+        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
 
     def latest_step(self) -> int | None:
-        """The newest complete step, or None if there is none."""
+        """The newest step, or None if there is none."""
         return max(self.steps(), default=None)
+
+    def newest_sound_step(self, strict: bool, say: Callable[[str], None]) -> int | None:
+        """The newest step whose files are as they were written, or None if there is no step.
+
+        `say` is called with a line for each newer step, which is damaged or incomplete. Raises
+        UserError if no step is sound, or for the first damaged one if `strict`. Deletes nothing.
+        """
+        steps = self.steps()
+        if not self._verify:
+            return max(steps, default=None)
+        damage: dict[int, str] = {}
+        for step in reversed(steps):
+            found = self._find_damage(step)
+            if found is None:
+                for damaged, reason in damage.items():
+                    say(
+                        f"WARNING: {self._path(damaged)} is damaged or incomplete ({reason}): "
+                        f"going on from step {step}, and what came after it is done again"
+                    )
+                return step
+            if strict:
+                raise self._damaged_error(step, found)
+            damage[step] = found
+        if not damage:
+            return None
+        if not is_local(self._folder) and not any(map(is_complete, map(self._path, steps))):
+            for step in steps:
+                say(f"WARNING: {self._path(step)} is incomplete: its save was killed")
+            return None
+        newest = max(damage)
+        raise UserError(
+            f"{self._folder}: the checkpoint of step {newest} is damaged or incomplete "
+            f"({damage[newest]}), and none is sound (steps {', '.join(map(str, steps))}); restore "
+            "the files from a copy, or start again in another folder"
+        )
 
     def restore(
         self, step: int, example: Any, part: str | None = None
@@ -97,17 +152,18 @@ class Checkpoints:
         if step not in steps:
             found = ", ".join(map(str, steps)) or "none"
             raise UserError(f"{self._folder}: expected a checkpoint of step {step}, found {found}")
-        with self._explain_damage(step):
-            self._check_files(step)
+        if self._verify and (found := self._find_damage(step)):
+            raise self._damaged_error(step, found)
         wanted = _by_name(example, part)
-        with _quiet(), self._open_reader() as reader:
+        with quiet(), ocp.Checkpointer(_handler()) as reader:
+            path = self._path(step)
             with self._explain_damage(step):
-                saved = reader.item_metadata(step)["state"]
+                saved = reader.metadata(path).item_metadata["state"]
                 saved = {name: _shape_and_dtype(leaf) for name, leaf in saved.tree.items()}
             self._check_fit(step, saved, wanted, part)
             with self._explain_damage(step):
                 items = reader.restore(
-                    step,
+                    path,
                     args=ocp.args.Composite(
                         state=ocp.args.PyTreeRestore(
                             item=wanted,
@@ -122,24 +178,31 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Block until a running save is complete, and raise the error if it failed."""
-        with _uninterrupted(), _quiet():
-            step, self._unlisted = self._unlisted, None
-            if self._writer is not None:
-                self._writer.wait_until_finished()
-            if step is not None and jax.process_index() == 0:
-                folder = self._folder / str(step)
-                sizes = {str(f.relative_to(folder)): f.stat().length for f in _files(folder)}
-                # Renamed once complete: a truncated listing would condemn a good checkpoint.
-                (folder / f"{_LISTING}.tmp").write_text(json.dumps(sizes))
-                (folder / f"{_LISTING}.tmp").rename(folder / _LISTING)
+        with uninterrupted():
+            if self._finishing is not None:
+                self._finishing.join()
+                self._finishing = None
+            failure, self._failure = self._failure, None
+            if failure is not None:
+                raise failure
 
     def close(self) -> None:
         """Wait for a running save and stop Orbax's threads; a later call starts them again."""
-        self.wait()
-        with _uninterrupted(), _quiet():
-            if self._writer is not None:
-                self._writer.close()
-            self._writer = None
+        try:
+            self.wait()
+        finally:
+            with uninterrupted(), quiet():
+                if self._writer is not None:
+                    # A failed save was reported; Orbax may report it again, without the path.
+                    failed = contextlib.suppress(Exception)
+                    with failed if self._has_failed else contextlib.nullcontext():
+                        self._writer.close()
+                self._writer = None
+                if self._handle is not None:
+                    os.close(self._handle)
+                self._handle = None
+                if self._has_failed:
+                    self._remove_leftovers()  # again: other threads may have gone on writing
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -152,37 +215,115 @@ class Checkpoints:
     ) -> None:
         self.close()
 
-    def _open_writer(self) -> ocp.CheckpointManager:
+    def _path(self, step: int) -> epath.Path:
+        return self._folder / str(step)
+
+    def _unlisted(self, step: int) -> epath.Path:
+        """Where a step is until its files are listed."""
+        # A bucket has no folders to rename: there a step is complete when its listings are.
+        return self._folder / f"{step}.unlisted" if is_local(self._folder) else self._path(step)
+
+    def _open_writer(self) -> ocp.AsyncCheckpointer | ocp.Checkpointer:
         if self._writer is None:
-            policies = ocp.checkpoint_managers
-            keep = policies.LatestN(self._keep) if self._keep is not None else None
-            options = ocp.CheckpointManagerOptions(
-                preservation_policy=keep,
-                enable_async_checkpointing=self._save_async,
-                # Remove what a killed save left. Only the writer does so: a reader may be open
-                # while another process is saving.
-                cleanup_tmp_directories=True,
-            )
-            self._writer = ocp.CheckpointManager(self._folder, options=options)
+            # Without its parents: those of a run that was deleted are not made again.
+            self._folder.mkdir(exist_ok=True)
+            if is_local(self._folder) and self._handle is None:
+                self._handle = os.open(self._folder, os.O_RDONLY)
+            # Only a writer does this: a reader may be open while another process is saving.
+            self._remove_leftovers()
+            kind = ocp.AsyncCheckpointer if self._save_async else ocp.Checkpointer
+            self._writer = kind(_handler())
         return self._writer
 
-    def _open_reader(self) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(read_only=True, create=False)
-        handlers = {"state": ocp.PyTreeCheckpointHandler(), "host": ocp.JsonCheckpointHandler()}
-        return ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
+    def _remove_leftovers(self) -> None:
+        """Remove what killed and failed saves left under temporary names."""
+        if jax.process_index() == 0:
+            for pattern in ("*.orbax-checkpoint-tmp*", "*.unlisted"):
+                for path in self._folder.glob(pattern):
+                    with contextlib.suppress(OSError):
+                        path.rmtree()
 
-    def _check_files(self, step: int) -> None:
-        listing = self._folder / str(step) / _LISTING
-        # A process killed right after its save leaves no listing; Orbax's own checks remain.
-        if not listing.exists():
+    def _finish(self, step: int) -> None:
+        """In a thread: complete a step, then delete the older ones that it replaces."""
+        try:
+            with quiet(), self._explain_failed_save(step):
+                if isinstance(self._writer, ocp.AsyncCheckpointer):
+                    self._writer.wait_until_finished()
+                write_listing(self._unlisted(step), jax.process_index(), jax.process_count())
+                if jax.process_index() == 0:
+                    _wait_until(lambda: is_complete(self._unlisted(step)))
+                    self._give_name(step)
+                    self._delete_others(step)
+                else:
+                    _wait_until(lambda: is_complete(self._path(step)))
+                self._sound.add(step)
+                self._damaged.discard(step)
+        except Exception as error:  # raised by `wait`, in the caller's thread
+            self._failure = error
+
+    def _give_name(self, step: int) -> None:
+        """Rename a complete step, in place of an older one of the same number."""
+        if self._unlisted(step) != self._path(step):
+            self._delete(step)
+            self._unlisted(step).rename(self._path(step))
+            sync(self._folder)
+
+    def _delete(self, step: int) -> None:
+        if self._path(step).exists():
+            # It must not look complete while its files are deleted one after another.
+            remove_listings(self._path(step))
+            self._path(step).rmtree()
+
+    def _delete_others(self, newest: int) -> None:
+        """Delete all but the newest `keep` steps up to `newest`, and those that are damaged.
+
+        Steps after `newest` are of a run that went back to an earlier one.
+        """
+        if self._keep is None:
             return
-        for name, num_bytes in json.loads(listing.read_text()).items():
-            file = self._folder / str(step) / name
-            if not file.exists():
-                raise self._damaged(step, f"{name} is missing")
-            if file.stat().length != num_bytes:
-                came = file.stat().length
-                raise self._damaged(step, f"{name}: expected {num_bytes} bytes, got {came}")
+        self._damaged.discard(newest)
+        steps = {int(path.name) for path in self._folder.iterdir() if path.name.isdecimal()}
+        kept = [
+            step
+            for step in sorted(steps, reverse=True)
+            if step <= newest and step not in self._damaged and is_complete(self._path(step))
+        ]
+        for step in steps - set(kept[: self._keep]):
+            self._delete(step)
+
+    def _find_damage(self, step: int) -> str | None:
+        """What is wrong with a step's files; all processes get the same answer, or all get one."""
+        if step in self._sound:
+            return None
+        found = find_damage(self._path(step), jax.process_index(), jax.process_count())
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            is_damaged = multihost_utils.process_allgather(np.array(found is not None))
+            if found is None and is_damaged.any():
+                found = f"process {int(is_damaged.argmax())} found a damaged file"
+        (self._sound if found is None else self._damaged).add(step)
+        return found
+
+    @contextlib.contextmanager
+    def _explain_failed_save(self, step: int) -> Iterator[None]:
+        """Turn what Orbax and TensorStore raise on a full disk into an OSError with the path."""
+        try:
+            yield
+        except Exception as error:
+            self._has_failed = quiet.is_kept = True
+            if self._handle is not None and not _is_at(self._handle, self._folder):
+                # TensorStore makes it again, and fails for what was in it.
+                text = "the folder was deleted during a save"
+                raise FileNotFoundError(errno.ENOENT, text, str(self._folder)) from error
+            self._remove_leftovers()  # on a full disk, they would take the room
+            if isinstance(error, OSError) and error.filename is not None:
+                raise
+            for code in _REFUSALS:
+                if os.strerror(code) in str(error) or getattr(error, "errno", None) == code:
+                    path = str(self._path(step))
+                    raise OSError(code, os.strerror(code), path) from error
+            raise
 
     @contextlib.contextmanager
     def _explain_damage(self, step: int) -> Iterator[None]:
@@ -193,10 +334,11 @@ class Checkpoints:
         # Orbax, TensorStore and asyncio each raise their own exception types. The first 160
         # characters name the file; pages of stack trace follow.
         except Exception as error:
+            quiet.is_kept = True
             reason = (str(error).strip().splitlines() or [""])[0][:160]
-            raise self._damaged(step, f"{type(error).__name__}: {reason}") from error
+            raise self._damaged_error(step, f"{type(error).__name__}: {reason}") from error
 
-    def _damaged(self, step: int, reason: str) -> UserError:
+    def _damaged_error(self, step: int, reason: str) -> UserError:
         return UserError(
             f"{self._folder}: the checkpoint of step {step} is damaged or incomplete ({reason}); "
             f"delete {self._folder / str(step)} to use another step"
@@ -225,12 +367,41 @@ class Checkpoints:
             )
 
 
-def _files(folder: epath.Path) -> Iterator[epath.Path]:
-    for path in folder.iterdir():
-        if path.is_dir():
-            yield from _files(path)
-        else:
-            yield path
+def _is_at(handle: int, folder: epath.Path) -> bool:
+    """Whether an open folder still has this path."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(folder))
+    except FileNotFoundError:
+        return False
+
+
+def _wait_until(holds: Callable[[], bool], timeout_s: float = 1800) -> None:
+    """Wait for files of other processes. Raises TimeoutError; the time is chosen, not measured."""
+    end = time.monotonic() + timeout_s
+    while not holds():
+        if time.monotonic() > end:
+            raise TimeoutError("another process has not finished its part of the checkpoint")
+        time.sleep(0.1)
+
+
+# What a system says to a save that its user can help.
+_REFUSALS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+)
+
+
+def _handler() -> ocp.CompositeCheckpointHandler:
+    return ocp.CompositeCheckpointHandler(
+        state=ocp.PyTreeCheckpointHandler(), host=ocp.JsonCheckpointHandler()
+    )
 
 
 def _by_name(tree: Any, prefix: str | None = None) -> dict[str, Any]:
@@ -258,45 +429,3 @@ def _restore_args(leaf: Any) -> ocp.RestoreArgs:
             sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype, strict=True
         )
     return ocp.RestoreArgs(restore_type=type(leaf))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Orbax's log lines (absl's logger, and asyncio's after a failure) off the terminal."""
-    loggers = {name: logging.getLogger(name) for name in ("absl", "asyncio")}
-    levels = {name: logger.level for name, logger in loggers.items()}
-    for logger in loggers.values():
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for name, logger in loggers.items():
-            logger.setLevel(levels[name])
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Delay Ctrl-C until the block is done; a second Ctrl-C interrupts the block at once.
-
-    An exception inside Orbax's asyncio calls leaves threads that fail later on a closed event loop.
-    """
-    handler = signal.getsignal(signal.SIGINT)
-    # Python sets signal handlers in the main thread only, and SIG_IGN or a handler that was not
-    # installed from Python cannot be called.
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or not callable(handler):
-        yield
-        return
-    held: list[Any] = []
-
-    def hold(number: int, frame: Any) -> None:
-        held.append((number, frame))
-        signal.signal(signal.SIGINT, handler)
-
-    signal.signal(signal.SIGINT, hold)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    if held:
-        handler(*held[0])

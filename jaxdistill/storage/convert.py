@@ -14,9 +14,11 @@ import jax
 from flax import nnx
 
 from jaxdistill.errors import UserError
+from jaxdistill.files import require_writable, sync, sync_tree, write_whole
 from jaxdistill.sharding import MeshConfig, make_mesh
 from jaxdistill.storage import hf_export, hf_import, loading
 from jaxdistill.storage.checkpoint import Checkpoints
+from jaxdistill.storage.finite import require_finite
 from jaxdistill.storage.loading import Policy, Pretrained
 
 
@@ -47,23 +49,29 @@ def _temporary_folder(prefix: str, parent: Path) -> Iterator[str]:
 
 
 def convert(
-    source: Path, destination: Path, dtype: str | None = None, progress: bool = False
+    source: Path,
+    destination: Path,
+    dtype: str | None = None,
+    progress: bool = False,
+    verify: bool = True,
 ) -> str:
     """Convert a model to a run folder with one Orbax checkpoint, or a run to a Hugging Face folder.
 
     What `source` is decides the direction. `dtype` None keeps the source's dtype; for a trained
     run, whose parameters are float32, it takes the base model's. Returns a line that says what was
-    done. Raises UserError if `source` is no model, `destination` exists or the disk is too small;
-    a partially written folder never has the name `destination`.
+    done. Unless `verify`, a run's checkpoint is read without comparing its hashes. Raises UserError
+    if `source` is no model, damaged or not finite, `destination` exists or cannot be written, or
+    the disk is too small; a partially written folder never has the name `destination`.
     """
     if os.path.lexists(destination):
         raise UserError(f"{destination} exists; choose another name or remove it first")
+    require_writable(destination, "the destination")
     if jax.process_count() > 1:
         raise UserError("convert runs on one host; start it without the others")
     # Shard over all devices, because a model may be too large for one of them.
     mesh = make_mesh(MeshConfig())
     if source.is_dir() and loading.is_run(source):
-        policy = loading.open_model(source, mesh)
+        policy = loading.open_model(source, mesh, verify=verify)
         if dtype is None and not loading.conversion_notes(source):
             dtype = loading.export_dtype(policy.tokenizer_folder)
         hf_export.export_folder(
@@ -90,9 +98,12 @@ def convert(
             dtype=dtype,
             progress=progress,
         )
+        require_finite(policy.params, source)
         try:
             _save(part, policy, source)
+            sync_tree(part)
             part.rename(destination)
+            sync(destination.absolute().parent)
         # Orbax reports a full disk as a ValueError that quotes the system's message.
         except (OSError, ValueError) as error:
             full = (os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
@@ -110,4 +121,4 @@ def _save(run: Path, policy: Policy, source: Path) -> None:
     noted = {"converted_from": str(source), "dtypes": dtypes}
     with Checkpoints(run / "checkpoints", save_async=False) as checkpoints:
         checkpoints.save(0, {"params": policy.params}, noted)
-    (run / "config.json").write_text(json.dumps(noted))
+    write_whole(run / "config.json", json.dumps(noted))

@@ -17,10 +17,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxdistill.errors import UserError
+from jaxdistill.errors import UserError, out_of_memory
+from jaxdistill.files import sync, sync_tree
 from jaxdistill.models import families
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.storage import hub
+from jaxdistill.storage.finite import count_non_finite
 from jaxdistill.storage.hf_files import (
     INDEX,
     TOKENIZER_FILES,
@@ -38,6 +40,12 @@ from jaxdistill.storage.safetensors_io import (
     read_digest,
     read_header,
     write,
+)
+
+# The largest tensor is sliced on its device, which needs a copy of it there.
+ADVICE = (
+    "nothing is lost: the checkpoint holds the weights, and `jaxdistill convert RUN DST` exports "
+    "them without the rest of a run's memory; or shard the model over more devices (mesh)"
 )
 
 Shapes = dict[str, tuple[str, tuple[int, ...]]]  # {tensor: (dtype as safetensors names it, shape)}
@@ -62,7 +70,8 @@ def export_folder(
     tensor is read back and compared bit by bit. A host needs memory for one tensor. With several
     hosts, all of them must call this function, and the first one writes. Raises UserError, and
     leaves nothing behind, if `folder` exists, the tokenizer's folder is missing, the dtype cannot
-    be exported, or the disk is too small or cannot be written.
+    be exported, or the disk is too small or cannot be written, or a value is
+    not finite in the exported dtype.
     """
     folder = Path(folder)
     known = [str(kind) for kind in DTYPES.values()]
@@ -164,7 +173,10 @@ def _write_then_rename(folder: Path, write_files: Callable[[Path], None]) -> Non
     try:
         write_files(temporary)
         temporary.chmod(0o755)  # mkdtemp makes folders that only their owner can read
+        # Otherwise a loss of power could leave the name with a part of the files.
+        sync_tree(temporary)
         os.rename(temporary, folder)
+        sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -196,7 +208,9 @@ def _arrays(
     parts = parts_of(config)
     for name, (dtype, _) in shapes.items():
         part = parts[name]
-        yield name, _gathered(tensor_of(values[part.path], config, part, DTYPES[dtype]))
+        with out_of_memory(f"exporting {name}", ADVICE):
+            array = _gathered(tensor_of(values[part.path], config, part, DTYPES[dtype]))
+        yield name, array
 
 
 def _gathered(x: jax.Array) -> Any:
@@ -221,7 +235,11 @@ def _write_weights(
 
     def fetch_and_write(item: tuple[str, jax.Array]) -> str:
         name, array = item
-        return write(places[name], np.asarray(array))
+        with out_of_memory(f"exporting {name}", ADVICE):
+            value = np.asarray(array)
+        if num_bad := count_non_finite(value):
+            raise UserError(_not_finite(name, num_bad, value, shown_name))
+        return write(places[name], value)
 
     digests = {}
     largest = max(place.num_bytes for place in places.values())
@@ -232,6 +250,16 @@ def _write_weights(
             bar.update(places[name].num_bytes)
     with progress_bar(places.values(), f"check {shown_name}", progress) as bar:
         _check_written(places, digests, bar)
+
+
+def _not_finite(name: str, num_bad: int, value: np.ndarray, shown_name: str) -> str:
+    reason = "NaN or infinite"
+    if value.dtype == np.float16:
+        reason += " in float16, whose largest number is 65504"
+    return (
+        f"{shown_name} is not written: {num_bad:,} of the {value.size:,} values of {name} are "
+        f"{reason}; use an earlier checkpoint or another dtype"
+    )
 
 
 def create_shards(folder: Path, shapes: Shapes, max_shard_bytes: float | int) -> dict[str, Tensor]:

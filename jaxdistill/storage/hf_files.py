@@ -1,11 +1,11 @@
 """The files beside a model's weights: its JSON configs and its tokenizer files."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from jaxdistill.errors import UserError
+from jaxdistill.files import write_whole
 from jaxdistill.storage import tokenizer as tokenizers
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -37,14 +37,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write indented UTF-8 JSON."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def copy_tokenizer_files(source: Path, destination: Path) -> None:
     """Copy the tokenizer files that the folder `source` has; any of them may be missing."""
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
-            shutil.copyfile(source / name, destination / name)
+            # Not `shutil.copyfile`, which on a full disk names the file that it reads.
+            write_whole(destination / name, (source / name).read_bytes())
 
 
 def generation_config(source: Path) -> dict[str, Any]:

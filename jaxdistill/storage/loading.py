@@ -22,6 +22,7 @@ from jaxdistill.sharding import Mesh, MeshConfig, make_mesh, shardings_of
 from jaxdistill.storage import hf_files, hf_import, hub
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.checkpoint import Checkpoints
+from jaxdistill.storage.finite import require_finite
 from jaxdistill.storage.toy import toy_base_folder, toy_name, write_tokenizer
 
 
@@ -211,14 +212,19 @@ def open_model(
     *,
     dtype: DTypeLike | None = None,
     progress: bool = False,
+    verify: bool = True,
 ) -> Policy:
     """Open the model that `name` refers to, with its tokenizer; every command uses this.
 
     A run folder is read from its newest checkpoint, or from its export if it has no checkpoint;
-    `model_folder` finds any other name. `dtype` None keeps the stored dtypes. Raises UserError if
-    there is no model or no tokenizer, or a tokenizer with tokens that the model has no row for.
+    `model_folder` finds any other name. `dtype` None keeps the stored dtypes. Unless `verify`,
+    a checkpoint's files are not compared with their hashes. Raises UserError if there is no model
+    or no tokenizer, a tokenizer with tokens that the model has no row for, a damaged checkpoint, or
+    a weight that is not finite.
     """
-    policy = with_tokenizer(*open_weights(name, mesh, dtype=dtype, progress=progress))
+    policy = with_tokenizer(
+        *open_weights(name, mesh, dtype=dtype, progress=progress, verify=verify)
+    )
     tokenizers.check_vocabulary(policy.tokenizer, policy.config.vocab_size)
     return policy
 
@@ -246,6 +252,7 @@ def open_weights(
     *,
     dtype: DTypeLike | None = None,
     progress: bool = False,
+    verify: bool = True,
 ) -> tuple[ModelConfig, Any, Path]:
     """`open_model` without its tokenizer: config, parameters, and the tokenizer's folder if any."""
     path = Path(name)
@@ -255,15 +262,17 @@ def open_weights(
             raise UserError(f"run folder {path} has no checkpoint yet")
         folder = model_folder(name)
         config, params = hf_import.import_folder(folder, mesh=mesh, dtype=dtype, progress=progress)
+        require_finite(params, folder)
         return config, params, folder
     config = hf_import.read_config(path / "model")
-    with Checkpoints(path / "checkpoints") as checkpoints:
+    with Checkpoints(path / "checkpoints", verify=verify) as checkpoints:
         step = checkpoints.latest_step()
         if step is None:
             raise UserError(f"run folder {path} has no checkpoint yet")
         # Without a mesh one device: those that the checkpoint was saved from may not be here.
         example = _example(path, config, mesh or make_mesh(MeshConfig(fsdp=1)))
         params, _ = checkpoints.restore(step, example, part="params")
+    require_finite(params, path)
     if dtype is not None:
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
     return config, params, path / "model"

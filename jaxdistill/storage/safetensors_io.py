@@ -22,6 +22,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jaxdistill.errors import UserError
+from jaxdistill.files import naming
 
 # Tensors are read back in blocks of this many bytes, 16 MiB: the host has memory for one tensor,
 # and reading it back must not need as much again. Chosen, not measured.
@@ -106,7 +107,8 @@ def create(file: Path, tensors: dict[str, tuple[str, tuple[int, ...]]]) -> dict[
     text = json.dumps(header, separators=(",", ":")).encode()
     # Padding aligns the first tensor to 8 bytes.
     text += b" " * (-len(text) % 8)
-    file.write_bytes(len(text).to_bytes(8, "little") + text)
+    with naming(file):
+        file.write_bytes(len(text).to_bytes(8, "little") + text)
     placed = {}
     for name, (dtype, shape) in tensors.items():
         begin, end = header[name]["data_offsets"]
@@ -119,7 +121,7 @@ def write(tensor: Tensor, value: np.ndarray) -> str:
     assert value.shape == tensor.shape, f"{value.shape} for {tensor}"
     assert value.dtype == DTYPES[tensor.dtype], f"{value.dtype} for {tensor}"
     # Each call opens the file itself, because threads must not share a file position.
-    with tensor.file.open("r+b") as handle:
+    with naming(tensor.file), tensor.file.open("r+b") as handle:
         handle.seek(tensor.offset)
         handle.write(_bytes_of(value))
     return digest(value.dtype, value.shape, [value])

@@ -1,8 +1,11 @@
 """Weighted means that are divided once, and the files that a run's metrics are written to."""
 
+import contextlib
 import json
 import math
 import os
+import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.errors import UserError
-from jaxdistill.files import write_whole
+from jaxdistill.files import naming, sync, write_whole
 
 
 class Sum(NamedTuple):
@@ -74,15 +77,17 @@ class MetricsWriter:
         """Append {"step": step, **values}; values are numbers, scalar arrays, Sums or text."""
         row = {name: _plain(value) for name, value in values.items()}
         # Opened for each line: a step takes seconds, and a crash then loses no buffered lines.
-        with self._path.open("a", encoding="utf-8") as file:
+        with naming(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": int(step), **row}, allow_nan=False) + "\n")
         if self._tensorboard is not None:
-            for name, value in row.items():
-                if isinstance(value, (int, float)):
-                    self._tensorboard.add_scalar(name, value, step)
+            scalars = {name: x for name, x in row.items() if isinstance(x, (int, float))}
+            self._tensorboard.write(step, scalars)
 
-    def flush(self) -> None:
-        """Write TensorBoard's events, which it keeps for up to two minutes; lines are written."""
+    def sync(self) -> None:
+        """Wait until all lines and events are written, as before a checkpoint of their step."""
+        if self._path.exists():
+            sync(self._path)
+            sync(self._path.parent)
         if self._tensorboard is not None:
             self._tensorboard.flush()
 
@@ -99,7 +104,9 @@ class MetricsWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        # After a full disk ended the run, closing fails for the same reason.
+        with contextlib.suppress(OSError) if error is not None else contextlib.nullcontext():
+            self.close()
 
 
 def _plain(value: Any) -> float | int | str | bool | None:
@@ -134,7 +141,54 @@ def _drop_lines(path: Path, resume_step: int | None) -> None:
 def _open_tensorboard(folder: Path, resume_step: int | None) -> Any:
     # tensorboardX is optional: without it only metrics.jsonl is written.
     try:
-        from tensorboardX import SummaryWriter
+        from tensorboardX import record_writer
     except ImportError:
         return None
-    return SummaryWriter(str(folder), purge_step=resume_step)
+    folder.mkdir(exist_ok=True)
+    with naming(folder):
+        # The name that TensorBoard looks for; a run that is resumed has a file for each start.
+        file = folder / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
+        return _Events(record_writer.RecordWriter(str(file)), folder, resume_step)
+
+
+class _Events:
+    """TensorBoard's event file of a run, written by the thread that calls.
+
+    tensorboardX's own SummaryWriter writes in a thread: on a full disk that thread ends with a
+    traceback, and the run later waits for it without end.
+    """
+
+    def __init__(self, writer: Any, folder: Path, resume_step: int | None) -> None:
+        from tensorboardX.proto import event_pb2
+
+        messages: Any = event_pb2  # its classes are made when it is imported
+        self._writer, self._folder, self._event = writer, folder, messages.Event
+        self._flushed_s = time.monotonic()
+        self._add(file_version="brain.Event:2")
+        if resume_step is not None:
+            # TensorBoard drops what earlier event files say of this step and later ones.
+            start = messages.SessionLog(status=messages.SessionLog.START)
+            self._add(step=resume_step, session_log=start)
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        from tensorboardX.summary import scalar
+
+        for name, value in scalars.items():
+            self._add(step=step, summary=scalar(name, value))
+        # Often enough for a person who watches; every flush waits for the disk.
+        if time.monotonic() - self._flushed_s > 60:
+            self.flush()
+
+    def flush(self) -> None:
+        with naming(self._folder):
+            self._writer.flush()
+        self._flushed_s = time.monotonic()
+
+    def close(self) -> None:
+        with naming(self._folder):
+            self._writer.close()
+
+    def _add(self, **fields: Any) -> None:
+        with naming(self._folder):
+            event = self._event(wall_time=time.time(), **fields)
+            self._writer.write(event.SerializeToString())

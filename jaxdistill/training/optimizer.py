@@ -1,14 +1,14 @@
 """AdamW with warm-up and clipping; its moments can be kept in bfloat16 or in host memory."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, BFloat16, Float32, UInt32
 
-from jaxdistill.errors import UserError
+from jaxdistill.errors import FLOAT32_MAX, UserError, require_number
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Optimizer:
     Steps are rollout batches, of which each may have several updates (`OnPolicy.updates`). As in
     the paper's code, the first of the `warmup_steps` steps has learning rate 0, and weight decay
     applies to all parameters. The defaults of learning rate, warm-up, decay and clipping are
-    the paper's (arXiv 2603.24472); b1, b2 and eps are Adam's usual ones.
+    the paper's (arXiv 2603.24472); b1, b2 and eps are Adam's usual ones. Raises UserError for a
+    value of another type or outside its range.
     """
 
     peak_lr: float = 1e-5  # learning rate after the warm-up
@@ -33,11 +34,23 @@ class Optimizer:
     moments_on: Literal["device", "host"] = "device"  # where they are kept between steps
 
     def __post_init__(self):
-        if self.warmup_steps < 0 or self.clip_norm <= 0:
-            raise UserError(
-                "`warmup_steps` must be >= 0 and `clip_norm` > 0, got "
-                f"{self.warmup_steps} and {self.clip_norm}"
-            )
+        _require("peak_lr", self.peak_lr, 0, expected=">= 0 and finite")
+        _require("warmup_steps", self.warmup_steps, 0, whole=True, expected=">= 0, an int")
+        _require("b1", self.b1, 0, 1, open_high=True, expected="in [0, 1)")
+        _require("b2", self.b2, 0, 1, open_high=True, expected="in [0, 1)")
+        # Smaller numbers are 0 in float32, which would divide a gradient of 0.
+        _require("eps", self.eps, 1e-37, expected=">= 1e-37 and finite")
+        _require("weight_decay", self.weight_decay, 0, expected=">= 0 and finite")
+        # Adam squares what clipping leaves, in float32.
+        _require("clip_norm", self.clip_norm, 0, 1e18, open_low=True, expected="in (0, 1e18]")
+        for name in ("schedule", "moments", "moments_on"):
+            value, known = getattr(self, name), get_args(get_type_hints(type(self))[name])
+            if value not in known:
+                raise UserError(f"optimizer.{name}={value!r:.80}: expected {' or '.join(known)}")
+
+
+def _require(field: str, value: Any, low: float, high: float = FLOAT32_MAX, **how: Any) -> None:
+    require_number(f"optimizer.{field}", value, low, high, **how)
 
 
 def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformation:

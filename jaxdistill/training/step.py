@@ -270,9 +270,9 @@ class _Program:
             if is_whole_step:
                 own = moved_teacher(self.teacher, state.teacher, params, state.step)
                 moved = moved._replace(teacher=own)
-            # A non-finite gradient skips the whole update, the teacher's included, as in the
-            # paper's code. Optax's `apply_if_finite` would skip only the student's.
-            is_finite = jnp.isfinite(norm)
+            # A non-finite loss or gradient skips the whole update, the teacher's included, as in
+            # the paper's code. Optax's `apply_if_finite` would skip only the student's.
+            is_finite = jnp.isfinite(norm) & jnp.isfinite(total)
             moved = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), moved, state)
             # Without the constraint the compiler may choose another sharding for the new state, and
             # the next step would be compiled and copied again.
@@ -284,6 +284,6 @@ class _Program:
         metrics = metrics | {
             "loss": Sum(total, denominator),
             "grad_norm": Sum(norm, jnp.float32(1)),
-            "skipped": Sum(1.0 - jnp.isfinite(norm), jnp.float32(1)),
+            "skipped": Sum(1.0 - is_finite, jnp.float32(1)),
         }
         return moved, with_gap_quantiles(metrics) if is_whole_step else metrics

@@ -1,5 +1,6 @@
 """The command line from outside: exit codes, help pages and one-line errors."""
 
+import errno
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 from command_line import assert_mistake, call, start
 
 import jaxdistill
+from jaxdistill.errors import RunStopped
 
 VERBS = (
     "list",
@@ -115,10 +117,42 @@ def test_an_out_of_memory_error_says_what_to_change(monkeypatch):
 
     monkeypatch.setattr("jaxdistill.config.load_recipe", full)
     code, _, err = call("train", "toy_grpo")
-    assert code == 1
+    assert code == 2
     assert err.startswith("jaxdistill: Out of memory while trying; use fewer rows or slots")
     assert "XLA_PYTHON_CLIENT_MEM_FRACTION" in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.ENOSPC, "No space left", "a/b"), "a/b: No space left; free space on that"),
+        (OSError(errno.EROFS, "Read-only", "a/b"), "a/b: Read-only; choose a folder on a disk"),
+        (OSError(errno.ENAMETOOLONG, "Too long", "a/b"), "a/b: Too long; choose a shorter name"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "a/b"), "a/b: No such file; check the"),
+        (OSError(errno.EIO, "Input/output error", "a/b"), "a/b: Input/output error\n"),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset"), "Connection reset\n"),
+        (OSError("no number"), "no number\n"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, OSError) else "",
+)
+def test_what_the_system_refuses_is_one_line_with_path_and_reason(monkeypatch, error, expected):
+    def refused(*_):
+        raise error
+
+    monkeypatch.setattr("jaxdistill.config.load_recipe", refused)
+    code, _, err = call("train", "toy_grpo")
+    assert code == 2
+    assert err.startswith(f"jaxdistill: {expected}")
+    assert err.count("\n") == 1
+
+
+def test_a_run_that_stops_itself_is_3(monkeypatch):
+    def stopped(*_):
+        raise RunStopped("stopped at step 5")
+
+    monkeypatch.setattr("jaxdistill.config.load_recipe", stopped)
+    assert call("train", "toy_grpo") == (3, "", "jaxdistill: stopped at step 5\n")
 
 
 def test_ctrl_c_in_a_verb_is_130(monkeypatch):

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -241,13 +242,13 @@ def test_saving_and_restoring_print_nothing(tmp_path, capfd):
 
 
 def test_ctrl_c_during_a_save_waits_for_it(tmp_path, monkeypatch):
-    save = ocp.CheckpointManager.save
+    save = ocp.AsyncCheckpointer.save
 
     def interrupted(*args, **options):
         signal.raise_signal(signal.SIGINT)
         return save(*args, **options)
 
-    monkeypatch.setattr(ocp.CheckpointManager, "save", interrupted)
+    monkeypatch.setattr(ocp.AsyncCheckpointer, "save", interrupted)
     # A process that a shell started in the background ignores Ctrl-C; this one must not.
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     with Checkpoints(tmp_path) as checkpoints:
@@ -256,3 +257,158 @@ def test_ctrl_c_during_a_save_waits_for_it(tmp_path, monkeypatch):
         signal.signal(signal.SIGINT, inherited)
         restored, _ = checkpoints.restore(1, {"x": jnp.zeros(4, jnp.int32)})
     np.testing.assert_array_equal(restored["x"], np.arange(4))
+
+
+# ------------------------------------------------------------------------------------------ damage
+
+
+def _flipped(data, place):
+    """The bytes with one bit changed at a fraction `place` of their length."""
+    changed = bytearray(data)
+    if changed:
+        changed[int(place * (len(data) - 1))] ^= 1 << 5
+    return bytes(changed)
+
+
+DAMAGES = {
+    "cut in half": lambda data: data[: len(data) // 2],
+    "deleted": lambda data: None,
+    "zeroed": lambda data: bytes(len(data)),
+    "first bit": lambda data: _flipped(data, 0),
+    "middle bit": lambda data: _flipped(data, 0.5),
+    "last bit": lambda data: _flipped(data, 1),
+}
+
+
+def _copy(folder, to):
+    shutil.copytree(folder, to)
+    return to
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "checkpoints"
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(6, _state(), {"iterator": {"index": 2}})
+        checkpoints.save(10, _state(), {"iterator": {"index": 3}})
+    return folder
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_anywhere_is_refused_in_one_line_and_the_step_before_is_sound(
+    two_steps, tmp_path, capfd, damage
+):
+    folder = _copy(two_steps, tmp_path / "checkpoints")
+    files = sorted(path for path in (folder / "10").rglob("*") if path.is_file())
+    assert len(files) > 8
+    for file in files:
+        whole = file.read_bytes()
+        damaged = DAMAGES[damage](whole)
+        if damaged is None:
+            file.unlink()
+        elif damaged == whole:
+            continue  # an empty file
+        else:
+            file.write_bytes(damaged)
+        for use in (
+            lambda: Checkpoints(folder).restore(10, _state()),
+            lambda: Checkpoints(folder).newest_sound_step(strict=True, say=print),
+        ):
+            with pytest.raises(UserError) as caught:
+                use()
+            assert str(file.relative_to(folder / "10")) in str(caught.value)
+            assert "\n" not in str(caught.value)
+        said = []
+        assert Checkpoints(folder).newest_sound_step(strict=False, say=said.append) == 6
+        assert len(said) == 1
+        assert str(folder / "10") in said[0]
+        assert file.name in said[0]
+        file.write_bytes(whole)
+    assert Checkpoints(folder).newest_sound_step(strict=True, say=print) == 10
+    assert capfd.readouterr() == ("", "")
+
+
+def test_without_a_sound_step_all_are_named_and_nothing_is_deleted(two_steps, tmp_path):
+    folder = _copy(two_steps, tmp_path / "checkpoints")
+    for step in ("6", "10"):
+        (folder / step / "_CHECKPOINT_METADATA").write_bytes(b"{}")
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(
+        UserError, match=r"step 10 is damaged .*_CHECKPOINT_META.* none is sound .steps 6, 10"
+    ):
+        Checkpoints(folder).newest_sound_step(strict=False, say=print)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_damaged_step_is_not_kept_and_does_not_hinder_its_next_save(two_steps, tmp_path):
+    folder = _copy(two_steps, tmp_path / "checkpoints")
+    (folder / "10" / "_CHECKPOINT_METADATA").unlink()
+    with Checkpoints(folder, keep=2) as checkpoints:
+        assert checkpoints.newest_sound_step(strict=False, say=lambda line: None) == 6
+        checkpoints.save(8, _state(), {})
+        assert checkpoints.steps() == [6, 8]
+        (folder / "10").mkdir()
+        (folder / "10" / "rest").write_text("of a copy that was interrupted")
+        checkpoints.save(10, _state(), {})
+        assert checkpoints.steps() == [8, 10]
+    assert Checkpoints(folder).newest_sound_step(strict=True, say=print) == 10
+
+
+def test_unverified_steps_are_restored_as_they_are(two_steps, tmp_path):
+    folder = _copy(two_steps, tmp_path / "checkpoints")
+    (folder / "10" / "jaxdistill_files.0.json").unlink()
+    with pytest.raises(UserError, match=r"10 is damaged.*jaxdistill_files\.0\.json is missing"):
+        Checkpoints(folder).restore(10, _state())
+    unverified = Checkpoints(folder, verify=False)
+    assert unverified.newest_sound_step(strict=True, say=print) == 10
+    state, _ = unverified.restore(10, _state())
+    assert _bits(state) == _bits(_state())
+
+
+def test_a_full_disk_is_an_oserror_with_the_path_and_the_last_step_stands(tmp_path, monkeypatch):
+    """TensorStore reports it as a ValueError in a thread of its own; here it is made to."""
+    said = "RESOURCE_EXHAUSTED: Failed to write: [OS error 28: ENOSPC No space left on device]"
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(1, {"x": jnp.arange(4)}, {})
+        checkpoints.wait()
+
+        def full(*_, **options):
+            raise ValueError(said)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ocp.AsyncCheckpointer, "save", full)
+            with pytest.raises(OSError, match="No space left on device") as caught:
+                checkpoints.save(2, {"x": jnp.arange(4)}, {})
+        assert caught.value.filename == str(tmp_path / "c" / "2")
+    assert Checkpoints(tmp_path / "c").newest_sound_step(strict=False, say=print) == 1
+
+
+def test_a_folder_that_is_deleted_during_a_save_is_named(tmp_path, monkeypatch):
+    folder = tmp_path / "run" / "checkpoints"
+    folder.parent.mkdir()
+    wait = ocp.AsyncCheckpointer.wait_until_finished
+
+    def deleted(*_):
+        if (folder / "1").exists():
+            shutil.rmtree(folder.parent)
+            folder.mkdir(parents=True)  # as TensorStore's late writes do
+            raise ValueError("no metadata")
+        wait(*_)
+
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(1, {"x": jnp.arange(4)}, {})
+    checkpoints.wait()
+    monkeypatch.setattr(ocp.AsyncCheckpointer, "wait_until_finished", deleted)
+    with pytest.raises(FileNotFoundError, match="the folder was deleted during a save") as caught:
+        checkpoints.save(2, {"x": jnp.arange(4)}, {})
+    assert caught.value.filename == str(folder)
+
+
+def test_a_folder_that_was_deleted_is_not_made_again(tmp_path):
+    (tmp_path / "run").mkdir()
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(FileNotFoundError) as caught:
+        checkpoints.save(1, {"x": jnp.arange(4)}, {})
+    assert caught.value.filename == str(tmp_path / "run" / "checkpoints")
+    assert not (tmp_path / "run").exists()

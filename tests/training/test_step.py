@@ -334,6 +334,26 @@ def test_a_gradient_that_is_not_finite_skips_student_moments_and_teacher():
     assert largest(difference(state.params, after.params)) > 1e-3
 
 
+@dataclasses.dataclass(frozen=True)
+class Infinite:
+    """A term of the loss that is infinite at each first token; its gradient is 0 everywhere."""
+
+    def penalty(self, positions, epistemic):
+        return jnp.where(positions.sampled.index_BT == 0, jnp.inf, 0.0)
+
+
+def test_a_loss_that_is_not_finite_skips_a_step_whose_gradient_is():
+    step = make_step(dataclasses.replace(TOKEN, terms=(Infinite(),)))
+    batch = pad(make_batch())
+    before = jax.device_get(start())
+    state, metrics = run(step, start(), batch)
+    assert not np.isfinite(metrics["loss"].mean)
+    assert np.isfinite(metrics["grad_norm"].mean)
+    assert metrics["grad_norm"].mean > 0
+    assert metrics["skipped"].mean == 1
+    assert_close(state._replace(step=before.step), before, 0, 0)
+
+
 def test_two_steps_compile_once_donate_the_state_and_move_nothing_else(compilations):
     step, reference, state = make_step(ANCHORED), model(REFERENCE), start()
     counts = []

@@ -6,6 +6,7 @@ import functools
 import float64_decoder as decoder
 import float64_oracle as losses
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_step import (
@@ -163,6 +164,20 @@ def test_the_teacher_moves_unless_every_update_was_skipped(broken):
     assert state.opt_state[1][0].count == 2 - len(broken)
     moved = jax.tree.map(lambda new, old: np.abs(new - old).max(), state.teacher, own)
     assert (max(jax.tree.leaves(moved)) > 1e-3) == (len(broken) == 1)
+
+
+def test_a_second_update_that_is_skipped_leaves_what_the_first_one_made():
+    minis = [jax.device_put(mini) for mini in halves(make_batch())]
+    nan_BT = jnp.full_like(minis[1].rows.behaviour_logp_BT, jnp.nan)
+    minis[1] = minis[1]._replace(rows=minis[1].rows._replace(behaviour_logp_BT=nan_BT))
+    step, reference = two_updates(), model(REFERENCE)
+    first, _ = step.update(start(optimizer=FAST), reference, minis[0], _unmoved(minis[0]))
+    state, metrics = step(start(optimizer=FAST), reference, *minis)
+    assert metrics["skipped"].mean == 0.5
+    for part in ("params", "opt_state"):
+        assert_close(getattr(state, part), getattr(first, part), 0, 0)
+    expected = jax.tree.map(lambda t, s: 0.75 * t + 0.25 * s, first.teacher, first.params)
+    assert_close(state.teacher, expected, 1e-6)
 
 
 def test_two_steps_of_two_updates_compile_once_and_donate_the_state(compilations):
