@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 
 from jaxdistill import __version__, compilation
-from jaxdistill.cli import analyze, bench, convert, data, list, report, sample, train
+from jaxdistill.cli import analyze, bench, convert, data, grade, list, report, sample, train
 from jaxdistill.cli.parser import Parser
 from jaxdistill.errors import UserError
 
@@ -89,6 +89,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="show the version and exit",
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for group in (list, train, sample, analyze, report, bench, convert, data):
+    for group in (list, train, sample, grade, analyze, report, bench, convert, data):
         group.add_verbs(verbs)
     return parser
