@@ -88,10 +88,10 @@ def _same(a: Value, b: Value) -> bool:
             return is_quotient and _same_nodes(("div", *a.parts), b.node)
         case Matrix(), Matrix():
             return _same_matrices(a, b)
-        case Relation(), Relation():
-            return _same_relations(a, b)
-        case Sequence(), Sequence():
-            return _same_sequences(a, b) or _same_regions(a, b)
+        case Relation() as left, Relation() as right:
+            return _same_relations(left, right)
+        case Sequence() as left, Sequence() as right:
+            return _same_sequences(left, right) or _same_regions(left, right)
         case ((Region() | Joined()), (Region() | Joined() | Sequence())):
             return _same_regions(a, b) or _same_joined(a, b)
         case Sequence(brackets="{}", items=(item,)), (Number() | Words()):
@@ -319,12 +319,12 @@ def _same_relations(a: Relation, b: Relation) -> bool:
         return False
     if len(a.signs) > 1:
         return all(map(_same_nodes, a.sides, b.sides))
-    differences = [("add", side, ("neg", other)) for side, other in (a.sides, b.sides)]
-    ratio = numbers.constant_ratio(*differences)
+    left, right = (("add", side, ("neg", other)) for side, other in (a.sides, b.sides))
+    ratio = numbers.constant_ratio(left, right)
     if ratio is None or abs(numbers.real_part(ratio)) < 1e-30:
         return False
     # An inequality must not be multiplied by a negative number.
-    return a.signs[0] in ("=", r"\ne", r"\approx") or numbers.real_part(ratio) > 0
+    return a.signs in (("=",), (r"\ne",), (r"\approx",)) or numbers.real_part(ratio) > 0
 
 
 def _ascending(relation: Relation) -> Relation:

@@ -13,15 +13,16 @@ THINKING_TAGS = (("<think>", "</think>"),)
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
 _MARK = re.compile(r"(\\(?:boxed|fbox)\s*\{)|\\.|([{}])", re.DOTALL)
-# A box without braces: a number, a command with its arguments, a letter, or what a formula holds.
+# A box without braces: a number, a command with its arguments, or a letter.
 _BARE = re.compile(
     r"\s*(?:"
     r"([+-]?(?:\d[\d,]*)?\.?\d+(?:/\d+)?(?!\w)%?)"
     r"|(\\(?:d?frac|sqrt|text|mathrm|textbf|mathbf|pi|infty)\s*(?:\{[^{}]*\}\s*)*)"
     r"|([A-Za-z](?![A-Za-z]))"
-    r"|([^\s{}$\\][^{}$\n]*?)(?=\$|\\\)|\\\])"
     r")"
 )
+# Inside a formula such as $\\boxed x+1$, all that follows.
+_BARE_IN_FORMULA = re.compile(r"\s*([^\s{}$][^$\n]*?)\s*(?=\$|\\\)|\\\])")
 # An answer is shorter than this many characters, so a longer text need not be scanned.
 _LONGEST = 20_000
 
@@ -78,7 +79,12 @@ def boxed(text: str) -> tuple[str | None, str]:
         return None, "no answer"
     start, end = last
     if not re.match(r"\s*\{", text[end : end + 100]):
-        bare = _BARE.match(text, end, end + _LONGEST)
+        line = text[max(text.rfind("\n", 0, start) + 1, start - _LONGEST) : start]
+        in_formula = len(re.findall(r"(?<!\\)\$", line)) % 2 or line.rfind(r"\(") > line.rfind(
+            r"\)"
+        )
+        formula = _BARE_IN_FORMULA.match(text, end, end + _LONGEST) if in_formula else None
+        bare = formula or _BARE.match(text, end, end + _LONGEST)
         if bare is not None:
             return bare[0].strip(), ""
         # `\boxed` in a sentence about boxes: what counts is a box before it.
@@ -128,15 +134,10 @@ def last_tag(response: str, tags: Sequence[tuple[str, str]] = THINKING_TAGS) -> 
     ('7', 'malformed')
     """
     text, is_unfinished = after_thinking(response, tags)
-    found = None
-    for found in re.finditer(r"<answer>", text, re.IGNORECASE):
-        pass
-    if found is None:
+    *_, inner = re.split(r"<answer>", text, flags=re.IGNORECASE)
+    if inner == text:
         return Extracted(None, "no answer", is_unfinished)
-    closing = re.search(r"</answer>", text[found.end() :], re.IGNORECASE)
-    if closing is None:
+    answer, *closing = re.split(r"</answer>", inner, maxsplit=1, flags=re.IGNORECASE)
+    if not closing or not answer.strip():
         return Extracted(None, "malformed", is_unfinished)
-    answer = text[found.end() :][: closing.start()].strip()
-    return Extracted(answer, "", is_unfinished) if answer else Extracted(
-        None, "malformed", is_unfinished
-    )  # fmt: skip
+    return Extracted(answer.strip(), "", is_unfinished)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from jaxdistill.tasks.grading.normalise import closes_at_end
 from jaxdistill.tasks.grading.tokens import FUNCTIONS, GREEK, word_set
+from jaxdistill.tasks.grading.units import COUNTED, without_unit
 
 # Words that are read as mathematics and not as a text.
 MATHEMATICAL = frozenset({*FUNCTIONS, *GREEK, "sqrt", "pi", "inf", "infinity", "oo"})
@@ -152,6 +153,9 @@ def folded(text: str) -> str:
 
 def without_label(text: str) -> str | None:
     r"""What follows a label such as `\text{Answer:}` or `The answer is`; None without one."""
+    sign = re.match(r"\\(?:therefore|Rightarrow|implies|rightarrow|Longrightarrow|to)\b\s*", text)
+    if sign is not None:
+        return text[sign.end() :] or None
     label = re.match(r"\\text\{([^{}]*)\}\s*:?\s*", text)
     if label is not None and label.end() < len(text):
         name = label[1].strip()
@@ -251,7 +255,8 @@ def fault_of_gold(gold: str, text: str) -> str | None:
         return "a sentence"
     if not has_digit and words and {word.lower() for word in words} <= _NUMBER_WORDS:
         return "a number in words"
-    is_bare = r"\text" not in gold and r"\mbox" not in gold and r"\mathrm" not in gold
-    if is_bare and re.fullmatch(r"-?[\d.,]+\s+[A-Za-z]{4,}(?:\s+[A-Za-z]+)*", text):
+    is_bare = not any(command in gold for command in (r"\text", r"\mbox", r"\mathrm"))
+    unit = without_unit(text).unit
+    if is_bare and has_digit and unit is not None and unit.startswith(COUNTED):
         return "a number with words"
     return None

@@ -10,7 +10,7 @@ from jaxdistill.tasks.grading.characters import in_latex
 
 # Commands whose argument is what is shown, and those whose argument is not shown at all.
 _SHOWN = (
-    "mathbf|mathit|mathsf|mathtt|boldsymbol|bm|pmb|ensuremath|underline|underbrace|overbrace|"
+    "mathbf|mathit|mathsf|mathnormal|mathtt|boldsymbol|bm|pmb|ensuremath|underline|underbrace|overbrace|"
     "boxed|fbox|mathstrut|smash|mathop|mathclap|displaystyle|textstyle|scriptstyle|"
     r"(?:textcolor|colorbox)\s*\{[^{}]*\}|color\s*\{[^{}]*\}|bf|it|rm|tt|sf|tiny|small|large|Large|"
     "LARGE|huge|Huge"
@@ -87,6 +87,7 @@ def _once(answer: str) -> str:
     answer = re.sub(r"(?<=\d)\{,\}(?=\d)", ".", answer)  # a decimal comma
     answer = re.sub(r"\{([:,;.])\}", r"\1", answer)
     answer = re.sub(r"\\%", "%", answer)
+    answer = re.sub(r"(?<![_^a-zA-Z}\]\\])\{\s*\}", "", answer)  # nothing in braces
     # A matrix row ends in two backslashes, and a space after them is none of LaTeX's own.
     answer = re.sub(r"(\\\\)|" + _SPACES.pattern, lambda m: m[1] or _space(m[0]), answer)
     answer = _BLANK_GROUPS.sub(lambda number: number[0].replace(" ", ""), answer)
@@ -123,6 +124,9 @@ def _without_wrappers(answer: str) -> str:
         answer = answer[: wrapper.start()] + _unwrapped(answer[wrapper.end() :])
     answer = re.sub(rf"\\(?:{_TEXT})(?![a-zA-Z])\s*(?=\{{)", r"\\text", answer)
     answer = re.sub(r"\\mathbb\s*\{?\s*([A-Z])\s*\}?", r"\\mathbb{\1}", answer)
+    answer = re.sub(r"\\(?:checkmark|blacksquare|square|Box|qed)(?![a-zA-Z])", "", answer)
+    answer = re.sub(r"\\overline\s*\{\s*([A-Z]{2,3})\s*\}", r"\1", answer)  # a segment
+    answer = re.sub(r"\^\s*\{?\s*\\text\s*\{(st|nd|rd|th)\}\s*\}?", r"\1", answer)
     # Text without letters is mathematics: \text{5}, \text{ - }.
     return re.sub(r"\\text\{([^{}a-zA-Z]*)\}", r"\1", answer)
 
@@ -145,7 +149,10 @@ def _without_ends(answer: str) -> str:
     answer = re.sub(r"^(\*\*|__|`|\")((?:(?!\1).)*)\1$", r"\2", answer, flags=re.DOTALL)
     answer = re.sub(r"^\\text\{([^{}]*)\}$", r"\1", answer)
     inner = re.fullmatch(r"\{(.*)\}", answer, re.DOTALL)
-    if inner and closes_at_end(answer) and not _has_comma(inner[1]):
+    is_set = inner is not None and (
+        _has_comma(inner[1]) or re.match(r"\s*[a-z]\s*(?:\\mid|[|:])", inner[1])
+    )
+    if inner is not None and not is_set and closes_at_end(answer):
         answer = inner[1]
     return answer.strip()
 

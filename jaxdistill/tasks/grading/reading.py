@@ -77,6 +77,9 @@ def read(text: str, depth: int = 0) -> Value:
     for sign in (r"\cup", r"\cap"):
         if len(parts := names.split_at(text, sign)) > 1:
             return Joined(sign, tuple(read(part, depth + 1) for part in parts))
+    point = re.fullmatch(r"([A-Z]'?)\s*(\(.*\))", text, re.DOTALL)
+    if point is not None and isinstance(found := _bracketed(point[2], depth), Sequence):
+        return Named(point[1], found)  # P(2, 3)
     if text[0] in "([{\\" and (inside := _bracketed(text, depth)) is not None:
         return inside
     return _scalar(text)

@@ -73,6 +73,8 @@ _CHANGING = word_set(
     "triple twice"
 )
 
+COUNTED = "things: "  # the start of a unit that is no unit of measurement
+
 _MONEY = re.compile(
     r"^(?P<sign>-?)\s*(?P<mark>\\\$|US\s*\\\$|€|£|¥|₹|Rs\.?|(?:\\text\{)?(?:USD|EUR|GBP)\}?)\s*"
 )
@@ -113,10 +115,14 @@ Measured(number='5x', unit=None))
         if inner.unit in (None, unit, ""):
             return Measured(inner.number, unit)
         return Measured(text, None)
+    if (found := re.search(r"(?<=\d)\s*\\\$$", text)) is not None:
+        return Measured(text[: found.start()], "dollar")
+    if (found := re.search(r"(?<=\d)(?:st|nd|rd|th)$", text)) is not None:
+        return Measured(text[: found.start()], "")
     if (found := re.search(r"\s*%$", text)) is not None and found.start() > 0:
         return Measured(text[: found.start()], "percent")
     if (found := re.search(_DEGREE, text)) is not None and not re.search(_TRIGONOMETRY, text):
-        scale = re.search(_DEGREE + r"([CF])$", text)
+        scale = re.search(_DEGREE + r"(?:\\text\{)?([CF])\}?$", text)
         rest = text[: scale.start()] if scale else re.sub(_DEGREE, "", text)
         return Measured(rest.strip(), scale[1] if scale else "degree")
     for pattern in (_TEXT_UNIT, _WORDS):
@@ -176,9 +182,11 @@ def _counted(text: str, is_text: bool, has_gap: bool) -> str | None:
     # Without \text{}, three letters may be a product.
     if not is_text and any(len(word) < 4 for word in words):
         return None
-    return "things: " + " ".join(word.rstrip(".").removesuffix("s") for word in words)
+    return COUNTED + " ".join(word.rstrip(".").removesuffix("s") for word in words)
 
 
 def units_agree(a: str | None, b: str | None) -> bool:
     """Whether two units do not contradict each other; a missing one agrees with any."""
+    if "degree" in (a, b) and {a, b} <= {"degree", "C", "F"}:
+        return True
     return a == b or a in (None, "") or b in (None, "")
