@@ -6,9 +6,12 @@ where the grader guesses.
 
 import re
 from collections.abc import Sequence as Items
+from fractions import Fraction
 from typing import Any
 
 from jaxdistill.tasks.grading import numbers
+from jaxdistill.tasks.grading.evaluate import TOO_LARGE, letters, real_part, values_of
+from jaxdistill.tasks.grading.exact import exact
 from jaxdistill.tasks.grading.normalise import normalise
 from jaxdistill.tasks.grading.reading import readings
 from jaxdistill.tasks.grading.tokens import Node, Unreadable
@@ -106,8 +109,11 @@ def _same_words(a: Words, b: Words) -> bool:
     if a.text == b.text:
         return True
     # xy is a product in any order; other letters may be a word, and BAC is not CAB.
-    is_product = set(a.text + b.text) <= set("xyz")
-    return is_product and sorted(a.text) == sorted(b.text)
+    if a.product is None or b.product is None:
+        return False
+    return letters(a.product) | letters(b.product) <= set("xyz") and sorted(a.text) == sorted(
+        b.text
+    )
 
 
 def _same_option(a: Option, b: Value) -> bool:
@@ -126,7 +132,7 @@ def _same_texts(a: str | None, b: str | None) -> bool:
 
 
 def read_number(value: Based) -> Node:
-    return ("num", numbers.Fraction(int(value.digits)), 0, 0)
+    return ("num", Fraction(int(value.digits)), 0, 0)
 
 
 def _is_infinite(node: Node) -> bool:
@@ -149,7 +155,7 @@ def _bare(node: Node) -> Node:
 
 
 def _is_integer(node: Node) -> bool:
-    value = numbers.exact(node)
+    value = exact(node)
     return value is not None and value.denominator == 1
 
 
@@ -157,6 +163,8 @@ def _same_ratios(a: Ratio, b: Ratio) -> bool:
     if len(a.parts) != len(b.parts):
         return False
     if a.is_time and b.is_time:
+        return all(map(_same_nodes, a.parts, b.parts))
+    if any(exact(part) == 0 for part in (*a.parts, *b.parts)):
         return all(map(_same_nodes, a.parts, b.parts))
     first, second = a.parts[0], b.parts[0]
     # Proportional: each part against the first, multiplied out.
@@ -279,10 +287,10 @@ def _position(node: Node) -> Any:
     node = _bare(node)
     if _is_infinite(node):
         return float("-inf" if node[0] == "neg" else "inf")
-    if numbers.letters(node):
+    if letters(node):
         return None
-    (value,) = numbers.values_of([node], 50)
-    return None if value is None or hasattr(value, "_mpc_") else value
+    (value,) = values_of([node], 50)
+    return None if value in (None, TOO_LARGE) or hasattr(value, "_mpc_") else value
 
 
 # -------------------------------------------------------------------------------------- relations
@@ -299,15 +307,15 @@ def _same_names(a: Named, b: Named) -> bool:
 
 def _is_solved(value: Named) -> bool:
     """Whether it gives a number: then another name is another quantity."""
-    return isinstance(value.value, Number) and not numbers.letters(value.value.node)
+    return isinstance(value.value, Number) and not letters(value.value.node)
 
 
 def _names_agree(a: str, b: str) -> bool:
     if re.sub(r"[\s{}]", "", a) == re.sub(r"[\s{}]", "", b):
         return True
     # Letters name unknowns; f(x) and y, or a word and a letter, may name the same thing.
-    letters = r"\\?[a-z]+(?:_\{?\w+\}?)?'*"
-    return not (re.fullmatch(letters, a.strip()) and re.fullmatch(letters, b.strip()))
+    unknown = r"\\?[a-z]+(?:_\{?\w+\}?|\d+)?'*"
+    return not (re.fullmatch(unknown, a.strip()) and re.fullmatch(unknown, b.strip()))
 
 
 _TURNED = {"<": ">", r"\le": r"\ge"}
@@ -321,10 +329,10 @@ def _same_relations(a: Relation, b: Relation) -> bool:
         return all(map(_same_nodes, a.sides, b.sides))
     left, right = (("add", side, ("neg", other)) for side, other in (a.sides, b.sides))
     ratio = numbers.constant_ratio(left, right)
-    if ratio is None or abs(numbers.real_part(ratio)) < 1e-30:
+    if ratio is None or abs(real_part(ratio)) < 1e-30:
         return False
     # An inequality must not be multiplied by a negative number.
-    return a.signs in (("=",), (r"\ne",), (r"\approx",)) or numbers.real_part(ratio) > 0
+    return a.signs in (("=",), (r"\ne",), (r"\approx",)) or real_part(ratio) > 0
 
 
 def _ascending(relation: Relation) -> Relation:

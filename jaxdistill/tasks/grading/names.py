@@ -256,7 +256,9 @@ def fault_of_gold(gold: str, text: str) -> str | None:
     if not has_digit and words and {word.lower() for word in words} <= _NUMBER_WORDS:
         return "a number in words"
     is_bare = not any(command in gold for command in (r"\text", r"\mbox", r"\mathrm"))
-    unit = without_unit(text).unit
-    if is_bare and has_digit and unit is not None and unit.startswith(COUNTED):
-        return "a number with words"
+    counted = re.fullmatch(r"-?[\d.,]+\s+([A-Za-z]{2,}(?:\s+[A-Za-z]+)*)", text)
+    if is_bare and counted is not None and not set(counted[1].split()) <= MATHEMATICAL:
+        unit = without_unit(text).unit
+        if unit is None or unit.startswith(COUNTED):
+            return "a number with words"
     return None

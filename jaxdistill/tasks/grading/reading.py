@@ -10,7 +10,9 @@ from dataclasses import replace
 from functools import lru_cache
 
 from jaxdistill.tasks.grading import names
+from jaxdistill.tasks.grading.evaluate import letters
 from jaxdistill.tasks.grading.normalise import normalise
+from jaxdistill.tasks.grading.numbers import same_value
 from jaxdistill.tasks.grading.syntax import parse
 from jaxdistill.tasks.grading.tokens import Node, Unreadable
 from jaxdistill.tasks.grading.units import without_unit
@@ -231,8 +233,6 @@ def _equation(sides: list[str], signs: list[str]) -> Relation | None:
 
 def _differs(a: str, b: str) -> bool:
     """Whether two texts are not the same constant."""
-    from jaxdistill.tasks.grading.numbers import letters, same_value
-
     try:
         left, right = (parse(without_unit(text).number) for text in (a, b))
         return bool(letters(left) | letters(right)) or not same_value(left, right)
@@ -272,8 +272,6 @@ def _region(nodes: tuple[Node, ...], signs: list[str]) -> Region | None:
 
 
 def _has_letter(node: Node) -> bool:
-    from jaxdistill.tasks.grading.numbers import letters
-
     return bool(letters(node))
 
 

@@ -67,7 +67,7 @@ class Parser:
 
     def take(self) -> Token:
         token = self.now
-        self._at += 1
+        self._at += token is not END
         return token
 
     def skip(self, *texts: str) -> bool:
@@ -165,7 +165,11 @@ class Parser:
 
     def _starts_factor(self) -> bool:
         token = self.now
-        if token.kind in ("num", "letter"):
+        if token.kind == "num":
+            # Nobody writes x2 for 2x, but n2^n, 3!7! and (2)3 are products.
+            before = self._tokens[self._at - 1].text
+            return before in ("!", ")") or self.ahead().text in ("^", "**")
+        if token.kind == "letter":
             return True
         if token.kind == "mark":
             return token.text in ("(", "[", "{", r"\{") or (token.text == "|" and not self._bars)
@@ -200,6 +204,8 @@ class Parser:
     def _subscripted(self, node: Node) -> Node:
         self.expect("_")
         index = self._raw_argument()
+        if not index:
+            raise Unreadable("an empty subscript")
         if node[0] == "num":
             return ("based", node, index)
         if node[0] == "group" and node[1][0] == "num":
@@ -394,11 +400,10 @@ class Parser:
         while not self.skip("end"):
             if self.skip("\\\\"):
                 rows.append([])
-            elif self.skip("&"):
-                if not rows[-1]:
-                    raise Unreadable("an empty entry of a matrix")
-            else:
-                rows[-1].append(self.sum())
+                continue
+            if rows[-1]:
+                self.expect("&")
+            rows[-1].append(self.sum())
         if self._raw_argument() != kind:
             raise Unreadable("an open matrix")
         rows = [row for row in rows if row]
