@@ -157,18 +157,18 @@ def read_rows(file: Path) -> list[tuple[int, dict[str, Any]]]:
 
 def question_of(options: argparse.Namespace, at: int, row: dict[str, Any]) -> Any:
     """The question of a row: its gold answers alone. Raises UserError naming file and row."""
+    from jaxdistill.tasks.grading.choice import letters_of
     from jaxdistill.tasks.questions import Question
     from jaxdistill.tasks.sources.answers import answers
-    from jaxdistill.tasks.sources.options import bare_letter
     from jaxdistill.tasks.sources.place import Place
 
     place = Place(str(options.file), options.file.stem, at - 1)
     gold, *others = answers(place, "gold", row.get("gold"))
     if options.task == "choice":
-        letters = [bare_letter(answer).upper() for answer in (gold, *others)]
-        if not all(re.fullmatch("[A-Z]", letter) for letter in letters):
+        letters = [letters_of(answer) for answer in (gold, *others)]
+        if any(len(found) != 1 for found in letters):
             raise place.wrong("gold", "the letter of an option", row["gold"])
-        gold, *others = letters
+        gold, *others = (letter for found in letters for letter in found)
     return Question(f"row {at}", "", gold, alternatives=tuple(others))
 
 

@@ -17,6 +17,7 @@ VERBS = (
     "study",
     "sample",
     "eval",
+    "grade",
     "analyze",
     "report",
     "bench",

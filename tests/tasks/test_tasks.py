@@ -111,7 +111,7 @@ def test_the_thinking_tags_of_a_task_are_pairs_and_reach_every_grader():
 
 def test_gold_answers_that_cannot_be_compared_are_named_with_their_row(tmp_path):
     file = tmp_path / "questions.jsonl"
-    golds = ["72", "The answer is 72.", r"\\frac{1}{2}", "72 boys", "seventy-two"]
+    golds = ["72", "The answer is 72.", r"\frac{1}{2}", "72 boys", "seventy-two"]
     file.write_text("\n".join(json.dumps({"question": f"{g}?", "answer": g}) for g in golds))
     with pytest.raises(
         UserError, match=r"row 2: field `answer`: expected an answer alone, and not"
