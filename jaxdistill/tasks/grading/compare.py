@@ -336,7 +336,7 @@ def _same_relations(a: Relation, b: Relation) -> bool:
 
 
 def _ascending(relation: Relation) -> Relation:
-    """The relation with > and >= turned round."""
+    """The relation with > and >= reversed."""
     if set(relation.signs) <= {">", r"\ge"}:
         turned = {greater: less for less, greater in _TURNED.items()}
         signs = tuple(turned[sign] for sign in reversed(relation.signs))

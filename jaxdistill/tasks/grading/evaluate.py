@@ -14,7 +14,7 @@ _MOST_DIGITS = 400  # of a value; the work grows with their square
 # Points at which functions are compared, by the size of each letter: the first three positive in
 # every letter, the others of either sign. |x - 20| and x - 20 differ at small x alone.
 SIZES = ((0.3, 2.3),) * 6 + ((3, 43),) * 4 + ((100, 1300),) * 2
-TOO_LARGE = "too large"  # stands for a value that has too many digits
+TOO_LARGE = "too large"  # in place of a value that has too many digits
 
 
 class TooLarge(Undefined):

@@ -87,7 +87,7 @@ def boxed(text: str) -> tuple[str | None, str]:
         bare = formula or _BARE.match(text, end, end + _LONGEST)
         if bare is not None:
             return bare[0].strip(), ""
-        # `\boxed` in a sentence about boxes: what counts is a box before it.
+        # `\boxed` in a sentence about boxes: the answer is in a box before it.
         return boxed(text[:start])
     return _outermost(text[max(0, start - _LONGEST) : end + _LONGEST])
 

@@ -1,4 +1,4 @@
-"""How many grading processes a host has room for."""
+"""How many grading processes fit on a host."""
 
 import os
 from pathlib import Path

@@ -30,8 +30,10 @@ _ALGEBRA = word_set(
     "deg dim ker liminf limsup cong sim propto dots"
 )
 _ACCENTS = word_set("vec hat bar tilde dot ddot overrightarrow widehat overline mathcal mathfrak")
-_OPENING = {"(": ")", "[": "]", r"\{": r"\}", "langle": "rangle", "lfloor": "rfloor"}
-_OPENING["lceil"] = "rceil"
+_OPENING = {
+    **{"(": ")", "[": "]", r"\{": r"\}"},
+    **{"langle": "rangle", "lfloor": "rfloor", "lceil": "rceil"},
+}
 
 
 def parse(text: str) -> Node:
