@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/grading.md"
 sys.path.insert(0, str(ROOT / "tests"))
 
-from verdict_table import GRADERS, ours, table  # noqa: E402
+from verdict_table import GRADERS, ours, table  # noqa: E402 # pyright: ignore[reportMissingImports]
 
 
 def counts() -> str:
