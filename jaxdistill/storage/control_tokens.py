@@ -6,9 +6,9 @@ the turn all the same: whoever writes the data, and a student whose responses ar
 teacher, could write turns of the chat.
 
 Control tokens are the added tokens flagged special, and those that the chat template writes around
-turns of plain text (DeepSeek-R1's `<｜User｜>` is not flagged). `<think>`, `</think>` and the others
-of `THINK_TAGS` are none, whatever their flag: responses and demonstrations are expected to hold
-them.
+turns of plain text (DeepSeek-R1's `<｜User｜>` is not flagged). `<think>`, `</think>` and the
+others of `THINK_TAGS` are none, whatever their flag: responses and demonstrations are expected to
+hold them.
 
 Nothing is refused and no character is changed: a spelled control token is encoded as the ordinary
 tokens of its characters. All other text has the ids that the tokenizer gives it.
