@@ -96,6 +96,8 @@ WHEN: dict[type, dict[str, str]] = {
         "context": "this is what the teacher knows: the paper's independent variable",
         "demonstration": "`sibling_or_reference` if many questions are never solved",
         "demonstration_choice": "`shortest` for terse demonstrations",
+        "cut_demonstrations": "True if nearly every response is cut",
+        "cut_rows_in_loss": "False if cut responses teach the model to ramble",
         "max_prompt_tokens": "if a few long prompts make every batch wide",
         "max_demonstration_tokens": "lower it if the teacher's prompts do not fit in memory",
         "overlong": "`drop` if half a solution would mislead the teacher",
@@ -138,7 +140,8 @@ WHEN: dict[type, dict[str, str]] = {
         "columns": "if the layout of the data set is not recognised",
         "instruction": "None if the prompts ask for the form of the answer in their own way",
         "bad_rows": "`skip` once you have read which rows are bad",
-        "last_chars": "100 to grade as the paper's training does",
+        "thinking_tags": "for a model that thinks between other tags",
+        "last_chars": "100 to take the box from where the paper's training does",
     },
     ExactTask: {
         "answer_in": "for prompts that ask for the bare answer",

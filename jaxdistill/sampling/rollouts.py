@@ -13,6 +13,7 @@ from jaxdistill.errors import UserError
 from jaxdistill.own_classes import in_one_line
 from jaxdistill.sampling.keys import Address
 from jaxdistill.tasks.grading import GradingPool, Verdict, grade_all
+from jaxdistill.tasks.grading.host import workers_of_host
 from jaxdistill.tasks.grading.pool import TOO_SLOW
 from jaxdistill.tasks.grading.verdict import FAILED, TaskGrader
 from jaxdistill.tasks.questions import Question
@@ -71,9 +72,9 @@ def open_grading(task: Task) -> Grading:
     The processes start with the first responses. Raises UserError for an invalid
     `grading_workers` or `grading_timeout_s` of the task, or a task that cannot be pickled.
     """
-    # Two workers are chosen, not measured: one continues while the other is replaced. For the
-    # timeout of 5 s see GradingPool.
-    workers, name = getattr(task, "grading_workers", 2), type(task).__name__
+    # For the timeout of 5 s see GradingPool.
+    workers, name = getattr(task, "grading_workers", None), type(task).__name__
+    workers = workers_of_host() if workers is None else workers
     timeout_s = getattr(task, "grading_timeout_s", 5.0)
     if type(workers) is not int or workers < 0:
         raise UserError(f"{name}.grading_workers: expected an int of at least 0, got {workers!r}")

@@ -6,8 +6,9 @@ the turn all the same: whoever writes the data, and a student whose responses ar
 teacher, could write turns of the chat.
 
 Control tokens are the added tokens flagged special, and those that the chat template writes around
-turns of plain text (DeepSeek-R1's `<｜User｜>` is not flagged). `<think>` and `</think>` are none,
-whatever their flag: responses and demonstrations are expected to hold them.
+turns of plain text (DeepSeek-R1's `<｜User｜>` is not flagged). `<think>`, `</think>` and the
+others of `THINK_TAGS` are none, whatever their flag: responses and demonstrations are expected to
+hold them.
 
 Nothing is refused and no character is changed: a spelled control token is encoded as the ordinary
 tokens of its characters. All other text has the ids that the tokenizer gives it.
@@ -23,7 +24,11 @@ from jaxdistill.errors import UserError
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedTokenizerFast
 
-THINK_TAGS = ("<think>", "</think>")
+# Tags around the thinking, by family: Qwen3 and DeepSeek-R1, Magistral, others.
+THINK_TAGS = (
+    *("<think>", "</think>", "[THINK]", "[/THINK]", "<thinking>", "</thinking>"),
+    *("<thought>", "</thought>", "<|begin_of_thought|>", "<|end_of_thought|>"),
+)
 
 Span = tuple[int, int]  # [start, end) in the characters of a text
 

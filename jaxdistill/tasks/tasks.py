@@ -9,16 +9,16 @@ import math
 import random
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import Field, dataclass
+from dataclasses import Field, dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from jaxdistill.errors import UserError
 from jaxdistill.own_classes import in_one_line, require_choice
 from jaxdistill.tasks import sources
-from jaxdistill.tasks.grading.alternatives import grade_math_any
 from jaxdistill.tasks.grading.choice import grade_choice, grade_exact
-from jaxdistill.tasks.grading.math import LAST_CHARS
+from jaxdistill.tasks.grading.extract import THINKING_TAGS
+from jaxdistill.tasks.grading.math import fault_in_gold, grade_math
 from jaxdistill.tasks.grading.verdict import Verdict
 from jaxdistill.tasks.questions import Question, is_text, with_problems
 from jaxdistill.tasks.sources.instruction import BOX, LETTER, RESPONSE, TAG, AnswerForm
@@ -31,10 +31,11 @@ from jaxdistill.tasks.toy import problems, traces
 class OwnTask(Protocol):
     """A recipe's own task: a frozen dataclass with these methods.
 
-    `grade` runs in `grading_workers` separate processes (default 2; 0 means this process, without
-    a time limit). A response whose grading takes longer than `grading_timeout_s` seconds
-    (default 5) gets the verdict "too slow". The processes import the recipe first, but imports
-    inside `grade` count towards the time of its first response.
+    `grade` runs in `grading_workers` separate processes (default: as the host's cores and memory
+    allow, `grading.host`; 0 means this process, without a time limit). A response whose grading
+    takes longer than `grading_timeout_s` seconds (default 5) gets the verdict "too slow". The
+    processes import the recipe first, but imports inside `grade` count towards the time of its
+    first response.
 
     Optionally, the class has a method `facts(question, response)` that returns further numbers
     about a response as {name: number, or None if not known}, for example `ToyTask.facts`. They are
@@ -95,6 +96,21 @@ class SourceTask(sources.Reading):
     """
 
     form: ClassVar[AnswerForm]
+    # Pairs of an opening and a closing tag; the answer stands after the last closing tag.
+    thinking_tags: tuple[tuple[str, str], ...] = THINKING_TAGS
+
+    def __post_init__(self):
+        super().__post_init__()
+        pairs = self.thinking_tags
+        is_valid = isinstance(pairs, tuple) and all(
+            isinstance(pair, tuple) and len(pair) == 2 and all(is_text(tag) and tag for tag in pair)
+            for pair in pairs
+        )
+        if not is_valid:
+            raise UserError(
+                "`thinking_tags` must be pairs of an opening and a closing tag, such as "
+                f'(("<think>", "</think>"),), got {pairs!r}'
+            )
 
     def load(self, *, repeats: bool = True) -> sources.Loaded:
         """Read the data set, with notes on what was done."""
@@ -106,23 +122,25 @@ class SourceTask(sources.Reading):
 
 @dataclass(frozen=True)
 class MathTask(SourceTask):
-    """Mathematics: the last box of a response, compared as mathematics.
+    """Mathematics: the last box after the thinking, compared as mathematics.
 
-    `MathTask("hub:HuggingFaceH4/MATH-500:test", limit=64)`
+    `MathTask("hub:HuggingFaceH4/MATH-500:test", limit=64)`. A gold answer with which nothing can be
+    compared, such as a sentence, is a bad row.
     """
 
-    form = BOX
-    last_chars: int = LAST_CHARS  # the response's end that may hold the box; the paper's is 100
+    form = replace(BOX, fault_in_gold=fault_in_gold)
+    # How many characters at the response's end may hold the box; the paper's training takes 100.
+    last_chars: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
-        if self.last_chars < 1:
-            raise UserError(f"`last_chars` must be at least 1, got {self.last_chars}")
+        if self.last_chars is not None and self.last_chars < 1:
+            raise UserError(f"`last_chars` must be at least 1 or None, got {self.last_chars}")
 
     @property
     def grade(self) -> Callable[[Question, str], Verdict]:
         # Not a method: a worker process that unpickles one would import this module's packages.
-        return partial(grade_math_any, last_chars=self.last_chars)
+        return partial(grade_math, last_chars=self.last_chars, thinking_tags=self.thinking_tags)
 
 
 @dataclass(frozen=True)
@@ -131,7 +149,9 @@ class ChoiceTask(SourceTask):
 
     form = LETTER
     grading_workers: ClassVar = 0
-    grade = staticmethod(grade_choice)
+
+    def grade(self, question: Question, response: str) -> Verdict:
+        return grade_choice(question, response, thinking_tags=self.thinking_tags)
 
 
 @dataclass(frozen=True)
@@ -158,7 +178,11 @@ class ExactTask(SourceTask):
 
     def grade(self, question: Question, response: str) -> Verdict:
         return grade_exact(
-            question, response, in_tag=self.answer_in == "tag", ignore_case=self.ignore_case
+            question,
+            response,
+            in_tag=self.answer_in == "tag",
+            ignore_case=self.ignore_case,
+            thinking_tags=self.thinking_tags,
         )
 
 

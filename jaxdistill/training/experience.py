@@ -304,7 +304,15 @@ def on_policy_batch(
     if objectives.needs_teacher(setting.objective):
         fields, seen = teacher_fields(experience, setting, rollouts, grade)
         batch, facts = replace(batch, **fields), facts | seen
+    if not experience.cut_rows_in_loss:
+        batch = without_cut(batch, rollouts.finished_B)
     return batch, facts | {"distilled": float(batch.row_weight_B.mean())}
+
+
+def without_cut(batch: Batch, finished_B: np.ndarray) -> Batch:
+    """The batch with an empty completion in each row that was cut, which no loss reads."""
+    ids_BT, length_B = batch.completion
+    return replace(batch, completion=Texts(ids_BT, np.where(finished_B, length_B, 0)))
 
 
 def teacher_fields(

@@ -40,6 +40,10 @@ class OnPolicy:
     one is not distilled; `reference` shows the question's own solution text; `sibling_or_reference`
     falls back to that text. A wrong solution is always another, incorrect rollout.
     demonstration_choice: which of several siblings is shown.
+    cut_demonstrations: whether a sibling that was cut at `sampling.max_new_tokens` may be shown,
+    correct or not: its text ends in the middle of a thought.
+    cut_rows_in_loss: whether rows that were cut there are learned from; if not, none of their
+    tokens is in any part of the loss.
     max_prompt_tokens: questions with a longer prompt are dropped before the first step and counted;
     None: the model's positions less `sampling.max_new_tokens`.
     max_demonstration_tokens: the longest demonstration, in tokens; the default is the paper's
@@ -72,6 +76,8 @@ class OnPolicy:
     context: Context = NoContext()
     demonstration: Literal["sibling", "reference", "sibling_or_reference"] = "sibling"
     demonstration_choice: Literal["random", "first", "shortest"] = "random"
+    cut_demonstrations: bool = False
+    cut_rows_in_loss: bool = True
     max_prompt_tokens: int | None = None
     max_demonstration_tokens: int = 20480
     overlong: Literal["cut", "drop"] = "cut"

@@ -31,7 +31,8 @@ def draw_siblings(
 ) -> list[list[int]]:
     """Choose up to `count` siblings to show to each row of question q, as indices in its group.
 
-    A sibling is another rollout of the same question, `correct` or incorrect. A random choice
+    A sibling is another rollout of the same question, `correct` or incorrect, and not cut at the
+    token limit unless `experience.cut_demonstrations`. A random choice
     depends only on the rollouts' seed and step, `purpose` and the question's id.
     """
     # The reference demonstration shows the question's own solution and no correct sibling.
@@ -41,7 +42,12 @@ def draw_siblings(
     seed, step = rollouts.address.seed, rollouts.address.step
     name = f"{seed}/{purpose}/{step}/{rollouts.questions[q].id}"
     rng = np.random.default_rng(list(name.encode()))
-    is_eligible = [verdict.correct == correct for verdict in rollouts.verdicts[rows]]
+    is_eligible = [
+        verdict.correct == correct and (is_finished or experience.cut_demonstrations)
+        for verdict, is_finished in zip(
+            rollouts.verdicts[rows], rollouts.finished_B[rows].tolist(), strict=True
+        )
+    ]
     lengths = rollouts.lengths_B[rows].tolist()
     choice = experience.demonstration_choice
     return contexts.choose_siblings(is_eligible, rng, choice, lengths, count)

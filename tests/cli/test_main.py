@@ -19,6 +19,7 @@ VERBS = (
     "study",
     "sample",
     "eval",
+    "grade",
     "analyze",
     "report",
     "bench",

@@ -226,10 +226,10 @@ def test_added_tokens_that_come_later_are_control_tokens_too():
 def test_think_tags_survive_both_ways_whatever_their_flag(special):
     tags = [AddedToken(tag, special=special) for tag in control_tokens.THINK_TAGS]
     tokenizer = made(*tags)
-    text = "<think>\nHmm.\n</think>\n\n4."
+    text = "\nHmm.\n".join(control_tokens.THINK_TAGS) + "\n\n4."
     (ids,) = tok.encode(tokenizer, [text])
     names = [tokenizer.convert_tokens_to_ids(tag) for tag in control_tokens.THINK_TAGS]
-    assert [ids.count(name) for name in names] == [1, 1]
+    assert {ids.count(name) for name in names} == {1}
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert tok.decode(tokenizer, [*ids, end]) == text
     assert all(name in ids_of(tokenizer, text) for name in names)

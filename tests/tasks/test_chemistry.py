@@ -57,4 +57,4 @@ def test_three_steps_reward_the_right_letter_of_each_question(tmp_path, monkeypa
             gold = golds[record["question_id"]]
             assert record["answer"] == gold
             assert record["correct"] == (f"\n{gold}\n" in record["response"])
-            assert record["verdict"] == ("exact" if record["correct"] else "different")
+            assert record["verdict"] == ("correct" if record["correct"] else "different")

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def test_mathematics_is_read_from_its_file_up_to_the_limit(tmp_path):
     assert len(tasks.questions_of(MathTask(path, limit=2))) == 2
     assert len(tasks.questions_of(MathTask(path, limit=10))) == 3
     for name, value in (("limit", 0), ("limit", -1), ("last_chars", 0)):
-        with pytest.raises(UserError, match=f"`{name}` must be at least 1, got {value}"):
+        with pytest.raises(UserError, match=f"`{name}` must be at least 1( or None)?, got {value}"):
             MathTask(path, **{name: value})
 
 
@@ -87,8 +88,39 @@ def test_mathematics_is_graded_as_such_and_has_no_traces_to_read(tmp_path):
     question = Question("q", "1+1?", "2", alternatives=("two",))
     for answer, correct in (("2", True), ("2.0", True), ("two", True), ("3", False)):
         assert task.grade(question, f"so \\boxed{{{answer}}}").correct == correct, answer
-    assert task.grade(question, "so 2").reason == "no box"
+    assert task.grade(question, "so 2").reason == "no answer"
     assert tasks.facts_of(task, question, "check: \\boxed{2}") == {}
+
+
+def test_the_thinking_tags_of_a_task_are_pairs_and_reach_every_grader():
+    tags = (("[THINK]", "[/THINK]"),)
+    thought = "[THINK]\\boxed{1} <answer>A</answer>[/THINK]"
+    question = Question("q", "?", "2")
+    assert MathTask("x", thinking_tags=tags).grade(question, thought + "\\boxed{2}").correct
+    assert MathTask("x", thinking_tags=tags).grade(question, thought).reason == "no answer"
+    for kind in (ChoiceTask, ExactTask):
+        task = kind("x", thinking_tags=tags)
+        assert task.grade(Question("q", "?", "A"), thought).reason == "no answer"
+        assert task.grade(Question("q", "?", "A"), thought + "<answer>A</answer>").correct
+    whole = ExactTask("x", answer_in="response", thinking_tags=tags)
+    assert whole.grade(Question("q", "?", "A"), thought + " A").correct
+    for wrong in ("<think>", ("<think>", "</think>"), (("<think>", ""),), (("a", "b", "c"),)):
+        with pytest.raises(UserError, match="`thinking_tags` must be pairs of an opening and"):
+            MathTask("x", thinking_tags=wrong)
+
+
+def test_gold_answers_that_cannot_be_compared_are_named_with_their_row(tmp_path):
+    file = tmp_path / "questions.jsonl"
+    golds = ["72", "The answer is 72.", r"\frac{1}{2}", "72 boys", "seventy-two"]
+    file.write_text("\n".join(json.dumps({"question": f"{g}?", "answer": g}) for g in golds))
+    with pytest.raises(
+        UserError, match=r"row 2: field `answer`: expected an answer alone, and not"
+    ):
+        tasks.load(MathTask(str(file)))
+    loaded = tasks.load(MathTask(str(file), bad_rows="skip"))
+    assert [question.answer for question in loaded.questions] == [golds[0], golds[2]]
+    assert [re.search(r"row (\d)", line)[1] for line in loaded.skipped] == ["2", "4", "5"]
+    assert len(tasks.questions_of(ExactTask(str(file)))) == 5
 
 
 def test_the_window_of_a_math_task_reaches_its_graders_processes(tmp_path):
@@ -105,14 +137,14 @@ def test_the_window_of_a_math_task_reaches_its_graders_processes(tmp_path):
 @pytest.mark.parametrize(
     ("task", "response", "correct", "reason"),
     [
-        (ChoiceTask("x.json"), "<reasoning>x</reasoning><answer>B</answer>", True, "exact"),
+        (ChoiceTask("x.json"), "<reasoning>x</reasoning><answer>B</answer>", True, "correct"),
         (ChoiceTask("x.json"), "<answer>A</answer>", False, "different"),
-        (ChoiceTask("x.json"), "\\boxed{B}", False, "no answer tag"),
-        (ExactTask("x.json"), "so <answer> B\n</answer>", True, "exact"),
+        (ChoiceTask("x.json"), "\\boxed{B}", False, "no answer"),
+        (ExactTask("x.json"), "so <answer> B\n</answer>", True, "correct"),
         (ExactTask("x.json"), "so <answer>b</answer>", False, "different"),
-        (ExactTask("x.json", ignore_case=True), "so <answer>b</answer>", True, "exact"),
-        (ExactTask("x.json"), "B", False, "no answer tag"),
-        (ExactTask("x.json", answer_in="response"), " B\n", True, "exact"),
+        (ExactTask("x.json", ignore_case=True), "so <answer>b</answer>", True, "correct"),
+        (ExactTask("x.json"), "B", False, "no answer"),
+        (ExactTask("x.json", answer_in="response"), " B\n", True, "correct"),
         (ExactTask("x.json", answer_in="response"), "so B", False, "different"),
     ],
 )

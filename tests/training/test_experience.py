@@ -109,6 +109,22 @@ def test_a_samplers_empty_columns_are_trimmed_to_the_bucket(setting, policy):
     assert_same_arrays(narrow, expected)
 
 
+@pytest.mark.parametrize("objective", [Distill(), GRPO()])
+def test_rows_that_were_cut_can_be_left_out_of_the_loss(setting, policy, objective):
+    setting = dataclasses.replace(setting, objective=objective)
+    found = dataclasses.replace(
+        rollouts_of(policy, [PAIR, ALL]), finished_B=np.array([True, False] * 3)
+    )
+    kept, _ = batch_of(experience(), setting, found)
+    batch, facts = batch_of(experience(cut_rows_in_loss=False), setting, found)
+    assert kept.completion.length_B.all()
+    expected_B = np.where(found.finished_B, kept.completion.length_B, 0)
+    assert batch.completion.length_B.tolist() == expected_B.tolist()
+    assert facts["truncated"] == 0.5
+    whole = dataclasses.replace(batch, completion=kept.completion)
+    assert_same_arrays(whole, kept)
+
+
 def assert_same_arrays(batch, other):
     jax.tree.map(np.testing.assert_array_equal, vars(batch), vars(other))
 

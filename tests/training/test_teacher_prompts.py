@@ -635,3 +635,20 @@ def test_a_template_set_wrongly_is_one_line_with_its_path():
         "template: Template.solution must hold {solution} and no other field (literal braces: {{ "
         "and }}), got 'Hint: {hint}'"
     )
+
+
+# ------------------------------------------------------------------------------------ cut rows
+
+
+@pytest.mark.parametrize("correct", [True, False])
+def test_a_sibling_cut_at_the_limit_is_shown_only_if_asked_for(policy, correct):
+    found = rollouts_of(policy, [[(response(n), correct) for n in range(3)]])
+    found = dataclasses.replace(found, finished_B=np.array([False, True, False]))
+    drawn = {
+        cut: teacher_prompts.draw_siblings(
+            experience(cut_demonstrations=cut), found, 0, correct=correct, count=2
+        )
+        for cut in (False, True)
+    }
+    assert drawn[False] == [[1], [], [1]]
+    assert [sorted(rows) for rows in drawn[True]] == [[1, 2], [0, 2], [0, 1]]

@@ -14,9 +14,17 @@ class Verdict:
     """Whether the response is correct, the grader's reason, and the answer that it extracted."""
 
     correct: bool
-    reason: str  # a few words: "exact", "different", "no box", "too slow", ...
+    reason: str  # one of `REASONS`, or "grader failed: ..."; of a recipe's own grader any text
     answer: str | None  # None if the response contains no answer
 
+
+CORRECT, DIFFERENT = "correct", "different"
+NO_ANSWER = "no answer"  # no box or no answer tag, or options that contradict each other
+UNFINISHED = "unfinished"  # the thinking was never closed; the whole response was searched
+MALFORMED = "malformed"  # a box or a tag that is open or empty, or an answer that cannot be read
+UNREADABLE_GOLD = "unreadable gold"
+TOO_SLOW = "too slow"
+REASONS = (CORRECT, DIFFERENT, NO_ANSWER, UNFINISHED, MALFORMED, UNREADABLE_GOLD, TOO_SLOW)
 
 Grader = Callable[[Question, str], Verdict]
 

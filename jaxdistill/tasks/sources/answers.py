@@ -4,7 +4,7 @@ import re
 from decimal import Decimal
 from typing import Any
 
-from jaxdistill.tasks.grading.math import boxed
+from jaxdistill.tasks.grading.extract import boxed
 from jaxdistill.tasks.sources.chat import native, structured, text
 from jaxdistill.tasks.sources.place import Place
 

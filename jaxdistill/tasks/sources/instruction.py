@@ -6,6 +6,7 @@ of DAPO-Math-17k (arXiv 2503.14476), which asks for a last line "Answer: ...", i
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -24,6 +25,8 @@ class AnswerForm:
     asks: str  # a regular expression for prompts that ask for this form
     sentence: str | None  # None: nothing needs to be asked for
     is_letter: bool = False  # whether gold answers are letters of options
+    # What is wrong with a gold answer that the grader cannot compare anything with; None: nothing.
+    fault_in_gold: Callable[[str], str | None] = lambda gold: None
 
     def is_asked_by(self, question: Question) -> bool:
         """Whether the system turn or a user turn asks for the form.
@@ -40,6 +43,8 @@ class AnswerForm:
         for gold in (question.answer, *question.alternatives):
             if self.is_letter and not re.fullmatch(r"[A-Z]", gold):
                 raise place.wrong("answer", "the letter of an option, as ChoiceTask has", gold)
+            if (fault := self.fault_in_gold(gold)) is not None:
+                raise place.wrong("answer", f"an answer alone, and not {fault}", gold)
         if self.sentence is None or self.is_asked_by(question):
             return
         for other, task in ((BOX, "MathTask"), (TAG, "ChoiceTask or ExactTask")):
