@@ -144,6 +144,7 @@ def sample(options: argparse.Namespace) -> None:
 def evaluate(options: argparse.Namespace) -> None:
     from jaxdistill.evaluation import evaluate as evaluation
     from jaxdistill.evaluation.records import write_evaluation
+    from jaxdistill.sampling.rollouts import check_environment
     from jaxdistill.tasks.tasks import SourceTask, load
 
     require_positive(options.samples, "--samples")
@@ -168,6 +169,7 @@ def evaluate(options: argparse.Namespace) -> None:
         if options.kind == "auto" and isinstance(split.task, SourceTask):
             name = type(split.task).__name__
             notes.append(f"{split.task.source}: graded as {name}; see --kind")
+    check_environment([split.task for split in splits])
     engine, results = open_engine(options, questions, notes), {}
     config = evaluation.Evaluation(
         splits=splits, samples=options.samples, sampling=sampling, seed=options.seed
