@@ -21,6 +21,7 @@ from jaxdistill.epistemic import LexiconSource, Words
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation.evaluate import Evaluation
 from jaxdistill.evaluation.records import ROLLOUTS_ROWS
+from jaxdistill.files import parse_json
 from jaxdistill.objectives import PRESETS, CrossEntropy, Objective
 from jaxdistill.own_classes import RECIPE, RecipeModule, in_one_line
 from jaxdistill.sharding import MeshConfig
@@ -297,7 +298,7 @@ def to_json(config: RunConfig) -> dict[str, Any]:
 
 def _read_config_json(path: Path) -> tuple[RunConfig, RecipeModule | None]:
     try:
-        raw = json.loads(path.read_text())
+        raw = parse_json(path.read_bytes())
     except OSError as error:
         raise UserError(f"config {path} cannot be read: {error.strerror}") from error
     except ValueError as error:

@@ -1,7 +1,9 @@
-"""Atomic writes: a file has either its old content or the whole of its new content."""
+"""Atomic writes, JSON that a user may have broken, and paths that a user has written."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -16,3 +18,19 @@ def write_whole(path: Path, content: str | bytes) -> None:
         content = content.encode("utf-8", errors="backslashreplace")
     part.write_bytes(content)
     os.replace(part, path)
+
+
+def parse_json(content: str | bytes) -> Any:
+    """Parse JSON; bytes must be UTF-8. Raises ValueError for whatever is none of it.
+
+    Brackets may be nested as deeply as Python's recursion allows.
+
+    >>> parse_json("[" * 100_000)
+    Traceback (most recent call last):
+    ...
+    ValueError: brackets are nested too deeply
+    """
+    try:
+        return json.loads(content if isinstance(content, str) else content.decode())
+    except RecursionError:
+        raise ValueError("brackets are nested too deeply") from None

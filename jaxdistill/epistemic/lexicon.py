@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxdistill.epistemic.counting import TEN_WORDS, expand
 from jaxdistill.errors import UserError
-from jaxdistill.files import write_whole
+from jaxdistill.files import parse_json, write_whole
 
 CASINGS = (str.lower, str.capitalize, str.upper)
 # Tokenizers may merge one of these with the word after it: ".Wait" occurs after a sentence, the
@@ -177,10 +177,10 @@ def _check_tokenizer(path: str | Path, lexicon: Lexicon, tokenizer: Any) -> None
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        fields = json.loads(path.read_bytes())
+        fields = parse_json(path.read_bytes())
     except OSError as error:
         raise UserError(f"lexicon {path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # RecursionError: brackets nested too deeply
+    except ValueError as error:
         raise UserError(f"lexicon {path} is not JSON: {' '.join(str(error).split())}") from error
     if not isinstance(fields, dict):
         raise UserError(f"lexicon {path} must hold a JSON object, not a {type(fields).__name__}")

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from jaxdistill.files import write_whole
 from jaxdistill.run.provenance import current_provenance
 from jaxdistill.storage import hf_files, loading
 from jaxdistill.storage.loading import Policy
+from jaxdistill.training.metrics import check_lines
 
 # Settings that may differ when a run is resumed, because they do not change what a step computes
 # (`mesh` changes it by rounding: sums are in another order).
@@ -55,6 +57,7 @@ def start_folder(config: RunConfig, run_dir: Path, resume: bool) -> bool:
                 f"run folder {run_dir} exists; add --resume to continue, or choose another"
             )
         check_config(config, described, run_dir)
+        check_kept(run_dir)
         return False
     # A start that was killed may have left its first files. A recipe.py with other contents was not
     # written by this run, so it must not be overwritten.
@@ -82,8 +85,10 @@ def names_in(folder: Path) -> set[str]:
     return {file.name for file in folder.iterdir()} if folder.exists() else set()
 
 
-def remove_start(run_dir: Path, before: set[str] | None) -> None:
+def remove_start(run_dir: Path, before: set[str] | None, missing: Sequence[Path] = ()) -> None:
     """Delete what a failed start has written; `before`: names there earlier (None: no folder).
+
+    `missing` are the folders above it that were not there, innermost first; they go if empty.
 
     Once the folder has a line of metrics, a checkpoint, an evaluation or an export, it is kept.
     """
@@ -98,6 +103,9 @@ def remove_start(run_dir: Path, before: set[str] | None) -> None:
             (run_dir / name).unlink(missing_ok=True)
     if before is None and not names_in(run_dir):
         run_dir.rmdir()
+    for folder in missing:
+        if folder.exists() and not names_in(folder):
+            folder.rmdir()
 
 
 def write_config(config: RunConfig, run_dir: Path) -> None:
@@ -195,7 +203,23 @@ def keep_lexicon(config: RunConfig, policy: Policy, run_dir: Path) -> Lexicon:
 def finished_step(run_dir: Path) -> int | None:
     """The step at which a finished run ended; None for an unfinished run."""
     file = run_dir / "finished.json"
-    return hf_files.read_json(file)["step"] if file.exists() else None
+    step = hf_files.read_json(file).get("step") if file.exists() else None
+    if file.exists() and not (type(step) is int and step >= 0):
+        raise UserError(f"{file}: `step` must be an integer of at least 0, got {step!r:.80}")
+    return step
+
+
+def check_kept(run_dir: Path) -> None:
+    """Read a resumed run's small files now. Raises UserError for one that is broken."""
+    finished_step(run_dir)
+    for name in ("provenance.json", "prompts.json"):
+        if (run_dir / name).exists():
+            kept = hf_files.read_json(run_dir / name)
+            if not isinstance(kept.get("resumed", []), list):
+                raise UserError(f"{run_dir / name}: `resumed` must be a list")
+    if (run_dir / "lexicon.json").exists():
+        epistemic.read_lexicon(run_dir / "lexicon.json")
+    check_lines(run_dir)
 
 
 def is_evaluated(run_dir: Path, step: int) -> bool:

@@ -61,6 +61,7 @@ def run(config: RunConfig, run_dir: Path, *, resume: bool = False, quiet: bool =
     if isinstance(config.experience, Traces):
         config.experience.require_source()
     before = names_in(run_dir) if run_dir.exists() else None
+    missing = [folder for folder in run_dir.parents if not folder.exists()]
     is_new = start_folder(config, run_dir, resume)
     try:
         # Find files that cannot be read and answers that cannot be graded now, rather than in the
@@ -73,7 +74,7 @@ def run(config: RunConfig, run_dir: Path, *, resume: bool = False, quiet: bool =
         # A new run that fails before its first step leaves nothing behind. KeyboardInterrupt is not
         # caught: an interrupted run keeps its files and can be resumed.
         if is_new:
-            remove_start(run_dir, before)
+            remove_start(run_dir, before, missing)
         # Without this, sys.exit() in a recipe's own code would look like a successful run.
         if isinstance(error, SystemExit) and not error.code:
             raise UserError("the recipe's code ended the run with sys.exit()") from error

@@ -7,6 +7,7 @@ them. A study that was stopped can therefore be resumed by starting it again.
 import contextlib
 import dataclasses
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -28,6 +29,7 @@ from jaxdistill.files import write_whole
 from jaxdistill.run.folder import finished_step
 from jaxdistill.run.loop import run
 from jaxdistill.run.provenance import current_provenance
+from jaxdistill.storage import hf_files
 from jaxdistill.storage.loading import ToyBase
 
 
@@ -67,7 +69,15 @@ class Study:
     workers: int  # processes on a CPU; an accelerator always has one
 
     def __post_init__(self):
-        names = [arm.name for arm in self.arms]
+        arms = self.arms if isinstance(self.arms, tuple) else ()
+        if not arms or not all(isinstance(arm, Arm) for arm in arms):
+            raise UserError(f"study {self.name}: `arms` must be a tuple of Arms, at least one")
+        if type(self.workers) is not int or self.workers < 1:
+            raise UserError(
+                f"study {self.name}: `workers` must be an integer of at least 1, got "
+                f"{self.workers!r}"
+            )
+        names = [arm.name for arm in arms]
         if twice := {name for name in names if names.count(name) > 1}:
             raise UserError(
                 f"study {self.name}: several arms have the same name, such as {min(twice)} "
@@ -110,12 +120,13 @@ def prepare(study: Study, study_dir: Path) -> None:
     """Create the folder, or raise UserError if it does not belong to this study."""
     described = json.dumps([[arm.name, to_json(arm.config)] for arm in study.arms])
     file = study_dir / "arms.json"
-    if file.exists() and file.read_text() != described:
+    if file.exists() and file.read_bytes() != described.encode(errors="backslashreplace"):
         raise UserError(
             f"{study_dir} holds another study (see arms.json); choose another --run-dir"
         )
     if not file.exists() and study_dir.exists() and any(study_dir.iterdir()):
         raise UserError(f"{study_dir} is not empty and holds no study; choose another --run-dir")
+    earlier_seconds(study_dir / "study.json")  # broken: now, and not after the runs
     study_dir.mkdir(parents=True, exist_ok=True)
     write_whole(file, described)
 
@@ -281,7 +292,7 @@ def write_probes(study: Study, study_dir: Path) -> None:
 def add_facts(study: Study, study_dir: Path, seconds: float) -> None:
     """Write study.json; `seconds` are added to those of earlier attempts."""
     file = study_dir / "study.json"
-    before = json.loads(file.read_text())["seconds"] if file.exists() else 0.0
+    before = earlier_seconds(file)
     facts = current_provenance()
     described = {
         "name": study.name,
@@ -294,6 +305,16 @@ def add_facts(study: Study, study_dir: Path, seconds: float) -> None:
         "git": facts["git"],
     }
     write_whole(file, json.dumps(described, indent=1))
+
+
+def earlier_seconds(file: Path) -> float:
+    """The seconds that study.json has counted so far. Raises UserError if the file is broken."""
+    if not file.exists():
+        return 0.0
+    seconds = hf_files.read_json(file).get("seconds")
+    if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
+        raise UserError(f"{file}: `seconds` must be a number of at least 0, got {seconds!r:.80}")
+    return seconds
 
 
 def with_overrides(study: Study, texts: list[str]) -> Study:

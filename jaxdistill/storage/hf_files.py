@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill.errors import UserError
+from jaxdistill.files import parse_json
 from jaxdistill.storage import tokenizer as tokenizers
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -25,7 +26,7 @@ TOKENIZER_FILES = (
 def read_json(path: Path) -> dict[str, Any]:
     """The file's JSON object. Raises UserError if it is missing, unreadable or not an object."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path.parent} has no {path.name}; is it a model folder?") from None
     except (OSError, ValueError) as error:

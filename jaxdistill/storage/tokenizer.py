@@ -10,7 +10,6 @@ itself (DeepSeek-R1: the prompt ends in `<think>\\n`), or close it at once (Qwen
 templates also drop the thinking of past assistant turns.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsInt
@@ -19,6 +18,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from jaxdistill.errors import UserError
+from jaxdistill.files import parse_json
 from jaxdistill.own_classes import in_one_line
 from jaxdistill.storage import control_tokens, hub
 
@@ -201,7 +201,7 @@ def _generation_eos(path: Path) -> list[int]:
     if not path.is_file():
         return []
     try:
-        value = json.loads(path.read_bytes()).get("eos_token_id")
+        value = parse_json(path.read_bytes()).get("eos_token_id")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: not a readable JSON object: {in_one_line(error)}") from error
     ids = [] if value is None else value if isinstance(value, list) else [value]

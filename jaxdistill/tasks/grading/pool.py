@@ -251,7 +251,8 @@ def _start(grader: Grader) -> _Worker:
     # and must not claim the accelerator if a recipe that it imports asks for JAX's devices.
     path = os.pathsep.join(path for path in sys.path if path)
     environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
-    output = tempfile.TemporaryFile()  # neither stdout nor stderr: both are the command's
+    # Neither stdout nor stderr: both are the command's. `_stop` closes it.
+    output = tempfile.TemporaryFile()  # noqa: SIM115
     process = subprocess.Popen(
         [sys.executable, "-m", "jaxdistill.tasks.grading.worker", str(theirs.fileno())],
         pass_fds=[theirs.fileno()],

@@ -65,9 +65,9 @@ def missing(grader: Grader) -> str | None:
     if fault is None and (verdict.correct or verdict.answer != _GIVEN):
         return None
     return (
-        f"math_verify does not find {_GIVEN} equal to {_GOLD} ({fault or verdict.reason}), so it or "
-        "its parser (latex2sympy2_extended, antlr4-python3-runtime) is missing or broken; install "
-        "math-verify again"
+        f"math_verify does not find {_GIVEN} equal to {_GOLD} ({fault or verdict.reason}), so it "
+        "or its parser (latex2sympy2_extended, antlr4-python3-runtime) is missing or broken; "
+        "install math-verify again"
     )
 
 

@@ -88,7 +88,7 @@ def test_what_a_grader_prints_is_not_printed_here(pool, capfd):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_module_that_a_grader_lacks_is_no_verdict(workers):
-    with pytest.raises(UserError, match="cannot run: ModuleNotFoundError: .*'no_such_module'"):
+    with pytest.raises(UserError, match=r"cannot run: ModuleNotFoundError: .*'no_such_module'"):
         grade_all(_grade, [FIVE], ["imports"], workers=workers)
 
 
