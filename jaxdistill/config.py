@@ -7,7 +7,6 @@ import ast
 import hashlib
 import importlib
 import inspect
-import json
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,9 +20,10 @@ from jaxdistill.epistemic import LexiconSource, Words
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation.evaluate import Evaluation
 from jaxdistill.evaluation.records import ROLLOUTS_ROWS
-from jaxdistill.files import parse_json
+from jaxdistill.files import is_file_name, local_path, parse_json
 from jaxdistill.objectives import PRESETS, CrossEntropy, Objective
 from jaxdistill.own_classes import RECIPE, RecipeModule, in_one_line
+from jaxdistill.sampling.keys import check_seed
 from jaxdistill.sharding import MeshConfig
 from jaxdistill.storage.loading import ModelSource
 from jaxdistill.tasks.tasks import Task
@@ -32,6 +32,9 @@ from jaxdistill.training.experience import Experience, Supervised
 from jaxdistill.training.optimizer import Optimizer
 from jaxdistill.training.teachers import Frozen, Teacher
 from jaxdistill.training.traces import Traces
+
+# Sequences per step: more than any slice of devices takes, and few enough to be counted. Chosen.
+MOST_ROWS = 10_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,17 +67,25 @@ class RunConfig:
     seed: int = 0  # of the order of the data, of samples and of random weights
 
     def __post_init__(self):
+        if not is_file_name(self.name):
+            raise UserError(f"`name` must be usable as a folder's name, got {self.name!r:.80}")
         if self.steps is None and not isinstance(self.experience, Traces):
             kind = type(self.experience).__name__
             raise UserError(f"`steps` must be set: the {kind} experience has no end of its own")
         _require_at_least(0, "steps", self.steps or 0)
-        for name in ("checkpoint_every", "rollouts_every", "seed"):
+        check_seed("`seed`", self.seed)
+        for name in ("checkpoint_every", "rollouts_every"):
             _require_at_least(0, name, getattr(self, name))
         _require_at_least(1, "keep_checkpoints", self.keep_checkpoints)
         _require_at_least(
             1, "rollouts_rows", 1 if self.rollouts_rows is None else self.rollouts_rows
         )
         _require_at_least(1, "compute.micro_batches", self.compute.micro_batches)
+        if self.rows * self.updates > MOST_ROWS:
+            raise UserError(
+                f"a step of {self.rows * self.updates:,} sequences is too large; at most "
+                f"{MOST_ROWS:,}"
+            )
         offline = isinstance(self.experience, Supervised | Traces)
         if offline != isinstance(self.objective, CrossEntropy):
             got = f"{type(self.objective).__name__} with {type(self.experience).__name__}"
@@ -131,7 +142,7 @@ def load_recipe(name: str, texts: list[str]) -> RunConfig:
     file may define its own classes for choices (`own_classes`), which overrides refer to by name.
     Raises UserError for an unknown name (listing the nearest), a broken file or a bad override.
     """
-    path = Path(name)
+    path = local_path(name)
     if path.suffix == ".json":
         config, module = _read_config_json(path)
     else:
@@ -252,7 +263,7 @@ def load_study_recipe(name: str, profile: str) -> Any:
 
     Raises UserError for an unknown name, a broken file, or a recipe of a single run.
     """
-    module, function = _recipe_function(name, Path(name))
+    module, function = _recipe_function(name, local_path(name))
     if "profile" not in inspect.signature(function).parameters:
         raise UserError(f"recipe {name!r} is one run, not a study; use `jaxdistill train {name}`")
     study = _call(function, name, profile)
@@ -271,7 +282,7 @@ def named_task(text: str) -> Task:
     if not (colon and name.isidentifier()):
         raise UserError(f"--task {text!r}: expected FILE.py:Name or package.module:Name")
     if place.endswith(".py"):
-        own = own_classes.load_file(Path(place)).classes
+        own = own_classes.load_file(local_path(place)).classes
         own_classes.resolve(f"{RECIPE}:{name}", own, f"--task {text!r}: ", Path(place).name)
     else:
         own = {name: own_classes.resolve(f"{place}:{name}", {}, "--task ")}

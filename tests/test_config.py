@@ -103,7 +103,7 @@ def test_a_lexicon_is_words_or_a_file():
     ("changes", "said"),
     [
         ({"steps": -1}, "`steps` must be at least 0, got -1"),
-        ({"seed": -1}, "`seed` must be at least 0"),
+        ({"seed": -1}, "`seed` must be an integer"),
         ({"keep_checkpoints": 0}, "`keep_checkpoints` must be at least 1"),
         ({"checkpoint_every": -5}, "`checkpoint_every` must be at least 0"),
         ({"objective": CrossEntropy()}, "`objective` CrossEntropy requires `experience` Super"),

@@ -1,10 +1,9 @@
 """`report` writes figures and pages about finished runs and studies."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from jaxdistill.cli.flags import add_out
+from jaxdistill.cli.flags import add_out, path, require_folder
 from jaxdistill.cli.parser import add_verb, describe_default
 from jaxdistill.errors import UserError
 
@@ -14,7 +13,7 @@ def add_verbs(verbs: Any) -> None:
         verbs, "report", report, "Write figures and a self-contained HTML page about run folders."
     )
     sub.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="run folders, or one study's folder"
+        "runs", nargs="+", type=path, metavar="RUN", help="run folders, or one study's folder"
     )
     out = add_out(sub, "an .html file, or the folder for report.html", metavar="PATH")
     describe_default(out, "the first RUN")
@@ -26,6 +25,8 @@ def add_verbs(verbs: Any) -> None:
 
 
 def report(options: argparse.Namespace) -> None:
+    if options.out:
+        require_folder(options.out.parent if options.out.suffix == ".html" else options.out)
     from jaxdistill.report import study_markdown, write_run_report, write_study_report
 
     if options.markdown:

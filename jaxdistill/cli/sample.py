@@ -12,7 +12,9 @@ from jaxdistill.cli.flags import (
     add_reading,
     add_sampling,
     reading_of,
+    require_folder,
     require_positive,
+    require_samples,
     sampling_of,
 )
 from jaxdistill.cli.parser import add_verb, describe_default
@@ -122,7 +124,7 @@ def sample(options: argparse.Namespace) -> None:
     from jaxdistill.tasks.questions import Question
 
     # Flags are checked before weights are read, which may take minutes.
-    require_positive(options.samples, "--samples")
+    require_samples(options.samples)
     sampling = sampling_of(options, options.max_new_tokens)
     questions = [
         Question(f"prompt:{i}", prompt, "", options.system)
@@ -147,11 +149,10 @@ def evaluate(options: argparse.Namespace) -> None:
     from jaxdistill.sampling.rollouts import check_environment
     from jaxdistill.tasks.tasks import SourceTask, load
 
-    require_positive(options.samples, "--samples")
+    require_samples(options.samples)
     require_positive(1 if options.limit is None else options.limit, "--limit")
     sampling = sampling_of(options, options.max_new_tokens)
-    if options.out and options.out.exists() and not options.out.is_dir():
-        raise UserError(f"--out {options.out} is a file; name a folder")
+    require_folder(options.out)
     reading = reading_of(options)
     if options.bad_rows != "fatal":
         reading["bad_rows"] = options.bad_rows

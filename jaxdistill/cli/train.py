@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jaxdistill.cli.flags import add_mesh, add_overrides, add_quiet
+from jaxdistill.cli.flags import add_mesh, add_overrides, add_quiet, path
 from jaxdistill.cli.parser import add_verb, describe_default
 from jaxdistill.errors import UserError
+from jaxdistill.files import local_path
 
 
 def add_verbs(verbs: Any) -> None:
@@ -21,7 +22,7 @@ def add_verbs(verbs: Any) -> None:
     sub.add_argument("config", metavar="CONFIG", help="a recipe's name or path, or a config.json")
     add_overrides(sub, "the recipe")
     add_mesh(sub, of="the recipe")
-    folder = sub.add_argument("--run-dir", type=Path, metavar="DIR", help="the run's folder")
+    folder = sub.add_argument("--run-dir", type=path, metavar="DIR", help="the run's folder")
     describe_default(folder, "runs/NAME; with --resume, the folder of a run's own config.json")
     sub.add_argument(
         "--resume",
@@ -48,7 +49,7 @@ def add_verbs(verbs: Any) -> None:
     add_mesh(sub, of="each run's recipe")
     folder = sub.add_argument(
         "--run-dir",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="the study's folder; an unfinished study there is continued",
     )
@@ -60,7 +61,7 @@ def train(options: argparse.Namespace) -> None:
     from jaxdistill.config import bundled_module, load_recipe
     from jaxdistill.run.loop import run
 
-    recipe, run_dir = Path(options.config), options.run_dir
+    recipe, run_dir = local_path(options.config), options.run_dir
     if options.resume and run_dir and recipe.suffix == ".py" and not recipe.exists():
         # The recipe file is gone, but a run keeps its config and the classes that it uses.
         kept = run_dir / "config.json"

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill.errors import UserError
-from jaxdistill.evaluation.measures import MEASURES, study_row, summarize
-from jaxdistill.files import parse_json
+from jaxdistill.evaluation.measures import study_row, summarize
+from jaxdistill.files import local_path, parse_json
 from jaxdistill.report import checks
 from jaxdistill.report.words import METHOD_LABELS, SPLIT_LABELS, WORLD_LABELS
 
@@ -72,7 +72,7 @@ def in_order(names: Iterable[str], order: Collection[str]) -> list[str]:
 
 def load_study_results(study_dir: str | Path) -> StudyResults:
     """Read a study folder. Raises UserError, one line, for a missing or malformed file."""
-    folder = Path(study_dir)
+    folder = local_path(study_dir)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such study folder; give the one `jaxdistill study` wrote")
     info, probe_path = _mapping(folder / "study.json"), folder / "probe.json"
@@ -103,7 +103,7 @@ def load_runs(run_dirs: Sequence[str | Path]) -> StudyResults:
     """
     if not run_dirs:
         raise UserError("report: no run folder given; name at least one")
-    folders = [Path(run_dir) for run_dir in run_dirs]
+    folders = [local_path(run_dir) for run_dir in run_dirs]
     rows: list[Row] = []
     runs: dict[RunKey, Run] = {}
     for folder, name in zip(folders, _distinct_names(folders)):

@@ -186,6 +186,11 @@ def check_base(config: RunConfig, run_dir: Path) -> None:
 def keep_lexicon(config: RunConfig, policy: Policy, run_dir: Path) -> Lexicon:
     """The run's lexicon, saved in its folder. Raises UserError if a resumed run's has changed."""
     lexicon = epistemic.open_lexicon(config.lexicon, policy.tokenizer)
+    if not lexicon.ids:
+        print(
+            "the tokenizer spells none of the lexicon's words as one token: losses see no word",
+            file=sys.stderr,
+        )
     file = run_dir / "lexicon.json"
     if not file.exists():
         epistemic.write_lexicon(file, lexicon, policy.tokenizer)

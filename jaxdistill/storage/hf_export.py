@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from jaxdistill.errors import UserError
+from jaxdistill.files import local_path
 from jaxdistill.models import families
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.storage import hub
@@ -28,6 +29,7 @@ from jaxdistill.storage.hf_files import (
     generation_config,
     write_json,
 )
+from jaxdistill.storage.hf_import import refuse_overflow
 from jaxdistill.storage.hf_layout import parts_of, tensor_of, tensor_shape
 from jaxdistill.storage.safetensors_io import (
     DTYPES,
@@ -64,7 +66,7 @@ def export_folder(
     leaves nothing behind, if `folder` exists, the tokenizer's folder is missing, the dtype cannot
     be exported, or the disk is too small or cannot be written.
     """
-    folder = Path(folder)
+    folder = local_path(folder)
     known = [str(kind) for kind in DTYPES.values()]
     if dtype is not None and dtype not in known:
         raise UserError(f"dtype {dtype!r} cannot be exported; use {' or '.join(known)}")
@@ -195,8 +197,11 @@ def _arrays(
     values = {path: leaf.get_raw_value() for path, leaf in nnx.to_flat_state(params)}
     parts = parts_of(config)
     for name, (dtype, _) in shapes.items():
-        part = parts[name]
-        yield name, _gathered(tensor_of(values[part.path], config, part, DTYPES[dtype]))
+        part, value = parts[name], values[parts[name].path]
+        array = _gathered(tensor_of(value, config, part, DTYPES[dtype]))
+        if DTYPES[dtype] == np.float16 and value.dtype != np.float16:
+            refuse_overflow(name, _gathered(tensor_of(value, config, part, np.float32)))
+        yield name, array
 
 
 def _gathered(x: jax.Array) -> Any:

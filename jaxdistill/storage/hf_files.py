@@ -41,6 +41,11 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer's files; one with weights alone does not."""
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+
+
 def copy_tokenizer_files(source: Path, destination: Path) -> None:
     """Copy the tokenizer files that the folder `source` has; any of them may be missing."""
     for name in TOKENIZER_FILES:
@@ -60,7 +65,7 @@ def generation_config(source: Path) -> dict[str, Any]:
         for name in ("generation_config.json", "config.json")
     )
     found = {name: given.get(name, fields.get(name)) for name in names}
-    if found["eos_token_id"] is None and any((source / name).is_file() for name in TOKENIZER_FILES):
+    if found["eos_token_id"] is None and has_tokenizer(source):
         tokenizer = tokenizers.load(source)
         found = {name: found[name] or getattr(tokenizer, name) for name in names}
     return given | {name: value for name, value in found.items() if value is not None}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill.errors import UserError
-from jaxdistill.files import parse_json
+from jaxdistill.files import local_path, parse_json
 
 _TEXTS = (
     "config.json",
@@ -43,7 +43,7 @@ def find_folder(name: str | Path, *, weights: bool = True) -> Path:
     `weights`, only the files that a tokenizer needs. Raises UserError if there is neither such a
     folder nor such a model, or the download fails.
     """
-    folder = Path(name)
+    folder = local_path(name)
     if folder.is_dir():
         return folder
     if folder.exists():

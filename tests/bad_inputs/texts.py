@@ -1,11 +1,10 @@
-"""Files that are to hold JSON, JSON lines or text, and hold something else; every reader of them."""
+"""Files that are to hold JSON or JSON lines and hold something else; every reader of them."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from bad_inputs import Build, Row, Shelf, put, row
-
 from jaxdistill.evaluation.measures import MEASURES
 
 DEEP = 100_000  # brackets; Python's recursion limit is 1,000
@@ -58,7 +57,7 @@ READERS = [
     Reader("lexicon.json", "analyze tiny.json --field name --lexicon lexicon.json"),
     Reader("m/config.json", SAMPLE, "model"),
     Reader("m/generation_config.json", SAMPLE, "model", OPTIONAL),
-    Reader("m/tokenizer_config.json", SAMPLE, "model", OPTIONAL, expected="cannot read a tokenizer from m"),
+    Reader("m/tokenizer_config.json", SAMPLE, "model", OPTIONAL, "cannot read a tokenizer from m"),
     Reader("m/tokenizer.json", SAMPLE, "model", expected="m"),
     Reader("m/model.safetensors.index.json", SAMPLE, "model", OPTIONAL),
     Reader("m/config.json", "convert m out", "model"),
