@@ -69,10 +69,14 @@ class RunConfig:
     def __post_init__(self):
         if not is_file_name(self.name):
             raise UserError(f"`name` must be usable as a folder's name, got {self.name!r:.80}")
+        for name, kinds in (("experience", Experience), ("compute", Compute)):
+            if not isinstance(getattr(self, name), kinds):
+                got = f"{getattr(self, name)!r:.80}"
+                raise UserError(f"`{name}` must be one of its classes, got {got}")
         if self.steps is None and not isinstance(self.experience, Traces):
             kind = type(self.experience).__name__
             raise UserError(f"`steps` must be set: the {kind} experience has no end of its own")
-        _require_at_least(0, "steps", self.steps or 0)
+        _require_at_least(0, "steps", 0 if self.steps is None else self.steps)
         check_seed("`seed`", self.seed)
         for name in ("checkpoint_every", "rollouts_every"):
             _require_at_least(0, name, getattr(self, name))
@@ -114,7 +118,9 @@ class RunConfig:
         return self.experience.updates
 
 
-def _require_at_least(low: int, path: str, value: int) -> None:
+def _require_at_least(low: int, path: str, value: Any) -> None:
+    if type(value) is not int:
+        raise UserError(f"`{path}` must be an integer, got {value!r:.80}")
     if value < low:
         raise UserError(f"`{path}` must be at least {low}, got {value}")
 
@@ -251,11 +257,16 @@ def _recipe_function(name: str, path: Path) -> tuple[ModuleType, Callable[..., A
 def _call(function: Callable[..., Any], name: str, *arguments: Any) -> Any:
     """Call a recipe's function. Turns any exception into a UserError, since the recipe is wrong."""
     try:
-        return function(*arguments)
+        returned = function(*arguments)
     except UserError:
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if not own_classes.is_fault(error):
+            raise
         raise UserError(f"recipe {name} cannot be run: {in_one_line(error)}") from error
+    if inspect.iscoroutine(returned):
+        returned.close()  # Python would warn that it was never awaited; its type is refused below
+    return returned
 
 
 def load_study_recipe(name: str, profile: str) -> Any:

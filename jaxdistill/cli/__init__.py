@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A broken pipe raises here, where it is handled, and not while Python shuts down.
         sys.stdout.flush()
         return 0
-    except (Exception, KeyboardInterrupt) as error:
+    except BaseException as error:
         if options.debug:
             traceback.print_exc()
         code, line = explain(error)
@@ -55,6 +55,8 @@ def explain(error: BaseException) -> tuple[int, str]:
             return 2, text
         case KeyboardInterrupt():
             return 130, "interrupted"
+        case SystemExit() | GeneratorExit():
+            return 2, f"code of a recipe or task ended the command: {type(error).__name__} {text}"
         case BrokenPipeError():
             return 141, text
         case OSError() if isinstance(error, REFUSED):

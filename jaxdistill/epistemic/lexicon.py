@@ -54,6 +54,8 @@ class Words:
     merged: bool = False
 
     def __post_init__(self):
+        if not isinstance(self.words, tuple) or not all(isinstance(w, str) for w in self.words):
+            raise UserError(f"`words` must be a tuple of texts, got {self.words!r:.80}")
         if not self.words:
             raise UserError("`words` must not be empty; name at least one word")
         if not all(word.strip() for word in self.words):

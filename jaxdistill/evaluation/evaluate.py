@@ -63,6 +63,13 @@ class Evaluation:
     seed: int = 0
 
     def __post_init__(self):
+        if not isinstance(self.splits, tuple) or not all(
+            isinstance(split, Split) for split in self.splits
+        ):
+            raise UserError(f"`splits` must be a tuple of Splits, got {self.splits!r:.80}")
+        for name in ("samples", "questions_per_batch", "every"):
+            if type(getattr(self, name)) is not int:
+                raise UserError(f"`{name}` must be an integer, got {getattr(self, name)!r:.80}")
         if self.samples < 1 or self.questions_per_batch < 1 or self.every < 0:
             raise UserError(
                 "`samples` and `questions_per_batch` must be at least 1 and `every` >= 0, got "

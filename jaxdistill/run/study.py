@@ -25,7 +25,7 @@ from jaxdistill.config import RunConfig, to_json, with_presets
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation.measures import study_row
 from jaxdistill.evaluation.records import read_summary
-from jaxdistill.files import write_whole
+from jaxdistill.files import is_file_name, write_whole
 from jaxdistill.run.folder import finished_step
 from jaxdistill.run.loop import run
 from jaxdistill.run.provenance import current_provenance
@@ -72,6 +72,13 @@ class Study:
         arms = self.arms if isinstance(self.arms, tuple) else ()
         if not arms or not all(isinstance(arm, Arm) for arm in arms):
             raise UserError(f"study {self.name}: `arms` must be a tuple of Arms, at least one")
+        if not all(isinstance(arm.config, RunConfig) for arm in arms):
+            raise UserError(f"study {self.name}: the `config` of an Arm must be a RunConfig")
+        for name in (self.name, *(arm.name for arm in arms)):
+            if not is_file_name(name):
+                raise UserError(
+                    f"study {self.name}: `name` must be usable as a folder's name, got {name!r:.80}"
+                )
         if type(self.workers) is not int or self.workers < 1:
             raise UserError(
                 f"study {self.name}: `workers` must be an integer of at least 1, got "

@@ -48,15 +48,20 @@ def read_config(folder: str | Path) -> ModelConfig:
 
     Raises UserError for a missing folder or file, a malformed field or an unknown `model_type`.
     """
-    folder = hub.find_folder(folder)
-    path = folder / "config.json"
-    if not path.exists():
-        raise UserError(f"{folder} has no config.json; is it a model folder?{foreign.hint(folder)}")
+    path = config_file(hub.find_folder(folder))
     fields = read_json(path)
     try:
         return families.from_fields(fields)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def config_file(folder: Path) -> Path:
+    """A model folder's config.json. Raises UserError that says what the folder is without one."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} has no config.json; is it a model folder?{foreign.hint(folder)}")
+    return path
 
 
 def import_folder(

@@ -88,7 +88,7 @@ def fingerprint(folder: Path) -> str:
 
     It tells one base model from another when a run is resumed, without reading gigabytes.
     """
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    digest = hashlib.sha256(hf_import.config_file(folder).read_bytes())
     for file in sorted(folder.glob("*.safetensors")):
         digest.update(f"{file.name} {file.stat().st_size}".encode())
         with file.open("rb") as handle:

@@ -1,4 +1,4 @@
-"""Model folders: other tools' folders and files, and configs, tokenizers and weights that differ."""
+"""Model folders: those of other tools, and configs, tokenizers and weights that differ."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -6,18 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bad_inputs import Build, Row, Shelf, changed, put, row
 from exported_model import rewrite
 from safetensors.numpy import save_file
 
+from bad_inputs import Build, Row, Shelf, changed, put, row
+
 WEIGHTS = "model.safetensors"
+UP = "model.layers.0.mlp.up_proj.weight"
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n"  # of git-lfs
 SAMPLE = "sample m --prompt '1 2 3 -> 4' --mesh fsdp=1"
 # The surfaces on which a model is opened; each kind of mistake is tried on all of them.
 SURFACES = {
     "sample": SAMPLE,
     "eval": "eval m --data toy:train --limit 1",
     "convert": "convert m out",
-    "train": "train tiny.json --quiet --set model=Pretrained('m')",
+    "train": "train tiny.json --quiet --set \"model=Pretrained('m')\"",
     "analyze": "analyze r.jsonl --model m --propose 2 --out l.json",
 }
 SOME = ("sample", "convert", "train")
@@ -125,7 +128,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "no sizes": ({"hidden_size": ...}, "'hidden_size' is missing"),
     "a size that is text": ({"hidden_size": "32"}, "'hidden_size' must be of type int"),
     "a size that is true": ({"hidden_size": True}, "'hidden_size' must be of type int"),
-    "no layers": ({"num_hidden_layers": 0, "layer_types": []}, "must be positive"),
+    "no layers": ({"num_hidden_layers": 0, "layer_types": ...}, "must be positive|layer_types"),
     "negative heads": ({"num_attention_heads": -2}, "positive integer"),
     "no heads": ({"num_attention_heads": 0}, "positive integer"),
     "heads that do not divide": ({"num_key_value_heads": 3}, "does not divide"),
@@ -140,7 +143,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "few positions": ({"max_position_embeddings": 3}, "beyond the model's 3 positions|prompts of"),
     "an infinite theta": ({"rope_theta": float("inf"), "rope_parameters": ...}, "theta"),
     "a theta of text": ({"rope_theta": "10000", "rope_parameters": ...}, "rope_theta"),
-    "RoPE of no kind": ({"rope_scaling": {"rope_type": "longer"}, "rope_parameters": ...}, "rope"),
+    "RoPE of no kind": ({"rope_scaling": {"rope_type": "longer"}, "rope_parameters": ...}, "RoPE"),
     "RoPE that is a list": ({"rope_parameters": [1]}, "rope"),
     "an epsilon of 0": ({"rms_norm_eps": 0}, "norm_eps"),
     "an activation": ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
@@ -191,7 +194,7 @@ FILES: dict[str, tuple[Change, str]] = {
     "empty weights": (lambda m: put(m / WEIGHTS, b""), "truncated or not safetensors"),
     "weights of zeros": (lambda m: put(m / WEIGHTS, bytes(9999)), "truncated or not safetensors"),
     "a web page as weights": (lambda m: put(m / WEIGHTS, "<html>"), "truncated or not safetensors"),
-    "a pointer of git-lfs": (lambda m: put(m / WEIGHTS, "version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n"), "truncated or not safetensors"),
+    "a pointer of git-lfs": (lambda m: put(m / WEIGHTS, POINTER), "truncated or not safetensors"),
     "no weights": (lambda m: (m / WEIGHTS).unlink(), "m has no model.safetensors"),
     "pickled weights": (pickled, "is a pickle, which can run code"),
     "integer weights": (
@@ -199,11 +202,17 @@ FILES: dict[str, tuple[Change, str]] = {
         "is I8; only",
     ),
     "weights of two dtypes": (
-        lambda m: rewrite(m, lambda t: t.update({"model.layers.0.mlp.up_proj.weight": t["model.layers.0.mlp.up_proj.weight"].astype(np.float16)})),
+        lambda m: rewrite(m, lambda t: t.update({UP: t[UP].astype(np.float16)})),
         "is F16 but|but model",
     ),
     "no tensor": (lambda m: save_file({}, m / WEIGHTS), "is missing"),
 }  # fmt: skip
+TEMPLATES = {
+    "that is none": ("{% for", "refused a chat"),
+    "that refuses": ("{{ raise_exception('no') }}", "refused a chat.*no"),
+    "that runs": ("{{ ''.__class__.__mro__ }}", "refused a chat"),
+    "without end": ("{% for i in range(10**9) %}a{% endfor %}", "refused a chat"),
+}
 INDEX = "model.safetensors.index.json"
 INDICES = {
     "outside": {"weight_map": {"a": "../model.safetensors"}},
@@ -220,7 +229,12 @@ INDICES = {
 def rows() -> Iterator[Row]:
     for name, (files, expected) in FOREIGN.items():
         for surface in SOME:
-            yield row(f"{surface}: a folder of {name}", SURFACES[surface], expected, without_weights(files))
+            yield row(
+                f"{surface}: a folder of {name}",
+                SURFACES[surface],
+                expected,
+                without_weights(files),
+            )
     for prefix, expected in PREFIXED.items():
         build = renamed(lambda name, prefix=prefix: prefix + name)
         for surface in SOME:
@@ -258,20 +272,28 @@ def rows() -> Iterator[Row]:
         large(shelf)
         convert("m", "run")
 
-    yield row("convert: a run too large for float16", "convert run out --dtype float16", said, in_run)
-    for name, prompt in (("long", "1 " * 300), ("empty", "")):
+    yield row(
+        "convert: a run too large for float16", "convert run out --dtype float16", said, in_run
+    )
+    for name, prompt in (("long", "1 " * 300), ("nearly too long", "1 " * 9)):
         words = ["sample", "m", "--mesh=fsdp=1", "--prompt", prompt, "--max-new-tokens=250"]
-        yield row(f"sample: a prompt that is {name}", words, "beyond the model's 256 positions", model(lambda m: None))
+        yield row(
+            f"sample: a prompt that is {name}",
+            words,
+            "beyond the model's 256 positions",
+            model(lambda m: None),
+        )
     for flag in ("--prompt", "--system"):
         words = ["sample", "m", "--prompt", "1", flag, "a\udcffb"]
-        yield row(f"sample: {flag} with a lone surrogate", words, "lone surrogate", model(lambda m: None))
+        yield row(
+            f"sample: {flag} with a lone surrogate", words, "lone surrogate", model(lambda m: None)
+        )
     words = ["sample", "m", "--prompt", "1", "--max-new-tokens", "1" + "0" * 20]
-    yield row("sample: --max-new-tokens 1e20", words, "positions|max-new-tokens", model(lambda m: None))
-    for name, change, expected in (
-        ("no chat template", lambda m: (m / "chat_template.jinja").unlink(), "has no chat template"),
-        ("a template that is none", lambda m: put(m / "chat_template.jinja", "{% for"), "refused a chat"),
-        ("a template that refuses", lambda m: put(m / "chat_template.jinja", "{{ raise_exception('no') }}"), "refused a chat.*no"),
-        ("a template that runs", lambda m: put(m / "chat_template.jinja", "{{ ''.__class__.__mro__ }}"), "refused a chat"),
-        ("an endless template", lambda m: put(m / "chat_template.jinja", "{% for i in range(10**9) %}a{% endfor %}"), "refused a chat"),
-    ):  # fmt: skip
-        yield row(f"sample: {name}", SAMPLE, expected, model(change))
+    yield row(
+        "sample: --max-new-tokens 1e20", words, "positions|max-new-tokens", model(lambda m: None)
+    )
+    for name, (text, expected) in TEMPLATES.items():
+        build = model(lambda m, text=text: put(m / "chat_template.jinja", text))
+        yield row(f"sample: a template {name}", SAMPLE, expected, build)
+    build = model(lambda m: (m / "chat_template.jinja").unlink())
+    yield row("sample: no chat template", SAMPLE, "has no chat template", build)

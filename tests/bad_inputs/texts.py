@@ -53,16 +53,16 @@ RESUME = "train run/config.json --resume --quiet"
 
 READERS = [
     Reader("c.json", "train c.json"),
-    Reader("lexicon.json", "train tiny.json --set lexicon=LexiconFile('lexicon.json')"),
+    Reader("lexicon.json", "train tiny.json --set \"lexicon=LexiconFile('lexicon.json')\""),
     Reader("lexicon.json", "analyze tiny.json --field name --lexicon lexicon.json"),
-    Reader("m/config.json", SAMPLE, "model"),
+    Reader("m/config.json", SAMPLE, "model", OPTIONAL),
     Reader("m/generation_config.json", SAMPLE, "model", OPTIONAL),
     Reader("m/tokenizer_config.json", SAMPLE, "model", OPTIONAL, "cannot read a tokenizer from m"),
     Reader("m/tokenizer.json", SAMPLE, "model", expected="m"),
     Reader("m/model.safetensors.index.json", SAMPLE, "model", OPTIONAL),
-    Reader("m/config.json", "convert m out", "model"),
-    Reader("m/config.json", "eval m --data toy:train", "model"),
-    Reader("m/config.json", "train tiny.json --set model=Pretrained('m')", "model"),
+    Reader("m/config.json", "convert m out", "model", OPTIONAL),
+    Reader("m/config.json", "eval m --data toy:train", "model", OPTIONAL),
+    Reader("m/config.json", "train tiny.json --set \"model=Pretrained('m')\"", "model"),
     Reader("m/tokenizer.json", "train tiny.json --set model.tokenizer='m'", "model", expected="m"),
     Reader("m/tokenizer.json", "analyze tiny.json --field name --model m", "model", expected="m"),
     Reader("run/config.json", RESUME, "run"),
@@ -81,7 +81,7 @@ READERS = [
     Reader("d.jsonl", "eval nowhere --data d.jsonl", "", LINES),
     Reader("d.json", "data check d.json", "", LINES),
     Reader("d.jsonl", "analyze d.jsonl", "", LINES),
-    Reader("d.jsonl", "train tiny.json --set experience.task=MathTask('d.jsonl')", "", LINES),
+    Reader("d.jsonl", "train tiny.json --set \"experience.task=MathTask('d.jsonl')\"", "", LINES),
     Reader("d.jsonl", "data prepare aime24 --from d.jsonl --data-dir t", "", LINES),
 ]  # fmt: skip
 

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 from bad_inputs import Shelf, listing
-from bad_inputs.table import ROWS
+from bad_inputs.table import ROWS, is_chosen
 from command_line import besides_warnings, call
 from tiny_run import tiny
 
+import jaxdistill as jd
 from jaxdistill.evaluation.evaluate import Evaluation
 from jaxdistill.run.loop import run
 from jaxdistill.storage.convert import convert
+
+VERBS = ("train", "study", "sample", "eval", "analyze", "report", "bench", "convert", "list")
 
 
 @pytest.fixture(scope="session")
@@ -52,9 +55,9 @@ def test_a_bad_input_is_one_line_and_leaves_nothing_behind(row, place, shelf, mo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", [row for row in ROWS if sum(row.name.encode()) % 10 == 0], ids=str)
+@pytest.mark.parametrize("row", params([row for row in ROWS if is_chosen(row, 40)]))
 def test_a_bad_input_is_one_line_in_a_process_of_its_own(row, place, shelf, monkeypatch):
-    """A tenth of the table: what libraries print at C level or at exit is seen here alone."""
+    """What libraries print at C level or at exit is seen here alone."""
     monkeypatch.setenv("HOME", str(place))
     row.build(shelf)
     before = listing(place)
@@ -63,19 +66,51 @@ def test_a_bad_input_is_one_line_in_a_process_of_its_own(row, place, shelf, monk
     check(row, done.returncode, done.stderr, before)
 
 
-def test_the_table_is_as_large_as_it_is_said_to_be_and_names_each_row_once():
+def test_the_table_is_large_names_each_row_once_and_knows_every_verb():
     names = [row.name for row in ROWS]
-    assert len(names) == len(set(names)) >= 300
-    verbs = {row.command[0] for row in ROWS if row.command}
-    assert {
-        "train",
-        "study",
-        "sample",
-        "eval",
-        "data",
-        "analyze",
-        "report",
-        "bench",
-        "convert",
-        "list",
-    } <= verbs
+    assert len(names) == len(set(names)) > 1500
+    default = [row for row in ROWS if not row.slow]
+    assert len(default) >= 300
+    verbs = set(VERBS) | {"data"}
+    assert verbs <= {row.command[0] for row in default if row.command}
+
+
+def test_a_broken_math_verify_ends_an_evaluation_at_its_start(place, monkeypatch):
+    """Before the model is looked for, in one line, and as no verdict."""
+    (place / "broken").mkdir()
+    (place / "broken" / "math_verify.py").write_text("raise ImportError('Unsupported ANTLR')")
+    (place / "d.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n')
+    monkeypatch.syspath_prepend(place / "broken")
+    before = listing(place)
+    code, out, err = call("eval", "nowhere", "--data", "d.jsonl", "--kind", "math")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "Unsupported ANTLR" in err
+    assert "install math-verify again" in err
+    assert listing(place) == before
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_path_is_written(place, shelf, monkeypatch):
+    home = place / "home"
+    monkeypatch.setenv("HOME", str(home))
+    home.mkdir()
+    shelf.copy("model", "home/m")
+    (home / "r.jsonl").write_text('{"response": "wait"}\n')
+    (home / "mine.py").write_text("from tiny_run import tiny\ndef mine(): return tiny(steps=0)\n")
+    assert call("convert", "~/m", "~/run")[0] == 0
+    assert call("convert", "~/run", "~/again")[0] == 0
+    assert call("analyze", "~/r.jsonl", "--model", "~/m", "--out", "~/found.json")[0] == 0
+    assert call("analyze", "~/r.jsonl", "--control=1", "--model=~/m", "--out=~/l.json")[0] == 0
+    assert call("analyze", "~/r.jsonl", "--lexicon=~/l.json", "--model=~/m")[0] == 0
+    settings = [
+        "evaluation.splits=()",
+        "model=Pretrained('~/m')",
+        "lexicon=LexiconFile('~/l.json')",
+    ]
+    changes = [word for setting in settings for word in ("--set", setting)]
+    code, _, err = call("train", "~/mine.py", "--quiet", "--run-dir=~/trained", *changes)
+    assert code == 0, err
+    model = jd.load("~/m", mesh="fsdp=1")
+    model.save("~/saved")
+    expected = {"m", "run", "again", "found.json", "l.json", "trained", "saved"}
+    assert expected <= {path.name for path in home.iterdir()}
+    assert not (place / "~").exists()
