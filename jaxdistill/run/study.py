@@ -319,7 +319,8 @@ def earlier_seconds(file: Path) -> float:
     if not file.exists():
         return 0.0
     seconds = hf_files.read_json(file).get("seconds")
-    if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
+    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if not (is_number and 0 <= seconds < math.inf):
         raise UserError(f"{file}: `seconds` must be a number of at least 0, got {seconds!r:.80}")
     return seconds
 
