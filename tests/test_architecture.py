@@ -16,7 +16,8 @@ from places import PACKAGE
 # A module imports from the rows above its own, and from its own row inside one subpackage. The
 # longest matching name counts: "models.hf" before "models".
 LEVELS = (
-    ("errors", "axes", "files", "compilation"),
+    ("errors", "axes", "compilation"),
+    ("files",),
     ("own_classes",),
     ("precision", "overrides", "epistemic"),
     ("sharding",),

@@ -7,7 +7,6 @@ them. A study that was stopped can therefore be resumed by starting it again.
 import contextlib
 import dataclasses
 import json
-import math
 import multiprocessing
 import os
 import signal
@@ -318,9 +317,9 @@ def earlier_seconds(file: Path) -> float:
     """The seconds that study.json has counted so far. Raises UserError if the file is broken."""
     if not file.exists():
         return 0.0
-    seconds = hf_files.read_json(file).get("seconds")
+    seconds: Any = hf_files.read_json(file).get("seconds")
     is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    if not (is_number and 0 <= seconds < math.inf):
+    if not (is_number and 0 <= seconds < 1e12):
         raise UserError(f"{file}: `seconds` must be a number of at least 0, got {seconds!r:.80}")
     return seconds
 

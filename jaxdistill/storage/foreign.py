@@ -7,7 +7,7 @@ each gets one line that says what it is and what to run.
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-# {what such a folder holds: what it is, and what to do}; the first that fits. DIR stands for the
+# {what such a folder holds: what it is, and what to do}; the first that fits. DIR means the
 # folder's own path.
 _FOLDERS = {
     "adapter_config.json": "a LoRA adapter without its base model: merge them with peft "
@@ -45,14 +45,14 @@ _PREFIXES = {
 }
 # Parts of tensor names that other kinds of model have.
 _PARTS = {
-    "lora_": "weights of a LoRA adapter: merge it with `model.merge_and_unload()` of peft",
-    "v_head.": "the value head of TRL's AutoModelForCausalLMWithValueHead: save "
+    ".lora_": "weights of a LoRA adapter: merge it with `model.merge_and_unload()` of peft",
+    ".v_head.": "the value head of TRL's AutoModelForCausalLMWithValueHead: save "
     "`model.pretrained_model`",
-    "value_head.": "a value head: save the language model without it",
-    "score.": "the head of a classifier or reward model, which is no language model",
-    "classifier.": "the head of a classifier, which is no language model",
-    "visual.": "a model of images and text; only its language model could be read",
-    "vision_tower.": "a model of images and text; only its language model could be read",
+    ".value_head.": "a value head: save the language model without it",
+    ".score.": "the head of a classifier or reward model, which is no language model",
+    ".classifier.": "the head of a classifier, which is no language model",
+    ".visual.": "a model of images and text; only its language model could be read",
+    ".vision_tower.": "a model of images and text; only its language model could be read",
     ".qweight": "quantised weights (GPTQ or AWQ): take the model that was quantised",
     "weight_scale": "quantised weights (fp8): take the model that was quantised",
     ".absmax": "quantised weights (bitsandbytes): take the model that was quantised",

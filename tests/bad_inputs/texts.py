@@ -62,7 +62,7 @@ READERS = [
     Reader("m/model.safetensors.index.json", SAMPLE, "model", OPTIONAL),
     Reader("m/config.json", "convert m out", "model", OPTIONAL),
     Reader("m/config.json", "eval m --data toy:train", "model", OPTIONAL),
-    Reader("m/config.json", "train tiny.json --set \"model=Pretrained('m')\"", "model"),
+    Reader("m/config.json", "train tiny.json --set \"model=Pretrained('m')\"", "model", OPTIONAL),
     Reader("m/tokenizer.json", "train tiny.json --set model.tokenizer='m'", "model", expected="m"),
     Reader("m/tokenizer.json", "analyze tiny.json --field name --model m", "model", expected="m"),
     Reader("run/config.json", RESUME, "run"),
