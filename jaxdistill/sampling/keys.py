@@ -17,7 +17,7 @@ from jaxdistill.errors import UserError
 _GENERATOR = "threefry2x32"
 
 
-def check_seed(name: str, seed: int) -> None:
+def check_seed(name: str, seed: object) -> None:
     """Raise UserError unless the seed is an integer that a key can hold: of 32 bits, not negative.
 
     A larger one would give the same samples as a smaller one.

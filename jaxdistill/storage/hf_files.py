@@ -64,7 +64,8 @@ def generation_config(source: Path) -> dict[str, Any]:
         read_json(source / name) if (source / name).is_file() else {}
         for name in ("generation_config.json", "config.json")
     )
-    found = {name: given.get(name, fields.get(name)) for name in names}
+    # A null is as good as no field, as for `tokenizer.stop_ids`.
+    found = {name: fields.get(name) if given.get(name) is None else given[name] for name in names}
     if found["eos_token_id"] is None and has_tokenizer(source):
         tokenizer = tokenizers.load(source)
         found = {name: found[name] or getattr(tokenizer, name) for name in names}
