@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from bad_inputs import Row, row
 
 LINES = {
+    # list
+    "list --json more": "unrecognized arguments: more",
+    "list --no-such": "unrecognized arguments: --no-such",
     # main
     "": "the following arguments are required: VERB",
     "trian": r"invalid choice: 'trian'",
