@@ -26,6 +26,7 @@ from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.quantized import CacheDtype
 from jaxdistill.sampling import Address, Sampling
 from jaxdistill.sampling.engine import Engine
+from jaxdistill.sampling.keys import check_seed
 from jaxdistill.storage import hf_export, hf_files, loading
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.tasks.questions import Question
@@ -101,7 +102,7 @@ class Model:
                 f"{self.folder} holds no tokenizer; add its tokenizer.json and "
                 "tokenizer_config.json"
             )
-        return tokenizers.stop_ids(self.tokenizer, self.folder)
+        return tokenizers.stop_ids(self.tokenizer, self.folder, self.config.vocab_size)
 
     @property
     def _has_tokenizer(self) -> bool:
@@ -158,8 +159,9 @@ class Model:
         """
         if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
             raise UserError(f"prompts must be a list of strings, got {prompts!r:.80}")
-        if rollouts < 1:
-            raise UserError(f"rollouts must be at least 1, got {rollouts}")
+        if type(rollouts) is not int or rollouts < 1:
+            raise UserError(f"rollouts must be at least 1, got {rollouts!r}")
+        check_seed("seed", seed)
         if not prompts:
             return []
         policy = loading.Policy(

@@ -7,7 +7,6 @@ import ast
 import hashlib
 import importlib
 import inspect
-import json
 import math
 import pkgutil
 from collections.abc import Callable, Collection
@@ -22,9 +21,11 @@ from jaxdistill.epistemic import LexiconSource, Words
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation.evaluate import Evaluation
 from jaxdistill.evaluation.records import ROLLOUTS_ROWS
+from jaxdistill.files import is_file_name, local_path, parse_json
 from jaxdistill.models.students import ExpectedModel, Student, known_student, unknown_student
 from jaxdistill.objectives import PRESETS, CrossEntropy, Objective
 from jaxdistill.own_classes import RECIPE, RecipeModule, in_one_line
+from jaxdistill.sampling.keys import check_seed
 from jaxdistill.sharding import MeshConfig
 from jaxdistill.storage.expected import student_of_folder
 from jaxdistill.storage.loading import ModelSource
@@ -36,6 +37,9 @@ from jaxdistill.training.on_policy import OnPolicy
 from jaxdistill.training.optimizer import Optimizer
 from jaxdistill.training.teachers import Frozen, Teacher
 from jaxdistill.training.traces import Traces
+
+# Sequences per step: more than any slice of devices takes, and few enough to be counted. Chosen.
+MOST_ROWS = 10_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +80,18 @@ class RunConfig:
     grace_seconds: float = 25.0
 
     def __post_init__(self):
+        if not is_file_name(self.name):
+            raise UserError(f"`name` must be usable as a folder's name, got {self.name!r:.80}")
+        for name, kinds in (("experience", Experience), ("compute", Compute)):
+            if not isinstance(getattr(self, name), kinds):
+                got = f"{getattr(self, name)!r:.80}"
+                raise UserError(f"`{name}` must be one of its classes, got {got}")
         if self.steps is None and not isinstance(self.experience, Traces):
             kind = type(self.experience).__name__
             raise UserError(f"`steps` must be set: the {kind} experience has no end of its own")
-        _require_at_least(0, "steps", self.steps or 0)
-        for name in ("rollouts_every", "seed"):
-            _require_at_least(0, name, getattr(self, name))
+        _require_at_least(0, "steps", 0 if self.steps is None else self.steps)
+        check_seed("`seed`", self.seed)
+        _require_at_least(0, "rollouts_every", self.rollouts_every)
         if not 0 < self.grace_seconds < math.inf:
             raise UserError(f"`grace_seconds` must be above 0, got {self.grace_seconds}")
         own_classes.require_choice("checkpoint", self.checkpoint, Checkpointing)
@@ -93,6 +103,11 @@ class RunConfig:
             1, "max_skipped_steps", 1 if self.max_skipped_steps is None else self.max_skipped_steps
         )
         _require_at_least(1, "compute.micro_batches", self.compute.micro_batches)
+        if self.rows * self.updates > MOST_ROWS:
+            raise UserError(
+                f"a step of {self.rows * self.updates:,} sequences is too large; at most "
+                f"{MOST_ROWS:,}"
+            )
         offline = isinstance(self.experience, Supervised | Traces)
         if offline != isinstance(self.objective, CrossEntropy):
             got = f"{type(self.objective).__name__} with {type(self.experience).__name__}"
@@ -141,7 +156,9 @@ RENAMED = {
 }
 
 
-def _require_at_least(low: int, path: str, value: int) -> None:
+def _require_at_least(low: int, path: str, value: Any) -> None:
+    if type(value) is not int:
+        raise UserError(f"`{path}` must be an integer, got {value!r:.80}")
     if value < low:
         raise UserError(f"`{path}` must be at least {low}, got {value}")
 
@@ -172,7 +189,7 @@ def load_recipe(
     `student` and `scale` are passed to a function that takes them (`chosen`). Raises UserError for
     an unknown name (listing the nearest), a broken file or a bad override.
     """
-    path = Path(name)
+    path = local_path(name)
     if path.suffix == ".json":
         for flag, value in (("--student", student), ("--scale", scale)):
             if value is not None:
@@ -325,14 +342,19 @@ def _recipe_function(name: str, path: Path) -> tuple[ModuleType, Callable[..., A
 def _call(function: Callable[[], Any], name: str) -> Any:
     """Call a recipe's function. Turns any exception into a UserError, since the recipe is wrong."""
     try:
-        return function()
+        returned = function()
     except UserError:
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if not own_classes.is_fault(error):
+            raise
         line = in_one_line(error)
         is_setting = isinstance(error, TypeError)
         now = [text for name, text in RENAMED.items() if is_setting and name in line]
         raise UserError("; ".join([f"recipe {name} cannot be run: {line}", *now])) from error
+    if inspect.iscoroutine(returned):
+        returned.close()  # Python would warn that it was never awaited; its type is refused below
+    return returned
 
 
 def load_study_recipe(
@@ -343,7 +365,7 @@ def load_study_recipe(
     `student` and `scale` as in `load_recipe`. Raises UserError for an unknown name, a broken file,
     or a recipe of a single run.
     """
-    module, function = _recipe_function(name, Path(name))
+    module, function = _recipe_function(name, local_path(name))
     parameters = inspect.signature(function).parameters
     if "profile" not in parameters:
         raise UserError(f"recipe {name!r} is one run, not a study; use `jaxdistill train {name}`")
@@ -364,7 +386,7 @@ def named_task(text: str) -> Task:
     if not (colon and name.isidentifier()):
         raise UserError(f"--task {text!r}: expected FILE.py:Name or package.module:Name")
     if place.endswith(".py"):
-        own = own_classes.load_file(Path(place)).classes
+        own = own_classes.load_file(local_path(place)).classes
         own_classes.resolve(f"{RECIPE}:{name}", own, f"--task {text!r}: ", Path(place).name)
     else:
         own = {name: own_classes.resolve(f"{place}:{name}", {}, "--task ")}
@@ -391,7 +413,7 @@ def to_json(config: RunConfig) -> dict[str, Any]:
 
 def _read_config_json(path: Path) -> tuple[RunConfig, RecipeModule | None]:
     try:
-        raw = json.loads(path.read_text())
+        raw = parse_json(path.read_bytes())
     except OSError as error:
         raise UserError(f"config {path} cannot be read: {error.strerror}") from error
     except ValueError as error:

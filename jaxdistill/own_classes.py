@@ -77,7 +77,7 @@ def load_source(source: bytes, file: str) -> RecipeModule:
     except BaseException as error:
         # After Ctrl-C too: a partly executed module must not be found by a later load.
         del sys.modules[name]
-        if isinstance(error, UserError) or not isinstance(error, Exception | SystemExit):
+        if isinstance(error, UserError) or not is_fault(error):
             raise
         raise UserError(f"recipe {file} cannot be run: {in_one_line(error)}") from error
     # By default pickle would import the module by name, which another process cannot.
@@ -97,10 +97,18 @@ def called(what: str, call: Callable[[], Any], place: str | None = None) -> Any:
         return call()
     except UserError as error:
         raise UserError(f"{place or what}: {error}") from error
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if not is_fault(error):
+            raise
         # JAX's messages have many lines, of which the first says what is wrong.
         first_line = str(error).strip().partition("\n")[0]
         raise UserError(f"{what} raised {type(error).__name__}: {first_line}") from error
+
+
+def is_fault(error: BaseException) -> bool:
+    """Whether an exception out of a user's code is that code's: all but Ctrl-C and our own ones."""
+    is_ours = type(error).__module__.partition(".")[0] == "jaxdistill"
+    return isinstance(error, Exception) or not (is_ours or isinstance(error, KeyboardInterrupt))
 
 
 def in_one_line(error: BaseException) -> str:
@@ -145,7 +153,7 @@ def _classes_in(config: Any) -> Iterator[type]:
     if isinstance(config, tuple):
         for value in config:
             yield from _classes_in(value)
-    elif dataclasses.is_dataclass(config):
+    elif dataclasses.is_dataclass(config) and not isinstance(config, type):
         yield type(config)
         for field in dataclasses.fields(config):
             yield from _classes_in(getattr(config, field.name))

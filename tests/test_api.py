@@ -331,11 +331,29 @@ def test_texts_come_back_prompt_by_prompt_and_the_seed_fixes_them(toy):
         ("2 + 3", 1, "prompts must be a list of strings, got '2"),
         ([["2"]], 1, "prompts must be a list of strings"),
         (["2 + 3"], 0, "rollouts must be at least 1"),
+        (["2 + 3"], 1.5, "rollouts must be at least 1, got 1.5"),
+        (["2", "a\ud800b"], 1, "not valid Unicode .a lone surrogate. near"),
     ],
 )
 def test_a_wrong_request_for_text_is_one_line(toy, prompts, rollouts, expected):
     with pytest.raises(UserError, match=expected):
         toy.generate(prompts, rollouts=rollouts)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5, "0"])
+def test_a_seed_that_no_key_holds_is_one_line(toy, seed):
+    with pytest.raises(UserError, match="seed must be an integer from 0 to 4294967295"):
+        toy.generate(["2"], seed=seed)
+
+
+@pytest.mark.parametrize("name", ["", "gs://bucket/m", "~no_such_user/m", "x" * 300, "a\0b"])
+def test_a_name_that_is_no_path_is_one_line_to_load_and_to_save(toy, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for use in (load, toy.save):
+        with pytest.raises(UserError) as caught:
+            use(name)
+        assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_text_beyond_the_models_positions_is_refused(toy):

@@ -112,7 +112,7 @@ def test_a_lexicon_is_words_or_a_file():
     ("changes", "said"),
     [
         ({"steps": -1}, "`steps` must be at least 0, got -1"),
-        ({"seed": -1}, "`seed` must be at least 0"),
+        ({"seed": -1}, "`seed` must be an integer"),
         ({"keep_checkpoints": 0}, "`keep_checkpoints` must be at least 1"),
         ({"checkpoint": 5}, "checkpoint: expected one of Steps, Minutes, or a frozen dataclass"),
         ({"grace_seconds": 0.0}, "`grace_seconds` must be above 0, got 0.0"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jaxdistill.errors import UserError
-from jaxdistill.files import require_writable, write_whole
+from jaxdistill.files import is_file_name, local_path, parse_json, require_writable, write_whole
 
 
 def test_what_was_there_survives_a_write_that_fails(tmp_path, monkeypatch):
@@ -82,3 +82,30 @@ def test_an_output_that_can_be_written_is_left_as_it_is(tmp_path, monkeypatch, n
     require_writable(Path(name), "--out")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "content"
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, b'{"a": "\xe9"}', '{"a": 1}'.encode("utf-16"), "{"], ids=len
+)
+def test_what_is_no_json_is_a_value_error(text):
+    with pytest.raises(ValueError):  # noqa: PT011  (its text is Python's, but for the first)
+        parse_json(text)
+
+
+def test_a_local_path_is_expanded_and_what_is_none_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert local_path("~/a") == tmp_path / "a"
+    assert local_path("a/~") == Path("a/~")
+    assert local_path("x:y/z") == Path("x:y/z")
+    assert local_path(tmp_path) == tmp_path
+    # Bytes that are not UTF-8 are a file's name on Linux.
+    assert local_path("caf\udce9") == Path("caf\udce9")
+    for text in ("", "gs://a", "gs:/a", "s3://a/b", "x" * 256, "a\0", "~nobody_here/a", "\ud800"):
+        with pytest.raises(UserError):
+            local_path(text)
+
+
+def test_a_files_name_is_one_that_any_folder_takes():
+    assert is_file_name("a b.c-d_é")
+    for none in ("", " ", ".", "..", "a/b", "a\\b", "a\nb", "x" * 300, 3, None):
+        assert not is_file_name(none)

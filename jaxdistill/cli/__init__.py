@@ -69,7 +69,7 @@ def heeding_signals(arguments: Sequence[str] | None) -> tuple[int, Stopping]:
         # A broken pipe raises here, where it is handled, and not while Python shuts down.
         sys.stdout.flush()
         return 0, stopping
-    except (Exception, KeyboardInterrupt, Terminated) as error:
+    except BaseException as error:
         stopping.settle()
         if options.debug:
             traceback.print_exc()
@@ -96,6 +96,8 @@ def explain(error: BaseException) -> tuple[int, str]:
             return 130, "interrupted"
         case Terminated():
             return 143, "stopped by SIGTERM"
+        case SystemExit() | GeneratorExit():
+            return 2, f"code of a recipe or task ended the command: {type(error).__name__} {text}"
         case BrokenPipeError():
             return 141, text
         case RunStopped():

@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from jaxdistill.cli.flags import (
@@ -12,6 +11,7 @@ from jaxdistill.cli.flags import (
     add_mesh,
     add_out,
     add_thinking,
+    path,
     require_positive,
 )
 from jaxdistill.cli.parser import add_verb, describe_default
@@ -26,7 +26,7 @@ def add_verbs(verbs: Any) -> None:
     sub.add_argument(
         "paths",
         nargs="+",
-        type=Path,
+        type=path,
         metavar="PATH",
         help="JSONL files, run folders, or folders of JSONL files",
     )
@@ -52,7 +52,7 @@ def add_verbs(verbs: Any) -> None:
         help="words to count; ten is the paper's list, core and hedge are its two parts",
     )
     counted.add_argument(
-        "--lexicon", type=Path, metavar="FILE", help="read words and ids from this lexicon instead"
+        "--lexicon", type=path, metavar="FILE", help="read words and ids from this lexicon instead"
     )
     made = sub.add_mutually_exclusive_group()
     made.add_argument(
@@ -106,7 +106,7 @@ def analyze(options: argparse.Namespace) -> None:
         propose(options, responses)
         return
     vocabulary = None
-    if options.model:
+    if options.model is not None:
         from jaxdistill.storage import tokenizer as tokenizers
         from jaxdistill.storage.loading import tokenizer_folder
 
@@ -144,7 +144,7 @@ def check(options: argparse.Namespace) -> None:
         raise UserError(f"--control is a seed, 0 or above, got {options.control}")
     if options.out and (options.out.is_dir() or not options.out.parent.is_dir()):
         raise UserError(f"--out {options.out}: expected a file in a folder that exists")
-    read = [*options.paths, *([Path(options.lexicon)] if options.lexicon else [])]
+    read = [*options.paths, *([options.lexicon] if options.lexicon else [])]
     if options.out and any(options.out.resolve() == path.resolve() for path in read):
         raise UserError(
             f"--out {options.out} is also read and would be overwritten; choose another file"

@@ -1,10 +1,9 @@
 """`convert` turns a Hugging Face folder into a run folder, or a run into a Hugging Face folder."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from jaxdistill.cli.flags import MODEL_HELP, add_no_verify, add_quiet
+from jaxdistill.cli.flags import MODEL_HELP, add_no_verify, add_quiet, path
 from jaxdistill.cli.parser import add_verb, describe_default
 
 
@@ -15,9 +14,9 @@ def add_verbs(verbs: Any) -> None:
         convert,
         "Convert a Hugging Face folder to a run folder (Orbax), or a run to a Hugging Face folder.",
     )
-    sub.add_argument("source", metavar="SRC", type=Path, help=MODEL_HELP)
+    sub.add_argument("source", metavar="SRC", help=MODEL_HELP)
     sub.add_argument(
-        "destination", metavar="DST", type=Path, help="the folder to create, of the other kind"
+        "destination", metavar="DST", type=path, help="the folder to create, of the other kind"
     )
     dtype = sub.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="dtype of the weights in DST"

@@ -6,10 +6,9 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from jaxdistill.cli.flags import add_reading, add_thinking, reading_of
+from jaxdistill.cli.flags import add_reading, add_thinking, path, reading_of
 from jaxdistill.cli.parser import add_verb, describe_default
 from jaxdistill.errors import UserError
 
@@ -37,7 +36,7 @@ def add_verbs(verbs: Any) -> None:
     )
     describe_default(source, "where the data set is published")
     folder = sub.add_argument(
-        "--data-dir", type=Path, metavar="DIR", help="the folder of prepared data sets"
+        "--data-dir", type=path, metavar="DIR", help="the folder of prepared data sets"
     )
     describe_default(folder, "$TFDS_DATA_DIR, else ~/tensorflow_datasets")
     _add_debug(sub)
@@ -88,7 +87,7 @@ def prepare(options: argparse.Namespace) -> None:
         if split in given:
             raise UserError(f"--from {source}: the split {split} is given twice")
         given[split] = name
-    folder = data_dir() if options.data_dir is None else options.data_dir.expanduser()
+    folder = data_dir() if options.data_dir is None else options.data_dir
     from jaxdistill.tasks.sources import builders  # TFDS takes a second to import
 
     prepared = builders.prepare(data_set, given, folder)

@@ -13,6 +13,7 @@ from typing import Any
 from jaxdistill.bench.work import Cache, Placing, TokenChoice, in_flags
 from jaxdistill.cli.parser import describe_default
 from jaxdistill.errors import UserError
+from jaxdistill.files import local_path
 
 MODEL_HELP = "a Hugging Face folder, a run folder, a hub id, or a bundled base such as toy:main"
 
@@ -97,7 +98,9 @@ def add_fields(sub: argparse.ArgumentParser, cls: Any, *names: str) -> list[argp
 
 def sampling_of(options: argparse.Namespace, max_new_tokens: int) -> Any:
     from jaxdistill.sampling import Sampling
+    from jaxdistill.sampling.keys import check_seed
 
+    check_seed("--seed", options.seed)
     return in_flags(Sampling, options, max_new_tokens=max_new_tokens)
 
 
@@ -125,8 +128,23 @@ def add_thinking(sub: argparse.ArgumentParser) -> None:
         describe_default(action, "the template's own choice")
 
 
+def path(text: str) -> Path:
+    """A local path as the type of a flag: `~` is expanded, and what is no path is refused."""
+    try:
+        return local_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def require_folder(out: Path | None) -> None:
+    """Raise UserError if a folder cannot be made at `--out`, since a file stands in its way."""
+    existing = next((each for each in (out, *out.parents) if each.exists()), out) if out else None
+    if existing is not None and not existing.is_dir():
+        raise UserError(f"--out {out}: {existing} is a file; name a folder")
+
+
 def add_out(sub: argparse.ArgumentParser, text: str, metavar: str) -> argparse.Action:
-    return sub.add_argument("--out", type=Path, metavar=metavar, help=text)
+    return sub.add_argument("--out", type=path, metavar=metavar, help=text)
 
 
 def add_reading(sub: Any) -> None:
@@ -156,6 +174,13 @@ def reading_of(options: argparse.Namespace) -> dict[str, Any]:
         is_none = options.instruction.lower() == "none"
         settings["instruction"] = None if is_none else options.instruction
     return settings
+
+
+def require_samples(value: int) -> None:
+    """Responses per question; a million of them, which nobody needs, would fill the memory."""
+    require_positive(value, "--samples")
+    if value > 1_000_000:
+        raise UserError(f"--samples must be at most 1,000,000, got {value}")
 
 
 def require_positive(value: int, name: str) -> None:

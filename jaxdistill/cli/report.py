@@ -1,10 +1,9 @@
 """`report` writes figures and pages about finished runs and studies."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from jaxdistill.cli.flags import add_out
+from jaxdistill.cli.flags import add_out, path
 from jaxdistill.cli.parser import add_verb, describe_default
 from jaxdistill.errors import UserError
 from jaxdistill.files import require_writable
@@ -15,7 +14,7 @@ def add_verbs(verbs: Any) -> None:
         verbs, "report", report, "Write figures and a self-contained HTML page about run folders."
     )
     sub.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="run folders, or one study's folder"
+        "runs", nargs="+", type=path, metavar="RUN", help="run folders, or one study's folder"
     )
     out = add_out(sub, "an .html file, or the folder for report.html", metavar="PATH")
     describe_default(out, "the first RUN")

@@ -14,6 +14,7 @@ from jaxdistill.cli.flags import (
     add_sampling,
     reading_of,
     require_positive,
+    require_samples,
     sampling_of,
 )
 from jaxdistill.cli.parser import add_verb, describe_default
@@ -127,7 +128,7 @@ def sample(options: argparse.Namespace) -> None:
     from jaxdistill.tasks.questions import Question
 
     # Flags are checked before weights are read, which may take minutes.
-    require_positive(options.samples, "--samples")
+    require_samples(options.samples)
     sampling = sampling_of(options, options.max_new_tokens)
     questions = [
         Question(f"prompt:{i}", prompt, "", options.system)
@@ -149,9 +150,10 @@ def sample(options: argparse.Namespace) -> None:
 def evaluate(options: argparse.Namespace) -> None:
     from jaxdistill.evaluation import evaluate as evaluation
     from jaxdistill.evaluation.records import write_evaluation
+    from jaxdistill.sampling.rollouts import check_environment
     from jaxdistill.tasks.tasks import SourceTask, load
 
-    require_positive(options.samples, "--samples")
+    require_samples(options.samples)
     require_positive(1 if options.limit is None else options.limit, "--limit")
     sampling = sampling_of(options, options.max_new_tokens)
     if options.out:
@@ -175,6 +177,7 @@ def evaluate(options: argparse.Namespace) -> None:
         if options.kind == "auto" and isinstance(split.task, SourceTask):
             name = type(split.task).__name__
             notes.append(f"{split.task.source}: graded as {name}; see --kind")
+    check_environment([split.task for split in splits])
     engine, results = open_engine(options, questions, notes), {}
     config = evaluation.Evaluation(
         splits=splits, samples=options.samples, sampling=sampling, seed=options.seed

@@ -12,9 +12,11 @@ from jaxdistill.cli.flags import (
     add_overrides,
     add_quiet,
     add_recipe_choices,
+    path,
 )
 from jaxdistill.cli.parser import add_verb, describe_default
 from jaxdistill.errors import UserError
+from jaxdistill.files import local_path
 from jaxdistill.run.stopping import seconds_of
 
 
@@ -30,7 +32,7 @@ def add_verbs(verbs: Any) -> None:
     add_recipe_choices(sub)
     add_overrides(sub, "the recipe")
     add_mesh(sub, of="the recipe")
-    folder = sub.add_argument("--run-dir", type=Path, metavar="DIR", help="the run's folder")
+    folder = sub.add_argument("--run-dir", type=path, metavar="DIR", help="the run's folder")
     describe_default(folder, "runs/NAME; with --resume, the folder of a run's own config.json")
     sub.add_argument(
         "--resume",
@@ -67,7 +69,7 @@ def add_verbs(verbs: Any) -> None:
     add_mesh(sub, of="each run's recipe")
     folder = sub.add_argument(
         "--run-dir",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="the study's folder; an unfinished study there is continued",
     )
@@ -100,10 +102,10 @@ def duration(text: str) -> float:
 def train(options: argparse.Namespace) -> None:
     from jaxdistill.config import bundled_module, to_json
 
-    recipe, run_dir = Path(options.config), options.run_dir
+    recipe, run_dir = local_path(options.config), options.run_dir
     options.resume |= options.strict_resume
     # FILE.py, or FILE.py:NAME for one of its functions.
-    file = Path(options.config.rpartition(":")[0] if ".py:" in options.config else options.config)
+    file = local_path(options.config.rpartition(":")[0]) if ".py:" in options.config else recipe
     if options.resume and run_dir and file.suffix == ".py" and not file.exists():
         # The recipe file is gone, but a run keeps its config and the classes that it uses.
         kept = run_dir / "config.json"

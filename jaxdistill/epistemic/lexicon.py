@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxdistill.epistemic.counting import TEN_WORDS, expand
 from jaxdistill.errors import UserError
-from jaxdistill.files import write_whole
+from jaxdistill.files import local_path, parse_json, write_whole
 
 CASINGS = (str.lower, str.capitalize, str.upper)
 # Tokenizers may merge one of these with the word after it: ".Wait" occurs after a sentence, the
@@ -47,13 +47,17 @@ class Words:
     """A lexicon of the ids that spell these words in the run's tokenizer.
 
     `ten`, `core` and `hedge` are replaced by their lists. For `merged` see `build_lexicon`. Raises
-    UserError for a blank word.
+    UserError for a blank word, or none.
     """
 
     words: tuple[str, ...] = TEN_WORDS
     merged: bool = False
 
     def __post_init__(self):
+        if not isinstance(self.words, tuple) or not all(isinstance(w, str) for w in self.words):
+            raise UserError(f"`words` must be a tuple of texts, got {self.words!r:.80}")
+        if not self.words:
+            raise UserError("`words` must not be empty; name at least one word")
         if not all(word.strip() for word in self.words):
             raise UserError(f"`words` must not be blank, got {list(self.words)!r}")
 
@@ -69,10 +73,20 @@ LexiconSource = Words | LexiconFile
 
 
 def open_lexicon(source: LexiconSource, tokenizer: Any) -> Lexicon:
-    """Build or read a lexicon. Raises UserError as `read_lexicon` does."""
+    """Build or read a lexicon. Raises UserError as `read_lexicon` does.
+
+    It also does for words of the user's choice of which the tokenizer spells none: the paper's ten,
+    which are the default, may have no ids.
+    """
     if isinstance(source, LexiconFile):
         return read_lexicon(source.path, tokenizer)
-    return build_lexicon(tokenizer, expand(source.words), merged=source.merged)
+    words = expand(source.words)
+    lexicon = build_lexicon(tokenizer, words, merged=source.merged)
+    if not lexicon.ids and words != TEN_WORDS:
+        raise UserError(
+            f"the tokenizer spells none of the lexicon's words as one token: {', '.join(words)}"
+        )
+    return lexicon
 
 
 # ------------------------------------------------------------------------------ words -> ids
@@ -140,7 +154,7 @@ def write_lexicon(path: str | Path, lexicon: Lexicon, tokenizer: Any) -> None:
     """
     fields = asdict(lexicon) | {"tokens": [tokenizer.decode([i]) for i in lexicon.ids]}
     lines = [f" {json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in fields.items()]
-    write_whole(Path(path), "{\n" + ",\n".join(lines) + "\n}\n")
+    write_whole(local_path(path), "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def read_lexicon(path: str | Path, tokenizer: Any = None) -> Lexicon:
@@ -149,7 +163,7 @@ def read_lexicon(path: str | Path, tokenizer: Any = None) -> Lexicon:
     Raises UserError if the file is not a lexicon, if an id is not in the vocabulary, or if the
     lexicon belongs to another tokenizer.
     """
-    fields = _read_object(Path(path))
+    fields = _read_object(local_path(path))
     lexicon = Lexicon(
         words=_list_of(str, path, fields, "words"),
         ids=_list_of(int, path, fields, "ids"),
@@ -177,10 +191,10 @@ def _check_tokenizer(path: str | Path, lexicon: Lexicon, tokenizer: Any) -> None
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        fields = json.loads(path.read_bytes())
+        fields = parse_json(path.read_bytes())
     except OSError as error:
         raise UserError(f"lexicon {path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # RecursionError: brackets nested too deeply
+    except ValueError as error:
         raise UserError(f"lexicon {path} is not JSON: {' '.join(str(error).split())}") from error
     if not isinstance(fields, dict):
         raise UserError(f"lexicon {path} must hold a JSON object, not a {type(fields).__name__}")

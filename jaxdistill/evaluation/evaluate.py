@@ -10,13 +10,14 @@ from jaxdistill.errors import UserError
 from jaxdistill.evaluation import intervals
 from jaxdistill.evaluation.measures import MEASURES, problem_of, summarize
 from jaxdistill.evaluation.records import response_record
+from jaxdistill.files import is_file_name
 from jaxdistill.sampling import Address, Sampling
 from jaxdistill.sampling.engine import Engine
+from jaxdistill.sampling.keys import check_seed
 from jaxdistill.sampling.prompt_widths import width_of
 from jaxdistill.sampling.prompts import Thinking, prompt_lengths, thinking_of
 from jaxdistill.sampling.rollouts import open_grading
 from jaxdistill.storage.toy import toy_name
-from jaxdistill.tasks.questions import is_text
 from jaxdistill.tasks.sources.names import parse
 from jaxdistill.tasks.tasks import KINDS, Task, ToyTask, questions_of, recognised
 
@@ -32,8 +33,12 @@ class Split:
     task: Task  # the questions and their grader
 
     def __post_init__(self):
-        if not is_text(self.name) or self.name in ("", ".", "..") or set(self.name) & set("/\\\0"):
+        if not is_file_name(self.name):
             raise UserError(f"Split.name must be usable as a file name, got {self.name!r}")
+
+
+# Responses per question: more than anyone needs, and few enough for the host's memory. Chosen.
+MOST_SAMPLES = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +63,21 @@ class Evaluation:
     seed: int = 0
 
     def __post_init__(self):
+        if not isinstance(self.splits, tuple) or not all(
+            isinstance(split, Split) for split in self.splits
+        ):
+            raise UserError(f"`splits` must be a tuple of Splits, got {self.splits!r:.80}")
+        for name in ("samples", "questions_per_batch", "every"):
+            if type(getattr(self, name)) is not int:
+                raise UserError(f"`{name}` must be an integer, got {getattr(self, name)!r:.80}")
         if self.samples < 1 or self.questions_per_batch < 1 or self.every < 0:
             raise UserError(
                 "`samples` and `questions_per_batch` must be at least 1 and `every` >= 0, got "
                 f"{self.samples}, {self.questions_per_batch} and {self.every}"
             )
+        if self.samples > MOST_SAMPLES:
+            raise UserError(f"`samples` must be at most {MOST_SAMPLES:,}, got {self.samples}")
+        check_seed("`seed`", self.seed)
         names = [split.name for split in self.splits]
         if len(set(names)) < len(names):
             raise UserError(f"`splits` must have different names, got {', '.join(names)}")

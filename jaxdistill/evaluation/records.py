@@ -7,7 +7,7 @@ from typing import Any
 from jaxdistill import epistemic
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation.measures import MEASURES, RECORD_FIELDS, summarize
-from jaxdistill.files import write_whole
+from jaxdistill.files import parse_json, write_whole
 from jaxdistill.sampling.rollouts import Rollouts
 from jaxdistill.tasks.questions import messages
 from jaxdistill.tasks.tasks import Task, facts_of
@@ -101,6 +101,6 @@ def evaluation_folder(run_dir: Path, step: int) -> Path:
 def read_summary(folder: Path) -> dict[str, Any]:
     """Read summary.json. Raises UserError if it is missing or not JSON."""
     try:
-        return json.loads((folder / "summary.json").read_text())
+        return parse_json((folder / "summary.json").read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"no readable evaluation in {folder}: {error}") from error

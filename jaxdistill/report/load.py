@@ -1,6 +1,5 @@
 """Read study and run folders into plain rows; a missing or broken file is a one-line UserError."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -9,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill.errors import UserError
-from jaxdistill.evaluation.measures import MEASURES, study_row, summarize
+from jaxdistill.evaluation.measures import study_row, summarize
+from jaxdistill.files import local_path, parse_json
+from jaxdistill.report import checks
 from jaxdistill.report.words import METHOD_LABELS, SPLIT_LABELS, WORLD_LABELS
 
 Row = dict[str, Any]
@@ -18,9 +19,6 @@ RunKey = tuple[str, str, int]  # world, method, seed
 BASE = "base"
 # Axes along which a full study departs from its main grid of world x method x seed.
 AXES = ("coverage", "context")
-# Fields that every row of summary.json must have besides the required measures.
-ROW_TEXT = ("world", "method", "split")
-ROW_NUMBERS = ("seed", "step", "n")
 
 
 @dataclass(frozen=True)
@@ -74,22 +72,27 @@ def in_order(names: Iterable[str], order: Collection[str]) -> list[str]:
 
 def load_study_results(study_dir: str | Path) -> StudyResults:
     """Read a study folder. Raises UserError, one line, for a missing or malformed file."""
-    folder = Path(study_dir)
+    folder = local_path(study_dir)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such study folder; give the one `jaxdistill study` wrote")
-    rows = _checked_rows(folder / "summary.json")
+    info, probe_path = _mapping(folder / "study.json"), folder / "probe.json"
+    checks.check_study(folder / "study.json", info)
+    rows = read_study_json(folder / "summary.json")
+    checks.check_summary(folder / "summary.json", rows)
+    # A study of earlier versions has no such file.
+    probe = _mapping(probe_path) if probe_path.exists() else {}
+    checks.check_probe(probe_path, probe)
     main, sweep = split_grid(rows)
     keys = dict.fromkeys((row["world"], row["method"], row["seed"]) for row in main)
     # A study may have been copied without its runs; its page then has no intervals.
     folders = {key: folder / "runs" / "{}-{}-s{}".format(*key) for key in keys}
-    probe_path = folder / "probe.json"
     return StudyResults(
         folder=folder,
-        info=_mapping(folder / "study.json"),
+        info=info,
         rows=main,
         runs={key: load_run(path) for key, path in folders.items() if path.is_dir()},
         sweep_rows=sweep,
-        probe=_mapping(probe_path) if probe_path.is_file() else {},
+        probe=probe,
     )
 
 
@@ -100,14 +103,15 @@ def load_runs(run_dirs: Sequence[str | Path]) -> StudyResults:
     """
     if not run_dirs:
         raise UserError("report: no run folder given; name at least one")
-    folders = [Path(run_dir) for run_dir in run_dirs]
+    folders = [local_path(run_dir) for run_dir in run_dirs]
     rows: list[Row] = []
     runs: dict[RunKey, Run] = {}
     for folder, name in zip(folders, _distinct_names(folders)):
-        if not (folder / "config.json").is_file():
+        if not (folder / "config.json").exists():
             raise UserError(
                 f"{folder}: not a run folder (no config.json); give one that `train` wrote"
             )
+        _mapping(folder / "config.json")
         runs["", name, 0] = run = load_run(folder)
         rows += _rows_of_evals(run, name)
     return StudyResults(folders[0].parent, {"name": ", ".join(key[1] for key in runs)}, rows, runs)
@@ -116,12 +120,8 @@ def load_runs(run_dirs: Sequence[str | Path]) -> StudyResults:
 def load_run(folder: Path) -> Run:
     """Read one run folder; a run that never trained (the base) has no metrics."""
     path = folder / "metrics.jsonl"
-    metrics = read_rows(path, may_be_cut=True) if path.is_file() else []
-    for number, line in enumerate(metrics, start=1):
-        if not isinstance(line.get("step"), int):
-            raise UserError(
-                f'{path}: line {number}: field "step" must be an integer, got {line.get("step")!r}'
-            )
+    metrics = read_rows(path, may_be_cut=True) if path.exists() else []
+    checks.check_metrics(path, metrics)
     return Run(folder, metrics)
 
 
@@ -145,10 +145,12 @@ def split_grid(rows: list[Row]) -> tuple[list[Row], list[Row]]:
 def read_study_json(path: Path) -> Any:
     """Parse a JSON file. Raises UserError that names the file if it is missing or malformed."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path}: missing; the report needs it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
 
 
@@ -161,15 +163,18 @@ def read_rows(path: Path, *, may_be_cut: bool = False) -> list[Row]:
     try:
         # Not splitlines(): a response may contain U+2028, which is no line break in JSON.
         lines = path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error})") from None
     for number, line in enumerate(lines[:-1] if may_be_cut else lines, start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}: line {number} is not valid JSON ({error.msg})") from None
+            row = parse_json(line)
+        except ValueError as error:
+            said = getattr(error, "msg", error)  # JSONDecodeError's without its place
+            raise UserError(f"{path}: line {number} is not valid JSON ({said})") from None
         if not isinstance(row, dict):
             raise UserError(
                 f"{path}: line {number}: expected a JSON object, got {type(row).__name__}"
@@ -179,36 +184,10 @@ def read_rows(path: Path, *, may_be_cut: bool = False) -> list[Row]:
 
 
 def read_records(path: Path) -> list[Row]:
-    """Per-response records. Raises UserError if one lacks a field that the report reads."""
+    """Per-response records. Raises UserError if the report could not show one."""
     records = read_rows(path)
-    counted = [measure.field for measure in MEASURES.values() if measure.required]
-    for number, record in enumerate(records, start=1):
-        for key in ("question_id", "question", "response", *counted):
-            if record.get(key) is None:
-                raise UserError(f'{path}: record {number}: field "{key}" is missing')
-    if not records:
-        raise UserError(f"{path}: no records; evaluate again or remove the file")
+    checks.check_records(path, records)
     return records
-
-
-def _checked_rows(path: Path) -> list[Row]:
-    rows = read_study_json(path)
-    if not isinstance(rows, list) or not rows:
-        raise UserError(f"{path}: expected a non-empty list of rows, got {type(rows).__name__}")
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise UserError(f"{path}: row {number}: expected an object, got {type(row).__name__}")
-        for key in ROW_TEXT:
-            if not isinstance(row.get(key), str):
-                raise UserError(
-                    f'{path}: row {number}: field "{key}" must be text, got {row.get(key)!r}'
-                )
-        for key in (*ROW_NUMBERS, *(m.name for m in MEASURES.values() if m.required)):
-            if not isinstance(row.get(key), int | float):
-                raise UserError(
-                    f'{path}: row {number}: field "{key}" must be a number, got {row.get(key)!r}'
-                )
-    return rows
 
 
 def _mapping(path: Path) -> Row:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxdistill.errors import UserError
-from jaxdistill.files import write_whole
+from jaxdistill.files import local_path, write_whole
 from jaxdistill.report import caveats, examples, figures, findings, html, markdown, tables
 from jaxdistill.report.findings import BASE, Cell, CellKey, change, kept_share
 from jaxdistill.report.load import AXES, StudyResults, load_runs, load_study_results
@@ -71,7 +71,7 @@ def write_run_report(
         answered=examples.examples_of(study),
         words=default_words(words),
     )
-    path = Path(out)
+    path = local_path(out)
     path = path if path.suffix == ".html" else path / "report.html"
     return write(path, text, pictures)
 

@@ -19,6 +19,7 @@ from jaxdistill.run.provenance import changes_of_place, current_provenance
 from jaxdistill.storage import hf_files, loading
 from jaxdistill.storage.expected import check_expected
 from jaxdistill.storage.loading import Policy
+from jaxdistill.training.metrics import check_lines
 
 # Settings that may differ when a run is resumed, because they do not change what a step computes.
 # `steps` does under a cosine schedule; `check_config` handles that case.
@@ -67,6 +68,7 @@ def start_folder(config: RunConfig, run_dir: Path, resume: bool) -> bool:
                 f"run folder {run_dir} exists; add --resume to continue, or choose another"
             )
         check_config(config, described, run_dir)
+        check_kept(run_dir)
         return False
     # A start that was killed may have left its first files. A recipe.py with other contents was not
     # written by this run, so it must not be overwritten.
@@ -209,6 +211,11 @@ def check_base(config: RunConfig, run_dir: Path) -> None:
 def keep_lexicon(config: RunConfig, policy: Policy, run_dir: Path) -> Lexicon:
     """The run's lexicon, saved in its folder. Raises UserError if a resumed run's has changed."""
     lexicon = epistemic.open_lexicon(config.lexicon, policy.tokenizer)
+    if not lexicon.ids:
+        print(
+            "the tokenizer spells none of the lexicon's words as one token: losses see no word",
+            file=sys.stderr,
+        )
     file = run_dir / "lexicon.json"
     if not file.exists():
         epistemic.write_lexicon(file, lexicon, policy.tokenizer)
@@ -242,7 +249,23 @@ def remove_leftovers(run_dir: Path) -> None:
 def finished_step(run_dir: Path) -> int | None:
     """The step at which a finished run ended; None for an unfinished run."""
     file = run_dir / "finished.json"
-    return hf_files.read_json(file)["step"] if file.exists() else None
+    step = hf_files.read_json(file).get("step") if file.exists() else None
+    if file.exists() and not (type(step) is int and step >= 0):
+        raise UserError(f"{file}: `step` must be an integer of at least 0, got {step!r:.80}")
+    return step
+
+
+def check_kept(run_dir: Path) -> None:
+    """Read a resumed run's small files now. Raises UserError for one that is broken."""
+    finished_step(run_dir)
+    for name in ("provenance.json", "prompts.json"):
+        if (run_dir / name).exists():
+            kept = hf_files.read_json(run_dir / name)
+            if not isinstance(kept.get("resumed", []), list):
+                raise UserError(f"{run_dir / name}: `resumed` must be a list")
+    if (run_dir / "lexicon.json").exists():
+        epistemic.read_lexicon(run_dir / "lexicon.json")
+    check_lines(run_dir)
 
 
 def is_evaluated(run_dir: Path, step: int) -> bool:

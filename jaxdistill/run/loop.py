@@ -39,7 +39,7 @@ from jaxdistill.run.stopping import Stopping
 from jaxdistill.run.telling import Progress, Warnings, last_lines
 from jaxdistill.sampling.engine import Engine
 from jaxdistill.sampling.prompts import check_prompts, encode_prompts, unused_mode
-from jaxdistill.sampling.rollouts import check_grading
+from jaxdistill.sampling.rollouts import check_environment, check_grading
 from jaxdistill.storage import hf_export, loading
 from jaxdistill.storage.loading import Policy
 from jaxdistill.tasks.tasks import load, questions_of, reading_once
@@ -146,6 +146,7 @@ def check_tasks(config: RunConfig, quiet: bool = True) -> None:
                 print(note, file=sys.stderr)
             if own_classes.is_own(type(task)):
                 check_grading(task, loaded.questions[0])
+    check_environment([task for task, _ in tasks])
     if isinstance(config.experience, Traces):
         config.experience.check_rows()
 

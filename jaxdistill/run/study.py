@@ -25,13 +25,14 @@ from jaxdistill.config import RunConfig, to_json, with_presets
 from jaxdistill.errors import RunStopped, UserError
 from jaxdistill.evaluation.measures import study_row
 from jaxdistill.evaluation.records import read_summary
-from jaxdistill.files import write_whole
+from jaxdistill.files import is_file_name, write_whole
 from jaxdistill.run.devices import study_line
 from jaxdistill.run.folder import finished_step, names_in
 from jaxdistill.run.lock import LOCK, locked
 from jaxdistill.run.loop import run
 from jaxdistill.run.provenance import current_provenance
 from jaxdistill.run.stopping import GRACE_S, Stopping
+from jaxdistill.storage import hf_files
 from jaxdistill.storage.loading import ToyBase
 from jaxdistill.tasks.grading.parent import die_with_parent
 
@@ -72,7 +73,22 @@ class Study:
     workers: int  # processes on a CPU; an accelerator always has one
 
     def __post_init__(self):
-        names = [arm.name for arm in self.arms]
+        arms = self.arms if isinstance(self.arms, tuple) else ()
+        if not arms or not all(isinstance(arm, Arm) for arm in arms):
+            raise UserError(f"study {self.name}: `arms` must be a tuple of Arms, at least one")
+        if not all(isinstance(arm.config, RunConfig) for arm in arms):
+            raise UserError(f"study {self.name}: the `config` of an Arm must be a RunConfig")
+        for name in (self.name, *(arm.name for arm in arms)):
+            if not is_file_name(name):
+                raise UserError(
+                    f"study {self.name}: `name` must be usable as a folder's name, got {name!r:.80}"
+                )
+        if type(self.workers) is not int or self.workers < 1:
+            raise UserError(
+                f"study {self.name}: `workers` must be an integer of at least 1, got "
+                f"{self.workers!r}"
+            )
+        names = [arm.name for arm in arms]
         if twice := {name for name in names if names.count(name) > 1}:
             raise UserError(
                 f"study {self.name}: several arms have the same name, such as {min(twice)} "
@@ -132,12 +148,13 @@ def prepare(study: Study, study_dir: Path) -> None:
     """Create the folder, or raise UserError if it does not belong to this study."""
     described = json.dumps([[arm.name, to_json(arm.config)] for arm in study.arms])
     file = study_dir / "arms.json"
-    if file.exists() and file.read_text() != described:
+    if file.exists() and file.read_bytes() != described.encode(errors="backslashreplace"):
         raise UserError(
             f"{study_dir} holds another study (see arms.json); choose another --run-dir"
         )
     if not file.exists() and names_in(study_dir) - {LOCK}:
         raise UserError(f"{study_dir} is not empty and holds no study; choose another --run-dir")
+    earlier_seconds(study_dir / "study.json")  # broken: now, and not after the runs
     study_dir.mkdir(parents=True, exist_ok=True)
     write_whole(file, described)
 
@@ -349,7 +366,7 @@ def write_probes(study: Study, study_dir: Path) -> None:
 def add_facts(study: Study, study_dir: Path, seconds: float) -> None:
     """Write study.json; `seconds` are added to those of earlier attempts."""
     file = study_dir / "study.json"
-    before = json.loads(file.read_text())["seconds"] if file.exists() else 0.0
+    before = earlier_seconds(file)
     facts = current_provenance()
     described = {
         "name": study.name,
@@ -362,6 +379,17 @@ def add_facts(study: Study, study_dir: Path, seconds: float) -> None:
         "git": facts["git"],
     }
     write_whole(file, json.dumps(described, indent=1))
+
+
+def earlier_seconds(file: Path) -> float:
+    """The seconds that study.json has counted so far. Raises UserError if the file is broken."""
+    if not file.exists():
+        return 0.0
+    seconds: Any = hf_files.read_json(file).get("seconds")
+    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if not (is_number and 0 <= seconds < 1e12):
+        raise UserError(f"{file}: `seconds` must be a number of at least 0, got {seconds!r:.80}")
+    return seconds
 
 
 def with_overrides(study: Study, texts: list[str]) -> Study:

@@ -10,9 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key, UInt32
 
+from jaxdistill.errors import UserError
+
 # Explicit, because a global flag (jax_default_prng_impl) must not change samples. Threefry, because
 # it is the only generator that gives a row the same bits under vmap as alone.
 _GENERATOR = "threefry2x32"
+
+
+def check_seed(name: str, seed: object) -> None:
+    """Raise UserError unless the seed is an integer that a key can hold: of 32 bits, not negative.
+
+    A larger one would give the same samples as a smaller one.
+    """
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise UserError(f"{name} must be an integer from 0 to 4294967295, got {seed!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

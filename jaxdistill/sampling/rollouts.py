@@ -64,6 +64,7 @@ class Grading:
 
     grade: Grade
     close: Callable[[], None]
+    start: Callable[[], None] = lambda: None  # wait for a process; raises UserError if none works
 
 
 def open_grading(task: Task) -> Grading:
@@ -90,7 +91,14 @@ def open_grading(task: Task) -> Grading:
             f"{name} cannot be sent to its grading processes: {in_one_line(error)}"
         ) from error
     pool = GradingPool(grader, workers, timeout_s)
-    return Grading(pool.grade, pool.close)
+    return Grading(pool.grade, pool.close, pool.start)
+
+
+def check_environment(tasks: Sequence[Task]) -> None:
+    """Raise UserError if mathematics cannot be graded here, where one of the tasks needs that."""
+    for task in [task for task in tasks if isinstance(task, MathTask)][:1]:
+        with contextlib.closing(open_grading(task)) as grading:
+            grading.start()
 
 
 def check_grading(task: Task, question: Question) -> None:

@@ -9,17 +9,20 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 from flax import nnx
 
 from jaxdistill.errors import UserError
-from jaxdistill.files import require_writable, sync, sync_tree, write_whole
+from jaxdistill.files import local_path, require_writable, sync, sync_tree, write_whole
+from jaxdistill.models.config import ModelConfig
 from jaxdistill.sharding import MeshConfig, make_mesh
-from jaxdistill.storage import hf_export, hf_import, loading
+from jaxdistill.storage import hf_export, hf_files, hf_import, loading
+from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.storage.finite import require_finite
-from jaxdistill.storage.loading import Policy, Pretrained
+from jaxdistill.storage.toy import toy_name
 
 
 @contextlib.contextmanager
@@ -49,8 +52,8 @@ def _temporary_folder(prefix: str, parent: Path) -> Iterator[str]:
 
 
 def convert(
-    source: Path,
-    destination: Path,
+    source: str | Path,
+    destination: str | Path,
     dtype: str | None = None,
     progress: bool = False,
     verify: bool = True,
@@ -63,6 +66,7 @@ def convert(
     if `source` is no model, damaged or not finite, `destination` exists or cannot be written, or
     the disk is too small; a partially written folder never has the name `destination`.
     """
+    destination = local_path(destination)
     if os.path.lexists(destination):
         raise UserError(f"{destination} exists; choose another name or remove it first")
     require_writable(destination, "the destination")
@@ -70,37 +74,35 @@ def convert(
         raise UserError("convert runs on one host; start it without the others")
     # Shard over all devices, because a model may be too large for one of them.
     mesh = make_mesh(MeshConfig())
-    if source.is_dir() and loading.is_run(source):
-        policy = loading.open_model(source, mesh, verify=verify)
-        if dtype is None and not loading.conversion_notes(source):
-            dtype = loading.export_dtype(policy.tokenizer_folder)
+    if toy_name(source) is None and loading.is_run(local_path(source)):
+        run = local_path(source)
+        config, params, folder = loading.open_weights(run, mesh, verify=verify)
+        has_tokenizer = check_tokenizer(folder, config)
+        if dtype is None and not loading.conversion_notes(run):
+            dtype = loading.export_dtype(folder)
         hf_export.export_folder(
             destination,
-            policy.params,
-            policy.config,
-            tokenizer_from=policy.tokenizer_folder,
+            params,
+            config,
+            tokenizer_from=folder if has_tokenizer else None,
+            generation=hf_files.generation_config(folder),
             dtype=dtype,
             progress=progress,
         )
         return f"run {source} -> Hugging Face folder {destination}"
-    prefix = f".{destination.name}."
-    with _temporary_folder(prefix, destination.parent) as folder:
-        part = Path(folder) / "run"
+    prefix, folder = f".{destination.name}.", loading.model_folder(source)
+    # Both before the long read.
+    stored = hf_import.stored_dtype(folder)
+    check_tokenizer(folder, hf_import.read_config(folder))
+    with _temporary_folder(prefix, destination.parent) as temporary:
+        part = Path(temporary) / "run"
         # The headers give the size, so a full disk is reported before the long read.
-        hf_export.check_space(
-            destination, hf_import.stored_bytes(loading.model_folder(source), dtype)
-        )
-        policy = loading.load(
-            Pretrained(str(source)),
-            seed=0,  # unused: the weights are read, not drawn
-            model_dir=part / "model",
-            mesh=mesh,
-            dtype=dtype,
-            progress=progress,
-        )
-        require_finite(policy.params, source)
+        hf_export.check_space(destination, hf_import.stored_bytes(folder, dtype))
+        config, params = hf_import.import_folder(folder, mesh=mesh, dtype=dtype, progress=progress)
+        require_finite(params, source)
+        loading.write_description(part / "model", config, stored, folder)
         try:
-            _save(part, policy, source)
+            _save(part, params, source)
             sync_tree(part)
             part.rename(destination)
             sync(destination.absolute().parent)
@@ -114,11 +116,21 @@ def convert(
     return f"Hugging Face folder {source} -> run {destination}"
 
 
-def _save(run: Path, policy: Policy, source: Path) -> None:
+def check_tokenizer(folder: Path, config: ModelConfig) -> bool:
+    """Whether the folder holds a tokenizer, which must be the model's; weights alone have none."""
+    if not hf_files.has_tokenizer(folder):
+        return False
+    tokenizer = tokenizers.load(folder)
+    tokenizers.check_vocabulary(tokenizer, config.vocab_size)
+    tokenizers.stop_ids(tokenizer, folder, config.vocab_size)
+    return True
+
+
+def _save(run: Path, params: Any, source: str | Path) -> None:
     """Write the parameters as a checkpoint, and the notes that `loading.conversion_notes` reads."""
-    leaves = nnx.to_flat_state(policy.params)
+    leaves = nnx.to_flat_state(params)
     dtypes = {".".join(map(str, path)): str(leaf.get_raw_value().dtype) for path, leaf in leaves}
     noted = {"converted_from": str(source), "dtypes": dtypes}
     with Checkpoints(run / "checkpoints", save_async=False) as checkpoints:
-        checkpoints.save(0, {"params": policy.params}, noted)
+        checkpoints.save(0, {"params": params}, noted)
     write_whole(run / "config.json", json.dumps(noted))

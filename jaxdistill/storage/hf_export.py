@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from jaxdistill.errors import UserError, out_of_memory
-from jaxdistill.files import sync, sync_tree
+from jaxdistill.files import local_path, sync, sync_tree
 from jaxdistill.models import families
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.storage import hub
@@ -73,7 +73,7 @@ def export_folder(
     be exported, or the disk is too small or cannot be written, or a value is
     not finite in the exported dtype.
     """
-    folder = Path(folder)
+    folder = local_path(folder)
     known = [str(kind) for kind in DTYPES.values()]
     if dtype is not None and dtype not in known:
         raise UserError(f"dtype {dtype!r} cannot be exported; use {' or '.join(known)}")

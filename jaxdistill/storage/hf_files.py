@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill.errors import UserError
-from jaxdistill.files import write_whole
+from jaxdistill.files import parse_json, write_whole
 from jaxdistill.storage import tokenizer as tokenizers
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -25,7 +25,7 @@ TOKENIZER_FILES = (
 def read_json(path: Path) -> dict[str, Any]:
     """The file's JSON object. Raises UserError if it is missing, unreadable or not an object."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path.parent} has no {path.name}; is it a model folder?") from None
     except (OSError, ValueError) as error:
@@ -38,6 +38,11 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write indented UTF-8 JSON."""
     write_whole(path, json.dumps(content, indent=2) + "\n")
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer's files; one with weights alone does not."""
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
 def copy_tokenizer_files(source: Path, destination: Path) -> None:
@@ -59,8 +64,9 @@ def generation_config(source: Path) -> dict[str, Any]:
         read_json(source / name) if (source / name).is_file() else {}
         for name in ("generation_config.json", "config.json")
     )
-    found = {name: given.get(name, fields.get(name)) for name in names}
-    if found["eos_token_id"] is None and any((source / name).is_file() for name in TOKENIZER_FILES):
+    # A null is as good as no field, as for `tokenizer.stop_ids`.
+    found = {name: fields.get(name) if given.get(name) is None else given[name] for name in names}
+    if found["eos_token_id"] is None and has_tokenizer(source):
         tokenizer = tokenizers.load(source)
         found = {name: found[name] or getattr(tokenizer, name) for name in names}
     return given | {name: value for name, value in found.items() if value is not None}

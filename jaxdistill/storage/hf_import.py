@@ -20,7 +20,7 @@ from jaxdistill.models import families
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.parameters import abstract_params
 from jaxdistill.sharding import Mesh
-from jaxdistill.storage import hub
+from jaxdistill.storage import foreign, hub
 from jaxdistill.storage.hf_files import INDEX, WEIGHTS, read_json
 from jaxdistill.storage.hf_layout import (
     ParameterPart,
@@ -48,12 +48,20 @@ def read_config(folder: str | Path) -> ModelConfig:
 
     Raises UserError for a missing folder or file, a malformed field or an unknown `model_type`.
     """
-    path = hub.find_folder(folder) / "config.json"
+    path = config_file(hub.find_folder(folder))
     fields = read_json(path)
     try:
         return families.from_fields(fields)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def config_file(folder: Path) -> Path:
+    """A model folder's config.json. Raises UserError that says what the folder is without one."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} has no config.json; is it a model folder?{foreign.hint(folder)}")
+    return path
 
 
 def import_folder(
@@ -89,10 +97,14 @@ def stored_dtype(folder: str | Path) -> str:
     Raises UserError as `import_folder` does.
     """
     folder = hub.find_folder(folder)
-    name = families.FAMILIES[read_config(folder).family].TENSORS[("embed",)].name
+    config = read_config(folder)
+    name = families.FAMILIES[config.family].TENSORS[("embed",)].name
     tensors = _open_tensors(folder)
     if name not in tensors:
-        raise UserError(f"{folder}: tensor {name} is missing; config.json requires it")
+        raise UserError(
+            f"{folder}: tensor {name} is missing; config.json requires it"
+            f"{foreign.hint_of_names(tensors, parts_of(config))}"
+        )
     _check_dtype(folder, name, tensors[name])
     return str(DTYPES[tensors[name].dtype])
 
@@ -127,6 +139,8 @@ def _load(
     values = {path: zeros(config, axes, dtypes[path], mesh) for path, axes in stacked.items()}
     for name, array in _stream(config, parts, tensors, mesh):
         part = parts[name]
+        if dtypes[part.path] == np.float16:
+            refuse_overflow(name, array)
         if part.layer is None:
             values[part.path] = parameter_of(array, config, part, dtypes[part.path])
         else:
@@ -135,6 +149,16 @@ def _load(
         values[part.path].block_until_ready()
         bar.update(tensors[name].num_bytes)
     return values
+
+
+def refuse_overflow(name: str, array: jax.Array | np.ndarray) -> None:
+    """Raise UserError if a finite value of a tensor would be infinite in float16."""
+    num_lost = int((np.isfinite(array) & ~np.isfinite(jnp.asarray(array).astype(np.float16))).sum())
+    if num_lost:
+        raise UserError(
+            f"tensor {name} has {num_lost} value(s) beyond the largest of float16, 65,504, which "
+            "would become infinite; use bfloat16 or float32"
+        )
 
 
 def _stream(
@@ -182,6 +206,7 @@ def _open_tensors(folder: Path) -> dict[str, Tensor]:
     if not (folder / INDEX).is_file():
         pickles = sorted(path.name for path in folder.glob("*.bin"))
         hint = f"; {pickles[0]} is a pickle, which can run code: convert it" if pickles else ""
+        hint = foreign.hint(folder) or hint
         raise UserError(f"{folder} has no {WEIGHTS} and no {INDEX}{hint}")
     return _open_shards(folder)
 
@@ -222,6 +247,11 @@ def _checked(
     One exception: the files of a model with tied embeddings may also hold the output projection, as
     Qwen3-0.6B's do, provided that it is a copy of the embedding.
     """
+    tensors = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name in parts or not foreign.is_buffer(name)
+    }
     table = families.FAMILIES[config.family].TENSORS
     embed, head = table[("embed",)].name, table[("head",)].name
     has_copy = config.tie_embeddings and head in tensors
@@ -240,9 +270,15 @@ def _check_tensors(
     """Compare names, shapes and dtypes with the config. Raises UserError at the first mismatch."""
     for name in sorted(parts.keys() | tensors.keys()):
         if name not in tensors:
-            raise UserError(f"{folder}: tensor {name} is missing; config.json requires it")
+            raise UserError(
+                f"{folder}: tensor {name} is missing; config.json requires it"
+                f"{foreign.hint_of_names(tensors, parts)}"
+            )
         if name not in parts:
-            raise UserError(f"{folder}: unexpected tensor {name}; config.json has no place for it")
+            raise UserError(
+                f"{folder}: unexpected tensor {name}; config.json has no place for it"
+                f"{foreign.hint_of_names(tensors, parts)}"
+            )
         expected = tensor_shape(config, parts[name])
         if tensors[name].shape != expected:
             raise UserError(

@@ -4,13 +4,13 @@ Only safetensors weights are accepted: a `.bin` is a pickle, which can run code 
 """
 
 import importlib
-import json
 import os
 import re
 from pathlib import Path
 from typing import Any
 
 from jaxdistill.errors import UserError
+from jaxdistill.files import local_path, parse_json
 
 _TEXTS = (
     "config.json",
@@ -43,7 +43,7 @@ def find_folder(name: str | Path, *, weights: bool = True) -> Path:
     `weights`, only the files that a tokenizer needs. Raises UserError if there is neither such a
     folder nor such a model, or the download fails.
     """
-    folder = Path(name)
+    folder = local_path(name)
     if folder.is_dir():
         return folder
     if folder.exists():
@@ -82,7 +82,7 @@ def _is_whole(folder: Path, weights: bool) -> bool:
     if not index.is_file():
         return (folder / "model.safetensors").is_file()
     try:
-        files = set(json.loads(index.read_bytes())["weight_map"].values())
+        files = set(parse_json(index.read_bytes())["weight_map"].values())
     except (OSError, ValueError, LookupError, AttributeError, TypeError):
         return True  # malformed, not missing: the import reports it
     return all((folder / str(file)).is_file() for file in files)

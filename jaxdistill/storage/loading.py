@@ -16,6 +16,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxdistill.errors import UserError
+from jaxdistill.files import local_path
 from jaxdistill.models import families, parameters
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.sharding import Mesh, MeshConfig, make_mesh, shardings_of
@@ -88,7 +89,7 @@ def fingerprint(folder: Path) -> str:
 
     It tells one base model from another when a run is resumed, without reading gigabytes.
     """
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    digest = hashlib.sha256(hf_import.config_file(folder).read_bytes())
     for file in sorted(folder.glob("*.safetensors")):
         digest.update(f"{file.name} {file.stat().st_size}".encode())
         with file.open("rb") as handle:
@@ -148,15 +149,18 @@ def load(
             config, params = hf_import.import_folder(
                 folder, mesh=mesh, dtype=dtype, progress=progress
             )
-        model_dir.mkdir(parents=True, exist_ok=True)
-        hf_files.copy_tokenizer_files(origin, model_dir)
-        hf_files.write_json(
-            model_dir / "generation_config.json", hf_files.generation_config(origin)
-        )
+        write_description(model_dir, config, stored, origin)
+    return with_tokenizer(config, params, model_dir)
+
+
+def write_description(model_dir: Path, config: ModelConfig, stored: str, origin: Path) -> None:
+    """Write config.json, generation_config.json and the tokenizer's files, if `origin` has any."""
+    model_dir.mkdir(parents=True, exist_ok=True)
+    hf_files.copy_tokenizer_files(origin, model_dir)
+    hf_files.write_json(model_dir / "generation_config.json", hf_files.generation_config(origin))
     # `export_dtype` reads this: exports have the base model's dtype, whatever training uses.
     fields = families.to_fields(config) | {"dtype": stored}
     hf_files.write_json(model_dir / "config.json", fields)
-    return with_tokenizer(config, params, model_dir)
 
 
 def export_dtype(model_dir: Path) -> str | None:
@@ -170,7 +174,7 @@ def with_tokenizer(config: ModelConfig, params: Any, folder: Path) -> Policy:
         config=config,
         params=params,
         tokenizer=tokenizer,
-        stop_ids=tokenizers.stop_ids(tokenizer, folder),
+        stop_ids=tokenizers.stop_ids(tokenizer, folder, config.vocab_size),
         tokenizer_folder=folder,
     )
 
@@ -243,6 +247,7 @@ def read_description(name: str | Path) -> tuple[ModelConfig, Any]:
         hf_import.stored_dtype(folder)
     tokenizer = tokenizers.load(folder)
     tokenizers.check_vocabulary(tokenizer, config.vocab_size)
+    tokenizers.stop_ids(tokenizer, folder, config.vocab_size)
     return config, tokenizer
 
 
@@ -255,7 +260,10 @@ def open_weights(
     verify: bool = True,
 ) -> tuple[ModelConfig, Any, Path]:
     """`open_model` without its tokenizer: config, parameters, and the tokenizer's folder if any."""
-    path = Path(name)
+    if toy_name(name) is not None:
+        path = model_folder(name)
+    else:
+        path = local_path(name)
     if not is_run(path):
         is_exported = (path / "export" / "config.json").is_file()
         if (path / "checkpoints").is_dir() and not is_exported:
@@ -308,6 +316,6 @@ def tokenizer_folder(name: str | Path) -> Path:
     if world is not None:
         return toy_base_folder(world)
     for part in ("model", "export"):  # subfolders of a run folder
-        if (Path(name) / part / "tokenizer.json").is_file():
-            return Path(name) / part
+        if (local_path(name) / part / "tokenizer.json").is_file():
+            return local_path(name) / part
     return hub.find_folder(name, weights=False)

@@ -10,7 +10,6 @@ itself (DeepSeek-R1: the prompt ends in `<think>\\n`), or close it at once (Qwen
 templates also drop the thinking of past assistant turns.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsInt
@@ -19,6 +18,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from jaxdistill.errors import UserError
+from jaxdistill.files import parse_json
 from jaxdistill.own_classes import in_one_line
 from jaxdistill.storage import control_tokens, hub
 
@@ -145,11 +145,25 @@ def _encode(
     """Encode texts; `spelled` holds the spans of each at which it spells control tokens."""
     if not texts:
         return []
+    for text in texts:
+        refuse_surrogates(text)
     rows = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     return [
         control_tokens.encode_spelled(tokenizer, control, text, spans) if spans else row
         for text, spans, row in zip(texts, spelled, rows, strict=True)
     ]
+
+
+def refuse_surrogates(text: str) -> None:
+    """Raise UserError for text with a lone surrogate, which no tokenizer accepts.
+
+    JSON can hold one, and so can an argument whose bytes are not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        near = text[max(error.start - 20, 0) : error.end + 20]
+        raise UserError(f"text is not valid Unicode (a lone surrogate) near {near!r}") from None
 
 
 def decode(tokenizer: "PreTrainedTokenizerFast", ids: Iterable[SupportsInt]) -> str:
@@ -178,15 +192,21 @@ def decode_all(
 
 
 def stop_ids(
-    tokenizer: "PreTrainedTokenizerFast", folder: str | Path | None = None
+    tokenizer: "PreTrainedTokenizerFast",
+    folder: str | Path | None = None,
+    vocab_size: int | None = None,
 ) -> tuple[int, ...]:
     """Return the ids that end a response: `generation_config.json`'s, then the tokenizer's eos.
 
     If the two differ, either ends a response, as in vLLM: some published folders have the
-    end-of-text token in one and the end-of-turn token in the other. Raises UserError if there is no
-    stop token or the file is malformed.
+    end-of-text token in one and the end-of-turn token in the other. A folder whose
+    generation_config.json names none has those of its config.json, as in transformers. Raises
+    UserError if there is no stop token, a file is malformed, or an id is not below `vocab_size`,
+    since a model never samples it.
     """
-    found = [] if folder is None else _generation_eos(Path(folder) / "generation_config.json")
+    found: list[int] = []
+    for name in () if folder is None else ("generation_config.json", "config.json"):
+        found = found or _eos_of(Path(folder or "") / name, vocab_size)
     if isinstance(tokenizer.eos_token_id, int):
         found.append(tokenizer.eos_token_id)
     if not found:
@@ -197,16 +217,23 @@ def stop_ids(
     return tuple(dict.fromkeys(found))
 
 
-def _generation_eos(path: Path) -> list[int]:
+def _eos_of(path: Path, vocab_size: int | None) -> list[int]:
     if not path.is_file():
         return []
     try:
-        value = json.loads(path.read_bytes()).get("eos_token_id")
+        value = parse_json(path.read_bytes()).get("eos_token_id")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: not a readable JSON object: {in_one_line(error)}") from error
     ids = [] if value is None else value if isinstance(value, list) else [value]
     if not all(type(token) is int and token >= 0 for token in ids):
-        raise UserError(f"{path}: `eos_token_id` must be a token id or a list of them: {value!r}")
+        raise UserError(
+            f"{path}: `eos_token_id` must be a token id or a list of them: {value!r:.80}"
+        )
+    if vocab_size is not None and any(token >= vocab_size for token in ids):
+        raise UserError(
+            f"{path}: `eos_token_id` {max(ids)} is outside the model's `vocab_size` of "
+            f"{vocab_size}, so no response would end with it"
+        )
     return ids
 
 

@@ -75,8 +75,9 @@ class ToyTask:
     def __post_init__(self):
         if self.pool not in problems.POOLS:
             raise UserError(f"`pool` must be one of {', '.join(problems.POOLS)}, got {self.pool!r}")
-        if self.count < 1:
-            raise UserError(f"`count` must be at least 1, got {self.count}")
+        # Drawing a million takes minutes; the pools of four numbers and more are larger.
+        if not 1 <= self.count <= 1_000_000:
+            raise UserError(f"`count` must be at least 1 and at most 1000000, got {self.count}")
         # With fewer than three numbers there is nothing to search; six have up to 3^5 = 243 chains,
         # all of which are enumerated for each problem drawn. Chosen, not measured.
         if not 3 <= self.numbers <= 6:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.errors import UserError
-from jaxdistill.files import naming, sync, write_whole
+from jaxdistill.files import naming, parse_json, sync, write_whole
 
 
 class Sum(NamedTuple):
@@ -119,23 +119,41 @@ def _plain(value: Any) -> float | int | str | bool | None:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def check_lines(run_dir: Path) -> None:
+    """Raise UserError unless each complete line of a run's metrics.jsonl, if any, has a step."""
+    path = run_dir / "metrics.jsonl"
+    if path.exists():
+        _steps(path)
+
+
 def _drop_lines(path: Path, resume_step: int | None) -> None:
-    text = path.read_text(encoding="utf-8")
-    # Every complete line ends in a newline; what follows the last one was being written.
-    whole, _, _incomplete = text.rpartition("\n")
-    kept = []
+    kept = [line for step, line in _steps(path) if resume_step is None or step < resume_step]
+    if "".join(kept) != path.read_text(encoding="utf-8"):
+        write_whole(path, "".join(kept))
+
+
+def _steps(path: Path) -> list[tuple[int, str]]:
+    """The step and text of each complete line. Raises UserError for one that is none of ours."""
+    try:
+        # Every complete line ends in a newline; what follows the last one was being written.
+        whole, _, _incomplete = path.read_text(encoding="utf-8").rpartition("\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}; remove the file") from None
+    found = []
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
-            step = json.loads(line)["step"]
+            step = parse_json(line)["step"]
+            if type(step) is not int:
+                raise TypeError
         except (ValueError, KeyError, TypeError):
             raise UserError(
                 f"{path}, line {number}: expected a JSON object with a 'step', got {line[:60]!r}; "
                 "remove the line or the file"
             ) from None
-        if resume_step is None or step < resume_step:
-            kept.append(line + "\n")
-    if "".join(kept) != text:
-        write_whole(path, "".join(kept))
+        found.append((step, line + "\n"))
+    return found
 
 
 def _open_tensorboard(folder: Path, resume_step: int | None) -> Any:

@@ -5,33 +5,6 @@ import json
 import pytest
 from command_line import ONE_DEVICE, assert_mistake, call
 
-MISTAKES = {
-    "analyze": "required: PATH",
-    "analyze no.jsonl": "no.jsonl: cannot be read: No such file",
-    "analyze tiny.json": "tiny.json:1: no response field among name",
-    "analyze tiny.json --field name --out tiny.json": "--out tiny.json is also read",
-    "analyze tiny.json --field name --mode token": "mode `token` counts ids.*add --model MODEL",
-    "analyze tiny.json --field name --mode letters": "invalid choice: 'letters'",
-    "analyze tiny.json --field name --words wait,,hmm": "`words` must not be blank",
-    "analyze tiny.json --field steps": "tiny.json:1: field `steps`: expected text.*got int 2",
-    "analyze tiny.json --field name --model nowhere": "there is no folder nowhere",
-    "analyze tiny.json --field name --model toy:mars": "toy base 'mars'",
-    "analyze tiny.json --field name --lexicon tiny.json": "tiny.json: no field `words`",
-    "analyze tiny.json --field name --lexicon no.json": "lexicon no.json cannot be read",
-    "analyze tiny.json --field name --out no/where.json": "--out no/where.json: expected a file",
-    "analyze tiny.json --field name --out .": "--out .: expected a file in a folder",
-    "analyze tiny.json --field name --propose 3": "of a tokenizer: add --model MODEL",
-    "analyze tiny.json --field name --propose 3 --model toy:main": "a lexicon: add --out FILE",
-    "analyze tiny.json --field name --propose 0 --model toy:main --out a": "--propose must be at",
-    "analyze tiny.json --field name --control -1 --model toy:main --out a": "--control is a seed",
-    "analyze tiny.json --field name --propose 3 --model toy:main --out a": "no text in `question`",
-}
-
-
-@pytest.mark.parametrize("command", MISTAKES)
-def test_a_mistake_is_one_line_and_leaves_nothing_behind(command):
-    assert_mistake(command.split(), MISTAKES[command])
-
 
 def test_analyze_prints_and_writes_what_a_run_sampled(place, run_dir):
     code, out, err = call("analyze", run_dir, "--out", "found.json")

@@ -2,19 +2,9 @@
 
 import dataclasses
 
-import pytest
-from command_line import assert_mistake, call
+from command_line import call
 
 from jaxdistill.storage.loading import open_model
-
-MISTAKES = {
-    "convert nowhere out": "there is no folder nowhere",
-}
-
-
-@pytest.mark.parametrize("command", MISTAKES)
-def test_a_mistake_is_one_line_and_leaves_nothing_behind(command):
-    assert_mistake(command.split(), MISTAKES[command])
 
 
 def test_convert_says_what_it_did(place, run_dir):

@@ -8,7 +8,7 @@ import sys
 
 import jax
 import pytest
-from command_line import assert_mistake, call, start
+from command_line import call, start
 
 import jaxdistill
 from jaxdistill.errors import RunStopped
@@ -26,16 +26,6 @@ VERBS = (
     "convert",
     "data",
 )
-
-MISTAKES = {
-    "": "the following arguments are required: VERB",
-    "trian": r"invalid choice: 'trian'",
-}
-
-
-@pytest.mark.parametrize("command", MISTAKES)
-def test_a_mistake_is_one_line_and_leaves_nothing_behind(command):
-    assert_mistake(command.split(), MISTAKES[command])
 
 
 @pytest.mark.parametrize("verb", VERBS)

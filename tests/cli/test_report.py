@@ -1,16 +1,6 @@
 """`report`: a page about a run."""
 
-import pytest
 from command_line import assert_mistake, call
-
-MISTAKES = {
-    "report nowhere": "nowhere",
-}
-
-
-@pytest.mark.parametrize("command", MISTAKES)
-def test_a_mistake_is_one_line_and_leaves_nothing_behind(command):
-    assert_mistake(command.split(), MISTAKES[command])
 
 
 def test_markdown_is_a_studys(place, run_dir):

@@ -10,36 +10,6 @@ from tiny_run import tree_of
 
 from jaxdistill.errors import UserError
 
-MISTAKES = {
-    "sample nowhere --prompt hi": "there is no folder nowhere",
-    "sample toy:mars --prompt hi": "toy base 'mars'",
-    "sample toy:main": "required: --prompt",
-    "sample toy:main --prompt hi --samples 0": "--samples must be at least 1, got 0",
-    "sample nowhere --prompt hi --temperature -1": "--temperature -1.0: expected a value >= 0",
-    "sample nowhere --prompt hi --top-p 0": "--top-p 0.0: expected a value in",
-    "sample nowhere --prompt hi --max-new-tokens 0": "--max-new-tokens 0: expected a value >= 1",
-    "eval nowhere --data toy:train --min-p 2": "--min-p 2.0: expected a value in",
-    f"eval nowhere --data toy:train --out {__file__}": "--out .* is a file; name a folder",
-    "sample toy:main --prompt hi --max-new-tokens x": "invalid int value: 'x'",
-    "eval toy:main --data toy:mars": "'toy:mars' is unknown",
-    "eval toy:main --data no.parquet": "no.parquet.*no such file",
-    "eval toy:main --data toy:train --samples 0": "--samples must be at least 1, got 0",
-    "eval toy:main --data toy:train --limit 0": "--limit must be at least 1, got 0",
-    "eval nowhere --data toy:train": "there is no folder nowhere",
-    "eval nowhere --data toy:train --kind maths": "invalid choice: 'maths'",
-    "eval nowhere --data toy:train --data toy:train": "--data toy:train is named twice",
-    "eval nowhere --data hub:MATH-500": "expected hub:OWNER/NAME",
-    "eval nowhere --data x.csv --kind math --column promt=x": "'promt' is no field of a question",
-    "eval nowhere --data x.csv --kind math --column question": "must be pairs .field, column.",
-    "eval nowhere --data toy:train --bad-rows skip": "'toy:train' is a toy's split; .* bad_rows",
-    "eval nowhere --task x.py:X --instruction none": "instruction: a --task says itself",
-}
-
-
-@pytest.mark.parametrize("command", MISTAKES)
-def test_a_mistake_is_one_line_and_leaves_nothing_behind(command):
-    assert_mistake(command.split(), MISTAKES[command])
-
 
 def test_unreadable_parquet_is_refused_wherever_it_is_named(place):
     (place / "bad.parquet").write_bytes(b"PAR1 this is none PAR1")

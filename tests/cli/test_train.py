@@ -12,44 +12,6 @@ from tiny_run import tree_of
 
 from jaxdistill import epistemic
 
-MISTAKES = {
-    "train": "required: CONFIG",
-    "train toy_selfdistil": r"no recipe 'toy_selfdistil'; did you mean toy_selfdistill",
-    "train missing.json": "config missing.json cannot be read: No such file",
-    "train toy_study": "is a study; use `jaxdistill study toy_study`",
-    "train toy_grpo --set optimizer.peek_lr=1": r"unknown setting.*optimizer.peak_lr",
-    "train toy_grpo --set steps=many": "steps: expected int | None, got 'many'",
-    "train toy_grpo --set steps": r"expected path=value",
-    "train toy_grpo --set steps=-1": "`steps` must be at least 0, got -1",
-    "train toy_grpo --set seed=-1": "`seed` must be at least 0, got -1",
-    "train toy_grpo --set compute.micro_batches=0": "`compute.micro_batches` must be at least 1",
-    "train toy_grpo --set compute.micro_batches=5": "must divide the 48 rows",
-    "train toy_grpo --set objective=CrossEntropy()": "requires `experience` Supervised",
-    "train toy_grpo --set teacher=EMA(rate=2)": r"teacher: `rate` must lie in \(0, 1\]",
-    "train toy_grpo --set model.world=mars": "toy base 'mars'",
-    "train toy_grpo --set experience.task.pool=mars": "`pool` must be one of",
-    "train toy_grpo --set mesh.data=4096": "mesh",
-    "train toy_pretrain --set experience.world=mars": "must be one of main, control, got 'mars'",
-    "train toy_grpo --set model=Pretrained('nowhere')": "there is no folder nowhere",
-    "train tiny.json --set model.tokenizer=nowhere": "there is no folder nowhere",
-    "train tiny.json --set experience.task=MathTask('no.parquet')": "no.parquet.*no such file",
-    "train tiny.json --set experience.task=MathTask('tiny.json')": "tiny.json",
-    "train tiny.json --set lexicon=LexiconFile('no.json')": "lexicon no.json cannot be read",
-    "train tiny.json --set lexicon=LexiconFile('tiny.json')": "tiny.json: no field `words`",
-    "train toy_grpo --set epistemic_words=(wait,)": "unknown setting 'epistemic_words'",
-    "train toy_grpo --set checkpoint_every=5": r"has become `checkpoint`: Steps\(n\) or Minutes\(n",
-    "train toy_grpo --set checkpoint=Steps(0)": "`steps` must be at least 1, got 0",
-    "train toy_grpo --time-limit 1d": "--time-limit: expected a time such as 11h30m, got '1d'",
-    "study toy_grpo": "is one run, not a study; use `jaxdistill train toy_grpo`",
-    "study toy_study --profile huge": "`--profile` must be quick or full, got 'huge'",
-    "study toy_study --set optimizer.peak=1": r"unknown setting 'optimizer.peak'.*peak_lr",
-}
-
-
-@pytest.mark.parametrize("command", MISTAKES)
-def test_a_mistake_is_one_line_and_leaves_nothing_behind(command):
-    assert_mistake(command.split(), MISTAKES[command])
-
 
 def test_a_folder_that_is_taken_is_not_touched(place, run_dir):
     (place / "run").mkdir()

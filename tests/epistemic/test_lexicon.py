@@ -178,3 +178,17 @@ def test_a_file_that_is_no_lexicon_of_this_tokenizer_is_one_line(name, word_leve
     assert said in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_words_of_ones_choice_that_no_token_spells_are_refused_and_the_papers_are_not(word_level):
+    tokenizer = word_level(["wait", "so"])
+    assert epistemic.open_lexicon(epistemic.Words(("wait", "zzzz")), tokenizer).ids == (1,)
+    with pytest.raises(UserError, match="spells none of the lexicon's words as one token: zzzz"):
+        epistemic.open_lexicon(epistemic.Words(("zzzz",)), tokenizer)
+    assert epistemic.open_lexicon(epistemic.Words(), word_level(["so"])).ids == ()
+
+
+@pytest.mark.parametrize("words", [(), None, "wait", ("wait", 3), ["wait"]])
+def test_words_are_a_tuple_of_texts_and_not_empty(words):
+    with pytest.raises(UserError, match=r"^`words` must"):
+        epistemic.Words(words)

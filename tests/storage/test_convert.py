@@ -1,5 +1,6 @@
 """Hugging Face -> run -> Hugging Face gives the same bytes; a checkpoint equals its export."""
 
+import json
 import shutil
 from types import SimpleNamespace
 
@@ -190,3 +191,28 @@ def test_a_run_without_a_checkpoint_says_so(run_dir, tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir()
     with pytest.raises(UserError, match=r"run folder .* has no checkpoint yet"):
         open_model(tmp_path / "run")
+
+
+# ------------------------------------------------------------------------- weights alone, and stops
+
+
+def test_weights_without_a_tokenizer_are_converted_there_and_back(fresh, tmp_path):
+    hf_export.export_folder(tmp_path / "hf", fresh.params, fresh.config, tokenizer_from=None)
+    convert(tmp_path / "hf", tmp_path / "run")
+    convert(tmp_path / "run", tmp_path / "back")
+    assert tree_of(tmp_path / "back") == tree_of(tmp_path / "hf")
+
+
+@pytest.mark.parametrize("place", ["config.json", "generation_config.json"])
+def test_stop_ids_are_the_same_before_and_after_a_conversion(place, fresh, tmp_path):
+    source = export(fresh, tmp_path / "hf")
+    for name in ("config.json", "generation_config.json"):
+        fields = json.loads((source / name).read_text())
+        fields["eos_token_id"] = [3, 7] if name == place else None
+        (source / name).write_text(json.dumps(fields))
+    convert(source, tmp_path / "run")
+    convert(tmp_path / "run", tmp_path / "back")
+    found = [open_model(tmp_path / name).stop_ids for name in ("hf", "run", "back")]
+    trained = loading.load(Pretrained(str(source)), 0, tmp_path / "model").stop_ids
+    assert found == [trained] * 3
+    assert trained[:2] == (3, 7)

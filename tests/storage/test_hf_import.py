@@ -298,3 +298,47 @@ def test_shards_that_are_not_spoilt_are_read(tmp_path):
     expected = hf_import.import_folder(folder)[1]
     _shard(folder)
     assert_same_bits(hf_import.import_folder(folder)[1], expected)
+
+
+# ----------------------------------------------------------------------- tensors that are not ours
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.rotary_emb.inv_freq",
+        "model.layers.0.self_attn.rotary_emb.inv_freq",
+        "transformer.h.0.attn.bias",
+        "transformer.h.0.attn.masked_bias",
+    ],
+)
+def test_buffers_that_transformers_ignores_are_ignored(name, exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "model")
+    rewrite(folder, lambda tensors: tensors.update({name: np.ones(4, np.float32)}))
+    _, params = hf_import.import_folder(folder)
+    assert_same_bits(params, hf_import.import_folder(exported)[1])
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.self_attn.bias", "rotary_emb.inv_freqs", "bias"])
+def test_a_tensor_that_is_nearly_a_buffer_is_refused(name, exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "model")
+    rewrite(folder, lambda tensors: tensors.update({name: np.ones(4, np.float32)}))
+    with pytest.raises(UserError, match=f"unexpected tensor {re.escape(name)}"):
+        hf_import.import_folder(folder)
+
+
+def test_float16_holds_what_it_can_and_refuses_what_it_cannot(exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "model")
+    norm = "model.norm.weight"
+    # 65,504 is the largest number; up to 65,519 is rounded to it.
+    rewrite(folder, lambda tensors: tensors[norm].put([0, 1], [65504.0, -65519.0]))
+    hf_import.import_folder(folder, dtype="float16")
+    rewrite(folder, lambda tensors: tensors[norm].put([0, 1], [65520.0, -1e9]))
+    with pytest.raises(UserError, match=rf"{norm} has 2 value\(s\) beyond the largest of float16"):
+        hf_import.import_folder(folder, dtype="float16")
+    config, params = hf_import.import_folder(folder)
+    with pytest.raises(UserError, match=f"{norm} has 2 value"):
+        hf_export.export_folder(
+            tmp_path / "out", params, config, tokenizer_from=None, dtype="float16"
+        )
+    assert not (tmp_path / "out").exists()

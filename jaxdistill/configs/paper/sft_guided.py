@@ -5,8 +5,8 @@ questions; only the writing of the responses was guided.
 Expected: a collapse. The paper reports avg@16 of 20.21, 12.71, 57.03 and 65.52 on AIME24, AIME25,
 AMC23 and MATH500, where `sft_unguided` has 51.04, 40.00, 87.66 and 90.93.
 Hardware and time: as `sft_unguided`, but training takes a sixth: responses have 2,000 tokens.
-Data: the command of `sft_unguided` writes both files. Nearly all guided responses are correct, about
-2,700 of 350 problems; `--set steps=1500` makes as many updates as 800 rows in 15 epochs.
+Data: the command of `sft_unguided` writes both files. Nearly all guided responses are correct:
+2,700 of 350 problems. `--set steps=1500` makes as many updates as 800 rows in 15 epochs.
 Command: jaxdistill train sft_guided --set experience.source=runs/guided/solution.jsonl
 Deviations and choices: those of `sft_unguided`.
 """

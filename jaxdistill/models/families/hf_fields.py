@@ -1,6 +1,7 @@
 """Reading and writing the parts of config.json that families share: fields, layer kinds, RoPE."""
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -45,6 +46,8 @@ def field(fields: Fields, name: str, kind: type, default: Any = None) -> Any:
     # bool is a subclass of int, but `true` is no number.
     if not isinstance(value, accepted) or isinstance(value, bool) != (kind is bool):
         raise UserError(f"field '{name}' must be of type {kind.__name__}, not {value!r}")
+    if kind is float and not abs(value) <= sys.float_info.max:
+        raise UserError(f"field '{name}' must be a finite number, not {value!r:.40}")
     return kind(value)
 
 
@@ -148,7 +151,7 @@ def read_uniform_rope(fields: Fields, max_positions: int) -> Rope:
     return rope
 
 
-def read_rope(parameters: Fields | None, theta: float, max_positions: int) -> Rope:
+def read_rope(parameters: Any, theta: float, max_positions: int) -> Rope:
     """Read a `rope_parameters` (or older `rope_scaling`) object; `theta` is used if it has none.
 
     Raises UserError for a type other than default, linear, yarn and llama3, and for a key that

@@ -9,21 +9,29 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
+from typing import IO
 
 from jaxdistill.errors import UserError
-from jaxdistill.tasks.grading.verdict import FAILED, READY, Grader, Verdict, judge
+from jaxdistill.tasks.grading.verdict import BEGAN, FAILED, READY, Grader, Verdict, fault_in, judge
 from jaxdistill.tasks.questions import Question
 
 TOO_SLOW = "too slow"
 # Time limit for starting a worker and its imports, which take seconds on an idle machine but much
 # longer on a loaded one. It counts towards no response's limit. Chosen, not measured.
 _START_S = 120.0
+# A worker may be killed while it starts, by the system or by a person: its successor starts. After
+# this many failed starts in a row the fault is the environment's. Chosen, not measured.
+_MOST_FAILED_STARTS = 3
+# A response is graded again if the process that graded it died, since something else may have
+# killed it. The second death is the response's own fault, and gets a verdict.
+_MOST_DEATHS = 2
 
 
 def grade_all(
@@ -37,24 +45,44 @@ def grade_all(
 
     `workers=0` grades in this process without a time limit, for graders that are fast and safe.
     A caller that grades repeatedly should keep a `GradingPool`, whose workers start only once.
-    Raises UserError if a worker cannot load the grader.
+    What the grader prints is discarded. Raises UserError if the grader cannot be loaded or misses a
+    module.
     """
-    if workers == 0:
-        pairs = zip(questions, responses, strict=True)
-        # A grader's prints must not mix with a command's output, which may be JSON.
-        with contextlib.redirect_stdout(sys.stderr):
-            return [judge(grader, question, response) for question, response in pairs]
-    with GradingPool(grader, workers, timeout_s) as pool:
-        return pool.grade(questions, responses)
+    if workers > 0:
+        with GradingPool(grader, workers, timeout_s) as pool:
+            return pool.grade(questions, responses)
+    pairs = zip(questions, responses, strict=True)
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        verdicts = [judge(grader, question, response) for question, response in pairs]
+    for verdict in verdicts:
+        if (fault := fault_in(verdict)) is not None:
+            raise UserError(f"the grader cannot run: {fault}")
+    return verdicts
 
 
 @dataclass
 class _Worker:
     process: subprocess.Popen
     connection: Connection
-    task: int | None = None  # the index of the response being graded
+    output: IO[bytes]  # what it has printed before READY; later prints are discarded
+    task: int | None = None  # the index of the response that it was given
+    began: bool = False  # True once it has sent BEGAN, after receiving that response
     ready: bool = False  # True once it has sent READY, after its imports
     deadline: float = 0.0  # of the start, then of the current response; in time.monotonic seconds
+
+
+@dataclass
+class _Batch:
+    """The responses of one call of `grade`."""
+
+    tasks: list[tuple[Question, str]]
+    waiting: deque[int]  # indices of tasks that no worker has
+    verdicts: dict[int, Verdict] = field(default_factory=dict)
+    deaths: Counter[int] = field(default_factory=Counter)  # of processes that graded a task
 
 
 class GradingPool:
@@ -62,7 +90,9 @@ class GradingPool:
 
     A response whose grading takes longer than `timeout_s` seconds gets the verdict "too slow", and
     its worker is replaced. The default of 5 s is above `grading.math`'s own alarm of 4 s, which
-    does not cost a worker. Use the pool as a context manager or call `close`.
+    does not cost a worker. A worker that is killed from outside costs no verdict: another one takes
+    its response over. What a grader prints is discarded. Use the pool as a context manager or call
+    `close`.
     """
 
     def __init__(self, grader: Grader, workers: int = 2, timeout_s: float = 5.0):
@@ -71,6 +101,7 @@ class GradingPool:
         self._num_workers = workers
         self._timeout_s = timeout_s
         self._workers: list[_Worker] = []
+        self._failed_starts = 0  # in a row
 
     def __enter__(self) -> "GradingPool":
         return self
@@ -84,83 +115,134 @@ class GradingPool:
             _stop(worker)
         self._workers = []
 
+    def start(self) -> None:
+        """Wait until a worker has loaded the grader and a library that it needs has been tried.
+
+        Raises UserError as `grade` does.
+        """
+        batch = _Batch([], deque())
+        try:
+            while not any(worker.ready for worker in self._workers):
+                self._fill(1)
+                self._collect(batch)
+        except BaseException:
+            self.close()
+            raise
+
     def grade(self, questions: Sequence[Question], responses: Sequence[str]) -> list[Verdict]:
         """Grade `responses[i]` against `questions[i]` for each i; verdicts are in the same order.
 
-        Raises UserError if a worker cannot load the grader.
+        Raises UserError if the workers do not start, cannot load the grader or miss a library that
+        it needs.
         """
         tasks = list(zip(questions, responses, strict=True))
-        waiting = deque(range(len(tasks)))
-        verdicts: dict[int, Verdict] = {}
+        batch = _Batch(tasks, deque(range(len(tasks))))
         try:
-            while len(verdicts) < len(tasks):
-                self._hand_out(tasks, waiting)
-                self._collect(verdicts)
+            while len(batch.verdicts) < len(tasks):
+                # No more workers than responses left: a start costs seconds of imports.
+                self._fill(min(self._num_workers, len(batch.waiting) + self._num_busy()))
+                self._hand_out(batch)
+                self._collect(batch)
         except BaseException:
             # An interrupted call would leave verdicts in the pipes, and the next call would read
             # them as its own.
             self.close()
             raise
-        return [verdicts[index] for index in range(len(tasks))]
+        return [batch.verdicts[index] for index in range(len(tasks))]
 
-    def _hand_out(self, tasks: list[tuple[Question, str]], waiting: deque[int]) -> None:
-        """Start missing workers and send each idle one a response."""
-        # No more workers than responses left: a start costs seconds of imports.
-        wanted = min(self._num_workers, len(waiting) + self._num_busy())
+    def _fill(self, wanted: int) -> None:
+        """Replace workers that died while idle, and start missing ones."""
+        for worker in list(self._workers):
+            if worker.ready and worker.task is None and worker.process.poll() is not None:
+                self._remove(worker)
         while len(self._workers) < wanted:
             self._workers.append(_start(self._grader))
+
+    def _remove(self, worker: _Worker) -> None:
+        _stop(worker)
+        self._workers.remove(worker)
+
+    def _hand_out(self, batch: _Batch) -> None:
+        """Send each idle worker a response."""
         for worker in list(self._workers):
-            if not (waiting and worker.ready and worker.task is None):
+            if not (batch.waiting and worker.ready and worker.task is None):
                 continue
             try:
-                worker.connection.send(tasks[waiting[0]])
-            except OSError:  # the worker died while idle; another one grades the response
-                _stop(worker)
-                self._workers.remove(worker)
+                worker.connection.send(batch.tasks[batch.waiting[0]])
+            except OSError:  # it died a moment ago; another one grades the response
+                self._remove(worker)
                 continue
-            worker.task = waiting.popleft()
+            worker.task, worker.began = batch.waiting.popleft(), False
             worker.deadline = time.monotonic() + self._timeout_s
 
     def _num_busy(self) -> int:
         return sum(worker.task is not None for worker in self._workers)
 
-    def _collect(self, verdicts: dict[int, Verdict]) -> None:
+    def _collect(self, batch: _Batch) -> None:
         """Wait for a message or a deadline, receive messages, and drop late or dead workers."""
         pending = [
             worker for worker in self._workers if worker.task is not None or not worker.ready
         ]
+        if not pending:  # the last ones died while idle
+            return
         first_deadline = min(worker.deadline for worker in pending)
         connections = [worker.connection for worker in pending]
         readable = wait(connections, max(first_deadline - time.monotonic(), 0.0))
         for worker in pending:
             # Messages come before deadlines: a verdict that has arrived is not too late.
             if worker.connection in readable:
-                self._receive(worker, verdicts)
+                self._receive(worker, batch)
             elif time.monotonic() >= worker.deadline:
-                self._drop(worker, TOO_SLOW, verdicts)
+                self._end(worker, TOO_SLOW, batch)
 
-    def _receive(self, worker: _Worker, verdicts: dict[int, Verdict]) -> None:
+    def _receive(self, worker: _Worker, batch: _Batch) -> None:
         try:
             message = worker.connection.recv()
         except (EOFError, OSError):
             # For example when C code aborts because the memory limit refuses an allocation.
-            self._drop(worker, f"{FAILED}: its process died", verdicts)
+            self._bury(worker, batch)
             return
         if isinstance(message, Verdict):
             assert worker.task is not None, "a verdict from an idle worker"
-            verdicts[worker.task], worker.task = message, None
+            batch.verdicts[worker.task], worker.task = message, None
+        elif message == BEGAN:
+            worker.began = True
         elif message == READY:
-            worker.ready = True
+            worker.ready, self._failed_starts = True, 0
         else:
-            raise UserError(f"a grading process cannot load the grader: {message}")
+            raise UserError(message)
 
-    def _drop(self, worker: _Worker, reason: str, verdicts: dict[int, Verdict]) -> None:
-        if not worker.ready:  # a replacement would fail in the same way
-            raise RuntimeError(f"a grading worker did not start; see its message above ({reason})")
-        _stop(worker)
-        self._workers.remove(worker)
+    def _bury(self, worker: _Worker, batch: _Batch) -> None:
+        """A process has died. Unless it died of its response, another one takes that over."""
         if worker.task is not None:
-            verdicts[worker.task] = Verdict(False, reason, None)
+            batch.deaths[worker.task] += worker.began
+            if batch.deaths[worker.task] < _MOST_DEATHS:
+                batch.waiting.appendleft(worker.task)
+                worker.task = None
+        self._end(worker, f"{FAILED}: its process died", batch)
+
+    def _end(self, worker: _Worker, reason: str, batch: _Batch) -> None:
+        """Remove a late or dead worker; its response, if it has one, gets a verdict."""
+        printed = "" if worker.ready else _last_line(worker.output)
+        self._remove(worker)
+        if worker.task is not None:
+            batch.verdicts[worker.task] = Verdict(False, reason, None)
+        if not worker.ready:
+            self._failed_starts += 1
+            if self._failed_starts == _MOST_FAILED_STARTS:
+                code = worker.process.returncode
+                ending = f"not ready after {_START_S:g} s" if reason == TOO_SLOW else f"exit {code}"
+                raise UserError(
+                    f"{_MOST_FAILED_STARTS} grading processes in a row did not start ({ending}; "
+                    f"a negative code is a signal){printed and f'; the last one said {printed}'}"
+                )
+
+
+def _last_line(output: IO[bytes]) -> str:
+    output.seek(0)
+    lines = output.read().decode(errors="replace").strip().splitlines()
+    # 200 characters keep the error to one line of a terminal or two.
+    return repr(lines[-1][:200]) if lines else ""
 
 
 def _start(grader: Grader) -> _Worker:
@@ -169,17 +251,21 @@ def _start(grader: Grader) -> _Worker:
     # and must not claim the accelerator if a recipe that it imports asks for JAX's devices.
     path = os.pathsep.join(path for path in sys.path if path)
     environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+    # Neither stdout nor stderr: both are the command's. `_stop` closes it.
+    output = tempfile.TemporaryFile()  # noqa: SIM115
     process = subprocess.Popen(
         [sys.executable, "-m", "jaxdistill.tasks.grading.worker", str(theirs.fileno())],
         pass_fds=[theirs.fileno()],
         env=environment,
         stdin=subprocess.DEVNULL,
-        stdout=2,  # stderr: its prints must not mix with a command's output
+        stdout=output,
+        stderr=output,
     )
     theirs.close()
-    worker = _Worker(process, ours, deadline=time.monotonic() + _START_S)
+    worker = _Worker(process, ours, output, deadline=time.monotonic() + _START_S)
     try:
-        ours.send(grader)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it is dead: `_receive`
+            ours.send(grader)
     except BaseException:
         _stop(worker)
         raise
@@ -190,3 +276,4 @@ def _stop(worker: _Worker) -> None:
     worker.process.kill()
     worker.process.wait()
     worker.connection.close()
+    worker.output.close()

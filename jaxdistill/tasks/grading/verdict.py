@@ -1,6 +1,7 @@
 """The verdict of a grader on one response."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,16 @@ class TaskGrader:
 
 FAILED = "grader failed"  # the start of the reason if the grader raised or its process died
 READY = "ready"  # the first message of a grading process, sent after its imports
+BEGAN = "began"  # its message on receiving a response: from then on the response may kill it
+
+# A module that a grader lacks is a fault of the environment, and of no response.
+_FAULT = re.compile(r"(?:grader failed|unreadable): ((?:ImportError|ModuleNotFoundError)\b.*)")
+
+
+def fault_in(verdict: Verdict) -> str | None:
+    """The import that failed in a grader, if that is the reason of its verdict."""
+    found = None if verdict.correct else _FAULT.match(verdict.reason)
+    return found and found[1]
 
 
 def judge(grader: Grader, question: Question, response: str) -> Verdict:

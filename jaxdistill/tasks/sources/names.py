@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxdistill.errors import UserError
+from jaxdistill.files import local_path
 
 _FORMS = "a file, tfds:NAME[/CONFIG][:SPLIT] or hub:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]"
 
@@ -93,7 +94,7 @@ def parse(source: str | Path | Iterable[str]) -> Source:
         return _parse_tfds(text)
     if text.startswith("hub:"):
         return _parse_hub(text)
-    if "," in text and not _expanded(text).exists():
+    if "," in text and not _is_file(text):
         return _file_source([part.strip() for part in text.split(",")], repr(text))
     return _file_source([text], repr(text))
 
@@ -108,14 +109,23 @@ def _file_source(paths: list[str], shown: str) -> FileSource:
 
 def _expanded(path: str) -> Path:
     try:
-        return Path(path).expanduser()
-    except RuntimeError:  # ~ without $HOME, or ~NAME of nobody
-        raise UserError(f"data {path!r}: cannot tell whose folder ~ is") from None
+        return local_path(path)
+    except UserError as error:
+        raise UserError(f"data {error}") from None
+
+
+def _is_file(text: str) -> bool:
+    """Whether a text with commas is one file; several names together may be too long for one."""
+    try:
+        return local_path(text).exists()
+    except UserError:
+        return False
 
 
 def _refuse_near_miss(path: str) -> None:
     """Names of other tools, and names of data sets without their prefix."""
-    if _expanded(path).exists():
+    is_url = re.match(r"[A-Za-z][\w+.-]*:/", path)
+    if not is_url and _expanded(path).exists():
         return
     if found := re.match(r"(?:https?://huggingface\.co|hf:/)/datasets/([\w.-]+/[\w.-]+)", path):
         raise UserError(f"data {path!r}: for a data set of the hub write hub:{found[1]}")
