@@ -40,6 +40,12 @@ from jaxdistill.training.traces import Traces
 
 # Sequences per step: more than any slice of devices takes, and few enough to be counted. Chosen.
 MOST_ROWS = 10_000_000
+# {integer setting: its least value}; the second names those that may also be None.
+LEAST = {
+    "steps": 0, "rollouts_every": 0, "keep_checkpoints": 1, "rollouts_rows": 1,
+    "max_skipped_steps": 1,
+}  # fmt: skip
+MAY_BE_NONE = ("steps", "rollouts_rows", "max_skipped_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,19 +95,13 @@ class RunConfig:
         if self.steps is None and not isinstance(self.experience, Traces):
             kind = type(self.experience).__name__
             raise UserError(f"`steps` must be set: the {kind} experience has no end of its own")
-        _require_at_least(0, "steps", 0 if self.steps is None else self.steps)
         check_seed("`seed`", self.seed)
-        _require_at_least(0, "rollouts_every", self.rollouts_every)
+        for name, low in LEAST.items():
+            if not (getattr(self, name) is None and name in MAY_BE_NONE):
+                _require_at_least(low, name, getattr(self, name))
         if not 0 < self.grace_seconds < math.inf:
             raise UserError(f"`grace_seconds` must be above 0, got {self.grace_seconds}")
         own_classes.require_choice("checkpoint", self.checkpoint, Checkpointing)
-        _require_at_least(1, "keep_checkpoints", self.keep_checkpoints)
-        _require_at_least(
-            1, "rollouts_rows", 1 if self.rollouts_rows is None else self.rollouts_rows
-        )
-        _require_at_least(
-            1, "max_skipped_steps", 1 if self.max_skipped_steps is None else self.max_skipped_steps
-        )
         _require_at_least(1, "compute.micro_batches", self.compute.micro_batches)
         if self.rows * self.updates > MOST_ROWS:
             raise UserError(

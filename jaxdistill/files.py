@@ -1,6 +1,7 @@
-"""Files that last, errors that name them, JSON that may be broken, and paths that a user has written.
+"""Files that last, errors that name them, JSON that may be broken, and paths that a user wrote.
 
-A file is written whole or not at all, and is on the disk before it counts. Nothing here imports JAX.
+A file is written whole or not at all, and is on the disk before it counts. This module does not
+import JAX.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from jaxdistill.errors import UserError
 

@@ -74,9 +74,6 @@ def heeding_signals(arguments: Sequence[str] | None) -> tuple[int, Stopping]:
         if options.debug:
             traceback.print_exc()
         code, line = explain(error)
-    except BaseException:
-        stopping.close()
-        raise
     if code == 141:
         # Python flushes its buffer again at exit, which would fail once more; discard it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,7 +4,7 @@ Every problem has the same number of responses, so a mean over responses is the 
 of their means. Intervals and paired differences resample problems (`evaluation.intervals`).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxdistill.epistemic import TEN_WORDS
@@ -55,7 +55,7 @@ Records = Sequence[dict[str, Any]]
 
 def summarize_guided(
     base: Records,
-    records: dict[str, Records],
+    records: Mapping[str, Records],
     dropped: dict[str, dict[str, list[str]]],
 ) -> dict[str, Any]:
     """Return values for summary.json: `pool`, `contexts`, and `differences` from the plain samples.
