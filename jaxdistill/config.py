@@ -41,10 +41,7 @@ from jaxdistill.training.traces import Traces
 # Sequences per step: more than any slice of devices takes, and few enough to be counted. Chosen.
 MOST_ROWS = 10_000_000
 # {integer setting: its least value}; the second names those that may also be None.
-LEAST = {
-    "steps": 0, "rollouts_every": 0, "keep_checkpoints": 1, "rollouts_rows": 1,
-    "max_skipped_steps": 1,
-}  # fmt: skip
+LEAST = dict(steps=0, rollouts_every=0, keep_checkpoints=1, rollouts_rows=1, max_skipped_steps=1)
 MAY_BE_NONE = ("steps", "rollouts_rows", "max_skipped_steps")
 
 
