@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxdistill.cli.flags import (
     MODEL_HELP,
+    add_no_verify,
     add_out,
     add_reading,
     add_sampling,
@@ -34,6 +35,7 @@ def add_verbs(verbs: Any) -> None:
         compiles=True,
     )
     sub.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    add_no_verify(sub)
     add_pool(sub)
     sub.add_argument(
         "--contexts",

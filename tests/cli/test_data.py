@@ -191,8 +191,8 @@ def test_train_and_eval_run_from_a_prepared_set(place):
 
 FAILURES = {
     OSError(28, "No space left on device", "tfds"): (
-        1,
-        r"internal error, OSError: .*No space left",
+        2,
+        r"tfds: No space left on device; free space on that disk",
     ),
     KeyboardInterrupt(): (130, "interrupted"),
 }

@@ -87,7 +87,7 @@ def test_debug_shows_the_traceback_and_keeps_the_code():
 
 
 def test_an_internal_error_is_one_line_and_code_1(monkeypatch):
-    def broken(*_):
+    def broken(*_, **__):
         raise TypeError("unsupported operand\nfor +")
 
     monkeypatch.setattr("jaxdistill.config.load_recipe", broken)
@@ -103,7 +103,7 @@ def test_an_internal_error_is_one_line_and_code_1(monkeypatch):
 
 
 def test_an_out_of_memory_error_says_what_to_change(monkeypatch):
-    def full(*_):
+    def full(*_, **__):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while\ntrying")
 
     monkeypatch.setattr("jaxdistill.config.load_recipe", full)
@@ -128,7 +128,7 @@ def test_an_out_of_memory_error_says_what_to_change(monkeypatch):
     ids=lambda value: type(value).__name__ if isinstance(value, OSError) else "",
 )
 def test_what_the_system_refuses_is_one_line_with_path_and_reason(monkeypatch, error, expected):
-    def refused(*_):
+    def refused(*_, **__):
         raise error
 
     monkeypatch.setattr("jaxdistill.config.load_recipe", refused)
@@ -139,7 +139,7 @@ def test_what_the_system_refuses_is_one_line_with_path_and_reason(monkeypatch, e
 
 
 def test_a_run_that_stops_itself_is_3(monkeypatch):
-    def stopped(*_):
+    def stopped(*_, **__):
         raise RunStopped("stopped at step 5")
 
     monkeypatch.setattr("jaxdistill.config.load_recipe", stopped)
@@ -147,7 +147,7 @@ def test_a_run_that_stops_itself_is_3(monkeypatch):
 
 
 def test_ctrl_c_in_a_verb_is_130(monkeypatch):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("jaxdistill.config.load_recipe", interrupted)

@@ -35,7 +35,7 @@ def test_a_run_from_weights_that_are_not_finite_is_stopped_and_exports_nothing(p
     with_nan(run_dir, place / "nan")
     code, out, err = call(
         *TRAIN.split(), "--set", "model=Pretrained('nan')", "--set", "steps=9",
-        "--set", "max_skipped_steps=2", "--set", "checkpoint_every=1",
+        "--set", "max_skipped_steps=2", "--set", "checkpoint=Steps(1)",
     )  # fmt: skip
     assert (code, out) == (3, "")
     assert "stopped at step 2: 2 steps in a row were skipped" in err.splitlines()[-1]
@@ -76,7 +76,11 @@ def test_a_flipped_bit_of_a_checkpoint_is_refused_by_every_verb_that_reads_it(pl
 )
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("tiny.json/new", "Not a directory"), (300 * "x", "File name too long"), ("/proc/a/b", "")],
+    [
+        ("tiny.json/new", "cannot be written: Not a directory"),
+        (300 * "x", "is too long for a path"),
+        ("/proc/a/b", "cannot be written: "),
+    ],
 )
 def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(command, name, reason):
-    assert_mistake(command.format(name).split(), f"cannot be written: {reason}")
+    assert_mistake(command.format(name).split(), reason)

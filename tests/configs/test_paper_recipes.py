@@ -12,7 +12,6 @@ from places import ROOT
 from jaxdistill import overrides
 from jaxdistill.config import load_recipe, load_study_recipe, recipe_modules
 from jaxdistill.models.students import STUDENTS
-from jaxdistill.tasks.grading.math import LAST_CHARS
 
 # Of arXiv 2603.24472 and its released code, by section; `type` is the class of a choice.
 SECTION_5 = {
@@ -278,8 +277,9 @@ def test_the_hours_of_one_gpu_follow_from_the_measured_rates():
 
 
 def test_the_docstring_names_the_window_of_answers():
-    """The paper's is a setting, and ours the default."""
+    """The paper's is a setting, and no window the default."""
     text = importlib.import_module(recipe_modules()["sdpo_math"]).__doc__
-    assert f"last {LAST_CHARS} characters" in text
+    assert "`experience.task.last_chars=100`" in text
+    assert load_recipe("sdpo_math", []).experience.task.last_chars is None
     config = load_recipe("sdpo_math", ["experience.task.last_chars=100"])
     assert config.experience.task.last_chars == 100

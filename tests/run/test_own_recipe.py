@@ -159,7 +159,7 @@ def test_a_start_that_fails_takes_away_what_it_made_and_nothing_else(place, monk
     source, mine = (place / "run" / "recipe.py").read_text(), place / "mine"
 
     def failing(error, *made):
-        def train(config, run_dir, resume, quiet):
+        def train(config, run_dir, *_, **__):
             assert json.loads((run_dir / "config.json").read_text())["recipe"]
             for name in made:
                 (run_dir / name).parent.mkdir(exist_ok=True)
@@ -256,7 +256,7 @@ def test_a_report_an_analysis_and_an_evaluation_of_other_questions_never_run_a_r
             r"a class with questions\(\) and grade\(.*, but FadeIn is not one",
         ),
         ("run/recipe.py:Brief(counts=2)", r"unknown setting .*counts'; expected Brief\(count, m"),
-        ("run/recipe.py:Brief(count=0)", "`count` must be at least 1, got 0"),
+        ("run/recipe.py:Brief(count=0)", "`count` must be at least 1 and at most 1000000, got 0"),
         ("no_such.module:Brief", "no_such.module:Brief: ModuleNotFoundError"),
     ],
 )

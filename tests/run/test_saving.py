@@ -37,7 +37,7 @@ def complete(saving, step, seconds=0.0):
     saving.begin()
     saving._began -= seconds
     with saving.replacing():
-        saving.keep(Kept(step, {}, {}), compiling=0.0)
+        saving.keep(Kept(step, {"params": {}}, {}), compiling=0.0)
 
 
 def test_a_stop_saves_the_last_completed_step_once(saving):
@@ -67,7 +67,7 @@ def stop_during_a_step(saving, left, fits):
     stop.start()
     time.sleep(0.2)
     if saving._is_whole.acquire(blocking=False):
-        saving.keep(Kept(2, {}, {}), compiling=0.0)
+        saving.keep(Kept(2, {"params": {}}, {}), compiling=0.0)
         saving._is_whole.release()
     stop.join(left)
     assert not stop.is_alive()
