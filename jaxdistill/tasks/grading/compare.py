@@ -80,6 +80,9 @@ def _same(a: Value, b: Value) -> bool:
         case Words(), Number():
             return a.product is not None and b.unit is None and _same_product(a.product, b.node)
         case Number(), Number():
+            # 75 m beside 75\text{ m}
+            if b.unit is None and b.node[0] == "mul" and b.node[2] == ("sym", a.unit):
+                return _same_nodes(a.node, b.node[1])
             approximate = a.is_approximate and b.is_approximate
             return units_agree(a.unit, b.unit) and _same_nodes(a.node, b.node, approximate)
         case Based(), Number():
@@ -237,7 +240,8 @@ def _same_items(a: Items[Value], b: Items[Value]) -> bool:
 
 def _same_joined(a: Value, b: Value) -> bool:
     if isinstance(a, Without) and isinstance(b, Without):
-        return same(a.base, b.base) and _same_items(a.points, b.points)
+        is_same = None in (a.letter, b.letter) or a.letter == b.letter
+        return is_same and same(a.base, b.base) and _same_items(a.points, b.points)
     if not (isinstance(a, Joined) and isinstance(b, Joined)):
         return False
     return a.sign == b.sign and _same_items(a.parts, b.parts)

@@ -130,6 +130,7 @@ def _without_wrappers(answer: str) -> str:
     answer = re.sub(rf"\\(?:{_HIDDEN})\s*\{{[^{{}}]*\}}", "", answer)
     while (wrapper := _WRAPPER.search(answer)) is not None:
         answer = answer[: wrapper.start()] + _unwrapped(answer[wrapper.end() :])
+    answer = re.sub(r"\\mathrm\s+([a-zA-Z])(?![a-zA-Z])", r"\\text{\1}", answer)
     answer = re.sub(rf"\\(?:{TEXT_COMMANDS})(?![a-zA-Z])\s*(?=\{{)", r"\\text", answer)
     answer = re.sub(r"\\mathbb\s*\{?\s*([A-Z])\s*\}?", r"\\mathbb{\1}", answer)
     answer = re.sub(r"\\(?:checkmark|blacksquare|square|Box|qed)(?![a-zA-Z])", "", answer)

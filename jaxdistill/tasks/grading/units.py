@@ -70,7 +70,9 @@ _CHANGING = word_set(
     "thousand hundred dozen pair pairs half halves third thirds quarter quarters tenth "
     "tenths hundredth hundredths only about approximately except between through but "
     "either neither both undefined none pi root base hundredths nor score couple double "
-    "triple twice"
+    "triple twice zero one two three four five six seven eight nine ten eleven twelve thirteen "
+    "fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy "
+    "eighty ninety"
 )
 
 # Chinese units, and words for counting, perhaps with the thing counted: 75 种方法.
@@ -85,10 +87,14 @@ _CHINESE_UNIT = re.compile(
 )
 _CHINESE_COUNTED = re.compile(
     r"(?:[个人名位种只条张本页题棵颗辆块支件组岁项步场户头匹根间座层台袋箱瓶杯盒枚天月]|次(?!方))"
-    r"(?![半百])(?:(?![以多余左上下不或和与到至及倍])[\u4e00-\u9fff]){0,4}"
+    r"(?:(?![半百千万亿以多余左上下不或和与到至及倍\d])[\u4e00-\u9fff]){0,4}"
 )
 _AFTER_NUMBER = re.compile(
     r"(?P<body>.*[\d)}\]!])\s*(?P<unit>\(?[\u4e00-\u9fff/]+\)?)", re.DOTALL
+)
+
+_UNIT_AS_FRACTION = re.compile(
+    r"\s*\\frac\s*\{\s*\\text\{([^{}]*)\}\s*\}\s*\{\s*\\text\{([^{}]*)\}\s*\}$"
 )
 
 COUNTED = "things: "  # the start of a unit that is no unit of measurement
@@ -125,6 +131,7 @@ def without_unit(text: str) -> Measured:
     (Measured(number='15', unit='cm^2'), Measured(number='18', unit='dollar'), \
 Measured(number='5x', unit=None))
     """
+    text = _UNIT_AS_FRACTION.sub(r" \\text{\1/\2}", text)
     money = _MONEY.match(text)
     if money is not None:
         mark = re.sub(r"\\text\{|\}|\s", "", money["mark"])
