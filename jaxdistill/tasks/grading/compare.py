@@ -7,6 +7,7 @@ where the grader guesses.
 import re
 from collections.abc import Sequence as Items
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 from jaxdistill.tasks.grading import numbers
@@ -336,6 +337,7 @@ def _merged(pieces: Items[Piece]) -> list[Piece] | None:
     return [piece for _, piece in found]
 
 
+@lru_cache(maxsize=1024)
 def _position(node: Node) -> Any:
     """Where a bound lies on the real line; None for what is no real number."""
     node = _bare(node)

@@ -239,7 +239,7 @@ def without_dots(text: str) -> tuple[str, bool]:
 def is_listed(text: str) -> bool:
     """Whether a text joins single letters, as an answer of several options does: `A, C and D`."""
     words = re.findall(r"[A-Za-z]+", text)
-    return all(len(word) == 1 or word in ("and", "or") for word in words)
+    return bool(words) and all(len(word) == 1 or word in ("and", "or") for word in words)
 
 
 def is_prose(text: str) -> bool:

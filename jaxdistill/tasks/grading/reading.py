@@ -148,7 +148,8 @@ def _words(text: str) -> Words | None:
     plain = names.plain(text)
     pieces = re.findall(r"[^\W\d_]+", plain)
     is_words = re.fullmatch(r"[^\W\d_]+(?:[\s\-'’.&,/]+[^\W\d_]+)*[.!?]?", plain)
-    if not is_words or all(len(piece) == 1 for piece in pieces):
+    # One letter is an unknown; one character of Chinese is a word.
+    if not is_words or all(len(piece) == 1 and not "一" <= piece <= "鿿" for piece in pieces):
         return None
     if any(piece in names.MATHEMATICAL for piece in pieces) or names.is_listed(plain):
         return None

@@ -204,6 +204,8 @@ def _one_unit(text: str, is_text: bool) -> str | None:
         return None
     word, _, raised = words[0].partition("^")
     word = word.strip(".")
+    if raised and not re.fullmatch("[23]", raised):
+        return None
     if not is_text and len(word) == 1 and word != "¢" and not raised:
         return None
     for spelled in (word, word.lower(), word.removesuffix("s"), word.lower().removesuffix("s")):
