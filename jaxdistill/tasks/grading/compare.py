@@ -306,7 +306,9 @@ def _cut(value: Without) -> Region | None:
             if low <= at <= high:
                 below = Piece(piece.low, piece.low_closed and low < at, point.node, False)
                 above = Piece(point.node, False, piece.high, piece.high_closed and at < high)
-                found += [part for part, is_left in ((below, low < at), (above, at < high)) if is_left]
+                found += [
+                    part for part, is_left in ((below, low < at), (above, at < high)) if is_left
+                ]
             else:
                 found.append(piece)
         pieces = found

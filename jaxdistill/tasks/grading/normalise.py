@@ -38,10 +38,17 @@ _NAMES = {
     **{"pounds": "£", "textdollar": r"\$", "dollar": r"\$", "varphi": r"\phi"},
     **{"varepsilon": r"\epsilon", "div": "/", "percent": "%", "quad": " ", "qquad": " "},
     **{"thinspace": " ", "enspace": " ", "enskip": " ", "space": " ", "land": r"\text{and}"},
-    **{"bigcup": r"\cup", "bigcap": r"\cap", "lor": r"\text{or}", "R": r"\mathbb{R}", "approxeq": r"\approx", "simeq": r"\approx"},
+    **{
+        "bigcup": r"\cup",
+        "bigcap": r"\cap",
+        "lor": r"\text{or}",
+        "R": r"\mathbb{R}",
+        "approxeq": r"\approx",
+        "simeq": r"\approx",
+    },
     **{"smallsetminus": r"\setminus", "backslash": r"\setminus", "lnot": r"\neg"},
 }
-# Upright constants and functions: \mathrm{e}, \operatorname{arctan}. Not sec and min, which are units.
+# Upright constants and functions, such as \mathrm{e}; sec and min are units.
 _CONSTANTS = re.compile(r"\\text\{\s*([ei])\s*\}")
 _FUNCTIONS_AS_TEXT = re.compile(
     r"\\text\{\s*((?:arc)?(?:sin|cos|tan)|(?:sin|cos|tan)h|cot|csc|log|ln|lg|exp|gcd|lcm)\s*\}"

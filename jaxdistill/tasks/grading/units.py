@@ -80,7 +80,14 @@ _CHINESE = {
     **{"毫米": "mm", "厘米": "cm", "分米": "dm", "千米": "km", "公里": "km", "米": "m"},
     **{"毫克": "mg", "千克": "kg", "公斤": "kg", "克": "g", "吨": "t", "毫升": "ml", "升": "l"},
     **{"秒": "s", "分钟": "min", "小时": "h", "时": "h", "天": "day", "周": "week", "年": "year"},
-    **{"美元": "dollar", "元": "yuan", "度": "degree", "弧度": "radian", "平方单位": "", "单位": ""},
+    **{
+        "美元": "dollar",
+        "元": "yuan",
+        "度": "degree",
+        "弧度": "radian",
+        "平方单位": "",
+        "单位": "",
+    },
 }
 _CHINESE_UNIT = re.compile(
     rf"(?P<power>平方|立方)?(?P<unit>{'|'.join(sorted(_CHINESE, key=len, reverse=True))})"
@@ -89,9 +96,7 @@ _CHINESE_COUNTED = re.compile(
     r"(?:[个人名位种只条张本页题棵颗辆块支件组岁项步场户头匹根间座层台袋箱瓶杯盒枚天月]|次(?!方))"
     r"(?:(?![半百千万亿以多余左上下不或和与到至及倍\d])[\u4e00-\u9fff]){0,4}"
 )
-_AFTER_NUMBER = re.compile(
-    r"(?P<body>.*[\d)}\]!])\s*(?P<unit>\(?[\u4e00-\u9fff/]+\)?)", re.DOTALL
-)
+_AFTER_NUMBER = re.compile(r"(?P<body>.*[\d)}\]!])\s*(?P<unit>\(?[\u4e00-\u9fff/]+\)?)", re.DOTALL)
 
 _UNIT_AS_FRACTION = re.compile(
     r"\s*\\frac\s*\{\s*\\text\{([^{}]*)\}\s*\}\s*\{\s*\\text\{([^{}]*)\}\s*\}$"
