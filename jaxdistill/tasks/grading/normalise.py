@@ -143,7 +143,7 @@ def _without_wrappers(answer: str) -> str:
     answer = re.sub(r"\\(?:checkmark|blacksquare|square|Box|qed)(?![a-zA-Z])", "", answer)
     answer = re.sub(r"\\overline\s*\{\s*([A-Z]{2,3})\s*\}", r"\1", answer)  # a segment
     answer = re.sub(r"\^\s*\{?\s*\\text\s*\{(st|nd|rd|th)\}\s*\}?", r"\1", answer)
-    answer = _CONSTANTS.sub(r"\1", answer)
+    answer = _CONSTANTS.sub(r" \1", answer)
     answer = _FUNCTIONS_AS_TEXT.sub(r"\\\1 ", answer)
     # Text without letters is mathematics: \text{5}, \text{ - }.
     return re.sub(r"\\text\{([^{}a-zA-Z]*)\}", r"\1", answer)
