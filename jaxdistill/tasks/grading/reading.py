@@ -68,7 +68,7 @@ def readings(answer: str) -> tuple[Value, ...]:
 
 
 def _approximated(text: str) -> list[str]:
-    r"""Both sides of `10\\sqrt{2} \\approx 14.14`, if the second is the first one rounded."""
+    r"""Both sides of `10\sqrt{2} \approx 14.14`, if the second is the first one rounded."""
     left, sign, right = text.rpartition(r"\approx")
     decimal = re.fullmatch(r"-?\d*\.?(\d*)", without_unit(right.strip()).number)
     exact = names.split_relations(left)[0][-1]
