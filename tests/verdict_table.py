@@ -10,7 +10,7 @@ from jaxdistill.tasks.grading.math import grade_math
 from jaxdistill.tasks.questions import Question
 
 TABLE = Path(__file__).parent / "tasks/grading/verdicts.jsonl"
-# Written before the rules were read.
+# Written before the rules were read, except the family "other forms", which was written after them.
 HELD_OUT = TABLE.with_name("held_out.jsonl")
 
 
