@@ -18,7 +18,8 @@ from jaxdistill.tasks.questions import Question
 
 _LEAD = re.compile(
     r"(?:(?:so|thus|therefore|hence),?\s+)?(?:the\s+)?(?:final\s+|correct\s+|right\s+|best\s+)?"
-    r"(?:answer|option|choice|letter)(?:\s+(?:is|would be|must be))?\s*[:=]?\s*",
+    r"(?:answer|option|choice|letter)(?:\s+(?:is|would be|must be))?\s*[:=]?\s*"
+    r"|(?:正确|最终)?的?(?:答案|选项|选择?)\s*(?:是|为)?\s*:?\s*",
     re.IGNORECASE,
 )
 # A letter as people write it: A, (A), [A], A., A), A:, "A"; in lower case only with such a mark or
@@ -60,7 +61,7 @@ def grade_choice(
 def letters_of(answer: str) -> set[str]:
     r"""The letters that an answer names, in upper case; its text after a letter is left out.
 
-    >>> letters_of(r"\\text{(b)}"), sorted(letters_of("A or C")), letters_of("B: 1.1 mol")
+    >>> letters_of(r"\text{(b)}"), sorted(letters_of("A or C")), letters_of("B: 1.1 mol")
     ({'B'}, ['A', 'C'], {'B'})
     """
     text = answer if len(answer) < 1_000 else answer[:1_000]

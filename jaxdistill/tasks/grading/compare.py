@@ -7,6 +7,7 @@ where the grader guesses.
 import re
 from collections.abc import Sequence as Items
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 from jaxdistill.tasks.grading import numbers
@@ -30,6 +31,7 @@ from jaxdistill.tasks.grading.values import (
     Relation,
     Sequence,
     Value,
+    Without,
     Words,
 )
 
@@ -77,8 +79,11 @@ def _same(a: Value, b: Value) -> bool:
         case Words(), Words():
             return _same_words(a, b)
         case Words(), Number():
-            return a.product is not None and b.unit is None and _same_nodes(a.product, b.node)
+            return a.product is not None and b.unit is None and _same_product(a.product, b.node)
         case Number(), Number():
+            # 75 m beside 75\text{ m}
+            if b.unit is None and b.node[0] == "mul" and b.node[2] == ("sym", a.unit):
+                return _same_nodes(a.node, b.node[1])
             approximate = a.is_approximate and b.is_approximate
             return units_agree(a.unit, b.unit) and _same_nodes(a.node, b.node, approximate)
         case Based(), Number():
@@ -95,7 +100,7 @@ def _same(a: Value, b: Value) -> bool:
             return _same_relations(left, right)
         case Sequence() as left, Sequence() as right:
             return _same_sequences(left, right) or _same_regions(left, right)
-        case ((Region() | Joined()), (Region() | Joined() | Sequence())):
+        case ((Region() | Joined() | Without()), (Region() | Joined() | Without() | Sequence())):
             return _same_regions(a, b) or _same_joined(a, b)
         case Sequence(brackets="{}", items=(item,)), (Number() | Words()):
             return same(item, b)
@@ -114,6 +119,28 @@ def _same_words(a: Words, b: Words) -> bool:
     return letters(a.product) | letters(b.product) <= set("xyz") and sorted(a.text) == sorted(
         b.text
     )
+
+
+def _same_product(word: Node, product: Node) -> bool:
+    """Whether a product is a short word of letters, such as `cat` and `ab`.
+
+    Letters in alphabetical order, and x, y, z, are factors, which commute. Others may be a word:
+    they stand in the product as in the word, so that neither `a c t` nor `t^2 a` is one of `tat`.
+    """
+    factors = _factors(word)
+    if factors is not None and (factors == sorted(factors) or set(factors) <= set("xyz")):
+        return _same_nodes(word, product)
+    return factors is not None and factors == _factors(product)
+
+
+def _factors(node: Node) -> list[str] | None:
+    """The letters of a product of letters as they are written; None for another expression."""
+    if node[0] == "group":
+        return _factors(node[1])
+    if node[0] == "mul":
+        left, right = _factors(node[1]), _factors(node[2])
+        return None if left is None or right is None else left + right
+    return [node[1]] if node[0] in ("sym", "const") else None
 
 
 def _same_option(a: Option, b: Value) -> bool:
@@ -213,6 +240,9 @@ def _same_items(a: Items[Value], b: Items[Value]) -> bool:
 
 
 def _same_joined(a: Value, b: Value) -> bool:
+    if isinstance(a, Without) and isinstance(b, Without):
+        is_same = None in (a.letter, b.letter) or a.letter == b.letter
+        return is_same and same(a.base, b.base) and _same_items(a.points, b.points)
     if not (isinstance(a, Joined) and isinstance(b, Joined)):
         return False
     return a.sign == b.sign and _same_items(a.parts, b.parts)
@@ -242,6 +272,8 @@ def _region(value: Value) -> Region | None:
     """A value as a part of the real line, if it can be one."""
     if isinstance(value, Region):
         return value
+    if isinstance(value, Without):
+        return _cut(value)
     if isinstance(value, Joined) and value.sign == r"\cup":
         regions = [_region(part) for part in value.parts]
         found = [region for region in regions if region is not None]
@@ -256,6 +288,31 @@ def _region(value: Value) -> Region | None:
             closed = value.brackets[0] == "[", value.brackets[1] == "]"
             return Region((Piece(low.node, closed[0], high.node, closed[1]),))
     return None
+
+
+def _cut(value: Without) -> Region | None:
+    """A part of the real line less single points."""
+    region = _region(value.base)
+    if region is None or len(value.points) > _MOST_ITEMS:
+        return None
+    pieces = list(region.pieces)
+    for point in value.points:
+        at = _position(point.node) if isinstance(point, Number) else None
+        ends = [(_position(piece.low), _position(piece.high)) for piece in pieces]
+        if at is None or not isinstance(point, Number) or any(None in each for each in ends):
+            return None
+        found: list[Piece] = []
+        for piece, (low, high) in zip(pieces, ends, strict=True):
+            if low <= at <= high:
+                below = Piece(piece.low, piece.low_closed and low < at, point.node, False)
+                above = Piece(point.node, False, piece.high, piece.high_closed and at < high)
+                found += [
+                    part for part, is_left in ((below, low < at), (above, at < high)) if is_left
+                ]
+            else:
+                found.append(piece)
+        pieces = found
+    return Region(tuple(pieces), value.letter or region.letter)
 
 
 def _merged(pieces: Items[Piece]) -> list[Piece] | None:
@@ -282,6 +339,7 @@ def _merged(pieces: Items[Piece]) -> list[Piece] | None:
     return [piece for _, piece in found]
 
 
+@lru_cache(maxsize=1024)
 def _position(node: Node) -> Any:
     """Where a bound lies on the real line; None for what is no real number."""
     node = _bare(node)

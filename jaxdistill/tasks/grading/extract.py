@@ -25,6 +25,7 @@ _BARE = re.compile(
 _BARE_IN_FORMULA = re.compile(r"\s*([^\s{}$][^$\n]*?)\s*(?=\$|\\\)|\\\])")
 # An answer is shorter than this many characters, so a longer text need not be scanned.
 _LONGEST = 20_000
+_MOST_EMPTY = 50  # commands at the end that hold no answer; beyond it the response is no answer
 
 
 class Extracted(NamedTuple):
@@ -74,33 +75,41 @@ def boxed(text: str) -> tuple[str | None, str]:
     >>> boxed(r"\boxed{x=\boxed{5}}"), boxed("5"), boxed(r"\boxed{}")
     (('x=\\boxed{5}', ''), (None, 'no answer'), (None, 'malformed'))
     """
-    last = _last_match(text)
-    if last is None:
-        return None, "no answer"
-    start, end = last
-    if not re.match(r"\s*\{", text[end : end + 100]):
-        line = text[max(text.rfind("\n", 0, start) + 1, start - _LONGEST) : start]
-        in_formula = len(re.findall(r"(?<!\\)\$", line)) % 2 or line.rfind(r"\(") > line.rfind(
-            r"\)"
-        )
-        formula = _BARE_IN_FORMULA.match(text, end, end + _LONGEST) if in_formula else None
-        bare = formula or _BARE.match(text, end, end + _LONGEST)
+    stop = len(text)
+    for _ in range(_MOST_EMPTY):
+        last = _last_match(text, stop)
+        if last is None:
+            break
+        start, end = last
+        if re.match(r"\s*\{", text[end : min(end + 100, stop)]):
+            return _outermost(text[max(0, start - _LONGEST) : min(end + _LONGEST, stop)])
+        bare = _without_braces(text, start, end, min(end + _LONGEST, stop))
         if bare is not None:
-            return bare[0].strip(), ""
+            return bare, ""
         # `\boxed` in a sentence about boxes: the answer is in a box before it.
-        return boxed(text[:start])
-    return _outermost(text[max(0, start - _LONGEST) : end + _LONGEST])
+        stop = start
+    return None, "no answer"
 
 
-def _last_match(text: str) -> tuple[int, int] | None:
-    """Where the last command for a box starts and ends."""
-    at = len(text)
+def _without_braces(text: str, start: int, end: int, stop: int) -> str | None:
+    """The answer after a command for a box at [start, end) without braces; None if none."""
+    line = text[max(text.rfind("\n", 0, start) + 1, start - _LONGEST) : start]
+    has_dollar = len(re.findall(r"(?<!\\)\$", line)) % 2
+    in_formula = has_dollar or line.rfind(r"\(") > line.rfind(r"\)")
+    formula = _BARE_IN_FORMULA.match(text, end, stop) if in_formula else None
+    bare = formula or _BARE.match(text, end, stop)
+    return None if bare is None else bare[0].strip()
+
+
+def _last_match(text: str, stop: int) -> tuple[int, int] | None:
+    """Where the last command for a box before a position starts and ends."""
+    at = stop
     # From the end, since there may be a hundred thousand of them.
-    for _ in range(50):
+    for _ in range(_MOST_EMPTY):
         at = max(text.rfind(r"\boxed", 0, at), text.rfind(r"\fbox", 0, at))
         if at < 0:
             return None
-        if (match := _BOX.match(text, at)) is not None:
+        if (match := _BOX.match(text, at, stop)) is not None:
             return match.span()
     return None
 

@@ -16,7 +16,7 @@ from functools import partial
 from jaxdistill.tasks.grading import algebra
 from jaxdistill.tasks.grading.compare import same
 from jaxdistill.tasks.grading.extract import THINKING_TAGS, last_box
-from jaxdistill.tasks.grading.names import fault_of_gold, without_label
+from jaxdistill.tasks.grading.names import NUMBER_IN_WORDS, fault_of_gold, folded, without_label
 from jaxdistill.tasks.grading.normalise import normalise
 from jaxdistill.tasks.grading.pool import TOO_SLOW, grade_all
 from jaxdistill.tasks.grading.reading import readings
@@ -90,8 +90,9 @@ def _compared(gold: str, given: str) -> str:
     """The reason of the verdict on an answer."""
     if normalise(gold) == normalise(given):
         return CORRECT
-    if fault_in_gold(gold) is not None:
-        return UNREADABLE_GOLD
+    if (fault := fault_in_gold(gold)) is not None:
+        is_words = fault == NUMBER_IN_WORDS and folded(normalise(gold)) == folded(normalise(given))
+        return CORRECT if is_words else UNREADABLE_GOLD
     golds, givens = _read(gold), _read(given)
     if givens == ():
         return MALFORMED

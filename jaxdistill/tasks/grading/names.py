@@ -12,16 +12,24 @@ MATHEMATICAL = frozenset({*FUNCTIONS, *GREEK, "sqrt", "pi", "inf", "infinity", "
 BUILDER = r"\s*\(?([a-zA-Z](?:\s*\\in\s*\\mathbb\s*\{?R\}?)?)\)?\s*(?:\\mid|\||:)\s*(.*?)"
 _BRACKETS = {"(": 1, "[": 1, "{": 1, r"\{": 1, ")": -1, "]": -1, "}": -1, r"\}": -1}
 _MARK = re.compile(r"\\text\{[^{}]*\}|\\(?:langle|rangle)(?![a-zA-Z])|\\[a-zA-Z]+|\\.|.", re.DOTALL)
-_CONJUNCTION = re.compile(r"\\text\{\s*(?:,\s*)?(and|or)\s*\}|(?<![a-zA-Z\\])(and|or)(?![a-zA-Z])")
+_CONJUNCTION = re.compile(
+    r"\\text\{\s*(?:,\s*)?(and|or)\s*\}|(?<![a-zA-Z\\])(and|or)(?![a-zA-Z])"
+    r"|(或者?|[和与])"
+)
 _RELATION = re.compile(r"\\(?:le|ge|ne|in|approx)(?![a-zA-Z])|[<>=]")
 _LEAD = re.compile(
     r"(?:(?:so|thus|hence|therefore),?\s+)?(?:the\s+|our\s+|my\s+)?(?:final\s+|correct\s+)?"
     r"(?:answer|ans|result)\s*(?P<is>(?:is|are|equals|:|=)\s*:?)?\s*",
     re.IGNORECASE,
 )
+_CHINESE_LABEL = re.compile(
+    r"(?:因此|所以|故)?,?\s*(?:最终|最后)?的?(?:答案|结果)\s*(?:是|为|等于)?\s*:?\s*|(?:一共|总共|共)有?\s*(?=\d)"
+)
+_CHINESE_CONJUNCTIONS = {"或": "or", "或者": "or", "和": "and", "与": "and"}
 _THOUSANDS = re.compile(r"(?<![\d.,_^])(\d{1,3}(?:,\d{3})+)(?![\d,])")
 _COPULAS = re.compile(r"\b(?:answer|is|are|equals?|the|therefore|thus|so|hence|solution)\b", re.I)
 _DIGITS_IN_WORDS = "zero one two three four five six seven eight nine ten eleven twelve"
+NUMBER_IN_WORDS = "a number in words"  # a fault of a gold answer
 _NUMBER_WORDS = word_set(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen "
     "fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty "
@@ -65,7 +73,7 @@ def split_list(text: str) -> tuple[list[str], str]:
     depths = {at: depth for at, _, depth in top_level(text)}
     for match in _CONJUNCTION.finditer(text):
         if depths.get(match.start()) == 0:
-            joined = match[1] or match[2]
+            joined = match[1] or match[2] or _CHINESE_CONJUNCTIONS[match[3]]
             ends.append(match.span())
     ends += [(at, at + 1) for at, mark, depth in top_level(text) if mark in ",;" and depth == 0]
     for begin, end in sorted(ends):
@@ -162,6 +170,9 @@ def without_label(text: str) -> str | None:
         is_label = name.endswith((":", "=")) or ":" in label[0][-3:]
         if is_label or _LEAD.fullmatch(name):
             return text[label.end() :].strip()
+    label = _CHINESE_LABEL.match(text)
+    if label is not None and label[0] and label.end() < len(text):
+        return text[label.end() :]
     lead = _LEAD.match(text)
     lead = (
         lead
@@ -228,7 +239,7 @@ def without_dots(text: str) -> tuple[str, bool]:
 def is_listed(text: str) -> bool:
     """Whether a text joins single letters, as an answer of several options does: `A, C and D`."""
     words = re.findall(r"[A-Za-z]+", text)
-    return all(len(word) == 1 or word in ("and", "or") for word in words)
+    return bool(words) and all(len(word) == 1 or word in ("and", "or") for word in words)
 
 
 def is_prose(text: str) -> bool:
@@ -254,7 +265,7 @@ def fault_of_gold(gold: str, text: str) -> str | None:
     if has_digit and _COPULAS.search(plain(text)):
         return "a sentence"
     if not has_digit and words and {word.lower() for word in words} <= _NUMBER_WORDS:
-        return "a number in words"
+        return NUMBER_IN_WORDS
     is_bare = not any(command in gold for command in (r"\text", r"\mbox", r"\mathrm"))
     counted = re.fullmatch(r"-?[\d.,]+\s+([A-Za-z]{2,}(?:\s+[A-Za-z]+)*)", text)
     if is_bare and counted is not None and not set(counted[1].split()) <= MATHEMATICAL:

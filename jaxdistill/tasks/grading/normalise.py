@@ -16,7 +16,7 @@ _SHOWN = (
     "LARGE|huge|Huge"
 )
 _HIDDEN = "phantom|hphantom|vphantom|hspace|vspace|label|tag|hskip|kern|mspace"
-_TEXT = (
+TEXT_COMMANDS = (
     "textbf|textit|textsf|texttt|textrm|textup|textsc|textnormal|textmd|emph|mathrm|mbox|hbox|"
     r"operatorname\*?|text"
 )
@@ -38,9 +38,21 @@ _NAMES = {
     **{"pounds": "£", "textdollar": r"\$", "dollar": r"\$", "varphi": r"\phi"},
     **{"varepsilon": r"\epsilon", "div": "/", "percent": "%", "quad": " ", "qquad": " "},
     **{"thinspace": " ", "enspace": " ", "enskip": " ", "space": " ", "land": r"\text{and}"},
-    **{"lor": r"\text{or}", "R": r"\mathbb{R}", "approxeq": r"\approx", "simeq": r"\approx"},
+    **{
+        "bigcup": r"\cup",
+        "bigcap": r"\cap",
+        "lor": r"\text{or}",
+        "R": r"\mathbb{R}",
+        "approxeq": r"\approx",
+        "simeq": r"\approx",
+    },
     **{"smallsetminus": r"\setminus", "backslash": r"\setminus", "lnot": r"\neg"},
 }
+# Upright constants and functions, such as \mathrm{e}; sec and min are units.
+_CONSTANTS = re.compile(r"\\text\{\s*([ei])\s*\}")
+_FUNCTIONS_AS_TEXT = re.compile(
+    r"\\text\{\s*((?:arc)?(?:sin|cos|tan)|(?:sin|cos|tan)h|cot|csc|log|ln|lg|exp|gcd|lcm)\s*\}"
+)
 _WRAPPER = re.compile(rf"\\(?:{_SHOWN})(?![a-zA-Z])\s*")
 _NAME = re.compile(r"\\([a-zA-Z]+)")
 _SPACES = re.compile(r"\\(?:[,;:> ]|!)|~|\s+")
@@ -58,7 +70,7 @@ def normalise(answer: str) -> str:
     r"""Remove what does not change an answer's meaning. Idempotent.
 
     >>> normalise(r" $\left( 3,\; \dfrac{1}{2} \right)$. "), normalise(r"\textbf{Evelyn}")
-    ('(3, \\frac{1}{2})', 'Evelyn')
+    ('( 3, \\frac {1}{2} )', 'Evelyn')
     """
     if len(answer) > _LONGEST:
         return answer.strip()
@@ -73,13 +85,15 @@ def normalise(answer: str) -> str:
 
 def _once(answer: str) -> str:
     # Before Unicode becomes commands, whose braces the text would not be matched with.
-    answer = re.sub(rf"^\s*\\(?:{_TEXT})\s*\{{([^{{}}]*)\}}\s*$", r"\1", answer)
+    answer = re.sub(rf"^\s*\\(?:{TEXT_COMMANDS})\s*\{{([^{{}}]*)\}}\s*$", r"\1", answer)
     answer = in_latex(answer)
     answer = _without_delimiters(answer)
     if "\\" in answer:
         answer = re.sub(r"\\\\\s*\[\s*-?[\d.]+\s*[a-z]{2}\s*\]", r"\\\\", answer)  # row spacing
         answer = _without_wrappers(answer)
         answer = re.sub(rf"\\(?:{_SWITCHES})(?![a-zA-Z])\s*(?:(?<=left|ight)\.)?", "", answer)
+        # A repeated alignment of columns, {*{20}{c}}, which the grammar does not know.
+        answer = re.sub(r"(\\begin\s*\{array\})\s*\{\*\{\d+\}\{[lcr]\}\}", r"\1{c}", answer)
         answer = _NAME.sub(lambda name: _renamed(name[0], name[1]), answer)
         answer = re.sub(r"\\not\s*(?:=|\\in)", lambda m: r"\ne " if "=" in m[0] else m[0], answer)
         answer = re.sub(r"\^\s*\{\s*(?:\\circ|o|\\text\{o\})\s*\}", r"^\\circ ", answer)
@@ -87,6 +101,7 @@ def _once(answer: str) -> str:
     answer = re.sub(r"(?<=\d)\{,\}(?=\d)", ".", answer)  # a decimal comma
     answer = re.sub(r"\{([:,;.])\}", r"\1", answer)
     answer = re.sub(r"\\%", "%", answer)
+    answer = re.sub(r"([<>])=(?!=)", lambda m: {"<": r"\le ", ">": r"\ge "}[m[1]], answer)
     answer = re.sub(r"(?<![_^a-zA-Z}\]\\])\{\s*\}", "", answer)  # nothing in braces
     # A matrix row ends in two backslashes, and a space after them is none of LaTeX's own.
     answer = re.sub(r"(\\\\)|" + _SPACES.pattern, lambda m: m[1] or _space(m[0]), answer)
@@ -122,11 +137,14 @@ def _without_wrappers(answer: str) -> str:
     answer = re.sub(rf"\\(?:{_HIDDEN})\s*\{{[^{{}}]*\}}", "", answer)
     while (wrapper := _WRAPPER.search(answer)) is not None:
         answer = answer[: wrapper.start()] + _unwrapped(answer[wrapper.end() :])
-    answer = re.sub(rf"\\(?:{_TEXT})(?![a-zA-Z])\s*(?=\{{)", r"\\text", answer)
+    answer = re.sub(r"\\mathrm\s+([a-zA-Z])(?![a-zA-Z])", r"\\text{\1}", answer)
+    answer = re.sub(rf"\\(?:{TEXT_COMMANDS})(?![a-zA-Z])\s*(?=\{{)", r"\\text", answer)
     answer = re.sub(r"\\mathbb\s*\{?\s*([A-Z])\s*\}?", r"\\mathbb{\1}", answer)
     answer = re.sub(r"\\(?:checkmark|blacksquare|square|Box|qed)(?![a-zA-Z])", "", answer)
     answer = re.sub(r"\\overline\s*\{\s*([A-Z]{2,3})\s*\}", r"\1", answer)  # a segment
     answer = re.sub(r"\^\s*\{?\s*\\text\s*\{(st|nd|rd|th)\}\s*\}?", r"\1", answer)
+    answer = _CONSTANTS.sub(r" \1", answer)
+    answer = _FUNCTIONS_AS_TEXT.sub(r"\\\1 ", answer)
     # Text without letters is mathematics: \text{5}, \text{ - }.
     return re.sub(r"\\text\{([^{}a-zA-Z]*)\}", r"\1", answer)
 

@@ -53,6 +53,14 @@ def same_value(a: Node, b: Node, *, both_approximate: bool = False) -> bool:
     return _same_constant(a, b, both_approximate)
 
 
+def is_within(a: Node, b: Node, distance: Fraction) -> bool:
+    """Whether two constants differ by at most a distance."""
+    x, y = values_of([a, b], _DIGITS)
+    if x in (None, TOO_LARGE) or y in (None, TOO_LARGE) or has_imaginary(a) or has_imaginary(b):
+        return False
+    return abs(x - y) * distance.denominator <= distance.numerator * (1 + _tenth(25))
+
+
 def _same_constant(a: Node, b: Node, both_approximate: bool) -> bool:
     x, y = values_of([a, b], _DIGITS, most_digits=_MOST_DIGITS_OF_CONSTANTS)
     if x in (None, TOO_LARGE) or y in (None, TOO_LARGE):

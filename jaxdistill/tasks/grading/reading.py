@@ -7,17 +7,19 @@ number and a list. `compare` decides whether two readings are equal.
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from fractions import Fraction
 from functools import lru_cache
 
 from jaxdistill.tasks.grading import names
 from jaxdistill.tasks.grading.evaluate import letters
-from jaxdistill.tasks.grading.normalise import normalise
-from jaxdistill.tasks.grading.numbers import same_value
+from jaxdistill.tasks.grading.normalise import TEXT_COMMANDS, normalise
+from jaxdistill.tasks.grading.numbers import is_within, same_value
 from jaxdistill.tasks.grading.syntax import parse
 from jaxdistill.tasks.grading.tokens import Node, Unreadable
 from jaxdistill.tasks.grading.units import without_unit
 from jaxdistill.tasks.grading.values import (
     INFINITE,
+    REAL_LINE,
     Based,
     Joined,
     Matrix,
@@ -30,11 +32,14 @@ from jaxdistill.tasks.grading.values import (
     Relation,
     Sequence,
     Value,
+    Without,
     Words,
 )
 
 _MOST_DEPTH = 12
 _LONGEST = 2_000  # of an answer that is read, in characters
+_ALL_REALS = r"(?:all |the |all the )?real numbers|all reals"
+_TEXT_COMMAND = re.compile(rf"\\(?:{TEXT_COMMANDS})(?![a-zA-Z])")
 
 # ------------------------------------------------------------------------------------ readings
 
@@ -54,10 +59,39 @@ def readings(answer: str) -> tuple[Value, ...]:
     found: list[Value] = []
     try:
         for each in dict.fromkeys(names.with_thousands(text)):
-            found.append(read(each))
+            found += [read(side) for side in _approximated(each) or [each]]
     except RecursionError as error:
         raise Unreadable("nested too deeply") from error
+    if _TEXT_COMMAND.search(answer) is not None:
+        found = [_as_text(value) for value in found]
     return tuple(dict.fromkeys(found))
+
+
+def _approximated(text: str) -> list[str]:
+    r"""Both sides of `10\sqrt{2} \approx 14.14`, if the second is the first one rounded."""
+    left, sign, right = text.rpartition(r"\approx")
+    decimal = re.fullmatch(r"-?\d*\.?(\d*)", without_unit(right.strip()).number)
+    exact = names.split_relations(left)[0][-1]
+    # A decimal on the left is no exact value: an answer of two decimals would be a hedge.
+    if not sign or decimal is None or not re.search(r"[^\d.\s-]", exact):
+        return []
+    try:
+        nodes = [parse(without_unit(side.strip()).number) for side in (exact, right)]
+        if letters(nodes[0]) or letters(nodes[1]):
+            return []
+        is_rounded = is_within(nodes[0], nodes[1], Fraction(1, 2 * 10 ** len(decimal[1])))
+    except Unreadable:
+        return []
+    return [left.strip(), right.strip()] if is_rounded else []
+
+
+def _as_text(value: Value) -> Value:
+    r"""The value with words that are no products: `\text{east}` is not `e a t s`."""
+    if isinstance(value, Words):
+        return replace(value, product=None)
+    if isinstance(value, Sequence):
+        return replace(value, items=tuple(map(_as_text, value.items)))
+    return value
 
 
 def read(text: str, depth: int = 0) -> Value:
@@ -69,7 +103,7 @@ def read(text: str, depth: int = 0) -> Value:
     if (rest := names.without_label(text)) is not None:
         return read(normalise(rest), depth + 1)
     if (words := _words(text)) is not None:
-        return words
+        return REAL_LINE if re.fullmatch(_ALL_REALS, words.text) else words
     parts, sign = names.split_list(text)
     if len(parts) > 1:
         return _listed([read(part, depth + 1) for part in parts], sign)
@@ -79,6 +113,8 @@ def read(text: str, depth: int = 0) -> Value:
     for sign in (r"\cup", r"\cap"):
         if len(parts := names.split_at(text, sign)) > 1:
             return Joined(sign, tuple(read(part, depth + 1) for part in parts))
+    if (rest := _without(text, depth)) is not None:
+        return rest
     point = re.fullmatch(r"([A-Z]'?)\s*(\(.*\))", text, re.DOTALL)
     if point is not None and isinstance(found := _bracketed(point[2], depth), Sequence):
         return Named(point[1], found)  # P(2, 3)
@@ -112,7 +148,8 @@ def _words(text: str) -> Words | None:
     plain = names.plain(text)
     pieces = re.findall(r"[^\W\d_]+", plain)
     is_words = re.fullmatch(r"[^\W\d_]+(?:[\s\-'’.&,/]+[^\W\d_]+)*[.!?]?", plain)
-    if not is_words or all(len(piece) == 1 for piece in pieces):
+    # One letter is an unknown; one character of Chinese is a word.
+    if not is_words or all(len(piece) == 1 and not "一" <= piece <= "鿿" for piece in pieces):
         return None
     if any(piece in names.MATHEMATICAL for piece in pieces) or names.is_listed(plain):
         return None
@@ -170,6 +207,8 @@ def _bracketed(text: str, depth: int) -> Value | None:
         builder = re.fullmatch(names.BUILDER, inner, re.DOTALL)
         if builder is not None:
             return read(builder[2].strip(), depth + 1)
+        if text.startswith("{") and len(names.split_at(inner, ",")) == 1:
+            return read(inner, depth + 1)  # braces of LaTeX
         return Sequence(_flat(_items(inner, depth)), "{}", is_ordered=False)
     if len(names.split_at(inner, ",")) + len(names.split_at(inner, ";")) > 2:
         return Sequence(tuple(_items(inner, depth)), brackets)
@@ -180,6 +219,18 @@ def _bracketed(text: str, depth: int) -> Value | None:
 def _items(inner: str, depth: int) -> list[Value]:
     separator = ";" if len(names.split_at(inner, ";")) > 1 else ","
     return [read(part, depth + 1) for part in names.split_at(inner, separator)]
+
+
+def _without(text: str, depth: int) -> Without | None:
+    """A set less a list of points in braces; None for other texts."""
+    text = re.sub(r"(\\mathbb\{R\})\s*-\s*(?=\\\{)", r"\1\\setminus ", text)
+    parts = names.split_at(text, r"\setminus")
+    if len(parts) != 2:
+        return None
+    points = read(parts[1], depth + 1)
+    if not isinstance(points, Sequence) or points.brackets != "{}":
+        return None
+    return Without(read(parts[0], depth + 1), points.items)
 
 
 # ------------------------------------------------------------------------------------ relations
@@ -243,16 +294,15 @@ def _differs(a: str, b: str) -> bool:
 _TURNED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
 
 
-def _region(nodes: tuple[Node, ...], signs: list[str]) -> Region | None:
+def _region(nodes: tuple[Node, ...], signs: list[str]) -> Region | Without | None:
     """The part of the line that an inequality of one letter with constant bounds describes."""
     at = [index for index, node in enumerate(nodes) if node[0] == "sym"]
     if len(at) != 1 or any(_has_letter(node) for i, node in enumerate(nodes) if i != at[0]):
         return None
     letter = nodes[at[0]][1]
     if len(nodes) == 2 and signs == [r"\ne"]:
-        bound = nodes[1 - at[0]]
-        below = Piece(("neg", INFINITE), False, bound, False)
-        return Region((below, Piece(bound, False, INFINITE, False)), letter)
+        points = tuple(Number(each) for each in _both_signs(nodes[1 - at[0]]))
+        return Without(REAL_LINE, points, letter)
     if not set(signs) <= set(_TURNED):
         return None
     if len(nodes) == 2:
@@ -304,7 +354,7 @@ def _scalar(text: str) -> Value:
     if node[0] == "numbers":
         if node[1] != "R":
             return Words(f"mathbb {node[1]}")
-        return Region((Piece(("neg", INFINITE), False, INFINITE, False),))
+        return REAL_LINE
     if (matrix := _matrix(node)) is not None:
         return matrix
     both = list(_both_signs(node))

@@ -70,7 +70,36 @@ _CHANGING = word_set(
     "thousand hundred dozen pair pairs half halves third thirds quarter quarters tenth "
     "tenths hundredth hundredths only about approximately except between through but "
     "either neither both undefined none pi root base hundredths nor score couple double "
-    "triple twice"
+    "triple twice zero one two three four five six seven eight nine ten eleven twelve thirteen "
+    "fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy "
+    "eighty ninety"
+)
+
+# Chinese units, and words for counting, perhaps with the thing counted: 75 种方法.
+_CHINESE = {
+    **{"毫米": "mm", "厘米": "cm", "分米": "dm", "千米": "km", "公里": "km", "米": "m"},
+    **{"毫克": "mg", "千克": "kg", "公斤": "kg", "克": "g", "吨": "t", "毫升": "ml", "升": "l"},
+    **{"秒": "s", "分钟": "min", "小时": "h", "时": "h", "天": "day", "周": "week", "年": "year"},
+    **{
+        "美元": "dollar",
+        "元": "yuan",
+        "度": "degree",
+        "弧度": "radian",
+        "平方单位": "",
+        "单位": "",
+    },
+}
+_CHINESE_UNIT = re.compile(
+    rf"(?P<power>平方|立方)?(?P<unit>{'|'.join(sorted(_CHINESE, key=len, reverse=True))})"
+)
+_CHINESE_COUNTED = re.compile(
+    r"(?:[个人名位种只条张本页题棵颗辆块支件组岁项步场户头匹根间座层台袋箱瓶杯盒枚天月]|次(?!方))"
+    r"(?:(?![半百千万亿以多余左上下不或和与到至及倍\d])[\u4e00-\u9fff]){0,4}"
+)
+_AFTER_NUMBER = re.compile(r"(?P<body>.*[\d)}\]!])\s*(?P<unit>\(?[\u4e00-\u9fff/]+\)?)", re.DOTALL)
+
+_UNIT_AS_FRACTION = re.compile(
+    r"\s*\\frac\s*\{\s*\\text\{([^{}]*)\}\s*\}\s*\{\s*\\text\{([^{}]*)\}\s*\}$"
 )
 
 COUNTED = "things: "  # the start of a unit that is no unit of measurement
@@ -103,10 +132,10 @@ class Measured(NamedTuple):
 def without_unit(text: str) -> Measured:
     r"""Split an answer into number and unit. What is no unit stays with the number.
 
-    >>> without_unit(r"15\text{cm}^{2}"), without_unit(r"\$18"), without_unit("5x")
-    (Measured(number='15', unit='cm^2'), Measured(number='18', unit='dollar'), \
-Measured(number='5x', unit=None))
+    >>> without_unit(r"15\text{cm}^{2}"), without_unit("5x")
+    (Measured(number='15', unit='cm^2'), Measured(number='5x', unit=None))
     """
+    text = _UNIT_AS_FRACTION.sub(r" \\text{\1/\2}", text)
     money = _MONEY.match(text)
     if money is not None:
         mark = re.sub(r"\\text\{|\}|\s", "", money["mark"])
@@ -125,6 +154,9 @@ Measured(number='5x', unit=None))
         scale = re.search(_DEGREE + r"(?:\\text\{)?([CF])\}?$", text)
         rest = text[: scale.start()] if scale else re.sub(_DEGREE, "", text)
         return Measured(rest.strip(), scale[1] if scale else "degree")
+    if (found := _AFTER_NUMBER.fullmatch(text)) is not None:
+        unit = _chinese_unit(found["unit"].strip("()"))
+        return Measured(text if unit is None else found["body"], unit)
     for pattern in (_TEXT_UNIT, _WORDS):
         found = pattern.fullmatch(text)
         if found is not None:
@@ -136,9 +168,22 @@ Measured(number='5x', unit=None))
     return Measured(text, None)
 
 
+def _chinese_unit(text: str) -> str | None:
+    """The canonical name of a Chinese unit or of counted things; None for what is none."""
+    parts = [_CHINESE_UNIT.fullmatch(part) for part in re.split(r"/|每", text)]
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return COUNTED + text if _CHINESE_COUNTED.fullmatch(text) else None
+    powers = {None: "", "平方": "^2", "立方": "^3"}
+    unit = "/".join(_CHINESE[part["unit"]] + powers[part["power"]] for part in known)
+    return _COMPOUND.get(unit, unit)
+
+
 def unit_of(text: str, *, is_text: bool, has_gap: bool) -> str | None:
     """The canonical name of a unit or of counted things; None for what is none."""
     words = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).replace("\\cdot", " ")
+    if (in_brackets := re.fullmatch(r"\s*\(([^()]*)\)\s*", words)) is not None:
+        words = in_brackets[1]
     words = re.sub(r"\s*\^\s*\{?\s*([23])\s*\}?", r"^\1", words)
     words = re.sub(r"\s*/\s*|\s+per\s+", "/", words).strip(" .")
     if not words:
@@ -163,6 +208,8 @@ def _one_unit(text: str, is_text: bool) -> str | None:
         return None
     word, _, raised = words[0].partition("^")
     word = word.strip(".")
+    if raised and not re.fullmatch("[23]", raised):
+        return None
     if not is_text and len(word) == 1 and word != "¢" and not raised:
         return None
     for spelled in (word, word.lower(), word.removesuffix("s"), word.lower().removesuffix("s")):

@@ -62,12 +62,24 @@ class Region:
     letter: str | None = None
 
 
+REAL_LINE = Region((Piece(("neg", INFINITE), False, INFINITE, False),))
+
+
 @dataclass(frozen=True)
 class Joined:
     """Sets with a sign between them, `\\cup` or `\\cap`, whose order does not matter."""
 
     sign: str
     parts: "tuple[Value, ...]"
+
+
+@dataclass(frozen=True)
+class Without:
+    r"""A set without single points: `\mathbb{R} \setminus \{0\}`."""
+
+    base: "Value"
+    points: "tuple[Value, ...]"
+    letter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,5 +121,16 @@ class Matrix:
 
 
 Value = (
-    Words | Option | Number | Sequence | Region | Joined | Named | Relation | Based | Ratio | Matrix
+    Words
+    | Option
+    | Number
+    | Sequence
+    | Region
+    | Joined
+    | Without
+    | Named
+    | Relation
+    | Based
+    | Ratio
+    | Matrix
 )

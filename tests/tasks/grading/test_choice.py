@@ -11,7 +11,17 @@ ONE_LETTER = [
     *(r"\boxed{B}", r"\text{B}", "$B$", r"$\mathbf{B}$", "<b>B</b>", "Letter B", "B is correct"),
     *("B: 1.1", "B. Carbon dioxide", "B) 3 mol", "(B) CO2", "B - because", "B：水", "B (ammonia)"),
     *("B, B", "B) A gas", "B. C2H4", "B.\nExplanation: A is wrong", "B because A is wrong"),
-    *("So the answer is B", "B) 2-butanol", "(B)  H2SO4", "B. Both of them", "B: A and C react"),
+    *(
+        "So the answer is B",
+        "答案：B",
+        "正确答案是 (B)",
+        "选B",
+        "选项B",
+        "B) 2-butanol",
+        "(B)  H2SO4",
+        "B. Both of them",
+        "B: A and C react",
+    ),
 ]
 NO_LETTER = [
     *(

@@ -7,7 +7,7 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from verdict_table import table
+from verdict_table import HELD_OUT, table
 
 from jaxdistill.tasks.grading import GradingPool, Verdict, grade_all
 from jaxdistill.tasks.grading.compare import equivalent
@@ -56,6 +56,15 @@ def test_right_answers_are_right_and_near_misses_are_not(family):
     assert not wrong
 
 
+def test_the_verdicts_on_the_held_out_table_are_right():
+    wrong = [
+        (row.gold, row.response, found.reason)
+        for row in table(HELD_OUT)
+        if (found := grade_math(_question(row.gold), row.response)).correct != row.is_right
+    ]
+    assert not wrong
+
+
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ALGEBRA])
 def test_an_equivalence_is_reflexive_and_symmetric(family):
     for row in ROWS:
@@ -97,6 +106,7 @@ def _equivalent(a, b):
         (r"\boxed 5", (True, "correct")),
         (r"so $\boxed 5$.", (True, "correct")),
         (r"\boxed{5}, which I put in a \boxed to show it", (True, "correct")),
+        (r"\boxed{5}" + r" \boxed," * 20, (True, "correct")),
         (r"\boxedsomething{5}", (False, "no answer")),
         ("The answer is 5.", (False, "no answer")),
         ("", (False, "no answer")),
@@ -172,6 +182,9 @@ def test_what_is_written_as_the_gold_answer_is_right_even_if_nothing_else_can_be
             "52_8",
             "5 cm",
             "two-thirds full",
+            "是",
+            "星期三",
+            "75个",
         ),
     ],
 )
@@ -219,11 +232,25 @@ BOXED = [
     ),
     *("+".join(f"x^{{{n}}}" for n in range(200)), "=".join("x" * 900), "^" * 900, r"\sin" * 300),
     *("1 " * 900, "and " * 900, "{" * 900 + "}" * 900, r"\infty-\infty", "\\" * 1_001, "$" * 1_001),
+    *(
+        r"5\text{cm^2cm}",
+        "75" + "个" * 3_000,
+        "或" * 3_000,
+        r"x\ne" * 600,
+        r"\approx" * 500,
+        r"10^{10^{9}}\approx 3.0",
+        r"\mathbb{R}" + r"\setminus\{1\}" * 300,
+        r"\mathbb{R}\setminus\{" + ",".join(rf"\sqrt{{{n}}}" for n in range(99)) + r"\}",
+        r"\mathrm i" * 600,
+        ">=" * 1_900,
+        r"\begin{array}" + "{*{20}{c}}" * 200,
+    ),
     *(r"\log_{1}(5)", r"\x00\uffff 解 ∞ 💡", "1e-999999999", "(x+y)^{300}(x-y)^{300}"),
 ]
 WHOLE = [
     *("\\boxed{" * 40_000, "\\boxed{1} " * 200_000, "\x00\ud800" * 50, "<think>" * 100_000),
     *("a" * 10_000_000 + r"\boxed{6}", r"\boxed{6}" + "a" * 10_000_000, "{" * 10_000_000),
+    *("\\boxed" * 100_000, "</think>" * 100_000 + r"\boxed{6}", "\\fbox{\\boxed{6}" * 20_000),
     "\\boxed{" + "{" * 1_000_000 + "}" * 1_000_000 + "}",
 ]
 # Computer algebra works on these until it is stopped.

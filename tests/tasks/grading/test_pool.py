@@ -126,7 +126,7 @@ TEXTS = "def parse(text, **_): return [text]\ndef verify(gold, given, **_): retu
         (ANTLR, "Unsupported ANTLR version 4.7.2"),
         pytest.param(ABSENT, "No module named 'math_verify'", marks=pytest.mark.slow),
         pytest.param(NO_PARSER, "unreadable", marks=pytest.mark.slow),
-        pytest.param(BROKEN, "AttributeError", marks=pytest.mark.slow),
+        pytest.param(BROKEN, "malformed", marks=pytest.mark.slow),
         (TEXTS, "different"),
     ],
 )
