@@ -24,6 +24,7 @@ from jaxdistill.training.metrics import check_lines
 # Settings that may differ when a run is resumed, because they do not change what a step computes.
 # `steps` does under a cosine schedule; `check_config` handles that case.
 MAY_CHANGE = {
+    "expected",  # checked at the start; from then on the base's fingerprint is
     "steps",
     "evaluation",
     "checkpoint",

@@ -267,6 +267,7 @@ def test_a_run_of_an_older_version_that_lacked_a_setting_goes_on(whole, tmp_path
     del saved["evaluation"]["splits"][0]["task"]["count"]
     (folder / "config.json").write_text(json.dumps(saved))
     expected = ExpectedModel(student="S", family="qwen3", stop_ids=(1,), max_positions=8)
+    run(tiny(steps=6), folder, resume=True, quiet=True)
     run(tiny(steps=6, expected=expected), folder, resume=True, quiet=True)
     written = json.loads((folder / "config.json").read_text())
     assert (written["compute"]["attention"], written["expected"]["student"]) == ("auto", "S")
