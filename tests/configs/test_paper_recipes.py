@@ -12,7 +12,7 @@ from places import ROOT
 from jaxdistill import overrides
 from jaxdistill.config import load_recipe, load_study_recipe, recipe_modules
 from jaxdistill.models.students import STUDENTS
-from jaxdistill.tasks.grading.math import LAST_CHARS
+from jaxdistill.tasks.questions import Question
 
 # Of arXiv 2603.24472 and its released code, by section; `type` is the class of a choice.
 SECTION_5 = {
@@ -282,6 +282,8 @@ def test_the_hours_of_one_gpu_follow_from_the_measured_rates():
 def test_the_docstring_names_the_window_of_answers():
     """The paper's is a setting, and ours the default."""
     text = importlib.import_module(recipe_modules()["sdpo_math"]).__doc__
-    assert f"last {LAST_CHARS} characters" in text
-    config = load_recipe("sdpo_math", ["experience.task.last_chars=100"])
-    assert config.experience.task.last_chars == 100
+    assert "after the thinking, in the paper in the last 100 characters" in " ".join(text.split())
+    far = Question("q", "", "5"), "So \\boxed{5}. " + "That is all. " * 30
+    for override, is_right in (([], True), (["experience.task.last_chars=100"], False)):
+        task = load_recipe("sdpo_math", override).experience.task
+        assert task.grade(*far).correct == is_right
