@@ -66,9 +66,10 @@ def _to_json(annotation: Any, value: Any, path: str) -> Any:
 def from_json(cls: Any, obj: Any, path: str = "", own: Classes = NONE) -> Any:
     """Build `cls`, a dataclass or a union of dataclasses, from the output of `to_json`.
 
-    Every field must be present; `own` has the classes that are written as `recipe.py:Name`. Raises
-    UserError for an unknown, missing or ill-typed field or a failed validation, with the dotted
-    path below `path`, the expected value and the one found.
+    A missing field takes its default, since the file of an older version lacks newer settings.
+    `own` has the classes that are written as `recipe.py:Name`. Raises
+    UserError for an unknown or ill-typed field, a missing one without a default, or a failed
+    validation, with the dotted path below `path`, the expected value and the one found.
     """
     return _convert(cls, obj, path, Reading(own))
 
@@ -181,7 +182,7 @@ _WORDS = {"true": True, "false": False, "null": None, "none": None}
 
 def parse(annotation: Any, text: str, path: str, own: Classes = NONE) -> Any:
     """Parse `text` as the declared type; a string only if no other fits. Raises UserError."""
-    reading = Reading(own, with_defaults=True)
+    reading = Reading(own, is_text=True)
     try:
         value = _read(ast.parse(text, mode="eval").body)
     except (SyntaxError, ValueError, RecursionError):
@@ -229,10 +230,10 @@ def _read(node: ast.expr) -> Any:
 
 
 class Reading(NamedTuple):
-    """How a value is read: from JSON, which has every field, or from text, which omits defaults."""
+    """How a value is read: from JSON, or from a user's text, which names classes as Python does."""
 
     own: Classes  # a recipe's own classes, which open unions accept
-    with_defaults: bool = False  # True for text
+    is_text: bool = False
 
 
 def _convert(annotation: Any, value: Any, path: str, reading: Reading) -> Any:
@@ -267,7 +268,7 @@ def _convert(annotation: Any, value: Any, path: str, reading: Reading) -> Any:
         f"{path}: settings of type {annotation} are not supported"
     )
     args = typing.get_args(annotation)
-    is_list = reading.with_defaults and origin is tuple and args[1:] == (...,)
+    is_list = reading.is_text and origin is tuple and args[1:] == (...,)
     hint = _hint_of_entry(args[0], value, path, reading) if is_list else ""
     raise _ill_typed(annotation, value, path, hint)
 
@@ -317,11 +318,11 @@ def _chosen(annotation: Any, tag: str, path: str, reading: Reading) -> Any:
     built_in = {cls.__name__: cls for cls in dataclasses_of(annotation)}
     if not is_open(annotation):
         return built_in.get(tag)
-    if reading.with_defaults and tag in reading.own:  # in text, a recipe's class has no prefix
+    if reading.is_text and tag in reading.own:  # in text, a recipe's class has no prefix
         if tag in built_in:
             raise UserError(f"{path}: {tag} is ambiguous, both built in and a class of the recipe")
         tag = f"{own_classes.RECIPE}:{tag}"
-    elif reading.with_defaults:
+    elif reading.is_text:
         tag = ":".join(tag.rsplit(".", 1))
     if ":" not in tag:
         return built_in.get(tag)
@@ -344,14 +345,10 @@ def _convert_dataclass(cls: Any, value: Any, path: str, reading: Reading) -> Any
             raise UserError(
                 f"unknown setting {_join(path, str(name))!r}; expected {_signature(cls)}"
             )
-    nothing = dataclasses.MISSING
-    have_default = {
-        field.name
-        for field in dataclasses.fields(cls)
-        if field.default is not nothing or field.default_factory is not nothing
-    }
-    for name in fields:
-        if name not in value and not (reading.with_defaults and name in have_default):
+    for field in dataclasses.fields(cls):
+        name, nothing = field.name, dataclasses.MISSING
+        is_required = field.default is nothing and field.default_factory is nothing
+        if is_required and name in fields and name not in value:
             raise UserError(f"missing setting {_join(path, name)!r}; expected {_signature(cls)}")
     converted = {
         name: _convert(fields[name], inner, _join(path, name), reading)

@@ -14,7 +14,7 @@ from jaxdistill.config import RunConfig, load_recipe, load_study_recipe, recipe_
 from jaxdistill.epistemic import LexiconFile, Words
 from jaxdistill.errors import UserError
 from jaxdistill.objectives import GRPO, AnchorEpistemicMass, CrossEntropy, Mixed, epi_gate
-from jaxdistill.training.teachers import EMA
+from jaxdistill.training.teachers import EMA, Frozen
 
 STUDIES = {name: ("quick", "full") for name in ("toy_study", "toy_presets", "coverage_math")}
 RUNS = [name for name in recipe_names() if name not in STUDIES]
@@ -139,9 +139,12 @@ def test_a_config_json_of_another_version_names_the_setting(tmp_path):
     path.write_text(json.dumps(raw | {"colour": "red"}))
     with pytest.raises(UserError, match="colour"):
         load_recipe(str(path), [])
-    del raw["teacher"]
-    path.write_text(json.dumps(raw))
-    with pytest.raises(UserError, match="teacher"):
+    older = {name: value for name, value in raw.items() if name not in ("expected", "teacher")}
+    path.write_text(json.dumps(older))
+    assert load_recipe(str(path), []) == dataclasses.replace(tiny(), teacher=Frozen())
+    del older["experience"]
+    path.write_text(json.dumps(older))
+    with pytest.raises(UserError, match=r"missing setting .*experience"):
         load_recipe(str(path), [])
     for text in ("[]", "3", '"x"', "", "{", "\x00"):
         path.write_text(text)

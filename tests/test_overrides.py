@@ -275,7 +275,6 @@ def _edited(**changes):
 @pytest.mark.parametrize(
     ("obj", "message"),
     [
-        (_edited(seed=...), r"missing setting 'cfg\.seed'"),
         (_edited(sead=3), r"unknown setting 'cfg\.sead'"),
         (_edited(seed="3"), r"^cfg\.seed: expected int, got '3'$"),
         (_edited(seed=3.0), r"^cfg\.seed: expected int, got 3\.0$"),
@@ -284,7 +283,6 @@ def _edited(**changes):
             r'^cfg\.teacher: expected .* with its class name as "type"',
         ),
         (_edited(teacher={"type": "Ema"}), r"^cfg\.teacher: expected Frozen\(\) \| EMA"),
-        (_edited(teacher={"type": "EMA", "rate": 0.1}), r"missing setting 'cfg\.teacher\.warmup'"),
         (_edited(teacher={"type": "EMA", "rate": 7, "warmup": 0}), r"^cfg\.teacher: rate must lie"),
         (_edited(mesh=[1, 2]), r"^cfg\.mesh: expected Mesh\(data, fsdp\), got \[1, 2\]$"),
         ([1], r"^cfg: expected Run\("),
@@ -293,6 +291,14 @@ def _edited(**changes):
 def test_wrong_json_is_named_with_its_path(obj, message):
     with pytest.raises(UserError, match=message):
         from_json(Run, obj, "cfg")
+
+
+def test_a_setting_that_an_older_version_lacked_takes_its_default():
+    assert from_json(Run, _edited(seed=..., teacher={"type": "EMA", "rate": 0.1})) == Run(
+        teacher=EMA(rate=0.1)
+    )
+    with pytest.raises(UserError, match=r"missing setting 'cfg\.c'"):
+        from_json(TopC, {"tail": True}, "cfg")
 
 
 def test_a_union_itself_can_be_read():

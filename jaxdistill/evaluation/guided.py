@@ -201,7 +201,7 @@ def sample_base(run: Generation, grading: Grading) -> list[dict[str, Any]]:
             new = sample_batch(run, "none", batch, drawing)
             run.append("base", new)
             records += new
-            bar.update(num_in_range(settings, new))
+            bar.update(min(num_in_range(settings, new), settings.problems - bar.n))
             if bar.n >= settings.problems:
                 break
     return records

@@ -24,6 +24,7 @@ from jaxdistill.training.metrics import check_lines
 # Settings that may differ when a run is resumed, because they do not change what a step computes.
 # `steps` does under a cosine schedule; `check_config` handles that case.
 MAY_CHANGE = {
+    "expected",  # checked at the start; from then on the base's fingerprint is
     "steps",
     "evaluation",
     "checkpoint",
@@ -141,8 +142,14 @@ def check_config(config: RunConfig, described: dict[str, Any], run_dir: Path) ->
         )
     if "recipe" in saved:
         configs.read_run_recipe(run_dir, saved["recipe"])
-    for key in described.keys() - MAY_CHANGE:
-        for path, there, here in differences(saved.get(key), described[key], key):
+    if added := list(absent(saved, described)):
+        print(
+            f"run folder {run_dir} was started by a version without {', '.join(added)}; added to "
+            "its config.json",
+            file=sys.stderr,
+        )
+    for key in (described.keys() & saved.keys()) - MAY_CHANGE:
+        for path, there, here in differences(saved[key], described[key], key):
             if path.startswith(tuple(ROUNDS)):
                 continue
             raise UserError(
@@ -154,6 +161,19 @@ def check_config(config: RunConfig, described: dict[str, Any], run_dir: Path) ->
             f"run folder {run_dir} was started with `steps={saved['steps']}`, which its cosine "
             f"schedule depends on; `steps={config.steps}` needs another run folder"
         )
+
+
+def absent(there: Any, here: Any, path: str = "") -> Iterator[str]:
+    """The settings of `here` that `there`, an older config as JSON, has not: "a.b=3"."""
+    if isinstance(there, list) and isinstance(here, list):
+        there, here = dict(enumerate(there)), dict(enumerate(here))
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key, value in here.items():
+            inside = f"{path}.{key}" if path else str(key)
+            if key in there:
+                yield from absent(there[key], value, inside)
+            else:
+                yield f"{inside}={json.dumps(value)}"
 
 
 def differences(there: Any, here: Any, path: str) -> Iterator[tuple[str, Any, Any]]:

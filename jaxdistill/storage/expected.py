@@ -37,7 +37,8 @@ def check_expected(expected: ExpectedModel, source: ModelSource, longest: int) -
     if longest > found.max_positions:
         raise UserError(
             f"model {name}: {found.max_positions} positions (max_position_embeddings), and the "
-            f"run's longest sequence has {longest} tokens; set shorter lengths"
+            f"run's longest sequence has {longest} tokens; shorten experience.max_prompt_tokens, "
+            "experience.sampling.max_new_tokens or evaluation.sampling.max_new_tokens"
         )
     if found.max_positions < expected.max_positions:
         print(

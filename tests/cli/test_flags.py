@@ -20,7 +20,7 @@ from jaxdistill.bench.work import (
     settings_of,
 )
 from jaxdistill.cli.bench import WHAT
-from jaxdistill.cli.flags import add_fields
+from jaxdistill.cli.flags import MODEL_HELP, add_fields
 from jaxdistill.cli.parser import Parser, describe_default
 from jaxdistill.sampling import Sampling
 from jaxdistill.sharding import MeshConfig, parse_mesh
@@ -168,6 +168,17 @@ def test_a_verbs_mesh_is_the_librarys_and_that_of_a_run_its_recipes():
     assert recipes == ["train", "study"]
     bench = ["bench decode", "bench step", "bench train"]
     assert own == ["sample", "eval", "guide", "analyze", *bench]
+
+
+def test_every_verb_that_opens_a_model_may_skip_the_hashes_of_its_checkpoint():
+    opens = [
+        prog
+        for prog, parser in ALL.items()
+        if any(a.help == MODEL_HELP and not a.option_strings for a in parser._actions)
+    ]
+    assert opens == [f"jaxdistill {verb}" for verb in ("sample", "eval", "guide", "convert")]
+    for prog in opens:
+        assert ALL[prog].get_default("verify") is True, prog
 
 
 @pytest.mark.parametrize("verb", ["sample", "eval"])

@@ -12,6 +12,7 @@ from places import ROOT
 from jaxdistill import overrides
 from jaxdistill.config import load_recipe, load_study_recipe, recipe_modules
 from jaxdistill.models.students import STUDENTS
+from jaxdistill.tasks.questions import Question
 
 # Of arXiv 2603.24472 and its released code, by section; `type` is the class of a choice.
 SECTION_5 = {
@@ -157,6 +158,8 @@ def test_every_student_resolves_at_the_scales_that_are_for_it(recipe, student):
                  "experience.max_prompt_tokens": 2, "experience.max_demonstration_tokens": 2,
                  "experience.rollouts": 1, "experience.updates": 1, "steps": 1}  # fmt: skip
         assert {path: at(paper, path) / at(one, path) for path in ratio} == ratio
+    else:  # as their docstrings say
+        assert {n for n in paper if paper[n] != one[n]} <= {"name", "evaluation"}
 
 
 def test_show_prints_the_settings_and_starts_nothing(tmp_path, monkeypatch):
@@ -279,7 +282,8 @@ def test_the_hours_of_one_gpu_follow_from_the_measured_rates():
 def test_the_docstring_names_the_window_of_answers():
     """The paper's is a setting, and no window the default."""
     text = importlib.import_module(recipe_modules()["sdpo_math"]).__doc__
-    assert "`experience.task.last_chars=100`" in text
-    assert load_recipe("sdpo_math", []).experience.task.last_chars is None
-    config = load_recipe("sdpo_math", ["experience.task.last_chars=100"])
-    assert config.experience.task.last_chars == 100
+    assert "after the thinking, in the paper in the last 100 characters" in " ".join(text.split())
+    far = Question("q", "", "5"), "So \\boxed{5}. " + "That is all. " * 30
+    for override, is_right in (([], True), (["experience.task.last_chars=100"], False)):
+        task = load_recipe("sdpo_math", override).experience.task
+        assert task.grade(*far).correct == is_right

@@ -16,6 +16,7 @@ from same_run import assert_same_run, final_state, metrics_of
 from tiny_run import tiny, tree_of, write_config
 
 from jaxdistill.errors import UserError
+from jaxdistill.models.students import ExpectedModel
 from jaxdistill.objectives import CrossEntropy
 from jaxdistill.run import folder
 from jaxdistill.run import loop as runs
@@ -258,14 +259,21 @@ def test_a_resume_of_another_config_names_the_setting(whole):
     }
 
 
-def test_a_run_of_an_older_version_that_lacked_a_setting_goes_on(whole, tmp_path):
+def test_a_run_of_an_older_version_that_lacked_a_setting_goes_on(whole, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
     saved = json.loads((folder / "config.json").read_text())
-    del saved["compute"]["attention"]
+    del saved["compute"]["attention"], saved["expected"], saved["seed"]
+    del saved["evaluation"]["splits"][0]["task"]["count"]
     (folder / "config.json").write_text(json.dumps(saved))
+    expected = ExpectedModel(student="S", family="qwen3", stop_ids=(1,), max_positions=8)
     run(tiny(steps=6), folder, resume=True, quiet=True)
-    assert json.loads((folder / "config.json").read_text())["compute"]["attention"] == "auto"
+    run(tiny(steps=6, expected=expected), folder, resume=True, quiet=True)
+    written = json.loads((folder / "config.json").read_text())
+    assert (written["compute"]["attention"], written["expected"]["student"]) == ("auto", "S")
+    said = capsys.readouterr().err
+    for added in ("seed=0", 'compute.attention="auto"', "evaluation.splits.0.task.count=3"):
+        assert f" {added}" in said
 
 
 def test_a_base_that_changed_since_the_start_is_refused(whole, tmp_path):

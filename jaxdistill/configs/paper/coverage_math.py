@@ -16,7 +16,8 @@ Data: jaxdistill data prepare coverage/1, and the same for coverage/8, coverage/
 coverage/512, aime24 and math500
 Command: jaxdistill study coverage_math --profile full
   or --student Qwen3-1.7B-think-off --scale one_gpu
-Deviations: those of `sdpo_math`.
+Deviations: those of `sdpo_math`. Evaluated responses have at most 20,480 tokens; the paper's
+evaluation code allows 38,912.
 Chosen: 100 steps, in the paper 100 to 150; 64 rows of each training set are scored; one_gpu divides
 the questions and the lengths as in `sdpo_math` and draws 4 instead of 16 samples per question.
 """

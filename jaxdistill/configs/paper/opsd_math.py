@@ -42,6 +42,7 @@ def opsd_math(student: Student = QWEN3_1_7B, scale: str = "paper") -> RunConfig:
             updates=1,
             sampling=Sampling(temperature=1.1, top_p=0.95, top_k=20, max_new_tokens=2048),
             demonstration="reference",
+            max_prompt_tokens=student.prompt_tokens,
             max_demonstration_tokens=16_384,
         ),
         objective=opsd(),

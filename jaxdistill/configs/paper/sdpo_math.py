@@ -21,11 +21,12 @@ Command: jaxdistill train sdpo_math --student Qwen3-8B
 Deviations: the box of an answer may stand anywhere after the thinking, in the paper in the last 100
 characters (`experience.task.last_chars=100`), and one grader serves training and evaluation. The
 demonstration is drawn from the correct siblings, in the paper the first of a batch sorted by length
-(`experience.demonstration_choice`). A demonstration that is too long is cut itself, in the paper
-the finished prompt, with its instruction, at 22,528 tokens. A teacher's sequence ends at the
-model's positions: 40,960 for Qwen3, where the paper's could have 43,008. Updates are of whole
-questions in their order, in the paper of a batch sorted by length. Evaluations during training add
-the start and AMC23, and checkpoints are ten minutes apart and not ten steps.
+(`experience.demonstration_choice`), and never one that was cut off, correct or not
+(`experience.cut_demonstrations`). A demonstration that is too long is cut itself, in the paper the
+finished prompt, with its instruction, at 22,528 tokens. A teacher's sequence ends at the model's
+positions: 40,960 for Qwen3, where the paper's could have 43,008. Updates are of whole questions in
+their order, in the paper of a batch sorted by length. Evaluations during training add the start and
+AMC23, and checkpoints are ten minutes apart and not ten steps.
 `--set track_reference=true` adds the initial model's epistemic mass to the metrics, for another
 forward pass.
 Chosen: one_gpu divides the questions by 8 and the lengths by 2, and keeps rollouts, updates, rates
