@@ -23,6 +23,8 @@ from typing import Any, Protocol, runtime_checkable
 # For clean-up of commands that have no such setting; a Cloud TPU VM is given 30 s, and 5 are left
 # for the process's end.
 GRACE_S = 25.0
+# About 30 years. A system's functions that wait refuse what does not fit into 64 bits, in ns.
+MAX_S = 1e9
 # `timeout` and some shells send one signal to the process and again to its group: within this time
 # it is the same one. Chosen, not measured.
 SAME_S = 0.05
@@ -270,11 +272,16 @@ def kill_children() -> None:
 
 
 def seconds_of(text: str) -> float:
-    """The seconds of a duration such as 11h30m, 90m, 45s or 3600. Raises ValueError for others."""
+    """The seconds of a duration such as 11h30m, 90m, 45s or 3600.
+
+    Raises ValueError for what is none, or takes more than `MAX_S`.
+    """
     import re
 
     found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text)
     if not found or not any(found.groups()):
         raise ValueError(text)
     hours, minutes, seconds = (int(part or 0) for part in found.groups())
-    return 3600.0 * hours + 60.0 * minutes + seconds
+    if (total := 3600 * hours + 60 * minutes + seconds) > MAX_S:
+        raise ValueError(text)
+    return float(total)

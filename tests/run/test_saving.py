@@ -16,6 +16,10 @@ class Files:
 
     def __init__(self):
         self.saved = []
+        self.usable = []
+
+    def usable_steps(self):
+        return self.usable
 
     def save(self, step, state, host):
         self.saved.append(step)
@@ -37,7 +41,7 @@ def complete(saving, step, seconds=0.0):
     saving.begin()
     saving._began -= seconds
     with saving.replacing():
-        saving.keep(Kept(step, {}, {}), compiling=0.0)
+        saving.keep(Kept(step, {"params": {}}, {}), compiling=0.0)
 
 
 def test_a_stop_saves_the_last_completed_step_once(saving):
@@ -67,7 +71,7 @@ def stop_during_a_step(saving, left, fits):
     stop.start()
     time.sleep(0.2)
     if saving._is_whole.acquire(blocking=False):
-        saving.keep(Kept(2, {}, {}), compiling=0.0)
+        saving.keep(Kept(2, {"params": {}}, {}), compiling=0.0)
         saving._is_whole.release()
     stop.join(left)
     assert not stop.is_alive()
@@ -98,8 +102,18 @@ def test_a_state_that_is_being_replaced_cannot_be_saved(saving):
         "the state of step 1 could not be saved within 25 s; there is no other yet",
         "stopped at step 0 of 9; --resume goes on",
     ]
-    (saving._run_dir / "checkpoints" / "1").mkdir(parents=True)
+    # Finite parameters are saved alone, and that is no failure.
+    assert list(saving.last_lines(""))[0].startswith("the state of step 1 could not be saved; ")
+    saving.checkpoints.usable = [1]
     assert list(saving.last_lines("")) == ["stopped at step 1 of 9; --resume goes on"]
+
+
+def test_a_state_that_a_failed_update_has_used_up_is_not_saved(saving):
+    with pytest.raises(OSError), saving.replacing():
+        raise OSError("no space left")
+    with pytest.raises(OSError, match="no space left"):
+        saving.stop(time.monotonic() + 10)
+    assert saving.checkpoints.saved == []
 
 
 def test_a_run_that_keeps_no_checkpoints_says_so(tmp_path):

@@ -145,7 +145,9 @@ def test_a_duration(text, seconds):
     assert seconds_of(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["h", "1d", "-5", "1.5h", "30m1h", "5 m"])
+@pytest.mark.parametrize(
+    "text", ["h", "1d", "-5", "1.5h", "30m1h", "5 m", "9" * 12 + "h", "9" * 400 + "h"]
+)
 def test_what_is_no_duration(text):
     with pytest.raises(ValueError, match=re.escape(text)):
         seconds_of(text)
