@@ -9,11 +9,13 @@ from typing import Any
 
 from jaxdistill.cli.flags import (
     MODEL_HELP,
+    add_no_verify,
     add_out,
     add_reading,
     add_sampling,
     reading_of,
     require_positive,
+    require_samples,
     sampling_of,
 )
 from jaxdistill.cli.parser import add_verb, describe_default
@@ -79,6 +81,7 @@ def add_verbs(verbs: Any) -> None:
     )
     out = add_out(sub, "folder of the samples; a stopped run continues in it", metavar="DIR")
     describe_default(out, "guided/MODEL-DATA")
+    add_no_verify(sub)
     add_sampling(sub)
     # As in the paper, which samples all of its evaluations like this.
     sub.set_defaults(temperature=0.6, top_p=0.95, top_k=20, max_new_tokens=None)
@@ -130,6 +133,7 @@ def guide(options: argparse.Namespace) -> None:
     from jaxdistill.tasks.questions import fingerprint
 
     names = ordered([name.strip() for name in options.contexts.split(",")])
+    require_samples(options.samples)
     require_positive(1 if options.limit is None else options.limit, "--limit")
     parse_mesh(options.mesh)
     settings = Guided(

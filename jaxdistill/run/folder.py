@@ -253,7 +253,7 @@ def remove_leftovers(run_dir: Path) -> None:
         if path.is_dir():
             shutil.rmtree(path)
         else:
-            path.unlink()
+            path.unlink(missing_ok=True)  # it may have been in one of these folders
 
 
 def finished_step(run_dir: Path) -> int | None:

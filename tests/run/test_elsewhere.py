@@ -88,6 +88,7 @@ def test_what_a_killed_start_left_is_removed(started, tmp_path):
     for name in (".export.new.x7", "export.new", "checkpoints/4.orbax-checkpoint-tmp", "evals/a"):
         (run_dir / name).mkdir(parents=True)
         (run_dir / name / "file").touch()
+    (run_dir / ".export.new.x7" / "config.json.tmp").touch()
     for name in ("finished.json.tmp", "evals/a/summary.json.tmp", "rollouts.tmp"):
         (run_dir / name).touch()
     folder.remove_leftovers(run_dir)
