@@ -9,11 +9,13 @@ that JAX and Orbax run at exit would wait for the very work that is being droppe
 Nothing here imports JAX, so that a signal is heeded from the first moment on.
 """
 
+import _thread
 import contextlib
 import multiprocessing
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -103,6 +105,9 @@ class Stopping:
             # parent.
             if signal.getsignal(number) != signal.SIG_IGN:
                 self._handlers[number] = signal.signal(number, self._handle)
+        self._hook = sys.unraisablehook
+        if self._raises:
+            sys.unraisablehook = self._raise_again
         self._thread = threading.Thread(target=self._guarded, daemon=True, name="stopping")
         self._thread.start()
 
@@ -116,6 +121,8 @@ class Stopping:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup)
+        if sys.unraisablehook == self._raise_again:
+            sys.unraisablehook = self._hook
         for descriptor in self._pipe:
             os.close(descriptor)
         self._pipe = None
@@ -156,6 +163,18 @@ class Stopping:
         """Python's handler. The thread does the work, but for what has to be raised here."""
         if self._raises:
             raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+    def _raise_again(self, unraisable: Any) -> None:
+        """Python's hook for what a destructor or a callback has met with, which it then ignores.
+
+        The handler may run there as well; what it raises must reach the command.
+        """
+        numbers = {KeyboardInterrupt: signal.SIGINT, Terminated: signal.SIGTERM}
+        number = numbers.get(unraisable.exc_type)
+        if number is None:
+            self._hook(unraisable)
+        else:  # in a moment, outside of this function
+            threading.Timer(SAME_S / 5, _thread.interrupt_main, (number,)).start()
 
     # ---------------------------------------------------------------- the watching thread
 

@@ -81,7 +81,7 @@ READERS = [
     Reader("g.jsonl", "grade g.jsonl --task math", "", LINES),
     Reader("d.jsonl", "guide toy:main --data d.jsonl --out g", "", LINES),
     Reader("m/config.json", "guide m --data toy:train --out g", "model", OPTIONAL),
-    Reader("g/settings.json", "guide toy:main --data toy:train --limit 1 --out g", "", OBJECTS, "g"),
+    Reader("g/settings.json", "guide toy:main --data toy:train --limit 1 --out g", expected="g"),
     Reader("d.jsonl", "eval nowhere --data d.jsonl", "", LINES),
     Reader("d.json", "data check d.json", "", LINES),
     Reader("d.jsonl", "analyze d.jsonl", "", LINES),

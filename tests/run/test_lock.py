@@ -97,7 +97,8 @@ def test_a_lock_that_a_full_disk_refuses_names_itself_and_is_not_left(tmp_path, 
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(locks.json, "dump", full)
-    with pytest.raises(OSError) as caught, locked(tmp_path / "a" / "b", Stopping()):
+    held = locked(tmp_path / "a" / "b", Stopping())
+    with pytest.raises(OSError, match="No space") as caught, held:
         pass
     assert caught.value.filename == str(tmp_path / "a" / "b" / LOCK)
     assert list(tmp_path.iterdir()) == []

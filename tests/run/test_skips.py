@@ -21,11 +21,12 @@ from jaxdistill.sampling import engine
 from jaxdistill.storage import loading
 from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.training.batch import Batch, texts_of_ids
+from jaxdistill.training.checkpointing import Steps
 from jaxdistill.training.metrics import Sum
 from jaxdistill.training.state import init_state
 from jaxdistill.training.timing import TIMINGS
 
-CONFIG = tiny(steps=3, checkpoint_every=1, rollouts_every=1, export=False)
+CONFIG = tiny(steps=3, checkpoint=Steps(1), rollouts_every=1, export=False)
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +198,7 @@ def test_a_run_of_skipped_steps_ends_with_3_and_goes_on_from_its_last_checkpoint
     tmp_path, monkeypatch
 ):
     """The step is replaced by one that skips from the second on, as `training.step` does."""
-    config = dataclasses.replace(CONFIG, steps=6, checkpoint_every=2, max_skipped_steps=3)
+    config = dataclasses.replace(CONFIG, steps=6, checkpoint=Steps(2), max_skipped_steps=3)
     made = runs.make_train_step
 
     def make(**settings):
