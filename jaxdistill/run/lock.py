@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import fcntl
 import json
 import os
 import platform
@@ -76,7 +77,7 @@ def remove_stale(lock: Path, empty_since: float | None = None) -> float | None:
             return None
         now = time.monotonic()
         if empty_since is not None and now - empty_since > EMPTY_S:
-            lock.unlink(missing_ok=True)
+            remove(lock, None)
         return now if empty_since is None else empty_since
     folder, who = lock.parent, "process {pid} on {host}, since {since}".format(**held)
     here = identity(held["pid"])
@@ -87,16 +88,22 @@ def remove_stale(lock: Path, empty_since: float | None = None) -> float | None:
         )
     if held == here | {"since": held["since"]}:
         raise UserError(f"{folder} is in use by {who}; wait for it, stop it, or use another folder")
-    # Renamed first, since of two processes that find the same stale lock only one can do that, and
-    # the other might otherwise remove the lock that the first has made by then.
-    taken = lock.with_name(f"{LOCK}.{os.getpid()}")
-    with contextlib.suppress(FileNotFoundError):
-        lock.rename(taken)
-        if read(taken)[0] != held:
-            with contextlib.suppress(OSError):
-                os.link(taken, lock)
-        taken.unlink()
+    remove(lock, held)
     return None
+
+
+def remove(lock: Path, held: dict[str, Any] | None) -> None:
+    """Remove a lock if it still has these contents.
+
+    Of several processes that find it stale one removes it; another might otherwise remove the lock
+    that the first has made by then. All of them are on this machine.
+    """
+    with contextlib.suppress(FileNotFoundError), lock.open("rb") as file:
+        with contextlib.suppress(OSError):  # a file system without it
+            fcntl.flock(file, fcntl.LOCK_EX)
+        is_same = os.path.samestat(os.fstat(file.fileno()), lock.stat())
+        if is_same and read(lock)[0] == held:
+            lock.unlink()
 
 
 def read(lock: Path) -> tuple[dict[str, Any] | None, bool]:

@@ -9,7 +9,6 @@ that JAX and Orbax run at exit would wait for the very work that is being droppe
 Nothing here imports JAX, so that a signal is heeded from the first moment on.
 """
 
-import _thread
 import contextlib
 import multiprocessing
 import os
@@ -89,6 +88,7 @@ class Stopping:
         self._releases: list[Callable[[], None]] = []
         self._handlers: dict[int, Any] = {}
         self._asked, self._code = False, None
+        self._repeats = 0  # how often `_raise_again` has sent the first signal again
         self._pipe: tuple[int, int] | None = None
 
     # ---------------------------------------------------------------- the main thread
@@ -174,7 +174,9 @@ class Stopping:
         if number is None:
             self._hook(unraisable)
         else:  # in a moment, outside of this function
-            threading.Timer(SAME_S / 5, _thread.interrupt_main, (number,)).start()
+            self._repeats += 1
+            main = threading.main_thread().ident
+            threading.Timer(SAME_S / 5, signal.pthread_kill, (main, number)).start()
 
     # ---------------------------------------------------------------- the watching thread
 
@@ -239,6 +241,9 @@ class Stopping:
         """What comes after the first signal; None: nothing before the deadline."""
         while True:
             number = self._next(deadline)
+            if number in (signal.SIGTERM, signal.SIGINT) and self._repeats:
+                self._repeats -= 1
+                continue
             is_same = time.monotonic() - heard < SAME_S
             if number not in (signal.SIGTERM, signal.SIGINT) or not is_same:
                 return number

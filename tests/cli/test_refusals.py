@@ -35,7 +35,7 @@ def test_a_run_from_weights_that_are_not_finite_is_stopped_and_exports_nothing(p
     with_nan(run_dir, place / "nan")
     code, out, err = call(
         *TRAIN.split(), "--set", "model=Pretrained('nan')", "--set", "steps=9",
-        "--set", "max_skipped_steps=2", "--set", "checkpoint_every=1",
+        "--set", "max_skipped_steps=2", "--set", "checkpoint=Steps(1)",
     )  # fmt: skip
     assert (code, out) == (3, "")
     assert "stopped at step 2: 2 steps in a row were skipped" in err.splitlines()[-1]
