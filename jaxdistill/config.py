@@ -7,7 +7,6 @@ import ast
 import hashlib
 import importlib
 import inspect
-import math
 import pkgutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -96,8 +95,9 @@ class RunConfig:
         for name, low in LEAST.items():
             if not (getattr(self, name) is None and name in MAY_BE_NONE):
                 _require_at_least(low, name, getattr(self, name))
-        if not 0 < self.grace_seconds < math.inf:
-            raise UserError(f"`grace_seconds` must be above 0, got {self.grace_seconds}")
+        if not 0 < self.grace_seconds <= 86_400:
+            got = self.grace_seconds
+            raise UserError(f"`grace_seconds` must be above 0 and at most a day, 86400, got {got}")
         own_classes.require_choice("checkpoint", self.checkpoint, Checkpointing)
         _require_at_least(1, "compute.micro_batches", self.compute.micro_batches)
         if self.rows * self.updates > MOST_ROWS:

@@ -22,12 +22,17 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
     The content is on the disk before the file has its name, and the name before this returns, so
     that the same holds for a loss of power. A lone surrogate (from a file name that is not UTF-8,
-    for example) is written as its escape, as in JSON. Raises OSError with the path.
+    for example) is written as its escape, as in JSON. A device or a pipe, such as /dev/stdout, is
+    written into and not replaced. Raises OSError with the path.
     """
     # In the same folder, because renaming is atomic within one file system only.
     part = path.with_name(path.name + ".tmp")
     if isinstance(content, str):
         content = content.encode("utf-8", errors="backslashreplace")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        with naming(path):
+            path.write_bytes(content)
+        return
     try:
         with naming(path):
             with part.open("wb") as file:
@@ -96,7 +101,7 @@ def require_writable(path: Path, what: str) -> None:
             with tempfile.TemporaryFile(dir=existing):
                 pass
         else:
-            os.close(os.open(existing, os.O_WRONLY))
+            os.close(os.open(existing, os.O_WRONLY | os.O_NONBLOCK))  # a pipe may have no reader
     except OSError as error:
         refusal = f"{what} {path} cannot be written: {error.strerror}"
         if existing != place:

@@ -32,6 +32,7 @@ class Order:
 @dataclass(frozen=True)
 class Answer:
     code: int  # negative: of a signal
+    is_signalled: bool  # whether the phase has begun
     seconds: float  # from the first signal to the end; of the whole command if there was none
 
 
@@ -90,10 +91,13 @@ def serve() -> None:
             cli.entry()
         status = os.waitpid(child, 0)[1]
         ended = time.time()
-        with contextlib.suppress(FileNotFoundError):
-            began = os.stat(order.err + ".signalled").st_mtime
+        noted = order.err + ".signalled"
+        is_signalled = os.path.exists(noted)
+        if is_signalled:
+            began = os.stat(noted).st_mtime
         code = os.waitstatus_to_exitcode(status)
-        print(json.dumps(asdict(Answer(code, ended - began))), flush=True)
+        answer = Answer(code=code, is_signalled=is_signalled, seconds=ended - began)
+        print(json.dumps(asdict(answer)), flush=True)
 
 
 def become(order: Order) -> None:
@@ -116,9 +120,10 @@ def become(order: Order) -> None:
         time.sleep(order.blocks)
 
     def send() -> None:
-        time.sleep(order.delay)
         with open(order.err + ".signalled", "w"):
             pass
+        time.sleep(order.delay)
+        os.utime(order.err + ".signalled")
         for index, name in enumerate(order.signals):
             time.sleep(0.1 * (index > 0))
             os.kill(os.getpid(), getattr(signal, f"SIG{name}"))
@@ -131,15 +136,16 @@ def install(phase: str, fire: Any) -> None:
     import orbax.checkpoint as ocp
 
     from jaxdistill.run import loop
-    from jaxdistill.storage import loading
-    from jaxdistill.storage.checkpoint import Checkpoints
+    from jaxdistill.storage import checkpoint, loading
     from jaxdistill.training.timing import Clock
 
     places = {
         "load": (loading, "load"),
-        "before a save": (Checkpoints, "save"),
-        "copy": (ocp.CheckpointManager, "save"),
-        "write": (ocp.CheckpointManager, "wait_until_finished"),
+        "before a save": (checkpoint.Checkpoints, "save"),
+        "copy": (ocp.AsyncCheckpointer, "save"),
+        "write": (ocp.AsyncCheckpointer, "wait_until_finished"),
+        "hashing": (checkpoint, "write_listing"),
+        "naming": (checkpoint.Checkpoints, "_give_name"),
         "export": (loop, "export"),
         "end": (loop, "last_lines"),
     }
@@ -153,13 +159,13 @@ def install(phase: str, fire: Any) -> None:
 
         setattr(owner, name, before)
     elif phase == "after a save":
-        save = Checkpoints.save
+        save = checkpoint.Checkpoints.save
 
         def after(*args: Any) -> None:
             save(*args)
             fire()
 
-        setattr(Checkpoints, "save", after)  # noqa: B010
+        setattr(checkpoint.Checkpoints, "save", after)  # noqa: B010
     else:
         part = Clock.part
 

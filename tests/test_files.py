@@ -24,6 +24,18 @@ def test_what_was_there_survives_a_write_that_fails(tmp_path, monkeypatch):
     assert file.read_text() == "first"
 
 
+def test_a_pipe_is_written_into_and_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="cannot be written: No such device"):
+        require_writable(tmp_path / "pipe", "--out")  # nobody would read it
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    require_writable(tmp_path / "pipe", "--out")
+    write_whole(tmp_path / "pipe", "text")
+    assert os.read(reader, 9) == b"text"
+    os.close(reader)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
 def test_a_name_that_is_no_utf8_is_written_as_an_escape_that_json_reads_back(tmp_path):
     name = b"caf\xe9".decode("utf-8", "surrogateescape")
     write_whole(tmp_path / "a.json", json.dumps({"name": name}, ensure_ascii=False))

@@ -16,6 +16,7 @@ from jaxdistill import __version__, compilation
 from jaxdistill.cli import analyze, bench, convert, data, grade, guide, list, report, sample, train
 from jaxdistill.cli.parser import Parser
 from jaxdistill.errors import RunStopped, UserError
+from jaxdistill.files import require_writable
 from jaxdistill.run.stopping import Stopping, Terminated
 
 EXIT_CODES = {
@@ -64,6 +65,9 @@ def heeding_signals(arguments: Sequence[str] | None) -> tuple[int, Stopping]:
     stopping.listen()
     compilation.keep_programs()
     try:
+        # Results of long work would be lost at its end.
+        if (out := getattr(options, "out", None)) is not None:
+            require_writable(out, "--out")
         with compilation.reported() if options.compiles else contextlib.nullcontext():
             options.function(options)
         # A broken pipe raises here, where it is handled, and not while Python shuts down.

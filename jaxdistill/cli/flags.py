@@ -50,7 +50,7 @@ def add_quiet(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--quiet", action="store_true", help="show no progress bar, but warnings")
 
 
-def add_no_verify(sub: argparse.ArgumentParser) -> None:
+def add_no_verify(sub: Any) -> None:
     """`--no-verify` of verbs that restore checkpoints, which gives `options.verify`."""
     sub.add_argument(
         "--no-verify",

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jaxdistill.cli.flags import add_out, require_positive
+from jaxdistill.cli.flags import add_out, path, require_positive
 from jaxdistill.cli.parser import add_verb, describe_default
 from jaxdistill.errors import UserError
 from jaxdistill.files import write_whole
@@ -21,7 +21,7 @@ def add_verbs(verbs: Any) -> None:
         verbs, "grade", grade, "Judge responses in a JSONL file against their gold answers."
     )
     sub.add_argument(
-        "file", type=Path, metavar="FILE", help="JSON lines with the fields gold and response"
+        "file", type=path, metavar="FILE", help="JSON lines with the fields gold and response"
     )
     sub.add_argument(
         "--task",

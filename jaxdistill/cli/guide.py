@@ -15,6 +15,7 @@ from jaxdistill.cli.flags import (
     add_sampling,
     reading_of,
     require_positive,
+    require_samples,
     sampling_of,
 )
 from jaxdistill.cli.parser import add_verb, describe_default
@@ -133,6 +134,7 @@ def guide(options: argparse.Namespace) -> None:
     from jaxdistill.tasks.questions import fingerprint
 
     names = ordered([name.strip() for name in options.contexts.split(",")])
+    require_samples(options.samples)
     require_positive(1 if options.limit is None else options.limit, "--limit")
     parse_mesh(options.mesh)
     settings = Guided(

@@ -6,7 +6,6 @@ from typing import Any
 from jaxdistill.cli.flags import add_out, path
 from jaxdistill.cli.parser import add_verb, describe_default
 from jaxdistill.errors import UserError
-from jaxdistill.files import require_writable
 
 
 def add_verbs(verbs: Any) -> None:
@@ -26,8 +25,6 @@ def add_verbs(verbs: Any) -> None:
 
 
 def report(options: argparse.Namespace) -> None:
-    if options.out:
-        require_writable(options.out, "--out")
     from jaxdistill.report import study_markdown, write_run_report, write_study_report
 
     if options.markdown:

@@ -19,7 +19,6 @@ from jaxdistill.cli.flags import (
 )
 from jaxdistill.cli.parser import add_verb, describe_default
 from jaxdistill.errors import UserError
-from jaxdistill.files import require_writable
 
 
 def add_verbs(verbs: Any) -> None:
@@ -156,10 +155,8 @@ def evaluate(options: argparse.Namespace) -> None:
     require_samples(options.samples)
     require_positive(1 if options.limit is None else options.limit, "--limit")
     sampling = sampling_of(options, options.max_new_tokens)
-    if options.out:
-        require_writable(options.out, "--out")
-        if options.out.exists() and not options.out.is_dir():
-            raise UserError(f"--out {options.out} is a file; name a folder")
+    if options.out and options.out.exists() and not options.out.is_dir():
+        raise UserError(f"--out {options.out} is a file; name a folder")
     reading = reading_of(options)
     if options.bad_rows != "fatal":
         reading["bad_rows"] = options.bad_rows

@@ -39,13 +39,14 @@ def add_verbs(verbs: Any) -> None:
         action="store_true",
         help="continue from the last checkpoint in the run's folder, or start if there is none",
     )
-    sub.add_argument(
+    checks = sub.add_mutually_exclusive_group()
+    checks.add_argument(
         "--strict-resume",
         action="store_true",
         help="as --resume, but refuse if the last checkpoint is damaged, instead of going on from "
         "the newest sound one",
     )
-    add_no_verify(sub)
+    add_no_verify(checks)
     add_time_limit(sub)
     add_quiet(sub)
     add_show(sub, "the settings of the run")

@@ -27,7 +27,7 @@ from jaxdistill.evaluation.guided_contexts import Asked, Chosen, Guided, compose
 from jaxdistill.evaluation.pair_scoring import Row, score_pairs
 from jaxdistill.evaluation.records import response_record
 from jaxdistill.evaluation.responses import Response
-from jaxdistill.files import write_whole
+from jaxdistill.files import parse_json, require_writable, write_whole
 from jaxdistill.sampling import Address
 from jaxdistill.sampling.engine import Engine
 from jaxdistill.sampling.prompt_widths import choose_widths
@@ -87,10 +87,13 @@ class Generation:
         """Raise UserError unless the folder is new, empty, or of a run with these settings."""
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"--out {self.folder} is a file; name a folder")
+        require_writable(self.folder, "--out")  # also where it is the default
         if not self.folder.is_dir() or not any(self.folder.iterdir()):
             return
         try:
-            before = json.loads((self.folder / "settings.json").read_bytes())
+            before = parse_json((self.folder / "settings.json").read_bytes())
+            if not isinstance(before, dict):
+                raise ValueError
         except (OSError, ValueError):
             raise UserError(
                 f"--out {self.folder} holds other files; name a new or empty folder"

@@ -1,6 +1,7 @@
 """The run folder: creation, and the checks of a resumed run's config, base model and lexicon."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -74,7 +75,7 @@ def start_folder(config: RunConfig, run_dir: Path, resume: bool) -> bool:
     # A start that was killed may have left its first files. A recipe.py with other contents was not
     # written by this run, so it must not be overwritten.
     module, first = own_classes.recipe_in(config), {"provenance.json"}
-    kept, found = run_dir / own_classes.RECIPE, names_in(run_dir) - {LOCK}
+    kept, found = run_dir / own_classes.RECIPE, names_beside(run_dir, *START_FILES)
     if module is not None and found == first | {kept.name} and kept.read_bytes() == module.source:
         first.add(kept.name)
     if found - first:
@@ -93,6 +94,15 @@ def start_folder(config: RunConfig, run_dir: Path, resume: bool) -> bool:
         write_whole(kept, module.source)
     write_config(config, run_dir)
     return True
+
+
+def names_beside(folder: Path, *files: str) -> set[str]:
+    """The names in a folder that this process holds, but for its lock and what killed starts left.
+
+    Those may have left a lock that was being taken over, and `files` that were being written.
+    """
+    names = names_in(folder) - {LOCK, *(f"{name}.tmp" for name in files)}
+    return {name for name in names if not re.fullmatch(rf"{re.escape(LOCK)}\.\d+", name)}
 
 
 def names_in(folder: Path) -> set[str]:
@@ -263,7 +273,7 @@ def remove_leftovers(run_dir: Path) -> None:
         if path.is_dir():
             shutil.rmtree(path)
         else:
-            path.unlink()
+            path.unlink(missing_ok=True)  # it may have been in one of these folders
 
 
 def finished_step(run_dir: Path) -> int | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import fcntl
 import json
 import os
 import platform
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill.errors import UserError
+from jaxdistill.files import naming, parse_json
 from jaxdistill.run.stopping import Stopping
 
 LOCK = "lock.json"
@@ -30,8 +32,9 @@ def locked(folder: Path, stopping: Stopping) -> Iterator[None]:
         new = [path for path in (folder, *folder.parents) if not path.exists()]
         stack.callback(remove_empty, new)
         folder.mkdir(parents=True, exist_ok=True)
+        empty_since = None
         while not create(lock):
-            remove_stale(lock)
+            empty_since = remove_stale(lock, empty_since)
         stack.enter_context(stopping.releases(lambda: lock.unlink(missing_ok=True)))
         yield
 
@@ -50,19 +53,32 @@ def create(lock: Path) -> bool:
         descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
         return False
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(identity(os.getpid()) | {"since": _now()}, file, indent=1)
+    try:
+        with naming(lock), os.fdopen(descriptor, "w") as file:
+            json.dump(identity(os.getpid()) | {"since": _now()}, file, indent=1)
+    except OSError:
+        # On a full disk: it would be empty, and seem to be held.
+        lock.unlink(missing_ok=True)
+        raise
     return True
 
 
-def remove_stale(lock: Path) -> None:
-    """Remove a lock whose process has ended. Raises UserError for any other."""
-    held, age = read(lock)
+def remove_stale(lock: Path, empty_since: float | None = None) -> float | None:
+    """Remove a lock whose process has ended. Raises UserError for any other.
+
+    Returns since when (`time.monotonic`) the lock has been seen without contents, the argument of
+    the next call; None: it is not so. The file's own time is a server's on a network file system,
+    whose clock may differ.
+    """
+    held, is_there = read(lock)
     if held is None:  # it has just been released, or is being filled
-        if age is not None and age > EMPTY_S:
-            lock.unlink(missing_ok=True)
         time.sleep(0.1)
-        return
+        if not is_there:
+            return None
+        now = time.monotonic()
+        if empty_since is not None and now - empty_since > EMPTY_S:
+            remove(lock, None)
+        return now if empty_since is None else empty_since
     folder, who = lock.parent, "process {pid} on {host}, since {since}".format(**held)
     here = identity(held["pid"])
     if (held["host"], held["namespace"]) != (here["host"], here["namespace"]):
@@ -72,29 +88,36 @@ def remove_stale(lock: Path) -> None:
         )
     if held == here | {"since": held["since"]}:
         raise UserError(f"{folder} is in use by {who}; wait for it, stop it, or use another folder")
-    # Renamed first, since of two processes that find the same stale lock only one can do that, and
-    # the other might otherwise remove the lock that the first has made by then.
-    taken = lock.with_name(f"{LOCK}.{os.getpid()}")
-    with contextlib.suppress(FileNotFoundError):
-        lock.rename(taken)
-        if read(taken)[0] != held:
-            with contextlib.suppress(OSError):
-                os.link(taken, lock)
-        taken.unlink()
+    remove(lock, held)
+    return None
 
 
-def read(lock: Path) -> tuple[dict[str, Any] | None, float | None]:
-    """(contents, age in seconds); no contents while it is being written, no age if it is gone."""
+def remove(lock: Path, held: dict[str, Any] | None) -> None:
+    """Remove a lock if it still has these contents.
+
+    Of several processes that find it stale one removes it; another might otherwise remove the lock
+    that the first has made by then. All of them are on this machine.
+    """
+    with contextlib.suppress(FileNotFoundError), lock.open("rb") as file:
+        with contextlib.suppress(OSError):  # a file system without it
+            fcntl.flock(file, fcntl.LOCK_EX)
+        is_same = os.path.samestat(os.fstat(file.fileno()), lock.stat())
+        if is_same and read(lock)[0] == held:
+            lock.unlink()
+
+
+def read(lock: Path) -> tuple[dict[str, Any] | None, bool]:
+    """(contents, whether it is there); it has no contents while it is being written."""
     try:
-        age, text = time.time() - lock.stat().st_mtime, lock.read_text()
+        text = lock.read_bytes()
     except FileNotFoundError:
-        return None, None
+        return None, False
     try:
-        held = json.loads(text)
+        held = parse_json(text)
     except ValueError:
-        return None, age
+        return None, True
     wanted = {"host", "namespace", "boot", "pid", "started", "since"}
-    return (held if isinstance(held, dict) and held.keys() == wanted else None), age
+    return (held if isinstance(held, dict) and held.keys() == wanted else None), True
 
 
 def identity(pid: int) -> dict[str, Any]:

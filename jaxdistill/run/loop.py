@@ -119,6 +119,7 @@ def run_locked(
             resume = resume and not is_new
             train(config, run_dir, resume, quiet, saving=saving, strict=strict)
     except (Exception, SystemExit) as error:
+        stopping.settle()  # the lock is held, and the files are left, until the stop is done
         # A new run that fails before its first step leaves nothing behind. KeyboardInterrupt is not
         # caught: an interrupted run keeps its files and can be resumed.
         if is_new:

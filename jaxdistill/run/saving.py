@@ -50,6 +50,7 @@ class Saving:
         self._is_whole = threading.Lock()  # held while the state is replaced
         self._files = threading.Lock()  # held while `checkpoints` is used
         self._completed = threading.Condition()
+        self._lost: BaseException | None = None  # why the kept state was replaced by none
 
     # ---------------------------------------------------------------- the main thread
 
@@ -65,7 +66,11 @@ class Saving:
     def replacing(self) -> Iterator[None]:
         """Within this context, the state is replaced by the next one, which is handed to `keep`."""
         with self._is_whole:
-            yield
+            try:
+                yield
+            except BaseException as error:
+                self._lost = error
+                raise
 
     def keep(self, kept: Kept, compiling: float) -> None:
         """A step is complete and its metrics are written. compiling: that part of its seconds."""
@@ -122,6 +127,8 @@ class Saving:
             # What is saved already needs no waiting for the update that is under way.
             if self._kept.step != self._saved:
                 acquire(self._is_whole, deadline)
+                if self._lost is not None:
+                    raise self._lost
             acquire(self._files, deadline)
             if self._kept.step != self._saved:
                 self._save()
@@ -143,13 +150,11 @@ class Saving:
             without = "without `save_checkpoints`, --resume starts anew"
             yield f"stopped at step {completed}{of}; {without}"
             return
-        # Orbax renames a folder to its step once it is complete.
-        folder = self._run_dir / "checkpoints"
-        steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
-        saved = max(steps, default=0)
+        saved = max(self.checkpoints.usable_steps(), default=0)
         if completed > saved:
             left = f"the checkpoint of step {saved} stands" if saved else "there is no other yet"
-            yield f"the state of step {completed} could not be saved {failure}; {left}"
+            lost = " ".join(filter(None, ("could not be saved", failure)))
+            yield f"the state of step {completed} {lost}; {left}"
         yield f"stopped at step {saved}{of}; --resume goes on"
 
 

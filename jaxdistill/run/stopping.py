@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ from typing import Any, Protocol, runtime_checkable
 # For clean-up of commands that have no such setting; a Cloud TPU VM is given 30 s, and 5 are left
 # for the process's end.
 GRACE_S = 25.0
+# About 30 years. A system's functions that wait refuse what does not fit into 64 bits, in ns.
+MAX_S = 1e9
 # `timeout` and some shells send one signal to the process and again to its group: within this time
 # it is the same one. Chosen, not measured.
 SAME_S = 0.05
@@ -85,6 +88,7 @@ class Stopping:
         self._releases: list[Callable[[], None]] = []
         self._handlers: dict[int, Any] = {}
         self._asked, self._code = False, None
+        self._repeats = 0  # how often `_raise_again` has sent the first signal again
         self._pipe: tuple[int, int] | None = None
 
     # ---------------------------------------------------------------- the main thread
@@ -101,6 +105,9 @@ class Stopping:
             # parent.
             if signal.getsignal(number) != signal.SIG_IGN:
                 self._handlers[number] = signal.signal(number, self._handle)
+        self._hook = sys.unraisablehook
+        if self._raises:
+            sys.unraisablehook = self._raise_again
         self._thread = threading.Thread(target=self._guarded, daemon=True, name="stopping")
         self._thread.start()
 
@@ -114,6 +121,8 @@ class Stopping:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup)
+        if sys.unraisablehook == self._raise_again:
+            sys.unraisablehook = self._hook
         for descriptor in self._pipe:
             os.close(descriptor)
         self._pipe = None
@@ -154,6 +163,20 @@ class Stopping:
         """Python's handler. The thread does the work, but for what has to be raised here."""
         if self._raises:
             raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+    def _raise_again(self, unraisable: Any) -> None:
+        """Python's hook for what a destructor or a callback has met with, which it then ignores.
+
+        The handler may run there as well; what it raises must reach the command.
+        """
+        numbers = {KeyboardInterrupt: signal.SIGINT, Terminated: signal.SIGTERM}
+        number = numbers.get(unraisable.exc_type)
+        if number is None:
+            self._hook(unraisable)
+        else:  # in a moment, outside of this function
+            self._repeats += 1
+            main = threading.main_thread().ident
+            threading.Timer(SAME_S / 5, signal.pthread_kill, (main, number)).start()
 
     # ---------------------------------------------------------------- the watching thread
 
@@ -218,6 +241,9 @@ class Stopping:
         """What comes after the first signal; None: nothing before the deadline."""
         while True:
             number = self._next(deadline)
+            if number in (signal.SIGTERM, signal.SIGINT) and self._repeats:
+                self._repeats -= 1
+                continue
             is_same = time.monotonic() - heard < SAME_S
             if number not in (signal.SIGTERM, signal.SIGINT) or not is_same:
                 return number
@@ -270,11 +296,16 @@ def kill_children() -> None:
 
 
 def seconds_of(text: str) -> float:
-    """The seconds of a duration such as 11h30m, 90m, 45s or 3600. Raises ValueError for others."""
+    """The seconds of a duration such as 11h30m, 90m, 45s or 3600.
+
+    Raises ValueError for what is none, or takes more than `MAX_S`.
+    """
     import re
 
     found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text)
     if not found or not any(found.groups()):
         raise ValueError(text)
     hours, minutes, seconds = (int(part or 0) for part in found.groups())
-    return 3600.0 * hours + 60.0 * minutes + seconds
+    if (total := 3600 * hours + 60 * minutes + seconds) > MAX_S:
+        raise ValueError(text)
+    return float(total)

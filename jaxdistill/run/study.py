@@ -27,8 +27,8 @@ from jaxdistill.evaluation.measures import study_row
 from jaxdistill.evaluation.records import read_summary
 from jaxdistill.files import is_file_name, write_whole
 from jaxdistill.run.devices import study_line
-from jaxdistill.run.folder import finished_step, names_in
-from jaxdistill.run.lock import LOCK, locked
+from jaxdistill.run.folder import finished_step, names_beside
+from jaxdistill.run.lock import locked
 from jaxdistill.run.loop import run
 from jaxdistill.run.provenance import current_provenance
 from jaxdistill.run.stopping import GRACE_S, Stopping
@@ -152,7 +152,7 @@ def prepare(study: Study, study_dir: Path) -> None:
         raise UserError(
             f"{study_dir} holds another study (see arms.json); choose another --run-dir"
         )
-    if not file.exists() and names_in(study_dir) - {LOCK}:
+    if not file.exists() and names_beside(study_dir, file.name):
         raise UserError(f"{study_dir} is not empty and holds no study; choose another --run-dir")
     earlier_seconds(study_dir / "study.json")  # broken: now, and not after the runs
     study_dir.mkdir(parents=True, exist_ok=True)
@@ -305,6 +305,7 @@ def worker(arms: list[Arm], study_dir: Path, core: int, failures: Any) -> None:
         run_arms(arms, study_dir, quiet=True, stopping=stopping)
         stopping.finish(0)
     except Exception as error:
+        stopping.settle()
         # Not every exception can be pickled, and none keeps its traceback: send the text instead.
         # The command line reports a full disk, and a run that stopped itself, by other exit codes.
         is_mistake = isinstance(error, UserError | OSError)

@@ -94,6 +94,17 @@ class Checkpoints:
             return []
         return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
 
+    def usable_steps(self) -> list[int]:
+        """The steps on disk that are complete and not known to be damaged; waits for nothing."""
+        if not self._folder.is_dir():
+            return []
+        steps = {int(path.name) for path in self._folder.iterdir() if path.name.isdecimal()}
+        return sorted(
+            step
+            for step in steps - self._damaged
+            if not self._verify or is_complete(self._path(step))
+        )
+
     def latest_step(self) -> int | None:
         """The newest step, or None if there is none."""
         return max(self.steps(), default=None)
@@ -283,12 +294,8 @@ class Checkpoints:
             return
         self._damaged.discard(newest)
         steps = {int(path.name) for path in self._folder.iterdir() if path.name.isdecimal()}
-        kept = [
-            step
-            for step in sorted(steps, reverse=True)
-            if step <= newest and step not in self._damaged and is_complete(self._path(step))
-        ]
-        for step in steps - set(kept[: self._keep]):
+        kept = [step for step in self.usable_steps() if step <= newest]
+        for step in steps - set(kept[::-1][: self._keep]):
             self._delete(step)
 
     def _find_damage(self, step: int) -> str | None:
@@ -335,7 +342,7 @@ class Checkpoints:
         # characters name the file; pages of stack trace follow.
         except Exception as error:
             quiet.is_kept = True
-            reason = (str(error).strip().splitlines() or [""])[0][:160]
+            reason = (str(error).strip().splitlines() or [""])[0].partition(". See full")[0][:160]
             raise self._damaged_error(step, f"{type(error).__name__}: {reason}") from error
 
     def _damaged_error(self, step: int, reason: str) -> UserError:

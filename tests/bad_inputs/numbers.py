@@ -10,6 +10,8 @@ NO_NUMBER = ("x", "1,5", "")
 
 SAMPLE = "sample nowhere --prompt hi"
 EVAL = "eval nowhere --data toy:train"
+GUIDE = "guide nowhere --data toy:train --out g"
+GRADE = "grade tiny.json --task math"
 ANALYZE = "analyze tiny.json --field name --model toy:main --out a"
 
 # {command: {flag: values}}; a value that is no number of the flag's kind is added to each.
@@ -18,6 +20,9 @@ INTEGERS = {
              "--top-k": ("-1",), "--seed": ("-1", HUGE)},
     EVAL: {"--samples": ("0", "-1", HUGE), "--limit": ("0", "-5"), "--max-new-tokens": ("0",),
            "--seed": ("-1", HUGE)},
+    GUIDE: {"--problems": ("0", "-1"), "--samples": ("0", "-1", HUGE), "--batch": ("0", "-1"),
+            "--limit": ("0",), "--max-new-tokens": ("0", HUGE), "--seed": ("-1", HUGE)},
+    GRADE: {"--last-chars": ("0", "-1"), "--workers": ("0", "-1")},
     ANALYZE: {"--propose": ("0", "-1"), "--control": ("-1",)},
     f"{ANALYZE} --propose 2": {"--min-count": ("0", "-1")},
     "bench decode": {"--rollouts": ("0", "-1"), "--prompt": ("0",), "--new": ("0",)},
@@ -28,10 +33,14 @@ NUMBERS = {
     SAMPLE: {"--temperature": ("-1", "nan"), "--top-p": ("0", "1.5", "nan"),
              "--min-p": ("-1", "2", "nan")},
     EVAL: {"--temperature": ("-0.5", "nan"), "--top-p": ("-1", "nan")},
+    GUIDE: {"--temperature": ("-1", "inf"), "--top-p": ("0", "nan")},
+    GRADE: {"--timeout": ("0", "-1", "nan", "inf")},
 }  # fmt: skip
 CHOICES = {
     SAMPLE: ("--dtype", "--cache-dtype", "--mesh"),
     EVAL: ("--kind", "--bad-rows", "--dtype", "--mesh"),
+    GUIDE: ("--contexts", "--choice", "--unsolved", "--template", "--kind", "--mesh", "--accuracy"),
+    "grade tiny.json": ("--task",),
     "analyze tiny.json --field name": ("--mode",),
     "convert nowhere out": ("--dtype",),
     "data check x.jsonl": ("--kind",),
@@ -66,6 +75,21 @@ LINES = {
     "analyze tiny.json --field name --words ,": "blank",
     "analyze tiny.json --field ''": "no response field",
     "analyze tiny.json --field no": "no field `no`",
+    "grade tiny.json": "required: --task",
+    "grade tiny.json --task math --thinking-tags a": "expected 2 arguments",
+    "grade tiny.json --task choice --last-chars 9": "--last-chars is for --task math",
+    "guide toy:main": "one of the arguments --data --task is required",
+    "guide toy:main --data toy:train --accuracy 0.9,0.1": "expected 0 <= LOW <= HIGH <= 1",
+    "train tiny.json --time-limit": "expected one argument",
+    "train tiny.json --time-limit 1d": "expected a time such as 11h30m",
+    "train tiny.json --time-limit 999999999999h": "expected a time such as 11h30m",
+    "study toy_study --time-limit -5s": "expected",
+    "train tiny.json --set grace_seconds=inf": "grace_seconds",
+    "train tiny.json --set grace_seconds=1e30": "grace_seconds",
+    "train tiny.json --set max_skipped_steps=0": "max_skipped_steps",
+    "train tiny.json --set checkpoint=Steps(1.5)": "steps",
+    "train tiny.json --set checkpoint=Minutes(nan)": "minutes",
+    "train tiny.json --strict-resume --no-verify": "not allowed with argument",
     "analyze .": "without .jsonl files",
     "report": "required: RUN",
     "report . .": "given twice",

@@ -9,11 +9,14 @@ from bad_inputs import Row, Shelf, put, row
 NO_PATHS = {
     "nothing": ("", "empty|no field|expected|has no|no recipe|cannot be read"),
     "too long": ("x" * 300, "too long"),
-    "a null character": ("a\0b", "null character|quote text"),
+    "a null character": ("a\0b", "null character|quote text|neither a student"),
     "nobody's home": ("~no_such_user/x", "whose folder ~ is"),
     "a bucket": ("gs://bucket/x", "URL|unknown kind of source|expected FILE.py"),
     "a web address": ("https://example.org/x", "URL|unknown kind of source|expected FILE.py"),
-    "no character": ("a\ud800b", r"no file's name can have|lone surrogate|quote text"),
+    "no character": (
+        "a\ud800b",
+        r"no file's name can have|lone surrogate|quote text|neither a student",
+    ),
 }
 # Where a file stands in the way of a folder.
 BLOCKED = ("tiny.json/x", "tiny.json")
@@ -23,6 +26,12 @@ READ = {
     "study": "study PATH --quiet",
     "model": "sample PATH --prompt hi",
     "eval's model": "eval PATH --data toy:train",
+    "guide's model": "guide PATH --data toy:train --out g",
+    "guide's data": "guide toy:main --data PATH --out g",
+    "guide's task": "guide toy:main --task PATH.py:Mine --out g",
+    "graded rows": "grade PATH --task math",
+    "student": "train sdpo_math --student PATH --quiet",
+    "recipe's file": "train PATH.py:mine --quiet",
     "convert's source": "convert PATH out",
     "responses": "analyze PATH",
     "lexicon": "analyze tiny.json --field name --lexicon PATH",
@@ -42,6 +51,8 @@ WRITTEN = {
     "run folder": "train tiny.json --quiet --run-dir PATH",
     "study folder": "study toy_study --quiet --run-dir PATH",
     "evaluation": "eval toy:main --data toy:train --limit 1 --out PATH",
+    "guided samples": "guide toy:main --data toy:train --limit 1 --out PATH",
+    "verdicts": "grade g.jsonl --task math --out PATH",
     "counts": "analyze tiny.json --field name --out PATH",
     "page": "report run --out PATH",
     "benchmark": "bench decode --out PATH",
@@ -66,5 +77,6 @@ def rows() -> Iterator[Row]:
 def build(shelf: Shelf) -> None:
     """A data file and a model, so that the path is all that is wrong."""
     put(Path("d.jsonl"), '{"question": "1+1?", "answer": "2"}\n')
+    put(Path("g.jsonl"), '{"gold": "2", "response": "2"}\n')
     shelf.copy("model", "m")
     put(shelf.copy("run", "run") / "metrics.jsonl", '{"step": 1, "loss": 1.0}\n')

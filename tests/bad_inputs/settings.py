@@ -101,7 +101,8 @@ OVERRIDES = {
     "compute.micro_batches=3": "must divide the 4 rows",
     "compute.chunk=0": "chunk",
     "compute.attention=fast": "attention",
-    "checkpoint=Steps(-1)": "at least 1",
+    "checkpoint_every=2": "has become `checkpoint`",
+    "checkpoint=Steps(0)": "at least 1",
     "keep_checkpoints=0": "at least 1",
     "rollouts_rows=0": "at least 1",
 }

@@ -18,7 +18,19 @@ from jaxdistill.evaluation.evaluate import Evaluation
 from jaxdistill.run.loop import run
 from jaxdistill.storage.convert import convert
 
-VERBS = ("train", "study", "sample", "eval", "analyze", "report", "bench", "convert", "list")
+VERBS = (
+    "train",
+    "study",
+    "sample",
+    "eval",
+    "guide",
+    "grade",
+    "analyze",
+    "report",
+    "bench",
+    "convert",
+    "list",
+)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from jaxdistill.errors import UserError
 from jaxdistill.run import folder
 from jaxdistill.run.loop import run
 from jaxdistill.run.provenance import changes_of_place, current_provenance
+from jaxdistill.run.study import Arm, Study, prepare
 from jaxdistill.sharding import MeshConfig
 from jaxdistill.training.compute import Compute
 
@@ -87,11 +88,33 @@ def test_what_a_killed_start_left_is_removed(started, tmp_path):
     for name in (".export.new.x7", "export.new", "checkpoints/4.orbax-checkpoint-tmp", "evals/a"):
         (run_dir / name).mkdir(parents=True)
         (run_dir / name / "file").touch()
+    (run_dir / ".export.new.x7" / "config.json.tmp").touch()
     for name in ("finished.json.tmp", "evals/a/summary.json.tmp", "rollouts.tmp"):
         (run_dir / name).touch()
     folder.remove_leftovers(run_dir)
     left = {path for path in run_dir.rglob("*")} - kept
     assert left == {run_dir / name for name in ("checkpoints", "evals", "evals/a", "evals/a/file")}
+
+
+def test_files_that_a_killed_start_was_writing_do_not_hinder_the_next(tmp_path):
+    run_dir, study_dir = tmp_path / "run", tmp_path / "study"
+    left = ("provenance.json", "config.json.tmp", "recipe.py.tmp", "lock.json", "lock.json.77")
+    for name, names in ((run_dir, left), (study_dir, ("arms.json.tmp", "lock.json"))):
+        name.mkdir()
+        for file in names:
+            (name / file).touch()
+    assert folder.start_folder(tiny(), run_dir, resume=True)
+    arms = (Arm(world="main", method="sdpo", config=tiny()),)
+    prepare(Study(name="mine", profile="quick", arms=arms, workers=1), study_dir)
+    # Another's files are not taken for leftovers, which a run deletes.
+    for made in (run_dir, study_dir):
+        shutil.rmtree(made)
+        made.mkdir()
+        (made / "notes.tmp").touch()
+    with pytest.raises(UserError, match="is not empty and holds no run"):
+        folder.start_folder(tiny(), run_dir, resume=True)
+    with pytest.raises(UserError, match="is not empty and holds no study"):
+        prepare(Study(name="mine", profile="quick", arms=arms, workers=1), study_dir)
 
 
 @pytest.mark.slow

@@ -1,10 +1,12 @@
 """A folder belongs to one process at a time, and locks of ended processes do not count."""
 
+import errno
 import json
 import os
 import platform
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -80,11 +82,26 @@ def test_a_lock_of_another_machine_or_container_names_the_file_to_delete(elsewhe
     assert (folder / LOCK).exists()
 
 
-def test_a_lock_that_was_never_filled_is_taken_over(tmp_path):
-    (tmp_path / LOCK).touch()
-    os.utime(tmp_path / LOCK, (0, 0))
+@pytest.mark.parametrize("left", ["", "{}", "[" * 100_000], ids=["empty", "other", "deep"])
+def test_a_lock_that_was_never_filled_is_taken_over(left, tmp_path, monkeypatch):
+    (tmp_path / LOCK).write_text(left)
+    # The clock of a file server may be ahead of this machine's.
+    os.utime(tmp_path / LOCK, (time.time() + 1e6,) * 2)
+    monkeypatch.setattr(locks, "EMPTY_S", 0.2)
     with locked(tmp_path, Stopping()):
-        assert (tmp_path / LOCK).read_text()
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+
+
+def test_a_lock_that_a_full_disk_refuses_names_itself_and_is_not_left(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(locks.json, "dump", full)
+    held = locked(tmp_path / "a" / "b", Stopping())
+    with pytest.raises(OSError, match="No space") as caught, held:
+        pass
+    assert caught.value.filename == str(tmp_path / "a" / "b" / LOCK)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_of_several_that_find_a_stale_lock_one_gets_it(tmp_path):

@@ -16,6 +16,10 @@ class Files:
 
     def __init__(self):
         self.saved = []
+        self.usable = []
+
+    def usable_steps(self):
+        return self.usable
 
     def save(self, step, state, host):
         self.saved.append(step)
@@ -98,8 +102,19 @@ def test_a_state_that_is_being_replaced_cannot_be_saved(saving):
         "the state of step 1 could not be saved within 25 s; there is no other yet",
         "stopped at step 0 of 9; --resume goes on",
     ]
-    (saving._run_dir / "checkpoints" / "1").mkdir(parents=True)
+    # No failure: parameters that are not finite are not saved.
+    line, _ = saving.last_lines("")
+    assert line == "the state of step 1 could not be saved; there is no other yet"
+    saving.checkpoints.usable = [1]
     assert list(saving.last_lines("")) == ["stopped at step 1 of 9; --resume goes on"]
+
+
+def test_a_state_that_a_failed_update_has_used_up_is_not_saved(saving):
+    with pytest.raises(RuntimeError, match="no more memory"), saving.replacing():
+        raise RuntimeError("no more memory")
+    with pytest.raises(RuntimeError, match="no more memory"):
+        saving.stop(time.monotonic() + 10)
+    assert saving.checkpoints.saved == []
 
 
 def test_a_run_that_keeps_no_checkpoints_says_so(tmp_path):

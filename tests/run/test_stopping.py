@@ -115,6 +115,27 @@ def test_a_command_without_a_run_ends_at_once_with_one_line(number, code, line):
     assert end_of(PLAIN, int(number), "ends")[:3] == (code, "", [line])
 
 
+DESTRUCTOR = """
+    class Held:
+        def __del__(self):
+            time.sleep(1)
+    stopping = Stopping(raises=True)
+    stopping.listen()
+    threading.Thread(target=send, args=(int(sys.argv[1]),)).start()
+    try:
+        Held()
+        time.sleep(50)
+    except (KeyboardInterrupt, Terminated) as error:
+        print(type(error).__name__)
+    stopping.close()
+"""
+
+
+@pytest.mark.parametrize(("number", "error"), [(15, "Terminated"), (2, "KeyboardInterrupt")])
+def test_a_signal_in_a_destructor_reaches_the_command(number, error):
+    assert end_of(DESTRUCTOR, number)[:3] == (0, f"{error}\n", [])
+
+
 @pytest.mark.parametrize(("number", "error"), [(15, "Terminated"), (2, "KeyboardInterrupt")])
 def test_a_command_with_temporary_files_removes_them(number, error):
     assert end_of(PLAIN, number, "raises")[:3] == (0, f"{error}\n", [])
@@ -145,7 +166,9 @@ def test_a_duration(text, seconds):
     assert seconds_of(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["h", "1d", "-5", "1.5h", "30m1h", "5 m"])
+@pytest.mark.parametrize(
+    "text", ["h", "1d", "-5", "1.5h", "30m1h", "5 m", "9" * 12 + "h", "9" * 400 + "h"]
+)
 def test_what_is_no_duration(text):
     with pytest.raises(ValueError, match=re.escape(text)):
         seconds_of(text)

@@ -24,10 +24,14 @@ PHASES = {
     "before a save": 3,
     "copy": 3,
     "write": 3,
+    "hashing": 3,
+    "naming": 3,
     "after a save": 3,
     "evaluation": 3,
     "export": 1,
 }
+# Phases of a save, which is made once, by the stop or at the end, if none is due before.
+SAVES = {"before a save", "copy", "write", "hashing", "naming", "after a save"}
 # Seconds that tell an orderly end from one that hangs, on a machine that does much else.
 SPARE_S = 60.0
 
@@ -57,6 +61,8 @@ def stop(server: Server, place: Path, phase: str, *changes: str, **order) -> tup
     print(f"{answer.seconds:.1f} s after the signal")
     assert "Traceback" not in said
     assert answer.seconds < SPARE_S
+    # Otherwise the phase has not begun as often as that, or is no longer found where it was.
+    assert answer.is_signalled
     return answer.code, said.splitlines()
 
 
@@ -112,16 +118,18 @@ def name_of(number: int) -> str:
     return f"{phase}-{'-'.join(signals)}{'-long' * (blocks > 0)}"
 
 
+NUM_CASES = len(cases())
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(50), ids=name_of)
+@pytest.mark.parametrize("number", range(NUM_CASES), ids=name_of)
 def test_a_run_stopped_at_a_random_moment_goes_on_to_the_same_end(number, server, whole, tmp_path):
-    assert len(cases()) == 50
     rng, (phase, signals, blocks) = random.Random(number), cases()[number]
     nth, delay = rng.randint(1, PHASES[phase]), rng.choice([0.0, rng.uniform(0.0, 0.3)])
-    changes = [
-        f"checkpoint={rng.choice(['Steps(2)', 'Minutes(10)'])}",
-        f"grace_seconds={5 if blocks else 25}",
-    ]
+    checkpoint = rng.choice(["Steps(2)", "Minutes(10)"])
+    if phase in SAVES and checkpoint == "Minutes(10)":
+        nth = 1
+    changes = [f"checkpoint={checkpoint}", f"grace_seconds={5 if blocks else 25}"]
     order = {"nth": nth, "delay": delay, "signals": signals, "blocks": blocks}
     code, said = stop(server, tmp_path, phase, *changes, **order)
     print(changes, order, code, said[-1:])

@@ -345,6 +345,7 @@ def test_a_damaged_step_is_not_kept_and_does_not_hinder_its_next_save(two_steps,
     (folder / "10" / "_CHECKPOINT_METADATA").unlink()
     with Checkpoints(folder, keep=2) as checkpoints:
         assert checkpoints.newest_sound_step(strict=False, say=lambda line: None) == 6
+        assert checkpoints.usable_steps() == [6]  # where --resume continues, and a stop says so
         checkpoints.save(8, _state(), {})
         assert checkpoints.steps() == [6, 8]
         (folder / "10").mkdir()
