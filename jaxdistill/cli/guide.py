@@ -82,7 +82,6 @@ def add_verbs(verbs: Any) -> None:
     )
     out = add_out(sub, "folder of the samples; a stopped run continues in it", metavar="DIR")
     describe_default(out, "guided/MODEL-DATA")
-    add_no_verify(sub)
     add_sampling(sub)
     # As in the paper, which samples all of its evaluations like this.
     sub.set_defaults(temperature=0.6, top_p=0.95, top_k=20, max_new_tokens=None)
