@@ -181,6 +181,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_a_second_start_of_the_same_run_compiles_nothing_that_took_long(environment, tmp_path):
     environment.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     for name in ("jax_persistent_cache_min_entry_size_bytes", "jax_compilation_cache_dir"):

@@ -115,7 +115,7 @@ def test_a_lexicon_is_words_or_a_file():
         ({"seed": -1}, "`seed` must be an integer"),
         ({"keep_checkpoints": 0}, "`keep_checkpoints` must be at least 1"),
         ({"checkpoint": 5}, "checkpoint: expected one of Steps, Minutes, or a frozen dataclass"),
-        ({"grace_seconds": 0.0}, "`grace_seconds` must be above 0, got 0.0"),
+        ({"grace_seconds": 0.0}, "`grace_seconds` must be above 0 and at most a day, 86400"),
         ({"objective": CrossEntropy()}, "`objective` CrossEntropy requires `experience` Super"),
     ],
 )

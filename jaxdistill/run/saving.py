@@ -124,11 +124,14 @@ class Saving:
         half = (time.monotonic() + deadline) / 2
         self._await_step(half)
         if self._kept is not None and self._config.save_checkpoints:
-            # What is saved already needs no waiting for the update that is under way.
             if self._kept.step != self._saved:
                 acquire(self._is_whole, deadline)
                 if self._lost is not None:
                     raise self._lost
+            else:
+                # What is saved already needs no waiting for an update that is under way, but the
+                # main thread is not to begin and complete another one.
+                self._is_whole.acquire(blocking=False)
             acquire(self._files, deadline)
             if self._kept.step != self._saved:
                 self._save()

@@ -15,7 +15,7 @@ def is_chosen(row: Row, one_in: int) -> bool:
 # Every surface and every mistake is tried by default, but not each of their pairs: that takes a
 # minute, and is marked slow.
 ROWS: list[Row] = [
-    row._replace(slow=not (row.name.startswith("line: ") or is_chosen(row, 5)))
+    row._replace(slow=not (row.name.startswith("line: ") or is_chosen(row, 8)))
     for kind in _KINDS
     for row in kind.rows()
 ]

@@ -4,9 +4,11 @@ import json
 import subprocess
 import sys
 
+import pytest
 from places import ROOT
 
 
+@pytest.mark.slow
 def test_an_int8_cache_moves_log_probs_a_little():
     command = [sys.executable, ROOT / "benchmarks" / "cache_log_probs.py", "--problems", "6",
                "--rollouts", "2", "--new", "40"]  # fmt: skip

@@ -24,6 +24,7 @@ TINY = ModelConfig(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason=f"needs {SHARED_DATA}")
 def test_the_parts_of_a_step_add_up_to_its_wall_time(monkeypatch, capsys):
     path = ROOT / "benchmarks" / "seconds_by_part.py"

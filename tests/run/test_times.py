@@ -41,7 +41,7 @@ def slow_step(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "make_train_step", lambda **kwargs: partial(slowed, make(**kwargs)))
         began = time.monotonic()
-        loop.train(config, run_dir, False, True, Saving(config, run_dir))
+        loop.train(config, run_dir, False, True, saving=Saving(config, run_dir))
         return run_dir, time.monotonic() - began
 
 
