@@ -136,15 +136,26 @@ def path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def require_folder(out: Path | None) -> None:
-    """Raise UserError if a folder cannot be made at `--out`, since a file stands in its way."""
-    existing = next((each for each in (out, *out.parents) if each.exists()), out) if out else None
-    if existing is not None and not existing.is_dir():
-        raise UserError(f"--out {out}: {existing} is a file; name a folder")
-
-
 def add_out(sub: argparse.ArgumentParser, text: str, metavar: str) -> argparse.Action:
     return sub.add_argument("--out", type=path, metavar=metavar, help=text)
+
+
+def add_graded_data(sub: argparse.ArgumentParser) -> None:
+    """How `--data` is read and graded, in the verbs that judge responses to it."""
+    sub.add_argument(
+        "--kind",
+        choices=("auto", "math", "choice", "exact"),
+        default="auto",
+        help="how --data is graded: the last box as mathematics, the letter or the text in the "
+        "last <answer> tag, or what its rows ask for",
+    )
+    sub.add_argument(
+        "--bad-rows",
+        choices=("fatal", "skip"),
+        default="fatal",
+        help="stop at a row of --data that cannot be used, or leave such rows out and list them",
+    )
+    add_reading(sub)
 
 
 def add_reading(sub: Any) -> None:

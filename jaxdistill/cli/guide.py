@@ -9,9 +9,9 @@ from typing import Any
 
 from jaxdistill.cli.flags import (
     MODEL_HELP,
+    add_graded_data,
     add_no_verify,
     add_out,
-    add_reading,
     add_sampling,
     reading_of,
     require_positive,
@@ -101,19 +101,7 @@ def add_pool(sub: argparse.ArgumentParser) -> None:
     questions.add_argument(
         "--task", metavar="FILE.py:NAME", help="a task class of your own, as in `eval`"
     )
-    sub.add_argument(
-        "--kind",
-        choices=("auto", "math", "choice", "exact"),
-        default="auto",
-        help="how --data is graded, as in `eval`",
-    )
-    sub.add_argument(
-        "--bad-rows",
-        choices=("fatal", "skip"),
-        default="fatal",
-        help="stop at a row of --data that cannot be used, or leave such rows out and list them",
-    )
-    add_reading(sub)
+    add_graded_data(sub)
     limit = sub.add_argument(
         "--limit",
         type=int,

@@ -8,9 +8,9 @@ from typing import Any
 
 from jaxdistill.cli.flags import (
     MODEL_HELP,
+    add_graded_data,
     add_no_verify,
     add_out,
-    add_reading,
     add_sampling,
     reading_of,
     require_positive,
@@ -63,20 +63,7 @@ def add_verbs(verbs: Any) -> None:
     sub.add_argument(
         "--samples", type=int, default=4, metavar="K", help="responses per question (k)"
     )
-    sub.add_argument(
-        "--kind",
-        choices=("auto", "math", "choice", "exact"),
-        default="auto",
-        help="how --data is graded: the last box as mathematics, the letter or the text in the "
-        "last <answer> tag, or what its rows ask for",
-    )
-    sub.add_argument(
-        "--bad-rows",
-        choices=("fatal", "skip"),
-        default="fatal",
-        help="stop at a row of --data that cannot be used, or leave such rows out and list them",
-    )
-    add_reading(sub)
+    add_graded_data(sub)
     limit = sub.add_argument(
         "--limit",
         type=int,

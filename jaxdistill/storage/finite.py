@@ -3,7 +3,6 @@
 A NaN or an infinity in one weight makes every response of a model garbage, and every loss NaN.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -29,7 +28,7 @@ def non_finite(params: Any) -> list[str]:
     return [name.removesuffix(".value") for name, fine in zip(names, finite) if not fine]
 
 
-@functools.partial(jax.jit)
+@jax.jit
 def _are_finite(leaves: list[jax.Array]) -> list[jax.Array]:
     return [jnp.isfinite(leaf).all() for leaf in leaves]
 
