@@ -1,0 +1,111 @@
+# shellcheck shell=bash
+# The run on the workers: its command, what the workers say of it, and whether it is finished.
+# shellcheck disable=SC2034 # the scripts read what is set here
+
+source "${BASH_SOURCE[0]%/*}/slices.sh"
+
+read_job() {
+    RUN_DIR=${RUN_DIR:-} HF_TOKEN_SECRET=${HF_TOKEN_SECRET:-}
+    LIBTPU_INIT_ARGS=${LIBTPU_INIT_ARGS-$FLAGS}
+    RUN_DIR=${RUN_DIR%/}
+    [[ $RUN_DIR ]] || die "$USER_MISTAKE" "RUN_DIR is not set; give gs://BUCKET/RUN, in a bucket of the region $REGION"
+    [[ $RUN_DIR == gs://*/* || $RUN_DIR == /* ]] || die "$USER_MISTAKE" \
+        "RUN_DIR must be gs://BUCKET/RUN or a path of the workers that begins with /, got '$RUN_DIR'"
+    [[ $HF_TOKEN_SECRET =~ ^[A-Za-z0-9_/-]*$ && $HF_TOKEN_SECRET != hf_* ]] || die "$USER_MISTAKE" \
+        "HF_TOKEN_SECRET must be the name of a secret in Secret Manager, never the token"
+    ((${#ARGUMENTS[@]})) || die "$USER_MISTAKE" "no recipe; try: tpu_scripts/$SCRIPT sdpo_math --student Qwen3-8B"
+    local argument
+    for argument in "${ARGUMENTS[@]}"; do
+        case $argument in
+        --run-dir*) die "$USER_MISTAKE" "set RUN_DIR instead of --run-dir: watch and fetch need it too" ;;
+        *hf_[A-Za-z0-9][A-Za-z0-9][A-Za-z0-9][A-Za-z0-9][A-Za-z0-9][A-Za-z0-9][A-Za-z0-9][A-Za-z0-9]* | *API_KEY=* | *TOKEN=*)
+            die "$USER_MISTAKE" "an argument looks like a secret; put it into Secret Manager and set HF_TOKEN_SECRET to its name"
+            ;;
+        esac
+    done
+    if ((HOSTS > 1)) && [[ $RUN_DIR != gs://* && " ${ARGUMENTS[*]} " != *" --checkpoints"* ]]; then
+        say "# RUN_DIR=$RUN_DIR must be a folder that all $HOSTS hosts share; a disk of the workers is lost with the slice"
+    fi
+}
+
+# The file that every worker reads; --resume starts a run or continues it.
+job_text() {
+    local words
+    words=$(quoted train "${ARGUMENTS[@]}" --run-dir "$RUN_DIR" --resume)
+    printf 'job_run_dir=%s\njob_secret=%s\nexport LIBTPU_INIT_ARGS=%s\njob_arguments=(%s)\n' \
+        "$(quoted "$RUN_DIR")" "$(quoted "$HF_TOKEN_SECRET")" "$(quoted "$LIBTPU_INIT_ARGS")" "$words"
+}
+
+# shellcheck disable=SC2016 # the worker expands it
+readonly NOT_SET_UP='echo "worker $(hostname) setup=none attempt=none state=none code=- finished=no"'
+readonly ASK_STATUS="if [ -x $FOLDER/worker/status ]; then $FOLDER/worker/status; else $NOT_SET_UP; fi"
+
+# Sets WORKERS to a line per worker; 1 if a worker cannot be asked.
+ask_workers() {
+    WORKERS=""
+    if [[ $DRY_RUN ]]; then on_all "$ASK_STATUS" && return; fi
+    local errors status=0
+    errors=$(mktemp)
+    WORKERS=$(QUIET=1 on_all "$ASK_STATUS" 2>"$errors") || status=$?
+    FAILURE=$(<"$errors")
+    rm -f "$errors"
+    WORKERS=$(grep '^worker ' <<<"$WORKERS" | sort) || true
+    [[ $status == 0 && $WORKERS ]] || return 1
+    read_workers
+}
+
+words_of() { grep -o " $1=[^ ]*" <<<"$WORKERS" | cut -d= -f2 | sort -u; }
+
+# Sets SETUP, ATTEMPT, RUN_STATE (none, running, ended, partial) and, when ended or partial, RUN_CODE.
+read_workers() {
+    SETUP=$(words_of setup | paste -sd, -)
+    ATTEMPT_SEEN=$(words_of attempt | paste -sd, -)
+    RUN_STATE=$(words_of state | paste -sd, -)
+    case $RUN_STATE in
+    none | running | ended) [[ $ATTEMPT_SEEN != *,* ]] || RUN_STATE=partial ;;
+    *) RUN_STATE=partial ;;
+    esac
+    local codes wanted
+    codes=$(words_of code)
+    RUN_CODE=0
+    # The host whose mistake or fault it was, not those that it took along.
+    for wanted in 2 3 130; do
+        if grep -qx "$wanted" <<<"$codes"; then RUN_CODE=$wanted && return; fi
+    done
+    codes=$(grep -vx -e 0 -e - <<<"$codes" | head -1) || true
+    RUN_CODE=${codes:-0}
+}
+
+report_workers() { sed 's/ setup=[^ ]*//; s/^/  /' <<<"$WORKERS"; }
+
+# Sets FINISHED to yes or no; 1 if it cannot be told. Only finished.json says it, not the exit code.
+is_finished() {
+    FINISHED=no
+    if [[ $RUN_DIR != gs://* ]]; then
+        [[ ${WORKERS:-} != *finished=yes* ]] || FINISHED=yes
+        return
+    fi
+    if ask "" gcloud storage cat "$RUN_DIR/finished.json" --project="$PROJECT"; then
+        FINISHED=yes
+        return
+    fi
+    case $FAILURE in
+    *"bucket"*"not exist"* | *BucketNotFound* | *"does not have"*"access"* | *[Pp]ermission*)
+        die "$USER_MISTAKE" "RUN_DIR=$RUN_DIR: $(head -1 <<<"$FAILURE")" ;;
+    *"matched no objects"* | *"not found"* | *404*) return 0 ;;
+    esac
+    return 1
+}
+
+# A host whose neighbour has died is ended by JAX within two minutes (heartbeats of 100 s).
+STRAGGLER_SECONDS=${STRAGGLER_SECONDS:-300}
+
+# Stops what is left of an attempt that has failed on one host, after it has had time to end itself.
+stop_stragglers() {
+    PARTIAL_SINCE=${PARTIAL_SINCE:-$SECONDS}
+    ((SECONDS - PARTIAL_SINCE >= STRAGGLER_SECONDS)) || return 1
+    say "some hosts have ended, others run since $STRAGGLER_SECONDS s; they are stopped"
+    report_workers
+    on_all "$FOLDER/worker/stop" || true
+    PARTIAL_SINCE=""
+}
