@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # Asking for a slice and giving it back, for both services.
 
-source "${BASH_SOURCE[0]%/*}/slices.sh"
+# watch has it already.
+declare -F look_at_slice >/dev/null || source "${BASH_SOURCE[0]%/*}/slices.sh"
 
 read_request() {
     CAPACITY=${CAPACITY:-spot} RESERVATION=${RESERVATION:-} MAX_RUN=${MAX_RUN:-} VALID_UNTIL=${VALID_UNTIL:-}

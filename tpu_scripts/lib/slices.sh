@@ -128,7 +128,11 @@ on_vms() {
     local function=$1 vm job jobs=() status=0
     shift
     for vm in "${VMS[@]}"; do
-        if [[ $DRY_RUN ]]; then "$function" "$vm" "$@" && continue; fi
+        # Without a key, gcloud makes one and adds it to the project; not several at once.
+        if [[ $DRY_RUN || ! -e $HOME/.ssh/google_compute_engine ]]; then
+            "$function" "$vm" "$@" || status=$?
+            continue
+        fi
         "$function" "$vm" "$@" &
         jobs+=($!)
     done

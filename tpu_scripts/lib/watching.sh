@@ -1,5 +1,6 @@
 # shellcheck shell=bash
 # What watch does in each state, and what it remembers across its own interruptions.
+# shellcheck disable=SC2034,SC2153,SC2154 # watch reads and sets what the functions share
 
 read_limits() {
     MAX_ATTEMPTS=${MAX_ATTEMPTS:-20} MAX_FAILURES=${MAX_FAILURES:-3} SSH_TRIES=${SSH_TRIES:-20}
