@@ -22,6 +22,7 @@ PAGES = {
         ROOT / "CHANGELOG.md",
         ROOT / "CONTRIBUTING.md",
         ROOT / "benchmarks" / "README.md",
+        ROOT / "tpu_scripts" / "README.md",
         *sorted(DOCS.glob("*.md")),
     )
 }

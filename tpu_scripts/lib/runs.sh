@@ -56,17 +56,23 @@ ask_workers() {
 
 words_of() { grep -o " $1=[^ ]*" <<<"$WORKERS" | cut -d= -f2 | sort -u; }
 
-# Sets SETUP, ATTEMPT, RUN_STATE (none, running, ended, partial) and, when ended or partial, RUN_CODE.
+# Sets SETUP, ATTEMPT_SEEN, RUN_STATE (none, running, ended, partial), RUN_CODE of what has ended, and
+# STUCK: partial, and not because some hosts have finished a little earlier.
 read_workers() {
     SETUP=$(words_of setup | paste -sd, -)
     ATTEMPT_SEEN=$(words_of attempt | paste -sd, -)
-    RUN_STATE=$(words_of state | paste -sd, -)
-    case $RUN_STATE in
-    none | running | ended) [[ $ATTEMPT_SEEN != *,* ]] || RUN_STATE=partial ;;
+    local codes wanted states
+    states=$(words_of state | paste -sd, -)
+    case $states in
+    none | running | ended) RUN_STATE=$states ;;
     *) RUN_STATE=partial ;;
     esac
-    local codes wanted
+    [[ $ATTEMPT_SEEN != *,* ]] || RUN_STATE=partial
+    STUCK=""
     codes=$(words_of code)
+    if [[ $RUN_STATE == partial ]] && [[ $ATTEMPT_SEEN == *,* || $states == *none* || $codes =~ [1-9l] ]]; then
+        STUCK=yes
+    fi
     RUN_CODE=0
     # The host whose mistake or fault it was, not those that it took along.
     for wanted in 2 3 130; do
@@ -104,7 +110,7 @@ STRAGGLER_SECONDS=${STRAGGLER_SECONDS:-300}
 stop_stragglers() {
     PARTIAL_SINCE=${PARTIAL_SINCE:-$SECONDS}
     ((SECONDS - PARTIAL_SINCE >= STRAGGLER_SECONDS)) || return 1
-    say "some hosts have ended, others run since $STRAGGLER_SECONDS s; they are stopped"
+    say "not all hosts take part in the run since $STRAGGLER_SECONDS s; the others are stopped"
     report_workers
     on_all "$FOLDER/worker/stop" || true
     PARTIAL_SINCE=""

@@ -7,6 +7,12 @@ source "${BASH_SOURCE[0]%/*}/accelerators.sh"
 readonly USER_MISTAKE=2 # as in jaxdistill
 readonly TRY_AGAIN=75   # EX_TEMPFAIL of sysexits.h: no capacity, preempted, ssh that drops
 
+# Empty arrays are an error in older versions under `set -u`.
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
+    echo "${0##*/}: needs bash 4.4 or newer, got $BASH_VERSION (on macOS: brew install bash)" >&2
+    exit "$USER_MISTAKE"
+fi
+
 SCRIPT=${0##*/}
 DRY_RUN=""
 ARGUMENTS=()
@@ -69,7 +75,7 @@ check_name() {
 # Reads and checks the parameters of every script.
 read_settings() {
     NAME=${NAME:-} PROJECT=${PROJECT:-} ZONE=${ZONE:-} ACCELERATOR=${ACCELERATOR:-}
-    POLL_SECONDS=${POLL_SECONDS:-30} TRIES=${TRIES:-5} INTERNAL_IPS=${INTERNAL_IPS:-no}
+    POLL_SECONDS=${POLL_SECONDS:-30} TRIES=${TRIES:-5} SSH_TRIES=${SSH_TRIES:-20} INTERNAL_IPS=${INTERNAL_IPS:-no}
     check_name
     [[ $PROJECT ]] || die "$USER_MISTAKE" "PROJECT is not set; \`gcloud projects list\` names yours"
     [[ $PROJECT =~ ^[a-z0-9.:-]+$ ]] || die "$USER_MISTAKE" "PROJECT must be a project's id, got '$PROJECT'"
@@ -83,6 +89,7 @@ read_settings() {
     one_of INTERNAL_IPS yes no
     [[ $POLL_SECONDS =~ ^[0-9.]+$ ]] || die "$USER_MISTAKE" "POLL_SECONDS must be a number, got '$POLL_SECONDS'"
     whole_number TRIES
+    whole_number SSH_TRIES
     [[ $DRY_RUN ]] || command -v gcloud >/dev/null || die "$USER_MISTAKE" \
         "gcloud is not on PATH; see https://cloud.google.com/sdk/docs/install"
     # What the scripts keep on this machine: the wheel of a slice and the counts of watch.

@@ -26,7 +26,7 @@ look_at_slice() {
 
 is_absent() { [[ $FAILURE == *NOT_FOUND* || $FAILURE == *"was not found"* || $FAILURE == *"HTTP 404"* ]]; }
 # A zone or project that does not exist is "not found" as well.
-names_no_slice() { [[ $FAILURE != *"$NAME"* ]]; }
+names_no_slice() { [[ $FAILURE != *"/$NAME"* ]]; }
 
 look_at_queued() {
     where

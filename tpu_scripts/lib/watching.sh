@@ -3,16 +3,15 @@
 # shellcheck disable=SC2034,SC2153,SC2154 # watch reads and sets what the functions share
 
 read_limits() {
-    MAX_ATTEMPTS=${MAX_ATTEMPTS:-20} MAX_FAILURES=${MAX_FAILURES:-3} SSH_TRIES=${SSH_TRIES:-20}
+    MAX_ATTEMPTS=${MAX_ATTEMPTS:-20} MAX_FAILURES=${MAX_FAILURES:-3}
     AGAIN=${AGAIN:-no} WHEN_DONE=${WHEN_DONE:-keep}
     whole_number MAX_ATTEMPTS
     whole_number MAX_FAILURES
-    whole_number SSH_TRIES
     one_of AGAIN yes no
     one_of WHEN_DONE keep delete
     # The service may be out of reach for an hour (a laptop asleep, a network down).
     ASK_TRIES=${ASK_TRIES:-60}
-    attempts=0 failures=0 seen="" first_look=yes
+    attempts=0 failures=0 seen="" first_look=yes no_slice=0 child=""
 }
 
 say_now() { say "$(date '+%F %T') $*"; }
@@ -29,12 +28,18 @@ take_watch() {
         echo $$ >"$KEPT/watch.pid" # its process has ended
     fi
     trap 'rm -f "$KEPT/watch.pid"' EXIT
-    trap 'say; say "watch stopped, the run goes on; the same command goes on watching"; exit 130' INT TERM HUP
+    trap 'leave_watch' INT TERM HUP
     # Counts of a watch that was interrupted; one that gave up or finished has removed them.
     if [[ -e $KEPT/watch ]]; then
         read -r attempts failures seen <"$KEPT/watch"
-        say_now "going on: $attempts of $MAX_ATTEMPTS attempts used, $failures failures in a row"
+        say_now "continuing: $attempts of $MAX_ATTEMPTS attempts used, $failures failures in a row"
     fi
+}
+
+leave_watch() {
+    [[ ! $child ]] || kill "$child" 2>/dev/null || true
+    say "watch stopped, the run continues; the same command takes it up again"
+    exit 130
 }
 
 remember() { echo "$attempts $failures $seen" >"$KEPT/watch.new" && mv "$KEPT/watch.new" "$KEPT/watch"; }
@@ -74,7 +79,12 @@ ask_finished() {
 # step SCRIPT [ARGUMENT...]: a sibling, with the same parameters. A mistake to correct ends the watch.
 step() {
     local status=0
-    "$scripts/$1" "${@:2}" || status=$?
+    # In the background: bash runs no trap while a command in the foreground (hours of waiting in
+    # create) has not ended.
+    "$scripts/$1" "${@:2}" &
+    child=$!
+    wait "$child" || status=$?
+    child=""
     ((status != USER_MISTAKE)) || give_up "$USER_MISTAKE" "tpu_scripts/$1 says what to correct, above"
     return "$status"
 }
@@ -82,7 +92,11 @@ step() {
 new_slice() {
     count_attempt "the slice is $STATE${DETAIL:+ ($DETAIL)}"
     say_now "the slice is $STATE${DETAIL:+ ($DETAIL)}; asking for one (attempt $attempts of $MAX_ATTEMPTS)"
-    step create || say_now "no slice yet"
+    if step create; then no_slice=0 && return; fi
+    # Twice the time after each refusal, up to 32 times: an empty zone is not filled in a minute.
+    no_slice=$((no_slice < 5 ? no_slice + 1 : 5))
+    say_now "no slice yet"
+    for ((pauses = 1; pauses < 2 ** no_slice; pauses++)); do pause; done
 }
 
 # Every slice of a run gets the wheel that the first one had.
@@ -108,7 +122,15 @@ look_at_run() {
         seen=$ATTEMPT_SEEN PARTIAL_SINCE="" first_look=no
         remember
         ;;
-    partial) if [[ $RUN_CODE != 0 && $RUN_STATE == partial ]]; then stop_stragglers || true; fi ;;
+    partial)
+        if [[ $STUCK ]] && stop_stragglers; then
+            # What ended with a code of its own is judged when all have ended.
+            ask_workers || return 0
+            if [[ $RUN_STATE == ended ]]; then judge_end && return; fi
+            count_attempt "the run did not reach all hosts"
+            start_run
+        fi
+        ;;
     ended) judge_end ;;
     esac
     first_look=no
