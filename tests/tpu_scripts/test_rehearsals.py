@@ -154,7 +154,7 @@ def test_watch_gives_up_when_every_slice_is_preempted(make_world):
 def test_watch_makes_no_slice_while_it_cannot_tell_whether_the_run_is_finished(make_world):
     world = make_world()
     world.plan(ACTIVE, errors={"storage": ["ERROR: 503 Service Unavailable"] * 9})
-    code, said, _ = world.run("watch", *COMMAND, ASK_TRIES="2")
+    code, said, _ = world.run("watch", *COMMAND, WATCH_TRIES="2")
     assert code == 1
     assert "gs://bucket/run cannot be read" in said
     assert not world.calls("create")

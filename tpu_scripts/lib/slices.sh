@@ -19,7 +19,7 @@ look_at_slice() {
         STATE="" DETAIL=""
         if "look_at_$API"; then return; fi
         explain "$FAILURE"
-        if ((CODE == USER_MISTAKE || try >= ${ASK_TRIES:-$TRIES})); then die "$CODE" "$REASON"; fi
+        if ((CODE == USER_MISTAKE || try >= ${PATIENCE:-$TRIES})); then die "$CODE" "$REASON"; fi
         pause
     done
 }

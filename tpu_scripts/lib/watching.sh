@@ -10,7 +10,7 @@ read_limits() {
     one_of AGAIN yes no
     one_of WHEN_DONE keep delete
     # The service may be out of reach for an hour (a laptop asleep, a network down).
-    ASK_TRIES=${ASK_TRIES:-60}
+    PATIENCE=${WATCH_TRIES:-60}
     attempts=0 failures=0 seen="" first_look=yes no_slice=0 child=""
 }
 
@@ -70,7 +70,7 @@ ask_finished() {
     local try
     for ((try = 1; ; try++)); do
         if is_finished; then break; fi
-        ((try < ASK_TRIES)) || give_up 1 "$RUN_DIR cannot be read: $(head -1 <<<"$FAILURE")"
+        ((try < PATIENCE)) || give_up 1 "$RUN_DIR cannot be read: $(head -1 <<<"$FAILURE")"
         pause
     done
     [[ $FINISHED == no ]]
