@@ -211,7 +211,8 @@ def list_instances(world, names, flags):
         states = world.life["states"]
         state = states[min(world.told["looks"], len(states) - 1)]
         world.told["looks"] += 1
-        for i in range(world.plan["hosts"]):
+        # The VMs are listed a moment after the group was resized.
+        for i in range(0 if state == "NO VMS" else world.plan["hosts"]):
             print(f"{names[0]}-{i}|{'TERMINATED' if world.told['ended'] else state}|NONE|")
     return 0
 

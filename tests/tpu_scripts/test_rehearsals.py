@@ -4,6 +4,8 @@ import signal
 import subprocess
 import time
 
+from tpu_transcripts import SCRIPTS
+
 ACTIVE = {"states": ["ACTIVE"]}
 COMMAND = ("sdpo_math", "--student", "Qwen3-8B")
 
@@ -167,6 +169,8 @@ def test_an_interrupted_watch_leaves_the_run_and_the_next_one_takes_it_up(make_w
     wait_for(lambda: world.trained() and world.calls("worker/start"))
     code, _, errors = world.run("watch", *COMMAND)
     assert (code, "watches sdpo already" in errors) == (2, True)
+    code, _, errors = world.run("delete", CONFIRM="sdpo")
+    assert (code, "would make it again; end it first" in errors) == (2, True)
     first.send_signal(signal.SIGTERM)
     said = first.communicate(timeout=30)[0]
     assert (first.returncode, "the run continues" in said) == (130, True)
@@ -262,7 +266,7 @@ def test_fetch_brings_the_run_without_checkpoints_and_the_logs_of_all_workers(ma
 
 def test_an_instance_group_is_made_used_and_deleted_in_the_order_of_its_parts(make_world):
     world = make_world(hosts=2, accelerator="v5p-16")
-    world.plan({"states": ["STAGING", "RUNNING"]})
+    world.plan({"states": ["NO VMS", "STAGING", "RUNNING"]})
     settings = {"API": "group"}
     assert world.run("create", **settings)[0] == 0
     assert world.run("setup", **settings)[0] == 0
@@ -318,3 +322,27 @@ def test_a_start_that_reached_one_host_only_is_started_again_on_all(make_world):
     assert code == 0, errors
     assert "not all hosts take part in the run" in said
     assert [line[0] for line in sorted(world.trained())] == ["0", "0", "1"]
+
+
+def test_a_slurm_job_requeues_itself_after_a_stop_and_not_after_an_end(tmp_path):
+    (tmp_path / "srun").write_text('#!/bin/sh\necho "$@" >>srun.calls\neval "$AS_SRUN"\n')
+    (tmp_path / "scontrol").write_text('#!/bin/sh\necho "$@" >>requeued\n')
+    for program in ("srun", "scontrol"):
+        (tmp_path / program).chmod(0o755)
+    own = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_SUBMIT_DIR": str(tmp_path)}
+    own |= {"SLURM_JOB_NAME": "sdpo", "SLURM_JOB_ID": "7"}
+    script = SCRIPTS / "slurm.sbatch"
+    finish = "mkdir -p runs/sdpo && touch runs/sdpo/finished.json"
+    codes = [
+        subprocess.run(
+            ["bash", script, *COMMAND], env=own | {"AS_SRUN": end}, cwd=tmp_path
+        ).returncode
+        for end in ("exit 0", "exit 3", finish, "exit 1")
+    ]
+    assert codes == [0, 3, 0, 0]
+    assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+    calls = (tmp_path / "srun.calls").read_text().splitlines()
+    assert len(calls) == 3  # the fourth found a finished run
+    assert calls[0].endswith(
+        f"train sdpo_math --student Qwen3-8B --run-dir {tmp_path}/runs/sdpo --resume"
+    )

@@ -45,6 +45,7 @@ request_group() {
     local policy=()
     # One host is no multi-host slice: it needs neither policy nor all-or-nothing creation.
     if ((HOSTS > 1)); then
+        remove_leftover "resource-policies delete"
         submit gcloud compute resource-policies create workload-policy "$NAME" --project="$PROJECT" --region="$REGION" \
             --type=HIGH_THROUGHPUT --accelerator-topology="$TOPOLOGY" --accelerator-topology-mode=AUTO_CONNECT
         # The full path: a bare name is "malformed".
@@ -75,12 +76,17 @@ request_template() {
     [[ ! $SUBNETWORK ]] || flags+=(--subnet="$SUBNETWORK" --region="$REGION")
     [[ $INTERNAL_IPS == no ]] || flags+=(--no-address)
     [[ ! $SERVICE_ACCOUNT ]] || flags+=(--service-account="$SERVICE_ACCOUNT")
-    # A template of an earlier request may ask for another capacity.
-    [[ $DRY_RUN ]] || remove gcloud compute instance-templates delete "$NAME" --project="$PROJECT" --region="$REGION" --quiet
+    remove_leftover "instance-templates delete"
     submit gcloud "${track[@]}" compute instance-templates create "$NAME" --project="$PROJECT" \
         --instance-template-region="$REGION" --machine-type="$MACHINE" --provisioning-model="$kind" \
         --maintenance-policy=TERMINATE --image-project=ubuntu-os-accelerator-images --image-family="$IMAGE" \
         --boot-disk-size="${DISK_GB}GB" --scopes=cloud-platform "${flags[@]}"
+}
+
+# What an earlier request of this name has left may be of another capacity or topology.
+remove_leftover() {
+    # shellcheck disable=SC2086 # two words
+    [[ $DRY_RUN ]] || remove gcloud compute $1 "$NAME" --project="$PROJECT" --region="$REGION" --quiet
 }
 
 resize_group() {

@@ -97,6 +97,13 @@ read_settings() {
     KEPT=${XDG_STATE_HOME:-$HOME/.local/state}/jaxdistill/$PROJECT/$ZONE/$NAME
 }
 
+# Prints the process that watches this slice, if one does.
+watcher() {
+    local other
+    other=$(cat "$KEPT/watch.pid" 2>/dev/null || true)
+    if [[ $other ]] && ps -p "$other" -o args= 2>/dev/null | grep -q watch; then echo "$other"; fi
+}
+
 # show VARIABLE...: the parameters, as lines that can be pasted.
 show() {
     local variable

@@ -21,10 +21,8 @@ take_watch() {
     mkdir -p "$KEPT"
     local other
     if ! (set -o noclobber && echo $$ >"$KEPT/watch.pid") 2>/dev/null; then
-        other=$(cat "$KEPT/watch.pid" 2>/dev/null || true)
-        if [[ $other ]] && ps -p "$other" -o args= 2>/dev/null | grep -q watch; then
-            die "$USER_MISTAKE" "process $other watches $NAME already"
-        fi
+        other=$(watcher)
+        [[ ! $other ]] || die "$USER_MISTAKE" "process $other watches $NAME already"
         echo $$ >"$KEPT/watch.pid" # its process has ended
     fi
     trap 'rm -f "$KEPT/watch.pid"' EXIT
@@ -176,6 +174,7 @@ finish() {
     rm -f "$KEPT/watch"
     say_now "the run is finished: $RUN_DIR"
     if [[ $WHEN_DONE == delete ]]; then
+        rm -f "$KEPT/watch.pid"
         CONFIRM=$NAME "$scripts/delete"
     else
         say "The slice $NAME costs money while it exists: tpu_scripts/fetch, then tpu_scripts/delete."
