@@ -123,20 +123,27 @@ scp_to_vm() { # VM FOLDER FILE...
     call gcloud compute scp "$@" "$vm:$folder/" "${WHERE[@]}" --quiet "${INTERNAL[@]}"
 }
 
-# on_vms FUNCTION ARGUMENT...: for every VM of the group at once; the first failure's code.
+# on_vms FUNCTION ARGUMENT...: for every VM of the group at once. A worker's own verdict (2) is
+# returned rather than another's broken connection.
 on_vms() {
-    local function=$1 vm job jobs=() status=0
+    local function=$1 vm job jobs=() status=0 code
     shift
     for vm in "${VMS[@]}"; do
         # Without a key, gcloud makes one and adds it to the project; not several at once.
         if [[ $DRY_RUN || ! -e $HOME/.ssh/google_compute_engine ]]; then
-            "$function" "$vm" "$@" || status=$?
+            code=0
+            "$function" "$vm" "$@" || code=$?
+            ((code == 0 || status == USER_MISTAKE)) || status=$code
             continue
         fi
         "$function" "$vm" "$@" &
         jobs+=($!)
     done
-    for job in "${jobs[@]}"; do wait "$job" || status=$?; done
+    for job in "${jobs[@]}"; do
+        code=0
+        wait "$job" || code=$?
+        ((code == 0 || status == USER_MISTAKE)) || status=$code
+    done
     return "$status"
 }
 

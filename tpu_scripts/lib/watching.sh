@@ -99,10 +99,13 @@ new_slice() {
 
 # Every slice of a run gets the wheel that the first one had.
 set_up() {
-    local kept=("$KEPT"/wheel/jaxdistill-*.whl)
-    [[ ${WHEEL:-} || ! -e ${kept[0]} ]] || export WHEEL=${kept[0]}
-    local status=0
+    local kept=("$KEPT"/wheel/jaxdistill-*.whl) status=0
+    if [[ ! ${WHEEL:-} && -e ${kept[0]} && $(cat "$KEPT/wheel/run_dir" 2>/dev/null) == "$RUN_DIR" ]]; then
+        say_now "setting up with the wheel that the run began with: ${kept[0]}"
+        export WHEEL=${kept[0]}
+    fi
     step setup || status=$?
+    if ((status == 0)) && [[ -d $KEPT/wheel ]]; then echo "$RUN_DIR" >"$KEPT/wheel/run_dir"; fi
     ((status == 0 || status == TRY_AGAIN)) || count_failure "setup failed"
 }
 
