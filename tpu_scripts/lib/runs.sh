@@ -99,6 +99,10 @@ is_finished() {
     *"bucket"*"not exist"* | *BucketNotFound* | *"does not have"*"access"* | *[Pp]ermission*)
         die "$USER_MISTAKE" "RUN_DIR=$RUN_DIR: $(head -1 <<<"$FAILURE")" ;;
     *"matched no objects"* | *"not found"* | *404*) return 0 ;;
+    *"active account"* | *"auth login"* | *[Rr]eauthenticat*)
+        explain "$FAILURE"
+        die "$CODE" "$REASON"
+        ;;
     esac
     return 1
 }
