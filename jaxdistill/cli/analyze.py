@@ -31,8 +31,8 @@ def add_verbs(verbs: Any) -> None:
         nargs="+",
         type=path,
         metavar="PATH",
-        help="files (.jsonl, .json, .parquet, .csv; of lm-eval, vLLM, TRL, verl, ...), run folders, "
-        "or folders of such files",
+        help="files (.jsonl, .json, .parquet, .csv; also of lm-eval, vLLM, TRL and verl), run "
+        "folders, or folders of such files",
     )
     field = sub.add_argument("--field", metavar="NAME", help="the field that holds the response")
     describe_default(field, "the first known name that a record has")

@@ -114,9 +114,9 @@ def question_in(value: Any) -> tuple[str | None, str | None]:
 def _of_object(path: str, value: Mapping[str, Any]) -> list[Reply]:
     if "body" in value or "status_code" in value:  # one line of a batch's output
         body = value.get("body")
-        is_answer = isinstance(body, Mapping) and "choices" in body
-        # A refused request has an error for its body.
-        return _of_choices(f"{path}.body", body) if is_answer else [Reply()]
+        if not isinstance(body, Mapping) or "choices" not in body:
+            return [Reply()]  # a refused request has an error for its body
+        return _of_choices(f"{path}.body", body)
     if "choices" in value:
         return _of_choices(path, value)
     return [_sample(path, value)]

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation.replies import (
-    EXPECTED,
     THINKING,
     Misplaced,
     Reply,

@@ -84,7 +84,7 @@ BROKEN = {
     "object": ('{"text": {"a": 1}}', "{file}:1: field `text`: expected text, messages"),
     "log-likelihoods": (
         '{"resps": [[["-3.0", "False"]], [["-4.5", "True"]]], "acc": 1.0}',
-        "{file}:1: field `resps[0][0]`: expected text, messages, samples with `text`, `choices`, or",
+        "{file}:1: field `resps[0][0]`: expected text, messages, samples with `text`, `cho",
     ),
     "choices": ('{"response": {"choices": 3}}', "field `response.choices`: expected a list of cho"),
     "content": (
@@ -231,7 +231,7 @@ TOOLS = {
         [(THOUGHT, "2 + 2?", None, None, None), ("5", "2 + 2?", None, None, None)],
     ),
     "verl": (
-        {"input": "user\n2 + 2?", "output": "4", "gts": "4", "score": -1.0, "step": 3, "acc": False},
+        {"input": "user\n2 + 2?", "output": "4", "gts": "4", "score": -1.0, "acc": False},
         [("4", None, False, None, None)],
     ),
     "messages": ({"messages": [*ASKED, SAID]}, [(THOUGHT, "2 + 2?", None, None, None)]),
@@ -328,43 +328,33 @@ def test_tables_of_trl_and_one_array_of_json_hold_the_same_as_lines(tmp_path):
         assert [each.text for each in found] == ["wait", "hmm"]
 
 
+INSIDE = """role content text type message choices body status_code usage token_ids from value
+reasoning thinking finish_reason summary""".split()  # noqa: SIM905
+BESIDE = """correct finished num_tokens reasoning thinking score acc prompt messages question doc
+usage token_ids finish_reason filter system""".split()  # noqa: SIM905
+ROLES = st.sampled_from(["assistant", "user", "reasoning", "text"])
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-2, 2) | st.floats() | st.sampled_from(["", "wait"]),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(
-                "role content text type message choices body status_code usage token_ids from value "
-                "reasoning thinking finish_reason assistant summary".split()
-            ),
-            inner | st.sampled_from(["assistant", "user", "reasoning", "text"]),
-            max_size=4,
-        )
+        | st.dictionaries(st.sampled_from(INSIDE), inner | ROLES, max_size=4)
     ),
     max_leaves=12,
 )
 
 
-@given(
-    st.sampled_from(FIELDS),
-    JSON,
-    st.dictionaries(
-        st.sampled_from(
-            "correct finished num_tokens reasoning thinking score acc prompt messages question doc "
-            "usage token_ids finish_reason filter system".split()
-        ),
-        JSON,
-        max_size=4,
-    ),
-)
+@given(st.sampled_from(FIELDS), JSON, st.dictionaries(st.sampled_from(BESIDE), JSON, max_size=4))
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_record_is_read_or_refused_in_one_line(tmp_path, field, value, beside):
     path = write(tmp_path / "a.jsonl", {field: value, **beside}, {field: "b"})
+    refusal, read = None, responses.Found()
     try:
         read = responses.read_responses([path])
     except UserError as error:
-        assert str(error).startswith(f"{path}:1: field `")
-        assert "\n" not in str(error)
+        refusal = str(error)
+    if refusal is not None:
+        assert refusal.startswith(f"{path}:1: field `")
+        assert "\n" not in refusal
     else:
         assert read.responses[-1].text == "b"
         assert all(type(each.text) is str for each in read.responses)
