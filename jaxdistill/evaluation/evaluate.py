@@ -222,6 +222,7 @@ def evaluate(
         for each in asked
     }
     total = sum(len(each.questions) for each in asked) * config.samples
+    has_begun = False
     with Progress(total, sum(map(len, results.values())), show_progress) as progress:
         for each in asked:
             name = each.split.name
@@ -237,6 +238,9 @@ def evaluate(
             )
             for new in drawn:
                 if is_first:
+                    if not has_begun:
+                        folder.begin()
+                        has_begun = True
                     folder.append(name, new)
                 records += new
                 progress.add(name, new)
@@ -282,6 +286,7 @@ def identity_of(
     dtype: str,
     cache_dtype: str,
     system: str | None = None,
+    token_ids: bool = False,
 ) -> dict[str, Any]:
     """What decides the results of an evaluation, as it will be read from JSON."""
     found = {
@@ -293,6 +298,7 @@ def identity_of(
         "system": system,
         "dtype": str(compute_dtype(dtype)),
         "cache_dtype": cache_dtype,
+        "token_ids": token_ids,
         "data": {each.split.name: data_identity(each) for each in asked},
     }
     return json.loads(json.dumps(found))  # tuples as lists

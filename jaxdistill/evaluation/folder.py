@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from jaxdistill.errors import UserError
 from jaxdistill.evaluation import saved
 from jaxdistill.evaluation.saved import FORMAT, IDENTITY, QUESTIONS, SUMMARY, Row
 from jaxdistill.evaluation.summary import question_rows, summarize_data
-from jaxdistill.files import naming, parse_json, write_whole
+from jaxdistill.files import naming, write_whole
 from jaxdistill.tasks.questions import Question
 
-# Fields of `places` that tell one place of computation from another; the rest are times.
+# Fields of a place that differ between two starts in the same place.
 _TIMES = ("time_utc", "command")
 
 
@@ -128,28 +129,28 @@ class EvaluationFolder:
 
     @property
     def places(self) -> list[Row] | None:
-        """Where parts were computed, this place included; a place that stays the same stands once.
-
-        None in a run.
-        """
-        if self.place is None:
-            return None
+        """Where the responses that are there were computed; None in a run, and before any."""
         path = self.path / IDENTITY
-        before = parse_json(path.read_bytes()).get("places") or [] if path.exists() else []
-        told = [{n: v for n, v in each.items() if n not in _TIMES} for each in before]
-        here = {n: v for n, v in self.place.items() if n not in _TIMES}
-        return before if here in told else [*before, self.place]
+        return saved.read_content(path).get("places") if path.exists() else None
 
     # ------------------------------------------------------------------------------- the writing
 
     def begin(self) -> None:
-        """Write evaluation.json, which says whose the folder is."""
+        """Write evaluation.json, which says whose the folder is, and that this place adds to it.
+
+        A place that stays the same stands once, with the time of its first start.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
+        places = self.places or []
+        if self.place is not None:
+            told = [{n: v for n, v in each.items() if n not in _TIMES} for each in places]
+            if {n: v for n, v in self.place.items() if n not in _TIMES} not in told:
+                places = [*places, self.place]
         content = {
             "format": FORMAT,
             "identity": self.identity,
             "protocol": self.protocol,
-            "places": self.places,
+            "places": places or None,
         }
         _write_json(self.path / IDENTITY, content)
 
@@ -162,8 +163,6 @@ class EvaluationFolder:
 
     def append(self, name: str, records: Sequence[Row]) -> None:
         """Add the records of one question, which are on the disk before this returns."""
-        if not (self.path / IDENTITY).exists():
-            self.begin()
         # People read these files, so characters outside ASCII are not escaped.
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         path = self.part(name)
@@ -185,7 +184,14 @@ class EvaluationFolder:
         )
         most = self.identity["sampling"]["max_new_tokens"]
         about = {name: value for name, value in self.identity.items() if name != "data"}
-        content = {"format": FORMAT, "protocol": self.protocol, **about, "places": self.places}
+        content = {"format": FORMAT, "protocol": self.protocol, **about}
+        if (places := self.places) is not None:
+            content |= {
+                "date": datetime.now(UTC).isoformat(timespec="seconds"),
+                "versions": places[-1]["packages"],
+                "devices": places[-1]["devices"],
+                "places": len(places),
+            }
         content["data"] = {
             name: self.identity["data"][name] | summarize_data(records, self.k, most)
             for name, records in results.items()

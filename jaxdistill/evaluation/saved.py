@@ -55,14 +55,14 @@ def read_evaluation(path: str | Path) -> SavedEvaluation:
     """
     folder = evaluation_of(local_path(path))
     identity = read_identity(folder) or {}
-    summary = _read(folder / SUMMARY) if (folder / SUMMARY).exists() else None
+    summary = read_content(folder / SUMMARY) if (folder / SUMMARY).exists() else None
     if identity:
         names = list(identity["data"])
     else:  # of a version that wrote no identity
         names = sorted(file.stem for file in folder.glob("*.jsonl"))
     records = {name: _records(folder, name) for name in names}
     has_rows = summary is not None and (folder / QUESTIONS).exists()
-    questions = _read(folder / QUESTIONS) if has_rows else {}
+    questions = read_content(folder / QUESTIONS) if has_rows else {}
     return SavedEvaluation(
         folder=folder, identity=identity, summary=summary, records=records, questions=questions
     )
@@ -105,7 +105,7 @@ def read_identity(folder: Path) -> Row | None:
     path = folder / IDENTITY
     if not path.exists():
         return None
-    content = _read(path)
+    content = read_content(path)
     if content.get("format") != FORMAT:
         raise UserError(
             f'{path}: field "format": expected {FORMAT}, got {content.get("format")!r}; it was '
@@ -154,7 +154,8 @@ def read_summary(folder: Path) -> dict[str, Row]:
         raise UserError(f"no readable evaluation in {folder}: {error}") from error
 
 
-def _read(path: Path) -> Row:
+def read_content(path: Path) -> Row:
+    """The JSON object in a file. Raises UserError that names the file."""
     try:
         content = parse_json(path.read_bytes())
     except OSError as error:
