@@ -25,7 +25,7 @@ class SavedEvaluation:
     """An evaluation as it was written.
 
     identity: what decides the results (model, data, sampling, ...): the field `identity` of
-    evaluation.json; empty for an evaluation of a version before 0.2.
+    evaluation.json; empty for an evaluation of an earlier version, which wrote none.
     summary: summary.json, whose presence says that the evaluation is complete; None otherwise.
     records: for each data set one record per response, in the order of questions and rollouts.
     questions: for each data set one row per question, with `n` responses of which `correct` are
@@ -55,17 +55,25 @@ def read_evaluation(path: str | Path) -> SavedEvaluation:
     """
     folder = evaluation_of(local_path(path))
     identity = read_identity(folder) or {}
-    summary = _read(folder / SUMMARY) if (folder / SUMMARY).exists() else None
+    summary = read_content(folder / SUMMARY) if (folder / SUMMARY).exists() else None
     if identity:
         names = list(identity["data"])
     else:  # of a version that wrote no identity
         names = sorted(file.stem for file in folder.glob("*.jsonl"))
-    records = {name: read_records(folder / f"{name}.jsonl") for name in names}
+    records = {name: _records(folder, name) for name in names}
     has_rows = summary is not None and (folder / QUESTIONS).exists()
-    questions = _read(folder / QUESTIONS) if has_rows else {}
+    questions = read_content(folder / QUESTIONS) if has_rows else {}
     return SavedEvaluation(
         folder=folder, identity=identity, summary=summary, records=records, questions=questions
     )
+
+
+def _records(folder: Path, name: str) -> list[Row]:
+    """The records of a data set, or those there are of one that is not answered to the end."""
+    part = folder / f"{name}.jsonl.part"
+    if part.exists():
+        return read_records(part, may_be_cut=True)
+    return read_records(folder / f"{name}.jsonl")
 
 
 def evaluation_of(folder: Path) -> Path:
@@ -75,9 +83,10 @@ def evaluation_of(folder: Path) -> Path:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give one that `eval` or `train` wrote")
-    if (folder / IDENTITY).exists() or (folder / SUMMARY).exists():
-        if any(folder.glob("*.jsonl")) or (folder / IDENTITY).exists():
-            return folder
+    if (folder / IDENTITY).exists():
+        return folder
+    if (folder / SUMMARY).exists() and any(folder.glob("*.jsonl")):  # of an earlier version
+        return folder
     matches = [(re.fullmatch(r"step_(\d+)", each.name), each) for each in folder.glob("evals/*")]
     steps = [(int(match[1]), each) for match, each in matches if match]
     complete = [(step, each) for step, each in steps if (each / SUMMARY).exists()]
@@ -96,7 +105,7 @@ def read_identity(folder: Path) -> Row | None:
     path = folder / IDENTITY
     if not path.exists():
         return None
-    content = _read(path)
+    content = read_content(path)
     if content.get("format") != FORMAT:
         raise UserError(
             f'{path}: field "format": expected {FORMAT}, got {content.get("format")!r}; it was '
@@ -140,12 +149,13 @@ def read_summary(folder: Path) -> dict[str, Row]:
         content = parse_json((folder / SUMMARY).read_bytes())
         if isinstance(content, dict) and "format" in content:
             return {name: row["measures"] for name, row in content["data"].items()}
-        return content  # of a version before 0.2, which wrote nothing else
+        return content  # of an earlier version, which wrote nothing else
     except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise UserError(f"no readable evaluation in {folder}: {error}") from error
 
 
-def _read(path: Path) -> Row:
+def read_content(path: Path) -> Row:
+    """The JSON object in a file. Raises UserError that names the file."""
     try:
         content = parse_json(path.read_bytes())
     except OSError as error:

@@ -24,7 +24,7 @@ from jaxdistill import overrides
 from jaxdistill.config import RunConfig, to_json, with_presets
 from jaxdistill.errors import RunStopped, UserError
 from jaxdistill.evaluation.measures import study_row
-from jaxdistill.evaluation.records import read_summary
+from jaxdistill.evaluation.saved import read_summary
 from jaxdistill.files import is_file_name, write_whole
 from jaxdistill.run.devices import study_line
 from jaxdistill.run.folder import finished_step, names_beside
