@@ -16,6 +16,7 @@ from jaxdistill import __version__, compilation
 from jaxdistill.cli import (
     analyze,
     bench,
+    compare,
     convert,
     data,
     eval,
@@ -154,6 +155,19 @@ def build_parser() -> argparse.ArgumentParser:
         help="show the version and exit",
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for group in (list, train, sample, eval, guide, grade, analyze, report, bench, convert, data):
+    for group in (
+        list,
+        train,
+        sample,
+        eval,
+        guide,
+        grade,
+        analyze,
+        compare,
+        report,
+        bench,
+        convert,
+        data,
+    ):
         group.add_verbs(verbs)
     return parser

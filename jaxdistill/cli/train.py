@@ -205,7 +205,9 @@ def study_of(options: argparse.Namespace, axes: Any, seeds: Any) -> Any:
         if not is_varied:
             raise UserError(f"{error}, or run it with several --seeds or a --grid") from None
         if options.profile is not None:
-            raise UserError(f"--profile belongs to a study, and {options.config} is a run") from None
+            raise UserError(
+                f"--profile belongs to a study, and {options.config} is a run"
+            ) from None
         name = load_recipe(options.config, texts, **given).name
         return recipe_study(
             name, lambda point: load_recipe(options.config, [*texts, *point], **given), axes, seeds
