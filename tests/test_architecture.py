@@ -49,9 +49,10 @@ OWNERS = {
 }
 
 JAX_FREE = (
-    "bench.work", "epistemic", "evaluation.analyze", "evaluation.intervals", "evaluation.measures",
-    "evaluation.responses", "models.students", "report", "tasks.contexts", "tasks.grading",
-    "tasks.questions", "tasks.toy",
+    "bench.work", "epistemic", "evaluation.analyze", "evaluation.compare",
+    "evaluation.intervals", "evaluation.measures", "evaluation.replies", "evaluation.responses",
+    "models.students", "report", "tasks.contexts", "tasks.grading", "tasks.questions",
+    "tasks.toy",
 )  # fmt: skip
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 NEVER_CONFIG = ("losses", "objectives", "sampling")

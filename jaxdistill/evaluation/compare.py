@@ -341,7 +341,7 @@ def _changed(first: Clusters | None, second: Clusters | None) -> dict[str, int]:
     shares = [c.total_Q / c.weight_Q for c in on_shared_problems([first, second])]
     # Shares of other numbers of samples are equal up to the rounding of a division.
     equal = [math.isclose(p, q, abs_tol=1e-12) for p, q in zip(*shares)]
-    better = sum(q > p and not same for p, q, same in zip(*shares, equal))
+    better = sum(bool(q > p) and not same for p, q, same in zip(*shares, equal))
     return {"better": better, "worse": len(equal) - better - sum(equal), "equal": sum(equal)}
 
 
