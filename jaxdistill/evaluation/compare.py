@@ -9,7 +9,7 @@ import JAX.
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -300,7 +300,16 @@ def _clusters(
         if size > 1:  # pass@1 is the accuracy
             share = _share(f"pass_at_{size}", f"pass@{size}")
             add(share, lambda records, size=size: pass_at(records, size))
-    for measure in ({"length": own.pop("length")} | _PARTS | own | _COUNTS).values():
+    # The counts of all modes together, each by its name.
+    words = [
+        replace(own.pop(name), label=f"epistemic, word, {per}")
+        for name, per in (
+            ("epistemic_per_response", "per response"),
+            ("epistemic_per_1k", "per 1,000 tokens"),
+        )
+    ]
+    rest = {"length": own.pop("length")} | _PARTS | own
+    for measure in (*rest.values(), *words, *_COUNTS.values()):
         add(measure, measure.of)
     for budget in budgets(most) if most is not None else ():
         share = _share(f"accuracy_at_{budget}", f"accuracy at {budget:,} tokens")
