@@ -69,6 +69,7 @@ TESTED_ELSEWHERE = {
     "cli": "tests/cli: a file for each verb",
     "configs": "test_config.py and tests/configs, over every recipe",
     "evaluation.records": "evaluation/test_evaluate.py, which makes the records",
+    "evaluation.replies": "evaluation/test_responses.py: the formats of other tools",
     "models.config": "models/test_presets.py and models/families",
     "models.decode_kernel": "models/test_cached_attention.py, beside XLA attention",
     "models.families": "models/families/test_families.py, each test over every family",

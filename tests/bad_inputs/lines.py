@@ -61,8 +61,7 @@ LINES = {
     "compare run": "required: DIR_B",
     "compare no run": "no: no such folder",
     "compare tiny.json run": "tiny.json: no such folder",
-    "compare run run": "both are the same evaluation|holds no evaluation",
-    "compare . run": r"\.: holds no evaluation",
+    "compare . no": r"\.: holds no evaluation",
     # sample
     "sample nowhere --prompt hi": "there is no folder nowhere",
     "sample toy:mars --prompt hi": "toy base 'mars'",
