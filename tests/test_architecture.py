@@ -50,7 +50,8 @@ OWNERS = {
 
 JAX_FREE = (
     "bench.work", "epistemic", "evaluation.analyze", "evaluation.intervals", "evaluation.measures",
-    "evaluation.responses", "models.students", "report", "tasks.contexts", "tasks.grading",
+    "evaluation.protocols", "evaluation.responses", "evaluation.saved", "evaluation.summary",
+    "models.students", "report", "tasks.contexts", "tasks.grading",
     "tasks.questions", "tasks.toy",
 )  # fmt: skip
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
