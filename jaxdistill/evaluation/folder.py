@@ -77,9 +77,7 @@ class EvaluationFolder:
                 each.suffix in (".jsonl", ".json", ".part") and each.name != "lock.json"
                 for each in self.path.iterdir()
             ):
-                raise UserError(
-                    f"--out {self.path} holds other files; name a new or empty folder"
-                )
+                raise UserError(f"--out {self.path} holds other files; name a new or empty folder")
             return
         found = difference(before, self.identity)
         if found is not None:

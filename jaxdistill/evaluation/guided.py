@@ -98,9 +98,7 @@ class Generation:
             ) from None
         found = difference(before, self.described)
         if found is not None:
-            raise UserError(
-                f"--out {self.folder} was sampled with {found}; name another folder"
-            )
+            raise UserError(f"--out {self.folder} was sampled with {found}; name another folder")
 
     def path(self, name: str) -> Path:
         return self.folder / f"{name}.jsonl"

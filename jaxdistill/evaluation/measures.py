@@ -179,7 +179,11 @@ def summarize(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     in reports and for the epistemic metrics of a training log. `mean_of_rows` averages rows whose
     records a report does not have.
     """
-    measured = {*RECORD_FIELDS, *EVALUATION_FIELDS, *(measure.field for measure in MEASURES.values())}
+    measured = {
+        *RECORD_FIELDS,
+        *EVALUATION_FIELDS,
+        *(measure.field for measure in MEASURES.values()),
+    }
     # A dict and not a set keeps the order of the records, and so the order in summary.json.
     names = dict.fromkeys(name for record in records for name in record if name not in measured)
     measures = MEASURES | {
