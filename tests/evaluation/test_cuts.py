@@ -22,7 +22,7 @@ RESPONSES = [
     r"<think>Is it \boxed{3}? Wait, 1+1 = \boxed{2}. Hmm, perhaps not: \boxed{4}.</think> "
     r"The answer is certainly not 4. It is \boxed{2}, and nothing else. So much for that.",
     r"<think>It is \boxed{2}, </think> it is \boxed{\frac{4}{2}}, or \boxed{2} in other words.",
-    r"<think>It is \boxed{2}, which I will now check at length, 一加一等于二, and never stop doing.",
+    r"<think>It is \boxed{2}, which I will check at length, 一加一等于二, and never stop doing.",
     r"It is \boxed{3}. I am sure of that, without any thinking, and without another word.",
     "No box at all, which is a short text.",
     r"\boxed{2}",
