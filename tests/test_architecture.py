@@ -49,10 +49,11 @@ OWNERS = {
 }
 
 JAX_FREE = (
-    "bench.work", "epistemic", "evaluation.analyze", "evaluation.compare",
-    "evaluation.intervals", "evaluation.measures", "evaluation.replies", "evaluation.responses",
-    "models.students", "report", "tasks.contexts", "tasks.grading", "tasks.questions",
-    "tasks.toy",
+    "bench.work", "epistemic", "evaluation.analyze", "evaluation.intervals", "evaluation.measures",
+    "evaluation.protocols", "evaluation.responses", "evaluation.saved", "evaluation.summary",
+    "models.students", "report", "tasks.contexts", "tasks.grading",
+    "tasks.questions", "tasks.toy",
+    "evaluation.compare", "evaluation.replies",
 )  # fmt: skip
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 NEVER_CONFIG = ("losses", "objectives", "sampling")
@@ -68,8 +69,11 @@ TESTED_ELSEWHERE = {
     "bench": "bench/test_bench.py: the verb runs all of its modules",
     "cli": "tests/cli: a file for each verb",
     "configs": "test_config.py and tests/configs, over every recipe",
+    "evaluation.batches": "evaluation/test_mesh.py and cli/test_eval.py, whose verb calls it",
+    "evaluation.progress": "evaluation/test_stopped.py, which reads the bar",
     "evaluation.records": "evaluation/test_evaluate.py, which makes the records",
     "evaluation.replies": "evaluation/test_responses.py: the formats of other tools",
+    "evaluation.saved": "evaluation/test_folder.py, which reads what it writes",
     "models.config": "models/test_presets.py and models/families",
     "models.decode_kernel": "models/test_cached_attention.py, beside XLA attention",
     "models.families": "models/families/test_families.py, each test over every family",

@@ -4,6 +4,7 @@ A cut response is the text of its first B tokens, graded like any other. Its ver
 answer that the grader finds in it alone, so that of many cuts few need to be graded.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -106,28 +107,78 @@ class _Rows:
     def answer_at(self) -> list[int | None]:
         whole = dict(enumerate(self.rollouts.responses))
         final = {row: answer for row, (answer, _) in self.judged(whole).items()}
-        bounds = {row: (0, len(self.tokens[row])) for row, a in final.items() if a is not None}
-        # The last budget at which the answer is another one; between it and the next, where it is
-        # the final one, the change is found by bisection.
+        final = {row: answer for row, answer in final.items() if answer is not None}
+        if self.commands:
+            chars = {row: self._stands_from(row, answer) for row, answer in final.items()}
+            ends = _first(
+                {row: (0, len(self.tokens[row])) for row in final},
+                lambda at: {row: len(text) >= chars[row] for row, text in self.cut(at).items()},
+            )
+        else:
+            ends = self._bisected(final)
+        return [ends.get(row) for row in whole]
+
+    def _stands_from(self, row: int, final: Any) -> int:
+        """The least number of characters from which on the answer of a text is `final`.
+
+        An answer changes after a command that opens it and after a closing tag of thinking, and
+        then not until the next of them.
+        """
+        text = self.rollouts.responses[row]
+
+        def is_final(length: int) -> bool:
+            return self._answer(row, text[:length]) == final
+
+        stable = len(text)
+        if getattr(self.task, "last_chars", None) is not None:
+            # The window moves with the end, in which the answer must be: that is not far.
+            while stable and is_final(stable - 1):
+                stable -= 1
+            return stable
+        closings = [closing for _, closing in self.tags]
+        pattern = "|".join(map(re.escape, [*self.commands, *closings]))
+        for end in reversed([match.end() for match in re.finditer(pattern, text, re.IGNORECASE)]):
+            # The command alone may be a word of a sentence; with a brace after it, it is open.
+            other = [n for n in range(end, min(end + 3, stable)) if not is_final(n)]
+            if other:
+                at = {row: (other[-1], stable)}
+                return _first(at, lambda at: {r: is_final(n) for r, n in at.items()})[row]
+            stable = min(end, stable)
+        return stable
+
+    def _bisected(self, final: dict[int, Any]) -> dict[int, int]:
+        """Where the answers stand that no command opens, such as whole responses.
+
+        The last budget with another answer is found first; between it and the next one the answer
+        is taken to change once.
+        """
+        bounds = {row: (0, len(self.tokens[row])) for row in final}
         for budget in budgets(max(map(len, self.tokens), default=0)):
             at = {row: budget for row in bounds if len(self.tokens[row]) > budget}
-            for row, answer in self.answers(self.cut(at)).items():
+            for row, (answer, _) in self.judged(self.cut(at)).items():
                 low, high = bounds[row]
                 if answer != final[row]:
                     bounds[row] = (budget, len(self.tokens[row]))
                 elif high == len(self.tokens[row]):
                     bounds[row] = (low, budget)
-        ends = _first(
+        return _first(
             bounds,
-            lambda at: {r: a == final[r] for r, a in self.answers(self.cut(at)).items()},
+            lambda at: {r: a == final[r] for r, (a, _) in self.judged(self.cut(at)).items()},
         )
-        return [ends.get(row) for row in whole]
 
-    def answers(self, texts: dict[int, str]) -> dict[int, Any]:
-        """The answer in each text, which for mathematics need not be graded."""
+    @property
+    def commands(self) -> tuple[str, ...]:
+        """What opens an answer in a response, for the graders of ours that look for it."""
+        grader = getattr(type(self.task), "grade", None)
+        if grader is MathTask.grade:
+            return r"\boxed", r"\fbox"
+        is_tag = getattr(self.task, "answer_in", "tag") == "tag"
+        return ("<answer>",) if grader in (ChoiceTask.grade, ExactTask.grade) and is_tag else ()
+
+    def _answer(self, row: int, text: str) -> Any:
         if self.is_math:
-            return {row: self._boxed(text) for row, text in texts.items()}
-        return {row: answer for row, (answer, _) in self.judged(texts).items()}
+            return self._boxed(text)
+        return self.task.grade(self.question(row), text).answer
 
     def judged(self, texts: dict[int, str]) -> dict[int, tuple[Any, bool]]:
         """(answer, verdict) of each text, {row: text}; equal answers are graded once."""
@@ -170,4 +221,3 @@ def _first(
             low, high = found[row]
             found[row] = (low, middle[row]) if is_so else (middle[row], high)
     return {row: high for row, (_, high) in found.items()}
-

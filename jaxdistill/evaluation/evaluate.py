@@ -157,9 +157,7 @@ def sample_questions(
             )
             done = max(start - first, 0)
             rollouts = answers_to(rollouts, done, len(batch))
-            cuts = read_cuts(
-                split.task, rollouts, grading.grade, tokenizer, opens_thinking=is_open
-            )
+            cuts = read_cuts(split.task, rollouts, grading.grade, tokenizer, opens_thinking=is_open)
             records = [
                 evaluation_record(
                     split.task, rollouts, row, cuts=cuts[row], counter=counter, token_ids=token_ids

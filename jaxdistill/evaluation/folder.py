@@ -24,19 +24,26 @@ from jaxdistill.tasks.questions import Question
 _TIMES = ("time_utc", "command")
 
 
-def differing(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """What differs between two records of settings, as "name=old and not new".
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The first difference of two records of settings, and the names of the others.
 
-    >>> differing({"k": 4, "sampling": {"top_p": 1.0}}, {"k": 4, "sampling": {"top_p": 0.9}})
-    ['sampling.top_p=1.0 and not 0.9']
+    >>> difference({"k": 4, "sampling": {"top_p": 1.0}}, {"k": 2, "sampling": {"top_p": 0.9}})
+    'k=4 and not 2 (and sampling.top_p)'
     """
-    found = []
-    for name in dict.fromkeys([*before, *now]):
-        old, new = before.get(name), now.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += differing(old, new, f"{prefix}{name}.")
-        elif old != new:
-            found.append(f"{prefix}{name}={old!r} and not {new!r}")
+    old, new = _flat(before), _flat(now)
+    names = [n for n in dict.fromkeys([*old, *new]) if old.get(n) != new.get(n)]
+    if not names:
+        return None
+    first, *others = names
+    more = f" (and {', '.join(others[:5])}{', ...' if others[5:] else ''})" if others else ""
+    return f"{first}={old.get(first)!r} and not {new.get(first)!r}{more}"
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        is_group = isinstance(value, dict) and value
+        found |= _flat(value, f"{prefix}{name}.") if is_group else {f"{prefix}{name}": value}
     return found
 
 
@@ -70,15 +77,12 @@ class EvaluationFolder:
                 each.suffix in (".jsonl", ".json", ".part") and each.name != "lock.json"
                 for each in self.path.iterdir()
             ):
-                raise UserError(
-                    f"--out {self.path} holds other files; name a new or empty folder"
-                )
+                raise UserError(f"--out {self.path} holds other files; name a new or empty folder")
             return
-        found = differing(before, self.identity)
-        if found:
-            more = f" (and {len(found) - 1} more)" if found[1:] else ""
+        found = difference(before, self.identity)
+        if found is not None:
             raise UserError(
-                f"--out {self.path} holds another evaluation: {found[0]}{more}; name another folder"
+                f"--out {self.path} holds another evaluation: {found}; name another folder"
             )
 
     def is_of(self, identity: Row) -> bool:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxdistill.errors import UserError
-from jaxdistill.evaluation.folder import differing
+from jaxdistill.evaluation.folder import difference
 from jaxdistill.evaluation.guided_contexts import Asked, Chosen, Guided, compose
 from jaxdistill.evaluation.pair_scoring import Row, score_pairs
 from jaxdistill.evaluation.records import TokenCounter, modes_of, response_record
@@ -96,12 +96,9 @@ class Generation:
             raise UserError(
                 f"--out {self.folder} holds other files; name a new or empty folder"
             ) from None
-        found = differing(before, self.described)
-        if found:
-            more = f" (and {len(found) - 1} more)" if found[1:] else ""
-            raise UserError(
-                f"--out {self.folder} was sampled with {found[0]}{more}; name another folder"
-            )
+        found = difference(before, self.described)
+        if found is not None:
+            raise UserError(f"--out {self.folder} was sampled with {found}; name another folder")
 
     def path(self, name: str) -> Path:
         return self.folder / f"{name}.jsonl"

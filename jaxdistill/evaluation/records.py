@@ -1,5 +1,6 @@
 """Response records, and the files of a step's rollouts."""
 
+import functools
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -70,6 +71,8 @@ class TokenCounter:
     word_of: dict[int, str]
 
     @staticmethod
+    # A vocabulary of 150,000 entries takes two seconds to search.
+    @functools.lru_cache(maxsize=2)
     def of(tokenizer: Any) -> "TokenCounter":
         lexicon = epistemic.open_lexicon(epistemic.Words(), tokenizer)
         return TokenCounter({i: epistemic.word_of_id(tokenizer, i) for i in lexicon.ids})

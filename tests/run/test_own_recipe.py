@@ -13,7 +13,7 @@ from places import ROOT
 from jaxdistill.cli.sample import First, own_split
 from jaxdistill.config import load_recipe
 from jaxdistill.errors import UserError
-from jaxdistill.evaluation.records import read_summary
+from jaxdistill.evaluation.saved import read_summary
 from jaxdistill.run import loop
 from jaxdistill.run.folder import start_folder
 from jaxdistill.storage.checkpoint import Checkpoints
