@@ -8,14 +8,13 @@ import JAX.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation.analyze import aligned
-from jaxdistill.evaluation.folder import differing
 from jaxdistill.evaluation.intervals import Clusters, Interval, on_shared_problems
 from jaxdistill.evaluation.intervals import paired_difference as paired
 from jaxdistill.evaluation.measures import Measure, measures_of, problem_of
@@ -52,9 +51,7 @@ _LARGEST = 1e15  # of a number in a record: sums of squares stay finite
 class Difference(NamedTuple):
     """One measure of two evaluations on the problems that both have measured."""
 
-    label: str
-    is_share: bool
-    digits: int
+    measure: Measure
     first: float
     second: float
     interval: Interval  # of second - first
@@ -161,6 +158,22 @@ def _settings(a: SavedEvaluation, b: SavedEvaluation, names: Sequence[str]) -> l
     return found
 
 
+def differing(first: Mapping[str, Any], second: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Every setting that differs, as "name=old and not new".
+
+    >>> differing({"k": 4, "sampling": {"top_p": 1.0}}, {"k": 4, "sampling": {"top_p": 0.9}})
+    ['sampling.top_p=1.0 and not 0.9']
+    """
+    found = []
+    for name in dict.fromkeys([*first, *second]):
+        old, new = first.get(name), second.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += differing(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found.append(f"{prefix}{name}={_short(old)} and not {_short(new)}")
+    return found
+
+
 class _Asked(NamedTuple):
     """A question as the records have it."""
 
@@ -188,11 +201,10 @@ def _compare_data(
     most = [each.identity.get("sampling", {}).get("max_new_tokens") for each in (a, b)]
     measures = _clusters(kept, min(k), min(most) if None not in most else None)
     found, missing = {}, []
-    for key, (measure, clusters) in measures.items():
-        if None in clusters:
-            missing += [key] if any(clusters) else []
-            continue
-        if (difference := _difference(measure, *clusters)) is not None:
+    for key, (measure, (before, after)) in measures.items():
+        if before is None or after is None:
+            missing += [] if before is after else [key]
+        elif (difference := _difference(measure, before, after)) is not None:
             found[key] = difference
     return DataComparison(
         name=name,
@@ -339,9 +351,7 @@ def _difference(measure: Measure, first: Clusters, second: Clusters) -> Differen
     a, b = on_shared_problems([first, second])
     if not (a.weight_Q.sum() and b.weight_Q.sum()):
         return None
-    return Difference(
-        measure.label, measure.is_share, measure.digits, a.mean, b.mean, paired(second, first)
-    )
+    return Difference(measure, a.mean, b.mean, paired(second, first))
 
 
 def _changed(first: Clusters | None, second: Clusters | None) -> dict[str, int]:
@@ -422,15 +432,16 @@ def _heading(data: DataComparison) -> str:
 
 
 def _cells(found: Difference) -> list[str]:
-    scale = 100.0 if found.is_share else 1.0
+    measure = found.measure
+    scale = 100.0 if measure.is_share else 1.0
 
     def text(value: float, sign: str = "") -> str:
-        written = f"{value * scale:{sign}.{found.digits}f}"
+        written = f"{value * scale:{sign}.{measure.digits}f}"
         return written.lstrip("+-") if float(written) == 0 else written
 
     low, high = (text(end, "+") for end in found.interval[1:3])
     return [
-        found.label + (", %" if found.is_share else ""),
+        measure.label + (", %" if measure.is_share else ""),
         text(found.first),
         text(found.second),
         text(found.interval.value, "+"),
