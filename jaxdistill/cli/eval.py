@@ -112,42 +112,20 @@ def add_questions(sub: argparse.ArgumentParser) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    from jaxdistill.evaluation import evaluate as evaluation
-    from jaxdistill.evaluation.batches import questions_at_a_time
+    from jaxdistill.evaluation.evaluate import identity_of
     from jaxdistill.evaluation.folder import EvaluationFolder
     from jaxdistill.evaluation.revision import model_identity
     from jaxdistill.evaluation.summary import summary_lines
     from jaxdistill.run.lock import locked
-    from jaxdistill.sampling.prompts import check_room, prompt_lengths
     from jaxdistill.sampling.rollouts import check_environment
     from jaxdistill.sharding import parse_mesh
-    from jaxdistill.storage.loading import read_description
 
     check_flags(options)
     asked, notes = read_questions(options)
     check_environment([each.split.task for each in asked])
-    questions = [question for each in asked for question in each.questions]
-    # ---- settings, from flags, protocol and the model's folder
     parse_mesh(options.mesh)
-    config, tokenizer = read_description(options.model)
-    given, origin = settings_of_model(options)
-    options.thinking = given.thinking
-    lengths = prompt_lengths(tokenizer, questions, options.thinking)
-    left = max(min(config.max_positions - max(lengths), MOST_NEW_TOKENS), 1)
-    options.max_new_tokens = given.max_new_tokens or left
-    check_room(config, questions, lengths, options.max_new_tokens)
-    options.temperature = 1.0 if given.temperature is None else given.temperature
-    options.top_p, options.top_k = given.top_p or 1.0, given.top_k or 0
-    options.min_p = given.min_p or 0.0
-    settings = evaluation.Evaluation(
-        splits=tuple(each.split for each in asked),
-        samples=samples_of(given, options.temperature),
-        sampling=sampling_of(options, options.max_new_tokens),
-        seed=options.seed,
-    )
-    notes.append(sampling_line(settings, origin, "max_new_tokens" in origin))
-    # ---- the folder, which is refused if it is another evaluation's
-    identity = evaluation.identity_of(
+    settings, line = choose_settings(options, asked)
+    identity = identity_of(
         model_identity(options.model),
         asked,
         settings,
@@ -162,37 +140,78 @@ def evaluate(options: argparse.Namespace) -> None:
         require_writable(path, "the evaluation's folder")
     folder = EvaluationFolder(path=path, identity=identity, protocol=options.protocol)
     folder.check()
-    # ---- the model, and what is not answered yet
     with locked(path, options.stopping):
         if folder.is_finished:
-            results = {each.split.name: folder.kept(each.split.name, each.questions)
-                       for each in asked}  # fmt: skip
+            found = {each.split.name: folder.kept(each.split.name, each.questions)
+                     for each in asked}  # fmt: skip
             print(f"{path} is finished; nothing was sampled", file=sys.stderr)
         else:
-            engine = open_engine(options, questions, notes)
-            require_one_process()
-            before = [each["questions_per_batch"] for each in folder.places or ()]
-            # The batches of before: in bfloat16 the size of a batch may change a rounding.
-            size = options.batch or (before[-1] if before else None)
-            if size is None:
-                size = questions_at_a_time(engine, lengths, settings, MOST_QUESTIONS)
-            settings = replace(settings, questions_per_batch=size)
-            folder = replace(folder, place=place_of(engine, size))
-            results = evaluation.evaluate(
-                folder,
-                engine,
-                engine.policy.params,
-                asked,
-                settings,
-                token_ids=options.token_ids,
-                show_progress=True,
-            )
-    for name, records in results.items():
-        if len(results) > 1:
+            found = answer(options, folder, asked, settings, [*notes, line])
+    for name, records in found.items():
+        if len(found) > 1:
             print(f"# {name}")
         for line in summary_lines(records, settings.samples, settings.sampling.max_new_tokens):
             print(line)
     print(path)
+
+
+def choose_settings(options: argparse.Namespace, asked: list[Any]) -> tuple[Any, str]:
+    """The settings of the evaluation, which `options` have from now on too, and a line on them.
+
+    Flags come before the protocol, and it before the model's folder. Raises UserError for several
+    greedy responses, and for a prompt that leaves too few of the model's positions.
+    """
+    from jaxdistill.evaluation.evaluate import Evaluation
+    from jaxdistill.sampling.prompts import check_room, prompt_lengths
+    from jaxdistill.storage.loading import read_description
+
+    config, tokenizer = read_description(options.model)
+    given, origin = settings_of_model(options)
+    questions = [question for each in asked for question in each.questions]
+    lengths = prompt_lengths(tokenizer, questions, given.thinking)
+    left = max(min(config.max_positions - max(lengths), MOST_NEW_TOKENS), 1)
+    new = left if given.max_new_tokens is None else given.max_new_tokens
+    check_room(config, questions, lengths, new)
+    neutral = ("default", Protocol(temperature=1.0, top_p=1.0, top_k=0, min_p=0.0))
+    given, _ = choose(("given", given), neutral)
+    for name in (*FLAGS[:4], "thinking"):
+        setattr(options, name, getattr(given, name))
+    options.max_new_tokens = new
+    settings = Evaluation(
+        splits=tuple(each.split for each in asked),
+        samples=samples_of(given),
+        sampling=sampling_of(options, new),
+        seed=options.seed,
+    )
+    return settings, sampling_line(settings, origin)
+
+
+def answer(
+    options: argparse.Namespace, folder: Any, asked: list[Any], settings: Any, notes: list[str]
+) -> dict[str, list[dict[str, Any]]]:
+    """Open the model and answer what the folder does not hold yet; the records of each data set."""
+    from jaxdistill.evaluation.batches import questions_at_a_time
+    from jaxdistill.evaluation.evaluate import evaluate as evaluate_all
+    from jaxdistill.sampling.prompts import prompt_lengths
+
+    questions = [question for each in asked for question in each.questions]
+    engine = open_engine(options, questions, notes)
+    require_one_process()
+    # The batches of before: in bfloat16 the size of a batch may change a rounding.
+    before = [each["questions_per_batch"] for each in folder.places or ()]
+    size = options.batch or (before[-1] if before else None)
+    if size is None:
+        lengths = prompt_lengths(engine.policy.tokenizer, questions, options.thinking)
+        size = questions_at_a_time(engine, lengths, settings, MOST_QUESTIONS)
+    return evaluate_all(
+        replace(folder, place=place_of(engine, size)),
+        engine,
+        engine.policy.params,
+        asked,
+        replace(settings, questions_per_batch=size),
+        token_ids=options.token_ids,
+        show_progress=True,
+    )
 
 
 def check_flags(options: argparse.Namespace) -> None:
@@ -229,10 +248,11 @@ def settings_of_model(options: argparse.Namespace) -> tuple[Protocol, dict[str, 
     return choose(flags, (file.name, of_generation_config(given, str(file))))
 
 
-def samples_of(given: Protocol, temperature: float) -> int:
+def samples_of(given: Protocol) -> int:
     """Responses per question. Raises UserError for several greedy ones, which are all equal."""
-    samples = given.samples or (SAMPLES if temperature else 1)
-    if samples > 1 and not temperature:
+    is_greedy = given.temperature == 0
+    samples = given.samples or (1 if is_greedy else SAMPLES)
+    if samples > 1 and is_greedy:
         raise UserError(
             f"--samples {samples} with temperature 0: greedy decoding gives {samples} equal "
             "responses; use --samples 1, or a --temperature above 0"
@@ -240,7 +260,7 @@ def samples_of(given: Protocol, temperature: float) -> int:
     return samples
 
 
-def sampling_line(settings: Any, origin: dict[str, str], is_length_given: bool) -> str:
+def sampling_line(settings: Any, origin: dict[str, str]) -> str:
     """What is sampled, and who said so, in one line."""
     sampling = settings.sampling
     parts = [f"{settings.samples} responses per question"]
@@ -256,7 +276,7 @@ def sampling_line(settings: Any, origin: dict[str, str], is_length_given: bool) 
         elif name == "temperature":
             parts.append(f"{text} (default)")
     left = f"what the positions leave, at most {MOST_NEW_TOKENS:,}"
-    source = origin["max_new_tokens"] if is_length_given else left
+    source = origin.get("max_new_tokens", left)
     parts.append(f"{sampling.max_new_tokens:,} new tokens ({source})")
     return ", ".join(parts)
 

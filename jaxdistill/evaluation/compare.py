@@ -198,8 +198,7 @@ def _compare_data(
     kept = [[r for r in records if str(r["question_id"]) in shared] for _, records in pair]
     _require_same_clusters(name, kept)
     k = tuple(min(Counter(str(r["question_id"]) for r in records).values()) for records in kept)
-    most = [each.identity.get("sampling", {}).get("max_new_tokens") for each in (a, b)]
-    measures = _clusters(kept, min(k), min(most) if None not in most else None)
+    measures = _clusters(kept, min(k), min(_most_tokens(a), _most_tokens(b)))
     found, missing = {}, []
     for key, (measure, (before, after)) in measures.items():
         if before is None or after is None:
@@ -215,6 +214,13 @@ def _compare_data(
         changed=_changed(*measures["accuracy"][1]),
         missing=missing,
     )
+
+
+def _most_tokens(each: SavedEvaluation) -> int:
+    """The largest number of new tokens; 0, without budgets, where the evaluation does not say."""
+    sampling = each.identity.get("sampling")
+    most = sampling.get("max_new_tokens") if isinstance(sampling, dict) else None
+    return most if type(most) is int else 0
 
 
 def _require_same(
@@ -297,7 +303,7 @@ def _check_records(path: Path, records: Sequence[Row]) -> None:
 
 
 def _clusters(
-    kept: Sequence[Sequence[Row]], k: int, most: int | None
+    kept: Sequence[Sequence[Row]], k: int, most: int
 ) -> dict[str, tuple[Measure, list[Clusters | None]]]:
     """Every measure of both evaluations; None for one whose records do not have it."""
     own = measures_of([*kept[0], *kept[1]])
@@ -323,7 +329,7 @@ def _clusters(
     rest = {"length": own.pop("length")} | _PARTS | own
     for measure in (*rest.values(), *words, *_COUNTS.values()):
         add(measure, measure.of)
-    for budget in budgets(most) if most is not None else ():
+    for budget in budgets(most):
         share = _share(f"accuracy_at_{budget}", f"accuracy at {budget:,} tokens")
         add(share, lambda records, budget=budget: _cut(records, budget))
     return found
