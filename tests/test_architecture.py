@@ -53,7 +53,7 @@ JAX_FREE = (
     "evaluation.protocols", "evaluation.responses", "evaluation.saved", "evaluation.summary",
     "models.students", "report", "tasks.contexts", "tasks.grading",
     "tasks.questions", "tasks.toy",
-    "evaluation.compare", "evaluation.replies",
+    "evaluation.compare", "evaluation.compare_table", "evaluation.replies",
 )  # fmt: skip
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 NEVER_CONFIG = ("losses", "objectives", "sampling")
@@ -72,6 +72,7 @@ TESTED_ELSEWHERE = {
     "evaluation.batches": "evaluation/test_mesh.py and cli/test_eval.py, whose verb calls it",
     "evaluation.progress": "evaluation/test_stopped.py, which reads the bar",
     "evaluation.records": "evaluation/test_evaluate.py, which makes the records",
+    "evaluation.compare_table": "evaluation/test_compare.py and cli/test_compare.py",
     "evaluation.replies": "evaluation/test_responses.py: the formats of other tools",
     "evaluation.saved": "evaluation/test_folder.py, which reads what it writes",
     "models.config": "models/test_presets.py and models/families",

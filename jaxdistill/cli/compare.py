@@ -46,9 +46,10 @@ def add_verbs(verbs: Any) -> None:
 
 
 def compare(options: argparse.Namespace) -> None:
-    from jaxdistill.evaluation import compare as comparison
+    from jaxdistill.evaluation.compare import compare as compared
+    from jaxdistill.evaluation.compare_table import lines_of, to_json
 
-    found = comparison.compare(
+    found = compared(
         options.dir_a,
         options.dir_b,
         names=options.data,
@@ -56,7 +57,7 @@ def compare(options: argparse.Namespace) -> None:
         common=options.common,
     )
     if options.json:
-        print(json.dumps(comparison.to_json(found), indent=1))
+        print(json.dumps(to_json(found), indent=1))
         return
-    for line in comparison.lines_of(found):
+    for line in lines_of(found):
         print(line)

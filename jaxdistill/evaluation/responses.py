@@ -197,9 +197,9 @@ class _File:
     def _repeats(self, record: "_Record") -> bool:
         """Whether it is a row of lm-eval for another filter, which has the same responses again."""
         mine = record.fields.get("filter")
-        if self.filter is None or mine == self.filter:
+        if not (isinstance(self.filter, str) and isinstance(mine, str)) or mine == self.filter:
             return False
-        self.repeated[str(mine)] += 1
+        self.repeated[mine] += 1
         return True
 
     def _responses(self, record: "_Record") -> Iterator[Response]:
@@ -266,7 +266,7 @@ class _Record:
         raise UserError(f"{self.where}: no response field among {has}; name it with --field")
 
     def replies(self, name: str) -> list[Reply]:
-        """The responses in a field, each with what stands beside it in the row."""
+        """The responses in a field, each with the thinking beside it in the row."""
         if name not in self.fields:
             raise UserError(f"{self.where}: no field `{name}`; it has {', '.join(self.fields)}")
         try:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from written_evaluation import SAMPLING, identity, records, write_evaluation
 
 from jaxdistill.errors import UserError
-from jaxdistill.evaluation.compare import compare, lines_of, to_json
+from jaxdistill.evaluation.compare import compare
+from jaxdistill.evaluation.compare_table import lines_of, to_json
 
 K = 4
 
