@@ -394,7 +394,7 @@ def test_a_response_in_detail_has_its_tokens_their_log_probs_its_end_and_its_ver
             row_mask[0, ids.shape[1] :] = 0  # one shape, and so one program
             padded = np.pad(ids, [(0, 0), (0, 80 - ids.shape[1])])
             logits_TV = np.asarray(toy.logits(padded, row_mask))[0, len(asked) - 1 :]
-            logp_TV = jax.nn.log_softmax(logits_TV[: len(each.tokens_T)] / 0.7)
+            logp_TV = np.asarray(jax.nn.log_softmax(logits_TV[: len(each.tokens_T)] / 0.7))
             expected_T = np.take_along_axis(logp_TV, each.tokens_T[:, None], -1)[:, 0]
             # Float32 logits of a whole forward pass and of decoding with a cache.
             np.testing.assert_allclose(each.logp_T, expected_T, atol=1e-4)

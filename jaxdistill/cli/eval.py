@@ -51,7 +51,7 @@ def add_verbs(verbs: Any) -> None:
     describe_default(protocol, "the model's generation_config.json")
     samples = sub.add_argument("--samples", type=int, metavar="K", help="responses per question")
     describe_default(samples, f"the protocol's, or {SAMPLES}; 1 if greedy")
-    out = add_out(sub, "folder of the evaluation; a stopped one goes on in it", metavar="DIR")
+    out = add_out(sub, "folder of the evaluation; a stopped one continues in it", metavar="DIR")
     describe_default(out, "evaluations/MODEL-DATA-HASH, of all that decides the results")
     batch = sub.add_argument(
         "--batch", type=int, metavar="N", help="questions at a time; a stop loses those"

@@ -45,7 +45,7 @@ def _fit_host(engine: Engine, positions: int) -> int:
     """Rows whose KV caches of this many positions fit into a quarter of the host's memory.
 
     The sampler on a CPU, which reports no free memory, decodes all rows at once. A quarter leaves
-    room for the copies of a step; chosen, not measured.
+    space for the copies of a step; chosen, not measured.
     """
     config, dtype = engine.policy.config, jnp.dtype(compute_dtype(engine.dtype))
     head = vector_bytes(config.head_dim, dtype, engine.cache_dtype)

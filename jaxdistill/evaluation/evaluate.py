@@ -131,7 +131,7 @@ def sample_questions(
     depend on the training step: two checkpoints are sampled with the same noise, so their
     differences are paired. All batches have the same size, so that only one shape is compiled; the
     last one is filled with repeated questions whose responses are discarded. Batches do not depend
-    on `start`: an evaluation that goes on computes what an undisturbed one does, to the bit.
+    on `start`: an evaluation that resumes computes what an undisturbed one does, to the bit.
     """
     size, tokenizer = min(config.questions_per_batch, len(questions)), engine.policy.tokenizer
     address = Address(seed=config.seed, purpose=f"eval/{split.name}")
@@ -254,7 +254,7 @@ def evaluate_run(
 ) -> None:
     """Evaluate the parameters of a training run at a step, into a folder of the run.
 
-    An evaluation that was stopped goes on if it was of the same parameters, to the bit: a run that
+    An evaluation that was stopped continues if it was of the same parameters, to the bit: a run that
     was resumed from an earlier checkpoint may arrive at others.
     """
     engine = config.engine(engine)

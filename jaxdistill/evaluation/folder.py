@@ -1,4 +1,4 @@
-"""Write the folder of an evaluation question by question, so that a stopped one goes on.
+"""Write the folder of an evaluation question by question, so that a stopped one continues.
 
 The files are described in `docs/evaluation.md`. Responses of a data set are appended to
 NAME.jsonl.part, which becomes NAME.jsonl when it is whole: whatever reads *.jsonl sees no part of a

@@ -1,4 +1,4 @@
-"""`eval`: what is printed and written, which settings decide, and what goes on."""
+"""`eval`: what is printed and written, which settings decide, and what continues."""
 
 import json
 import re

@@ -17,16 +17,23 @@ from jaxdistill.evaluation.progress import Progress
 
 COMMAND = [
     "eval", "toy:main", "--data", "toy:heldout", "--data", "toy:ood", "--limit", "15", "--samples",
-    "2", "--batch", "2", "--max-new-tokens", "128", "--mesh", "fsdp=1", "--out",
+    "2", "--batch", "2", "--max-new-tokens", "128", "--mesh", "fsdp=1", "--out", "found",
 ]  # fmt: skip
 STOPS = 10
 
 
 def start(folder):
-    command = [sys.executable, "-m", "jaxdistill", *COMMAND, str(folder)]
+    """The command, which writes `folder`: from within its parent, so that its text is the same."""
+    folder.parent.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "jaxdistill", *COMMAND]
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
     return subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command,
+        env=environment,
+        cwd=folder.parent,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -49,9 +56,10 @@ def without_times(folder):
     return found
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.slow  # two minutes on two quiet cores: eleven starts of the command
 def test_an_evaluation_stopped_ten_times_at_random_moments_ends_as_an_undisturbed_one(tmp_path):
-    whole, folder = tmp_path / "whole", tmp_path / "stopped"
+    whole, folder = tmp_path / "whole" / "found", tmp_path / "stopped" / "found"
     since = time.monotonic()
     finish(start(whole))
     took = time.monotonic() - since
