@@ -254,8 +254,8 @@ def evaluate_run(
 ) -> None:
     """Evaluate the parameters of a training run at a step, into a folder of the run.
 
-    An evaluation that was stopped continues if it was of the same parameters, to the bit: a run that
-    was resumed from an earlier checkpoint may arrive at others.
+    An evaluation that was stopped continues if it was of the same parameters, to the bit: a run
+    that was resumed from an earlier checkpoint may arrive at others.
     """
     engine = config.engine(engine)
     asked = [Asked(split, questions_of(split.task)) for split in config.splits]

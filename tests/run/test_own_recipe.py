@@ -162,7 +162,7 @@ def test_a_start_that_fails_takes_away_what_it_made_and_nothing_else(place, monk
         def train(config, run_dir, *_, **__):
             assert json.loads((run_dir / "config.json").read_text())["recipe"]
             for name in made:
-                (run_dir / name).parent.mkdir(exist_ok=True)
+                (run_dir / name).parent.mkdir(parents=True, exist_ok=True)
                 (run_dir / name).write_text("torn, or somebody's")
             raise error
 
@@ -194,7 +194,7 @@ def test_a_start_that_fails_takes_away_what_it_made_and_nothing_else(place, monk
         (mine / name).write_text(text)
     failing(failed[0], *first)
     assert {file.name for file in mine.iterdir()} == leftover.keys()
-    for kept in ("checkpoints/1", "evals/step_000000", "export/config.json"):
+    for kept in ("checkpoints/1", "evals/step_000000/summary.json", "export/config.json"):
         failing(failed[1], *first, kept)
         assert (mine / "config.json").exists()
         assert (mine / kept).exists()
