@@ -145,7 +145,7 @@ def _settings(a: SavedEvaluation, b: SavedEvaluation, names: Sequence[str]) -> l
     if unknown:
         return [f"{unknown[0]} is of an earlier version, which did not write how it sampled"]
     held = [{n: v for n, v in each.identity.items() if n not in FREE} for each in (a, b)]
-    found = differing(*held)
+    found = differing(held[0], held[1])
     for name in names:
         graded = []
         for each in (a, b):
@@ -153,7 +153,7 @@ def _settings(a: SavedEvaluation, b: SavedEvaluation, names: Sequence[str]) -> l
             if not isinstance(about, dict):
                 raise UserError(f'{each.folder}/evaluation.json: "{name}": expected an object')
             graded.append({key: about.get(key) for key in ("task", "settings")})
-        found += differing(*graded, f"{name}.")
+        found += differing(graded[0], graded[1], f"{name}.")
     return found
 
 

@@ -66,7 +66,7 @@ OF = {
 @pytest.mark.parametrize("name", OF)
 def test_a_difference_and_its_interval_are_those_of_a_bootstrap_over_problems(name, pair, rows):
     found = compare(*pair).data[0].differences[name]
-    value, (low, high) = bootstrap(*rows, OF[name], np.random.default_rng(11))
+    value, (low, high) = bootstrap(rows[0], rows[1], OF[name], np.random.default_rng(11))
     assert found.interval.value == pytest.approx(value)
     assert found.second - found.first == pytest.approx(value)
     # An end of 2,000 resamples has a standard error of about 1.5 % of the width, and so has the
@@ -94,7 +94,7 @@ def test_pass_at_k_is_the_share_of_questions_with_a_right_sample_among_k(pair, r
                 for group in by_question.values()
             ])  # fmt: skip
         value, (low, high) = bootstrap(
-            *solved, lambda row: (row["pass"], 1), np.random.default_rng(3)
+            solved[0], solved[1], lambda row: (row["pass"], 1), np.random.default_rng(3)
         )
         interval = found[f"pass_at_{size}"].interval
         assert interval.value == pytest.approx(value)
@@ -198,9 +198,9 @@ def test_other_questions_are_refused_and_common_ones_compared_on_request(tmp_pat
     assert found.differences == compare(first, few).data[0].differences
     renamed = [row | {"question": "other?"} for row in rows[1]]
     other = write_evaluation(tmp_path / "other", renamed)
-    for flags in ({}, {"common": True}, {"across_settings": True}):
+    for common, across in ((False, False), (True, False), (False, True)):
         with pytest.raises(UserError, match=r"question x:0 is another one .* its `question` is '0"):
-            compare(pair[0], other, **flags)
+            compare(pair[0], other, common=common, across_settings=across)
     ids = write_evaluation(
         tmp_path / "ids", [r | {"question_id": f"y{r['question_id']}"} for r in rows[1]]
     )
