@@ -21,18 +21,12 @@ def evaluated(tmp_path_factory):
     return folder, out, err
 
 
-def test_eval_prints_and_writes_the_same_numbers(place):
-    code, out, err = call(
-        "eval", "toy:main", "--data", "toy:heldout", "--samples", 2, "--limit", 6, "--out", "found",
-        "--max-new-tokens", 64, *ONE_DEVICE,
-    )  # fmt: skip
-    assert code == 0, err
-    records = [
-        json.loads(line) for line in (place / "found" / "heldout.jsonl").read_text().splitlines()
-    ]
+def test_eval_prints_and_writes_the_same_numbers(evaluated):
+    folder, out, _ = evaluated
+    records = [json.loads(line) for line in (folder / "heldout.jsonl").read_text().splitlines()]
     assert len(records) == 12
     assert len({record["question_id"] for record in records}) == 6
-    summary = json.loads((place / "found" / "summary.json").read_text())["data"]["heldout"]
+    summary = json.loads((folder / "summary.json").read_text())["data"]["heldout"]
     accuracy = sum(record["correct"] for record in records) / 12
     assert summary["accuracy"] == pytest.approx(accuracy)
     assert (summary["n"], summary["k"], summary["responses"]) == (6, 2, 12)
@@ -174,7 +168,7 @@ def test_eval_reads_the_columns_and_asks_with_the_instruction_that_it_is_told(pl
     command = ["eval", "toy:main", "--data", "mine.jsonl", "--samples", 1, "--max-new-tokens", 4]
     command += ["--column", "question=ask", "--column", "answer=say", "--instruction", "none"]
     assert_mistake(command, "mine.jsonl: row 2: field `say`: expected text or a number")
-    code, _, err = call(*command, "--bad-rows", "skip", "--out", "found")
+    code, _, err = call(*command, "--bad-rows", "skip", "--out", "found", *ONE_DEVICE)
     assert code == 0, err
     assert "mine.jsonl: 1 rows skipped: mine.jsonl: row 2: field `say`" in err
     (record,) = map(json.loads, (place / "found" / "mine.jsonl").read_text().splitlines())
@@ -187,7 +181,8 @@ def test_eval_takes_several_data_sets_and_says_how_each_was_read(place):
         rows = [{"question": f"{n}? A: 1 B: 2", "answer": answer} for n in (1, 2, 1)]
         (place / folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     code, out, err = call("eval", "toy:main", "--data", "a/test.jsonl", "--data", "b/test.jsonl",
-                          "--samples", 1, "--max-new-tokens", 4, "--out", "found")  # fmt: skip
+                          "--samples", 1, "--max-new-tokens", 4, "--out", "found",
+                          *ONE_DEVICE)  # fmt: skip
     assert code == 0, err
     assert set(read_summary(place / "found")) == {"a-test", "b-test"}
     assert [line for line in out.splitlines() if line.startswith("#")] == ["# a-test", "# b-test"]
