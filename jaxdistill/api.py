@@ -10,7 +10,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,12 @@ from jaxdistill.models.quantized import CacheDtype
 from jaxdistill.sampling import Address, Sampling
 from jaxdistill.sampling.engine import Engine
 from jaxdistill.sampling.keys import check_seed
+from jaxdistill.sampling.rollouts import Rollouts
 from jaxdistill.storage import hf_export, hf_files, loading
 from jaxdistill.storage import tokenizer as tokenizers
+from jaxdistill.tasks.grading import Verdict, grade_all
+from jaxdistill.tasks.grading.math import grade_math
+from jaxdistill.tasks.grading.verdict import Grader
 from jaxdistill.tasks.questions import Question
 
 
@@ -58,6 +62,25 @@ def _check_dtype(dtype: DTypeLike | None) -> None:
         if dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
             return
     raise UserError(f"dtype must be 'float32', 'bfloat16', 'float16' or None, not {dtype!r}")
+
+
+# eq=False: comparing arrays gives an array, which has no truth value.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Generated:
+    """A response, as it was sampled.
+
+    tokens_T: the ids, the stop token included.
+    logp_T: log-probabilities in nats of these tokens at the temperature of sampling, without its
+    truncation (top-k, top-p, min-p).
+    finish: `stop` if a stop token ended it, `length` if the limit did.
+    verdict: of the grader, where answers were given.
+    """
+
+    text: str  # without special tokens
+    tokens_T: Int[np.ndarray, " T"]
+    logp_T: Float[np.ndarray, " T"]
+    finish: Literal["stop", "length"]
+    verdict: Verdict | None = None
 
 
 # eq=False: comparing the arrays of two models gives an array, which has no truth value.
@@ -138,6 +161,7 @@ class Model:
             # Slicing copies, and logits are large.
             return logits_BSV if num_rows == len(tokens_BS) else logits_BSV[:num_rows]
 
+    @overload
     def generate(
         self,
         prompts: Sequence[str],
@@ -148,19 +172,53 @@ class Model:
         enable_thinking: bool | None = None,
         dtype: str = "auto",
         cache_dtype: CacheDtype = "auto",
-    ) -> list[list[str]]:
+        details: Literal[False] = False,
+    ) -> list[list[str]]: ...
+
+    @overload
+    def generate(
+        self,
+        prompts: Sequence[str],
+        sampling: Sampling | None = None,
+        *,
+        rollouts: int = 1,
+        seed: int = 0,
+        enable_thinking: bool | None = None,
+        dtype: str = "auto",
+        cache_dtype: CacheDtype = "auto",
+        details: Literal[True],
+        answers: Sequence[str] | None = None,
+        grade: Grader = grade_math,
+    ) -> list[list[Generated]]: ...
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        sampling: Sampling | None = None,
+        *,
+        rollouts: int = 1,
+        seed: int = 0,
+        enable_thinking: bool | None = None,
+        dtype: str = "auto",
+        cache_dtype: CacheDtype = "auto",
+        details: bool = False,
+        answers: Sequence[str] | None = None,
+        grade: Grader = grade_math,
+    ) -> Any:
         """Sample `rollouts` responses to each prompt, rendered as a user turn by the chat template.
 
-        Returns one list of responses per prompt. They depend only on (seed, the prompt and its
-        index in the list, rollout, `sampling`) and the parameters. `cache_dtype="int8"` stores keys
-        and values rounded to int8, which halves the KV cache (`models.quantized`). Raises UserError
-        for malformed prompts, for a model without tokenizer, chat template or stop token, and for a
-        prompt that with `sampling.max_new_tokens` would exceed the model's positions.
+        Returns one list of responses per prompt: their texts, or with `details` a `Generated` each,
+        with tokens, log-probabilities and how it ended. `answers`, the gold answer of each prompt,
+        adds verdicts to the details: those of `grade(question, response)`, by default of the last
+        box as mathematics (of the toy world: `ToyTask.grade`).
+
+        Responses depend only on (seed, the prompt and its index in the list, rollout, `sampling`)
+        and the parameters. `cache_dtype="int8"` stores keys and values rounded to int8, which
+        halves the KV cache (`models.quantized`). Raises UserError for malformed prompts or answers,
+        for a model without tokenizer, chat template or stop token, and for a prompt that with
+        `sampling.max_new_tokens` would exceed the model's positions.
         """
-        if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
-            raise UserError(f"prompts must be a list of strings, got {prompts!r:.80}")
-        if type(rollouts) is not int or rollouts < 1:
-            raise UserError(f"rollouts must be at least 1, got {rollouts!r}")
+        _check_prompts(prompts, rollouts, details, answers)
         check_seed("seed", seed)
         if not prompts:
             return []
@@ -178,15 +236,21 @@ class Model:
             cache_dtype=cache_dtype,
             enable_thinking=enable_thinking,
         )
-        questions = [Question(f"prompt:{i}", prompt, "") for i, prompt in enumerate(prompts)]
-        responses = engine.rollouts(
+        golds = [""] * len(prompts) if answers is None else answers
+        questions = [
+            Question(f"prompt:{i}", prompt, gold)
+            for i, (prompt, gold) in enumerate(zip(prompts, golds, strict=True))
+        ]
+        drawn = engine.rollouts(
             self.params,
             questions,
             sampling or Sampling(),
             rollouts,
             Address(seed=seed, purpose="sample"),
-        ).responses
-        return [responses[i : i + rollouts] for i in range(0, len(responses), rollouts)]
+            grade=None if answers is None else functools.partial(grade_all, grade),
+        )
+        found = _generated(drawn, answers is not None) if details else drawn.responses
+        return [found[i : i + rollouts] for i in range(0, len(found), rollouts)]
 
     def save(self, path: str | Path) -> None:
         """Write a Hugging Face folder: config, tokenizer, and weights in their current dtypes.
@@ -202,6 +266,45 @@ class Model:
             generation=hf_files.generation_config(self.folder),
             progress=True,
         )
+
+
+# ---------------------------------------------------------------------------- responses
+
+
+def _check_prompts(
+    prompts: Any, rollouts: Any, details: bool, answers: Sequence[str] | None
+) -> None:
+    if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise UserError(f"prompts must be a list of strings, got {prompts!r:.80}")
+    if type(rollouts) is not int or rollouts < 1:
+        raise UserError(f"rollouts must be at least 1, got {rollouts!r}")
+    if answers is None:
+        return
+    if not details:
+        raise UserError("answers are for verdicts, which are among the details: details=True")
+    if isinstance(answers, str) or not all(isinstance(answer, str) for answer in answers):
+        raise UserError(f"answers must be a list of strings, got {answers!r:.80}")
+    if len(answers) != len(prompts):
+        raise UserError(
+            f"answers must be one per prompt: got {len(answers)} for {len(prompts)} prompts"
+        )
+
+
+def _generated(drawn: Rollouts, is_graded: bool) -> list[Generated]:
+    """A record of each row."""
+    found = []
+    for row, text in enumerate(drawn.responses):
+        is_token_T = drawn.mask_BT[row] > 0
+        found.append(
+            Generated(
+                text=text,
+                tokens_T=drawn.tokens_BT[row][is_token_T],
+                logp_T=drawn.logp_BT[row][is_token_T],
+                finish="stop" if drawn.finished_B[row] else "length",
+                verdict=drawn.verdicts[row] if is_graded else None,
+            )
+        )
+    return found
 
 
 # ---------------------------------------------------------------------------- logits

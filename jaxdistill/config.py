@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 from jaxdistill import overrides, own_classes
 from jaxdistill.epistemic import LexiconSource, Words
-from jaxdistill.errors import UserError
+from jaxdistill.errors import OneRun, UserError
 from jaxdistill.evaluation.evaluate import Evaluation
 from jaxdistill.evaluation.records import ROLLOUTS_ROWS
 from jaxdistill.files import is_file_name, local_path, parse_json
@@ -359,13 +359,13 @@ def load_study_recipe(
 ) -> Any:
     """Load a study recipe, a function of `profile` that returns a Study.
 
-    `student` and `scale` as in `load_recipe`. Raises UserError for an unknown name, a broken file,
-    or a recipe of a single run.
+    `student` and `scale` as in `load_recipe`. Raises UserError for an unknown name or a broken
+    file, and OneRun for a recipe of a single run.
     """
     module, function = _recipe_function(name, local_path(name))
     parameters = inspect.signature(function).parameters
     if "profile" not in parameters:
-        raise UserError(f"recipe {name!r} is one run, not a study; use `jaxdistill train {name}`")
+        raise OneRun(f"recipe {name!r} is one run, not a study; use `jaxdistill train {name}`")
     given = chosen(module, name, parameters, student, scale)
     study = _call(lambda: function(profile, **given), name)
     if isinstance(module, RecipeModule):

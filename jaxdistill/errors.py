@@ -16,6 +16,10 @@ class UserError(ValueError):
     """
 
 
+class OneRun(UserError):
+    """A recipe of a single run where a study was expected."""
+
+
 class RunStopped(RuntimeError):
     """A run that stopped itself because going on would not help; its message is one line.
 

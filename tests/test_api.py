@@ -18,6 +18,8 @@ from jaxdistill import api, sharding
 from jaxdistill.errors import UserError
 from jaxdistill.storage import convert
 from jaxdistill.storage import tokenizer as tok
+from jaxdistill.tasks.questions import Question
+from jaxdistill.tasks.tasks import ToyTask
 
 # One device: eight simulated ones share the cores of one.
 load = functools.partial(jd.load, mesh="fsdp=1")
@@ -371,6 +373,46 @@ def test_a_token_that_the_model_has_no_row_for_is_refused(tmp_path):
     model = jd.load(tmp_path / "more")
     with pytest.raises(UserError, match=r"1 entries beyond .* the first '<tool>' with id"):
         model.generate(["20 15 1 -> 34 <tool>"])
+
+
+def test_a_response_in_detail_has_its_tokens_their_log_probs_its_end_and_its_verdict(toy):
+    prompts, answers = ["20 15 1 -> 34", "9 4 2 -> 7"], ["20 + 15 - 1", "9 - 4 + 2"]
+    sampling = jd.Sampling(temperature=0.7, max_new_tokens=40)
+    found = toy.generate(
+        prompts, sampling, rollouts=4, details=True, answers=answers, grade=ToyTask.grade
+    )
+    texts = toy.generate(prompts, sampling, rollouts=4)
+    assert [[each.text for each in row] for row in found] == texts
+    for prompt, answer, row in zip(prompts, answers, found, strict=True):
+        (asked,) = tok.prompt_ids(toy.tokenizer, [[{"role": "user", "content": prompt}]])
+        for each in row:
+            ended = each.tokens_T[-1] in toy.stop_ids
+            assert each.finish == ("stop" if ended else "length")
+            assert each.verdict == ToyTask.grade(Question("", prompt, answer), each.text)
+            ids = np.array([[*asked, *each.tokens_T]])
+            row_mask = np.ones((1, 80), np.int32)
+            row_mask[0, ids.shape[1] :] = 0  # one shape, and so one program
+            padded = np.pad(ids, [(0, 0), (0, 80 - ids.shape[1])])
+            logits_TV = np.asarray(toy.logits(padded, row_mask))[0, len(asked) - 1 :]
+            logp_TV = np.asarray(jax.nn.log_softmax(logits_TV[: len(each.tokens_T)] / 0.7))
+            expected_T = np.take_along_axis(logp_TV, each.tokens_T[:, None], -1)[:, 0]
+            # Float32 logits of a whole forward pass and of decoding with a cache.
+            np.testing.assert_allclose(each.logp_T, expected_T, atol=1e-4)
+    assert {each.finish for row in found for each in row} == {"stop", "length"}
+    assert any(each.verdict.correct for row in found for each in row)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"answers": ["2"]}, "answers are for verdicts, .* details=True"),
+        ({"answers": "2", "details": True}, "answers must be a list of strings"),
+        ({"answers": ["2", "3"], "details": True}, "one per prompt: got 2 for 1 prompts"),
+    ],
+)
+def test_answers_that_fit_no_prompt_are_refused(toy, asked, expected):
+    with pytest.raises(UserError, match=expected):
+        toy.generate(["1+1?"], **asked)
 
 
 # ---------------------------------------------------------------------------- names

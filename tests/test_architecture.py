@@ -50,8 +50,10 @@ OWNERS = {
 
 JAX_FREE = (
     "bench.work", "epistemic", "evaluation.analyze", "evaluation.intervals", "evaluation.measures",
-    "evaluation.responses", "models.students", "report", "tasks.contexts", "tasks.grading",
+    "evaluation.protocols", "evaluation.responses", "evaluation.saved", "evaluation.summary",
+    "models.students", "report", "tasks.contexts", "tasks.grading",
     "tasks.questions", "tasks.toy",
+    "evaluation.compare", "evaluation.compare_table", "evaluation.replies",
 )  # fmt: skip
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 NEVER_CONFIG = ("losses", "objectives", "sampling")
@@ -67,7 +69,12 @@ TESTED_ELSEWHERE = {
     "bench": "bench/test_bench.py: the verb runs all of its modules",
     "cli": "tests/cli: a file for each verb",
     "configs": "test_config.py and tests/configs, over every recipe",
+    "evaluation.batches": "evaluation/test_mesh.py and cli/test_eval.py, whose verb calls it",
+    "evaluation.progress": "evaluation/test_stopped.py, which reads the bar",
     "evaluation.records": "evaluation/test_evaluate.py, which makes the records",
+    "evaluation.compare_table": "evaluation/test_compare.py and cli/test_compare.py",
+    "evaluation.replies": "evaluation/test_responses.py: the formats of other tools",
+    "evaluation.saved": "evaluation/test_folder.py, which reads what it writes",
     "models.config": "models/test_presets.py and models/families",
     "models.decode_kernel": "models/test_cached_attention.py, beside XLA attention",
     "models.families": "models/families/test_families.py, each test over every family",

@@ -102,6 +102,7 @@ class Arithmetic:
     seed: int = 0
 
     grading_workers: ClassVar = 0  # a verdict is a comparison of two integers
+    grades_cuts: ClassVar = True  # so that evaluations have the accuracy by token budget
 
     def __post_init__(self):
         low, high = self.changes

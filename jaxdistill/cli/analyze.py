@@ -21,14 +21,18 @@ from jaxdistill.files import write_whole
 
 def add_verbs(verbs: Any) -> None:
     sub = add_verb(
-        verbs, "analyze", analyze, "Print lengths and epistemic counts of responses in JSONL files."
+        verbs,
+        "analyze",
+        analyze,
+        "Print lengths and epistemic counts of responses, in files of this or of other tools.",
     )
     sub.add_argument(
         "paths",
         nargs="+",
         type=path,
         metavar="PATH",
-        help="JSONL files, run folders, or folders of JSONL files",
+        help="files (.jsonl, .json, .parquet, .csv; also of lm-eval, vLLM, TRL and verl), run "
+        "folders, or folders of such files",
     )
     field = sub.add_argument("--field", metavar="NAME", help="the field that holds the response")
     describe_default(field, "the first known name that a record has")
@@ -100,7 +104,10 @@ def analyze(options: argparse.Namespace) -> None:
     check(options)
     words = expand(options.words.split(","))
     source = LexiconFile(str(options.lexicon)) if options.lexicon else Words(words)
-    responses = read_responses(options.paths, options.field)
+    read = read_responses(options.paths, options.field)
+    responses = read.responses
+    for note in read.notes:
+        print(note, file=sys.stderr)
     # A proposal is computed from the responses and the model, without a list of words.
     if options.propose is not None:
         propose(options, responses)
@@ -123,6 +130,7 @@ def analyze(options: argparse.Namespace) -> None:
     modes = [mode for mode in analysis.MODES if vocabulary or mode != "token"]
     modes = modes if options.mode == "all" else [options.mode]
     found = analysis.analyze(responses, words, modes, vocabulary)
+    found |= {"missing": read.num_missing, "notes": read.notes}
     for line in analysis.table(found):
         print(line)
     if options.out:

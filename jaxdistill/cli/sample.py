@@ -1,4 +1,4 @@
-"""`sample` prints a model's responses; `eval` grades them on a set of questions."""
+"""`sample` prints a model's responses. It opens models and tasks for other verbs too."""
 
 import argparse
 import dataclasses
@@ -8,17 +8,12 @@ from typing import Any
 
 from jaxdistill.cli.flags import (
     MODEL_HELP,
-    add_graded_data,
     add_no_verify,
-    add_out,
     add_sampling,
-    reading_of,
-    require_positive,
     require_samples,
     sampling_of,
 )
-from jaxdistill.cli.parser import add_verb, describe_default
-from jaxdistill.errors import UserError
+from jaxdistill.cli.parser import add_verb
 
 
 def add_verbs(verbs: Any) -> None:
@@ -35,43 +30,6 @@ def add_verbs(verbs: Any) -> None:
     )
     sub.add_argument("--system", metavar="TEXT", help="a system turn before each prompt")
     sub.add_argument("--samples", type=int, default=1, metavar="N", help="responses per prompt")
-    add_no_verify(sub)
-    add_sampling(sub)
-
-    sub = add_verb(
-        verbs,
-        "eval",
-        evaluate,
-        "Measure avg@k and pass@k with intervals, lengths and epistemic counts.",
-        compiles=True,
-    )
-    sub.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    questions = sub.add_mutually_exclusive_group(required=True)
-    questions.add_argument(
-        "--data",
-        action="append",
-        metavar="DATA",
-        help="a file (.parquet, .jsonl, .json, .csv, ArrayRecord), tfds:NAME[/CONFIG][:SPLIT], "
-        "hub:OWNER/NAME[:SPLIT], or toy:train, toy:heldout, toy:ood; repeatable",
-    )
-    questions.add_argument(
-        "--task",
-        metavar="FILE.py:NAME",
-        help="a task class of your own, such as 'mine.py:Sums' or 'mine.py:Sums(count=8)', whose "
-        "file is executed, or package.module:NAME of an installed package",
-    )
-    sub.add_argument(
-        "--samples", type=int, default=4, metavar="K", help="responses per question (k)"
-    )
-    add_graded_data(sub)
-    limit = sub.add_argument(
-        "--limit",
-        type=int,
-        metavar="N",
-        help="N questions of each data set, drawn with a fixed seed; a task's first N",
-    )
-    describe_default(limit, "all questions of a file or task, 128 of a toy split")
-    add_out(sub, "also write NAME.jsonl and summary.json into this folder", metavar="DIR")
     add_no_verify(sub)
     add_sampling(sub)
 
@@ -133,52 +91,6 @@ def sample(options: argparse.Namespace) -> None:
         print(f"# {rollouts.question_of(row).prompt}{ending}\n{response}\n")
 
 
-def evaluate(options: argparse.Namespace) -> None:
-    from jaxdistill.evaluation import evaluate as evaluation
-    from jaxdistill.evaluation.records import write_evaluation
-    from jaxdistill.sampling.rollouts import check_environment
-    from jaxdistill.tasks.tasks import SourceTask, load
-
-    require_samples(options.samples)
-    require_positive(1 if options.limit is None else options.limit, "--limit")
-    sampling = sampling_of(options, options.max_new_tokens)
-    if options.out and options.out.exists() and not options.out.is_dir():
-        raise UserError(f"--out {options.out} is a file; name a folder")
-    reading = reading_of(options)
-    if options.bad_rows != "fatal":
-        reading["bad_rows"] = options.bad_rows
-    if options.task is None:
-        splits = evaluation.named_splits(options.data, options.limit, options.kind, **reading)
-    elif reading:
-        raise UserError(f"{', '.join(reading)}: a --task says itself how its data are read")
-    else:
-        splits = (own_split(options.task, options.limit),)
-    questions, notes = [], []
-    for split in splits:
-        loaded = load(split.task)
-        questions += loaded.questions
-        notes += loaded.notes
-        if options.kind == "auto" and isinstance(split.task, SourceTask):
-            name = type(split.task).__name__
-            notes.append(f"{split.task.source}: graded as {name}; see --kind")
-    check_environment([split.task for split in splits])
-    engine, results = open_engine(options, questions, notes), {}
-    config = evaluation.Evaluation(
-        splits=splits, samples=options.samples, sampling=sampling, seed=options.seed
-    )
-    for split in splits:
-        results[split.name] = evaluation.evaluate_split(
-            engine, engine.policy.params, split, config, show_progress=True
-        )
-        if len(splits) > 1:
-            print(f"# {split.name}")
-        for line in evaluation.summary_lines(results[split.name], options.samples):
-            print(line)
-    if options.out:
-        write_evaluation(options.out, results)
-        print(options.out)
-
-
 def own_split(text: str, limit: int | None) -> Any:
     """The evaluation split of a task class named as FILE.py:Name.
 
@@ -211,8 +123,9 @@ class First:
         return self.task.grade(question, response)
 
     def __getattr__(self, name: str) -> Any:
-        # Only the settings of grading are forwarded: pickle looks up other names before `task` is
-        # set, and forwarding those would recurse without end.
-        if name not in ("grading_workers", "grading_timeout_s"):
+        # Only what a task may have besides is forwarded: pickle looks up other names before `task`
+        # is set, and forwarding those would recurse without end.
+        optional = ("grading_workers", "grading_timeout_s", "grades_cuts", "thinking_tags", "facts")
+        if name not in optional:
             raise AttributeError(name)
         return getattr(self.task, name)

@@ -1,7 +1,9 @@
 """`train` runs one recipe; `study` runs a grid of them and writes the comparison report."""
 
 import argparse
+import dataclasses
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from jaxdistill.cli.parser import add_verb, describe_default
 from jaxdistill.errors import UserError
 from jaxdistill.files import local_path
 from jaxdistill.run.stopping import seconds_of
+
+PROFILE = "quick"  # of a study
 
 
 def add_verbs(verbs: Any) -> None:
@@ -58,14 +62,32 @@ def add_verbs(verbs: Any) -> None:
         "Run a grid of runs, then write the comparison report.",
         compiles=True,
     )
-    sub.add_argument("config", metavar="STUDY", help="a study recipe's name or path: toy_study")
     sub.add_argument(
+        "config",
+        metavar="STUDY",
+        help="a study recipe's name or path: toy_study; with --seeds or --grid also that of a "
+        "single run, or a config.json",
+    )
+    profile = sub.add_argument(
         "--profile",
-        default="quick",
         metavar="NAME",
         help="the study's size: quick or full, as the recipe's docstring says",
     )
+    describe_default(profile, PROFILE)
     add_recipe_choices(sub)
+    seeds = sub.add_argument(
+        "--seeds", metavar="N", help="run everything with N seeds, 0 to N-1, or with seeds 0,4,7"
+    )
+    describe_default(seeds, "the study's")
+    sub.add_argument(
+        "--grid",
+        action="append",
+        default=[],
+        metavar="PATH=A,B,C",
+        dest="grid",
+        help="run everything with each of these values, for example optimizer.peak_lr=1e-5,3e-5; "
+        "repeatable: every combination",
+    )
     add_overrides(sub, "every trained run")
     add_mesh(sub, of="each run's recipe")
     folder = sub.add_argument(
@@ -74,7 +96,7 @@ def add_verbs(verbs: Any) -> None:
         metavar="DIR",
         help="the study's folder; an unfinished study there is continued",
     )
-    describe_default(folder, "runs/NAME_PROFILE, with the --student and --scale that are given")
+    describe_default(folder, "runs/NAME_PROFILE, with the flags that change it")
     add_time_limit(sub)
     add_quiet(sub)
     add_show(sub, "the settings of every run")
@@ -144,22 +166,66 @@ def recipe_of(options: argparse.Namespace) -> Any:
 
 
 def study(options: argparse.Namespace) -> None:
-    from jaxdistill.config import load_study_recipe, to_json
-    from jaxdistill.run.study import Study, run_study, with_overrides
+    from jaxdistill.config import to_json
+    from jaxdistill.run.grid import parse_axes, parse_seeds
+    from jaxdistill.run.study import run_study
 
-    chosen = load_study_recipe(
-        options.config, options.profile, student=options.student, scale=options.scale
-    )
-    if not isinstance(chosen, Study):
-        raise UserError(f"recipe {options.config!r} returned {type(chosen).__name__}, not a Study")
-    chosen = with_overrides(chosen, options.overrides + mesh_override(options))
+    seeds = None if options.seeds is None else parse_seeds(options.seeds)
+    axes = parse_axes(options.grid, options.overrides)
+    if seeds is not None and any(text.startswith("seed=") for text in options.overrides):
+        raise UserError("--seeds and --set seed=: the runs have one or the other")
+    chosen = dataclasses.replace(study_of(options, axes, seeds), command=command_of(options))
     if options.show:
         print(json.dumps({arm.name: to_json(arm.config) for arm in chosen.arms}, indent=1))
         return
+    for arm in chosen.arms:
+        to_json(arm.config)  # a setting that no run could keep is refused before the first one
     given = [Path(text).name for text in (options.student, options.scale) if text]
-    named = "-".join([f"{chosen.name}_{chosen.profile}", *given])
-    study_dir = options.run_dir or Path("runs") / named
+    given += [axis.path.rpartition(".")[2] for axis in axes]
+    given += [] if seeds is None else [f"seeds{len(seeds)}"]
+    size = f"_{chosen.profile}" if chosen.profile else ""
+    study_dir = options.run_dir or Path("runs") / "-".join([f"{chosen.name}{size}", *given])
     print(run_study(chosen, study_dir, quiet=options.quiet, stopping=options.stopping))
+
+
+def study_of(options: argparse.Namespace, axes: Any, seeds: Any) -> Any:
+    """The Study that the flags describe: of a study's recipe, or of one that is a single run."""
+    from jaxdistill.config import load_recipe, load_study_recipe
+    from jaxdistill.errors import OneRun
+    from jaxdistill.run.grid import recipe_study, varied
+    from jaxdistill.run.study import Study, with_overrides
+
+    texts, is_varied = options.overrides + mesh_override(options), bool(axes or seeds)
+    given = {"student": options.student, "scale": options.scale}
+    try:
+        if is_varied and options.config.endswith(".json"):
+            raise OneRun(f"{options.config} is one run")
+        chosen = load_study_recipe(options.config, options.profile or PROFILE, **given)
+    except OneRun as error:
+        if not is_varied:
+            raise UserError(f"{error}, or run it with several --seeds or a --grid") from None
+        if options.profile is not None:
+            raise UserError(
+                f"--profile belongs to a study, and {options.config} is a run"
+            ) from None
+        name = load_recipe(options.config, texts, **given).name
+        return recipe_study(
+            name, lambda point: load_recipe(options.config, [*texts, *point], **given), axes, seeds
+        )
+    if not isinstance(chosen, Study):
+        raise UserError(f"recipe {options.config!r} returned {type(chosen).__name__}, not a Study")
+    return varied(with_overrides(chosen, texts), axes, seeds)
+
+
+def command_of(options: argparse.Namespace) -> str:
+    """The command that makes this study again, for its page."""
+    words = ["jaxdistill", "study", options.config]
+    for flag in ("profile", "student", "scale", "seeds", "mesh"):
+        if (value := getattr(options, flag)) is not None:
+            words += [f"--{flag}", value]
+    for flag, values in (("--grid", options.grid), ("--set", options.overrides)):
+        words += [word for value in values for word in (flag, value)]
+    return shlex.join(words)
 
 
 def mesh_override(options: argparse.Namespace) -> list[str]:

@@ -1,23 +1,38 @@
-"""Sample K responses to each question of a task and record their verdicts and statistics."""
+"""Sample K responses to each question of a task, and record their verdicts and statistics.
+
+Evaluations of a training run and of the verb `eval` are the same: `evaluate` answers what a folder
+does not hold yet.
+"""
 
 import contextlib
+import dataclasses
+import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxdistill.errors import UserError
-from jaxdistill.evaluation import intervals
-from jaxdistill.evaluation.measures import MEASURES, problem_of, summarize
-from jaxdistill.evaluation.records import response_record
+from jaxdistill.evaluation.cuts import read_cuts
+from jaxdistill.evaluation.folder import EvaluationFolder
+from jaxdistill.evaluation.progress import Progress
+from jaxdistill.evaluation.records import TokenCounter, evaluation_record
+from jaxdistill.evaluation.revision import hash_params
 from jaxdistill.files import is_file_name
+from jaxdistill.precision import compute_dtype
 from jaxdistill.sampling import Address, Sampling
 from jaxdistill.sampling.engine import Engine
 from jaxdistill.sampling.keys import check_seed
 from jaxdistill.sampling.prompt_widths import width_of
 from jaxdistill.sampling.prompts import Thinking, prompt_lengths, thinking_of
-from jaxdistill.sampling.rollouts import open_grading
+from jaxdistill.sampling.rollouts import Rollouts, open_grading
+from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.toy import toy_name
+from jaxdistill.tasks.grading.extract import THINKING_TAGS
+from jaxdistill.tasks.questions import Question, fingerprint, messages
 from jaxdistill.tasks.sources.names import parse
 from jaxdistill.tasks.tasks import KINDS, Task, ToyTask, questions_of, recognised
 
@@ -89,47 +104,220 @@ class Evaluation:
 
 
 def evaluate_split(
-    engine: Engine,
-    params: Any,
-    split: Split,
-    config: Evaluation,
-    *,
-    show_progress: bool = False,
+    engine: Engine, params: Any, split: Split, config: Evaluation
 ) -> list[dict[str, Any]]:
     """Return one record per response, K = config.samples for each question of the split.
 
-    The randomness does not depend on the training step: two checkpoints are sampled with the same
-    noise, so their differences are paired. All batches have the same size, so that only one shape
-    is compiled; the last one is filled with repeated questions whose responses are discarded.
     Raises UserError as `questions_of` and `facts_of` do.
     """
-    from tqdm import tqdm
+    questions = questions_of(split.task)
+    drawn = sample_questions(config.engine(engine), params, split, questions, config)
+    return [record for records in drawn for record in records]
 
-    questions, engine = questions_of(split.task), config.engine(engine)
-    size = min(config.questions_per_batch, len(questions))
+
+def sample_questions(
+    engine: Engine,
+    params: Any,
+    split: Split,
+    questions: Sequence[Question],
+    config: Evaluation,
+    *,
+    start: int = 0,
+    token_ids: bool = False,
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield the K = config.samples records of each question from number `start` on.
+
+    `engine` has the thinking mode of evaluations (`Evaluation.engine`). The randomness does not
+    depend on the training step: two checkpoints are sampled with the same noise, so their
+    differences are paired. All batches have the same size, so that only one shape is compiled; the
+    last one is filled with repeated questions whose responses are discarded. Batches do not depend
+    on `start`: an evaluation that resumes computes what an undisturbed one does, to the bit.
+    """
+    size, tokenizer = min(config.questions_per_batch, len(questions)), engine.policy.tokenizer
     address = Address(seed=config.seed, purpose=f"eval/{split.name}")
-    records = []
     widths = ()
     if size < len(questions):  # several batches, all padded to the longest prompt of the split
-        lengths = prompt_lengths(engine.policy.tokenizer, questions, engine.enable_thinking)
+        lengths = prompt_lengths(tokenizer, questions, engine.enable_thinking)
         widths = (width_of(max(lengths)),)
+    if start == len(questions):
+        return
+    counter = TokenCounter.of(tokenizer)
+    is_open = opens_thinking(split.task, tokenizer, questions[0], engine.enable_thinking)
     with contextlib.closing(open_grading(split.task)) as grading:
-        starts = range(0, len(questions), size)
-        for start in tqdm(starts, desc=split.name, disable=not show_progress):
-            batch = questions[start : start + size]
-            filled = batch + questions[: size - len(batch)]
+        for first in range(start - start % size, len(questions), size):
+            batch = questions[first : first + size]
             rollouts = engine.rollouts(
                 params,
-                filled,
+                [*batch, *questions[: size - len(batch)]],
                 config.sampling,
                 config.samples,
                 address,
                 grade=grading.grade,
                 widths=widths,
             )
-            rows = range(len(batch) * config.samples)
-            records += [response_record(split.task, rollouts, row) for row in rows]
-    return records
+            done = max(start - first, 0)
+            rollouts = answers_to(rollouts, done, len(batch))
+            cuts = read_cuts(split.task, rollouts, grading.grade, tokenizer, opens_thinking=is_open)
+            records = [
+                evaluation_record(
+                    split.task, rollouts, row, cuts=cuts[row], counter=counter, token_ids=token_ids
+                )
+                for row in range(len(rollouts.responses))
+            ]
+            for row in range(0, len(records), config.samples):
+                yield records[row : row + config.samples]
+
+
+def answers_to(rollouts: Rollouts, first: int, last: int) -> Rollouts:
+    """The rows of the questions from `first` up to, but not including, `last`."""
+    rows = slice(first * rollouts.rollouts, last * rollouts.rollouts)
+    per_row = {
+        field.name: getattr(rollouts, field.name)[rows]
+        for field in dataclasses.fields(rollouts)
+        if field.name not in ("address", "questions", "rollouts")
+    }
+    return replace(rollouts, questions=rollouts.questions[first:last], **per_row)
+
+
+def opens_thinking(
+    task: Task, tokenizer: Any, question: Question, enable_thinking: bool | None
+) -> bool:
+    """Whether the template itself opens the thinking, as that of the R1-Distills does."""
+    tags = getattr(task, "thinking_tags", ()) or THINKING_TAGS
+    # The whole prompt ends as the assistant's turn begins, whatever the template does before it.
+    text = tokenizers.prompt_text(tokenizer, messages(question), enable_thinking)
+    return any(text.rstrip().endswith(opening) for opening, _ in tags)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The questions of a split, as they are asked."""
+
+    split: Split
+    questions: Sequence[Question]
+
+
+def evaluate(
+    folder: EvaluationFolder,
+    engine: Engine,
+    params: Any,
+    asked: Sequence[Asked],
+    config: Evaluation,
+    *,
+    token_ids: bool = False,
+    show_progress: bool = False,
+) -> dict[str, list[dict[str, Any]]]:
+    """Answer what the folder does not hold yet, question by question, and write its summary.
+
+    `engine` has the thinking mode of evaluations. Returns the records of each split. With several
+    processes all of them sample, and the first one writes.
+    """
+    is_first = jax.process_index() == 0
+    # Several processes would have to agree on what is there.
+    reads = jax.process_count() == 1
+    results = {
+        each.split.name: folder.kept(each.split.name, each.questions) if reads else []
+        for each in asked
+    }
+    total = sum(len(each.questions) for each in asked) * config.samples
+    has_begun = False
+    with Progress(total, sum(map(len, results.values())), show_progress) as progress:
+        for each in asked:
+            name = each.split.name
+            records = results[name]
+            drawn = sample_questions(
+                engine,
+                params,
+                each.split,
+                each.questions,
+                config,
+                start=len(records) // config.samples,
+                token_ids=token_ids,
+            )
+            for new in drawn:
+                if is_first:
+                    if not has_begun:
+                        folder.begin()
+                        has_begun = True
+                    folder.append(name, new)
+                records += new
+                progress.add(name, new)
+            if is_first:
+                folder.complete(name)
+    if is_first:
+        folder.finish(results)
+    return results
+
+
+def evaluate_run(
+    engine: Engine, params: Any, config: Evaluation, path: Path, *, run: str, step: int
+) -> None:
+    """Evaluate the parameters of a training run at a step, into a folder of the run.
+
+    An evaluation that was stopped continues if it was of the same parameters, to the bit: a run
+    that was resumed from an earlier checkpoint may arrive at others.
+    """
+    engine = config.engine(engine)
+    asked = [Asked(split, questions_of(split.task)) for split in config.splits]
+    model = {"name": run, "revision": hash_params(params), "step": step, "commit": None}
+    identity = identity_of(
+        model,
+        asked,
+        config,
+        thinking=engine.enable_thinking,
+        dtype=engine.dtype,
+        cache_dtype=engine.cache_dtype,
+    )
+    folder = EvaluationFolder(path=path, identity=identity)
+    goes_on = folder.is_of(identity) and jax.process_count() == 1
+    if not goes_on and jax.process_index() == 0:
+        folder.restart()
+    evaluate(folder, engine, params, asked, config)
+
+
+def identity_of(
+    model: dict[str, Any],
+    asked: Sequence[Asked],
+    config: Evaluation,
+    *,
+    thinking: bool | None,
+    dtype: str,
+    cache_dtype: str,
+    system: str | None = None,
+    token_ids: bool = False,
+) -> dict[str, Any]:
+    """What decides the results of an evaluation, as it will be read from JSON."""
+    found = {
+        "model": model,
+        "sampling": asdict(config.sampling),
+        "k": config.samples,
+        "seed": config.seed,
+        "thinking": thinking,
+        "system": system,
+        "dtype": str(compute_dtype(dtype)),
+        "cache_dtype": cache_dtype,
+        "token_ids": token_ids,
+        "data": {each.split.name: data_identity(each) for each in asked},
+    }
+    return json.loads(json.dumps(found))  # tuples as lists
+
+
+def data_identity(asked: Asked) -> dict[str, Any]:
+    """A data set's name, task and settings of grading, its number of questions, and their hash."""
+    task = asked.split.task
+    fields = dataclasses.fields(task) if dataclasses.is_dataclass(task) else ()
+    changed = {
+        field.name: getattr(task, field.name)
+        for field in fields
+        if field.name not in ("source", "limit") and getattr(task, field.name) != field.default
+    }
+    return {
+        "source": data_name(task),
+        "task": type(task).__name__,
+        "settings": json.loads(json.dumps(changed, default=repr)),
+        "questions": len(asked.questions),
+        "hash": fingerprint(asked.questions),
+    }
 
 
 # {name: (pool, numbers)}. Out of distribution (ood) means four numbers; the others have three.
@@ -191,22 +379,3 @@ def named_splits(
         name = "-".join([*(re.sub(r"[^\w.-]+", "_", part) for part in tail), split.name])
         named.append(replace(split, name=name))
     return tuple(named)
-
-
-def summary_lines(records: list[dict[str, Any]], k: int) -> Iterator[str]:
-    """Format an evaluation as lines of text: accuracies with 95 % intervals, then means.
-
-    Fractions are in percent, as everywhere in text for people; files hold the fractions.
-    """
-    ids = [problem_of(record) for record in records]
-    correct = [record["correct"] for record in records]
-    for name, found in (
-        (f"avg@{k}", intervals.avg_at_k(ids, correct)),
-        (f"pass@{k}", intervals.pass_at_k(ids, correct, k)),
-    ):
-        yield f"{name:<24}{found.value:.1%}  [{found.low:.1%}, {found.high:.1%}]"
-    for name, value in summarize(records).items():
-        if name != "accuracy" and value is not None:
-            is_share = name in MEASURES and MEASURES[name].is_share
-            form = ".1%" if is_share else ".4g" if isinstance(value, float) else ""
-            yield f"{name:<24}{value:{form}}"

@@ -20,13 +20,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdistill.epistemic import Words, open_lexicon
 from jaxdistill.errors import UserError
-from jaxdistill.evaluation import analyze
+from jaxdistill.evaluation.folder import difference
 from jaxdistill.evaluation.guided_contexts import Asked, Chosen, Guided, compose
 from jaxdistill.evaluation.pair_scoring import Row, score_pairs
-from jaxdistill.evaluation.records import response_record
-from jaxdistill.evaluation.responses import Response
+from jaxdistill.evaluation.records import TokenCounter, modes_of, response_record
 from jaxdistill.files import parse_json, require_writable, write_whole
 from jaxdistill.sampling import Address
 from jaxdistill.sampling.engine import Engine
@@ -98,16 +96,9 @@ class Generation:
             raise UserError(
                 f"--out {self.folder} holds other files; name a new or empty folder"
             ) from None
-        now = self.described
-        names = dict.fromkeys([*before, *now])
-        differing = [n for n in names if before.get(n) != now.get(n)]
-        if differing:
-            name = differing[0]
-            more = f" (and {', '.join(differing[1:])})" if differing[1:] else ""
-            raise UserError(
-                f"--out {self.folder} was sampled with {name}={before.get(name)!r} and not "
-                f"{now.get(name)!r}{more}; name another folder"
-            )
+        found = difference(before, self.described)
+        if found is not None:
+            raise UserError(f"--out {self.folder} was sampled with {found}; name another folder")
 
     def path(self, name: str) -> Path:
         return self.folder / f"{name}.jsonl"
@@ -326,9 +317,10 @@ def sample_batch(
     gains_B = np.zeros(len(rollouts.responses)) if name == "none" else gains(engine, rollouts)
     shown = [each.shown or "" for each in asked]
     sizes = [len(ids) for ids in tokenizers.encode(run.tokenizer, shown)]
-    counted = count_words(run, rollouts.responses)
+    counter = TokenCounter.of(run.tokenizer)
     records = []
-    for row, (counts, gain) in enumerate(zip(counted, gains_B, strict=True)):
+    for row, gain in enumerate(gains_B):
+        ids = rollouts.tokens_BT[row][rollouts.mask_BT[row] > 0].tolist()
         each = asked[row // settings.samples]
         record = response_record(run.task, rollouts, row)
         own = {
@@ -337,7 +329,7 @@ def sample_batch(
             "shown_from": each.shown_from,
             "shown_correct": each.shown_correct,
             "shown_tokens": sizes[row // settings.samples],
-            **counts,
+            **modes_of(record["response"], ids, counter),
             "richness": float(gain) / record["num_tokens"],
             "richness_sum": float(gain),
         }
@@ -368,26 +360,3 @@ def gains(engine: Engine, rollouts: Rollouts) -> np.ndarray:
     for scored in score_pairs(policy, rows, engine.dtype, engine.attention, engine.mesh):
         gains_B[scored.rows] = scored.gains_B
     return gains_B
-
-
-def count_words(run: Generation, texts: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The paper's ten words in each text, counted in the modes that a record does not have yet."""
-    lexicon = open_lexicon(Words(), run.tokenizer)
-    vocabulary = analyze.Vocabulary(run.tokenizer, lexicon)
-    nothing = Response(
-        text="",
-        source="",
-        where="",
-        question=None,
-        system=None,
-        correct=None,
-        finished=None,
-        num_tokens=None,
-    )
-    responses = [nothing._replace(text=text) for text in texts]
-    for each in analyze.count(responses, lexicon.words, ("paper", "token"), vocabulary):
-        found: dict[str, Any] = {}
-        for mode, counts in each.counts.items():
-            found[f"epistemic_{mode}"] = sum(counts.values())
-            found[f"words_{mode}"] = {word: n for word, n in counts.items() if n}
-        yield found

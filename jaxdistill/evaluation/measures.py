@@ -26,6 +26,19 @@ RECORD_FIELDS = (
     "words",
 )
 
+# Further fields of an evaluation's records (`docs/evaluation.md`), which earlier versions lack.
+EVALUATION_FIELDS = (
+    "finish",
+    "thinking_tokens",
+    "answer_tokens",
+    "answer_at",
+    "correct_at",
+    "epistemic_paper",
+    "words_paper",
+    "epistemic_token",
+    "words_token",
+)
+
 Place = Literal["rows", "value", "change", "seeds"]
 
 
@@ -166,17 +179,26 @@ def summarize(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     in reports and for the epistemic metrics of a training log. `mean_of_rows` averages rows whose
     records a report does not have.
     """
-    measured = {*RECORD_FIELDS, *(measure.field for measure in MEASURES.values())}
+    measures = measures_of(records)
+    found = {name: measure.of(records) for name, measure in measures.items()}
+    means = {name: None if sums is None else sums.mean for name, sums in found.items()}
+    return means | {"n": len(records)}
+
+
+def measures_of(records: Sequence[dict[str, Any]]) -> dict[str, Measure]:
+    """`MEASURES`, and one for each of the task's own numbers in the records."""
+    measured = {
+        *RECORD_FIELDS,
+        *EVALUATION_FIELDS,
+        *(measure.field for measure in MEASURES.values()),
+    }
     # A dict and not a set keeps the order of the records, and so the order in summary.json.
     names = dict.fromkeys(name for record in records for name in record if name not in measured)
-    measures = MEASURES | {
+    return MEASURES | {
         name: Measure(name=name, field=name, label=name, subject=name)
         for name in names
         if all(isinstance(record.get(name), int | float | None) for record in records)
     }
-    found = {name: measure.of(records) for name, measure in measures.items()}
-    means = {name: None if sums is None else sums.mean for name, sums in found.items()}
-    return means | {"n": len(records)}
 
 
 def study_row(summary: dict[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,17 @@
-"""Response records, and the files that contain them: a step's rollouts and evaluations."""
+"""Response records, and the files of a step's rollouts."""
 
+import functools
 import json
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jaxdistill import epistemic
 from jaxdistill.errors import UserError
-from jaxdistill.evaluation.measures import MEASURES, RECORD_FIELDS, summarize
-from jaxdistill.files import parse_json, write_whole
+from jaxdistill.evaluation.cuts import Cuts
+from jaxdistill.evaluation.measures import EVALUATION_FIELDS, MEASURES, RECORD_FIELDS
+from jaxdistill.files import write_whole
 from jaxdistill.sampling.rollouts import Rollouts
 from jaxdistill.tasks.questions import messages
 from jaxdistill.tasks.tasks import Task, facts_of
@@ -52,12 +56,68 @@ def response_record(
         record["messages"] = messages(question)  # all that was asked; `question` is its last turn
     facts = facts_of(task, question, response)
     # A fact with the name of a measure or of the count `n` would overwrite it in the summary.
-    if taken := facts.keys() & {*RECORD_FIELDS, *record, *MEASURES, "n"}:
+    if taken := facts.keys() & {*RECORD_FIELDS, *EVALUATION_FIELDS, *record, *MEASURES, "n"}:
         raise UserError(
             f"{type(task).__name__}.facts: {min(taken)!r} is a field of every record or summary; "
             "use another name"
         )
     return record | facts
+
+
+@dataclass(frozen=True)
+class TokenCounter:
+    """Counts the paper's ten words by the ids that spell them, as losses see them."""
+
+    word_of: dict[int, str]
+
+    @staticmethod
+    # A vocabulary of 150,000 entries takes two seconds to search.
+    @functools.lru_cache(maxsize=2)
+    def of(tokenizer: Any) -> "TokenCounter":
+        lexicon = epistemic.open_lexicon(epistemic.Words(), tokenizer)
+        return TokenCounter({i: epistemic.word_of_id(tokenizer, i) for i in lexicon.ids})
+
+    def count(self, ids: Iterable[int]) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for i in ids:
+            if i in self.word_of:
+                found[self.word_of[i]] = found.get(self.word_of[i], 0) + 1
+        return found
+
+
+def modes_of(response: str, ids: Iterable[int], counter: TokenCounter) -> dict[str, Any]:
+    """The counts of epistemic words in the modes that a response record lacks: paper and token."""
+    substrings = epistemic.count(response, epistemic.TEN_WORDS, mode="paper")
+    tokens = counter.count(ids)
+    return {
+        "epistemic_paper": sum(substrings.values()),
+        "words_paper": {word: n for word, n in substrings.items() if n},
+        "epistemic_token": sum(tokens.values()),
+        "words_token": tokens,
+    }
+
+
+def evaluation_record(
+    task: Task,
+    rollouts: Rollouts,
+    row: int,
+    *,
+    cuts: Cuts,
+    counter: TokenCounter,
+    token_ids: bool = False,
+) -> dict[str, Any]:
+    """`response_record` with `EVALUATION_FIELDS`. Keys of `correct_at` are text, as in JSON."""
+    record = response_record(task, rollouts, row, token_ids=token_ids)
+    ids = rollouts.tokens_BT[row][rollouts.mask_BT[row] > 0].tolist()
+    correct_at = cuts.correct_at
+    return record | {
+        "finish": "stop" if record["finished"] else "length",
+        "thinking_tokens": cuts.thinking,
+        "answer_tokens": record["num_tokens"] - cuts.thinking,
+        "answer_at": cuts.answer_at,
+        "correct_at": correct_at and {str(budget): so for budget, so in correct_at.items()},
+        **modes_of(record["response"], ids, counter),
+    }
 
 
 def write_rollouts(
@@ -75,19 +135,6 @@ def write_rollouts(
     _write_jsonl(folder / f"step_{rollouts.address.step:06d}.jsonl", records)
 
 
-def write_evaluation(folder: Path, results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Write a SPLIT.jsonl per split, then summary.json. Returns the summary, {split: {name: mean}}.
-
-    The summary is written last, because its presence marks the evaluation as complete.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, records in results.items():
-        _write_jsonl(folder / f"{name}.jsonl", records)
-    summary = {name: summarize(records) for name, records in results.items()}
-    write_whole(folder / "summary.json", json.dumps(summary, indent=1))
-    return summary
-
-
 def _write_jsonl(file: Path, records: list[dict[str, Any]]) -> None:
     # People read these files, so characters outside ASCII are not escaped.
     lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
@@ -96,11 +143,3 @@ def _write_jsonl(file: Path, records: list[dict[str, Any]]) -> None:
 
 def evaluation_folder(run_dir: Path, step: int) -> Path:
     return run_dir / "evals" / f"step_{step:06d}"
-
-
-def read_summary(folder: Path) -> dict[str, Any]:
-    """Read summary.json. Raises UserError if it is missing or not JSON."""
-    try:
-        return parse_json((folder / "summary.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"no readable evaluation in {folder}: {error}") from error

@@ -40,11 +40,12 @@ def caveats(
             "for multiple comparisons."
         )
     lines.append(_copying(cells, escape))
-    lines.append(
-        "This is a small model in a synthetic world, and how its guided text reads (the probe "
-        "table) is an assumption of that world. The study shows whether a loss transfers that "
-        "behaviour or keeps it out, not how large the effect is in a language model."
-    )
+    if set(study.worlds) <= {"main", "control"}:  # those of the toy
+        lines.append(
+            "This is a small model in a synthetic world, and how its guided text reads (the probe "
+            "table) is an assumption of that world. The study shows whether a loss transfers that "
+            "behaviour or keeps it out, not how large the effect is in a language model."
+        )
     lines.append(
         "`check` is one of the paper's ten words, so epistemic tokens include double checks as "
         "well as words of doubt; the column of checks tells the two apart."

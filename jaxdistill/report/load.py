@@ -85,7 +85,7 @@ def load_study_results(study_dir: str | Path) -> StudyResults:
     main, sweep = split_grid(rows)
     keys = dict.fromkeys((row["world"], row["method"], row["seed"]) for row in main)
     # A study may have been copied without its runs; its page then has no intervals.
-    folders = {key: folder / "runs" / "{}-{}-s{}".format(*key) for key in keys}
+    folders = {key: folder / "runs" / "{}-{}-s{}".format(*key).removeprefix("-") for key in keys}
     return StudyResults(
         folder=folder,
         info=info,

@@ -30,7 +30,12 @@ SPLIT_LABELS = {"heldout": "held-out", "ood": "OOD", "train": "train"}
 
 
 def method_label(method: str) -> str:
-    return METHOD_LABELS.get(method, method)
+    known, dash, point = method.partition("-")  # of a grid: epi_gate-peak_lr=1e-5
+    return (
+        f"{METHOD_LABELS.get(known, known)}, {point}"
+        if dash and "=" in point
+        else METHOD_LABELS.get(method, method)
+    )
 
 
 def world_label(world: str) -> str:

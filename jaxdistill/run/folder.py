@@ -112,11 +112,13 @@ def names_in(folder: Path) -> set[str]:
 def remove_start(run_dir: Path, before: set[str] | None) -> None:
     """Delete what a failed start has written; `before`: names there earlier (None: no folder).
 
-    Once the folder has a line of metrics, a checkpoint, an evaluation or an export, it is kept.
+    A folder with a line of metrics, a checkpoint, a whole evaluation or an export is kept.
     """
     metrics = run_dir / "metrics.jsonl"
     has_metrics = metrics.exists() and b"\n" in metrics.read_bytes()
-    if has_metrics or any(names_in(run_dir / kept) for kept in ("checkpoints", "evals", "export")):
+    has_evaluation = any(run_dir.glob("evals/*/summary.json"))
+    has_weights = any(names_in(run_dir / kept) for kept in ("checkpoints", "export"))
+    if has_metrics or has_evaluation or has_weights:
         return
     for name in set(START_FILES) - (before or set()):
         if (run_dir / name).is_dir():

@@ -13,8 +13,8 @@ from jaxdistill import compilation, epistemic, objectives, own_classes, sharding
 from jaxdistill.config import RunConfig
 from jaxdistill.epistemic import LexiconFile
 from jaxdistill.errors import UserError, out_of_memory
-from jaxdistill.evaluation.evaluate import evaluate_split
-from jaxdistill.evaluation.records import evaluation_folder, write_evaluation
+from jaxdistill.evaluation.evaluate import evaluate_run
+from jaxdistill.evaluation.records import evaluation_folder
 from jaxdistill.files import write_whole
 from jaxdistill.precision import compute_dtype
 from jaxdistill.run.devices import start_line
@@ -373,13 +373,9 @@ def evaluates_at(config: RunConfig, step: int, steps: int) -> bool:
 
 
 def evaluate(config: RunConfig, engine: Engine, params: Any, run_dir: Path, step: int) -> None:
-    if not config.evaluation.splits:
-        return
-    results = {
-        split.name: evaluate_split(engine, params, split, config.evaluation)
-        for split in config.evaluation.splits
-    }
-    write_evaluation(evaluation_folder(run_dir, step), results)
+    if config.evaluation.splits:
+        folder = evaluation_folder(run_dir, step)
+        evaluate_run(engine, params, config.evaluation, folder, run=config.name, step=step)
 
 
 def export(policy: Policy, params: Any, run_dir: Path, quiet: bool) -> None:

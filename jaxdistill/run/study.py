@@ -24,7 +24,7 @@ from jaxdistill import overrides
 from jaxdistill.config import RunConfig, to_json, with_presets
 from jaxdistill.errors import RunStopped, UserError
 from jaxdistill.evaluation.measures import study_row
-from jaxdistill.evaluation.records import read_summary
+from jaxdistill.evaluation.saved import read_summary
 from jaxdistill.files import is_file_name, write_whole
 from jaxdistill.run.devices import study_line
 from jaxdistill.run.folder import finished_step, names_beside
@@ -53,7 +53,8 @@ class Arm:
     @property
     def name(self) -> str:
         extra = "".join(f"-{key}{value}" for key, value in self.labels)
-        return f"{self.world}-{self.method}{extra}-s{self.config.seed}"
+        # The runs of one recipe (`run.grid`) have no world.
+        return f"{self.world}-{self.method}{extra}-s{self.config.seed}".removeprefix("-")
 
     @property
     def steps(self) -> int:
@@ -71,6 +72,7 @@ class Study:
     profile: str
     arms: tuple[Arm, ...]
     workers: int  # processes on a CPU; an accelerator always has one
+    command: str = ""  # for the page; "": that of the name and the profile alone
 
     def __post_init__(self):
         arms = self.arms if isinstance(self.arms, tuple) else ()
@@ -267,12 +269,20 @@ def one_core_each() -> Iterator[None]:
 
 
 def share_out(arms: list[Arm], workers: int) -> list[list[Arm]]:
-    """Assign groups of equal objective and teacher, largest first, to the least loaded worker."""
-    groups: dict[Any, list[Arm]] = {}
+    """Assign groups of equal objective and teacher, largest first, to the least loaded worker.
+
+    Of fewer groups than workers, as of one recipe with several seeds, the largest are divided.
+    """
+    of_programs: dict[Any, list[Arm]] = {}
     for arm in arms:
-        groups.setdefault((arm.config.objective, arm.config.teacher), []).append(arm)
+        of_programs.setdefault((arm.config.objective, arm.config.teacher), []).append(arm)
+    groups = list(of_programs.values())
+    while len(groups) < min(workers, len(arms)):
+        largest = max((group for group in groups if len(group) > 1), key=work)
+        groups.remove(largest)
+        groups += [largest[::2], largest[1::2]]
     shares: list[list[Arm]] = [[] for _ in range(workers)]
-    for group in sorted(groups.values(), key=work, reverse=True):
+    for group in sorted(groups, key=work, reverse=True):
         min(shares, key=work).extend(group)
     return [share for share in shares if share]
 
@@ -372,7 +382,7 @@ def add_facts(study: Study, study_dir: Path, seconds: float) -> None:
     described = {
         "name": study.name,
         "profile": study.profile,
-        "command": f"jaxdistill study {study.name} --profile {study.profile}",
+        "command": study.command or f"jaxdistill study {study.name} --profile {study.profile}",
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "seconds": round(before + seconds, 1),
         "versions": {"python": facts["python"], **facts["packages"]},

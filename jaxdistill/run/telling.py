@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from jaxdistill.config import RunConfig
 from jaxdistill.evaluation.evaluate import data_name
 from jaxdistill.evaluation.measures import MEASURES
-from jaxdistill.evaluation.records import evaluation_folder, read_summary
+from jaxdistill.evaluation.records import evaluation_folder
+from jaxdistill.evaluation.saved import read_summary
 from jaxdistill.objectives.importance import gap_warning
 from jaxdistill.report.words import column_head, number_text
 from jaxdistill.training.timing import PARTS

@@ -40,7 +40,8 @@ class OwnTask(Protocol):
     Optionally, the class has a method `facts(question, response)` that returns further numbers
     about a response as {name: number, or None if not known}, for example `ToyTask.facts`. They are
     written to the response's record, and their means to an evaluation's summary. `facts` runs in
-    this process.
+    this process. With a class attribute `grades_cuts = True` evaluations also grade each response
+    cut at about ten lengths, which gives the accuracy by token budget.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]

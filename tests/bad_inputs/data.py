@@ -40,7 +40,7 @@ SURFACES = {
 # Responses that `analyze` cannot count.
 RESPONSES: dict[str, tuple[Any, str]] = {
     "no response": ({"question": "q"}, "no response field"),
-    "a null response": ({"response": None}, "r.jsonl:1"),
+    "a null response": ({"response": None}, "r.jsonl: no responses; `response` is null in all 1"),
     "a response that is a number": ({"response": 3}, "r.jsonl:1"),
     "a response that is an object": ({"response": {"a": 1}}, "r.jsonl:1"),
     "responses with a number": ({"response": ["a", 3]}, "r.jsonl:1"),

@@ -26,6 +26,7 @@ VERBS = (
     "guide",
     "grade",
     "analyze",
+    "compare",
     "report",
     "bench",
     "convert",

@@ -181,10 +181,12 @@ def test_every_verb_that_opens_a_model_may_skip_the_hashes_of_its_checkpoint():
         assert ALL[prog].get_default("verify") is True, prog
 
 
-@pytest.mark.parametrize("verb", ["sample", "eval"])
-def test_without_flags_tokens_are_chosen_as_the_library_does_by_default(verb):
-    defaults = {action.dest: action.default for action in ALL[f"jaxdistill {verb}"]._actions}
+def test_without_flags_tokens_are_chosen_as_the_library_does_by_default():
+    defaults = {action.dest: action.default for action in ALL["jaxdistill sample"]._actions}
     assert settings_of(Sampling, argparse.Namespace(**defaults)) == Sampling()
+    # Where neither flags nor a protocol nor the model say, `eval` chooses the same.
+    found = {action.dest: action.default for action in ALL["jaxdistill eval"]._actions}
+    assert {found[name] for name in ("temperature", "top_p", "top_k", "min_p")} == {None}
 
 
 def test_what_the_measurement_is_told_are_the_librarys_own_settings():

@@ -21,6 +21,7 @@ VERBS = (
     "eval",
     "grade",
     "analyze",
+    "compare",
     "report",
     "bench",
     "convert",

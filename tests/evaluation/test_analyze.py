@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from jaxdistill import epistemic
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation import analyze
-from jaxdistill.evaluation.responses import Response, encode, read_responses
+from jaxdistill.evaluation.responses import Response, encode
+from jaxdistill.evaluation.responses import read_responses as read
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.toy import toy_base_folder
 
@@ -26,6 +27,10 @@ def write(path, *records):
     lines = [each if isinstance(each, str) else json.dumps(each) for each in records]
     path.write_text("".join(line + "\n" for line in lines))
     return path
+
+
+def read_responses(paths, field=None):
+    return read(paths, field).responses
 
 
 def counts_of(responses, modes=("paper", "word"), vocabulary=None):

@@ -12,22 +12,18 @@ from tiny_rollouts import PAIR, QUESTIONS, TASK, rollouts_of
 from tiny_run import ARCHITECTURE
 
 from jaxdistill.errors import UserError
-from jaxdistill.evaluation import records
 from jaxdistill.evaluation.evaluate import (
     Evaluation,
     Split,
+    evaluate_run,
     evaluate_split,
     named_split,
     named_splits,
-    summary_lines,
 )
-from jaxdistill.evaluation.measures import RECORD_FIELDS, summarize
-from jaxdistill.evaluation.records import (
-    read_summary,
-    response_record,
-    write_evaluation,
-    write_rollouts,
-)
+from jaxdistill.evaluation.measures import EVALUATION_FIELDS, RECORD_FIELDS, summarize
+from jaxdistill.evaluation.records import evaluation_folder, response_record, write_rollouts
+from jaxdistill.evaluation.saved import read_evaluation, read_summary
+from jaxdistill.evaluation.summary import summary_lines
 from jaxdistill.sampling import Address, Sampling, engine
 from jaxdistill.sampling.engine import Engine
 from jaxdistill.sampling.rollouts import Rollouts
@@ -54,6 +50,15 @@ FIELDS = {
     "words": dict,
     "checks": int | None,
     "copy": bool | None,
+    "finish": str,
+    "thinking_tokens": int,
+    "answer_tokens": int,
+    "answer_at": int | None,
+    "correct_at": dict,
+    "epistemic_paper": int,
+    "words_paper": dict,
+    "epistemic_token": int,
+    "words_token": dict,
 }
 
 
@@ -157,6 +162,14 @@ def rollout_of(question, text, verdict, num_tokens, finished):
     )
 
 
+def test_a_task_may_not_call_its_numbers_as_a_field_of_evaluations_is_called():
+    question = Question("q", "1+1?", "2")
+    found = rollout_of(question, "2", Verdict(False, "no box", None), num_tokens=4, finished=True)
+    for name in EVALUATION_FIELDS:
+        with pytest.raises(UserError, match="is a field of every record"):
+            response_record(Named("unused.jsonl", name=name), found, 1)
+
+
 def test_a_record_of_a_response_by_hand():
     question = questions_of(SPLIT.task)[0]
     assert question.solution is not None
@@ -220,6 +233,7 @@ def test_the_lines_for_a_person_hold_both_accuracies_and_every_known_mean():
     lines = dict(line.split(maxsplit=1) for line in summary_lines(RECORDS, 2))
     # Means over problems a, b, c: avg@2 of 1/2, 1, 0 and pass@2 of 1, 1, 0.
     assert lines.pop("avg@2").startswith("50.0%  [")
+    assert lines.pop("pass@1").startswith("50.0%  [")
     assert lines.pop("pass@2").startswith("66.7%  [")
     assert lines == {
         "length": "33.33", "epistemic_per_response": "1", "epistemic_per_1k": "30",
@@ -247,18 +261,37 @@ def test_saved_rollouts_are_a_sample_with_verdicts(policy, tmp_path):
     assert saved[3]["question_id"] == QUESTIONS[1].id
 
 
-def test_an_evaluation_on_disk_is_a_file_per_split_and_a_summary(tmp_path):
-    folder = records.evaluation_folder(tmp_path, 40)
+def test_an_evaluation_of_a_run_is_on_disk_and_goes_on_with_the_same_parameters_alone(
+    policy, tmp_path
+):
+    folder = evaluation_folder(tmp_path, 40)
     assert folder == tmp_path / "evals" / "step_000040"
-    summary = write_evaluation(folder, {"heldout": RECORDS, "ood": RECORDS[:2]})
-    assert {file.name for file in folder.iterdir()} == {
-        "heldout.jsonl", "ood.jsonl", "summary.json",
-    }  # fmt: skip
-    lines = (folder / "heldout.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == RECORDS
-    assert read_summary(folder) == summary == {
-        "heldout": summarize(RECORDS), "ood": summarize(RECORDS[:2]),
-    }  # fmt: skip
+
+    def evaluated(params):
+        evaluate_run(Engine(policy), params, CONFIG, folder, run="tiny", step=40)
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    whole = evaluated(policy.params)
+    assert set(whole) == {"evaluation.json", "heldout.jsonl", "questions.json", "summary.json"}
+    saved = read_evaluation(folder)
+    assert saved.records["heldout"] == records_of(policy)
+    assert read_summary(folder) == {"heldout": summarize(records_of(policy))}
+    assert saved.identity["model"]["step"] == 40
+
+    def cut():  # as a kill within the second question leaves it
+        (folder / "summary.json").unlink()
+        (folder / "heldout.jsonl").rename(folder / "heldout.jsonl.part")
+        lines = whole["heldout.jsonl"].splitlines(keepends=True)
+        changed = lines[0].replace(b'"rollout": 0', b'"rollout": 0, "kept": true')
+        part = b"".join([changed, *lines[1:3], lines[3][:40]])
+        (folder / "heldout.jsonl.part").write_bytes(part)
+
+    cut()
+    assert b'"kept": true' in evaluated(policy.params)["heldout.jsonl"]
+    cut()
+    other = evaluated(jax.tree.map(lambda x: x * np.float32(1.001), policy.params))
+    assert b'"kept": true' not in other["heldout.jsonl"]
+    assert evaluated(policy.params) == whole
 
 
 def test_a_missing_or_broken_summary_is_a_users_error(tmp_path):
@@ -327,7 +360,7 @@ def test_the_rows_of_a_repeated_prompt_are_one_problem_to_the_interval(tmp_path)
     lines = dict(line.split(maxsplit=1) for line in summary_lines(rows, 1))
     # Resamples of two problems hold a alone (10/20), b alone (1) or both (11/21).
     assert lines["avg@1"] == "52.4%  [50.0%, 100.0%]"
-    assert lines["pass@1"] == "75.0%  [50.0%, 100.0%]"  # the mean over problems of 1/2 and 1
+    assert lines["pass@1"] == lines["avg@1"]
 
 
 @pytest.mark.parametrize("field", [{"samples": 0}, {"questions_per_batch": 0}, {"every": -1}])

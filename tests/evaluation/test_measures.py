@@ -6,7 +6,6 @@ import pytest
 from counted_responses import RECORDS, record
 from tiny_run import tiny
 
-from jaxdistill.evaluation.evaluate import summary_lines
 from jaxdistill.evaluation.measures import (
     MEASURES,
     Measure,
@@ -14,7 +13,8 @@ from jaxdistill.evaluation.measures import (
     study_row,
     summarize,
 )
-from jaxdistill.evaluation.records import evaluation_folder, write_evaluation
+from jaxdistill.evaluation.records import evaluation_folder
+from jaxdistill.evaluation.summary import summary_lines
 from jaxdistill.report import figures, study_markdown, write_study_report
 from jaxdistill.report.findings import tabulate
 from jaxdistill.report.load import load_study_results
@@ -79,7 +79,11 @@ def test_one_more_row_of_the_table_is_a_measure_everywhere(tmp_path, monkeypatch
         records = [{**r, "bangs": n} for r, n in zip(RECORDS, bangs)]
         run_dir = tmp_path / "runs" / f"main-{method}-s0"
         folder = evaluation_folder(run_dir, 0)
-        summary = write_evaluation(folder, {"heldout": records})
+        summary = {"heldout": summarize(records)}
+        folder.mkdir(parents=True)
+        (folder / "summary.json").write_text(json.dumps(summary))
+        lines = "".join(json.dumps(each) + "\n" for each in records)
+        (folder / "heldout.jsonl").write_text(lines)
         assert summary["heldout"]["shouts"] == {"base": 3 / 6, "sdpo": 1 / 4}[method]
         assert f"{'shouts':<24}{summary['heldout']['shouts']:.1%}" in summary_lines(records, 2)
         rows += arm_rows(Arm(world="main", method=method, config=tiny()), run_dir)

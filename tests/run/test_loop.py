@@ -116,7 +116,7 @@ def killed(tmp_path_factory):
 
         kill.step = 6
         Checkpoints.save = before(Checkpoints.save, snapshot("a save"))
-        runs.evaluate_split = before(runs.evaluate_split, snapshot("an evaluation"))
+        runs.evaluate_run = before(runs.evaluate_run, snapshot("an evaluation"))
         runs.export = before(runs.export, kill)
         runs.run(load_recipe("tiny.json", []), folder, quiet=True)
     """

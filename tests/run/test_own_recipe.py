@@ -13,7 +13,7 @@ from places import ROOT
 from jaxdistill.cli.sample import First, own_split
 from jaxdistill.config import load_recipe
 from jaxdistill.errors import UserError
-from jaxdistill.evaluation.records import read_summary
+from jaxdistill.evaluation.saved import read_summary
 from jaxdistill.run import loop
 from jaxdistill.run.folder import start_folder
 from jaxdistill.storage.checkpoint import Checkpoints
@@ -162,7 +162,7 @@ def test_a_start_that_fails_takes_away_what_it_made_and_nothing_else(place, monk
         def train(config, run_dir, *_, **__):
             assert json.loads((run_dir / "config.json").read_text())["recipe"]
             for name in made:
-                (run_dir / name).parent.mkdir(exist_ok=True)
+                (run_dir / name).parent.mkdir(parents=True, exist_ok=True)
                 (run_dir / name).write_text("torn, or somebody's")
             raise error
 
@@ -194,7 +194,7 @@ def test_a_start_that_fails_takes_away_what_it_made_and_nothing_else(place, monk
         (mine / name).write_text(text)
     failing(failed[0], *first)
     assert {file.name for file in mine.iterdir()} == leftover.keys()
-    for kept in ("checkpoints/1", "evals/step_000000", "export/config.json"):
+    for kept in ("checkpoints/1", "evals/step_000000/summary.json", "export/config.json"):
         failing(failed[1], *first, kept)
         assert (mine / "config.json").exists()
         assert (mine / kept).exists()

@@ -279,7 +279,10 @@ def test_the_shares_are_whole_balanced_and_compile_each_objective_once(profile, 
     for index, share in enumerate(shares):
         for arm in share:
             homes[arm.config.objective, arm.config.teacher].add(index)
-    assert all(len(places) == 1 for places in homes.values())
+    if workers <= len(homes):
+        assert all(len(places) == 1 for places in homes.values())
+    else:  # a group is divided rather than leave a core idle
+        assert len(shares) == workers
     if workers == 2:
         # No share outweighs the other by more than one group of equal objective.
         groups = collections.defaultdict(list)
