@@ -1,6 +1,6 @@
 """Choose problems to show with each model's answer, by rules that ignore the answers' wording."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,10 +21,13 @@ class Answer(NamedTuple):
     note: str
 
 
-class AnswerPair(NamedTuple):
+class SameProblem(NamedTuple):
+    """A problem with the answers that are shown beside each other, and those that are folded."""
+
     question: str
     gold: str
     answers: list[Answer]
+    others: list[Answer]
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,13 @@ class Examples:
     """Problems to show, and the sentence that says how they were chosen."""
 
     how_chosen: str
-    examples: list[AnswerPair]
+    examples: list[SameProblem]
 
 
-def examples_of(study: StudyResults, num: int = 3) -> Examples:
+def examples_of(study: StudyResults, first: Sequence[str] = (), num: int = 3) -> Examples:
     """Problems of the first world at the final step, with each model's first answer (rollout 0).
 
+    The answers of the methods `first` are beside each other, or those of all if it names none.
     Problems where the base is right and SDPO is wrong come first; within each kind the order is
     that of the ids. No problem is chosen by the wording of its answers.
     """
@@ -46,12 +50,19 @@ def examples_of(study: StudyResults, num: int = 3) -> Examples:
     for split in [s for s in study.splits if s != "train"] + ["train"]:
         answers = _answers_by_method(study, world, split)
         if answers:
-            return _choose(answers, world, split, num)
+            return _choose(answers, world, split, first=first or list(answers), num=num)
     rollouts = [(method, run) for (_, method, _), run in study.runs.items()]
     return _from_rollouts(rollouts, num)
 
 
-def _choose(answers: dict[str, dict[str, list[Row]]], world: str, split: str, num: int) -> Examples:
+def _choose(
+    answers: dict[str, dict[str, list[Row]]],
+    world: str,
+    split: str,
+    *,
+    first: Sequence[str],
+    num: int,
+) -> Examples:
     shared = sorted(set.intersection(*(set(by_id) for by_id in answers.values())))
 
     def is_right(method: str, question_id: str) -> bool:
@@ -69,10 +80,12 @@ def _choose(answers: dict[str, dict[str, list[Row]]], world: str, split: str, nu
             f"for the first {shown}."
         )
         shared = lost + [i for i in shared if i not in set(lost)]
-    return Examples(how, [_example(answers, question_id) for question_id in shared[:num]])
+    return Examples(how, [_example(answers, question_id, first) for question_id in shared[:num]])
 
 
-def _example(answers: dict[str, dict[str, list[Row]]], question_id: str) -> AnswerPair:
+def _example(
+    answers: dict[str, dict[str, list[Row]]], question_id: str, first: Sequence[str]
+) -> SameProblem:
     head = next(iter(answers.values()))[question_id][0]
     shown = []
     for method, by_id in answers.items():
@@ -81,7 +94,12 @@ def _example(answers: dict[str, dict[str, list[Row]]], question_id: str) -> Answ
         note = f"{rows[0]['num_tokens']} tokens, {rows[0]['epistemic']} epistemic; "
         note += f"{right} of {len(rows)} answers right"
         shown.append(Answer(method, rows[0]["response"], bool(rows[0]["correct"]), note))
-    return AnswerPair(head["question"], str(head.get("answer") or ""), shown)
+    return SameProblem(
+        question=head["question"],
+        gold=str(head.get("answer") or ""),
+        answers=[answer for answer in shown if answer.method in first],
+        others=[answer for answer in shown if answer.method not in first],
+    )
 
 
 def _answers_by_method(
@@ -121,5 +139,5 @@ def _from_rollouts(runs: list[tuple[str, Run]], num: int) -> Examples:
             note = f"training sample, {files[-1].stem}"
             answer = Answer(method, response, record.get("correct"), note)
             question = str(record.get("question") or record.get("prompt") or "")
-            examples.append(AnswerPair(question, str(record.get("answer") or ""), [answer]))
+            examples.append(SameProblem(question, str(record.get("answer") or ""), [answer], []))
     return Examples("The first training samples of the last step that kept any.", examples)
