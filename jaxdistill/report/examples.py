@@ -49,10 +49,30 @@ def examples_of(study: StudyResults, first: Sequence[str] = (), num: int = 3) ->
     # Evaluations of unseen problems are preferred to those of training problems.
     for split in [s for s in study.splits if s != "train"] + ["train"]:
         answers = _answers_by_method(study, world, split)
+        if len(answers) == 1:
+            answers = _answers_by_step(study, *answers, split)
+            names = list(answers)
+            pair = names[0], names[-1]
+            return _choose(answers, world, split, pair=pair, first=list(answers), num=num)
         if answers:
-            return _choose(answers, world, split, first=first or list(answers), num=num)
+            shown = first or list(answers)
+            return _choose(answers, world, split, pair=(BASE, HARMED), first=shown, num=num)
     rollouts = [(method, run) for (_, method, _), run in study.runs.items()]
     return _from_rollouts(rollouts, num)
+
+
+def _answers_by_step(
+    study: StudyResults, method: str, split: str
+) -> dict[str, dict[str, list[Row]]]:
+    """ "step 0" and "step 30" of the only method: what its training changed."""
+    world = study.worlds[0]
+    rows = study.select(world=world, method=method, split=split)
+    run = study.runs[world, method, min(row["seed"] for row in rows)]
+    found = {}
+    for step in sorted({min(row["step"] for row in rows), max(row["step"] for row in rows)}):
+        if records := run.records(step, split):
+            found[f"step {step}"] = _grouped(records, lambda r: str(r["question_id"]))
+    return found
 
 
 def _choose(
@@ -60,9 +80,11 @@ def _choose(
     world: str,
     split: str,
     *,
+    pair: tuple[str, str],
     first: Sequence[str],
     num: int,
 ) -> Examples:
+    """Problems that the first of the `pair` has right and the second wrong, then the others."""
     shared = sorted(set.intersection(*(set(by_id) for by_id in answers.values())))
 
     def is_right(method: str, question_id: str) -> bool:
@@ -70,17 +92,23 @@ def _choose(
 
     place = f"{split_label(split)} problems" + (f" of the {world_label(world)}" if world else "")
     how = f"The first of {len(shared)} {place}, in the order of their ids."
-    if BASE in answers and HARMED in answers:
-        lost = [i for i in shared if is_right(BASE, i) and not is_right(HARMED, i)]
-        won = [i for i in shared if is_right(HARMED, i) and not is_right(BASE, i)]
+    before, after = pair
+    if before in answers and after in answers and before != after:
+        lost = [i for i in shared if is_right(before, i) and not is_right(after, i)]
+        won = [i for i in shared if is_right(after, i) and not is_right(before, i)]
         shown = "problems of the former kind" if lost else "problems in the order of their ids"
         how = (
-            f"Of {len(shared)} {place}, the base's first answer is right and SDPO's wrong on "
+            f"Of {len(shared)} {place}, {_possessive(before)} first answer is right and "
+            f"{_possessive(after)} wrong on "
             f"{len(lost)}, the reverse on {len(won)}. Each model's first answer is shown, "
             f"for the first {shown}."
         )
         shared = lost + [i for i in shared if i not in set(lost)]
     return Examples(how, [_example(answers, question_id, first) for question_id in shared[:num]])
+
+
+def _possessive(model: str) -> str:
+    return {BASE: "the base's", HARMED: "SDPO's"}.get(model, f"{model}'s")
 
 
 def _example(

@@ -32,20 +32,20 @@ METHOD_TERMS = (
     SDPO,
     Term(
         "epistemic mask",
-        "SDPO without the positions where the student's own token is epistemic.",
+        "SDPO that skips the tokens of an answer that are epistemic themselves.",
         ("sdpo_mask", "epi_mask"),
         ("MaskSampledEpistemic",),
-        short="The epistemic mask is SDPO without the positions where the student's own token is "
-        "epistemic.",
+        short="The epistemic mask is SDPO that skips the tokens of an answer that are epistemic "
+        "themselves.",
     ),
     Term(
         "epistemic gate",
-        "SDPO without the positions where the teacher would suppress doubt, that is, where it "
-        "gives epistemic tokens less probability than the initial model does.",
+        "SDPO that skips the places of an answer where the teacher would suppress doubt, that is, "
+        "where it gives epistemic tokens less probability than the initial model does.",
         ("epi_gate",),
         ("SuppressionGate", "SampledSuppressionGate"),
-        short="The epistemic gate is SDPO without the positions where that teacher would suppress "
-        "doubt.",
+        short="The epistemic gate is SDPO that skips the places of an answer where that teacher "
+        "would suppress doubt.",
     ),
     Term(
         "epistemic anchor",
@@ -82,9 +82,10 @@ METHOD_TERMS = (
 GUESS = (
     "A problem gives numbers and a target, {0}; the answer, {1}, puts operations between the "
     "numbers in the given order. Expressions are read strictly from left to right, without "
-    "precedence, and - is the absolute difference: {2} and {3} are correct here. After a miss the "
-    "model voices doubt (“wait”), and half of its hits it repeats after “check”. Held-out problems "
-    "were not trained on; OOD problems have four numbers instead of three."
+    "precedence, and - is the absolute difference: {2} and {3} are correct here. Single "
+    "calculations sometimes slip; after a miss the model voices doubt (“wait”), and it repeats half "
+    "of its hits after “check”. Held-out problems were not trained on; OOD problems have four "
+    "numbers instead of three."
 )
 # The code of the sentence above, in its order.
 GUESS_CODE = ("20 15 1 -> 34", "20 + 15 - 1", "1 - 25 = 24", "1 - 7 * 5 = 30")

@@ -92,8 +92,9 @@ def cards_note(shown: Featured) -> str:
     if shown.best is None or shown.rivals < 2:
         return ""
     return (
-        f"“Best” is the highest {split_label(shown.best.split)} accuracy of {shown.rivals}; the "
-        "choice was made on these same problems, which its interval does not cover."
+        f"“Best of {shown.rivals} others” is the highest {split_label(shown.best.split)} accuracy "
+        "among the methods besides SDPO that learn from a teacher; the choice was made on these "
+        "same problems, which its interval does not cover."
     )
 
 
@@ -297,7 +298,7 @@ def cards(study: StudyResults, cells: dict[CellKey, Cell]) -> list[Card]:
 def _title(cell: Cell, shown: Featured) -> str:
     label = method_label(cell.method)
     if cell is shown.best and shown.rivals > 1:
-        return f"{label}, best of {shown.rivals} other objectives"
+        return f"{label}, best of {shown.rivals} others"
     return label
 
 
@@ -322,9 +323,10 @@ def _card(cell: Cell, starts: dict[CellKey, Cell], title: str) -> Card:
 def _cards_of_one(
     study: StudyResults, cells: dict[CellKey, Cell], starts: dict[CellKey, Cell]
 ) -> list[Card]:
-    """Accuracy on each split, then doubt and length on unseen problems."""
+    """Accuracy on each split of unseen problems, then doubt and length on the first."""
     split = first_split(study)
-    wanted = [(s, "accuracy") for s in study.splits]
+    unseen = [s for s in study.splits if not s.startswith("train")]
+    wanted = [(s, "accuracy") for s in unseen or study.splits]
     wanted += [(split, DOUBT), (split, "length")]
     by_split = {key[2]: cell for key, cell in cells.items()}
     found = []
