@@ -83,8 +83,8 @@ GUESS = (
     "A problem gives numbers and a target, {0}; the answer, {1}, puts operations between the "
     "numbers in the given order. Expressions are read strictly from left to right, without "
     "precedence, and - is the absolute difference: {2} and {3} are correct here. Single "
-    "calculations sometimes slip; after a miss the model voices doubt (“wait”), and it repeats half "
-    "of its hits after “check”. Held-out problems were not trained on; OOD problems have four "
+    "calculations sometimes slip; after a miss the model voices doubt (“wait”), and half of its "
+    "hits it repeats after “check”. Held-out problems were not trained on; OOD problems have four "
     "numbers instead of three."
 )
 # The code of the sentence above, in its order.
