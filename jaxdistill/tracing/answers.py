@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,11 @@ from jaxdistill.sampling.engine import Engine
 from jaxdistill.sampling.prompts import encode_prompts
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.loading import Policy
+from jaxdistill.storage.toy import toy_base_folder
 from jaxdistill.tasks.contexts import PAPER, Attempt, Context, Template, composed, regenerates
 from jaxdistill.tasks.grading.verdict import Verdict
 from jaxdistill.tasks.questions import Question, is_text, messages
+from jaxdistill.tasks.toy.traces import WORLDS
 from jaxdistill.tracing.record import Trace
 from jaxdistill.tracing.scoring import CHUNK, Answer, PerToken, Settings, score_answer
 from jaxdistill.training.networks import Networks
@@ -137,6 +140,17 @@ def _name_of(objective: Objective) -> str:
         if preset() == objective:
             return name
     return repr(objective)
+
+
+def name_of_folder(folder: Path) -> str:
+    """What a model's folder is called on a page: the bundled base, the run, or the folder itself.
+
+    A page is passed on, and the folders above say where somebody's files are.
+    """
+    for world in WORLDS:
+        if folder == toy_base_folder(world):
+            return f"toy:{world}"
+    return "/".join((folder.parent if folder.name == "model" else folder).parts[-2:])
 
 
 def text_of(tokenizer: Any, ids: Sequence[int]) -> str:

@@ -59,12 +59,13 @@ def heats(trace: Trace) -> list[Heat]:
         found = [lost, taken] if trace.is_about_loss else [taken, lost]
     if trace.has_objective:
         # The log-odds' derivative of a divergence is a difference of masses: at most 1 in size.
-        found.append(
-            Heat(
-                "push", "push of the objective", "the update lowers doubt", "the update raises it",
-                -trace.push, 1.0, FORK / 2,
-            )  # fmt: skip
-        )
+        # In shares of the largest, whose size is the objective's.
+        most = max(float(np.abs(np.nan_to_num(trace.push)).max()), 1e-9)
+        push = Heat(
+            "push", "push of the objective", "the update lowers doubt", "the update raises it",
+            -trace.push, most, most / 4,
+        )  # fmt: skip
+        found.append(push)
     # 3 nats: the student gives a twentieth of the probability that the teacher gives.
     found.append(
         Heat("kl", "KL(T‖S)", "the teacher predicts something else", "", trace.kl, 3.0, 0.5)
@@ -77,7 +78,9 @@ def shades(heat: Heat) -> np.ndarray:
     values = np.nan_to_num(heat.values, posinf=heat.most, neginf=-heat.most)
     share = np.clip(np.abs(values) / heat.most, 0.0, 1.0)
     # Below a hundredth there is nothing to see.
-    return (np.sign(values) * np.round(SHADES * np.sqrt(np.where(share < 0.01, 0, share)))).astype(int)
+    return (np.sign(values) * np.round(SHADES * np.sqrt(np.where(share < 0.01, 0, share)))).astype(
+        int
+    )
 
 
 def render(trace: Trace) -> str:
@@ -149,7 +152,10 @@ def _blocks(trace: Trace, shade: np.ndarray) -> Iterator[Any]:
         classes += ["e"] if id in epistemic else []
         classes += ["n"] if "\n" in text else [] if text else ["o"]
         named = f' class="{" ".join(classes)}"' if classes else ""
-        parts.append(f"<b{named}>{html.escape(visible(text))}</b>")
+        # The space before a word is not coloured with it.
+        word = text[1:] if text[:1] == " " and text[1:].strip() else text
+        space = text[: len(text) - len(word)]
+        parts.append(f"{space}<b{named}>{html.escape(visible(word))}</b>")
         if len(parts) >= BLOCK and "\n" in text:
             yield Markup("".join(parts))
             parts = []

@@ -31,9 +31,10 @@ def figure(trace: Trace) -> "Figure":
         upper.axvspan(t - 0.5, t + 0.5, color=COLOURS["teacher"], alpha=0.12, linewidth=0)
     upper.set(ylim=(0, 1), ylabel="epistemic mass")
     upper.set_title(trace.finding(), fontsize=10, loc="left")
-    upper.legend(frameon=False, ncols=3, fontsize=8)
+    upper.legend(frameon=False, ncols=3, fontsize=8, reverse=True)
     lower.bar(range(T), trace.kl, width=0.9, color="#8a8378")
-    lower.set(ylabel="KL(T‖S), nats", xlim=(-0.6, T - 0.4))
+    lower.set_ylabel("KL(T‖S), nats", fontsize=8)
+    lower.set(xlim=(-0.6, T - 0.4))
     if T <= MOST_LABELS:
         # Dollar signs would start mathematics, and a newline would start a second line.
         texts = [text.strip(" ").replace("\n", "↵").replace("$", r"\$") for text in trace.texts]

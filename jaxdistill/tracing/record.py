@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,23 +106,17 @@ class Trace:
 
     def expectation(self) -> str:
         """The expected number of epistemic tokens along the answer, by network."""
-        sums = self.mass.sum(axis=0)
         names = NETWORKS if self.has_reference else NETWORKS[:2]
-        said = [f"the {name} {total:.1f}" for name, total in zip(names, sums)]
-        return (
-            f"Summed over the answer, {', '.join(said[:-1])} and {said[-1]} words of doubt are "
-            "expected."
-        )
+        said = [f"{name} {total:.1f}" for name, total in zip(names, self.mass.sum(axis=0))]
+        return f"Words of doubt expected along the answer: {', '.join(said)}."
 
     def __repr__(self) -> str:
         lines = [self.finding(), self.expectation()]
+        names = NETWORKS if self.has_reference else NETWORKS[:2]
         # The largest falls: enough for a screen. The page has all of them.
         order = sorted(self.forks(), key=lambda t: -self._fall(t))[:8]
         for t in sorted(order):
-            masses = " ".join(
-                f"{name} {mass:.2f}"
-                for name, mass in zip(NETWORKS if self.has_reference else NETWORKS[:2], self.mass[t])
-            )
+            masses = " ".join(f"{name} {mass:.2f}" for name, mass in zip(names, self.mass[t]))
             lines.append(f"  token {t:>5} {self.texts[t]!r:<16} doubt: {masses}")
         return "\n".join([*lines, *self.notes])
 
@@ -170,7 +164,10 @@ class Trace:
         tokens: dict[str, Any] = {"id": self.ids.tolist(), "text": self.texts}
         for n, name in enumerate(NETWORKS[: 3 if self.has_reference else 2]):
             tokens[name] = {
-                **{what: _numbers(getattr(self, what)[:, n]) for what in ("logp", "entropy", "mass")},
+                **{
+                    what: _numbers(getattr(self, what)[:, n])
+                    for what in ("logp", "entropy", "mass")
+                },
                 "top_ids": self.top_ids[:, n].tolist(),
                 "top_logp": [_numbers(row) for row in self.top_logp[:, n]],
             }
@@ -245,6 +242,3 @@ def _write(file: str | Path, text: str) -> None:
     require_writable(path, "the file")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, text)
-
-
-assert {field.name for field in fields(Trace)} >= set(_TEXTS)

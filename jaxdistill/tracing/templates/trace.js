@@ -16,7 +16,10 @@ function make(tag, className, content) {
   return node;
 }
 const seen = (word) => word.replaceAll("\n", "↵").replaceAll("\t", "⇥") || "·";
-const percent = (p) => (p >= 0.9995 ? "100 %" : p >= 0.1 ? (100 * p).toFixed(0) + " %"
+// A token's first space stands before its element, so that it is not coloured.
+const whole = ({ previousSibling: before, textContent }) =>
+  (before?.nodeType === Node.TEXT_NODE ? before.textContent : "") + textContent;
+const percent = (p) => (p >= 0.9995 ? "100 %" : p >= 0.0995 ? (100 * p).toFixed(0) + " %"
   : p >= 0.001 ? (100 * p).toFixed(1) + " %" : p > 0 ? "<0.1 %" : "0 %");
 const number = (x, digits) => (x === null ? "–" : x.toFixed(digits).replace("-", "−"));
 
@@ -79,12 +82,12 @@ function show(t, moves) {
   nodes[t].classList.add("here");
   if (moves) nodes[t].scrollIntoView({ block: "center" });
   const here = document.getElementById("here");
-  here.setAttribute("x", (480 * (t + 0.5)) / T - 1);
+  here.setAttribute("x", (480 * (t + 0.5)) / T - 0.5);
   here.style.opacity = 0.8;
   document.getElementById("where").textContent = (t + 1).toLocaleString("en") + " of " + T.toLocaleString("en");
   const detail = document.getElementById("detail");
   const title = make("p");
-  title.append(make("span", "word", seen(nodes[t].textContent)), " ", make("span", "faint", "id " + data.ids[t]));
+  title.append(make("span", "word", seen(whole(nodes[t]))), " ", make("span", "faint", "id " + data.ids[t]));
   detail.replaceChildren(title, make("h3", "", "Chance of a word of doubt here"));
   data.networks.forEach((network, n) => detail.append(meter(names[n], network.mass[t])));
   detail.append(make("h3", "", "Likeliest tokens"), alternatives(t));
