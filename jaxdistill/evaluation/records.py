@@ -23,8 +23,8 @@ def response_record(
 ) -> dict[str, Any]:
     """Return the record of one response: `RECORD_FIELDS`, then the task's own numbers.
 
-    `token_ids` adds `prompt_ids`, `token_ids` and the sampler's `logp` of these, without padding and
-    with the stop token.
+    `token_ids` adds `prompt_ids`, `token_ids` and the sampler's `logp` of these, without
+    padding and with the stop token.
 
     The words counted are always the paper's ten, so records of runs with different lexicons can be
     compared. Raises UserError if one of the task's names is already taken.

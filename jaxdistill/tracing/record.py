@@ -88,7 +88,11 @@ class Trace:
     def finding(self) -> str:
         """What the trace shows, in one sentence generated from its numbers."""
         T = len(self.ids)
-        taken, lost = (int((fall >= FORK).sum()) for fall in (self.doubt_taken, self.doubt_lost))
+        # Texts, of which that of 0 is empty.
+        taken, lost, added = (
+            f"{int((fall >= FORK).sum()):,}".removeprefix("0")
+            for fall in (self.doubt_taken, self.doubt_lost, -self.doubt_taken)
+        )
         if self.is_about_loss and lost:
             return (
                 f"At {lost} of {T:,} tokens the student no longer voices the doubt that the "
@@ -99,9 +103,8 @@ class Trace:
                 f"At {taken} of {T:,} tokens the teacher takes away doubt that the student would "
                 "voice."
             )
-        if (self.doubt_taken <= -FORK).any():
-            count = int((self.doubt_taken <= -FORK).sum())
-            return f"At {count} of {T:,} tokens the teacher would voice more doubt."
+        if added:
+            return f"At {added} of {T:,} tokens the teacher would voice more doubt."
         return f"At none of {T:,} tokens does the teacher take away much doubt."
 
     def expectation(self) -> str:

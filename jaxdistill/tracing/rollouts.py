@@ -1,4 +1,4 @@
-"""The traces of a run: of a row that it has saved, or of any question, by the run's own networks."""
+"""The traces of a run: of a row that it has saved, or of any question, by its own networks."""
 
 import dataclasses
 import re
@@ -85,7 +85,7 @@ def open_run(
         kept = ", ".join(map(str, saved))
         notes.append(
             f"The run has no checkpoint of step {step} (it has {kept}): the student is that of "
-            f"step {at}, and other than the one that wrote this answer."
+            f"step {at}, not the one that wrote this answer."
         )
     student, own = reference.params, reference.params
     is_moving = isinstance(config.teacher, MovingTeacher)
@@ -109,9 +109,9 @@ def _reference(run: Path, config: RunConfig, mesh: sharding.Mesh) -> Policy:
     """The initial model, with the run's own tokenizer."""
     folder = loading.resolve(config.model)
     fingerprint = run / "model" / "fingerprint.txt"
-    if folder is not None and fingerprint.is_file():
-        if fingerprint.read_text() != loading.fingerprint(folder):
-            raise UserError(f"the model in {folder} is not the one that run {run} started from")
+    kept = fingerprint.read_text() if fingerprint.is_file() else None
+    if folder is not None and kept not in (None, loading.fingerprint(folder)):
+        raise UserError(f"the model in {folder} is not the one that run {run} started from")
     if isinstance(config.model, Fresh):
         with tempfile.TemporaryDirectory() as written:  # `load` describes the model in a folder
             fresh = loading.load(config.model, config.seed, Path(written), mesh)

@@ -49,7 +49,8 @@ function table(t) {
 function alternatives(t) {
   const all = make("div", "tops");
   data.networks.forEach((network, n) => {
-    const list = make("ol", names[n]);
+    const list = make("ol");
+    list.append(make("li", "head " + names[n], names[n]));
     for (let c = 0; c < C; c++) {
       const id = network.ids[t * C + c], p = Math.exp(network.logps[t * C + c]);
       const item = make("li");
