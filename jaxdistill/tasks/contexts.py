@@ -166,7 +166,7 @@ class NoContext:
 class Solution:
     """c = s: a whole correct response, including its thinking."""
 
-    text: str | None = None
+    text: str | None = None  # to show in place of a sibling's or the reference
 
     def compose(self, attempt: Attempt) -> Shown | None:
         return attempt.show(_given(self.text, attempt.solution))
@@ -176,7 +176,7 @@ class Solution:
 class SolutionWithoutThinking:
     r"""c = s\think: a correct response without its thinking."""
 
-    text: str | None = None
+    text: str | None = None  # to show in place of a sibling's or the reference
 
     def compose(self, attempt: Attempt) -> Shown | None:
         solution = _given(self.text, attempt.solution)
@@ -196,7 +196,7 @@ class PartialSolution:
     """c = the first ceil(fraction * n) of the n words of the solution without its thinking."""
 
     fraction: float = 0.5
-    text: str | None = None
+    text: str | None = None  # to show in place of a sibling's or the reference
 
     def __post_init__(self):
         if not 0.0 < self.fraction <= 1.0:
@@ -245,7 +245,7 @@ class Feedback:
 class WrongSolution:
     """Control: an incorrect sibling's response, worded like a correct one."""
 
-    text: str | None = None
+    text: str | None = None  # to show in place of a sibling's or the reference
 
     def compose(self, attempt: Attempt) -> Shown | None:
         return attempt.show(_given(self.text, attempt.wrong_solution))
@@ -266,7 +266,7 @@ class ContextOnly:
     Used as a contrast, it shows whatever the teacher is shown, without the question.
     """
 
-    text: str | None = None
+    text: str | None = None  # to show in place of a sibling's or the reference
 
     reuses_shown: ClassVar = True
 

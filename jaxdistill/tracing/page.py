@@ -10,13 +10,12 @@ import functools
 import hashlib
 import html
 import json
-import unicodedata
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jaxdistill.tracing.record import FORK, NETWORKS, Trace, _rounded
+from jaxdistill.tracing.record import FORK, NETWORKS, Trace, rounded, visible
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -121,26 +120,6 @@ def _environment() -> "Environment":
     )
 
 
-def visible(text: str) -> str:
-    """The text with its control and direction characters as symbols: none may act on the page.
-
-    >>> visible("a\\x00b"), visible("x\\u202ey"), visible("one\\ntwo")
-    ('a␀b', 'x�y', 'one\\ntwo')
-    """
-    if text.isprintable():
-        return text
-    return "".join(map(_visible, text))
-
-
-def _visible(character: str) -> str:
-    kind = unicodedata.category(character)
-    if character in "\n\t" or kind not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
-        return character
-    code = ord(character)
-    # Unicode has a symbol for each of the 32 control characters. U+200D joins emoji.
-    return chr(0x2400 + code) if code < 32 else character if code == 0x200D else "\ufffd"
-
-
 def _blocks(trace: Trace, shade: np.ndarray) -> Iterator[Any]:
     """Blocks of tokens as HTML, each ending at a line break."""
     from markupsafe import Markup
@@ -219,4 +198,4 @@ def _data(trace: Trace, ways: list[Heat]) -> Any:
 
 def _short(values: np.ndarray) -> list[float | None]:
     # Four decimals are enough for probabilities; without a limit, tiny ones would be written out.
-    return list(_rounded(np.round(values.astype(float), DIGITS), DIGITS))
+    return list(rounded(np.round(values.astype(float), DIGITS), DIGITS))

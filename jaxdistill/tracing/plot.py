@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from jaxdistill.tracing.record import FORK, NETWORKS, Trace
+from jaxdistill.tracing.record import FORK, NETWORKS, Trace, visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 COLOURS = {"student": "#2f6db5", "teacher": "#c8501e", "reference": "#8a8378"}
 # Up to this many tokens each has its text on the axis: more would overlap. Chosen by looking.
 MOST_LABELS = 90
+LONGEST = 24  # characters of a label
 
 
 def figure(trace: Trace) -> "Figure":
@@ -37,7 +38,8 @@ def figure(trace: Trace) -> "Figure":
     lower.set(xlim=(-0.6, T - 0.4))
     if T <= MOST_LABELS:
         # Dollar signs would start mathematics, and a newline would start a second line.
-        texts = [text.strip(" ").replace("\n", "↵").replace("$", r"\$") for text in trace.texts]
+        texts = [visible(text).strip(" ").replace("\n", "↵") for text in trace.texts]
+        texts = [text.replace("$", r"\$")[:LONGEST] for text in texts]
         lower.set_xticks(range(T), texts, rotation=90, fontsize=7)
     else:
         lower.set_xlabel("token")

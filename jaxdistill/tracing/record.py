@@ -2,6 +2,7 @@
 
 import json
 import math
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -232,12 +233,32 @@ def _from_object(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:
-    return list(_rounded(values, DIGITS))
+    return list(rounded(values, DIGITS))
 
 
-def _rounded(values: np.ndarray, digits: int) -> Iterator[float | None]:
+def rounded(values: np.ndarray, digits: int) -> Iterator[float | None]:
     for value in values.tolist():
         yield float(f"{value:.{digits}g}") if math.isfinite(value) else None
+
+
+def visible(text: str) -> str:
+    """The text with its control and direction characters as symbols: none may act on the page.
+
+    >>> visible("a\\x00b"), visible("x\\u202ey"), visible("one\\ntwo")
+    ('a␀b', 'x�y', 'one\\ntwo')
+    """
+    if text.isprintable():
+        return text
+    return "".join(map(_visible, text))
+
+
+def _visible(character: str) -> str:
+    kind = unicodedata.category(character)
+    if character in "\n\t" or kind not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+        return character
+    code = ord(character)
+    # Unicode has a symbol for each of the 32 control characters. U+200D joins emoji.
+    return chr(0x2400 + code) if code < 32 else character if code == 0x200D else "\ufffd"
 
 
 def _write(file: str | Path, text: str) -> None:

@@ -364,7 +364,7 @@ def _with_factors(objective: Objective, scores: Any, sampled: Sampled, rows: Row
     mask_BT = np.ones_like(sampled.tokens_BT)
     reduced = objectives.reduced(objective, mask_BT, rows.distill_weight_BT[:, 0])
     factors = objectives.factors(
-        objective, jax.tree.map(lambda x: x[None], scores), reduced.weight_BT, rows
+        objective, jax.tree.map(lambda x: jnp.asarray(x[None]), scores), reduced.weight_BT, rows
     )
     distill_BT, gradient_BT = (None if x is None else np.asarray(x) for x in factors)
     return sampled._replace(distill_factor_BT=distill_BT, gradient_factor_BT=gradient_BT)

@@ -36,9 +36,10 @@ MESHES = {"padded": None, "sharded": "data=2,fsdp=2,tensor=2"}
 
 @functools.cache
 def params(seed):
-    # Weights three times as large as a fresh model's, so that the networks are far from uniform.
+    # Weights twice as large as a fresh model's, so that the networks are far from uniform; with
+    # still larger ones float32 would not hold their logits to 1e-5.
     made = parameters.init(MODEL, jax.random.key(seed))
-    return jax.tree.map(lambda x: x * 3.0 if x.ndim > 1 else x, made)
+    return jax.tree.map(lambda x: x * 2.0 if x.ndim > 1 else x, made)
 
 
 def networks(mesh=None):
@@ -149,9 +150,8 @@ def full_vocabulary(objective, logits_BTV):
     return loss_BT[0], gradient_BTV[0]
 
 
-@pytest.mark.parametrize(
-    "name", ["sdpo", "opsd", "epi_gate", "epi_anchor", "anti_e", "srpo", "grpo"]
-)
+# Of the whole vocabulary and of samples, with weights, an edited target, factors of the batch.
+@pytest.mark.parametrize("name", ["sdpo", "epi_gate", "epi_anchor", "anti_e", "srpo"])
 def test_the_push_is_the_gradient_on_the_epistemic_tokens_logits(name):
     objective = objectives.PRESETS[name]()
     settings = Settings(model=MODEL, epistemic_ids=EPISTEMIC, objective=objective, chunk=4)
