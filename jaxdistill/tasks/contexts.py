@@ -6,8 +6,7 @@ released code truncates the finished prompt and loses the instruction and the ge
 sibling is drawn uniformly; the released code takes the first one of a length-sorted batch. A
 solution that is blank, for example once its thinking is removed, counts as no solution.
 
-A context is a frozen dataclass with one method, `compose(attempt) -> Shown | None`. Those that show
-a solution take its `text`; None means a sibling or the reference, as the recipe says. A recipe may
+A context is a frozen dataclass with one method, `compose(attempt) -> Shown | None`; a recipe may
 define its own (`OwnContext`). If a prompt is too long, only the text in `Shown.solution` is
 truncated; if the rest alone is too long, the row is dropped.
 """
@@ -123,15 +122,10 @@ class Attempt(NamedTuple):
 
         A blank solution counts as none.
         """
-        if solution is not None and not solution.strip():
-            solution = None
+        solution = solution if solution and solution.strip() else None
         if solution is None and feedback is None:
             return None
         return Shown(self.question.prompt, solution, feedback)
-
-
-def _given(text: str | None, otherwise: str | None) -> str | None:
-    return otherwise if text is None else text
 
 
 # ----------------------------------------------------------------------------------- contexts
@@ -166,21 +160,20 @@ class NoContext:
 class Solution:
     """c = s: a whole correct response, including its thinking."""
 
-    text: str | None = None  # to show in place of a sibling's or the reference
+    text: str | None = None  # shown in place of another response or the reference
 
     def compose(self, attempt: Attempt) -> Shown | None:
-        return attempt.show(_given(self.text, attempt.solution))
+        return attempt.show(self.text or attempt.solution)
 
 
 @dataclass(frozen=True)
 class SolutionWithoutThinking:
     r"""c = s\think: a correct response without its thinking."""
 
-    text: str | None = None  # to show in place of a sibling's or the reference
+    text: str | None = None  # shown in place of another response or the reference
 
     def compose(self, attempt: Attempt) -> Shown | None:
-        solution = _given(self.text, attempt.solution)
-        return attempt.show(solution and remove_thinking(solution))
+        return attempt.show(remove_thinking(self.text or attempt.solution or ""))
 
 
 @dataclass(frozen=True)
@@ -196,7 +189,7 @@ class PartialSolution:
     """c = the first ceil(fraction * n) of the n words of the solution without its thinking."""
 
     fraction: float = 0.5
-    text: str | None = None  # to show in place of a sibling's or the reference
+    text: str | None = None  # shown in place of another response or the reference
 
     def __post_init__(self):
         if not 0.0 < self.fraction <= 1.0:
@@ -206,9 +199,8 @@ class PartialSolution:
             )
 
     def compose(self, attempt: Attempt) -> Shown | None:
-        solution = _given(self.text, attempt.solution)
-        solution = solution and remove_thinking(solution)
-        return attempt.show(solution and first_words(solution, self.fraction))
+        solution = remove_thinking(self.text or attempt.solution or "")
+        return attempt.show(first_words(solution, self.fraction))
 
 
 @dataclass(frozen=True)
@@ -245,10 +237,10 @@ class Feedback:
 class WrongSolution:
     """Control: an incorrect sibling's response, worded like a correct one."""
 
-    text: str | None = None  # to show in place of a sibling's or the reference
+    text: str | None = None  # shown in place of another response or the reference
 
     def compose(self, attempt: Attempt) -> Shown | None:
-        return attempt.show(_given(self.text, attempt.wrong_solution))
+        return attempt.show(self.text or attempt.wrong_solution)
 
 
 @dataclass(frozen=True)
@@ -266,12 +258,10 @@ class ContextOnly:
     Used as a contrast, it shows whatever the teacher is shown, without the question.
     """
 
-    text: str | None = None  # to show in place of a sibling's or the reference
-
     reuses_shown: ClassVar = True
 
     def compose(self, attempt: Attempt) -> Shown | None:
-        shown = attempt.show(_given(self.text, attempt.solution))
+        shown = attempt.show(attempt.solution)
         return shown and shown._replace(prompt="")
 
 

@@ -185,7 +185,8 @@ def question_of(question: str | Question) -> Question:
         return question
     if not is_text(question) or not question.strip():
         raise UserError(f"`question` must be text or a Question, got {question!r:.80}")
-    return Question("question", question, "")
+    # As `generate` names its first prompt, so that the same seed samples the same answer.
+    return Question("prompt:0", question, "")
 
 
 def informed_ids(
@@ -225,7 +226,7 @@ def response_ids(
     how: How,
     thinking: bool | None,
 ) -> tuple[list[int], list[float] | None, tuple[str, ...]]:
-    """(token ids, behaviour log-probabilities if sampled, notes); None samples a response."""
+    """(token ids, behaviour log-probabilities if sampled, notes); if it is None, one is sampled."""
     if response is None:
         engine = Engine(
             policy,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jaxdistill.tracing.record import FORK, NETWORKS, Trace, rounded, visible
+from jaxdistill.tracing.numbers import FORK, NETWORKS, Numbers, rounded, visible
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -39,37 +39,53 @@ class Heat(NamedTuple):
     warm: str  # what a warm token means, and a cold one
     cold: str
     values: np.ndarray  # [T]
-    most: float  # the value of the deepest shade
-    fork: float  # the value from which on a token is a fork
+    most: float = 1.0  # the value of the deepest shade
+    fork: float = FORK  # the value from which on a token is a fork
 
 
-def heats(trace: Trace) -> list[Heat]:
+def heats(trace: Numbers) -> list[Heat]:
     """The ways to colour this trace, the most telling one first."""
     taken = Heat(
-        "taken", "student − teacher", "the teacher voices less doubt than the student",
-        "it voices more", trace.doubt_taken, 1.0, FORK,
-    )  # fmt: skip
+        name="taken",
+        label="student − teacher",
+        warm="the teacher voices less doubt than the student",
+        cold="it voices more",
+        values=trace.doubt_taken,
+    )
     found = [taken]
     if trace.has_reference:
         lost = Heat(
-            "lost", "reference − student", "the student voices less doubt than the reference",
-            "it voices more", trace.doubt_lost, 1.0, FORK,
-        )  # fmt: skip
+            name="lost",
+            label="reference − student",
+            warm="the student voices less doubt than the reference",
+            cold="it voices more",
+            values=trace.doubt_lost,
+        )
         found = [lost, taken] if trace.is_about_loss else [taken, lost]
     if trace.has_objective:
-        # The log-odds' derivative of a divergence is a difference of masses: at most 1 in size.
         # In shares of the largest, whose size is the objective's.
         most = max(float(np.abs(np.nan_to_num(trace.push)).max()), 1e-9)
         push = Heat(
-            "push", "push of the objective", "the update lowers doubt", "the update raises it",
-            -trace.push, most, most / 4,
-        )  # fmt: skip
+            name="push",
+            label="push of the objective",
+            warm="the update lowers doubt",
+            cold="the update raises it",
+            values=-trace.push,
+            most=most,
+            fork=most / 4,
+        )
         found.append(push)
-    # 3 nats: the student gives a twentieth of the probability that the teacher gives.
-    found.append(
-        Heat("kl", "KL(T‖S)", "the teacher predicts something else", "", trace.kl, 3.0, 0.5)
+    kl = Heat(
+        name="kl",
+        label="KL(T‖S)",
+        warm="the teacher predicts something else",
+        cold="",
+        values=trace.kl,
+        # The student gives a twentieth of the probability that the teacher gives. Chosen.
+        most=3.0,
+        fork=0.5,
     )
-    return found
+    return [*found, kl]
 
 
 def shades(heat: Heat) -> np.ndarray:
@@ -82,7 +98,7 @@ def shades(heat: Heat) -> np.ndarray:
     )
 
 
-def render(trace: Trace) -> str:
+def render(trace: Numbers) -> str:
     """The page of a trace, as HTML."""
     ways = heats(trace)
     script = _environment().get_template("trace.js").render()
@@ -120,7 +136,7 @@ def _environment() -> "Environment":
     )
 
 
-def _blocks(trace: Trace, shade: np.ndarray) -> Iterator[Any]:
+def _blocks(trace: Numbers, shade: np.ndarray) -> Iterator[Any]:
     """Blocks of tokens as HTML, each ending at a line break."""
     from markupsafe import Markup
 
@@ -142,7 +158,7 @@ def _blocks(trace: Trace, shade: np.ndarray) -> Iterator[Any]:
         yield Markup("".join(parts))
 
 
-def _strip(trace: Trace) -> list[tuple[str, str]]:
+def _strip(trace: Numbers) -> list[tuple[str, str]]:
     """(network, path) of the epistemic mass along the answer, in a box of COLUMNS x 100."""
     T = len(trace.ids)
     edges = np.linspace(0, T, min(T, COLUMNS) + 1).astype(int)
@@ -159,7 +175,7 @@ def _strip(trace: Trace) -> list[tuple[str, str]]:
     return found
 
 
-def _data(trace: Trace, ways: list[Heat]) -> Any:
+def _data(trace: Numbers, ways: list[Heat]) -> Any:
     """Everything that the script shows, as JSON that cannot end the element that holds it."""
     from markupsafe import Markup
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from jaxdistill.tracing.record import FORK, NETWORKS, Trace, visible
+from jaxdistill.tracing.numbers import FORK, NETWORKS, Numbers, visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -14,7 +14,7 @@ MOST_LABELS = 90
 LONGEST = 24  # characters of a label
 
 
-def figure(trace: Trace) -> "Figure":
+def figure(trace: Numbers) -> "Figure":
     """Draw a trace; the figure belongs to no window, and a notebook shows it."""
     from matplotlib.figure import Figure
 

@@ -151,10 +151,9 @@ def read_row(run: Path, step: int, row: int) -> dict[str, Any]:
         record = parse_json(lines[row])
     except ValueError as error:
         raise UserError(f"{file}, row {row}: not JSON: {error}") from error
-    expected = {
-        "question": str, "answer": str, "response": str, "prompt_ids": list, "token_ids": list,
-        "logp": list, "advantage": float, "is_informed": bool, "correct": bool,
-    }  # fmt: skip
+    expected: dict[str, type] = dict.fromkeys(("question", "answer", "response"), str)
+    expected |= dict.fromkeys(("prompt_ids", "token_ids", "logp"), list)
+    expected |= {"advantage": float, "is_informed": bool, "correct": bool}
     missing = [name for name in ("token_ids", "logp", "teacher_prompt_ids") if name not in record]
     if missing:
         raise UserError(

@@ -128,33 +128,39 @@ def score_hidden(settings: Settings, scored: "Scored", answer: Answer) -> PerTok
 # ----------------------------------------------------------------------------- hidden states
 
 
-class Scored(NamedTuple):
-    """Hidden states at the answer's tokens (and padding after them), [1, T, D], with heads."""
+class Hidden(NamedTuple):
+    """A network's hidden states at the answer's tokens (and padding after them)."""
 
-    student: HiddenAndHead
-    others: OtherNetworks  # its reference is None if it predicts what the student predicts
+    hidden_BTD: Float[Array, "B T D"]
+    params: Any  # the head is a part or, tied to the embedding, the transpose of one
+
+
+class Scored(NamedTuple):
+    """The networks that have read the answer."""
+
+    student: Hidden
+    teacher: tuple[Hidden, ...]
+    teacher_mix: tuple[Any, ...]  # weights of their logits
+    reference: Hidden | None  # None if it predicts what the student predicts
 
 
 def hidden_states(settings: Settings, networks: Networks, answer: Answer) -> Scored:
     """Each network's hidden states; those with the same parameters and prompt share them."""
-    known: dict[tuple[int, bool], HiddenAndHead] = {}
+    known: dict[tuple[int, bool], Hidden] = {}
 
-    def of(params: Any, is_informed: bool) -> HiddenAndHead:
+    def of(params: Any, is_informed: bool) -> Hidden:
         prompt = answer.informed if is_informed else answer.plain
         key = id(params), is_informed and list(prompt) != list(answer.plain)
         if key not in known:
-            hidden_BTD = _forward(settings, params, prompt, answer.tokens)
-            known[key] = HiddenAndHead(hidden_BTD, parameters.head(params, settings.model))
+            known[key] = Hidden(_forward(settings, params, prompt, answer.tokens), params)
         return known[key]
 
     is_student = networks.reference is networks.student
     return Scored(
         student=of(networks.student, False),
-        others=OtherNetworks(
-            teacher=tuple(of(params, True) for params, _ in networks.teacher),
-            teacher_mix=tuple(weight for _, weight in networks.teacher),
-            reference=None if is_student else of(networks.reference, False),
-        ),
+        teacher=tuple(of(params, True) for params, _ in networks.teacher),
+        teacher_mix=tuple(weight for _, weight in networks.teacher),
+        reference=None if is_student else of(networks.reference, False),
     )
 
 
@@ -223,7 +229,7 @@ def _per_token(answer: Answer) -> tuple[Sampled, Rows]:
 
     sampled = Sampled(
         tokens_BT=np.asarray(answer.tokens, np.int32)[None],
-        # NaN stands for the student's own (`_completed`).
+        # NaN means the student's own (`_completed`).
         behaviour_logp_BT=(
             every(np.nan) if behaviour is None else np.asarray(behaviour, np.float32)[None]
         ),
@@ -259,12 +265,12 @@ def _in_chunks(
         at = np.minimum(np.arange(start, start + size), T - 1).reshape(parts, -1)
 
         def dealt(x: Any, at: np.ndarray = at) -> Any:
-            if isinstance(x, HiddenAndHead):
-                return x._replace(hidden_BTD=x.hidden_BTD[0][at])
+            if isinstance(x, Hidden):
+                return x._replace(hidden_BTD=x.hidden_BTD[0, at])
             return x[0][at] if isinstance(x, np.ndarray) else x
 
         chunk = jax.tree.map(
-            dealt, (scored, sampled, rows), is_leaf=lambda x: isinstance(x, HiddenAndHead)
+            dealt, (scored, sampled, rows), is_leaf=lambda x: isinstance(x, Hidden)
         )
         scores = jax.device_get(_score_chunk(*chunk, settings=settings, score=score))
         kept = min(size, T - start)
@@ -282,9 +288,19 @@ def _score_chunk(
     score: Callable[[Settings, Positions], Any],
 ) -> Any:
     ones_BT = jnp.ones_like(rows.advantage_BT)
+
+    def with_head(hidden: Hidden) -> HiddenAndHead:
+        return HiddenAndHead(hidden.hidden_BTD, parameters.head(hidden.params, settings.model))
+
+    others = OtherNetworks(
+        teacher=tuple(map(with_head, scored.teacher)),
+        teacher_mix=scored.teacher_mix,
+        reference=None if scored.reference is None else with_head(scored.reference),
+    )
     return chunked_scores(
         lambda positions: score(settings, _completed(positions)),
-        *scored,
+        with_head(scored.student),
+        others,
         PositionData(sampled, rows, mask_BT=ones_BT, loss_weight_BT=ones_BT),
         ChunkOptions(settings.chunk, settings.temperature, settings.teacher_temperature),
     )

@@ -12,7 +12,7 @@ from made_trace import HOSTILE, made_trace
 from rendering import WIDTHS, open_browser
 
 from jaxdistill.tracing import page
-from jaxdistill.tracing.record import visible
+from jaxdistill.tracing.numbers import visible
 
 
 class Elements(html.parser.HTMLParser):

@@ -53,9 +53,9 @@ def test_at_step_0_the_student_is_the_initial_model(folder):
 
 
 def test_without_a_checkpoint_of_the_step_a_note_says_which_student_it_is(folder):
-    trace = traced(folder, 1, 0, context="Solution('5 + 4')", objective="epi_gate")
+    trace = traced(folder, 1, 0, context="Solution('5 + 4')")
     assert trace.notes[0].startswith("The run has no checkpoint of step 1 (it has 2, 3)")
-    assert (trace.objective, trace.context) == ("epi_gate", "Solution(text='5 + 4')")
+    assert trace.context == "Solution(text='5 + 4')"
     assert "5 + 4" in trace.prompts[1]
 
 
@@ -64,7 +64,7 @@ def test_the_command_writes_page_and_json(folder, tmp_path, capsys):
     arguments = ["trace", str(folder), "--step", "2", "--row", "3", "--mesh", "fsdp=1"]
     assert cli.main([*arguments, "--out", str(page), "--json", str(numbers)]) == 0
     trace = Trace.from_json(numbers.read_bytes())
-    assert page.read_text(encoding="utf-8") == trace.html() or trace.finding() in page.read_text()
+    assert trace.finding() in page.read_text(encoding="utf-8")
     assert trace.finding() in capsys.readouterr().out
 
 

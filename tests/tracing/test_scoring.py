@@ -14,7 +14,6 @@ from jaxdistill.models import completions, parameters
 from jaxdistill.objectives import Positions, Rows, Sampled
 from jaxdistill.tracing import scoring
 from jaxdistill.tracing.scoring import Answer, Settings, score_answer
-from jaxdistill.training.chunked_objective import HiddenAndHead, OtherNetworks
 from jaxdistill.training.networks import Networks
 
 V, T = 64, 11
@@ -96,24 +95,25 @@ def test_a_trace_equals_logits_by_hand_from_packed_rows():
     def packed(network, prompt):
         before, after = [5, 6, 7, 8], [9, 10, 11]
         row = [*before, *prompt, *ANSWER.tokens, *after]
-        hidden_BTD = completions.packed_completion_hidden(
+        read = jax.jit(
+            functools.partial(
+                completions.packed_completion_hidden, config=MODEL, num_positions=T + 2
+            )
+        )
+        hidden_BTD = read(
             network,
-            MODEL,
             tokens_BS=np.array([row], np.int32),
             lengths_BA=np.array([[len(before), len(prompt) + T, len(after)]], np.int32),
             completion_lengths_BA=np.array([[1, T, 1]], np.int32),
-            num_positions=T + 2,
         )
-        return HiddenAndHead(hidden_BTD[:, 1:-1], parameters.head(network, MODEL))
+        return scoring.Hidden(hidden_BTD[:, 1:-1], network)
 
     student, teacher, reference = networks()
     scored = scoring.Scored(
         packed(student, ANSWER.plain),
-        OtherNetworks(
-            tuple(packed(network, ANSWER.informed) for network, _ in teacher),
-            tuple(weight for _, weight in teacher),
-            packed(reference, ANSWER.plain),
-        ),
+        tuple(packed(network, ANSWER.informed) for network, _ in teacher),
+        tuple(weight for _, weight in teacher),
+        packed(reference, ANSWER.plain),
     )
     check(scoring.score_hidden(SETTINGS, scored, ANSWER))
 
@@ -150,8 +150,14 @@ def full_vocabulary(objective, logits_BTV):
     return loss_BT[0], gradient_BTV[0]
 
 
+SLOW = ("sdpo", "opsd", "epi_gate", "srpo", "grpo")
+
+
 # Of the whole vocabulary and of samples, with weights, an edited target, factors of the batch.
-@pytest.mark.parametrize("name", ["sdpo", "epi_gate", "epi_anchor", "anti_e", "srpo"])
+@pytest.mark.parametrize(
+    "name",
+    ["epi_anchor", "anti_e", *(pytest.param(x, marks=pytest.mark.slow) for x in SLOW)],
+)
 def test_the_push_is_the_gradient_on_the_epistemic_tokens_logits(name):
     objective = objectives.PRESETS[name]()
     settings = Settings(model=MODEL, epistemic_ids=EPISTEMIC, objective=objective, chunk=4)
@@ -180,17 +186,18 @@ def test_a_divergence_of_the_whole_vocabulary_pushes_by_the_difference_of_the_ma
 
 
 def test_without_behaviour_log_probs_the_samples_are_the_students_own():
-    settings = Settings(model=MODEL, epistemic_ids=EPISTEMIC, objective=objectives.sdpo())
+    settings = Settings(
+        model=MODEL, epistemic_ids=EPISTEMIC, objective=objectives.epi_anchor(), chunk=4
+    )
     found = score_answer(settings, networks(), ANSWER._replace(behaviour_logp=None))
     np.testing.assert_allclose(found.weight, 1.0, atol=1e-6)  # an importance ratio of 1
 
 
 def test_the_chunk_program_is_compiled_once_whatever_the_length(compilations):
-    settings = Settings(model=MODEL, epistemic_ids=EPISTEMIC, alternatives=2, chunk=3)
     lengths = []
     for length in (5, 11, 9):
         score_answer(
-            settings,
+            SETTINGS,
             networks(),
             ANSWER._replace(tokens=ANSWER.tokens[:length], behaviour_logp=None),
         )
