@@ -30,6 +30,7 @@ LEVELS = (
     ("evaluation",),
     ("training",),
     ("config",),
+    ("tracing",),
     ("report",),
     ("run",),
     ("configs", "bench"),
@@ -51,7 +52,8 @@ OWNERS = {
 JAX_FREE = (
     "bench.work", "epistemic", "evaluation.analyze", "evaluation.intervals", "evaluation.measures",
     "evaluation.responses", "models.students", "report", "tasks.contexts", "tasks.grading",
-    "tasks.questions", "tasks.toy",
+    "tasks.questions", "tasks.toy", "tracing.numbers", "tracing.page",
+    "tracing.plot", "tracing.record",
 )  # fmt: skip
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 NEVER_CONFIG = ("losses", "objectives", "sampling")

@@ -6,7 +6,7 @@ released code truncates the finished prompt and loses the instruction and the ge
 sibling is drawn uniformly; the released code takes the first one of a length-sorted batch. A
 solution that is blank, for example once its thinking is removed, counts as no solution.
 
-A context is a frozen dataclass with one method, `compose(attempt) -> Shown | None`. A recipe may
+A context is a frozen dataclass with one method, `compose(attempt) -> Shown | None`; a recipe may
 define its own (`OwnContext`). If a prompt is too long, only the text in `Shown.solution` is
 truncated; if the rest alone is too long, the row is dropped.
 """
@@ -122,8 +122,7 @@ class Attempt(NamedTuple):
 
         A blank solution counts as none.
         """
-        if solution is not None and not solution.strip():
-            solution = None
+        solution = solution if solution and solution.strip() else None
         if solution is None and feedback is None:
             return None
         return Shown(self.question.prompt, solution, feedback)
@@ -161,16 +160,20 @@ class NoContext:
 class Solution:
     """c = s: a whole correct response, including its thinking."""
 
+    text: str | None = None  # shown in place of another response or the reference
+
     def compose(self, attempt: Attempt) -> Shown | None:
-        return attempt.show(attempt.solution)
+        return attempt.show(self.text or attempt.solution)
 
 
 @dataclass(frozen=True)
 class SolutionWithoutThinking:
     r"""c = s\think: a correct response without its thinking."""
 
+    text: str | None = None  # shown in place of another response or the reference
+
     def compose(self, attempt: Attempt) -> Shown | None:
-        return attempt.show(attempt.solution and remove_thinking(attempt.solution))
+        return attempt.show(remove_thinking(self.text or attempt.solution or ""))
 
 
 @dataclass(frozen=True)
@@ -186,6 +189,7 @@ class PartialSolution:
     """c = the first ceil(fraction * n) of the n words of the solution without its thinking."""
 
     fraction: float = 0.5
+    text: str | None = None  # shown in place of another response or the reference
 
     def __post_init__(self):
         if not 0.0 < self.fraction <= 1.0:
@@ -195,8 +199,8 @@ class PartialSolution:
             )
 
     def compose(self, attempt: Attempt) -> Shown | None:
-        solution = attempt.solution and remove_thinking(attempt.solution)
-        return attempt.show(solution and first_words(solution, self.fraction))
+        solution = remove_thinking(self.text or attempt.solution or "")
+        return attempt.show(first_words(solution, self.fraction))
 
 
 @dataclass(frozen=True)
@@ -233,8 +237,10 @@ class Feedback:
 class WrongSolution:
     """Control: an incorrect sibling's response, worded like a correct one."""
 
+    text: str | None = None  # shown in place of another response or the reference
+
     def compose(self, attempt: Attempt) -> Shown | None:
-        return attempt.show(attempt.wrong_solution)
+        return attempt.show(self.text or attempt.wrong_solution)
 
 
 @dataclass(frozen=True)
