@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from jaxdistill.report.heat import OPACITIES
 from jaxdistill.report.themes import DARK, LIGHT
 from jaxdistill.report.words import method_label, sentence
 
@@ -37,6 +38,7 @@ def _environment() -> "Environment":
         trim_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.globals["opacities"] = OPACITIES
     environment.filters |= {
         "hue": hue,
         "mark": lambda verdict: next(

@@ -11,6 +11,7 @@ from jaxdistill.report import (
     figures,
     findings,
     glossary,
+    heat,
     html,
     lead,
     markdown,
@@ -55,6 +56,7 @@ def write_study_report(study_dir: str | Path, *, words: Sequence[str] | None = N
         sweeps=sweeps(study),
         answered=examples.examples_of(study, shown.methods),
         words=words,
+        traces=heat.heated_answers(study),
         probes=tables.probe_tables(study),
         caveats=html.with_code(caveats.caveats(study, cells, judged, html.escaped_name)),
         warnings=caveats.warnings(study, cells),
@@ -95,6 +97,7 @@ def write_run_report(
         final_tables=final_tables(study, cells),
         answered=examples.examples_of(study, names[:3]),
         words=words,
+        traces=heat.heated_answers(study),
         settings=settings.settings_of(study),
         origins=[
             (method_label(method) if len(names) > 1 else "", settings.origin_of(run.folder))

@@ -12,6 +12,8 @@ from jaxdistill.report.findings import tabulate
 from jaxdistill.report.lead import cards, featured, finding_sentence
 from jaxdistill.report.load import load_runs, load_study_results
 
+LIKE_BASE = (0.801, *BASE_STATE[1:])  # a state of its own draws its own records
+
 
 def sentence_of(study):
     return finding_sentence(study, tabulate(study)).replace("\xa0", " ")
@@ -43,10 +45,10 @@ def test_the_harm_and_its_remedy_are_one_sentence_with_the_numbers_of_the_rows(s
     ("sdpo", "gate", "said", "num_problems"),
     [
         ((0.95, 5.0, 50.0, 0.9), BASE_STATE, "(SDPO) raised held-out accuracy", 60),
-        (BASE_STATE, BASE_STATE, "(SDPO) did not measurably change held-out accuracy", 400),
-        (BASE_STATE, BASE_STATE, "(SDPO) may have changed held-out accuracy or not", 5),
+        (LIKE_BASE, BASE_STATE, "(SDPO) did not measurably change held-out accuracy", 400),
+        (LIKE_BASE, BASE_STATE, "(SDPO) may have changed held-out accuracy or not", 5),
         (ENDS["main"]["sdpo"], BASE_STATE, "the epistemic gate prevents the loss: it ends", 200),
-        (ENDS["main"]["sdpo"], (0.55, 3.2, 41.0, 0.5), "gate is not clearly better", 60),
+        (ENDS["main"]["sdpo"], (0.551, 3.2, 41.0, 0.5), "gate is not clearly better", 60),
         (ENDS["main"]["sdpo"], (0.97, 3.2, 41.0, 0.5), "prevents the loss and gains", 60),
     ],
 )
