@@ -136,7 +136,7 @@ def smoothed(points: list[Point], width: int = SMOOTHING_STEPS) -> list[Point]:
     half = width // 2
     values = np.array([p[1:] for p in points])
     return [
-        Point(point.step, *values[max(0, i - half) : i + half + 1].mean(axis=0).tolist())
+        Point._make([point.step, *values[max(0, i - half) : i + half + 1].mean(axis=0).tolist()])
         for i, point in enumerate(points)
     ]
 

@@ -50,7 +50,8 @@ def examples_of(study: StudyResults, first: Sequence[str] = (), num: int = 3) ->
     for split in [s for s in study.splits if s != "train"] + ["train"]:
         answers = _answers_by_method(study, world, split)
         if len(answers) == 1:
-            answers = _answers_by_step(study, *answers, split)
+            (only,) = answers
+            answers = _answers_by_step(study, only, split)
             names = list(answers)
             pair = names[0], names[-1]
             return _choose(answers, world, split, pair=pair, first=list(answers), num=num)

@@ -148,10 +148,9 @@ def _moved(before: Cell, after: Cell) -> str:
     if difference.low > 0:
         return f"raised {what} {ends}"
     if max(-difference.low, difference.high) <= SMALL:
-        return f"did not measurably change {what} ({low} before, {high} after, a change of " + (
-            f"{change_text('accuracy', difference)})"
-        )
-    return f"may have changed {what} or not: {ends} is too noisy to tell"
+        by = change_text("accuracy", difference)
+        return f"did not measurably change {what} ({low} before, {high} after, {by})"
+    return f"leaves open whether {what} changed: {ends} is within the noise"
 
 
 def _verb(difference: Interval, verbs: tuple[str, str, str]) -> str:
@@ -174,10 +173,11 @@ def _remedy(base: Cell, harmed: Cell, best: Cell, rivals: int) -> str:
     if not fell.is_bounded or not helps.is_bounded:
         return f"{name} ends at {ends}"
     if fell.high >= 0:
-        return f"{name} ends at {ends}" if rivals == 1 else f"of the others {name} is best, {ends}"
+        which = name if rivals == 1 else f"the best of {rivals} others, {name},"
+        return f"{which} ends at {ends}"
     if helps.low <= 0:
-        than = "" if rivals == 1 else f"the best of {rivals} others, "
-        return f"{name}, {than}is not clearly better: {ends}"
+        which = name if rivals == 1 else f"the best of {rivals} others, {name},"
+        return f"{which} is not clearly better: {ends}"
     if against_base.high < 0:
         return f"{name} prevents part of the loss: it ends at {ends}"
     if against_base.low > 0:

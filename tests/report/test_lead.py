@@ -46,9 +46,9 @@ def test_the_harm_and_its_remedy_are_one_sentence_with_the_numbers_of_the_rows(s
     [
         ((0.95, 5.0, 50.0, 0.9), BASE_STATE, "(SDPO) raised held-out accuracy", 60),
         (LIKE_BASE, BASE_STATE, "(SDPO) did not measurably change held-out accuracy", 400),
-        (LIKE_BASE, BASE_STATE, "(SDPO) may have changed held-out accuracy or not", 5),
+        (LIKE_BASE, BASE_STATE, "(SDPO) leaves open whether held-out accuracy changed", 12),
         (ENDS["main"]["sdpo"], BASE_STATE, "the epistemic gate prevents the loss: it ends", 200),
-        (ENDS["main"]["sdpo"], (0.551, 3.2, 41.0, 0.5), "gate is not clearly better", 60),
+        (ENDS["main"]["sdpo"], (0.552, 3.2, 41.0, 0.5), "gate is not clearly better", 60),
         (ENDS["main"]["sdpo"], (0.97, 3.2, 41.0, 0.5), "prevents the loss and gains", 60),
     ],
 )
