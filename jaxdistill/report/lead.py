@@ -5,20 +5,21 @@ the interval is narrow, and unsettled if it is not.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from jaxdistill.evaluation.intervals import Interval
-from jaxdistill.evaluation.measures import MEASURES
+from jaxdistill.evaluation.measures import MEASURES, mean_of_rows
 from jaxdistill.report.findings import (
     BASE,
     Cell,
     CellKey,
     change,
     is_measured,
+    last_rows,
     references,
 )
-from jaxdistill.report.load import Run, StudyResults
+from jaxdistill.report.load import AXES, Row, Run, StudyResults
 from jaxdistill.report.words import (
     change_text,
     method_label,
@@ -200,10 +201,29 @@ def _of_runs(study: StudyResults, cells: dict[CellKey, Cell]) -> str:
         (cell,) = trained
         return _of_one(cell, starts.get((world, cell.method, split)))
     trained.sort(key=lambda cell: -cell.value("accuracy"))
-    if not trained:
-        (cell,) = here
-        return f"the base model has {_value(cell)}, and nothing else was evaluated"
-    return _of_several(trained, starts)
+    if trained:
+        return _of_several(trained, starts)
+    begin = f"the base model has {_value(here[0])}" if here else "the base model was not evaluated"
+    return "; ".join([begin, *_of_sweeps(study, world, split)])
+
+
+def _of_sweeps(study: StudyResults, world: str, split: str) -> Iterator[str]:
+    """A clause per method of a study that varies coverage or context alone: where it ends."""
+    groups: dict[str, dict[str, list[Row]]] = {}
+    for row in study.sweep_rows:
+        if (row["world"], row["split"]) == (world, split):
+            label = ", ".join(f"{axis} {row[axis]}" for axis in AXES if row.get(axis) is not None)
+            groups.setdefault(row["method"], {}).setdefault(label, []).append(row)
+    for method, by_label in groups.items():
+        means = {
+            label: mean_of_rows(last_rows(rows), "accuracy") for label, rows in by_label.items()
+        }
+        ends = [(value, label) for label, value in means.items() if value is not None]
+        low, high = (
+            f"{value_text('accuracy', v)} ({label})" for v, label in (min(ends), max(ends))
+        )
+        between = f"between {low} and {high}" if len(ends) > 1 else f"at {low}"
+        yield f"{method_label(method)} ends {between}"
 
 
 def _of_one(cell: Cell, start: Cell | None) -> str:

@@ -112,7 +112,10 @@ def load_runs(run_dirs: Sequence[str | Path]) -> StudyResults:
                 f"{folder}: not a run folder (no config.json); give one that `train` wrote"
             )
         read_object(folder / "config.json")
-        runs["", name, 0] = run = load_run(folder)
+        run = load_run(folder)
+        # A folder of this name that was trained is no baseline of the others.
+        name = f"{folder.resolve().parent.name}/{name}" if name == BASE and run.metrics else name
+        runs["", name, 0] = run
         rows += _rows_of_evals(run, name)
     return StudyResults(folders[0].parent, {"name": ", ".join(key[1] for key in runs)}, rows, runs)
 

@@ -117,3 +117,15 @@ def test_several_runs_are_ordered_and_a_difference_within_noise_is_called_so(stu
     assert "does not settle" not in text
     twin = shutil.copytree(run, run.parent / "twin")
     assert "which does not settle that they differ" in sentence_of(load_runs([run, twin]))
+
+
+def test_a_study_of_coverage_alone_says_where_its_method_ends(tmp_path):
+    axes = [{"coverage": 8}, {"coverage": 64}]
+    folder = build_study(tmp_path / "s", ends=ONE_METHOD, num_problems=4, sweeps=axes)
+    rows = json.loads((folder / "summary.json").read_text())
+    rows = [row for row in rows if row["method"] == "base" or "coverage" in row]
+    for row in rows:
+        row["accuracy"] = {8: 0.25, 64: 0.5}.get(row.get("coverage"), row["accuracy"])
+    (folder / "summary.json").write_text(json.dumps(rows))
+    text = sentence_of(load_study_results(folder))
+    assert text.endswith("; SDPO ends between 25.0% (coverage 8) and 50.0% (coverage 64).")
