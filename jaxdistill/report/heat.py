@@ -75,8 +75,13 @@ def _tokens(trace: Trace, levels: list[int]) -> Iterator[Token]:
     names = ("student", "teacher", "reference")[: 3 if trace.has_reference else 2]
     for t, level in enumerate(levels):
         masses = (f"{name} {trace.mass[t, n]:.2f}" for n, name in enumerate(names))
+        # The space before a word is not coloured with it.
+        text = trace.texts[t]
+        word = text[1:] if text[:1] == " " and text[1:].strip() else text
+        if word != text:
+            yield Token(" ", "", is_epistemic=False, says="")
         yield Token(
-            text=visible(trace.texts[t]),
+            text=visible(word),
             shade=f"s{level}" if level else "",
             is_epistemic=int(trace.ids[t]) in trace.epistemic_ids,
             says=f"epistemic mass: {', '.join(masses)}",

@@ -102,8 +102,9 @@ def expression(value: Any) -> str:
         fields = [f"{k}={expression(v)}" for k, v in value.items() if k != "type" and _says(v)]
         return f"{value.get('type', '')}({', '.join(fields)})"
     if isinstance(value, list):
-        return f"({', '.join(map(expression, value))})"
-    return value if isinstance(value, str) else repr(value)
+        end = "," if len(value) == 1 else ""
+        return f"({', '.join(map(expression, value))}{end})"
+    return repr(value)
 
 
 def all_types(value: Any) -> Iterator[str]:
@@ -124,7 +125,7 @@ def _pairs(config: dict[str, Any]) -> Iterator[Pair]:
         if label == "evaluated on" and isinstance(value, list):
             value = ", ".join(_split_text(split) for split in value)
         if value is not None and value != "":
-            yield label, expression(value)
+            yield label, value if isinstance(value, str) else expression(value)
 
 
 def _split_text(split: Any) -> str:
