@@ -39,7 +39,7 @@ class Settings(NamedTuple):
 
 
 def settings_of(study: StudyResults) -> Settings:
-    """The settings in `SHOWN` of every run; of several seeds the first stands for all."""
+    """The settings in `SHOWN` of every run; of several seeds, of the first."""
     configs = configs_of(study)
     rows = {key: dict(_pairs(config)) for key, config in configs.items()}
     labels = [label for label, _ in SHOWN if any(label in row for row in rows.values())]
