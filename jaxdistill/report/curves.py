@@ -115,8 +115,8 @@ def _series(cells: list[Cell], measure: str) -> list[Point]:
         if math.isnan(value) or not values:
             continue
         found = interval(cell.clusters[measure]) if measure in cell.clusters else None
-        bounds = (found.low, found.high) if found else (math.nan, math.nan)
-        points.append(Point(cell.step, value, min(values), max(values), *bounds))
+        point = Point(step=cell.step, value=value, lowest=min(values), highest=max(values))
+        points.append(point._replace(low=found.low, high=found.high) if found else point)
     return points
 
 

@@ -159,13 +159,19 @@ def picture(
 
     png = {}
     for width in (WIDE, NARROW):
+        places: list[Any] = []
         for theme in (LIGHT, DARK):
             buffer = io.BytesIO()
             with matplotlib.rc_context(theme.settings), warnings.catch_warnings():
                 # A letter that the font lacks is drawn as a box; the tables show the whole name.
                 warnings.filterwarnings("ignore", "Glyph .* missing from font")
                 drawn = draw(theme, width)
+                if places:  # the layout is half of the work, and a theme changes colours alone
+                    drawn.set_layout_engine("none")
+                    for ax, place in zip(drawn.axes, places, strict=True):
+                        ax.set_position(place)
                 drawn.savefig(buffer, format="png", dpi=DPI[width], metadata={"Software": None})
+            places = [ax.get_position() for ax in drawn.axes]
             png[width, theme.name] = buffer.getvalue()
     return Picture(
         name=name,
