@@ -117,6 +117,10 @@ def test_nothing_is_cut_off_or_fetched_and_a_long_answer_opens_in_three_seconds(
                 for t in forks[:3]:
                     browser.press("n")
                     assert browser.run("at") == t
+                    # The panel does not cover the token: it is what a tap there would meet.
+                    box = "nodes[at].getBoundingClientRect()"
+                    met = f"document.elementFromPoint({box}.left + 3, {box}.top + 3)"
+                    assert browser.run(f"places.get({met})") == t
                 browser.press("p")
                 assert browser.run("at") == forks[1]
                 browser.run("show(T - 1, true)")
