@@ -75,11 +75,6 @@ def test_the_text_stands_in_the_page_with_the_heat_of_doubt(elements):
         assert abs(np.sign(fall) * 8 * abs(fall) ** 0.5 - shade) <= 0.5 + (abs(fall) < 0.01)
 
 
-def test_control_and_direction_characters_are_shown_as_symbols():
-    assert visible(HOSTILE).endswith("&\ufffd␀")
-    assert visible("e\u0301 👩\u200d🔬\n") == "e\u0301 👩\u200d🔬\n"
-
-
 def test_a_trace_without_reference_and_objective_shows_neither():
     text = made_trace(reference="", objective="").html()
     data = json.loads(Elements(text).of("script")[0][1])
