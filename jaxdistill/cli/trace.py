@@ -145,14 +145,23 @@ def check_flags(options: argparse.Namespace) -> None:
     for name, value in (("--step", options.step), ("--row", options.row)):
         if value is not None and value < 0:
             raise UserError(f"{name} must be at least 0, got {value}")
+    for name, file in (("--out", options.out), ("--json", options.json)):
+        if file is not None and file.is_dir():
+            raise UserError(f"{name} {file} is a folder; name a file")
     require_positive(options.alternatives, "--alternatives")
     require_positive(options.max_new_tokens, "--max-new-tokens")
 
 
 def _of_models(options: argparse.Namespace, asked: tuple[Any, Any], chosen: dict[str, Any]) -> Any:
     from jaxdistill import api
+    from jaxdistill.storage.loading import open_weights
 
     mesh = chosen.pop("mesh")
-    model = api.load(options.model, mesh=mesh)
-    reference = None if options.reference is None else api.load(options.reference, mesh=mesh)
+
+    def load(name: str) -> api.Model:
+        opened = open_weights(name, mesh, progress=True, verify=options.verify)
+        return api.Model(*opened, mesh=mesh)
+
+    model = load(options.model)
+    reference = None if options.reference is None else load(options.reference)
     return api.trace(model, *asked, reference=reference, enable_thinking=options.thinking, **chosen)

@@ -56,8 +56,7 @@ def _require_fields(name: str, template: str, expected: set[str]) -> None:
     except ValueError as error:  # a lone brace
         found = str(error)
     else:
-        # `parse` gives (literal text, field, format spec, conversion); a trailing literal has
-        # field None.
+        # (literal text, field, format spec, conversion); a trailing literal has field None.
         fields = [piece for piece in pieces if piece[1] is not None]
         is_plain = all(spec == "" and conversion is None for _, _, spec, conversion in fields)
         if is_plain and {field for _, field, _, _ in fields} == expected:

@@ -292,7 +292,7 @@ def trace_question(
         ),
         Named(
             question=question.prompt,
-            context=repr(context),
+            context=written(context),
             model=model,
             reference=reference,
             notes=notes,
@@ -302,6 +302,21 @@ def trace_question(
 
 
 # --------------------------------------------------------------------------- choices as text
+
+
+def written(choice: Any) -> str:
+    """A choice as one would write it: what is not as by default.
+
+    >>> from jaxdistill.tasks.contexts import PartialSolution, Solution
+    >>> written(Solution()), written(PartialSolution(0.25))
+    ('Solution()', 'PartialSolution(fraction=0.25)')
+    """
+    changed = {field.name: getattr(choice, field.name) for field in fields(choice)}
+    for field in fields(choice):
+        if field.default == changed[field.name]:
+            del changed[field.name]
+    inside = ", ".join(f"{name}={value!r}" for name, value in changed.items())
+    return f"{type(choice).__name__}({inside})"
 
 
 def context_of(context: Context | str, own: Classes | None = None) -> Context:

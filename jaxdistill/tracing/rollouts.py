@@ -31,6 +31,7 @@ from jaxdistill.tracing.answers import (
     objective_of,
     trace_answer,
     trace_question,
+    written,
 )
 from jaxdistill.tracing.record import Trace
 from jaxdistill.tracing.scoring import Answer
@@ -204,10 +205,10 @@ def trace_rollout(
             template=experience.template,
             thinking=experience.teacher_mode,
         )
-        is_informed, shown = True, repr(context)
+        is_informed, shown = True, written(context)
     else:
         informed = record["teacher_prompt_ids"] or plain
-        is_informed, shown = record["is_informed"], repr(experience.context)
+        is_informed, shown = record["is_informed"], written(experience.context)
         if record["teacher_prompt_ids"] is None:
             notes.append("The run has no teacher: it is shown what the student is shown.")
         elif not is_informed:

@@ -18,6 +18,8 @@ MISTAKES = [
     ([*ASKED, "--context", "Solution(x y)"], "quote text inside a call"),
     ([*ASKED, "--context", "AnswerOnly()", "--objective", "sdop"], "did you mean sdpo"),
     (ROW, "no run folder"),
+    ([*ASKED, "--out", "/proc"], "--out /proc cannot be written"),
+    ([*ASKED, "--json", "/"], "--json / is a folder; name a file"),
     ([*ASKED, "--json", "/proc/nowhere/x.json"], "--json /proc/nowhere/x.json cannot be written"),
     ([*ASKED, "--out", "/proc/nowhere/x.html"], "--out /proc/nowhere/x.html cannot be written"),
 ]

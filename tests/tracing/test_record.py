@@ -1,4 +1,4 @@
-"""What a trace says of itself, and that its JSON holds all of it."""
+"""A trace as JSON holds all of it, and what is none is refused."""
 
 import dataclasses
 import json
@@ -9,38 +9,6 @@ from made_trace import made_trace
 
 from jaxdistill.errors import UserError
 from jaxdistill.tracing.record import Trace
-
-
-def with_masses(student, teacher, reference=None):
-    T = len(student)
-    mass = np.stack([student, teacher, student if reference is None else reference], axis=1)
-    trace = made_trace(T, reference="" if reference is None else "base")
-    return dataclasses.replace(trace, mass=mass)
-
-
-@pytest.mark.parametrize(
-    ("masses", "sentence"),
-    [
-        (([0.9, 0.2, 0.0, 0.0, 0.0], [0.2, 0.15, 0.0, 0.0, 0.0]), "At 1 of 5 tokens the teacher t"),
-        (([0.1] * 5, [0.6, 0.1, 0.1, 0.1, 0.1]), "At 1 of 5 tokens the teacher would voice more"),
-        (([0.1] * 5, [0.1] * 5), "At none of 5 tokens"),
-        (([0.0] * 5, [0.0] * 5, [0.9, 0.9, 0.0, 0.0, 0.0]), "At 2 of 5 tokens the student no"),
-    ],
-)  # fmt: skip
-def test_the_finding_counts_the_tokens_at_which_doubt_falls(masses, sentence):
-    trace = with_masses(*map(np.array, masses))
-    assert trace.finding().startswith(sentence)
-
-
-def test_forks_are_where_a_tenth_of_the_doubt_is_taken_or_lost():
-    trace = with_masses(
-        np.array([0.5, 0.5, 0.0, 0.0, 0.2]),
-        np.array([0.1, 0.45, 0.0, 0.3, 0.2]),
-        np.array([0.5, 0.5, 0.3, 0.0, 0.25]),
-    )
-    assert trace.forks() == [0, 2]
-    assert "student 1.2, teacher 1.1, reference 1.6" in trace.expectation()
-    assert repr(trace).count("\n  token ") == 2
 
 
 @pytest.mark.parametrize("reference", ["base", ""])

@@ -44,6 +44,7 @@ def test_the_student_of_the_same_step_gives_the_samplers_log_probs(folder, monke
     assert abs(trace.logp[:, 0] - trace.logp[:, 2]).max() > 1e-3
     assert trace.has_objective
     assert trace.notes == ()
+    assert trace.context == "AnswerOnly()"
 
 
 def test_at_step_0_the_student_is_the_initial_model(folder):

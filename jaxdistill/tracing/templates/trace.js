@@ -78,10 +78,12 @@ function objective(t) {
 }
 
 function show(t, moves) {
+  document.getElementById("panel").classList.remove("folded");
   if (at >= 0) nodes[at].classList.remove("here");
   at = t;
   nodes[t].classList.add("here");
-  if (moves) nodes[t].scrollIntoView({ block: "center" });
+  // On a narrow screen the panel covers the lower half.
+  if (moves) nodes[t].scrollIntoView({ block: innerWidth <= 900 ? "start" : "center" });
   const here = document.getElementById("here");
   here.setAttribute("x", (480 * (t + 0.5)) / T - 0.5);
   here.style.opacity = 0.8;
@@ -147,7 +149,8 @@ text.addEventListener("click", (event) => {
   show(t, false);
 });
 document.addEventListener("click", (event) => {
-  const { heat: chosen, walk: way } = event.target.dataset ?? {};
+  const { heat: chosen, walk: way, fold } = event.target.dataset ?? {};
+  if (fold !== undefined) document.getElementById("panel").classList.toggle("folded");
   if (chosen !== undefined) colour(Number(chosen));
   if (way !== undefined) { isKept = true; walk(way); }
 });
