@@ -83,7 +83,7 @@ WHEN: dict[type, dict[str, str]] = {
         "save_checkpoints": "in studies of many small runs",
         "rollouts_every": "1 to keep the samples of all steps",
         "rollouts_rows": "None to keep all of a step's rows",
-        "rollouts_token_ids": "to score or train on the saved samples again",
+        "rollouts_token_ids": "to trace saved samples token by token, or to train on them again",
         "export": "if nobody loads the trained model",
         "seed": "for repetitions of a run",
         "grace_seconds": "what your cluster leaves after SIGTERM, less a few seconds",

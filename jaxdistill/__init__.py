@@ -15,9 +15,15 @@ Invalid input raises `jd.UserError` with a message of one line. Everything else 
 __version__ = "0.1.0"
 
 # The modules of the other public names, which are imported on first access (PEP 562).
-_HOMES = {"Model": "api", "Sampling": "sampling", "UserError": "errors", "load": "api"}
+_HOMES = {
+    "Model": "api",
+    "Sampling": "sampling",
+    "UserError": "errors",
+    "load": "api",
+    "trace": "api",
+}
 
-__all__ = ["Model", "Sampling", "UserError", "__version__", "load"]  # pyright: ignore
+__all__ = ["Model", "Sampling", "UserError", "__version__", "load", "trace"]  # pyright: ignore
 
 
 def __getattr__(name: str):

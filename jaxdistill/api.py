@@ -10,7 +10,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,11 @@ from jaxdistill.tasks.grading import Verdict, grade_all
 from jaxdistill.tasks.grading.math import grade_math
 from jaxdistill.tasks.grading.verdict import Grader
 from jaxdistill.tasks.questions import Question
+
+if TYPE_CHECKING:
+    from jaxdistill.objectives import Objective
+    from jaxdistill.tasks.contexts import Context
+    from jaxdistill.tracing.record import Trace
 
 
 def load(
@@ -131,6 +136,16 @@ class Model:
     def _has_tokenizer(self) -> bool:
         return any((self.folder / name).is_file() for name in hf_files.TOKENIZER_FILES)
 
+    @property
+    def _policy(self) -> loading.Policy:
+        return loading.Policy(
+            config=self.config,
+            params=self.params,
+            tokenizer=self.tokenizer,
+            stop_ids=self.stop_ids,
+            tokenizer_folder=self.folder,
+        )
+
     def logits(
         self, tokens_BS: Any, mask_BS: Any = None, *, dtype: str = "auto", attention: str = "auto"
     ) -> Float[Array, "B S V"]:
@@ -222,15 +237,8 @@ class Model:
         check_seed("seed", seed)
         if not prompts:
             return []
-        policy = loading.Policy(
-            config=self.config,
-            params=self.params,
-            tokenizer=self.tokenizer,
-            stop_ids=self.stop_ids,
-            tokenizer_folder=self.folder,
-        )
         engine = Engine(
-            policy,
+            self._policy,
             mesh=self.mesh,
             dtype=dtype,
             cache_dtype=cache_dtype,
@@ -305,6 +313,62 @@ def _generated(drawn: Rollouts, is_graded: bool) -> list[Generated]:
             )
         )
     return found
+
+
+# ---------------------------------------------------------------------------- traces
+
+
+def trace(
+    model: Model,
+    question: str | Question,
+    response: str | Sequence[int] | None = None,
+    *,
+    context: "Context | str",
+    reference: Model | None = None,
+    teacher: Model | None = None,
+    objective: "Objective | str | None" = None,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+    enable_thinking: bool | None = None,
+    **how: Any,
+) -> "Trace":
+    """Trace an answer token by token: what student, teacher and reference would have said.
+
+    The student is `model`. The teacher sees the question under `context`, such as
+    `Solution("...")` of `jaxdistill.tasks.contexts`, or its text; it is `teacher`, else the
+    reference, else the student itself. Without a `response` (text, or token ids) the student
+    samples one. `objective`, also a preset's name such as "sdpo", adds its weight at each token and
+    where it pushes doubt. `how` are fields of `tracing.answers.How`, such as `alternatives=5`.
+    Show the result with `.html("trace.html")`, `.plot()`, `.to_json()` or `print`. Raises UserError
+    for malformed input and for networks of different architectures.
+    """
+    # Training's modules take a second to import, which `load` can do without.
+    from jaxdistill.tracing import answers
+    from jaxdistill.training.networks import Networks
+
+    informed = teacher or reference or model
+    for name, other in (("reference", reference), ("teacher", teacher)):
+        if other is not None and other.config != model.config:
+            raise UserError(f"`{name}` has another architecture than the model: {other!r:.80}")
+    networks = Networks(
+        student=model.params,
+        teacher=((informed.params, 1.0),),
+        reference=(reference or model).params,
+    )
+    settings = answers.how_of(mesh=model.mesh, objective=answers.objective_of(objective), **how)
+    return answers.trace_question(
+        model._policy,
+        networks,
+        question,
+        response,
+        context,
+        model=answers.name_of_folder(model.folder),
+        reference="" if reference is None else answers.name_of_folder(reference.folder),
+        thinking=enable_thinking,
+        sampling=sampling,
+        seed=seed,
+        how=settings,
+    )
 
 
 # ---------------------------------------------------------------------------- logits

@@ -72,7 +72,7 @@ class RunConfig:
     save_checkpoints: bool = True  # False: for runs whose weights are not needed
     rollouts_every: int = 10  # steps between saved files of rollouts; 0: none
     rollouts_rows: int | None = ROLLOUTS_ROWS  # rows per saved step; None: all
-    rollouts_token_ids: bool = False  # save prompts and responses as token ids too
+    rollouts_token_ids: bool = False  # save ids, log-probs and the teacher's prompt, for `trace`
     # The run stops with exit code 3 after this many steps in a row whose updates were all skipped
     # because loss or gradient was not finite; None: no limit.
     max_skipped_steps: int | None = 5

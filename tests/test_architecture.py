@@ -30,6 +30,7 @@ LEVELS = (
     ("evaluation",),
     ("training",),
     ("config",),
+    ("tracing",),
     ("report",),
     ("run",),
     ("configs", "bench"),
@@ -52,7 +53,8 @@ JAX_FREE = (
     "bench.work", "epistemic", "evaluation.analyze", "evaluation.intervals", "evaluation.measures",
     "evaluation.protocols", "evaluation.responses", "evaluation.saved", "evaluation.summary",
     "models.students", "report", "tasks.contexts", "tasks.grading",
-    "tasks.questions", "tasks.toy",
+    "tasks.questions", "tasks.toy", "tracing.numbers", "tracing.page",
+    "tracing.plot", "tracing.record",
     "evaluation.compare", "evaluation.compare_table", "evaluation.replies",
 )  # fmt: skip
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}

@@ -15,8 +15,8 @@ class Page(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.tags, self.attributes, self.links, self.open, self.text = [], [], [], [], ""
-        self.policies = []
+        self.tags, self.attributes, self.open, self.text = [], [], [], ""
+        self.pictures, self.anchors, self.ids, self.policies = [], [], [], []
         self.feed(text)
         assert self.open == []
 
@@ -25,7 +25,9 @@ class Page(HTMLParser):
         self.attributes += [key for key, _ in attrs]
         if ("http-equiv", "Content-Security-Policy") in attrs:
             self.policies.append(dict(attrs)["content"])
-        self.links += [value for key, value in attrs if key in ("src", "href", "srcset")]
+        self.pictures += [value for key, value in attrs if key in ("src", "srcset")]
+        self.anchors += [value for key, value in attrs if key == "href"]
+        self.ids += [value for key, value in attrs if key == "id"]
         if tag not in VOID:
             self.open.append(tag)
 

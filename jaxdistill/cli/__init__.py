@@ -25,6 +25,7 @@ from jaxdistill.cli import (
     list,
     report,
     sample,
+    trace,
     train,
 )
 from jaxdistill.cli.parser import Parser
@@ -161,6 +162,7 @@ def build_parser() -> argparse.ArgumentParser:
         sample,
         eval,
         guide,
+        trace,
         grade,
         analyze,
         compare,

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ def response_record(
 ) -> dict[str, Any]:
     """Return the record of one response: `RECORD_FIELDS`, then the task's own numbers.
 
-    `token_ids` adds `prompt_ids` and `token_ids`, without padding and with the stop token.
+    `token_ids` adds `prompt_ids`, `token_ids` and the sampler's `logp` of these, without
+    padding and with the stop token.
 
     The words counted are always the paper's ten, so records of runs with different lexicons can be
     compared. Raises UserError if one of the task's names is already taken.
@@ -52,6 +53,8 @@ def response_record(
         prompt_mask_P, mask_T = rollouts.prompt_mask_BP[row] > 0, rollouts.mask_BT[row] > 0
         record["prompt_ids"] = rollouts.prompt_ids_BP[row][prompt_mask_P].tolist()
         record["token_ids"] = rollouts.tokens_BT[row][mask_T].tolist()
+        # Seven digits distinguish float32 numbers.
+        record["logp"] = [float(f"{logp:.7g}") for logp in rollouts.logp_BT[row][mask_T].tolist()]
     if question.system is not None or question.earlier:
         record["messages"] = messages(question)  # all that was asked; `question` is its last turn
     facts = facts_of(task, question, response)
@@ -127,12 +130,22 @@ def write_rollouts(
     rows: int | None = ROLLOUTS_ROWS,
     *,
     token_ids: bool = False,
+    more: Callable[[int], dict[str, Any]] | None = None,
 ) -> None:
-    """Write a step's first `rows` rollouts (None: all) as records to step_NNNNNN.jsonl."""
+    """Write a step's first `rows` rollouts (None: all) as records to step_NNNNNN.jsonl.
+
+    `more(row)` are further fields of a row's record.
+    """
     folder.mkdir(exist_ok=True)
     kept = range(len(rollouts.responses))[:rows]
     records = [response_record(task, rollouts, row, token_ids=token_ids) for row in kept]
-    _write_jsonl(folder / f"step_{rollouts.address.step:06d}.jsonl", records)
+    if more is not None:
+        records = [record | more(row) for row, record in enumerate(records)]
+    _write_jsonl(rollouts_file(folder, rollouts.address.step), records)
+
+
+def rollouts_file(folder: Path, step: int) -> Path:
+    return folder / f"step_{step:06d}.jsonl"
 
 
 def _write_jsonl(file: Path, records: list[dict[str, Any]]) -> None:

@@ -18,6 +18,7 @@ from jaxdistill.report.findings import (
     judge,
 )
 from jaxdistill.report.load import StudyResults
+from jaxdistill.report.settings import commit_text, versions_text
 from jaxdistill.report.words import change_text, method_label, value_text, world_label
 
 # Below this copy fidelity, copying errors explain part of a fall in accuracy. Chosen, not measured:
@@ -76,7 +77,7 @@ def warnings(study: StudyResults, cells: dict[CellKey, Cell]) -> list[str]:
 
 
 def provenance_line(study: StudyResults) -> list[tuple[str, str]]:
-    """Name, command, versions, device and duration, as far as study.json has them."""
+    """Command, commit, versions, device and duration, as far as study.json has them."""
     info = study.info
     pairs = [
         (key, str(info[key]))
@@ -86,10 +87,9 @@ def provenance_line(study: StudyResults) -> list[tuple[str, str]]:
     if isinstance(info.get("seconds"), int | float):
         minutes, seconds = divmod(round(info["seconds"]), 60)
         pairs.append(("duration", f"{minutes} min {seconds} s"))
-    versions = info.get("versions") or {}
-    if isinstance(versions, dict) and versions:
-        pairs.append(("versions", ", ".join(f"{name} {v}" for name, v in versions.items())))
-    return pairs
+    pairs.append(("commit", commit_text(info.get("git"))))
+    pairs.append(("versions", versions_text(info.get("versions") or {})))
+    return [pair for pair in pairs if pair[1]]
 
 
 def _cause(cells: dict[CellKey, Cell]) -> str:

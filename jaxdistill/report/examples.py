@@ -1,6 +1,6 @@
 """Choose problems to show with each model's answer, by rules that ignore the answers' wording."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,10 +21,13 @@ class Answer(NamedTuple):
     note: str
 
 
-class AnswerPair(NamedTuple):
+class SameProblem(NamedTuple):
+    """A problem with the answers that are shown beside each other, and those that are folded."""
+
     question: str
     gold: str
     answers: list[Answer]
+    others: list[Answer]
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,13 @@ class Examples:
     """Problems to show, and the sentence that says how they were chosen."""
 
     how_chosen: str
-    examples: list[AnswerPair]
+    examples: list[SameProblem]
 
 
-def examples_of(study: StudyResults, num: int = 3) -> Examples:
+def examples_of(study: StudyResults, first: Sequence[str] = (), num: int = 3) -> Examples:
     """Problems of the first world at the final step, with each model's first answer (rollout 0).
 
+    The answers of the methods `first` are beside each other, or those of all if it names none.
     Problems where the base is right and SDPO is wrong come first; within each kind the order is
     that of the ids. No problem is chosen by the wording of its answers.
     """
@@ -45,13 +49,43 @@ def examples_of(study: StudyResults, num: int = 3) -> Examples:
     # Evaluations of unseen problems are preferred to those of training problems.
     for split in [s for s in study.splits if s != "train"] + ["train"]:
         answers = _answers_by_method(study, world, split)
+        if len(answers) == 1:
+            (only,) = answers
+            answers = _answers_by_step(study, only, split)
+            names = list(answers)
+            pair = names[0], names[-1]
+            return _choose(answers, world, split, pair=pair, first=list(answers), num=num)
         if answers:
-            return _choose(answers, world, split, num)
+            shown = first or list(answers)
+            return _choose(answers, world, split, pair=(BASE, HARMED), first=shown, num=num)
     rollouts = [(method, run) for (_, method, _), run in study.runs.items()]
     return _from_rollouts(rollouts, num)
 
 
-def _choose(answers: dict[str, dict[str, list[Row]]], world: str, split: str, num: int) -> Examples:
+def _answers_by_step(
+    study: StudyResults, method: str, split: str
+) -> dict[str, dict[str, list[Row]]]:
+    """ "step 0" and "step 30" of the only method: what its training changed."""
+    world = study.worlds[0]
+    rows = study.select(world=world, method=method, split=split)
+    run = study.runs[world, method, min(row["seed"] for row in rows)]
+    found = {}
+    for step in sorted({min(row["step"] for row in rows), max(row["step"] for row in rows)}):
+        if records := run.records(step, split):
+            found[f"step {step}"] = _grouped(records, lambda r: str(r["question_id"]))
+    return found
+
+
+def _choose(
+    answers: dict[str, dict[str, list[Row]]],
+    world: str,
+    split: str,
+    *,
+    pair: tuple[str, str],
+    first: Sequence[str],
+    num: int,
+) -> Examples:
+    """Problems that the first of the `pair` has right and the second wrong, then the others."""
     shared = sorted(set.intersection(*(set(by_id) for by_id in answers.values())))
 
     def is_right(method: str, question_id: str) -> bool:
@@ -59,20 +93,28 @@ def _choose(answers: dict[str, dict[str, list[Row]]], world: str, split: str, nu
 
     place = f"{split_label(split)} problems" + (f" of the {world_label(world)}" if world else "")
     how = f"The first of {len(shared)} {place}, in the order of their ids."
-    if BASE in answers and HARMED in answers:
-        lost = [i for i in shared if is_right(BASE, i) and not is_right(HARMED, i)]
-        won = [i for i in shared if is_right(HARMED, i) and not is_right(BASE, i)]
+    before, after = pair
+    if before in answers and after in answers and before != after:
+        lost = [i for i in shared if is_right(before, i) and not is_right(after, i)]
+        won = [i for i in shared if is_right(after, i) and not is_right(before, i)]
         shown = "problems of the former kind" if lost else "problems in the order of their ids"
         how = (
-            f"Of {len(shared)} {place}, the base's first answer is right and SDPO's wrong on "
+            f"Of {len(shared)} {place}, {_possessive(before)} first answer is right and "
+            f"{_possessive(after)} wrong on "
             f"{len(lost)}, the reverse on {len(won)}. Each model's first answer is shown, "
             f"for the first {shown}."
         )
         shared = lost + [i for i in shared if i not in set(lost)]
-    return Examples(how, [_example(answers, question_id) for question_id in shared[:num]])
+    return Examples(how, [_example(answers, question_id, first) for question_id in shared[:num]])
 
 
-def _example(answers: dict[str, dict[str, list[Row]]], question_id: str) -> AnswerPair:
+def _possessive(model: str) -> str:
+    return {BASE: "the base's", HARMED: "SDPO's"}.get(model, f"{model}'s")
+
+
+def _example(
+    answers: dict[str, dict[str, list[Row]]], question_id: str, first: Sequence[str]
+) -> SameProblem:
     head = next(iter(answers.values()))[question_id][0]
     shown = []
     for method, by_id in answers.items():
@@ -81,7 +123,12 @@ def _example(answers: dict[str, dict[str, list[Row]]], question_id: str) -> Answ
         note = f"{rows[0]['num_tokens']} tokens, {rows[0]['epistemic']} epistemic; "
         note += f"{right} of {len(rows)} answers right"
         shown.append(Answer(method, rows[0]["response"], bool(rows[0]["correct"]), note))
-    return AnswerPair(head["question"], str(head.get("answer") or ""), shown)
+    return SameProblem(
+        question=head["question"],
+        gold=str(head.get("answer") or ""),
+        answers=[answer for answer in shown if answer.method in first],
+        others=[answer for answer in shown if answer.method not in first],
+    )
 
 
 def _answers_by_method(
@@ -121,5 +168,5 @@ def _from_rollouts(runs: list[tuple[str, Run]], num: int) -> Examples:
             note = f"training sample, {files[-1].stem}"
             answer = Answer(method, response, record.get("correct"), note)
             question = str(record.get("question") or record.get("prompt") or "")
-            examples.append(AnswerPair(question, str(record.get("answer") or ""), [answer]))
+            examples.append(SameProblem(question, str(record.get("answer") or ""), [answer], []))
     return Examples("The first training samples of the last step that kept any.", examples)

@@ -11,7 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jaxdistill.report.figures import DARK, LIGHT
+from jaxdistill.report.heat import OPACITIES
+from jaxdistill.report.themes import DARK, LIGHT
 from jaxdistill.report.words import method_label, sentence
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def _environment() -> "Environment":
         trim_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.globals["opacities"] = OPACITIES
     environment.filters |= {
         "hue": hue,
         "mark": lambda verdict: next(
@@ -48,6 +50,18 @@ def _environment() -> "Environment":
         "sentence": sentence,
     }
     return environment
+
+
+def escaped_name(name: str) -> str:
+    """A name as HTML in which a backtick starts no code."""
+    return html.escape(name).replace("`", "&#96;")
+
+
+def with_code(lines: Sequence[str]) -> list["Markup"]:
+    """Sentences whose names are already `escaped_name`; their backticks become <code>."""
+    from markupsafe import Markup
+
+    return [Markup(re.sub(r"`(\w+)`", r"<code>\1</code>", line)) for line in lines]
 
 
 class Hue(NamedTuple):

@@ -75,12 +75,12 @@ def load_study_results(study_dir: str | Path) -> StudyResults:
     folder = local_path(study_dir)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such study folder; give the one `jaxdistill study` wrote")
-    info, probe_path = _mapping(folder / "study.json"), folder / "probe.json"
+    info, probe_path = read_object(folder / "study.json"), folder / "probe.json"
     checks.check_study(folder / "study.json", info)
     rows = read_study_json(folder / "summary.json")
     checks.check_summary(folder / "summary.json", rows)
     # A study of earlier versions has no such file.
-    probe = _mapping(probe_path) if probe_path.exists() else {}
+    probe = read_object(probe_path) if probe_path.exists() else {}
     checks.check_probe(probe_path, probe)
     main, sweep = split_grid(rows)
     keys = dict.fromkeys((row["world"], row["method"], row["seed"]) for row in main)
@@ -111,8 +111,11 @@ def load_runs(run_dirs: Sequence[str | Path]) -> StudyResults:
             raise UserError(
                 f"{folder}: not a run folder (no config.json); give one that `train` wrote"
             )
-        _mapping(folder / "config.json")
-        runs["", name, 0] = run = load_run(folder)
+        read_object(folder / "config.json")
+        run = load_run(folder)
+        # A folder of this name that was trained is no baseline of the others.
+        name = f"{folder.resolve().parent.name}/{name}" if name == BASE and run.metrics else name
+        runs["", name, 0] = run
         rows += _rows_of_evals(run, name)
     return StudyResults(folders[0].parent, {"name": ", ".join(key[1] for key in runs)}, rows, runs)
 
@@ -190,7 +193,8 @@ def read_records(path: Path) -> list[Row]:
     return records
 
 
-def _mapping(path: Path) -> Row:
+def read_object(path: Path) -> Row:
+    """Parse a JSON object. Raises UserError that names the file if it is none."""
     value = read_study_json(path)
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")

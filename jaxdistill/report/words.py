@@ -27,6 +27,13 @@ METHOD_LABELS = {
 }
 WORLD_LABELS = {"main": "main world", "control": "control world", "": "runs"}
 SPLIT_LABELS = {"heldout": "held-out", "ood": "OOD", "train": "train"}
+CONTEXT_LABELS = {
+    "NoContext": "nothing",
+    "PartialSolution": "half a solution",
+    "AnswerOnly": "the answer",
+    "SolutionWithoutThinking": "solution, no thinking",
+    "Solution": "whole solution",
+}
 
 
 def method_label(method: str) -> str:
@@ -44,6 +51,10 @@ def world_label(world: str) -> str:
 
 def split_label(split: str) -> str:
     return SPLIT_LABELS.get(split, split)
+
+
+def context_label(context: str) -> str:
+    return CONTEXT_LABELS.get(context, context)
 
 
 def sentence(text: str) -> str:

@@ -5,10 +5,23 @@ from pathlib import Path
 
 from jaxdistill.errors import UserError
 from jaxdistill.files import local_path, write_whole
-from jaxdistill.report import caveats, examples, figures, findings, html, markdown, tables
-from jaxdistill.report.findings import BASE, Cell, CellKey, change, kept_share
+from jaxdistill.report import (
+    caveats,
+    examples,
+    figures,
+    findings,
+    glossary,
+    heat,
+    html,
+    lead,
+    markdown,
+    settings,
+    tables,
+)
+from jaxdistill.report.findings import BASE, Cell, CellKey
 from jaxdistill.report.load import AXES, StudyResults, load_runs, load_study_results
-from jaxdistill.report.words import change_text, share_text, value_text
+from jaxdistill.report.themes import Picture
+from jaxdistill.report.words import method_label
 
 
 def write_study_report(study_dir: str | Path, *, words: Sequence[str] | None = None) -> Path:
@@ -23,24 +36,31 @@ def write_study_report(study_dir: str | Path, *, words: Sequence[str] | None = N
     pictures = figures.draw_all(study, cells)
     name = str(study.info.get("name") or study.folder.name)
     facts = [str(study.info[key]) for key in ("profile", "date") if study.info.get(key)]
-    over = " · ".join(["jaxdistill study", *facts])
+    shown = lead.featured(study, cells)
+    words = default_words(words)
     text = html.render(
         "study.html",
         title=f"{name} · jaxdistill study",
-        over=over,
+        over=" · ".join(["jaxdistill study", *facts]),
         name=name,
-        lead=findings.verdict_sentence(judged),
-        tiles=tiles(cells),
+        finding=lead.finding_sentence(study, cells),
+        explained=glossary.explained(words, lead.explained_methods(shown)),
+        cards=lead.cards(study, cells),
+        cards_note=lead.cards_note(shown),
+        glossary=glossary.glossary_of(study, words),
+        verdict=findings.verdict_sentence(judged),
         headline=findings.headline(cells),
         judged=judged,
         pictures=pictures,
         final_tables=final_tables(study, cells),
         sweeps=sweeps(study),
-        answered=examples.examples_of(study),
-        words=default_words(words),
+        answered=examples.examples_of(study, shown.methods),
+        words=words,
+        traces=heat.heated_answers(study),
         probes=tables.probe_tables(study),
-        caveats=caveats.caveats(study, cells, judged),
+        caveats=html.with_code(caveats.caveats(study, cells, judged, html.escaped_name)),
         warnings=caveats.warnings(study, cells),
+        settings=settings.settings_of(study),
         provenance=caveats.provenance_line(study),
     )
     return write(study.folder / "report.html", text, pictures)
@@ -51,8 +71,8 @@ def write_run_report(
 ) -> Path:
     """Write a page on plain run folders to `out` (an .html file, or a folder); return its path.
 
-    Each run is compared with its own first evaluation. Raises UserError, one line, for a folder
-    that is no run or has neither metrics nor evaluations.
+    Each run is compared with its own step 0, or with its first evaluation if that is later. Raises
+    UserError, one line, for a folder that is no run or has neither metrics nor evaluations.
     """
     study = load_runs(run_dirs)
     if not study.rows and not any(run.metrics for run in study.runs.values()):
@@ -61,15 +81,28 @@ def write_run_report(
         )
     cells = findings.tabulate(study)
     pictures = figures.draw_all(study, cells)
-    lead = f"{len(study.runs)} run{'s' if len(study.runs) > 1 else ''}, from their own folders."
+    words = default_words(words)
+    names = study.methods
+    relative = "to the base" if BASE in names else "relative to the run's own first evaluation"
     text = html.render(
         "runs.html",
         title=str(study.info["name"]),
-        lead=lead,
+        over="jaxdistill, report of one run" if len(names) == 1 else "jaxdistill, report of runs",
+        finding=lead.finding_sentence(study, cells),
+        explained=glossary.explained(words, glossary.methods_of_runs(study)),
+        cards=lead.cards(study, cells),
+        glossary=glossary.glossary_of(study, words),
+        relative_to=relative,
         pictures=pictures,
         final_tables=final_tables(study, cells),
-        answered=examples.examples_of(study),
-        words=default_words(words),
+        answered=examples.examples_of(study, names[:3]),
+        words=words,
+        traces=heat.heated_answers(study),
+        settings=settings.settings_of(study),
+        origins=[
+            (method_label(method) if len(names) > 1 else "", settings.origin_of(run.folder))
+            for (_, method, _), run in study.runs.items()
+        ],
     )
     path = local_path(out)
     path = path if path.suffix == ".html" else path / "report.html"
@@ -93,13 +126,13 @@ def study_markdown(study_dir: str | Path) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def write(path: Path, text: str, pictures: dict[str, figures.Picture]) -> Path:
-    """Write the page to `path`, and figures/NAME.png and figures/NAME-dark.png beside it."""
+def write(path: Path, text: str, pictures: dict[str, Picture]) -> Path:
+    """Write the page to `path`, and its figures, each in four looks, to figures/ beside it."""
     folder = path.parent / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     for picture in pictures.values():
-        write_whole(folder / f"{picture.name}.png", picture.light)
-        write_whole(folder / f"{picture.name}-dark.png", picture.dark)
+        for name, png in picture.files.items():
+            write_whole(folder / name, png)
     write_whole(path, text)
     return path
 
@@ -108,36 +141,6 @@ def default_words(words: Sequence[str] | None) -> Sequence[str]:
     from jaxdistill.epistemic import TEN_WORDS
 
     return TEN_WORDS if words is None else words
-
-
-def tiles(cells: dict[CellKey, Cell]) -> list[tuple[str, str, str]]:
-    """Title, value and detail of each key figure that this study measured."""
-    entries = []
-    for title, world, method, measure in TILES:
-        before, after = (cells.get((world, m, "heldout")) for m in (BASE, method))
-        if before is not None and after is not None:
-            ends = [value_text(measure, cell.value(measure)) for cell in (before, after)]
-            ends[0] = ends[0].removesuffix("%")
-            detail = change_text(measure, change(after, before, measure))
-            entries.append((title, f"{ends[0]} → {ends[1]}", detail))
-    trio = [cells.get(("main", m, "heldout")) for m in (BASE, "sdpo", "epi_anchor")]
-    base, sdpo, anchor = trio
-    if base is not None and sdpo is not None and anchor is not None:
-        kept = kept_share(base, sdpo, anchor)
-        if kept is not None:
-            share, _, bounds = share_text(kept).partition(" ")
-            # Third, after the two figures of SDPO.
-            entries.insert(2, ("of SDPO's loss, the anchor keeps", share, bounds))
-    return entries
-
-
-# Key figures, held-out: title, world, method against the base, measure.
-TILES = (
-    ("SDPO, held-out accuracy", "main", "sdpo", "accuracy"),
-    ("SDPO, epistemic tokens per response", "main", "sdpo", "epistemic_per_response"),
-    ("GRPO, held-out accuracy", "main", "grpo", "accuracy"),
-    ("SDPO in the control world, accuracy", "control", "sdpo", "accuracy"),
-)
 
 
 def final_tables(study: StudyResults, cells: dict[CellKey, Cell]) -> list[tables.Table]:

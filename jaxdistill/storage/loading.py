@@ -258,8 +258,14 @@ def open_weights(
     dtype: DTypeLike | None = None,
     progress: bool = False,
     verify: bool = True,
+    step: int | None = None,
+    part: str = "params",
 ) -> tuple[ModelConfig, Any, Path]:
-    """`open_model` without its tokenizer: config, parameters, and the tokenizer's folder if any."""
+    """`open_model` without its tokenizer: config, parameters, and the tokenizer's folder if any.
+
+    Of a run's checkpoints, `step` chooses one (None: the newest), and `part` the field of the state
+    to read: the student's `params`, or the `teacher`'s own.
+    """
     if toy_name(name) is not None:
         path = model_folder(name)
     else:
@@ -274,12 +280,12 @@ def open_weights(
         return config, params, folder
     config = hf_import.read_config(path / "model")
     with Checkpoints(path / "checkpoints", verify=verify) as checkpoints:
-        step = checkpoints.latest_step()
+        step = checkpoints.latest_step() if step is None else step
         if step is None:
             raise UserError(f"run folder {path} has no checkpoint yet")
         # Without a mesh one device: those that the checkpoint was saved from may not be here.
         example = _example(path, config, mesh or make_mesh(MeshConfig(fsdp=1)))
-        params, _ = checkpoints.restore(step, example, part="params")
+        params, _ = checkpoints.restore(step, example, part=part)
     require_finite(params, path)
     if dtype is not None:
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)

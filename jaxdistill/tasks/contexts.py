@@ -6,7 +6,7 @@ released code truncates the finished prompt and loses the instruction and the ge
 sibling is drawn uniformly; the released code takes the first one of a length-sorted batch. A
 solution that is blank, for example once its thinking is removed, counts as no solution.
 
-A context is a frozen dataclass with one method, `compose(attempt) -> Shown | None`. A recipe may
+A context is a frozen dataclass with one method, `compose(attempt) -> Shown | None`; a recipe may
 define its own (`OwnContext`). If a prompt is too long, only the text in `Shown.solution` is
 truncated; if the rest alone is too long, the row is dropped.
 """
@@ -56,8 +56,7 @@ def _require_fields(name: str, template: str, expected: set[str]) -> None:
     except ValueError as error:  # a lone brace
         found = str(error)
     else:
-        # `parse` gives (literal text, field, format spec, conversion); a trailing literal has
-        # field None.
+        # (literal text, field, format spec, conversion); a trailing literal has field None.
         fields = [piece for piece in pieces if piece[1] is not None]
         is_plain = all(spec == "" and conversion is None for _, _, spec, conversion in fields)
         if is_plain and {field for _, field, _, _ in fields} == expected:
@@ -122,8 +121,7 @@ class Attempt(NamedTuple):
 
         A blank solution counts as none.
         """
-        if solution is not None and not solution.strip():
-            solution = None
+        solution = solution if solution and solution.strip() else None
         if solution is None and feedback is None:
             return None
         return Shown(self.question.prompt, solution, feedback)
@@ -161,16 +159,20 @@ class NoContext:
 class Solution:
     """c = s: a whole correct response, including its thinking."""
 
+    text: str | None = None  # shown in place of another response or the reference
+
     def compose(self, attempt: Attempt) -> Shown | None:
-        return attempt.show(attempt.solution)
+        return attempt.show(self.text or attempt.solution)
 
 
 @dataclass(frozen=True)
 class SolutionWithoutThinking:
     r"""c = s\think: a correct response without its thinking."""
 
+    text: str | None = None  # shown in place of another response or the reference
+
     def compose(self, attempt: Attempt) -> Shown | None:
-        return attempt.show(attempt.solution and remove_thinking(attempt.solution))
+        return attempt.show(remove_thinking(self.text or attempt.solution or ""))
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,7 @@ class PartialSolution:
     """c = the first ceil(fraction * n) of the n words of the solution without its thinking."""
 
     fraction: float = 0.5
+    text: str | None = None  # shown in place of another response or the reference
 
     def __post_init__(self):
         if not 0.0 < self.fraction <= 1.0:
@@ -195,8 +198,8 @@ class PartialSolution:
             )
 
     def compose(self, attempt: Attempt) -> Shown | None:
-        solution = attempt.solution and remove_thinking(attempt.solution)
-        return attempt.show(solution and first_words(solution, self.fraction))
+        solution = remove_thinking(self.text or attempt.solution or "")
+        return attempt.show(first_words(solution, self.fraction))
 
 
 @dataclass(frozen=True)
@@ -233,8 +236,10 @@ class Feedback:
 class WrongSolution:
     """Control: an incorrect sibling's response, worded like a correct one."""
 
+    text: str | None = None  # shown in place of another response or the reference
+
     def compose(self, attempt: Attempt) -> Shown | None:
-        return attempt.show(attempt.wrong_solution)
+        return attempt.show(self.text or attempt.wrong_solution)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The sources of a step's batch: texts to imitate, or the student's own graded samples."""
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,7 +33,7 @@ from jaxdistill.training.on_policy import (
     check_demonstrations,
     within_limit,
 )
-from jaxdistill.training.prompt_file import PromptFile, ReadPrompt
+from jaxdistill.training.prompt_file import PromptFile, ReadPrompt, teacher_record
 from jaxdistill.training.roles import check_roles
 from jaxdistill.training.shapes import WIDTH_MULTIPLE, KeptShapes
 from jaxdistill.training.supervised_texts import ToyTexts
@@ -79,7 +80,7 @@ class Setting:
     rollouts_dir: Path | None = None  # where rollouts are saved; None: they are not
     rollouts_every: int = 0  # steps between two saved batches of rollouts; 0: none are saved
     rollouts_rows: int | None = ROLLOUTS_ROWS  # rows saved per step; None: all
-    rollouts_token_ids: bool = False  # whether their token ids are saved too
+    rollouts_token_ids: bool = False  # whether what a trace needs of them is saved too
     steps: int | None = None  # of the run; None: as many as the source's epochs take
     prompts: PromptFile | None = None  # where a row's prompts are shown; None: nowhere
     clock: Clock = field(default_factory=Clock)  # counts the seconds of sampling and grading
@@ -223,16 +224,18 @@ def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
                 grade=grade,
                 widths=widths,
             )
+        batch, facts = on_policy_batch(experience, setting, rollouts, grade)
         if setting.rollouts_every and step % setting.rollouts_every == 0:
             assert setting.rollouts_dir is not None, "`rollouts_every` needs a `rollouts_dir`"
+            keeps_ids = setting.rollouts_token_ids
             write_rollouts(
                 setting.rollouts_dir,
                 experience.task,
                 rollouts,
                 setting.rollouts_rows,
-                token_ids=setting.rollouts_token_ids,
+                token_ids=keeps_ids,
+                more=functools.partial(teacher_record, batch) if keeps_ids else None,
             )
-        batch, facts = on_policy_batch(experience, setting, rollouts, grade)
         if setting.prompts is not None:
             setting.prompts.keep_batch(experience, rollouts, batch)
         return batch, facts | facts_of_run

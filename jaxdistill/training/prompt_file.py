@@ -104,5 +104,19 @@ class PromptFile:
         self.keep(rollouts.question_of(row).id, rollouts.address.step, prompts)
 
 
+def teacher_record(batch: Batch, row: int) -> dict[str, Any]:
+    """What a row of rollouts records of its teacher: with it a trace needs no sampling again.
+
+    `teacher_prompt_ids` is None for an objective without a teacher, `is_informed` False where the
+    context had nothing to show, and `advantage` what a policy gradient multiplies by.
+    """
+    teacher = batch.teacher
+    return {
+        "teacher_prompt_ids": None if teacher is None else text_of(teacher, row),
+        "is_informed": bool(batch.row_weight_B[row] > 0) and teacher is not None,
+        "advantage": float(batch.advantage_B[row]),
+    }
+
+
 def text_of(texts: Texts, row: int) -> list[int]:
     return texts.ids_BP[row, : texts.length_B[row]].tolist()

@@ -167,7 +167,7 @@ def test_a_verbs_mesh_is_the_librarys_and_that_of_a_run_its_recipes():
             (recipes if found["mesh"] is None else own).append(prog.removeprefix("jaxdistill "))
     assert recipes == ["train", "study"]
     bench = ["bench decode", "bench step", "bench train"]
-    assert own == ["sample", "eval", "guide", "analyze", *bench]
+    assert own == ["sample", "eval", "guide", "trace", "analyze", *bench]
 
 
 def test_every_verb_that_opens_a_model_may_skip_the_hashes_of_its_checkpoint():
@@ -176,7 +176,9 @@ def test_every_verb_that_opens_a_model_may_skip_the_hashes_of_its_checkpoint():
         for prog, parser in ALL.items()
         if any(a.help == MODEL_HELP and not a.option_strings for a in parser._actions)
     ]
-    assert opens == [f"jaxdistill {verb}" for verb in ("sample", "eval", "guide", "convert")]
+    assert opens == [
+        f"jaxdistill {verb}" for verb in ("sample", "eval", "guide", "trace", "convert")
+    ]
     for prog in opens:
         assert ALL[prog].get_default("verify") is True, prog
 

@@ -30,10 +30,12 @@ def test_the_headline_numbers_are_those_of_the_rows(study_dir, page):
 
 def test_the_page_is_whole_and_asks_nothing_of_the_network_or_of_scripts(page):
     assert "script" not in page.tags
-    assert page.links
-    assert all(link.startswith("data:image/png;base64,") for link in page.links)
-    for heading in ("The course of training", "Where each method ends", "Epistemic mass",
-                    "The same problem", "The probe", "does not", "Provenance"):  # fmt: skip
+    assert page.pictures
+    assert all(link.startswith("data:image/png;base64,") for link in page.pictures)
+    assert page.anchors
+    assert all(link.startswith("#") and link[1:] in page.ids for link in page.anchors)
+    for heading in ("The course of training", "Where each method ends", "Epistemic mass", "Terms",
+                    "The same problem", "would write next", "does not", "Settings"):  # fmt: skip
         assert heading in page.text
     assert "jaxdistill study toy_study --out x" in page.text
     assert "6 min 12 s" in page.text

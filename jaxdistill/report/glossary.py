@@ -1,0 +1,155 @@
+"""The terms of a page: only those that its runs use, each in a sentence or two."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from jaxdistill.report.load import StudyResults
+from jaxdistill.report.settings import all_types, configs_of
+
+
+class Term(NamedTuple):
+    """A term; it is shown for these methods of a study, or these classes of a run's config."""
+
+    name: str
+    meaning: str
+    methods: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    short: str = ""  # one sentence for the top of a page
+
+
+SDPO = Term(
+    "SDPO, self-distillation",
+    "The model is its own teacher: the teacher is shown a correct solution, and the student, who "
+    "is not, learns the teacher's next-token probabilities on the student's own answers. With an "
+    "EMA teacher the teacher follows the student as a moving average; otherwise it is frozen.",
+    ("sdpo", "sdpo_ema", "opsd"),
+    ("Distill",),
+    short="In self-distillation (SDPO) a model learns from itself as a teacher that is shown a "
+    "correct solution.",
+)
+# In the order of the page. Meanings are those of the classes' docstrings in `objectives`.
+METHOD_TERMS = (
+    SDPO,
+    Term(
+        "epistemic mask",
+        "SDPO that skips the tokens of an answer that are epistemic themselves.",
+        ("sdpo_mask", "epi_mask"),
+        ("MaskSampledEpistemic",),
+        short="The epistemic mask is SDPO that skips the tokens of an answer that are epistemic "
+        "themselves.",
+    ),
+    Term(
+        "epistemic gate",
+        "SDPO that skips the places of an answer where the teacher would suppress doubt, that is, "
+        "where it gives epistemic tokens less probability than the initial model does.",
+        ("epi_gate",),
+        ("SuppressionGate", "SampledSuppressionGate"),
+        short="The epistemic gate is SDPO that skips the places of an answer where that teacher "
+        "would suppress doubt.",
+    ),
+    Term(
+        "epistemic anchor",
+        "SDPO towards a teacher whose probability of epistemic tokens is replaced by that of the "
+        "initial model (with a floor: only where the initial model's is higher).",
+        ("epi_anchor", "epi_floor"),
+        ("AnchorEpistemicMass",),
+        short="The epistemic anchor is SDPO towards a teacher that doubts as often as the initial "
+        "model.",
+    ),
+    Term(
+        "epistemic slice",
+        "SDPO on the other tokens alone: epistemic ones get no gradient.",
+        ("epi_slice",),
+        ("DropEpistemicSlice",),
+        short="The epistemic slice is SDPO on the other tokens alone.",
+    ),
+    Term(
+        "epistemic amplification",
+        "SDPO towards a teacher with more doubt than it has.",
+        ("epi_amplify",),
+        ("AmplifyEpistemic",),
+        short="Epistemic amplification is SDPO towards a teacher with more doubt than it has.",
+    ),
+    Term(
+        "GRPO",
+        "Reinforcement learning without a teacher: answers that the grader accepts become more "
+        "likely, and the others less.",
+        ("grpo",),
+        ("GRPO",),
+        short="GRPO is reinforcement learning from the grader's verdicts, without a teacher.",
+    ),
+)
+GUESS = (
+    "A problem gives numbers and a target, {0}; the answer, {1}, puts operations between the "
+    "numbers in the given order. Expressions are read strictly from left to right, without "
+    "precedence, and - is the absolute difference: {2} and {3} are correct here. Single "
+    "calculations sometimes slip; after a miss the model voices doubt (“wait”), and half of its "
+    "hits it repeats after “check”. Held-out problems were not trained on; OOD problems have four "
+    "numbers instead of three."
+)
+# The code of the sentence above, in its order.
+GUESS_CODE = ("20 15 1 -> 34", "20 + 15 - 1", "1 - 25 = 24", "1 - 7 * 5 = 30")
+CONTROL = (
+    "In the main world text that is written with a solution in view has neither doubt nor double "
+    "checks; in the control world it has as little doubt, but keeps its checks."
+)
+
+
+class Glossary(NamedTuple):
+    """The terms in order; `arithmetic` is the toy world's, cut at its code; `control` or ""."""
+
+    terms: list[Term]
+    arithmetic: list[str]
+    control: str
+
+
+def glossary_of(study: StudyResults, words: Sequence[str]) -> Glossary:
+    """The terms that a reader of this page needs, and the rules of the toy world if it is one."""
+    configs = configs_of(study)
+    classes = {name for config in configs.values() for name in all_types(config)}
+    # A study names its methods; a run has the name of its folder, so its classes are read.
+    used = [
+        term
+        for term in METHOD_TERMS
+        if set(term.methods) & set(study.methods)
+        or ("" in study.worlds and set(term.classes) & classes)
+    ]
+    listed = ", ".join(f"“{word}”" for word in words)
+    doubt = f"Words that voice doubt or checking, counted as whole words: {listed}."
+    terms = [Term("epistemic tokens", doubt), *used]
+    is_toy = "ToyTask" in classes or any(study.probe.values())
+    return Glossary(
+        terms=terms,
+        arithmetic=_with_code(GUESS, GUESS_CODE) if is_toy else [],
+        control=CONTROL if is_toy and "control" in study.worlds else "",
+    )
+
+
+def explained(words: Sequence[str], methods: Sequence[str]) -> list[str]:
+    """Sentences for the words of the finding: the methods, then the epistemic tokens."""
+    terms = dict.fromkeys(term for name in methods for term in METHOD_TERMS if name in term.methods)
+    if not terms:
+        return []
+    doubt = ", ".join(f"“{word}”" for word in words[:2])
+    sentences = [term.short for term in terms]
+    return [*sentences, f"Epistemic tokens are words of doubt and checking, such as {doubt}."]
+
+
+def methods_of_runs(study: StudyResults) -> list[str]:
+    """The best-known name of each run's objective, for pages that have names of folders only."""
+    found = []
+    for config in configs_of(study).values():
+        classes = set(all_types(config.get("objective")))
+        fitting = [term for term in METHOD_TERMS if set(term.classes) & classes]
+        # The last that fits says most; a variant is also a `Distill`, which comes first.
+        found += [term.methods[0] for term in fitting[:1] + fitting[-1:]]
+    return found
+
+
+def _with_code(text: str, code: Sequence[str]) -> list[Any]:
+    """The text cut at its places for code: words, code, words, code, ..."""
+    parts = [text]
+    for index, snippet in enumerate(code):
+        before, _, after = parts.pop().partition(f"{{{index}}}")
+        parts += [before, snippet, after]
+    return parts

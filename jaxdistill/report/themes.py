@@ -1,0 +1,205 @@
+"""The two looks of a figure (light and dark), its two widths, and how it becomes PNG files.
+
+Every figure is drawn by the same calls under other rc settings. A wide one is shown at 900 pixels,
+so a point of type is about 1.4 pixels; a narrow one at the 370 pixels of a phone, so that its
+letters are about as large.
+"""
+
+import io
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jaxdistill.report.load import StudyResults
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WIDE, NARROW = 9.0, 4.4  # inches
+# 1,440 and 1,012 pixels across: sharp at 900 CSS pixels on screens of up to 1.6 device pixels per
+# CSS pixel, and at 370 on those of 2.7, as phones have them.
+DPI = {WIDE: 160, NARROW: 230}
+
+
+class Theme(NamedTuple):
+    """The colours of one background; a method has the same hue in both themes."""
+
+    name: str
+    background: str
+    ink: str
+    faint: str
+    grid: str
+    methods: dict[str, str]
+    others: tuple[str, ...]  # for methods that `methods` lacks; all differ from its colours
+
+    @property
+    def settings(self) -> dict[Any, Any]:
+        """Matplotlib's rc settings for everything except the data."""
+        colours = {
+            "savefig.facecolor": self.background,
+            "axes.facecolor": self.background,
+            "axes.edgecolor": self.faint,
+            "axes.labelcolor": self.ink,
+            "axes.titlecolor": self.ink,
+            "legend.labelcolor": self.ink,
+            "grid.color": self.grid,
+            "text.color": self.faint,
+            "xtick.color": self.faint,
+            "ytick.color": self.faint,
+        }
+        return colours | RC
+
+
+# Chosen by eye at 900 pixels across.
+RC = {
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.labelsize": 9,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "figure.constrained_layout.use": True,
+    "grid.linewidth": 0.7,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "legend.handlelength": 2.2,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "text.parse_math": False,  # a `$` in a name is a dollar sign, not mathematics
+}
+
+
+# Okabe-Ito hues (safe for colour-blind readers), lightened for the dark background.
+LIGHT = Theme(
+    name="light",
+    background="#ffffff",
+    ink="#24211d",
+    faint="#6f6a62",
+    grid="#e6e2da",
+    methods={
+        "base": "#7a756d",
+        "sdpo": "#c8401c",
+        "sdpo_ema": "#8c2d4f",
+        "sdpo_mask": "#b88400",
+        "epi_gate": "#3f97c9",
+        "epi_anchor": "#1f4e9c",
+        "grpo": "#16805c",
+    },
+    others=(
+        "#7b3fa0",
+        "#e08a1e",
+        "#5f8f00",
+        "#d46bb0",
+        "#00a0a0",
+        "#6b4a2b",
+        "#24211d",
+        "#9aa6ff",
+    ),
+)
+DARK = Theme(
+    name="dark",
+    background="#1b1a18",
+    ink="#ece8e1",
+    faint="#a8a297",
+    grid="#37342f",
+    methods={
+        "base": "#a39d93",
+        "sdpo": "#ff7a4d",
+        "sdpo_ema": "#e0719a",
+        "sdpo_mask": "#e5b53a",
+        "epi_gate": "#7cc8f2",
+        "epi_anchor": "#7fa3ff",
+        "grpo": "#4cc79a",
+    },
+    others=(
+        "#b98cf0",
+        "#ffb45c",
+        "#a9cf3a",
+        "#ff9fdc",
+        "#4fe0e0",
+        "#b8936d",
+        "#ffffff",
+        "#5f6bd6",
+    ),
+)
+DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+
+
+class Picture(NamedTuple):
+    """A finished figure: its name, a PNG for each theme and width, its caption, and its text."""
+
+    name: str
+    light: bytes
+    dark: bytes
+    narrow_light: bytes
+    narrow_dark: bytes
+    caption: str
+    says: str  # for those who cannot see it
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """File name -> content."""
+        return {
+            f"{self.name}.png": self.light,
+            f"{self.name}-dark.png": self.dark,
+            f"{self.name}-narrow.png": self.narrow_light,
+            f"{self.name}-narrow-dark.png": self.narrow_dark,
+        }
+
+
+def picture(
+    name: str, caption: str, draw: Callable[[Theme, float], "Figure"], says: str = ""
+) -> Picture:
+    """Draw in both themes and widths. A PNG holds no date or version: equal data, equal bytes."""
+    # Imported only when a figure is drawn: Markdown does not need it.
+    import matplotlib
+
+    png = {}
+    for width in (WIDE, NARROW):
+        places: list[Any] = []
+        for theme in (LIGHT, DARK):
+            buffer = io.BytesIO()
+            with matplotlib.rc_context(theme.settings), warnings.catch_warnings():
+                # A letter that the font lacks is drawn as a box; the tables show the whole name.
+                warnings.filterwarnings("ignore", "Glyph .* missing from font")
+                drawn = draw(theme, width)
+                if places:  # the layout is half of the work, and a theme changes colours alone
+                    drawn.set_layout_engine("none")
+                    for ax, place in zip(drawn.axes, places, strict=True):
+                        ax.set_position(place)
+                drawn.savefig(buffer, format="png", dpi=DPI[width], metadata={"Software": None})
+            places = [ax.get_position() for ax in drawn.axes]
+            png[width, theme.name] = buffer.getvalue()
+    return Picture(
+        name=name,
+        light=png[WIDE, "light"],
+        dark=png[WIDE, "dark"],
+        narrow_light=png[NARROW, "light"],
+        narrow_dark=png[NARROW, "dark"],
+        caption=caption,
+        says=says or name.replace("_", " "),
+    )
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height))
+
+
+def colour_of(study: StudyResults, method: str, theme: Theme) -> str:
+    """The method's own colour; an unknown method takes the next of a fixed list."""
+    if method in theme.methods:
+        return theme.methods[method]
+    unknown = [m for m in study.methods if m not in theme.methods]
+    return theme.others[unknown.index(method) % len(theme.others)]
+
+
+def add_legend(fig: "Figure", handles: list, labels: list[str], columns: int) -> None:
+    """A legend above the axes, with fewer columns on a narrow figure."""
+    if fig.get_figwidth() < WIDE:
+        columns = min(columns, 2)
+    fig.legend(handles, labels, loc="outside upper left", ncols=min(columns, len(labels)))
