@@ -420,7 +420,7 @@ def test_answers_that_fit_no_prompt_are_refused(toy, asked, expected):
 
 def test_the_package_shows_its_public_names_alone():
     assert dir(jd) == sorted(jd.__all__)
-    assert {"load", "Model", "Sampling", "UserError", "__version__"} == set(jd.__all__)
+    assert set(jd.__all__) == {"load", "trace", "Model", "Sampling", "UserError", "__version__"}
     assert all(getattr(jd, name) is not None for name in jd.__all__)
     assert jd.UserError is UserError
 
