@@ -18,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from jaxdistill import hosts
 from jaxdistill.errors import UserError
 from jaxdistill.files import sync
 from jaxdistill.storage.listings import (
@@ -88,8 +89,14 @@ class Checkpoints:
             self.wait()
 
     def steps(self) -> list[int]:
-        """The steps on disk in ascending order, damaged ones too, once a running save is done."""
+        """The steps on disk in ascending order, damaged ones too, once a running save is done.
+
+        With several hosts it is what the first one sees; every one must make the call.
+        """
         self.wait()
+        return hosts.broadcast(self._steps_here() if hosts.is_first() else [], "checkpoints")
+
+    def _steps_here(self) -> list[int]:
         if not self._folder.is_dir():
             return []
         return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
@@ -303,12 +310,8 @@ class Checkpoints:
         if step in self._sound:
             return None
         found = find_damage(self._path(step), jax.process_index(), jax.process_count())
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            is_damaged = multihost_utils.process_allgather(np.array(found is not None))
-            if found is None and is_damaged.any():
-                found = f"process {int(is_damaged.argmax())} found a damaged file"
+        everywhere = hosts.all_gather(found, "damage")
+        found = next((each for each in everywhere if each is not None), None)
         (self._sound if found is None else self._damaged).add(step)
         return found
 
