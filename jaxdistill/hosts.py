@@ -445,8 +445,8 @@ def failed(code: int, line: str) -> tuple[int, str]:
 
 # What JAX and its transports say where the other end is gone.
 _SEVERED = re.compile(
-    r"gloo|nccl|unavailable|socket|connection|connect|peer|deadline|heartbeat|HostLost|"
-    r"coordination|rendezvous|barrier",
+    r"HostLost|RuntimeError.*(gloo|nccl|unavailable|socket|connect|peer|deadline|heartbeat|"
+    r"coordination|rendezvous|barrier)",
     re.IGNORECASE,
 )
 

@@ -127,8 +127,8 @@ def _choose_slots(
     if free is None:
         return num_rows, None
     # All sizes are bytes per device. Weights are whole on each device, except for what tensor
-    # parallelism splits; prompts are split like the rows. The decode loop has its own copy of the weights besides `params`
-    # (`sampler.decoding_weights`).
+    # parallelism splits; prompts are split like the rows. The decode loop has its own copy of the
+    # weights besides `params` (`sampler.decoding_weights`).
     heads = config.num_kv_heads // num_parts("K", config.num_kv_heads)
     position = 2 * config.num_layers * heads * head_bytes
     weights = config.num_parameters * item_bytes // num_parts("F", config.intermediate_size)
