@@ -42,6 +42,8 @@ LEVELS = (
 OWNERS = {
     "orbax": "storage.checkpoint",
     "tensorstore": "storage.checkpoint",
+    "etils": "storage",
+    "fsspec": "storage.buckets",
     "grain": "tasks.pipelines",
     "tensorflow_datasets": "tasks.sources",
     "safetensors": "storage.safetensors_io",

@@ -50,7 +50,7 @@ ROUNDS = {
 # Files and folders that a run may write before it has results worth keeping.
 START_FILES = (
     "config.json", "provenance.json", own_classes.RECIPE, "lexicon.json", "metrics.jsonl",
-    "prompts.json",
+    "prompts.json", "places.json", "mirror.json",
     "model", "rollouts", "skipped", "tensorboard", "checkpoints", "evals", "export", "export.new",
 )  # fmt: skip
 

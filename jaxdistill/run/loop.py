@@ -33,6 +33,7 @@ from jaxdistill.run.folder import (
     write_config,
 )
 from jaxdistill.run.lock import locked
+from jaxdistill.run.places import Places
 from jaxdistill.run.saving import Kept, Saving
 from jaxdistill.run.skips import UPDATE_ADVICE, Skips, drop_after
 from jaxdistill.run.stopping import Stopping
@@ -59,16 +60,18 @@ from jaxdistill.training.updates import mini_batches
 @reading_once()
 def run(
     config: RunConfig,
-    run_dir: Path,
+    run_dir: Path | str,
     *,
+    checkpoints: Path | str | None = None,
     resume: bool = False,
     strict: bool = False,
     verify: bool = True,
     quiet: bool = False,
     stopping: Stopping | None = None,
 ) -> Path:
-    """Train as `config` says and leave a self-contained run folder.
+    """Train as `config` says and leave a self-contained run folder, whose path is returned.
 
+    `run_dir` is a local folder or gs://BUCKET/PATH, and `checkpoints` a place for these (`Places`).
     With `resume=True` an interrupted run continues exactly from its last checkpoint (on CPU with
     bitwise equal results): the newest one whose files are as they were written, or only the newest
     if `strict`; unless `verify`, the files are not compared with their hashes. `stopping` ends the
@@ -76,13 +79,16 @@ def run(
     UserError for an existing folder without `resume`, a folder of another config or one that
     another process holds, or unusable input, and RunStopped after `max_skipped_steps`.
     """
+    places = Places(run_dir, checkpoints)
+    run_dir = places.run_dir
     # A folder that is a file is refused here.
     before = names_in(run_dir) if run_dir.exists() else None
     stopping = stopping or Stopping()
     with locked(run_dir, stopping):
+        places.open(resume)
         return run_locked(
             config,
-            run_dir,
+            places,
             resume,
             strict=strict,
             verify=verify,
@@ -94,7 +100,7 @@ def run(
 
 def run_locked(
     config: RunConfig,
-    run_dir: Path,
+    places: Places,
     resume: bool,
     *,
     strict: bool,
@@ -106,10 +112,12 @@ def run_locked(
     """`run` in a folder that this process holds; `before`: the names in it before it did so."""
     if isinstance(config.experience, Traces):
         config.experience.require_source()
+    run_dir = places.run_dir
     is_new = start_folder(config, run_dir, resume)
     remove_leftovers(run_dir)
-    saving = Saving(config, run_dir, verify=verify)
     try:
+        places.start(is_new)
+        saving = Saving(config, run_dir, places, verify=verify)
         # Find files that cannot be read and answers that cannot be graded now, rather than in the
         # first evaluation, hours later.
         check_tasks(config, quiet)
@@ -118,12 +126,15 @@ def run_locked(
         with stopping.stops(saving):
             resume = resume and not is_new
             train(config, run_dir, resume, quiet, saving=saving, strict=strict)
+        places.copy()
     except (Exception, SystemExit) as error:
         stopping.settle()  # the lock is held, and the files are left, until the stop is done
         # A new run that fails before its first step leaves nothing behind. KeyboardInterrupt is not
         # caught: an interrupted run keeps its files and can be resumed.
         if is_new:
             remove_start(run_dir, before)
+        with contextlib.suppress(UserError):  # it may be what failed
+            places.failed()
         # Without this, sys.exit() in a recipe's own code would look like a successful run.
         if isinstance(error, SystemExit) and not error.code:
             raise UserError("the recipe's code ended the run with sys.exit()") from error
@@ -276,7 +287,7 @@ def train(
             stack.callback(saving.close)
             stack.callback(source.close)
             writer = stack.enter_context(MetricsWriter(run_dir, resume_step=step + 1))
-            saving.sync = writer.sync
+            saving.follow(writer.sync)
             progress = stack.enter_context(
                 contextlib.closing(Progress(config.name, steps=steps, step=step, quiet=quiet))
             )
