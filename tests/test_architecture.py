@@ -17,8 +17,8 @@ from places import PACKAGE
 # longest matching name counts: "models.hf" before "models".
 LEVELS = (
     ("errors", "axes", "compilation"),
-    ("files",),
-    ("own_classes",),
+    ("files", "roll_call"),
+    ("own_classes", "hosts"),
     ("precision", "overrides", "epistemic"),
     ("sharding",),
     ("losses",),
