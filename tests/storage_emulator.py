@@ -54,7 +54,8 @@ def start() -> Path:
             urllib.request.urlopen(f"{url}/storage/v1/b").close()
             break
         except OSError:
-            assert server.poll() is None and time.monotonic() < end, "the emulator did not start"
+            if server.poll() is not None or time.monotonic() > end:
+                raise RuntimeError("the emulator did not start") from None
             time.sleep(0.05)
     os.environ |= {
         "STORAGE_EMULATOR_HOST": url,

@@ -10,10 +10,10 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from jaxdistill import files
 from jaxdistill.bench.work import Cache, Placing, TokenChoice, in_flags
 from jaxdistill.cli.parser import describe_default
 from jaxdistill.errors import UserError
-from jaxdistill import files
 from jaxdistill.files import local_path
 
 MODEL_HELP = "a Hugging Face folder, a run folder, a hub id, or a bundled base such as toy:main"

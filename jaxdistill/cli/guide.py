@@ -224,8 +224,13 @@ def most_new_tokens(config: Any, tokenizer: Any, questions: list[Any], thinking:
 def weights_of(name: str) -> str:
     """What tells this model's weights from others: a hash of headers, or a run and its step."""
     from jaxdistill.storage.checkpoint import Checkpoints
-    from jaxdistill.storage.loading import checkpoints_of, fingerprint, folder_of, is_run
-    from jaxdistill.storage.loading import model_folder
+    from jaxdistill.storage.loading import (
+        checkpoints_of,
+        fingerprint,
+        folder_of,
+        is_run,
+        model_folder,
+    )
     from jaxdistill.storage.toy import toy_name
 
     if toy_name(name) is not None or not is_run(path := folder_of(name)):

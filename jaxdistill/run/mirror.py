@@ -138,9 +138,7 @@ class Mirror:
         )
         # The last file makes the folder a run's: a fetch that is killed before is repeated.
         last = {"config.json"} & files.keys()
-        buckets.download(
-            self.address, self._folder, {n: files[n] for n in files.keys() - last}
-        )
+        buckets.download(self.address, self._folder, {n: files[n] for n in files.keys() - last})
         write_whole(self._folder / MANIFEST, json.dumps(told, indent=1))
         buckets.download(self.address, self._folder, {n: files[n] for n in last})
 
@@ -184,5 +182,6 @@ def _parsed(content: bytes, where: str | Path) -> dict[str, Any]:
         if not all(isinstance(told[key], str) for key in ("start", "host", "since")):
             raise TypeError
     except (ValueError, LookupError, TypeError, AttributeError):
-        raise UserError(f"{where}: expected what a run writes there; restore or remove it") from None
+        said = f"{where}: expected what a run writes there; restore or remove it"
+        raise UserError(said) from None
     return told

@@ -82,8 +82,8 @@ class Places:
             )
         if not is_new and not found and _steps(noted):
             raise UserError(
-                f"the checkpoints of run {self.run_dir} are in {noted}, and {self._given} has none; "
-                "copy them there, or leave that place as it is"
+                f"the checkpoints of run {self.run_dir} are in {noted}, and {self._given} has "
+                "none; copy them there, or leave that place as it is"
             )
         return self._given if isinstance(self._given, str) else self._given.absolute()
 

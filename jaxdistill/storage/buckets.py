@@ -44,7 +44,8 @@ def _file_system() -> Any:
     try:
         return fsspec.filesystem("gcs", finalize_on_close=True)
     except ImportError:
-        raise UserError("gs:// needs the package gcsfs: pip install 'jaxdistill[buckets]'") from None
+        how = "pip install 'jaxdistill[buckets]'"
+        raise UserError(f"gs:// needs the package gcsfs: {how}") from None
 
 
 def require_access(address: str | os.PathLike[str]) -> None:
@@ -196,7 +197,8 @@ def _bucket_there(address: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         bucket = address.removeprefix("gs://").partition("/")[0]
-        raise UserError(f"{address}: there is no bucket {bucket}, or not for this account") from None
+        said = f"{address}: there is no bucket {bucket}, or not for this account"
+        raise UserError(said) from None
 
 
 # --------------------------------------------------------------------------- copies on this machine
@@ -308,4 +310,3 @@ def _require_room(folder: Path, needed: int) -> None:
             f"{folder} needs {in_words(needed)} more, and {in_words(free)} are free on that disk; "
             "free some, or set XDG_CACHE_HOME to a folder on another"
         )
-

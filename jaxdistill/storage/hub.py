@@ -1,6 +1,6 @@
-"""Models by name on the Hugging Face hub or in a bucket: found in a local cache, or fetched into it.
+"""Models by name on the Hugging Face hub or in a bucket: in a local cache, or fetched into it.
 
-Processes of one machine wait for the one that fetches a model, so that each machine fetches it once.
+Processes of one machine wait for the one that fetches a model: each machine fetches it once.
 Only safetensors weights are accepted: a `.bin` is a pickle, which can run code when it is read.
 """
 
@@ -86,9 +86,8 @@ def bucket_folder(name: str, *, weights: bool = True) -> Path:
     if "config.json" not in top:
         raise UserError(f"{address} holds neither a config.json of a model nor a run")
     files = buckets.at(address, [file for file in top if _matches(file, (*_TEXTS, *_WEIGHTS))])
-    return buckets.fetch(
-        address, files, only=files if weights else [file for file in files if _matches(file, _TEXTS)]
-    )
+    texts = [file for file in files if _matches(file, _TEXTS)]
+    return buckets.fetch(address, files, only=files if weights else texts)
 
 
 def _matches(file: str, patterns: tuple[str, ...]) -> bool:
@@ -100,10 +99,10 @@ def _fetch_run(address: str, top: list[str]) -> Path:
     content = kept or json.dumps({"checkpoints": f"{address}/checkpoints"}).encode()
     try:
         place = parse_json(content)["checkpoints"]
-        has_steps = any(step.isdecimal() for step in buckets.names(place)) if is_url(place) else False
+        steps = buckets.names(place) if is_url(place) else []
     except (ValueError, LookupError, TypeError, AttributeError):
         raise UserError(f"{address}/{PLACES}: expected the place of its checkpoints") from None
-    parts = ("model",) if has_steps else ("model", "export")
+    parts = ("model",) if any(step.isdecimal() for step in steps) else ("model", "export")
     files = {
         f"{part}/{file}": told
         for part in parts

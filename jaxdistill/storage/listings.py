@@ -80,9 +80,9 @@ def is_complete(folder: epath.Path) -> bool:
 def find_damage(folder: epath.Path, share: int = 0, num_shares: int = 1) -> str | None:
     """Compare the files with their listings; what the first difference is, or None without one.
 
-    Reads one share of the files, of `num_shares` about equal ones; in a bucket this transfers them.
-    Raises PermissionError for a
-    file that this user may not read, and OSError where a bucket cannot be reached: that is no damage.
+    Reads one share of the files, of `num_shares` about equal ones; from a bucket this transfers
+    them. Raises PermissionError for a file that this user may not read, and OSError where a bucket
+    cannot be reached: that is no damage.
     """
     listed: dict[str, dict[str, Any]] = {}
     process, num_processes = 0, 1
