@@ -1,6 +1,7 @@
 """Hub names, without a network: `snapshot_download` is replaced or kept offline."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 
 import huggingface_hub
@@ -52,6 +53,15 @@ def test_a_whole_snapshot_is_not_fetched_again(fake):
     cache, calls = fake
     assert hub.find_folder("org/model") == hub.find_folder("org/model") == cache
     assert calls == ["cache", "cache", "network", "cache"]
+
+
+def test_of_those_that_want_a_model_at_once_one_fetches_it(fake, tmp_path, monkeypatch):
+    """Threads here, as processes elsewhere: each opens the lock for itself."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "locks"))
+    cache, calls = fake
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(hub.find_folder, ["org/model"] * 4)) == {cache}
+    assert calls.count("network") == 1
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model-00002-of-000002.safetensors"])
