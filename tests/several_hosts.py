@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 TRAIN = ("-m", "jaxdistill", "train")
 
@@ -20,8 +21,10 @@ def free_port() -> int:
 class Hosts:
     """The processes of one command; leaving the context ends those that are left."""
 
-    def __init__(self, num: int, *arguments: object, devices: int, each: object = None) -> None:
-        """`each(index)` are further arguments of one host."""
+    def __init__(
+        self, num: int, *arguments: object, devices: int, each: Any = None, before: Any = None
+    ) -> None:
+        """Of one host, `each(index)` are further arguments, and `before(index)` what runs it."""
         address = f"localhost:{free_port()}"
         self.processes = []
         for index in range(num):
@@ -30,9 +33,10 @@ class Hosts:
                 place |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(num)}
                 place |= {"JAX_PROCESS_ID": str(index)}
             further = () if each is None else each(index)
+            first = () if before is None else before(index)
             self.processes.append(
                 subprocess.Popen(
-                    [sys.executable, *map(str, (*arguments, *further))],
+                    [*first, sys.executable, *map(str, (*arguments, *further))],
                     env=os.environ | place,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,

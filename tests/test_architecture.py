@@ -17,7 +17,7 @@ from places import PACKAGE
 # longest matching name counts: "models.hf" before "models".
 LEVELS = (
     ("errors", "axes", "compilation"),
-    ("files", "roll_call"),
+    ("files",),
     ("own_classes", "hosts"),
     ("precision", "overrides", "epistemic"),
     ("sharding",),
@@ -42,6 +42,8 @@ LEVELS = (
 OWNERS = {
     "orbax": "storage.checkpoint",
     "tensorstore": "storage.checkpoint",
+    "etils": "storage",
+    "fsspec": "storage.buckets",
     "grain": "tasks.pipelines",
     "tensorflow_datasets": "tasks.sources",
     "safetensors": "storage.safetensors_io",
@@ -68,6 +70,7 @@ TESTED_ELSEWHERE = {
     "cli": "tests/cli: a file for each verb",
     "configs": "test_config.py and tests/configs, over every recipe",
     "evaluation.records": "evaluation/test_evaluate.py, which makes the records",
+    "hosts": "test_hosts.py, and run/test_several_hosts.py with real processes",
     "models.config": "models/test_presets.py and models/families",
     "models.decode_kernel": "models/test_cached_attention.py, beside XLA attention",
     "models.families": "models/families/test_families.py, each test over every family",
@@ -77,6 +80,7 @@ TESTED_ELSEWHERE = {
     "run.provenance": "run/test_loop.py, which reads what it wrote",
     "sampling.keys": "sampling/test_sampler.py",
     "sampling.slots": "sampling/test_sampler.py and test_pages.py",
+    "storage.leaves": "storage/test_checkpoint.py, whose errors name leaves",
     "storage.quiet": "storage/test_checkpoint.py, with interrupted and failed saves",
     "storage.hf_files": "storage/test_hf_import.py, with its damaged folders",
     "tasks.grading": "tasks/grading/test_math.py, whose answers go through the pool",

@@ -10,7 +10,7 @@ from several_hosts import Hosts, free_port
 from jaxdistill import hosts
 from jaxdistill.cli import main
 from jaxdistill.errors import UserError
-from jaxdistill.roll_call import ADDRESS, COUNT, INDEX, expected, roll_call
+from jaxdistill.hosts.roll_call import ADDRESS, COUNT, INDEX, expected, roll_call
 
 
 @pytest.fixture(autouse=True)

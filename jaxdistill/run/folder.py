@@ -52,7 +52,7 @@ ROUNDS = {
 # Files and folders that a run may write before it has results worth keeping.
 START_FILES = (
     "config.json", "provenance.json", own_classes.RECIPE, "lexicon.json", "metrics.jsonl",
-    "prompts.json",
+    "prompts.json", "places.json", "mirror.json",
     "model", "rollouts", "skipped", "tensorboard", "checkpoints", "evals", "export", "export.new",
 )  # fmt: skip
 
@@ -221,6 +221,22 @@ def check_steps(steps: int, run_dir: Path, latest: int) -> int:
     if latest > steps:
         raise UserError(f"run folder {run_dir} is already at step {latest}, beyond `steps={steps}`")
     return latest
+
+
+def require_same_start(config: RunConfig, **flags: bool) -> None:
+    """Raise UserError on a host that was started otherwise than the first one."""
+    if hosts.count() == 1:
+        return
+    versions = current_provenance()["packages"]
+    started = {
+        "settings": configs.to_json(config),
+        "flags": flags,
+        "versions of packages": versions,
+    }
+    first = hosts.broadcast(started, "start")
+    for what, here in started.items():
+        for path, there, own in differences(first[what], json.loads(json.dumps(here)), what):
+            raise UserError(f"started with {path}={own!r}, and {hosts.name_of(0)} with {there!r}")
 
 
 def digest_of(questions: Sequence[Question]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from jaxdistill import compilation, epistemic, hosts, objectives, own_classes, sharding
-from jaxdistill.config import RunConfig, to_json
+from jaxdistill.config import RunConfig
 from jaxdistill.epistemic import LexiconFile
 from jaxdistill.errors import UserError, out_of_memory
 from jaxdistill.evaluation.evaluate import evaluate_split
@@ -24,7 +24,6 @@ from jaxdistill.run.folder import (
     changes_of_rounding,
     check_base,
     check_steps,
-    differences,
     digest_of,
     finished_step,
     is_evaluated,
@@ -33,11 +32,12 @@ from jaxdistill.run.folder import (
     note_resume,
     remove_leftovers,
     remove_start,
+    require_same_start,
     start_folder,
     write_config,
 )
 from jaxdistill.run.lock import locked
-from jaxdistill.run.provenance import current_provenance
+from jaxdistill.run.places import Places
 from jaxdistill.run.saving import Kept, Saving
 from jaxdistill.run.skips import UPDATE_ADVICE, Skips, drop_after
 from jaxdistill.run.stopping import Stopping
@@ -64,16 +64,18 @@ from jaxdistill.training.updates import mini_batches
 @reading_once()
 def run(
     config: RunConfig,
-    run_dir: Path,
+    run_dir: Path | str,
     *,
+    checkpoints: Path | str | None = None,
     resume: bool = False,
     strict: bool = False,
     verify: bool = True,
     quiet: bool = False,
     stopping: Stopping | None = None,
 ) -> Path:
-    """Train as `config` says and leave a self-contained run folder.
+    """Train as `config` says and leave a self-contained run folder, whose path is returned.
 
+    `run_dir` is a local folder or gs://BUCKET/PATH, and `checkpoints` a place for these (`Places`).
     With `resume=True` an interrupted run continues exactly from its last checkpoint (on CPU with
     bitwise equal results): the newest one whose files are as they were written, or only the newest
     if `strict`; unless `verify`, the files are not compared with their hashes. `stopping` ends the
@@ -85,13 +87,16 @@ def run(
     there, but for the checkpoints, which all of them must see.
     """
     require_same_start(config, resume=resume, strict=strict, verify=verify)
+    places = Places(run_dir, checkpoints)
+    run_dir = places.run_dir
     # A folder that is a file is refused here.
     before = names_in(run_dir) if hosts.is_first() and run_dir.exists() else None
     stopping = stopping or Stopping()
     with locked(run_dir, stopping) if hosts.is_first() else contextlib.nullcontext():
+        places.open(resume)
         return run_locked(
             config,
-            run_dir,
+            places,
             resume,
             strict=strict,
             verify=verify,
@@ -103,7 +108,7 @@ def run(
 
 def run_locked(
     config: RunConfig,
-    run_dir: Path,
+    places: Places,
     resume: bool,
     *,
     strict: bool,
@@ -115,7 +120,7 @@ def run_locked(
     """`run` in a folder that this process holds; `before`: the names in it before it did so."""
     if isinstance(config.experience, Traces):
         config.experience.require_source()
-    is_new = False
+    run_dir, is_new = places.run_dir, False
     if hosts.is_first():
         is_new = start_folder(config, run_dir, resume)
         remove_leftovers(run_dir)
@@ -123,21 +128,26 @@ def run_locked(
     def undo() -> None:
         # A new run that fails before its first step leaves nothing behind. KeyboardInterrupt is not
         # caught: an interrupted run keeps its files and can be resumed.
-        if is_new and hosts.is_first():
+        if is_new:
             remove_start(run_dir, before)
+        with contextlib.suppress(UserError):  # it may be what failed
+            places.failed()
 
-    saving = Saving(config, run_dir, verify=verify)
     try:
-        is_resumed = hosts.broadcast(resume and not is_new, "resumed")
-        # Find files that cannot be read and answers that cannot be graded now, rather than in the
-        # first evaluation, hours later.
-        check_tasks(config, quiet)
-        if isinstance(config.lexicon, LexiconFile):
-            epistemic.read_lexicon(config.lexicon.path)
+        is_resumed = resume and not hosts.broadcast(is_new, "is new")
         # Another host's failure ends this process where it is.
-        ended = stopping.releases(lambda: undo() if stopping.has_failed else None)
-        with stopping.stops(saving), ended:
-            train(config, run_dir, is_resumed, quiet, saving=saving, strict=strict)
+        with stopping.releases(lambda: undo() if stopping.has_failed else None):
+            places.start(is_new)
+            saving = Saving(config, run_dir, places, verify=verify)
+            # Find files that cannot be read and answers that cannot be graded now, rather than in
+            # the first evaluation, hours later.
+            check_tasks(config, quiet)
+            if isinstance(config.lexicon, LexiconFile):
+                epistemic.read_lexicon(config.lexicon.path)
+            with stopping.stops(saving):
+                train(config, run_dir, is_resumed, quiet, saving=saving, strict=strict)
+            places.copy()
+            hosts.barrier("end")  # none may end while another still needs it
     except (Exception, SystemExit) as error:
         stopping.settle()  # the lock is held, and the files are left, until the stop is done
         undo()
@@ -146,18 +156,6 @@ def run_locked(
             raise UserError("the recipe's code ended the run with sys.exit()") from error
         raise
     return run_dir
-
-
-def require_same_start(config: RunConfig, **flags: bool) -> None:
-    """Raise UserError on a host that was started otherwise than the first one."""
-    if hosts.count() == 1:
-        return
-    versions = current_provenance()["packages"]
-    started = {"settings": to_json(config), "flags": flags, "versions of packages": versions}
-    first = hosts.broadcast(started, "start")
-    for what, here in started.items():
-        for path, there, own in differences(first[what], json.loads(json.dumps(here)), what):
-            raise UserError(f"started with {path}={own!r}, and {hosts.name_of(0)} with {there!r}")
 
 
 def check_tasks(config: RunConfig, quiet: bool = True) -> None:
@@ -310,7 +308,7 @@ def train(
             stack.callback(saving.close)
             stack.callback(source.close)
             writer = stack.enter_context(open_writer(run_dir, step + 1, is_first))
-            saving.sync = writer.sync
+            saving.follow(writer.sync)
             progress = stack.enter_context(
                 contextlib.closing(Progress(config.name, steps=steps, step=step, quiet=quiet))
             )
@@ -386,7 +384,6 @@ def train(
             hosts.say(line)
         for line in () if quiet else last_lines(config, run_dir, clock.total):
             print(line, file=sys.stderr)
-        hosts.barrier("end")  # none may end while another still needs it
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from jaxdistill import hosts
 from jaxdistill.config import RunConfig
+from jaxdistill.run.places import Places
 from jaxdistill.storage.checkpoint import Checkpoints
 
 
@@ -37,9 +38,17 @@ class Saving:
     Its methods, `stop` and `last_lines` excepted, belong to the main thread.
     """
 
-    def __init__(self, config: RunConfig, run_dir: Path, *, verify: bool = True) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        run_dir: Path,
+        places: Places | None = None,
+        *,
+        verify: bool = True,
+    ) -> None:
+        self._places = places or Places(run_dir)
         self.checkpoints = Checkpoints(
-            run_dir / "checkpoints", keep=config.keep_checkpoints, verify=verify
+            self._places.checkpoints, keep=config.keep_checkpoints, verify=verify
         )
         self.grace_s = config.grace_seconds
         # Completes the files that belong to the kept step.
@@ -59,6 +68,10 @@ class Saving:
         self._lost: BaseException | None = None  # why the kept state was replaced by none
 
     # ---------------------------------------------------------------- the main thread
+
+    def follow(self, sync: Callable[[], None]) -> None:
+        """`sync` puts the files of the last step on the disk; they are copied where the run is."""
+        self.sync = self._places.copying(sync)
 
     def start(self, step: int, steps: int) -> None:
         """The steps begin after `step`, which has been restored or is 0."""

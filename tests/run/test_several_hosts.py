@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -167,3 +168,27 @@ def test_the_time_limit_of_the_first_host_stops_both(tmp_path):
         texts = hosts.all_ended(200)
     for text in texts:
         assert "of 400; --resume goes on" in text.splitlines()[-1]
+
+
+def on_a_disk_of_its_own(folder):
+    """The beginning of a command that sees another, empty disk in the place of `folder`."""
+    script = f'mount -t tmpfs tmpfs "{folder}" && exec "$@"'
+    return ("unshare", "--mount", "sh", "-c", script, "sh")
+
+
+@pytest.mark.slow
+def test_hosts_without_a_shared_place_for_checkpoints_end_with_one_line_at_the_start(tmp_path):
+    (tmp_path / "runs").mkdir()
+    alone = on_a_disk_of_its_own(tmp_path / "runs")
+    if subprocess.run([*alone, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    file = write_config(tmp_path / "config.json", config_of(3))
+    arguments = (*TRAIN, file, "--run-dir", tmp_path / "runs" / "two", "--quiet")
+    with Hosts(2, *arguments, devices=4, before=lambda i: alone if i else ()) as hosts:
+        ends = [hosts.ended(i, 300) for i in (0, 1)]
+    assert [code for code, _ in ends] == [2, 2]
+    for _, text in ends:
+        (line,) = [line for line in text.splitlines() if line.startswith("jaxdistill: ")]
+        assert "is not seen by host 1 (" in line
+        assert "--checkpoints" in line
+    assert not (tmp_path / "runs" / "two").exists()
