@@ -1,7 +1,7 @@
 """Which hosts are to be expected, and their roll call before JAX connects them: who has come.
 
-JAX's own start ends the process and does not name the host that is missing. The first host answers each
-of the others once all have come, or when the time is over, on the port that its coordination
+JAX's own start ends the process and does not name the host that is missing. The first host answers
+each of the others once all have come, or when the time is over, on the port that its coordination
 service gets afterwards.
 """
 
