@@ -88,7 +88,7 @@ def test_two_hosts_train_a_qwen3_on_mathematics_like_one(tmp_path):
     config = config_of(
         2,
         model=Fresh(architecture, tokenizer=str(DATA / "qwen3_tokenizer")),
-        task=MathTask(str(DATA / "math" / "seen_64.parquet"), grading_workers=1),
+        task=MathTask(str(DATA / "math" / "seen_64.parquet")),
     )
     with start(2, tmp_path, config, "two") as hosts:
         hosts.all_ended(1500)
