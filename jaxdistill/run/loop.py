@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from jaxdistill import compilation, epistemic, objectives, own_classes, sharding
+from jaxdistill import compilation, epistemic, hosts, objectives, own_classes, sharding
 from jaxdistill.config import RunConfig
 from jaxdistill.epistemic import LexiconFile
 from jaxdistill.errors import UserError, out_of_memory
@@ -117,6 +117,8 @@ def run_locked(
     remove_leftovers(run_dir)
     try:
         places.start(is_new)
+        for line in () if quiet else places.lines():
+            hosts.say(line)
         saving = Saving(config, run_dir, places, verify=verify)
         # Find files that cannot be read and answers that cannot be graded now, rather than in the
         # first evaluation, hours later.

@@ -8,7 +8,7 @@ a copy of one on the first host's disk (`mirror`), with the checkpoints beside i
 import json
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from jaxdistill import hosts
@@ -86,6 +86,13 @@ class Places:
                 "none; copy them there, or leave that place as it is"
             )
         return self._given if isinstance(self._given, str) else self._given.absolute()
+
+    def lines(self) -> Iterator[str]:
+        """What a person cannot see in the run folder: which other places there are."""
+        if self._mirror is not None:
+            yield f"run folder {self.run_dir}; copied to {self._mirror.address} before each save"
+        if self._given is not None:
+            yield f"checkpoints: {self.checkpoints}"
 
     def copying(self, sync: Callable[[], None]) -> Callable[[], None]:
         """`sync`, which puts the files of a step on the disk, and then the copy of the run folder.

@@ -285,7 +285,7 @@ class Checkpoints:
                     self._give_name(step)
                     self._delete_others(step)
                 else:
-                    _wait_until(lambda: is_complete(self._path(step)))
+                    _wait_until(lambda: step in self._named_steps() and is_complete(self._path(step)))
                 self._sound.add(step)
                 self._damaged.discard(step)
         except Exception as error:  # raised by `wait`, in the caller's thread
