@@ -8,7 +8,7 @@ decision that the first host takes, such as which step is the latest, decides wh
 the others run next.
 
 Whatever ends one host ends all of them, with its message. Each host says every second that it is
-alive; one that has been silent for `SILENT_S` is lost. Nothing here imports JAX before it is called.
+alive; one that has been silent for `SILENT_S` is lost. Importing this does not import JAX.
 """
 
 import contextlib
@@ -24,10 +24,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from jaxdistill.errors import UserError
-from jaxdistill.roll_call import roll_call
+from jaxdistill.roll_call import expected, place_of, roll_call
 
 # A host that says nothing for this long is lost. It says so from a thread, which a call that keeps
 # Python's global lock can delay by seconds; JAX's own limit is 100 s. Chosen, not measured.
@@ -42,65 +42,13 @@ WAIT_S = 3600.0
 # gRPC handles values of tens of MB, but keeps the service busy meanwhile. Chosen, not measured.
 PIECE = 4_000_000
 
-ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 _ROOT = "jaxdistill"
 
 _Item = TypeVar("_Item")
 
 
-class Expected(NamedTuple):
-    """The hosts that the environment announces."""
-
-    count: int
-    told_by: str  # in words
-    cluster: Any = None  # JAX's class for it; None: JAX's three variables
-
-
 class HostLost(RuntimeError):
     """Another host has ended, or does not come; its message names it."""
-
-
-# ---------------------------------------------------------------------------- what is expected
-
-
-def expected() -> Expected | None:
-    """The several hosts that the environment announces; None where this one is alone.
-
-    Raises UserError for variables that contradict each other.
-    """
-    if any(name in os.environ for name in (ADDRESS, COUNT, INDEX)):
-        return _expected_by_hand()
-    import jax  # noqa: F401  it looks for TPU chips when it is imported
-    from jax._src.clusters import ClusterEnv
-
-    for kind in ClusterEnv._cluster_types:
-        # An environment that cannot be asked is none, as without a metadata server.
-        with contextlib.suppress(Exception):
-            if not kind.opt_in_only_method and kind.is_env_present():
-                count = kind.get_process_count()
-                return Expected(count, kind.name, kind) if count > 1 else None
-    return None
-
-
-def _expected_by_hand() -> Expected | None:
-    """The hosts that JAX's three variables describe, for plain machines."""
-    if ADDRESS not in os.environ and os.environ.get(COUNT, "1") == "1":
-        return None
-    if missing := [name for name in (ADDRESS, COUNT, INDEX) if not os.environ.get(name)]:
-        raise UserError(
-            f"{' and '.join(missing)} must be set too: several hosts need {ADDRESS}=HOST:PORT of "
-            f"the first, {COUNT}=N and {INDEX}=0 to N-1"
-        )
-    numbers = [os.environ[name].strip() for name in (COUNT, INDEX)]
-    count, own = (int(text) if text.isdecimal() else -1 for text in numbers)
-    if count < 1 or not 0 <= own < count:
-        raise UserError(
-            f"{COUNT}={numbers[0]}, {INDEX}={numbers[1]}: expected a number of hosts, and this "
-            "one's from 0 to one less"
-        )
-    if not re.fullmatch(r".+:\d{1,5}", os.environ[ADDRESS]):
-        raise UserError(f"{ADDRESS}={os.environ[ADDRESS]!r}: expected HOST:PORT of the first host")
-    return Expected(count, ADDRESS) if count > 1 else None
 
 
 def require_one(what: str) -> None:
@@ -108,8 +56,8 @@ def require_one(what: str) -> None:
     found = expected()
     if found is not None:
         raise UserError(
-            f"{what} runs on one host, and {found.count} are expected here ({found.told_by}): run "
-            "it on a machine of its own"
+            f"{what} runs on one host, and {found.num_hosts} are expected here "
+            f"({found.told_by}): run it on a machine of its own"
         )
 
 
@@ -120,11 +68,18 @@ class _Group:
     """The hosts that this process is connected with."""
 
     def __init__(
-        self, client: Any, index: int, names: list[str], address: str, leave: Callable[..., None]
+        self,
+        client: Any,
+        index: int,
+        names: list[str],
+        address: str,
+        *,
+        leave: Callable[[int, str], None],
+        stop: Callable[[str], None],
     ) -> None:
         self.client, self.index, self.count = client, index, len(names)
         self.names = [f"host {i} ({name})" for i, name in enumerate(names)]
-        self._leave, self._address = leave, address
+        self._leave, self._stop, self._address = leave, stop, address
         self._numbers: dict[str, int] = {}  # how often each name was used
         self._ended = threading.Lock()  # taken for good by what ends this process
         self._has_parted = False
@@ -184,6 +139,7 @@ class _Group:
             try:
                 self.client.key_value_set(f"{_ROOT}/beat/{self.index}", str(beat), True)
                 beats = dict(self.client.key_value_dir_get(f"{_ROOT}/beat/"))
+                posts = dict(self.client.key_value_dir_get(f"{_ROOT}/posts/"))
                 parted = dict(self.client.key_value_dir_get(f"{_ROOT}/parted/"))
                 told = self.told_error()
             except Exception:
@@ -193,6 +149,8 @@ class _Group:
                 return
             if told is not None and told["index"] != self.index:
                 self.end(told["code"], self.of(told))
+            if (reason := posts.get(f"{_ROOT}/posts/stop")) is not None:
+                self._stop(json.loads(reason))
             for i, (since, last) in heard.items():
                 now = beats.get(f"{_ROOT}/beat/{i}", "")
                 if now != last or f"{_ROOT}/parted/{i}" in parted:
@@ -277,12 +235,18 @@ def _leave_plainly(code: int, line: str) -> None:
     os._exit(code)
 
 
-def start(time_limit_s: float = 300.0, leave: Callable[..., None] = _leave_plainly) -> None:
+def start(
+    time_limit_s: float = 300.0,
+    *,
+    leave: Callable[[int, str], None] = _leave_plainly,
+    stop: Callable[[str], None] = lambda reason: None,
+) -> None:
     """Connect this host with the others, before anything touches a device; nothing on one host.
 
     Prints a line for this host: its number, its name and its devices. `leave(code, line)` ends the
-    process when another host has ended: it calls `part`. Raises UserError, which names the hosts
-    that have not come within the time limit.
+    process when another host has ended: it calls `part`. `stop(reason)` is called, perhaps several
+    times, once a host has called `ask_to_stop`. Both are called in a thread. Raises UserError,
+    which names the hosts that have not come within the time limit.
     """
     global _group, _on_abort
     if _group is not None or (found := expected()) is None:
@@ -290,16 +254,16 @@ def start(time_limit_s: float = 300.0, leave: Callable[..., None] = _leave_plain
     import jax
     from jax._src import distributed  # the one place that uses the service's client
 
-    address, own = _place(found, time_limit_s)
-    _print(f"host {own} of {found.count} ({platform.node()}): waiting for the others")
-    names = roll_call(address, found.count, own, time_limit_s)
+    address, own = place_of(found, time_limit_s)
+    _print(f"host {own} of {found.num_hosts} ({platform.node()}): waiting for the others")
+    names = roll_call(address, found.num_hosts, own, time_limit_s)
     # Its handler would replace ours, and it agrees on the end of a step: with long samples that is
     # minutes away, and a Spot VM has 30 s. `run.saving` agrees on the last completed step.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             coordinator_address=address,
-            num_processes=found.count,
+            num_processes=found.num_hosts,
             process_id=own,
             # Slurm gives each process one device; by hand every process has all of its machine.
             cluster_detection_method=None if found.cluster else "deactivate",
@@ -308,27 +272,16 @@ def start(time_limit_s: float = 300.0, leave: Callable[..., None] = _leave_plain
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise UserError(f"JAX cannot connect the hosts at {address}: {reason}") from error
-    group = _Group(distributed.global_state.client, own, names, address, leave)
+    client = distributed.global_state.client
+    group = _Group(client, own, names, address, leave=leave, stop=stop)
     _on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(group.on_abort)
     ctypes.CDLL(None).signal(int(signal.SIGABRT), _on_abort)
     _group = group
     threading.Thread(target=group.watch, daemon=True, name="hosts").start()
     _print(
-        f"host {own} of {found.count} ({platform.node()}): {jax.local_device_count()} of "
+        f"host {own} of {found.num_hosts} ({platform.node()}): {jax.local_device_count()} of "
         f"{jax.device_count()} devices, {jax.default_backend()}"
     )
-
-
-def _place(found: Expected, time_limit_s: float) -> tuple[str, int]:
-    """The coordination service's address and this host's number."""
-    if found.cluster is None:
-        return os.environ[ADDRESS], int(os.environ[INDEX])
-    try:
-        port = os.environ.get("JAX_COORDINATOR_PORT")
-        address = found.cluster.get_coordinator_address(math.ceil(time_limit_s), port)
-        return address, found.cluster.get_process_id()
-    except Exception as error:
-        raise UserError(f"{found.told_by} does not say where host 0 is: {error}") from error
 
 
 def _print(line: str) -> None:
@@ -423,7 +376,19 @@ def share_of(items: Sequence[_Item]) -> Sequence[_Item]:
 
 def gather_shares(own: Sequence[Any], name: str) -> list[Any]:
     """What the hosts have made of their shares (`share_of`), in the order of the items."""
-    return list(own) if _group is None else sum(all_gather(list(own), name), [])
+    return [item for share in all_gather(list(own), name) for item in share]
+
+
+def require_same(value: Any, what: str) -> None:
+    """Raise UserError on a host whose `value`, which JSON can hold, is not that of the first.
+
+    `what` names it: "the questions of `evaluation`".
+    """
+    first = broadcast(value, what)
+    if json.loads(json.dumps(value)) != first:
+        raise UserError(
+            f"{what} differ from those of {name_of(0)}: {value!r:.80}, not {first!r:.80}"
+        )
 
 
 def post(name: str, value: Any) -> None:
@@ -443,6 +408,26 @@ def read(name: str) -> Any:
 # ---------------------------------------------------------------------------- the end
 
 
+def ask_to_stop(reason: str) -> None:
+    """Let every host be stopped (`start`'s `stop`): this one has got a signal, for example."""
+    post("stop", f"{reason} on {name_of(index())}")
+
+
+def decided(step: int | None) -> None:
+    """Tell the others the step that all hosts save before they end; None: there is none."""
+    if is_first():
+        post("decided", {"step": step})
+
+
+def await_decided(deadline: float) -> int | None:
+    """What the first host has `decided`. Raises HostLost at the deadline (`time.monotonic`)."""
+    while (told := read("decided")) is None:
+        if time.monotonic() > deadline:
+            raise HostLost(f"{name_of(0)} did not decide which step is saved")
+        time.sleep(0.05)
+    return told["step"]
+
+
 def failed(code: int, line: str) -> tuple[int, str]:
     """Tell the other hosts that this one ends with an error; returns what to exit with and say.
 
@@ -460,8 +445,8 @@ def failed(code: int, line: str) -> tuple[int, str]:
 
 # What JAX and its transports say where the other end is gone.
 _SEVERED = re.compile(
-    r"gloo|nccl|unavailable|socket|connection|connect|peer|deadline|heartbeat|HostLost|"
-    r"coordination|rendezvous|barrier",
+    r"HostLost|RuntimeError.*(gloo|nccl|unavailable|socket|connect|peer|deadline|heartbeat|"
+    r"coordination|rendezvous|barrier)",
     re.IGNORECASE,
 )
 

@@ -1,4 +1,4 @@
-"""The roll call of several hosts, before JAX connects them: who has come, and who has not.
+"""Which hosts are to be expected, and their roll call before JAX connects them: who has come.
 
 JAX's own start ends the process without saying which host is missing. The first host answers each
 of the others once all have come, or when the time is over, on the port that its coordination
@@ -7,17 +7,84 @@ service gets afterwards.
 
 import contextlib
 import json
+import math
+import os
 import platform
+import re
 import socket
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxdistill.errors import UserError
 
+ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 # Between two attempts to reach the first host, which may start later.
 RETRY_S = 0.5
 # For the first host's answer to arrive after its own time is over.
 SLACK_S = 10.0
+
+
+class Expected(NamedTuple):
+    """The hosts that the environment announces."""
+
+    num_hosts: int
+    told_by: str  # in words
+    cluster: Any = None  # JAX's class for it; None: JAX's three variables
+
+
+def expected() -> Expected | None:
+    """The several hosts that the environment announces; None where this one is alone.
+
+    Raises UserError for variables that contradict each other.
+    """
+    if any(name in os.environ for name in (ADDRESS, COUNT, INDEX)):
+        return _expected_by_hand()
+    import jax  # noqa: F401  it looks for TPU chips when it is imported
+    from jax._src.clusters import ClusterEnv
+
+    for kind in ClusterEnv._cluster_types:
+        # An environment that cannot be asked is none, as without a metadata server.
+        with contextlib.suppress(Exception):
+            if not kind.opt_in_only_method and kind.is_env_present():
+                count = kind.get_process_count()
+                return Expected(count, kind.name, kind) if count > 1 else None
+    return None
+
+
+def _expected_by_hand() -> Expected | None:
+    """The hosts that JAX's three variables describe, for plain machines."""
+    if ADDRESS not in os.environ and os.environ.get(COUNT, "1") == "1":
+        return None
+    if missing := [name for name in (ADDRESS, COUNT, INDEX) if not os.environ.get(name)]:
+        raise UserError(
+            f"{' and '.join(missing)} must be set too: several hosts need {ADDRESS}=HOST:PORT of "
+            f"the first, {COUNT}=N and {INDEX}=0 to N-1"
+        )
+    numbers = [os.environ[name].strip() for name in (COUNT, INDEX)]
+    count, own = (int(text) if text.isdecimal() else -1 for text in numbers)
+    if count < 1 or not 0 <= own < count:
+        raise UserError(
+            f"{COUNT}={numbers[0]}, {INDEX}={numbers[1]}: expected a number of hosts, and this "
+            "one's from 0 to one less"
+        )
+    if not re.fullmatch(r".+:\d{1,5}", os.environ[ADDRESS]):
+        raise UserError(f"{ADDRESS}={os.environ[ADDRESS]!r}: expected HOST:PORT of the first host")
+    return Expected(count, ADDRESS) if count > 1 else None
+
+
+def place_of(found: Expected, time_limit_s: float) -> tuple[str, int]:
+    """The coordination service's address and this host's number."""
+    if found.cluster is None:
+        return os.environ[ADDRESS], int(os.environ[INDEX])
+    try:
+        port = os.environ.get("JAX_COORDINATOR_PORT")
+        address = found.cluster.get_coordinator_address(math.ceil(time_limit_s), port)
+        return address, found.cluster.get_process_id()
+    except Exception as error:
+        raise UserError(f"{found.told_by} does not say where host 0 is: {error}") from error
+
+
+# ---------------------------------------------------------------------------- who comes
 
 
 def roll_call(address: str, count: int, index: int, time_limit_s: float) -> list[str]:

@@ -28,6 +28,7 @@ def add_verbs(verbs: Any) -> None:
         train,
         "Run a recipe: pre-training, self-distillation or GRPO.",
         compiles=True,
+        several_hosts=True,
     )
     sub.add_argument("config", metavar="CONFIG", help="a recipe's name or path, or a config.json")
     add_recipe_choices(sub)

@@ -61,7 +61,7 @@ class Places:
         place has checkpoints already, or a resumed run's are in another one.
         """
         found = str(self._settled(is_new)) if hosts.is_first() else ""
-        self.checkpoints = place(hosts.broadcast(found, "checkpoints"))
+        self.checkpoints = place(hosts.broadcast(found, "place of checkpoints"))
         if hosts.count() > 1 or self._given is not None:
             require_shared(self.checkpoints)
         if self._given is not None and hosts.is_first():
@@ -123,7 +123,7 @@ class Places:
 
 def _steps(where: Path | str) -> list[int]:
     with Checkpoints(where) as checkpoints:
-        return checkpoints.steps()
+        return checkpoints.steps_here()
 
 
 def require_shared(where: Path | str, patience_s: float = PATIENCE_S) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from jaxdistill import hosts
 from jaxdistill.errors import UserError
 from jaxdistill.files import sync
 from jaxdistill.storage.buckets import explained, require_access
@@ -98,8 +99,15 @@ class Checkpoints:
             self.wait()
 
     def steps(self) -> list[int]:
-        """The steps on disk in ascending order, damaged ones too, once a running save is done."""
+        """The steps on disk in ascending order, damaged ones too, once a running save is done.
+
+        With several hosts it is what the first one sees; every one must make the call.
+        """
         self.wait()
+        return hosts.broadcast(self.steps_here() if hosts.is_first() else [], "checkpoints")
+
+    def steps_here(self) -> list[int]:
+        """The steps that this host sees; waits for nothing."""
         return sorted(self._named_steps())
 
     def usable_steps(self) -> list[int]:
@@ -285,7 +293,9 @@ class Checkpoints:
                     self._give_name(step)
                     self._delete_others(step)
                 else:
-                    _wait_until(lambda: step in self._named_steps() and is_complete(self._path(step)))
+                    _wait_until(
+                        lambda: step in self._named_steps() and is_complete(self._path(step))
+                    )
                 self._sound.add(step)
                 self._damaged.discard(step)
         except Exception as error:  # raised by `wait`, in the caller's thread
@@ -325,12 +335,8 @@ class Checkpoints:
             return None
         with explained(os.fspath(self._folder)):
             found = find_damage(self._path(step), jax.process_index(), jax.process_count())
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            is_damaged = multihost_utils.process_allgather(np.array(found is not None))
-            if found is None and is_damaged.any():
-                found = f"process {int(is_damaged.argmax())} found a damaged file"
+        everywhere = hosts.all_gather(found, "damage")
+        found = next((each for each in everywhere if each is not None), None)
         (self._sound if found is None else self._damaged).add(step)
         return found
 
