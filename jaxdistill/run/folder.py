@@ -1,10 +1,12 @@
 """The run folder: creation, and the checks of a resumed run's config, base model and lexicon."""
 
+import contextlib
 import hashlib
 import json
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -315,3 +317,13 @@ def check_kept(run_dir: Path) -> None:
 
 def is_evaluated(run_dir: Path, step: int) -> bool:
     return (evaluation_folder(run_dir, step) / "summary.json").exists()
+
+
+@contextlib.contextmanager
+def model_folder(run_dir: Path) -> Iterator[Path]:
+    """Where the model's description is written: the run's `model`, or on other hosts a copy."""
+    if hosts.is_first():
+        yield run_dir / "model"
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)

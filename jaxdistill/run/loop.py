@@ -4,8 +4,6 @@ import contextlib
 import json
 import shutil
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from jaxdistill.run.folder import (
     finished_step,
     is_evaluated,
     keep_lexicon,
+    model_folder,
     names_in,
     note_resume,
     remove_leftovers,
@@ -85,7 +84,7 @@ def run(
     another process holds, or unusable input, and RunStopped after `max_skipped_steps`.
 
     Several hosts (`hosts`) make the same call. `run_dir` is the first one's, which alone writes
-    there, but for the checkpoints, which all of them must see.
+    there, and all of them must see the checkpoints.
     """
     places = Places(run_dir, checkpoints)
     run_dir = places.run_dir
@@ -132,14 +131,11 @@ def run_locked(
         # caught: an interrupted run keeps its files and can be resumed.
         if is_new and hosts.is_first():
             remove_start(run_dir, before)
-        with contextlib.suppress(UserError):  # it may be what failed
-            places.failed()
+        places.failed()
 
     try:
         is_resumed = hosts.broadcast(resume and not is_new, "resumed")
-        places.start(is_new)
-        for line in () if quiet else places.lines():
-            hosts.say(line)
+        places.start(is_new, quiet)
         saving = Saving(config, run_dir, places, verify=verify)
         # Find files that cannot be read and answers that cannot be graded now, rather than in the
         # first evaluation, hours later.
@@ -150,7 +146,6 @@ def run_locked(
         ended = stopping.releases(lambda: undo() if stopping.has_failed else None)
         with stopping.stops(saving), ended:
             train(config, run_dir, is_resumed, quiet, saving=saving, strict=strict)
-        places.copy()
     except (Exception, SystemExit) as error:
         stopping.settle()  # the lock is held, and the files are left, until the stop is done
         undo()
@@ -399,17 +394,8 @@ def train(
             hosts.say(line)
         for line in () if quiet else last_lines(config, run_dir, clock.total):
             print(line, file=sys.stderr)
+        saving.finish()
         hosts.barrier("end")  # none may end while another still needs it
-
-
-@contextlib.contextmanager
-def model_folder(run_dir: Path) -> Iterator[Path]:
-    """Where the model's description is written: the run's `model`, or on other hosts a copy."""
-    if hosts.is_first():
-        yield run_dir / "model"
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
 
 
 # ------------------------------------------------------------------------- schedule

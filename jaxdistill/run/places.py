@@ -5,10 +5,11 @@ folder if that is on a shared disk, in another folder, or in a bucket. A run fol
 a copy of one on the first host's disk (`mirror`), with the checkpoints beside it.
 """
 
+import contextlib
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from jaxdistill import hosts
@@ -54,8 +55,10 @@ class Places:
         if self._mirror is not None and hosts.is_first():
             self._mirror.open(resume)
 
-    def start(self, is_new: bool) -> None:
+    def start(self, is_new: bool, quiet: bool) -> None:
         """Once the run folder has its first files: settle and try the checkpoints' place.
+
+        Unless `quiet`, says what a person cannot see in the run folder: which other places it has.
 
         Raises UserError if a host does not see what the first one writes there, if a new run's
         place has checkpoints already, or a resumed run's are in another one.
@@ -67,6 +70,10 @@ class Places:
         if self._given is not None and hosts.is_first():
             note = json.dumps({"checkpoints": str(self.checkpoints)})
             write_whole(self.run_dir / PLACES, note)
+        if self._mirror is not None and not quiet:
+            hosts.say(f"run folder {self.run_dir}; copied to {self._mirror.address} at each save")
+        if self._given is not None and not quiet:
+            hosts.say(f"checkpoints: {self.checkpoints}")
         self.copy()
 
     def _settled(self, is_new: bool) -> Path | str:
@@ -86,13 +93,6 @@ class Places:
                 "none; copy them there, or leave that place as it is"
             )
         return self._given if isinstance(self._given, str) else self._given.absolute()
-
-    def lines(self) -> Iterator[str]:
-        """What a person cannot see in the run folder: which other places there are."""
-        if self._mirror is not None:
-            yield f"run folder {self.run_dir}; copied to {self._mirror.address} before each save"
-        if self._given is not None:
-            yield f"checkpoints: {self.checkpoints}"
 
     def copying(self, sync: Callable[[], None]) -> Callable[[], None]:
         """`sync`, which puts the files of a step on the disk, and then the copy of the run folder.
@@ -115,10 +115,11 @@ class Places:
         """After an error: copy what is left; nothing is left of a new run without results."""
         if self._mirror is None or not hosts.is_first():
             return
-        if (self.run_dir / "config.json").exists():
-            self._mirror.upload()
-        else:
-            self._mirror.remove()
+        with contextlib.suppress(UserError):  # the bucket may be what failed
+            if (self.run_dir / "config.json").exists():
+                self._mirror.upload()
+            else:
+                self._mirror.remove()
 
 
 def _steps(where: Path | str) -> list[int]:

@@ -14,7 +14,6 @@ from types import TracebackType
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -22,6 +21,7 @@ from jaxdistill import hosts
 from jaxdistill.errors import UserError
 from jaxdistill.files import sync
 from jaxdistill.storage.buckets import explained, require_access
+from jaxdistill.storage.leaves import by_name, misfit, shape_and_dtype
 from jaxdistill.storage.listings import (
     find_damage,
     is_complete,
@@ -83,7 +83,7 @@ class Checkpoints:
         with uninterrupted(), quiet(), self._explain_failed_save(step):
             writer = self._open_writer()
             items = ocp.args.Composite(
-                state=ocp.args.PyTreeSave(_by_name(state)), host=ocp.args.JsonSave(host)
+                state=ocp.args.PyTreeSave(by_name(state)), host=ocp.args.JsonSave(host)
             )
             self._sound.discard(step)
             if not is_local(self._folder) and jax.process_index() == 0:
@@ -184,13 +184,17 @@ class Checkpoints:
             raise UserError(f"{self._folder}: expected a checkpoint of step {step}, found {found}")
         if self._verify and (found := self._find_damage(step)):
             raise self._damaged_error(step, found)
-        wanted = _by_name(example, part)
+        wanted = by_name(example, part)
         with quiet(), ocp.Checkpointer(_handler()) as reader:
             path = self._path(step)
             with self._explain_damage(step):
                 saved = reader.metadata(path).item_metadata["state"]
-                saved = {name: _shape_and_dtype(leaf) for name, leaf in saved.tree.items()}
-            self._check_fit(step, saved, wanted, part)
+                saved = {name: shape_and_dtype(leaf) for name, leaf in saved.tree.items()}
+            if (wrong := misfit(saved, wanted, part)) is not None:
+                raise UserError(
+                    f"{self._folder}: the checkpoint of step {step} does not match this config; "
+                    f"{wrong}; use the config.json of its own run, or another folder"
+                )
             with self._explain_damage(step):
                 items = reader.restore(
                     path,
@@ -383,28 +387,6 @@ class Checkpoints:
             f"delete {self._folder / str(step)} to use another step"
         )
 
-    def _check_fit(
-        self, step: int, saved: dict[str, str], wanted: dict[str, Any], part: str | None
-    ) -> None:
-        if part is not None:
-            saved = {
-                name: text
-                for name, text in saved.items()
-                if name == part or name.startswith(part + ".")
-            }
-        expected = {name: _shape_and_dtype(leaf) for name, leaf in wanted.items()}
-        wrong = [
-            f"{name}: expected {expected.get(name, 'nothing')}, got {saved.get(name, 'nothing')}"
-            for name in sorted(expected.keys() | saved.keys())
-            if expected.get(name) != saved.get(name)
-        ]
-        if wrong:
-            more = f" (and {len(wrong) - 1} more differ)" if len(wrong) > 1 else ""
-            raise UserError(
-                f"{self._folder}: the checkpoint of step {step} does not match this config; "
-                f"{wrong[0]}{more}; use the config.json of its own run, or another folder"
-            )
-
 
 def _is_at(handle: int, folder: epath.Path) -> bool:
     """Whether an open folder still has this path."""
@@ -441,24 +423,6 @@ def _handler() -> ocp.CompositeCheckpointHandler:
     return ocp.CompositeCheckpointHandler(
         state=ocp.PyTreeCheckpointHandler(), host=ocp.JsonCheckpointHandler()
     )
-
-
-def _by_name(tree: Any, prefix: str | None = None) -> dict[str, Any]:
-    """Flatten a pytree to {dotted path: leaf}, in the tree's order."""
-    named = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        name = ".".join(filter(None, (prefix, name))) or "value"
-        assert name not in named, f"two leaves are called {name}"
-        named[name] = leaf
-    return named
-
-
-def _shape_and_dtype(leaf: Any) -> str:
-    """Describe arrays, abstract arrays, numbers and Orbax's metadata alike: "float32[2, 3]"."""
-    shape = getattr(leaf, "shape", None) or ()
-    dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
-    return f"{dtype}{list(shape)}"
 
 
 def _restore_args(leaf: Any) -> ocp.RestoreArgs:
