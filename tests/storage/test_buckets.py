@@ -47,9 +47,11 @@ def test_a_number_of_bytes_has_the_unit_below_it():
 def test_what_another_process_has_written_is_seen(place):
     address, _ = place
     assert (buckets.names(address), buckets.read(f"{address}/x")) == ([], None)
+    buckets.write(f"{address}/w", b"w")
+    assert buckets.names(address) == ["w"]
     code = f"from jaxdistill.storage import buckets; buckets.write('{address}/x', b'abc')"
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert (buckets.names(address), buckets.read(f"{address}/x")) == (["x"], b"abc")
+    assert (buckets.names(address), buckets.read(f"{address}/x")) == (["w", "x"], b"abc")
 
 
 @pytest.mark.slow
