@@ -139,8 +139,8 @@ def local_path(written: str | Path) -> Path:
         raise UserError("a path is empty; name a file or folder")
     if is_url(text):
         raise UserError(
-            f"{text!r} is a URL, and a local path is expected; copy the files to this machine "
-            "first (gcloud storage cp --recursive) and name their folder here"
+            f"{text!r} is a URL, and a local path is expected; `gcloud storage cp --recursive` "
+            "copies files out of a bucket and into one"
         )
     try:
         path = Path(text).expanduser()

@@ -80,6 +80,7 @@ TESTED_ELSEWHERE = {
     "run.provenance": "run/test_loop.py, which reads what it wrote",
     "sampling.keys": "sampling/test_sampler.py",
     "sampling.slots": "sampling/test_sampler.py and test_pages.py",
+    "storage.leaves": "storage/test_checkpoint.py, with states of other shapes",
     "storage.quiet": "storage/test_checkpoint.py, with interrupted and failed saves",
     "storage.hf_files": "storage/test_hf_import.py, with its damaged folders",
     "tasks.grading": "tasks/grading/test_math.py, whose answers go through the pool",

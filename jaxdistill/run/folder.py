@@ -1,10 +1,12 @@
 """The run folder: creation, and the checks of a resumed run's config, base model and lexicon."""
 
+import contextlib
 import hashlib
 import json
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -223,22 +225,6 @@ def check_steps(steps: int, run_dir: Path, latest: int) -> int:
     return latest
 
 
-def require_same_start(config: RunConfig, **flags: bool) -> None:
-    """Raise UserError on a host that was started otherwise than the first one."""
-    if hosts.count() == 1:
-        return
-    versions = current_provenance()["packages"]
-    started = {
-        "settings": configs.to_json(config),
-        "flags": flags,
-        "versions of packages": versions,
-    }
-    first = hosts.broadcast(started, "start")
-    for what, here in started.items():
-        for path, there, own in differences(first[what], json.loads(json.dumps(here)), what):
-            raise UserError(f"started with {path}={own!r}, and {hosts.name_of(0)} with {there!r}")
-
-
 def digest_of(questions: Sequence[Question]) -> str:
     """A hash of the questions in their order, by which several hosts compare their data."""
     digest = hashlib.sha256()
@@ -331,3 +317,13 @@ def check_kept(run_dir: Path) -> None:
 
 def is_evaluated(run_dir: Path, step: int) -> bool:
     return (evaluation_folder(run_dir, step) / "summary.json").exists()
+
+
+@contextlib.contextmanager
+def model_folder(run_dir: Path) -> Iterator[Path]:
+    """Where the model's description is written: the run's `model`, or on other hosts a copy."""
+    if hosts.is_first():
+        yield run_dir / "model"
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)

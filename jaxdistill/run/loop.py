@@ -4,15 +4,13 @@ import contextlib
 import json
 import shutil
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from jaxdistill import compilation, epistemic, hosts, objectives, own_classes, sharding
-from jaxdistill.config import RunConfig
+from jaxdistill.config import RunConfig, to_json
 from jaxdistill.epistemic import LexiconFile
 from jaxdistill.errors import UserError, out_of_memory
 from jaxdistill.evaluation.evaluate import evaluate_split
@@ -24,20 +22,22 @@ from jaxdistill.run.folder import (
     changes_of_rounding,
     check_base,
     check_steps,
+    differences,
     digest_of,
     finished_step,
     is_evaluated,
     keep_lexicon,
+    model_folder,
     names_in,
     note_resume,
     remove_leftovers,
     remove_start,
-    require_same_start,
     start_folder,
     write_config,
 )
 from jaxdistill.run.lock import locked
 from jaxdistill.run.places import Places
+from jaxdistill.run.provenance import current_provenance
 from jaxdistill.run.saving import Kept, Saving
 from jaxdistill.run.skips import UPDATE_ADVICE, Skips, drop_after
 from jaxdistill.run.stopping import Stopping
@@ -84,11 +84,11 @@ def run(
     another process holds, or unusable input, and RunStopped after `max_skipped_steps`.
 
     Several hosts (`hosts`) make the same call. `run_dir` is the first one's, which alone writes
-    there, but for the checkpoints, which all of them must see.
+    there, and all of them must see the checkpoints.
     """
-    require_same_start(config, resume=resume, strict=strict, verify=verify)
     places = Places(run_dir, checkpoints)
     run_dir = places.run_dir
+    require_same_start(config, resume=resume, strict=strict, verify=verify)
     # A folder that is a file is refused here.
     before = names_in(run_dir) if hosts.is_first() and run_dir.exists() else None
     stopping = stopping or Stopping()
@@ -120,7 +120,8 @@ def run_locked(
     """`run` in a folder that this process holds; `before`: the names in it before it did so."""
     if isinstance(config.experience, Traces):
         config.experience.require_source()
-    run_dir, is_new = places.run_dir, False
+    run_dir = places.run_dir
+    is_new = False
     if hosts.is_first():
         is_new = start_folder(config, run_dir, resume)
         remove_leftovers(run_dir)
@@ -128,26 +129,23 @@ def run_locked(
     def undo() -> None:
         # A new run that fails before its first step leaves nothing behind. KeyboardInterrupt is not
         # caught: an interrupted run keeps its files and can be resumed.
-        if is_new:
+        if is_new and hosts.is_first():
             remove_start(run_dir, before)
-        with contextlib.suppress(UserError):  # it may be what failed
-            places.failed()
+        places.failed()
 
     try:
-        is_resumed = resume and not hosts.broadcast(is_new, "is new")
+        is_resumed = hosts.broadcast(resume and not is_new, "resumed")
+        places.start(is_new, quiet)
+        saving = Saving(config, run_dir, places, verify=verify)
+        # Find files that cannot be read and answers that cannot be graded now, rather than in the
+        # first evaluation, hours later.
+        check_tasks(config, quiet)
+        if isinstance(config.lexicon, LexiconFile):
+            epistemic.read_lexicon(config.lexicon.path)
         # Another host's failure ends this process where it is.
-        with stopping.releases(lambda: undo() if stopping.has_failed else None):
-            places.start(is_new)
-            saving = Saving(config, run_dir, places, verify=verify)
-            # Find files that cannot be read and answers that cannot be graded now, rather than in
-            # the first evaluation, hours later.
-            check_tasks(config, quiet)
-            if isinstance(config.lexicon, LexiconFile):
-                epistemic.read_lexicon(config.lexicon.path)
-            with stopping.stops(saving):
-                train(config, run_dir, is_resumed, quiet, saving=saving, strict=strict)
-            places.copy()
-            hosts.barrier("end")  # none may end while another still needs it
+        ended = stopping.releases(lambda: undo() if stopping.has_failed else None)
+        with stopping.stops(saving), ended:
+            train(config, run_dir, is_resumed, quiet, saving=saving, strict=strict)
     except (Exception, SystemExit) as error:
         stopping.settle()  # the lock is held, and the files are left, until the stop is done
         undo()
@@ -156,6 +154,18 @@ def run_locked(
             raise UserError("the recipe's code ended the run with sys.exit()") from error
         raise
     return run_dir
+
+
+def require_same_start(config: RunConfig, **flags: bool) -> None:
+    """Raise UserError on a host that was started otherwise than the first one."""
+    if hosts.count() == 1:
+        return
+    versions = current_provenance()["packages"]
+    started = {"settings": to_json(config), "flags": flags, "versions of packages": versions}
+    first = hosts.broadcast(started, "start")
+    for what, here in started.items():
+        for path, there, own in differences(first[what], json.loads(json.dumps(here)), what):
+            raise UserError(f"started with {path}={own!r}, and {hosts.name_of(0)} with {there!r}")
 
 
 def check_tasks(config: RunConfig, quiet: bool = True) -> None:
@@ -384,16 +394,8 @@ def train(
             hosts.say(line)
         for line in () if quiet else last_lines(config, run_dir, clock.total):
             print(line, file=sys.stderr)
-
-
-@contextlib.contextmanager
-def model_folder(run_dir: Path) -> Iterator[Path]:
-    """Where the model's description is written: the run's `model`, or on other hosts a copy."""
-    if hosts.is_first():
-        yield run_dir / "model"
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
+        saving.finish()
+        hosts.barrier("end")  # none may end while another still needs it
 
 
 # ------------------------------------------------------------------------- schedule

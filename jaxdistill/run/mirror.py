@@ -114,7 +114,7 @@ class Mirror:
         write_whole(self._folder / MANIFEST, text)
 
     def _sha256(self, name: str) -> str:
-        """The hash of a file, computed again when its size or time of change is another."""
+        """The hash of a file, recomputed when its size or time of change is another."""
         path = self._folder / name
         stat = path.stat()
         version = (stat.st_size, stat.st_mtime_ns)

@@ -5,6 +5,7 @@ folder if that is on a shared disk, in another folder, or in a bucket. A run fol
 a copy of one on the first host's disk (`mirror`), with the checkpoints beside it.
 """
 
+import contextlib
 import json
 import time
 import uuid
@@ -54,19 +55,25 @@ class Places:
         if self._mirror is not None and hosts.is_first():
             self._mirror.open(resume)
 
-    def start(self, is_new: bool) -> None:
+    def start(self, is_new: bool, quiet: bool) -> None:
         """Once the run folder has its first files: settle and try the checkpoints' place.
+
+        Unless `quiet`, says what a person cannot see in the run folder: which other places it has.
 
         Raises UserError if a host does not see what the first one writes there, if a new run's
         place has checkpoints already, or a resumed run's are in another one.
         """
         found = str(self._settled(is_new)) if hosts.is_first() else ""
-        self.checkpoints = place(hosts.broadcast(found, "checkpoints"))
+        self.checkpoints = place(hosts.broadcast(found, "place of checkpoints"))
         if hosts.count() > 1 or self._given is not None:
             require_shared(self.checkpoints)
         if self._given is not None and hosts.is_first():
             note = json.dumps({"checkpoints": str(self.checkpoints)})
             write_whole(self.run_dir / PLACES, note)
+        if self._mirror is not None and not quiet:
+            hosts.say(f"run folder {self.run_dir}; copied to {self._mirror.address} at each save")
+        if self._given is not None and not quiet:
+            hosts.say(f"checkpoints: {self.checkpoints}")
         self.copy()
 
     def _settled(self, is_new: bool) -> Path | str:
@@ -108,10 +115,11 @@ class Places:
         """After an error: copy what is left; nothing is left of a new run without results."""
         if self._mirror is None or not hosts.is_first():
             return
-        if (self.run_dir / "config.json").exists():
-            self._mirror.upload()
-        else:
-            self._mirror.remove()
+        with contextlib.suppress(UserError):  # the bucket may be what failed
+            if (self.run_dir / "config.json").exists():
+                self._mirror.upload()
+            else:
+                self._mirror.remove()
 
 
 def _steps(where: Path | str) -> list[int]:

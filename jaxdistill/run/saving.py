@@ -121,6 +121,10 @@ class Saving:
         with self._files:
             self.checkpoints.close()
 
+    def finish(self) -> None:
+        """The run is finished: its last files are copied where the run is."""
+        self._places.copy()
+
     @contextlib.contextmanager
     def finishing(self) -> Iterator[None]:
         """Within this context the run is declared finished: either before a stop, or not at all."""

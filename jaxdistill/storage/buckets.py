@@ -229,7 +229,7 @@ def fetch(
     Processes of one machine wait for the one that fetches. A line on stderr says how much there is
     and how much of it is missing here. The folder is returned when all files are in it, each one
     whole; after a kill, the next call fetches the rest. Files that have changed in the bucket since
-    are fetched again. Raises UserError if the disk has no room for them.
+    are fetched again. Raises UserError if the disk has no space for them.
     """
     folder = cached(place_of_bucket(address))
     needed = {name: _version(files[name]) for name in (files if only is None else only)}

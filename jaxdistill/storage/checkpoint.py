@@ -21,7 +21,7 @@ from jaxdistill import hosts
 from jaxdistill.errors import UserError
 from jaxdistill.files import sync
 from jaxdistill.storage.buckets import explained, require_access
-from jaxdistill.storage.leaves import by_name, shape_and_dtype
+from jaxdistill.storage.leaves import by_name, misfit, shape_and_dtype
 from jaxdistill.storage.listings import (
     find_damage,
     is_complete,
@@ -104,10 +104,10 @@ class Checkpoints:
         With several hosts it is what the first one sees; every one must make the call.
         """
         self.wait()
-        return hosts.broadcast(self.steps_here() if hosts.is_first() else [], "steps")
+        return hosts.broadcast(self.steps_here() if hosts.is_first() else [], "checkpoints")
 
     def steps_here(self) -> list[int]:
-        """The steps on disk as this host sees them, damaged ones too."""
+        """The steps that this host sees; waits for nothing."""
         return sorted(self._named_steps())
 
     def usable_steps(self) -> list[int]:
@@ -190,7 +190,11 @@ class Checkpoints:
             with self._explain_damage(step):
                 saved = reader.metadata(path).item_metadata["state"]
                 saved = {name: shape_and_dtype(leaf) for name, leaf in saved.tree.items()}
-            self._check_fit(step, saved, wanted, part)
+            if (wrong := misfit(saved, wanted, part)) is not None:
+                raise UserError(
+                    f"{self._folder}: the checkpoint of step {step} does not match this config; "
+                    f"{wrong}; use the config.json of its own run, or another folder"
+                )
             with self._explain_damage(step):
                 items = reader.restore(
                     path,
@@ -293,7 +297,9 @@ class Checkpoints:
                     self._give_name(step)
                     self._delete_others(step)
                 else:
-                    _wait_until(lambda: is_complete(self._path(step)))
+                    _wait_until(
+                        lambda: step in self._named_steps() and is_complete(self._path(step))
+                    )
                 self._sound.add(step)
                 self._damaged.discard(step)
         except Exception as error:  # raised by `wait`, in the caller's thread
@@ -380,28 +386,6 @@ class Checkpoints:
             f"{self._folder}: the checkpoint of step {step} is damaged or incomplete ({reason}); "
             f"delete {self._folder / str(step)} to use another step"
         )
-
-    def _check_fit(
-        self, step: int, saved: dict[str, str], wanted: dict[str, Any], part: str | None
-    ) -> None:
-        if part is not None:
-            saved = {
-                name: text
-                for name, text in saved.items()
-                if name == part or name.startswith(part + ".")
-            }
-        expected = {name: shape_and_dtype(leaf) for name, leaf in wanted.items()}
-        wrong = [
-            f"{name}: expected {expected.get(name, 'nothing')}, got {saved.get(name, 'nothing')}"
-            for name in sorted(expected.keys() | saved.keys())
-            if expected.get(name) != saved.get(name)
-        ]
-        if wrong:
-            more = f" (and {len(wrong) - 1} more differ)" if len(wrong) > 1 else ""
-            raise UserError(
-                f"{self._folder}: the checkpoint of step {step} does not match this config; "
-                f"{wrong[0]}{more}; use the config.json of its own run, or another folder"
-            )
 
 
 def _is_at(handle: int, folder: epath.Path) -> bool:

@@ -1,4 +1,4 @@
-"""A checkpoint's leaves: their names, and how errors describe them."""
+"""The leaves of a pytree by name, and what differs between those that are saved and wanted."""
 
 from typing import Any
 
@@ -22,3 +22,18 @@ def shape_and_dtype(leaf: Any) -> str:
     shape = getattr(leaf, "shape", None) or ()
     dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
     return f"{dtype}{list(shape)}"
+
+
+def misfit(saved: dict[str, str], wanted: dict[str, Any], part: str | None) -> str | None:
+    """The first leaf of a field (None: of all) that is saved otherwise than wanted, in words."""
+    if part is not None:
+        saved = {n: text for n, text in saved.items() if n == part or n.startswith(part + ".")}
+    expected = {name: shape_and_dtype(leaf) for name, leaf in wanted.items()}
+    wrong = [
+        f"{name}: expected {expected.get(name, 'nothing')}, got {saved.get(name, 'nothing')}"
+        for name in sorted(expected.keys() | saved.keys())
+        if expected.get(name) != saved.get(name)
+    ]
+    if not wrong:
+        return None
+    return wrong[0] + (f" (and {len(wrong) - 1} more differ)" if len(wrong) > 1 else "")

@@ -1,16 +1,13 @@
 """Checkpoints lie where every host sees them, and a run folder in a bucket has one on this disk."""
 
-import os
 import re
-import socket
-import subprocess
-import sys
 
 import pytest
 import storage_emulator
 from same_run import assert_same_run
 from stop_server import Order, Server
 from tiny_run import tiny, write_config
+from two_hosts import on_two_hosts
 
 from jaxdistill.cli import main
 from jaxdistill.errors import UserError
@@ -66,35 +63,12 @@ sys.exit(code)
 """
 
 
-def on_two_hosts(*folders):
-    """(code, last line) of each of two processes, one for each folder."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", HOST, str(folder)],
-            env={
-                **os.environ,
-                "JAX_COORDINATOR_ADDRESS": address,
-                "JAX_NUM_PROCESSES": "2",
-                "JAX_PROCESS_ID": str(i),
-            },
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for i, folder in enumerate(folders)
-    ]
-    lines = [each.communicate(timeout=200)[0].splitlines()[-1:] for each in running]
-    return [(each.returncode, *line) for each, line in zip(running, lines)]
-
-
 @pytest.mark.slow
 def test_hosts_with_separate_disks_learn_it_at_the_start_and_a_shared_folder_passes(tmp_path):
     shared = tmp_path / "shared"
-    assert on_two_hosts(shared, shared) == [(0, "all of them see it")] * 2
+    assert on_two_hosts(HOST, shared, shared) == [(0, "all of them see it")] * 2
     # The same path on two machines is two folders here, with a name each.
-    found = on_two_hosts(tmp_path / "a", tmp_path / "b")
+    found = on_two_hosts(HOST, tmp_path / "a", tmp_path / "b")
     for code, line in found:
         assert code == 2
         assert re.search(
@@ -110,7 +84,7 @@ def test_hosts_with_separate_disks_learn_it_at_the_start_and_a_shared_folder_pas
 def test_two_hosts_see_what_is_in_a_bucket():
     storage_emulator.start()
     where = f"gs://{storage_emulator.BUCKET}/two-hosts"
-    assert on_two_hosts(where, where) == [(0, "all of them see it")] * 2
+    assert on_two_hosts(HOST, where, where) == [(0, "all of them see it")] * 2
     assert buckets.names(where) == []
 
 

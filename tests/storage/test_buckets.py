@@ -1,5 +1,6 @@
 """Objects in a bucket: those of an emulator, through the layers that reach a real one."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import storage_emulator
+from two_hosts import on_two_hosts
 
 from jaxdistill.errors import UserError
 from jaxdistill.storage import buckets, hub
@@ -45,9 +47,11 @@ def test_a_number_of_bytes_has_the_unit_below_it():
 def test_what_another_process_has_written_is_seen(place):
     address, _ = place
     assert (buckets.names(address), buckets.read(f"{address}/x")) == ([], None)
+    buckets.write(f"{address}/w", b"w")
+    assert buckets.names(address) == ["w"]
     code = f"from jaxdistill.storage import buckets; buckets.write('{address}/x', b'abc')"
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert (buckets.names(address), buckets.read(f"{address}/x")) == (["x"], b"abc")
+    assert (buckets.names(address), buckets.read(f"{address}/x")) == (["w", "x"], b"abc")
 
 
 @pytest.mark.slow
@@ -180,3 +184,43 @@ def test_what_is_no_model_in_a_bucket_and_a_full_disk_are_one_line(place, cache,
     with pytest.raises(UserError, match="needs 42 kB more, and 10 B are free on that disk"):
         hub.find_folder(address)
     assert not (buckets.cached(address) / "model.safetensors").exists()
+
+
+TWO_HOSTS = """
+import sys
+import jax, numpy as np
+from jaxdistill import hosts
+jax.config.update("jax_num_cpu_devices", 2)
+hosts.start()
+from jaxdistill.sharding import MeshConfig, make_mesh, replicated
+from jaxdistill.storage.checkpoint import Checkpoints
+
+mesh = make_mesh(MeshConfig(fsdp=4))
+whole = np.arange(64.0).reshape(8, 8)
+split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
+state = {"a": jax.make_array_from_callback((8, 8), split, lambda at: whole[at])}
+with Checkpoints(sys.argv[1], keep=1) as checkpoints:
+    for step in (1, 2):
+        checkpoints.save(step, state, {"step": step})
+    checkpoints.wait()
+hosts.barrier("saved")
+with Checkpoints(sys.argv[1]) as checkpoints:
+    assert checkpoints.steps() == [2], checkpoints.steps()
+    assert checkpoints.newest_sound_step(True, print) == 2
+    found, host = checkpoints.restore(2, state)
+for shard in found["a"].addressable_shards:
+    np.testing.assert_array_equal(shard.data, whole[shard.index])
+print("whole")
+hosts.barrier("end")
+hosts.part(0)
+"""
+
+
+@pytest.mark.slow
+def test_two_hosts_write_one_checkpoint_into_a_bucket_and_each_lists_its_own_files(place):
+    address, folder = place
+    assert on_two_hosts(TWO_HOSTS, address, address) == [(0, "whole")] * 2
+    listed = [json.loads((folder / "2" / f"jaxdistill_files.{i}.json").read_text()) for i in (0, 1)]
+    for i, told in enumerate(listed):
+        assert told["processes"] == 2
+        assert any(f"ocdbt.process_{i}/" in name for name in told["files"])
