@@ -134,18 +134,18 @@ def run_locked(
         places.failed()
 
     try:
-        is_resumed = hosts.broadcast(resume and not is_new, "resumed")
-        places.start(is_new, quiet)
-        saving = Saving(config, run_dir, places, verify=verify)
-        # Find files that cannot be read and answers that cannot be graded now, rather than in the
-        # first evaluation, hours later.
-        check_tasks(config, quiet)
-        if isinstance(config.lexicon, LexiconFile):
-            epistemic.read_lexicon(config.lexicon.path)
         # Another host's failure ends this process where it is.
-        ended = stopping.releases(lambda: undo() if stopping.has_failed else None)
-        with stopping.stops(saving), ended:
-            train(config, run_dir, is_resumed, quiet, saving=saving, strict=strict)
+        with stopping.releases(lambda: undo() if stopping.has_failed else None):
+            is_resumed = hosts.broadcast(resume and not is_new, "resumed")
+            places.start(is_new, quiet)
+            saving = Saving(config, run_dir, places, verify=verify)
+            # Find files that cannot be read and answers that cannot be graded now, rather than in
+            # the first evaluation, hours later.
+            check_tasks(config, quiet)
+            if isinstance(config.lexicon, LexiconFile):
+                epistemic.read_lexicon(config.lexicon.path)
+            with stopping.stops(saving):
+                train(config, run_dir, is_resumed, quiet, saving=saving, strict=strict)
     except (Exception, SystemExit) as error:
         stopping.settle()  # the lock is held, and the files are left, until the stop is done
         undo()
@@ -166,6 +166,7 @@ def require_same_start(config: RunConfig, **flags: bool) -> None:
     for what, here in started.items():
         for path, there, own in differences(first[what], json.loads(json.dumps(here)), what):
             raise UserError(f"started with {path}={own!r}, and {hosts.name_of(0)} with {there!r}")
+    hosts.barrier("same start")  # nothing is written before all have compared
 
 
 def check_tasks(config: RunConfig, quiet: bool = True) -> None:
