@@ -32,6 +32,11 @@ _FOUND = "/jax/compilation_cache/cache_hits"
 _shapes: ContextVar[str] = ContextVar("shapes", default="")
 
 
+def cache_folder() -> Path:
+    """What this user's commands can make or fetch again: XDG_CACHE_HOME or ~/.cache, and a name."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxdistill"
+
+
 def keep_programs() -> None:
     """Keep compiled programs in the user's cache folder, for this process and those it starts.
 
@@ -44,8 +49,7 @@ def keep_programs() -> None:
     if FOLDER in os.environ or IS_ENABLED in os.environ:
         return
     try:
-        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(caches) / "jaxdistill" / machine()
+        folder = cache_folder() / machine()
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):  # no home, or not ours to write in
         return

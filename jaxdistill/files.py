@@ -1,4 +1,4 @@
-"""Files that last, errors that name them, JSON that may be broken, and paths that a user wrote.
+"""Files that last, errors that name them, JSON that may be broken, and places that a user wrote.
 
 A file is written whole or not at all, and is on the disk before it counts. This module does not
 import JAX.
@@ -6,6 +6,7 @@ import JAX.
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import re
@@ -136,9 +137,11 @@ def local_path(written: str | Path) -> Path:
     text = str(written)
     if not text:
         raise UserError("a path is empty; name a file or folder")
-    # pathlib would make a folder `gs:` of it, since it joins two slashes.
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", text):
-        raise UserError(f"{text!r} is a URL; name a local path, to which the files are copied")
+    if is_url(text):
+        raise UserError(
+            f"{text!r} is a URL, and a local path is expected; `gcloud storage cp --recursive` "
+            "copies files out of a bucket and into one"
+        )
     try:
         path = Path(text).expanduser()
         names = [os.fsencode(part) for part in path.parts]
@@ -150,6 +153,55 @@ def local_path(written: str | Path) -> Path:
     if b"\0" in os.fsencode(path) or max(map(len, names), default=0) > 255 or len(text) > 4000:
         raise UserError(f"{text[:60]!r}... is too long for a path, or has a null character")
     return path
+
+
+def is_url(written: str | Path) -> bool:
+    """Whether a text is no local path. pathlib, which joins two slashes, makes `gs:/b` of gs://b.
+
+    >>> is_url("gs://bucket/runs/a"), is_url(Path("gs://bucket")), is_url("toy:main")
+    (True, True, False)
+    """
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(written)) is not None
+
+
+def in_bucket(written: str | Path) -> bool:
+    """Whether a text is meant as an address in a bucket of Google Cloud Storage."""
+    return str(written).startswith("gs:/")
+
+
+def place(written: str | Path) -> Path | str:
+    """A local path, or the address of a folder in a bucket as text: gs://BUCKET/PATH.
+
+    Raises UserError for another address, and for what no local file system can hold.
+
+    >>> place("gs://bucket/runs/a/"), place(Path("gs://bucket/a")), place("runs/a")
+    ('gs://bucket/runs/a', 'gs://bucket/a', PosixPath('runs/a'))
+    """
+    text = str(written)
+    if not is_url(text):
+        return local_path(written)
+    bucket, _, path = re.sub("^gs:/+", "", text).rstrip("/").partition("/")
+    named = re.fullmatch(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]", bucket)
+    # gcsfs reads `*`, `?` and `[` as patterns, also where it deletes; the length is the service's.
+    steps = path.split("/")
+    is_plain = path.isprintable() and not set(path) & set("*?[]#\\") and len(path.encode()) <= 900
+    if not (in_bucket(text) and named and is_plain) or {"", ".", ".."} & set(steps):
+        raise UserError(f"the URL {text[:200]!r}: expected a local path or gs://BUCKET/PATH")
+    return f"gs://{bucket}/{path}"
+
+
+@contextlib.contextmanager
+def one_at_a_time(lock: Path) -> Iterator[None]:
+    """Wait for the other processes of this machine that are here with the same `lock`, a file.
+
+    The system releases it when its process ends, however it ends. The file stays. Where nothing can
+    be written or locked, nobody waits.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            fcntl.flock(stack.enter_context(lock.open("ab")), fcntl.LOCK_EX)
+        yield
 
 
 def is_file_name(text: object) -> bool:

@@ -189,6 +189,37 @@ def shard_batch(mesh: Mesh, batch: Tree) -> Tree:
     return jax.tree.map(place, batch)
 
 
+def on_device(device: Any) -> contextlib.AbstractContextManager:
+    """A context for programs of one device, within that of a mesh of several."""
+    return use_mesh(jax.make_mesh((1,) * 3, MESH_AXES, (AxisType.Auto,) * 3, devices=[device]))
+
+
+def fetch(tree: Tree) -> Tree:
+    """The whole arrays as NumPy arrays, on every host that has a part of them."""
+    if all(x.is_fully_addressable or x.is_fully_replicated for x in jax.tree.leaves(tree)):
+        return jax.device_get(tree)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def spread(mesh: Mesh, tree: Tree) -> Tree:
+    """Put leaves that each host has on a device of its own, as counters, on all devices of `mesh`.
+
+    Every host must have the same values. With one host nothing changes.
+    """
+    if jax.process_count() == 1:
+        return tree
+
+    def place(x):
+        if not isinstance(x, jax.Array) or not x.is_fully_addressable:
+            return x
+        value = np.asarray(x)
+        return jax.make_array_from_callback(value.shape, replicated(mesh), lambda i: value[i])
+
+    return jax.tree.map(place, tree)
+
+
 def use_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager:
     """A context in which `constrain` and `on_shards` use the mesh; None means no mesh."""
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)

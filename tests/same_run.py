@@ -16,7 +16,7 @@ def final_state(config, run_dir):
     """(TrainState, host) of the last checkpoint."""
     policy = loading.load(config.model, config.seed, run_dir / "model")
     example = init_state(policy.params, config.optimizer, config.teacher, config.steps)
-    with Checkpoints(run_dir / "checkpoints") as checkpoints:
+    with Checkpoints(loading.checkpoints_of(run_dir)) as checkpoints:
         state, host = checkpoints.restore(config.steps, example._asdict())
     return TrainState(**state), host
 

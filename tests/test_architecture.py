@@ -18,7 +18,7 @@ from places import PACKAGE
 LEVELS = (
     ("errors", "axes", "compilation"),
     ("files",),
-    ("own_classes",),
+    ("own_classes", "hosts"),
     ("precision", "overrides", "epistemic"),
     ("sharding",),
     ("losses",),
@@ -43,6 +43,8 @@ LEVELS = (
 OWNERS = {
     "orbax": "storage.checkpoint",
     "tensorstore": "storage.checkpoint",
+    "etils": "storage",
+    "fsspec": "storage.buckets",
     "grain": "tasks.pipelines",
     "tensorflow_datasets": "tasks.sources",
     "safetensors": "storage.safetensors_io",
@@ -77,6 +79,7 @@ TESTED_ELSEWHERE = {
     "evaluation.compare_table": "evaluation/test_compare.py and cli/test_compare.py",
     "evaluation.replies": "evaluation/test_responses.py: the formats of other tools",
     "evaluation.saved": "evaluation/test_folder.py, which reads what it writes",
+    "hosts": "test_hosts.py, and run/test_several_hosts.py with real processes",
     "models.config": "models/test_presets.py and models/families",
     "models.decode_kernel": "models/test_cached_attention.py, beside XLA attention",
     "models.families": "models/families/test_families.py, each test over every family",
@@ -86,6 +89,7 @@ TESTED_ELSEWHERE = {
     "run.provenance": "run/test_loop.py, which reads what it wrote",
     "sampling.keys": "sampling/test_sampler.py",
     "sampling.slots": "sampling/test_sampler.py and test_pages.py",
+    "storage.leaves": "storage/test_checkpoint.py, with states of other shapes",
     "storage.quiet": "storage/test_checkpoint.py, with interrupted and failed saves",
     "storage.hf_files": "storage/test_hf_import.py, with its damaged folders",
     "tasks.grading": "tasks/grading/test_math.py, whose answers go through the pool",

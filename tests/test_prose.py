@@ -76,7 +76,8 @@ NOT_OURS = {
     "study.json", "report.html", "rollouts/", "evals/", "checkpoints/", "export/", "figures/",
     "train.parquet", "runs/toy_study_quick/report.html", "my_recipe.py", "recipe.py",
     "path/to/mine.py", "mine.py", "prompts.json", "settings.json", "base.jsonl", "none.jsonl",
-    "CONTEXT.jsonl", "finished.json", "lock.json", "evaluation.json", "questions.json", "arms.json",
+    "CONTEXT.jsonl", "finished.json", "lock.json", "mirror.json", "places.json",
+    "evaluation.json", "questions.json", "arms.json",
 }  # fmt: skip
 
 

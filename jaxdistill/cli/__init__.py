@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from jaxdistill import __version__, compilation
+from jaxdistill import __version__, compilation, hosts
 from jaxdistill.cli import (
     analyze,
     bench,
@@ -82,6 +82,10 @@ def heeding_signals(arguments: Sequence[str] | None) -> tuple[int, Stopping]:
         # Results of long work would be lost at its end.
         if (out := getattr(options, "out", None)) is not None:
             require_writable(out, "--out")
+        if options.hosts == "several" and not options.show:
+            hosts.start(leave=stopping.leave, stop=stopping.asked)
+        elif options.hosts == "one":
+            hosts.require_one(f"`jaxdistill {options.verb}`")
         with compilation.reported() if options.compiles else contextlib.nullcontext():
             options.function(options)
         # A broken pipe raises here, where it is handled, and not while Python shuts down.
@@ -91,7 +95,9 @@ def heeding_signals(arguments: Sequence[str] | None) -> tuple[int, Stopping]:
         stopping.settle()
         if options.debug:
             traceback.print_exc()
-        code, line = explain(error)
+        code, line = hosts.failed(*explain(error))
+    if hosts.count() > 1:  # Python's own exit would wait for the others
+        stopping.leave(code, f"jaxdistill: {line}")
     if code == 141:
         # Python flushes its buffer again at exit, which would fail once more; discard it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

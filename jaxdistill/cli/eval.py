@@ -196,7 +196,6 @@ def answer(
 
     questions = [question for each in asked for question in each.questions]
     engine = open_engine(options, questions, notes)
-    require_one_process()
     # The batches of before: in bfloat16 the size of a batch may change a rounding.
     before = [each["questions_per_batch"] for each in folder.places or ()]
     size = options.batch or (before[-1] if before else None)
@@ -324,13 +323,6 @@ def default_folder(model: str, identity: dict[str, Any]) -> Path:
     label = re.sub(r"[^\w.-]+", "-", f"{model}-{names}").strip("-.")[:100]
     text = json.dumps(identity, sort_keys=True)
     return Path("evaluations") / f"{label}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-def require_one_process() -> None:
-    import jax
-
-    if jax.process_count() > 1:
-        raise UserError("eval runs in one process; start it on one host")
 
 
 def place_of(engine: Any, questions_per_batch: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from jaxdistill import files
 from jaxdistill.bench.work import Cache, Placing, TokenChoice, in_flags
 from jaxdistill.cli.parser import describe_default
 from jaxdistill.errors import UserError
@@ -132,6 +133,14 @@ def path(text: str) -> Path:
     """A local path as the type of a flag: `~` is expanded, and what is no path is refused."""
     try:
         return local_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def place(text: str) -> Path | str:
+    """A local path, or gs://BUCKET/PATH, as the type of a flag."""
+    try:
+        return files.place(text)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

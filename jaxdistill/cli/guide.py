@@ -223,10 +223,18 @@ def most_new_tokens(config: Any, tokenizer: Any, questions: list[Any], thinking:
 
 def weights_of(name: str) -> str:
     """What tells this model's weights from others: a hash of headers, or a run and its step."""
-    from jaxdistill.storage.loading import fingerprint, is_run, model_folder
+    from jaxdistill.storage.checkpoint import Checkpoints
+    from jaxdistill.storage.loading import (
+        checkpoints_of,
+        fingerprint,
+        folder_of,
+        is_run,
+        model_folder,
+    )
+    from jaxdistill.storage.toy import toy_name
 
-    path = Path(name)
-    if not is_run(path):
+    if toy_name(name) is not None or not is_run(path := folder_of(name)):
         return fingerprint(model_folder(name))
-    steps = [int(each.name) for each in (path / "checkpoints").iterdir() if each.name.isdigit()]
-    return f"{path.resolve()}, step {max(steps, default=None)}"
+    with Checkpoints(place := checkpoints_of(path)) as checkpoints:
+        step = checkpoints.latest_step()
+    return f"{place if isinstance(place, str) else path.resolve()}, step {step}"

@@ -44,9 +44,14 @@ def add_verb(
     summary: str,
     *,
     compiles: bool = False,
+    several_hosts: bool = False,
 ) -> argparse.ArgumentParser:
-    """Add a verb. One that `compiles` programs for a model imports JAX and says what takes long."""
+    """Add a verb. One that `compiles` programs for a model imports JAX and says what takes long.
+
+    Where several hosts are expected, it is refused unless it runs on `several_hosts`.
+    """
     sub = verbs.add_parser(name, help=summary, description=summary)
     sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    sub.set_defaults(function=function, compiles=compiles)
+    hosts = ("several" if several_hosts else "one") if compiles else None
+    sub.set_defaults(function=function, compiles=compiles, hosts=hosts, verb=name)
     return sub

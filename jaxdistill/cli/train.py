@@ -15,6 +15,7 @@ from jaxdistill.cli.flags import (
     add_quiet,
     add_recipe_choices,
     path,
+    place,
 )
 from jaxdistill.cli.parser import add_verb, describe_default
 from jaxdistill.errors import UserError
@@ -31,13 +32,23 @@ def add_verbs(verbs: Any) -> None:
         train,
         "Run a recipe: pre-training, self-distillation or GRPO.",
         compiles=True,
+        several_hosts=True,
     )
     sub.add_argument("config", metavar="CONFIG", help="a recipe's name or path, or a config.json")
     add_recipe_choices(sub)
     add_overrides(sub, "the recipe")
     add_mesh(sub, of="the recipe")
-    folder = sub.add_argument("--run-dir", type=path, metavar="DIR", help="the run's folder")
+    folder = sub.add_argument(
+        "--run-dir", type=place, metavar="DIR", help="the run's folder, or gs://BUCKET/PATH"
+    )
     describe_default(folder, "runs/NAME; with --resume, the folder of a run's own config.json")
+    where = sub.add_argument(
+        "--checkpoints",
+        type=place,
+        metavar="PATH",
+        help="a folder that all hosts see, or gs://BUCKET/PATH, for the run's checkpoints",
+    )
+    describe_default(where, "a folder of the run's")
     sub.add_argument(
         "--resume",
         action="store_true",
@@ -130,8 +141,10 @@ def train(options: argparse.Namespace) -> None:
     # FILE.py, or FILE.py:NAME for one of its functions.
     file = local_path(options.config.rpartition(":")[0]) if ".py:" in options.config else recipe
     if options.resume and run_dir and file.suffix == ".py" and not file.exists():
+        from jaxdistill.run.places import folder_here
+
         # The recipe file is gone, but a run keeps its config and the classes that it uses.
-        kept = run_dir / "config.json"
+        kept = folder_here(run_dir) / "config.json"
         if kept.exists() and bundled_module(options.config) is None:
             options.config, options.student, options.scale = str(kept), None, None
             print(f"no {recipe}: the run continues with its own {kept}", file=sys.stderr)
@@ -145,16 +158,17 @@ def train(options: argparse.Namespace) -> None:
         run_dir = recipe.parent if options.resume and is_kept else Path("runs") / config.name
     from jaxdistill.run.loop import run
 
-    run(
+    done = run(
         config,
         run_dir,
+        checkpoints=options.checkpoints,
         resume=options.resume,
         strict=options.strict_resume,
         verify=options.verify,
         quiet=options.quiet,
         stopping=options.stopping,
     )
-    print(run_dir)
+    print(done)
 
 
 def recipe_of(options: argparse.Namespace) -> Any:

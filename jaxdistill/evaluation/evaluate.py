@@ -13,8 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jax
-
+from jaxdistill import hosts
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation.cuts import read_cuts
 from jaxdistill.evaluation.folder import EvaluationFolder
@@ -209,16 +208,15 @@ def evaluate(
 ) -> dict[str, list[dict[str, Any]]]:
     """Answer what the folder does not hold yet, question by question, and write its summary.
 
-    `engine` has the thinking mode of evaluations. Returns the records of each split. With several
-    processes all of them sample, and the first one writes.
+    `engine` has the thinking mode of evaluations. Returns the records of each split. On several
+    hosts all of them sample, and the first one reads and writes the folder.
     """
-    is_first = jax.process_index() == 0
-    # Several processes would have to agree on what is there.
-    reads = jax.process_count() == 1
-    results = {
-        each.split.name: folder.kept(each.split.name, each.questions) if reads else []
-        for each in asked
-    }
+    is_first = hosts.is_first()
+    results = {}
+    for each in asked:
+        name = each.split.name
+        kept = folder.kept(name, each.questions) if is_first else None
+        results[name] = hosts.broadcast(kept, f"answered questions of {name}")
     total = sum(len(each.questions) for each in asked) * config.samples
     has_begun = False
     with Progress(total, sum(map(len, results.values())), show_progress) as progress:
@@ -269,8 +267,7 @@ def evaluate_run(
         cache_dtype=engine.cache_dtype,
     )
     folder = EvaluationFolder(path=path, identity=identity)
-    goes_on = folder.is_of(identity) and jax.process_count() == 1
-    if not goes_on and jax.process_index() == 0:
+    if hosts.is_first() and not folder.is_of(identity):
         folder.restart()
     evaluate(folder, engine, params, asked, config)
 

@@ -374,7 +374,11 @@ def decode_step(
     """
     weights = params if isinstance(params, Unstacked) else unstack(params, config, dtype=dtype)
     rotary = _rotary(config, cache.length_B[:, None])
-    x_B1D = constrain(_embed(weights.embed_VD, token_B[:, None], dtype), "BTD")
+    x_B1D = _embed(weights.embed_VD, token_B[:, None], dtype)
+    if not config.tie_embeddings:
+        # The table is split along D (`sampler.decoding_weights`), and so are the rows it returns.
+        x_B1D = constrain(x_B1D, "ESD")
+    x_B1D = constrain(x_B1D, "BTD")
     new_k, new_v = [], []
     for i, (layer, *kv) in enumerate(zip(weights.layers, cache.k, cache.v)):
         kind = config.layer_pattern[i % len(config.layer_pattern)]

@@ -1,15 +1,18 @@
 """The run folder: creation, and the checks of a resumed run's config, base model and lexicon."""
 
+import contextlib
+import hashlib
 import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxdistill import config as configs
-from jaxdistill import epistemic, own_classes
+from jaxdistill import epistemic, hosts, own_classes
 from jaxdistill.config import RunConfig
 from jaxdistill.epistemic import Lexicon
 from jaxdistill.errors import UserError
@@ -20,6 +23,7 @@ from jaxdistill.run.provenance import changes_of_place, current_provenance
 from jaxdistill.storage import hf_files, loading
 from jaxdistill.storage.expected import check_expected
 from jaxdistill.storage.loading import Policy
+from jaxdistill.tasks.questions import Question
 from jaxdistill.training.metrics import check_lines
 
 # Settings that may differ when a run is resumed, because they do not change what a step computes.
@@ -50,7 +54,7 @@ ROUNDS = {
 # Files and folders that a run may write before it has results worth keeping.
 START_FILES = (
     "config.json", "provenance.json", own_classes.RECIPE, "lexicon.json", "metrics.jsonl",
-    "prompts.json",
+    "prompts.json", "places.json", "mirror.json",
     "model", "rollouts", "skipped", "tensorboard", "checkpoints", "evals", "export", "export.new",
 )  # fmt: skip
 
@@ -223,6 +227,14 @@ def check_steps(steps: int, run_dir: Path, latest: int) -> int:
     return latest
 
 
+def digest_of(questions: Sequence[Question]) -> str:
+    """A hash of the questions in their order, by which several hosts compare their data."""
+    digest = hashlib.sha256()
+    for question in questions:
+        digest.update(repr(question).encode(errors="surrogatepass"))
+    return digest.hexdigest()[:16]
+
+
 def check_base(config: RunConfig, run_dir: Path) -> None:
     """Check that the base model is the one that the run started from; record it at the start.
 
@@ -233,6 +245,9 @@ def check_base(config: RunConfig, run_dir: Path) -> None:
     if folder is None:
         return
     file, found = run_dir / "model" / "fingerprint.txt", loading.fingerprint(folder)
+    hosts.require_same(found, f"the model in {folder}: its files")
+    if not hosts.is_first():
+        return
     if not file.exists():
         file.parent.mkdir(exist_ok=True)
         write_whole(file, found)
@@ -244,10 +259,12 @@ def keep_lexicon(config: RunConfig, policy: Policy, run_dir: Path) -> Lexicon:
     """The run's lexicon, saved in its folder. Raises UserError if a resumed run's has changed."""
     lexicon = epistemic.open_lexicon(config.lexicon, policy.tokenizer)
     if not lexicon.ids:
-        print(
-            "the tokenizer spells none of the lexicon's words as one token: losses see no word",
-            file=sys.stderr,
+        hosts.say(
+            "the tokenizer spells none of the lexicon's words as one token: losses see no word"
         )
+    hosts.require_same(sorted(lexicon.ids), "the ids of the lexicon")
+    if not hosts.is_first():
+        return lexicon
     file = run_dir / "lexicon.json"
     if not file.exists():
         epistemic.write_lexicon(file, lexicon, policy.tokenizer)
@@ -302,3 +319,13 @@ def check_kept(run_dir: Path) -> None:
 
 def is_evaluated(run_dir: Path, step: int) -> bool:
     return (evaluation_folder(run_dir, step) / "summary.json").exists()
+
+
+@contextlib.contextmanager
+def model_folder(run_dir: Path) -> Iterator[Path]:
+    """Where the model's description is written: the run's `model`, or on other hosts a copy."""
+    if hosts.is_first():
+        yield run_dir / "model"
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)

@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 
-from jaxdistill import compilation, epistemic, objectives, own_classes, sharding
-from jaxdistill.config import RunConfig
+from jaxdistill import compilation, epistemic, hosts, objectives, own_classes, sharding
+from jaxdistill.config import RunConfig, to_json
 from jaxdistill.epistemic import LexiconFile
 from jaxdistill.errors import UserError, out_of_memory
 from jaxdistill.evaluation.evaluate import evaluate_run
@@ -22,9 +22,12 @@ from jaxdistill.run.folder import (
     changes_of_rounding,
     check_base,
     check_steps,
+    differences,
+    digest_of,
     finished_step,
     is_evaluated,
     keep_lexicon,
+    model_folder,
     names_in,
     note_resume,
     remove_leftovers,
@@ -33,6 +36,8 @@ from jaxdistill.run.folder import (
     write_config,
 )
 from jaxdistill.run.lock import locked
+from jaxdistill.run.places import Places
+from jaxdistill.run.provenance import current_provenance
 from jaxdistill.run.saving import Kept, Saving
 from jaxdistill.run.skips import UPDATE_ADVICE, Skips, drop_after
 from jaxdistill.run.stopping import Stopping
@@ -44,7 +49,7 @@ from jaxdistill.storage import hf_export, loading
 from jaxdistill.storage.loading import Policy
 from jaxdistill.tasks.tasks import load, questions_of, reading_once
 from jaxdistill.training.experience import Setting, open_source
-from jaxdistill.training.metrics import MetricsWriter, means
+from jaxdistill.training.metrics import means, open_writer
 from jaxdistill.training.on_policy import OnPolicy
 from jaxdistill.training.prompt_file import PromptFile, ReadPrompt
 from jaxdistill.training.shapes import Layout
@@ -59,30 +64,39 @@ from jaxdistill.training.updates import mini_batches
 @reading_once()
 def run(
     config: RunConfig,
-    run_dir: Path,
+    run_dir: Path | str,
     *,
+    checkpoints: Path | str | None = None,
     resume: bool = False,
     strict: bool = False,
     verify: bool = True,
     quiet: bool = False,
     stopping: Stopping | None = None,
 ) -> Path:
-    """Train as `config` says and leave a self-contained run folder.
+    """Train as `config` says and leave a self-contained run folder, whose path is returned.
 
+    `run_dir` is a local folder or gs://BUCKET/PATH, and `checkpoints` a place for these (`Places`).
     With `resume=True` an interrupted run continues exactly from its last checkpoint (on CPU with
     bitwise equal results): the newest one whose files are as they were written, or only the newest
     if `strict`; unless `verify`, the files are not compared with their hashes. `stopping` ends the
     process on a signal, once the last completed step is saved; None leaves signals alone. Raises
     UserError for an existing folder without `resume`, a folder of another config or one that
     another process holds, or unusable input, and RunStopped after `max_skipped_steps`.
+
+    Several hosts (`hosts`) make the same call. `run_dir` is the first one's, which alone writes
+    there, and all of them must see the checkpoints.
     """
+    places = Places(run_dir, checkpoints)
+    run_dir = places.run_dir
+    require_same_start(config, resume=resume, strict=strict, verify=verify)
     # A folder that is a file is refused here.
-    before = names_in(run_dir) if run_dir.exists() else None
+    before = names_in(run_dir) if hosts.is_first() and run_dir.exists() else None
     stopping = stopping or Stopping()
-    with locked(run_dir, stopping):
+    with locked(run_dir, stopping) if hosts.is_first() else contextlib.nullcontext():
+        places.open(resume)
         return run_locked(
             config,
-            run_dir,
+            places,
             resume,
             strict=strict,
             verify=verify,
@@ -94,7 +108,7 @@ def run(
 
 def run_locked(
     config: RunConfig,
-    run_dir: Path,
+    places: Places,
     resume: bool,
     *,
     strict: bool,
@@ -106,29 +120,53 @@ def run_locked(
     """`run` in a folder that this process holds; `before`: the names in it before it did so."""
     if isinstance(config.experience, Traces):
         config.experience.require_source()
-    is_new = start_folder(config, run_dir, resume)
-    remove_leftovers(run_dir)
-    saving = Saving(config, run_dir, verify=verify)
-    try:
-        # Find files that cannot be read and answers that cannot be graded now, rather than in the
-        # first evaluation, hours later.
-        check_tasks(config, quiet)
-        if isinstance(config.lexicon, LexiconFile):
-            epistemic.read_lexicon(config.lexicon.path)
-        with stopping.stops(saving):
-            resume = resume and not is_new
-            train(config, run_dir, resume, quiet, saving=saving, strict=strict)
-    except (Exception, SystemExit) as error:
-        stopping.settle()  # the lock is held, and the files are left, until the stop is done
+    run_dir = places.run_dir
+    is_new = False
+    if hosts.is_first():
+        is_new = start_folder(config, run_dir, resume)
+        remove_leftovers(run_dir)
+
+    def undo() -> None:
         # A new run that fails before its first step leaves nothing behind. KeyboardInterrupt is not
         # caught: an interrupted run keeps its files and can be resumed.
-        if is_new:
+        if is_new and hosts.is_first():
             remove_start(run_dir, before)
+        places.failed()
+
+    try:
+        # Another host's failure ends this process where it is.
+        with stopping.releases(lambda: undo() if stopping.has_failed else None):
+            is_resumed = hosts.broadcast(resume and not is_new, "resumed")
+            places.start(is_new, quiet)
+            saving = Saving(config, run_dir, places, verify=verify)
+            # Find files that cannot be read and answers that cannot be graded now, rather than in
+            # the first evaluation, hours later.
+            check_tasks(config, quiet)
+            if isinstance(config.lexicon, LexiconFile):
+                epistemic.read_lexicon(config.lexicon.path)
+            with stopping.stops(saving):
+                train(config, run_dir, is_resumed, quiet, saving=saving, strict=strict)
+    except (Exception, SystemExit) as error:
+        stopping.settle()  # the lock is held, and the files are left, until the stop is done
+        undo()
         # Without this, sys.exit() in a recipe's own code would look like a successful run.
         if isinstance(error, SystemExit) and not error.code:
             raise UserError("the recipe's code ended the run with sys.exit()") from error
         raise
     return run_dir
+
+
+def require_same_start(config: RunConfig, **flags: bool) -> None:
+    """Raise UserError on a host that was started otherwise than the first one."""
+    if hosts.count() == 1:
+        return
+    versions = current_provenance()["packages"]
+    started = {"settings": to_json(config), "flags": flags, "versions of packages": versions}
+    first = hosts.broadcast(started, "start")
+    for what, here in started.items():
+        for path, there, own in differences(first[what], json.loads(json.dumps(here)), what):
+            raise UserError(f"started with {path}={own!r}, and {hosts.name_of(0)} with {there!r}")
+    hosts.barrier("same start")  # nothing is written before all have compared
 
 
 def check_tasks(config: RunConfig, quiet: bool = True) -> None:
@@ -144,7 +182,8 @@ def check_tasks(config: RunConfig, quiet: bool = True) -> None:
         if (task, repeats) not in tasks[:index]:
             loaded = load(task, repeats=repeats)
             for note in () if quiet else loaded.notes:
-                print(note, file=sys.stderr)
+                hosts.say(note)
+            hosts.require_same(digest_of(loaded.questions), f"the questions of {task!r:.60}")
             if own_classes.is_own(type(task)):
                 check_grading(task, loaded.questions[0])
     check_environment([task for task, _ in tasks])
@@ -163,14 +202,15 @@ def train(
 ) -> None:
     """The loop itself, in a folder that `start_folder` has created or checked."""
     clock = Clock()
+    is_first, quiet = hosts.is_first(), quiet or not hosts.is_first()
     mesh = sharding.make_mesh(config.mesh)
-    with sharding.use_mesh(mesh):
+    with sharding.use_mesh(mesh), model_folder(run_dir) as model_dir:
         # ---- model, data, state
         check_base(config, run_dir)
         policy = loading.load(
             config.model,
             config.seed,
-            run_dir / "model",
+            model_dir,
             mesh,
             dtype=None,  # the reference keeps its stored dtype; trained parameters are float32
             progress=not quiet,
@@ -187,11 +227,11 @@ def train(
             line = start_line(mesh, policy.config, config.compute, rows=config.rows)
             print(line, file=sys.stderr)
         lexicon = keep_lexicon(config, policy, run_dir)
-        prompts = PromptFile(run_dir / "prompts.json", policy.tokenizer)
+        prompts = PromptFile(run_dir / "prompts.json", policy.tokenizer) if is_first else None
         thinking = config.evaluation.engine(engine).enable_thinking
         mode = config.evaluation.evaluation_thinking if config.evaluation.splits else None
         for line in unused_mode(f"evaluation.evaluation_thinking={mode}", mode, policy.tokenizer):
-            print(line, file=sys.stderr)
+            hosts.say(line)
         for split in config.evaluation.splits:
             questions = questions_of(split.task)
             check_prompts(
@@ -203,7 +243,8 @@ def train(
             )
             (ids,) = encode_prompts(policy.tokenizer, questions[:1], thinking)
             read = {f"evaluation/{split.name}": ReadPrompt(ids, thinking)}
-            prompts.write(questions[0].id, 0, read)
+            if prompts is not None:
+                prompts.write(questions[0].id, 0, read)
         # Evaluate the objective and teacher once, so that a mistake in a recipe's own classes is
         # reported before anything is sampled or compiled.
         objectives.check_objective(config.objective, tuple(lexicon.ids), policy.config.vocab_size)
@@ -227,6 +268,7 @@ def train(
         assert steps is not None, "`RunConfig` lets no other source go without `steps`"
         check_teacher(config.teacher, policy.params, steps)
         state = init_state(policy.params, config.optimizer, config.teacher, steps)
+        state = sharding.spread(mesh, state)
         layout = Layout(
             compute=config.compute,
             shapes=setting.shapes,
@@ -235,25 +277,26 @@ def train(
         )
         step = 0
         checkpoints = saving.checkpoints
-        latest = checkpoints.newest_sound_step(strict, on_stderr) if resume else None
+        latest = checkpoints.newest_sound_step(strict, hosts.say) if resume else None
         if resume and latest is None:
-            print(f"run {run_dir} has no checkpoint yet and starts at step 0", file=sys.stderr)
+            hosts.say(f"run {run_dir} has no checkpoint yet and starts at step 0")
         if latest is not None:
             step = check_steps(steps, run_dir, latest)
             restored, host = checkpoints.restore(latest, state._asdict())
             state = TrainState(**restored)
             source.batches.set_state(host["data"])
-            changes = changes_of_rounding(config, run_dir)
-            if changes:
+            changes = changes_of_rounding(config, run_dir) if is_first else []
+            if changes := hosts.broadcast(changes, "changes"):
                 what = f"changed since the last start: {', '.join(changes)}"
                 may = f"the steps after {step} may differ from those of an undisturbed run"
-                print(f"{what}; by rounding, {may}", file=sys.stderr)
+                hosts.say(f"{what}; by rounding, {may}")
             else:
                 # Shapes of another mesh or packing need not fit; new ones are found.
                 setting.shapes.restore(host.get("shapes", {}))
-            note_resume(run_dir, step)
+            if is_first:
+                note_resume(run_dir, step)
         saving.start(step, steps)
-        if resume:
+        if resume and is_first:
             drop_after(run_dir, step)
             # It may differ in the settings of MAY_CHANGE.
             write_config(config, run_dir)
@@ -275,13 +318,13 @@ def train(
         with contextlib.ExitStack() as stack:
             stack.callback(saving.close)
             stack.callback(source.close)
-            writer = stack.enter_context(MetricsWriter(run_dir, resume_step=step + 1))
-            saving.sync = writer.sync
+            writer = stack.enter_context(open_writer(run_dir, step + 1, is_first))
+            saving.follow(writer.sync)
             progress = stack.enter_context(
                 contextlib.closing(Progress(config.name, steps=steps, step=step, quiet=quiet))
             )
             warnings = Warnings(config.name, progress.write)
-            skips = Skips(config, run_dir, policy.tokenizer, progress.write)
+            skips = Skips(config, run_dir if is_first else None, policy.tokenizer, progress.write)
             saving.may_save = skips.may_save
             clock.on_part = progress.doing
             stack.enter_context(clock.compilations())
@@ -294,7 +337,8 @@ def train(
             clock.lap()  # the start belongs to no step
             # Before the first step: a run of no steps is evaluated too, and so is a resumed step
             # whose evaluation was killed.
-            if evaluates_at(config, step, steps) and not is_evaluated(run_dir, step):
+            is_done = hosts.broadcast(is_first and is_evaluated(run_dir, step), "evaluated")
+            if evaluates_at(config, step, steps) and not is_done:
                 with clock.part("evaluation"):
                     evaluate(config, engine, state.params, run_dir, step)
             while step < steps:
@@ -336,24 +380,23 @@ def train(
                 saving.close()
 
         # ---- export
-        is_exported = (run_dir / "export").exists() and finished_step(run_dir) == step
-        if config.export and not is_exported:
+        is_finished = is_first and finished_step(run_dir) == step
+        is_exported = is_finished and (run_dir / "export").exists()
+        if config.export and not hosts.broadcast(is_exported, "exported"):
             export(policy, state.params, run_dir, quiet)
         clock.lap()
-        if finished_step(run_dir) != step:
+        if is_first and not is_finished:
             facts = {"step": step, "seconds": clock.total}
             with saving.finishing():
                 write_whole(run_dir / "finished.json", json.dumps(facts, indent=1))
 
         # ---- what was done
         for line in warnings.summary():
-            print(line, file=sys.stderr)
+            hosts.say(line)
         for line in () if quiet else last_lines(config, run_dir, clock.total):
             print(line, file=sys.stderr)
-
-
-def on_stderr(line: str) -> None:
-    print(line, file=sys.stderr)
+        saving.finish()
+        hosts.barrier("end")  # none may end while another still needs it
 
 
 # ------------------------------------------------------------------------- schedule
@@ -384,7 +427,8 @@ def export(policy: Policy, params: Any, run_dir: Path, quiet: bool) -> None:
     Its dtype is the base model's; the float32 master weights remain in the checkpoints.
     """
     folder, new = run_dir / "export", run_dir / "export.new"
-    shutil.rmtree(new, ignore_errors=True)
+    if hosts.is_first():
+        shutil.rmtree(new, ignore_errors=True)
     hf_export.export_folder(
         new,
         params,
@@ -393,6 +437,6 @@ def export(policy: Policy, params: Any, run_dir: Path, quiet: bool) -> None:
         dtype=loading.export_dtype(policy.tokenizer_folder),
         progress=not quiet,
     )
-    if jax.process_index() == 0:
+    if hosts.is_first():
         shutil.rmtree(folder, ignore_errors=True)
         new.rename(folder)

@@ -4,6 +4,11 @@ The update reuses the buffers of the state that it replaces (donation), so that 
 and its end there is no state that could be saved. Two locks keep a stop, which runs in a thread of
 its own, out of the main thread's way; once the stop has them it keeps them, and the main thread
 waits there for the end of the process.
+
+Several hosts save the same step. The first one decides which: no host begins an update before the
+first has, and once the first is being stopped it begins none. The others wait until they have
+completed the step that it has completed, and save that one. JAX's own preemption service would
+agree on the end of the step in flight, which long samples put minutes away.
 """
 
 import contextlib
@@ -13,7 +18,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxdistill import hosts
 from jaxdistill.config import RunConfig
+from jaxdistill.run.places import Places
 from jaxdistill.storage.checkpoint import Checkpoints
 
 
@@ -31,9 +38,17 @@ class Saving:
     Its methods, `stop` and `last_lines` excepted, belong to the main thread.
     """
 
-    def __init__(self, config: RunConfig, run_dir: Path, *, verify: bool = True) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        run_dir: Path,
+        places: Places | None = None,
+        *,
+        verify: bool = True,
+    ) -> None:
+        self._places = places or Places(run_dir)
         self.checkpoints = Checkpoints(
-            run_dir / "checkpoints", keep=config.keep_checkpoints, verify=verify
+            self._places.checkpoints, keep=config.keep_checkpoints, verify=verify
         )
         self.grace_s = config.grace_seconds
         # Completes the files that belong to the kept step.
@@ -54,6 +69,10 @@ class Saving:
 
     # ---------------------------------------------------------------- the main thread
 
+    def follow(self, sync: Callable[[], None]) -> None:
+        """`sync` puts the files of the last step on the disk; they are copied where the run is."""
+        self.sync = self._places.copying(sync)
+
     def start(self, step: int, steps: int) -> None:
         """The steps begin after `step`, which has been restored or is 0."""
         self._saved, self._steps, self._saved_at = step, steps, time.monotonic()
@@ -65,7 +84,11 @@ class Saving:
     @contextlib.contextmanager
     def replacing(self) -> Iterator[None]:
         """Within this context, the state is replaced by the next one, which is handed to `keep`."""
+        if not hosts.is_first():  # before the lock, which a stop must find free meanwhile
+            hosts.broadcast(None, "update")
         with self._is_whole:
+            if hosts.is_first():
+                hosts.broadcast(None, "update")
             try:
                 yield
             except BaseException as error:
@@ -85,6 +108,7 @@ class Saving:
         """Whether the kept step, the last of `steps` or another, is to be saved."""
         seconds = time.monotonic() - self._saved_at
         due = self._config.checkpoint.is_due(step, seconds, self._durations[-1])
+        due = hosts.broadcast(bool(due), "checkpoint")  # by the first one's clock
         return self._config.save_checkpoints and (due or step == steps)
 
     def save(self) -> None:
@@ -96,6 +120,10 @@ class Saving:
         """Wait for the checkpoint that is being written, and end Orbax's threads."""
         with self._files:
             self.checkpoints.close()
+
+    def finish(self) -> None:
+        """The run is finished: its last files are copied where the run is."""
+        self._places.copy()
 
     @contextlib.contextmanager
     def finishing(self) -> Iterator[None]:
@@ -121,22 +149,49 @@ class Saving:
 
         At most half of the time is for that step, so that the rest is left for the files.
         """
-        half = (time.monotonic() + deadline) / 2
-        self._await_step(half)
-        if self._kept is not None and self._config.save_checkpoints:
-            if self._kept.step != self._saved:
-                acquire(self._is_whole, deadline)
-                if self._lost is not None:
-                    raise self._lost
-            else:
-                # What is saved already needs no waiting for an update that is under way, but the
-                # main thread is not to begin and complete another one.
-                self._is_whole.acquire(blocking=False)
+        if (step := self._settled(deadline)) is not None and self._config.save_checkpoints:
             acquire(self._files, deadline)
-            if self._kept.step != self._saved:
+            assert self._kept is not None
+            # One host may save a step that was completed meanwhile; several save what was decided.
+            is_meant = hosts.count() == 1 or self._kept.step == step
+            if is_meant and self._kept.step != self._saved:
                 self._save()
             self.checkpoints.wait()
         self.sync()
+
+    def _settled(self, deadline: float) -> int | None:
+        """The step that all hosts save, once it is complete here and no other one can begin."""
+        if not hosts.is_first():
+            step = hosts.await_decided(deadline)
+            if step is not None:
+                self._await_completed(step, deadline)
+            return step
+        self._await_step((time.monotonic() + deadline) / 2)
+        if self._kept is None or not self._config.save_checkpoints:
+            hosts.decided(None)
+            return None
+        if self._kept.step != self._saved:
+            acquire(self._is_whole, deadline)
+            if self._lost is not None:
+                raise self._lost
+        else:
+            # What is saved already needs no waiting for an update that is under way, but the main
+            # thread is not to begin and complete another one.
+            self._is_whole.acquire(blocking=False)
+        step = self._kept.step
+        hosts.decided(step)
+        return step
+
+    def _await_completed(self, step: int, deadline: float) -> None:
+        """Wait until `step`, which the first host has completed, is complete here too."""
+
+        def is_complete() -> bool:
+            return self._saved == step or (self._kept is not None and self._kept.step == step)
+
+        with self._completed:
+            left = deadline - time.monotonic()
+            if not self._completed.wait_for(is_complete, max(left, 0.0)):
+                raise TimeoutError("a step was being computed")
 
     def _await_step(self, until: float) -> None:
         began = self._began

@@ -31,8 +31,9 @@ class Skips:
     """Counts the skipped steps in a row, since the run was started or resumed."""
 
     def __init__(
-        self, config: RunConfig, run_dir: Path, tokenizer: Any, say: Callable[[str], None]
+        self, config: RunConfig, run_dir: Path | None, tokenizer: Any, say: Callable[[str], None]
     ) -> None:
+        """run_dir: None on a host that writes nothing."""
         self._config, self._run_dir, self._tokenizer = config, run_dir, tokenizer
         self._say = say
         self._in_a_row = 0
@@ -44,10 +45,12 @@ class Skips:
         limit = self._config.max_skipped_steps
         if limit is None or self._in_a_row < limit:
             return
-        file = self._run_dir / "skipped" / f"step_{step:06d}.jsonl"
-        file.parent.mkdir(exist_ok=True)
-        rows = rows_of(batch, self._tokenizer)
-        write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        name = f"step_{step:06d}.jsonl"
+        file = Path("skipped", name) if self._run_dir is None else self._run_dir / "skipped" / name
+        if self._run_dir is not None:
+            file.parent.mkdir(exist_ok=True)
+            rows = rows_of(batch, self._tokenizer)
+            write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         raise RunStopped(
             f"{self._config.name} stopped at step {step}: {self._in_a_row} steps in a row were "
             f"skipped, because loss or gradient was not finite (max_skipped_steps={limit}); the "

@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from jaxdistill import hosts
+
 # For clean-up of commands that have no such setting; a Cloud TPU VM is given 30 s, and 5 are left
 # for the process's end.
 GRACE_S = 25.0
@@ -29,8 +31,8 @@ MAX_S = 1e9
 # `timeout` and some shells send one signal to the process and again to its group: within this time
 # it is the same one. Chosen, not measured.
 SAME_S = 0.05
-# Written into the pipe beside the numbers of signals.
-DONE, CLOSED = 0, 255
+# Written into the pipe beside the numbers of signals. ASKED: another host has got a signal.
+DONE, ASKED, CLOSED = 0, 254, 255
 
 
 @runtime_checkable
@@ -64,6 +66,8 @@ class Stopping:
     Exit code 0 after SIGTERM or the limit, 130 after SIGINT. A command that is no run ends at once,
     with 143 or 130, or, if it `raises`, its main thread gets KeyboardInterrupt or `Terminated`. A
     second signal always ends the process at once.
+
+    Of several hosts any may get the signal, and all of them stop; the time limit is the first's.
     """
 
     def __init__(
@@ -88,6 +92,8 @@ class Stopping:
         self._releases: list[Callable[[], None]] = []
         self._handlers: dict[int, Any] = {}
         self._asked, self._code = False, None
+        self.has_failed = False  # this process ends because another host has failed
+        self._is_asked = False  # another host has got a signal
         self._repeats = 0  # how often `_raise_again` has sent the first signal again
         self._pipe: tuple[int, int] | None = None
 
@@ -131,6 +137,18 @@ class Stopping:
         """The command is done: a signal that comes while Python shuts down ends with this code."""
         self.settle()
         self._code = code
+
+    def asked(self, reason: str) -> None:
+        """Stop, because another host has got a signal. Called in any thread, and repeatedly."""
+        if self._pipe is not None and not self._is_asked and not self._asked:
+            self._is_asked = True
+            self._say(reason)
+            os.write(self._pipe[1], bytes([ASKED]))
+
+    def leave(self, code: int, line: str) -> None:
+        """End this process, with what it has started, because a host has failed."""
+        self.has_failed = True
+        self._leave(code, line)
 
     def settle(self) -> None:
         """Wait for ever if work is being stopped: what the main thread met with is of no interest.
@@ -188,11 +206,15 @@ class Stopping:
 
     def _watch(self) -> None:
         first = self._next(self._limit)
+        if first is None and not hosts.is_first():
+            first = self._next(None)  # the first one's clock counts
         if first == CLOSED:
             return
         if self._code is not None:
             self._leave(self._code)
         self._asked, heard = True, time.monotonic()
+        if hosts.count() > 1 and self._begins is not None and first != ASKED:
+            hosts.ask_to_stop(_name(first))
         is_ctrl_c = first == signal.SIGINT
         if self._begins is not None:
             self._leave(130 if is_ctrl_c else 0, *self._stop(first, heard))
@@ -208,10 +230,10 @@ class Stopping:
         """
         works = self._works[::-1]
         if not works:
+            hosts.decided(None)
             return [str(self._begins)]
         grace_s = min(work.grace_s for work in works)
-        name = "the time limit" if first is None else signal.Signals(first).name
-        self._say(f"{name}: ending within {grace_s:g} s; a second signal ends it at once")
+        self._say(f"{_name(first)}: ending within {grace_s:g} s; a second signal ends it at once")
         errors: list[BaseException] = []
 
         def stop() -> None:
@@ -244,6 +266,8 @@ class Stopping:
             if number in (signal.SIGTERM, signal.SIGINT) and self._repeats:
                 self._repeats -= 1
                 continue
+            if number == ASKED:  # this host has asked the others, or is being stopped already
+                continue
             is_same = time.monotonic() - heard < SAME_S
             if number not in (signal.SIGTERM, signal.SIGINT) or not is_same:
                 return number
@@ -257,7 +281,7 @@ class Stopping:
                 return None
             number = os.read(self._pipe[0], 1)[0]
             # A grader's own alarm, for example, is written here too.
-            if number in (signal.SIGTERM, signal.SIGINT, DONE, CLOSED):
+            if number in (signal.SIGTERM, signal.SIGINT, DONE, ASKED, CLOSED):
                 return number
 
     def _say(self, *lines: str) -> None:
@@ -277,8 +301,16 @@ class Stopping:
                 with contextlib.suppress(OSError):
                     release()
             self._say(*lines)
+            hosts.part(code)
         finally:
             os._exit(code)
+
+
+def _name(first: int | None) -> str:
+    """What has stopped the process, in words."""
+    if first is None:
+        return "the time limit"
+    return "another host" if first == ASKED else signal.Signals(first).name
 
 
 # ------------------------------------------------------------------------------ processes

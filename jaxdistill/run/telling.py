@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxdistill import hosts
 from jaxdistill.config import RunConfig
 from jaxdistill.evaluation.evaluate import data_name
 from jaxdistill.evaluation.measures import MEASURES
@@ -61,8 +62,9 @@ class Progress:
         self._bar.update()
 
     def write(self, line: str) -> None:
-        """Write a line on stderr, above the bar if one is shown."""
-        self._bar.write(line, file=sys.stderr)
+        """Write a line on stderr, above the bar if one is shown, and of several hosts once."""
+        if hosts.is_first():
+            self._bar.write(line, file=sys.stderr)
 
     def close(self) -> None:
         self._bar.set_description(self._name)

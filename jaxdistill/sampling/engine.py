@@ -20,7 +20,7 @@ from jaxdistill.sampling.keys import Address, question_hashes, row_keys
 from jaxdistill.sampling.pages import fit_slots
 from jaxdistill.sampling.prompt_widths import width_of
 from jaxdistill.sampling.prompts import check_room, encode_prompts
-from jaxdistill.sampling.rollouts import Grade, Rollouts, not_graded
+from jaxdistill.sampling.rollouts import Grade, Rollouts, decode_and_grade, not_graded
 from jaxdistill.sampling.sampler import Samples, Sampling, make_sampler
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.loading import Policy
@@ -105,12 +105,13 @@ class Engine:
             what += f"{sampling.max_new_tokens:,} new tokens, {slots} at a time"
             with compilation.named(what), out_of_memory(f"sampling {what}", ADVICE):
                 drawn = sample(params, *self.place((prompt_ids_QP, prompt_mask_QP, keys_B2)))
-                drawn = jax.device_get(drawn)
+                drawn = sharding.fetch(drawn)
             samples: Samples = jax.tree.map(lambda x_B: x_B[:num_rows], drawn)
         tokens_BT, mask_BT = np.asarray(samples.tokens_BT), np.asarray(samples.mask_BT)
         generated = [tokens[mask > 0] for tokens, mask in zip(tokens_BT, mask_BT)]
-        responses = tokenizers.decode_all(tokenizer, generated)
-        asked = [question for question in questions for _ in range(rollouts)]
+        responses, verdicts = decode_and_grade(
+            tokenizer, questions, generated, grade or not_graded, rollouts
+        )
         return Rollouts(
             address=address,
             questions=list(questions),
@@ -122,7 +123,7 @@ class Engine:
             logp_BT=np.asarray(samples.logp_BT),
             finished_B=np.asarray(samples.finished_B),
             responses=responses,
-            verdicts=(grade or not_graded)(asked, responses),
+            verdicts=verdicts,
         )
 
     def sampler(

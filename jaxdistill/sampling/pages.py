@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from jaxdistill import hosts
 from jaxdistill.models.cached_attention import PAGE
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.quantized import CacheDtype, vector_bytes
@@ -78,7 +79,7 @@ def fit_slots(
     """Choose (slots, pages) from the devices' free memory; slots share pages of `PAGE` positions.
 
     The result is (num_rows, None), one slot with a full-length cache per row, if that fits in
-    memory; on a CPU, which reports no memory; and with several hosts, which would have to agree.
+    memory, and on a CPU, which reports no memory. Several hosts agree on the least that one has.
     Otherwise pages take four fifths of the free memory, less weights and prompts, and there are as
     many slots as the pages hold rows at a third of `new` tokens. If slots cannot share pages, there
     are as many slots as full-length caches fit. `prompt` and `new` count positions per row. The
@@ -121,19 +122,19 @@ def _choose_slots(
     head_bytes: int,
     has_pages: bool,
 ) -> tuple[int, int | None]:
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if "bytes_limit" not in stats or jax.process_count() > 1:
+    prompts = -(-num_questions // num_parts("Q", num_questions)) * prompt  # positions
+    free = agreed_memory()
+    if free is None:
         return num_rows, None
-    # All sizes are bytes per device. Weights and prompts are whole on each device, except for what
-    # tensor parallelism splits; the decode loop has its own copy of the weights besides `params`
-    # (`sampler.decoding_weights`).
+    # All sizes are bytes per device. Weights are whole on each device, except for what tensor
+    # parallelism splits; prompts are split like the rows. The decode loop has its own copy of the
+    # weights besides `params` (`sampler.decoding_weights`).
     heads = config.num_kv_heads // num_parts("K", config.num_kv_heads)
     position = 2 * config.num_layers * heads * head_bytes
     weights = config.num_parameters * item_bytes // num_parts("F", config.intermediate_size)
     # A fifth stays free for the activations of prefill and the logits of a step. Chosen, not
     # measured: too large a reserve costs a few slots, too small a one ends the run.
-    free = 0.8 * (stats["bytes_limit"] - stats["bytes_in_use"])
-    positions = max(int((free - weights) // position) - num_questions * prompt, 0)
+    positions = max(int((0.8 * free - weights) // position) - prompts, 0)
     if positions * num_parts("B", num_rows) >= num_rows * (prompt + new):
         return num_rows, None
     parts = num_parts("B")  # groups of devices, each with its own rows and pages
@@ -151,6 +152,15 @@ def _choose_slots(
         # The same number in each part, unless there are fewer rows than parts.
         slots = num_rows - num_rows % parts or num_rows
     return slots, pages * num_parts("B", slots)
+
+
+def agreed_memory() -> int | None:
+    """Free bytes of the device that has the least, of all hosts; None if one reports no memory."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    has_limits = all("bytes_limit" in each for each in stats)
+    free = min(each["bytes_limit"] - each["bytes_in_use"] for each in stats) if has_limits else None
+    found = hosts.all_gather(free, "free memory")
+    return None if None in found else min(found)
 
 
 def _round_down(n: int, steps: int) -> int:

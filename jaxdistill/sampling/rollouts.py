@@ -1,17 +1,21 @@
 """The result of sampling: completions of questions with their verdicts, and how they are graded."""
 
 import contextlib
+import dataclasses
 import functools
 import math
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from jaxdistill import hosts
 from jaxdistill.errors import UserError
 from jaxdistill.own_classes import in_one_line
 from jaxdistill.sampling.keys import Address
+from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.tasks.grading import GradingPool, Verdict, grade_all
 from jaxdistill.tasks.grading.host import workers_of_host
 from jaxdistill.tasks.grading.pool import TOO_SLOW
@@ -19,6 +23,7 @@ from jaxdistill.tasks.grading.verdict import FAILED, TaskGrader
 from jaxdistill.tasks.questions import Question
 from jaxdistill.tasks.tasks import MathTask, Task
 
+# It gets whole questions' responses, on several hosts those of this one's questions alone.
 Grade = Callable[[Sequence[Question], Sequence[str]], list[Verdict]]
 
 
@@ -51,6 +56,30 @@ class Rollouts:
 
     def question_of(self, row: int) -> Question:
         return self.questions[row // self.rollouts]
+
+
+def decode_and_grade(
+    tokenizer: Any,
+    questions: Sequence[Question],
+    generated: Sequence[np.ndarray],
+    grade: Grade,
+    rollouts: int,
+) -> tuple[list[str], list[Verdict]]:
+    """The responses as text, and their verdicts: each host does those of its own questions.
+
+    They are exchanged, so that a grader's time limit, which depends on a machine's load, cannot
+    make two hosts learn from different rewards.
+    """
+    own = hosts.share_of(range(len(questions)))
+    asked = [questions[q] for q in own for _ in range(rollouts)]
+    first = own[0] * rollouts if own else 0
+    texts = tokenizers.decode_all(tokenizer, generated[first : first + len(asked)])
+    verdicts = grade(asked, texts) if asked else []
+    if hosts.count() == 1:
+        return texts, verdicts
+    rows = [[text, *dataclasses.astuple(v)] for text, v in zip(texts, verdicts, strict=True)]
+    rows = hosts.gather_shares(rows, "graded")
+    return [text for text, *_ in rows], [Verdict(*fields) for _, *fields in rows]
 
 
 def not_graded(questions: Sequence[Question], responses: Sequence[str]) -> list[Verdict]:

@@ -187,9 +187,6 @@ class _Program:
             cache = first_rows(prompts, self.rollouts, num_slots, size)
         else:
             cache = empty_pool(prompts, num_slots, size, self.pages, self.page_size)
-        if has_pages or not has_own_slot:
-            # Any slot may need any question's prompt: gather all of them once, not at each copy.
-            prompts = jax.tree.map(lambda x: constrain(x, "XKXPH"[: x.ndim]), prompts)
         weights, head_DV = decoding_weights(params, self.config, self.dtype)
 
         # -- all rows, and the decode loop's first state
@@ -290,7 +287,8 @@ def decoding_weights(
     """The layers and head_DV in the form that decoding reads: fused, in `dtype`, unsharded along D.
 
     Sharding D (fsdp) saves memory in training, but decoding would gather every weight again for
-    every token, so only the tensor-parallel sharding remains. Without a mesh nothing is gathered.
+    every token, so only the tensor-parallel sharding remains. The embedding alone stays as it is
+    unless it is the head too: a step looks up one row per slot. Without a mesh nothing is gathered.
     """
 
     def gather(name: str, x: Array) -> Array:
@@ -305,7 +303,8 @@ def decoding_weights(
 
     weights = parameters.unstack(params, config, dtype=dtype)
     layers = [gather_layer(layer) for layer in weights.layers]
-    embed_VD = gather("VD", weights.embed_VD.astype(dtype))
+    embed_VD = weights.embed_VD.astype(dtype)
+    embed_VD = gather("VD", embed_VD) if config.tie_embeddings else constrain(embed_VD, "VD")
     weights = parameters.Unstacked(embed_VD, tuple(layers), gather("D", weights.norm_D))
     if config.tie_embeddings:
         return weights, embed_VD.T  # one gathered copy serves as embedding and head

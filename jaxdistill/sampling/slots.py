@@ -197,20 +197,28 @@ def _with_pages(cache: decoder.Cache, slots: Slots, stride: int) -> decoder.Cach
 def _copy_prompt(
     cache: decoder.Cache, j: Array, prompts: decoder.Cache, question: Array
 ) -> decoder.Cache:
-    """Copy the question's prompt into slot j, page by page up to the prompt's length."""
+    """Copy the question's prompt into slot j, page by page up to the prompt's length.
+
+    Each part of the devices holds the prompts of its own questions, and any slot may need any of
+    them: the part that has a page sends it to all, and no part ever holds all prompts.
+    """
     W, _, _, page, _ = cache.k[0].shape
-    _, K, num_questions, P, _ = prompts.k[0].shape  # questions per part
+    parts, _, num_questions, P, _ = prompts.k[0].shape  # questions per part
     slots_of_part = cache.length_B.shape[0] // W
     part, size = j // slots_of_part, min(page, P)
+    is_its_W = jnp.arange(parts) == question // num_questions
 
     def copy(i, kv):
         at = j % slots_of_part if cache.pages_BY is None else cache.pages_BY[j, i]
-        begin = question // num_questions, 0, question % num_questions, i * size
 
         def put(x_WKMSH, prompts_WKMPH):
-            width = x_WKMSH.shape[4:]  # empty for the scales of an int8 cache
-            first, sizes = (*begin, *(0,) * len(width)), (1, K, 1, size, *width)
-            new = jax.lax.dynamic_slice(prompts_WKMPH, first, sizes)
+            own = jax.lax.dynamic_slice_in_dim(prompts_WKMPH, question % num_questions, 1, axis=2)
+            own = jax.lax.dynamic_slice_in_dim(own, i * size, size, axis=3)
+            # Scales of an int8 cache have no width H.
+            own = constrain(own, "WKXSH"[: own.ndim])
+            is_its = is_its_W.reshape(-1, *(1,) * (own.ndim - 1))
+            new = jnp.where(is_its, own, 0).sum(axis=0, keepdims=True, dtype=own.dtype)
+            new = constrain(new, "XKXSH"[: new.ndim])
             return jax.lax.dynamic_update_slice(x_WKMSH, new, (part, 0, at, *(0,) * (new.ndim - 3)))
 
         return jax.tree.map(put, kv, (prompts.k, prompts.v))

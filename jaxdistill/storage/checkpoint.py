@@ -14,12 +14,14 @@ from types import TracebackType
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from jaxdistill import hosts
 from jaxdistill.errors import UserError
 from jaxdistill.files import sync
+from jaxdistill.storage.buckets import explained, require_access
+from jaxdistill.storage.leaves import by_name, misfit, shape_and_dtype
 from jaxdistill.storage.listings import (
     find_damage,
     is_complete,
@@ -35,8 +37,9 @@ class Checkpoints:
 
     The constructor touches no file. A step is written under a temporary name and
     gets its name once the hashes of all its files are listed beside them (`listings`), so that a
-    killed save leaves no step behind. With several processes, every one must make every call, and
-    the first writes `host`.
+    killed save leaves no step behind. A bucket, gs://BUCKET/PATH, has no names to change: there an
+    object `STEP.unlisted` stands beside a step until it is listed, and such a step does not count.
+    With several processes, every one must make every call, and the first writes `host`.
     """
 
     def __init__(
@@ -52,7 +55,10 @@ class Checkpoints:
         """
         # The default of three is chosen, not measured: two are left if the newest is damaged.
         # epath also handles gs:// paths; Orbax requires absolute ones.
-        self._folder = epath.Path(folder).absolute()
+        require_access(folder)
+        self._folder = epath.Path(folder)
+        if is_local(self._folder):
+            self._folder = self._folder.absolute()
         self._keep = keep
         self._save_async = save_async
         self._verify = verify
@@ -77,9 +83,14 @@ class Checkpoints:
         with uninterrupted(), quiet(), self._explain_failed_save(step):
             writer = self._open_writer()
             items = ocp.args.Composite(
-                state=ocp.args.PyTreeSave(_by_name(state)), host=ocp.args.JsonSave(host)
+                state=ocp.args.PyTreeSave(by_name(state)), host=ocp.args.JsonSave(host)
             )
             self._sound.discard(step)
+            if not is_local(self._folder) and jax.process_index() == 0:
+                self._marker(step).write_text("")
+                # Orbax would do so with `force`, but for that it asks for the bucket's settings,
+                # which an account that may write objects need not be allowed to see.
+                self._delete(step)
             writer.save(self._unlisted(step), args=items, force=True)
             # Inside the block: an interrupt after it must not leave the step without its listing.
             self._finishing = threading.Thread(target=self._finish, args=(step,))
@@ -88,22 +99,34 @@ class Checkpoints:
             self.wait()
 
     def steps(self) -> list[int]:
-        """The steps on disk in ascending order, damaged ones too, once a running save is done."""
+        """The steps on disk in ascending order, damaged ones too, once a running save is done.
+
+        With several hosts it is what the first one sees; every one must make the call.
+        """
         self.wait()
-        if not self._folder.is_dir():
-            return []
-        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
+        return hosts.broadcast(self.steps_here() if hosts.is_first() else [], "checkpoints")
+
+    def steps_here(self) -> list[int]:
+        """The steps that this host sees; waits for nothing."""
+        return sorted(self._named_steps())
 
     def usable_steps(self) -> list[int]:
         """The steps on disk that are complete and not known to be damaged; waits for nothing."""
-        if not self._folder.is_dir():
-            return []
-        steps = {int(path.name) for path in self._folder.iterdir() if path.name.isdecimal()}
         return sorted(
             step
-            for step in steps - self._damaged
+            for step in self._named_steps() - self._damaged
             if not self._verify or is_complete(self._path(step))
         )
+
+    def _named_steps(self) -> set[int]:
+        with explained(os.fspath(self._folder)):
+            # A process that deletes a step may be faster than this one.
+            try:
+                names = {path.name for path in self._folder.iterdir()}
+            except (FileNotFoundError, NotADirectoryError):
+                return set()
+        unlisted = {name.removesuffix(".unlisted") for name in names if name.endswith(".unlisted")}
+        return {int(name) for name in names - unlisted if name.isdecimal()}
 
     def latest_step(self) -> int | None:
         """The newest step, or None if there is none."""
@@ -133,10 +156,6 @@ class Checkpoints:
             damage[step] = found
         if not damage:
             return None
-        if not is_local(self._folder) and not any(map(is_complete, map(self._path, steps))):
-            for step in steps:
-                say(f"WARNING: {self._path(step)} is incomplete: its save was killed")
-            return None
         newest = max(damage)
         raise UserError(
             f"{self._folder}: the checkpoint of step {newest} is damaged or incomplete "
@@ -165,13 +184,17 @@ class Checkpoints:
             raise UserError(f"{self._folder}: expected a checkpoint of step {step}, found {found}")
         if self._verify and (found := self._find_damage(step)):
             raise self._damaged_error(step, found)
-        wanted = _by_name(example, part)
+        wanted = by_name(example, part)
         with quiet(), ocp.Checkpointer(_handler()) as reader:
             path = self._path(step)
             with self._explain_damage(step):
                 saved = reader.metadata(path).item_metadata["state"]
-                saved = {name: _shape_and_dtype(leaf) for name, leaf in saved.tree.items()}
-            self._check_fit(step, saved, wanted, part)
+                saved = {name: shape_and_dtype(leaf) for name, leaf in saved.tree.items()}
+            if (wrong := misfit(saved, wanted, part)) is not None:
+                raise UserError(
+                    f"{self._folder}: the checkpoint of step {step} does not match this config; "
+                    f"{wrong}; use the config.json of its own run, or another folder"
+                )
             with self._explain_damage(step):
                 items = reader.restore(
                     path,
@@ -231,13 +254,16 @@ class Checkpoints:
 
     def _unlisted(self, step: int) -> epath.Path:
         """Where a step is until its files are listed."""
-        # A bucket has no folders to rename: there a step is complete when its listings are.
-        return self._folder / f"{step}.unlisted" if is_local(self._folder) else self._path(step)
+        return self._marker(step) if is_local(self._folder) else self._path(step)
+
+    def _marker(self, step: int) -> epath.Path:
+        return self._folder / f"{step}.unlisted"
 
     def _open_writer(self) -> ocp.AsyncCheckpointer | ocp.Checkpointer:
         if self._writer is None:
-            # Without its parents: those of a run that was deleted are not made again.
-            self._folder.mkdir(exist_ok=True)
+            if is_local(self._folder):
+                # Without its parents: those of a run that was deleted are not made again.
+                self._folder.mkdir(exist_ok=True)
             if is_local(self._folder) and self._handle is None:
                 self._handle = os.open(self._folder, os.O_RDONLY)
             # Only a writer does this: a reader may be open while another process is saving.
@@ -252,6 +278,11 @@ class Checkpoints:
             for pattern in ("*.orbax-checkpoint-tmp*", "*.unlisted"):
                 for path in self._folder.glob(pattern):
                     with contextlib.suppress(OSError):
+                        if not is_local(path):
+                            # The marker last: until then what is left of the step has one.
+                            (self._folder / path.name.removesuffix(".unlisted")).rmtree(
+                                missing_ok=True
+                            )
                         path.rmtree()
 
     def _finish(self, step: int) -> None:
@@ -266,7 +297,9 @@ class Checkpoints:
                     self._give_name(step)
                     self._delete_others(step)
                 else:
-                    _wait_until(lambda: is_complete(self._path(step)))
+                    _wait_until(
+                        lambda: step in self._named_steps() and is_complete(self._path(step))
+                    )
                 self._sound.add(step)
                 self._damaged.discard(step)
         except Exception as error:  # raised by `wait`, in the caller's thread
@@ -278,6 +311,8 @@ class Checkpoints:
             self._delete(step)
             self._unlisted(step).rename(self._path(step))
             sync(self._folder)
+        else:
+            self._marker(step).unlink()
 
     def _delete(self, step: int) -> None:
         if self._path(step).exists():
@@ -293,7 +328,7 @@ class Checkpoints:
         if self._keep is None:
             return
         self._damaged.discard(newest)
-        steps = {int(path.name) for path in self._folder.iterdir() if path.name.isdecimal()}
+        steps = self._named_steps()
         kept = [step for step in self.usable_steps() if step <= newest]
         for step in steps - set(kept[::-1][: self._keep]):
             self._delete(step)
@@ -302,13 +337,10 @@ class Checkpoints:
         """What is wrong with a step's files; all processes get the same answer, or all get one."""
         if step in self._sound:
             return None
-        found = find_damage(self._path(step), jax.process_index(), jax.process_count())
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            is_damaged = multihost_utils.process_allgather(np.array(found is not None))
-            if found is None and is_damaged.any():
-                found = f"process {int(is_damaged.argmax())} found a damaged file"
+        with explained(os.fspath(self._folder)):
+            found = find_damage(self._path(step), jax.process_index(), jax.process_count())
+        everywhere = hosts.all_gather(found, "damage")
+        found = next((each for each in everywhere if each is not None), None)
         (self._sound if found is None else self._damaged).add(step)
         return found
 
@@ -324,6 +356,10 @@ class Checkpoints:
                 text = "the folder was deleted during a save"
                 raise FileNotFoundError(errno.ENOENT, text, str(self._folder)) from error
             self._remove_leftovers()  # on a full disk, they would take the room
+            if not is_local(self._folder):
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                text = f"{self._path(step)} could not be written: {reason}"
+                raise UserError(f"{text}; with access and room there, --resume goes on") from error
             if isinstance(error, OSError) and error.filename is not None:
                 raise
             for code in _REFUSALS:
@@ -350,28 +386,6 @@ class Checkpoints:
             f"{self._folder}: the checkpoint of step {step} is damaged or incomplete ({reason}); "
             f"delete {self._folder / str(step)} to use another step"
         )
-
-    def _check_fit(
-        self, step: int, saved: dict[str, str], wanted: dict[str, Any], part: str | None
-    ) -> None:
-        if part is not None:
-            saved = {
-                name: text
-                for name, text in saved.items()
-                if name == part or name.startswith(part + ".")
-            }
-        expected = {name: _shape_and_dtype(leaf) for name, leaf in wanted.items()}
-        wrong = [
-            f"{name}: expected {expected.get(name, 'nothing')}, got {saved.get(name, 'nothing')}"
-            for name in sorted(expected.keys() | saved.keys())
-            if expected.get(name) != saved.get(name)
-        ]
-        if wrong:
-            more = f" (and {len(wrong) - 1} more differ)" if len(wrong) > 1 else ""
-            raise UserError(
-                f"{self._folder}: the checkpoint of step {step} does not match this config; "
-                f"{wrong[0]}{more}; use the config.json of its own run, or another folder"
-            )
 
 
 def _is_at(handle: int, folder: epath.Path) -> bool:
@@ -409,24 +423,6 @@ def _handler() -> ocp.CompositeCheckpointHandler:
     return ocp.CompositeCheckpointHandler(
         state=ocp.PyTreeCheckpointHandler(), host=ocp.JsonCheckpointHandler()
     )
-
-
-def _by_name(tree: Any, prefix: str | None = None) -> dict[str, Any]:
-    """Flatten a pytree to {dotted path: leaf}, in the tree's order."""
-    named = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        name = ".".join(filter(None, (prefix, name))) or "value"
-        assert name not in named, f"two leaves are called {name}"
-        named[name] = leaf
-    return named
-
-
-def _shape_and_dtype(leaf: Any) -> str:
-    """Describe arrays, abstract arrays, numbers and Orbax's metadata alike: "float32[2, 3]"."""
-    shape = getattr(leaf, "shape", None) or ()
-    dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
-    return f"{dtype}{list(shape)}"
 
 
 def _restore_args(leaf: Any) -> ocp.RestoreArgs:

@@ -74,9 +74,9 @@ def convert(
         raise UserError("convert runs on one host; start it without the others")
     # Shard over all devices, because a model may be too large for one of them.
     mesh = make_mesh(MeshConfig())
-    if toy_name(source) is None and loading.is_run(local_path(source)):
-        run = local_path(source)
-        config, params, folder = loading.open_weights(run, mesh, verify=verify)
+    if toy_name(source) is None and loading.is_run(loading.folder_of(source)):
+        run = loading.folder_of(source)
+        config, params, folder = loading.open_weights(source, mesh, verify=verify)
         has_tokenizer = check_tokenizer(folder, config)
         if dtype is None and not loading.conversion_notes(run):
             dtype = loading.export_dtype(folder)

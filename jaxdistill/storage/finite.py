@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdistill import hosts, sharding
 from jaxdistill.errors import UserError
 
 # Elements per block of the host's check, 16 MiB of float32: the masks need little memory beside
@@ -19,11 +20,23 @@ _BLOCK = 2**22
 def non_finite(params: Any) -> list[str]:
     """The names of the leaves with a NaN or an infinity: dotted paths, in the tree's order.
 
-    One program reads every leaf once, where it is; only a bool per leaf is fetched.
+    One program reads every leaf once, where it is; only a bool per leaf is fetched. Of several
+    hosts each reads its own parts, and all get the same answer: this is called in threads, where
+    the hosts' programs for all devices might begin in another order.
     """
     named, _ = jax.tree_util.tree_flatten_with_path(params)
     floats = [(path, leaf) for path, leaf in named if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    finite = jax.device_get(_are_finite([leaf for _, leaf in floats]))
+    leaves = [leaf for _, leaf in floats]
+    if all(leaf.is_fully_addressable for leaf in leaves):
+        finite = jax.device_get(_are_finite(leaves))
+    else:
+        parts = [leaf.addressable_shards for leaf in leaves]
+        found = []
+        for shards in zip(*parts):
+            with sharding.on_device(shards[0].device):
+                found.append(_are_finite([shard.data for shard in shards]))
+        finite_here = np.all(jax.device_get(found), axis=0).tolist()
+        finite = np.all(hosts.all_gather(finite_here, "finite"), axis=0)
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in floats]
     return [name.removesuffix(".value") for name, fine in zip(names, finite) if not fine]
 

@@ -1,16 +1,21 @@
-"""Models by name on the Hugging Face hub: found in the local cache, or downloaded into it.
+"""Models by name on the Hugging Face hub or in a bucket: in a local cache, or fetched into it.
 
+Processes of one machine wait for the one that fetches a model: each machine fetches it once.
 Only safetensors weights are accepted: a `.bin` is a pickle, which can run code when it is read.
 """
 
+import fnmatch
 import importlib
+import json
 import os
 import re
 from pathlib import Path
 from typing import Any
 
+from jaxdistill.compilation import cache_folder
 from jaxdistill.errors import UserError
-from jaxdistill.files import local_path, parse_json
+from jaxdistill.files import in_bucket, is_url, local_path, one_at_a_time, parse_json
+from jaxdistill.storage import buckets
 
 _TEXTS = (
     "config.json",
@@ -23,6 +28,8 @@ _TEXTS = (
     "chat_template*",
 )
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+# Where a run's checkpoints lie, if not in its folder: {"checkpoints": PLACE}.
+PLACES = "places.json"
 # Subfolders hold other frameworks' copies of the weights and training states.
 _IGNORED = ("*/*",)
 
@@ -40,9 +47,12 @@ def find_folder(name: str | Path, *, weights: bool = True) -> Path:
     """A local folder, or for a name like "org/name" its snapshot in the hub's local cache.
 
     A missing or incomplete snapshot is downloaded first, with progress bars on stderr; without
-    `weights`, only the files that a tokenizer needs. Raises UserError if there is neither such a
-    folder nor such a model, or the download fails.
+    `weights`, only the files that a tokenizer needs. So is a folder of a bucket, gs://BUCKET/PATH
+    (`bucket_folder`). Raises UserError if there is neither such a folder nor such a model, or the
+    download fails.
     """
+    if in_bucket(name):
+        return bucket_folder(str(name), weights=weights)
     folder = local_path(name)
     if folder.is_dir():
         return folder
@@ -54,13 +64,56 @@ def find_folder(name: str | Path, *, weights: bool = True) -> Path:
             "base (toy:main, toy:control); expected one of these, a Hugging Face folder or a run"
         )
     patterns = [*_TEXTS, *(_WEIGHTS if weights else ())]
-    cached = _cached(str(name), patterns)
-    if cached is not None and _is_whole(cached, weights):
+    if (cached := _cached(str(name), patterns, weights)) is not None:
         return cached
-    return _download(str(name), patterns)
+    with one_at_a_time(cache_folder() / "hub" / f"{str(name).replace('/', '--')}.lock"):
+        # Another process may have fetched it while this one waited.
+        return _cached(str(name), patterns, weights) or _download(str(name), patterns)
 
 
-def _cached(name: str, patterns: list[str]) -> Path | None:
+def bucket_folder(name: str, *, weights: bool = True) -> Path:
+    """The local copy of a folder in a bucket: a Hugging Face folder, or a run folder.
+
+    Of a run folder its small files are fetched, and its export if it has no checkpoints: these are
+    read where they lie. Raises UserError if there is no such folder or the fetch fails.
+    """
+    address = buckets.place_of_bucket(name)
+    top = buckets.names(address)
+    if not top:
+        raise UserError(f"there is no folder {address}, or not for this account")
+    if "checkpoints" in top or PLACES in top or "provenance.json" in top:
+        return _fetch_run(address, top)
+    if "config.json" not in top:
+        raise UserError(f"{address} holds neither a config.json of a model nor a run")
+    files = buckets.at(address, [file for file in top if _matches(file, (*_TEXTS, *_WEIGHTS))])
+    texts = [file for file in files if _matches(file, _TEXTS)]
+    return buckets.fetch(address, files, only=files if weights else texts)
+
+
+def _matches(file: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatch(file, pattern) for pattern in patterns)
+
+
+def _fetch_run(address: str, top: list[str]) -> Path:
+    kept = buckets.read(f"{address}/{PLACES}") if PLACES in top else None
+    content = kept or json.dumps({"checkpoints": f"{address}/checkpoints"}).encode()
+    try:
+        place = parse_json(content)["checkpoints"]
+        steps = buckets.names(place) if is_url(place) else []
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise UserError(f"{address}/{PLACES}: expected the place of its checkpoints") from None
+    parts = ("model",) if any(step.isdecimal() for step in steps) else ("model", "export")
+    files = {
+        f"{part}/{file}": told
+        for part in parts
+        for file, told in buckets.objects(f"{address}/{part}").items()
+    }
+    at_top = {name for name in top if name.endswith(".json")} - {PLACES}
+    files |= {file: told for file, told in buckets.at(address, at_top).items()}
+    return buckets.fetch(address, files, add={PLACES: content})
+
+
+def _cached(name: str, patterns: list[str], weights: bool) -> Path | None:
     from huggingface_hub import snapshot_download
 
     try:
@@ -69,7 +122,7 @@ def _cached(name: str, patterns: list[str]) -> Path | None:
         )
     except Exception:  # huggingface_hub has several exceptions for "not in the cache"
         return None
-    return Path(found)
+    return Path(found) if _is_whole(Path(found), weights) else None
 
 
 def _is_whole(folder: Path, weights: bool) -> bool:

@@ -47,14 +47,15 @@ def write_listing(folder: epath.Path, process: int = 0, num_processes: int = 1) 
     told = {"processes": num_processes, "files": listed}
     text = json.dumps(told | {"sha256": _sha256_of(told)}, indent=1)
     file, part = folder / listing_name(process), folder / f"{listing_name(process)}.tmp"
+    if not is_local(folder):
+        file.write_text(text)  # an object appears whole
+        return
     with naming(file):
         part.write_text(text)
-        if is_local(folder):
-            for place in {part, folder, folder.parent, *(path.parent for path in own.values())}:
-                sync(place)
+        for place in {part, folder, folder.parent, *(path.parent for path in own.values())}:
+            sync(place)
         part.replace(file)
-        if is_local(folder):
-            sync(folder)
+        sync(folder)
 
 
 def remove_listings(folder: epath.Path) -> None:
@@ -68,15 +69,20 @@ def is_complete(folder: epath.Path) -> bool:
     try:
         num_processes = _read(folder / listing_name(0))["processes"]
         return all((folder / listing_name(i)).exists() for i in range(num_processes))
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
+        return False
+    except OSError:
+        if not is_local(folder):
+            raise  # the network's, which says nothing of the checkpoint
         return False
 
 
 def find_damage(folder: epath.Path, share: int = 0, num_shares: int = 1) -> str | None:
     """Compare the files with their listings; what the first difference is, or None without one.
 
-    Reads one share of the files, of `num_shares` about equal ones. Raises PermissionError for a
-    file that this user may not read: that is no damage.
+    Reads one share of the files, of `num_shares` about equal ones; from a bucket this transfers
+    them. Raises PermissionError for a file that this user may not read, and OSError where a bucket
+    cannot be reached: that is no damage.
     """
     listed: dict[str, dict[str, Any]] = {}
     process, num_processes = 0, 1
@@ -88,7 +94,11 @@ def find_damage(folder: epath.Path, share: int = 0, num_shares: int = 1) -> str 
             return f"{name} is missing"
         except PermissionError:
             raise
-        except (OSError, ValueError) as error:
+        except ValueError as error:
+            return f"{name}: {error}"
+        except OSError as error:
+            if not is_local(folder):
+                raise  # the network's, which says nothing of the checkpoint
             return f"{name}: {error}"
         listed |= told["files"]
         process, num_processes = process + 1, told["processes"]
@@ -123,6 +133,8 @@ def _difference(path: epath.Path, bytes: int, sha256: str) -> str | None:
     except PermissionError:
         raise
     except OSError as error:
+        if not is_local(path):
+            raise  # as above
         return f": {error.strerror or error}"
 
 

@@ -16,11 +16,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxdistill.errors import UserError
-from jaxdistill.files import local_path
+from jaxdistill.files import in_bucket, local_path, place
 from jaxdistill.models import families, parameters
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.sharding import Mesh, MeshConfig, make_mesh, shardings_of
-from jaxdistill.storage import hf_files, hf_import, hub
+from jaxdistill.storage import buckets, hf_files, hf_import, hub
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.storage.finite import require_finite
@@ -31,7 +31,7 @@ from jaxdistill.storage.toy import toy_base_folder, toy_name, write_tokenizer
 class Pretrained:
     """A model by name: a Hugging Face folder, a run folder (its export), or a hub name."""
 
-    path: str  # of the folder, or OWNER/NAME on the hub
+    path: str  # of the folder, gs://BUCKET/PATH, or OWNER/NAME on the hub
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def model_folder(name: str | Path) -> Path:
         return folder / "export"
     if (folder / "provenance.json").exists():
         raise UserError(f"run folder {folder} holds no export")
-    if (folder / "checkpoints").is_dir() and (folder / "model" / "config.json").is_file():
+    if is_run(folder) or (folder / hub.PLACES).is_file():
         raise UserError(f"run folder {folder} holds no export; `jaxdistill convert` makes one")
     return folder
 
@@ -203,11 +203,35 @@ def _creation(config: ModelConfig, mesh: Mesh | None) -> Callable[[jax.Array], A
     return jax.jit(create, out_shardings=shardings_of(mesh, parameters.abstract_params(config)))
 
 
+def checkpoints_of(run: Path) -> Path | str:
+    """Where the checkpoints of a run folder lie: in it, or in the place that it has noted."""
+    return noted_checkpoints(run) or run / "checkpoints"
+
+
+def noted_checkpoints(run: Path) -> Path | str | None:
+    """What a run folder's `places.json` says of its checkpoints; None without that file."""
+    file = run / hub.PLACES
+    if not file.is_file():
+        return None
+    found = hf_files.read_json(file).get("checkpoints")
+    if not isinstance(found, str):
+        raise UserError(f"{file}: `checkpoints` must be a path or address, got {found!r:.80}")
+    return place(found)
+
+
 def is_run(path: Path) -> bool:
     """Whether the folder has checkpoints and the model's config beside them."""
-    checkpoints = path / "checkpoints"
-    has_any = checkpoints.is_dir() and any(checkpoints.iterdir())
-    return has_any and (path / "model" / "config.json").is_file()
+    if not (path / "model" / "config.json").is_file():
+        return False
+    checkpoints = checkpoints_of(path)
+    if isinstance(checkpoints, str):
+        return bool(buckets.names(checkpoints))
+    return checkpoints.is_dir() and any(checkpoints.iterdir())
+
+
+def folder_of(name: str | Path) -> Path:
+    """The local folder that a path or an address in a bucket means, whether it is there or not."""
+    return hub.bucket_folder(str(name)) if in_bucket(name) else local_path(name)
 
 
 def open_model(
@@ -269,20 +293,21 @@ def open_weights(
     if toy_name(name) is not None:
         path = model_folder(name)
     else:
-        path = local_path(name)
+        path = folder_of(name)
     if not is_run(path):
         is_exported = (path / "export" / "config.json").is_file()
-        if (path / "checkpoints").is_dir() and not is_exported:
-            raise UserError(f"run folder {path} has no checkpoint yet")
+        is_started = (path / "checkpoints").is_dir() or (path / hub.PLACES).is_file()
+        if is_started and not is_exported:
+            raise UserError(f"run folder {name} has no checkpoint yet")
         folder = model_folder(name)
         config, params = hf_import.import_folder(folder, mesh=mesh, dtype=dtype, progress=progress)
         require_finite(params, folder)
         return config, params, folder
     config = hf_import.read_config(path / "model")
-    with Checkpoints(path / "checkpoints", verify=verify) as checkpoints:
+    with Checkpoints(checkpoints_of(path), verify=verify) as checkpoints:
         step = checkpoints.latest_step() if step is None else step
         if step is None:
-            raise UserError(f"run folder {path} has no checkpoint yet")
+            raise UserError(f"run folder {name} has no checkpoint yet")
         # Without a mesh one device: those that the checkpoint was saved from may not be here.
         example = _example(path, config, mesh or make_mesh(MeshConfig(fsdp=1)))
         params, _ = checkpoints.restore(step, example, part=part)
@@ -321,7 +346,8 @@ def tokenizer_folder(name: str | Path) -> Path:
     world = toy_name(name)
     if world is not None:
         return toy_base_folder(world)
+    folder = hub.find_folder(name, weights=False) if in_bucket(name) else local_path(name)
     for part in ("model", "export"):  # subfolders of a run folder
-        if (local_path(name) / part / "tokenizer.json").is_file():
-            return local_path(name) / part
+        if (folder / part / "tokenizer.json").is_file():
+            return folder / part
     return hub.find_folder(name, weights=False)

@@ -1,7 +1,6 @@
 """The sources of a step's batch: texts to imitate, or the student's own graded samples."""
 
 import functools
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdistill import epistemic, losses, objectives
+from jaxdistill import epistemic, hosts, losses, objectives
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation.measures import MEASURES
 from jaxdistill.evaluation.records import ROLLOUTS_ROWS, write_rollouts
@@ -148,6 +147,7 @@ def supervised_source(experience: Supervised, setting: Setting) -> Source:
 def traces_source(experience: Traces, setting: Setting) -> Source:
     say_unused(experience.student_thinking, setting)
     texts = read_texts(experience, setting.engine.policy)
+    hosts.require_same(texts.digest, "the texts of `experience.source`")
     batches = example_iterator(texts, setting.seed, experience.batch_size, content=texts.digest)
     # One width for all batches, as each is a compilation of the step; packed rows ignore it.
     longest_prompt, longest_completion = texts.lengths_I2.max(axis=0).tolist()
@@ -200,11 +200,10 @@ def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
     new = experience.sampling.max_new_tokens
     widths = experience.prompt_widths or choose_widths(lengths, experience.questions)
     if max(lengths) > widths[-1]:
-        print(
+        hosts.say(
             f"`experience.prompt_widths={widths}` holds prompts of up to {widths[-1]} tokens and "
             f"the longest has {max(lengths)}: longer ones are padded to multiples of "
-            f"{PROMPT_MULTIPLE}, each of which compiles the sampler again",
-            file=sys.stderr,
+            f"{PROMPT_MULTIPLE}, each of which compiles the sampler again"
         )
     batches = questions_iterator(questions, setting.seed, experience.questions)
     grading = open_grading(experience.task)
@@ -225,7 +224,8 @@ def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
                 widths=widths,
             )
         batch, facts = on_policy_batch(experience, setting, rollouts, grade)
-        if setting.rollouts_every and step % setting.rollouts_every == 0:
+        is_kept = setting.rollouts_every and step % setting.rollouts_every == 0
+        if is_kept and hosts.is_first():
             assert setting.rollouts_dir is not None, "`rollouts_every` needs a `rollouts_dir`"
             keeps_ids = setting.rollouts_token_ids
             write_rollouts(
@@ -259,7 +259,7 @@ def say_unused(mode: bool | None, setting: Setting) -> None:
     """Say on stderr, in a quiet run too, that the student's thinking mode changes nothing."""
     tokenizer = setting.engine.policy.tokenizer
     for line in unused_mode(f"experience.student_thinking={mode}", mode, tokenizer):
-        print(line, file=sys.stderr)
+        hosts.say(line)
 
 
 def with_unique_ids(questions: list[Question]) -> list[Question]:
@@ -379,6 +379,8 @@ def regenerate(
         replace(question, id=f"{question.id}/{row % rollouts.rollouts}", prompt=guided.turns[row])
         for row, question in zip(asked, originals)
     ]
+    # Graded as answers to the original question, whose prompt shows no solution.
+    original = {shown.id: own for shown, own in zip(guided_questions, originals)}
     longest = max(len(guided.ids[row]) for row in rows)
     kept = setting.shapes.widths("regeneration", (longest,))
     with setting.clock.part("sampling"):
@@ -388,8 +390,7 @@ def regenerate(
             experience.sampling,
             1,
             replace(rollouts.address, purpose="regenerate"),
-            # Graded as answers to the original question, whose prompt shows no solution.
-            grade=lambda _, responses: grade(originals, responses),
+            grade=lambda asked, responses: grade([original[q.id] for q in asked], responses),
             widths=kept if experience.keeps_widths else (),
         )
     if setting.prompts is not None:

@@ -5,6 +5,8 @@ from typing import Any
 
 import jax
 
+from jaxdistill import hosts
+
 # The fraction of the device's memory limit that a program's plan may take. The rest is a reserve
 # for fragmentation in the allocator and small arrays of other programs. Chosen, not measured.
 MAX_PLANNED = 0.95
@@ -37,7 +39,9 @@ class FirstThatFits:
     def _first(self, arguments: Any) -> tuple[Any, Any]:
         for choice in self._choices[:-1]:
             compiled = _compile(self._build(choice), arguments)
-            if compiled is not None and planned_bytes(compiled) <= MAX_PLANNED * self._limit:
+            fits = compiled is not None and planned_bytes(compiled) <= MAX_PLANNED * self._limit
+            # Other programs on one host would wait for ever for those of the others.
+            if all(hosts.all_gather(fits, "program that fits")):
                 return choice, compiled
         # The last choice is run even if its plan is over the limit: the reserve may cover it, and
         # otherwise the error is the device's own.

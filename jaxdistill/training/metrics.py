@@ -61,8 +61,8 @@ class MetricsWriter:
 
     The file is created with its first line, and nan or infinite values become null. With
     `resume_step` the lines of that step and later ones are dropped first, since those steps run
-    again; an incomplete last line, left by a killed process, is always dropped. On several hosts
-    only one process may write.
+    again; an incomplete last line, left by a killed process, is always dropped. Of several hosts
+    only the first may write (`open_writer`).
     """
 
     def __init__(self, run_dir: str | os.PathLike[str], resume_step: int | None = None) -> None:
@@ -107,6 +107,25 @@ class MetricsWriter:
         # After a full disk ended the run, closing fails for the same reason.
         with contextlib.suppress(OSError) if error is not None else contextlib.nullcontext():
             self.close()
+
+
+class NoMetrics:
+    """In the place of a `MetricsWriter`, on a host that writes nothing."""
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        pass
+
+    def sync(self) -> None:
+        pass
+
+
+def open_writer(
+    run_dir: Path, resume_step: int, is_first: bool
+) -> contextlib.AbstractContextManager[MetricsWriter | NoMetrics]:
+    """The run's writer on the first host, and one that writes nothing on the others."""
+    if is_first:
+        return MetricsWriter(run_dir, resume_step=resume_step)
+    return contextlib.nullcontext(NoMetrics())
 
 
 def _plain(value: Any) -> float | int | str | bool | None:

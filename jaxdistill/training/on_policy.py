@@ -1,11 +1,11 @@
 """The configuration of learning from the student's own samples, and checks that it can work."""
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from jaxdistill import hosts
 from jaxdistill.errors import UserError
 from jaxdistill.own_classes import require_choice
 from jaxdistill.sampling import Sampling
@@ -173,7 +173,7 @@ def within_limit(
     if not kept:
         raise UserError(f"{text}, and none is left; the limit can be up to {room}: {sizes}")
     if num_dropped:
-        print(f"{text}: they are dropped", file=sys.stderr)
+        hosts.say(f"{text}: they are dropped")
     short, lengths = (list(part) for part in zip(*kept))
     return short, lengths, {"questions_dropped": num_dropped}
 

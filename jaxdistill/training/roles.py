@@ -9,6 +9,7 @@ thoughts.
 import sys
 from collections.abc import Sequence
 
+from jaxdistill import hosts
 from jaxdistill.errors import UserError
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.loading import Policy
@@ -41,7 +42,7 @@ def check_roles(experience: OnPolicy, policy: Policy, question: Question) -> Non
     modes = f"`experience.student_thinking={student}` and `experience.teacher_thinking={teacher}`"
     (plain,) = tokenizers.prompt_ids(tokenizer, [chat], student)
     if teacher_ids(experience, policy, [chat]) == [plain]:
-        print(f"{modes} make no difference: both render the same prompt", file=sys.stderr)
+        hosts.say(f"{modes} make no difference: both render the same prompt")
     if experience.teacher_opening == "student":
         return
     opens = tokenizers.response_opening(tokenizer, chat, student)

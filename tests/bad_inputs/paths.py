@@ -11,7 +11,8 @@ NO_PATHS = {
     "too long": ("x" * 300, "too long"),
     "a null character": ("a\0b", "null character|quote text|neither a student"),
     "nobody's home": ("~no_such_user/x", "whose folder ~ is"),
-    "a bucket": ("gs://bucket/x", "URL|unknown kind of source|expected FILE.py"),
+    # Upper case: no bucket has such a name, so that commands that read buckets ask for none.
+    "a bucket": ("gs://Bucket/x", "URL|unknown kind of source|expected FILE.py"),
     "a web address": ("https://example.org/x", "URL|unknown kind of source|expected FILE.py"),
     "no character": (
         "a\ud800b",

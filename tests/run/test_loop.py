@@ -76,6 +76,27 @@ def test_a_run_of_three_steps_resumed_to_six_is_the_run_of_six(whole, three, tmp
     assert note["step"] == 3
 
 
+def test_checkpoints_in_another_place_are_found_from_the_run_folder_alone(whole, three, tmp_path):
+    here, there = tmp_path / "run", tmp_path / "disk" / "there"
+    shutil.copytree(three, here)
+    with pytest.raises(UserError, match=rf"are in .*, and {there} has none; copy them there"):
+        run(tiny(), here, checkpoints=there, resume=True, quiet=True)
+    (here / "checkpoints").rename(there)
+    with pytest.raises(UserError, match=r"has checkpoints already \(steps 2, 3\)"):
+        run(tiny(), tmp_path / "other", checkpoints=there, quiet=True)
+    assert not (tmp_path / "other").exists()
+    run(tiny(), here, checkpoints=there, resume=True, quiet=True)
+    for file in (here / "evals" / "step_000003").iterdir():
+        file.unlink()
+    assert_same_run(tiny(), here, whole)
+    # Without the flag too.
+    run(tiny(), here, resume=True, quiet=True)
+    assert not (here / "checkpoints").exists()
+    _, params, _ = loading.open_weights(here)
+    saved = final_state(tiny(), whole)[0].params
+    jax.tree.map(np.testing.assert_array_equal, params, saved)
+
+
 KILLED_IN = ["a save", "an evaluation", "the export"]
 
 

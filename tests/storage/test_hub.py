@@ -1,6 +1,7 @@
 """Hub names, without a network: `snapshot_download` is replaced or kept offline."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 
 import huggingface_hub
@@ -51,7 +52,16 @@ def test_what_is_fetched_has_all_that_a_model_needs_and_no_pickle(fake):
 def test_a_whole_snapshot_is_not_fetched_again(fake):
     cache, calls = fake
     assert hub.find_folder("org/model") == hub.find_folder("org/model") == cache
-    assert calls == ["cache", "network", "cache"]
+    assert calls == ["cache", "cache", "network", "cache"]
+
+
+def test_of_those_that_want_a_model_at_once_one_fetches_it(fake, tmp_path, monkeypatch):
+    """Threads here, as processes elsewhere: each opens the lock for itself."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "locks"))
+    cache, calls = fake
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(hub.find_folder, ["org/model"] * 4)) == {cache}
+    assert calls.count("network") == 1
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model-00002-of-000002.safetensors"])
@@ -67,7 +77,7 @@ def test_a_tokenizer_alone_is_fetched_without_weights_and_does_not_pass_for_a_mo
     hub.find_folder("org/model", weights=False)
     assert not list(cache.glob("*.safetensors*"))
     hub.find_folder("org/model", weights=False)
-    assert calls == ["cache", "network", "cache"]
+    assert calls == ["cache", "cache", "network", "cache"]
     hub.find_folder("org/model")
     assert len(list(cache.glob("*.safetensors"))) == 2
 
