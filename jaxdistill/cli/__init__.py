@@ -13,7 +13,19 @@ import traceback
 from collections.abc import Sequence
 
 from jaxdistill import __version__, compilation
-from jaxdistill.cli import analyze, bench, convert, data, grade, guide, list, report, sample, train
+from jaxdistill.cli import (
+    analyze,
+    bench,
+    convert,
+    data,
+    grade,
+    guide,
+    list,
+    plan,
+    report,
+    sample,
+    train,
+)
 from jaxdistill.cli.parser import Parser
 from jaxdistill.errors import RunStopped, UserError
 from jaxdistill.files import require_writable
@@ -142,6 +154,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="show the version and exit",
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for group in (list, train, sample, guide, grade, analyze, report, bench, convert, data):
+    for group in (list, train, sample, guide, grade, analyze, report, bench, plan, convert, data):
         group.add_verbs(verbs)
     return parser

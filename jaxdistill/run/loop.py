@@ -33,6 +33,7 @@ from jaxdistill.run.folder import (
     write_config,
 )
 from jaxdistill.run.lock import locked
+from jaxdistill.run.programs import engine_of, layout_of, train_step_of
 from jaxdistill.run.saving import Kept, Saving
 from jaxdistill.run.skips import UPDATE_ADVICE, Skips, drop_after
 from jaxdistill.run.stopping import Stopping
@@ -47,9 +48,7 @@ from jaxdistill.training.experience import Setting, open_source
 from jaxdistill.training.metrics import MetricsWriter, means
 from jaxdistill.training.on_policy import OnPolicy
 from jaxdistill.training.prompt_file import PromptFile, ReadPrompt
-from jaxdistill.training.shapes import Layout
 from jaxdistill.training.state import TrainState, init_state
-from jaxdistill.training.step import make_train_step
 from jaxdistill.training.teachers import check_teacher
 from jaxdistill.training.timing import Clock, Work, peak_flops
 from jaxdistill.training.traces import Traces
@@ -175,14 +174,7 @@ def train(
             dtype=None,  # the reference keeps its stored dtype; trained parameters are float32
             progress=not quiet,
         )
-        engine = Engine(
-            policy,
-            mesh=mesh,
-            dtype=config.compute.dtype,
-            attention=config.compute.attention,
-            cache_dtype=config.compute.cache_dtype,
-            enable_thinking=getattr(config.experience, "student_thinking", None),
-        )
+        engine = engine_of(config, policy, mesh)
         if not quiet:
             line = start_line(mesh, policy.config, config.compute, rows=config.rows)
             print(line, file=sys.stderr)
@@ -227,12 +219,7 @@ def train(
         assert steps is not None, "`RunConfig` lets no other source go without `steps`"
         check_teacher(config.teacher, policy.params, steps)
         state = init_state(policy.params, config.optimizer, config.teacher, steps)
-        layout = Layout(
-            compute=config.compute,
-            shapes=setting.shapes,
-            most_tokens=source.most_tokens,
-            keeps_widths=source.keeps_widths,
-        )
+        layout = layout_of(config, setting.shapes, source.most_tokens, source.keeps_widths)
         step = 0
         checkpoints = saving.checkpoints
         latest = checkpoints.newest_sound_step(strict, on_stderr) if resume else None
@@ -257,18 +244,13 @@ def train(
             drop_after(run_dir, step)
             # It may differ in the settings of MAY_CHANGE.
             write_config(config, run_dir)
-        train_step = make_train_step(
-            model=policy.config,
-            objective=config.objective,
-            epistemic_ids=tuple(lexicon.ids),
-            optimizer=config.optimizer,
-            teacher=config.teacher,
-            compute=config.compute,
+        train_step = train_step_of(
+            config,
+            policy.config,
+            lexicon.ids,
             steps=steps,
             temperature=source.temperature,
-            track_reference=config.track_reference,
             teacher_temperature=source.teacher_temperature,
-            updates=config.updates,
         )
 
         # ---- the steps

@@ -124,6 +124,35 @@ def _choose_slots(
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" not in stats or jax.process_count() > 1:
         return num_rows, None
+    return slots_in(
+        stats["bytes_limit"] - stats["bytes_in_use"],
+        config,
+        num_questions=num_questions,
+        num_rows=num_rows,
+        prompt=prompt,
+        new=new,
+        item_bytes=item_bytes,
+        head_bytes=head_bytes,
+        has_pages=has_pages,
+    )
+
+
+def slots_in(
+    free_bytes: float,
+    config: ModelConfig,
+    *,
+    num_questions: int,
+    num_rows: int,
+    prompt: int,
+    new: int,
+    item_bytes: int,
+    head_bytes: int,
+    has_pages: bool,
+) -> tuple[int, int | None]:
+    """`fit_slots` for devices that have this much free memory each, in the mesh in use.
+
+    item_bytes, head_bytes: of a weight, and of one head's key or value in the cache.
+    """
     # All sizes are bytes per device. Weights and prompts are whole on each device, except for what
     # tensor parallelism splits; the decode loop has its own copy of the weights besides `params`
     # (`sampler.decoding_weights`).
@@ -132,7 +161,7 @@ def _choose_slots(
     weights = config.num_parameters * item_bytes // num_parts("F", config.intermediate_size)
     # A fifth stays free for the activations of prefill and the logits of a step. Chosen, not
     # measured: too large a reserve costs a few slots, too small a one ends the run.
-    free = 0.8 * (stats["bytes_limit"] - stats["bytes_in_use"])
+    free = 0.8 * free_bytes
     positions = max(int((free - weights) // position) - num_questions * prompt, 0)
     if positions * num_parts("B", num_rows) >= num_rows * (prompt + new):
         return num_rows, None
