@@ -9,8 +9,8 @@ time limit; a program whose text another case has had already is not compiled ag
     python benchmarks/compile_recipes.py --out compiled.jsonl --only sdpo_math,Qwen3-1.7B,score
     python benchmarks/compile_recipes.py --out compiled.jsonl --table
 
-A line of the file is a case: seconds, GiB per device, or the compiler's error. Run it again with the
-same --out to go on: cases that are done are skipped. --table prints what the file holds.
+A line of the file is a case: seconds, GiB per device, or the compiler's error. Run it again with
+the same --out to go on: cases that are done are skipped. --table prints what the file holds.
 """
 
 import argparse

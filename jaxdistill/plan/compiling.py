@@ -1,7 +1,7 @@
 """The compiler's answer on a program, kept on disk: a step takes minutes, and asks no device.
 
-An answer belongs to the program's text, the compiler's version, the topology and the options. A file
-that cannot be read, or is that of another program, is made again.
+An answer belongs to the program's text, the compiler's version, the topology and the options. A
+file that cannot be read, or is that of another program, is made again.
 """
 
 import hashlib

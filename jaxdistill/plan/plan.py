@@ -70,22 +70,30 @@ def make_plan(run: Run, how: How) -> dict[str, Any]:
     return planned | {"available": limit, "available_source": source}
 
 
+@dataclass(frozen=True, kw_only=True)
+class _At:
+    """A run in a mesh, what it holds at all times, and the compiler's answers on its programs."""
+
+    run: Run
+    mesh: Any
+    held: memory.Categories
+    limit: float  # bytes per device
+    answers: dict[str, Answer]
+
+
 def _plan(run: Run, mesh: Any, how: How, limit: float) -> dict[str, Any]:
-    held = memory.resident(run, mesh)
     run, answers = settle_remat(run, mesh, how, limit)
-    programs = [_program("step", run, mesh, held, answers, limit)]
-    if run.config.updates > 1:
-        programs.insert(0, _program("score", run, mesh, held, answers, limit))
+    held = memory.resident(run, mesh)
     slots, pages = 0, None
     if roofline.is_sampled(run):
         slots, pages = slots_of(run, mesh, limit - held.resident)
         answers |= sampler_answer(run, mesh, how, (slots, pages))
-        needs = memory.sampling(run, mesh, slots, pages)
-        programs.insert(0, _sampler(run, mesh, held, needs, answers, limit, (slots, pages)))
     if how.compiles:
         answers["export"] = _ask(export_program(run, mesh), run, mesh, how)
-    if run.config.export:
-        programs.append(_export(run, held, answers, limit))
+    at = _At(run=run, mesh=mesh, held=held, limit=limit, answers=answers)
+    programs = [_sampler(at, slots, pages)] if slots else []
+    programs += [_program("score", at)] if run.config.updates > 1 else []
+    programs += [_program("step", at), *([_export(at)] if run.config.export else [])]
     seconds = sum(each["calls"] * each["roofline"]["seconds"] for each in programs)
     longest = max(programs, key=lambda each: each["calls"] * each["roofline"]["seconds"])
     return {
@@ -185,27 +193,29 @@ def extrapolated(low: float, high: float, depths: tuple[int, ...], layers: int) 
 # ------------------------------------------------------------------------------- its programs
 
 
-def _program(
-    name: str,
-    run: Run,
-    mesh: Any,
-    held: memory.Categories,
-    answers: dict[str, Answer],
-    limit: float,
-) -> dict[str, Any]:
+def _program(name: str, at: _At) -> dict[str, Any]:
+    run, mesh, answer = at.run, at.mesh, at.answers.get(name)
     needs = memory.step(run, mesh) if name == "step" else memory.scoring(run, mesh)
     work = roofline.step(run, mesh) if name == "step" else roofline.score(run, mesh)
     calls = run.config.updates if name == "step" else run.config.updates - 1
-    answer, source, by_kind = answers.get(name), ESTIMATE, {}
+    source, by_kind = ESTIMATE, {}
     if answer is not None:
         source = COMPILER
         by_kind = hlo.summary(answer.collectives, [roofline.micro_batches(run, mesh)])
         work = replace(work, received=hlo.received(by_kind))
-    peak = needs.peak if answer is None else _beside(answer.peak, answer.arguments, held)
+    peak = needs.peak if answer is None else _beside(answer.peak, answer.arguments, at.held)
     return _row(
-        name, calls, run, needs=needs, peak=peak, source=source, refused=answer and answer.refused,
-        works={name: work}, by_kind=by_kind, limit=limit,
-    )  # fmt: skip
+        name,
+        calls,
+        run,
+        needs=needs,
+        peak=peak,
+        source=source,
+        refused=answer and answer.refused,
+        works={name: work},
+        by_kind=by_kind,
+        limit=at.limit,
+    )
 
 
 def _beside(peak: float, arguments: float, held: memory.Categories) -> float:
@@ -213,31 +223,23 @@ def _beside(peak: float, arguments: float, held: memory.Categories) -> float:
     return peak + max(held.resident - arguments, 0)
 
 
-def _sampler(
-    run: Run,
-    mesh: Any,
-    held: memory.Categories,
-    needs: memory.Categories,
-    answers: dict[str, Answer],
-    limit: float,
-    chosen: tuple[int, int | None],
-) -> dict[str, Any]:
-    slots, pages = chosen
+def _sampler(at: _At, slots: int, pages: int | None) -> dict[str, Any]:
+    run, mesh, needs = at.run, at.mesh, memory.sampling(at.run, at.mesh, slots, pages)
     works = {"prefill": roofline.prefill(run, mesh), "decode": roofline.decode(run, mesh, slots)}
     stride = STRIDE if pages is not None or run.platform == "gpu" else 1
     unknown = [roofline.decode_steps(run, slots) / stride]
     depths, layers = extrapolated_depths(run), run.model.num_layers
-    found = [answers[name] for name in ("sampler", "shallow", "deeper") if name in answers]
+    found = [at.answers[x] for x in ("sampler", "shallow", "deeper") if x in at.answers]
     refused = next((each.refused for each in found if each.refused), None)
     peak, source, by_kind = needs.peak, ESTIMATE, {}
     if len(found) == 1 and not refused:
         source, by_kind = COMPILER, hlo.summary(found[0].collectives, unknown)
-        peak = _beside(found[0].peak, found[0].arguments, held)
+        peak = _beside(found[0].peak, found[0].arguments, at.held)
     elif len(found) == 2 and not refused:
         source = f"{COMPILER}, extrapolated from {depths[0]} and {depths[1]} layers"
         own = extrapolated(found[0].peak, found[1].peak, depths, layers)
         arguments = extrapolated(found[0].arguments, found[1].arguments, depths, layers)
-        peak = _beside(own, arguments, held)
+        peak = _beside(own, arguments, at.held)
         low, high = (hlo.summary(each.collectives, unknown) for each in found)
         by_kind = {
             kind: {
@@ -250,27 +252,41 @@ def _sampler(
         # Nearly all of it moves in the decode loop.
         works["decode"] = replace(works["decode"], received=hlo.received(by_kind))
     return _row(
-        "sampler", 1, run, needs=needs, peak=peak, source=source, refused=refused, works=works,
-        by_kind=by_kind, limit=limit,
-    )  # fmt: skip
+        "sampler",
+        1,
+        run,
+        needs=needs,
+        peak=peak,
+        source=source,
+        refused=refused,
+        works=works,
+        by_kind=by_kind,
+        limit=at.limit,
+    )
 
 
-def _export(
-    run: Run, held: memory.Categories, answers: dict[str, Answer], limit: float
-) -> dict[str, Any]:
+def _export(at: _At) -> dict[str, Any]:
     """The largest tensor, gathered on each device beside the resident state."""
+    run, answer = at.run, at.answers.get("export")
     size = run.model.axes
-    needs = replace(held, vocabulary=size["V"] * size["D"] * 4.0)
-    answer, source, by_kind = answers.get("export"), ESTIMATE, {}
-    peak = needs.peak
+    needs = replace(at.held, vocabulary=size["V"] * size["D"] * 4.0)
+    source, by_kind, peak = ESTIMATE, {}, needs.peak
     if answer is not None:
         source, by_kind = COMPILER, hlo.summary(answer.collectives, [])
-        peak = _beside(answer.peak, answer.arguments, held)
+        peak = _beside(answer.peak, answer.arguments, at.held)
     work = roofline.Work(flops=0.0, bytes=needs.vocabulary, received=hlo.received(by_kind))
     return _row(
-        "export", 0, run, needs=needs, peak=peak, source=source,
-        refused=answer and answer.refused, works={"export": work}, by_kind=by_kind, limit=limit,
-    )  # fmt: skip
+        "export",
+        0,
+        run,
+        needs=needs,
+        peak=peak,
+        source=source,
+        refused=answer and answer.refused,
+        works={"export": work},
+        by_kind=by_kind,
+        limit=at.limit,
+    )
 
 
 def _row(

@@ -1,4 +1,4 @@
-"""The programs of a run with shapes in place of arrays, built by the functions that build the run's.
+"""The programs of a run with shapes in place of arrays, built by the functions that the run calls.
 
 A plan lowers what `run.programs` returns. Arguments have the shapes, dtypes and shardings that the
 loop's arrays have: parameters as `loading.load` and `init_state` place them, batches as

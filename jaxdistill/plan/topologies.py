@@ -32,9 +32,9 @@ class Device:
     network: float
 
 
-# Memory of TPUs: what libtpu 0.0.42's compiler names as available, which is less than is published.
-# Rates: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}; links count in one direction, half of
-# the published sum of both. tpu7x has two devices per chip, which share what a chip has.
+# Memory of TPUs: what libtpu 0.0.42's compiler names as available, less than is published. Rates:
+# docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}; links count in one direction, half of the
+# published sum of both. tpu7x has two devices per chip, which share what a chip has.
 TPUS = {
     "v4": Device(memory=30.75 * GIB, flops=275e12, bandwidth=1.228e12, network=150e9),
     "v5e": Device(memory=15.75 * GIB, flops=197e12, bandwidth=0.819e12, network=200e9),
@@ -42,7 +42,7 @@ TPUS = {
     "v6e": Device(memory=31.25 * GIB, flops=918e12, bandwidth=1.64e12, network=448e9),
     "tpu7x": Device(memory=94.75 * GIB, flops=1153e12, bandwidth=3.69e12, network=300e9),
 }
-# The fraction of a GPU's memory that JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+# Of a GPU's memory, what JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
 GPU_FRACTION = 0.75
 # Memory and rates: NVIDIA's data sheets (SXM); NVLink in one direction.
 GPUS = {

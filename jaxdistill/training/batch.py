@@ -207,7 +207,7 @@ def abstract_arrays(
     num_micro, num_rows, num_sequences = shape
     dealt, (completion, *widths) = (num_rows, num_micro), capacity_X
 
-    def abstract(*sizes: int, dtype: Any = np.int32) -> jax.ShapeDtypeStruct:
+    def abstract(*sizes: int, dtype: Any = np.int32) -> Any:
         return jax.ShapeDtypeStruct(sizes, dtype)
 
     plain, *others = (
