@@ -32,7 +32,7 @@ LEVELS = (
     ("config",),
     ("report",),
     ("run",),
-    ("configs", "bench"),
+    ("configs", "bench", "plan"),
     ("api",),
     ("cli",),
     ("__main__",),

@@ -108,6 +108,7 @@ def _plan(run: Run, mesh: Any, how: How, limit: float) -> dict[str, Any]:
         "resident": held.as_dict(),
         "sampler": {"slots": slots, "pages": pages},
         "programs": programs,
+        "notes": notes(run, mesh),
         "fits": all(each["fits"] for each in programs),
         "iteration": {
             "seconds": seconds,
@@ -118,6 +119,21 @@ def _plan(run: Run, mesh: Any, how: How, limit: float) -> dict[str, Any]:
         "steps": run.config.steps,
         "days": run.config.steps * seconds / 86_400 if run.config.steps else None,
     }
+
+
+def notes(run: Run, mesh: Any) -> list[str]:
+    """What a mesh does not split, in words."""
+    found, tensor = [], mesh.shape["tensor"]
+    names = {"num_heads": "query heads", "num_kv_heads": "key/value heads"}
+    for field, words in names.items():
+        if (number := getattr(run.model, field)) % tensor:
+            found.append(f"tensor={tensor} does not divide {number} {words}: all are repeated")
+    if run.model.vocab_size % tensor:
+        found.append(
+            f"tensor={tensor} does not divide the vocabulary of {run.model.vocab_size:,}: every "
+            "device holds all logits and the whole head"
+        )
+    return found
 
 
 # ------------------------------------------------------------------------------- the compiler

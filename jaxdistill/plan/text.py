@@ -24,6 +24,7 @@ def lines(plan: dict[str, Any]) -> Iterator[str]:
     for program in plan["programs"]:
         if program["refused"]:
             yield f"the compiler refuses {program['name']}: {program['refused'][:200]}"
+    yield from plan["notes"]
     yield from _ranking(plan.get("search", ()))
     yield from _end(plan)
 
