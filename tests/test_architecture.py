@@ -71,6 +71,7 @@ TESTED_ELSEWHERE = {
     "models.config": "models/test_presets.py and models/families",
     "models.decode_kernel": "models/test_cached_attention.py, beside XLA attention",
     "models.families": "models/families/test_families.py, each test over every family",
+    "plan": "plan/test_plan.py by arithmetic, plan/test_programs.py against a run",
     "precision": "sharding and the models: its casts are in every reference test",
     "report": "report/test_report.py, which reads the pages it writes",
     "run.folder": "run/test_loop.py, which kills and resumes runs",

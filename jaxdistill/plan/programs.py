@@ -29,9 +29,12 @@ from jaxdistill.plan.topologies import Topology
 from jaxdistill.precision import compute_dtype
 from jaxdistill.run.programs import engine_of, layout_of, train_step_of
 from jaxdistill.sampling.pages import fit_slots, slots_in
+from jaxdistill.sharding import MeshConfig
 from jaxdistill.storage import hf_import, hf_layout, loading, tokenizer
 from jaxdistill.storage.loading import Fresh, Policy, Pretrained
+from jaxdistill.training.compute import Compute
 from jaxdistill.training.on_policy import OnPolicy
+from jaxdistill.training.optimizer import Optimizer
 from jaxdistill.training.shapes import KeptShapes
 from jaxdistill.training.state import init_state
 
@@ -184,8 +187,10 @@ def _abstract_state(
 
 def batch_of(run: Run, mesh: Any) -> Any:
     """A mini-batch of the longest rows as the step reads it; call it in the mesh's context."""
-    compute = replace(run.config.compute, remat="all")  # on which no shape depends
-    config = replace(run.config, compute=compute, mesh=sharding.MeshConfig())
+    # Only these settings decide on shapes; the others must not make another entry of the cache.
+    given = run.config.compute
+    compute = Compute(pack=given.pack, micro_batches=given.micro_batches)
+    config = replace(run.config, compute=compute, mesh=MeshConfig(), optimizer=Optimizer())
     arrays = _abstract_batch(config, run.lengths, run.platform, sharding.num_parts("B"))
     return as_batch(mesh, arrays)
 
@@ -204,7 +209,8 @@ def _abstract_batch(config: RunConfig, lengths: Lengths, platform: str, parts: i
     widths = sizes[0].tolist()
     if is_on_policy and not experience.keeps_widths:
         widths = padded_widths(experience, lengths, len(widths))
-    return layout.abstract([sizes] * config.updates, widths, platform)
+    # One mini-batch stands for all, which are equal.
+    return layout.abstract([sizes], widths, platform)
 
 
 def padded_widths(experience: OnPolicy, lengths: Lengths, kinds: int) -> list[int]:

@@ -57,7 +57,9 @@ def compiled_by_the_run(config, folder, caplog):
     found = {}
     for record in caplog.records:
         text = record.getMessage()
-        if said := re.match(r"Compiling (?:jit\()?(\w+)\)? with global shapes and types (.*)", text):
+        if said := re.match(
+            r"Compiling (?:jit\()?(\w+)\)? with global shapes and types (.*)", text
+        ):
             shapes = re.findall(r"ShapedArray\((\w+\[[\d,]*\])", said[2].split("Argument map")[0])
             found[said[1]] = shapes
     return found
