@@ -5,6 +5,7 @@ compiler is asked; if it refuses a program, the next mesh or slice is tried.
 
     python benchmarks/plan_table.py --out plans --workers 8            # compile all rows
     python benchmarks/plan_table.py --out plans --only Qwen3-1.7B,v5e  # some of them
+    python benchmarks/plan_table.py --out plans --estimate             # all rows by arithmetic
     python benchmarks/plan_table.py --out plans --table                # print the table
     python benchmarks/plan_table.py --out plans --choose               # print the commands alone
 
@@ -54,12 +55,14 @@ def candidates(student: str, generation: str) -> Iterator[tuple[str, str]]:
 def command_of(student: str, topology: str, mesh: str, options: argparse.Namespace) -> list[str]:
     words = ["plan", RECIPE, "--student", student, "--topology", topology, "--mesh", mesh]
     words += ["--prompt-tokens", str(PROMPT_TOKENS)]
+    if options.estimate:
+        return [*words, "--no-compile"]
     return [*words, *(["--quick"] if options.quick else [])]
 
 
-def file_of(student: str, topology: str, mesh: str, out: Path) -> Path:
+def file_of(student: str, topology: str, mesh: str, options: argparse.Namespace) -> Path:
     name = f"{student}-{topology}-{mesh}".replace(":", "-").replace("=", "").replace(",", "-")
-    return out / f"{name}.json"
+    return options.out / f"{name}{'-estimate' if options.estimate else ''}.json"
 
 
 def choose(student: str, generation: str, options: argparse.Namespace) -> list[tuple[str, str]]:
@@ -79,7 +82,7 @@ def plan_row(student: str, generation: str, options: argparse.Namespace) -> str:
     """Plan candidates until one fits; a line on what came of it."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     for topology, mesh in choose(student, generation, options):
-        file = file_of(student, topology, mesh, options.out)
+        file = file_of(student, topology, mesh, options)
         if not file.exists():
             words = command_of(student, topology, mesh, options)
             try:
@@ -106,7 +109,7 @@ def rows(options: argparse.Namespace) -> Iterator[tuple[str, str, str, dict[str,
         for generation in GENERATIONS:
             file = options.out / f"{student}-{generation}.candidates"
             for topology, mesh in json.loads(file.read_text()) if file.exists() else ():
-                kept = file_of(student, topology, mesh, options.out)
+                kept = file_of(student, topology, mesh, options)
                 plan = json.loads(kept.read_text()) if kept.exists() else {"fits": False}
                 if plan["fits"]:
                     yield student, topology, mesh, plan
@@ -155,6 +158,7 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=3000.0, help="seconds per plan")
     parser.add_argument("--only", default="", help="students and generations, comma-separated")
     parser.add_argument("--full", dest="quick", action="store_false", help="no --quick")
+    parser.add_argument("--estimate", action="store_true", help="by arithmetic, compile nothing")
     parser.add_argument("--table", action="store_true", help="print the table and stop")
     parser.add_argument("--choose", action="store_true", help="print the commands and stop")
     options = parser.parse_args()

@@ -74,6 +74,7 @@ TESTED_ELSEWHERE = {
     "plan": "plan/test_plan.py by arithmetic, plan/test_programs.py against a run",
     "precision": "sharding and the models: its casts are in every reference test",
     "report": "report/test_report.py, which reads the pages it writes",
+    "run.programs": "plan/test_programs.py, which compares a run's programs with its plan's",
     "run.folder": "run/test_loop.py, which kills and resumes runs",
     "run.provenance": "run/test_loop.py, which reads what it wrote",
     "sampling.keys": "sampling/test_sampler.py",

@@ -252,7 +252,7 @@ def _sampler(at: _At, slots: int, pages: int | None) -> dict[str, Any]:
         source, by_kind = COMPILER, hlo.summary(found[0].collectives, unknown)
         peak = _beside(found[0].peak, found[0].arguments, at.held)
     elif len(found) == 2 and not refused:
-        source = f"{COMPILER}, extrapolated from {depths[0]} and {depths[1]} layers"
+        source = f"{COMPILER}, from {depths[0]} and {depths[1]} layers"
         own = extrapolated(found[0].peak, found[1].peak, depths, layers)
         arguments = extrapolated(found[0].arguments, found[1].arguments, depths, layers)
         peak = _beside(own, arguments, at.held)

@@ -101,7 +101,7 @@ def model_of(source: Any) -> tuple[ModelConfig, str]:
     """(config, dtype of the stored weights) of a recipe's model, without its weights.
 
     The sizes of a published model come from `models.presets`, others from the model's folder.
-    Raises UserError where neither is known.
+    Raises UserError if neither is known.
     """
     if isinstance(source, Fresh):
         config = source.architecture
@@ -209,7 +209,7 @@ def _abstract_batch(config: RunConfig, lengths: Lengths, platform: str, parts: i
     widths = sizes[0].tolist()
     if is_on_policy and not experience.keeps_widths:
         widths = padded_widths(experience, lengths, len(widths))
-    # One mini-batch stands for all, which are equal.
+    # All mini-batches are equal, so that one gives the shapes of each.
     return layout.abstract([sizes], widths, platform)
 
 

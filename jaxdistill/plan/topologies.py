@@ -143,7 +143,7 @@ def _gpu(name: str, rest: str) -> Topology:
 def devices(topology: Topology) -> list[Any]:
     """Devices that programs can be compiled for, on a machine that need not have any.
 
-    Raises UserError where the compiler is not installed or refuses the topology, and for a GPU,
+    Raises UserError if the compiler is not installed or refuses the topology, and for a GPU,
     whose compiler needs one.
     """
     import jax
