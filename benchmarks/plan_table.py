@@ -118,8 +118,9 @@ def rows(options: argparse.Namespace) -> Iterator[tuple[str, str, str, dict[str,
 
 def table(options: argparse.Namespace) -> None:
     """Print docs/tpu_plans.md's table and the command of each row."""
-    print("| student | slice | mesh | state | step | sampler | available | slots | s | days |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    heads = "student", "slice", "mesh", "state", "step", "sampler", "available", "slots"
+    print("| " + " | ".join([*heads, "s", "days", "peaks by"]) + " |")
+    print("|---" * (len(heads) + 3) + "|")
     commands = []
     for student, topology, mesh, plan in rows(options):
         by_name = {each["name"]: each for each in plan["programs"]}
@@ -131,6 +132,7 @@ def table(options: argparse.Namespace) -> None:
             f"{step['peak'] / GIB:.1f} ({plan['remat']})", f"{sampler['peak'] / GIB:.1f}",
             f"{plan['available'] / GIB:.2f}", f"{plan['sampler']['slots']:,}",
             f"{plan['iteration']['seconds']:,.0f}", f"{plan['days']:.2f}",
+            step["peak_source"],
         ]  # fmt: skip
         print("| " + " | ".join(cells) + " |")
         commands.append("jaxdistill " + " ".join(command_of(student, topology, mesh, options)))

@@ -1,6 +1,7 @@
 """One plan: what every program of a run needs on a slice, what bounds it, and whether it fits."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,7 +68,12 @@ def make_plan(run: Run, how: How) -> dict[str, Any]:
     with sharding.use_mesh(mesh):
         planned = _plan(run, mesh, how if compiles else replace(how, compiles=False), limit)
     source = COMPILER if available else ESTIMATE
-    return planned | {"available": limit, "available_source": source}
+    return planned | {"available": finite(limit), "available_source": source}
+
+
+def finite(limit: float) -> float | None:
+    """The memory of a device; None, which JSON has, for CPUs without a limit."""
+    return limit if math.isfinite(limit) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,7 +335,7 @@ def _row(
         "peak": peak,
         "peak_source": "estimate; the compiler refuses it" if refused else source,
         "refused": refused,
-        "available": limit,
+        "available": finite(limit),
         "memory": needs.as_dict() | {"other": peak - needs.peak},
         "flops": sum(work.flops for work in works.values()),
         "bytes": sum(work.bytes for work in works.values()),

@@ -56,7 +56,9 @@ def _memory_rows(plan: dict[str, Any]) -> list[list[str]]:
     rows.append(["peak", *(_peak(each) for each in plan["programs"])])
     source = plan["available_source"]
     mark = " (compiler)" if source == "compiler" else ""
-    rows.append(["available", *[f"{plan['available'] / GIB:.2f}{mark}"] * len(plan["programs"])])
+    limit = plan["available"]
+    said = "no limit" if limit is None else f"{limit / GIB:.2f}{mark}"
+    rows.append(["available", *[said] * len(plan["programs"])])
     rows.append(["fits", *("yes" if each["fits"] else "no" for each in plan["programs"])])
     return rows
 
