@@ -23,6 +23,7 @@ VERBS = (
     "analyze",
     "report",
     "bench",
+    "plan",
     "convert",
     "data",
 )
