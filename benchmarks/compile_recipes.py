@@ -192,7 +192,7 @@ def table(options: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="the JSON lines, one per case")
     parser.add_argument("--topology", default="v5p:2x2x2")
     parser.add_argument("--mesh", default="data=1,fsdp=-1,tensor=1")

@@ -98,7 +98,7 @@ def compared(topology: str, remat: str, *, measures: bool) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--topology", default="gpu:1xH200")
     parser.add_argument("--remat", nargs="+", default=["mlp", "auto"])
     parser.add_argument("--out", type=Path, help="the results as JSON")

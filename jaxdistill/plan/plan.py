@@ -169,6 +169,7 @@ def settle_remat(run: Run, mesh: Any, how: How, limit: float) -> tuple[Run, dict
     if not how.compiles:
         return with_remat(run, choices[first]), {}
     answers: dict[str, Answer] = {}
+    programs: dict[str, Program] = {}
     for remat in choices[first:]:
         run = with_remat(run, remat)
         programs = {each.name: each for each in step_programs(run, mesh)}

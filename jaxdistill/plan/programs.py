@@ -89,6 +89,12 @@ class Run:
         return needs_teacher(self.config.objective)
 
     @property
+    def on_policy(self) -> OnPolicy:
+        """The experience of a run that samples."""
+        assert isinstance(self.config.experience, OnPolicy)
+        return self.config.experience
+
+    @property
     def platform(self) -> str:
         return self.topology.kind
 
@@ -227,7 +233,7 @@ def padded_widths(experience: OnPolicy, lengths: Lengths, kinds: int) -> list[in
 
 def sampler_shapes(run: Run, mesh: Any) -> tuple[int, int, int]:
     """(questions, with those that fill the mesh's parts; prompt width; rows)."""
-    experience = run.config.experience
+    experience = run.on_policy
     parts = sharding.num_parts("B")
     fill = -experience.questions % (parts // math.gcd(parts, experience.rollouts))
     questions = experience.questions + fill
@@ -260,7 +266,7 @@ def slots_of(run: Run, mesh: Any, free: float) -> tuple[int, int | None]:
 
 def sampler_program(run: Run, mesh: Any, slots: int, pages: int | None) -> Program:
     """The sampler in training; call it, and lower its result, in the mesh's context."""
-    experience = run.config.experience
+    experience = run.on_policy
     questions, prompt, rows = sampler_shapes(run, mesh)
     params = parameters.abstract_params(run.model)
     policy = Policy(run.model, params, None, run.stop_ids, Path())

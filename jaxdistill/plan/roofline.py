@@ -84,7 +84,7 @@ def score(run: Run, mesh: Any) -> Work:
 
 
 def prefill(run: Run, mesh: Any) -> Work:
-    experience, lengths = run.config.experience, run.lengths
+    experience, lengths = run.on_policy, run.lengths
     flops = experience.questions * forward_flops(run.model, 0, round(lengths.mean_prompt), 0)
     weights = _weight_bytes(run, mesh)
     return Work(
@@ -94,7 +94,7 @@ def prefill(run: Run, mesh: Any) -> Work:
 
 def decode(run: Run, mesh: Any, slots: int) -> Work:
     """All tokens of a batch's responses, with every slot busy."""
-    experience, lengths = run.config.experience, run.lengths
+    experience, lengths = run.on_policy, run.lengths
     rows = experience.questions * experience.rollouts
     each = forward(run, lengths.mean_prompt, lengths.mean_new)
     each -= forward_flops(run.model, 0, round(lengths.mean_prompt), 0)
@@ -112,7 +112,7 @@ def decode(run: Run, mesh: Any, slots: int) -> Work:
 
 def decode_steps(run: Run, slots: int) -> float:
     """Steps of the decode loop if every slot is always busy; the last rows' tail is left out."""
-    rows = run.config.experience.questions * run.config.experience.rollouts
+    rows = run.on_policy.questions * run.on_policy.rollouts
     return rows * run.lengths.mean_new / min(slots, rows)
 
 

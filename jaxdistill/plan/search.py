@@ -95,9 +95,9 @@ def smallest_change(run: Run, plan: dict[str, Any]) -> str | None:
 
     Single settings come first, in the order of what they cost; then all of them together; then
     larger slices, the smallest first. If the compiler's peaks were above the estimates, the
-    estimates are scaled by as much.
+    estimates are scaled by as much, and a refused program's to more than the memory.
     """
-    ratio = max([1.0, *(each["peak"] / sum(_estimates(each)) for each in plan["programs"])])
+    ratio = max([1.0, *(_above_estimate(each) for each in plan["programs"])])
     together = run
     for flags, changed in _changes(run):
         if _fits(changed(run), ratio):
@@ -117,8 +117,16 @@ def smallest_change(run: Run, plan: dict[str, Any]) -> str | None:
     return _larger(run, ratio)
 
 
-def _estimates(program: dict[str, Any]) -> list[float]:
-    return [value for name, value in program["memory"].items() if name != "other"]
+# Of a program that the compiler refuses, how much more it is taken to need than there is. Chosen.
+REFUSED = 1.05
+
+
+def _above_estimate(program: dict[str, Any]) -> float:
+    """The compiler's peak over the estimate; of a refused program, which has no peak, at least."""
+    estimate = sum(value for name, value in program["memory"].items() if name != "other")
+    if program["refused"]:
+        return REFUSED * max(program["available"] / estimate, 1.0)
+    return program["peak"] / estimate
 
 
 def _larger(run: Run, ratio: float) -> str | None:
