@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
 from jaxdistill.errors import UserError
@@ -91,6 +91,13 @@ def make_mesh(config: MeshConfig | str, devices: Sequence[Any] | None = None) ->
     )
 
 
+def abstract_mesh(config: MeshConfig | str, num_devices: int) -> AbstractMesh:
+    """`make_mesh` of devices that are not at hand: for shapes and shardings, not for programs."""
+    config = parse_mesh(config) if isinstance(config, str) else config
+    sizes = _resolve_sizes(config, num_devices)
+    return AbstractMesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
 def _resolve_sizes(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
     sizes = [config.data, config.fsdp, config.tensor]
     for name, size in zip(MESH_AXES, sizes):
@@ -130,7 +137,9 @@ def _spec(mesh: Any, axes: str, shape: Sequence[int] | None) -> PartitionSpec:
     return PartitionSpec(*spec)
 
 
-def sharding_of(mesh: Mesh, axes: str, shape: Sequence[int] | None = None) -> NamedSharding:
+def sharding_of(
+    mesh: Mesh | AbstractMesh, axes: str, shape: Sequence[int] | None = None
+) -> NamedSharding:
     """The sharding of an array whose dimensions have the letters `axes`, e.g. "LDNH".
 
     With `shape`, a dimension that its mesh axis does not divide is replicated instead.
@@ -149,12 +158,12 @@ def grouped_sharding(mesh: Mesh, groups: str, axes: str, shape: Sequence[int]) -
     return NamedSharding(mesh, PartitionSpec(*(parts[group[0]] for group in groups.split())))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def shardings_of(mesh: Mesh, tree: Tree) -> Tree:
+def shardings_of(mesh: Mesh | AbstractMesh, tree: Tree) -> Tree:
     """A tree of shardings for parameters, optimizer states or anything that holds them.
 
     A parameter's sharding follows the letters that it was declared with (`axes` metadata), which
@@ -220,8 +229,10 @@ def spread(mesh: Mesh, tree: Tree) -> Tree:
     return jax.tree.map(place, tree)
 
 
-def use_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+def use_mesh(mesh: Mesh | AbstractMesh | None) -> contextlib.AbstractContextManager:
     """A context in which `constrain` and `on_shards` use the mesh; None means no mesh."""
+    if isinstance(mesh, AbstractMesh):
+        return jax.sharding.use_abstract_mesh(mesh)
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 

@@ -23,6 +23,7 @@ from jaxdistill.cli import (
     grade,
     guide,
     list,
+    plan,
     report,
     sample,
     trace,
@@ -174,6 +175,7 @@ def build_parser() -> argparse.ArgumentParser:
         compare,
         report,
         bench,
+        plan,
         convert,
         data,
     ):

@@ -26,6 +26,11 @@ PROFILE = "quick"  # of a study
 
 
 def add_verbs(verbs: Any) -> None:
+    add_train(verbs)
+    add_study(verbs)
+
+
+def add_train(verbs: Any) -> None:
     sub = add_verb(
         verbs,
         "train",
@@ -66,6 +71,8 @@ def add_verbs(verbs: Any) -> None:
     add_quiet(sub)
     add_show(sub, "the settings of the run")
 
+
+def add_study(verbs: Any) -> None:
     sub = add_verb(
         verbs,
         "study",

@@ -37,6 +37,7 @@ from jaxdistill.run.folder import (
 )
 from jaxdistill.run.lock import locked
 from jaxdistill.run.places import Places
+from jaxdistill.run.programs import engine_of, layout_of, train_step_of
 from jaxdistill.run.provenance import current_provenance
 from jaxdistill.run.saving import Kept, Saving
 from jaxdistill.run.skips import UPDATE_ADVICE, Skips, drop_after
@@ -52,9 +53,7 @@ from jaxdistill.training.experience import Setting, open_source
 from jaxdistill.training.metrics import means, open_writer
 from jaxdistill.training.on_policy import OnPolicy
 from jaxdistill.training.prompt_file import PromptFile, ReadPrompt
-from jaxdistill.training.shapes import Layout
 from jaxdistill.training.state import TrainState, init_state
-from jaxdistill.training.step import make_train_step
 from jaxdistill.training.teachers import check_teacher
 from jaxdistill.training.timing import Clock, Work, peak_flops
 from jaxdistill.training.traces import Traces
@@ -215,14 +214,7 @@ def train(
             dtype=None,  # the reference keeps its stored dtype; trained parameters are float32
             progress=not quiet,
         )
-        engine = Engine(
-            policy,
-            mesh=mesh,
-            dtype=config.compute.dtype,
-            attention=config.compute.attention,
-            cache_dtype=config.compute.cache_dtype,
-            enable_thinking=getattr(config.experience, "student_thinking", None),
-        )
+        engine = engine_of(config, policy, mesh)
         if not quiet:
             line = start_line(mesh, policy.config, config.compute, rows=config.rows)
             print(line, file=sys.stderr)
@@ -269,12 +261,7 @@ def train(
         check_teacher(config.teacher, policy.params, steps)
         state = init_state(policy.params, config.optimizer, config.teacher, steps)
         state = sharding.spread(mesh, state)
-        layout = Layout(
-            compute=config.compute,
-            shapes=setting.shapes,
-            most_tokens=source.most_tokens,
-            keeps_widths=source.keeps_widths,
-        )
+        layout = layout_of(config, setting.shapes, source.most_tokens, source.keeps_widths)
         step = 0
         checkpoints = saving.checkpoints
         latest = checkpoints.newest_sound_step(strict, hosts.say) if resume else None
@@ -300,18 +287,13 @@ def train(
             drop_after(run_dir, step)
             # It may differ in the settings of MAY_CHANGE.
             write_config(config, run_dir)
-        train_step = make_train_step(
-            model=policy.config,
-            objective=config.objective,
-            epistemic_ids=tuple(lexicon.ids),
-            optimizer=config.optimizer,
-            teacher=config.teacher,
-            compute=config.compute,
+        train_step = train_step_of(
+            config,
+            policy.config,
+            lexicon.ids,
             steps=steps,
             temperature=source.temperature,
-            track_reference=config.track_reference,
             teacher_temperature=source.teacher_temperature,
-            updates=config.updates,
         )
 
         # ---- the steps

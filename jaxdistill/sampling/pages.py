@@ -122,19 +122,48 @@ def _choose_slots(
     head_bytes: int,
     has_pages: bool,
 ) -> tuple[int, int | None]:
-    prompts = -(-num_questions // num_parts("Q", num_questions)) * prompt  # positions
     free = agreed_memory()
     if free is None:
         return num_rows, None
+    return slots_in(
+        free,
+        config,
+        num_questions=num_questions,
+        num_rows=num_rows,
+        prompt=prompt,
+        new=new,
+        item_bytes=item_bytes,
+        head_bytes=head_bytes,
+        has_pages=has_pages,
+    )
+
+
+def slots_in(
+    free_bytes: float,
+    config: ModelConfig,
+    *,
+    num_questions: int,
+    num_rows: int,
+    prompt: int,
+    new: int,
+    item_bytes: int,
+    head_bytes: int,
+    has_pages: bool,
+) -> tuple[int, int | None]:
+    """`fit_slots` for devices that have this much free memory each, in the mesh in use.
+
+    item_bytes, head_bytes: of a weight, and of one head's key or value in the cache.
+    """
     # All sizes are bytes per device. Weights are whole on each device, except for what tensor
     # parallelism splits; prompts are split like the rows. The decode loop has its own copy of the
     # weights besides `params` (`sampler.decoding_weights`).
+    prompts = -(-num_questions // num_parts("Q", num_questions)) * prompt  # positions
     heads = config.num_kv_heads // num_parts("K", config.num_kv_heads)
     position = 2 * config.num_layers * heads * head_bytes
     weights = config.num_parameters * item_bytes // num_parts("F", config.intermediate_size)
     # A fifth stays free for the activations of prefill and the logits of a step. Chosen, not
     # measured: too large a reserve costs a few slots, too small a one ends the run.
-    positions = max(int((0.8 * free - weights) // position) - prompts, 0)
+    positions = max(int((0.8 * free_bytes - weights) // position) - prompts, 0)
     if positions * num_parts("B", num_rows) >= num_rows * (prompt + new):
         return num_rows, None
     parts = num_parts("B")  # groups of devices, each with its own rows and pages

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
@@ -192,6 +193,44 @@ def _build(
         row_weight_I=batch.row_weight_B,
         correct_I=batch.correct_B,
         contrast_weight_IJ=batch.contrast_weight_BJ,
+    )
+
+
+def abstract_arrays(
+    shape: tuple[int, int, int], capacity_X: Sequence[int], sequences: int
+) -> MicroBatches:
+    """The shapes and dtypes of `_build` for a batch of this many sequences.
+
+    `capacity_X` are the widths of completions, student, teacher and contrasts; a batch without
+    teacher has two. `shape` is as there, and `num_in_use` as `pack_alike` sets it.
+    """
+    num_micro, num_rows, num_sequences = shape
+    dealt, (completion, *widths) = (num_rows, num_micro), capacity_X
+
+    def abstract(*sizes: int, dtype: Any = np.int32) -> Any:
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
+    plain, *others = (
+        Sequences(abstract(*dealt, width), abstract(*dealt, num_sequences)) for width in widths
+    )
+    number_I = abstract(sequences, dtype=np.float32)
+    return MicroBatches(
+        rows=MicroBatch(
+            plain=plain,
+            teacher=others[0] if others else None,
+            contrasts=tuple(others[1:]),
+            completions=Sequences(abstract(*dealt, completion), abstract(*dealt, num_sequences)),
+            behaviour_logp_BT=abstract(*dealt, completion, dtype=np.float32),
+            row_BA=abstract(*dealt, num_sequences),
+        ),
+        num_in_use=abstract(),
+        length_I=abstract(sequences),
+        advantage_I=number_I,
+        row_weight_I=number_I,
+        correct_I=number_I,
+        contrast_weight_IJ=abstract(sequences, len(others) - 1, dtype=np.float32)
+        if len(others) > 1
+        else None,
     )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from jaxdistill import hosts
+from jaxdistill import hosts, sharding
 
 # The fraction of the device's memory limit that a program's plan may take. The rest is a reserve
 # for fragmentation in the allocator and small arrays of other programs. Chosen, not measured.
@@ -39,7 +39,7 @@ class FirstThatFits:
     def _first(self, arguments: Any) -> tuple[Any, Any]:
         for choice in self._choices[:-1]:
             compiled = _compile(self._build(choice), arguments)
-            fits = compiled is not None and planned_bytes(compiled) <= MAX_PLANNED * self._limit
+            fits = compiled is not None and needed_bytes(compiled) <= MAX_PLANNED * self._limit
             # Other programs on one host would wait for ever for those of the others.
             if all(hosts.all_gather(fits, "program that fits")):
                 return choice, compiled
@@ -57,6 +57,17 @@ def _compile(function: Any, arguments: Any) -> Any:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return None
+
+
+def needed_bytes(compiled: Any) -> int:
+    """Bytes of device memory that the program needs, by the best figure of its compiler.
+
+    A TPU's compiler gives the peak of its own allocation. The sum of the plan is up to 40 % higher,
+    more than the memory for programs that the compiler accepts (docs/tpu_plans.md).
+    """
+    if sharding.platform() == "tpu":
+        return compiled.memory_analysis().peak_memory_in_bytes
+    return planned_bytes(compiled)
 
 
 def planned_bytes(compiled: Any) -> int:

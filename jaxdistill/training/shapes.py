@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from jaxdistill import sharding
-from jaxdistill.training.batch import Batch, bucket, pack_alike, pad
+from jaxdistill.training.batch import Batch, abstract_arrays, bucket, pack_alike, pad
 from jaxdistill.training.compute import Compute
 from jaxdistill.training.micro_batches import MicroBatches
-from jaxdistill.training.packing import KeptPacking, PackedShape
+from jaxdistill.training.packing import MAX_SEQUENCES, KeptPacking, PackedShape, plan_batches
 
 # Widths are multiples of this: the tile of TPUs and of most GPU kernels for attention.
 WIDTH_MULTIPLE = 64
@@ -115,11 +115,35 @@ class Layout:
             capacity_X = self.shapes.widths(f"{rows} rows", longest_X, limits)
         return [pad(batch, self.compute.micro_batches, parts, capacity_X) for batch in batches], {}
 
-    def tokens_per_row(self, sequences: int) -> int:
+    def abstract(
+        self, sizes_MIX: Sequence[np.ndarray], widths_X: Sequence[int], platform: str | None = None
+    ) -> MicroBatches:
+        """The shapes of `arrays` for mini-batches whose rows have these sizes, without any array.
+
+        `sizes_MIX` are the `Batch.sizes_BX` of each, and `widths_X` the widths that padded rows
+        have if they keep none: of completions and of each kind of prompt with its completion.
+        `platform` is that of the devices; None: of the mesh in use.
+        """
+        rows, parts = len(sizes_MIX[0]), sharding.num_parts("B")
+        if tokens := self.tokens_per_row(-(-rows // parts), platform):
+            plans = plan_batches(sizes_MIX, tokens, parts, KeptPacking())
+            capacity_X, micro_batches = plans[0].shape
+            return abstract_arrays((micro_batches, parts, MAX_SEQUENCES), capacity_X, rows)
+        longest_X = np.max([sizes_IX.max(axis=0) for sizes_IX in sizes_MIX], axis=0).tolist()
+        if self.keeps_widths:
+            completion, student = self.most_tokens
+            limits = completion, bucket(student, WIDTH_MULTIPLE)
+            widths_X = KeptShapes().widths(f"{rows} rows", longest_X, limits)
+        together = bucket(rows // self.compute.micro_batches, parts)
+        micro_batches = -(-rows // together)
+        arrays = abstract_arrays((micro_batches, together, 1), widths_X, rows)
+        return arrays._replace(num_in_use=None)
+
+    def tokens_per_row(self, sequences: int, platform: str | None = None) -> int:
         """The student's capacity in a packed row, of at most this many sequences; 0: no packing."""
         if self.compute.pack != "auto":
             return self.compute.pack
-        if not self.compute.packs_on(sharding.platform()):
+        if not self.compute.packs_on(platform or sharding.platform()):
             return 0
         longest, (least, most) = self.most_tokens[1], AUTO_SEQUENCES
         number = min(max(AUTO_TOKENS // longest, least), most, sequences)

@@ -24,6 +24,7 @@ VERBS = (
     "compare",
     "report",
     "bench",
+    "plan",
     "convert",
     "data",
 )

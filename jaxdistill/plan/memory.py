@@ -1,0 +1,193 @@
+"""Memory of a run per device, by category, by arithmetic on its shapes.
+
+State and reference are counted to the byte from their shardings. The rest follows the terms below,
+which agree with the compilers' peaks within 15 % where both are known (docs/tpu_plans.md).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxdistill import sharding
+from jaxdistill.models.cached_attention import PAGE
+from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.quantized import vector_bytes
+from jaxdistill.plan.programs import Run, batch_of, bytes_on_one_device, sampler_shapes, state_of
+
+# Logits of a chunk in float32 that are in memory at once: the student's and their gradient, and the
+# teacher's (a peak of 41.7 GiB on an H200, docs/log.md 2026-11-25).
+LOGITS, LOGITS_OF_TEACHER = 2, 1
+# Bytes per parameter that the update takes beside the state: gradients in float32, and on a TPU new
+# parameters and moments beside the old ones (30 bytes per parameter with a reference in bfloat16:
+# the compiler's peaks of 8B on v5p:2x2x1 and v6e:2x4, and of 7B on v6e:2x4).
+OF_UPDATE = {"tpu": 16, "gpu": 8, "cpu": 16}
+# Arrays of float32 with a number for each token of the batch (`RowData.replicated`).
+PER_TOKEN_OF_ALL = 3
+# Layers whose weights are gathered over fsdp at once: the one in use and the next. Chosen.
+GATHERED_LAYERS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Categories:
+    """Bytes per device. `peak` is their sum, as far as they are held at the same time."""
+
+    parameters: float = 0
+    optimizer: float = 0
+    teacher_and_reference: float = 0
+    # In the compute dtype or gathered; and what the update holds beside the state.
+    weights_and_gradients: float = 0
+    activations: float = 0
+    vocabulary: float = 0
+    kv_pool: float = 0
+    prompts: float = 0  # their KV caches; in a step the batch's arrays
+
+    @property
+    def resident(self) -> float:
+        return self.parameters + self.optimizer + self.teacher_and_reference
+
+    @property
+    def peak(self) -> float:
+        return float(sum(vars(self).values()))
+
+    def as_dict(self) -> dict[str, float]:
+        return {name: float(value) for name, value in vars(self).items()}
+
+
+def resident(run: Run, mesh: Any) -> Categories:
+    """What a run holds at all times."""
+    state, reference = state_of(run, mesh)
+    return Categories(
+        parameters=bytes_on_one_device(state.params),
+        optimizer=bytes_on_one_device(state.opt_state),
+        teacher_and_reference=bytes_on_one_device((state.teacher, reference)),
+    )
+
+
+def step(run: Run, mesh: Any) -> Categories:
+    """The step at its peak, which is either in a micro-batch's backward pass or in the update."""
+    held, size, compute = resident(run, mesh), run.model.axes, run.config.compute
+    batch, item = batch_of(run, mesh), jnp.dtype(compute.dtype).itemsize
+    rows = batch.rows.plain.tokens_BS.shape[0] / _parts(mesh)
+    tokens = rows * batch.rows.plain.tokens_BS.shape[-1]
+    others = [x for x in (batch.rows.teacher, *batch.rows.contrasts) if x is not None]
+    seen = max([tokens, *(rows * x.tokens_BS.shape[-1] for x in others)])
+    fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
+    mine = held.parameters / 4  # parameters on this device
+    layer = (run.model.num_parameters - size["V"] * size["D"]) / size["L"]
+    accumulates = batch.num_in_use is not None or batch.rows.row_BA.shape[1] > 1
+    gradients = mine * (item * (item < 4) + item + 4 * accumulates)
+    if fsdp > 1:
+        gradients += GATHERED_LAYERS * layer * item / tensor
+    kept = kept_per_token(run.model, compute.remat) * tokens * size["L"] * item / tensor
+    # A layer's backward pass holds what it recomputes and its cotangents; another network's
+    # forward pass the widest arrays of a layer.
+    once = max(
+        2 * kept_per_token(run.model, "elementwise") * tokens, 3 * size["F"] * seen
+    ) * item / tensor  # fmt: skip
+    # Weights, masks and log-probabilities of every row's tokens, which every device has whole.
+    width = batch.rows.completions.tokens_BS.shape[-1]
+    once += PER_TOKEN_OF_ALL * run.config.rows * width * 4
+    vocabulary = _vocabulary(run, mesh, rows, item)
+    in_loop = Categories(
+        **_held(held),
+        weights_and_gradients=gradients,
+        activations=kept + once,
+        vocabulary=vocabulary,
+        prompts=bytes_on_one_device(batch),
+    )
+    in_update = Categories(
+        **_held(held),
+        weights_and_gradients=mine * OF_UPDATE[run.platform],
+        prompts=bytes_on_one_device(batch),
+    )
+    return max(in_loop, in_update, key=lambda each: each.peak)
+
+
+def scoring(run: Run, mesh: Any) -> Categories:
+    """The student's forward pass over a mini-batch, beside the resident state."""
+    held, size, compute = resident(run, mesh), run.model.axes, run.config.compute
+    batch, item = batch_of(run, mesh), jnp.dtype(compute.dtype).itemsize
+    rows = batch.rows.plain.tokens_BS.shape[0] / _parts(mesh)
+    tokens = rows * batch.rows.plain.tokens_BS.shape[-1]
+    fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
+    layer = (run.model.num_parameters - size["V"] * size["D"]) / size["L"]
+    weights = held.parameters / 4 * item * (item < 4)
+    if fsdp > 1:
+        weights += GATHERED_LAYERS * layer * item / tensor
+    # The widest arrays of a layer, and the residual stream before and after it.
+    widest = 3 * size["F"] + 2 * size["D"]
+    # Every row's scores are an array as wide as a packed row, which every device has whole.
+    scores = run.config.rows * batch.rows.completions.tokens_BS.shape[-1] * 4
+    return Categories(
+        **_held(held),
+        weights_and_gradients=weights,
+        activations=widest * tokens * item / tensor + scores,
+        vocabulary=_vocabulary(run, mesh, rows, item),
+        prompts=bytes_on_one_device(batch),
+    )
+
+
+def _held(held: Categories) -> dict[str, float]:
+    names = ("parameters", "optimizer", "teacher_and_reference")
+    return {name: getattr(held, name) for name in names}
+
+
+def _vocabulary(run: Run, mesh: Any, rows: float, item: int) -> float:
+    """A chunk's logits, the head's gradient in float32, and the heads that are gathered."""
+    size, compute = run.model.axes, run.config.compute
+    columns = size["V"] / (mesh.shape["tensor"] if size["V"] % mesh.shape["tensor"] == 0 else 1)
+    has_other = run.has_teacher or run.has_reference
+    logits = (LOGITS + LOGITS_OF_TEACHER * has_other) * rows * compute.chunk * columns * 4
+    heads = item * (1 + has_other) if mesh.shape["fsdp"] > 1 else 0
+    return logits + size["D"] * columns * (4 + heads)
+
+
+def kept_per_token(model: ModelConfig, remat: str) -> int:
+    """Numbers per token and layer that the forward pass keeps for the backward pass (`remat`)."""
+    size = model.axes
+    D, of_attention = size["D"], size["N"] * size["H"]
+    kept = {
+        "all": D,
+        "projections": D + of_attention,
+        "mlp": 2 * D + 2 * of_attention + 2 * size["K"] * size["H"] + D * model.post_norm,
+    }
+    kept["elementwise"] = kept["mlp"] + 2 * size["F"]
+    # Much of what autodiff keeps is in float32. A multiple of elementwise; chosen, not measured.
+    kept["none"] = 3 * kept["elementwise"]
+    return kept[remat]
+
+
+def sampling(run: Run, mesh: Any, slots: int, pages: int | None) -> Categories:
+    """The sampler in its decode loop, beside the resident state."""
+    held, compute = resident(run, mesh), run.config.compute
+    questions, prompt, rows = sampler_shapes(run, mesh)
+    item, tensor = jnp.dtype(compute.dtype).itemsize, mesh.shape["tensor"]
+    position = position_bytes(run, mesh)
+    positions = pages * PAGE if pages is not None else min(slots, rows) * (prompt + run.lengths.new)
+    size = run.model.axes
+    num_parts = sharding.num_parts("B", min(slots, rows))
+    # Slots with caches of their own for all rows start from the prompts and copy none later.
+    is_replicated = pages is not None or slots < rows
+    asked = questions * prompt / (1 if is_replicated else num_parts)
+    return Categories(
+        **_held(held),
+        weights_and_gradients=run.model.num_parameters * item / tensor,
+        activations=kept_per_token(run.model, "elementwise") * prompt * item / tensor
+        * -(-questions // _parts(mesh)),
+        vocabulary=-(-min(slots, rows) // num_parts) * size["V"] * 4 * 2 / tensor,
+        kv_pool=positions * position / num_parts,
+        prompts=asked * position,
+    )  # fmt: skip
+
+
+def position_bytes(run: Run, mesh: Any) -> float:
+    """Bytes of the keys and values of one position, in all layers, on a device."""
+    model, compute, tensor = run.model, run.config.compute, mesh.shape["tensor"]
+    heads = model.num_kv_heads / (tensor if model.num_kv_heads % tensor == 0 else 1)
+    one = vector_bytes(model.head_dim, compute.dtype, compute.cache_dtype)
+    return 2 * model.num_layers * heads * one
+
+
+def _parts(mesh: Any) -> int:
+    return mesh.shape["data"] * mesh.shape["fsdp"]

@@ -1,0 +1,61 @@
+"""The programs of a run: the one place where a config becomes sampler, step and array layout.
+
+`run.loop` calls them with arrays, and `plan` lowers them with shapes alone.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jaxdistill import sharding
+from jaxdistill.config import RunConfig
+from jaxdistill.models.config import ModelConfig
+from jaxdistill.sampling.engine import Engine
+from jaxdistill.storage.loading import Policy
+from jaxdistill.training.shapes import KeptShapes, Layout
+from jaxdistill.training.step import make_train_step
+
+
+def engine_of(config: RunConfig, policy: Policy, mesh: sharding.Mesh) -> Engine:
+    """What samples in training: `Engine.sampler` builds its program."""
+    return Engine(
+        policy,
+        mesh=mesh,
+        dtype=config.compute.dtype,
+        attention=config.compute.attention,
+        cache_dtype=config.compute.cache_dtype,
+        enable_thinking=getattr(config.experience, "student_thinking", None),
+    )
+
+
+def layout_of(
+    config: RunConfig, shapes: KeptShapes, most_tokens: tuple[int, int], keeps_widths: bool
+) -> Layout:
+    """How batches become the step's arrays; the last two are those of the run's `Source`."""
+    return Layout(
+        compute=config.compute, shapes=shapes, most_tokens=most_tokens, keeps_widths=keeps_widths
+    )
+
+
+def train_step_of(
+    config: RunConfig,
+    model: ModelConfig,
+    epistemic_ids: Sequence[int],
+    *,
+    steps: int,
+    temperature: float,
+    teacher_temperature: float | None,
+) -> Callable[..., Any]:
+    """The run's step (`make_train_step`); the temperatures are those of its `Source`."""
+    return make_train_step(
+        model=model,
+        objective=config.objective,
+        epistemic_ids=tuple(epistemic_ids),
+        optimizer=config.optimizer,
+        teacher=config.teacher,
+        compute=config.compute,
+        steps=steps,
+        temperature=temperature,
+        track_reference=config.track_reference,
+        teacher_temperature=teacher_temperature,
+        updates=config.updates,
+    )
