@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
@@ -85,10 +86,19 @@ def make_mesh(config: MeshConfig | str, devices: Sequence[Any] | None = None) ->
             f"mesh data={sizes[0]}, fsdp={sizes[1]}, tensor={sizes[2]} uses {math.prod(sizes)} "
             f"of {len(devices)} devices; with several hosts every device must belong to the mesh"
         )
+    try:
+        # An axis of 8 on a slice of 4 x 4 chips takes one physical axis and half of the other;
+        # `jax.make_mesh` allows that on v5e alone.
+        placed = mesh_utils.create_device_mesh(
+            sizes, devices[: math.prod(sizes)], allow_split_physical_axes=True
+        )
+    except NotImplementedError as error:
+        raise UserError(
+            f"mesh data={sizes[0]}, fsdp={sizes[1]}, tensor={sizes[2]} cannot be laid out on "
+            f"{len(devices)} devices of {devices[0].device_kind}; take sizes that are powers of two"
+        ) from error
     # Auto, because JAX's default, Explicit, refuses tensor-parallel contractions.
-    return jax.make_mesh(
-        sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[: math.prod(sizes)]
-    )
+    return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def abstract_mesh(config: MeshConfig | str, num_devices: int) -> AbstractMesh:
