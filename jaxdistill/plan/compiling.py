@@ -24,8 +24,8 @@ from jaxdistill.training.memory import planned_bytes
 
 # Belongs to the key: what is kept, and how it is read off the program, has changed with the number.
 FORMAT = 1
-# The compiler option of least effort that still plans memory. JAX 0.11 has levels in place of the
-# older number, and refuses that; with jax 0.10 the step of 1.7B takes 1.6 CPU minutes instead of 3.6.
+# The option of least effort that still plans memory: with jax 0.10 a step of 1.7B takes 1.6 CPU
+# minutes instead of 3.6. JAX 0.11 has levels in place of that number, and refuses it.
 HAS_LEVELS = tuple(map(int, jax.__version__.split(".")[:2])) >= (0, 11)
 QUICK = {"optimization_level": "O1"} if HAS_LEVELS else {"exec_time_optimization_effort": -1.0}
 
