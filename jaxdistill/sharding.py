@@ -215,7 +215,8 @@ def on_device(device: Any) -> contextlib.AbstractContextManager:
 
 def fetch(tree: Tree) -> Tree:
     """The whole arrays as NumPy arrays, on every host that has a part of them."""
-    if all(x.is_fully_addressable or x.is_fully_replicated for x in jax.tree.leaves(tree)):
+    arrays = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)]
+    if all(x.is_fully_addressable or x.is_fully_replicated for x in arrays):
         return jax.device_get(tree)
     from jax.experimental import multihost_utils
 

@@ -25,6 +25,7 @@ ROOMS_WITH_ARRAYS = (
     "sampling",
     "sharding",
     "storage",
+    "tracing",
     "training",
 )
 

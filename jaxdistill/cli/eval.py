@@ -146,7 +146,7 @@ def evaluate(options: argparse.Namespace) -> None:
                      for each in asked}  # fmt: skip
             print(f"{path} is finished; nothing was sampled", file=sys.stderr)
         else:
-            found = answer(options, folder, asked, settings, [*notes, line])
+            found = answer(options, folder, asked, settings, notes, line)
     for name, records in found.items():
         if len(found) > 1:
             print(f"# {name}")
@@ -187,7 +187,12 @@ def choose_settings(options: argparse.Namespace, asked: list[Any]) -> tuple[Any,
 
 
 def answer(
-    options: argparse.Namespace, folder: Any, asked: list[Any], settings: Any, notes: list[str]
+    options: argparse.Namespace,
+    folder: Any,
+    asked: list[Any],
+    settings: Any,
+    notes: list[str],
+    line: str,
 ) -> dict[str, list[dict[str, Any]]]:
     """Open the model and answer what the folder does not hold yet; the records of each data set."""
     from jaxdistill.evaluation.batches import questions_at_a_time
@@ -196,6 +201,7 @@ def answer(
 
     questions = [question for each in asked for question in each.questions]
     engine = open_engine(options, questions, notes)
+    print(line, file=sys.stderr)  # once nothing is refused any more
     # The batches of before: in bfloat16 the size of a batch may change a rounding.
     before = [each["questions_per_batch"] for each in folder.places or ()]
     size = options.batch or (before[-1] if before else None)

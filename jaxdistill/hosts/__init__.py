@@ -19,7 +19,6 @@ import platform
 import re
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -97,7 +96,7 @@ def start(
     _on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(group.on_abort)
     ctypes.CDLL(None).signal(int(signal.SIGABRT), _on_abort)
     _group = group
-    threading.Thread(target=group.watch, daemon=True, name="hosts").start()
+    group.start()
     _print(
         f"host {own} of {found.num_hosts} ({platform.node()}): {jax.local_device_count()} of "
         f"{jax.device_count()} devices, {jax.default_backend()}"

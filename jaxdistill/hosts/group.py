@@ -48,6 +48,11 @@ class Group:
         self._has_parted = False
         self._is_deserted = False  # the coordination service is gone
         self._code = 1  # to exit with, if JAX aborts this process while it is ending
+        self._watching = threading.Thread(target=self.watch, daemon=True, name="hosts")
+
+    def start(self) -> None:
+        """Begin to say that this host is alive, and to listen for the others."""
+        self._watching.start()
 
     # ---------------------------------------------------------------- messages
 
@@ -171,8 +176,12 @@ class Group:
         with contextlib.suppress(Exception):
             while self.index == 0 and time.monotonic() < end:
                 if len(self.client.key_value_dir_get(f"{ROOT}/parted/")) == self.count:
-                    return
+                    break
                 time.sleep(BEAT_S / 10)
+        # A thread that is in a call of the service when Python ends takes the process with it:
+        # "FATAL: exception not rethrown".
+        if self._watching is not threading.current_thread():
+            self._watching.join(PART_S)
 
     def on_abort(self, number: int) -> None:
         """JAX aborts a process whose coordination service does not answer, without our line."""

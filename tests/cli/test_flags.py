@@ -165,7 +165,7 @@ def test_a_verbs_mesh_is_the_librarys_and_that_of_a_run_its_recipes():
         found = {action.dest: action.default for action in parser._actions}
         if "mesh" in found:
             (recipes if found["mesh"] is None else own).append(prog.removeprefix("jaxdistill "))
-    assert recipes == ["train", "study"]
+    assert recipes == ["train", "study", "plan"]
     bench = ["bench decode", "bench step", "bench train"]
     assert own == ["sample", "eval", "guide", "trace", "analyze", *bench]
 

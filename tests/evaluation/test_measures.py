@@ -15,7 +15,7 @@ from jaxdistill.evaluation.measures import (
 )
 from jaxdistill.evaluation.records import evaluation_folder
 from jaxdistill.evaluation.summary import summary_lines
-from jaxdistill.report import figures, study_markdown, write_study_report
+from jaxdistill.report import curves, figures, study_markdown, write_study_report
 from jaxdistill.report.findings import tabulate
 from jaxdistill.report.load import load_study_results
 from jaxdistill.run.study import Arm, arm_rows
@@ -98,6 +98,6 @@ def test_one_more_row_of_the_table_is_a_measure_everywhere(tmp_path, monkeypatch
     study = load_study_results(tmp_path)
     cell = tabulate(study)["main", "sdpo", "heldout"]
     assert cell.estimate("shouts").value == 1 / 4  # of the four with a measurement
-    assert ("share that shouts", "heldout", "shouts") in figures._curve_panels(study)
+    assert ("share that shouts", "shouts") in [x[:2] for x in curves.panels_of(study)]
     monkeypatch.setattr(figures, "draw_all", lambda study, cells: {})
     assert "<th>shouting, %</th>" in write_study_report(tmp_path).read_text()

@@ -78,6 +78,7 @@ def test_a_run_of_three_steps_resumed_to_six_is_the_run_of_six(whole, three, tmp
 
 def test_checkpoints_in_another_place_are_found_from_the_run_folder_alone(whole, three, tmp_path):
     here, there = tmp_path / "run", tmp_path / "disk" / "there"
+    there.parent.mkdir()
     shutil.copytree(three, here)
     with pytest.raises(UserError, match=rf"are in .*, and {there} has none; copy them there"):
         run(tiny(), here, checkpoints=there, resume=True, quiet=True)

@@ -14,7 +14,7 @@ from command_line import call
 from tiny_run import tiny, tree_of, write_config
 
 from jaxdistill.errors import RunStopped, UserError
-from jaxdistill.run import loop as runs
+from jaxdistill.run import programs
 from jaxdistill.run.loop import run
 from jaxdistill.run.skips import Skips, drop_after
 from jaxdistill.sampling import engine
@@ -116,7 +116,7 @@ def test_results_of_later_steps_are_dropped_and_a_broken_end_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("module", "name", "advice"),
     [
-        (runs, "make_train_step", r"while updating \(.*raise compute\.micro_batches"),
+        (programs, "make_train_step", r"while updating \(.*raise compute\.micro_batches"),
         (engine, "make_sampler", r"while sampling 2 prompts .*lower max_new_tokens"),
     ],
     ids=["update", "sampling"],
@@ -199,7 +199,7 @@ def test_a_run_of_skipped_steps_ends_with_3_and_goes_on_from_its_last_checkpoint
 ):
     """The step is replaced by one that skips from the second on, as `training.step` does."""
     config = dataclasses.replace(CONFIG, steps=6, checkpoint=Steps(2), max_skipped_steps=3)
-    made = runs.make_train_step
+    made = programs.make_train_step
 
     def make(**settings):
         real, calls = made(**settings), []
@@ -213,7 +213,7 @@ def test_a_run_of_skipped_steps_ends_with_3_and_goes_on_from_its_last_checkpoint
 
         return step
 
-    monkeypatch.setattr(runs, "make_train_step", make)
+    monkeypatch.setattr(programs, "make_train_step", make)
     write_config(tmp_path / "config.json", config)
     run_dir = tmp_path / "run"
     code, out, err = call("train", tmp_path / "config.json", "--run-dir", run_dir, "--quiet")

@@ -8,7 +8,7 @@ import jax
 import pytest
 from tiny_run import tiny
 
-from jaxdistill.run import folder, loop
+from jaxdistill.run import folder, loop, programs
 from jaxdistill.run.saving import Saving
 from jaxdistill.training.timing import PARTS
 
@@ -22,7 +22,7 @@ def rows_of(run_dir):
 @pytest.fixture(scope="module")
 def slow_step(tmp_path_factory):
     """A run of two steps, each of which the device finishes a second late; and its wall time."""
-    run_dir, make = tmp_path_factory.mktemp("slow") / "run", loop.make_train_step
+    run_dir, make = tmp_path_factory.mktemp("slow") / "run", programs.make_train_step
 
     def sleep(x):
         time.sleep(DELAY_S)
@@ -39,7 +39,7 @@ def slow_step(tmp_path_factory):
     config = tiny(steps=2, export=False)
     folder.start_folder(config, run_dir, resume=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_train_step", lambda **kwargs: partial(slowed, make(**kwargs)))
+        patch.setattr(programs, "make_train_step", lambda **kwargs: partial(slowed, make(**kwargs)))
         began = time.monotonic()
         loop.train(config, run_dir, False, True, saving=Saving(config, run_dir))
         return run_dir, time.monotonic() - began
