@@ -25,6 +25,7 @@ def test_analyze_prints_and_writes_what_a_run_sampled(place, run_dir):
     assert "lexicon: 10 ids of tokenizer" in out
 
 
+@pytest.mark.slow
 def test_a_run_takes_the_lexicon_that_analyze_wrote(place):
     """A random control of the words of doubt, then a proposal, each used by a run of its own."""
     command = ["sample", "toy:main", *ONE_DEVICE, "--prompt", "9 4 2 -> 7", "--samples", 6]

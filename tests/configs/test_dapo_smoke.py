@@ -17,9 +17,12 @@ from jaxdistill.storage.loading import open_model
 
 PARQUET, TOKENIZER = SHARED_DATA / "math" / "seen_64.parquet", SHARED_DATA / "qwen3_tokenizer"
 
-pytestmark = pytest.mark.skipif(
-    not (PARQUET.exists() and TOKENIZER.exists()), reason="needs ../shared/data"
-)
+pytestmark = [
+    pytest.mark.slow,  # test_paper_runs.py has the same in small
+    pytest.mark.skipif(
+        not (PARQUET.exists() and TOKENIZER.exists()), reason="needs ../shared/data"
+    ),
+]
 
 
 def train(run_dir, *extra):

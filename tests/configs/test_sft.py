@@ -71,7 +71,9 @@ def mean_loss(model, rows) -> tuple[float, int]:
     return float(np.mean(losses)), len(losses)
 
 
-@pytest.mark.parametrize("layout", [0, 64], ids=["padded", "packed"])
+@pytest.mark.parametrize(
+    "layout", [0, pytest.param(64, marks=pytest.mark.slow)], ids=["padded", "packed"]
+)
 def test_the_first_loss_is_the_mean_log_prob_of_responses_by_the_models_logits(
     source, tmp_path, layout
 ):
@@ -97,6 +99,7 @@ def tiny_sft(source) -> RunConfig:
     )
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_bit_and_not_on_other_data(source, tmp_path, monkeypatch):
     config = tiny_sft(source)
     run(config, tmp_path / "whole", quiet=True)

@@ -19,6 +19,7 @@ from jaxdistill.training.on_policy import OnPolicy
 ROWS = [{"question": f"{n}+1?", "answer": n + 1} for n in (0, 1, 2, 1)]
 
 
+@pytest.mark.slow
 def test_changed_data_behind_the_same_name_stop_a_resume(tmp_path, capsys, monkeypatch):
     path, folder, reads = tmp_path / "sums.jsonl", tmp_path / "run", []
     load = tasks._load

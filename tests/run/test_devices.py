@@ -56,6 +56,7 @@ def top_two_gap(model, rollouts, row, index):
     return high - low
 
 
+@pytest.mark.slow
 def test_all_eight_devices_sample_greedily_what_one_does():
     everywhere, alone = jd.load("toy:main"), jd.load("toy:main", mesh="fsdp=1")
     leaves = jax.tree.leaves(everywhere.params)

@@ -48,6 +48,7 @@ def test_a_run_counts_rollout_batches_and_its_optimizer_updates(whole):
         assert line["skipped"] == 0
 
 
+@pytest.mark.slow
 def test_a_resumed_run_of_two_updates_is_the_uninterrupted_one(whole, tmp_path):
     run(twice(1), tmp_path / "run", quiet=True)
     run(twice(2), tmp_path / "run", resume=True, quiet=True)

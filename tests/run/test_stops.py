@@ -73,6 +73,7 @@ def resume_and_compare(place: Path, whole: Path) -> None:
     assert not [name for name in names if re.search(r"tmp$|\.export|export\.new|^lock", name)]
 
 
+@pytest.mark.slow
 def test_a_step_longer_than_the_grace_time_is_dropped_and_the_one_before_saved(
     server, whole, tmp_path
 ):

@@ -137,6 +137,7 @@ def test_a_finished_study_only_writes_its_page_anew(finished):
     assert json.loads(after["study.json"])["seconds"] >= seconds  # they add up
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_found(finished, tmp_path):
     """Each has one core; samples are the same up to rounding in the weights' last bits."""
     base, _, grpo = three_arms()  # one per process: a third arm would compile another program

@@ -136,6 +136,7 @@ for source, destination in (sys.argv[1:3], sys.argv[3:5]):
 """
 
 
+@pytest.mark.slow
 def test_files_that_the_system_refuses_leave_nothing_behind(tmp_path):
     """Both directions through the command line, with a real limit on file sizes."""
     base = str(toy_base_folder("main"))

@@ -118,7 +118,9 @@ def test_eight_devices_round_like_one():
     np.testing.assert_array_equal(np.float32(there), np.float32(rounded(x, jax.random.key(3))))
 
 
-@pytest.mark.parametrize("optimizer", [BFLOAT16, ON_HOST], ids=["bfloat16", "host"])
+@pytest.mark.parametrize(
+    "optimizer", [BFLOAT16, pytest.param(ON_HOST, marks=pytest.mark.slow)], ids=["bfloat16", "host"]
+)
 def test_a_checkpoint_carries_the_moments_exactly(optimizer, tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     half = trained(optimizer, 2)

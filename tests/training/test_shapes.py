@@ -184,6 +184,7 @@ def half_are_right(questions, responses):
     return [Verdict(len(text) % 2 == 0, "match", "1") for text in responses]
 
 
+@pytest.mark.slow
 def test_a_hundred_steps_of_real_prompts_take_at_most_two_shapes_each(qwen3, monkeypatch):
     """The host's whole work of a step, in both layouts, beside packing each batch for itself.
 

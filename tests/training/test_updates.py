@@ -126,6 +126,7 @@ def test_packed_mini_batches_give_the_same_updates_as_padded_ones():
     assert_close(packed[1]["importance_ratio"], padded[1]["importance_ratio"], 1e-5, 1e-4)
 
 
+@pytest.mark.slow
 def test_eight_devices_take_the_same_two_updates_as_one():
     def update_twice(state, reference, arrays):
         return two_updates(CORRECTED, ADAM)(state, reference, arrays, arrays)

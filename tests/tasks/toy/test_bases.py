@@ -116,6 +116,7 @@ NEAR = 0.04
 
 
 @WORLDS
+@pytest.mark.slow
 def test_a_base_doubts_and_checks_unguided_as_its_world_writes(tables, world):
     table = tables[world]
     assert table["NoContext", "start"]["epistemic"] == pytest.approx(0.30, abs=NEAR)
@@ -133,6 +134,7 @@ REVEAL_OF = {
 
 @WORLDS
 @pytest.mark.parametrize("context", REVEAL_OF)
+@pytest.mark.slow
 def test_a_base_writes_under_a_context_as_its_worlds_guided_writers(tables, world, context):
     guide, table = traces.WORLDS[world].guide(REVEAL_OF[context]), tables[world]
     assert table[context, "start"]["epistemic"] == pytest.approx(guide.hedges, abs=NEAR)
@@ -142,6 +144,7 @@ def test_a_base_writes_under_a_context_as_its_worlds_guided_writers(tables, worl
     assert table[context, "match"]["check"] == pytest.approx(guide.checks, abs=NEAR)
 
 
+@pytest.mark.slow
 def test_what_sets_the_worlds_apart_is_closing_early_and_checking(tables):
     """Told the whole solution, the main base closes early and never checks; the control base does
     the opposite. Both use equally few words of doubt."""
