@@ -41,10 +41,23 @@ def cases() -> list[tuple[str, str, str]]:
     return [
         (recipe, student, program)
         for recipe in RECIPES
-        for program in PROGRAMS
+        for program in programs_of(recipe)
         for student in STUDENTS
-        if program == "step" or not recipe.startswith("sft")
     ]
+
+
+def programs_of(recipe: str) -> list[str]:
+    """Those that a recipe runs: sampling if it samples, scores if it updates more than once."""
+    from jaxdistill.config import load_recipe
+    from jaxdistill.training.on_policy import OnPolicy
+
+    config = load_recipe(recipe, [])
+    has = {
+        "step": True,
+        "sampler": isinstance(config.experience, OnPolicy),
+        "score": config.updates > 1,
+    }
+    return [program for program in PROGRAMS if has[program]]
 
 
 # --------------------------------------------------------------------------------- one case
@@ -186,8 +199,9 @@ def table(options: argparse.Namespace) -> int:
         for student in STUDENTS:
             result = done.get((recipe, student, program))
             refused = result is not None and result["error"]
-            cells.append("" if result is None else "refused" if refused else result["peak_gib"])
-        print(f"| {recipe} | {program} | " + " | ".join(map(str, cells)) + " |")
+            peak = "" if result is None else f"{result['peak_gib']:.1f}"
+            cells.append("refused" if refused else peak)
+        print(f"| {recipe} | {program} | " + " | ".join(cells) + " |")
     return 0
 
 

@@ -167,18 +167,17 @@ def sampling(run: Run, mesh: Any, slots: int, pages: int | None) -> Categories:
     positions = pages * PAGE if pages is not None else min(slots, rows) * (prompt + run.lengths.new)
     size = run.model.axes
     num_parts = sharding.num_parts("B", min(slots, rows))
-    # Slots with caches of their own for all rows start from the prompts and copy none later.
-    is_replicated = pages is not None or slots < rows
-    asked = questions * prompt / (1 if is_replicated else num_parts)
+    # The prompts are split as their batch is (`decoder.prefill`), in whole pages if there are any.
+    width = -(-prompt // PAGE) * PAGE if pages is not None else prompt
+    asked = questions // sharding.num_parts("Q", questions)
     return Categories(
         **_held(held),
         weights_and_gradients=run.model.num_parameters * item / tensor,
-        activations=kept_per_token(run.model, "elementwise") * prompt * item / tensor
-        * -(-questions // _parts(mesh)),
+        activations=kept_per_token(run.model, "elementwise") * prompt * item / tensor * asked,
         vocabulary=-(-min(slots, rows) // num_parts) * size["V"] * 4 * 2 / tensor,
         kv_pool=positions * position / num_parts,
-        prompts=asked * position,
-    )  # fmt: skip
+        prompts=asked * width * position,
+    )
 
 
 def position_bytes(run: Run, mesh: Any) -> float:
