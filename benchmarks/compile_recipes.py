@@ -190,19 +190,26 @@ def compile_all(options: argparse.Namespace) -> int:
 
 
 def table(options: argparse.Namespace) -> int:
-    """Print a Markdown table: the peak of each recipe's programs by student, in GiB per device."""
+    """Print a Markdown table: the peaks of the recipes' programs by student, in GiB per device.
+
+    Recipes whose programs have the same peaks share a row.
+    """
     done = done_cases(read(options.out), options)
-    print("| recipe | program | " + " | ".join(STUDENTS) + " |")
-    print("|---|---|" + "---|" * len(STUDENTS))
+    rows: dict[tuple[str, ...], list[str]] = {}
     for recipe, program in dict.fromkeys((recipe, program) for recipe, _, program in cases()):
-        cells = []
-        for student in STUDENTS:
-            result = done.get((recipe, student, program))
-            refused = result is not None and result["error"]
-            peak = "" if result is None else f"{result['peak_gib']:.1f}"
-            cells.append("refused" if refused else peak)
-        print(f"| {recipe} | {program} | " + " | ".join(cells) + " |")
+        cells = [_cell(done.get((recipe, student, program))) for student in STUDENTS]
+        rows.setdefault((program, *cells), []).append(recipe)
+    print("| program | recipes | " + " | ".join(STUDENTS) + " |")
+    print("|---|---|" + "---|" * len(STUDENTS))
+    for (program, *cells), recipes in sorted(rows.items(), key=lambda row: row[0][0]):
+        print(f"| {program} | {', '.join(recipes)} | " + " | ".join(cells) + " |")
     return 0
+
+
+def _cell(result: dict[str, Any] | None) -> str:
+    if result is None:
+        return ""
+    return "refused" if result["error"] else f"{result['peak_gib']:.1f}"
 
 
 def main() -> int:

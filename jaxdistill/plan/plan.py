@@ -139,6 +139,11 @@ def notes(run: Run, mesh: Any) -> list[str]:
             f"tensor={tensor} does not divide the vocabulary of {run.model.vocab_size:,}: every "
             "device holds all logits and the whole head"
         )
+    if run.config.evaluation.splits:
+        found.append(
+            "evaluations are not planned: their time comes on top, and their sampler chooses its "
+            "slots when they start"
+        )
     return found
 
 
@@ -274,7 +279,7 @@ def _sampler(at: _At, slots: int, pages: int | None) -> dict[str, Any]:
     if by_kind:
         # Nearly all of it moves in the decode loop.
         works["decode"] = replace(works["decode"], received=hlo.received(by_kind))
-    return _row(
+    row = _row(
         "sampler",
         1,
         run,
@@ -286,6 +291,23 @@ def _sampler(at: _At, slots: int, pages: int | None) -> dict[str, Any]:
         by_kind=by_kind,
         limit=at.limit,
     )
+    loop = memory.decode(run, mesh, slots, pages)
+    is_of_prefill = len(found) == 2 and not refused and loop.peak > peak
+    return row | _of_loop(loop, depths, at.limit) if is_of_prefill else row
+
+
+def _of_loop(loop: memory.Categories, depths: tuple[int, ...], limit: float) -> dict[str, Any]:
+    """The sampler's peak where that of few layers says nothing about it.
+
+    Few layers may have their peak in prefill, whose arrays do not grow with the depth, and all
+    layers in the decode loop: its weights and caches alone are then more than the extrapolation.
+    """
+    return {
+        "peak": loop.peak,
+        "peak_source": f"{ESTIMATE}; {depths[0]} and {depths[1]} layers peak in prefill",
+        "memory": loop.as_dict() | {"other": 0.0},
+        "fits": loop.peak <= limit,
+    }
 
 
 def _export(at: _At) -> dict[str, Any]:

@@ -14,13 +14,14 @@ from jaxdistill.errors import UserError
 from jaxdistill.evaluation.evaluate import Evaluation
 from jaxdistill.models import decoder
 from jaxdistill.models.presets import PRESETS
+from jaxdistill.objectives import rlcsd
 from jaxdistill.plan import memory, programs, topologies
 from jaxdistill.plan.lengths import lengths_of
 from jaxdistill.run.loop import run
 from jaxdistill.sampling import Sampling
 from jaxdistill.sharding import MeshConfig
 from jaxdistill.storage.loading import Fresh, Pretrained
-from jaxdistill.tasks.contexts import AnswerOnly
+from jaxdistill.tasks.contexts import AnswerOnly, WrongSolution
 from jaxdistill.tasks.tasks import ToyTask
 from jaxdistill.training.on_policy import OnPolicy
 from jaxdistill.training.optimizer import Optimizer
@@ -96,8 +97,16 @@ def in_words(dims, dtype):
     return f"{DTYPES[dtype]}[{dims.replace('x', ',')}]"
 
 
-def test_a_plan_for_eight_devices_has_the_programs_and_shapes_of_the_run(tmp_path, caplog):
-    config = config_of_eight()
+def contrasted(config):
+    """The run with an objective that compares each row with two further prompts."""
+    changes = {"contrast": WrongSolution(), "contrasts": 2, "rollouts": 4, "questions": 4}
+    experience = dataclasses.replace(config.experience, **changes)
+    return dataclasses.replace(config, objective=rlcsd(), experience=experience)
+
+
+@pytest.mark.parametrize("changed", [lambda x: x, pytest.param(contrasted, marks=pytest.mark.slow)])
+def test_a_plan_for_eight_devices_has_the_programs_and_shapes_of_the_run(tmp_path, caplog, changed):
+    config = changed(config_of_eight())
     planned = lowered_by_the_plan(config)
     compiled = compiled_by_the_run(config, tmp_path, caplog)
     assert sorted(planned) == ["sample", "step", "token_logp"]
