@@ -1,7 +1,7 @@
 """Memory of a run per device, by category, by arithmetic on its shapes.
 
 State and reference are counted to the byte from their shardings. The rest follows the terms below.
-Where a compiler's peak is known too (docs/tpu_plans.md), the sampler's decode loop is within 3 % of
+Where a compiler's peak is known too (docs/tpu_plans.md), the sampler's decode loop is within 4 % of
 it, and the step within 15 %, but as low as 70 % where all layers are recomputed on v5e.
 """
 

@@ -7,7 +7,7 @@ import re
 
 import jax
 import pytest
-from tiny_run import tiny
+from tiny_run import ARCHITECTURE, tiny
 
 from jaxdistill import sharding
 from jaxdistill.errors import UserError
@@ -33,16 +33,18 @@ DTYPES = {"i32": "int32", "ui32": "uint32", "f32": "float32", "i1": "bool"}
 def config_of_eight():
     """One step of two updates, whose shapes do not depend on what is sampled."""
     return tiny(
+        # One layer is enough for names and shapes, and compiles in less time.
+        model=Fresh(dataclasses.replace(ARCHITECTURE, num_layers=1)),
         experience=OnPolicy(
             task=ToyTask(count=8),
             questions=8,
             rollouts=2,
             updates=2,
-            sampling=Sampling(max_new_tokens=8),
+            sampling=Sampling(max_new_tokens=4),
             context=AnswerOnly(),
             prompt_widths=(32,),
             teacher_prompt_multiple=128,
-            completion_multiple=8,
+            completion_multiple=4,
         ),
         teacher=Frozen(),
         steps=1,
