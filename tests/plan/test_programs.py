@@ -119,7 +119,7 @@ def test_a_plan_for_eight_devices_has_the_programs_and_shapes_of_the_run(tmp_pat
 def test_prompts_take_the_memory_of_the_samplers_own_arrays():
     config = config_of_eight()
     changes = {"num_heads": 4, "num_kv_heads": 2}
-    model = Fresh(dataclasses.replace(config.model.architecture, **changes), config.model.tokenizer)
+    model = Fresh(dataclasses.replace(ARCHITECTURE, num_layers=1, **changes))
     config = dataclasses.replace(config, model=model, mesh=MeshConfig(data=2, fsdp=2, tensor=2))
     topology = topologies.parse("cpu:8")
     planned = programs.run_of(config, topology, lengths_of)
