@@ -41,10 +41,23 @@ def cases() -> list[tuple[str, str, str]]:
     return [
         (recipe, student, program)
         for recipe in RECIPES
-        for program in PROGRAMS
+        for program in programs_of(recipe)
         for student in STUDENTS
-        if program == "step" or not recipe.startswith("sft")
     ]
+
+
+def programs_of(recipe: str) -> list[str]:
+    """Those that a recipe runs: sampling if it samples, scores if it updates more than once."""
+    from jaxdistill.config import load_recipe
+    from jaxdistill.training.on_policy import OnPolicy
+
+    config = load_recipe(recipe, [])
+    has = {
+        "step": True,
+        "sampler": isinstance(config.experience, OnPolicy),
+        "score": config.updates > 1,
+    }
+    return [program for program in PROGRAMS if has[program]]
 
 
 # --------------------------------------------------------------------------------- one case
@@ -177,18 +190,26 @@ def compile_all(options: argparse.Namespace) -> int:
 
 
 def table(options: argparse.Namespace) -> int:
-    """Print a Markdown table: the peak of each recipe's programs by student, in GiB per device."""
+    """Print a Markdown table: the peaks of the recipes' programs by student, in GiB per device.
+
+    Recipes whose programs have the same peaks share a row.
+    """
     done = done_cases(read(options.out), options)
-    print("| recipe | program | " + " | ".join(STUDENTS) + " |")
-    print("|---|---|" + "---|" * len(STUDENTS))
+    rows: dict[tuple[str, ...], list[str]] = {}
     for recipe, program in dict.fromkeys((recipe, program) for recipe, _, program in cases()):
-        cells = []
-        for student in STUDENTS:
-            result = done.get((recipe, student, program))
-            refused = result is not None and result["error"]
-            cells.append("" if result is None else "refused" if refused else result["peak_gib"])
-        print(f"| {recipe} | {program} | " + " | ".join(map(str, cells)) + " |")
+        cells = [_cell(done.get((recipe, student, program))) for student in STUDENTS]
+        rows.setdefault((program, *cells), []).append(recipe)
+    print("| program | recipes | " + " | ".join(STUDENTS) + " |")
+    print("|---|---|" + "---|" * len(STUDENTS))
+    for (program, *cells), recipes in sorted(rows.items(), key=lambda row: row[0][0]):
+        print(f"| {program} | {', '.join(recipes)} | " + " | ".join(cells) + " |")
     return 0
+
+
+def _cell(result: dict[str, Any] | None) -> str:
+    if result is None:
+        return ""
+    return "refused" if result["error"] else f"{result['peak_gib']:.1f}"
 
 
 def main() -> int:

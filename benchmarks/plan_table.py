@@ -103,24 +103,43 @@ def plan_row(student: str, generation: str, options: argparse.Namespace) -> str:
     return f"{student}, {generation}: no candidate fits"
 
 
+def kept_plan(
+    student: str, topology: str, mesh: str, options: argparse.Namespace
+) -> dict[str, Any]:
+    """The compiled plan of a row, otherwise its estimate."""
+    file = file_of(student, topology, mesh, options)
+    for kept in (file, file.with_name(f"{file.stem}-estimate.json")):
+        if kept.exists():
+            return json.loads(kept.read_text())
+    return {"fits": False}
+
+
 def rows(options: argparse.Namespace) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
     """(student, topology, mesh, plan) of the rows whose plan fits, in the table's order."""
     for student in STUDENTS:
         for generation in GENERATIONS:
             file = options.out / f"{student}-{generation}.candidates"
             for topology, mesh in json.loads(file.read_text()) if file.exists() else ():
-                kept = file_of(student, topology, mesh, options)
-                plan = json.loads(kept.read_text()) if kept.exists() else {"fits": False}
+                plan = kept_plan(student, topology, mesh, options)
                 if plan["fits"]:
                     yield student, topology, mesh, plan
                     break
 
 
+def marked(program: dict[str, Any]) -> str:
+    """A peak with c (compiler), x (extrapolated from its peaks of two depths) or e (estimate)."""
+    source = program["peak_source"]
+    mark = "e" if source.startswith("estimate") else "c" if source == "compiler" else "x"
+    return f"{program['peak'] / GIB:.1f} {mark}"
+
+
 def table(options: argparse.Namespace) -> None:
     """Print docs/tpu_plans.md's table and the command of each row."""
-    heads = "student", "slice", "mesh", "state", "step", "sampler", "available", "slots"
-    print("| " + " | ".join([*heads, "s", "days", "peaks by"]) + " |")
-    print("|---" * (len(heads) + 3) + "|")
+    heads = [
+        "student", "slice", "mesh", "state", "step", "sampler", "available", "slots", "s", "days",
+    ]  # fmt: skip
+    print("| " + " | ".join(heads) + " |")
+    print("|---" * len(heads) + "|")
     commands = []
     for student, topology, mesh, plan in rows(options):
         by_name = {each["name"]: each for each in plan["programs"]}
@@ -129,13 +148,13 @@ def table(options: argparse.Namespace) -> None:
         short = mesh.replace("data=", "").replace("fsdp=", "").replace("tensor=", "")
         cells = [
             student, topology, short.replace(",", " x "), f"{held:.1f}",
-            f"{step['peak'] / GIB:.1f} ({plan['remat']})", f"{sampler['peak'] / GIB:.1f}",
+            f"{marked(step)}, {plan['remat']}", marked(sampler),
             f"{plan['available'] / GIB:.2f}", f"{plan['sampler']['slots']:,}",
             f"{plan['iteration']['seconds']:,.0f}", f"{plan['days']:.2f}",
-            step["peak_source"],
         ]  # fmt: skip
         print("| " + " | ".join(cells) + " |")
-        commands.append("jaxdistill " + " ".join(command_of(student, topology, mesh, options)))
+        how = argparse.Namespace(estimate=not plan["compiler"], quick=plan["quick"])
+        commands.append("jaxdistill " + " ".join(command_of(student, topology, mesh, how)))
     print("\n```bash\n" + "\n".join(commands) + "\n```")
     print("\n| student, slice | program | " + " | ".join(CATEGORIES) + " | other |")
     print("|---|---|" + "---|" * (len(CATEGORIES) + 1))

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxdistill import sharding
 from jaxdistill.config import RunConfig
 from jaxdistill.plan import hlo, memory, roofline, topologies
@@ -27,6 +29,9 @@ from jaxdistill.training.memory import MAX_PLANNED
 from jaxdistill.training.step import AUTO
 
 ESTIMATE, COMPILER = "estimate", "compiler"
+# The sampler's decode loop by arithmetic is within 3 % of the compiler's peak where that is of the
+# loop (docs/tpu_plans.md).
+NEAR = 1.03
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +73,13 @@ def make_plan(run: Run, how: How) -> dict[str, Any]:
     with sharding.use_mesh(mesh):
         planned = _plan(run, mesh, how if compiles else replace(how, compiles=False), limit)
     source = COMPILER if available else ESTIMATE
-    return planned | {"available": finite(limit), "available_source": source}
+    asked = f"libtpu {topologies.compiler_version()}, jax {jax.__version__}" if available else None
+    return planned | {
+        "available": finite(limit),
+        "available_source": source,
+        "compiler": asked,
+        "quick": how.quick,
+    }
 
 
 def finite(limit: float) -> float | None:
@@ -138,6 +149,11 @@ def notes(run: Run, mesh: Any) -> list[str]:
         found.append(
             f"tensor={tensor} does not divide the vocabulary of {run.model.vocab_size:,}: every "
             "device holds all logits and the whole head"
+        )
+    if run.config.evaluation.splits:
+        found.append(
+            "evaluations are not planned: their time comes on top, and their sampler chooses its "
+            "slots when they start"
         )
     return found
 
@@ -274,7 +290,7 @@ def _sampler(at: _At, slots: int, pages: int | None) -> dict[str, Any]:
     if by_kind:
         # Nearly all of it moves in the decode loop.
         works["decode"] = replace(works["decode"], received=hlo.received(by_kind))
-    return _row(
+    row = _row(
         "sampler",
         1,
         run,
@@ -286,6 +302,23 @@ def _sampler(at: _At, slots: int, pages: int | None) -> dict[str, Any]:
         by_kind=by_kind,
         limit=at.limit,
     )
+    loop = memory.decode(run, mesh, slots, pages)
+    is_of_prefill = len(found) == 2 and not refused and loop.peak > NEAR * peak
+    return row | _of_loop(loop, depths, at.limit) if is_of_prefill else row
+
+
+def _of_loop(loop: memory.Categories, depths: tuple[int, ...], limit: float) -> dict[str, Any]:
+    """The sampler's peak where that of few layers says nothing about it.
+
+    Few layers may have their peak in prefill, whose arrays do not grow with the depth, and all
+    layers in the decode loop: its weights and caches alone are then more than the extrapolation.
+    """
+    return {
+        "peak": loop.peak,
+        "peak_source": f"{ESTIMATE}; {depths[0]} and {depths[1]} layers peak in prefill",
+        "memory": loop.as_dict() | {"other": 0.0},
+        "fits": loop.peak <= limit,
+    }
 
 
 def _export(at: _At) -> dict[str, Any]:

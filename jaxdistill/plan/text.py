@@ -15,7 +15,8 @@ def lines(plan: dict[str, Any]) -> Iterator[str]:
         f"remat={plan['remat']}"
     )
     yield assumptions(plan["assumed"])
-    yield f"{MARKS}; GiB per device"
+    compiler = f" of {plan['compiler']}" if plan["compiler"] else ""
+    yield f"{MARKS}{compiler}; GiB per device"
     yield ""
     yield from _table(_memory_rows(plan))
     yield ""

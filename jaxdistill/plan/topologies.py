@@ -32,15 +32,18 @@ class Device:
     network: float
 
 
-# Memory of TPUs: what libtpu 0.0.42's compiler names as available, less than is published. Rates:
-# docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}; links count in one direction, half of the
-# published sum of both. tpu7x has two devices per chip, which share what a chip has.
+# Memory of TPUs: what libtpu 0.0.42's compiler names as available, less than the 32 GiB, 16 GB,
+# 95 GiB, 32 GB and 192 GiB per chip that are published. Rates of a chip:
+# docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, read on 2026-11-30. Links count in one
+# direction, half of the published sum of both; v4's page has none, but 1.1 PB/s of all-reduce for
+# 4,096 chips, which for v5e and v6e is that half too. tpu7x has two devices per chip, which share
+# what a chip has.
 TPUS = {
-    "v4": Device(memory=30.75 * GIB, flops=275e12, bandwidth=1.228e12, network=150e9),
+    "v4": Device(memory=30.75 * GIB, flops=275e12, bandwidth=1.2e12, network=268e9),
     "v5e": Device(memory=15.75 * GIB, flops=197e12, bandwidth=0.819e12, network=200e9),
     "v5p": Device(memory=95.74 * GIB, flops=459e12, bandwidth=2.765e12, network=600e9),
-    "v6e": Device(memory=31.25 * GIB, flops=918e12, bandwidth=1.64e12, network=448e9),
-    "tpu7x": Device(memory=94.75 * GIB, flops=1153e12, bandwidth=3.69e12, network=300e9),
+    "v6e": Device(memory=31.25 * GIB, flops=918e12, bandwidth=1.638e12, network=400e9),
+    "tpu7x": Device(memory=94.75 * GIB, flops=1153.5e12, bandwidth=3.69e12, network=300e9),
 }
 # Of a GPU's memory, what JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
 GPU_FRACTION = 0.75

@@ -1,23 +1,27 @@
 """A plan and the run are built by the same functions: they have the same programs and shapes."""
 
+import dataclasses
 import logging
+import math
 import re
 
 import jax
 import pytest
-from tiny_run import tiny
+from tiny_run import ARCHITECTURE, tiny
 
 from jaxdistill import sharding
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation.evaluate import Evaluation
+from jaxdistill.models import decoder
 from jaxdistill.models.presets import PRESETS
-from jaxdistill.plan import programs, topologies
+from jaxdistill.objectives import rlcsd
+from jaxdistill.plan import memory, programs, topologies
 from jaxdistill.plan.lengths import lengths_of
 from jaxdistill.run.loop import run
 from jaxdistill.sampling import Sampling
 from jaxdistill.sharding import MeshConfig
-from jaxdistill.storage.loading import Pretrained
-from jaxdistill.tasks.contexts import AnswerOnly
+from jaxdistill.storage.loading import Fresh, Pretrained
+from jaxdistill.tasks.contexts import AnswerOnly, WrongSolution
 from jaxdistill.tasks.tasks import ToyTask
 from jaxdistill.training.on_policy import OnPolicy
 from jaxdistill.training.optimizer import Optimizer
@@ -29,16 +33,18 @@ DTYPES = {"i32": "int32", "ui32": "uint32", "f32": "float32", "i1": "bool"}
 def config_of_eight():
     """One step of two updates, whose shapes do not depend on what is sampled."""
     return tiny(
+        # One layer is enough for names and shapes, and compiles in less time.
+        model=Fresh(dataclasses.replace(ARCHITECTURE, num_layers=1)),
         experience=OnPolicy(
             task=ToyTask(count=8),
             questions=8,
             rollouts=2,
             updates=2,
-            sampling=Sampling(max_new_tokens=8),
+            sampling=Sampling(max_new_tokens=4),
             context=AnswerOnly(),
             prompt_widths=(32,),
             teacher_prompt_multiple=128,
-            completion_multiple=8,
+            completion_multiple=4,
         ),
         teacher=Frozen(),
         steps=1,
@@ -93,13 +99,50 @@ def in_words(dims, dtype):
     return f"{DTYPES[dtype]}[{dims.replace('x', ',')}]"
 
 
-def test_a_plan_for_eight_devices_has_the_programs_and_shapes_of_the_run(tmp_path, caplog):
-    config = config_of_eight()
+def contrasted(config):
+    """The run with an objective that compares each row with two further prompts."""
+    changes = {"contrast": WrongSolution(), "contrasts": 2, "rollouts": 4, "questions": 4}
+    experience = dataclasses.replace(config.experience, **changes)
+    return dataclasses.replace(config, objective=rlcsd(), experience=experience)
+
+
+@pytest.mark.parametrize("changed", [lambda x: x, pytest.param(contrasted, marks=pytest.mark.slow)])
+def test_a_plan_for_eight_devices_has_the_programs_and_shapes_of_the_run(tmp_path, caplog, changed):
+    config = changed(config_of_eight())
     planned = lowered_by_the_plan(config)
     compiled = compiled_by_the_run(config, tmp_path, caplog)
     assert sorted(planned) == ["sample", "step", "token_logp"]
     for name, shapes in planned.items():
         assert compiled[name] == shapes, name
+
+
+def test_prompts_take_the_memory_of_the_samplers_own_arrays():
+    config = config_of_eight()
+    changes = {"num_heads": 4, "num_kv_heads": 2}
+    model = Fresh(dataclasses.replace(ARCHITECTURE, num_layers=1, **changes))
+    config = dataclasses.replace(config, model=model, mesh=MeshConfig(data=2, fsdp=2, tensor=2))
+    topology = topologies.parse("cpu:8")
+    planned = programs.run_of(config, topology, lengths_of)
+    mesh = sharding.make_mesh(config.mesh, topologies.devices(topology))
+    with sharding.use_mesh(mesh):
+        program = programs.sampler_program(planned, mesh, 16, None)
+        params, ids_QP, mask_QP, _ = program.arguments
+
+        def prompts(params, ids_QP, mask_QP):
+            cache = decoder.prefill(params, planned.model, ids_QP, mask_QP, ids_QP.shape[1])[1]
+            return cache.k, cache.v
+
+        compiled = jax.jit(prompts).lower(params, ids_QP, mask_QP).compile()
+        arrays = jax.eval_shape(prompts, params, ids_QP, mask_QP)
+        own = sum(
+            math.prod(split.shard_shape(x.shape)) * x.dtype.itemsize
+            for x, split in zip(jax.tree.leaves(arrays), jax.tree.leaves(compiled.output_shardings))
+        )
+        # Questions are split over data and fsdp, heads over tensor.
+        assert own == sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arrays)) / 8
+        assert memory.sampling(planned, mesh, 16, None).prompts == own
+        # Fewer slots than rows change nothing about it.
+        assert memory.sampling(planned, mesh, 8, None).prompts == own
 
 
 def test_a_published_student_is_planned_without_its_folder():
