@@ -372,7 +372,7 @@ def test_invalid_settings_are_refused(field):
 def test_several_greedy_samples_of_a_question_are_refused_in_a_run_too():
     greedy = Sampling(temperature=0.0)
     Evaluation(splits=(SPLIT,), samples=1, sampling=greedy)
-    with pytest.raises(UserError, match="`samples=4` with `sampling.temperature=0`: greedy"):
+    with pytest.raises(UserError, match=r"`samples=4` with `sampling\.temperature=0`: greedy"):
         Evaluation(splits=(SPLIT,), sampling=greedy)
 
 
