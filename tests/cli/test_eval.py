@@ -118,6 +118,11 @@ def test_greedy_takes_one_response_and_refuses_several(place):
     assert (summary["k"], summary["protocol"]) == (1, "greedy")
 
 
+def test_a_number_of_tokens_is_refused_before_the_model_is_looked_for():
+    assert_mistake(["eval", "nowhere", "--data", "toy:heldout", "--max-new-tokens", 0],
+                   "--max-new-tokens")  # fmt: skip
+
+
 def test_a_protocols_length_is_checked_against_the_models_positions():
     command = ["eval", "toy:main", "--data", "toy:heldout", "--protocol", "paper-thinking"]
     assert_mistake(command, "max_new_tokens=38912 .* beyond the model's 512 positions")
