@@ -229,7 +229,8 @@ def check_flags(options: argparse.Namespace) -> None:
         raise UserError(f"--out {options.out} is a file; name a folder")
     defaults = Protocol(temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, max_new_tokens=1)
     filled, _ = choose(("flags", flags_of(options)), ("defaults", defaults))
-    sampling_of(argparse.Namespace(**vars(filled), seed=options.seed), filled.max_new_tokens or 1)
+    assert filled.max_new_tokens is not None, "it has a default"
+    sampling_of(argparse.Namespace(**vars(filled), seed=options.seed), filled.max_new_tokens)
 
 
 def flags_of(options: argparse.Namespace) -> Protocol:

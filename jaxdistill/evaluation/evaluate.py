@@ -62,7 +62,8 @@ class Evaluation:
     evaluation_thinking: the chat template's thinking mode in evaluations: true, false, None to
     leave it to the template, or `as_student` for the mode of training.
 
-    Raises UserError if a number is out of range or two splits have the same name.
+    Raises UserError if a number is out of range, several samples are greedy, or two splits have the
+    same name.
     """
 
     splits: tuple[Split, ...] = ()  # the sets of questions
@@ -91,6 +92,11 @@ class Evaluation:
             )
         if self.samples > MOST_SAMPLES:
             raise UserError(f"`samples` must be at most {MOST_SAMPLES:,}, got {self.samples}")
+        if self.samples > 1 and self.sampling.temperature == 0:
+            raise UserError(
+                f"`samples={self.samples}` with `sampling.temperature=0`: greedy decoding gives "
+                f"{self.samples} equal responses; use 1, or a temperature above 0"
+            )
         check_seed("`seed`", self.seed)
         names = [split.name for split in self.splits]
         if len(set(names)) < len(names):

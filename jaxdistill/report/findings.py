@@ -227,20 +227,25 @@ def judge(difference: Interval) -> str:
 
 
 def findings(cells: dict[CellKey, Cell]) -> list[Finding]:
-    """Each expected ordering against this run's numbers."""
+    """Each expected ordering against this run's numbers; none if the study measured none.
+
+    The orderings are those of the toy worlds: a grid of a user's own recipe has other methods.
+    """
     judged = [_judged(ordering, cells) for ordering in ORDERINGS]
     contrast = control_contrast(cells)
     claim = "control world: SDPO loses less held-out accuracy than in the main world"
     if contrast is None:
-        return [*judged, Finding(claim, "", UNMEASURED)]
-    return [*judged, Finding(claim, change_text("accuracy", contrast), judge(contrast))]
+        judged.append(Finding(claim, "", UNMEASURED))
+    else:
+        judged.append(Finding(claim, change_text("accuracy", contrast), judge(contrast)))
+    return [] if all(finding.verdict == UNMEASURED for finding in judged) else judged
 
 
 def verdict_sentence(judged: Iterable[Finding]) -> str:
-    """One sentence that counts the verdicts on the expected orderings."""
+    """One sentence that counts the verdicts on the expected orderings; empty if there are none."""
     verdicts = [f.verdict.removesuffix(NO_INTERVAL) for f in judged if f.verdict != UNMEASURED]
     if not verdicts:
-        return "None of the expected orderings was measured in this run."
+        return ""
     counts = {kind: verdicts.count(kind) for kind in (HOLDS, OPPOSITE, OPEN)}
     are = "is" if counts[OPEN] == 1 else "are"
     return (

@@ -16,6 +16,9 @@ def table(data: Table) -> str:
 
 
 def ledger(findings: list[Finding]) -> str:
+    """A pipe table of the expected orderings; empty if there are none."""
+    if not findings:
+        return ""
     lines = [_line(["expected ordering", "measured", "verdict"]), _line(["---"] * 3)]
     for claim, measured, verdict in findings:
         lines.append(_line([sentence(claim), measured or "–", verdict]))

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import jaxdistill
+
 _PACKAGES = (
     "jaxdistill",
     "jax",
@@ -25,7 +27,8 @@ def current_provenance() -> dict[str, Any]:
     """Collect the contents of `RUN/provenance.json` as plain JSON values.
 
     `git` is None if the package does not run from a git checkout or git is not installed; a package
-    that is not installed has the version None. Initialises JAX's backend.
+    that is not installed has the version None, except jaxdistill, which may run from its source
+    tree. Initialises JAX's backend.
     """
     # Imported here, because commands that run no computation must start without loading JAX.
     import jax
@@ -69,6 +72,8 @@ def changes_of_place(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _version(package: str) -> str | None:
+    if package == jaxdistill.__name__:
+        return jaxdistill.__version__  # of the code that runs, whatever else is installed
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -7,6 +7,7 @@ import pytest
 from command_line import ONE_DEVICE, assert_mistake, call
 from tiny_run import tree_of
 
+import jaxdistill
 from jaxdistill.evaluation.saved import read_evaluation, read_summary
 
 SHORT = ["--samples", 2, "--limit", 6, "--max-new-tokens", 64, *ONE_DEVICE]
@@ -58,6 +59,8 @@ def test_the_folder_says_what_was_evaluated_how_and_where(evaluated):
     assert read.summary["sampling"]["temperature"] == 1.0
     assert (read.summary["k"], read.summary["seed"], read.summary["protocol"]) == (2, 0, None)
     assert read.summary["versions"]["jax"]
+    # Also from a source tree that is not installed.
+    assert read.summary["versions"]["jaxdistill"] == jaxdistill.__version__
     assert read.summary["devices"]["platform"] == "cpu"
     assert re.match(r"20\d\d-", read.summary["date"])
     assert len(read.questions["heldout"]) == 6
@@ -113,6 +116,11 @@ def test_greedy_takes_one_response_and_refuses_several(place):
     summary = read_evaluation(place / "found").summary
     assert summary is not None
     assert (summary["k"], summary["protocol"]) == (1, "greedy")
+
+
+def test_a_number_of_tokens_is_refused_before_the_model_is_looked_for():
+    assert_mistake(["eval", "nowhere", "--data", "toy:heldout", "--max-new-tokens", 0],
+                   "--max-new-tokens")  # fmt: skip
 
 
 def test_a_protocols_length_is_checked_against_the_models_positions():

@@ -369,6 +369,13 @@ def test_invalid_settings_are_refused(field):
         Evaluation(splits=(SPLIT,), **field)
 
 
+def test_several_greedy_samples_of_a_question_are_refused_in_a_run_too():
+    greedy = Sampling(temperature=0.0)
+    Evaluation(splits=(SPLIT,), samples=1, sampling=greedy)
+    with pytest.raises(UserError, match=r"`samples=4` with `sampling\.temperature=0`: greedy"):
+        Evaluation(splits=(SPLIT,), sampling=greedy)
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "a\0", "\ud800", 3])
 def test_a_splits_name_must_be_a_file_name(name):
     with pytest.raises(UserError, match=r"Split.name must be usable as a file name, got"):

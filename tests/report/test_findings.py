@@ -1,5 +1,8 @@
 """Which of the paper's orderings hold, and the sentences that say so."""
 
+import json
+import re
+
 import pytest
 from synthetic_study import BASE_STATE, ENDS, build_study
 from written_study import verdicts
@@ -54,6 +57,20 @@ def test_what_a_study_did_not_run_is_not_measured_and_makes_no_sentence(tmp_path
     assert "SDPO: held-out" not in text
     assert "No control world was run" in text
     write_study_report(folder)
+
+
+def test_a_study_of_other_methods_has_no_list_of_orderings_that_it_did_not_measure(
+    tmp_path, without_figures
+):
+    """A grid of one recipe, whose methods are its settings, has no base either."""
+    folder = build_study(tmp_path / "s", ends={"": {"peak_lr=1e-5": ENDS["main"]["grpo"]}})
+    rows = json.loads((folder / "summary.json").read_text())
+    kept = [row for row in rows if row["method"] != "base"]
+    (folder / "summary.json").write_text(json.dumps(kept))
+    page = write_study_report(folder).read_text()
+    for text in (page, study_markdown(folder)):
+        assert "peak_lr=1e-5" in text
+        assert not re.search("expected ordering|not measured", text, re.IGNORECASE)
 
 
 def test_the_kept_share_is_the_part_of_the_loss_that_is_not_lost(study_dir):
