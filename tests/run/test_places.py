@@ -11,6 +11,7 @@ from two_hosts import on_two_hosts
 
 from jaxdistill.cli import main
 from jaxdistill.errors import UserError
+from jaxdistill.evaluation.evaluate import Evaluation
 from jaxdistill.run import places
 from jaxdistill.run.loop import run
 from jaxdistill.run.places import Places
@@ -143,9 +144,12 @@ def test_a_run_in_a_bucket_is_evaluated_and_traced_as_its_folder_is(tmp_path, mo
     address = f"gs://{storage_emulator.BUCKET}/runs/read"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    config = tiny(rollouts_every=1, rollouts_token_ids=True)
+    config = tiny(
+        steps=2, rollouts_every=1, rollouts_token_ids=True, evaluation=Evaluation(), export=False
+    )
     here = str(run(config, address, quiet=True))
     assert here == "runs/gs/" + address.removeprefix("gs://")
+    assert buckets.read(f"{address}/finished.json")  # what tpu_scripts/watch asks for
     commands = (
         ["eval", "--data", "toy:ood", "--limit", "2", "--samples", "1", "--max-new-tokens", "4"],
         ["trace", "--step", "1", "--row", "0"],

@@ -32,6 +32,8 @@ def cache(tmp_path, monkeypatch):
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
+    # fsspec keeps what an earlier test has imported.
+    monkeypatch.setattr("fsspec.registry._registry", {})
     buckets._file_system.cache_clear()
     with pytest.raises(UserError, match=r"gs:// needs the package gcsfs: pip install"):
         Checkpoints("gs://bucket/x")
