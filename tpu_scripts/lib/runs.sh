@@ -16,9 +16,9 @@ read_job() {
     local argument
     for argument in "${ARGUMENTS[@]}"; do
         case $argument in
-        --run-dir | --run-dir=*) die "$USER_MISTAKE" "set RUN_DIR instead of --run-dir: watch and fetch need it too" ;;
-        # It ends with 0 and trains nothing, so that watch would start it again and again.
-        --show) die "$USER_MISTAKE" "--show trains nothing; run it on this machine: jaxdistill train ${ARGUMENTS[*]}" ;;
+        --ru*) die "$USER_MISTAKE" "set RUN_DIR instead of --run-dir: watch and fetch need it too" ;;
+        # --show ends with 0 and trains nothing: watch would start it again and again. Flags may be cut short.
+        --sh*) die "$USER_MISTAKE" "--show trains nothing; run it on this machine: jaxdistill train ${ARGUMENTS[*]}" ;;
         *hf_[A-Za-z0-9][A-Za-z0-9][A-Za-z0-9][A-Za-z0-9][A-Za-z0-9][A-Za-z0-9][A-Za-z0-9][A-Za-z0-9]* | *API_KEY=* | *TOKEN=*)
             die "$USER_MISTAKE" "an argument looks like a secret; put it into Secret Manager and set HF_TOKEN_SECRET to its name"
             ;;

@@ -107,7 +107,7 @@ check_run_dir() {
     local rule='^gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]/([^/]+/)*[^/]+$'
     if [[ $RUN_DIR =~ $rule && $RUN_DIR/ != */./* && $RUN_DIR/ != */../* && $RUN_DIR != *[][*?#\\[:cntrl:]]* ]]; then return; fi
     die "$USER_MISTAKE" \
-        "RUN_DIR must be gs://BUCKET/RUN (a bucket's name is lower-case, and none of *?[]#\\ may be in it) or a path of the workers that begins with /, got '${RUN_DIR//[[:cntrl:]]/?}'"
+        "RUN_DIR must be gs://BUCKET/RUN or a path of the workers that begins with /, got '${RUN_DIR//[[:cntrl:]]/?}'; a bucket's name is lower-case, and no address has //, /../ or one of *?[]#\\"
 }
 
 # Prints the process that watches this slice, if one does.
