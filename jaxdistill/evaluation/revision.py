@@ -13,7 +13,9 @@ from jax import lax
 
 from jaxdistill.errors import UserError
 from jaxdistill.storage import hf_files
-from jaxdistill.storage.loading import is_run, model_folder
+from jaxdistill.storage.checkpoint import Checkpoints
+from jaxdistill.storage.loading import checkpoints_of, folder_of, is_run, model_folder
+from jaxdistill.storage.toy import toy_name
 
 # Files are hashed outside Python's global lock; more threads than shards of most models. Chosen.
 _THREADS = 8
@@ -26,8 +28,8 @@ def model_identity(name: str | Path) -> dict[str, Any]:
     run covers the listing of its newest checkpoint, which has the hash of every file. Raises
     UserError if there is no such model.
     """
-    if is_run(Path(name)):
-        return {"name": str(name), **_of_run(Path(name)), "commit": None}
+    if toy_name(name) is None and is_run(run := folder_of(name)):
+        return {"name": str(name), **_of_run(run), "commit": None}
     folder = model_folder(name)
     files = [folder / each for each in ("config.json", *hf_files.TOKENIZER_FILES)]
     files += sorted(folder.glob("*.safetensors"))
@@ -41,22 +43,26 @@ def model_identity(name: str | Path) -> dict[str, Any]:
 
 
 def _of_run(run: Path) -> dict[str, Any]:
-    steps = [int(each.name) for each in (run / "checkpoints").iterdir() if each.name.isdigit()]
-    if not steps:
-        raise UserError(f"run folder {run} has no checkpoint yet")
-    step = run / "checkpoints" / str(max(steps))
-    # A checkpoint of an earlier version has no listing; its metadata still name the arrays.
-    listed = sorted(step.glob("jaxdistill_files.*.json")) or sorted(step.glob("_*METADATA"))
-    return {"revision": _hash_files(listed), "step": max(steps)}
+    with Checkpoints(checkpoints_of(run)) as checkpoints:
+        step = checkpoints.latest_step()
+        if step is None:
+            raise UserError(f"run folder {run} has no checkpoint yet")
+        listed = checkpoints.read_listings(step)
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in listed.items()}
+    return {"revision": _hash_digests(digests), "step": step}
 
 
 def _hash_files(files: list[Path]) -> str:
     """A hash of the names and contents of files, in 16 hexadecimal digits."""
     with ThreadPoolExecutor(_THREADS) as pool:
         digests = list(pool.map(_hash_file, files))
+    return _hash_digests({file.name: each for file, each in zip(files, digests, strict=True)})
+
+
+def _hash_digests(digests: dict[str, str]) -> str:
     total = hashlib.sha256()
-    for file, digest in zip(files, digests, strict=True):
-        total.update(f"{file.name} {digest}\n".encode())
+    for name, digest in digests.items():
+        total.update(f"{name} {digest}\n".encode())
     return total.hexdigest()[:16]  # 64 bits: two models do not collide by chance
 
 

@@ -26,6 +26,7 @@ from jaxdistill.storage.listings import (
     find_damage,
     is_complete,
     is_local,
+    read_listings,
     remove_listings,
     write_listing,
 )
@@ -127,6 +128,14 @@ class Checkpoints:
                 return set()
         unlisted = {name.removesuffix(".unlisted") for name in names if name.endswith(".unlisted")}
         return {int(name) for name in names - unlisted if name.isdecimal()}
+
+    def read_listings(self, step: int) -> dict[str, bytes]:
+        """{name: content} of the listings of a step's files, which tell it from any other.
+
+        A checkpoint of an earlier version has none; its metadata still name the arrays.
+        """
+        with explained(os.fspath(self._folder)):
+            return read_listings(self._path(step))
 
     def latest_step(self) -> int | None:
         """The newest step, or None if there is none."""

@@ -15,6 +15,7 @@ from typing import Any
 from jaxdistill.compilation import cache_folder
 from jaxdistill.errors import UserError
 from jaxdistill.files import in_bucket, is_url, local_path, one_at_a_time, parse_json
+from jaxdistill.own_classes import RECIPE
 from jaxdistill.storage import buckets
 
 _TEXTS = (
@@ -71,18 +72,19 @@ def find_folder(name: str | Path, *, weights: bool = True) -> Path:
         return _cached(str(name), patterns, weights) or _download(str(name), patterns)
 
 
-def bucket_folder(name: str, *, weights: bool = True) -> Path:
+def bucket_folder(name: str, *, weights: bool = True, rollouts: bool = False) -> Path:
     """The local copy of a folder in a bucket: a Hugging Face folder, or a run folder.
 
-    Of a run folder its small files are fetched, and its export if it has no checkpoints: these are
-    read where they lie. Raises UserError if there is no such folder or the fetch fails.
+    Of a run folder its small files are fetched, its `rollouts` if asked for, and its export if it
+    has no checkpoints: these are read where they lie. Raises UserError if there is no such folder
+    or the fetch fails.
     """
     address = buckets.place_of_bucket(name)
     top = buckets.names(address)
     if not top:
         raise UserError(f"there is no folder {address}, or not for this account")
     if "checkpoints" in top or PLACES in top or "provenance.json" in top:
-        return _fetch_run(address, top)
+        return _fetch_run(address, top, rollouts)
     if "config.json" not in top:
         raise UserError(f"{address} holds neither a config.json of a model nor a run")
     files = buckets.at(address, [file for file in top if _matches(file, (*_TEXTS, *_WEIGHTS))])
@@ -94,7 +96,7 @@ def _matches(file: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch.fnmatch(file, pattern) for pattern in patterns)
 
 
-def _fetch_run(address: str, top: list[str]) -> Path:
+def _fetch_run(address: str, top: list[str], rollouts: bool) -> Path:
     kept = buckets.read(f"{address}/{PLACES}") if PLACES in top else None
     content = kept or json.dumps({"checkpoints": f"{address}/checkpoints"}).encode()
     try:
@@ -108,9 +110,12 @@ def _fetch_run(address: str, top: list[str]) -> Path:
         for part in parts
         for file, told in buckets.objects(f"{address}/{part}").items()
     }
-    at_top = {name for name in top if name.endswith(".json")} - {PLACES}
-    files |= {file: told for file, told in buckets.at(address, at_top).items()}
-    return buckets.fetch(address, files, add={PLACES: content})
+    at_top = {name for name in top if name.endswith(".json") or name == RECIPE} - {PLACES}
+    files |= buckets.at(address, at_top)
+    saved = buckets.objects(f"{address}/rollouts") if "rollouts" in top else {}
+    all_files = files | {f"rollouts/{file}": told for file, told in saved.items()}
+    only = None if rollouts else files
+    return buckets.fetch(address, all_files, only=only, add={PLACES: content})
 
 
 def _cached(name: str, patterns: list[str], weights: bool) -> Path | None:

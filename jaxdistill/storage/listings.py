@@ -22,6 +22,8 @@ from jaxdistill.files import naming, sync
 # Up to 16 threads, each with a file; docs/log.md has the rates. A disk is slower than they are.
 _THREADS = 16
 
+_LISTINGS = "jaxdistill_files.*.json"
+
 _Result = TypeVar("_Result")
 
 
@@ -58,9 +60,15 @@ def write_listing(folder: epath.Path, process: int = 0, num_processes: int = 1) 
         sync(folder)
 
 
+def read_listings(folder: epath.Path) -> dict[str, bytes]:
+    """{name: content} of a checkpoint's listings, or of Orbax's metadata if it has none."""
+    files = sorted(folder.glob(_LISTINGS)) or sorted(folder.glob("_*METADATA"))
+    return {file.name: file.read_bytes() for file in files}
+
+
 def remove_listings(folder: epath.Path) -> None:
     """Mark a checkpoint as incomplete, before its files are deleted one after another."""
-    for file in folder.glob(listing_name(0).replace("0", "*")):
+    for file in folder.glob(_LISTINGS):
         file.unlink()
 
 

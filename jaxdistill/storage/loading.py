@@ -229,9 +229,14 @@ def is_run(path: Path) -> bool:
     return checkpoints.is_dir() and any(checkpoints.iterdir())
 
 
-def folder_of(name: str | Path) -> Path:
-    """The local folder that a path or an address in a bucket means, whether it is there or not."""
-    return hub.bucket_folder(str(name)) if in_bucket(name) else local_path(name)
+def folder_of(name: str | Path, *, rollouts: bool = False) -> Path:
+    """The local folder that a path or an address in a bucket means, whether it is there or not.
+
+    Of a run in a bucket, its saved `rollouts` are there only if asked for.
+    """
+    if in_bucket(name):
+        return hub.bucket_folder(str(name), rollouts=rollouts)
+    return local_path(name)
 
 
 def open_model(

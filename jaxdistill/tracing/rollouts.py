@@ -15,7 +15,7 @@ from jaxdistill import objectives, overrides, own_classes, sharding
 from jaxdistill.config import RunConfig
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation.records import rollouts_file
-from jaxdistill.files import local_path, parse_json
+from jaxdistill.files import in_bucket, local_path, parse_json
 from jaxdistill.objectives import Objective
 from jaxdistill.sampling import Sampling
 from jaxdistill.storage import hf_files, loading
@@ -56,7 +56,7 @@ def is_training_run(name: str | Path) -> bool:
     """Whether a model's name is the folder of a run that was trained here, not converted."""
     if toy_name(name) is not None:
         return False
-    file = local_path(name) / "config.json"
+    file = loading.folder_of(name) / "config.json"
     return file.is_file() and "experience" in hf_files.read_json(file)
 
 
@@ -127,7 +127,7 @@ def _checkpoint_steps(run: Path) -> list[int]:
         return []
     from jaxdistill.storage.checkpoint import Checkpoints
 
-    with Checkpoints(run / "checkpoints") as checkpoints:
+    with Checkpoints(loading.checkpoints_of(run)) as checkpoints:
         return checkpoints.steps()
 
 
@@ -186,7 +186,7 @@ def trace_rollout(
     `context` None is what the teacher was shown then, and `objective` None the run's own. Raises
     UserError for a row that the run has not saved, or without its token ids.
     """
-    folder = local_path(run)
+    folder = loading.folder_of(run, rollouts=True)
     if not is_training_run(folder):
         raise UserError(f"{run} is no run folder of `jaxdistill train`, which saves rollouts")
     config, record = read_config(folder), read_row(folder, step, row)
@@ -231,7 +231,7 @@ def trace_rollout(
         Named(
             question=record["question"],
             context=shown,
-            model=f"{folder.absolute().name}, step {opened.step} (row {row}, {verdict})",
+            model=f"{_label(run)}, step {opened.step} (row {row}, {verdict})",
             reference="" if opened.step == 0 else "the run's initial model",
             notes=tuple(notes),
         ),
@@ -254,7 +254,7 @@ def trace_of_run(
     **how: Any,
 ) -> Trace:
     """The trace of any question by a run's newest student, its teacher and its initial model."""
-    folder = local_path(run)
+    folder = loading.folder_of(run)
     config = read_config(folder)
     own = _own_classes(config)
     experience = config.experience if isinstance(config.experience, OnPolicy) else None
@@ -275,7 +275,7 @@ def trace_of_run(
         question,
         response,
         context,
-        model=f"{folder.absolute().name}, step {opened.step}",
+        model=f"{_label(run)}, step {opened.step}",
         reference="" if opened.step == 0 else "the run's initial model",
         thinking=thinking,
         sampling=sampling,
@@ -284,6 +284,11 @@ def trace_of_run(
         **template,
     )
     return dataclasses.replace(trace, notes=(*notes, *trace.notes))
+
+
+def _label(run: str | Path) -> str:
+    # The local copy of a run in a bucket has another name.
+    return (Path(run) if in_bucket(run) else local_path(run).absolute()).name
 
 
 def _on_policy(config: RunConfig, run: Path) -> OnPolicy:

@@ -11,6 +11,7 @@ from two_hosts import on_two_hosts
 
 from jaxdistill.cli import main
 from jaxdistill.errors import UserError
+from jaxdistill.evaluation.evaluate import Evaluation
 from jaxdistill.run import places
 from jaxdistill.run.loop import run
 from jaxdistill.run.places import Places
@@ -135,3 +136,34 @@ def test_a_run_in_a_bucket_that_is_stopped_goes_on_on_an_empty_disk(
     assert_same_run(tiny(), third / out.strip(), whole)
     assert main(["sample", address, "--prompt", "20 15 1 -> 34", "--max-new-tokens", "4"]) == 0
     assert not (third / "gs:").exists()
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket_is_evaluated_and_traced_as_its_folder_is(tmp_path, monkeypatch, capsys):
+    storage_emulator.start()
+    address = f"gs://{storage_emulator.BUCKET}/runs/read"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config = tiny(
+        steps=2, rollouts_every=1, rollouts_token_ids=True, evaluation=Evaluation(), export=False
+    )
+    here = str(run(config, address, quiet=True))
+    assert here == "runs/gs/" + address.removeprefix("gs://")
+    assert buckets.read(f"{address}/finished.json")  # what tpu_scripts/watch asks for
+    commands = (
+        ["eval", "--data", "toy:ood", "--limit", "2", "--samples", "1", "--max-new-tokens", "4"],
+        ["trace", "--step", "1", "--row", "0"],
+        ["trace", "--question", "20 15 1 -> 34", "--context", "Solution('20')"],
+    )
+    for verb, *flags in commands:
+        said = []
+        for model in (address, here):
+            assert main([verb, model, *flags]) == 0, capsys.readouterr().err
+            said.append(capsys.readouterr().out)
+        if verb == "eval":  # its last line is a folder whose name has the model's
+            said = [text.splitlines()[:-1] for text in said]
+        assert said[0] == said[1]
+    assert main(["trace", address, "--step", "77", "--row", "0"]) == 2
+    assert "has no rollouts of step 77; it has 0, 1" in capsys.readouterr().err
+    assert main(["report", here]) == 0
+    assert not (tmp_path / "gs:").exists()

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import storage_emulator
+from fsspec.registry import _registry
 from two_hosts import on_two_hosts
 
 from jaxdistill.errors import UserError
@@ -32,6 +33,8 @@ def cache(tmp_path, monkeypatch):
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
+    # fsspec keeps what an earlier test has imported.
+    monkeypatch.delitem(_registry, "gcs", raising=False)
     buckets._file_system.cache_clear()
     with pytest.raises(UserError, match=r"gs:// needs the package gcsfs: pip install"):
         Checkpoints("gs://bucket/x")

@@ -221,6 +221,22 @@ def test_a_token_reaches_the_run_and_no_command_line_or_file(make_world):
     assert not any("a-token-of" in text for text in texts)
 
 
+def test_a_recipe_in_a_file_runs_on_every_worker_and_a_changed_one_is_another_command(make_world):
+    world = make_world(hosts=2, accelerator="v5p-16")
+    world.made(ends=("2", "finish"))
+    recipe = world.folder / "my recipes" / "mine.py"
+    recipe.parent.mkdir()
+    command = ("my recipes/mine.py:grpo", "--set", "steps=2")
+    for text, code in (("a mistake", 2), ("a mistake", 2), ("a recipe", 0)):
+        recipe.write_text(text)
+        assert world.run("watch", *command)[0] == code
+    wanted = "train mine.py:grpo --set steps=2 --run-dir gs://bucket/run --resume"
+    assert sorted(world.trained()) == [f"{worker} {wanted}" for worker in (0, 0, 1, 1)]
+    for worker in range(2):
+        copy = world.folder / f"worker{worker}/jaxdistill_tpu/mine.py"
+        assert copy.read_text() == "a recipe"
+
+
 def test_a_strange_process_that_holds_the_tpu_is_named_and_left_alone(make_world):
     world = make_world()
     world.made()
@@ -295,6 +311,14 @@ def test_bad_parameters_are_one_line_before_anything_is_asked(make_world):
         ("run", (), {}, "no recipe"),
         ("run", COMMAND, {"RUN_DIR": None}, "RUN_DIR is not set"),
         ("run", COMMAND, {"RUN_DIR": "runs/x"}, "RUN_DIR must be gs://BUCKET/RUN or"),
+        ("run", COMMAND, {"RUN_DIR": "gs://Bucket/run"}, "a bucket's name is lower-case"),
+        ("watch", COMMAND, {"RUN_DIR": "gs://bucket/run*"}, "RUN_DIR must be gs://BUCKET/RUN or"),
+        ("fetch", (), {"RUN_DIR": "gs://bucket/a/../b"}, "RUN_DIR must be gs://BUCKET/RUN"),
+        ("fetch", (), {"RUN_DIR": "gs://bucket//"}, "RUN_DIR must be gs://BUCKET/RUN"),
+        ("run", COMMAND, {"STRAGGLER_SECONDS": "08"}, "STRAGGLER_SECONDS must be a whole number"),
+        ("create", (), {"POLL_SECONDS": "."}, "POLL_SECONDS must be a number"),
+        ("run", ("mine.py:grpo",), {}, "the recipe mine.py does not exist on this machine"),
+        ("watch", (*COMMAND, "--show"), {}, "--show trains nothing; run it on this machine"),
         ("run", (*COMMAND, "--run-dir", "x"), {}, "set RUN_DIR instead of --run-dir"),
         ("run", (*COMMAND, f"x={token}"), {}, "looks like a secret"),
         ("run", COMMAND, {"HF_TOKEN_SECRET": token}, "the name of a secret"),

@@ -10,6 +10,7 @@ from tiny_run import tiny
 from jaxdistill import cli, sharding
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation.evaluate import Evaluation
+from jaxdistill.evaluation.revision import model_identity
 from jaxdistill.run.loop import run
 from jaxdistill.sampling import engine
 from jaxdistill.tracing import rollouts
@@ -79,6 +80,15 @@ def test_any_question_is_traced_by_the_runs_own_networks(folder):
     )
     assert (len(trace.ids), trace.model) == (4, "tiny, step 3")
     assert trace.has_reference
+
+
+def test_checkpoints_that_lie_elsewhere_are_the_same_student(folder, tmp_path):
+    moved = tmp_path / "tiny"
+    shutil.copytree(folder, moved, ignore=shutil.ignore_patterns("checkpoints"))
+    shutil.copytree(folder / "checkpoints", tmp_path / "elsewhere")
+    (moved / "places.json").write_text(json.dumps({"checkpoints": str(tmp_path / "elsewhere")}))
+    np.testing.assert_array_equal(traced(moved, 2, 1).logp, traced(folder, 2, 1).logp)
+    assert model_identity(moved) == model_identity(folder) | {"name": str(moved)}
 
 
 @pytest.mark.parametrize(

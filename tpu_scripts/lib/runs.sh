@@ -5,35 +5,53 @@
 source "${BASH_SOURCE[0]%/*}/slices.sh"
 
 read_job() {
-    RUN_DIR=${RUN_DIR:-} HF_TOKEN_SECRET=${HF_TOKEN_SECRET:-}
-    LIBTPU_INIT_ARGS=${LIBTPU_INIT_ARGS-$FLAGS}
-    RUN_DIR=${RUN_DIR%/}
-    [[ $RUN_DIR ]] || die "$USER_MISTAKE" "RUN_DIR is not set; give gs://BUCKET/RUN, in a bucket of the region $REGION"
-    [[ $RUN_DIR == gs://*/* || $RUN_DIR == /* ]] || die "$USER_MISTAKE" \
-        "RUN_DIR must be gs://BUCKET/RUN or a path of the workers that begins with /, got '$RUN_DIR'"
+    HF_TOKEN_SECRET=${HF_TOKEN_SECRET:-} LIBTPU_INIT_ARGS=${LIBTPU_INIT_ARGS-$FLAGS}
+    # A host whose neighbour has died is ended by JAX within two minutes (heartbeats of 100 s).
+    STRAGGLER_SECONDS=${STRAGGLER_SECONDS:-300}
+    whole_number STRAGGLER_SECONDS
+    check_run_dir
     [[ $HF_TOKEN_SECRET =~ ^[A-Za-z0-9_/-]*$ && $HF_TOKEN_SECRET != hf_* ]] || die "$USER_MISTAKE" \
         "HF_TOKEN_SECRET must be the name of a secret in Secret Manager, never the token"
     ((${#ARGUMENTS[@]})) || die "$USER_MISTAKE" "no recipe; try: tpu_scripts/$SCRIPT sdpo_math --student Qwen3-8B"
     local argument
     for argument in "${ARGUMENTS[@]}"; do
         case $argument in
-        --run-dir*) die "$USER_MISTAKE" "set RUN_DIR instead of --run-dir: watch and fetch need it too" ;;
+        --ru*) die "$USER_MISTAKE" "set RUN_DIR instead of --run-dir: watch and fetch need it too" ;;
+        # --show ends with 0 and trains nothing: watch would start it again and again. Flags may be cut short.
+        --sh*) die "$USER_MISTAKE" "--show trains nothing; run it on this machine: jaxdistill train ${ARGUMENTS[*]}" ;;
         *hf_[A-Za-z0-9][A-Za-z0-9][A-Za-z0-9][A-Za-z0-9][A-Za-z0-9][A-Za-z0-9][A-Za-z0-9][A-Za-z0-9]* | *API_KEY=* | *TOKEN=*)
             die "$USER_MISTAKE" "an argument looks like a secret; put it into Secret Manager and set HF_TOKEN_SECRET to its name"
             ;;
         esac
     done
+    find_recipe_file
     if ((HOSTS > 1)) && [[ $RUN_DIR != gs://* && " ${ARGUMENTS[*]} " != *" --checkpoints"* ]]; then
         say "# RUN_DIR=$RUN_DIR must be a folder that all $HOSTS hosts share; a disk of the workers is lost with the slice"
+    fi
+}
+
+# A recipe in a file is copied to the workers, into the folder in which the command runs. Sets
+# RECIPE_FILE to it ("" for a recipe's name), and COMMAND to the arguments there.
+find_recipe_file() {
+    local rule='^(.*\.(py|json))(:[A-Za-z_][A-Za-z0-9_]*)?$'
+    RECIPE_FILE="" COMMAND=("${ARGUMENTS[@]}")
+    [[ ${ARGUMENTS[0]} =~ $rule ]] || return 0
+    local file=${BASH_REMATCH[1]} function=${BASH_REMATCH[3]}
+    if [[ -f $file ]]; then
+        RECIPE_FILE=$file COMMAND[0]=${file##*/}$function
+    elif [[ $file != /* ]]; then # a path of the workers, such as a disk that they share
+        die "$USER_MISTAKE" "the recipe $file does not exist on this machine"
     fi
 }
 
 # The file that every worker reads; --resume starts a run or continues it.
 job_text() {
     local words
-    words=$(quoted train "${ARGUMENTS[@]}" --run-dir "$RUN_DIR" --resume)
+    words=$(quoted train "${COMMAND[@]}" --run-dir "$RUN_DIR" --resume)
     printf 'job_run_dir=%s\njob_secret=%s\nexport LIBTPU_INIT_ARGS=%s\njob_arguments=(%s)\n' \
         "$(quoted "$RUN_DIR")" "$(quoted "$HF_TOKEN_SECRET")" "$(quoted "$LIBTPU_INIT_ARGS")" "$words"
+    # A changed recipe is another command.
+    [[ ! $RECIPE_FILE ]] || printf '# cksum of the recipe: %s\n' "$(cksum <"$RECIPE_FILE")"
 }
 
 # shellcheck disable=SC2016 # the worker expands it
@@ -106,9 +124,6 @@ is_finished() {
     esac
     return 1
 }
-
-# A host whose neighbour has died is ended by JAX within two minutes (heartbeats of 100 s).
-STRAGGLER_SECONDS=${STRAGGLER_SECONDS:-300}
 
 # Stops what is left of an attempt that has failed on one host, after it has had time to end itself.
 stop_stragglers() {

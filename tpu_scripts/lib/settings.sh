@@ -62,7 +62,7 @@ one_of() { # one_of VARIABLE VALUE...
 }
 
 whole_number() {
-    [[ ${!1} =~ ^[0-9]+$ ]] || die "$USER_MISTAKE" "$1 must be a whole number, got '${!1}'"
+    [[ ${!1} =~ ^(0|[1-9][0-9]*)$ ]] || die "$USER_MISTAKE" "$1 must be a whole number, got '${!1}'"
 }
 
 # Names in Compute Engine have at most 63 characters, and a group appends 5 to its VMs' names.
@@ -88,13 +88,26 @@ read_settings() {
     # shellcheck disable=SC2086 # a list of words
     one_of API $APIS
     one_of INTERNAL_IPS yes no
-    [[ $POLL_SECONDS =~ ^[0-9.]+$ ]] || die "$USER_MISTAKE" "POLL_SECONDS must be a number, got '$POLL_SECONDS'"
+    [[ $POLL_SECONDS =~ ^[0-9]+(\.[0-9]+)?$ ]] || die "$USER_MISTAKE" "POLL_SECONDS must be a number, got '$POLL_SECONDS'"
     whole_number TRIES
     whole_number SSH_TRIES
     [[ $DRY_RUN ]] || command -v gcloud >/dev/null || die "$USER_MISTAKE" \
         "gcloud is not on PATH; see https://cloud.google.com/sdk/docs/install"
     # What the scripts keep on this machine: the wheel of a slice and the counts of watch.
     KEPT=${XDG_STATE_HOME:-$HOME/.local/state}/jaxdistill/$PROJECT/$ZONE/$NAME
+}
+
+# As jaxdistill checks it: a mistake that the workers would find costs a slice. gcloud reads `*`, `?`
+# and `[` as patterns, so that another run's finished.json could be taken for this one's.
+check_run_dir() {
+    RUN_DIR=${RUN_DIR:-}
+    while [[ $RUN_DIR == */ ]]; do RUN_DIR=${RUN_DIR%/}; done
+    [[ $RUN_DIR ]] || die "$USER_MISTAKE" "RUN_DIR is not set; give gs://BUCKET/RUN, in a bucket of the region $REGION"
+    if [[ $RUN_DIR == /* && $RUN_DIR != *[[:cntrl:]]* ]]; then return; fi
+    local rule='^gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]/([^/]+/)*[^/]+$'
+    if [[ $RUN_DIR =~ $rule && $RUN_DIR/ != */./* && $RUN_DIR/ != */../* && $RUN_DIR != *[][*?#\\[:cntrl:]]* ]]; then return; fi
+    die "$USER_MISTAKE" \
+        "RUN_DIR must be gs://BUCKET/RUN or a path of the workers that begins with /, got '${RUN_DIR//[[:cntrl:]]/?}'; a bucket's name is lower-case, and no address has //, /../ or one of *?[]#\\"
 }
 
 # Prints the process that watches this slice, if one does.
@@ -107,7 +120,7 @@ watcher() {
 # show VARIABLE...: the parameters, as lines that can be pasted.
 show() {
     local variable
-    for variable in NAME PROJECT ZONE ACCELERATOR API "$@"; do
+    for variable in NAME PROJECT ZONE ACCELERATOR API "$@" INTERNAL_IPS TRIES POLL_SECONDS; do
         say "export $variable=$(quoted "${!variable}")"
     done
     say "# $ACCELERATOR: $TOPOLOGY, $CHIPS chips, $HOSTS host(s), $DEVICES devices of $HBM_GIB GiB"

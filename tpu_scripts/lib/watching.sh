@@ -10,7 +10,9 @@ read_limits() {
     one_of AGAIN yes no
     one_of WHEN_DONE keep delete
     # The service may be out of reach for an hour (a laptop asleep, a network down).
-    PATIENCE=${WATCH_TRIES:-60}
+    WATCH_TRIES=${WATCH_TRIES:-60}
+    whole_number WATCH_TRIES
+    PATIENCE=$WATCH_TRIES
     attempts=0 failures=0 seen="" first_look=yes no_slice=0 child=""
 }
 
