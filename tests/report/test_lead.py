@@ -80,12 +80,11 @@ def test_the_best_objective_is_the_most_accurate_that_learns_from_a_teacher(stud
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(study_dir, tmp_path):
     """A run with evaluations at steps 0, 10, 20 and 40."""
-    folder = build_study(tmp_path / "study", ends=ONE_METHOD)
     run = tmp_path / "mine"
-    shutil.copytree(folder / "runs" / "main-sdpo-s0", run)
-    start = folder / "runs" / "main-base-s0" / "evals" / "step_000000"
+    shutil.copytree(study_dir / "runs" / "main-sdpo-s0", run)
+    start = study_dir / "runs" / "main-base-s0" / "evals" / "step_000000"
     shutil.copytree(start, run / "evals" / start.name)
     return run
 
@@ -95,6 +94,30 @@ def test_a_single_run_is_compared_with_its_step_0(run, without_figures):
     page = Page(write_run_report([run], run).read_text())
     assert "from 78.3% at step 0" in page.text
     assert "step 0's first answer is right and step 40's wrong" in page.text
+
+
+OBJECTIVE = {"type": "Distill", "target": {"type": "TeacherProbabilities"}, "weights": []}
+GATED = OBJECTIVE | {"weights": [{"type": "SuppressionGate"}]}
+REWARDED = {"type": "GRPO"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "objective", "said"),
+    [
+        ("sdpo", OBJECTIVE, "40 steps of SDPO lowered"),
+        ("sdpo", GATED, "40 steps of other/sdpo (epistemic gate) lowered"),
+        ("sdpo", REWARDED, "40 steps of other/sdpo (GRPO) lowered"),
+        ("sdpo_ema", OBJECTIVE, "40 steps of other/sdpo_ema (SDPO) lowered"),
+        ("epi_gate-peak_lr=1", OBJECTIVE, "40 steps of other/epi_gate-peak_lr=1 (SDPO) lowered"),
+        ("a1", GATED, "40 steps of a1 (epistemic gate) lowered"),
+        ("a1", {"type": "MyOwn"}, "40 steps of a1 lowered"),
+        ("grpo", None, "40 steps of other/grpo lowered"),
+    ],
+)
+def test_a_run_is_called_after_its_objective_whatever_its_folder_is(run, folder, objective, said):
+    renamed = shutil.copytree(run, run.parent / "other" / folder)
+    (renamed / "config.json").write_text(json.dumps({"objective": objective}))
+    assert sentence_of(load_runs([renamed])).startswith(said)
 
 
 def test_a_run_without_a_step_0_says_that_its_beginning_is_unknown(run):
