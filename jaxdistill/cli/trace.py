@@ -178,4 +178,6 @@ def _of_models(options: argparse.Namespace, asked: tuple[Any, Any], chosen: dict
         question = Question("prompt:0", question, options.answer)
     model = load(options.model)
     reference = None if options.reference is None else load(options.reference)
-    return api.trace(model, question, response, reference=reference, enable_thinking=options.thinking, **chosen)
+    return api.trace(
+        model, question, response, reference=reference, enable_thinking=options.thinking, **chosen
+    )

@@ -21,6 +21,7 @@ from jaxdistill.report.findings import (
 )
 from jaxdistill.report.load import AXES, Row, Run, StudyResults
 from jaxdistill.report.words import (
+    METHOD_LABELS,
     change_text,
     method_label,
     number_text,
@@ -229,9 +230,10 @@ def _of_sweeps(study: StudyResults, world: str, split: str) -> Iterator[str]:
 def _named(study: StudyResults, method: str) -> str:
     """What a method is called; the name of a run's folder is followed by that of its objective."""
     label, run = method_label(method), study.runs.get(("", method, 0))
-    return label if label != method or run is None or run.method is None else (
-        f"{label} ({method_label(run.method)})"
-    )
+    is_method = method.partition("-")[0] in METHOD_LABELS
+    if is_method or run is None or run.method is None:
+        return label
+    return f"{label} ({method_label(run.method)})"
 
 
 def _of_one(name: str, cell: Cell, start: Cell | None) -> str:
@@ -248,15 +250,11 @@ def _of_one(name: str, cell: Cell, start: Cell | None) -> str:
     return f"{late} unknown; {_effect(since, start, cell)}"
 
 
-def _of_several(
-    study: StudyResults, trained: Sequence[Cell], starts: dict[CellKey, Cell]
-) -> str:
+def _of_several(study: StudyResults, trained: Sequence[Cell], starts: dict[CellKey, Cell]) -> str:
     """The highest and the lowest of several runs, and whether they differ."""
     best, worst = trained[0], trained[-1]
     gap = change(best, worst, "accuracy")
-    ends = [
-        f"{_named(study, c.method)} at {_value(c)}{_since(c, starts)}" for c in (best, worst)
-    ]
+    ends = [f"{_named(study, c.method)} at {_value(c)}{_since(c, starts)}" for c in (best, worst)]
     verdict = "their difference"
     if gap.is_bounded and gap.low <= 0:
         verdict = "which does not settle that they differ"

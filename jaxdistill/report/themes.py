@@ -182,7 +182,9 @@ def _svg(figure: "Figure") -> bytes:
     # Letters are paths: they look the same everywhere.
     unnamed = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", metadata=unnamed)
-    text = re.sub(r"#[0-9a-f]{6}\b", lambda colour: f"var({_variable(colour[0])})", buffer.getvalue())
+    text = re.sub(
+        r"#[0-9a-f]{6}\b", lambda colour: f"var({_variable(colour[0])})", buffer.getvalue()
+    )
     start, end = text.index("<style"), text.index("</style>")
     return (text[:start] + f"<style>{STYLE}" + text[end:]).encode()
 

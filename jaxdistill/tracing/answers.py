@@ -21,7 +21,15 @@ from jaxdistill.sampling.prompts import encode_prompts
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.loading import Policy
 from jaxdistill.storage.toy import toy_base_folder
-from jaxdistill.tasks.contexts import PAPER, Attempt, Context, Shown, Template, composed, regenerates
+from jaxdistill.tasks.contexts import (
+    PAPER,
+    Attempt,
+    Context,
+    Shown,
+    Template,
+    composed,
+    regenerates,
+)
 from jaxdistill.tasks.grading.verdict import Verdict
 from jaxdistill.tasks.questions import Question, is_text, messages
 from jaxdistill.tasks.toy.traces import WORLDS
