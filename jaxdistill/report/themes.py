@@ -173,7 +173,14 @@ def picture(
         wide, png = _svg(figure), io.BytesIO()
         figure.set_layout_engine("none")  # it is laid out, which is half of the work
         figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
-    return Picture(name, wide, narrow, png.getvalue(), caption, says or name.replace("_", " "))
+    return Picture(
+        name=name,
+        wide=wide,
+        narrow=narrow,
+        png=png.getvalue(),
+        caption=caption,
+        says=says or name.replace("_", " "),
+    )
 
 
 def _svg(figure: "Figure") -> bytes:

@@ -138,7 +138,7 @@ def _environment() -> "Environment":
 
 
 def _blocks(trace: Numbers, shade: np.ndarray) -> Iterator[Any]:
-    """Blocks of tokens as HTML; a block that ends without a line break looks like a wrapped line."""
+    """Blocks of tokens as HTML; one that ends without a line break looks like a wrapped line."""
     from markupsafe import Markup
 
     epistemic = trace.epistemic_ids
