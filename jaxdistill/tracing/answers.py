@@ -143,11 +143,11 @@ def _described(
 
 
 def _name_of(objective: Objective) -> str:
-    """A preset's name, or the choice as it is written."""
+    """A preset's name, or the choice as one would write it."""
     for name, preset in PRESETS.items():
         if preset() == objective:
             return name
-    return repr(objective)
+    return written(objective)
 
 
 def name_of_folder(folder: Path) -> str:
