@@ -30,6 +30,12 @@ def add_verbs(verbs: Any) -> None:
     sub.add_argument("--question", metavar="TEXT", help="a user turn")
     response = sub.add_argument("--response", metavar="TEXT", help="the answer to trace")
     describe_default(response, "one that the model samples")
+    sub.add_argument(
+        "--answer",
+        metavar="TEXT",
+        help="the gold answer of --question: a run whose teacher is shown a correct response then "
+        "samples one, as in training",
+    )
     sub.add_argument("--step", type=int, metavar="N", help="the step of a row that a run has saved")
     sub.add_argument(
         "--row",
@@ -108,6 +114,7 @@ def trace(options: argparse.Namespace) -> None:
         found = trace_of_run(
             options.model,
             *asked,
+            answer=options.answer,
             thinking=options.thinking,
             verify=options.verify,
             **sampling,
@@ -140,6 +147,8 @@ def check_flags(options: argparse.Namespace) -> None:
         raise UserError("expected either --question, or --step and --row of a run's rollouts")
     if is_saved and (options.step is None or options.row is None):
         raise UserError("--step and --row belong together: they name one row of a run's rollouts")
+    if is_saved and options.answer is not None:
+        raise UserError("--answer belongs to --question; a saved row has its own answer")
     if is_saved and options.response is not None:
         raise UserError("--response belongs to --question; a saved row has its own response")
     for name, value in (("--step", options.step), ("--row", options.row)):
@@ -155,6 +164,7 @@ def check_flags(options: argparse.Namespace) -> None:
 def _of_models(options: argparse.Namespace, asked: tuple[Any, Any], chosen: dict[str, Any]) -> Any:
     from jaxdistill import api
     from jaxdistill.storage.loading import open_weights
+    from jaxdistill.tasks.questions import Question
 
     mesh = chosen.pop("mesh")
 
@@ -162,6 +172,12 @@ def _of_models(options: argparse.Namespace, asked: tuple[Any, Any], chosen: dict
         opened = open_weights(name, mesh, progress=True, verify=options.verify)
         return api.Model(*opened, mesh=mesh)
 
+    question, response = asked
+    if options.answer is not None:
+        # The id is that of a prompt that `generate` samples for.
+        question = Question("prompt:0", question, options.answer)
     model = load(options.model)
     reference = None if options.reference is None else load(options.reference)
-    return api.trace(model, *asked, reference=reference, enable_thinking=options.thinking, **chosen)
+    return api.trace(
+        model, question, response, reference=reference, enable_thinking=options.thinking, **chosen
+    )

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jaxdistill.report.load import StudyResults
-from jaxdistill.report.settings import all_types, configs_of
+from jaxdistill.report.methods import all_types
+from jaxdistill.report.settings import configs_of
 
 
 class Term(NamedTuple):

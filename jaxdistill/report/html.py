@@ -46,8 +46,8 @@ def _environment() -> "Environment":
         ),
         "marked": marked,
         "method_label": method_label,
-        "png": lambda png: "data:image/png;base64," + base64.b64encode(png).decode("ascii"),
         "sentence": sentence,
+        "svg": lambda svg: "data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii"),
     }
     return environment
 

@@ -21,6 +21,7 @@ from jaxdistill.report.findings import (
 )
 from jaxdistill.report.load import AXES, Row, Run, StudyResults
 from jaxdistill.report.words import (
+    METHOD_LABELS,
     change_text,
     method_label,
     number_text,
@@ -199,10 +200,10 @@ def _of_runs(study: StudyResults, cells: dict[CellKey, Cell]) -> str:
     trained = [c for c in here if c.method != BASE]
     if len(trained) == 1:
         (cell,) = trained
-        return _of_one(cell, starts.get((world, cell.method, split)))
+        return _of_one(_named(study, cell.method), cell, starts.get((world, cell.method, split)))
     trained.sort(key=lambda cell: -cell.value("accuracy"))
     if trained:
-        return _of_several(trained, starts)
+        return _of_several(study, trained, starts)
     begin = f"the base model has {_value(here[0])}" if here else "the base model was not evaluated"
     return "; ".join([begin, *_of_sweeps(study, world, split)])
 
@@ -226,8 +227,16 @@ def _of_sweeps(study: StudyResults, world: str, split: str) -> Iterator[str]:
         yield f"{method_label(method)} ends {between}"
 
 
-def _of_one(cell: Cell, start: Cell | None) -> str:
-    name = method_label(cell.method)
+def _named(study: StudyResults, method: str) -> str:
+    """What a method is called; the name of a run's folder is followed by that of its objective."""
+    label, run = method_label(method), study.runs.get(("", method, 0))
+    is_method = method.partition("-")[0] in METHOD_LABELS
+    if is_method or run is None or run.method is None:
+        return label
+    return f"{label} ({method_label(run.method)})"
+
+
+def _of_one(name: str, cell: Cell, start: Cell | None) -> str:
     if start is None:
         when = f"after {cell.step} steps" if cell.step else "at step 0, before training"
         alone = "this is its only evaluation, so nothing is known about what training changed"
@@ -241,11 +250,11 @@ def _of_one(cell: Cell, start: Cell | None) -> str:
     return f"{late} unknown; {_effect(since, start, cell)}"
 
 
-def _of_several(trained: Sequence[Cell], starts: dict[CellKey, Cell]) -> str:
+def _of_several(study: StudyResults, trained: Sequence[Cell], starts: dict[CellKey, Cell]) -> str:
     """The highest and the lowest of several runs, and whether they differ."""
     best, worst = trained[0], trained[-1]
     gap = change(best, worst, "accuracy")
-    ends = [f"{method_label(c.method)} at {_value(c)}{_since(c, starts)}" for c in (best, worst)]
+    ends = [f"{_named(study, c.method)} at {_value(c)}{_since(c, starts)}" for c in (best, worst)]
     verdict = "their difference"
     if gap.is_bounded and gap.low <= 0:
         verdict = "which does not settle that they differ"
@@ -277,7 +286,7 @@ def _never_evaluated(study: StudyResults) -> str:
     if len(runs) > 1:
         return f"None of the {len(runs)} runs was evaluated, so this page cannot compare them."
     ((_, method, _), run) = runs[0]
-    name = sentence(method_label(method))
+    name = sentence(_named(study, method))
     rewards = _rewards(run)
     if len(rewards) < 2:
         return f"{name} was not evaluated, so this page cannot tell what training changed."

@@ -11,6 +11,7 @@ from jaxdistill.errors import UserError
 from jaxdistill.evaluation.measures import study_row, summarize
 from jaxdistill.files import local_path, parse_json
 from jaxdistill.report import checks
+from jaxdistill.report.methods import is_method, method_of
 from jaxdistill.report.words import METHOD_LABELS, SPLIT_LABELS, WORLD_LABELS
 
 Row = dict[str, Any]
@@ -27,6 +28,12 @@ class Run:
 
     folder: Path
     metrics: list[Row]
+
+    @property
+    def method(self) -> str | None:
+        """What its objective is called, whatever the folder is; None if that has no name."""
+        path = self.folder / "config.json"
+        return method_of(read_object(path)) if path.is_file() else None
 
     def records(self, step: int, split: str) -> list[Row] | None:
         """The per-response records of one evaluation; None where the run kept none."""
@@ -111,10 +118,13 @@ def load_runs(run_dirs: Sequence[str | Path]) -> StudyResults:
             raise UserError(
                 f"{folder}: not a run folder (no config.json); give one that `train` wrote"
             )
-        read_object(folder / "config.json")
+        config = read_object(folder / "config.json")
         run = load_run(folder)
-        # A folder of this name that was trained is no baseline of the others.
-        name = f"{folder.resolve().parent.name}/{name}" if name == BASE and run.metrics else name
+        # A folder may be called after a method, or `base`, without being one.
+        known = name.partition("-")[0] if "=" in name else name
+        is_it = not run.metrics if name == BASE else is_method(known, config)
+        if known in METHOD_LABELS and not is_it:
+            name = f"{folder.resolve().parent.name}/{name}"
         runs["", name, 0] = run
         rows += _rows_of_evals(run, name)
     return StudyResults(folders[0].parent, {"name": ", ".join(key[1] for key in runs)}, rows, runs)

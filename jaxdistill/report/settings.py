@@ -107,16 +107,6 @@ def expression(value: Any) -> str:
     return repr(value)
 
 
-def all_types(value: Any) -> Iterator[str]:
-    """The class names in a config."""
-    if isinstance(value, dict):
-        if isinstance(value.get("type"), str):
-            yield value["type"]
-        yield from (name for part in value.values() for name in all_types(part))
-    elif isinstance(value, list):
-        yield from (name for part in value for name in all_types(part))
-
-
 def _pairs(config: dict[str, Any]) -> Iterator[Pair]:
     for label, path in SHOWN:
         value: Any = config

@@ -1,11 +1,12 @@
-"""The two looks of a figure (light and dark), its two widths, and how it becomes PNG files.
+"""The two looks of a figure (light and dark), its two widths, and how it becomes files.
 
-Every figure is drawn by the same calls under other rc settings. A wide one is shown at 900 pixels,
-so a point of type is about 1.4 pixels; a narrow one at the 370 pixels of a phone, so that its
-letters are about as large.
+A figure is drawn in light colours, once for each width, as an SVG whose style sheet replaces them
+by the dark ones. A wide one is shown at 900 pixels, so a point of type is about 1.4 pixels; a
+narrow one at the 370 pixels of a phone, so that its letters are about as large.
 """
 
 import io
+import re
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,9 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDE, NARROW = 9.0, 4.4  # inches
-# 1,440 and 1,012 pixels across: sharp at 900 CSS pixels on screens of up to 1.6 device pixels per
-# CSS pixel, and at 370 on those of 2.7, as phones have them.
-DPI = {WIDE: 160, NARROW: 230}
+# Of the PNG, which is for slides: 1,440 pixels across.
+DPI = 160
 
 
 class Theme(NamedTuple):
@@ -69,6 +69,7 @@ RC = {
     "xtick.major.size": 3,
     "ytick.major.size": 3,
     "text.parse_math": False,  # a `$` in a name is a dollar sign, not mathematics
+    "svg.hashsalt": "jaxdistill",  # otherwise the ids in a file are random
 }
 
 
@@ -95,7 +96,7 @@ LIGHT = Theme(
         "#d46bb0",
         "#00a0a0",
         "#6b4a2b",
-        "#24211d",
+        "#000000",
         "#9aa6ff",
     ),
 )
@@ -128,14 +129,22 @@ DARK = Theme(
 DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 
 
+def _colours(theme: Theme) -> list[str]:
+    named = [theme.background, theme.ink, theme.faint, theme.grid]
+    return [*named, *theme.methods.values(), *theme.others]
+
+
+# Light colour -> dark colour; all light ones differ.
+DARK_FOR = dict(zip(_colours(LIGHT), _colours(DARK), strict=True))
+
+
 class Picture(NamedTuple):
-    """A finished figure: its name, a PNG for each theme and width, its caption, and its text."""
+    """A finished figure: its name, an SVG for each width, a PNG, its caption, and its text."""
 
     name: str
-    light: bytes
-    dark: bytes
-    narrow_light: bytes
-    narrow_dark: bytes
+    wide: bytes
+    narrow: bytes
+    png: bytes  # wide and light
     caption: str
     says: str  # for those who cannot see it
 
@@ -143,45 +152,66 @@ class Picture(NamedTuple):
     def files(self) -> dict[str, bytes]:
         """File name -> content."""
         return {
-            f"{self.name}.png": self.light,
-            f"{self.name}-dark.png": self.dark,
-            f"{self.name}-narrow.png": self.narrow_light,
-            f"{self.name}-narrow-dark.png": self.narrow_dark,
+            f"{self.name}.svg": self.wide,
+            f"{self.name}-narrow.svg": self.narrow,
+            f"{self.name}.png": self.png,
         }
 
 
 def picture(
     name: str, caption: str, draw: Callable[[Theme, float], "Figure"], says: str = ""
 ) -> Picture:
-    """Draw in both themes and widths. A PNG holds no date or version: equal data, equal bytes."""
+    """Draw in both widths. A file holds no date or version: equal data, equal bytes."""
     # Imported only when a figure is drawn: Markdown does not need it.
     import matplotlib
 
-    png = {}
-    for width in (WIDE, NARROW):
-        places: list[Any] = []
-        for theme in (LIGHT, DARK):
-            buffer = io.BytesIO()
-            with matplotlib.rc_context(theme.settings), warnings.catch_warnings():
-                # A letter that the font lacks is drawn as a box; the tables show the whole name.
-                warnings.filterwarnings("ignore", "Glyph .* missing from font")
-                drawn = draw(theme, width)
-                if places:  # the layout is half of the work, and a theme changes colours alone
-                    drawn.set_layout_engine("none")
-                    for ax, place in zip(drawn.axes, places, strict=True):
-                        ax.set_position(place)
-                drawn.savefig(buffer, format="png", dpi=DPI[width], metadata={"Software": None})
-            places = [ax.get_position() for ax in drawn.axes]
-            png[width, theme.name] = buffer.getvalue()
+    with matplotlib.rc_context(LIGHT.settings), warnings.catch_warnings():
+        # A letter that the font lacks is drawn as a box; the tables show the whole name.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        narrow = _svg(draw(LIGHT, NARROW))
+        figure = draw(LIGHT, WIDE)
+        wide, png = _svg(figure), io.BytesIO()
+        figure.set_layout_engine("none")  # it is laid out, which is half of the work
+        figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
     return Picture(
         name=name,
-        light=png[WIDE, "light"],
-        dark=png[WIDE, "dark"],
-        narrow_light=png[NARROW, "light"],
-        narrow_dark=png[NARROW, "dark"],
+        wide=wide,
+        narrow=narrow,
+        png=png.getvalue(),
         caption=caption,
         says=says or name.replace("_", " "),
     )
+
+
+def _svg(figure: "Figure") -> bytes:
+    """The figure as an SVG that follows the reader's colour scheme."""
+    buffer = io.StringIO()
+    # Letters are paths: they look the same everywhere.
+    unnamed = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", metadata=unnamed)
+    text = re.sub(
+        r"#[0-9a-f]{6}\b", lambda colour: f"var({_variable(colour[0])})", buffer.getvalue()
+    )
+    start, end = text.index("<style"), text.index("</style>")
+    return (text[:start] + f"<style>{STYLE}" + text[end:]).encode()
+
+
+def _variable(light: str) -> str:
+    return f"--{light[1:]}"
+
+
+def _style() -> str:
+    """The style sheet of an SVG: the light colours, and the dark ones for a dark screen."""
+    light = "".join(f"{_variable(colour)}: {colour}; " for colour in DARK_FOR)
+    dark = "".join(f"{_variable(colour)}: {other}; " for colour, other in DARK_FOR.items())
+    return (
+        f":root {{ {light}}} @media screen and (prefers-color-scheme: dark) {{ :root {{ {dark}}} }}"
+        # Matplotlib's own rule, which this sheet replaces.
+        " * { stroke-linejoin: round; stroke-linecap: butt }"
+    )
+
+
+STYLE = _style()
 
 
 def new_figure(width: float, height: float) -> "Figure":

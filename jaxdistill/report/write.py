@@ -25,7 +25,7 @@ from jaxdistill.report.words import method_label
 
 
 def write_study_report(study_dir: str | Path, *, words: Sequence[str] | None = None) -> Path:
-    """Write STUDY/report.html and STUDY/figures/*.png; return the page's path.
+    """Write STUDY/report.html and STUDY/figures/; return the page's path.
 
     `words` are highlighted in the answers (default: the paper's ten). Raises UserError, one line,
     if summary.json or study.json is missing or a file is malformed.
@@ -127,12 +127,12 @@ def study_markdown(study_dir: str | Path) -> str:
 
 
 def write(path: Path, text: str, pictures: dict[str, Picture]) -> Path:
-    """Write the page to `path`, and its figures, each in four looks, to figures/ beside it."""
+    """Write the page to `path`, and each figure's SVGs and PNG to figures/ beside it."""
     folder = path.parent / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     for picture in pictures.values():
-        for name, png in picture.files.items():
-            write_whole(folder / name, png)
+        for name, content in picture.files.items():
+            write_whole(folder / name, content)
     write_whole(path, text)
     return path
 

@@ -21,7 +21,15 @@ from jaxdistill.sampling.prompts import encode_prompts
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.loading import Policy
 from jaxdistill.storage.toy import toy_base_folder
-from jaxdistill.tasks.contexts import PAPER, Attempt, Context, Template, composed, regenerates
+from jaxdistill.tasks.contexts import (
+    PAPER,
+    Attempt,
+    Context,
+    Shown,
+    Template,
+    composed,
+    regenerates,
+)
 from jaxdistill.tasks.grading.verdict import Verdict
 from jaxdistill.tasks.questions import Question, is_text, messages
 from jaxdistill.tasks.toy.traces import WORLDS
@@ -135,11 +143,11 @@ def _described(
 
 
 def _name_of(objective: Objective) -> str:
-    """A preset's name, or the choice as it is written."""
+    """A preset's name, or the choice as one would write it."""
     for name, preset in PRESETS.items():
         if preset() == objective:
             return name
-    return repr(objective)
+    return written(objective)
 
 
 def name_of_folder(folder: Path) -> str:
@@ -207,13 +215,20 @@ def informed_ids(
             f"`context`: {name} shows what the initial model answers when it is shown a solution; "
             "sample that answer, and show it with Solution(text)"
         )
-    solution = question.solution if solution is None else solution
-    shown = composed(context, Attempt(question, response, NOT_GRADED, solution, None))
+    shown = shown_of(context, question, response, solution)
     if shown is None:
         what = "a Question with an answer" if name == "AnswerOnly" else f"{name}(text='...')"
         raise UserError(f"`context`: {name} has nothing to show for this question; write {what}")
     chat = messages(question, shown.turn(template))
     return tokenizers.prompt_ids(policy.tokenizer, [chat], thinking)[0]
+
+
+def shown_of(
+    context: Context, question: Question, response: str, solution: str | None
+) -> Shown | None:
+    """What a context shows beside a response; `solution` None is the question's own."""
+    solution = question.solution if solution is None else solution
+    return composed(context, Attempt(question, response, NOT_GRADED, solution, None))
 
 
 def response_ids(
@@ -263,15 +278,21 @@ def trace_question(
     *,
     model: str,
     reference: str = "",
+    solution: str | None = None,
     template: Template = PAPER,
     thinking: bool | None = None,
     sampling: Sampling | None = None,
     seed: int = 0,
     how: How,
 ) -> Trace:
-    """The trace of a response, or of one that is sampled, under a context."""
+    """The trace of a response, or of one that is sampled, under a context.
+
+    `solution` is what a context shows that has no text of its own; None is the question's own.
+    """
     question, context = question_of(question), context_of(context)
-    informed = informed_ids(policy, question, context, template=template, thinking=thinking)
+    informed = informed_ids(
+        policy, question, context, solution=solution, template=template, thinking=thinking
+    )
     tokens, behaviour, notes = response_ids(
         policy,
         question,

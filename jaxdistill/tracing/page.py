@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 # Shades of the heat in each direction; the eye tells few more apart.
 SHADES = 8
-# Tokens of a block of text at least: blocks end at line breaks, and the browser lays out only
-# those in sight. Chosen, not measured.
-BLOCK = 200
+# Tokens of a block of text at least: the browser lays out only the blocks in sight. A block ends at
+# a line break, else at a space once it has LONG_BLOCK tokens, else with LONGEST_BLOCK; text without
+# line breaks would otherwise be one block. Chosen, not measured.
+BLOCK, LONG_BLOCK, LONGEST_BLOCK = 200, 400, 800
 # Columns of the strip: half of the pixels that it is drawn on.
 COLUMNS = 480
 # Significant digits of the numbers in a page, which shows three at most.
@@ -137,7 +138,7 @@ def _environment() -> "Environment":
 
 
 def _blocks(trace: Numbers, shade: np.ndarray) -> Iterator[Any]:
-    """Blocks of tokens as HTML, each ending at a line break."""
+    """Blocks of tokens as HTML; one that ends without a line break looks like a wrapped line."""
     from markupsafe import Markup
 
     epistemic = trace.epistemic_ids
@@ -150,6 +151,9 @@ def _blocks(trace: Numbers, shade: np.ndarray) -> Iterator[Any]:
         # The space before a word is not coloured with it.
         word = text[1:] if text[:1] == " " and text[1:].strip() else text
         space = text[: len(text) - len(word)]
+        if len(parts) >= (LONG_BLOCK if space else LONGEST_BLOCK):
+            yield Markup("".join(parts))
+            parts = []
         parts.append(f"{space}<b{named}>{html.escape(visible(word))}</b>")
         if len(parts) >= BLOCK and "\n" in text:
             yield Markup("".join(parts))

@@ -29,12 +29,14 @@ from jaxdistill.tracing.answers import (
     context_of,
     informed_ids,
     objective_of,
+    question_of,
     trace_answer,
     trace_question,
     written,
 )
 from jaxdistill.tracing.record import Trace
 from jaxdistill.tracing.scoring import Answer
+from jaxdistill.tracing.siblings import demonstrate, with_answer
 from jaxdistill.training.networks import Networks
 from jaxdistill.training.on_policy import OnPolicy
 from jaxdistill.training.teachers import Models, MovingTeacher, networks_of
@@ -248,12 +250,18 @@ def trace_of_run(
     objective: Objective | str | None = None,
     sampling: Sampling | None = None,
     seed: int = 0,
+    answer: str | None = None,
     thinking: bool | None = None,
     mesh: sharding.Mesh,
     verify: bool = True,
     **how: Any,
 ) -> Trace:
-    """The trace of any question by a run's newest student, its teacher and its initial model."""
+    """The trace of any question by a run's newest student, its teacher and its initial model.
+
+    If the context shows a solution and has no text, the teacher is shown a correct response of the
+    student, as in training (`siblings.demonstrate`); `answer` is the gold answer that tells which
+    are.
+    """
     folder = loading.folder_of(run)
     config = read_config(folder)
     own = _own_classes(config)
@@ -265,10 +273,24 @@ def trace_of_run(
     if thinking is None and experience is not None:
         thinking = experience.student_thinking
     context, chosen = context_of(context, own), objective_of(objective, own)
+    question = with_answer(folder, question_of(question), answer)
     opened = open_run(folder, config, None, mesh, verify=verify)
     notes = list(opened.notes)
     settings = _how(opened, chosen, mesh, notes, how)
-    template = {} if experience is None else {"template": experience.template}
+    shown: dict[str, Any] = {}
+    if experience is not None:
+        found = demonstrate(
+            folder,
+            experience,
+            opened.policy,
+            question,
+            context,
+            response=response,
+            seed=seed,
+            how=settings,
+        )
+        notes += found.notes
+        shown = {"template": experience.template, "solution": found.text}
     trace = trace_question(
         opened.policy,
         opened.networks,
@@ -281,7 +303,7 @@ def trace_of_run(
         sampling=sampling,
         seed=seed,
         how=settings,
-        **template,
+        **shown,
     )
     return dataclasses.replace(trace, notes=(*notes, *trace.notes))
 

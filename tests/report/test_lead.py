@@ -80,12 +80,11 @@ def test_the_best_objective_is_the_most_accurate_that_learns_from_a_teacher(stud
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(study_dir, tmp_path):
     """A run with evaluations at steps 0, 10, 20 and 40."""
-    folder = build_study(tmp_path / "study", ends=ONE_METHOD)
     run = tmp_path / "mine"
-    shutil.copytree(folder / "runs" / "main-sdpo-s0", run)
-    start = folder / "runs" / "main-base-s0" / "evals" / "step_000000"
+    shutil.copytree(study_dir / "runs" / "main-sdpo-s0", run)
+    start = study_dir / "runs" / "main-base-s0" / "evals" / "step_000000"
     shutil.copytree(start, run / "evals" / start.name)
     return run
 
@@ -95,6 +94,31 @@ def test_a_single_run_is_compared_with_its_step_0(run, without_figures):
     page = Page(write_run_report([run], run).read_text())
     assert "from 78.3% at step 0" in page.text
     assert "step 0's first answer is right and step 40's wrong" in page.text
+
+
+OBJECTIVE = {"type": "Distill", "target": {"type": "TeacherProbabilities"}, "weights": []}
+GATED = OBJECTIVE | {"weights": [{"type": "SuppressionGate"}]}
+CALLED = [
+    ("sdpo", OBJECTIVE, "SDPO"),
+    ("sdpo", GATED, "other/sdpo (epistemic gate)"),
+    ("sdpo", {"type": "GRPO"}, "other/sdpo (GRPO)"),
+    ("sdpo_ema", OBJECTIVE, "other/sdpo_ema (SDPO)"),
+    ("epi_gate-peak_lr=1", OBJECTIVE, "other/epi_gate, peak_lr=1 (SDPO)"),
+    ("epi_gate-peak_lr=1", GATED, "epistemic gate, peak_lr=1"),
+    ("a1", GATED, "a1 (epistemic gate)"),
+    ("a1", {"type": "MyOwn"}, "a1"),
+    ("grpo", None, "other/grpo"),
+]
+
+
+def test_a_run_is_called_after_its_objective_whatever_its_folder_is(tmp_path):
+    for number, (folder, objective, said) in enumerate(CALLED):
+        run = tmp_path / str(number) / "other" / folder
+        run.mkdir(parents=True)
+        (run / "config.json").write_text(json.dumps({"objective": objective}))
+        (run / "metrics.jsonl").write_text('{"step": 1}\n')
+        text = sentence_of(load_runs([run]))
+        assert text.startswith(f"{said[0].upper()}{said[1:]} was not evaluated")
 
 
 def test_a_run_without_a_step_0_says_that_its_beginning_is_unknown(run):

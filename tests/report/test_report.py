@@ -31,7 +31,7 @@ def test_the_headline_numbers_are_those_of_the_rows(study_dir, page):
 def test_the_page_is_whole_and_asks_nothing_of_the_network_or_of_scripts(page):
     assert "script" not in page.tags
     assert page.pictures
-    assert all(link.startswith("data:image/png;base64,") for link in page.pictures)
+    assert all(link.startswith("data:image/svg+xml;base64,") for link in page.pictures)
     assert page.anchors
     assert all(link.startswith("#") and link[1:] in page.ids for link in page.anchors)
     for heading in ("The course of training", "Where each method ends", "Epistemic mass", "Terms",
@@ -116,17 +116,18 @@ def test_the_pages_own_policy_forbids_all_but_its_style_and_pictures(page):
     assert "link" not in page.tags
 
 
-def test_plain_runs_are_compared_with_their_own_first_evaluation(study_dir, tmp_path):
+def test_plain_runs_are_compared_with_their_own_first_evaluation(
+    study_dir, tmp_path, without_figures
+):
     runs = [study_dir / "runs" / name for name in ("main-sdpo-s0", "main-grpo-s0")]
     path = write_run_report(runs, tmp_path / "out.html")
     parsed = Page(path.read_text())
     assert path == tmp_path / "out.html"
-    assert (tmp_path / "figures" / "curves.png").is_file()
     for text in ("main-sdpo-s0", "main-grpo-s0", "vs its start", "Samples", "held-out"):
         assert text in parsed.text
 
 
-def test_a_run_that_was_never_evaluated_shows_training_samples(tmp_path):
+def test_a_run_that_was_never_evaluated_shows_training_samples_and_curves(tmp_path):
     run = tmp_path / "run"
     (run / "rollouts").mkdir(parents=True)
     (run / "config.json").write_text("{}")
@@ -135,6 +136,7 @@ def test_a_run_that_was_never_evaluated_shows_training_samples(tmp_path):
     (run / "rollouts" / "step_000002.jsonl").write_text((json.dumps(record) + "\n") * 2)
     path = write_run_report([run], tmp_path / "out")
     assert path == tmp_path / "out" / "report.html"
+    assert (tmp_path / "out" / "figures" / "curves.png").is_file()
     text = path.read_text()
     assert text.count("<mark>wait</mark> 4") == 1
     assert "training sample, step_000002" in text

@@ -75,6 +75,18 @@ def test_the_text_stands_in_the_page_with_the_heat_of_doubt(elements):
         assert abs(np.sign(fall) * 8 * abs(fall) ** 0.5 - shade) <= 0.5 + (abs(fall) < 0.01)
 
 
+def test_text_without_line_breaks_is_laid_out_in_blocks_that_start_at_a_space():
+    trace = made_trace(2000)
+    words = [text if i % 3 else f" {text.strip()}" for i, text in enumerate(trace.texts)]
+    for texts, size in ((words, page.LONG_BLOCK + 3), (["字"] * 2000, page.LONGEST_BLOCK)):
+        plain = dataclasses.replace(trace, texts=[text.replace("\n", "x") for text in texts])
+        inside = plain.html().partition('<div id="text">')[2].partition("</div></div>")[0]
+        blocks = inside.removeprefix("<div>").split("</div><div>")
+        assert max(block.count("<b") for block in blocks) <= size
+        assert all(block.startswith(" ") or size == page.LONGEST_BLOCK for block in blocks[1:])
+        assert sum(block.count("</b>") for block in blocks) == 2000
+
+
 def test_a_trace_without_reference_and_objective_shows_neither():
     text = made_trace(reference="", objective="").html()
     data = json.loads(Elements(text).of("script")[0][1])

@@ -1,0 +1,53 @@
+"""Which method a run's config.json says that it is, whatever its folder is called."""
+
+from collections.abc import Iterator
+from typing import Any
+
+# Method -> the classes that tell it, in its objective and teacher; a later one says more.
+CLASSES = {
+    "sdpo": ("Distill",),
+    "opsd": ("Distill", "ForwardKL"),
+    "sdpo_ema": ("Distill", "EMA"),
+    "sdpo_mask": ("Distill", "MaskSampledEpistemic"),
+    "epi_mask": ("Distill", "MaskSampledEpistemic", "SampledReverseKL"),
+    "epi_gate": ("Distill", "SuppressionGate"),
+    "epi_slice": ("Distill", "DropEpistemicSlice"),
+    "epi_anchor": ("Distill", "AnchorEpistemicMass"),
+    "epi_floor": ("Distill", "AnchorEpistemicMass"),
+    "epi_amplify": ("Distill", "AmplifyEpistemic"),
+    "anti_e": ("Distill", "FlipSampledEpistemic"),
+    "grpo": ("GRPO",),
+    "rlsd": ("GRPO", "RLSD"),
+    "rlcsd": ("GRPO", "RLCSD"),
+    "srpo": ("Routed",),
+}
+# Of these names each may stand for the others: they differ in what changes no name.
+SAME = {"opsd": "sdpo", "sdpo_ema": "sdpo", "epi_mask": "sdpo_mask", "epi_floor": "epi_anchor"}
+
+
+def method_of(config: dict[str, Any]) -> str | None:
+    """The method of a run by its objective, without variants; None if no method has it."""
+    types = set(all_types(config.get("objective")))
+    fitting = [name for name in CLASSES if name not in SAME and set(CLASSES[name]) <= types]
+    return fitting[-1] if fitting else None
+
+
+def is_method(name: str, config: dict[str, Any]) -> bool:
+    """Whether a run is what the method's name says.
+
+    >>> gated = {"objective": {"type": "Distill", "weights": [{"type": "SuppressionGate"}]}}
+    >>> is_method("epi_gate", gated), is_method("sdpo", gated)
+    (True, False)
+    """
+    types = {*all_types(config.get("objective")), *all_types(config.get("teacher"))}
+    return method_of(config) == SAME.get(name, name) and set(CLASSES.get(name, ())) <= types
+
+
+def all_types(value: Any) -> Iterator[str]:
+    """The class names in a config."""
+    if isinstance(value, dict):
+        if isinstance(value.get("type"), str):
+            yield value["type"]
+        yield from (name for part in value.values() for name in all_types(part))
+    elif isinstance(value, list):
+        yield from (name for part in value for name in all_types(part))
