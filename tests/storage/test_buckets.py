@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import storage_emulator
-from two_hosts import on_two_hosts
+from several_hosts import on_two_hosts
 
 from jaxdistill.errors import UserError
 from jaxdistill.storage import buckets, hub
