@@ -231,7 +231,7 @@ def read(name: str) -> Any:
 
 def ask_to_stop(reason: str) -> None:
     """Let every host be stopped (`start`'s `stop`): this one has got a signal, for example."""
-    # Where the service is gone, the watching thread says so; this host still ends as it was told to.
+    # Where the service is gone, the watching thread says so; this host ends as it was told to.
     with contextlib.suppress(Exception):
         post("stop", f"{reason} on {name_of(index())}")
 

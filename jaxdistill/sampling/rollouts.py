@@ -66,7 +66,7 @@ def answers_to(rollouts: Rollouts, first: int, last: int) -> Rollouts:
         for field in dataclasses.fields(rollouts)
         if field.name not in ("address", "questions", "rollouts")
     }
-    return replace(rollouts, questions=rollouts.questions[first:last], **per_row)
+    return dataclasses.replace(rollouts, questions=rollouts.questions[first:last], **per_row)
 
 
 def decode_and_grade(

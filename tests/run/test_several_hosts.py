@@ -53,7 +53,7 @@ def start(num, place, config, name, *more):
 
 
 def without_revision(folder):
-    """All files, but for the hash of the parameters, whose last bits depend on the order of sums."""
+    """All files, but for the hash of parameters, whose last bits depend on the order of sums."""
     files = tree_of(folder).items()
     return {name: re.sub(rb'"revision": "\w+"', b"", content) for name, content in files}
 

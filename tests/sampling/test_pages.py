@@ -193,7 +193,7 @@ def test_an_embedding_that_is_not_the_head_counts_as_split_as_it_is():
     untied = dataclasses.replace(tied, tie_embeddings=False)
     shapes = {"num_questions": 8, "num_rows": 800, "prompt": 64, "new": 600}
     bytes_per = {"item_bytes": 4, "head_bytes": 32, "has_pages": True}
-    free = 10_000_000
+    free = 5_000_000
     with sharding.use_mesh(sharding.make_mesh(sharding.MeshConfig(data=1, fsdp=4, tensor=2))):
         expected = pages.slots_in(free, tied, **shapes, **bytes_per)
         more = 60_000 * 16 * 4 / 8 / 0.8

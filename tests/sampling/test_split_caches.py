@@ -57,9 +57,7 @@ def test_prompt_caches_stay_split_and_an_embedding_that_is_no_head_is_not_gather
         rows = batch(QUESTIONS * ROLLOUTS, 2, dtype=jnp.uint32)
         operations = operations_of(sample.lower(params, prompts, prompts, rows).compile())
     shapes = {shape for each in operations for shape in each.shapes}
-    moved = {
-        shape for each in operations if each.kind in COLLECTIVES for shape in each.shapes
-    }
+    moved = {shape for each in operations if each.kind in COLLECTIVES for shape in each.shapes}
 
     # Four of the devices' groups hold two questions each; one of two heads is on a device.
     width = PROMPT if num_pages is None else 2 * pages.PAGE
