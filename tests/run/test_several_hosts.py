@@ -45,11 +45,11 @@ def config_of(steps, **changes):
     return dataclasses.replace(config, experience=experience, **changes)
 
 
-def start(num, place, config, name, *more):
+def start(num, place, config, name, *more, devices=8):
     """`num` hosts, eight devices together, that train in the folder `name`."""
     file = write_config(place / "config.json", config)
     arguments = (*TRAIN, file, "--run-dir", place / name, "--quiet", *more)
-    return Hosts(num, *arguments, devices=8 // num)
+    return Hosts(num, *arguments, devices=devices // num)
 
 
 def without_revision(folder):
@@ -80,13 +80,16 @@ def assert_as_one_host(config, run_dir, one):
     jax.tree.map(close, state, other_state)
 
 
-def test_two_hosts_train_like_one_with_the_same_devices_and_write_everything_once(tmp_path):
-    config = config_of(2)
-    with start(2, tmp_path, config, "two") as hosts:
+@pytest.mark.parametrize("devices", [4, pytest.param(8, marks=pytest.mark.slow)])
+def test_two_hosts_train_like_one_with_the_same_devices_and_write_everything_once(
+    tmp_path, devices
+):
+    config = config_of(2, mesh=MeshConfig(data=2, fsdp=devices // 2))
+    with start(2, tmp_path, config, "two", devices=devices) as hosts:
         texts = hosts.all_ended()
     for index, text in enumerate(texts):
         assert f"host {index} of 2" in text
-        assert "4 of 8 devices, cpu" in text
+        assert f"{devices // 2} of {devices} devices, cpu" in text
     run(config, tmp_path / "one", quiet=True)
     assert_as_one_host(config, tmp_path / "two", tmp_path / "one")
     names = [sorted(x.name for x in (tmp_path / name).iterdir()) for name in ("one", "two")]
