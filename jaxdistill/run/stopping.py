@@ -153,6 +153,14 @@ class Stopping:
         self.has_failed = True
         self._leave(code, line)
 
+    def depart(self) -> None:
+        """End this process, one of several hosts whose work is done.
+
+        Python's own end would stop the thread that watches the other hosts within a call of C++,
+        which aborts the process.
+        """
+        self._leave(0)
+
     def settle(self) -> None:
         """Wait for ever if work is being stopped: what the main thread met with is of no interest.
 
