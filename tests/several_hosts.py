@@ -22,7 +22,13 @@ class Hosts:
     """The processes of one command; leaving the context ends those that are left."""
 
     def __init__(
-        self, num: int, *arguments: object, devices: int, each: Any = None, before: Any = None
+        self,
+        num: int,
+        *arguments: object,
+        devices: int,
+        each: Any = None,
+        before: Any = None,
+        stderr: int | None = subprocess.STDOUT,
     ) -> None:
         """Of one host, `each(index)` are further arguments, and `before(index)` what runs it."""
         address = f"localhost:{free_port()}"
@@ -39,7 +45,7 @@ class Hosts:
                     [*first, sys.executable, *map(str, (*arguments, *further))],
                     env=os.environ | place,
                     stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
+                    stderr=stderr,
                     text=True,
                 )
             )
@@ -76,3 +82,12 @@ class Hosts:
             for index, process in enumerate(self.processes):
                 assert process.poll() is None, self.ended(index)
             time.sleep(0.1)
+
+
+def on_two_hosts(script: str, *arguments: object) -> list[tuple[int, str]]:
+    """Run a script on two hosts, with an argument each: (exit code, last line on stdout)."""
+    assert len(arguments) == 2
+    each = {"each": lambda i: (arguments[i],), "stderr": None}
+    with Hosts(2, "-c", script, devices=1, **each) as hosts:
+        ends = [hosts.ended(i, 200) for i in (0, 1)]
+    return [(code, (text.splitlines() or [""])[-1]) for code, text in ends]

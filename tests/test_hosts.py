@@ -8,7 +8,7 @@ import pytest
 from several_hosts import Hosts, free_port
 
 from jaxdistill import hosts
-from jaxdistill.cli import main
+from jaxdistill.cli import build_parser, main
 from jaxdistill.errors import UserError
 from jaxdistill.hosts.roll_call import ADDRESS, COUNT, INDEX, expected, roll_call
 
@@ -92,13 +92,30 @@ def test_one_host_needs_no_others_and_its_messages_come_back(monkeypatch):
     assert expected() is None
 
 
+# What each verb needs at least; nothing of it exists. The others read and write text alone.
+ONE_HOST = {
+    "sample": ["toy:main", "--prompt", "1 2 3 -> 4"],
+    "eval": ["toy:main", "--data", "toy:ood"],
+    "guide": ["toy:main", "--data", "toy:ood"],
+    "trace": ["toy:main", "--question", "1 2 3 -> 4"],
+    "plan": ["sdpo_math", "--topology", "v5p:2x2x2"],
+    "bench": ["decode"],
+    "study": ["toy_study"],
+    "convert": ["there", "elsewhere"],
+}
+
+
 def test_a_verb_for_one_host_says_so_in_one_line(monkeypatch, capsys):
     for name, value in ((ADDRESS, "localhost:1"), (COUNT, "2"), (INDEX, "1")):
         monkeypatch.setenv(name, value)
-    assert main(["sample", "toy:main", "--prompt", "1 2 3 -> 4"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "`jaxdistill sample` runs on one host, and 2 are expected here" in line
+    for verb, arguments in ONE_HOST.items():
+        assert main([verb, *arguments]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"`jaxdistill {verb}` runs on one host, and 2 are expected here" in line
     assert main(["list"]) == 0
+    verbs = set(build_parser()._subparsers._group_actions[0].choices)
+    text_alone = {"list", "analyze", "compare", "data", "grade", "report"}
+    assert verbs == {"train", *ONE_HOST, *text_alone}, "does a new verb run on several hosts?"
 
 
 # Each host does its own share, with a clock that decides half of the verdicts.

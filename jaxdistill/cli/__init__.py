@@ -91,6 +91,9 @@ def heeding_signals(arguments: Sequence[str] | None) -> tuple[int, Stopping]:
             options.function(options)
         # A broken pipe raises here, where it is handled, and not while Python shuts down.
         sys.stdout.flush()
+        if hosts.count() > 1:
+            stopping.settle()
+            stopping.depart()
         return 0, stopping
     except BaseException as error:
         stopping.settle()

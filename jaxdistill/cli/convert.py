@@ -13,6 +13,7 @@ def add_verbs(verbs: Any) -> None:
         "convert",
         convert,
         "Convert a Hugging Face folder to a run folder (Orbax), or a run to a Hugging Face folder.",
+        touches_devices=True,
     )
     sub.add_argument("source", metavar="SRC", help=MODEL_HELP)
     sub.add_argument(

@@ -44,14 +44,17 @@ def add_verb(
     summary: str,
     *,
     compiles: bool = False,
+    touches_devices: bool = False,
     several_hosts: bool = False,
 ) -> argparse.ArgumentParser:
     """Add a verb. One that `compiles` programs for a model imports JAX and says what takes long.
 
-    Where several hosts are expected, it is refused unless it runs on `several_hosts`.
+    Where several hosts are expected, one that compiles or `touches_devices` is refused unless it
+    runs on `several_hosts`: a host's devices would wait for those of the others.
     """
     sub = verbs.add_parser(name, help=summary, description=summary)
     sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    hosts = ("several" if several_hosts else "one") if compiles else None
+    is_refused = (compiles or touches_devices) and not several_hosts
+    hosts = "several" if several_hosts else "one" if is_refused else None
     sub.set_defaults(function=function, compiles=compiles, hosts=hosts, verb=name)
     return sub

@@ -8,8 +8,9 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from jaxdistill import hosts
 from jaxdistill.evaluation.summary import budgets
-from jaxdistill.sampling.rollouts import Grade, Rollouts
+from jaxdistill.sampling.rollouts import Grade, Rollouts, answers_to
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.tasks.grading.extract import THINKING_TAGS, last_box
 from jaxdistill.tasks.questions import Question
@@ -47,10 +48,30 @@ def grades_cuts(task: Task) -> bool:
 def read_cuts(
     task: Task, rollouts: Rollouts, grade: Grade, tokenizer: Any, *, opens_thinking: bool
 ) -> list[Cuts]:
-    """The cuts of each row. `opens_thinking`: whether the prompt ends within the thinking."""
-    rows = _Rows(task, rollouts, grade, tokenizer)
+    """The cuts of each row. `opens_thinking`: whether the prompt ends within the thinking.
+
+    Each host reads those of its own questions, as it has graded their responses.
+    """
+    own = hosts.share_of(range(len(rollouts.questions)))
+    found = []
+    if own:
+        part = answers_to(rollouts, own[0], own[-1] + 1)
+        found = _cuts_of(_Rows(task, part, grade, tokenizer), opens_thinking)
+    if hosts.count() == 1:
+        return found
+    # JSON has no integers for keys.
+    told = [each._replace(correct_at=_pairs(each.correct_at)) for each in found]
+    told = hosts.gather_shares(told, "cuts")
+    return [Cuts(*each, None if at is None else dict(at)) for *each, at in told]
+
+
+def _pairs(correct_at: dict[int, bool] | None) -> Any:
+    return None if correct_at is None else list(correct_at.items())
+
+
+def _cuts_of(rows: "_Rows", opens_thinking: bool) -> list[Cuts]:
     thinking = rows.thinking(opens_thinking)
-    if not grades_cuts(task):
+    if not grades_cuts(rows.task):
         return [Cuts(tokens, None, None) for tokens in thinking]
     correct_at = rows.verdicts()
     answer_at = rows.answer_at()

@@ -27,7 +27,7 @@ from jaxdistill.sampling.engine import Engine
 from jaxdistill.sampling.keys import check_seed
 from jaxdistill.sampling.prompt_widths import width_of
 from jaxdistill.sampling.prompts import Thinking, prompt_lengths, thinking_of
-from jaxdistill.sampling.rollouts import Rollouts, open_grading
+from jaxdistill.sampling.rollouts import answers_to, open_grading
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.toy import toy_name
 from jaxdistill.tasks.grading.extract import THINKING_TAGS
@@ -173,17 +173,6 @@ def sample_questions(
                 yield records[row : row + config.samples]
 
 
-def answers_to(rollouts: Rollouts, first: int, last: int) -> Rollouts:
-    """The rows of the questions from `first` up to, but not including, `last`."""
-    rows = slice(first * rollouts.rollouts, last * rollouts.rollouts)
-    per_row = {
-        field.name: getattr(rollouts, field.name)[rows]
-        for field in dataclasses.fields(rollouts)
-        if field.name not in ("address", "questions", "rollouts")
-    }
-    return replace(rollouts, questions=rollouts.questions[first:last], **per_row)
-
-
 def opens_thinking(
     task: Task, tokenizer: Any, question: Question, enable_thinking: bool | None
 ) -> bool:
@@ -215,17 +204,18 @@ def evaluate(
     """Answer what the folder does not hold yet, question by question, and write its summary.
 
     `engine` has the thinking mode of evaluations. Returns the records of each split. On several
-    hosts all of them sample, and the first one reads and writes the folder.
+    hosts all of them sample, and the first one reads and writes the folder; the others return what
+    was sampled now.
     """
     is_first = hosts.is_first()
-    results = {}
+    results, kept = {}, {}
     for each in asked:
         name = each.split.name
-        kept = folder.kept(name, each.questions) if is_first else None
-        results[name] = hosts.broadcast(kept, f"answered questions of {name}")
+        results[name] = folder.kept(name, each.questions) if is_first else []
+        kept[name] = hosts.broadcast(len(results[name]), f"kept records of {name}")
     total = sum(len(each.questions) for each in asked) * config.samples
     has_begun = False
-    with Progress(total, sum(map(len, results.values())), show_progress) as progress:
+    with Progress(total, sum(kept.values()), show_progress) as progress:
         for each in asked:
             name = each.split.name
             records = results[name]
@@ -235,7 +225,7 @@ def evaluate(
                 each.split,
                 each.questions,
                 config,
-                start=len(records) // config.samples,
+                start=kept[name] // config.samples,
                 token_ids=token_ids,
             )
             for new in drawn:

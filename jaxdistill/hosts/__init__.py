@@ -11,6 +11,7 @@ Whatever ends one host ends all of them, with its message. Each host says every 
 alive; one that has been silent for `SILENT_S` is lost. Importing this does not import JAX.
 """
 
+import contextlib
 import ctypes
 import json
 import math
@@ -229,7 +230,9 @@ def read(name: str) -> Any:
 
 def ask_to_stop(reason: str) -> None:
     """Let every host be stopped (`start`'s `stop`): this one has got a signal, for example."""
-    post("stop", f"{reason} on {name_of(index())}")
+    # Where the service is gone, the watching thread says so; this host ends as it was told to.
+    with contextlib.suppress(Exception):
+        post("stop", f"{reason} on {name_of(index())}")
 
 
 def decided(step: int | None) -> None:

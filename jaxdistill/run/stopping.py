@@ -68,6 +68,7 @@ class Stopping:
     second signal always ends the process at once.
 
     Of several hosts any may get the signal, and all of them stop; the time limit is the first's.
+    The first signal to a host that another one has stopped is no second signal.
     """
 
     def __init__(
@@ -94,6 +95,8 @@ class Stopping:
         self._asked, self._code = False, None
         self.has_failed = False  # this process ends because another host has failed
         self._is_asked = False  # another host has got a signal
+        # What another host was sent may come here too, seconds later: a slice is preempted whole.
+        self._awaits_own = False
         self._repeats = 0  # how often `_raise_again` has sent the first signal again
         self._pipe: tuple[int, int] | None = None
 
@@ -149,6 +152,14 @@ class Stopping:
         """End this process, with what it has started, because a host has failed."""
         self.has_failed = True
         self._leave(code, line)
+
+    def depart(self) -> None:
+        """End this process, one of several hosts whose work is done.
+
+        Python's own end would stop the thread that watches the other hosts within a call of C++,
+        which aborts the process.
+        """
+        self._leave(0)
 
     def settle(self) -> None:
         """Wait for ever if work is being stopped: what the main thread met with is of no interest.
@@ -213,6 +224,7 @@ class Stopping:
         if self._code is not None:
             self._leave(self._code)
         self._asked, heard = True, time.monotonic()
+        self._awaits_own = first == ASKED
         if hosts.count() > 1 and self._begins is not None and first != ASKED:
             hosts.ask_to_stop(_name(first))
         is_ctrl_c = first == signal.SIGINT
@@ -265,6 +277,9 @@ class Stopping:
             number = self._next(deadline)
             if number in (signal.SIGTERM, signal.SIGINT) and self._repeats:
                 self._repeats -= 1
+                continue
+            if number in (signal.SIGTERM, signal.SIGINT) and self._awaits_own:
+                self._awaits_own, heard = False, time.monotonic()
                 continue
             if number == ASKED:  # this host has asked the others, or is being stopped already
                 continue

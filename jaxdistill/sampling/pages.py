@@ -6,6 +6,7 @@ no row; slots without a row write there.
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -155,12 +156,15 @@ def slots_in(
     item_bytes, head_bytes: of a weight, and of one head's key or value in the cache.
     """
     # All sizes are bytes per device. Weights are whole on each device, except for what tensor
-    # parallelism splits; prompts are split like the rows. The decode loop has its own copy of the
-    # weights besides `params` (`sampler.decoding_weights`).
+    # parallelism splits and an embedding that is not the head too; prompts are split like the rows.
+    # The decode loop has its own copy of the weights besides `params` (`sampler.decoding_weights`).
     prompts = -(-num_questions // num_parts("Q", num_questions)) * prompt  # positions
     heads = config.num_kv_heads // num_parts("K", config.num_kv_heads)
     position = 2 * config.num_layers * heads * head_bytes
-    weights = config.num_parameters * item_bytes // num_parts("F", config.intermediate_size)
+    embedding = 0 if config.tie_embeddings else math.prod(config.shape("VD"))
+    weights = (config.num_parameters - embedding) // num_parts("F", config.intermediate_size)
+    weights += embedding // (num_parts("V", config.vocab_size) * num_parts("D", config.hidden_size))
+    weights *= item_bytes
     # A fifth stays free for the activations of prefill and the logits of a step. Chosen, not
     # measured: too large a reserve costs a few slots, too small a one ends the run.
     positions = max(int((0.8 * free_bytes - weights) // position) - prompts, 0)

@@ -58,6 +58,17 @@ class Rollouts:
         return self.questions[row // self.rollouts]
 
 
+def answers_to(rollouts: Rollouts, first: int, last: int) -> Rollouts:
+    """The rows of the questions from `first` up to, but not including, `last`."""
+    rows = slice(first * rollouts.rollouts, last * rollouts.rollouts)
+    per_row = {
+        field.name: getattr(rollouts, field.name)[rows]
+        for field in dataclasses.fields(rollouts)
+        if field.name not in ("address", "questions", "rollouts")
+    }
+    return dataclasses.replace(rollouts, questions=rollouts.questions[first:last], **per_row)
+
+
 def decode_and_grade(
     tokenizer: Any,
     questions: Sequence[Question],

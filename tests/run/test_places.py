@@ -5,9 +5,9 @@ import re
 import pytest
 import storage_emulator
 from same_run import assert_same_run
+from several_hosts import on_two_hosts
 from stop_server import Order, Server
 from tiny_run import tiny, write_config
-from two_hosts import on_two_hosts
 
 from jaxdistill.cli import main
 from jaxdistill.errors import UserError

@@ -85,6 +85,14 @@ def test_the_same_signal_sent_to_process_and_group_is_one():
     assert (code, said[-1]) == (0, "stopped")
 
 
+def test_a_host_that_another_one_stops_is_not_ended_at_once_by_its_own_first_signal():
+    body = WORKING.replace("threading", 'stopping.asked("SIGTERM on host 0")\n        threading', 1)
+    code, _, said, _ = end_of(body, "(15,)", 0.4)
+    assert (code, said[0], said[-1]) == (0, "SIGTERM on host 0", "stopped")
+    code, _, said, _ = end_of(body.replace("0.6", "30"), "(15, 15)", 40)
+    assert (code, said[-1]) == (0, "stopped before the second signal")
+
+
 def test_before_there_is_a_folder_nothing_is_saved():
     body = WORKING.replace("with stopping.stops(Work()), stopping", "with stopping")
     code, out, said, _ = end_of(body, "(15,)", 0)

@@ -1,5 +1,6 @@
 """Page assignment, preemption when pages run out, and how many slots and pages fit a device."""
 
+import dataclasses
 import functools
 
 import jax
@@ -184,3 +185,18 @@ def test_what_was_chosen_once_is_kept_while_memory_moves(monkeypatch):
         fit_slots(CONFIG, num_questions=10, num_rows=100, prompt=56, new=600, dtype=jnp.float32)
         == first
     )
+
+
+def test_an_embedding_that_is_not_the_head_counts_as_split_as_it_is():
+    """V over tensor and D over fsdp; the head, like a tied table, is whole along D."""
+    tied = dataclasses.replace(CONFIG, vocab_size=60_000)
+    untied = dataclasses.replace(tied, tie_embeddings=False)
+    shapes = {"num_questions": 8, "num_rows": 800, "prompt": 64, "new": 600}
+    bytes_per = {"item_bytes": 4, "head_bytes": 32, "has_pages": True}
+    free = 5_000_000
+    with sharding.use_mesh(sharding.make_mesh(sharding.MeshConfig(data=1, fsdp=4, tensor=2))):
+        expected = pages.slots_in(free, tied, **shapes, **bytes_per)
+        more = 60_000 * 16 * 4 / 8 / 0.8
+        assert pages.slots_in(free + more, untied, **shapes, **bytes_per) == expected
+        less = pages.slots_in(free + more / 2, untied, **shapes, **bytes_per)
+    assert less[1] < expected[1]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import storage_emulator
 from fsspec.registry import _registry
-from two_hosts import on_two_hosts
+from several_hosts import on_two_hosts
 
 from jaxdistill.errors import UserError
 from jaxdistill.storage import buckets, hub
