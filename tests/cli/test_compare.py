@@ -1,9 +1,14 @@
 """`compare` as a command: its table, its JSON, and the flags for what is refused without them."""
 
+import dataclasses
 import json
 
+import pytest
 from command_line import assert_mistake, call
+from tiny_run import tiny
 from written_evaluation import SAMPLING, records, write_evaluation
+
+from jaxdistill.run.loop import run
 
 
 def test_compare_prints_tables_or_json_and_its_flags_allow_what_it_refuses(place):
@@ -30,3 +35,23 @@ def test_compare_prints_tables_or_json_and_its_flags_allow_what_it_refuses(place
     assert code == 0
     assert "not alike: sampling.temperature=0.6 and not 0.0" in out
     assert "x: 9 questions of 6 problems, 4 responses each; 3 questions of one alone" in out
+
+
+def test_two_steps_of_a_run_are_compared_as_the_run_evaluated_them(place):
+    evaluation = dataclasses.replace(tiny().evaluation, at_start=True)
+    run_dir = run(tiny(steps=2, evaluation=evaluation), place / "run", quiet=True)
+    first, last = (run_dir / "evals" / f"step_{step:06d}" for step in (0, 2))
+    code, out, err = call("compare", first, last, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert [found[side]["model"]["step"] for side in "ab"] == [0, 2]
+    ends = [
+        json.loads((folder / "summary.json").read_text())["data"]["heldout"]
+        for folder in (first, last)
+    ]
+    measures = found["data"]["heldout"]["measures"]
+    assert measures["accuracy"]["a"] == ends[0]["accuracy"]
+    length = measures["length"]
+    means = [end["length"]["response"]["mean"] for end in ends]
+    assert [length["a"], length["b"]] == pytest.approx(means)
+    assert length["difference"] == pytest.approx(means[1] - means[0])
