@@ -1,10 +1,14 @@
 """`compare` as a command: its table, its JSON, and the flags for what is refused without them."""
 
+import dataclasses
 import json
 
 import pytest
 from command_line import assert_mistake, call
+from tiny_run import tiny
 from written_evaluation import SAMPLING, records, write_evaluation
+
+from jaxdistill.run.loop import run
 
 
 def test_compare_prints_tables_or_json_and_its_flags_allow_what_it_refuses(place):
@@ -33,7 +37,9 @@ def test_compare_prints_tables_or_json_and_its_flags_allow_what_it_refuses(place
     assert "x: 9 questions of 6 problems, 4 responses each; 3 questions of one alone" in out
 
 
-def test_two_steps_of_a_run_are_compared_as_the_run_evaluated_them(run_dir):
+def test_two_steps_of_a_run_are_compared_as_the_run_evaluated_them(place):
+    evaluation = dataclasses.replace(tiny().evaluation, at_start=True)
+    run_dir = run(tiny(steps=2, evaluation=evaluation), place / "run", quiet=True)
     first, last = (run_dir / "evals" / f"step_{step:06d}" for step in (0, 2))
     code, out, err = call("compare", first, last, "--json")
     assert code == 0, err
