@@ -146,7 +146,7 @@ def evaluate(options: argparse.Namespace) -> None:
                      for each in asked}  # fmt: skip
             print(f"{path} is finished; nothing was sampled", file=sys.stderr)
         else:
-            found = answer(options, folder, asked, settings, notes, line)
+            found = answer(options, folder, asked, settings, notes=notes, line=line)
     for name, records in found.items():
         if len(found) > 1:
             print(f"# {name}")
@@ -191,6 +191,7 @@ def answer(
     folder: Any,
     asked: list[Any],
     settings: Any,
+    *,
     notes: list[str],
     line: str,
 ) -> dict[str, list[dict[str, Any]]]:

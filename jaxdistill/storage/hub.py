@@ -67,9 +67,14 @@ def find_folder(name: str | Path, *, weights: bool = True) -> Path:
     patterns = [*_TEXTS, *(_WEIGHTS if weights else ())]
     if (cached := _cached(str(name), patterns, weights)) is not None:
         return cached
-    with one_at_a_time(cache_folder() / "hub" / f"{str(name).replace('/', '--')}.lock"):
-        # Another process may have fetched it while this one waited.
-        return _cached(str(name), patterns, weights) or _download(str(name), patterns)
+    lock = cache_folder() / "hub" / f"{str(name).replace('/', '--')}.lock"
+    try:
+        with one_at_a_time(lock):
+            # Another process may have fetched it while this one waited.
+            return _cached(str(name), patterns, weights) or _download(str(name), patterns)
+    except UserError:
+        lock.unlink(missing_ok=True)  # of a name that may be misspelt
+        raise
 
 
 def bucket_folder(name: str, *, weights: bool = True, rollouts: bool = False) -> Path:
