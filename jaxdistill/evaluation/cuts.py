@@ -62,7 +62,7 @@ def read_cuts(
     # JSON has no integers for keys.
     told = [each._replace(correct_at=_pairs(each.correct_at)) for each in found]
     told = hosts.gather_shares(told, "cuts")
-    return [Cuts(*each, None if at is None else dict(at)) for *each, at in told]
+    return [Cuts(end, first, None if at is None else dict(at)) for end, first, at in told]
 
 
 def _pairs(correct_at: dict[int, bool] | None) -> Any:
