@@ -66,7 +66,7 @@ class Numbers:
     @property
     def is_about_loss(self) -> bool:
         """Whether more doubt is lost already than the teacher would take away."""
-        return self.has_reference and self.doubt_lost.sum() > self.doubt_taken.sum()
+        return self.has_reference and bool(self.doubt_lost.sum() > self.doubt_taken.sum())
 
     def forks(self) -> list[int]:
         """The tokens at which the teacher takes away, or the student has lost, `FORK` of doubt."""

@@ -60,7 +60,9 @@ def test_eight_devices_give_the_tokens_of_one_wherever_no_choice_is_close():
 def test_a_batch_has_the_questions_whose_caches_fit_into_a_quarter_of_the_memory(monkeypatch):
     policy = open_model("toy:main", make_mesh("fsdp=1"))
     engine = Engine(policy, dtype="float32")
-    config = dataclasses.replace(GREEDY, samples=4, splits=(Split("x", ToyTask()),))
+    sampling = dataclasses.replace(GREEDY.sampling, temperature=1.0)
+    splits = (Split("x", ToyTask()),)
+    config = dataclasses.replace(GREEDY, samples=4, sampling=sampling, splits=splits)
     lengths = [10] * 1000
     assert questions_at_a_time(engine, lengths, config, 128) == 128
     assert questions_at_a_time(engine, lengths[:7], config, 128) == 7
