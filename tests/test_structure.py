@@ -126,6 +126,7 @@ def test_what_the_lists_excuse_exists():
         assert f"{name}(" in everything, name
 
 
+@pytest.mark.slow
 def test_the_script_reads_the_package_and_its_exit_code_says_what_it_found():
     sources, docs = check.read(ROOT)
     assert "jaxdistill/losses/__init__.py" in sources

@@ -89,6 +89,7 @@ def test_every_match_is_free_distinct_and_as_near_as_the_tolerance_or_the_neares
         free.remove(match)
 
 
+@pytest.mark.slow
 def test_the_control_of_qwen3s_lexicon_has_its_total_frequency_within_a_tenth(qwen, qwen_lexicon):
     """A million tokens with the frequencies of language (Zipf); the default tolerance is used."""
     lexicon, size = qwen_lexicon, epistemic.vocab_size(qwen)

@@ -94,7 +94,7 @@ def test_greedy_takes_the_argmax_of_a_full_forward_at_every_step():
         np.testing.assert_allclose(logp_T, logp_TV.max(axis=-1), atol=1e-4)
 
 
-@pytest.mark.parametrize("pages", [None, 60, 200])
+@pytest.mark.parametrize("pages", [None, pytest.param(60, marks=pytest.mark.slow), 200])
 def test_greedy_through_refilled_slots_is_the_argmax_of_a_full_forward(pages):
     """300 prompts of one to eleven tokens, twice each, through 32 slots that free up unevenly.
 

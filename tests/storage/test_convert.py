@@ -50,7 +50,9 @@ def export(policy, folder, dtype=None, max_shard_bytes=5e9):
     return folder
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "dtype", ["float32", "bfloat16", pytest.param("float16", marks=pytest.mark.slow)]
+)
 def test_there_and_back_is_the_same_folder_to_the_byte(dtype, fresh, tmp_path):
     source = export(fresh, tmp_path / "hf", dtype)
     convert(source, tmp_path / "run")
@@ -83,6 +85,7 @@ def test_another_dtype_is_cast_to_on_either_way(fresh, tmp_path):
         np.testing.assert_array_equal(wide[name], tensor.astype(jnp.bfloat16).astype(np.float32))
 
 
+@pytest.mark.slow
 def test_what_is_trained_from_bfloat16_is_exported_in_it_unless_told_otherwise(fresh, tmp_path):
     base = export(fresh, tmp_path / "hf", "bfloat16")
     # The same number of steps as the run above, so that it shares the compiled step.

@@ -95,6 +95,7 @@ except UserError as error:
 """
 
 
+@pytest.mark.slow
 def test_of_two_processes_each_reads_its_half_and_one_writes(exported, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))

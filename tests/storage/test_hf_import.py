@@ -101,6 +101,7 @@ print(reading, writing)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's counters")
+@pytest.mark.slow
 def test_a_host_holds_the_parameters_once_and_little_more(tmp_path):
     """On a CPU the devices' memory is host memory."""
     for name, num_layers in (("small", 1), ("large", 20)):

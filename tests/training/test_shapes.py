@@ -240,6 +240,7 @@ def padding_of(batch, arrays):
     return 1 - batch.sizes_BX[:, 1:].sum() / positions
 
 
+@pytest.mark.slow
 def test_five_real_steps_compile_the_sampler_and_the_step_at_most_twice(
     qwen3, tmp_path, compilations
 ):

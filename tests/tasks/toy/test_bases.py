@@ -158,6 +158,7 @@ def test_what_sets_the_worlds_apart_is_closing_early_and_checking(tables):
 
 
 @WORLDS
+@pytest.mark.slow
 def test_the_probe_table_beside_a_base_is_what_the_probe_prints(probed, world):
     shipped = json.loads((toy_base_folder(world) / "probe.json").read_text())
     for ours, theirs in zip(probed[world], shipped, strict=True):
