@@ -46,6 +46,7 @@ class Group:
         self._numbers: dict[str, int] = {}  # how often each name was used
         self._ended = threading.Lock()  # taken for good by what ends this process
         self._has_parted = False
+        self._parting = threading.Event()  # wakes the watching thread
         self._is_deserted = False  # the coordination service is gone
         self._code = 1  # to exit with, if JAX aborts this process while it is ending
         self._watching = threading.Thread(target=self.watch, daemon=True, name="hosts")
@@ -126,7 +127,7 @@ class Group:
                 elif time.monotonic() - since > SILENT_S:
                     self.fail(1, self.lost(i, SILENT_S))
             beat += 1
-            time.sleep(BEAT_S)
+            self._parting.wait(BEAT_S)
 
     def lost(self, who: int, silent_s: float | None = None) -> str:
         since = "" if silent_s is None else f" (no sign of life for {silent_s:g} s)"
@@ -168,6 +169,12 @@ class Group:
     def part(self, code: int) -> None:
         """This host is about to end. The first waits for the others, whose service ends with it."""
         self._has_parted, self._code = True, code
+        # A thread that is in a call of the service when Python ends takes the process with it:
+        # "FATAL: exception not rethrown". It ends before the others are told, because whoever lives
+        # on when the first host has gone prints JAX's lines about that.
+        self._parting.set()
+        if self._watching is not threading.current_thread():
+            self._watching.join(PART_S)
         if self._is_deserted:  # calls of the service would not return
             return
         with contextlib.suppress(Exception):
@@ -178,10 +185,8 @@ class Group:
                 if len(self.client.key_value_dir_get(f"{ROOT}/parted/")) == self.count:
                     break
                 time.sleep(BEAT_S / 10)
-        # A thread that is in a call of the service when Python ends takes the process with it:
-        # "FATAL: exception not rethrown".
-        if self._watching is not threading.current_thread():
-            self._watching.join(PART_S)
+            if self.index == 0:
+                time.sleep(BEAT_S / 2)  # they have parted, and are about to end
 
     def on_abort(self, number: int) -> None:
         """JAX aborts a process whose coordination service does not answer, without our line."""
