@@ -237,7 +237,10 @@ def test_a_packed_run_is_a_padded_one_that_says_how_much_is_padding(whole, tmp_p
     expected = metrics_of(whole)[0]
     assert first.keys() - {"padding"} == expected.keys()
     for name, value in expected.items():
-        assert first[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+        if name.startswith("sampler_gap"):  # a difference of roundings itself
+            assert max(first[name], value) < 1e-5
+        else:
+            assert first[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
     assert np.isfinite(second["loss"])
 
 
