@@ -245,3 +245,21 @@ def test_the_largest_of_blocks_are_the_largest_of_all(V, k):
     found, expected = vocabulary._top_k_of_blocks(rows_BV, k), jax.lax.top_k(rows_BV, k)
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_a_mesh_that_the_devices_links_do_not_allow_is_one_line(monkeypatch):
+    def refuse(*_, **options):
+        assert options["allow_split_physical_axes"]
+        raise NotImplementedError("Failed to find assignment for logical_axis_index 2")
+
+    monkeypatch.setattr("jaxdistill.sharding.mesh_utils.create_device_mesh", refuse)
+    with pytest.raises(UserError, match="fsdp=2, tensor=4 cannot be laid out on 8 devices of cpu"):
+        sharding.make_mesh("fsdp=2,tensor=4")
+
+
+@pytest.mark.tpu
+def test_an_axis_may_take_a_part_of_a_slices_physical_one():
+    from jaxdistill.plan import topologies
+
+    devices = topologies.devices(topologies.parse("v6e:4x4"))
+    assert sharding.make_mesh("fsdp=2,tensor=8", devices).shape["tensor"] == 8
