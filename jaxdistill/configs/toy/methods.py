@@ -194,6 +194,8 @@ def read_tuned(path: Path = TUNED) -> dict[str, Any]:
     for name, chosen in of_methods.items():
         if name not in METHODS:
             continue  # of a version that has more methods
+        if not isinstance(chosen, dict):
+            raise UserError(f"{path}: {name}: expected an object, got {chosen!r:.80}")
         knob, rate = METHODS[name].knob, chosen.get("peak_lr")
         if not isinstance(rate, float) or not 0 < rate < 1:
             raise UserError(f"{path}: {name}: `peak_lr` must lie between 0 and 1, got {rate!r:.80}")
