@@ -2,19 +2,19 @@
 
 import os
 
-from jaxdistill.run import study as studies
+from jaxdistill.run import workers
 
-WORKER = studies.worker
+WORKER = workers.worker
 
 
-def dies(arms, study_dir, core, failures):
+def dies(arms, study_dir, cores, failures):
     """As by the system's memory killer: no exception ever comes back."""
     os._exit(7)
 
 
-def faulty(arms, study_dir, core, failures):
+def faulty(arms, study_dir, cores, failures):
     def run_arms(*_, **__):
         raise TypeError("oh")
 
-    studies.run_arms = run_arms  # this process ends with it
-    WORKER(arms, study_dir, core, failures)
+    workers.run_arms = run_arms  # this process ends with it
+    WORKER(arms, study_dir, cores, failures)

@@ -108,6 +108,13 @@ def add_study(verbs: Any) -> None:
     )
     add_overrides(sub, "every trained run")
     add_mesh(sub, of="each run's recipe")
+    workers = sub.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="run N processes at a time; several GPUs are divided among them, or shared by them",
+    )
+    describe_default(workers, "the study's on a CPU; one per GPU if each run fits on one, else 1")
     folder = sub.add_argument(
         "--run-dir",
         type=path,
@@ -190,7 +197,9 @@ def study(options: argparse.Namespace) -> None:
     from jaxdistill.config import to_json
     from jaxdistill.run.grid import parse_axes, parse_seeds
     from jaxdistill.run.study import run_study
+    from jaxdistill.run.workers import check_workers
 
+    check_workers(options.workers)
     seeds = None if options.seeds is None else parse_seeds(options.seeds)
     axes = parse_axes(options.grid, options.overrides)
     if seeds is not None and any(text.startswith("seed=") for text in options.overrides):
@@ -206,7 +215,14 @@ def study(options: argparse.Namespace) -> None:
     given += [] if seeds is None else [f"seeds{len(seeds)}"]
     size = f"_{chosen.profile}" if chosen.profile else ""
     study_dir = options.run_dir or Path("runs") / "-".join([f"{chosen.name}{size}", *given])
-    print(run_study(chosen, study_dir, quiet=options.quiet, stopping=options.stopping))
+    done = run_study(
+        chosen,
+        study_dir,
+        workers=options.workers,
+        quiet=options.quiet,
+        stopping=options.stopping,
+    )
+    print(done)
 
 
 def study_of(options: argparse.Namespace, axes: Any, seeds: Any) -> Any:

@@ -314,7 +314,13 @@ def data_identity(asked: Asked) -> dict[str, Any]:
 
 
 # {name: (pool, numbers)}. Out of distribution (ood) means four numbers; the others have three.
-TOY_SPLITS = {"train": ("train", 3), "heldout": ("heldout", 3), "ood": ("heldout", 4)}
+TOY_SPLITS = {
+    "train": ("train", 3),
+    "heldout": ("heldout", 3),
+    "ood": ("heldout", 4),
+    "validation": ("validation", 3),
+    "validation_ood": ("validation", 4),
+}
 
 
 def data_name(task: Task) -> str | None:

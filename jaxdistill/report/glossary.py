@@ -23,7 +23,7 @@ SDPO = Term(
     "The model is its own teacher: the teacher is shown a correct solution, and the student, who "
     "is not, learns the teacher's next-token probabilities on the student's own answers. With an "
     "EMA teacher the teacher follows the student as a moving average; otherwise it is frozen.",
-    ("sdpo", "sdpo_ema", "opsd"),
+    ("sdpo", "sdpo_ema", "sdpo_tuned", "sdpo_ema_tuned", "opsd"),
     ("Distill",),
     short="In self-distillation (SDPO) a model learns from itself as a teacher that is shown a "
     "correct solution.",
@@ -34,7 +34,7 @@ METHOD_TERMS = (
     Term(
         "epistemic mask",
         "SDPO that skips the tokens of an answer that are epistemic themselves.",
-        ("sdpo_mask", "epi_mask"),
+        ("sdpo_mask", "sdpo_mask_tuned", "epi_mask"),
         ("MaskSampledEpistemic",),
         short="The epistemic mask is SDPO that skips the tokens of an answer that are epistemic "
         "themselves.",
@@ -75,9 +75,16 @@ METHOD_TERMS = (
         "GRPO",
         "Reinforcement learning without a teacher: answers that the grader accepts become more "
         "likely, and the others less.",
-        ("grpo",),
+        ("grpo", "grpo_kl"),
         ("GRPO",),
         short="GRPO is reinforcement learning from the grader's verdicts, without a teacher.",
+    ),
+    Term(
+        "SDPO, gate or anchor and GRPO",
+        "A weighted sum of the two losses on the same answers.",
+        ("mix_sdpo", "mix_gate", "mix_anchor"),
+        ("Mixed",),
+        short="A mixture is a weighted sum of a self-distillation and GRPO on the same answers.",
     ),
 )
 GUESS = (

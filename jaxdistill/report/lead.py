@@ -33,7 +33,9 @@ from jaxdistill.report.words import (
 
 HARMED = "sdpo"
 # Methods that learn from rewards, and are no remedies for what a teacher does.
-REWARDED = ("grpo", "rlsd", "rlcsd", "srpo")
+REWARDED = ("grpo", "grpo_kl", "rlsd", "rlcsd", "srpo", "mix_sdpo", "mix_gate", "mix_anchor")
+# Plain self-distillation again, with a rate and a divergence of its own.
+TUNED = ("sdpo_tuned", "sdpo_ema_tuned", "sdpo_mask_tuned")
 DOUBT = "epistemic_per_response"
 # A change whose whole interval is nearer to zero than this is called small: 5 points, a fourth of
 # the fall that the paper is about. Chosen, not measured.
@@ -72,7 +74,7 @@ def featured(study: StudyResults, cells: dict[CellKey, Cell]) -> Featured:
         for key, cell in cells.items()
         if (key[0], key[2]) == (world, split) and is_measured(cell, "accuracy")
     }
-    rivals = [c for name, c in here.items() if name not in (BASE, HARMED, *REWARDED)]
+    rivals = [c for name, c in here.items() if name not in (BASE, HARMED, *TUNED, *REWARDED)]
     return Featured(
         base=here.get(BASE),
         harmed=here.get(HARMED),

@@ -16,13 +16,28 @@ CLASSES = {
     "epi_floor": ("Distill", "AnchorEpistemicMass"),
     "epi_amplify": ("Distill", "AmplifyEpistemic"),
     "anti_e": ("Distill", "FlipSampledEpistemic"),
+    "sdpo_tuned": ("Distill",),
+    "sdpo_ema_tuned": ("Distill", "EMA"),
+    "sdpo_mask_tuned": ("Distill", "MaskSampledEpistemic"),
     "grpo": ("GRPO",),
+    "grpo_kl": ("GRPO", "ReferenceK3"),
     "rlsd": ("GRPO", "RLSD"),
     "rlcsd": ("GRPO", "RLCSD"),
     "srpo": ("Routed",),
+    "mix_sdpo": ("Mixed",),
+    "mix_gate": ("Mixed", "SuppressionGate"),
+    "mix_anchor": ("Mixed", "AnchorEpistemicMass"),
 }
 # Of these names each may stand for the others: they differ in what changes no name.
-SAME = {"opsd": "sdpo", "sdpo_ema": "sdpo", "epi_mask": "sdpo_mask", "epi_floor": "epi_anchor"}
+SAME = {
+    "opsd": "sdpo",
+    "sdpo_ema": "sdpo",
+    "sdpo_tuned": "sdpo",
+    "sdpo_ema_tuned": "sdpo",
+    "epi_mask": "sdpo_mask",
+    "sdpo_mask_tuned": "sdpo_mask",
+    "epi_floor": "epi_anchor",
+}
 
 
 def method_of(config: dict[str, Any]) -> str | None:

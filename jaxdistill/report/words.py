@@ -20,10 +20,17 @@ METHOD_LABELS = {
     "epi_floor": "epistemic floor",
     "epi_amplify": "epistemic amplification",
     "anti_e": "sign flipped on doubt",
+    "sdpo_tuned": "SDPO, tuned",
+    "sdpo_ema_tuned": "SDPO, EMA teacher, tuned",
+    "sdpo_mask_tuned": "epistemic mask, tuned",
     "grpo": "GRPO",
+    "grpo_kl": "GRPO with KL to the initial model",
     "rlsd": "RLSD",
     "rlcsd": "RLCSD",
     "srpo": "SRPO",
+    "mix_sdpo": "SDPO and GRPO",
+    "mix_gate": "gate and GRPO",
+    "mix_anchor": "anchor and GRPO",
 }
 WORLD_LABELS = {"main": "main world", "control": "control world", "": "runs"}
 SPLIT_LABELS = {"heldout": "held-out", "ood": "OOD", "train": "train"}

@@ -17,6 +17,7 @@ from jaxdistill.report import (
     markdown,
     settings,
     tables,
+    versus,
 )
 from jaxdistill.report.findings import BASE, Cell, CellKey
 from jaxdistill.report.load import AXES, StudyResults, load_runs, load_study_results
@@ -49,10 +50,10 @@ def write_study_report(study_dir: str | Path, *, words: Sequence[str] | None = N
         cards_note=lead.cards_note(shown),
         glossary=glossary.glossary_of(study, words),
         verdict=findings.verdict_sentence(judged),
-        headline=findings.headline(cells),
+        headline=[*findings.headline(cells), *versus.versus_sentences(study, cells)],
         judged=judged,
         pictures=pictures,
-        final_tables=final_tables(study, cells),
+        final_tables=[*final_tables(study, cells), *versus.versus_tables(study, cells)],
         sweeps=sweeps(study),
         answered=examples.examples_of(study, shown.methods),
         words=words,
@@ -116,9 +117,10 @@ def study_markdown(study_dir: str | Path) -> str:
     judged = findings.findings(cells)
     parts = [
         findings.verdict_sentence(judged),
-        markdown.bullets(findings.headline(cells)),
+        markdown.bullets([*findings.headline(cells), *versus.versus_sentences(study, cells)]),
         markdown.ledger(judged),
         *map(markdown.table, final_tables(study, cells)),
+        *map(markdown.table, versus.versus_tables(study, cells)),
         *map(markdown.table, sweeps(study)),
         *map(markdown.table, tables.probe_tables(study)),
         markdown.bullets(caveats.caveats(study, cells, judged, markdown.escaped)),

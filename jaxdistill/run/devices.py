@@ -53,8 +53,18 @@ def start_line(
     return "; ".join(said)
 
 
-def study_line(configs: Sequence[RunConfig], workers: int) -> str:
-    """The line for a study's runs, in this many processes: each mesh and dtype that they have."""
+def study_line(configs: Sequence[RunConfig], workers: int, gpus: Sequence[str] = ()) -> str:
+    """The line for a study's runs, in this many processes: each mesh and dtype that they have.
+
+    gpus: those over which several processes are spread; each then makes its own mesh.
+    """
+    if workers > 1 and gpus:
+        dtypes = {str(compute_dtype(config.compute.dtype)) for config in configs}
+        kind = jax.devices()[0].device_kind
+        return (
+            f"{len(configs)} run(s) in {workers} processes on {len(gpus)} GPU(s) ({kind}); "
+            f"{', '.join(sorted(dtypes))}"
+        )
     places = dict.fromkeys(
         _of_mesh(sharding.make_mesh(config.mesh), compute_dtype(config.compute.dtype))
         for config in configs

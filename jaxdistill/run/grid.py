@@ -5,7 +5,6 @@ runs. Every setting is parsed and checked before the first run starts.
 """
 
 import itertools
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,9 @@ from typing import NamedTuple
 from jaxdistill import overrides
 from jaxdistill.config import RunConfig, with_presets
 from jaxdistill.errors import UserError
-from jaxdistill.run.study import Arm, Study
+from jaxdistill.run.arms import Arm
+from jaxdistill.run.study import Study
+from jaxdistill.run.workers import own_cores
 from jaxdistill.sampling.keys import check_seed
 
 # Runs of one study: more than anyone waits for, and few enough to hold and list. Chosen.
@@ -169,6 +170,11 @@ def varied(study: Study, axes: Sequence[Axis], seeds: Sequence[int] | None) -> S
     `seeds` replace those that an arm has. The base, which is not trained, stays as it is. Raises
     UserError for a setting that an arm does not have, and for two runs that would be the same.
     """
+    if study.search is not None and (axes or seeds is not None):
+        raise UserError(
+            f"--grid, --seeds: {study.name} chooses its settings and seeds itself; use --set for "
+            "what all of its runs share"
+        )
     if any(axis.path.split(".")[0] == "model" for axis in axes) and any(
         arm.method == "base" for arm in study.arms
     ):
@@ -218,7 +224,7 @@ def recipe_study(
         Arm(world="", method=method, config=config)
         for method, config in _configs(configure, axes, seeds or [first.seed], prefix)
     )
-    return Study(name=recipe, profile="", arms=arms, workers=min(len(arms), _cores()))
+    return Study(name=recipe, profile="", arms=arms, workers=min(len(arms), len(own_cores())))
 
 
 def _configs(
@@ -244,9 +250,3 @@ def _configs(
         method = prefix + point.name
         for seed in seeds:
             yield method, replace(config, name=method, seed=seed)
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

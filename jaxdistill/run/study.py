@@ -1,78 +1,61 @@
 """A study: a grid of runs, each in its own folder, then one table and one report.
 
 The run folders are the only interface: workers write them, and progress and summary are read from
-them. A study that was stopped can therefore be resumed by starting it again.
+them. A study that was stopped can therefore be resumed by starting it again. A study that searches
+adds runs of its own to those it began with (`search`).
 """
 
-import contextlib
 import dataclasses
 import json
-import multiprocessing
-import os
-import signal
 import sys
-import threading
 import time
-import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from jaxdistill import overrides
 from jaxdistill.config import RunConfig, to_json, with_presets
-from jaxdistill.errors import RunStopped, UserError
+from jaxdistill.errors import UserError
 from jaxdistill.evaluation.measures import study_row
 from jaxdistill.evaluation.saved import read_summary
 from jaxdistill.files import is_file_name, write_whole
+from jaxdistill.run.arms import STOPPED, Arm, folder_of, has_stopped, is_finished
 from jaxdistill.run.devices import study_line
-from jaxdistill.run.folder import finished_step, names_beside
+from jaxdistill.run.folder import names_beside
 from jaxdistill.run.lock import locked
-from jaxdistill.run.loop import run
 from jaxdistill.run.provenance import current_provenance
-from jaxdistill.run.stopping import GRACE_S, Stopping
+from jaxdistill.run.search import Search
+from jaxdistill.run.stopping import Stopping
+from jaxdistill.run.workers import (
+    StudyWork,
+    check_workers,
+    count_workers,
+    find_gpus,
+    leaving_the_memory,
+    own_cores,
+    places,
+    run_arms,
+    run_in_processes,
+)
 from jaxdistill.storage import hf_files
 from jaxdistill.storage.loading import ToyBase
-from jaxdistill.tasks.grading.parent import die_with_parent
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arm:
-    """One run of the study, and the labels of its rows in the tables.
-
-    `labels` are extra columns, such as coverage or context, of a study that varies more than the
-    method.
-    """
-
-    world: str
-    method: str
-    config: RunConfig
-    labels: tuple[tuple[str, str | int], ...] = ()
-
-    @property
-    def name(self) -> str:
-        extra = "".join(f"-{key}{value}" for key, value in self.labels)
-        # The runs of one recipe (`run.grid`) have no world.
-        return f"{self.world}-{self.method}{extra}-s{self.config.seed}".removeprefix("-")
-
-    @property
-    def steps(self) -> int:
-        """Raises UserError if only the epochs determine it: work is divided before it starts."""
-        if self.config.steps is None:
-            raise UserError(f"arm {self.name}: a study's runs need `steps`, got None")
-        return self.config.steps
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A named grid of runs. Raises UserError if two arms have the same name."""
+    """A named grid of runs. Raises UserError if two arms have the same name.
+
+    With a `search` the arms are those that it begins with, and perhaps a base.
+    """
 
     name: str
     profile: str
     arms: tuple[Arm, ...]
-    workers: int  # processes on a CPU; an accelerator always has one
+    workers: int  # processes on a CPU
     command: str = ""  # for the page; "": that of the name and the profile alone
+    one_device: bool = False  # every run fits on one: each of several GPUs then has a process
+    search: Search | None = None
 
     def __post_init__(self):
         arms = self.arms if isinstance(self.arms, tuple) else ()
@@ -99,46 +82,100 @@ class Study:
 
 
 def run_study(
-    study: Study, study_dir: Path, *, quiet: bool = False, stopping: Stopping | None = None
+    study: Study,
+    study_dir: Path,
+    *,
+    workers: int | None = None,
+    quiet: bool = False,
+    stopping: Stopping | None = None,
 ) -> Path:
-    """Run every unfinished arm, then write summary.json, probe.json, study.json and the report.
+    """Run every unfinished arm, then write summary.json, study.json, and what the study is for.
 
-    `stopping` ends this process and its workers on a signal, once each has saved its last step.
-    Returns the report's path. Raises UserError if the folder belongs to another study, or another
-    process holds it.
+    That is probe.json and the report, or tuned.json of a study that searches. `workers` is the
+    number of processes (None: the study's on a CPU, else one per device or one in all). `stopping`
+    ends this process and its workers on a signal, once each has saved its last step. Returns the
+    path of the report or of tuned.json. Raises UserError if the folder belongs to another study,
+    another process holds it, or several processes cannot share the devices.
     """
+    check_workers(workers)
     stopping = stopping or Stopping()
     with locked(study_dir, stopping):
         prepare(study, study_dir)
-        work = StudyWork(study, study_dir)
-        with stopping.stops(work):
-            return run_arms_and_report(study, study_dir, quiet, work=work, stopping=stopping)
+        gpus = find_gpus() if study.one_device or (workers or 1) > 1 else ()
+        arms = study.arms
+        while True:
+            work = StudyWork(arms, study_dir, lambda s: add_facts(study, study_dir, s))
+            with stopping.stops(work):
+                chosen = ToRun(arms, workers, gpus)
+                rows = run_round(study, study_dir, chosen, quiet, work=work, stopping=stopping)
+                more = study.search.next_arms(rows) if study.search else ()
+                if not more:
+                    return conclude(study, study_dir, rows)
+            arms += more
 
 
-def run_arms_and_report(
-    study: Study, study_dir: Path, quiet: bool, *, work: "StudyWork", stopping: Stopping
-) -> Path:
-    """`run_study` in a folder that is this study's."""
+@dataclass(frozen=True)
+class ToRun:
+    """The arms of a study so far, the processes asked for, and the GPUs of this host."""
+
+    arms: tuple[Arm, ...]
+    workers: int | None
+    gpus: tuple[str, ...]
+
+
+def run_round(
+    study: Study,
+    study_dir: Path,
+    chosen: ToRun,
+    quiet: bool,
+    *,
+    work: StudyWork,
+    stopping: Stopping,
+) -> list[dict[str, Any]]:
+    """Run the arms that are not finished; return the rows of all of them, as in summary.json."""
     began = time.monotonic()
-    todo = [arm for arm in study.arms if not is_finished(arm, study_dir)]
-    import jax  # imported here so that listing a study's arms does not load it
-
-    is_cpu = jax.default_backend() == "cpu"
-    workers = min(study.workers, max(len(todo), 1)) if is_cpu else 1
+    todo = [arm for arm in chosen.arms if not is_finished(arm, study_dir)]
+    count = workers_of(study, chosen)
+    workers = min(count, max(len(todo), 1))
     if todo and not quiet:
-        print(study_line([arm.config for arm in todo], workers), file=sys.stderr)
+        print(study_line([arm.config for arm in todo], workers, chosen.gpus), file=sys.stderr)
     try:
         if workers == 1:
             run_arms(todo, study_dir, quiet, stopping)
         elif todo:
-            run_in_processes(todo, study_dir, workers, quiet, work)
+            found = places(workers, chosen.gpus, own_cores())
+            run_in_processes(todo, study_dir, found, quiet=quiet, work=work)
     finally:
         # Also after an interruption, because study.json adds up the time of all attempts.
         add_facts(study, study_dir, time.monotonic() - began)
-    began = time.monotonic()
     # One row per arm, evaluated step and split.
-    rows = [row for arm in study.arms for row in arm_rows(arm, study_dir / "runs" / arm.name)]
+    return [row for arm in chosen.arms for row in arm_rows(arm, study_dir)]
+
+
+def workers_of(study: Study, chosen: ToRun) -> int:
+    """How many processes; the first use of JAX, which then leaves the GPUs to several of them."""
+    import jax  # imported here so that listing a study's arms does not load it
+
+    if len(chosen.gpus) > 1 or (chosen.gpus and (chosen.workers or 1) > 1):
+        with leaving_the_memory():
+            backend = jax.default_backend()
+    else:
+        backend = jax.default_backend()
+    return count_workers(
+        chosen.workers,
+        usual=study.workers,
+        one_device=study.one_device,
+        gpus=chosen.gpus,
+        backend=backend,
+    )
+
+
+def conclude(study: Study, study_dir: Path, rows: list[dict[str, Any]]) -> Path:
+    """Write what all runs show."""
+    began = time.monotonic()
     write_whole(study_dir / "summary.json", json.dumps(rows, indent=1))
+    if study.search is not None:
+        return write_tuned(study, study.search, study_dir, rows)
     write_probes(study, study_dir)
     add_facts(study, study_dir, time.monotonic() - began)
     from jaxdistill.report import write_study_report
@@ -146,9 +183,34 @@ def run_arms_and_report(
     return write_study_report(study_dir)
 
 
+def write_tuned(
+    study: Study, search: Search, study_dir: Path, rows: Sequence[dict[str, Any]]
+) -> Path:
+    """Write tuned.json: what the search has chosen, and where that comes from."""
+    facts = hf_files.read_json(study_dir / "study.json")
+    base = [row for row in rows if row["method"] == "base" and row["world"] == search.world]
+    described = {
+        "source": study.name,
+        **{key: facts[key] for key in ("profile", "date", "command", "device", "seconds")},
+        "jax": facts["versions"].get("jax"),
+        "steps": max((arm.steps for arm in study.arms), default=0),
+        "seeds": list(search.seeds),
+        "splits": list(search.splits),
+        "extensions_at_most": search.extensions,
+        "base": {row["split"]: row["accuracy"] for row in base if row["split"] in search.splits},
+        "methods": search.outcome(rows),
+    }
+    path = study_dir / "tuned.json"
+    write_whole(path, json.dumps(described, indent=1) + "\n")
+    return path
+
+
 def prepare(study: Study, study_dir: Path) -> None:
     """Create the folder, or raise UserError if it does not belong to this study."""
-    described = json.dumps([[arm.name, to_json(arm.config)] for arm in study.arms])
+    parts: list[Any] = [[arm.name, to_json(arm.config)] for arm in study.arms]
+    if study.search is not None:
+        parts.append(["search", study.search.described()])
+    described = json.dumps(parts)
     file = study_dir / "arms.json"
     if file.exists() and file.read_bytes() != described.encode(errors="backslashreplace"):
         raise UserError(
@@ -161,198 +223,23 @@ def prepare(study: Study, study_dir: Path) -> None:
     write_whole(file, described)
 
 
-def is_finished(arm: Arm, study_dir: Path) -> bool:
-    return finished_step(study_dir / "runs" / arm.name) == arm.steps
-
-
-# ------------------------------------------------------------------------------------- the runs
-
-
-def run_arms(arms: list[Arm], study_dir: Path, quiet: bool, stopping: Stopping) -> None:
-    """Run the arms one by one in this process; arms with equal settings share compiled programs."""
-    from tqdm import tqdm
-
-    for arm in tqdm(arms, desc=study_dir.name, disable=quiet):
-        run_dir = study_dir / "runs" / arm.name
-        run(arm.config, run_dir, resume=run_dir.exists(), quiet=True, stopping=stopping)
-
-
-def run_in_processes(
-    arms: list[Arm], study_dir: Path, num_workers: int, quiet: bool, work: "StudyWork"
-) -> None:
-    """Distribute the arms over processes of one core each: small matrices do not profit from two.
-
-    Arms with the same objective and teacher go to the same process, which compiles them once.
-    Raises the first worker's failure, after stopping the others.
-    """
-    shares = share_out(arms, num_workers)
-    context = multiprocessing.get_context("spawn")
-    # SimpleQueue writes within `put`; a Queue's feeder thread is lost if its process is terminated.
-    failures = context.SimpleQueue()
-    processes = [
-        context.Process(target=worker, args=(share, study_dir, core, failures))
-        for core, share in enumerate(shares)
-    ]
-    try:
-        with one_core_each():
-            for process in processes:
-                process.start()
-                work.processes.append(process)
-        watch(processes, arms, study_dir, quiet)
-        work.end()
-        codes = [process.exitcode for process in processes if process.exitcode]
-    finally:
-        stop([process for process in processes if process.pid is not None])
-    if not failures.empty():
-        raise failures.get()
-    if codes:
-        raise RuntimeError(
-            f"a worker of the study ended with exit code {codes[0]} (negative: killed by a signal)"
-        )
-
-
-class StudyWork:
-    """What a stop of a study stops (a `Stoppable`): its workers, which save their own runs."""
-
-    def __init__(self, study: Study, study_dir: Path) -> None:
-        self.grace_s = max((arm.config.grace_seconds for arm in study.arms), default=GRACE_S)
-        self.processes: list[Any] = []
-        self._study, self._study_dir = study, study_dir
-        self._began = time.monotonic()
-        self._ended = threading.Lock()
-
-    def end(self) -> None:
-        """All workers have ended. If a stop made them do so, wait for the end of this process."""
-        self._ended.acquire()
-
-    def stop(self, deadline: float) -> None:
-        if not self._ended.acquire(blocking=False):
-            return  # they had ended, and the study is about to write its report
-        for process in self.processes:
-            process.terminate()
-        for process in self.processes:
-            # Not `join`: the main thread may be waiting for the same process.
-            wait([process.sentinel], timeout=max(deadline - time.monotonic(), 0.0))
-        add_facts(self._study, self._study_dir, time.monotonic() - self._began)
-
-    def last_lines(self, failure: str) -> Iterator[str]:
-        arms = self._study.arms
-        finished = sum(is_finished(arm, self._study_dir) for arm in arms)
-        if failure and self.processes:
-            yield f"not every run could save its last step {failure}"
-        yield f"stopped with {finished} of {len(arms)} runs finished; the same command continues it"
-
-
-def stop(processes: list[Any]) -> None:
-    """Terminate the processes, so that they can save their runs, and kill any that remain."""
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        # Long enough for an asynchronous checkpoint of the toy model. Chosen, not measured.
-        process.join(timeout=10.0)
-        process.kill()
-        process.join()
-
-
-@contextlib.contextmanager
-def one_core_each() -> Iterator[None]:
-    """Within this context, processes start with an XLA that has one thread."""
-    before = os.environ.get("XLA_FLAGS")
-    one_core = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    os.environ["XLA_FLAGS"] = f"{before or ''} {one_core}".strip()
-    try:
-        yield
-    finally:
-        del os.environ["XLA_FLAGS"]
-        if before is not None:
-            os.environ["XLA_FLAGS"] = before
-
-
-def share_out(arms: list[Arm], workers: int) -> list[list[Arm]]:
-    """Assign groups of equal objective and teacher, largest first, to the least loaded worker.
-
-    Of fewer groups than workers, as of one recipe with several seeds, the largest are divided.
-    """
-    of_programs: dict[Any, list[Arm]] = {}
-    for arm in arms:
-        of_programs.setdefault((arm.config.objective, arm.config.teacher), []).append(arm)
-    groups = list(of_programs.values())
-    while len(groups) < min(workers, len(arms)):
-        largest = max((group for group in groups if len(group) > 1), key=work)
-        groups.remove(largest)
-        groups += [largest[::2], largest[1::2]]
-    shares: list[list[Arm]] = [[] for _ in range(workers)]
-    for group in sorted(groups, key=work, reverse=True):
-        min(shares, key=work).extend(group)
-    return [share for share in shares if share]
-
-
-def work(arms: list[Arm]) -> int:
-    """Estimated work in units of a training step: steps, evaluations and compilations.
-
-    An evaluation and a compilation are each assumed to cost as much as 10 steps. The estimate only
-    balances the arms over processes.
-    """
-    compilations = len({(arm.config.objective, arm.config.teacher) for arm in arms})
-    return sum(arm.steps + 10 for arm in arms) + 10 * compilations
-
-
-def worker(arms: list[Arm], study_dir: Path, core: int, failures: Any) -> None:
-    """Body of a worker process: pin it to a core, run its arms, report a failure on the queue."""
-    # If the parent was killed, the next start of the study must find its runs free.
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    assert parent.pid is not None
-    die_with_parent(parent.pid)
-    # The terminal sends Ctrl-C to every process; the parent handles it and terminates the workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    stopping = Stopping("", quiet=True)
-    stopping.listen()
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    if cores:
-        os.sched_setaffinity(0, {cores[core % len(cores)]})
-    try:
-        run_arms(arms, study_dir, quiet=True, stopping=stopping)
-        stopping.finish(0)
-    except Exception as error:
-        stopping.settle()
-        # Not every exception can be pickled, and none keeps its traceback: send the text instead.
-        # The command line reports a full disk, and a run that stopped itself, by other exit codes.
-        is_mistake = isinstance(error, UserError | OSError)
-        kind = RunStopped if isinstance(error, RunStopped) else RuntimeError
-        kind = UserError if is_mistake else kind
-        sent = f"{type(error).__name__}: {error}" if kind is RuntimeError else error
-        failure = kind(f"a worker of the study failed: {sent}")
-        failure.add_note(traceback.format_exc())
-        failures.put(failure)
-        sys.exit(1)
-
-
-def watch(processes: list[Any], arms: list[Arm], study_dir: Path, quiet: bool) -> None:
-    """Show progress, read from the run folders, until all workers end or one fails."""
-    from tqdm import tqdm
-
-    with tqdm(total=sum(arm.steps for arm in arms), desc="steps", disable=quiet) as bar:
-        while alive := [process for process in processes if process.is_alive()]:
-            if any(process.exitcode for process in processes):
-                break
-            wait([process.sentinel for process in alive], timeout=1.0)
-            files = [study_dir / "runs" / arm.name / "metrics.jsonl" for arm in arms]
-            done = sum(file.read_bytes().count(b"\n") for file in files if file.exists())
-            bar.update(done - bar.n)
-
-
 # ---------------------------------------------------------------------------------- results
 
 
-def arm_rows(arm: Arm, run_dir: Path) -> Iterator[dict[str, Any]]:
+def arm_rows(arm: Arm, study_dir: Path) -> Iterator[dict[str, Any]]:
     """One row of summary.json per evaluated step and split of the arm's run."""
-    for folder in sorted((run_dir / "evals").glob("step_*")):
+    labels = {"world": arm.world, "method": arm.method, "seed": arm.config.seed}
+    if has_stopped(arm, study_dir):
+        why = hf_files.read_json(folder_of(arm, study_dir) / STOPPED).get("reason", "")
+        nothing = dict.fromkeys(("accuracy", "length", "epistemic_per_response"), 0.0)
+        for split in arm.config.evaluation.splits:
+            place = {"step": arm.steps, "split": split.name, "n": 0, "stopped": why}
+            yield labels | place | nothing | dict(arm.labels)
+        return
+    for folder in sorted((folder_of(arm, study_dir) / "evals").glob("step_*")):
         for split, values in read_summary(folder).items():
             yield {
-                "world": arm.world,
-                "method": arm.method,
-                "seed": arm.config.seed,
+                **labels,
                 "step": int(folder.name.removeprefix("step_")),
                 "split": split,
                 **study_row(values),
@@ -411,4 +298,7 @@ def with_overrides(study: Study, texts: list[str]) -> Study:
         fitting = shared if arm.method == "base" else texts
         config = overrides.apply_overrides(arm.config, with_presets(fitting))
         arms.append(dataclasses.replace(arm, config=config))
-    return dataclasses.replace(study, arms=tuple(arms))
+    search = study.search
+    if search is not None:
+        search = dataclasses.replace(search, changes=(*search.changes, *texts))
+    return dataclasses.replace(study, arms=tuple(arms), search=search)

@@ -59,12 +59,12 @@ class OwnTask(Protocol):
 class ToyTask:
     """The first `count` problems of a pool; a smaller count gives a subset of a larger one.
 
-    `pool` is pretrain, train or heldout. Problems of 3 numbers are in distribution; those of 4 or
-    more are out of distribution. Raises UserError for any other pool, a count below 1, or fewer
-    than 3 or more than 6 numbers.
+    `pool` is pretrain, train, validation or heldout. Problems of 3 numbers are in distribution;
+    those of 4 or more are out of distribution. Raises UserError for any other pool, a count below
+    1, or fewer than 3 or more than 6 numbers.
     """
 
-    pool: str = "train"  # pretrain, train or heldout
+    pool: str = "train"  # pretrain, train, validation or heldout
     numbers: int = 3  # of a problem: 3 to 6
     count: int = 512  # problems
     seed: int = 0  # of the order in which a pool's problems are drawn

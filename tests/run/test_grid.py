@@ -17,8 +17,10 @@ from jaxdistill.overrides import apply_overrides
 from jaxdistill.report.findings import tabulate
 from jaxdistill.report.load import load_study_results
 from jaxdistill.run import study as studies
+from jaxdistill.run import workers
 from jaxdistill.run.grid import Axis, parse_axes, parse_seeds, points, recipe_study, varied
-from jaxdistill.run.study import run_study, share_out
+from jaxdistill.run.study import run_study
+from jaxdistill.run.workers import share_out
 from jaxdistill.training.teachers import EMA, Frozen
 
 
@@ -133,7 +135,7 @@ def test_a_study_of_a_recipe_goes_on_and_its_report_pools_the_seeds(tmp_path, mo
         return configure([*fixed, *texts])
 
     study = studies.dataclasses.replace(recipe_study("tiny", small, axes, (0, 4)), workers=1)
-    begun, run = [], studies.run
+    begun, run = [], workers.run
 
     def counted(config, run_dir, **options):
         if len(begun) == 2:
@@ -142,7 +144,7 @@ def test_a_study_of_a_recipe_goes_on_and_its_report_pools_the_seeds(tmp_path, mo
         begun.append(run_dir.name)
         return run(config, run_dir, **options)
 
-    monkeypatch.setattr(studies, "run", counted)
+    monkeypatch.setattr(workers, "run", counted)
     with pytest.raises(KeyboardInterrupt):
         run_study(study, tmp_path / "s", quiet=True)
     page = run_study(study, tmp_path / "s", quiet=True)

@@ -21,7 +21,10 @@ from jaxdistill.tasks.toy import problems, traces
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"pool": "test"}, "`pool` must be one of pretrain, train, heldout, got 'test'"),
+        (
+            {"pool": "test"},
+            "`pool` must be one of pretrain, train, validation, heldout, got 'test'",
+        ),
         ({"count": 0}, "`count` must be at least 1 and at most 1000000, got 0"),
         ({"numbers": 2}, r"`numbers` must lie in 3\.\.6, got 2"),
         ({"numbers": 7}, r"`numbers` must lie in 3\.\.6, got 7"),

@@ -20,16 +20,21 @@ from jaxdistill.configs.toy.toy_selfdistill import toy_selfdistill
 from jaxdistill.configs.toy.toy_study import at_full_size, base, in_world
 from jaxdistill.errors import UserError
 from jaxdistill.objectives import PRESETS
-from jaxdistill.run.study import Arm, Study
+from jaxdistill.run.arms import Arm
+from jaxdistill.run.study import Study
 
 
 def toy_presets(profile: str = "quick") -> Study:
     if profile not in ("quick", "full"):
         raise UserError(f"`--profile` must be quick or full, got {profile!r}")
     parent = toy_selfdistill()
-    run = short(parent) if profile == "quick" else at_full_size(parent, 1e-4)
+    run = (
+        short(parent)
+        if profile == "quick"
+        else replace(at_full_size(parent), optimizer=replace(parent.optimizer, peak_lr=1e-4))
+    )
     arms = tuple(presets(run, range(1 if profile == "quick" else 3)))
-    return Study(name="toy_presets", profile=profile, arms=arms, workers=2)
+    return Study(name="toy_presets", profile=profile, arms=arms, workers=2, one_device=True)
 
 
 def presets(parent: RunConfig, seeds: range) -> Iterator[Arm]:

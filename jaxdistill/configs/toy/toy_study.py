@@ -1,13 +1,15 @@
 """The main result in the toy world: the damage done by self-distillation, and its prevention.
 
-Purpose: compare base, SDPO, SDPO with an EMA teacher, `sdpo_mask` (a mask that does not protect),
-`epi_gate`, `epi_anchor` and GRPO, in the main world and in the control world, whose teacher keeps
-verifying.
+Purpose: compare base, SDPO, `sdpo_mask` (a mask that does not protect), `epi_gate`, `epi_anchor`
+and GRPO, in the main world and in the control world, whose teacher keeps verifying. The full
+profile has every method of `configs.toy.methods`, with the learning rate and the knob that
+`toy_tune` has chosen for it (`docs/toy_tune.md`); it also has SDPO, with an EMA teacher and with
+the mask, as published at the gate's rate, which shows the harm.
 Expected (main world, held-out problems): SDPO loses most epistemic tokens and over ten points of
 accuracy, `epi_anchor` keeps most of both, and GRPO gains accuracy. In the control world SDPO loses
 most words of doubt and no accuracy. `docs/toy_study.md` has the figures.
 Hardware and time: profile quick, 2 CPU cores, under ten minutes; profile full (3 seeds, sweeps over
-coverage and richness of the context), one H200, under 25 minutes.
+coverage and richness of the context), one H200, about 20 minutes, or a third of it on four.
 Command: jaxdistill study toy_study [--profile full] [--run-dir runs/toy_study]
 """
 
@@ -16,18 +18,26 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from jaxdistill.config import RunConfig
+from jaxdistill.configs.toy.methods import METHODS, configured, tuned_point, usual
 from jaxdistill.configs.toy.toy_grpo import toy_grpo
 from jaxdistill.configs.toy.toy_selfdistill import SPLITS, toy_selfdistill
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation.evaluate import Split
-from jaxdistill.objectives import AnchorEpistemicMass, MaskSampledEpistemic, SuppressionGate
-from jaxdistill.run.study import Arm, Study
+from jaxdistill.run.arms import Arm
+from jaxdistill.run.search import Point
+from jaxdistill.run.study import Study
 from jaxdistill.storage.loading import ToyBase
 from jaxdistill.tasks import contexts
 from jaxdistill.training.on_policy import OnPolicy
-from jaxdistill.training.teachers import EMA
 
 WORLDS = ("main", "control")
+# Methods that do harm. Tuned for accuracy they end at the rate at which they do least, so that the
+# full profile has them twice: as published at the gate's rate, the same loss but for the positions
+# that the gate drops, which is the harm that is to be prevented; and tuned.
+HARMFUL = ("sdpo", "sdpo_ema", "sdpo_mask")
+# AD-OPSD in place of the EMA teacher: the time of a laptop suffices for one of them.
+QUICK = ("sdpo", "ad_opsd" if "ad_opsd" in METHODS else "sdpo_ema", "sdpo_mask", "epi_gate",
+         "epi_anchor", "grpo")  # fmt: skip
 COVERAGES: tuple[int | str, ...] = (1, 8, 64, 512, "all")
 # Distinct problems. A full run draws 60 steps x 32 questions, so it sees none of them twice.
 ALL_TRAIN = 20_000
@@ -40,26 +50,13 @@ CONTEXTS: tuple[contexts.Context, ...] = (
 )
 
 
-def methods(parent: RunConfig, grpo: RunConfig) -> dict[str, RunConfig]:
-    """Each method as its visible difference from plain self-distillation."""
-    loss = parent.objective
-    return {
-        "sdpo": parent,
-        "sdpo_ema": replace(parent, teacher=EMA()),
-        "sdpo_mask": replace(parent, objective=replace(loss, weights=(MaskSampledEpistemic(),))),
-        "epi_gate": replace(parent, objective=replace(loss, weights=(SuppressionGate(),))),
-        "epi_anchor": replace(parent, objective=replace(loss, target=AnchorEpistemicMass())),
-        "grpo": grpo,
-    }
-
-
 def toy_study(profile: str = "quick") -> Study:
     profiles = {"quick": quick, "full": full}
     if profile not in profiles:
         raise UserError(f"`--profile` must be quick or full, got {profile!r}")
     arms = tuple(profiles[profile]())
     # Two workers, one per core of the quick profile: XLA gains little from a second core here.
-    return Study(name="toy_study", profile=profile, arms=arms, workers=2)
+    return Study(name="toy_study", profile=profile, arms=arms, workers=2, one_device=True)
 
 
 def in_world(config: RunConfig, world: str, name: str, seed: int = 0) -> RunConfig:
@@ -82,20 +79,29 @@ def base(config: RunConfig, world: str) -> Arm:
 
 
 def quick() -> Iterator[Arm]:
-    parent, grpo = toy_selfdistill(), toy_grpo()
+    """One seed. The knobs are the tuned ones; the rates are not.
+
+    A rate that was tuned for 60 steps of 256 rollouts is too small for 30 steps of 48. All methods
+    have that of the two recipes.
+    """
+    sdpo, grpo = toy_selfdistill(), toy_grpo()
+    rate = sdpo.optimizer.peak_lr
     for world in WORLDS:
-        yield base(parent, world)
-        for name, config in methods(parent, grpo).items():
+        yield base(sdpo, world)
+        for name in QUICK:
+            value = usual(name) if name in HARMFUL else tuned_point(name).value
+            config = configured(name, sdpo, grpo, Point(rate, value))
             yield Arm(world=world, method=name, config=in_world(config, world, name))
 
 
 def full() -> Iterator[Arm]:
     """Three seeds, 256 rollouts per step; then sweeps of coverage and context in the main world."""
-    parent, grpo = at_full_size(toy_selfdistill(), 1e-4), at_full_size(toy_grpo(), 3e-4)
     seeds = range(3)
+    methods = full_methods(at_full_size(toy_selfdistill()), at_full_size(toy_grpo()))
+    parent, grpo = methods["sdpo"], methods["grpo"]
     for world in WORLDS:
         yield base(parent, world)
-        for name, config in methods(parent, grpo).items():
+        for name, config in methods.items():
             for seed in seeds:
                 run = in_world(config, world, name, seed)
                 yield Arm(world=world, method=name, config=run)
@@ -113,7 +119,18 @@ def full() -> Iterator[Arm]:
             yield Arm(world="main", method="sdpo", config=run, labels=labels)
 
 
-def at_full_size(config: RunConfig, peak_lr: float) -> RunConfig:
+def full_methods(sdpo: RunConfig, grpo: RunConfig) -> dict[str, RunConfig]:
+    """{name: its run}: the harmful ones at the gate's rate, then all of them tuned."""
+    rate = tuned_point("epi_gate").rate
+    found = {name: configured(name, sdpo, grpo, Point(rate, usual(name))) for name in HARMFUL}
+    for name in METHODS:
+        called = f"{name}_tuned" if name in HARMFUL else name
+        found[called] = configured(name, sdpo, grpo, tuned_point(name))
+    return found
+
+
+def at_full_size(config: RunConfig) -> RunConfig:
+    """Sixty steps of 256 rollouts. The learning rate stays: that of a method is tuned."""
     splits = tuple(
         Split(split.name, dataclasses.replace(split.task, count=192)) for split in SPLITS
     )
@@ -121,7 +138,6 @@ def at_full_size(config: RunConfig, peak_lr: float) -> RunConfig:
         config,
         steps=60,
         experience=replace(config.experience, questions=32),
-        optimizer=replace(config.optimizer, peak_lr=peak_lr),
         evaluation=replace(config.evaluation, splits=splits, every=30, questions_per_batch=192),
         rollouts_every=0,
     )

@@ -6,7 +6,8 @@ and only problems with exactly one solution are kept. All correct responses ther
 answer, and a teacher that knows a solution cannot contradict one that the student has verified.
 
 Three numbers in 1..30 give 132,824 distinct problems; problems of four numbers are used out of
-distribution. A problem's pool is determined by a hash of the problem, not by a file.
+distribution. A problem's pool is determined by a hash of the problem, not by a file. The pool
+`validation` is for choosing settings: no table reports an accuracy on it but that of the choice.
 """
 
 import functools
@@ -23,7 +24,11 @@ MAX_NUMBER = 30
 # Two decimal digits, on which `_keys` relies. Chosen.
 MAX_VALUE = 99
 # [low, high) of `hash_percent`.
-POOLS = {"pretrain": (0, 70), "train": (70, 90), "heldout": (90, 100)}
+POOLS = {"pretrain": (0, 70), "train": (70, 85), "validation": (85, 90), "heldout": (90, 100)}
+# Problems of three numbers in 70..90 are of `train` if they are among the first so many that its
+# seed 0 draws from there, and else of `validation`. That pool came later, and so every training
+# set that had been measured is still the same. 15 %, as of the larger sizes.
+NUM_TRAIN = 20_000
 Pool = str
 
 
@@ -121,11 +126,17 @@ def pools_of(problems: list[Problem]) -> list[Pool]:
     if not problems:
         return []
     numbers, targets = (np.array(x) for x in zip(*((p.numbers, p.target) for p in problems)))
-    percents = hash_percent(_keys(numbers, targets)).tolist()
-    return [
+    keys = _keys(numbers, targets)
+    percents = hash_percent(keys).tolist()
+    pools = [
         next(pool for pool, (low, high) in POOLS.items() if low <= percent < high)
         for percent in percents
     ]
+    if numbers.shape[1] != 3 or not {"train", "validation"}.intersection(pools):
+        return pools
+    left = np.isin(keys, _keys(*all_problems()["validation"])).tolist()
+    in_either = {"train": "train", "validation": "train"}
+    return ["validation" if is_left else in_either.get(p, p) for p, is_left in zip(pools, left)]
 
 
 @functools.cache
@@ -134,6 +145,20 @@ def all_problems() -> dict[Pool, tuple[np.ndarray, np.ndarray]]:
 
     Vectorised: the search of `legal_chains` in Python would take 27,000 calls.
     """
+    found = dict(_by_hash())
+    numbers, targets = found.pop("70..90")
+    is_train = _is_train()
+    return {
+        "pretrain": found["pretrain"],
+        "train": (numbers[is_train], targets[is_train]),
+        "validation": (numbers[~is_train], targets[~is_train]),
+        "heldout": found["heldout"],
+    }
+
+
+@functools.cache
+def _by_hash() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """`all_problems` by the hash alone, with those of 70..90 together."""
     grid = np.arange(1, MAX_NUMBER + 1)
     numbers = np.stack(np.meshgrid(grid, grid, grid, indexing="ij"), -1).reshape(-1, 3)
     operations = (np.add, lambda a, b: np.abs(a - b), np.multiply)
@@ -150,15 +175,34 @@ def all_problems() -> dict[Pool, tuple[np.ndarray, np.ndarray]]:
     rows, targets = np.nonzero(counts[:, 1:] == 1)
     targets, numbers = targets + 1, numbers[rows]
     percent = hash_percent(_keys(numbers, targets))
-    picks = {pool: (percent >= low) & (percent < high) for pool, (low, high) in POOLS.items()}
-    return {pool: (numbers[pick], targets[pick]) for pool, pick in picks.items()}
+    ranges = {"pretrain": POOLS["pretrain"], "70..90": (70, 90), "heldout": POOLS["heldout"]}
+    picks = {name: (percent >= low) & (percent < high) for name, (low, high) in ranges.items()}
+    return {name: (numbers[pick], targets[pick]) for name, pick in picks.items()}
+
+
+@functools.cache
+def _is_train() -> np.ndarray:
+    """Which problems of three numbers in 70..90 are of `train` [problems]."""
+    size = len(_by_hash()["70..90"][1])
+    rng, found = _rng("train", 3, 0), set()
+    while len(found) < NUM_TRAIN:
+        found.add(rng.randrange(size))
+    is_train = np.zeros(size, bool)
+    is_train[list(found)] = True
+    return is_train
+
+
+def _rng(pool: Pool, size: int, seed: int) -> random.Random:
+    return random.Random(f"jaxdistill-toy/{pool}/{size}/{seed}")
 
 
 def draw(rng: random.Random, size: int, pool: Pool) -> Problem:
     """Draw one random problem of `size` numbers from a pool."""
     if size == 3:
-        numbers, targets = all_problems()[pool]
+        numbers, targets = _by_hash()["70..90"] if pool == "train" else all_problems()[pool]
         i = rng.randrange(len(targets))
+        while pool == "train" and not _is_train()[i]:
+            i = rng.randrange(len(targets))
         return Problem(tuple(map(int, numbers[i])), int(targets[i]))
     # Larger sizes are too many to enumerate: draw the numbers, then a target within the pool.
     while True:
@@ -185,7 +229,7 @@ def draw_distinct(count: int, size: int, pool: Pool, seed: int) -> list[Problem]
             f"`count={count}` is too large: the toy pool {pool!r} holds {available} problems of "
             "three numbers; use a smaller `count` or more `numbers`"
         )
-    rng = random.Random(f"jaxdistill-toy/{pool}/{size}/{seed}")
+    rng = _rng(pool, size, seed)
     found: dict[Problem, None] = {}
     while len(found) < count:
         found[draw(rng, size, pool)] = None
