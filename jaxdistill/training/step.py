@@ -162,9 +162,8 @@ class _Program:
             # on the scores of all positions, so a micro-batch cannot compute its own.
             scores_IT = map_rows(lambda m: self._scores(networks, *aligned(batch, data, m)), batch)
             rows_IT = sequences.spread(lambda x_I: jnp.broadcast_to(x_I[:, None], mask_IT.shape))
-            distill_IT, gradient_IT = factors(self.objective, scores_IT, weight_IT, rows_IT)
-            data = data._replace(distill_factor_IT=distill_IT, gradient_factor_IT=gradient_IT)
-            data = data.replicated()
+            found = factors(self.objective, scores_IT, weight_IT, rows_IT)
+            data = data.with_factors(found).replicated()
         sums = fold(lambda m: self._gradient(networks, *aligned(batch, data, m)), batch)
         return self._update(state, denominator, *sums)
 
