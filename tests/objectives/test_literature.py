@@ -129,7 +129,7 @@ def test_forks_are_imitated_as_the_mixture_of_a_float64_oracle_and_all_else_as_t
     counted = np.where(np.arange(B * T) < 5, entropy(logp_of(0)).reshape(-1), -1)
     is_fork = np.zeros(B * T, bool)
     is_fork[np.argsort(-counted)[:3]] = True
-    S, teacher, reference = (np.exp(np.asarray(logp_of(seed), np.float64)) for seed in (0, 1, 2))
+    teacher, reference = (np.exp(np.asarray(logp_of(seed), np.float64)) for seed in (1, 2))
     S_y, T_y = (np.exp(token(seed)) for seed in (0, 1))
     U = 1 / (1 + np.exp(-S_y * np.log(S_y / T_y) / 0.2))
     mixed = U[..., None] * reference + (1 - U[..., None]) * teacher
