@@ -75,7 +75,8 @@ class OwnForks:
 
     def edit(self, positions, epistemic):
         half = losses.log_mix(positions.teacher, positions.reference, 0.5)
-        return jnp.where(positions.sampled.target_factor_BT[..., None], half, positions.teacher)
+        is_fork_BT1 = positions.sampled.target_factor_BT[..., None] > 0
+        return jnp.where(is_fork_BT1, half, positions.teacher)
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,9 @@ def make_objective(objective: Objective, epistemic_ids: tuple[int, ...]) -> Obje
 
         epistemic_mass_student, _teacher, _reference    m_S, m_T, m_R, if that network has scored
         epistemic_sampled                               fraction of sampled tokens in E
-        entropy_student, entropy_teacher                H(S), H(T)
+        entropy_student, _teacher, _reference           H(S), H(T), H(R)
+        fork_rate                                       fraction with H(S) > 0.672 nats
+        kl_student_reference                            KL(S||R), the drift on the student's samples
         kl_teacher                                      KL(T||S), full vocabulary
         mass_kl                                         its Bernoulli term kl(m_T, m_S): suppression
         loss_share_epistemic                            fraction of |loss| where the sample is in E

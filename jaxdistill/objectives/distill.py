@@ -212,7 +212,8 @@ class Distill:
         # As for the weights: over the positions that the weights per position keep.
         score_BT = where_counted(loss_weight_BT, scores["target"])
         weight_BT = loss_weight_BT * (scores["position_weight"] != 0)
-        return where_counted(loss_weight_BT, self.target.over_batch(score_BT, weight_BT))
+        factor_BT = jnp.asarray(self.target.over_batch(score_BT, weight_BT), jnp.float32)
+        return where_counted(loss_weight_BT, factor_BT)
 
 
 def weighted_by(applies_BT: Array, metrics: dict[str, Weighted]) -> dict[str, Weighted]:

@@ -74,8 +74,8 @@ METHOD_TERMS = (
     Term(
         "AD-OPSD",
         "SDPO towards a mixture of the teacher and the initial model at the fifth of the tokens "
-        "where the student is least certain: the less likely the teacher finds the student's token, "
-        "the more of the initial model.",
+        "where the student is least certain: the less likely the teacher finds the student's "
+        "token, the more of the initial model.",
         ("ad_opsd",),
         ("AnchorForks",),
         short="AD-OPSD is SDPO towards a mixture with the initial model where the student is least "
