@@ -194,6 +194,7 @@ WHEN: dict[type, dict[str, str]] = {
         "sampling": "always `max_new_tokens`, as in the results you compare with",
         "evaluation_thinking": "to evaluate in another mode than that of training",
         "questions_per_batch": "fewer if memory is short",
+        "base_questions": "to see what the student forgets; it costs two forward passes each time",
         "seed": "to see how much of a difference is noise",
     },
     Split: {

@@ -14,6 +14,7 @@ from jaxdistill.objectives import (
     FullVocabulary,
 )
 from jaxdistill.objectives.positions import epistemic_of
+from jaxdistill.objectives.targets import Pair
 
 EPISTEMIC = epistemic_of(IDS, V)
 
@@ -25,7 +26,8 @@ def with_divergence(divergence, **changes):
 
 
 def target_of(choice, given=None):
-    return choice.edit(positions() if given is None else given, EPISTEMIC)
+    edited = choice.edit(positions() if given is None else given, EPISTEMIC)
+    return edited.target_logp_BTV if isinstance(edited, Pair) else edited
 
 
 # ------------------------------------------------------------------------------ of the whole batch

@@ -62,6 +62,24 @@ class OwnAnchor:
 
 
 @dataclass(frozen=True)
+class OwnForks:
+    """A target of the whole batch: half reference at the positions with H(S) above the mean."""
+
+    reads = frozenset({"reference"})
+
+    def score(self, positions, epistemic):
+        return losses.entropy(positions.student_logp_BTV)
+
+    def over_batch(self, score_BT, loss_weight_BT):
+        return score_BT > jnp.mean(score_BT, where=loss_weight_BT > 0)
+
+    def edit(self, positions, epistemic):
+        half = losses.log_mix(positions.teacher, positions.reference, 0.5)
+        is_fork_BT1 = positions.sampled.target_factor_BT[..., None] > 0
+        return jnp.where(is_fork_BT1, half, positions.teacher)
+
+
+@dataclass(frozen=True)
 class OwnForwardKL:
     def divergence(self, compared):
         student_logp, target_logp = compared.on_support

@@ -10,7 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from own_choices import OwnAnchor, OwnGate, OwnMeanOne, OwnTerm
+from own_choices import OwnForks, OwnGate, OwnMeanOne, OwnTerm
 
 from jaxdistill import sharding
 from jaxdistill.models import completions, parameters
@@ -19,15 +19,19 @@ from jaxdistill.objectives import (
     GRPO,
     RLCSD,
     AnchorEpistemicMass,
+    AnchorForks,
     CrossEntropy,
     Distill,
     EntropyWeight,
     ForkingTokens,
     Mixed,
+    OutcomeKL,
     RolloutCorrection,
     Routed,
+    StudentTeacherRatio,
     SuppressionGate,
     TopC,
+    WrongPrefix,
 )
 from jaxdistill.training import step as train
 from jaxdistill.training.batch import Batch, pad, texts_of
@@ -62,7 +66,7 @@ OF_THE_BATCH = {
     "everything": Routed(
         distill=Distill(
             support=TopC(8),
-            target=OwnAnchor(),
+            target=OwnForks(),
             weights=(ForkingTokens(0.3), OwnMeanOne(), OwnGate(0.001)),
             terms=(OwnTerm(),),
             normalizer="kept",
@@ -71,6 +75,12 @@ OF_THE_BATCH = {
     ),
     "forks": Distill(
         support=TopC(8), weights=(ForkingTokens(0.3), EntropyWeight()), normalizer="kept"
+    ),
+    "anchored forks": Distill(
+        divergence=OutcomeKL(),
+        support=TopC(8),
+        target=AnchorForks(0.4, 0.1),
+        weights=(WrongPrefix(), StudentTeacherRatio()),
     ),
     "srpo": Routed(distill=Distill(support=TopC(8), weights=(EntropyWeight(),))),
     "rlcsd": GRPO(credit=RLCSD(temperature=1.0), reduction="token"),

@@ -74,6 +74,9 @@ class Evaluation:
     evaluation_thinking: Thinking = "as_student"
     # The size of a toy split, which is then one batch. Chosen; use fewer if memory is short.
     questions_per_batch: int = 128
+    # Questions of the first split that the initial model answers once, `samples` times each; at
+    # every evaluation KL(R||S) on these answers joins the step's metrics. 0: not measured.
+    base_questions: int = 0
     # Not the run's seed, so that runs with different seeds are evaluated with the same noise.
     seed: int = 0
 
@@ -82,13 +85,20 @@ class Evaluation:
             isinstance(split, Split) for split in self.splits
         ):
             raise UserError(f"`splits` must be a tuple of Splits, got {self.splits!r:.80}")
-        for name in ("samples", "questions_per_batch", "every"):
+        for name in ("samples", "questions_per_batch", "every", "base_questions"):
             if type(getattr(self, name)) is not int:
                 raise UserError(f"`{name}` must be an integer, got {getattr(self, name)!r:.80}")
         if self.samples < 1 or self.questions_per_batch < 1 or self.every < 0:
             raise UserError(
                 "`samples` and `questions_per_batch` must be at least 1 and `every` >= 0, got "
                 f"{self.samples}, {self.questions_per_batch} and {self.every}"
+            )
+        if self.base_questions < 0:
+            raise UserError(f"`base_questions` must be at least 0, got {self.base_questions}")
+        if self.base_questions and not self.splits:
+            raise UserError(
+                f"`base_questions={self.base_questions}` needs a split in `evaluation.splits`, "
+                "whose questions the initial model answers"
             )
         if self.samples > MOST_SAMPLES:
             raise UserError(f"`samples` must be at most {MOST_SAMPLES:,}, got {self.samples}")

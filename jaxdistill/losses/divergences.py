@@ -187,6 +187,15 @@ def _with_gradient_of(value: Array, surrogate: Array) -> Array:
     return jax.lax.stop_gradient(value - surrogate) + surrogate
 
 
+def kl_entry(p_logp: Float[AnyArray, "*batch"], q_logp: Float[AnyArray, "*batch"]) -> Array:
+    """P (log P - log Q) of single tokens, in nats: their term of KL(P||Q); 0 where P is 0.
+
+    >>> kl_entry(jnp.log(0.5), jnp.log(0.25)) / jnp.log(2.0)
+    Array(0.5, dtype=float32)
+    """
+    return _kl_entries(p_logp, q_logp)
+
+
 def sampled_reverse_kl(
     token_logp: Float[Array, "*batch"], teacher_token_logp: Float[Array, "*batch"]
 ) -> Float[Array, "*batch"]:

@@ -129,6 +129,29 @@ def barycentre(
     return _normalized(_times(weight, teacher_logp) + _times(1 - weight, base_logp))
 
 
+def mixture(
+    teacher_logp: Float[Array, "*batch V"],
+    base_logp: Float[Array, "*batch V"],
+    log_odds: Float[Array, "*batch"],
+) -> Float[Array, "*batch V"]:
+    """U B + (1 - U) T with U = sigmoid(log_odds): the arithmetic path from teacher to base.
+
+    The log-odds of the base's share keep both shares precise near 0; +-inf are allowed. Sums over
+    tokens commute with the mixture, so that a tail bucket of it is the mixture of the tails.
+
+    >>> T, B = jnp.log(jnp.array([[0.8, 0.2], [0.4, 0.6]]))
+    >>> jnp.exp(mixture(T, B, jnp.log(3.0))).round(6)
+    Array([0.5, 0.5], dtype=float32)
+    """
+    teacher_logp, base_logp = map(losses.at_least_float32, (teacher_logp, base_logp))
+    # Double `where`, as in `losses.log_mix`: logaddexp of two -inf has a NaN gradient.
+    has_mass = (teacher_logp > -jnp.inf) | (base_logp > -jnp.inf)
+    log_share, log_rest = (jax.nn.log_sigmoid(x)[..., None] for x in (log_odds, -log_odds))
+    base_logp = jnp.where(has_mass, base_logp, 0.0) + log_share
+    mixed = jnp.logaddexp(base_logp, jnp.where(has_mass, teacher_logp, 0.0) + log_rest)
+    return jnp.where(has_mass, mixed, -jnp.inf)
+
+
 def _times(weight: Array, logp: Array) -> Array:
     """weight * logp, with 0 * -inf = 0: a power of zero."""
     return jnp.where(weight == 0, 0.0, weight * jnp.where(weight == 0, 0.0, logp))

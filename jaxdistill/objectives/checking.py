@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from jaxdistill import losses, own_classes
 from jaxdistill.errors import UserError
 from jaxdistill.objectives import compose
-from jaxdistill.objectives.choices import reads_of
+from jaxdistill.objectives.choices import OwnBatchTarget, reads_of
 from jaxdistill.objectives.compose import Objective
 from jaxdistill.objectives.distill import Distill
 from jaxdistill.objectives.divergences import Comparison
@@ -35,7 +35,7 @@ UNDISTILLED = ROWS - 1
 METHODS = {
     "divergence": ("divergence",),
     "support": ("restrict",),
-    "target": ("edit",),
+    "target": ("edit", "score", "over_batch"),
     "weights": ("factor", "score", "over_batch"),
     "clip": ("clip",),
     "terms": ("penalty",),
@@ -167,6 +167,10 @@ def _call(choice: Any, method: str, positions: Positions, epistemic: Epistemic) 
     """Call the method with the arguments that an objective would give it."""
     student_logp_BTV = positions.student_logp_BTV
     token_logp_BT = positions.of_token(student_logp_BTV)
+    if method == "edit" and isinstance(choice, OwnBatchTarget):
+        factor_BT = _call(choice, "over_batch", positions, epistemic)
+        sampled = positions.sampled._replace(target_factor_BT=factor_BT)
+        return choice.edit(positions._replace(sampled=sampled), epistemic)
     match method:
         case "divergence":
             compared = Comparison(
@@ -248,8 +252,7 @@ def _whole(objective: Objective, ids: tuple[int, ...], positions: Positions) -> 
         if compose.needs_whole_batch(objective):
             scores = compose.make_scores(objective, ids)(given)
             ones_BT = jnp.ones_like(given.rows.advantage_BT)
-            distill_BT, gradient_BT = compose.factors(objective, scores, ones_BT, given.rows)
-            sampled = sampled._replace(distill_factor_BT=distill_BT, gradient_factor_BT=gradient_BT)
+            sampled = compose.factors(objective, scores, ones_BT, given.rows).added_to(sampled)
         loss_fn = compose.make_objective(objective, ids)
 
         def total(student_logp_BTV: Array) -> tuple[Array, Array]:

@@ -60,6 +60,14 @@ class OwnTarget(Protocol):
 
 
 @runtime_checkable
+class OwnBatchTarget(OwnTarget, OwnBatchWeight, Protocol):
+    """A target that depends on the whole batch.
+
+    `edit` finds the factors of `over_batch` in `positions.sampled.target_factor_BT`.
+    """
+
+
+@runtime_checkable
 class OwnDivergence(Protocol):
     """The distance of the student from the target at each position, in nats."""
 
@@ -124,6 +132,8 @@ Weight = (
     | more_weights.PositionSlope
     | more_weights.SkipFirst
     | more_weights.ContrastMask
+    | more_weights.WrongPrefix
+    | more_weights.StudentTeacherRatio
     | OwnWeight
     | OwnBatchWeight
 )
@@ -136,6 +146,7 @@ Target = (
     | literature.Barycentre
     | literature.Purified
     | literature.Contrasted
+    | literature.AnchorForks
     | OwnTarget
 )
 Divergence = (
@@ -144,6 +155,7 @@ Divergence = (
     | divs.JensenShannon
     | divs.SampledReverseKL
     | literature.EntropySwitchedKL
+    | literature.OutcomeKL
     | literature.ScoreFunctionReverseKL
     | literature.SampledK3
     | OwnDivergence

@@ -19,6 +19,7 @@ from jaxdistill.objectives.positions import (
     LossPart,
     Positions,
     Rows,
+    Sampled,
     Weighted,
     epistemic_of,
 )
@@ -89,7 +90,9 @@ def make_objective(objective: Objective, epistemic_ids: tuple[int, ...]) -> Obje
 
         epistemic_mass_student, _teacher, _reference    m_S, m_T, m_R, if that network has scored
         epistemic_sampled                               fraction of sampled tokens in E
-        entropy_student, entropy_teacher                H(S), H(T)
+        entropy_student, _teacher, _reference           H(S), H(T), H(R)
+        fork_rate                                       fraction with H(S) > 0.672 nats
+        kl_student_reference                            KL(S||R), the drift on the student's samples
         kl_teacher                                      KL(T||S), full vocabulary
         mass_kl                                         its Bernoulli term kl(m_T, m_S): suppression
         loss_share_epistemic                            fraction of |loss| where the sample is in E
@@ -149,13 +152,29 @@ def make_scores(
     return score
 
 
+class BatchFactors(NamedTuple):
+    """The factors of `Sampled` that depend on the whole batch, one sequence of the batch per row.
+
+    A factor is None if that part of the objective has no choice of the whole batch.
+    """
+
+    distill_BT: Float[Array, "B T"] | None
+    gradient_BT: Float[Array, "B T"] | None
+    target_BT: Float[Array, "B T"] | None
+
+    def added_to(self, sampled: Sampled) -> Sampled:
+        """`Sampled` with these factors."""
+        return sampled._replace(
+            distill_factor_BT=self.distill_BT,
+            gradient_factor_BT=self.gradient_BT,
+            target_factor_BT=self.target_BT,
+        )
+
+
 def factors(
     objective: Objective, scores: Scores, loss_weight_BT: Float[Array, "B T"], rows: Rows
-) -> tuple[Array | None, Array | None]:
-    """(distill_factor_BT, gradient_factor_BT) for `Sampled`, one sequence of the batch per row.
-
-    A factor is None if that part of the objective has no weight of the whole batch.
-    """
+) -> BatchFactors:
+    """Map the scores of all positions to factors at once."""
     is_distilled_BT = jnp.greater(rows.distill_weight_BT, 0)
     # The positions that each part learns from: only these take part in its normalisation.
     applies_BT = {"distill": is_distilled_BT, "policy_gradient": jnp.ones_like(is_distilled_BT)}
@@ -166,8 +185,12 @@ def factors(
         name: part.batch_factor(scores[name], loss_weight_BT * applies_BT[name])
         for name, part in _parts_of_batch(objective).items()
     }
+    distill, target_BT = distill_of(objective), None
+    if distill is not None and "distill" in found:
+        loss_weight_BT = loss_weight_BT * applies_BT["distill"]
+        target_BT = distill.target_factor(scores["distill"], loss_weight_BT)
     # The two parts of a mixture have separate factors, since each is normalised over its own rows.
-    return found.get("distill"), found.get("policy_gradient")
+    return BatchFactors(found.get("distill"), found.get("policy_gradient"), target_BT)
 
 
 class Reduced(NamedTuple):

@@ -12,6 +12,7 @@ from jaxdistill.objectives.choices import (
     Clip,
     Correction,
     Divergence,
+    OwnBatchTarget,
     OwnBatchWeight,
     OwnWeight,
     Support,
@@ -113,6 +114,7 @@ class Distill:
             weight_BT *= positions.sampled.distill_factor_BT
         edited = self.target.edit(positions, epistemic)
         pair = edited if isinstance(edited, Pair) else Pair(positions.student_logp_BTV, edited)
+        of_target = weighted_by(distill_weight_BT > 0, pair.metrics or {})
         # The target is edited before the support is chosen: an edit needs the epistemic mass, which
         # is exact only on the full vocabulary.
         compared = Comparison(
@@ -135,7 +137,7 @@ class Distill:
             weighted(loss_BT, distill_weight_BT),
             weight_BT * distill_weight_BT,
             is_distilled_BT,
-            metrics,
+            metrics | of_target,
         )
 
     def _importance(self, positions: Positions) -> tuple[Array, dict[str, Weighted]]:
@@ -169,12 +171,14 @@ class Distill:
     def is_of_batch(self) -> bool:
         """Whether a position's weight depends on other positions of the batch."""
         has_weights = any(True for _ in self._batch_weights())
-        kept = self.normalizer == "kept"
-        return has_weights or kept or is_of_sequences(self.rollout_correction)
+        is_of_batch = self.normalizer == "kept" or isinstance(self.target, OwnBatchTarget)
+        return has_weights or is_of_batch or is_of_sequences(self.rollout_correction)
 
     def batch_scores(self, positions: Positions, epistemic: Epistemic) -> dict[str, Array]:
         """The scores [B, T] that the choices need of all positions, by the choice's place."""
         scores = {name: w.score(positions, epistemic) for name, w in self._batch_weights()}
+        if isinstance(self.target, OwnBatchTarget):
+            scores["target"] = self.target.score(positions, epistemic)
         if is_of_sequences(self.rollout_correction):
             scores["rollout_correction"] = rollout_log_ratio(positions)
         # With them `batch_factor` knows which positions the weights per position drop.
@@ -198,6 +202,26 @@ class Distill:
         if self.normalizer == "kept":
             factor_BT *= share_of_kept(self.reduction, is_kept_BT, loss_weight_BT)
         return where_counted(loss_weight_BT, factor_BT)
+
+    def target_factor(
+        self, scores: dict[str, Array], loss_weight_BT: Float[Array, "B T"]
+    ) -> Float[Array, "B T"] | None:
+        """What `over_batch` gives a target of the whole batch; None for every other target."""
+        if not isinstance(self.target, OwnBatchTarget):
+            return None
+        # As for the weights: over the positions that the weights per position keep.
+        score_BT = where_counted(loss_weight_BT, scores["target"])
+        weight_BT = loss_weight_BT * (scores["position_weight"] != 0)
+        factor_BT = jnp.asarray(self.target.over_batch(score_BT, weight_BT), jnp.float32)
+        return where_counted(loss_weight_BT, factor_BT)
+
+
+def weighted_by(applies_BT: Array, metrics: dict[str, Weighted]) -> dict[str, Weighted]:
+    """The metrics, averaged over the positions where `applies_BT` alone."""
+    return {
+        name: Weighted(value_BT, jnp.where(applies_BT, weight_BT, 0.0))
+        for name, (value_BT, weight_BT) in metrics.items()
+    }
 
 
 def weighted(loss_BT: Array, weight_BT: Array) -> Array:

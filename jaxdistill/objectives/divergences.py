@@ -107,6 +107,6 @@ class SampledReverseKL:
 
 
 # A clip of 0 would remove every positive entry and leave a loss that is only ever negative.
-def require_entry_clip(divergence: ForwardKL | ReverseKL | JensenShannon) -> None:
+def require_entry_clip(divergence: Any) -> None:
     clip, name = divergence.entry_clip, type(divergence).__name__
     require(clip is None or clip > 0, f"{name}.entry_clip", "above 0 or None", clip)

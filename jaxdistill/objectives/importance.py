@@ -164,6 +164,30 @@ def gap_quantiles(count_K: Float[Array, " K"]) -> dict[str, Float[Array, ""]]:
     }
 
 
+def fork_rates(
+    student_K: Float[Array, " K"], reference_K: Float[Array, " K"]
+) -> dict[str, Float[Array, ""]]:
+    """The share of positions that are forks by the reference's measure, and that measure.
+
+    `fork_threshold_reference` is the entropy, in nats, that a fifth of the reference's positions
+    exceed (arXiv 2506.01939); `fork_rate_reference` is the share of the student's entropies above
+    it, 0.2 as long as the two networks are equal. Within a bin counts are taken to be uniform.
+    """
+    edges_K = jnp.asarray(GAP_EDGES, jnp.float32)
+    below_K = jnp.cumsum(reference_K)
+    wanted = 0.8 * below_K[-1]
+    place = jnp.argmax(below_K >= wanted)
+    count = reference_K[place]
+    # The fraction of the bin that lies above the threshold.
+    over = jnp.where(count > 0, (below_K[place] - wanted) / jnp.where(count > 0, count, 1.0), 0.0)
+    above = jnp.sum(jnp.where(jnp.arange(len(GAP_EDGES)) > place, student_K, 0.0))
+    above += over * student_K[place]
+    return {
+        "fork_threshold_reference": edges_K[place] * 2.0 ** (-over / _PER_OCTAVE),
+        "fork_rate_reference": above / jnp.maximum(jnp.sum(student_K), 1.0),
+    }
+
+
 def gap_warning(metrics: Mapping[str, float]) -> str | None:
     """What to tell a person about a step whose sampler and trainer disagree; None if they agree."""
     gap = metrics.get(SAMPLER_GAP, 0.0)

@@ -14,8 +14,16 @@ from jaxtyping import Array, Float
 from jaxdistill import losses
 from jaxdistill.losses import advantages, edits
 from jaxdistill.objectives.credit import where_taught
-from jaxdistill.objectives.divergences import Comparison
-from jaxdistill.objectives.positions import Epistemic, Positions, require, require_literals
+from jaxdistill.objectives.divergences import Comparison, require_entry_clip
+from jaxdistill.objectives.literature_weights import top_fraction
+from jaxdistill.objectives.positions import (
+    Epistemic,
+    Positions,
+    Weighted,
+    require,
+    require_literals,
+)
+from jaxdistill.objectives.targets import Pair
 
 # ---------------------------------------------------------------------------------------- targets
 
@@ -128,6 +136,49 @@ class Contrasted:
         return edits.contrasted(positions.teacher, positions.contrast, self.strength)
 
 
+@dataclass(frozen=True)
+class AnchorForks:
+    """U R + (1 - U) T at forking positions, the teacher elsewhere (AD-OPSD, arXiv 2607.10805).
+
+    Forks are the `fraction` of the batch's positions with the highest H(S), as in `ForkingTokens`.
+    U = sigmoid(S(y) (log S(y) - log T(y)) / temperature) is near 1 where the teacher would suppress
+    the sampled token y, and 1/2 where the two agree. U is a constant: no gradient passes through
+    it. Metric `reference_share`: the mean of U over the forks.
+
+    The paper itself was not seen. The formula is that of two third parties; its temperature, the
+    divergence that it is used with, and whether its share of positions is of a batch or of a
+    sequence are not in them and are our choices.
+    """
+
+    fraction: float = 0.2  # both third parties name it
+    temperature: float = 1.0  # nats; chosen, not measured: 1 is the formula without a scale
+
+    reads = frozenset({"reference"})
+
+    def __post_init__(self) -> None:
+        require(0 <= self.fraction <= 1, "AnchorForks.fraction", "from 0 to 1", self.fraction)
+        require(self.temperature > 0, "AnchorForks.temperature", "above 0", self.temperature)
+
+    def score(self, positions: Positions, epistemic: Epistemic) -> Float[Array, "B T"]:
+        return losses.entropy(positions.student_logp_BTV)
+
+    def over_batch(
+        self, score_BT: Float[Array, "B T"], loss_weight_BT: Float[Array, "B T"]
+    ) -> Float[Array, "B T"]:
+        return top_fraction(score_BT, loss_weight_BT > 0, self.fraction).astype(jnp.float32)
+
+    def edit(self, positions: Positions, epistemic: Epistemic) -> Pair:
+        student, teacher = positions.student_logp_BTV, positions.teacher
+        of_token = jax.lax.stop_gradient(positions.of_token(student)), positions.of_token(teacher)
+        log_odds_BT = losses.kl_entry(*of_token) / self.temperature
+        is_fork_BT = positions.sampled.target_factor_BT
+        is_fork_BT = jnp.ones_like(log_odds_BT) if is_fork_BT is None else jnp.asarray(is_fork_BT)
+        mixed = edits.mixture(teacher, positions.reference, log_odds_BT)
+        target = jnp.where(is_fork_BT[..., None] > 0, mixed, teacher)
+        share = Weighted(jax.nn.sigmoid(log_odds_BT), is_fork_BT)
+        return Pair(student, target, metrics={"reference_share": share})
+
+
 # ------------------------------------------------------------------------- divergences and clips
 
 
@@ -147,6 +198,27 @@ class EntropySwitchedKL:
         student, target = compared.on_support
         forward_BT = losses.forward_kl(student, target)
         return losses.reverse_kl(student, target) + jnp.where(undecided_BT, forward_BT, 0.0)
+
+
+@dataclass(frozen=True)
+class OutcomeKL:
+    """KL(T||S) in correct completions and KL(S||T) in all others (OG-OPSD, arXiv 2610.05070).
+
+    The paper restricts the second to prefixes: add `WrongPrefix`, which says what was seen of it.
+    Two third parties disagree on the directions. This is the one that describes them in a sentence;
+    the other is a one-line sketch of code. `entry_clip` as in `ForwardKL`.
+    """
+
+    entry_clip: float | None = None
+
+    def __post_init__(self) -> None:
+        require_entry_clip(self)
+
+    def divergence(self, compared: Comparison) -> Float[Array, "B T"]:
+        is_right_BT = jnp.greater(compared.positions.rows.correct_BT, 0)
+        pair = compared.on_support
+        forward_BT = losses.forward_kl(*pair, self.entry_clip)
+        return jnp.where(is_right_BT, forward_BT, losses.reverse_kl(*pair, self.entry_clip))
 
 
 @dataclass(frozen=True)

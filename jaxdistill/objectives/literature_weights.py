@@ -5,11 +5,12 @@ from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxdistill import losses
 from jaxdistill.objectives.positions import Epistemic, Positions, require, require_literals
 from jaxdistill.objectives.weights import NetworkName, entropy_of
+from jaxdistill.own_classes import require_choice
 
 # -------------------------------------------------------------------------- by epistemic tokens
 
@@ -232,3 +233,168 @@ class ContrastMask:
     def factor(self, positions: Positions, epistemic: Epistemic) -> Float[Array, "B T"]:
         distance_BT = losses.forward_kl(positions.contrast, positions.teacher)
         return jnp.where(distance_BT > 0, distance_BT / (distance_BT + self.scale), 0.0)
+
+
+# -------------------------------------------------------------------- by outcome, and by completion
+
+
+@dataclass(frozen=True)
+class ShareOfEntropy:
+    """The shortest prefix with the fraction `share` of the completion's summed entropy."""
+
+    share: float = 0.5  # chosen, not measured; 1 is the whole completion
+    of: NetworkName = "teacher"  # whose entropy
+
+    def __post_init__(self) -> None:
+        require(0 < self.share <= 1, "ShareOfEntropy.share", "in (0, 1]", self.share)
+        require_literals(self)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({self.of} - {"student"})
+
+    def amount(self, positions: Positions) -> Float[Array, "B T"]:
+        return entropy_of(self.of, positions)
+
+    def holds(self, amount_BT: Array, counts_BT: Array) -> Bool[Array, "B T"]:
+        return first_share(amount_BT, self.share)
+
+
+@dataclass(frozen=True)
+class MeanEntropyBelow:
+    """The longest prefix whose mean entropy is at most `limit` nats."""
+
+    limit: float = 0.3  # chosen, not measured
+    of: NetworkName = "teacher"  # whose entropy
+
+    def __post_init__(self) -> None:
+        require(self.limit >= 0, "MeanEntropyBelow.limit", "at least 0", self.limit)
+        require_literals(self)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({self.of} - {"student"})
+
+    def amount(self, positions: Positions) -> Float[Array, "B T"]:
+        return entropy_of(self.of, positions)
+
+    def holds(self, amount_BT: Array, counts_BT: Array) -> Bool[Array, "B T"]:
+        number_BT = jnp.maximum(jnp.cumsum(counts_BT, axis=1), 1)
+        is_end_BT = counts_BT & (jnp.cumsum(amount_BT, axis=1) / number_BT <= self.limit)
+        # A prefix holds every position before the last possible end.
+        return jnp.flip(jnp.cumsum(jnp.flip(is_end_BT, axis=1), axis=1), axis=1) > 0
+
+
+@dataclass(frozen=True)
+class ShareOfPositions:
+    """The first ceil(share n) of a completion's n positions."""
+
+    share: float = 0.5  # chosen, not measured; 1 is the whole completion
+
+    reads = frozenset()
+
+    def __post_init__(self) -> None:
+        require(0 < self.share <= 1, "ShareOfPositions.share", "in (0, 1]", self.share)
+
+    def amount(self, positions: Positions) -> Float[Array, "B T"]:
+        return jnp.ones(positions.sampled.tokens_BT.shape, jnp.float32)
+
+    def holds(self, amount_BT: Array, counts_BT: Array) -> Bool[Array, "B T"]:
+        return first_share(amount_BT, self.share)
+
+
+def first_share(amount_BT: Float[Array, "B T"], share: float) -> Bool[Array, "B T"]:
+    """The positions of each row's shortest prefix with `share` of the row's total amount.
+
+    All of them if the share is 1 or the total 0.
+    """
+    if share == 1:
+        return jnp.ones(amount_BT.shape, bool)
+    total_BT = jnp.sum(amount_BT, axis=1, keepdims=True)
+    before_BT = jnp.cumsum(amount_BT, axis=1) - amount_BT
+    # 1e-6: 0.2 * 15 is above 3 in floating point and must not keep a fourth (`top_fraction`).
+    return (before_BT < share * total_BT * (1 - 1e-6)) | (total_BT == 0)
+
+
+Prefix = ShareOfEntropy | MeanEntropyBelow | ShareOfPositions
+
+
+@dataclass(frozen=True)
+class WrongPrefix:
+    """Keep correct completions whole and only a prefix of each incorrect one (after OG-OPSD).
+
+    Of arXiv 2610.05070 only the abstract and a third party's summary were seen: forward KL on whole
+    correct completions, reverse KL on prefixes of incorrect ones (`OutcomeKL`), with the prefix
+    chosen by the "cumulative average teacher entropy". The rule itself was not seen: the kinds of
+    prefix, their numbers and the default are ours.
+    """
+
+    until: Prefix = ShareOfEntropy()  # where the prefix of an incorrect completion ends
+
+    def __post_init__(self) -> None:
+        require_choice("WrongPrefix.until", self.until, Prefix)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return self.until.reads
+
+    def score(self, positions: Positions, epistemic: Epistemic) -> Float[Array, "B T"]:
+        """The amount that is summed along a completion, or -1 in a correct one."""
+        is_right_BT = jnp.greater(positions.rows.correct_BT, 0)
+        # An entropy that rounding left below 0 must not mark its row as correct.
+        return jnp.where(is_right_BT, -1.0, jnp.maximum(self.until.amount(positions), 0.0))
+
+    def over_batch(
+        self, score_BT: Float[Array, "B T"], loss_weight_BT: Float[Array, "B T"]
+    ) -> Float[Array, "B T"]:
+        counts_BT = loss_weight_BT > 0
+        amount_BT = jnp.where(counts_BT, jnp.maximum(score_BT, 0.0), 0.0)
+        is_in_BT = self.until.holds(amount_BT, counts_BT)
+        return (is_in_BT | (score_BT < 0)).astype(jnp.float32)
+
+
+@dataclass(frozen=True)
+class StudentTeacherRatio:
+    """A weight per completion: high where the teacher finds some of its tokens unlikely (ReNIO).
+
+    That is exp(r / temperature), divided by its mean over the batch, where r is the mean of
+    log S(y) - log T(y), clipped at `clip` nats, over the tokens where it is at least `threshold`
+    nats, and 0 if there are none; None takes all tokens, clipped on both sides. Such completions
+    are mostly incorrect, and keep more reflection (arXiv 2606.23104, whose abstract and code were
+    seen; the defaults are those of the code's trainer). The code's mean is over the rows of one
+    device, ours over the batch, weighted as the loss is; its last clamp, at 10, is left out,
+    because exp(clip / temperature) bounds the weight already.
+    """
+
+    threshold: float | None = 0.3  # its scripts take 0.01 to 0.8, by model
+    clip: float = 2.0
+    temperature: float = 1.0
+
+    reads = frozenset({"teacher"})
+
+    def __post_init__(self) -> None:
+        require(self.clip > 0, "StudentTeacherRatio.clip", "above 0", self.clip)
+        within = self.threshold is None or 0 <= self.threshold <= self.clip
+        name = "StudentTeacherRatio.threshold"
+        require(within, name, f"None or from 0 to the clip, {self.clip}", self.threshold)
+        name = "StudentTeacherRatio.temperature"
+        require(self.temperature > 0, name, "above 0", self.temperature)
+
+    def score(self, positions: Positions, epistemic: Epistemic) -> Float[Array, "B T"]:
+        networks = positions.student_logp_BTV, positions.teacher
+        ratio_BT = losses.log_ratio(*(positions.of_token(logp_BTV) for logp_BTV in networks))
+        # NaN is -inf - -inf: neither network could have sampled the token, and they agree.
+        return jnp.clip(jnp.where(jnp.isnan(ratio_BT), 0.0, ratio_BT), -self.clip, self.clip)
+
+    def over_batch(
+        self, score_BT: Float[Array, "B T"], loss_weight_BT: Float[Array, "B T"]
+    ) -> Float[Array, "B T"]:
+        counts_BT = loss_weight_BT > 0
+        takes_BT = counts_BT if self.threshold is None else counts_BT & (score_BT >= self.threshold)
+        number_B1 = jnp.maximum(takes_BT.sum(axis=1, keepdims=True), 1)
+        mean_B1 = jnp.sum(jnp.where(takes_BT, score_BT, 0.0), axis=1, keepdims=True) / number_B1
+        weight_BT = jnp.where(counts_BT, jnp.exp(mean_B1 / self.temperature), 0.0)
+        total = jnp.sum(weight_BT * loss_weight_BT)
+        # Mean 1, so that the batch's loss keeps its scale. The inner `where` is for an empty batch.
+        scale = jnp.sum(loss_weight_BT) / jnp.where(total > 0, total, 1.0)
+        return weight_BT * scale

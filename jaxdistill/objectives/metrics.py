@@ -6,6 +6,12 @@ from jaxtyping import Array
 from jaxdistill import losses
 from jaxdistill.objectives.positions import Epistemic, LossPart, Positions, Weighted, everywhere
 from jaxdistill.objectives.reduction import Reduction
+from jaxdistill.objectives.targets import AmplifyEpistemic
+
+FORK_ENTROPY = AmplifyEpistemic.threshold  # nats
+
+# The metrics whose histograms a step sums where the reference scores the samples (`fork_rates`).
+OF_FORKS = ("entropy_student", "entropy_reference")
 
 
 def observe(
@@ -21,12 +27,15 @@ def observe(
     # As the reduction weighs it: "sequence" divides each position's loss by its row's length.
     if reduction == "sequence":
         size_BT /= jnp.maximum(positions.rows.length_BT, 1)
+    # Rounding leaves an entropy of 0 a little below it, where a histogram has no bin.
+    entropy_BT = jnp.maximum(losses.entropy(student), 0.0)
     # Log-masses of E and of the rest, computed once here and used again for `mass_kl`.
     student_bins = losses.epistemic_bins(student, epistemic.is_member_V)
     metrics = {
         "epistemic_mass_student": everywhere(jnp.exp(student_bins[..., 0])),
         "epistemic_sampled": everywhere(is_epistemic_BT),
-        "entropy_student": everywhere(losses.entropy(student)),
+        "entropy_student": everywhere(entropy_BT),
+        "fork_rate": everywhere((entropy_BT > FORK_ENTROPY).astype(jnp.float32)),
         "kept": Weighted(
             (part.weight_BT != 0).astype(jnp.float32), part.is_active_BT.astype(jnp.float32)
         ),
@@ -36,6 +45,8 @@ def observe(
         metrics |= observe_teacher(positions, epistemic, student_bins)
     if reference is not None:
         metrics["epistemic_mass_reference"] = everywhere(epistemic.mass(reference))
+        metrics["entropy_reference"] = everywhere(jnp.maximum(losses.entropy(reference), 0.0))
+        metrics["kl_student_reference"] = everywhere(losses.reverse_kl(student, reference))
     return metrics
 
 

@@ -54,7 +54,7 @@ class Mixed:
         # The absolute value: a negative weight of the distillation is still a kept position, and
         # must not cancel the other part's. All rows are active, since GRPO learns from every row.
         weight_BT = share_BT * jnp.abs(first.weight_BT) + (1.0 - share_BT) * second.weight_BT
-        return LossPart(loss_BT, weight_BT, second.is_active_BT, second.metrics)
+        return LossPart(loss_BT, weight_BT, second.is_active_BT, first.metrics | second.metrics)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Routed:
         # hold rows of either kind.
         loss_BT = weighted(first.loss_BT, route_BT) + weighted(second.loss_BT, 1.0 - route_BT)
         weight_BT = jnp.where(route_BT > 0, first.weight_BT, second.weight_BT)
-        return LossPart(loss_BT, weight_BT, second.is_active_BT, second.metrics)
+        return LossPart(loss_BT, weight_BT, second.is_active_BT, first.metrics | second.metrics)
 
 
 def require_parts(name: str, first: Any, second: Any) -> None:

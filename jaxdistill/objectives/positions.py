@@ -15,7 +15,7 @@ class Sampled(NamedTuple):
     """The sampled tokens at the T positions of a chunk.
 
     The factors are the weights that depend on the whole batch (`compose.factors`), one for each
-    part of an objective; None is equivalent to ones.
+    part of an objective and one that its target reads; None is equivalent to ones.
     """
 
     tokens_BT: Int[AnyArray, "B T"]
@@ -23,6 +23,7 @@ class Sampled(NamedTuple):
     index_BT: Int[AnyArray, "B T"]  # the token's index in its completion, from 0
     distill_factor_BT: Float[AnyArray, "B T"] | None = None
     gradient_factor_BT: Float[AnyArray, "B T"] | None = None
+    target_factor_BT: Float[AnyArray, "B T"] | None = None
     # log pi_old of its token, scored before the batch's first update, or `importance.UNMOVED`; None
     # if the batch has a single update.
     old_logp_BT: Float[AnyArray, "B T"] | None = None

@@ -7,6 +7,8 @@ from jaxdistill.objectives.credit import RLCSD, RLSD
 from jaxdistill.objectives.distill import Distill
 from jaxdistill.objectives.divergences import ForwardKL, SampledReverseKL
 from jaxdistill.objectives.importance import RolloutCorrection
+from jaxdistill.objectives.literature import AnchorForks, OutcomeKL
+from jaxdistill.objectives.literature_weights import StudentTeacherRatio, WrongPrefix
 from jaxdistill.objectives.mixtures import Routed
 from jaxdistill.objectives.policy_gradient import GRPO
 from jaxdistill.objectives.support import FullVocabulary
@@ -80,6 +82,31 @@ def anti_e() -> Distill:
     return replace(sdpo(), divergence=SampledReverseKL(), weights=(flip,))
 
 
+def ad_opsd() -> Distill:
+    """`sdpo` towards the reference where the student is undecided and the teacher disagrees.
+
+    AD-OPSD's target (arXiv 2607.10805) under `sdpo`'s divergence, so that the two differ in the
+    target alone; the paper's own divergence was not seen (`AnchorForks`).
+    """
+    return replace(sdpo(), target=AnchorForks())
+
+
+def og_opsd() -> Distill:
+    """Forward KL on correct completions, reverse KL on a prefix of each incorrect one.
+
+    After OG-OPSD (arXiv 2610.05070); see `WrongPrefix` for what was not seen of it.
+    """
+    return replace(sdpo(), divergence=OutcomeKL(), weights=(WrongPrefix(),))
+
+
+def renio() -> Distill:
+    """`sdpo` with more weight on completions that the teacher finds unlikely.
+
+    ReNIO's weight (arXiv 2606.23104) under `sdpo`'s divergence: `StudentTeacherRatio`.
+    """
+    return replace(sdpo(), weights=(StudentTeacherRatio(),))
+
+
 def rlsd() -> GRPO:
     """GRPO with per-token credit scaled by the teacher's likelihood ratio."""
     return GRPO(credit=RLSD(), rollout_correction=RolloutCorrection())
@@ -112,6 +139,9 @@ PRESETS: dict[str, Callable[[], Distill | GRPO | Routed]] = {
         epi_floor,
         epi_amplify,
         anti_e,
+        ad_opsd,
+        og_opsd,
+        renio,
         rlsd,
         rlcsd,
         srpo,

@@ -1,8 +1,11 @@
 """Targets: the distribution to imitate, the teacher's or an edit of it (see `losses.edits`).
 
 A target has `edit(positions, epistemic)`, which returns log-probabilities [B, T, V], or a `Pair` if
-it edits the student too. With `keeps_epistemic` a top-C support keeps the epistemic ids among its
-candidates. Without epistemic ids an epistemic edit returns its input, bit for bit.
+it edits the student too or has metrics. With `keeps_epistemic` a top-C support keeps the epistemic
+ids among its candidates. Without epistemic ids an epistemic edit returns its input, bit for bit.
+
+A target that depends on the whole batch also has `score` and `over_batch` of `weights`; `edit` then
+finds the factors in `positions.sampled.target_factor_BT`.
 """
 
 from dataclasses import dataclass
@@ -14,15 +17,22 @@ from jaxtyping import Array, Float
 
 from jaxdistill import losses
 from jaxdistill.losses import edits
-from jaxdistill.objectives.positions import Epistemic, Positions, require, require_literals
+from jaxdistill.objectives.positions import (
+    Epistemic,
+    Positions,
+    Weighted,
+    require,
+    require_literals,
+)
 
 
 class Pair(NamedTuple):
-    """The two distributions to compare, and a factor of the position's divergence."""
+    """The two distributions to compare, a factor of the position's divergence, and metrics."""
 
     student_logp_BTV: Float[Array, "B T V"]
     target_logp_BTV: Float[Array, "B T V"]
     factor_BT: Float[Array, "B T"] | float = 1.0
+    metrics: dict[str, Weighted] | None = None
 
 
 @dataclass(frozen=True)

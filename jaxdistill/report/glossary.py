@@ -72,6 +72,32 @@ METHOD_TERMS = (
         short="Epistemic amplification is SDPO towards a teacher with more doubt than it has.",
     ),
     Term(
+        "AD-OPSD",
+        "SDPO towards a mixture of the teacher and the initial model at the fifth of the tokens "
+        "where the student is least certain: the less likely the teacher finds the student's "
+        "token, the more of the initial model.",
+        ("ad_opsd",),
+        ("AnchorForks",),
+        short="AD-OPSD is SDPO towards a mixture with the initial model where the student is least "
+        "certain.",
+    ),
+    Term(
+        "OG-OPSD",
+        "Self-distillation with the forward KL divergence on correct answers, and the reverse one "
+        "on the beginning of each incorrect answer.",
+        ("og_opsd",),
+        ("OutcomeKL",),
+        short="OG-OPSD is self-distillation with another divergence on incorrect answers, and only "
+        "on their beginning.",
+    ),
+    Term(
+        "ReNIO",
+        "SDPO with more weight on answers with tokens that the teacher finds unlikely.",
+        ("renio",),
+        ("StudentTeacherRatio",),
+        short="ReNIO is SDPO with more weight on answers that the teacher finds unlikely.",
+    ),
+    Term(
         "GRPO",
         "Reinforcement learning without a teacher: answers that the grader accepts become more "
         "likely, and the others less.",

@@ -54,7 +54,7 @@ ROUNDS = {
 # Files and folders that a run may write before it has results worth keeping.
 START_FILES = (
     "config.json", "provenance.json", own_classes.RECIPE, "lexicon.json", "metrics.jsonl",
-    "prompts.json", "places.json", "mirror.json",
+    "prompts.json", "places.json", "mirror.json", "base_samples.json",
     "model", "rollouts", "skipped", "tensorboard", "checkpoints", "evals", "export", "export.new",
 )  # fmt: skip
 

@@ -49,6 +49,8 @@ from jaxdistill.sampling.rollouts import check_environment, check_grading
 from jaxdistill.storage import hf_export, loading
 from jaxdistill.storage.loading import Policy
 from jaxdistill.tasks.tasks import load, questions_of, reading_once
+from jaxdistill.training.base_samples import open_base_kl
+from jaxdistill.training.drift import parameter_drift
 from jaxdistill.training.experience import Setting, open_source
 from jaxdistill.training.metrics import means, open_writer
 from jaxdistill.training.on_policy import OnPolicy
@@ -296,6 +298,8 @@ def train(
             teacher_temperature=source.teacher_temperature,
         )
 
+        base_kl = open_base_kl(engine, config.evaluation, config.compute, run_dir)
+
         # ---- the steps
         with contextlib.ExitStack() as stack:
             stack.callback(saving.close)
@@ -339,10 +343,13 @@ def train(
                         state, sums = train_step(state, policy.params, *map(engine.place, arrays))
                         jax.block_until_ready(state)
                     step += 1
+                    drift = parameter_drift(state.params, policy.params)
+                    of_base = base_kl(state.params) if evaluates_at(config, step, steps) else {}
                     # Metrics are written before the checkpoint of the same step: a resumed run
                     # drops lines after its checkpoint, but cannot restore missing ones.
                     lap = clock.lap()
-                    values = means(sums) | facts | padding | work.facts(lap, batch)
+                    values = means(sums) | drift | of_base | facts | padding
+                    values |= work.facts(lap, batch)
                     writer.write(step, values)
                     host = {"data": source.batches.get_state(), "shapes": setting.shapes.state()}
                     saving.keep(Kept(step, state._asdict(), host), lap["compiling"])

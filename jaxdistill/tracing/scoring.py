@@ -382,5 +382,4 @@ def _with_factors(objective: Objective, scores: Any, sampled: Sampled, rows: Row
     factors = objectives.factors(
         objective, jax.tree.map(lambda x: jnp.asarray(x[None]), scores), reduced.weight_BT, rows
     )
-    distill_BT, gradient_BT = (None if x is None else np.asarray(x) for x in factors)
-    return sampled._replace(distill_factor_BT=distill_BT, gradient_factor_BT=gradient_BT)
+    return jax.tree.map(np.asarray, factors).added_to(sampled)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdistill.axes import AnyArray
 from jaxdistill.models.attention import segments_of
-from jaxdistill.objectives import Rows, Sampled
+from jaxdistill.objectives import BatchFactors, Rows, Sampled
 from jaxdistill.sharding import constrain
 from jaxdistill.training.chunked_objective import PositionData
 
@@ -129,7 +129,16 @@ class RowData(NamedTuple):
     weight_IT: Float[Array, "I T"]
     distill_factor_IT: Float[Array, "I T"] | None = None
     gradient_factor_IT: Float[Array, "I T"] | None = None
+    target_factor_IT: Float[Array, "I T"] | None = None
     old_logp_IT: Float[Array, "I T"] | None = None
+
+    def with_factors(self, factors: BatchFactors) -> "RowData":
+        """The same data with the factors of weights and targets of the whole batch."""
+        return self._replace(
+            distill_factor_IT=factors.distill_BT,
+            gradient_factor_IT=factors.gradient_BT,
+            target_factor_IT=factors.target_BT,
+        )
 
     def replicated(self) -> "RowData":
         """The same arrays, whole on every device.
@@ -156,6 +165,7 @@ def aligned(batch: MicroBatches, data: RowData, m: Array | int) -> tuple[MicroBa
             index_BT=places.index_BT,
             distill_factor_BT=at(data.distill_factor_IT),
             gradient_factor_BT=at(data.gradient_factor_IT),
+            target_factor_BT=at(data.target_factor_IT),
             old_logp_BT=at(data.old_logp_IT),
         ),
         rows=data.sequences.spread(lambda x_I: x_I[places.row_BT]),

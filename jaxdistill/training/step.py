@@ -29,6 +29,7 @@ from jaxdistill.objectives import (
     reduced,
 )
 from jaxdistill.objectives.importance import SAMPLER_GAP
+from jaxdistill.objectives.metrics import OF_FORKS
 from jaxdistill.precision import compute_dtype
 from jaxdistill.training import memory
 from jaxdistill.training.chunked_objective import (
@@ -54,7 +55,7 @@ from jaxdistill.training.networks import NeededNetworks, Networks, score_batch
 from jaxdistill.training.optimizer import Optimizer, at_step, make_optimizer, on_device, on_host
 from jaxdistill.training.state import TrainState
 from jaxdistill.training.teachers import Models, Teacher, moved_teacher, networks_of
-from jaxdistill.training.updates import SeveralUpdates, finish, with_gap_quantiles
+from jaxdistill.training.updates import SeveralUpdates, finish, with_quantiles
 
 # The rematerialisation policies that "auto" tries, in this order. "none" is not among them:
 # "elementwise" already recomputes no matrix multiplication, and "none" needs far more memory.
@@ -162,9 +163,8 @@ class _Program:
             # on the scores of all positions, so a micro-batch cannot compute its own.
             scores_IT = map_rows(lambda m: self._scores(networks, *aligned(batch, data, m)), batch)
             rows_IT = sequences.spread(lambda x_I: jnp.broadcast_to(x_I[:, None], mask_IT.shape))
-            distill_IT, gradient_IT = factors(self.objective, scores_IT, weight_IT, rows_IT)
-            data = data._replace(distill_factor_IT=distill_IT, gradient_factor_IT=gradient_IT)
-            data = data.replicated()
+            found = factors(self.objective, scores_IT, weight_IT, rows_IT)
+            data = data.with_factors(found).replicated()
         sums = fold(lambda m: self._gradient(networks, *aligned(batch, data, m)), batch)
         return self._update(state, denominator, *sums)
 
@@ -213,12 +213,16 @@ class _Program:
         models = Models(weights, reference_params, own=state.teacher, step=state.step)
         return Networks(weights, networks_of(self.teacher, models), reference_params)
 
+    @property
+    def reads_reference(self) -> bool:
+        return needs_reference(self.objective) or self.track_reference
+
     def _score_batch(
         self, networks: Networks, micro: MicroBatch
     ) -> tuple[HiddenAndHead, OtherNetworks]:
         needed = NeededNetworks(
             teacher=needs_teacher(self.objective),
-            reference=needs_reference(self.objective) or self.track_reference,
+            reference=self.reads_reference,
             contrast=needs_contrast(self.objective),
         )
         return score_batch(self.model, self.compute, networks, micro, needed=needed)
@@ -245,7 +249,7 @@ class _Program:
             chunk=self.compute.chunk,
             temperature=self.temperature,
             teacher_temperature=self.teacher_temperature,
-            histograms=(SAMPLER_GAP,),
+            histograms=(SAMPLER_GAP, *(OF_FORKS if self.reads_reference else ())),
         )
 
     def _update(
@@ -286,4 +290,4 @@ class _Program:
             "grad_norm": Sum(norm, jnp.float32(1)),
             "skipped": Sum(1.0 - is_finite, jnp.float32(1)),
         }
-        return moved, with_gap_quantiles(metrics) if is_whole_step else metrics
+        return moved, with_quantiles(metrics) if is_whole_step else metrics

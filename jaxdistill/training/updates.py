@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxdistill import sharding
-from jaxdistill.objectives.importance import SAMPLER_GAP, UNMOVED, gap_quantiles
+from jaxdistill.objectives.importance import SAMPLER_GAP, UNMOVED, fork_rates, gap_quantiles
+from jaxdistill.objectives.metrics import OF_FORKS
 from jaxdistill.training.batch import Batch
 from jaxdistill.training.chunked_objective import histogram_of
 from jaxdistill.training.metrics import Sum
@@ -88,16 +89,21 @@ def finish(
     has_moved = total["skipped"].total < total["skipped"].weight
     moved = moved_teacher(teacher, own, student, step)
     moved = jax.tree.map(lambda new, old: jnp.where(has_moved, new, old), moved, own)
-    return step + 1, sharding.constrain_parameters(moved), with_gap_quantiles(total)
+    return step + 1, sharding.constrain_parameters(moved), with_quantiles(total)
 
 
-def with_gap_quantiles(metrics: dict[str, Sum]) -> dict[str, Sum]:
-    """The metrics of a whole step: quantiles of the sampler's gap instead of its histogram."""
-    histogram = histogram_of(SAMPLER_GAP)
-    if histogram not in metrics:
-        return metrics
-    others = {name: value for name, value in metrics.items() if name != histogram}
-    count_K, num_tokens = metrics[histogram]
-    has_tokens = jnp.float32(num_tokens > 0)  # without any, the quantiles are NaN as the mean is
-    quantiles = gap_quantiles(count_K)
-    return others | {name: Sum(value, has_tokens) for name, value in quantiles.items()}
+def with_quantiles(metrics: dict[str, Sum]) -> dict[str, Sum]:
+    """The metrics of a whole step: what is read from histograms instead of these."""
+    names = [histogram_of(name) for name in (SAMPLER_GAP, *OF_FORKS)]
+    gap, student, reference = (metrics.get(name) for name in names)
+    found = {name: value for name, value in metrics.items() if name not in names}
+    if gap is not None:
+        found |= _from_histogram(gap_quantiles(gap.total), gap)
+    if student is not None and reference is not None:
+        found |= _from_histogram(fork_rates(student.total, reference.total), student)
+    return found
+
+
+def _from_histogram(values: dict[str, Array], histogram: Sum) -> dict[str, Sum]:
+    has_tokens = jnp.float32(histogram.weight > 0)  # without any, they are NaN as the mean is
+    return {name: Sum(value, has_tokens) for name, value in values.items()}

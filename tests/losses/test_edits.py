@@ -103,6 +103,13 @@ EDITS = {
         lambda T, R, C: edits.barycentre(T, jnp.maximum(R, -60), 1.5),
         lambda T, R, C: scaled(1.5 * log(T) - 0.5 * np.maximum(log(R), -60)),
     ),
+    "mixture": (
+        lambda T, R, C: edits.mixture(T, R, jnp.full(len(T), jnp.log(3.0))),
+        lambda T, R, C: 0.25 * T + 0.75 * R,
+    ),
+    "all base": (
+        lambda T, R, C: edits.mixture(T, R, jnp.full(len(T), jnp.inf)), lambda T, R, C: R,
+    ),
     "purified": (
         lambda T, R, C: edits.purified(R, T, C, 0.7),
         lambda T, R, C: scaled(log(R) + 0.7 * gain(T, C, 20)),

@@ -48,8 +48,8 @@ def loss_and_gradient(objective):
     given = positions()
     if needs_whole_batch(objective):
         scores = make_scores(objective, IDS)(given)
-        distill_BT, gradient_BT = factors(objective, scores, LOSS_WEIGHT, given.rows)
-        given = positions(distill_factor_BT=distill_BT, gradient_factor_BT=gradient_BT)
+        sampled = factors(objective, scores, LOSS_WEIGHT, given.rows).added_to(given.sampled)
+        given = given._replace(sampled=sampled)
     return value_and_gradient(objective, given)
 
 

@@ -29,6 +29,7 @@ from jaxdistill.objectives import (
     AmplifyEpistemic,
     AmplifySampledEpistemic,
     AnchorEpistemicMass,
+    AnchorForks,
     AntiSD,
     Barycentre,
     ClipPosition,
@@ -49,7 +50,9 @@ from jaxdistill.objectives import (
     JensenShannon,
     MaskSampledEpistemic,
     MassPenalty,
+    MeanEntropyBelow,
     Mixed,
+    OutcomeKL,
     PerTokens,
     Positions,
     PositionSlope,
@@ -63,12 +66,16 @@ from jaxdistill.objectives import (
     SampledReverseKL,
     SampledSuppressionGate,
     ScoreFunctionReverseKL,
+    ShareOfEntropy,
+    ShareOfPositions,
     SkipFirst,
     SmoothClip,
+    StudentTeacherRatio,
     SuppressionGate,
     SuppressUnlikely,
     TokenImportance,
     TopC,
+    WrongPrefix,
     make_objective,
     needs_contrast,
     needs_reference,
@@ -98,6 +105,7 @@ CATALOGUE = {
     "barycentre on E": Distill(target=Barycentre(0.2, only_epistemic=True)),
     "purified": Distill(target=Purified()),
     "contrasted": Distill(target=Contrasted(0.5)),
+    "forks anchored": Distill(target=AnchorForks(0.5, 0.1), support=TopC(4)),
     "amplified samples": Distill(weights=(AmplifySampledEpistemic(),)),
     "soft gate": Distill(weights=(SuppressionGate(0.01, softness=0.02),)),
     "relative gate": Distill(weights=(SuppressionGate(0.1, relative=True),)),
@@ -108,6 +116,10 @@ CATALOGUE = {
     "importance": Distill(weights=(TokenImportance(),)),
     "contrast mask": Distill(weights=(ContrastMask(),)),
     "forks": Distill(weights=(ForkingTokens(0.5),), normalizer="kept"),
+    "outcomes": Distill(
+        divergence=OutcomeKL(0.5),
+        weights=(WrongPrefix(MeanEntropyBelow()), StudentTeacherRatio(None)),
+    ),
     "penalty": Distill(terms=(MassPenalty(0.5), ReferenceK3())),
     "anchored grpo": GRPO(terms=(ReferenceKL(0.1, "forward", only_epistemic=True),)),
     "anti": GRPO(credit=AntiSD()),
@@ -222,11 +234,14 @@ def test_objectives_declare_the_networks_they_need():
         "epi_anchor": "TR", "epi_floor": "TR", "epi_amplify": "TR", "anti_e": "TR", "rlsd": "T",
         "rlcsd": "TC", "srpo": "T", "grpo": "", "purified": "TRC", "contrasted": "TC",
         "barycentre": "T", "barycentre on E": "TR", "penalty": "TR", "anchored grpo": "R",
-        "teacher-free": "", "mixed": "T", "cross-entropy": "",
+        "teacher-free": "", "mixed": "T", "cross-entropy": "", "ad_opsd": "TR", "og_opsd": "T",
+        "renio": "T", "outcomes": "T",
     }  # fmt: skip
     assert {name: needs(name) for name in expected} == expected
     of_batch = {name for name, objective in CATALOGUE.items() if needs_whole_batch(objective)}
-    assert of_batch == {"rlcsd", "srpo", "forks"}
+    assert of_batch == {
+        "rlcsd", "srpo", "forks", "ad_opsd", "og_opsd", "renio", "forks anchored", "outcomes",
+    }  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------ R1, R2, R3
@@ -466,6 +481,17 @@ def test_cross_entropy_is_minus_the_log_probability_of_the_token():
         (lambda: SuppressionGate(threshold=-0.1), "SuppressionGate.threshold"),
         (lambda: EntropyGate(of="contrast"), "EntropyGate.of"),
         (lambda: ForkingTokens(0.0), "ForkingTokens.fraction"),
+        (lambda: AnchorForks(1.5), "AnchorForks.fraction"),
+        (lambda: AnchorForks(temperature=0.0), "AnchorForks.temperature"),
+        (lambda: OutcomeKL(0.0), "OutcomeKL.entry_clip"),
+        (lambda: ShareOfEntropy(0.0), "ShareOfEntropy.share"),
+        (lambda: ShareOfEntropy(of="contrast"), "ShareOfEntropy.of"),
+        (lambda: MeanEntropyBelow(-1.0), "MeanEntropyBelow.limit"),
+        (lambda: ShareOfPositions(1.1), "ShareOfPositions.share"),
+        (lambda: WrongPrefix(0.5), "WrongPrefix.until: expected one of ShareOfEntropy"),
+        (lambda: StudentTeacherRatio(clip=0.0), "StudentTeacherRatio.clip"),
+        (lambda: StudentTeacherRatio(3.0), "StudentTeacherRatio.threshold"),
+        (lambda: StudentTeacherRatio(temperature=0.0), "StudentTeacherRatio.temperature"),
         (lambda: PositionSlope(2.0), "PositionSlope.slope"),
         (lambda: SkipFirst(-1), "SkipFirst.count"),
         (lambda: MassPenalty(-1.0), "MassPenalty.strength"),

@@ -28,6 +28,7 @@ from jaxdistill import losses
 from jaxdistill.losses import advantages, edits
 from jaxdistill.objectives import (
     GRPO,
+    AnchorForks,
     AntiSD,
     Barycentre,
     Contrasted,
@@ -35,12 +36,19 @@ from jaxdistill.objectives import (
     FixedEpistemicMass,
     ForwardKL,
     MassPenalty,
+    Mixed,
+    OutcomeKL,
     Purified,
     ReferenceK3,
     ReferenceKL,
     ReverseKL,
+    Routed,
     ScoreFunctionReverseKL,
     SuppressUnlikely,
+    TopC,
+    factors,
+    make_objective,
+    make_scores,
 )
 from jaxdistill.objectives.positions import epistemic_of
 
@@ -103,7 +111,92 @@ def test_a_contrasted_target_is_the_teacher_where_the_contrast_equals_it():
     assert np.isfinite(floored).all()
 
 
+def forks_of(objective, given=None, loss_weight_BT=None):
+    """The positions with the batch's factors, as a step makes them."""
+    given = positions() if given is None else given
+    weight_BT = jnp.ones((B, T)) if loss_weight_BT is None else loss_weight_BT
+    scores = make_scores(objective, IDS)(given)
+    found = factors(objective, scores, weight_BT, given.rows)
+    return given._replace(sampled=found.added_to(given.sampled))
+
+
+def test_forks_are_imitated_as_the_mixture_of_a_float64_oracle_and_all_else_as_the_teacher():
+    chosen = AnchorForks(fraction=0.5, temperature=0.2)
+    # The last position of the second row is padding: three of the other five are forks.
+    given = forks_of(
+        with_divergence(ForwardKL(), target=chosen), None, jnp.ones((B, T)).at[1, 2].set(0)
+    )
+    counted = np.where(np.arange(B * T) < 5, entropy(logp_of(0)).reshape(-1), -1)
+    is_fork = np.zeros(B * T, bool)
+    is_fork[np.argsort(-counted)[:3]] = True
+    teacher, reference = (np.exp(np.asarray(logp_of(seed), np.float64)) for seed in (1, 2))
+    S_y, T_y = (np.exp(token(seed)) for seed in (0, 1))
+    U = 1 / (1 + np.exp(-S_y * np.log(S_y / T_y) / 0.2))
+    mixed = U[..., None] * reference + (1 - U[..., None]) * teacher
+    pair = chosen.edit(given, EPISTEMIC)
+    target, is_fork = pair.target_logp_BTV, is_fork.reshape(B, T)
+    np.testing.assert_allclose(np.exp(target)[is_fork], mixed[is_fork], atol=1e-6)
+    np.testing.assert_array_equal(target[~is_fork], logp_of(1)[~is_fork])
+    share = pair.metrics["reference_share"]
+    np.testing.assert_allclose(share.value_BT, U, atol=1e-6)
+    np.testing.assert_array_equal(share.weight_BT, is_fork)
+    # On a support the tail is the exact remainder of the mixture.
+    with_tail = losses.top_c(logp_of(0), target, 4)[1]
+    ids = np.argsort(-np.asarray(logp_of(0)), axis=-1, kind="stable")[..., :4]
+    rest = mixed.sum(-1) - np.take_along_axis(mixed, ids, -1).sum(-1)
+    np.testing.assert_allclose(np.exp(with_tail[..., -1])[is_fork], rest[is_fork], atol=1e-6)
+
+
+def test_an_anchored_fork_is_a_constant_target():
+    """The gradient is S - target: none passes through U, which depends on the student."""
+    objective = with_divergence(ForwardKL(), target=AnchorForks(1.0, 0.1))
+    _, gradient = value_and_gradient(objective)
+    expected = np.exp(logp_of(0)) - np.exp(target_of(AnchorForks(1.0, 0.1)))
+    np.testing.assert_allclose(gradient, expected, atol=1e-6)
+
+
+def test_anchored_forks_end_at_the_teacher_and_at_the_reference():
+    # A temperature near 0 makes the gate hard: U is 1 where T(y) < S(y) and 0 where T(y) > S(y).
+    target = np.asarray(target_of(AnchorForks(1.0, 1e-6)))
+    is_suppressed = token(1) < token(0)
+    assert 0 < is_suppressed.sum() < B * T
+    np.testing.assert_allclose(target[is_suppressed], logp_of(2)[is_suppressed], atol=1e-5)
+    np.testing.assert_allclose(target[~is_suppressed], logp_of(1)[~is_suppressed], atol=1e-5)
+    same = positions(teacher=1, reference=1)
+    np.testing.assert_allclose(target_of(AnchorForks(1.0), same), logp_of(1), atol=1e-6)
+    nowhere = AnchorForks(0.0)
+    given = forks_of(with_divergence(ForwardKL(), target=nowhere))
+    np.testing.assert_array_equal(target_of(nowhere, given), logp_of(1))
+
+
+def test_the_metric_of_anchored_forks_is_of_distilled_rows_in_every_mixture():
+    distill = with_divergence(ForwardKL(), target=AnchorForks(1.0), reduction="sequence")
+    given = forks_of(distill, positions(distill_weight_BT=jnp.array([1.0, 0.0])))
+    for objective in (distill, Mixed(distill), Routed(distill)):
+        share = make_objective(objective, IDS)(given)[1]["reference_share"]
+        np.testing.assert_array_equal(share.weight_BT, [[1] * T, [0] * T])
+
+
 # -------------------------------------------------------------------------------------- divergences
+
+
+def test_correct_completions_have_the_forward_divergence_and_all_others_the_reverse_one():
+    """So that the two partition the rows, whatever the support and the clip of entries."""
+    for changes in ({}, {"support": TopC(4)}):
+        of_each = [
+            value_and_gradient(with_divergence(divergence, **changes))
+            for divergence in (OutcomeKL(), ForwardKL(), ReverseKL())
+        ]
+        for outcome, forward, reverse in zip(*of_each, strict=True):
+            np.testing.assert_array_equal(outcome[0], forward[0])  # the first row is correct
+            np.testing.assert_array_equal(outcome[1], reverse[1])
+            assert np.abs(outcome[1] - forward[1]).max() > 1e-3
+    assert_same(
+        with_divergence(OutcomeKL(0.1)),
+        with_divergence(ReverseKL(0.1)),
+        positions(correct_BT=jnp.zeros(B)),
+        exact=True,
+    )
 
 
 def test_the_switched_divergence_adds_the_forward_one_where_the_teacher_is_undecided():

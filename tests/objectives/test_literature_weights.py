@@ -26,11 +26,16 @@ from jaxdistill.objectives import (
     EntropyGate,
     ForkingTokens,
     MaskSampledEpistemic,
+    MeanEntropyBelow,
     PositionSlope,
     SampledReverseKL,
     SampledSuppressionGate,
+    ShareOfEntropy,
+    ShareOfPositions,
     SkipFirst,
+    StudentTeacherRatio,
     TokenImportance,
+    WrongPrefix,
 )
 from jaxdistill.objectives.literature_weights import top_fraction
 from jaxdistill.objectives.positions import epistemic_of
@@ -163,6 +168,100 @@ def test_forks_are_exactly_the_given_fraction_of_what_counts_with_ties_to_the_ea
     number = int(np.ceil(fraction * counts.sum() - 1e-6))
     order = sorted(np.flatnonzero(counts), key=lambda i: (-scores[i], i))
     assert set(np.flatnonzero(kept)) == set(order[:number])
+
+
+# -------------------------------------------------------------------- by outcome, and by completion
+
+
+def longer(seed, rows=3, tokens=9):
+    """Amounts [B, T], and which positions count: each row has its own length and a dropped one."""
+    rng = np.random.default_rng(seed)
+    counts = np.arange(tokens) < rng.integers(1, tokens + 1, rows)[:, None]
+    counts[:, 1] = False
+    return rng.gamma(1.0, 0.5, (rows, tokens)), counts
+
+
+def shortest_share(amount, counts, share):
+    """By trying the prefixes one after the other, in float64."""
+    for end in range(len(amount) + 1):
+        if amount[:end][counts[:end]].sum() >= share * amount[counts].sum() - 1e-9:
+            return np.arange(len(amount)) < end
+    raise AssertionError
+
+
+def longest_mean(amount, counts, limit):
+    ends = [0]
+    for end in np.flatnonzero(counts) + 1:
+        if amount[:end][counts[:end]].mean() <= limit:
+            ends.append(end)
+    return np.arange(len(amount)) < max(ends)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    ("until", "oracle", "number"),
+    [
+        (ShareOfEntropy(0.4), shortest_share, 0.4),
+        (ShareOfPositions(0.4), shortest_share, 0.4),
+        (MeanEntropyBelow(0.5), longest_mean, 0.5),
+    ],
+    ids=str,
+)
+def test_a_prefix_of_an_incorrect_completion_ends_where_trying_all_prefixes_ends_it(
+    until, oracle, number, seed
+):
+    amount, counts = longer(seed)
+    if isinstance(until, ShareOfPositions):
+        amount = np.ones_like(amount)
+    # The first row is correct. In a step the score of a position that does not count is 0.
+    score = np.where(counts, np.where(np.arange(len(amount))[:, None] == 0, -1.0, amount), 0.0)
+    kept = np.asarray(WrongPrefix(until).over_batch(jnp.float32(score), jnp.float32(counts)))
+    np.testing.assert_array_equal(kept[0][counts[0]], 1)
+    for row in (1, 2):
+        expected = oracle(amount[row], counts[row], number)
+        np.testing.assert_array_equal(kept[row][counts[row]], expected[counts[row]])
+
+
+def test_the_amounts_of_a_prefix_are_of_incorrect_rows_and_the_whole_one_keeps_them():
+    given = positions()  # the first row is correct
+    for until, amount in {
+        ShareOfEntropy(): entropy(logp_of(1)),
+        ShareOfEntropy(of="student"): entropy(logp_of(0)),
+        MeanEntropyBelow(of="reference"): entropy(logp_of(2)),
+        ShareOfPositions(): np.ones((B, T)),
+    }.items():
+        score = WrongPrefix(until).score(given, EPISTEMIC)
+        np.testing.assert_array_equal(score[0], -1)
+        np.testing.assert_allclose(score[1], amount[1], rtol=1e-5)
+    every = jnp.ones((B, T))
+    for whole in (ShareOfEntropy(1.0), ShareOfPositions(1.0), MeanEntropyBelow(99.0)):
+        np.testing.assert_array_equal(factor(WrongPrefix(whole), every), 1)
+    certain = jnp.zeros((B, T))  # no entropy anywhere
+    np.testing.assert_array_equal(WrongPrefix().over_batch(certain, every), 1)
+
+
+@pytest.mark.parametrize("threshold", [0.3, None])
+def test_a_completions_weight_is_the_likelihood_ratio_of_a_float64_oracle_with_mean_1(threshold):
+    choice = StudentTeacherRatio(threshold, clip=0.8, temperature=0.5)
+    loss_weight = np.array([[1, 1, 1], [1, 1, 0]]) / np.array([[3], [2]])
+    ratio = np.clip(token(logp_of(0)) - token(logp_of(1)), -0.8, 0.8)
+    expected = []
+    for row, counts in zip(ratio, loss_weight > 0, strict=True):
+        taken = row[counts & (True if threshold is None else row >= threshold)]
+        expected.append(np.exp((taken.mean() if len(taken) else 0) / 0.5))
+    expected = np.array(expected)[:, None] * (loss_weight > 0)
+    expected /= (expected * loss_weight).sum() / loss_weight.sum()
+    assert len(set(expected[:, 0].round(3))) == 2
+    weight = factor(choice, jnp.float32(loss_weight))
+    np.testing.assert_allclose(weight, expected, rtol=1e-5)
+    np.testing.assert_allclose((weight * loss_weight).sum(), loss_weight.sum(), rtol=1e-6)
+
+
+def test_equal_networks_give_every_completion_the_weight_1_and_no_counted_position_gives_none():
+    choice, every = StudentTeacherRatio(), jnp.ones((B, T))
+    same = choice.over_batch(choice.score(positions(teacher=0), EPISTEMIC), every)
+    np.testing.assert_allclose(same, 1, rtol=1e-6)
+    np.testing.assert_array_equal(factor(choice, 0 * every), 0)
 
 
 def factor(choice, loss_weight_BT):

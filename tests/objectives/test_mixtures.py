@@ -63,9 +63,9 @@ def test_a_weight_of_the_batch_is_normalised_over_the_rows_that_are_distilled():
     given = positions()  # the second row is incorrect
     log_weights_BT = jnp.log(jnp.array([[9.0, 9, 9], [1, 2, 3]]))
     scores = {"distill": {"weights[0]": log_weights_BT, "position_weight": jnp.ones((2, 3))}}
-    factor_BT, nothing = factors(objective, scores, jnp.ones((2, 3)), given.rows)
-    np.testing.assert_allclose(factor_BT[1], [0.5, 1.0, 1.5], rtol=1e-6)
-    assert nothing is None
+    found = factors(objective, scores, jnp.ones((2, 3)), given.rows)
+    np.testing.assert_allclose(found.distill_BT[1], [0.5, 1.0, 1.5], rtol=1e-6)
+    assert found.gradient_BT is found.target_BT is None
 
 
 @pytest.mark.parametrize("reduction", ["token", "sequence", PerTokens(10)], ids=str)

@@ -40,5 +40,5 @@ def test_presets_are_what_the_paper_and_their_names_say():
     assert grpo == dataclasses.replace(plain, rollout_correction=correction)
     assert set(PRESETS) == {
         "sdpo", "opsd", "epi_mask", "epi_gate", "epi_slice", "epi_anchor", "epi_floor",
-        "epi_amplify", "anti_e", "rlsd", "rlcsd", "srpo", "grpo",
+        "epi_amplify", "anti_e", "ad_opsd", "og_opsd", "renio", "rlsd", "rlcsd", "srpo", "grpo",
     }  # fmt: skip

@@ -139,7 +139,7 @@ def full_vocabulary(objective, logits_BTV):
         scores = objectives.make_scores(objective, EPISTEMIC)(positions(logits_BTV))
         weight_BT = objectives.reduced(objective, np.ones((1, T), int), np.ones(1)).weight_BT
         factors = objectives.factors(objective, scores, weight_BT, rows)
-        sampled = sampled._replace(distill_factor_BT=factors[0], gradient_factor_BT=factors[1])
+        sampled = factors.added_to(sampled)
 
     def total(logits_BTV):
         evaluate = objectives.make_objective(objective, EPISTEMIC)
