@@ -80,6 +80,7 @@ def of_ad_opsd(sdpo: RunConfig, grpo: RunConfig, value: Any) -> RunConfig:
 
 
 # ---------------------------------------------------------------------------------- the knobs
+# Ladders go further than three extensions of the values, or to where the knob has no more meaning.
 
 # The divergences of a loss over the vocabulary. The released runs have the first.
 DIVERGENCES = {
@@ -95,12 +96,18 @@ GRPO_FORMS = {
     "GRPO": GRPO(normalize_std=True, reduction="sequence"),
     "Dr-GRPO": GRPO(normalize_std=False, reduction=PerTokens(80)),
 }
-SHARE = Knob(name="share", values=(0.3, 0.1, 0.6), ladder=(0.01, 0.03, 0.1, 0.3, 0.6, 0.9))
+SHARE = Knob(
+    name="share", values=(0.3, 0.1, 0.6), ladder=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 0.9, 1.0)
+)
 
 METHODS: dict[str, Method] = {
     "sdpo": Method(knob=DIVERGENCE, configure=distilled(divergence=DIVERGENCES.get)),
     "sdpo_ema": Method(
-        knob=Knob(name="rate", values=(0.05, 0.01, 0.2), ladder=(0.002, 0.01, 0.05, 0.2, 0.5, 1.0)),
+        knob=Knob(
+            name="rate",
+            values=(0.05, 0.01, 0.2),
+            ladder=(0.0001, 0.0005, 0.002, 0.01, 0.05, 0.2, 0.5, 1.0),
+        ),
         configure=lambda sdpo, grpo, value: replace(sdpo, teacher=EMA(value)),
     ),
     "sdpo_mask": Method(
@@ -114,7 +121,7 @@ METHODS: dict[str, Method] = {
         knob=Knob(
             name="threshold",
             values=(0.01, 0.003, 0.03),
-            ladder=(0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
+            ladder=(0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
         ),
         configure=distilled(weights=lambda value: (SuppressionGate(threshold=value),)),
     ),
@@ -138,7 +145,7 @@ METHODS: dict[str, Method] = {
         knob=Knob(
             name="strength",
             values=(0.5, 0.25, 1.0),
-            ladder=(0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 2.0, 4.0),
+            ladder=(0.015, 0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
         ),
         configure=distilled(target=lambda v: AmplifyEpistemic(v, base="floor")),
     ),
@@ -150,7 +157,7 @@ METHODS: dict[str, Method] = {
         knob=Knob(
             name="beta",
             values=(0.04, 0.01, 0.16),
-            ladder=(0.0006, 0.0025, 0.01, 0.04, 0.16, 0.64, 2.5),
+            ladder=(0.00004, 0.00015, 0.0006, 0.0025, 0.01, 0.04, 0.16, 0.64, 2.5, 10.0, 40.0),
         ),
         configure=rewarded(terms=lambda value: (ReferenceK3(value),)),
     ),
@@ -163,7 +170,7 @@ if "ad_opsd" in PRESETS:
         knob=Knob(
             name="temperature",
             values=(1.0, 0.3, 3.0),
-            ladder=(0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
+            ladder=(0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0),
         ),
         configure=of_ad_opsd,
     )
