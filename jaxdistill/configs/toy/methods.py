@@ -17,6 +17,7 @@ from jaxdistill.objectives import (
     PRESETS,
     AmplifyEpistemic,
     AnchorEpistemicMass,
+    Distill,
     ForwardKL,
     JensenShannon,
     MaskSampledEpistemic,
@@ -67,8 +68,10 @@ def mixed_with_grpo(**changes: Any) -> Configure:
     """`share` of a distillation and the rest of GRPO; the knob is the share."""
 
     def configure(sdpo: RunConfig, grpo: RunConfig, value: Any) -> RunConfig:
-        distill = replace(sdpo.objective, **changes)
-        return replace(sdpo, objective=Mixed(distill, grpo.objective, share=value))
+        distill, rewarded = replace(sdpo.objective, **changes), grpo.objective
+        assert isinstance(distill, Distill)
+        assert isinstance(rewarded, GRPO)
+        return replace(sdpo, objective=Mixed(distill, rewarded, share=value))
 
     return configure
 
