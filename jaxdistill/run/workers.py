@@ -77,7 +77,7 @@ def check_workers(number: int | None) -> None:
 def count_workers(
     asked: int | None, *, usual: int, one_device: bool, gpus: Sequence[str], backend: str
 ) -> int:
-    """How many processes a study has. Raises UserError where several cannot share the devices.
+    """How many processes a study has. Raises UserError if several cannot share them.
 
     asked: `--workers`. usual: of the study on a CPU. one_device: each of its runs fits on one
     device; on several GPUs every GPU then has a worker.

@@ -103,6 +103,15 @@ SHARE = Knob(
     name="share", values=(0.3, 0.1, 0.6), ladder=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 0.9, 1.0)
 )
 
+AD_OPSD = Method(
+    knob=Knob(
+        name="temperature",
+        values=(1.0, 0.3, 3.0),
+        ladder=(0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0),
+    ),
+    configure=of_ad_opsd,
+)
+
 METHODS: dict[str, Method] = {
     "sdpo": Method(knob=DIVERGENCE, configure=distilled(divergence=DIVERGENCES.get)),
     "sdpo_ema": Method(
@@ -152,6 +161,7 @@ METHODS: dict[str, Method] = {
         ),
         configure=distilled(target=lambda v: AmplifyEpistemic(v, base="floor")),
     ),
+    **({"ad_opsd": AD_OPSD} if "ad_opsd" in PRESETS else {}),
     "grpo": Method(
         knob=Knob(name="form", values=tuple(GRPO_FORMS)),
         configure=lambda sdpo, grpo, value: replace(grpo, objective=GRPO_FORMS[value]),
@@ -168,15 +178,6 @@ METHODS: dict[str, Method] = {
     "mix_gate": Method(knob=SHARE, configure=mixed_with_grpo(weights=(SuppressionGate(),))),
     "mix_anchor": Method(knob=SHARE, configure=mixed_with_grpo(target=AnchorEpistemicMass())),
 }
-if "ad_opsd" in PRESETS:
-    METHODS["ad_opsd"] = Method(
-        knob=Knob(
-            name="temperature",
-            values=(1.0, 0.3, 3.0),
-            ladder=(0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0),
-        ),
-        configure=of_ad_opsd,
-    )
 
 
 def configured(name: str, sdpo: RunConfig, grpo: RunConfig, point: Point) -> RunConfig:
