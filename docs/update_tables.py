@@ -10,7 +10,7 @@ and the base, with the sentences that the intervals allow), `facts` (command, da
 (the output of `jaxdistill report STUDY --markdown`). Text outside the marks is not changed, so
 check the sentences around the tables after a new study. The block `<!-- guide -->` of
 docs/guided_generation.md gets the printed table of guided generation, and that of docs/toy_tune.md,
-`<!-- tuned -->`, the tables of tuned.json. The quick profile of `toy_study` also writes its figure.
+`<!-- toy_tune full: tuned -->`, the tables of tuned.json. The quick profile of `toy_study` also writes its figure.
 """
 
 import json
@@ -118,7 +118,7 @@ def update_guided(folder: Path) -> None:
 def update_tuned(path: Path = TUNED) -> None:
     """Write what `toy_tune` chose, and all that it tried, into its page."""
     page = ROOT / "docs" / "toy_tune.md"
-    block = re.compile(r"(<!-- tuned -->\n).*?(<!-- end -->)", re.DOTALL)
+    block = re.compile(r"(<!-- toy_tune full: tuned -->\n).*?(<!-- end -->)", re.DOTALL)
     text = tuned_text(read_tuned(path))
     page.write_text(block.sub(lambda found: f"{found[1]}{text}\n{found[2]}", page.read_text()))
 
