@@ -40,7 +40,7 @@ def test_every_arm_of_a_study_survives_its_config_json(name, profile):
     assert len({arm.name for arm in arms}) == len(arms)
     for arm in arms:
         assert round_trip(arm.config) == arm.config
-        assert re.fullmatch(r"[\w.-]+", arm.name)  # the name becomes a folder
+        assert re.fullmatch(r"[\w.=-]+", arm.name)  # the name becomes a folder
 
 
 @pytest.mark.parametrize("name", recipe_names())
