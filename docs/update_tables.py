@@ -10,7 +10,8 @@ and the base, with the sentences that the intervals allow), `facts` (command, da
 (the output of `jaxdistill report STUDY --markdown`). Text outside the marks is not changed, so
 check the sentences around the tables after a new study. The block `<!-- guide -->` of
 docs/guided_generation.md gets the printed table of guided generation, and that of docs/toy_tune.md,
-`<!-- toy_tune full: tuned -->`, the tables of tuned.json. The quick profile of `toy_study` also writes its figure.
+`<!-- toy_tune full: tuned -->`, the tables of tuned.json. The quick profile of `toy_study` also
+writes its figure.
 """
 
 import json
