@@ -2,12 +2,16 @@
 
 Commands: python docs/update_tables.py runs/toy_study_quick
           python docs/update_tables.py guided/toy   # a folder of `jaxdistill guide`
+          python docs/update_tables.py tuned        # the package's configs/toy/tuned.json
 
 The text of a page between `<!-- STUDY PROFILE: KIND -->` and `<!-- end -->` is replaced. KIND is
-`summary` (six methods, one line each), `tables` (the final tables) or `all` (the output of
-`jaxdistill report STUDY --markdown`). Text outside the marks is not changed, so check the sentences
-around the tables after a new study. The block `<!-- guide -->` of docs/guided_generation.md gets
-the printed table of guided generation. The quick profile of `toy_study` also writes its figure.
+`summary` (one line per method), `tables` (the final tables), `versus` (every method against GRPO
+and the base, with the sentences that the intervals allow), `facts` (command, date, device) or `all`
+(the output of `jaxdistill report STUDY --markdown`). Text outside the marks is not changed, so
+check the sentences around the tables after a new study. The block `<!-- guide -->` of
+docs/guided_generation.md gets the printed table of guided generation, and that of docs/toy_tune.md,
+`<!-- toy_tune full: tuned -->`, the tables of tuned.json. The quick profile of `toy_study` also
+writes its figure.
 """
 
 import json
@@ -15,10 +19,12 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
+from jaxdistill.configs.toy.methods import TUNED, read_tuned
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation.guided_table import table_lines
-from jaxdistill.report import findings, markdown, study_markdown
+from jaxdistill.report import findings, markdown, study_markdown, versus
 from jaxdistill.report.load import StudyResults, load_study_results
 from jaxdistill.report.tables import NOTHING, Entry, Table
 from jaxdistill.report.words import method_label, number_text
@@ -26,7 +32,7 @@ from jaxdistill.report.write import final_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/toy_study.md")
-METHODS = ("base", "sdpo", "sdpo_mask", "epi_gate", "epi_anchor", "grpo")
+METHODS = ("base", "sdpo", "sdpo_mask", "epi_gate", "epi_anchor", "ad_opsd", "grpo")
 # Head of the column, world, split, measure.
 COLUMNS = (
     ("held-out, %", "main", "heldout", "accuracy"),
@@ -43,7 +49,8 @@ def summary(study: StudyResults) -> str:
     cells = findings.tabulate(study)
     steps = max(cell.step for cell in cells.values())
     rows = []
-    for method in METHODS:
+    measured = {method for _, method, _ in cells}
+    for method in (name for name in METHODS if name in measured):
         rows.append([Entry(method_label(method))])
         for _, world, split, measure in COLUMNS:
             cell = cells.get((world, method, split))
@@ -59,12 +66,30 @@ def tables(study: StudyResults) -> str:
     return "\n\n".join(map(markdown.table, found))
 
 
+def against(study: StudyResults) -> str:
+    cells = findings.tabulate(study)
+    sentences = markdown.bullets(versus.versus_sentences(study, cells))
+    return "\n\n".join([sentences, *map(markdown.table, versus.versus_tables(study, cells))])
+
+
+def facts(study: StudyResults) -> str:
+    """How and when the study was made, in a sentence."""
+    info = study.info
+    runs = len(list((study.folder / "runs").glob("*")))
+    return (
+        f"Command: `{info['command']}`, {info['date']}, {info['device']}, jax "
+        f"{info['versions'].get('jax')}; {runs} runs in {info['seconds']:,.0f} s."
+    )
+
+
 def updated(page: str, study: StudyResults) -> str:
     """The page with the study's blocks replaced. UserError for a block that does not end."""
     name = f"{study.info.get('name')} {study.info.get('profile')}"
     kinds = {
         "summary": lambda: summary(study),
         "tables": lambda: tables(study),
+        "versus": lambda: against(study),
+        "facts": lambda: facts(study),
         "all": lambda: study_markdown(study.folder).strip(),
     }
     for kind, text in kinds.items():
@@ -88,7 +113,94 @@ def update_guided(folder: Path) -> None:
     page.write_text(block.sub(found, page.read_text()))
 
 
+# -------------------------------------------------------------------------------- tuned.json
+
+
+def update_tuned(path: Path = TUNED) -> None:
+    """Write what `toy_tune` chose, and all that it tried, into its page."""
+    page = ROOT / "docs" / "toy_tune.md"
+    block = re.compile(r"(<!-- toy_tune full: tuned -->\n).*?(<!-- end -->)", re.DOTALL)
+    text = tuned_text(read_tuned(path))
+    page.write_text(block.sub(lambda found: f"{found[1]}{text}\n{found[2]}", page.read_text()))
+
+
+def tuned_text(tuned: dict[str, Any]) -> str:
+    if tuned["source"] != "toy_tune":
+        lines = [f"| {method_label(name)} | {setting(chosen)} |" for name, chosen in
+                 tuned["methods"].items()]  # fmt: skip
+        head = "No tuning has been run yet; these are the settings before it."
+        return "\n".join([head, "", "| method | setting |", "| --- | --- |", *lines])
+    seconds, runs = tuned["seconds"], sum(m["num_runs"] for m in tuned["methods"].values())
+    said = (
+        f"Command: `{tuned['command']}`, {tuned['date']}, {tuned['device']}, jax {tuned['jax']}; "
+        f"{runs} runs and the base in {seconds:,.0f} s; seeds "
+        f"{', '.join(map(str, tuned['seeds']))}. Accuracies in percent, on the validation pools."
+    )
+    tables = [chosen_table(tuned), *(tried_table(name, m) for name, m in tuned["methods"].items())]
+    return "\n\n".join([said, *edges(tuned), *tables])
+
+
+def setting(chosen: dict[str, Any]) -> str:
+    value = chosen["value"]
+    shown = value if isinstance(value, str) else f"{value:g}"
+    return f"rate {chosen['peak_lr']:.0e}, {chosen['knob']} {shown}".replace("e-0", "e-")
+
+
+def chosen_table(tuned: dict[str, Any]) -> str:
+    splits, base = tuned["splits"], tuned["base"]
+    heads = ["method", "chosen", "score", *splits, "runs", "extensions", "still at an edge", *(
+        f"if chosen by {split} alone" for split in splits
+    )]  # fmt: skip
+    lines = [heads, ["---", "---", *["---:"] * (3 + len(splits)), *["---"] * (1 + len(splits))]]
+    score = sum(base.values()) / len(base)
+    shown = [f"{100 * base[s]:.1f}" for s in splits]
+    lines.append(["base model", "", f"{100 * score:.1f}", *shown, "1", "", "", *[""] * len(splits)])
+    for name, chosen in tuned["methods"].items():
+        alone = []
+        for split in splits:
+            rate, value = chosen["if_chosen_by"][split]
+            other = {"peak_lr": rate, "knob": chosen["knob"], "value": value}
+            alone.append("same" if setting(other) == setting(chosen) else setting(other))
+        values = [f"{100 * chosen[key]:.1f}" for key in ("score", *splits)]
+        counts = [str(chosen["num_runs"]), str(chosen["extensions"])]
+        edge = ", ".join(chosen["at_edge"]) or "no"
+        lines.append([method_label(name), setting(chosen), *values, *counts, edge, *alone])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def tried_table(name: str, chosen: dict[str, Any]) -> str:
+    """Scores, rates by values of the knob."""
+    tried = {(t["peak_lr"], str(t["value"])): t["score"] for t in chosen["tried"]}
+    rates = sorted({rate for rate, _ in tried})
+    values = list(dict.fromkeys(value for _, value in tried))
+    rows = [[f"{chosen['knob']}", *(f"{rate:.0e}".replace("e-0", "e-") for rate in rates)]]
+    rows.append(["---", *["---:"] * len(rates)])
+    best = (chosen["peak_lr"], str(chosen["value"]))
+    for value in values:
+        cells = [f"{100 * tried[rate, value]:.1f}" for rate in rates]
+        marked = [f"**{c}**" if (r, value) == best else c for r, c in zip(rates, cells)]
+        rows.append([value, *marked])
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([f"**{method_label(name)}**, score by rate", "", *lines])
+
+
+def edges(tuned: dict[str, Any]) -> list[str]:
+    """The sentence about the methods whose grid ended before their best did."""
+    found = [
+        f"{method_label(name)} ({', '.join(chosen['at_edge'])})"
+        for name, chosen in tuned["methods"].items()
+        if chosen["at_edge"]
+    ]
+    most = tuned["extensions_at_most"]
+    if not found:
+        return [f"No best value is at an edge of its grid after at most {most} extensions."]
+    return [f"Still at an edge after {most} extensions: {'; '.join(found)}."]
+
+
 def main(folder: str) -> None:
+    if folder == "tuned":
+        update_tuned()
+        return
     if (Path(folder) / "settings.json").exists():
         update_guided(Path(folder))
         return

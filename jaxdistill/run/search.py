@@ -114,12 +114,9 @@ class Search:
     def arm(self, candidate: Candidate, point: Point, seed: int) -> Arm:
         config = candidate.configure(*point)
         config = overrides.apply_overrides(config, with_presets(list(self.changes)))
-        return Arm(
-            world=self.world,
-            method=name_of(candidate, point),
-            config=replace(config, name=candidate.method, seed=seed),
-            may_stop=True,
-        )
+        name = name_of(candidate, point)
+        config = replace(config, name=name, seed=seed)
+        return Arm(world=self.world, method=name, config=config, may_stop=True)
 
     def described(self) -> dict[str, Any]:
         """What, besides the first runs, makes it this search; written to arms.json."""

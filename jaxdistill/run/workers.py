@@ -6,6 +6,7 @@ computes the same wherever it runs: what it draws depends on its own settings al
 """
 
 import contextlib
+import importlib.util
 import multiprocessing
 import os
 import signal
@@ -50,7 +51,8 @@ def find_gpus(variables: Mapping[str, str] = os.environ) -> tuple[str, ...]:
 
     Another process asks: in this one JAX would take most of their memory, which workers need.
     """
-    if not Path("/dev/nvidiactl").exists():
+    plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+    if not (Path("/dev/nvidiactl").exists() or any(map(importlib.util.find_spec, plugins))):
         return ()
     code = "import jax; print(jax.local_device_count() if jax.default_backend() == 'gpu' else 0)"
     asked = subprocess.run(
@@ -75,7 +77,7 @@ def check_workers(number: int | None) -> None:
 def count_workers(
     asked: int | None, *, usual: int, one_device: bool, gpus: Sequence[str], backend: str
 ) -> int:
-    """How many processes a study has. Raises UserError where several cannot share the devices.
+    """How many processes a study has. Raises UserError if several cannot share them.
 
     asked: `--workers`. usual: of the study on a CPU. one_device: each of its runs fits on one
     device; on several GPUs every GPU then has a worker.
@@ -83,6 +85,8 @@ def count_workers(
     if backend == "cpu":
         return usual if asked is None else asked
     if backend == "gpu":
+        if not gpus and (asked or 1) > 1:
+            raise UserError(f"--workers {asked}: the GPUs could not be counted; use one process")
         return asked or (max(len(gpus), 1) if one_device else 1)
     if asked is not None and asked > 1:
         raise UserError(f"--workers {asked}: several processes cannot share a {backend.upper()}")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from jaxdistill import overrides
-from jaxdistill.config import load_recipe, load_study_recipe
+from jaxdistill.config import RunConfig, load_recipe, load_study_recipe
 from jaxdistill.configs.toy import methods, toy_study
 from jaxdistill.configs.toy.methods import METHODS, configured, read_tuned, usual
 from jaxdistill.errors import UserError
@@ -48,6 +48,8 @@ def test_a_methods_values_differ_in_its_knob_and_methods_in_one_place(name, pare
     parent = grpo if isinstance(runs[0].objective, GRPO) else sdpo
     places = set()
     for run in runs:
+        kept = json.loads(json.dumps(overrides.to_json(run)))
+        assert overrides.from_json(RunConfig, kept) == run
         assert run.optimizer == replace(parent.optimizer, peak_lr=1e-3)
         paths = changed(run, parent) - {"optimizer.peak_lr"}
         places |= {path.split(".")[0] for path in paths}

@@ -12,17 +12,14 @@ from tiny_run import tiny, tree_of
 
 from jaxdistill import report
 from jaxdistill.config import load_study_recipe
-from jaxdistill.errors import RunStopped, UserError
+from jaxdistill.errors import UserError
 from jaxdistill.evaluation import toy_probe
 from jaxdistill.evaluation.evaluate import Evaluation, Split
 from jaxdistill.objectives import GRPO, Distill
 from jaxdistill.own_classes import load_source
 from jaxdistill.run import study as studies
 from jaxdistill.run import workers
-from jaxdistill.run.arms import Arm, folder_of, is_finished
-from jaxdistill.run.grid import varied
-from jaxdistill.run.search import Candidate, Knob, Point, Search
-from jaxdistill.run.stopping import Stopping
+from jaxdistill.run.arms import Arm, is_finished
 from jaxdistill.run.study import Study, run_study, with_overrides
 from jaxdistill.run.workers import share_out, work
 from jaxdistill.sampling import Sampling
@@ -327,118 +324,3 @@ def test_workers_inherit_one_core_and_the_parent_keeps_its_flags(monkeypatch):
     with workers.environment(first.environment):
         pass
     assert "XLA_FLAGS" not in os.environ
-
-
-# --------------------------------------------------------------------- a study that searches
-
-
-RATES = (1e-4, 1e-3)
-
-
-def searching(**settings) -> Study:
-    """A search over two rates and a knob of two values; the best rate is the smallest there is."""
-    evaluation = dataclasses.replace(three_arms()[1].config.evaluation, at_start=False)
-
-    def configure(rate, value):
-        config = tiny(steps=2, evaluation=evaluation, export=False, save_checkpoints=False)
-        optimizer = dataclasses.replace(config.optimizer, peak_lr=rate)
-        return dataclasses.replace(config, optimizer=optimizer, teacher=EMA(value))
-
-    candidate = Candidate(
-        method="ema", knob=Knob(name="rate", values=(0.1, 0.2)), configure=configure
-    )
-    search = Search(
-        candidates=(candidate,),
-        rates=RATES,
-        ladder=(1e-5, *RATES),
-        seeds=(0, 1),
-        splits=("train", "heldout"),
-    )
-    study = Study(
-        name="search", profile="quick", arms=search.first_arms(), workers=1, search=search
-    )
-    return with_overrides(study, [f"{path}={value}" for path, value in settings.items()])
-
-
-@pytest.fixture
-def runs(monkeypatch):
-    """The names of the runs that a study made; they are not really trained."""
-    made = []
-
-    def run_arms(arms, study_dir, quiet, stopping):
-        for arm in arms:
-            made.append(arm.name)
-            folder_of(arm, study_dir).mkdir(parents=True)
-
-    def arm_rows(arm, study_dir):
-        rate = arm.config.optimizer.peak_lr
-        for split in arm.config.evaluation.splits:
-            yield {"world": arm.world, "method": arm.method, "seed": arm.config.seed, "step": 2,
-                   "split": split.name, "accuracy": 0.5 - rate}  # fmt: skip
-
-    monkeypatch.setattr(studies, "run_arms", run_arms)
-    monkeypatch.setattr(studies, "arm_rows", arm_rows)
-    finished = lambda arm, study_dir: folder_of(arm, study_dir).is_dir()  # noqa: E731
-    monkeypatch.setattr(studies, "is_finished", finished)
-    return made
-
-
-def test_a_search_extends_its_grid_and_writes_what_it_chose(tmp_path, runs):
-    path = run_study(searching(), tmp_path / "s", quiet=True)
-    assert path == tmp_path / "s" / "tuned.json"
-    assert len(runs) == len(set(runs)) == (2 + 1) * 2 * 2
-    assert [name for name in runs[8:]] == [
-        f"main-ema-peak_lr=1e-05-rate={value}-s{seed}" for value in (0.1, 0.2) for seed in (0, 1)
-    ]
-    found = json.loads(path.read_text())
-    chosen = found["methods"]["ema"]
-    assert (chosen["peak_lr"], chosen["value"], chosen["extensions"]) == (1e-5, 0.1, 1)
-    assert chosen["score"] == pytest.approx(0.5 - 1e-5)
-    assert found["source"] == "search"
-    assert {"date", "command", "device", "seconds", "steps"} <= found.keys()
-    assert len(rows_of(tmp_path / "s")) == 12 * 2
-    # The same command finds all runs done, and another search is another study.
-    again = run_study(searching(), tmp_path / "s", quiet=True)
-    assert json.loads(again.read_text())["methods"] == found["methods"]
-    assert len(runs) == 12
-    with pytest.raises(UserError, match="holds another study"):
-        run_study(searching(steps=1), tmp_path / "s", quiet=True)
-
-
-def test_settings_of_all_runs_reach_those_of_later_rounds(tmp_path, runs):
-    study = searching(steps=9)
-    assert study.search is not None
-    run_study(study, tmp_path / "s", quiet=True)
-    later = study.search.arm(study.search.candidates[0], Point(1e-5, 0.1), 0)
-    assert {arm.config.steps for arm in (*study.arms, later)} == {9}
-
-
-def test_a_search_takes_no_grid_of_its_user():
-    with pytest.raises(UserError, match="search chooses its settings and seeds itself; use --set"):
-        varied(searching(), (), (0, 1))
-
-
-def stops_itself(config, run_dir, **options):
-    run_dir.mkdir(parents=True, exist_ok=True)
-    raise RunStopped("stopped at step 3: steps were skipped")
-
-
-def test_a_run_that_stops_itself_has_no_accuracy_where_the_study_allows_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(workers, "run", stops_itself)
-    arm = searching().arms[0]
-    workers.run_arms([arm], tmp_path, True, Stopping())
-    assert is_finished(arm, tmp_path)
-    rows = list(studies.arm_rows(arm, tmp_path))
-    assert [(row["split"], row["step"], row["accuracy"], row["n"]) for row in rows] == [
-        ("train", 2, 0.0, 0), ("heldout", 2, 0.0, 0),
-    ]  # fmt: skip
-    assert "steps were skipped" in rows[0]["stopped"]
-    with pytest.raises(RunStopped):
-        workers.run_arms([dataclasses.replace(arm, may_stop=False)], tmp_path, True, Stopping())
-
-
-@pytest.mark.parametrize("number", [0, -1, 1000])
-def test_a_number_of_processes_that_cannot_be(tmp_path, number):
-    with pytest.raises(UserError, match=f"--workers must be 1 to 256, got {number}"):
-        run_study(small(), tmp_path / "s", workers=number)
-    assert not (tmp_path / "s").exists()

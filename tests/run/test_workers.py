@@ -73,6 +73,11 @@ def test_a_tpu_is_not_shared():
         count_workers(2, usual=2, one_device=True, gpus=(), backend="tpu")
 
 
+def test_processes_do_not_share_gpus_that_nobody_divides_among_them():
+    with pytest.raises(UserError, match="--workers 2: the GPUs could not be counted"):
+        count_workers(2, usual=2, one_device=True, gpus=(), backend="gpu")
+
+
 def test_gpus_are_named_as_the_user_has_restricted_them(monkeypatch):
     """Asked in another process; here it answers for a machine of two visible GPUs."""
     asked = []
@@ -87,4 +92,5 @@ def test_gpus_are_named_as_the_user_has_restricted_them(monkeypatch):
     assert find_gpus({}) == ("0", "1")
     assert asked == ["false", "false"]
     monkeypatch.setattr(workers.Path, "exists", lambda path: False)
+    monkeypatch.setattr(workers.importlib.util, "find_spec", lambda name: None)
     assert find_gpus({}) == ()

@@ -17,6 +17,7 @@ from jaxdistill.objectives import (
     PRESETS,
     AmplifyEpistemic,
     AnchorEpistemicMass,
+    Distill,
     ForwardKL,
     JensenShannon,
     MaskSampledEpistemic,
@@ -67,8 +68,10 @@ def mixed_with_grpo(**changes: Any) -> Configure:
     """`share` of a distillation and the rest of GRPO; the knob is the share."""
 
     def configure(sdpo: RunConfig, grpo: RunConfig, value: Any) -> RunConfig:
-        distill = replace(sdpo.objective, **changes)
-        return replace(sdpo, objective=Mixed(distill, grpo.objective, share=value))
+        distill, rewarded = replace(sdpo.objective, **changes), grpo.objective
+        assert isinstance(distill, Distill)
+        assert isinstance(rewarded, GRPO)
+        return replace(sdpo, objective=Mixed(distill, rewarded, share=value))
 
     return configure
 
@@ -80,6 +83,7 @@ def of_ad_opsd(sdpo: RunConfig, grpo: RunConfig, value: Any) -> RunConfig:
 
 
 # ---------------------------------------------------------------------------------- the knobs
+# Ladders go further than three extensions of the values, or to where the knob has no more meaning.
 
 # The divergences of a loss over the vocabulary. The released runs have the first.
 DIVERGENCES = {
@@ -95,12 +99,27 @@ GRPO_FORMS = {
     "GRPO": GRPO(normalize_std=True, reduction="sequence"),
     "Dr-GRPO": GRPO(normalize_std=False, reduction=PerTokens(80)),
 }
-SHARE = Knob(name="share", values=(0.3, 0.1, 0.6), ladder=(0.01, 0.03, 0.1, 0.3, 0.6, 0.9))
+SHARE = Knob(
+    name="share", values=(0.3, 0.1, 0.6), ladder=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 0.9, 1.0)
+)
+
+AD_OPSD = Method(
+    knob=Knob(
+        name="temperature",
+        values=(1.0, 0.3, 3.0),
+        ladder=(0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0),
+    ),
+    configure=of_ad_opsd,
+)
 
 METHODS: dict[str, Method] = {
     "sdpo": Method(knob=DIVERGENCE, configure=distilled(divergence=DIVERGENCES.get)),
     "sdpo_ema": Method(
-        knob=Knob(name="rate", values=(0.05, 0.01, 0.2), ladder=(0.002, 0.01, 0.05, 0.2, 0.5, 1.0)),
+        knob=Knob(
+            name="rate",
+            values=(0.05, 0.01, 0.2),
+            ladder=(0.0001, 0.0005, 0.002, 0.01, 0.05, 0.2, 0.5, 1.0),
+        ),
         configure=lambda sdpo, grpo, value: replace(sdpo, teacher=EMA(value)),
     ),
     "sdpo_mask": Method(
@@ -114,7 +133,7 @@ METHODS: dict[str, Method] = {
         knob=Knob(
             name="threshold",
             values=(0.01, 0.003, 0.03),
-            ladder=(0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
+            ladder=(0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
         ),
         configure=distilled(weights=lambda value: (SuppressionGate(threshold=value),)),
     ),
@@ -138,10 +157,11 @@ METHODS: dict[str, Method] = {
         knob=Knob(
             name="strength",
             values=(0.5, 0.25, 1.0),
-            ladder=(0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 2.0, 4.0),
+            ladder=(0.015, 0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
         ),
         configure=distilled(target=lambda v: AmplifyEpistemic(v, base="floor")),
     ),
+    **({"ad_opsd": AD_OPSD} if "ad_opsd" in PRESETS else {}),
     "grpo": Method(
         knob=Knob(name="form", values=tuple(GRPO_FORMS)),
         configure=lambda sdpo, grpo, value: replace(grpo, objective=GRPO_FORMS[value]),
@@ -150,7 +170,7 @@ METHODS: dict[str, Method] = {
         knob=Knob(
             name="beta",
             values=(0.04, 0.01, 0.16),
-            ladder=(0.0006, 0.0025, 0.01, 0.04, 0.16, 0.64, 2.5),
+            ladder=(0.00004, 0.00015, 0.0006, 0.0025, 0.01, 0.04, 0.16, 0.64, 2.5, 10.0, 40.0),
         ),
         configure=rewarded(terms=lambda value: (ReferenceK3(value),)),
     ),
@@ -158,15 +178,6 @@ METHODS: dict[str, Method] = {
     "mix_gate": Method(knob=SHARE, configure=mixed_with_grpo(weights=(SuppressionGate(),))),
     "mix_anchor": Method(knob=SHARE, configure=mixed_with_grpo(target=AnchorEpistemicMass())),
 }
-if "ad_opsd" in PRESETS:
-    METHODS["ad_opsd"] = Method(
-        knob=Knob(
-            name="temperature",
-            values=(1.0, 0.3, 3.0),
-            ladder=(0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
-        ),
-        configure=of_ad_opsd,
-    )
 
 
 def configured(name: str, sdpo: RunConfig, grpo: RunConfig, point: Point) -> RunConfig:

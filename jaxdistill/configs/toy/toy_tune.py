@@ -31,9 +31,10 @@ from jaxdistill.run.search import Candidate, Point, Search
 from jaxdistill.run.study import Study
 from jaxdistill.tasks.tasks import ToyTask
 
-# Half an order of magnitude apart, around the rates of the two recipes.
+# Half an order of magnitude apart, around the rates of the two recipes. The ladder is longer than
+# three extensions, so that a best rate at the end of what was tried is said to be there.
 RATES = (3e-5, 1e-4, 3e-4, 1e-3)
-LADDER = (1e-6, 3e-6, 1e-5, *RATES, 3e-3, 1e-2)
+LADDER = (3e-7, 1e-6, 3e-6, 1e-5, *RATES, 3e-3, 1e-2, 3e-2, 1e-1)
 
 
 def toy_tune(profile: str = "quick") -> Study:

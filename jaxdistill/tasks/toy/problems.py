@@ -25,8 +25,8 @@ MAX_NUMBER = 30
 MAX_VALUE = 99
 # [low, high) of `hash_percent`.
 POOLS = {"pretrain": (0, 70), "train": (70, 85), "validation": (85, 90), "heldout": (90, 100)}
-# Problems of three numbers in 70..90 are of `train` if they are among the first so many that its
-# seed 0 draws from there, and else of `validation`. That pool came later, and so every training
+# Problems of three numbers in 70..90 are of `train` if they are among the first NUM_TRAIN that
+# its seed 0 draws from there, and else of `validation`. That pool came later, and so every training
 # set that had been measured is still the same. 15 %, as of the larger sizes.
 NUM_TRAIN = 20_000
 Pool = str
