@@ -21,6 +21,7 @@ from jaxdistill import own_classes
 from jaxdistill.config import RunConfig
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation.evaluate import Evaluation, Split
+from jaxdistill.evaluation.step_metrics import DRIFT
 from jaxdistill.sampling import Sampling
 from jaxdistill.sharding import MeshConfig
 from jaxdistill.tasks.tasks import ChoiceTask, ExactTask, MathTask, ToyTask
@@ -41,6 +42,10 @@ own](add_an_objective.md)). `config.json` in a run's folder has the values that 
 
 This page is written by `python docs/update_settings.py`.
 """
+
+METRICS = """What `metrics.jsonl` and TensorBoard say at each step about the distance of the
+student S to the initial model, which is the reference R. Columns of other metrics are explained in
+[a first real run](first_real_run.md)."""
 
 # Classes whose settings are tables, in the page's order, and their headings. The other classes are
 # choices, whose docstrings explain their fields together.
@@ -221,6 +226,8 @@ def page() -> str:
     for path, classes in choices().items():
         items = "\n".join(map(item, classes))
         parts.append(f"### `{path}`\n\n{items}")
+    lines = [f"- {wrapped(f'`{k}`: {text}.', '  ').strip()}" for k, text in DRIFT.items()]
+    parts.append(f"## Metrics of drift\n\n{wrapped(METRICS)}\n\n" + "\n".join(lines))
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 

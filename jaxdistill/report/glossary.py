@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from jaxdistill.evaluation import step_metrics
 from jaxdistill.report.load import StudyResults
 from jaxdistill.report.methods import all_types
 from jaxdistill.report.settings import configs_of
@@ -151,6 +152,8 @@ def glossary_of(study: StudyResults, words: Sequence[str]) -> Glossary:
     listed = ", ".join(f"“{word}”" for word in words)
     doubt = f"Words that voice doubt or checking, counted as whole words: {listed}."
     terms = [Term("epistemic tokens", doubt), *used]
+    if any("param_drift" in line for run in study.runs.values() for line in run.metrics[-1:]):
+        terms.append(Term("drift", step_metrics.IN_SHORT))
     is_toy = "ToyTask" in classes or any(study.probe.values())
     return Glossary(
         terms=terms,

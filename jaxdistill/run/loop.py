@@ -298,7 +298,7 @@ def train(
             teacher_temperature=source.teacher_temperature,
         )
 
-        base_kl = open_base_kl(engine, config.evaluation, config.compute, run_dir)
+        base_kl = open_base_kl(engine, state.params, config.evaluation, config.compute, run_dir)
 
         # ---- the steps
         with contextlib.ExitStack() as stack:

@@ -4,6 +4,7 @@ They are drawn once, before the first step, and kept in RUN/base_samples.json. A
 them there; without the file it draws the same ones again, since randomness is addressed.
 """
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -58,8 +59,9 @@ def base_samples(
     many samples.
     """
     path, number = run_dir / FILE, len(questions) * config.samples
-    found = _read(path, number) if hosts.is_first() else None
-    found = hosts.broadcast(found, "base samples")
+    found = read_samples(path, number) if hosts.is_first() else None
+    # As lists: what is broadcast is JSON.
+    found = hosts.broadcast(found and [list(sample) for sample in found], "base samples")
     if found is not None:
         return [BaseSample(*sample) for sample in found]
     sampling = Sampling(max_new_tokens=config.sampling.max_new_tokens)
@@ -77,12 +79,13 @@ def base_samples(
     return samples
 
 
-def _read(path: Path, number: int) -> list[list[list[int]]] | None:
+def read_samples(path: Path, number: int) -> list[BaseSample] | None:
+    """The kept samples; None without a file. Raises UserError for a file that holds others."""
     if not path.exists():
         return None
     try:
         rows = parse_json(path.read_bytes())
-        found = [[list(map(int, row[name])) for name in BaseSample._fields] for row in rows]
+        found = [BaseSample(*(list(map(int, row[k])) for k in BaseSample._fields)) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} holds no base samples ({error}); remove it") from None
     if len(found) != number:
@@ -108,6 +111,7 @@ def arrays_of(samples: Sequence[BaseSample], rows: int, parts: int) -> MicroBatc
     return pad(batch, micro_batches, parts)
 
 
+@functools.cache  # runs of one process with equal settings share a compilation
 def make_base_kl(model: ModelConfig, compute: Compute) -> Callable[..., Sum]:
     """Build the jitted kl(params, reference_params, arrays): KL(R||S), summed over the tokens.
 
@@ -147,14 +151,16 @@ def make_base_kl(model: ModelConfig, compute: Compute) -> Callable[..., Sum]:
 class BaseKL:
     """Measures KL(R||S) on the kept samples; metric `kl_reference_student`, in nats per token."""
 
-    def __init__(self, engine: Engine, compute: Compute, samples: Sequence[BaseSample]) -> None:
+    def __init__(
+        self, engine: Engine, compute: Compute, samples: Sequence[BaseSample], params: Any
+    ) -> None:
         # There is no backward pass, for which anything would be recomputed.
         self._kl = make_base_kl(engine.policy.config, replace(compute, remat="none"))
         self._reference = engine.policy.params
         parts = sharding.num_parts("B")
         self._arrays = engine.place(arrays_of(samples, ROWS * parts, parts))
-        # Compiled now: between an update and its metrics a stopped run would wait for it.
-        self(self._reference)
+        # Compiled now, for the student's dtype: a stop after an update would wait for it.
+        self(params)
 
     def __call__(self, params: Any) -> dict[str, float]:
         kl = jax.device_get(self._kl(params, self._reference, self._arrays))
@@ -162,11 +168,12 @@ class BaseKL:
 
 
 def open_base_kl(
-    engine: Engine, evaluation: Evaluation, compute: Compute, run_dir: Path
+    engine: Engine, params: Any, evaluation: Evaluation, compute: Compute, run_dir: Path
 ) -> Callable[[Any], dict[str, float]]:
-    """What measures KL(R||S) from a student's parameters; nothing if it is switched off."""
+    """What measures KL(R||S) of a student with parameters like `params`, or nothing."""
     if not evaluation.base_questions:
         return lambda params: {}
     questions = questions_of(evaluation.splits[0].task)[: evaluation.base_questions]
     engine = evaluation.engine(engine)
-    return BaseKL(engine, compute, base_samples(engine, questions, evaluation, run_dir))
+    samples = base_samples(engine, questions, evaluation, run_dir)
+    return BaseKL(engine, compute, samples, params)

@@ -49,7 +49,7 @@ def group_of(path: tuple) -> str:
 
 def _total(pairs: list[tuple[Array, Array]]) -> tuple[Array, Array]:
     moved, size = zip(*pairs, strict=True)
-    return sum(moved, jnp.float32(0)), sum(size, jnp.float32(0))
+    return jnp.sum(jnp.stack(moved)), jnp.sum(jnp.stack(size))
 
 
 def _ratio(moved: Array, size: Array) -> Array:

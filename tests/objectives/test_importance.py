@@ -21,6 +21,7 @@ from jaxdistill.objectives.importance import (
     GAP_EDGES,
     LARGEST_USUAL_GAP,
     UNMOVED,
+    fork_rates,
     gap_quantiles,
     gap_warning,
     histogram,
@@ -164,3 +165,32 @@ def test_a_large_gap_is_warned_of_with_its_quantiles_and_what_to_compare():
     for usual in (LARGEST_USUAL_GAP, np.nan):  # NaN: a step without a token
         assert gap_warning(metrics | {"sampler_gap": usual}) is None
     assert gap_warning({"loss": 1.0}) is None  # supervised learning samples nothing
+
+
+# ------------------------------------------------------------------------------------ fork rates
+
+
+def counts_of(entropies):
+    return histogram(jnp.float32(entropies)[None], jnp.ones((1, len(entropies))))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_fork_by_the_references_measure_has_more_entropy_than_four_fifths_of_its_positions(seed):
+    rng = np.random.default_rng(seed)
+    reference, student = rng.gamma(0.5, 0.6, (2, 4000)) + np.array([[0], [0.1]])
+    found = fork_rates(counts_of(student), counts_of(reference))
+    threshold = np.quantile(reference, 0.8)
+    # Eighths of an octave, within which the position is interpolated.
+    np.testing.assert_allclose(found["fork_threshold_reference"], threshold, rtol=0.02)
+    share = np.mean(student > threshold)
+    np.testing.assert_allclose(found["fork_rate_reference"], share, atol=5e-3)
+
+
+def test_a_network_has_a_fifth_of_forks_by_its_own_measure_also_where_all_entropies_are_equal():
+    for entropies in (np.full(7, 0.3), np.zeros(5), np.linspace(0, 2, 50)):
+        counts = counts_of(entropies)
+        np.testing.assert_allclose(
+            fork_rates(counts, counts)["fork_rate_reference"], 0.2, rtol=1e-5
+        )
+    nothing = counts_of(np.zeros(1)) * 0
+    assert all(np.isfinite(x) for x in fork_rates(nothing, nothing).values())

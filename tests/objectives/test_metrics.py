@@ -30,7 +30,7 @@ def test_the_mass_metric_is_the_first_term_of_the_exact_chain_rule():
 def test_metrics_equal_a_float64_oracle():
     given = positions(distill_weight_BT=jnp.array([1.0, 0.0]))
     metrics = make_objective(Distill(), IDS)(given)[1]
-    S, teacher = (np.exp(np.asarray(p, np.float64)) for p in given[:2])
+    S, teacher, R = (np.exp(np.asarray(p, np.float64)) for p in given[:3])
     m_S, m_T, m_R = (mass(p) for p in given[:3])
     is_epistemic = np.isin(given.sampled.tokens_BT, IDS)
     expected = {
@@ -40,6 +40,9 @@ def test_metrics_equal_a_float64_oracle():
         "epistemic_sampled": is_epistemic,
         "entropy_student": -(S * np.log(S)).sum(-1),
         "entropy_teacher": -(teacher * np.log(teacher)).sum(-1),
+        "entropy_reference": -(R * np.log(R)).sum(-1),
+        "fork_rate": -(S * np.log(S)).sum(-1) > 0.672,
+        "kl_student_reference": (S * np.log(S / R)).sum(-1),
         "kl_teacher": (teacher * np.log(teacher / S)).sum(-1),
         "mass_kl": m_T * np.log(m_T / m_S) + (1 - m_T) * np.log((1 - m_T) / (1 - m_S)),
         "loss_share_epistemic": is_epistemic,
@@ -73,7 +76,7 @@ def test_metrics_of_networks_that_did_not_score_are_omitted():
     metrics = make_objective(CrossEntropy(), IDS)(alone)[1]
     assert set(metrics) == {
         "epistemic_mass_student", "epistemic_sampled", "entropy_student", "kept",
-        "loss_share_epistemic",
+        "loss_share_epistemic", "fork_rate",
     }  # fmt: skip
     metrics = make_objective(GRPO(), ())(alone)[1]
     assert set(metrics) >= {"importance_ratio", "clipped"}

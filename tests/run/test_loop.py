@@ -178,6 +178,29 @@ def test_a_start_that_was_killed_can_be_started_again(tmp_path):
     assert folder.finished_step(tmp_path) == 0
 
 
+@pytest.mark.slow  # three more programs
+def test_the_drift_on_base_samples_is_measured_at_evaluations_and_survives_a_resume(tmp_path):
+    config = tiny(steps=4)
+    evaluation = dataclasses.replace(config.evaluation, base_questions=2)
+    config = dataclasses.replace(config, evaluation=evaluation)
+    run(config, tmp_path / "whole", quiet=True)
+    cut = tmp_path / "cut"
+    run(dataclasses.replace(config, steps=2), cut, quiet=True)
+    kept = (cut / "base_samples.json").read_bytes()
+    assert kept == (tmp_path / "whole/base_samples.json").read_bytes()
+    for remove in (False, True):  # read again, and drawn again
+        here = tmp_path / f"resumed {remove}"
+        shutil.copytree(cut, here)
+        if remove:
+            (here / "base_samples.json").unlink()
+        run(config, here, resume=True, quiet=True)
+        assert (here / "base_samples.json").read_bytes() == kept
+        assert metrics_of(here) == metrics_of(tmp_path / "whole")
+    kls = [line.get("kl_reference_student") for line in metrics_of(tmp_path / "whole")]
+    assert kls[0] is kls[2] is None
+    assert 0 < kls[1] < kls[3]
+
+
 def test_resuming_a_finished_run_changes_nothing(whole):
     before = {name: text for name, text in tree_of(whole).items() if "tensorboard" not in name}
     run(tiny(), whole, resume=True, quiet=True)
