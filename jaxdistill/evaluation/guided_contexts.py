@@ -138,7 +138,7 @@ def compose(
     example, source_of_example = None, None
     if contexts.shows_example(context):
         example, source_of_example = drawn_example(settings, question, others)
-    shown = composed(context, Attempt(question, "", unjudged, *texts, example))
+    shown = composed(context, Attempt(question, "", unjudged, *texts, example=example))
     if shown is None:
         return None
     asked = Asked(question, shown.turn(settings.template), shown.solution)

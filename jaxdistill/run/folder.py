@@ -26,7 +26,9 @@ from jaxdistill.storage.expected import check_expected
 from jaxdistill.storage.loading import Policy
 from jaxdistill.tasks.demonstrations import BY_NAME
 from jaxdistill.tasks.questions import Question
+from jaxdistill.training.external import place_of
 from jaxdistill.training.metrics import check_lines
+from jaxdistill.training.teachers import Fixed
 
 # Settings that may differ when a run is resumed, because they do not change what a step computes.
 # `steps` does under a cosine schedule; `check_config` handles that case.
@@ -90,6 +92,8 @@ def start_folder(config: RunConfig, run_dir: Path, resume: bool) -> bool:
         check_expected(config.expected, config.model, config.longest)
     # Raises for a missing model before anything is written.
     loading.resolve(config.model)
+    if isinstance(config.teacher, Fixed):
+        place_of(config.teacher.model)
     run_dir.mkdir(parents=True, exist_ok=True)
     if resume:
         print(f"no run to resume in {run_dir}: starting a new one there", file=sys.stderr)

@@ -233,7 +233,8 @@ def shown_of(
     """
     example = solution if shows_example(context) else None
     solution = question.solution if solution is None else solution
-    return composed(context, Attempt(question, response, NOT_GRADED, solution, None, example))
+    attempt = Attempt(question, response, NOT_GRADED, solution, None, example=example)
+    return composed(context, attempt)
 
 
 def response_ids(

@@ -38,9 +38,16 @@ from jaxdistill.tracing.answers import (
 from jaxdistill.tracing.record import Trace
 from jaxdistill.tracing.scoring import Answer
 from jaxdistill.tracing.siblings import demonstrate, with_answer
+from jaxdistill.training.external import check_identity, with_external
 from jaxdistill.training.networks import Networks
 from jaxdistill.training.on_policy import OnPolicy
-from jaxdistill.training.teachers import Models, MovingTeacher, networks_of
+from jaxdistill.training.teachers import (
+    Fixed,
+    Models,
+    MovingTeacher,
+    networks_of,
+    untrained_of,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +105,13 @@ def open_run(
         student = loading.open_weights(run, **opened)[1]
         if is_moving:
             own = loading.open_weights(run, **opened, part="teacher")[1]
-    models = Models(student, reference.params, own if is_moving else None, jnp.int32(at))
+    check_identity(config.teacher, run / "model", notes=False)
+    untrained = reference.params
+    if isinstance(config.teacher, Fixed):
+        dtype = config.compute.dtype
+        untrained = with_external(config.teacher, config.objective, reference, mesh, dtype=dtype)
+    own, external = own if is_moving else None, untrained_of(untrained)[1]
+    models = Models(student, reference.params, own, jnp.int32(at), external)
     return OpenRun(
         folder=run,
         config=config,

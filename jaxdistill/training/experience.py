@@ -215,6 +215,13 @@ def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
     if objectives.needs_contrast(setting.objective):
         check_contrast(experience, questions)
     new = experience.sampling.max_new_tokens
+    room = setting.teacher_positions
+    if room is not None and max(lengths) + new > room:
+        raise UserError(
+            f"the teacher has {room} positions, and a prompt of {max(lengths)} tokens with "
+            f"`experience.sampling.max_new_tokens={new}` takes more; lower it or "
+            f"`experience.max_prompt_tokens` (at most {room - new})"
+        )
     widths = experience.prompt_widths or choose_widths(lengths, experience.questions)
     if max(lengths) > widths[-1]:
         hosts.say(

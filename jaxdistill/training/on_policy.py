@@ -314,5 +314,7 @@ def possible(context: Context, question: Question, *, solution: bool, wrong: boo
     text = question.solution or question.answer
     verdicts = (Verdict(True, "right", question.answer), Verdict(False, "no answer", None))
     right, false = text if solution else None, text if wrong else None
-    attempts = [Attempt(question, text, verdict, right, false, right) for verdict in verdicts]
+    attempts = [
+        Attempt(question, text, verdict, right, false, example=right) for verdict in verdicts
+    ]
     return [shown for attempt in attempts if (shown := composed(context, attempt)) is not None]
