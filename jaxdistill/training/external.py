@@ -130,8 +130,8 @@ def first_other_id(theirs: dict[str, int], own: dict[str, int]) -> tuple[int, st
     there, here = ({id: token for token, id in vocab.items()} for vocab in (theirs, own))
     for id in sorted(there.keys() | here.keys()):
         if there.get(id) != here.get(id):
-            texts = (repr(each[id]) if id in each else "missing" for each in (there, here))
-            return (id, *texts)
+            texts = [repr(each[id]) if id in each else "missing" for each in (there, here)]
+            return id, texts[0], texts[1]
     return None
 
 
