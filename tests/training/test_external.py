@@ -127,7 +127,7 @@ def test_rows_of_padding_change_nothing():
     smaller = step_of(FULL, External(cut, narrow, NUM_IDS), batch)
     assert_close(found[0], smaller, 1e-7, 1e-5)
     gradient = found[0][0].opt_state[1][0].mu
-    head_DV = np.asarray(parameters.head(gradient, CONFIG))
+    head_DV = np.asarray(parameters.head(jax.device_put(gradient), CONFIG))
     assert np.abs(head_DV[:, :NUM_IDS]).max() > 1e-4
     assert not head_DV[:, NUM_IDS:].any()
 
