@@ -50,6 +50,7 @@ def with_external(
             "loaded for nothing; leave out `teacher`"
         )
     name = teacher.model
+    place_of(name)
     model, tokenizer = loading.read_description(name)
     check_tokenizer(teacher, tokenizer, student.tokenizer)
     held = narrower(stored_dtype(name), str(compute_dtype(dtype)))
@@ -73,9 +74,12 @@ def stored_dtype(name: str) -> str:
 
 def place_of(name: str) -> Path:
     """The folder that a teacher is read from. Raises UserError if there is none."""
-    if toy_name(name) is None and loading.is_run(run := loading.folder_of(name)):
-        return run
-    return loading.model_folder(name)
+    try:
+        if toy_name(name) is None and loading.is_run(run := loading.folder_of(name)):
+            return run
+        return loading.model_folder(name)
+    except UserError as error:
+        raise UserError(f"`teacher`: {error}") from error
 
 
 def shared_ids(teacher: int, student: int, tokenizer: Any) -> int | None:
