@@ -95,6 +95,14 @@ CONDITIONS = (
         ),
     ),
     Condition(
+        "a question had no worked example",
+        when(
+            lambda values: values.get("examples_missing", 0) > 0,
+            "no other problem had a solution to show; with `experience.demonstration=sibling` it "
+            "must have been solved in the same batch (`examples_missing` counts the rows)",
+        ),
+    ),
+    Condition(
         "no response was correct",
         when(
             # A choice without verdicts shows responses all the same.
