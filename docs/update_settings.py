@@ -100,7 +100,8 @@ WHEN: dict[type, dict[str, str]] = {
         "sampling": "always `max_new_tokens`: responses longer than it are cut off",
         "context": "this is what the teacher knows: the paper's independent variable",
         "demonstration": "`sibling_or_reference` if many questions are never solved",
-        "demonstration_choice": "`shortest` for terse demonstrations",
+        "demonstration_choice": "`Shortest()` for terse demonstrations; `Majority()` for questions "
+        "without gold answers",
         "cut_demonstrations": "True if nearly every response is cut",
         "cut_rows_in_loss": "False if cut responses teach the model to ramble",
         "max_prompt_tokens": "if a few long prompts make every batch wide",

@@ -334,25 +334,32 @@ def trace(
 ) -> "Trace":
     """Trace an answer token by token: what student, teacher and reference would have said.
 
-    The student is `model`. The teacher sees the question under `context`, such as
-    `Solution("...")` of `jaxdistill.tasks.contexts`, or its text; it is `teacher`, else the
-    reference, else the student itself. Without a `response` (text, or token ids) the student
-    samples one. `objective`, also a preset's name such as "sdpo", adds its weight at each token and
-    where it pushes doubt. `how` are fields of `tracing.answers.How`, such as `alternatives=5`.
+    The student is `model`. The teacher sees the question under `context`, such as `Solution("...")`
+    of `jaxdistill.tasks.contexts`, or its text; it is `teacher`, else the reference, else the
+    student itself, and may have another architecture. Without a `response` (text, or token ids) the
+    student samples one. `objective`, also a preset's name such as "sdpo", adds its weight at each
+    token and where it pushes doubt. `how` are fields of `tracing.answers.How`, such as
+    `alternatives=5`.
     Show the result with `.html("trace.html")`, `.plot()`, `.to_json()` or `print`. Raises UserError
-    for malformed input and for networks of different architectures.
+    for malformed input, a reference of another architecture and a teacher of another tokenizer.
     """
     # Training's modules take a second to import, which `load` can do without.
     from jaxdistill.tracing import answers
+    from jaxdistill.training.external import check_tokenizer, shared_ids
     from jaxdistill.training.networks import Networks
+    from jaxdistill.training.teachers import External, Fixed
 
-    informed = teacher or reference or model
-    for name, other in (("reference", reference), ("teacher", teacher)):
-        if other is not None and other.config != model.config:
-            raise UserError(f"`{name}` has another architecture than the model: {other!r:.80}")
+    informed: Any = (teacher or reference or model).params
+    if reference is not None and reference.config != model.config:
+        raise UserError(f"`reference` has another architecture than the model: {reference!r:.80}")
+    if teacher is not None and teacher.config != model.config:
+        name = answers.name_of_folder(teacher.folder)
+        check_tokenizer(Fixed(name, template="student"), teacher.tokenizer, model.tokenizer)
+        ids = shared_ids(teacher.config.vocab_size, model.config.vocab_size, model.tokenizer)
+        informed = External(teacher.params, teacher.config, ids)
     networks = Networks(
         student=model.params,
-        teacher=((informed.params, 1.0),),
+        teacher=((informed, 1.0),),
         reference=(reference or model).params,
     )
     settings = answers.how_of(mesh=model.mesh, objective=answers.objective_of(objective), **how)

@@ -44,7 +44,8 @@ def add_verbs(verbs: Any) -> None:
         metavar="NAME,...",
         help="what the model is shown: none, a correct response (solution), the same without its "
         "thinking (stripped), a correct response given the solution (regenerated); also answer, "
-        "part, wrong, instruction. none is always sampled, and solution for regenerated",
+        "part, wrong, instruction, and example (another of the problems, solved). none is always "
+        "sampled, and solution for regenerated",
     )
     sub.add_argument(
         "--problems", type=int, default=100, metavar="N", help="problems to find and to sample"

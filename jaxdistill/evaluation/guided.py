@@ -273,7 +273,8 @@ def prepare(
         under_solution.setdefault(record["question_id"], []).append(record)
     asked, dropped = [], {}
     for problem in chosen:
-        each = compose(run.settings, name, problem, under_solution.get(problem.question.id, []))
+        own = under_solution.get(problem.question.id, [])
+        each = compose(run.settings, name, problem, own, chosen)
         if each is None:
             dropped.setdefault(NOTHING, []).append(problem.question.id)
         else:

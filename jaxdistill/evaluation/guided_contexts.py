@@ -16,6 +16,7 @@ from jaxdistill.tasks import contexts
 from jaxdistill.tasks.contexts import Attempt, Context, Template, composed
 from jaxdistill.tasks.grading import Verdict
 from jaxdistill.tasks.questions import Question
+from jaxdistill.tasks.worked_examples import draw_examples, example_text
 
 # Contexts by the names of their files. Those that depend on a row's own response are left out.
 CONTEXTS: dict[str, Context] = {
@@ -27,6 +28,7 @@ CONTEXTS: dict[str, Context] = {
     "part": contexts.PartialSolution(),
     "wrong": contexts.WrongSolution(),
     "instruction": contexts.InstructionOnly(),
+    "example": contexts.WorkedExample(),
 }
 TEMPLATES = {
     # The wording of training runs, so that what is measured here is what their teacher does.
@@ -116,9 +118,16 @@ class Chosen(NamedTuple):
 
 
 def compose(
-    settings: Guided, name: str, problem: Chosen, under_solution: list[dict[str, Any]]
+    settings: Guided,
+    name: str,
+    problem: Chosen,
+    under_solution: list[dict[str, Any]],
+    others: Sequence[Chosen] = (),
 ) -> Asked | None:
-    """What a context shows for one problem; None if there is nothing."""
+    """What a context shows for one problem; None if there is nothing.
+
+    A worked example is one of the `others`, with the solution that `solution` shows for it.
+    """
     context, question, base = CONTEXTS[name], problem.question, problem.records
     right, origin = draw(settings, question, base), "none"
     if contexts.regenerates(context):
@@ -126,17 +135,41 @@ def compose(
     wrong = draw(settings, question, base, correct=False)
     unjudged = Verdict(correct=False, reason="", answer=None)  # of no row, so of no use
     texts = [None if each is None else each["response"] for each in (right, wrong)]
-    shown = composed(context, Attempt(question, "", unjudged, *texts))
+    example, source_of_example = None, None
+    if contexts.shows_example(context):
+        example, source_of_example = drawn_example(settings, question, others)
+    shown = composed(context, Attempt(question, "", unjudged, *texts, example=example))
     if shown is None:
         return None
     asked = Asked(question, shown.turn(settings.template), shown.solution)
     if isinstance(context, contexts.AnswerOnly | contexts.InstructionOnly):
         return asked  # nothing of a sample
     source = wrong if isinstance(context, contexts.WrongSolution) else right
+    if source_of_example is not None:
+        source, origin = source_of_example, f"{source_of_example['question_id']}/{origin}"
     assert source is not None  # else there would be nothing to show
     return asked._replace(
         shown_from=f"{origin}/{source['rollout']}", shown_correct=source["correct"]
     )
+
+
+def drawn_example(
+    settings: Guided, question: Question, others: Sequence[Chosen]
+) -> tuple[str | None, dict[str, Any] | None]:
+    """(another problem with a correct sample, the sample's record), drawn by seed and question."""
+    pool = [other.question for other in others]
+    records = [draw(settings, other.question, other.records) for other in others]
+    texts = [None if record is None else record["response"] for record in records]
+    rng = np.random.default_rng(list(f"{settings.seed}/guide/example/{question.id}".encode()))
+    found = draw_examples(question, pool, lambda i: texts[i], rng)
+    if not found:
+        return None, None
+    of_text = {
+        example_text(each, text): record
+        for each, text, record in zip(pool, texts, records, strict=True)
+        if text is not None
+    }
+    return found[0], of_text[found[0]]
 
 
 def draw(

@@ -114,7 +114,7 @@ def shown_tokens(experience: OnPolicy) -> int:
     """The longest text that the teacher sees besides the question, in tokens."""
     solution, answer = "word " * 1000, "7"
     question = Question(id="0", prompt="?", answer=answer, solution=solution)
-    attempt = Attempt(question, solution, Verdict(True, "right", answer), solution, solution)
+    attempt = Attempt(question, solution, Verdict(True, "right", answer), *[solution] * 3)
     shown = composed(experience.context, attempt)
     texts = [] if shown is None else [shown.solution or "", shown.feedback or ""]
     if max(map(len, texts), default=0) < len(solution) // 2:

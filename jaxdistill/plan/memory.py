@@ -81,14 +81,17 @@ def step(run: Run, mesh: Any) -> Categories:
     mine = held.parameters / 4  # parameters on this device
     layer = (run.model.num_parameters - size["V"] * size["D"]) / size["L"]
     accumulates = batch.num_in_use is not None or batch.rows.row_BA.shape[1] > 1
+    informed = run.informed.axes
+    its_layer = (run.informed.num_parameters - informed["V"] * informed["D"]) / informed["L"]
     gradients = mine * (item * (item < 4) + item + 4 * accumulates)
     if fsdp > 1:
-        gradients += GATHERED_LAYERS * layer * item / tensor
+        gradients += GATHERED_LAYERS * max(layer, its_layer) * item / tensor
     kept = kept_per_token(run.model, compute.remat) * tokens * size["L"] * item / tensor
     # A layer's backward pass holds what it recomputes and its cotangents; another network's
     # forward pass the widest arrays of a layer.
+    widest = max(size["F"], informed["F"])
     once = max(
-        2 * kept_per_token(run.model, "elementwise") * tokens, 3 * size["F"] * seen
+        2 * kept_per_token(run.model, "elementwise") * tokens, 3 * widest * seen
     ) * item / tensor  # fmt: skip
     # Weights, masks and log-probabilities of every row's tokens, which every device has whole.
     width = batch.rows.completions.tokens_BS.shape[-1]
@@ -145,8 +148,8 @@ def _vocabulary(run: Run, mesh: Any, rows: float, item: int) -> float:
     has_other = run.has_teacher or run.has_reference
     others = LOGITS_OF_TEACHER * (has_other + run.lengths.contrasts)
     logits = (LOGITS + others) * rows * compute.chunk * columns * 4
-    heads = item * (1 + has_other) if mesh.shape["fsdp"] > 1 else 0
-    return logits + size["D"] * columns * (4 + heads)
+    gathered = size["D"] + has_other * run.informed.axes["D"] if mesh.shape["fsdp"] > 1 else 0
+    return logits + columns * (4 * size["D"] + item * gathered)
 
 
 def kept_per_token(model: ModelConfig, remat: str) -> int:

@@ -31,12 +31,15 @@ from jaxdistill.run.programs import engine_of, layout_of, train_step_of
 from jaxdistill.sampling.pages import fit_slots, slots_in
 from jaxdistill.sharding import MeshConfig
 from jaxdistill.storage import hf_import, hf_layout, loading, tokenizer
-from jaxdistill.storage.loading import Fresh, Policy, Pretrained
+from jaxdistill.storage.loading import Fresh, Policy, Pretrained, ToyBase
+from jaxdistill.storage.toy import toy_name
 from jaxdistill.training.compute import Compute
+from jaxdistill.training.external import narrower
 from jaxdistill.training.on_policy import OnPolicy
 from jaxdistill.training.optimizer import Optimizer
 from jaxdistill.training.shapes import KeptShapes
 from jaxdistill.training.state import init_state
+from jaxdistill.training.teachers import External, Fixed, Untrained
 
 # Epistemic ids in place of the lexicon's, as many as Qwen's tokenizers have of the ten words.
 NUM_IDS = 42
@@ -69,6 +72,7 @@ class Run:
     """What a plan knows of a run: its config with every "auto" but `remat` settled, and its model.
 
     reference_dtype: of the initial model's weights, which stay as they were stored.
+    teacher, teacher_dtype: of a teacher that is another model; None without one.
     """
 
     config: RunConfig
@@ -77,6 +81,13 @@ class Run:
     topology: Topology
     reference_dtype: str
     stop_ids: tuple[int, ...] = (0,)
+    teacher: ModelConfig | None = None
+    teacher_dtype: str = "bfloat16"
+
+    @property
+    def informed(self) -> ModelConfig:
+        """The model that reads the teacher's prompts."""
+        return self.teacher or self.model
 
     @property
     def has_reference(self) -> bool:
@@ -126,6 +137,18 @@ def model_of(source: Any) -> tuple[ModelConfig, str]:
     return hf_import.read_config(folder), stored
 
 
+def fixed_model(teacher: Any) -> tuple[ModelConfig | None, str]:
+    """(config, dtype of the stored weights) of a teacher that is another model, as `model_of`."""
+    if not isinstance(teacher, Fixed):
+        return None, "bfloat16"
+    if (world := toy_name(teacher.model)) is not None:
+        return model_of(ToyBase(world))
+    described = Path(teacher.model) / "model"
+    if (described / "config.json").is_file():  # a run, with checkpoints or without
+        return hf_import.read_config(described), loading.export_dtype(described) or "float32"
+    return model_of(Pretrained(teacher.model))
+
+
 def run_of(config: RunConfig, topology: Topology, lengths: Callable[..., Lengths]) -> Run:
     """The run of a config on a topology. Raises UserError for what cannot be planned."""
     if config.optimizer.moments_on == "host":
@@ -133,6 +156,7 @@ def run_of(config: RunConfig, topology: Topology, lengths: Callable[..., Lengths
     model, stored = model_of(config.model)
     dtype = str(compute_dtype(config.compute.dtype, topology.kind))
     config = replace(config, compute=replace(config.compute, dtype=dtype))
+    teacher, teacher_stored = fixed_model(config.teacher)
     return Run(
         config=config,
         model=model,
@@ -140,6 +164,8 @@ def run_of(config: RunConfig, topology: Topology, lengths: Callable[..., Lengths
         topology=topology,
         reference_dtype=stored,
         stop_ids=config.expected.stop_ids if config.expected else (0,),
+        teacher=teacher,
+        teacher_dtype=narrower(teacher_stored, dtype),
     )
 
 
@@ -174,12 +200,20 @@ def bytes_on_one_device(tree: Any) -> int:
 
 
 def state_of(run: Run, mesh: Any) -> tuple[Any, Any]:
-    """(the training state, the reference's parameters), as shapes."""
+    """(the training state, the parameters that no step changes), as shapes."""
     config = run.config
     state, params = _abstract_state(
         run.model, run.reference_dtype, config.optimizer, config.teacher, run.steps
     )
-    return as_parameters(mesh, state), as_parameters(mesh, params)
+    state, untrained = as_parameters(mesh, state), as_parameters(mesh, params)
+    if run.teacher is None:
+        return state, untrained
+    theirs = parameters.abstract_params(run.teacher, jnp.dtype(run.teacher_dtype))
+    # Which ids are padding is in the tokenizer, which a plan does not read; masks take no memory.
+    num_ids = min(run.teacher.vocab_size, run.model.vocab_size)
+    is_padded = run.teacher.vocab_size != run.model.vocab_size
+    external = External(as_parameters(mesh, theirs), run.teacher, num_ids if is_padded else None)
+    return state, Untrained(untrained, external)
 
 
 # Cached, as is the batch: a screen of meshes asks for the same shapes in other shardings.

@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxdistill import sharding
+from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.flops import forward_flops
 from jaxdistill.plan.memory import position_bytes
 from jaxdistill.plan.programs import Run, batch_of
@@ -43,22 +44,23 @@ class Work:
         return times[bound], bound
 
 
-def forward(run: Run, prompt: float, tokens: float) -> int:
+def forward(model: ModelConfig, prompt: float, tokens: float) -> int:
     """Operations of one row's forward pass over a prompt and the tokens after it."""
-    return forward_flops(run.model, 0, round(prompt + tokens), round(tokens))
+    return forward_flops(model, 0, round(prompt + tokens), round(tokens))
 
 
 def step(run: Run, mesh: Any) -> Work:
     """An update on rows of mean length."""
     config, lengths = run.config, run.lengths
-    student = forward(run, lengths.mean_prompt, lengths.mean_new)
-    informed = forward(run, lengths.mean_teacher - lengths.mean_new, lengths.mean_new)
+    student = forward(run.model, lengths.mean_prompt, lengths.mean_new)
+    informed = forward(run.informed, lengths.mean_teacher - lengths.mean_new, lengths.mean_new)
     passes = 3 + RECOMPUTED[config.compute.remat] + run.has_reference
     others = (run.has_teacher + lengths.contrasts) * informed
     weights = _weight_bytes(run, mesh)
     # Forward, both products of the backward pass, what is recomputed, and the other networks.
     read = 3 + (RECOMPUTED[config.compute.remat] > 0) + run.has_reference
-    read += run.has_teacher + lengths.contrasts
+    moved = read * weights
+    moved += (run.has_teacher + lengths.contrasts) * _weight_bytes(run, mesh, run.informed)
     batches = micro_batches(run, mesh)
     state = run.model.num_parameters / (mesh.shape["fsdp"] * mesh.shape["tensor"])
     # Parameters and both moments are read and written, the gradient as well.
@@ -66,10 +68,10 @@ def step(run: Run, mesh: Any) -> Work:
     received = 0.0
     if mesh.shape["fsdp"] > 1:
         # Each pass gathers the weights; a gradient is summed over the devices once per micro-batch.
-        received = (read + 1) * weights * batches
+        received = (moved + weights) * batches
     return Work(
         flops=float(config.rows * (passes * student + others)),
-        bytes=read * weights * batches + 2 * (8 + moments) * state,
+        bytes=moved * batches + 2 * (8 + moments) * state,
         received=received + _tensor_traffic(run, mesh, passes),
     )
 
@@ -78,7 +80,7 @@ def score(run: Run, mesh: Any) -> Work:
     """A forward pass of the student over a mini-batch."""
     lengths, weights = run.lengths, _weight_bytes(run, mesh)
     moved = weights * micro_batches(run, mesh)
-    student = forward(run, lengths.mean_prompt, lengths.mean_new)
+    student = forward(run.model, lengths.mean_prompt, lengths.mean_new)
     received = (moved if mesh.shape["fsdp"] > 1 else 0.0) + _tensor_traffic(run, mesh, 1)
     return Work(flops=float(run.config.rows * student), bytes=moved, received=received)
 
@@ -96,7 +98,7 @@ def decode(run: Run, mesh: Any, slots: int) -> Work:
     """All tokens of a batch's responses, with every slot busy."""
     experience, lengths = run.on_policy, run.lengths
     rows = experience.questions * experience.rollouts
-    each = forward(run, lengths.mean_prompt, lengths.mean_new)
+    each = forward(run.model, lengths.mean_prompt, lengths.mean_new)
     each -= forward_flops(run.model, 0, round(lengths.mean_prompt), 0)
     context = lengths.mean_prompt + lengths.mean_new / 2
     cache = min(slots, rows) / sharding.num_parts("B", min(slots, rows))
@@ -139,9 +141,9 @@ def _item(run: Run) -> int:
     return jnp.dtype(run.config.compute.dtype).itemsize
 
 
-def _weight_bytes(run: Run, mesh: Any) -> float:
+def _weight_bytes(run: Run, mesh: Any, model: ModelConfig | None = None) -> float:
     """Of all weights as a device reads them: whole over fsdp, split over tensor."""
-    return run.model.num_parameters * _item(run) / mesh.shape["tensor"]
+    return (model or run.model).num_parameters * _item(run) / mesh.shape["tensor"]
 
 
 def _tensor_traffic(run: Run, mesh: Any, passes: float) -> float:

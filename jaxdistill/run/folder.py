@@ -1,6 +1,7 @@
 """The run folder: creation, and the checks of a resumed run's config, base model and lexicon."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import re
@@ -23,8 +24,11 @@ from jaxdistill.run.provenance import changes_of_place, current_provenance
 from jaxdistill.storage import hf_files, loading
 from jaxdistill.storage.expected import check_expected
 from jaxdistill.storage.loading import Policy
+from jaxdistill.tasks.demonstrations import BY_NAME
 from jaxdistill.tasks.questions import Question
+from jaxdistill.training.external import place_of
 from jaxdistill.training.metrics import check_lines
+from jaxdistill.training.teachers import Fixed
 
 # Settings that may differ when a run is resumed, because they do not change what a step computes.
 # `steps` does under a cosine schedule; `check_config` handles that case.
@@ -88,6 +92,8 @@ def start_folder(config: RunConfig, run_dir: Path, resume: bool) -> bool:
         check_expected(config.expected, config.model, config.longest)
     # Raises for a missing model before anything is written.
     loading.resolve(config.model)
+    if isinstance(config.teacher, Fixed):
+        place_of(config.teacher.model)
     run_dir.mkdir(parents=True, exist_ok=True)
     if resume:
         print(f"no run to resume in {run_dir}: starting a new one there", file=sys.stderr)
@@ -165,7 +171,7 @@ def check_config(config: RunConfig, described: dict[str, Any], run_dir: Path) ->
             file=sys.stderr,
         )
     for key in (described.keys() & saved.keys()) - MAY_CHANGE:
-        for path, there, here in differences(saved[key], described[key], key):
+        for path, there, here in differences(respelled(saved[key]), described[key], key):
             if path.startswith(tuple(ROUNDS)):
                 continue
             raise UserError(
@@ -177,6 +183,16 @@ def check_config(config: RunConfig, described: dict[str, Any], run_dir: Path) ->
             f"run folder {run_dir} was started with `steps={saved['steps']}`, which its cosine "
             f"schedule depends on; `steps={config.steps}` needs another run folder"
         )
+
+
+def respelled(saved: Any) -> Any:
+    """A setting of an older config.json as it is written now."""
+    name = saved.get("demonstration_choice") if isinstance(saved, dict) else None
+    if isinstance(name, str) and name in BY_NAME:
+        choice = BY_NAME[name]
+        written = {"type": type(choice).__name__} | dataclasses.asdict(choice)
+        return saved | {"demonstration_choice": written}
+    return saved
 
 
 def absent(there: Any, here: Any, path: str = "") -> Iterator[str]:

@@ -52,11 +52,12 @@ from jaxdistill.tasks.tasks import load, questions_of, reading_once
 from jaxdistill.training.base_samples import open_base_kl
 from jaxdistill.training.drift import parameter_drift
 from jaxdistill.training.experience import Setting, open_source
+from jaxdistill.training.external import check_identity, with_external
 from jaxdistill.training.metrics import means, open_writer
 from jaxdistill.training.on_policy import OnPolicy
 from jaxdistill.training.prompt_file import PromptFile, ReadPrompt
 from jaxdistill.training.state import TrainState, init_state
-from jaxdistill.training.teachers import check_teacher
+from jaxdistill.training.teachers import check_teacher, untrained_of
 from jaxdistill.training.timing import Clock, Work, peak_flops
 from jaxdistill.training.traces import Traces
 from jaxdistill.training.updates import mini_batches
@@ -208,6 +209,7 @@ def train(
     with sharding.use_mesh(mesh), model_folder(run_dir) as model_dir:
         # ---- model, data, state
         check_base(config, run_dir)
+        check_identity(config.teacher, run_dir / "model")
         policy = loading.load(
             config.model,
             config.seed,
@@ -216,6 +218,9 @@ def train(
             dtype=None,  # the reference keeps its stored dtype; trained parameters are float32
             progress=not quiet,
         )
+        how: Any = {"dtype": config.compute.dtype, "progress": not quiet}
+        untrained = with_external(config.teacher, config.objective, policy, mesh, **how)
+        external = untrained_of(untrained)[1]
         engine = engine_of(config, policy, mesh)
         if not quiet:
             line = start_line(mesh, policy.config, config.compute, rows=config.rows)
@@ -254,6 +259,7 @@ def train(
             steps=config.steps,
             prompts=prompts,
             clock=clock,
+            teacher_positions=external and external.model.max_positions,
         )
         source = open_source(config.experience, setting)
         for note in () if quiet else source.notes:
@@ -316,6 +322,7 @@ def train(
             stack.enter_context(clock.compilations())
             work = Work(
                 model=policy.config,
+                teacher=external and external.model,
                 objective=config.objective,
                 track_reference=config.track_reference,
                 peak_flops=peak_flops(compute_dtype(config.compute.dtype), mesh.size),
@@ -340,7 +347,7 @@ def train(
                     memory = out_of_memory("updating", UPDATE_ADVICE)
                     shapes = compilation.named(arrays[0].in_words())
                     with clock.part("update"), shapes, memory:
-                        state, sums = train_step(state, policy.params, *map(engine.place, arrays))
+                        state, sums = train_step(state, untrained, *map(engine.place, arrays))
                         jax.block_until_ready(state)
                     step += 1
                     drift = parameter_drift(state.params, policy.params)

@@ -91,13 +91,22 @@ CONDITIONS = (
         when(
             lambda values: values.get("distilled") == 0,
             "there was nothing to show the teacher in any of them (`experience.demonstration`, "
-            "`experience.context`)",
+            "`experience.demonstration_choice`, `experience.context`)",
+        ),
+    ),
+    Condition(
+        "a question had no worked example",
+        when(
+            lambda values: values.get("examples_missing", 0) > 0,
+            "no other problem had a solution to show; with `experience.demonstration=sibling` it "
+            "must have been solved in the same batch (`examples_missing` counts the rows)",
         ),
     ),
     Condition(
         "no response was correct",
         when(
-            lambda values: values.get("reward") == 0,
+            # A choice without verdicts shows responses all the same.
+            lambda values: values.get("reward") == 0 and "demonstrations_right" not in values,
             "there is neither a reward to learn from nor a correct response to show the teacher",
         ),
     ),

@@ -16,9 +16,7 @@ import re
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import Field, dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
-
-import numpy as np
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from jaxdistill.errors import UserError
 from jaxdistill.own_classes import in_one_line
@@ -32,9 +30,10 @@ from jaxdistill.tasks.questions import Question, is_text
 class Template:
     """The wording around what is shown. The defaults are those of the released code.
 
-    `turn` is the whole user turn. Its {solution} and {feedback} are replaced by the two sections
-    below, or by nothing if there is no such text. Literal braces are written {{ and }}. Raises
-    UserError if a template does not have exactly the fields of its default.
+    `turn` is the whole user turn. Its {solution} and {feedback} are replaced by the sections
+    below, or by nothing if there is no such text; `example` stands in the place of `solution` where
+    another problem is shown. Literal braces are written {{ and }}. Raises UserError if a template
+    does not have exactly the fields of its default.
     """
 
     turn: str = "{prompt}{solution}{feedback}\n\nCorrectly solve the original question."
@@ -42,11 +41,13 @@ class Template:
     feedback: str = (
         "\nThe following is feedback from your unsuccessful earlier attempt:\n\n{feedback}"
     )
+    example: str = "\nAnother problem with its correct solution:\n\n{solution}"
 
     def __post_init__(self):
         _require_fields("turn", self.turn, {"prompt", "solution", "feedback"})
         _require_fields("solution", self.solution, {"solution"})
         _require_fields("feedback", self.feedback, {"feedback"})
+        _require_fields("example", self.example, {"solution"})
 
 
 def _require_fields(name: str, template: str, expected: set[str]) -> None:
@@ -78,8 +79,8 @@ class Shown(NamedTuple):
     """The parts of the teacher's user turn.
 
     A section that is None is left out. With `instruction=False` the turn is the prompt alone.
-    `solution` is the part that is truncated if the prompt is too long. `template` is the context's
-    own wording; None means the run's.
+    `solution` is the part that is truncated if the prompt is too long; with `is_example` it is
+    another problem and its solution. `template` is the context's own wording; None means the run's.
     """
 
     prompt: str
@@ -87,6 +88,7 @@ class Shown(NamedTuple):
     feedback: str | None = None
     instruction: bool = True
     template: Template | None = None
+    is_example: bool = False
 
     def turn(self, template: Template = PAPER) -> str:
         """Assemble the user turn. Braces inside the shown texts are not interpreted as fields.
@@ -99,7 +101,8 @@ class Shown(NamedTuple):
         wording = self.template or template
         solution = feedback = ""
         if self.solution is not None:
-            solution = wording.solution.format(solution=self.solution)
+            section = wording.example if self.is_example else wording.solution
+            solution = section.format(solution=self.solution)
         if self.feedback is not None:
             feedback = wording.feedback.format(feedback=self.feedback)
         turn = wording.turn.format(prompt=self.prompt, solution=solution, feedback=feedback)
@@ -115,6 +118,7 @@ class Attempt(NamedTuple):
     verdict: Verdict  # on `response`
     solution: str | None  # a correct sibling or the reference, according to `demonstration`
     wrong_solution: str | None  # an incorrect sibling
+    example: str | None = None  # another problem and its solution, for `shows_example`
 
     def show(self, solution: str | None, feedback: str | None = None) -> Shown | None:
         """Return the question with a solution and feedback, or None if there is neither.
@@ -132,12 +136,13 @@ class Attempt(NamedTuple):
 
 @runtime_checkable
 class OwnContext(Protocol):
-    """A recipe's own context: a frozen dataclass with this method and two optional attributes.
+    """A recipe's own context: a frozen dataclass with this method and optional attributes.
 
     regenerates    if True, `Attempt.solution` is a correct response that the initial model wrote
                    when shown a solution, and not the solution itself (default False)
     reuses_shown   if True, the context used as a contrast shows what the teacher is shown without
                    the question, and `compose` is not called (default False)
+    shows_example  if True, `Attempt.example` is another problem with its solution (default False)
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
@@ -243,6 +248,25 @@ class WrongSolution:
 
 
 @dataclass(frozen=True)
+class WorkedExample:
+    """Control: another problem of the data with its solution, and nothing of this one.
+
+    It is matched to `Solution`: the solution is one that `Solution` would show for that problem, a
+    correct rollout to it in the batch or its reference, as `demonstration` says. The problem is
+    drawn by seed, step and question; its text is never that of the question. (OP2SD, arXiv
+    2608.09228, E2-OPSD, 2610.05048, and 2609.20612, all known from summaries.)
+    """
+
+    shows_example: ClassVar = True
+
+    text: str | None = None  # problem and solution to show in place of a drawn one
+
+    def compose(self, attempt: Attempt) -> Shown | None:
+        shown = attempt.show(self.text or attempt.example)
+        return shown and shown._replace(is_example=True)
+
+
+@dataclass(frozen=True)
 class InstructionOnly:
     """Control: the closing instruction alone."""
 
@@ -273,6 +297,7 @@ Context = (
     | Regenerated
     | Feedback
     | WrongSolution
+    | WorkedExample
     | InstructionOnly
     | ContextOnly
     | OwnContext
@@ -287,6 +312,11 @@ def regenerates(context: Context) -> bool:
 def reuses_shown(context: Context) -> bool:
     """Whether the context, used as a contrast, shows what the teacher is shown, but no question."""
     return getattr(context, "reuses_shown", False)
+
+
+def shows_example(context: Context) -> bool:
+    """Whether the context shows another problem with its solution."""
+    return getattr(context, "shows_example", False)
 
 
 def composed(context: Context, attempt: Attempt) -> Shown | None:
@@ -325,15 +355,15 @@ def render(
 ) -> str:
     """Return the teacher's user turn, or the prompt unchanged if there is nothing to show.
 
-    `demonstration` serves as both the correct and the incorrect sibling. Raises UserError as
-    `composed` does.
+    `demonstration` serves as the correct and the incorrect sibling and as the worked example.
+    Raises UserError as `composed` does.
 
     >>> render(AnswerOnly(), "1+1?", None, "2")
     '1+1?\\nCorrect solution:\\n\\n2\\n\\nCorrectly solve the original question.'
     """
     right = Verdict(correct=True, reason="", answer=None)
     question = Question("", prompt, answer)
-    shown = composed(context, Attempt(question, "", right, demonstration, demonstration))
+    shown = composed(context, Attempt(question, "", right, *[demonstration] * 3))
     return prompt if shown is None else shown.turn(template)
 
 
@@ -417,34 +447,3 @@ def shorten(
         if len(encode(cut)) <= max_tokens:
             return cut, True
     return "", True
-
-
-# ------------------------------------------------------------------------ the demonstration
-
-
-def choose_siblings(
-    is_eligible: Sequence[bool],
-    rng: np.random.Generator,
-    choice: Literal["random", "first", "shortest"] = "random",
-    lengths: Sequence[int] | None = None,
-    count: int = 1,
-) -> list[list[int]]:
-    """For each row of one question's group, choose up to `count` different eligible siblings.
-
-    A row is never its own sibling, so the only correct row of a group receives none, and the other
-    rows receive that one. Only `choice="shortest"` needs `lengths`, in tokens. Returns, for each
-    row, the indices of its siblings within the group.
-    """
-    eligible = [row for row, is_one in enumerate(is_eligible) if is_one]
-    if choice == "shortest":
-        assert lengths is not None, "choice='shortest' compares lengths"
-        eligible.sort(key=lambda row: lengths[row])  # stable: ties go to the first
-    chosen: list[list[int]] = []
-    for row in range(len(is_eligible)):
-        siblings = [other for other in eligible if other != row]
-        picks = range(min(count, len(siblings)))
-        if choice == "random":
-            chosen.append([siblings.pop(rng.integers(len(siblings))) for _ in picks])
-        else:
-            chosen.append([siblings[pick] for pick in picks])
-    return chosen

@@ -29,6 +29,7 @@ from jaxdistill.tasks.contexts import (
     Template,
     composed,
     regenerates,
+    shows_example,
 )
 from jaxdistill.tasks.grading.verdict import Verdict
 from jaxdistill.tasks.questions import Question, is_text, messages
@@ -226,9 +227,14 @@ def informed_ids(
 def shown_of(
     context: Context, question: Question, response: str, solution: str | None
 ) -> Shown | None:
-    """What a context shows beside a response; `solution` None is the question's own."""
+    """What a context shows beside a response; `solution` None is the question's own.
+
+    For a context that shows another problem it is that problem with its solution.
+    """
+    example = solution if shows_example(context) else None
     solution = question.solution if solution is None else solution
-    return composed(context, Attempt(question, response, NOT_GRADED, solution, None))
+    attempt = Attempt(question, response, NOT_GRADED, solution, None, example=example)
+    return composed(context, attempt)
 
 
 def response_ids(

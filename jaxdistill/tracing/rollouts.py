@@ -21,8 +21,9 @@ from jaxdistill.sampling import Sampling
 from jaxdistill.storage import hf_files, loading
 from jaxdistill.storage.loading import Fresh, Policy
 from jaxdistill.storage.toy import toy_name
-from jaxdistill.tasks.contexts import Context
+from jaxdistill.tasks.contexts import Context, shows_example
 from jaxdistill.tasks.questions import Question
+from jaxdistill.tasks.worked_examples import example_text, is_same_problem
 from jaxdistill.tracing.answers import (
     How,
     Named,
@@ -37,9 +38,16 @@ from jaxdistill.tracing.answers import (
 from jaxdistill.tracing.record import Trace
 from jaxdistill.tracing.scoring import Answer
 from jaxdistill.tracing.siblings import demonstrate, with_answer
+from jaxdistill.training.external import check_identity, with_external
 from jaxdistill.training.networks import Networks
 from jaxdistill.training.on_policy import OnPolicy
-from jaxdistill.training.teachers import Models, MovingTeacher, networks_of
+from jaxdistill.training.teachers import (
+    Fixed,
+    Models,
+    MovingTeacher,
+    networks_of,
+    untrained_of,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +105,13 @@ def open_run(
         student = loading.open_weights(run, **opened)[1]
         if is_moving:
             own = loading.open_weights(run, **opened, part="teacher")[1]
-    models = Models(student, reference.params, own if is_moving else None, jnp.int32(at))
+    check_identity(config.teacher, run / "model", notes=False)
+    untrained = reference.params
+    if isinstance(config.teacher, Fixed):
+        dtype = config.compute.dtype
+        untrained = with_external(config.teacher, config.objective, reference, mesh, dtype=dtype)
+    own, external = own if is_moving else None, untrained_of(untrained)[1]
+    models = Models(student, reference.params, own, jnp.int32(at), external)
     return OpenRun(
         folder=run,
         config=config,
@@ -203,7 +217,7 @@ def trace_rollout(
             _question(record),
             context,
             response=record["response"],
-            solution=_sibling(folder, step, row, record),
+            solution=_sibling(folder, step, row, record, context),
             template=experience.template,
             thinking=experience.teacher_mode,
         )
@@ -354,11 +368,18 @@ def _question(record: dict[str, Any]) -> Question:
     )
 
 
-def _sibling(run: Path, step: int, row: int, record: dict[str, Any]) -> str | None:
-    """Another response to the same question in the file, which was judged right."""
+def _sibling(
+    run: Path, step: int, row: int, record: dict[str, Any], context: Context
+) -> str | None:
+    """Another response in the file that was judged right: to the same question, or an example."""
     lines = rollouts_file(run / "rollouts", step).read_text(encoding="utf-8").splitlines()
     others = [parse_json(line) for other, line in enumerate(lines) if other != row]
     for other in others:
-        if other.get("question_id") == record["question_id"] and other.get("correct"):
+        if not other.get("correct"):
+            continue
+        if shows_example(context):
+            if not is_same_problem(_question(other), _question(record)):
+                return example_text(_question(other), other["response"])
+        elif other.get("question_id") == record["question_id"]:
             return other["response"]
     return None

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from jaxdistill import losses, objectives, sharding
 from jaxdistill.errors import UserError, out_of_memory
 from jaxdistill.losses.vocabulary import log_softmax, top_k
-from jaxdistill.models import completions, parameters
+from jaxdistill.models import completions
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.objectives import Objective, Positions, Rows, Sampled
 from jaxdistill.objectives.positions import Epistemic, epistemic_of
@@ -29,7 +29,7 @@ from jaxdistill.training.chunked_objective import (
     PositionData,
     chunked_scores,
 )
-from jaxdistill.training.networks import Networks
+from jaxdistill.training.networks import Networks, head_of, num_ids_of, own_config
 
 # Positions per device whose logits are in memory at once: 128 x 151,936 in float32 are 78 MB for
 # each array, and the gradient of an objective holds about ten. Chosen, not measured.
@@ -171,9 +171,10 @@ def _forward(
     length, T = len(prompt) + len(tokens), len(tokens)
     tokens_BS = np.zeros((1, padded_width(length)), np.int32)
     tokens_BS[0, :length] = [*prompt, *tokens]
+    weights, model = own_config(params, settings.model)
     return _hidden(
-        params,
-        settings.model,
+        weights,
+        model,
         tokens_BS,
         np.array([[length]], np.int32),
         np.array([[T]], np.int32),
@@ -290,12 +291,13 @@ def _score_chunk(
     ones_BT = jnp.ones_like(rows.advantage_BT)
 
     def with_head(hidden: Hidden) -> HiddenAndHead:
-        return HiddenAndHead(hidden.hidden_BTD, parameters.head(hidden.params, settings.model))
+        return HiddenAndHead(hidden.hidden_BTD, head_of(hidden.params, settings.model))
 
     others = OtherNetworks(
         teacher=tuple(map(with_head, scored.teacher)),
         teacher_mix=scored.teacher_mix,
         reference=None if scored.reference is None else with_head(scored.reference),
+        num_ids=num_ids_of([hidden.params for hidden in scored.teacher]),
     )
     return chunked_scores(
         lambda positions: score(settings, _completed(positions)),

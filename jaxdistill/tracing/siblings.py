@@ -13,8 +13,9 @@ from jaxdistill.sampling import Address
 from jaxdistill.sampling.engine import Engine
 from jaxdistill.sampling.rollouts import open_grading
 from jaxdistill.storage.loading import Policy
-from jaxdistill.tasks.contexts import Context, regenerates
+from jaxdistill.tasks.contexts import Context, regenerates, shows_example
 from jaxdistill.tasks.questions import Question
+from jaxdistill.tasks.worked_examples import example_text, is_same_problem
 from jaxdistill.tracing.answers import How, shown_of
 from jaxdistill.training.on_policy import OnPolicy
 
@@ -29,15 +30,22 @@ class Demonstration(NamedTuple):
 def asked_before(run: Path, question: Question) -> Iterator[dict[str, Any]]:
     """The rows of the run's saved rollouts that answer this question, the newest step first."""
     needle = json.dumps(question.prompt, ensure_ascii=False)
+    for row in saved_rows(run, needle):
+        if row.get("question") == question.prompt:
+            yield row
+
+
+def saved_rows(run: Path, needle: str = "") -> Iterator[dict[str, Any]]:
+    """The rows of the run's saved rollouts whose line has the needle, the newest step first."""
     for file in sorted((run / "rollouts").glob("step_*.jsonl"), reverse=True):
         for line in file.read_text(encoding="utf-8").split("\n"):
-            if needle not in line:
+            if not line or needle not in line:
                 continue
             try:
                 row = parse_json(line)
             except ValueError:  # a killed run leaves a cut line
                 continue
-            if isinstance(row, dict) and row.get("question") == question.prompt:
+            if isinstance(row, dict):
                 yield row | {"file": file.name}
 
 
@@ -72,6 +80,8 @@ def demonstrate(
     if shown_of(context, question, "x", "x") is None:
         hint = "--answer TEXT (its gold answer)" if name == "AnswerOnly" else write
         raise UserError(f"`context`: {name} has nothing to show for this question; add {hint}")
+    if shows_example(context):
+        return other_problem(run, question, write)
     for row in asked_before(run, question):
         text = row.get("response")
         if row.get("correct") is True and isinstance(text, str) and text not in ("", response):
@@ -84,6 +94,18 @@ def demonstrate(
         )
     return _sampled(experience, policy, question, write, is_first_traced=response is None,
                     seed=seed, how=how)  # fmt: skip
+
+
+def other_problem(run: Path, question: Question, write: str) -> Demonstration:
+    """A correct row that the run has saved of another problem. Raises UserError without one."""
+    for row in saved_rows(run):
+        other = Question(str(row.get("question_id")), str(row.get("question")), "")
+        text = row.get("response")
+        is_usable = row.get("correct") is True and isinstance(text, str) and text.strip()
+        if is_usable and not is_same_problem(other, question):
+            shown = example_text(other, str(text))
+            return Demonstration(shown, (f"The teacher is shown a correct row of {row['file']}.",))
+    raise UserError(f"the run has saved no correct response to another problem; add {write}")
 
 
 def _sampled(

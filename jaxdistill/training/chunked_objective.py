@@ -43,6 +43,9 @@ class OtherNetworks(NamedTuple):
     teacher_mix: tuple[Any, ...] = (1.0,)  # numbers, or scalar arrays
     reference: HiddenAndHead | None = None
     contrasts: tuple[tuple[HiddenAndHead, ...], ...] = ()
+    # The ids that a teacher with another vocabulary shares with the student. The distributions of
+    # all networks are over them alone, and other ids that were sampled have no weight. None: all.
+    num_ids: int | None = None
 
 
 class PositionData(NamedTuple):
@@ -101,12 +104,16 @@ def _constants(others: OtherNetworks, data: PositionData) -> tuple[_Chunked, Any
     split = functools.partial(jax.tree.map, is_leaf=lambda x: isinstance(x, HiddenAndHead))
     hidden = split(lambda scored: scored.hidden_BTD, networks)
     heads = split(lambda scored: _gathered(*scored), networks)
+    is_shared_BT = 1.0
+    if others.num_ids is not None:
+        is_shared_BT = (jnp.asarray(data.sampled.tokens_BT) < others.num_ids).astype(jnp.float32)
     data = data._replace(
-        mask_BT=data.mask_BT.astype(jnp.float32),
-        loss_weight_BT=data.loss_weight_BT.astype(jnp.float32),
+        mask_BT=data.mask_BT.astype(jnp.float32) * is_shared_BT,
+        loss_weight_BT=data.loss_weight_BT.astype(jnp.float32) * is_shared_BT,
     )
     # `_sums_bwd` returns None as their cotangents, so no arrays of zeros of their size are made.
-    return jax.lax.stop_gradient((_Chunked(hidden, data), (*heads, others.teacher_mix)))
+    read = *heads, others.teacher_mix, others.num_ids
+    return jax.lax.stop_gradient((_Chunked(hidden, data), read))
 
 
 def _gathered(hidden_BTD: Array, head_DV: Array) -> Array:
@@ -117,7 +124,16 @@ def _gathered(hidden_BTD: Array, head_DV: Array) -> Array:
     return constrain(head_DV.astype(hidden_BTD.dtype), "XV")
 
 
-def _log_probs(logits: Float[Array, "B T V"], temperature: float) -> Float[Array, "B T V"]:
+# The logit of an id that is left out. Finite, so that no product with its probability, exactly 0,
+# is NaN, and far from the largest float32, so that sums and squares of such logits are finite too.
+_LEFT_OUT = -1e9
+
+
+def _log_probs(
+    logits: Float[Array, "B T V"], temperature: float, num_ids: Any = None
+) -> Float[Array, "B T V"]:
+    if num_ids is not None:
+        logits = jnp.where(jnp.arange(logits.shape[-1]) < num_ids, logits, _LEFT_OUT)
     return log_softmax(logits if temperature == 1.0 else logits / temperature)
 
 
@@ -132,10 +148,10 @@ def _positions(
 
     def mixed(hiddens, heads, mix, temperature) -> Array:
         parts = [m * logits_of(h, w) for m, h, w in zip(mix, hiddens, heads, strict=True)]
-        return _log_probs(functools.reduce(jnp.add, parts), temperature)
+        return _log_probs(functools.reduce(jnp.add, parts), temperature, num_ids)
 
     teachers, reference, contrasts = chunk.hidden_BTD
-    teacher_heads, reference_head, contrast_heads, mix = heads_XV
+    teacher_heads, reference_head, contrast_heads, mix, num_ids = heads_XV
     teacher_BTV = mixed(teachers, teacher_heads, mix, of_teacher) if teachers else None
     contrast_logps = [mixed(*pair, mix, of_teacher) for pair in zip(contrasts, contrast_heads)]
     contrast_BTV = None
@@ -143,7 +159,7 @@ def _positions(
         assert chunk.data.contrast_weight_BTJ is not None
         contrast_BTV = _mean_of(contrast_logps, chunk.data.contrast_weight_BTJ, teacher_BTV)
     return Positions(
-        student_logp_BTV=_log_probs(chunk_logits_BTV, temperature),
+        student_logp_BTV=_log_probs(chunk_logits_BTV, temperature, num_ids),
         teacher_logp_BTV=teacher_BTV,
         reference_logp_BTV=(
             None

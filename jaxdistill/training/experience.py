@@ -1,6 +1,7 @@
 """The sources of a step's batch: texts to imitate, or the student's own graded samples."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,9 +10,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdistill import epistemic, hosts, losses, objectives
+from jaxdistill import hosts, losses, objectives
 from jaxdistill.errors import UserError
-from jaxdistill.evaluation.measures import MEASURES
 from jaxdistill.evaluation.records import ROLLOUTS_ROWS, write_rollouts
 from jaxdistill.objectives import Objective
 from jaxdistill.sampling import Address
@@ -19,7 +19,9 @@ from jaxdistill.sampling.engine import Engine
 from jaxdistill.sampling.prompt_widths import PROMPT_MULTIPLE, choose_widths
 from jaxdistill.sampling.prompts import unused_mode
 from jaxdistill.sampling.rollouts import Grade, Rollouts, open_grading
-from jaxdistill.tasks.contexts import Solution, regenerates
+from jaxdistill.storage.loading import Policy
+from jaxdistill.tasks.contexts import Solution, regenerates, shows_example
+from jaxdistill.tasks.demonstrations import reads_verdicts
 from jaxdistill.tasks.grading.verdict import Verdict
 from jaxdistill.tasks.pipelines import example_iterator, questions_iterator
 from jaxdistill.tasks.questions import Question
@@ -34,9 +36,16 @@ from jaxdistill.training.on_policy import (
 )
 from jaxdistill.training.prompt_file import PromptFile, ReadPrompt, teacher_record
 from jaxdistill.training.roles import check_roles
+from jaxdistill.training.rollout_facts import rollout_facts, shares, shown_right, vote_facts
 from jaxdistill.training.shapes import WIDTH_MULTIPLE, KeptShapes
 from jaxdistill.training.supervised_texts import ToyTexts
-from jaxdistill.training.teacher_prompts import Prompts, contrast_prompts, teacher_prompts
+from jaxdistill.training.teacher_prompts import (
+    NOTHING,
+    Material,
+    contrast_prompts,
+    count_votes,
+    teacher_prompts,
+)
 from jaxdistill.training.timing import Clock
 from jaxdistill.training.traces import Traces, notes, read_texts, steps_of
 
@@ -84,6 +93,14 @@ class Setting:
     prompts: PromptFile | None = None  # where a row's prompts are shown; None: nowhere
     clock: Clock = field(default_factory=Clock)  # counts the seconds of sampling and grading
     shapes: KeptShapes = field(default_factory=KeptShapes)  # that the run has compiled for
+    teacher_positions: int | None = None  # of a teacher with a config of its own
+
+    @property
+    def teacher_policy(self) -> Policy:
+        """The policy whose tokenizer and positions the teacher's prompts must fit."""
+        policy = self.engine.policy
+        least = min(policy.config.max_positions, self.teacher_positions or math.inf)
+        return policy._replace(config=replace(policy.config, max_positions=int(least)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +215,13 @@ def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
     if objectives.needs_contrast(setting.objective):
         check_contrast(experience, questions)
     new = experience.sampling.max_new_tokens
+    room = setting.teacher_positions
+    if room is not None and max(lengths) + new > room:
+        raise UserError(
+            f"the teacher has {room} positions, and a prompt of {max(lengths)} tokens with "
+            f"`experience.sampling.max_new_tokens={new}` takes more; lower it or "
+            f"`experience.max_prompt_tokens` (at most {room - new})"
+        )
     widths = experience.prompt_widths or choose_widths(lengths, experience.questions)
     if max(lengths) > widths[-1]:
         hosts.say(
@@ -223,7 +247,7 @@ def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
                 grade=grade,
                 widths=widths,
             )
-        batch, facts = on_policy_batch(experience, setting, rollouts, grade)
+        batch, facts = on_policy_batch(experience, setting, rollouts, grade, questions)
         is_kept = setting.rollouts_every and step % setting.rollouts_every == 0
         if is_kept and hosts.is_first():
             assert setting.rollouts_dir is not None, "`rollouts_every` needs a `rollouts_dir`"
@@ -281,11 +305,16 @@ def with_unique_ids(questions: list[Question]) -> list[Question]:
 
 
 def on_policy_batch(
-    experience: OnPolicy, setting: Setting, rollouts: Rollouts, grade: Grade | None = None
+    experience: OnPolicy,
+    setting: Setting,
+    rollouts: Rollouts,
+    grade: Grade | None = None,
+    pool: Sequence[Question] = (),
 ) -> tuple[Batch, dict[str, Any]]:
     """Build the batch of graded rollouts: advantages, the teacher's prompts, and facts to log.
 
-    A context that regenerates solutions needs `grade`, for the ones that the initial model writes.
+    A context that regenerates solutions needs `grade`, for the ones that the initial model writes,
+    and a majority vote to compare answers. `pool` are all questions, for worked examples.
     """
     rewards_QR = rollouts.rewards_QR
     correct_B = rewards_QR.reshape(-1)
@@ -305,7 +334,7 @@ def on_policy_batch(
     )
     facts = rollout_facts(rollouts, setting.words)
     if objectives.needs_teacher(setting.objective):
-        fields, seen = teacher_fields(experience, setting, rollouts, grade)
+        fields, seen = teacher_fields(experience, setting, rollouts, grade, pool)
         batch, facts = replace(batch, **fields), facts | seen
     if not experience.cut_rows_in_loss:
         batch = without_cut(batch, rollouts.finished_B)
@@ -319,19 +348,35 @@ def without_cut(batch: Batch, finished_B: np.ndarray) -> Batch:
 
 
 def teacher_fields(
-    experience: OnPolicy, setting: Setting, rollouts: Rollouts, grade: Grade | None
+    experience: OnPolicy,
+    setting: Setting,
+    rollouts: Rollouts,
+    grade: Grade | None,
+    pool: Sequence[Question] = (),
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Prompts of the teacher and the contrasts: (fields of the batch, facts to log)."""
-    policy, facts, texts = setting.engine.policy, {}, None
+    policy, facts, texts = setting.teacher_policy, {}, None
     multiple = experience.teacher_prompt_multiple or WIDTH_MULTIPLE
+    material = Material(pool)
+    if experience.counts_votes:
+        assert grade is not None, "answers are compared by the task's grader"
+        with setting.clock.part("grading"):
+            material = Material(pool, count_votes(rollouts, grade))
+        facts |= vote_facts(experience, rollouts, material)
+    if not reads_verdicts(experience.choice):
+        facts["demonstrations_right"] = shown_right(experience, rollouts, material)
     if regenerates(experience.context):
         assert grade is not None, "regenerated solutions must be graded"
-        texts, facts = regenerate(experience, setting, rollouts, grade)
-    taught = teacher_prompts(experience, policy, rollouts, texts)
+        texts, seen = regenerate(experience, setting, rollouts, grade, material)
+        facts |= seen
+    taught = teacher_prompts(experience, policy, rollouts, texts, material=material)
     fields = {"teacher": texts_of_ids(taught.ids, multiple), "row_weight_B": taught.weight_B}
     facts |= shares("contexts", taught)
+    if shows_example(experience.context):
+        is_shown_B = (taught.weight_B > 0) | taught.is_dropped_B
+        facts["examples_missing"] = 1.0 - float(is_shown_B.mean())
     if objectives.needs_contrast(setting.objective):
-        contrasts = contrast_prompts(experience, policy, rollouts, taught)
+        contrasts = contrast_prompts(experience, policy, rollouts, taught, material)
         ids_BP, length_B = texts_of_ids(contrasts.ids, multiple)
         weight_BJ = contrasts.weight_B.reshape(-1, experience.contrasts)
         num = experience.contrasts  # J; the J prompts of a row are adjacent
@@ -342,16 +387,12 @@ def teacher_fields(
     return fields, facts
 
 
-def shares(name: str, prompts: Prompts) -> dict[str, float]:
-    """The fractions of contexts that were cut or dropped because they were too long."""
-    return {
-        f"{name}_cut": float(prompts.is_cut_B.mean()),
-        f"{name}_dropped": float(prompts.is_dropped_B.mean()),
-    }
-
-
 def regenerate(
-    experience: OnPolicy, setting: Setting, rollouts: Rollouts, grade: Grade
+    experience: OnPolicy,
+    setting: Setting,
+    rollouts: Rollouts,
+    grade: Grade,
+    material: Material = NOTHING,
 ) -> tuple[list[str | None], dict[str, Any]]:
     """Let the initial model answer each question after seeing a solution (the paper's setting 4).
 
@@ -365,6 +406,7 @@ def regenerate(
         policy,
         rollouts,
         new_tokens=experience.sampling.max_new_tokens,
+        material=material,
     )
     rows = [row for row, shown in enumerate(guided.shown) if shown is not None]
     texts: list[str | None] = [None] * len(guided.shown)
@@ -402,33 +444,3 @@ def regenerate(
         texts[row] = response if verdict.correct else None
     correct = sum(verdict.correct for verdict in answers.verdicts[: len(rows)])
     return texts, facts | {"regenerated_correct": correct / len(rows)}
-
-
-def rollout_facts(rollouts: Rollouts, words: tuple[str, ...]) -> dict[str, float | int]:
-    """Facts of the sampled responses: reward, solved questions, lengths and epistemic counts.
-
-    All are means or fractions, lengths in tokens. `epistemic_*` are the measures of an evaluation,
-    which count the paper's ten words; a lexicon of other words is also counted, as `lexicon_*`.
-    """
-    facts = {
-        "reward": float(rollouts.rewards_QR.mean()),
-        "solved": float(rollouts.rewards_QR.any(axis=1).mean()),
-        "length": float(rollouts.lengths_B.mean()),
-        "truncated": float(1 - rollouts.finished_B.mean()),
-    }
-    counted: dict[str, tuple[str, ...]] = {"epistemic": epistemic.TEN_WORDS}
-    if set(words) != set(epistemic.TEN_WORDS):
-        counted["lexicon"] = words
-    for name, lexicon in counted.items():
-        records = [
-            {
-                "question_id": rollouts.question_of(row).id,
-                "num_tokens": int(rollouts.lengths_B[row]),
-                "epistemic": sum(epistemic.count(text, lexicon, mode="word").values()),
-            }
-            for row, text in enumerate(rollouts.responses)
-        ]
-        for per in ("per_response", "per_1k"):
-            sums = MEASURES[f"epistemic_{per}"].of(records)
-            facts[f"{name}_{per}"] = 0.0 if sums is None else sums.mean
-    return facts | {"tokens": int(rollouts.lengths_B.sum())}

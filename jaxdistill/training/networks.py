@@ -3,7 +3,11 @@
 The networks are the student, the teacher (one or several), the reference and the contrasts.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from jaxdistill.models import completions, parameters
 from jaxdistill.models.config import ModelConfig
@@ -11,7 +15,7 @@ from jaxdistill.precision import compute_dtype
 from jaxdistill.training.chunked_objective import HiddenAndHead, OtherNetworks
 from jaxdistill.training.compute import Compute
 from jaxdistill.training.micro_batches import MicroBatch, Sequences
-from jaxdistill.training.teachers import Network
+from jaxdistill.training.teachers import External, Network
 
 
 class NeededNetworks(NamedTuple):
@@ -46,9 +50,10 @@ def score_batch(
     """
 
     def scored(params: Any, prompts: list[Sequences]) -> list[HiddenAndHead]:
+        weights, config = own_config(params, model)
         hiddens = completions.hidden_of_prompts(
-            params,
-            model,
+            weights,
+            config,
             prompts,
             micro.completions.lengths_BA,
             num_positions=micro.completions.tokens_BS.shape[1],
@@ -56,7 +61,7 @@ def score_batch(
             remat=compute.remat,
             attention=compute.attention,
         )
-        head_DV = parameters.head(params, model)
+        head_DV = head_of(params, model)
         return [HiddenAndHead(hidden_BTD, head_DV) for hidden_BTD in hiddens]
 
     (student,) = scored(networks.student, [micro.plain])
@@ -79,4 +84,28 @@ def score_batch(
         teacher_mix=tuple(weight for _, weight in networks.teacher),
         reference=reference,
         contrasts=tuple(mixtures[1:]),
+        num_ids=num_ids_of([params for params, _ in networks.teacher]) if needed.teacher else None,
     )
+
+
+def own_config(params: Any, model: ModelConfig) -> tuple[Any, ModelConfig]:
+    """(parameters, config) of a network, whose config is the student's unless it has its own."""
+    return (params.params, params.model) if isinstance(params, External) else (params, model)
+
+
+def head_of(params: Any, model: ModelConfig) -> Float[Array, "D V"]:
+    """A network's head, in columns of the student's vocabulary, V, whatever its own padding."""
+    head_DV = parameters.head(*own_config(params, model))
+    missing = model.vocab_size - head_DV.shape[1]
+    if not isinstance(params, External) or missing == 0:
+        return head_DV
+    # Columns beyond the ids that both share are masked (`OtherNetworks.num_ids`).
+    if missing < 0:
+        return head_DV[:, : model.vocab_size]
+    return jnp.pad(head_DV, ((0, 0), (0, missing)))
+
+
+def num_ids_of(teacher: Sequence[Any]) -> int | None:
+    """The ids over which distributions are taken if the teacher is another model; None: all."""
+    external = [params for params in teacher if isinstance(params, External)]
+    return external[0].num_ids if external else None

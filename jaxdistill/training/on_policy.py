@@ -22,6 +22,15 @@ from jaxdistill.tasks.contexts import (
     composed,
     regenerates,
     reuses_shown,
+    shows_example,
+)
+from jaxdistill.tasks.demonstrations import (
+    BY_NAME,
+    Choice,
+    Majority,
+    Named,
+    Random,
+    tells_wrong,
 )
 from jaxdistill.tasks.grading.verdict import Verdict
 from jaxdistill.tasks.questions import Question
@@ -39,7 +48,8 @@ class OnPolicy:
     demonstration: `sibling` shows another, correct rollout of the same question, and a row without
     one is not distilled; `reference` shows the question's own solution text; `sibling_or_reference`
     falls back to that text. A wrong solution is always another, incorrect rollout.
-    demonstration_choice: which of several siblings is shown.
+    demonstration_choice: which of several siblings is shown. `Majority()`, and `Shortest` and
+    `Longest` with `judged=False`, choose without verdicts, and so without gold answers.
     cut_demonstrations: whether a sibling that was cut at `sampling.max_new_tokens` may be shown,
     correct or not: its text ends in the middle of a thought.
     cut_rows_in_loss: whether rows that were cut there are learned from; if not, none of their
@@ -75,7 +85,7 @@ class OnPolicy:
     sampling: Sampling = Sampling()
     context: Context = NoContext()
     demonstration: Literal["sibling", "reference", "sibling_or_reference"] = "sibling"
-    demonstration_choice: Literal["random", "first", "shortest"] = "random"
+    demonstration_choice: Choice | Named = Random()
     cut_demonstrations: bool = False
     cut_rows_in_loss: bool = True
     max_prompt_tokens: int | None = None
@@ -129,9 +139,32 @@ class OnPolicy:
                 f"`updates={self.updates}` must divide the {self.questions} `questions` of a step: "
                 "each update learns from whole questions"
             )
+        if isinstance(self.demonstration_choice, str):
+            if self.demonstration_choice not in BY_NAME:
+                got = repr(self.demonstration_choice)
+                known = ", ".join(BY_NAME)
+                raise UserError(f"`demonstration_choice` must be a choice or {known}, got {got}")
+            object.__setattr__(self, "demonstration_choice", BY_NAME[self.demonstration_choice])
+        require_choice("demonstration_choice", self.demonstration_choice, Choice)
+        if isinstance(self.choice, Majority) and self.demonstration == "reference":
+            raise UserError(
+                "`demonstration_choice=Majority()` chooses among siblings, and "
+                "`demonstration=reference` shows none; use `demonstration=sibling`"
+            )
         require_choice("task", self.task, Task)
         require_choice("context", self.context, Context)
         require_choice("contrast", self.contrast, Context)
+
+    @property
+    def choice(self) -> Choice:
+        """`demonstration_choice`, of which a name has become what it names."""
+        assert not isinstance(self.demonstration_choice, str)
+        return self.demonstration_choice
+
+    @property
+    def counts_votes(self) -> bool:
+        """Whether the answers of each group are compared with each other."""
+        return isinstance(self.choice, Majority)
 
     @property
     def teacher_mode(self) -> bool | None:
@@ -186,16 +219,48 @@ def check_demonstrations(
     `field` is the context's field, "context" or "contrast". Nothing would be distilled.
     """
     context = getattr(experience, field)
+    name = f"`{field}={type(context).__name__}()`"
+    if shows_example(context):
+        check_examples(experience, name, context, questions)
+        return
     source = source_of(experience, context, questions[0])
+    if source == "wrong sibling" and not tells_wrong(experience.choice):
+        raise UserError(
+            f"{name} shows an incorrect sibling, and `demonstration_choice="
+            f"{experience.choice!r}` reads no verdicts; use Majority() or a judged choice"
+        )
     if source is None or (source != "reference" and experience.rollouts >= 2):
         return
-    name = f"`{field}={type(context).__name__}()`"
-    if source == "sibling":
+    if source in ("sibling", "wrong sibling"):
         raise UserError(f"{name} shows a sibling: `rollouts` must be at least 2, got 1")
     if not any(question.solution for question in questions):
         raise UserError(
             f"{name} with `demonstration={source}` shows solution texts, and no question of "
             "the task has one; use `demonstration=sibling` and at least 2 `rollouts`"
+        )
+
+
+def check_examples(
+    experience: OnPolicy, name: str, context: Context, questions: Sequence[Question]
+) -> None:
+    """Raise UserError if there could never be another problem with a solution to show."""
+    if possible(context, questions[0], solution=False, wrong=False):
+        return  # it has a text of its own
+    problems = {question.problem_id for question in questions}
+    if len(problems) < 2:
+        raise UserError(f"{name} shows another problem, and the task has only one")
+    solved = {question.problem_id for question in questions if question.solution}
+    source, has_siblings = experience.demonstration, experience.questions >= 2
+    if source == "sibling" and not has_siblings:
+        raise UserError(
+            f"{name} with `demonstration=sibling` shows a correct rollout to another question of "
+            "the batch: `questions` must be at least 2, got 1; or use `demonstration=reference`"
+        )
+    reads_texts = source == "reference" or (source != "sibling" and not has_siblings)
+    if reads_texts and len(solved) < 2:
+        raise UserError(
+            f"{name} with `demonstration={source}` shows another problem's solution text, and "
+            f"{len(solved)} of the task's {len(problems)} problems have one"
         )
 
 
@@ -219,6 +284,8 @@ def check_contrast(experience: OnPolicy, questions: Sequence[Question]) -> None:
     else:
         check_demonstrations(experience, questions, "contrast")
         source = source_of(experience, contrast, questions[0])
+    if shows_example(contrast):
+        return  # as many as there are other problems
     if J > 1 and (source in (None, "reference") or experience.rollouts <= J):
         raise UserError(
             f"`contrasts={J}` needs a `contrast` that shows siblings, such as WrongSolution(), and "
@@ -229,24 +296,25 @@ def check_contrast(experience: OnPolicy, questions: Sequence[Question]) -> None:
 def source_of(experience: OnPolicy, context: Context, question: Question) -> str | None:
     """The source of the demonstrations that a context requires; None if it requires none.
 
-    A wrong solution always comes from a sibling: a question has no incorrect reference text.
+    It is "wrong sibling" for an incorrect response, which always comes from a sibling: a question
+    has no incorrect reference text.
     """
     if possible(context, question, solution=False, wrong=False):
         return None
     needs_wrong = possible(context, question, solution=False, wrong=True)
-    return "sibling" if needs_wrong else experience.demonstration
+    return "wrong sibling" if needs_wrong else experience.demonstration
 
 
 def possible(context: Context, question: Question, *, solution: bool, wrong: bool) -> list[Shown]:
     """What the context shows for a question, after a correct and after an incorrect attempt.
 
-    `solution` and `wrong` say whether a correct and an incorrect response are available to show.
-    Raises UserError if a recipe's own context fails.
+    `solution` and `wrong` say whether a correct response (or a worked example) and an incorrect one
+    are available to show. Raises UserError if a recipe's own context fails.
     """
     text = question.solution or question.answer
     verdicts = (Verdict(True, "right", question.answer), Verdict(False, "no answer", None))
+    right, false = text if solution else None, text if wrong else None
     attempts = [
-        Attempt(question, text, verdict, text if solution else None, text if wrong else None)
-        for verdict in verdicts
+        Attempt(question, text, verdict, right, false, example=right) for verdict in verdicts
     ]
     return [shown for attempt in attempts if (shown := composed(context, attempt)) is not None]

@@ -54,7 +54,13 @@ from jaxdistill.training.micro_batches import (
 from jaxdistill.training.networks import NeededNetworks, Networks, score_batch
 from jaxdistill.training.optimizer import Optimizer, at_step, make_optimizer, on_device, on_host
 from jaxdistill.training.state import TrainState
-from jaxdistill.training.teachers import Models, Teacher, moved_teacher, networks_of
+from jaxdistill.training.teachers import (
+    Models,
+    Teacher,
+    moved_teacher,
+    networks_of,
+    untrained_of,
+)
 from jaxdistill.training.updates import SeveralUpdates, finish, with_quantiles
 
 # The rematerialisation policies that "auto" tries, in this order. "none" is not among them:
@@ -77,6 +83,8 @@ def make_train_step(
     updates: int = 1,
 ) -> Callable[..., tuple[TrainState, dict[str, Sum]]]:
     """Build the jitted step(state, reference_params, batch) -> (state, metrics); state is donated.
+
+    With a teacher that is another model, `reference_params` are an `Untrained` that holds both.
 
     The batch is a `MicroBatches` from `batch.pad` or `batch.pack`; one program serves both layouts.
     With several `updates` the step takes that many mini-batches instead, and updates the student
@@ -210,8 +218,9 @@ class _Program:
         """
         dtype = compute_dtype(self.compute.dtype)
         weights = parameters.stack(state.params, self.model, dtype=dtype)
-        models = Models(weights, reference_params, own=state.teacher, step=state.step)
-        return Networks(weights, networks_of(self.teacher, models), reference_params)
+        reference, external = untrained_of(reference_params)
+        models = Models(weights, reference, state.teacher, state.step, external)
+        return Networks(weights, networks_of(self.teacher, models), reference)
 
     @property
     def reads_reference(self) -> bool:

@@ -8,16 +8,65 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdistill.sampling.rollouts import Rollouts
+from jaxdistill import hosts
+from jaxdistill.sampling.rollouts import Grade, Rollouts
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.loading import Policy
 from jaxdistill.tasks import contexts
-from jaxdistill.tasks.contexts import Attempt, Shown, composed
-from jaxdistill.tasks.questions import messages
+from jaxdistill.tasks.contexts import Attempt, Context, Shown, composed
+from jaxdistill.tasks.demonstrations import (
+    Group,
+    choose_siblings,
+    reads_verdicts,
+    tells_wrong,
+    votes_of,
+)
+from jaxdistill.tasks.questions import Question, messages
+from jaxdistill.tasks.worked_examples import draw_examples
 from jaxdistill.training.on_policy import OnPolicy
 from jaxdistill.training.roles import teacher_ids
 
 # ---------------------------------------------------------------------------- demonstrations
+
+
+class Material(NamedTuple):
+    """What demonstrations are made of besides the rollouts of the batch."""
+
+    pool: Sequence[Question] = ()  # all questions of the run, for worked examples
+    votes: Sequence[int | None] | None = None  # per row (`count_votes`); None: not counted
+
+
+NOTHING = Material()
+
+
+def count_votes(rollouts: Rollouts, grade: Grade) -> list[int | None]:
+    """Each row's vote on its question's answer (`demonstrations.votes_of`).
+
+    Each host counts those of its own questions and they are exchanged, as verdicts are: whether two
+    answers are equal may depend on a time limit.
+    """
+    own = hosts.share_of(range(len(rollouts.questions)))
+    first, last = (own[0], own[-1] + 1) if own else (0, 0)
+    rows = slice(first * rollouts.rollouts, last * rollouts.rollouts)
+    votes = votes_of(rollouts.questions[first:last], rollouts.responses[rows], grade)
+    return hosts.gather_shares(votes, "votes")
+
+
+def group_of(experience: OnPolicy, rollouts: Rollouts, material: Material, q: int) -> Group:
+    """The responses to question q as `experience.choice` may see them.
+
+    One cut at the token limit is not eligible, unless `experience.cut_demonstrations`. A choice
+    without verdicts is given none.
+    """
+    rows = slice(q * rollouts.rollouts, (q + 1) * rollouts.rollouts)
+    is_finished = rollouts.finished_B[rows].tolist()
+    is_judged = reads_verdicts(experience.choice)
+    return Group(
+        is_eligible=[finished or experience.cut_demonstrations for finished in is_finished],
+        lengths=rollouts.lengths_B[rows].tolist(),
+        is_correct=[v.correct for v in rollouts.verdicts[rows]] if is_judged else None,
+        votes=None if material.votes is None else material.votes[rows],
+    )
 
 
 def draw_siblings(
@@ -28,29 +77,26 @@ def draw_siblings(
     correct: bool = True,
     purpose: str = "demonstration",
     count: int = 1,
+    material: Material = NOTHING,
 ) -> list[list[int]]:
     """Choose up to `count` siblings to show to each row of question q, as indices in its group.
 
-    A sibling is another rollout of the same question, `correct` or incorrect, and not cut at the
-    token limit unless `experience.cut_demonstrations`. A random choice
-    depends only on the rollouts' seed and step, `purpose` and the question's id.
+    A sibling is another rollout of the same question, `correct` or incorrect as
+    `experience.choice` tells. A random choice depends only on the rollouts' seed and step,
+    `purpose` and the question's id.
     """
     # The reference demonstration shows the question's own solution and no correct sibling.
     if correct and experience.demonstration == "reference":
         return [[] for _ in range(rollouts.rollouts)]
-    rows = slice(q * rollouts.rollouts, (q + 1) * rollouts.rollouts)
-    seed, step = rollouts.address.seed, rollouts.address.step
-    name = f"{seed}/{purpose}/{step}/{rollouts.questions[q].id}"
-    rng = np.random.default_rng(list(name.encode()))
-    is_eligible = [
-        verdict.correct == correct and (is_finished or experience.cut_demonstrations)
-        for verdict, is_finished in zip(
-            rollouts.verdicts[rows], rollouts.finished_B[rows].tolist(), strict=True
-        )
-    ]
-    lengths = rollouts.lengths_B[rows].tolist()
-    choice = experience.demonstration_choice
-    return contexts.choose_siblings(is_eligible, rng, choice, lengths, count)
+    rng = addressed(rollouts, purpose, rollouts.questions[q])
+    group = group_of(experience, rollouts, material, q)
+    return choose_siblings(group, experience.choice, rng, correct=correct, count=count)
+
+
+def addressed(rollouts: Rollouts, purpose: str, question: Question) -> np.random.Generator:
+    """Randomness of a purpose, a step and a question, which nothing else of the batch changes."""
+    name = f"{rollouts.address.seed}/{purpose}/{rollouts.address.step}/{question.id}"
+    return np.random.default_rng(list(name.encode()))
 
 
 def demonstrations(
@@ -60,20 +106,52 @@ def demonstrations(
     correct: bool = True,
     purpose: str = "demonstration",
     count: int = 1,
+    material: Material = NOTHING,
 ) -> list[str | None]:
     """The demonstrations' texts, `count` per row in the rows' order; None for a missing one."""
     uses_reference = correct and experience.demonstration != "sibling"
     found: list[str | None] = []
+    if not (correct or tells_wrong(experience.choice)):
+        return [None] * (count * len(rollouts.responses))
+    choice: Any = {"correct": correct, "purpose": purpose, "count": count, "material": material}
     for q, question in enumerate(rollouts.questions):
         responses = rollouts.responses[q * rollouts.rollouts : (q + 1) * rollouts.rollouts]
-        drawn = draw_siblings(
-            experience, rollouts, q, correct=correct, purpose=purpose, count=count
-        )
-        for siblings in drawn:
+        for siblings in draw_siblings(experience, rollouts, q, **choice):
             texts: list[str | None] = [responses[sibling] for sibling in siblings]
             if not texts and uses_reference:
                 texts = [question.solution]
             found += texts + [None] * (count - len(texts))
+    return found
+
+
+def worked_examples(
+    experience: OnPolicy,
+    rollouts: Rollouts,
+    *,
+    purpose: str = "demonstration",
+    count: int = 1,
+    material: Material = NOTHING,
+) -> list[str | None]:
+    """Other problems with their solutions, `count` per row: the same ones for a question's rows.
+
+    A solution is what `Solution` might show for that problem: the first of `experience.choice`
+    among its rollouts in this batch, or the reference, as `experience.demonstration` says.
+    """
+    batch, kind = rollouts.questions, experience.demonstration
+    pool = material.pool or batch
+
+    def sampled(q: int) -> str | None:
+        group = group_of(experience, rollouts, material, q)
+        rows = experience.choice.candidates(group, correct=True)
+        return rollouts.responses[q * rollouts.rollouts + rows[0]] if rows else None
+
+    found: list[str | None] = []
+    for question in batch:
+        rng = addressed(rollouts, f"{purpose}/example", question)
+        texts = [] if kind == "reference" else draw_examples(question, batch, sampled, rng, count)
+        if kind != "sibling" and not texts:
+            texts = draw_examples(question, pool, lambda i: pool[i].solution, rng, count)
+        found += [*texts, *[None] * (count - len(texts))] * rollouts.rollouts
     return found
 
 
@@ -82,20 +160,26 @@ def attempts(
     rollouts: Rollouts,
     solutions: Sequence[str | None] | None = None,
     *,
+    context: Context,
     purpose: str = "demonstration",
     count: int = 1,
+    material: Material = NOTHING,
 ) -> list[Attempt]:
     """What a context may show for each row: `count` attempts per row, with other demonstrations.
 
     `solutions`, one per row, replace the correct demonstrations that would be drawn.
     """
-    choice = {"purpose": purpose, "count": count}
+    choice: Any = {"purpose": purpose, "count": count, "material": material}
     if solutions is None:
         solutions = demonstrations(experience, rollouts, **choice)
     wrong = demonstrations(experience, rollouts, correct=False, **choice)
+    examples: Sequence[str | None] = [None] * len(wrong)
+    if contexts.shows_example(context):
+        examples = worked_examples(experience, rollouts, **choice)
+    rows = row_of_each(wrong, rollouts)
     return [
         Attempt(rollouts.question_of(row), rollouts.responses[row], rollouts.verdicts[row], *texts)
-        for row, *texts in zip(row_of_each(wrong, rollouts), solutions, wrong, strict=True)
+        for row, *texts in zip(rows, solutions, wrong, examples, strict=True)
     ]
 
 
@@ -133,6 +217,7 @@ def teacher_prompts(
     regenerated: Sequence[str | None] | None = None,
     *,
     new_tokens: int | None = None,
+    material: Material = NOTHING,
 ) -> Prompts:
     """One prompt per row under `experience.context`; `regenerated` are the solutions to show.
 
@@ -140,20 +225,31 @@ def teacher_prompts(
     """
     context = experience.context
     assert (regenerated is not None) == contexts.regenerates(context)
-    rows = attempts(experience, rollouts, regenerated)
+    rows = attempts(experience, rollouts, regenerated, context=context, material=material)
     shown = [composed(context, row) for row in rows]
     return fit_prompts(experience, policy, rollouts, shown, new_tokens)
 
 
 def contrast_prompts(
-    experience: OnPolicy, policy: Policy, rollouts: Rollouts, taught: Prompts
+    experience: OnPolicy,
+    policy: Policy,
+    rollouts: Rollouts,
+    taught: Prompts,
+    material: Material = NOTHING,
 ) -> Prompts:
     """J prompts per row under `experience.contrast`, in row order; `taught` are the teacher's."""
     contrast = experience.contrast
     if contexts.reuses_shown(contrast):
         shown = [None if x is None else x._replace(prompt="") for x in taught.shown]
     else:
-        rows = attempts(experience, rollouts, purpose="contrast", count=experience.contrasts)
+        rows = attempts(
+            experience,
+            rollouts,
+            context=contrast,
+            purpose="contrast",
+            count=experience.contrasts,
+            material=material,
+        )
         shown = [composed(contrast, row) for row in rows]
     return fit_prompts(experience, policy, rollouts, shown)
 

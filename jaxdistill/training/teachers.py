@@ -1,12 +1,13 @@
-"""Teachers: the initial model, a moving average, a snapshot, the student itself, or a mixture.
+"""Teachers: the initial model, a moving average, a snapshot, the student itself, another model.
 
 A teacher is a frozen dataclass whose methods return the networks that it consists of and, if it has
 its own parameters, their update after each step. A recipe may define its own (`OwnTeacher`).
 """
 
+import functools
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +17,33 @@ from jaxtyping import Array, Int
 
 from jaxdistill import own_classes
 from jaxdistill.errors import UserError
+from jaxdistill.models.config import ModelConfig
 
 # (parameters, weight of their logits in the teacher's mixture: a number or a scalar array).
 Network = tuple[Any, Any]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["model", "num_ids"]
+)
+@dataclass(frozen=True)
+class External:
+    """A network with a config of its own, of other sizes than the student's.
+
+    num_ids: ids of the tokenizer that it shares with the student, over which all distributions are
+    taken; None if neither vocabulary has rows beyond them.
+    """
+
+    params: Any
+    model: ModelConfig
+    num_ids: int | None = None
+
+
+class Untrained(NamedTuple):
+    """The parameters that no step changes, where there are more than the initial model's."""
+
+    reference: Any
+    external: External
 
 
 class Models(NamedTuple):
@@ -28,6 +53,7 @@ class Models(NamedTuple):
     reference: Any  # the initial model's
     own: Any  # the teacher's own parameters; None if it is not a `MovingTeacher`
     step: Int[Array, ""]  # steps (rollout batches) before this one
+    external: External | None = None  # another model (`Fixed`)
 
 
 @runtime_checkable
@@ -124,14 +150,41 @@ class TrustRegion:
         return ((models.reference, 1 - self.mix), (models.student, self.mix))
 
 
-Teacher = Frozen | EMA | Snapshot | Live | TrustRegion | OwnTeacher
+@dataclass(frozen=True)
+class Fixed:
+    """Another model, of any size or family that has the student's tokenizer; it is never trained.
+
+    `model` is a Hugging Face folder, a run (its newest checkpoint), a hub name or `toy:main`. The
+    context says what it is shown: with `NoContext()` this is plain on-policy distillation, with
+    any other the teacher is privileged too. `template`: `same` requires its chat template and end
+    token to be the student's; with `student` it reads the student's whatever its own are.
+    """
+
+    model: str
+    template: Literal["same", "student"] = "same"
+
+    def __post_init__(self):
+        if not (isinstance(self.model, str) and self.model.strip()):
+            raise UserError(f"`model` must name a model, got {self.model!r}")
+
+    def networks(self, models: Models) -> tuple[Network, ...]:
+        return ((models.external, 1.0),)
+
+
+Teacher = Frozen | EMA | Snapshot | Live | TrustRegion | Fixed | OwnTeacher
+
+
+def untrained_of(params: Any) -> tuple[Any, External | None]:
+    """(the initial model's parameters, another model) of what a step is given as untrained."""
+    return params if isinstance(params, Untrained) else (params, None)
 
 
 def networks_of(teacher: Teacher, models: Models) -> tuple[Network, ...]:
     """The teacher's networks; raises UserError if a recipe's class returns anything else."""
     networks = teacher.networks(models)
     # Identity and not equality: `score_batch` recognises a shared network by its object.
-    known = [id(params) for params in models[:3] if params is not None]
+    own = (models.student, models.reference, models.own, models.external)
+    known = [id(params) for params in own if params is not None]
     try:
         is_valid = len(networks) > 0 and all(
             id(params) in known

@@ -113,6 +113,7 @@ class Work:
     """The settings of a run that its operations depend on."""
 
     model: ModelConfig
+    teacher: ModelConfig | None = None  # of another model that is the teacher
     objective: Objective
     track_reference: bool
     peak_flops: float | None  # of all devices together; None: not known
@@ -142,13 +143,15 @@ class Work:
         step with several updates takes before the first of them are not counted.
         """
         reference = [batch.prompt] * (self.track_reference or needs_reference(self.objective))
-        read = [*[batch.prompt] * 3, *batch.prompts[1:], *reference]
-        return float(sum(self._forward(prompt, batch.completion) for prompt in read))
+        own, teacher = self.model, self.teacher or self.model
+        read = [(own, batch.prompt)] * 3 + [(own, prompt) for prompt in reference]
+        read += [(teacher, prompt) for prompt in batch.prompts[1:]]
+        return float(sum(self._forward(*each, batch.completion) for each in read))
 
-    def _forward(self, prompt: Texts, completion: Texts) -> int:
+    def _forward(self, model: ModelConfig, prompt: Texts, completion: Texts) -> int:
         """Operations of a forward pass over each row's prompt and completion."""
         rows = zip(prompt.length_B.tolist(), completion.length_B.tolist(), strict=True)
-        return sum(forward_flops(self.model, 0, p + t, t) for p, t in rows)
+        return sum(forward_flops(model, 0, p + t, t) for p, t in rows)
 
 
 def peak_flops(dtype: Any, devices: int) -> float | None:

@@ -102,7 +102,8 @@ FIGURES = {
 }
 FIGURES["sft_guided"] = FIGURES["sft_unguided"]
 TRAINING = [
-    *FIGURES, "opsd_math", "epi_mask_math", "epi_gate_math", "epi_anchor_math", "epi_amplify_math",
+    *FIGURES, "opsd_math", "opd_math",
+    "epi_mask_math", "epi_gate_math", "epi_anchor_math", "epi_amplify_math",
 ]  # fmt: skip
 SMALL = [name for name, student in STUDENTS.items() if student.billions <= 2]
 

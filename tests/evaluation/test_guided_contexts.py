@@ -114,3 +114,16 @@ def test_names_of_contexts_are_checked_and_put_in_order():
 def test_settings_out_of_range_are_refused(change, message):
     with pytest.raises(UserError, match=message):
         dataclasses.replace(SETTINGS, **change)
+
+
+def test_an_example_is_a_correct_sample_of_another_chosen_problem():
+    other = Question("other", "2 + 2?", "4")
+    records = [sample(3, "4", True) | {"question_id": "other"}]
+    chosen = [PROBLEM, Chosen(other, records)]
+    found = compose(FIRST, "example", PROBLEM, [], chosen)
+    assert found is not None
+    assert (found.shown, found.shown_from, found.shown_correct) == (
+        "2 + 2?\n\n4", "other/none/3", True,
+    )  # fmt: skip
+    assert "Another problem" in found.turn
+    assert compose(FIRST, "example", PROBLEM, [], [PROBLEM]) is None

@@ -5,7 +5,6 @@ import re
 import sys
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -272,41 +271,15 @@ def test_a_shortened_text_is_a_beginning_that_fits(text, max_tokens):
     assert was_cut == (shortened != text)
 
 
-# ----------------------------------------------------------------------------- the demonstration
-
-CHOICES = st.sampled_from(["random", "first", "shortest"])
-
-
-@given(st.lists(st.booleans(), max_size=9), CHOICES, st.integers(1, 4))
-def test_a_row_is_shown_different_eligible_rows_but_never_itself(is_eligible, choice, count):
-    lengths = [7 * row % 5 for row in range(len(is_eligible))]
-    rng = np.random.default_rng(0)
-    chosen = ctx.choose_siblings(is_eligible, rng, choice, lengths, count)
-    assert len(chosen) == len(is_eligible)
-    for row, others in enumerate(chosen):
-        siblings = [j for j, is_one in enumerate(is_eligible) if is_one and j != row]
-        assert len(others) == len(set(others)) == min(count, len(siblings))
-        assert set(others) <= set(siblings)
-        if choice == "first":
-            assert others == siblings[:count]
-        if choice == "shortest":
-            assert others == sorted(siblings, key=lambda j: lengths[j])[:count]
-
-
-def test_a_lone_winner_learns_nothing_and_teaches_the_rest():
-    chosen = ctx.choose_siblings([False, True, False], np.random.default_rng(0))
-    assert chosen == [[1], [], [1]]
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_siblings_are_drawn_uniformly_and_the_same_again_for_the_same_seed(count):
-    def draw(seed):
-        return ctx.choose_siblings([True] * 4, np.random.default_rng(seed), count=count)
-
-    draws = [draw(seed) for seed in range(600)]
-    for place in range(count):
-        counts = np.bincount([rows[0][place] for rows in draws], minlength=4)
-        # 600 draws of probability 1/3 have mean 200 and standard deviation 11.5; 60 is five of it.
-        assert counts[0] == 0
-        assert (abs(counts[1:] - 200) < 60).all()
-    assert draws[7] == draw(7)
+def test_a_worked_example_is_worded_as_another_problem_and_needs_no_solution_of_this_one():
+    example = attempt("its own solution")._replace(example="2+2?\n\n4")
+    shown = ctx.composed(ctx.WorkedExample(), example)
+    assert shown is not None
+    assert shown.turn() == (
+        "1+3?\nAnother problem with its correct solution:\n\n2+2?\n\n4\n\n"
+        "Correctly solve the original question."
+    )
+    same_words = ctx.Template(example=ctx.PAPER.solution)
+    assert shown.turn(same_words) == ctx.Shown("1+3?", "2+2?\n\n4").turn()
+    assert ctx.composed(ctx.WorkedExample(), attempt("its own solution")) is None
+    assert ctx.composed(ctx.WorkedExample("a text"), attempt(None)) is not None

@@ -31,10 +31,18 @@ from jaxdistill.sampling.engine import Engine
 from jaxdistill.sampling.prompts import prompt_lengths
 from jaxdistill.storage import loading
 from jaxdistill.storage.loading import Fresh
-from jaxdistill.tasks.contexts import AnswerOnly, ContextOnly, Regenerated
-from jaxdistill.tasks.grading import Verdict
+from jaxdistill.tasks.contexts import (
+    AnswerOnly,
+    ContextOnly,
+    Regenerated,
+    WorkedExample,
+    WrongSolution,
+)
+from jaxdistill.tasks.demonstrations import Majority, Shortest
+from jaxdistill.tasks.grading import Verdict, grade_all
 from jaxdistill.tasks.questions import Question
 from jaxdistill.tasks.tasks import ToyTask
+from jaxdistill.tasks.toy import grader as toy_grader
 from jaxdistill.training.batch import bucket, trim_or_pad
 from jaxdistill.training.experience import (
     Setting,
@@ -43,7 +51,7 @@ from jaxdistill.training.experience import (
     open_source,
     with_unique_ids,
 )
-from jaxdistill.training.on_policy import within_limit
+from jaxdistill.training.on_policy import check_demonstrations, within_limit
 
 
 @pytest.fixture(scope="module")
@@ -553,3 +561,94 @@ def test_a_source_that_could_never_show_anything_is_not_opened(setting):
         open_source(experience(context=AnswerOnly(), rollouts=1), setting)
     # Without a teacher no demonstration is needed.
     open_source(experience(rollouts=1), dataclasses.replace(setting, objective=GRPO())).close()
+
+
+# ------------------------------------------------------------- demonstrations without gold answers
+
+
+def answering(*answers):
+    """Responses with these answers, of which the grader has accepted none."""
+    return [(f"{n} </think> answer {answer}".strip(), False) for n, answer in enumerate(answers)]
+
+
+def grade_toy(questions, responses):
+    return grade_all(toy_grader.grade, questions, responses)
+
+
+VOTED = [answering("4", "5", "5"), answering("6", "", "6")]
+
+
+def test_a_majority_is_shown_whatever_the_gold_answers_are(setting, policy):
+    """Verdicts and golds of any kind change a diagnosis alone."""
+    config = experience(demonstration_choice=Majority(min_share=0.5))
+    found = rollouts_of(policy, VOTED)
+    batch, facts = on_policy_batch(config, setting, found, grade_toy)
+    prompts = rendered(policy, batch.teacher)
+    texts = [text for group in VOTED for text, _ in group]
+    for row, other in ((0, None), (1, 2), (2, 1), (3, 5), (4, None), (5, 3)):
+        if other is not None:
+            assert " ".join(texts[other].split()) in prompts[row]
+    assert any(" ".join(texts[other].split()) in prompts[0] for other in (1, 2))
+    assert batch.row_weight_B.tolist() == [1] * 6
+    names = ("majority", "majority_share", "majority_right", "demonstrations_right")
+    assert [facts[name] for name in names] == pytest.approx([1, 2 / 3, 0, 0])
+    golds = [question.answer for question in found.questions]
+    permuted = dataclasses.replace(
+        found,
+        questions=[
+            dataclasses.replace(question, answer=gold)
+            for question, gold in zip(found.questions, golds[::-1], strict=True)
+        ],
+        verdicts=[dataclasses.replace(v, correct=row == 1) for row, v in enumerate(found.verdicts)],
+    )
+    other, seen = on_policy_batch(config, setting, permuted, grade_toy)
+    jax.tree.map(np.testing.assert_array_equal, batch.teacher, other.teacher)
+    assert seen["majority_right"] == 1 / 2
+    strict = experience(demonstration_choice=Majority(min_share=0.75))
+    batch, facts = on_policy_batch(strict, setting, found, grade_toy)
+    assert batch.row_weight_B.tolist() == [0] * 6
+    assert (facts["majority"], facts["majority_right"]) == (0, None)
+
+
+def test_a_worked_example_is_another_problem_of_batch_or_data(setting, policy):
+    found = rollouts_of(policy, [LONE, NONE])
+    config = experience(context=WorkedExample())
+    batch, facts = on_policy_batch(config, setting, found, no_grade, QUESTIONS)
+    # Only the first question has a correct rollout, which is an example for the second.
+    assert batch.row_weight_B.tolist() == [0, 0, 0, 1, 1, 1]
+    assert facts["examples_missing"] == 1 / 2
+    example = f"{QUESTIONS[0].prompt} {response(2)}"
+    prompts = rendered(policy, batch.teacher)
+    assert all(example in text for text in prompts[3:])
+    config = experience(context=WorkedExample(), demonstration="reference")
+    batch, facts = on_policy_batch(config, setting, found, no_grade, QUESTIONS)
+    assert facts["examples_missing"] == 0
+    for row, text in enumerate(rendered(policy, batch.teacher)):
+        others = [q for q in QUESTIONS if q != found.question_of(row)]
+        assert sum(f"{q.prompt} {' '.join(q.solution.split())}" in text for q in others) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "questions", "said"),
+    [
+        ({"context": WorkedExample(), "questions": 1}, QUESTIONS, "`questions` must be at least 2"),
+        ({"context": WorkedExample()}, QUESTIONS[:1], "the task has only one"),
+        (
+            {"context": WrongSolution(), "demonstration_choice": Shortest(judged=False)},
+            QUESTIONS,
+            "reads no verdicts; use Majority",
+        ),
+    ],
+)
+def test_a_demonstration_that_there_could_never_be_is_refused(changes, questions, said):
+    with pytest.raises(UserError, match=said):
+        check_demonstrations(experience(**changes), questions)
+
+
+def test_the_names_of_the_first_three_choices_are_still_read():
+    assert experience(demonstration_choice="shortest").choice == Shortest()
+    assert experience(demonstration_choice="random") == experience()
+    with pytest.raises(UserError, match="must be a choice or random, first, shortest, got 'best'"):
+        experience(demonstration_choice="best")
+    with pytest.raises(UserError, match="`demonstration=reference` shows none"):
+        experience(demonstration_choice=Majority(), demonstration="reference")
