@@ -197,10 +197,11 @@ def _fresh(
 # Cached because every run of a study creates the same model: it must compile once.
 @functools.cache
 def _creation(config: ModelConfig, mesh: Mesh | None) -> Callable[[jax.Array], Any]:
-    create = functools.partial(parameters.init, config)
+    create = functools.partial(parameters.init, config, mesh=mesh)
     if mesh is None:
         return jax.jit(create)
-    return jax.jit(create, out_shardings=shardings_of(mesh, parameters.abstract_params(config)))
+    born = parameters.abstract_params(config, mesh=mesh)
+    return jax.jit(create, out_shardings=shardings_of(mesh, born))
 
 
 def checkpoints_of(run: Path) -> Path | str:
@@ -315,7 +316,7 @@ def open_weights(
             raise UserError(f"run folder {name} has no checkpoint yet")
         # Without a mesh one device: those that the checkpoint was saved from may not be here.
         example = _example(path, config, mesh or make_mesh(MeshConfig(fsdp=1)))
-        params, _ = checkpoints.restore(step, example, part=part)
+        params, _ = checkpoints.restore(step, example, part=part, vocab_size=config.vocab_size)
     require_finite(params, path)
     if dtype is not None:
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
@@ -327,7 +328,7 @@ def _example(run: Path, config: ModelConfig, mesh: Mesh) -> nnx.State:
     # Training keeps float32 master weights; a run made by `convert` has the dtypes of its source.
     dtypes = conversion_notes(run).get("dtypes", {})
     typed = []
-    for path, leaf in nnx.to_flat_state(parameters.abstract_params(config)):
+    for path, leaf in nnx.to_flat_state(parameters.abstract_params(config, mesh=mesh)):
         dtype = dtypes.get(".".join(map(str, path)), "float32")
         shape = leaf.get_raw_value().shape
         typed.append((path, leaf.replace(jax.ShapeDtypeStruct(shape, dtype))))
