@@ -5,6 +5,7 @@ tensor-parallel devices than such heads has each of them several times, with a p
 Qwen3-8B's 8 heads of 4 queries are 16 of 2 queries where tensor=16. The weights are stored once.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -35,6 +36,11 @@ def kv_heads_of_device(config: ModelConfig, tensor: int | None = None) -> int:
     return heads // tensor if heads % tensor == 0 else heads
 
 
+def as_computed(config: ModelConfig, tensor: int) -> ModelConfig:
+    """The config with the key/value heads that `tensor` devices compute: for counting memory."""
+    return dataclasses.replace(config, num_kv_heads=kv_heads(config, tensor))
+
+
 def splits_heads(config: ModelConfig, tensor: int) -> bool:
     """Whether attention is split evenly over this many devices."""
     return config.num_heads % tensor == 0 and kv_heads(config, tensor) % tensor == 0
@@ -46,9 +52,10 @@ def tensor_sizes(config: ModelConfig) -> list[int]:
 
 
 def check_mesh(config: ModelConfig, mesh: Any) -> list[str]:
-    """A line for each large weight that `mesh` leaves whole on devices that were to share it.
+    """A line for each size that `mesh` stores or computes otherwise than the model has it.
 
-    Raises UserError if the heads do not split evenly: every device would compute all of attention,
+    Namely a padded vocabulary, repeated key/value heads, and every large weight that stays whole on
+    devices that were to share it. Raises UserError if the heads do not split evenly: every device would compute all of attention,
     and no other setting makes up for that. A weight that stays whole only costs memory, so that a
     run which fits may go on.
     """
@@ -60,7 +67,19 @@ def check_mesh(config: ModelConfig, mesh: Any) -> list[str]:
             f"{config.num_kv_heads} key/value heads evenly; take tensor from {allowed}, and more "
             "devices along fsdp"
         )
-    return _whole(config, mesh)
+    found = []
+    rows = sharding.padded_shape(mesh, "V", config.shape("V"))[0]
+    if rows != config.vocab_size:
+        found.append(
+            f"mesh tensor={tensor} does not divide the vocabulary of {config.vocab_size:,}: it is "
+            f"stored with {rows - config.vocab_size:,} rows of zeros, which nothing reads"
+        )
+    if (heads := kv_heads(config, tensor)) != config.num_kv_heads:
+        found.append(
+            f"mesh tensor={tensor} is more than the {config.num_kv_heads} key/value heads: each is "
+            f"computed and cached on {heads // config.num_kv_heads} devices"
+        )
+    return found + _whole(config, mesh)
 
 
 def _whole(config: ModelConfig, mesh: Any) -> list[str]:

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from jaxdistill import hosts
 from jaxdistill.errors import UserError
 from jaxdistill.files import in_bucket, local_path, place
-from jaxdistill.models import families, parameters
+from jaxdistill.models import families, parameters, placement
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.sharding import Mesh, MeshConfig, make_mesh, shardings_of
 from jaxdistill.storage import buckets, hf_files, hf_import, hub
@@ -145,7 +146,7 @@ def load(
             assert folder is not None
             origin = folder
             stored = hf_import.stored_dtype(folder)
-            read_description(folder)  # its errors are reported before the long read
+            _check_mesh(read_description(folder)[0], mesh)  # before the long read
             config, params = hf_import.import_folder(
                 folder, mesh=mesh, dtype=dtype, progress=progress
             )
@@ -191,7 +192,13 @@ def _fresh(
             f"`model.architecture.vocab_size={config.vocab_size}` is smaller than the tokenizer's "
             f"{tokenizer_size} entries"
         )
+    _check_mesh(config, mesh)
     return config, _creation(config, mesh)(jax.random.key(seed))
+
+
+def _check_mesh(config: ModelConfig, mesh: Mesh | None) -> None:
+    for line in () if mesh is None else placement.check_mesh(config, mesh):
+        hosts.say(line)
 
 
 # Cached because every run of a study creates the same model: it must compile once.
@@ -306,10 +313,12 @@ def open_weights(
         if is_started and not is_exported:
             raise UserError(f"run folder {name} has no checkpoint yet")
         folder = model_folder(name)
+        _check_mesh(hf_import.read_config(folder), mesh)
         config, params = hf_import.import_folder(folder, mesh=mesh, dtype=dtype, progress=progress)
         require_finite(params, folder)
         return config, params, folder
     config = hf_import.read_config(path / "model")
+    _check_mesh(config, mesh)
     with Checkpoints(checkpoints_of(path), verify=verify) as checkpoints:
         step = checkpoints.latest_step() if step is None else step
         if step is None:
