@@ -190,9 +190,7 @@ def padded_shape(
     return tuple(rounded(x, n) if x in PADDED else n for x, n in zip(axes, shape, strict=True))
 
 
-def parameter_sharding(
-    mesh: Mesh | AbstractMesh, axes: str, shape: Sequence[int]
-) -> NamedSharding:
+def parameter_sharding(mesh: Mesh | AbstractMesh, axes: str, shape: Sequence[int]) -> NamedSharding:
     """`sharding_of` an array of the training state: a parameter, or a moment of it.
 
     Where there are fewer key/value heads than tensor-parallel devices, each head's width is split
@@ -315,7 +313,9 @@ def constrain_parameters(tree: Tree) -> Tree:
     def place(leaf):
         if not isinstance(leaf, nnx.Variable) or leaf.get_metadata().get("axes") is None:
             return leaf
-        spec = parameter_sharding(mesh, leaf.get_metadata()["axes"], leaf.get_raw_value().shape).spec
+        spec = parameter_sharding(
+            mesh, leaf.get_metadata()["axes"], leaf.get_raw_value().shape
+        ).spec
         return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, spec), leaf)
 
     return jax.tree.map(place, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))

@@ -124,6 +124,18 @@ def padded(params: nnx.State, mesh: Mesh | AbstractMesh | None) -> nnx.State:
     return jax.tree.map(pad, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
+def unpadded(params: nnx.State, config: ModelConfig) -> nnx.State:
+    """The parameters in the model's own sizes: the inverse of `padded`."""
+
+    def cut(leaf: nnx.Variable) -> nnx.Variable:
+        axes = leaf.get_metadata()["axes"]
+        if "V" not in axes:
+            return leaf
+        return leaf.replace(without_padding(leaf.get_raw_value(), axes, config.vocab_size))
+
+    return jax.tree.map(cut, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
 def without_padding(x: Array, axes: str, vocab_size: int) -> Array:
     """A head, an embedding or logits without the padding that only the mesh needs.
 

@@ -177,7 +177,11 @@ def state_of(run: Run, mesh: Any) -> tuple[Any, Any]:
     """(the training state, the reference's parameters), as shapes."""
     config = run.config
     state, params = _abstract_state(
-        parameters.stored_config(run.model, mesh), run.reference_dtype, config.optimizer, config.teacher, run.steps
+        parameters.stored_config(run.model, mesh),
+        run.reference_dtype,
+        config.optimizer,
+        config.teacher,
+        run.steps,
     )
     return as_parameters(mesh, state), as_parameters(mesh, params)
 
