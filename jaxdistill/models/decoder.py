@@ -283,6 +283,8 @@ def _scan_layers(
     # D is split in the table and therefore in the rows looked up ("ESD"); then devices exchange
     # columns for rows ("BZD"), and in the backward pass rows for columns. Without these constraints
     # the compiler gathers both for the whole batch on every device.
+    if embed_VD.shape[0] != config.vocab_size:  # a row of padding is no token's
+        tokens_BS = jnp.where(tokens_BS < config.vocab_size, tokens_BS, embed_VD.shape[0])
     x_ESD = constrain(_embed(embed_VD, constrain(tokens_BS, "ES"), dtype), "ESD")
     # With few layers, the scan's copies of saved activations cost more than unrolling costs to
     # compile. 4, the toy models' depth, was chosen, not measured; 28 layers unrolled did not
@@ -435,7 +437,9 @@ def _attend_to_cache(
         return xla_cached_attention(*qkv, **cache, window=window)
     # This norm spans all heads and a program of the kernel sees one, so that norm and rotation are
     # done before the kernel.
-    q_BKGH = q_B1NH[:, 0].reshape(-1, *config.shape("KGH"))
+    # K of the keys: on some meshes it is more than the model's (`placement.kv_repeats`).
+    K = k_B1KH.shape[2]
+    q_BKGH = q_B1NH[:, 0].reshape(-1, K, config.num_heads // K, config.head_dim)
     new_B2KH = [x.swapaxes(1, 2) for x in (k_B1KH, v_B1KH)]
     qkv_BKXH = jnp.concatenate([q_BKGH, *new_B2KH], axis=2)
     return kernel_attention(

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jaxdistill import sharding
 from jaxdistill.models.cached_attention import PAGE
 from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.parameters import stored_config
+from jaxdistill.models.placement import as_computed, kv_heads_of_device
 from jaxdistill.models.quantized import vector_bytes
 from jaxdistill.plan.programs import Run, batch_of, bytes_on_one_device, sampler_shapes, state_of
 
@@ -84,11 +86,12 @@ def step(run: Run, mesh: Any) -> Categories:
     gradients = mine * (item * (item < 4) + item + 4 * accumulates)
     if fsdp > 1:
         gradients += GATHERED_LAYERS * layer * item / tensor
-    kept = kept_per_token(run.model, compute.remat) * tokens * size["L"] * item / tensor
+    model = as_computed(run.model, tensor)
+    kept = kept_per_token(model, compute.remat) * tokens * size["L"] * item / tensor
     # A layer's backward pass holds what it recomputes and its cotangents; another network's
     # forward pass the widest arrays of a layer.
     once = max(
-        2 * kept_per_token(run.model, "elementwise") * tokens, 3 * size["F"] * seen
+        2 * kept_per_token(model, "elementwise") * tokens, 3 * size["F"] * seen
     ) * item / tensor  # fmt: skip
     # Weights, masks and log-probabilities of every row's tokens, which every device has whole.
     width = batch.rows.completions.tokens_BS.shape[-1]
@@ -141,12 +144,17 @@ def _held(held: Categories) -> dict[str, float]:
 def _vocabulary(run: Run, mesh: Any, rows: float, item: int) -> float:
     """A chunk's logits, the head's gradient in float32, and the heads that are gathered."""
     size, compute = run.model.axes, run.config.compute
-    columns = size["V"] / (mesh.shape["tensor"] if size["V"] % mesh.shape["tensor"] == 0 else 1)
+    columns = _columns(run, mesh)
     has_other = run.has_teacher or run.has_reference
     others = LOGITS_OF_TEACHER * (has_other + run.lengths.contrasts)
     logits = (LOGITS + others) * rows * compute.chunk * columns * 4
     heads = item * (1 + has_other) if mesh.shape["fsdp"] > 1 else 0
     return logits + size["D"] * columns * (4 + heads)
+
+
+def _columns(run: Run, mesh: Any) -> float:
+    """Columns of the head, and of logits, on one device."""
+    return stored_config(run.model, mesh).vocab_size / mesh.shape["tensor"]
 
 
 def kept_per_token(model: ModelConfig, remat: str) -> int:
@@ -194,8 +202,8 @@ def decode(run: Run, mesh: Any, slots: int, pages: int | None) -> Categories:
     each = run.lengths.prompt + run.lengths.new
     positions = pages * PAGE if pages is not None else slots * each
     questions, width = _prompts_of_device(run, mesh, pages)
-    columns = size["V"] / (tensor if size["V"] % tensor == 0 else 1)
-    weights = run.model.num_parameters / tensor
+    columns = _columns(run, mesh)
+    weights = as_computed(run.model, tensor).num_parameters / tensor
     if not run.model.tie_embeddings:
         # `decoding_weights` leaves the embedding split over fsdp.
         weights -= size["D"] * columns * (1 - 1 / mesh.shape["fsdp"])
@@ -218,7 +226,7 @@ def _prompts_of_device(run: Run, mesh: Any, pages: int | None) -> tuple[int, int
 def position_bytes(run: Run, mesh: Any) -> float:
     """Bytes of the keys and values of one position, in all layers, on a device."""
     model, compute, tensor = run.model, run.config.compute, mesh.shape["tensor"]
-    heads = model.num_kv_heads / (tensor if model.num_kv_heads % tensor == 0 else 1)
+    heads = kv_heads_of_device(model, tensor)
     one = vector_bytes(model.head_dim, compute.dtype, compute.cache_dtype)
     return 2 * model.num_layers * heads * one
 

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Int
 from jaxdistill import hosts
 from jaxdistill.models.cached_attention import PAGE
 from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.placement import kv_heads_of_device
 from jaxdistill.models.quantized import CacheDtype, vector_bytes
 from jaxdistill.sharding import num_parts, platform
 
@@ -159,7 +160,7 @@ def slots_in(
     # parallelism splits and an embedding that is not the head too; prompts are split like the rows.
     # The decode loop has its own copy of the weights besides `params` (`sampler.decoding_weights`).
     prompts = -(-num_questions // num_parts("Q", num_questions)) * prompt  # positions
-    heads = config.num_kv_heads // num_parts("K", config.num_kv_heads)
+    heads = kv_heads_of_device(config)
     position = 2 * config.num_layers * heads * head_bytes
     embedding = 0 if config.tie_embeddings else math.prod(config.shape("VD"))
     weights = (config.num_parameters - embedding) // num_parts("F", config.intermediate_size)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Shaped
 from jaxdistill.axes import AnyArray
 from jaxdistill.losses.vocabulary import log_softmax
 from jaxdistill.models.completions import logits_of
+from jaxdistill.models.parameters import without_padding
 from jaxdistill.objectives import ObjectiveFn, Positions, Rows, Sampled
 from jaxdistill.objectives.importance import histogram
 from jaxdistill.precision import einsum
@@ -66,6 +67,9 @@ class ChunkOptions(NamedTuple):
     teacher_temperature: float | None = None
     # Metrics of which a histogram (`importance.histogram`) is summed too: `histogram_of` names it.
     histograms: tuple[str, ...] = ()
+    # The model's, of heads that have a mesh's padding too (`parameters.stored_head`); None: all of
+    # a head's columns.
+    vocab_size: int | None = None
 
 
 def histogram_of(metric: str) -> str:
@@ -117,7 +121,11 @@ def _gathered(hidden_BTD: Array, head_DV: Array) -> Array:
     return constrain(head_DV.astype(hidden_BTD.dtype), "XV")
 
 
-def _log_probs(logits: Float[Array, "B T V"], temperature: float) -> Float[Array, "B T V"]:
+def _log_probs(
+    options: ChunkOptions, logits: Float[Array, "B T V"], temperature: float
+) -> Float[Array, "B T _V"]:
+    if options.vocab_size is not None:
+        logits = without_padding(logits, "BTV", options.vocab_size)
     return log_softmax(logits if temperature == 1.0 else logits / temperature)
 
 
@@ -132,7 +140,7 @@ def _positions(
 
     def mixed(hiddens, heads, mix, temperature) -> Array:
         parts = [m * logits_of(h, w) for m, h, w in zip(mix, hiddens, heads, strict=True)]
-        return _log_probs(functools.reduce(jnp.add, parts), temperature)
+        return _log_probs(options, functools.reduce(jnp.add, parts), temperature)
 
     teachers, reference, contrasts = chunk.hidden_BTD
     teacher_heads, reference_head, contrast_heads, mix = heads_XV
@@ -143,7 +151,7 @@ def _positions(
         assert chunk.data.contrast_weight_BTJ is not None
         contrast_BTV = _mean_of(contrast_logps, chunk.data.contrast_weight_BTJ, teacher_BTV)
     return Positions(
-        student_logp_BTV=_log_probs(chunk_logits_BTV, temperature),
+        student_logp_BTV=_log_probs(options, chunk_logits_BTV, temperature),
         teacher_logp_BTV=teacher_BTV,
         reference_logp_BTV=(
             None

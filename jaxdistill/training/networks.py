@@ -56,7 +56,7 @@ def score_batch(
             remat=compute.remat,
             attention=compute.attention,
         )
-        head_DV = parameters.head(params, model)
+        head_DV = parameters.stored_head(params, model)
         return [HiddenAndHead(hidden_BTD, head_DV) for hidden_BTD in hiddens]
 
     (student,) = scored(networks.student, [micro.plain])

@@ -246,6 +246,7 @@ class _Program:
             temperature=self.temperature,
             teacher_temperature=self.teacher_temperature,
             histograms=(SAMPLER_GAP,),
+            vocab_size=self.model.vocab_size,
         )
 
     def _update(
