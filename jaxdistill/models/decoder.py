@@ -11,6 +11,7 @@ padding from real tokens, so attention needs no mask, and position t is slot t. 
 several sequences one after another; attention keeps them apart, and positions restart at 0.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -31,7 +32,7 @@ from jaxdistill.models.cached_attention import (
 )
 from jaxdistill.models.config import LayerKind, ModelConfig
 from jaxdistill.models.decode_kernel import has_kernel, kernel_attention
-from jaxdistill.models.layers import rms_norm, swiglu
+from jaxdistill.models.layers import in_blocks, rms_norm, swiglu, weighted
 from jaxdistill.models.parameters import (
     Decoder,
     Layer,
@@ -44,7 +45,6 @@ from jaxdistill.models.parameters import (
 from jaxdistill.models.quantized import CacheDtype, quantize
 from jaxdistill.models.remat import Remat, rematerialised
 from jaxdistill.models.rope import apply_rope, rope_angles
-from jaxdistill.precision import einsum
 from jaxdistill.sharding import constrain, num_parts
 
 Rotary = dict[LayerKind, tuple[Float[Array, "#B T half"], Float[Array, "#B T half"]]]
@@ -59,11 +59,20 @@ def _project(
     """Project to the G queries, the key and the value of each key/value head (X = G + 2)."""
     if not config.post_norm:
         x_BTD = rms_norm(x_BTD, layer.attention_norm_D, config.norm_eps)
-    qkv_BTKXH = einsum("BTD,DKXH->BTKXH", constrain(x_BTD, "BTD"), layer.qkv_DKXH)
+    qkv_BTKXH = weighted("BTD,DKXH->BTKXH", _all_positions(x_BTD), layer.qkv_DKXH)
     if layer.qkv_bias_KXH is not None:
-        qkv_BTKXH += layer.qkv_bias_KXH[None, None]
+        qkv_BTKXH += layer.qkv_bias_KXH[None, None].astype(qkv_BTKXH.dtype)
     # `models.remat` chooses by these names which results the backward pass recomputes.
     return checkpoint_name(qkv_BTKXH, "qkv")
+
+
+def _all_positions(x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """A norm's result on every tensor-parallel device, from the part (Z) that each computed.
+
+    Split by the first constraint, the result is what is gathered. Without it the compiler may
+    gather what the norm rounds, in float32, which is twice as much.
+    """
+    return constrain(constrain(x_BTD, "BZD"), "BTD")
 
 
 def _heads(
@@ -87,6 +96,7 @@ def _add_attention_and_mlp(
     config: ModelConfig,
     x_BTD: Float[Array, "B T D"],
     attended_BTNH: Float[Array, "B T N H"],
+    mlp_block: int | None = None,
 ) -> Float[Array, "B T D"]:
     """The block's two residual additions, each with its norm before or after.
 
@@ -95,29 +105,41 @@ def _add_attention_and_mlp(
     stream (sequence parallelism, Korthikanti et al. 2022, arXiv 2205.05198).
     """
     with jax.named_scope("attention"):
-        out_BTD = einsum("BTNH,NHD->BTD", attended_BTNH, layer.out_NHD)
-        if layer.out_bias_D is not None:
-            out_BTD += layer.out_bias_D[None, None]
-        out_BTD = checkpoint_name(out_BTD, "out")
         # The product is a sum over tensor-parallel devices. Asked for as "BZD", the sum arrives
-        # already split (reduce-scatter), and the norm runs on a part.
+        # already split (reduce-scatter), and each device norms, adds and keeps a part of it.
+        out_BTD = constrain(weighted("BTNH,NHD->BTD", attended_BTNH, layer.out_NHD), "BZD")
+        if layer.out_bias_D is not None:
+            out_BTD += layer.out_bias_D[None, None].astype(out_BTD.dtype)
+        out_BTD = checkpoint_name(out_BTD, "out")
         if config.post_norm:
-            out_BTD = rms_norm(constrain(out_BTD, "BZD"), layer.attention_norm_D, config.norm_eps)
+            out_BTD = rms_norm(out_BTD, layer.attention_norm_D, config.norm_eps)
         x_BTD = constrain(x_BTD + out_BTD, "BZD")
     with jax.named_scope("mlp"):
-        mlp_input_BTD = x_BTD
-        if not config.post_norm:
-            mlp_input_BTD = rms_norm(x_BTD, layer.mlp_norm_D, config.norm_eps)
-        mlp_BTD = swiglu(
-            constrain(mlp_input_BTD, "BTD"),
-            layer.gate_up_DXF,
-            layer.down_FD,
-            layer.gate_up_bias_XF,
-            layer.down_bias_D,
+        if mlp_block is None:
+            return _add_mlp(layer, config, x_BTD)
+        # Gathered over fsdp here, once, and not in every block.
+        layer = layer._replace(
+            gate_up_DXF=constrain(layer.gate_up_DXF, "XXF"), down_FD=constrain(layer.down_FD, "FX")
         )
-        if config.post_norm:
-            mlp_BTD = rms_norm(constrain(mlp_BTD, "BZD"), layer.mlp_norm_D, config.norm_eps)
-        return constrain(x_BTD + mlp_BTD, "BZD")
+        return in_blocks(functools.partial(_add_mlp, layer, config), x_BTD, mlp_block)
+
+
+def _add_mlp(
+    layer: Layer, config: ModelConfig, x_BTD: Float[Array, "B T D"]
+) -> Float[Array, "B T D"]:
+    mlp_input_BTD = x_BTD
+    if not config.post_norm:
+        mlp_input_BTD = rms_norm(x_BTD, layer.mlp_norm_D, config.norm_eps)
+    mlp_BTD = swiglu(
+        _all_positions(mlp_input_BTD),
+        layer.gate_up_DXF,
+        layer.down_FD,
+        layer.gate_up_bias_XF,
+        layer.down_bias_D,
+    )
+    if config.post_norm:
+        mlp_BTD = rms_norm(mlp_BTD, layer.mlp_norm_D, config.norm_eps)
+    return constrain(x_BTD + mlp_BTD, "BZD")
 
 
 def _rotary(config: ModelConfig, positions_BT: Int[Array, "B T"]) -> Rotary:
@@ -187,11 +209,13 @@ def packed_hidden_states(
     dtype: DTypeLike = jnp.float32,
     remat: Remat = "none",
     attention: str = "auto",
+    mlp_block: int | None = None,
 ) -> Float[Array, "B T D"]:
     """`hidden_states` of packed rows: up to A sequences each, one after another from slot 0.
 
     Every sequence gets the states that it would have in a row of its own; padding follows the last.
-    With `slot_BT` only the states of these slots are returned, in that order; otherwise T = S.
+    With `slot_BT` only the states of these slots are returned, in that order; otherwise T = S. A
+    pass without a gradient needs less memory with `mlp_block` (`layers.in_blocks`).
     """
     model = params if isinstance(params, Stacked) else decoder_of(config, params)
     is_real_BS = jnp.arange(tokens_BS.shape[1])[None, :] < jnp.sum(lengths_BA, axis=1)[:, None]
@@ -205,6 +229,7 @@ def packed_hidden_states(
         attention=attention,
         remat=remat,
         keep_kv=False,
+        mlp_block=mlp_block,
     )
     x_BTD = constrain(x_BSD, "BSD")
     if slot_BT is not None:  # before the norm, which then runs over these positions only
@@ -230,6 +255,7 @@ def _scan_layers(
     attention: str,
     remat: Remat,
     keep_kv: bool,
+    mlp_block: int | None = None,
 ) -> tuple[Array, list[tuple[Array, Array]]]:
     """Run all layers over left-aligned rows.
 
@@ -268,7 +294,7 @@ def _scan_layers(
                 window=_window(config, kind),
                 implementation=attention,
             )
-        x_BSD = _add_attention_and_mlp(layer, config, x_BSD, attended_BSNH)
+        x_BSD = _add_attention_and_mlp(layer, config, x_BSD, attended_BSNH, mlp_block)
         return x_BSD, (k_BSKH, v_BSKH) if keep_kv else None
 
     one_layer = rematerialised(one_layer, remat, static_argnums=2)
