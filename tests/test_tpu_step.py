@@ -5,6 +5,7 @@ on a quiet core, and nothing is computed. `tests/test_tpu.py` has the larger pro
 """
 
 import re
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.rope import Rope
 from jaxdistill.objectives import sdpo
 from jaxdistill.plan import hlo
+from jaxdistill.plan.compiling import QUICK
 from jaxdistill.training.compute import Compute
 from jaxdistill.training.micro_batches import MicroBatch, MicroBatches, Sequences
 from jaxdistill.training.optimizer import Optimizer
@@ -60,10 +62,10 @@ def _placed(mesh, tree):
     return jax.tree.map(with_sharding, tree, sharding.shardings_of(mesh, tree))
 
 
-def _state(mesh):
-    params = parameters.abstract_params(MODEL)
+def _state(mesh, model=MODEL):
+    params = parameters.abstract_params(model)
     state = jax.eval_shape(lambda p: init_state(p, OPTIMIZER, Frozen(), 100), params)
-    reference = parameters.abstract_params(MODEL, jnp.bfloat16)
+    reference = parameters.abstract_params(model, jnp.bfloat16)
     return _placed(mesh, state), _placed(mesh, reference)
 
 
@@ -102,10 +104,12 @@ def test_sums_over_devices_arrive_split_and_gathers_are_in_bfloat16(mesh):
     compute = Compute(dtype="bfloat16", chunk=CHUNK, pack=PACK, remat="all")
     step = make_train_step(MODEL, sdpo(), (3, 5), OPTIMIZER, Frozen(), compute, 100, 1.0, True)
     with sharding.use_mesh(mesh):
-        text = step.lower(*_state(mesh), _batch(mesh)).compile().as_text()
+        lowered = step.lower(*_state(mesh), _batch(mesh))
+        # With the least effort, since collectives are the same, and the time is half.
+        text = lowered.compile(compiler_options=QUICK).as_text()
     found = hlo.collectives(text)
     by_kind = {kind: [each.bytes for each in found if each.kind == kind] for kind in hlo.KINDS}
-    print(mesh.shape, {kind: (len(sizes), sum(sizes)) for kind, sizes in by_kind.items()})
+    print(dict(mesh.shape), {kind: (len(sizes), sum(sizes)) for kind, sizes in by_kind.items()})
     tensor, size = mesh.shape["tensor"], MODEL.axes
     D, columns = size["D"], size["V"] // tensor
 
@@ -126,11 +130,24 @@ def test_sums_over_devices_arrive_split_and_gathers_are_in_bfloat16(mesh):
     assert not [shape for shape in shapes if {str(SHOWN), F} <= shape]
 
 
+# The widths of Qwen3-8B, at which the update's program costs no more. At MODEL's, what the compiler
+# prefetches of 20 million parameters adds 3 bytes to each.
+WIDE = replace(
+    MODEL,
+    vocab_size=65_536,
+    hidden_size=4096,
+    num_layers=8,
+    num_heads=32,
+    num_kv_heads=8,
+    intermediate_size=12_288,
+)
+
+
 @pytest.mark.parametrize("gradients", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 def test_the_update_holds_at_most_twenty_bytes_per_parameter(mesh, gradients):
     """14 are the state and a reference in bfloat16, 4 the gradients in float32."""
     program = _Program(
-        model=MODEL,
+        model=WIDE,
         objective=sdpo(),
         epistemic_ids=(1,),
         optimizer=OPTIMIZER,
@@ -147,10 +164,10 @@ def test_the_update_holds_at_most_twenty_bytes_per_parameter(mesh, gradients):
         kept = jax.tree.map(lambda x: x.ravel()[0], reference)
         return program._update(state, jnp.float32(1), (total, {}), gradients), kept
 
-    state, reference = _state(mesh)
+    state, reference = _state(mesh, WIDE)
     total = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.replicated(mesh))
     with sharding.use_mesh(mesh):
-        stack = jax.jit(lambda params: parameters.stack(params, MODEL, dtype=jnp.float32))
+        stack = jax.jit(lambda params: parameters.stack(params, WIDE, dtype=jnp.float32))
         stacked = jax.eval_shape(stack, state.params)
         places = stack.lower(state.params).compile().output_shardings
         # As they come from the loop over micro-batches, in the layout that the compiler chooses.
@@ -167,6 +184,6 @@ def test_the_update_holds_at_most_twenty_bytes_per_parameter(mesh, gradients):
             .compile()
         )
     peak = compiled.memory_analysis().peak_memory_in_bytes
-    each = peak / (MODEL.num_parameters / (mesh.shape["fsdp"] * mesh.shape["tensor"]))
-    print(mesh.shape, f"{each:.2f} bytes per parameter")
+    each = peak / (WIDE.num_parameters / (mesh.shape["fsdp"] * mesh.shape["tensor"]))
+    print(dict(mesh.shape), f"{each:.2f} bytes per parameter")
     assert each <= 20
