@@ -3,7 +3,7 @@
 `hidden_states` scores whole sequences by a scan over stacked layers. To generate, `prefill` runs
 the same scan over prompts and fills one cache per layer. `decode_step` then unrolls the layers,
 because a cache that is carried through a scan is copied whole at every token. All three share
-`_project`, `_heads` and `_add_attention_and_mlp`. Nothing here multiplies by the vocabulary; that
+`project`, `heads` and `add_attention_and_mlp`. Nothing here multiplies by the vocabulary; that
 is done with `parameters.head`.
 
 Internally every row is left-aligned: real tokens first, padding after. Causality alone then hides
@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdistill.axes import AnyArray, Mask_BS, Tokens_BS
 from jaxdistill.models.attention import causal_attention, segments_of
+from jaxdistill.models.block import add_attention_and_mlp, heads, project
 from jaxdistill.models.cached_attention import (
     Pool,
     has_tpu_kernel,
@@ -31,7 +31,7 @@ from jaxdistill.models.cached_attention import (
 )
 from jaxdistill.models.config import LayerKind, ModelConfig
 from jaxdistill.models.decode_kernel import has_kernel, kernel_attention
-from jaxdistill.models.layers import rms_norm, swiglu
+from jaxdistill.models.layers import rms_norm
 from jaxdistill.models.parameters import (
     Decoder,
     Layer,
@@ -43,81 +43,10 @@ from jaxdistill.models.parameters import (
 )
 from jaxdistill.models.quantized import CacheDtype, quantize
 from jaxdistill.models.remat import Remat, rematerialised
-from jaxdistill.models.rope import apply_rope, rope_angles
-from jaxdistill.precision import einsum
+from jaxdistill.models.rope import rope_angles
 from jaxdistill.sharding import constrain, num_parts
 
 Rotary = dict[LayerKind, tuple[Float[Array, "#B T half"], Float[Array, "#B T half"]]]
-
-
-# ---------------------------------------------------------------------------- one layer
-
-
-def _project(
-    layer: Layer, config: ModelConfig, x_BTD: Float[Array, "B T D"]
-) -> Float[Array, "B T K X H"]:
-    """Project to the G queries, the key and the value of each key/value head (X = G + 2)."""
-    if not config.post_norm:
-        x_BTD = rms_norm(x_BTD, layer.attention_norm_D, config.norm_eps)
-    qkv_BTKXH = einsum("BTD,DKXH->BTKXH", constrain(x_BTD, "BTD"), layer.qkv_DKXH)
-    if layer.qkv_bias_KXH is not None:
-        qkv_BTKXH += layer.qkv_bias_KXH[None, None]
-    # `models.remat` chooses by these names which results the backward pass recomputes.
-    return checkpoint_name(qkv_BTKXH, "qkv")
-
-
-def _heads(
-    layer: Layer,
-    config: ModelConfig,
-    qkv_BTKXH: Float[Array, "B T K X H"],
-    rotary: tuple[Float[Array, "#B T half"], Float[Array, "#B T half"]],
-) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
-    """Queries and keys, normed if the family has such norms, and rotated; values as projected."""
-    q_BTNH = qkv_BTKXH[:, :, :, :-2].reshape(*qkv_BTKXH.shape[:2], *config.shape("NH"))
-    k_BTKH, v_BTKH = qkv_BTKXH[:, :, :, -2], qkv_BTKXH[:, :, :, -1]
-    if layer.q_norm is not None and layer.k_norm is not None:
-        q_BTNH = rms_norm(q_BTNH, layer.q_norm, config.norm_eps)
-        k_BTKH = rms_norm(k_BTKH, layer.k_norm, config.norm_eps)
-    q_BTNH, k_BTKH = apply_rope(q_BTNH, *rotary), apply_rope(k_BTKH, *rotary)
-    return constrain(q_BTNH, "BTNH"), constrain(k_BTKH, "BTKH"), constrain(v_BTKH, "BTKH")
-
-
-def _add_attention_and_mlp(
-    layer: Layer,
-    config: ModelConfig,
-    x_BTD: Float[Array, "B T D"],
-    attended_BTNH: Float[Array, "B T N H"],
-) -> Float[Array, "B T D"]:
-    """The block's two residual additions, each with its norm before or after.
-
-    In the residual stream the positions (Z) are split over the mesh axis that splits heads and F
-    inside the products: each tensor-parallel device then stores and norms only a part of the
-    stream (sequence parallelism, Korthikanti et al. 2022, arXiv 2205.05198).
-    """
-    with jax.named_scope("attention"):
-        out_BTD = einsum("BTNH,NHD->BTD", attended_BTNH, layer.out_NHD)
-        if layer.out_bias_D is not None:
-            out_BTD += layer.out_bias_D[None, None]
-        out_BTD = checkpoint_name(out_BTD, "out")
-        # The product is a sum over tensor-parallel devices. Asked for as "BZD", the sum arrives
-        # already split (reduce-scatter), and the norm runs on a part.
-        if config.post_norm:
-            out_BTD = rms_norm(constrain(out_BTD, "BZD"), layer.attention_norm_D, config.norm_eps)
-        x_BTD = constrain(x_BTD + out_BTD, "BZD")
-    with jax.named_scope("mlp"):
-        mlp_input_BTD = x_BTD
-        if not config.post_norm:
-            mlp_input_BTD = rms_norm(x_BTD, layer.mlp_norm_D, config.norm_eps)
-        mlp_BTD = swiglu(
-            constrain(mlp_input_BTD, "BTD"),
-            layer.gate_up_DXF,
-            layer.down_FD,
-            layer.gate_up_bias_XF,
-            layer.down_bias_D,
-        )
-        if config.post_norm:
-            mlp_BTD = rms_norm(constrain(mlp_BTD, "BZD"), layer.mlp_norm_D, config.norm_eps)
-        return constrain(x_BTD + mlp_BTD, "BZD")
 
 
 def _rotary(config: ModelConfig, positions_BT: Int[Array, "B T"]) -> Rotary:
@@ -187,11 +116,13 @@ def packed_hidden_states(
     dtype: DTypeLike = jnp.float32,
     remat: Remat = "none",
     attention: str = "auto",
+    mlp_block: int | None = None,
 ) -> Float[Array, "B T D"]:
     """`hidden_states` of packed rows: up to A sequences each, one after another from slot 0.
 
     Every sequence gets the states that it would have in a row of its own; padding follows the last.
-    With `slot_BT` only the states of these slots are returned, in that order; otherwise T = S.
+    With `slot_BT` only the states of these slots are returned, in that order; otherwise T = S. A
+    pass without a gradient needs less memory with `mlp_block` (`layers.in_blocks`).
     """
     model = params if isinstance(params, Stacked) else decoder_of(config, params)
     is_real_BS = jnp.arange(tokens_BS.shape[1])[None, :] < jnp.sum(lengths_BA, axis=1)[:, None]
@@ -205,6 +136,7 @@ def packed_hidden_states(
         attention=attention,
         remat=remat,
         keep_kv=False,
+        mlp_block=mlp_block,
     )
     x_BTD = constrain(x_BSD, "BSD")
     if slot_BT is not None:  # before the norm, which then runs over these positions only
@@ -230,6 +162,7 @@ def _scan_layers(
     attention: str,
     remat: Remat,
     keep_kv: bool,
+    mlp_block: int | None = None,
 ) -> tuple[Array, list[tuple[Array, Array]]]:
     """Run all layers over left-aligned rows.
 
@@ -258,8 +191,8 @@ def _scan_layers(
         if graph is not None:  # not prepared by `stack`, hence fused here, again in every pass
             layer = fuse_layer(nnx.merge(graph, sliced), config, dtype)
         with jax.named_scope("attention"):
-            qkv_BSKXH = _project(layer, config, x_BSD)
-            q_BSNH, k_BSKH, v_BSKH = _heads(layer, config, qkv_BSKXH, rotary[kind])
+            qkv_BSKXH = project(layer, config, x_BSD)
+            q_BSNH, k_BSKH, v_BSKH = heads(layer, config, qkv_BSKXH, rotary[kind])
             attended_BSNH = causal_attention(
                 q_BSNH,
                 k_BSKH,
@@ -268,7 +201,7 @@ def _scan_layers(
                 window=_window(config, kind),
                 implementation=attention,
             )
-        x_BSD = _add_attention_and_mlp(layer, config, x_BSD, attended_BSNH)
+        x_BSD = add_attention_and_mlp(layer, config, x_BSD, attended_BSNH, mlp_block)
         return x_BSD, (k_BSKH, v_BSKH) if keep_kv else None
 
     one_layer = rematerialised(one_layer, remat, static_argnums=2)
@@ -396,7 +329,7 @@ def decode_step(
             )
         new_k.append(k_WKMSH)
         new_v.append(v_WKMSH)
-        x_B1D = _add_attention_and_mlp(layer, config, x_B1D, attended_BNH[:, None])
+        x_B1D = add_attention_and_mlp(layer, config, x_B1D, attended_BNH[:, None])
     hidden_BD = rms_norm(x_B1D[:, 0], weights.norm_D, config.norm_eps)
     after = cache._replace(k=tuple(new_k), v=tuple(new_v), length_B=cache.length_B + 1)
     return hidden_BD, after
@@ -417,7 +350,7 @@ def _attend_to_cache(
     `cached` is (k_WKMSH, v_WKMSH, length_B, pages_BY).
     """
     cache = dict(zip(("k_WKMSH", "v_WKMSH", "length_B", "pages_BY"), cached, strict=True))
-    qkv_B1KXH = _project(layer, config, x_B1D)
+    qkv_B1KXH = project(layer, config, x_B1D)
     by_kernel = fused and has_kernel(config.head_dim)
     if by_kernel and config.qk_norm != "projection":
         norms = None
@@ -428,7 +361,7 @@ def _attend_to_cache(
         return kernel_attention(
             qkv_BKXH, norms, rotary_Bh, **cache, eps=config.norm_eps, window=window
         )
-    q_B1NH, k_B1KH, v_B1KH = _heads(layer, config, qkv_B1KXH, rotary)
+    q_B1NH, k_B1KH, v_B1KH = heads(layer, config, qkv_B1KXH, rotary)
     if not by_kernel:
         qkv = q_B1NH[:, 0], k_B1KH[:, 0], v_B1KH[:, 0]
         k_WKMSH = cached[0]

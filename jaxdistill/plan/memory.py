@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxdistill import sharding
 from jaxdistill.models.cached_attention import PAGE
 from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.layers import BLOCK
 from jaxdistill.models.parameters import stored_config
 from jaxdistill.models.placement import as_computed, kv_heads_of_device
 from jaxdistill.models.quantized import vector_bytes
@@ -21,10 +22,10 @@ from jaxdistill.plan.programs import Run, batch_of, bytes_on_one_device, sampler
 # Logits of a chunk in float32 that are in memory at once: the student's and their gradient, and the
 # teacher's (a peak of 41.7 GiB on an H200, docs/log.md 2026-11-25).
 LOGITS, LOGITS_OF_TEACHER = 2, 1
-# Bytes per parameter that the update takes beside the state: gradients in float32, and on a TPU new
-# parameters and moments beside the old ones (30 bytes per parameter with a reference in bfloat16:
-# the compiler's peaks of 8B on v5p:2x2x1 and v6e:2x4, and of 7B on v6e:2x4).
-OF_UPDATE = {"tpu": 16, "gpu": 8, "cpu": 16}
+# Bytes per parameter that the update takes beside the state: gradients in float32, and a part of
+# them copied. On a TPU 18.9 bytes in all with a reference in bfloat16 (libtpu 0.0.42.1 on
+# v5p:2x2x1): parameters and moments are written where they were. The others are not measured.
+OF_UPDATE = {"tpu": 5, "gpu": 8, "cpu": 16}
 # Arrays of float32 with a number for each token of the batch (`RowData.replicated`).
 PER_TOKEN_OF_ALL = 3
 # Layers whose weights are gathered over fsdp at once: the one in use and the next. Chosen.
@@ -83,16 +84,18 @@ def step(run: Run, mesh: Any) -> Categories:
     mine = held.parameters / 4  # parameters on this device
     layer = (run.model.num_parameters - size["V"] * size["D"]) / size["L"]
     accumulates = batch.num_in_use is not None or batch.rows.row_BA.shape[1] > 1
-    gradients = mine * (item * (item < 4) + item + 4 * accumulates)
+    wide = 4 if compute.gradients == "float32" else item
+    # The cast weights, a micro-batch's gradients and their sum over micro-batches.
+    gradients = mine * (wide * (item < 4) + wide + 4 * accumulates)
     if fsdp > 1:
         gradients += GATHERED_LAYERS * layer * item / tensor
     model = as_computed(run.model, tensor)
     kept = kept_per_token(model, compute.remat) * tokens * size["L"] * item / tensor
     # A layer's backward pass holds what it recomputes and its cotangents; another network's
-    # forward pass the widest arrays of a layer.
-    once = max(
-        2 * kept_per_token(model, "elementwise") * tokens, 3 * size["F"] * seen
-    ) * item / tensor  # fmt: skip
+    # forward pass the queries, keys and values of a layer, and the widest arrays of a block.
+    heads = 2 * (model.num_heads + model.num_kv_heads) * size["H"]
+    of_others = heads * seen + 3 * size["F"] * min(seen, BLOCK)
+    once = max(2 * kept_per_token(model, "elementwise") * tokens, of_others) * item / tensor
     # Weights, masks and log-probabilities of every row's tokens, which every device has whole.
     width = batch.rows.completions.tokens_BS.shape[-1]
     once += PER_TOKEN_OF_ALL * run.config.rows * width * 4
@@ -123,14 +126,14 @@ def scoring(run: Run, mesh: Any) -> Categories:
     weights = held.parameters / 4 * item * (item < 4)
     if fsdp > 1:
         weights += GATHERED_LAYERS * layer * item / tensor
-    # The widest arrays of a layer, and the residual stream before and after it.
-    widest = 3 * size["F"] + 2 * size["D"]
+    # The widest arrays of a block, and the residual stream before and after a layer.
+    widest = 3 * size["F"] * min(tokens, BLOCK) + 2 * size["D"] * tokens
     # Every row's scores are an array as wide as a packed row, which every device has whole.
     scores = run.config.rows * batch.rows.completions.tokens_BS.shape[-1] * 4
     return Categories(
         **_held(held),
         weights_and_gradients=weights,
-        activations=widest * tokens * item / tensor + scores,
+        activations=widest * item / tensor + scores,
         vocabulary=_vocabulary(run, mesh, rows, item),
         prompts=bytes_on_one_device(batch),
     )

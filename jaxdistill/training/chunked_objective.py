@@ -19,7 +19,7 @@ from jaxdistill.models.parameters import without_padding
 from jaxdistill.objectives import ObjectiveFn, Positions, Rows, Sampled
 from jaxdistill.objectives.importance import histogram
 from jaxdistill.precision import einsum
-from jaxdistill.sharding import constrain, num_parts
+from jaxdistill.sharding import constrain, num_parts, sum_of_parts
 from jaxdistill.training.metrics import Sum
 
 
@@ -218,7 +218,6 @@ def _sums_fwd(objective_fn, options: ChunkOptions, student: HiddenAndHead, const
         with jax.named_scope("head"):
             chunk_gradient_BTD = einsum("BTV,DV->BTD", chunk_gradient_BTV, head_XV)
             # Accumulated over chunks in float32; the products' inputs stay in the compute dtype.
-            # Accumulated over chunks in float32; the products' inputs stay in the compute dtype.
             gradient_WDV += einsum(
                 "WBTD,WBTV->WDV",
                 _deal_rows(chunk_hidden_BTD, "WBTX", parts),
@@ -238,7 +237,7 @@ def _sums_fwd(objective_fn, options: ChunkOptions, student: HiddenAndHead, const
     (gradient_BTD, gradient_WDV), totals = _fold_chunks(
         one_chunk, gradients, hidden_BTD, chunked, options.chunk
     )
-    gradient_DV = constrain(gradient_WDV.sum(axis=0), "DV").astype(head_DV.dtype)
+    gradient_DV = sum_of_parts(gradient_WDV).astype(head_DV.dtype)
     return totals, HiddenAndHead(gradient_BTD, gradient_DV)
 
 
@@ -333,7 +332,6 @@ def _fold_chunks(
         )
         return body(carry, start, chunk_hidden_BTD, _Chunked(others_BTD, data))
 
-    # A single chunk needs no loop, and the compiler then knows that it starts at 0.
     # A single chunk needs no loop, and the compiler then knows that it starts at 0.
     if size == num_positions:
         return step(carry, 0)

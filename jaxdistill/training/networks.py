@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from jaxdistill.models import completions, parameters
 from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.layers import BLOCK
 from jaxdistill.precision import compute_dtype
 from jaxdistill.training.chunked_objective import HiddenAndHead, OtherNetworks
 from jaxdistill.training.compute import Compute
@@ -37,15 +38,19 @@ def score_batch(
     micro: MicroBatch,
     *,
     needed: NeededNetworks,
+    has_gradient: bool = True,
 ) -> tuple[HiddenAndHead, OtherNetworks]:
     """Hidden states and heads of the student and of the needed other networks.
 
     Prompts that the same network scores are passed to it together, so that they may share a forward
     pass: a frozen teacher's and the reference's, or a teacher's and its contrasts'. Two networks
-    are the same if their parameters are the same object.
+    are the same if their parameters are the same object. Without `has_gradient` the student is not
+    differentiated either, as the other networks never are.
     """
 
-    def scored(params: Any, prompts: list[Sequences]) -> list[HiddenAndHead]:
+    def scored(
+        params: Any, prompts: list[Sequences], mlp_block: int | None = BLOCK
+    ) -> list[HiddenAndHead]:
         hiddens = completions.hidden_of_prompts(
             params,
             model,
@@ -55,11 +60,14 @@ def score_batch(
             dtype=compute_dtype(compute.dtype),
             remat=compute.remat,
             attention=compute.attention,
+            mlp_block=mlp_block,
         )
         head_DV = parameters.stored_head(params, model)
         return [HiddenAndHead(hidden_BTD, head_DV) for hidden_BTD in hiddens]
 
-    (student,) = scored(networks.student, [micro.plain])
+    # A backward pass would keep all blocks.
+    student_block = None if has_gradient else BLOCK
+    (student,) = scored(networks.student, [micro.plain], student_block)
     informed: list[Sequences] = []  # the teacher's prompts: its own context, then the contrasts
     if needed.teacher:
         assert micro.teacher is not None
