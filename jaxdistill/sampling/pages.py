@@ -7,6 +7,7 @@ no row; slots without a row write there.
 
 import functools
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -14,8 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from jaxdistill import hosts
-from jaxdistill.models.cached_attention import PAGE
-from jaxdistill.models.config import ModelConfig
+from jaxdistill.errors import UserError
+from jaxdistill.models.cached_attention import PAGE, ring_positions
+from jaxdistill.models.config import LayerKind, ModelConfig
 from jaxdistill.models.quantized import CacheDtype, vector_bytes
 from jaxdistill.sharding import num_parts, platform
 
@@ -65,6 +67,75 @@ def rows_to_keep(
 def pages_of_row(num_positions: int, page: int) -> int:
     """The number of pages that hold `num_positions`."""
     return -(-num_positions // page)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What the slots' caches hold of a row in each layer, and in which pages."""
+
+    pattern: tuple[LayerKind, ...]  # repeated over the layers
+    size: int  # positions of the longest row
+    ring: int | None  # positions that sliding layers keep of it; None: all
+    page: int = 0  # positions per page that slots share; 0: each slot has its own cache
+    parts: int = 1  # of the rows, each with its own pages
+    # Per part, with page 0, which belongs to no row.
+    num_pages: int = 0
+    num_ring_pages: int = 0
+
+    @property
+    def has_pages(self) -> bool:
+        return self.page > 0
+
+    def has_ring(self, layer: int) -> bool:
+        return self.ring is not None and self.pattern[layer % len(self.pattern)] == "sliding"
+
+    def kept(self, layer: int) -> int:
+        """Positions that a layer keeps of the longest row."""
+        return self.ring if self.ring is not None and self.has_ring(layer) else self.size
+
+
+def layout_of(
+    config: ModelConfig, size: int, num_slots: int, pages: int | None, page: int
+) -> Layout:
+    """The layout for rows of `size` positions at most, in `pages` shared pages or caches of their
+    own.
+
+    Raises UserError if a part's pages cannot hold one row.
+    """
+    if pages is None:
+        # Whole tiles: with a partial last tile, the TPU compiler copies the cache at each token,
+        # and the TPU kernel reads whole pages. Elsewhere 16 positions, the smallest side of a
+        # matrix unit's tile. Chosen, not measured.
+        tile = PAGE if platform() == "tpu" else 16
+        size = -(-size // tile) * tile
+        ring = ring_positions(config.window, size, tile)
+        return Layout(pattern=config.layer_pattern, size=size, ring=ring)
+    parts, num_pages = num_parts("B", num_slots), pages_of_row(size, page)
+    if pages // parts < num_pages:
+        raise UserError(
+            f"pages={pages} are too few: the longest row, {size} positions, needs {num_pages} "
+            f"pages of {page} in each of {parts} part(s) of the rows; use {num_pages * parts} or "
+            "more"
+        )
+    ring = ring_positions(config.window, size, page)
+    return Layout(
+        pattern=config.layer_pattern,
+        size=size,
+        ring=ring,
+        page=page,
+        parts=parts,
+        num_pages=pages // parts + 1,
+        num_ring_pages=num_ring_pages(pages // parts, num_slots // parts, ring or size, page) + 1,
+    )
+
+
+def num_ring_pages(num_pages: int, num_slots: int, ring: int, page: int) -> int:
+    """Pages of each sliding layer's pool, where full layers have `num_pages`.
+
+    Either as many as all rings have, or as many as other layers: then a row never needs more pages
+    here than there, so that the pages of full layers alone decide which rows run.
+    """
+    return min(num_pages, num_slots * pages_of_row(ring, page))
 
 
 def fit_slots(
