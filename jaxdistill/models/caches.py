@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from jaxdistill.models.cached_attention import Pool, pool_axes
+from jaxdistill.models.cached_attention import Pool
 from jaxdistill.models.quantized import CacheDtype, quantize
 from jaxdistill.sharding import constrain, num_parts
 
@@ -31,7 +31,9 @@ class Prompts(NamedTuple):
     Layer i is member i % n of the pattern of n layers, in its repetition i // n (R).
     """
 
-    k: tuple[Pool, ...]  # of each member of the pattern: [R W K M S H]
+    # Of each member of the pattern [R W M K S H]. M before K, as attention over whole rows leaves
+    # them: otherwise the TPU compiler copies the caches of slots from one order to the other.
+    k: tuple[Pool, ...]
     v: tuple[Pool, ...]
     length_B: Int[Array, " B"]
 
@@ -47,7 +49,7 @@ class Prompts(NamedTuple):
     def of_layer(self, layer: int) -> Any:
         """The (keys, values) of a layer."""
         stacked, index = self.at(layer)
-        return jax.tree.map(lambda x_RWKMSH: x_RWKMSH[index], stacked)
+        return jax.tree.map(lambda x_RWMKSH: x_RWMKSH[index].swapaxes(1, 2), stacked)
 
     def as_cache(self) -> Cache:
         """A cache of one page per row, for decode steps after the prompts."""
@@ -56,7 +58,7 @@ class Prompts(NamedTuple):
 
 
 def pool_of(x_BPKH: Array, length_B: Int[Array, " B"], size: int, cache_dtype: CacheDtype) -> Pool:
-    """Keys or values of prompts as one page of `size` positions per row.
+    """Keys or values of prompts as one page of `size` positions per row, [W M K S H].
 
     A page shorter than P is a ring with the last positions of each prompt.
     """
@@ -74,8 +76,6 @@ def pool_of(x_BPKH: Array, length_B: Int[Array, " B"], size: int, cache_dtype: C
             x_BSKH = jnp.pad(x_BPKH, ((0, 0), (0, size - P), *((0, 0),) * len(rest)))
         # The mesh splits B into contiguous parts, so cutting B into W and M moves no data.
         x_WMSKH = x_BSKH.reshape(num_parts("B", B), -1, size, *rest)
-        return jnp.moveaxis(x_WMSKH, 3, 1)
+        return constrain(x_WMSKH.swapaxes(2, 3), "WMKSH"[: x_WMSKH.ndim])
 
-    stored = quantize(x_BPKH) if cache_dtype == "int8" else x_BPKH
-    pool_WKMSH = jax.tree.map(buffer, stored)
-    return jax.tree.map(constrain, pool_WKMSH, pool_axes(pool_WKMSH))
+    return jax.tree.map(buffer, quantize(x_BPKH) if cache_dtype == "int8" else x_BPKH)

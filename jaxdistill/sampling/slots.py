@@ -241,7 +241,7 @@ def _copy_prompt(
 
 def _put_page(
     x_WKMSH: Array,
-    prompts_RWKMPH: Array,
+    prompts_RWMKPH: Array,
     *,
     index: int,
     question: Array,
@@ -251,10 +251,11 @@ def _put_page(
     at: Array,
 ) -> Array:
     """x with page `at` of a part replaced by the n-th `size` positions of a question's prompt."""
-    _, W, K, num_questions, _, *rest = prompts_RWKMPH.shape  # questions per part; scales have no H
+    _, W, num_questions, K, _, *rest = prompts_RWMKPH.shape  # questions per part; scales have no H
     # One slice: that of a layer alone would be a copy of all of its prompts outside of the loop.
-    start = (index, 0, 0, question % num_questions, n * size, *(0,) * len(rest))
-    own_WKXSH = jax.lax.dynamic_slice(prompts_RWKMPH, start, (1, W, K, 1, size, *rest))[0]
+    start = (index, 0, question % num_questions, 0, n * size, *(0,) * len(rest))
+    own = jax.lax.dynamic_slice(prompts_RWMKPH, start, (1, W, 1, K, size, *rest))
+    own_WKXSH = own.reshape(W, K, 1, size, *rest)
     own_WKXSH = constrain(own_WKXSH, "WKXSH"[: own_WKXSH.ndim])
     is_its_W = jnp.arange(W) == question // num_questions
     is_its = is_its_W.reshape(-1, *(1,) * (own_WKXSH.ndim - 1))
@@ -328,9 +329,9 @@ def first_rows(prompts: Prompts, rollouts: int, num_slots: int, layout: Layout) 
 def empty_pool(prompts: Prompts, num_slots: int, layout: Layout) -> Cache:
     """An empty paged cache: each part's share of the pages, and page 0, which belongs to no row."""
 
-    def empty(x_RWKMPH, num_pages: int):
-        K, *width = x_RWKMPH.shape[2], *x_RWKMPH.shape[5:]
-        x_WKMSH = jnp.zeros((layout.parts, K, num_pages, layout.page, *width), x_RWKMPH.dtype)
+    def empty(x_RWMKPH, num_pages: int):
+        K, *width = x_RWMKPH.shape[3], *x_RWMKPH.shape[5:]
+        x_WKMSH = jnp.zeros((layout.parts, K, num_pages, layout.page, *width), x_RWMKPH.dtype)
         return constrain(x_WKMSH, "WKMSH"[: x_WKMSH.ndim])
 
     def table(num_positions: int) -> Array:
