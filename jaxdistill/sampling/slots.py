@@ -10,6 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Layout as ArrayLayout
+from jax.experimental.layout import with_layout_constraint
 from jaxtyping import Array, Float
 
 from jaxdistill.models.caches import Cache, Prompts
@@ -260,7 +262,11 @@ def _put_page(
     is_its_W = jnp.arange(W) == question // num_questions
     is_its = is_its_W.reshape(-1, *(1,) * (own_WKXSH.ndim - 1))
     new = jnp.where(is_its, own_WKXSH, 0).sum(axis=0, keepdims=True, dtype=own_WKXSH.dtype)
-    new = constrain(new, "XKXSH"[: new.ndim])
+    # Prompts have their heads after the questions, and slots before the pages. With one page the
+    # orders are the same, but the TPU compiler would copy whole caches from one to the other.
+    new = with_layout_constraint(
+        constrain(new, "XKXSH"[: new.ndim]), ArrayLayout(tuple(range(new.ndim)))
+    )
     return jax.lax.dynamic_update_slice(x_WKMSH, new, (part, 0, at, 0, *(0,) * len(rest)))
 
 
