@@ -289,16 +289,19 @@ def slots_in(
     full = kept_positions(config, 1, 0) * position * PAGE  # bytes of a page in the full layers
     sliding = config.num_layers * position * PAGE - full
     ring_pages = pages_of_row(ring or size, PAGE)
-    pages = int(room // (full + sliding * min(ring_pages / mean, 1)))
+
+    def room_for(pages: float) -> int:
+        return max(_round_down(max(int(pages), 0), 8), pages_of_row(size, PAGE))
+
+    pages = room_for(room / (full + sliding * min(ring_pages / mean, 1)))
     slots = _round_down(max(pages // mean, 1), 2) * parts
     if slots > num_rows:
         # The same number in each part, unless there are fewer rows than parts.
         slots = num_rows - num_rows % parts or num_rows
     if ring is not None and full:
-        # The rings of slots that rounding or the number of rows took away.
+        # Rings of slots that rounding or the number of rows took away leave room for pages.
         rings = slots // num_parts("B", slots) * ring_pages * sliding
-        pages = max(pages, int((room - rings) // full))
-    pages = max(_round_down(pages, 8), pages_of_row(size, PAGE))
+        pages = max(pages, room_for((room - rings) / full))
     return slots, pages * num_parts("B", slots)
 
 
