@@ -108,9 +108,10 @@ def test_a_mesh_changes_no_logit_of_any_family(on_one_device, family, sizes):
 
 
 def _two_steps(params, config, cache_dtype, tokens_BS, mask_BS):
-    _, cache = decoder.prefill(
+    _, prompts = decoder.prefill(
         params, config, tokens_BS[:, :10], mask_BS[:, :10], 12, cache_dtype=cache_dtype
     )
+    cache = prompts.as_cache()
     weights, _ = decoding_weights(params, config, jnp.float32)
     _, cache = decoder.decode_step(weights, config, tokens_BS[:, 10], cache)
     return decoder.decode_step(weights, config, tokens_BS[:, 11], cache)[0]

@@ -11,7 +11,8 @@ padding from real tokens, so attention needs no mask, and position t is slot t. 
 several sequences one after another; attention keeps them apart, and positions restart at 0.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +26,10 @@ from jaxdistill.models.block import add_attention_and_mlp, heads, project
 from jaxdistill.models.cached_attention import (
     Pool,
     has_tpu_kernel,
-    pool_axes,
     tpu_attention,
     xla_cached_attention,
 )
+from jaxdistill.models.caches import Cache, Prompts, pool_of
 from jaxdistill.models.config import LayerKind, ModelConfig
 from jaxdistill.models.decode_kernel import has_kernel, kernel_attention
 from jaxdistill.models.layers import rms_norm
@@ -41,10 +42,10 @@ from jaxdistill.models.parameters import (
     fuse_layer,
     unstack,
 )
-from jaxdistill.models.quantized import CacheDtype, quantize
+from jaxdistill.models.quantized import CacheDtype
 from jaxdistill.models.remat import Remat, rematerialised
 from jaxdistill.models.rope import rope_angles
-from jaxdistill.sharding import constrain, num_parts
+from jaxdistill.sharding import constrain
 
 Rotary = dict[LayerKind, tuple[Float[Array, "#B T half"], Float[Array, "#B T half"]]]
 
@@ -135,7 +136,6 @@ def packed_hidden_states(
         dtype=dtype,
         attention=attention,
         remat=remat,
-        keep_kv=False,
         mlp_block=mlp_block,
     )
     x_BTD = constrain(x_BSD, "BSD")
@@ -161,13 +161,14 @@ def _scan_layers(
     dtype: DTypeLike,
     attention: str,
     remat: Remat,
-    keep_kv: bool,
+    keep: Callable[[Array, LayerKind], Any] | None = None,
     mlp_block: int | None = None,
-) -> tuple[Array, list[tuple[Array, Array]]]:
+) -> tuple[Array, list[Any]]:
     """Run all layers over left-aligned rows.
 
-    Returns x_BSD before the final norm and, with `keep_kv`, each layer's (k_BSKH, v_BSKH). The
-    scan's body is one repetition of the layer pattern, so that each layer's kind is static.
+    Returns x_BSD before the final norm and, for each layer of the pattern, what `keep` makes of its
+    (k_BSKH, v_BSKH), stacked over the repetitions of the pattern. One repetition is the scan's
+    body, so that each layer's kind is static.
     """
     pattern = config.layer_pattern
     num_slots = tokens_BS.shape[1]
@@ -202,7 +203,8 @@ def _scan_layers(
                 implementation=attention,
             )
         x_BSD = add_attention_and_mlp(layer, config, x_BSD, attended_BSNH, mlp_block)
-        return x_BSD, (k_BSKH, v_BSKH) if keep_kv else None
+        # Here and not after the scan, which would hold all layers' arrays in both forms.
+        return x_BSD, None if keep is None else (keep(k_BSKH, kind), keep(v_BSKH, kind))
 
     one_layer = rematerialised(one_layer, remat, static_argnums=2)
 
@@ -223,25 +225,10 @@ def _scan_layers(
     # compile. 4, the toy models' depth, was chosen, not measured; 28 layers unrolled did not
     # compile within 100 s.
     unroll = config.num_layers // len(pattern) if config.num_layers <= 4 else 1
-    x_BSD, kept = jax.lax.scan(body, constrain(x_ESD, "BZD"), grouped, unroll=unroll)
-    if not keep_kv:
-        return x_BSD, []
-    # Layer i is member i % len(pattern) of repetition i // len(pattern), over which scan stacks.
-    layers = range(config.num_layers)
-    at = [(kept[i % len(pattern)], i // len(pattern)) for i in layers]
-    return x_BSD, [(k[group], v[group]) for (k, v), group in at]
+    return jax.lax.scan(body, constrain(x_ESD, "BZD"), grouped, unroll=unroll)
 
 
 # ---------------------------------------------------------------------------- generation
-
-
-class Cache(NamedTuple):
-    """Keys and values of the tokens so far, in pages (`cached_attention`); a pytree."""
-
-    k: tuple[Pool, ...]  # one pool per layer
-    v: tuple[Pool, ...]
-    length_B: Int[Array, " B"]  # tokens so far, which is the next token's slot and RoPE position
-    pages_BY: Int[Array, "B Y"] | None = None  # None: each row has one page, in the rows' order
 
 
 def prefill(
@@ -251,44 +238,38 @@ def prefill(
     mask_BP: Int[AnyArray, "B P"] | Bool[AnyArray, "B P"],
     num_slots: int,
     *,
+    ring: int | None = None,
     dtype: DTypeLike = jnp.float32,
     attention: str = "auto",
     cache_dtype: CacheDtype = "auto",
-) -> tuple[Float[Array, "B D"], Cache]:
+) -> tuple[Float[Array, "B D"], Prompts]:
     """Run prompts, padded on either side.
 
-    Returns the hidden state that predicts the next token, and the cache. `num_slots` (static) is
-    the length of the cache: P plus the number of `decode_step`s that follow. The cache is kept in
-    `dtype` or, with `cache_dtype="int8"`, in about half of bfloat16's bytes (`models.quantized`).
+    Returns the hidden state that predicts the next token, and the prompts' caches. `num_slots`
+    (static) is their length: for `prompts.as_cache()`, P plus the number of `decode_step`s that
+    follow. Of sliding layers a `ring` may be kept, at least as long as the window. Caches are kept
+    in `dtype` or, if `cache_dtype="int8"`, in about half of bfloat16's bytes (`models.quantized`).
 
     Raises UserError for an `attention` that `causal_attention` refuses.
     """
-    B, P = tokens_BP.shape
+    P = tokens_BP.shape[1]
     assert num_slots >= P, f"{num_slots} cache slots cannot hold a prompt of {P}"
     model = decoder_of(config, params)
     mask_BP = jnp.asarray(mask_BP).astype(bool)
     tokens_BP = _left_aligned(tokens_BP, mask_BP)
-    x_BPD, kv = _scan_layers(
-        model, config, tokens_BP, dtype=dtype, attention=attention, remat="none", keep_kv=True
-    )
     length_B = jnp.sum(mask_BP, axis=1, dtype=jnp.int32)
+    sizes = {"full": num_slots, "sliding": min(num_slots, ring or num_slots)}
+
+    def keep(x_BPKH: Array, kind: LayerKind) -> Pool:
+        return pool_of(x_BPKH, length_B, sizes[kind], cache_dtype)
+
+    x_BPD, kept = _scan_layers(
+        model, config, tokens_BP, dtype=dtype, attention=attention, remat="none", keep=keep
+    )
     last_B11 = jnp.maximum(length_B - 1, 0)[:, None, None]
     x_BD = jnp.take_along_axis(constrain(x_BPD, "BPD"), last_B11, axis=1)[:, 0]
-
-    def buffer(x_BPKH):
-        widths = (0, 0), (0, num_slots - P), *((0, 0),) * (x_BPKH.ndim - 2)
-        x_BSKH = jnp.pad(x_BPKH, widths)
-        # The mesh splits B into contiguous parts, so cutting B into W and M moves no data.
-        x_WMSKH = x_BSKH.reshape(num_parts("B", B), -1, *x_BSKH.shape[1:])
-        return jnp.moveaxis(x_WMSKH, 3, 1)
-
-    def pool(x_BPKH):
-        stored = quantize(x_BPKH) if cache_dtype == "int8" else x_BPKH
-        pool_WKMSH = jax.tree.map(buffer, stored)
-        return jax.tree.map(constrain, pool_WKMSH, pool_axes(pool_WKMSH))
-
-    k, v = (tuple(pool(layer[i]) for layer in kv) for i in range(2))
-    return rms_norm(x_BD, model.norm[...], config.norm_eps), Cache(k, v, length_B)
+    k, v = zip(*kept)
+    return rms_norm(x_BD, model.norm[...], config.norm_eps), Prompts(k, v, length_B)
 
 
 def decode_step(
@@ -317,13 +298,14 @@ def decode_step(
     new_k, new_v = [], []
     for i, (layer, *kv) in enumerate(zip(weights.layers, cache.k, cache.v)):
         kind = config.layer_pattern[i % len(config.layer_pattern)]
+        has_ring = kind == "sliding" and cache.ring_BY is not None
         with jax.named_scope("attention"):
             attended_BNH, k_WKMSH, v_WKMSH = _attend_to_cache(
                 layer,
                 config,
                 x_B1D,
                 rotary=rotary[kind],
-                cached=(*kv, cache.length_B, cache.pages_BY),
+                cached=(*kv, cache.length_B, cache.ring_BY if has_ring else cache.pages_BY),
                 window=_window(config, kind),
                 fused=attention != "xla",
             )
@@ -364,9 +346,8 @@ def _attend_to_cache(
     q_B1NH, k_B1KH, v_B1KH = heads(layer, config, qkv_B1KXH, rotary)
     if not by_kernel:
         qkv = q_B1NH[:, 0], k_B1KH[:, 0], v_B1KH[:, 0]
-        k_WKMSH = cached[0]
-        if fused and has_tpu_kernel(config.head_dim, k_WKMSH.shape[3], k_WKMSH.dtype, window):
-            return tpu_attention(*qkv, **cache)
+        if fused and has_tpu_kernel(cache["k_WKMSH"], cache["pages_BY"], window):
+            return tpu_attention(*qkv, **cache, window=window)
         return xla_cached_attention(*qkv, **cache, window=window)
     # This norm spans all heads and a program of the kernel sees one, so that norm and rotation are
     # done before the kernel.

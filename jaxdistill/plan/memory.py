@@ -11,13 +11,14 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxdistill import sharding
-from jaxdistill.models.cached_attention import PAGE
+from jaxdistill.models.cached_attention import PAGE, ring_positions
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.layers import BLOCK
 from jaxdistill.models.parameters import stored_config
 from jaxdistill.models.placement import as_computed, kv_heads_of_device
 from jaxdistill.models.quantized import vector_bytes
 from jaxdistill.plan.programs import Run, batch_of, bytes_on_one_device, sampler_shapes, state_of
+from jaxdistill.sampling.pages import held_positions, kept_positions
 
 # Logits of a chunk in float32 that are in memory at once: the student's and their gradient, and the
 # teacher's (a peak of 41.7 GiB on an H200, docs/log.md 2026-11-25).
@@ -185,14 +186,14 @@ def prefill(run: Run, mesh: Any, pages: int | None) -> Categories:
     """The prompts of a device's questions in one layer, and their caches in all."""
     size, tensor = run.model.axes, mesh.shape["tensor"]
     item = jnp.dtype(run.config.compute.dtype).itemsize
-    questions, width = _prompts_of_device(run, mesh, pages)
     layer = (run.model.num_parameters - size["V"] * size["D"]) / size["L"]
     once = size["F"] / tensor + STREAMS * size["D"]
+    questions = _questions_of_device(run, mesh)
     return Categories(
         **_held(resident(run, mesh)),
         weights_and_gradients=GATHERED_LAYERS * layer * item / tensor,
         activations=once * item * questions * run.lengths.prompt,
-        prompts=questions * width * position_bytes(run, mesh),
+        prompts=_prompts(run, mesh, pages),
     )
 
 
@@ -200,11 +201,14 @@ def decode(run: Run, mesh: Any, slots: int, pages: int | None) -> Categories:
     """What the decode loop cannot do without: weights, caches of slots and prompts, and logits."""
     size, tensor = run.model.axes, mesh.shape["tensor"]
     item, rows = jnp.dtype(run.config.compute.dtype).itemsize, sampler_shapes(run, mesh)[2]
-    slots, position = min(slots, rows), position_bytes(run, mesh)
+    slots = min(slots, rows)
     num_parts = sharding.num_parts("B", slots)
-    each = run.lengths.prompt + run.lengths.new
-    positions = pages * PAGE if pages is not None else slots * each
-    questions, width = _prompts_of_device(run, mesh, pages)
+    held = held_positions(
+        run.model,
+        size=run.lengths.prompt + run.lengths.new,
+        slots=slots // num_parts,
+        pages=None if pages is None else pages // num_parts,
+    )
     columns = _columns(run, mesh)
     weights = as_computed(run.model, tensor).num_parameters / tensor
     if not run.model.tie_embeddings:
@@ -214,24 +218,30 @@ def decode(run: Run, mesh: Any, slots: int, pages: int | None) -> Categories:
         **_held(resident(run, mesh)),
         weights_and_gradients=weights * item,
         vocabulary=-(-slots // num_parts) * columns * 4 * 2,
-        kv_pool=positions * position / num_parts,
-        prompts=questions * width * position,
+        kv_pool=held * position_bytes(run, mesh),
+        prompts=_prompts(run, mesh, pages),
     )
 
 
-def _prompts_of_device(run: Run, mesh: Any, pages: int | None) -> tuple[int, int]:
-    """(questions, positions of each): split like their batch, in whole pages if there are any."""
-    questions, prompt, _ = sampler_shapes(run, mesh)
-    width = -(-prompt // PAGE) * PAGE if pages is not None else prompt
-    return questions // sharding.num_parts("Q", questions), width
+def _questions_of_device(run: Run, mesh: Any) -> int:
+    questions, _, _ = sampler_shapes(run, mesh)
+    return questions // sharding.num_parts("Q", questions)
+
+
+def _prompts(run: Run, mesh: Any, pages: int | None) -> float:
+    """Bytes of the prompts' caches: split like their batch, in whole pages if there are any."""
+    _, width, _ = sampler_shapes(run, mesh)
+    width = -(-width // PAGE) * PAGE if pages is not None else width
+    ring = ring_positions(run.model.window, run.lengths.prompt + run.lengths.new, PAGE)
+    kept = kept_positions(run.model, width, ring)
+    return _questions_of_device(run, mesh) * kept * position_bytes(run, mesh)
 
 
 def position_bytes(run: Run, mesh: Any) -> float:
-    """Bytes of the keys and values of one position, in all layers, on a device."""
+    """Bytes of the keys and values of one position, in one layer, on a device."""
     model, compute, tensor = run.model, run.config.compute, mesh.shape["tensor"]
     heads = kv_heads_of_device(model, tensor)
-    one = vector_bytes(model.head_dim, compute.dtype, compute.cache_dtype)
-    return 2 * model.num_layers * heads * one
+    return 2 * heads * vector_bytes(model.head_dim, compute.dtype, compute.cache_dtype)
 
 
 def _parts(mesh: Any) -> int:
