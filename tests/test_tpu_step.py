@@ -130,8 +130,9 @@ def test_sums_over_devices_arrive_split_and_gathers_are_in_bfloat16(mesh):
     assert not [shape for shape in shapes if {str(SHOWN), F} <= shape]
 
 
-# The widths of Qwen3-8B, at which the update's program costs no more. At MODEL's, what the compiler
-# prefetches of 20 million parameters adds 3 bytes to each.
+# The widths of Qwen3-8B, at which the update's program costs no more. The compiler's peak includes
+# what it prefetches into fast memory (64 MiB on v5p, 128 MiB on v6e): 3 to 13 bytes for each of
+# MODEL's parameters.
 WIDE = replace(
     MODEL,
     vocab_size=65_536,
