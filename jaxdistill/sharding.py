@@ -388,7 +388,8 @@ def sum_of_parts(x_WDV: Shaped[Array, "W D V"]) -> Shaped[Array, "D V"]:
             jax.lax.psum_scatter(part_DV[:, i : i + columns], "fsdp", tiled=True)
             for i in range(0, part_DV.shape[1], columns)
         ]
-        return jax.lax.psum(jnp.concatenate(blocks, axis=1), "data")
+        share_DV = jnp.concatenate(blocks, axis=1)
+        return jax.lax.psum(share_DV, "data") if mesh.shape["data"] > 1 else share_DV
 
     return on_shards(scattered, ["WDV"], "DV")(x_WDV)
 

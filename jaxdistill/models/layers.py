@@ -104,7 +104,7 @@ BLOCK = 8192
 def in_blocks(
     function: Callable[[Array], Array], x_BTD: Float[Array, "B T D"], block: int
 ) -> Float[Array, "B T D"]:
-    """`function` of [B, T, D], position by position, in blocks of about `block` positions a device.
+    """`function` of [B, T, D], position by position, in blocks of about `block` per device.
 
     Not for training: the backward pass would keep every block. The result takes the place of `x`.
     Rows that have no such blocks of equal size are not divided.

@@ -41,6 +41,10 @@ class Collective(NamedTuple):
 SCATTER_FUSION = "all-reduce-scatter"
 
 
+# Groups of one device: compiled with the least effort, such a sum stays in the program.
+ALONE = re.compile(r"replica_groups=\{(\{\d+\},?)+\}")
+
+
 def collectives(text: str) -> list[Collective]:
     """The collectives of an optimised program's text.
 
@@ -75,7 +79,7 @@ def collectives(text: str) -> list[Collective]:
             sizes[name] = _size(shapes, is_pair=False)
             is_pair = kind.endswith("-start") and kind != "all-reduce-start"
             kind = kind.removesuffix("-start")
-            if kind in KINDS:
+            if kind in KINDS and not ALONE.search(line):
                 size = _size(shapes, is_pair)
                 if kind == "reduce-scatter":
                     size = max(size, sizes.get(operand, 0))

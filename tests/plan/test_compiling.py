@@ -109,14 +109,18 @@ SCATTERS = """
 }
 ENTRY %main (x: bf16[8,4]) -> bf16[2,4] {
   %y.1 = f32[16,4]{1,0} convert(%x)
-  %rs = f32[4,4]{1,0} reduce-scatter(%y.1), dimensions={0}, to_apply=%add
+  %rs = f32[4,4]{1,0} reduce-scatter(%y.1), replica_groups={{0,1,2,3}}, to_apply=%add
+  %alone = f32[16,4]{1,0} all-reduce(%y.1), replica_groups={{0},{1},{2},{3}}, to_apply=%add
   ROOT %f = bf16[2,4]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
 }
 """
 
 
 def test_a_reduce_scatter_is_counted_with_the_whole_array_however_it_is_spelled():
-    """On a TPU it is mostly a fusion of an all-reduce, of which each device keeps a slice."""
+    """On a TPU it is mostly a fusion of an all-reduce, of which each device keeps a slice.
+
+    A sum over one device alone is none.
+    """
     fused, instruction = hlo.collectives(SCATTERS)
     assert fused == hlo.Collective("reduce-scatter", 8 * 4 * 2, ())
     assert instruction == hlo.Collective("reduce-scatter", 16 * 4 * 4, ())
