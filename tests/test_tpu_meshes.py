@@ -48,7 +48,7 @@ def compiled():
 
 
 def test_no_device_holds_the_whole_vocabulary_beside_another_large_dimension(compiled):
-    step, _, program = compiled
+    _, _, program = compiled
     shapes = [shape for op in operations_of(program) for shape in op.shapes]
     assert any(100_352 // TENSOR in shape for shape in shapes)
     whole = [shape for shape in shapes if {100_278, 100_352} & set(shape)]
@@ -56,7 +56,7 @@ def test_no_device_holds_the_whole_vocabulary_beside_another_large_dimension(com
 
 
 def test_every_device_has_one_key_value_head_and_two_queries(compiled):
-    step, _, program = compiled
+    _, _, program = compiled
     shapes = [shape for op in operations_of(program) for shape in op.shapes]
     # [D, K, G + 2, H]: one head of two queries, a key and a value; two of four would be [2, 6].
     D, H = NARROW.hidden_size, NARROW.head_dim
