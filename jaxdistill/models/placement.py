@@ -55,9 +55,9 @@ def check_mesh(config: ModelConfig, mesh: Any) -> list[str]:
     """A line for each size that `mesh` stores or computes otherwise than the model has it.
 
     Namely a padded vocabulary, repeated key/value heads, and every large weight that stays whole on
-    devices that were to share it. Raises UserError if the heads do not split evenly: every device would compute all of attention,
-    and no other setting makes up for that. A weight that stays whole only costs memory, so that a
-    run which fits may go on.
+    devices that were to share it. Such a weight only costs memory, so that a run which fits may go
+    on. Raises UserError if the heads do not split evenly: every device would compute all of
+    attention, and no other setting makes up for that.
     """
     tensor = mesh.shape["tensor"]
     if not splits_heads(config, tensor):

@@ -74,9 +74,10 @@ def import_folder(
 ) -> tuple[ModelConfig, nnx.State]:
     """Read a folder's config and parameters; with `mesh`, shard each parameter by its axes.
 
-    A vocabulary has the rows that the mesh stores (`parameters.stored_config`). `dtype` None keeps the files' dtypes. Besides its share of the parameters, a host needs memory
-    for tensors being read, at most the largest one's size together, and a device needs memory for
-    that tensor and a rearranged copy of it. Raises UserError, before any tensor is read, if the
+    A vocabulary has the rows that the mesh stores (`parameters.stored_config`). `dtype` None keeps
+    the files' dtypes. Besides its share of the parameters, a host needs memory for tensors being
+    read, at most the largest one's size together, and a device needs memory for that tensor and a
+    rearranged copy of it. Raises UserError, before any tensor is read, if the
     folder's tensors are not exactly those that the config implies.
     """
     folder = hub.find_folder(folder)

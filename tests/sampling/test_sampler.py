@@ -360,7 +360,7 @@ def test_a_sampling_value_out_of_range_is_the_users_mistake():
 @pytest.mark.parametrize(
     "sampling",
     [
-        Sampling(max_new_tokens=8, temperature=0.0),
+        pytest.param(Sampling(max_new_tokens=8, temperature=0.0), marks=pytest.mark.slow),
         Sampling(max_new_tokens=8, temperature=1.3, top_k=20, top_p=0.95, min_p=0.01),
     ],
 )

@@ -70,7 +70,7 @@ def test_a_folder_whose_vocabulary_the_mesh_pads_comes_back_byte_for_byte(is_tie
     hf_export.export_folder(tmp_path / "model", params, config, tokenizer_from=None)
     mesh = sharding.make_mesh(sharding.MeshConfig(fsdp=2, tensor=4))
     read, placed = hf_import.import_folder(tmp_path / "model", mesh=mesh)
-    assert read.vocab_size == 70 and placed["embed"][...].shape == (512, 32)
+    assert (read.vocab_size, placed["embed"][...].shape) == (70, (512, 32))
     # Two key/value heads on four devices, which hold a quarter of each head's width.
     for name in ("embed", "k"):
         value = (placed if name == "embed" else placed["layers"])[name][...]

@@ -1,4 +1,4 @@
-"""A vocabulary and heads that the mesh does not divide train, resume and sample as on one device."""
+"""A vocabulary and heads that the mesh does not divide train and resume as on one device."""
 
 import dataclasses
 import functools
@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import small_step
 from flax import nnx
-from small_step import EPISTEMIC, OF_THE_BATCH, REFERENCE, STUDENT, assert_close, make_batch
+from small_step import (
+    EPISTEMIC,
+    OBJECTIVES,
+    OF_THE_BATCH,
+    REFERENCE,
+    STUDENT,
+    assert_close,
+    make_batch,
+)
 
 from jaxdistill import sharding
 from jaxdistill.errors import UserError
@@ -50,9 +58,9 @@ def batch_of(seed):
     return dataclasses.replace(batch, **changed, contrasts=tuple(map(texts, batch.contrasts)))
 
 
-def two_steps(mesh):
+def two_steps(objective, mesh):
     step = train.make_train_step(
-        CONFIG, OF_THE_BATCH["everything"], EPISTEMIC, OPTIMIZER, EMA(0.25), Compute(chunk=4), 10,
+        CONFIG, objective, EPISTEMIC, OPTIMIZER, EMA(0.25), Compute(chunk=4), 10,
         1.0, True,
     )  # fmt: skip
     student, reference = (
@@ -82,17 +90,20 @@ def split(tree):
     return jax.tree.map(cut, tree, is_leaf=lambda x: isinstance(x, nnx.Variable)), added
 
 
-@pytest.fixture(scope="module")
-def both():
-    mesh = sharding.make_mesh(MESH)
-    return two_steps(None), two_steps(mesh), mesh
+# "everything" reads all networks and weighs the whole batch, and compiles three times as long.
+@pytest.fixture(
+    scope="module", params=["sdpo_anchor", pytest.param("everything", marks=pytest.mark.slow)]
+)
+def both(request):
+    mesh, objective = sharding.make_mesh(MESH), {**OBJECTIVES, **OF_THE_BATCH}[request.param]
+    return two_steps(objective, None), two_steps(objective, mesh)
 
 
 def test_the_steps_are_those_of_one_device_and_the_padding_stays_zero(both):
-    (expected, numbers), (state, on_mesh), _ = both
+    (expected, numbers), (state, on_mesh) = both
     cut, added = split(state)
     # Embedding and head, of the student, its two moments and the teacher: 512 rows instead of 30.
-    assert len(added) == 8 and all(x.size == 482 * CONFIG.hidden_size for x in added)
+    assert [x.size for x in added] == [482 * CONFIG.hidden_size] * 8
     assert not any(x.any() for x in added)
     # lr / eps = 2 times the rounding of gradients of order 0.1, as in `assert_same_steps`.
     assert_close(jax.device_get(cut), jax.device_get(expected), 2e-6, 1e-4)
@@ -102,15 +113,15 @@ def test_the_steps_are_those_of_one_device_and_the_padding_stays_zero(both):
 
 
 def test_no_large_array_of_the_state_is_whole_on_a_device(both):
-    _, (state, _), _ = both
+    _, (state, _) = both
     for leaf in jax.tree.leaves(state.params):
         parts = leaf.size / leaf.addressable_shards[0].data.size
         # Eight parts; norms are vectors, which stay whole.
-        assert parts == 8 or leaf.ndim < 3 and leaf.shape[-1] <= CONFIG.hidden_size
+        assert parts == 8 or (leaf.ndim < 3 and leaf.shape[-1] <= CONFIG.hidden_size)
 
 
 def test_a_state_saved_on_four_tensor_parallel_devices_resumes_on_one_and_back(both, tmp_path):
-    (one, _), (four, _), mesh = both
+    (one, _), (four, _) = both
     with Checkpoints(tmp_path / "four", save_async=False) as checkpoints:
         checkpoints.save(2, four._asdict(), {})
         restored, _ = checkpoints.restore(2, one._asdict(), vocab_size=30)
