@@ -300,7 +300,7 @@ def slots_in(
         # The same number in each part, unless there are fewer rows than parts.
         slots = num_rows - num_rows % parts or num_rows
     if ring is not None and full:
-        # Rings of slots that rounding or the number of rows took away leave room for pages.
+        # Rings of slots that rounding or the number of rows took away free memory for pages.
         rings = slots // num_parts("B", slots) * ring_pages * sliding
         pages = max(pages, room_for((room - rings) / full))
     return slots, pages * num_parts("B", slots)
