@@ -184,6 +184,7 @@ WHEN: dict[type, dict[str, str]] = {
         "micro_batches": "more if the step runs out of memory and rows are padded",
         "pack": "for responses of uneven length on an accelerator",
         "remat": "if the automatic choice runs out of memory (`all`) or is slow (`none`)",
+        "gradients": "`float32` to compare, or where 4 more bytes per parameter are at hand",
         "attention": "to compare implementations, or if the automatic choice fails",
         "cache_dtype": "`int8` to sample more rows at a time from long contexts",
     },

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.experimental import mesh_utils
@@ -39,6 +40,10 @@ RULES: dict[str, tuple[str, ...]] = {
     "F": ("tensor",),
     "V": ("tensor",),
 }
+
+# Letters that are split whether the mesh divides them or not. Parameters are stored with rows or
+# columns of zeros that make them divisible (`padded_shape`); within a program the compiler pads.
+PADDED = ("V",)
 
 Tree = TypeVar("Tree")
 
@@ -128,8 +133,14 @@ def _resolve_sizes(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
     return tuple(num_devices // given if size == -1 else size for size in sizes)
 
 
-def _spec(mesh: Any, axes: str, shape: Sequence[int] | None) -> PartitionSpec:
-    """The mesh axes of each letter; each is used once, and only where it divides the dimension."""
+def _spec(
+    mesh: Any, axes: str, shape: Sequence[int] | None, *, in_program: bool = False
+) -> PartitionSpec:
+    """The mesh axes of each letter; each is used once, and only where it divides the dimension.
+
+    Within a program the letters of PADDED need not be divisible: the compiler pads intermediate
+    values and masks the padding in every reduction. Arguments and results must be divisible.
+    """
     claimed: set[str] = set()
     spec: list[tuple[str, ...] | None] = []
     for i, letter in enumerate(axes):
@@ -138,9 +149,10 @@ def _spec(mesh: Any, axes: str, shape: Sequence[int] | None) -> PartitionSpec:
         claimed.update(wanted)
         parts = 1
         chosen: list[str] = []
+        is_any_size = shape is None or (in_program and letter in PADDED)
         for axis in wanted:
             size = mesh.shape.get(axis, 1)
-            if size > 1 and (shape is None or shape[i] % (parts * size) == 0):
+            if size > 1 and (is_any_size or shape[i] % (parts * size) == 0):
                 parts *= size
                 chosen.append(axis)
         spec.append(tuple(chosen) or None)
@@ -155,6 +167,42 @@ def sharding_of(
     With `shape`, a dimension that its mesh axis does not divide is replicated instead.
     """
     return NamedSharding(mesh, _spec(mesh, axes, shape))
+
+
+# Columns of a part of a padded vocabulary are a multiple of this, the width of a TPU's tiles. With
+# other widths its compiler sums the head's gradient whole on every device instead of in parts.
+TILE = 128
+
+
+def padded_shape(
+    mesh: Mesh | AbstractMesh | None, axes: str, shape: Sequence[int]
+) -> tuple[int, ...]:
+    """`shape` with the letters of PADDED rounded up to parts of whole tiles, if `mesh` needs it.
+
+    A size that the mesh divides stays as it is. `mesh` None: nothing is split.
+    """
+    if mesh is None:
+        return tuple(shape)
+
+    def rounded(letter: str, size: int) -> int:
+        parts = math.prod(mesh.shape.get(axis, 1) for axis in RULES[letter])
+        return size if size % parts == 0 else -(-size // (TILE * parts)) * TILE * parts
+
+    return tuple(rounded(x, n) if x in PADDED else n for x, n in zip(axes, shape, strict=True))
+
+
+def parameter_sharding(mesh: Mesh | AbstractMesh, axes: str, shape: Sequence[int]) -> NamedSharding:
+    """`sharding_of` an array of the training state: a parameter, or a moment of it.
+
+    Where there are fewer key/value heads than tensor-parallel devices, each head's width is split
+    instead: a device then stores a part of every head, and the fused weights, which repeat the
+    heads (`models.placement`), are gathered from it.
+    """
+    spec = list(_spec(mesh, axes, shape))
+    # Only of matrices: the heads' biases and norms are small, and stay whole.
+    if set("DKH") <= set(axes) and spec[axes.index("K")] is None:
+        (spec[axes.index("H")],) = _spec(mesh, "K", (shape[axes.index("H")],))
+    return NamedSharding(mesh, PartitionSpec(*spec))
 
 
 def grouped_sharding(mesh: Mesh, groups: str, axes: str, shape: Sequence[int]) -> NamedSharding:
@@ -185,7 +233,7 @@ def shardings_of(mesh: Mesh | AbstractMesh, tree: Tree) -> Tree:
             return replicated(mesh)
         axes = leaf.get_metadata().get("axes")
         value = leaf.get_raw_value()
-        sharding = replicated(mesh) if axes is None else sharding_of(mesh, axes, value.shape)
+        sharding = replicated(mesh) if axes is None else parameter_sharding(mesh, axes, value.shape)
         # The Variable stays around the sharding, so that both trees have the same structure.
         return jax.tree.map(lambda _: sharding, leaf)
 
@@ -253,17 +301,23 @@ def constrain(x: Shaped[Array, "..."], axes: str) -> Shaped[Array, "..."]:
     if mesh.empty or mesh.size == 1:  # nothing to split
         return x
     assert x.ndim == len(axes), f"axes {axes} do not match shape {x.shape}"
-    return jax.lax.with_sharding_constraint(x, _spec(mesh, axes, x.shape))
+    spec = _spec(mesh, axes, x.shape, in_program=True)
+    return jax.lax.with_sharding_constraint(x, spec)
 
 
 def constrain_parameters(tree: Tree) -> Tree:
-    """`constrain` every parameter in the tree by its letters; other leaves are unchanged."""
+    """Split every parameter in the tree as `shardings_of` does; other leaves are unchanged."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return tree
 
     def place(leaf):
         if not isinstance(leaf, nnx.Variable) or leaf.get_metadata().get("axes") is None:
             return leaf
-        axes = leaf.get_metadata()["axes"]
-        return jax.tree.map(lambda value: constrain(value, axes), leaf)
+        spec = parameter_sharding(
+            mesh, leaf.get_metadata()["axes"], leaf.get_raw_value().shape
+        ).spec
+        return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, spec), leaf)
 
     return jax.tree.map(place, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
@@ -309,6 +363,37 @@ def on_shards(
     return run
 
 
+# A TPU compiler (libtpu 0.0.42.1) sums an array of 622 MB by a reduce-scatter, and one of 2.5 GB by
+# an all-reduce with a result of its size.
+SCATTERED_BYTES = 512 * 2**20
+
+
+def sum_of_parts(x_WDV: Shaped[Array, "W D V"]) -> Shaped[Array, "D V"]:
+    """The sum over W, the partial sums of the devices, split like a parameter with the axes DV.
+
+    Each device receives its share of the sum only (reduce-scatter), in blocks of columns: a block's
+    whole sum never exists.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    num, D, _ = x_WDV.shape
+    # Each device must hold one part, and have a share of D.
+    is_split = not mesh.empty and num == mesh.shape["data"] * mesh.shape["fsdp"] > 1
+    if not is_split or num_parts("D", D) != mesh.shape["fsdp"]:
+        return constrain(x_WDV.sum(axis=0), "DV")
+
+    def scattered(part_1DV: Array) -> Array:
+        part_DV = part_1DV[0]
+        columns = max(SCATTERED_BYTES // (D * part_DV.dtype.itemsize) // 128, 1) * 128
+        blocks = [
+            jax.lax.psum_scatter(part_DV[:, i : i + columns], "fsdp", tiled=True)
+            for i in range(0, part_DV.shape[1], columns)
+        ]
+        share_DV = jnp.concatenate(blocks, axis=1)
+        return jax.lax.psum(share_DV, "data") if mesh.shape["data"] > 1 else share_DV
+
+    return on_shards(scattered, ["WDV"], "DV")(x_WDV)
+
+
 def num_parts(letter: str, size: int | None = None) -> int:
     """The number of parts into which the mesh in use splits a dimension; 1 outside `use_mesh`.
 
@@ -317,7 +402,7 @@ def num_parts(letter: str, size: int | None = None) -> int:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return 1
-    (axes,) = _spec(mesh, letter, None if size is None else (size,))
+    (axes,) = _spec(mesh, letter, None if size is None else (size,), in_program=True)
     # PartitionSpec turns a tuple of one axis into the axis itself.
     axes = (axes,) if isinstance(axes, str) else axes or ()
     return math.prod(mesh.shape[axis] for axis in axes)

@@ -80,6 +80,7 @@ TESTED_ELSEWHERE = {
     "evaluation.replies": "evaluation/test_responses.py: the formats of other tools",
     "evaluation.saved": "evaluation/test_folder.py, which reads what it writes",
     "hosts": "test_hosts.py, and run/test_several_hosts.py with real processes",
+    "models.block": "models/families/test_families.py, and test_sharding.py on meshes",
     "models.config": "models/test_presets.py and models/families",
     "models.decode_kernel": "models/test_cached_attention.py, beside XLA attention",
     "models.families": "models/families/test_families.py, each test over every family",

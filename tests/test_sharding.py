@@ -108,9 +108,10 @@ def test_a_mesh_changes_no_logit_of_any_family(on_one_device, family, sizes):
 
 
 def _two_steps(params, config, cache_dtype, tokens_BS, mask_BS):
-    _, cache = decoder.prefill(
+    _, prompts = decoder.prefill(
         params, config, tokens_BS[:, :10], mask_BS[:, :10], 12, cache_dtype=cache_dtype
     )
+    cache = prompts.as_cache()
     weights, _ = decoding_weights(params, config, jnp.float32)
     _, cache = decoder.decode_step(weights, config, tokens_BS[:, 10], cache)
     return decoder.decode_step(weights, config, tokens_BS[:, 11], cache)[0]
@@ -263,3 +264,26 @@ def test_an_axis_may_take_a_part_of_a_slices_physical_one():
 
     devices = topologies.devices(topologies.parse("v6e:4x4"))
     assert sharding.make_mesh("fsdp=2,tensor=8", devices).shape["tensor"] == 8
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 8, 1), (8, 1, 1), (1, 4, 2)])
+def test_partial_sums_are_added_by_a_reduce_scatter_in_blocks_of_columns(sizes, monkeypatch):
+    # Two blocks of 128 columns and a rest, of 16 rows.
+    monkeypatch.setattr(sharding, "SCATTERED_BYTES", 16 * 128 * 4)
+    parts = sizes[0] * sizes[1]
+    x_WDV = np.arange(parts * 16 * 640, dtype=np.float32).reshape(parts, 16, 640)
+    mesh = sharding.make_mesh(MeshConfig(*sizes))
+    x_WDV = jax.device_put(x_WDV, sharding.sharding_of(mesh, "WDV", x_WDV.shape))
+    with sharding.use_mesh(mesh):
+        added = jax.jit(sharding.sum_of_parts).lower(x_WDV).compile()
+        total = added(x_WDV)
+    np.testing.assert_array_equal(total, np.asarray(x_WDV).sum(axis=0))
+    assert total.sharding.is_equivalent_to(sharding.sharding_of(mesh, "DV", total.shape), 2)
+    if sizes[1] > 1:
+        assert added.as_text().count(" reduce-scatter(") == -(-640 // sizes[2] // 128)
+
+
+def test_partial_sums_of_other_parts_than_the_devices_are_added_too():
+    x_WDV = jnp.arange(2 * 6 * 10.0).reshape(2, 6, 10)
+    with sharding.use_mesh(sharding.make_mesh(MeshConfig(1, 8, 1))):
+        np.testing.assert_array_equal(sharding.sum_of_parts(x_WDV), x_WDV.sum(axis=0))

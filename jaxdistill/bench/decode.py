@@ -27,6 +27,7 @@ from jaxdistill.models.quantized import vector_bytes
 from jaxdistill.precision import compute_dtype
 from jaxdistill.sampling import Counts, question_hashes, row_keys
 from jaxdistill.sampling.engine import Engine
+from jaxdistill.sampling.pages import kept_positions
 from jaxdistill.sampling.sampler import STRIDE
 from jaxdistill.storage.loading import Policy
 
@@ -175,10 +176,11 @@ def _per_step(
     # The first step feeds the last prompt token again, so step t attends to prompt - 1 + t
     # positions.
     first, end = work.prompt - 1 + _FEW, work.prompt - 1 + work.new
-    positions = work.rows * (first + 1 + end) / 2
-    vectors = 2 * config.num_layers * config.num_kv_heads  # keys and values of a position
+    # Of all layers, in which a window hides what is before it.
+    seen = np.mean([kept_positions(config, n, config.window) for n in range(first + 1, end + 1)])
+    vectors = 2 * config.num_kv_heads  # keys and values of a position in a layer
     moved = jnp.dtype(dtype).itemsize * parts * _weights_read(config)
-    moved += positions * vectors * vector_bytes(config.head_dim, dtype, work.cache_dtype)
+    moved += work.rows * seen * vectors * vector_bytes(config.head_dim, dtype, work.cache_dtype)
     flops = work.rows * forward_flops(config, first, end, end - first) / (end - first)
     return {
         "step_seconds": seconds,

@@ -19,7 +19,7 @@ from jaxdistill import sharding
 from jaxdistill.bench import measure
 from jaxdistill.bench.work import Placing, Step, Training, described, settings_of
 from jaxdistill.errors import UserError
-from jaxdistill.models import parameters
+from jaxdistill.models import parameters, placement
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.flops import forward_flops
 from jaxdistill.models.presets import preset
@@ -82,6 +82,8 @@ def open_mesh(work: Placing, model: ModelConfig, *rows: int) -> sharding.Mesh:
                 f"of --mesh {work.mesh}); give a multiple of {parts}, or --mesh fsdp=1"
             )
     print(start_line(mesh, model, compute, rows=step_rows), file=sys.stderr)
+    for line in placement.check_mesh(model, mesh):
+        print(line, file=sys.stderr)
     return mesh
 
 
@@ -95,9 +97,9 @@ def start(
 
 def random_params(config: ModelConfig, dtype: Any, mesh: Any) -> Any:
     """Random parameters, created in their shardings so that no device holds a second copy."""
-    shardings = sharding.shardings_of(mesh, parameters.abstract_params(config, dtype))
-    make = jax.jit(parameters.init, static_argnums=(0, 2), out_shardings=shardings)
-    return make(config, jax.random.key(0), dtype)
+    shardings = sharding.shardings_of(mesh, parameters.abstract_params(config, dtype, mesh))
+    make = jax.jit(parameters.init, static_argnums=(0, 2, 3), out_shardings=shardings)
+    return make(config, jax.random.key(0), dtype, mesh)
 
 
 # Length of the learning-rate schedule, far beyond the timed steps. Chosen, not measured.

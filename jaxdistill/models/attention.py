@@ -65,7 +65,8 @@ def causal_attention(
     `implementation`: "xla" is the reference, "cudnn" the flash attention of NVIDIA GPUs, "splash"
     that of TPUs; "auto" picks the fused kernel if platform, dtype, head width and length allow it.
     The fused kernels never materialise the S x S scores. Under a mesh each device computes its own
-    rows and key/value heads; if the mesh does not divide K, all of "tensor" repeat the same heads.
+    rows and key/value heads; if the mesh does not divide K, all of "tensor" repeat the same heads
+    (`models.placement` refuses such a mesh, or has given every device a head of its own).
 
     Raises UserError for an unknown implementation, and for one that cannot run with these inputs.
 

@@ -5,6 +5,11 @@ the rows has a pool of its own, on the devices that hold these rows. Position t 
 t % S of page `pages_BY[row, t // S]`. Without a page table the pool has one page per row, page b
 for row b, and XLA reads it without a gather.
 
+A layer with a sliding window need not keep more positions than the window: a cache of C >= window
+positions is a ring, in which position t of a row is stored at t % C and replaces position t - C.
+Softmax does not depend on the order of keys, and keys are rotated before they are stored, so that
+nothing else changes. If C < window the window hides nothing that is kept, and there is no ring.
+
 `xla_cached_attention` is the reference; it gathers the pages of a table. `tpu_attention` and, for
 NVIDIA GPUs, `decode_kernel.kernel_attention` read only the filled part of the cache. On a GPU the
 norm, the rotation and the write to the cache run in the same launch, because at a few microseconds
@@ -22,7 +27,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxdistill import sharding
@@ -46,10 +50,32 @@ def pool_axes(pool_WKMSH: Pool) -> Any:
     return jax.tree.map(lambda x: "WKMSH"[: x.ndim], pool_WKMSH)
 
 
-def has_tpu_kernel(head_dim: int, page: int, dtype: DTypeLike, window: int | None) -> bool:
-    """Whether `tpu_attention` can run: it has no windows and rounds its inputs to bfloat16."""
-    is_tpu = sharding.platform() == "tpu" and window is None
-    return is_tpu and head_dim % 128 == 0 and page % PAGE == 0 and dtype == jnp.bfloat16
+def ring_positions(window: int | None, size: int, unit: int) -> int | None:
+    """Positions that a sliding layer keeps of a row of `size`: whole units; None if it keeps all.
+
+    >>> ring_positions(4096, 21_504, 128), ring_positions(4096, 4096, 128)
+    (4096, None)
+    """
+    if window is None:
+        return None
+    ring = -(-window // unit) * unit
+    return ring if ring < size else None
+
+
+def has_tpu_kernel(pool_WKMSH: Pool, pages_BY: Array | None, window: int | None) -> bool:
+    """Whether `tpu_attention` can run: it has no mask and rounds its inputs to bfloat16.
+
+    It needs none for a ring that is just as long as the window, in any order of the keys.
+    """
+    S, H = pool_WKMSH.shape[3:]
+    has_no_mask = window is None or window >= capacity_of(pool_WKMSH, pages_BY)
+    is_tpu = sharding.platform() == "tpu" and pool_WKMSH.dtype == jnp.bfloat16
+    return is_tpu and has_no_mask and H % 128 == 0 and S % PAGE == 0
+
+
+def capacity_of(pool_WKMSH: Pool, pages_BY: Array | None) -> int:
+    """Positions of a row that the cache can hold."""
+    return pool_WKMSH.shape[3] * (1 if pages_BY is None else pages_BY.shape[1])
 
 
 def xla_cached_attention(
@@ -65,12 +91,15 @@ def xla_cached_attention(
 ) -> Attended:
     """Write k_BKH, v_BKH at position length_B of the cache; attend to it and all positions before.
 
-    With `window`, attend to the last `window` positions only. Donated buffers are updated in place;
-    a full row drops the token. Query head n reads key/value head n // G; softmax in float32. Under
-    a mesh each device handles its own rows and key/value heads.
+    With `window`, attend to the last `window` positions only; a cache that holds as many is a ring.
+    Donated buffers are updated in place; a full row drops the token unless it is a ring. Query head
+    n reads key/value head n // G; softmax in float32. Under a mesh each device handles its own rows
+    and key/value heads.
 
     Ainslie et al. 2023, arXiv 2305.13245.
     """
+    if window is not None and window > capacity_of(k_WKMSH, pages_BY):
+        window = None
     attend = functools.partial(_xla_attend, window=window, is_whole=pages_BY is None)
     return _on_own_pages(
         attend, (q_BNH, k_BKH, v_BKH), (k_WKMSH, v_WKMSH), length_B=length_B, pages_BY=pages_BY
@@ -85,9 +114,18 @@ def tpu_attention(
     v_WKMSH: Float[Array, "W K M S H"],
     length_B: Int[Array, " B"],
     pages_BY: Int[Array, "B Y"] | None = None,
+    *,
+    window: int | None = None,
 ) -> Attended:
-    """`xla_cached_attention` to the filled part of the cache only, by JAX's Pallas TPU kernel."""
-    attend = functools.partial(_tpu_attend, is_whole=pages_BY is None)
+    """`xla_cached_attention` to the filled part of the cache only, by JAX's Pallas TPU kernel.
+
+    A window must be at least as long as the cache (`has_tpu_kernel`).
+    """
+    capacity = capacity_of(k_WKMSH, pages_BY)
+    assert window is None or window >= capacity, f"the kernel cannot mask {capacity} positions"
+    attend = functools.partial(
+        _tpu_attend, is_whole=pages_BY is None, is_ring=window is not None and window == capacity
+    )
     return _on_own_pages(
         attend, (q_BNH, k_BKH, v_BKH), (k_WKMSH, v_WKMSH), length_B=length_B, pages_BY=pages_BY
     )
@@ -143,21 +181,24 @@ def _xla_attend(qkv, pools, length_B, pages_BY, *, window, is_whole) -> Attended
     """
     q_BKGH, k_BKH, v_BKH = qkv
     k_WKMSH, v_WKMSH = pools
-    k_WKMSH = _append(k_WKMSH, k_BKH, length_B, pages_BY)
-    v_WKMSH = _append(v_WKMSH, v_BKH, length_B, pages_BY)
     S, H = k_WKMSH.shape[3:]
-    first_B1 = jnp.zeros_like(length_B)[:, None]  # the first page that is read
+    capacity = pages_BY.shape[1] * S
+    own_B = length_B if window is None else length_B % capacity
+    k_WKMSH = _append(k_WKMSH, k_BKH, own_B, pages_BY)
+    v_WKMSH = _append(v_WKMSH, v_BKH, own_B, pages_BY)
+    slot_BS = jnp.arange(capacity)[None, :]
     if is_whole:
         k_KBSH, v_KBSH = jax.tree.map(lambda x_WKMSH: x_WKMSH[0], (k_WKMSH, v_WKMSH))
     else:
-        if window is not None:
-            # One page more than the window fills: it may begin and end inside a page.
-            num_seen = min((window + S - 2) // S + 1, pages_BY.shape[1])
+        # One page more than the window fills: it may begin and end inside a page.
+        num_pages = pages_BY.shape[1]
+        num_seen = num_pages if window is None else (window + S - 2) // S + 1
+        if window is not None and num_seen < num_pages:
             first_B1 = jnp.maximum(length_B - window + 1, 0)[:, None] // S
-            # Every row gathers num_seen pages: near the end of its table, the last ones.
-            first_B1 = jnp.minimum(first_B1, pages_BY.shape[1] - num_seen)
-            seen_BY = first_B1 + jnp.arange(num_seen)[None, :]
+            seen_BY = (first_B1 + jnp.arange(num_seen)[None, :]) % num_pages
             pages_BY = jnp.take_along_axis(pages_BY, seen_BY, axis=1)
+            slot_BYS = seen_BY[:, :, None] * S + jnp.arange(S)[None, None, :]
+            slot_BS = slot_BYS.reshape(len(length_B), -1)
 
         def gather(x_WKMSH):
             _, K, _, _, *width = x_WKMSH.shape  # [H], and [] for scales
@@ -168,10 +209,12 @@ def _xla_attend(qkv, pools, length_B, pages_BY, *, window, is_whole) -> Attended
     if isinstance(k_KBSH, Quantized):
         k_KBSH, k_scale_KB1S = k_KBSH.values.astype(q_BKGH.dtype), k_KBSH.scale[:, :, None]
         v_KBSH, v_scale_KB1S = v_KBSH.values.astype(q_BKGH.dtype), v_KBSH.scale[:, :, None]
-    slot_BS, own_B1 = first_B1 * S + jnp.arange(k_KBSH.shape[2])[None, :], length_B[:, None]
-    visible_BS = slot_BS <= own_B1
-    if window is not None:
-        visible_BS &= slot_BS > own_B1 - window
+    if window is None:
+        visible_BS = slot_BS <= length_B[:, None]
+    else:
+        # How many positions before the new token a slot's own lies; it may not exist yet.
+        age_BS = (own_B[:, None] - slot_BS) % capacity
+        visible_BS = age_BS < jnp.minimum(window, length_B + 1)[:, None]
     # Transpose the small operand: with queries as [B, K, G, H], XLA transposes the whole cache to
     # match them, which took 1.9 instead of 0.8 ms on a CPU.
     q_KBGH = q_BKGH.swapaxes(0, 1)
@@ -186,16 +229,17 @@ def _xla_attend(qkv, pools, length_B, pages_BY, *, window, is_whole) -> Attended
     return out_KBGH.swapaxes(0, 1), k_WKMSH, v_WKMSH
 
 
-def _tpu_attend(qkv, pools, length_B, pages_BY, *, is_whole) -> Attended:
+def _tpu_attend(qkv, pools, length_B, pages_BY, *, is_whole, is_ring) -> Attended:
     # Imported here because it is slow to import and only TPUs need it.
     from jax.experimental.pallas.ops.tpu.paged_attention import paged_attention
 
     q_BKGH, k_BKH, v_BKH = qkv
     k_WKMSH, v_WKMSH = pools
-    k_WKMSH = _append(k_WKMSH, k_BKH, length_B, pages_BY)
-    v_WKMSH = _append(v_WKMSH, v_BKH, length_B, pages_BY)
     B, K, G, H = q_BKGH.shape
     _, _, M, S, _ = k_WKMSH.shape
+    own_B = length_B % (pages_BY.shape[1] * S) if is_ring else length_B
+    k_WKMSH = _append(k_WKMSH, k_BKH, own_B, pages_BY)
+    v_WKMSH = _append(v_WKMSH, v_BKH, own_B, pages_BY)
     if is_whole:  # the kernel loads whole pages into VMEM; one as long as a row might not fit
         num_pages = S // PAGE
         pages_BY = pages_BY * num_pages + jnp.arange(num_pages, dtype=jnp.int32)[None, :]
@@ -203,7 +247,7 @@ def _tpu_attend(qkv, pools, length_B, pages_BY, *, is_whole) -> Attended:
     k_KMSH, v_KMSH = (x.reshape(K, M, S, H) for x in (k_WKMSH, v_WKMSH))
     # The kernel does not scale its scores; it accepts float32 queries.
     q_BNH = (q_BKGH.astype(jnp.float32) * H**-0.5).reshape(B, K * G, H)
-    # The new token is included, except in a full row, which dropped it.
+    # The new token is included, except in a full row, which dropped it. All of a full ring is seen.
     length_B = jnp.minimum(length_B + 1, pages_BY.shape[1] * S)
     out_BNH = paged_attention(
         q_BNH,

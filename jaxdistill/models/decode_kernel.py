@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxdistill import sharding
 from jaxdistill.models import attention
-from jaxdistill.models.cached_attention import UNSEEN, Attended, Pool, pool_axes
+from jaxdistill.models.cached_attention import UNSEEN, Attended, Pool, capacity_of, pool_axes
 from jaxdistill.models.quantized import Quantized, dequantize, quantize
 
 
@@ -54,7 +54,9 @@ def kernel_attention(
     # A kernel has no optional arguments: dummies take the place of arrays that it will not read.
     norms = norms_H or (jnp.zeros(H),) * 2
     rotary = rotary_Bh or (jnp.zeros((B, H // 2)),) * 2
-    is_whole = pages_BY is None
+    is_whole, capacity = pages_BY is None, capacity_of(k_WKMSH, pages_BY)
+    if window is not None and window > capacity:
+        window = None  # it hides nothing
     inputs = _Inputs(
         qkv=qkv_BKXH,
         q_norm=norms[0],
@@ -115,7 +117,7 @@ class _Inputs(NamedTuple):
 # A program has the G queries of head k and reads only the keys and values of its part, block by
 # block, with a running maximum and sum (flash attention). Part 0 starts from the new token, which
 # is in registers, and writes it to the cache at `length`. The parts' results are combined by their
-# log-sum-exps.
+# log-sum-exps. In a ring (`cached_attention`) the parts are those of its slots.
 def _attend(
     inputs: _Inputs,
     *,
@@ -258,9 +260,14 @@ def _attend_part(
     length = refs.length[()]
     part = pl.program_id(2)
     scale = H**-0.5
-    end = jnp.minimum(length, (part + 1) * chunk)
-    seen_from = 0 if window is None else jnp.maximum(length - window + 1, 0)
-    begin = jnp.maximum(part * chunk, seen_from)
+    # The slots of this part that may be seen, and the slot of the new token.
+    if window is None:
+        own, begin, end = length, part * chunk, jnp.minimum(length, (part + 1) * chunk)
+    else:
+        own, has_wrapped = length % num_positions, length >= num_positions
+        seen_from = jnp.where(has_wrapped, 0, jnp.maximum(length - window + 1, 0))
+        begin = jnp.maximum(part * chunk, seen_from)
+        end = jnp.minimum(jnp.minimum(length, num_positions), (part + 1) * chunk)
     # Triton would multiply float32 in TF32.
     precision = jax.lax.Precision.HIGHEST if q_GH.dtype == jnp.float32 else None
 
@@ -274,6 +281,10 @@ def _attend_part(
         out_GH, top_G, total_G = carry
         slot_S = i * block + jnp.arange(block)
         is_seen_S = (slot_S >= begin) & (slot_S < end)
+        if window is not None:
+            # Positions before the new token; the slot that it will take has the oldest one.
+            age_S = own - slot_S
+            is_seen_S &= jnp.where(age_S > 0, age_S, age_S + num_positions) < window
         page, slot = place(i * block)
         here, mask = (page, pl.ds(slot, block)), is_seen_S[:, None]
 
@@ -317,10 +328,10 @@ def _attend_part(
     triton.store(out_ref, out_GH, mask=is_query_G[:, None])
     triton.store(logsum_ref, top_G + jnp.log(total_G), mask=is_query_G)
 
-    # A full row drops the token.
-    @pl.when(is_first & (length < num_positions))
+    # A full row drops the token; in a ring it has a place.
+    @pl.when(is_first & (own < num_positions))
     def _():
-        page, slot = place(length)
+        page, slot = place(own)
         for ref, x_1 in zip(jax.tree.leaves(k_out_ref), jax.tree.leaves(new_k)):
             ref[page, pl.ds(slot, 1), ...] = x_1
         for ref, x in zip(jax.tree.leaves(v_out_ref), jax.tree.leaves(new_v)):

@@ -3,7 +3,7 @@
 `hidden_states` scores whole sequences by a scan over stacked layers. To generate, `prefill` runs
 the same scan over prompts and fills one cache per layer. `decode_step` then unrolls the layers,
 because a cache that is carried through a scan is copied whole at every token. All three share
-`_project`, `_heads` and `_add_attention_and_mlp`. Nothing here multiplies by the vocabulary; that
+`project`, `heads` and `add_attention_and_mlp`. Nothing here multiplies by the vocabulary; that
 is done with `parameters.head`.
 
 Internally every row is left-aligned: real tokens first, padding after. Causality alone then hides
@@ -11,27 +11,28 @@ padding from real tokens, so attention needs no mask, and position t is slot t. 
 several sequences one after another; attention keeps them apart, and positions restart at 0.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdistill.axes import AnyArray, Mask_BS, Tokens_BS
 from jaxdistill.models.attention import causal_attention, segments_of
+from jaxdistill.models.block import add_attention_and_mlp, heads, project
 from jaxdistill.models.cached_attention import (
     Pool,
     has_tpu_kernel,
-    pool_axes,
     tpu_attention,
     xla_cached_attention,
 )
+from jaxdistill.models.caches import Cache, Prompts, pool_of
 from jaxdistill.models.config import LayerKind, ModelConfig
 from jaxdistill.models.decode_kernel import has_kernel, kernel_attention
-from jaxdistill.models.layers import rms_norm, swiglu
+from jaxdistill.models.layers import rms_norm
 from jaxdistill.models.parameters import (
     Decoder,
     Layer,
@@ -41,83 +42,12 @@ from jaxdistill.models.parameters import (
     fuse_layer,
     unstack,
 )
-from jaxdistill.models.quantized import CacheDtype, quantize
+from jaxdistill.models.quantized import CacheDtype
 from jaxdistill.models.remat import Remat, rematerialised
-from jaxdistill.models.rope import apply_rope, rope_angles
-from jaxdistill.precision import einsum
-from jaxdistill.sharding import constrain, num_parts
+from jaxdistill.models.rope import rope_angles
+from jaxdistill.sharding import constrain
 
 Rotary = dict[LayerKind, tuple[Float[Array, "#B T half"], Float[Array, "#B T half"]]]
-
-
-# ---------------------------------------------------------------------------- one layer
-
-
-def _project(
-    layer: Layer, config: ModelConfig, x_BTD: Float[Array, "B T D"]
-) -> Float[Array, "B T K X H"]:
-    """Project to the G queries, the key and the value of each key/value head (X = G + 2)."""
-    if not config.post_norm:
-        x_BTD = rms_norm(x_BTD, layer.attention_norm_D, config.norm_eps)
-    qkv_BTKXH = einsum("BTD,DKXH->BTKXH", constrain(x_BTD, "BTD"), layer.qkv_DKXH)
-    if layer.qkv_bias_KXH is not None:
-        qkv_BTKXH += layer.qkv_bias_KXH[None, None]
-    # `models.remat` chooses by these names which results the backward pass recomputes.
-    return checkpoint_name(qkv_BTKXH, "qkv")
-
-
-def _heads(
-    layer: Layer,
-    config: ModelConfig,
-    qkv_BTKXH: Float[Array, "B T K X H"],
-    rotary: tuple[Float[Array, "#B T half"], Float[Array, "#B T half"]],
-) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
-    """Queries and keys, normed if the family has such norms, and rotated; values as projected."""
-    q_BTNH = qkv_BTKXH[:, :, :, :-2].reshape(*qkv_BTKXH.shape[:2], *config.shape("NH"))
-    k_BTKH, v_BTKH = qkv_BTKXH[:, :, :, -2], qkv_BTKXH[:, :, :, -1]
-    if layer.q_norm is not None and layer.k_norm is not None:
-        q_BTNH = rms_norm(q_BTNH, layer.q_norm, config.norm_eps)
-        k_BTKH = rms_norm(k_BTKH, layer.k_norm, config.norm_eps)
-    q_BTNH, k_BTKH = apply_rope(q_BTNH, *rotary), apply_rope(k_BTKH, *rotary)
-    return constrain(q_BTNH, "BTNH"), constrain(k_BTKH, "BTKH"), constrain(v_BTKH, "BTKH")
-
-
-def _add_attention_and_mlp(
-    layer: Layer,
-    config: ModelConfig,
-    x_BTD: Float[Array, "B T D"],
-    attended_BTNH: Float[Array, "B T N H"],
-) -> Float[Array, "B T D"]:
-    """The block's two residual additions, each with its norm before or after.
-
-    In the residual stream the positions (Z) are split over the mesh axis that splits heads and F
-    inside the products: each tensor-parallel device then stores and norms only a part of the
-    stream (sequence parallelism, Korthikanti et al. 2022, arXiv 2205.05198).
-    """
-    with jax.named_scope("attention"):
-        out_BTD = einsum("BTNH,NHD->BTD", attended_BTNH, layer.out_NHD)
-        if layer.out_bias_D is not None:
-            out_BTD += layer.out_bias_D[None, None]
-        out_BTD = checkpoint_name(out_BTD, "out")
-        # The product is a sum over tensor-parallel devices. Asked for as "BZD", the sum arrives
-        # already split (reduce-scatter), and the norm runs on a part.
-        if config.post_norm:
-            out_BTD = rms_norm(constrain(out_BTD, "BZD"), layer.attention_norm_D, config.norm_eps)
-        x_BTD = constrain(x_BTD + out_BTD, "BZD")
-    with jax.named_scope("mlp"):
-        mlp_input_BTD = x_BTD
-        if not config.post_norm:
-            mlp_input_BTD = rms_norm(x_BTD, layer.mlp_norm_D, config.norm_eps)
-        mlp_BTD = swiglu(
-            constrain(mlp_input_BTD, "BTD"),
-            layer.gate_up_DXF,
-            layer.down_FD,
-            layer.gate_up_bias_XF,
-            layer.down_bias_D,
-        )
-        if config.post_norm:
-            mlp_BTD = rms_norm(constrain(mlp_BTD, "BZD"), layer.mlp_norm_D, config.norm_eps)
-        return constrain(x_BTD + mlp_BTD, "BZD")
 
 
 def _rotary(config: ModelConfig, positions_BT: Int[Array, "B T"]) -> Rotary:
@@ -187,11 +117,13 @@ def packed_hidden_states(
     dtype: DTypeLike = jnp.float32,
     remat: Remat = "none",
     attention: str = "auto",
+    mlp_block: int | None = None,
 ) -> Float[Array, "B T D"]:
     """`hidden_states` of packed rows: up to A sequences each, one after another from slot 0.
 
     Every sequence gets the states that it would have in a row of its own; padding follows the last.
-    With `slot_BT` only the states of these slots are returned, in that order; otherwise T = S.
+    With `slot_BT` only the states of these slots are returned, in that order; otherwise T = S. A
+    pass without a gradient needs less memory with `mlp_block` (`layers.in_blocks`).
     """
     model = params if isinstance(params, Stacked) else decoder_of(config, params)
     is_real_BS = jnp.arange(tokens_BS.shape[1])[None, :] < jnp.sum(lengths_BA, axis=1)[:, None]
@@ -204,7 +136,7 @@ def packed_hidden_states(
         dtype=dtype,
         attention=attention,
         remat=remat,
-        keep_kv=False,
+        mlp_block=mlp_block,
     )
     x_BTD = constrain(x_BSD, "BSD")
     if slot_BT is not None:  # before the norm, which then runs over these positions only
@@ -229,12 +161,14 @@ def _scan_layers(
     dtype: DTypeLike,
     attention: str,
     remat: Remat,
-    keep_kv: bool,
-) -> tuple[Array, list[tuple[Array, Array]]]:
+    keep: Callable[[Array, LayerKind], Any] | None = None,
+    mlp_block: int | None = None,
+) -> tuple[Array, list[Any]]:
     """Run all layers over left-aligned rows.
 
-    Returns x_BSD before the final norm and, with `keep_kv`, each layer's (k_BSKH, v_BSKH). The
-    scan's body is one repetition of the layer pattern, so that each layer's kind is static.
+    Returns x_BSD before the final norm and, for each layer of the pattern, what `keep` makes of its
+    (k_BSKH, v_BSKH), stacked over the repetitions of the pattern. One repetition is the scan's
+    body, so that each layer's kind is static.
     """
     pattern = config.layer_pattern
     num_slots = tokens_BS.shape[1]
@@ -258,8 +192,8 @@ def _scan_layers(
         if graph is not None:  # not prepared by `stack`, hence fused here, again in every pass
             layer = fuse_layer(nnx.merge(graph, sliced), config, dtype)
         with jax.named_scope("attention"):
-            qkv_BSKXH = _project(layer, config, x_BSD)
-            q_BSNH, k_BSKH, v_BSKH = _heads(layer, config, qkv_BSKXH, rotary[kind])
+            qkv_BSKXH = project(layer, config, x_BSD)
+            q_BSNH, k_BSKH, v_BSKH = heads(layer, config, qkv_BSKXH, rotary[kind])
             attended_BSNH = causal_attention(
                 q_BSNH,
                 k_BSKH,
@@ -268,8 +202,9 @@ def _scan_layers(
                 window=_window(config, kind),
                 implementation=attention,
             )
-        x_BSD = _add_attention_and_mlp(layer, config, x_BSD, attended_BSNH)
-        return x_BSD, (k_BSKH, v_BSKH) if keep_kv else None
+        x_BSD = add_attention_and_mlp(layer, config, x_BSD, attended_BSNH, mlp_block)
+        # Here and not after the scan, which would hold all layers' arrays in both forms.
+        return x_BSD, None if keep is None else (keep(k_BSKH, kind), keep(v_BSKH, kind))
 
     one_layer = rematerialised(one_layer, remat, static_argnums=2)
 
@@ -283,30 +218,17 @@ def _scan_layers(
     # D is split in the table and therefore in the rows looked up ("ESD"); then devices exchange
     # columns for rows ("BZD"), and in the backward pass rows for columns. Without these constraints
     # the compiler gathers both for the whole batch on every device.
+    if embed_VD.shape[0] != config.vocab_size:  # a row of padding is no token's
+        tokens_BS = jnp.where(tokens_BS < config.vocab_size, tokens_BS, embed_VD.shape[0])
     x_ESD = constrain(_embed(embed_VD, constrain(tokens_BS, "ES"), dtype), "ESD")
     # With few layers, the scan's copies of saved activations cost more than unrolling costs to
     # compile. 4, the toy models' depth, was chosen, not measured; 28 layers unrolled did not
     # compile within 100 s.
     unroll = config.num_layers // len(pattern) if config.num_layers <= 4 else 1
-    x_BSD, kept = jax.lax.scan(body, constrain(x_ESD, "BZD"), grouped, unroll=unroll)
-    if not keep_kv:
-        return x_BSD, []
-    # Layer i is member i % len(pattern) of repetition i // len(pattern), over which scan stacks.
-    layers = range(config.num_layers)
-    at = [(kept[i % len(pattern)], i // len(pattern)) for i in layers]
-    return x_BSD, [(k[group], v[group]) for (k, v), group in at]
+    return jax.lax.scan(body, constrain(x_ESD, "BZD"), grouped, unroll=unroll)
 
 
 # ---------------------------------------------------------------------------- generation
-
-
-class Cache(NamedTuple):
-    """Keys and values of the tokens so far, in pages (`cached_attention`); a pytree."""
-
-    k: tuple[Pool, ...]  # one pool per layer
-    v: tuple[Pool, ...]
-    length_B: Int[Array, " B"]  # tokens so far, which is the next token's slot and RoPE position
-    pages_BY: Int[Array, "B Y"] | None = None  # None: each row has one page, in the rows' order
 
 
 def prefill(
@@ -316,44 +238,38 @@ def prefill(
     mask_BP: Int[AnyArray, "B P"] | Bool[AnyArray, "B P"],
     num_slots: int,
     *,
+    ring: int | None = None,
     dtype: DTypeLike = jnp.float32,
     attention: str = "auto",
     cache_dtype: CacheDtype = "auto",
-) -> tuple[Float[Array, "B D"], Cache]:
+) -> tuple[Float[Array, "B D"], Prompts]:
     """Run prompts, padded on either side.
 
-    Returns the hidden state that predicts the next token, and the cache. `num_slots` (static) is
-    the length of the cache: P plus the number of `decode_step`s that follow. The cache is kept in
-    `dtype` or, with `cache_dtype="int8"`, in about half of bfloat16's bytes (`models.quantized`).
+    Returns the hidden state that predicts the next token, and the prompts' caches. `num_slots`
+    (static) is their length: for `prompts.as_cache()`, P plus the number of `decode_step`s that
+    follow. Of sliding layers a `ring` may be kept, at least as long as the window. Caches are kept
+    in `dtype` or, if `cache_dtype="int8"`, in about half of bfloat16's bytes (`models.quantized`).
 
     Raises UserError for an `attention` that `causal_attention` refuses.
     """
-    B, P = tokens_BP.shape
+    P = tokens_BP.shape[1]
     assert num_slots >= P, f"{num_slots} cache slots cannot hold a prompt of {P}"
     model = decoder_of(config, params)
     mask_BP = jnp.asarray(mask_BP).astype(bool)
     tokens_BP = _left_aligned(tokens_BP, mask_BP)
-    x_BPD, kv = _scan_layers(
-        model, config, tokens_BP, dtype=dtype, attention=attention, remat="none", keep_kv=True
-    )
     length_B = jnp.sum(mask_BP, axis=1, dtype=jnp.int32)
+    sizes = {"full": num_slots, "sliding": min(num_slots, ring or num_slots)}
+
+    def keep(x_BPKH: Array, kind: LayerKind) -> Pool:
+        return pool_of(x_BPKH, length_B, sizes[kind], cache_dtype)
+
+    x_BPD, kept = _scan_layers(
+        model, config, tokens_BP, dtype=dtype, attention=attention, remat="none", keep=keep
+    )
     last_B11 = jnp.maximum(length_B - 1, 0)[:, None, None]
     x_BD = jnp.take_along_axis(constrain(x_BPD, "BPD"), last_B11, axis=1)[:, 0]
-
-    def buffer(x_BPKH):
-        widths = (0, 0), (0, num_slots - P), *((0, 0),) * (x_BPKH.ndim - 2)
-        x_BSKH = jnp.pad(x_BPKH, widths)
-        # The mesh splits B into contiguous parts, so cutting B into W and M moves no data.
-        x_WMSKH = x_BSKH.reshape(num_parts("B", B), -1, *x_BSKH.shape[1:])
-        return jnp.moveaxis(x_WMSKH, 3, 1)
-
-    def pool(x_BPKH):
-        stored = quantize(x_BPKH) if cache_dtype == "int8" else x_BPKH
-        pool_WKMSH = jax.tree.map(buffer, stored)
-        return jax.tree.map(constrain, pool_WKMSH, pool_axes(pool_WKMSH))
-
-    k, v = (tuple(pool(layer[i]) for layer in kv) for i in range(2))
-    return rms_norm(x_BD, model.norm[...], config.norm_eps), Cache(k, v, length_B)
+    k, v = zip(*kept)
+    return rms_norm(x_BD, model.norm[...], config.norm_eps), Prompts(k, v, length_B)
 
 
 def decode_step(
@@ -382,19 +298,20 @@ def decode_step(
     new_k, new_v = [], []
     for i, (layer, *kv) in enumerate(zip(weights.layers, cache.k, cache.v)):
         kind = config.layer_pattern[i % len(config.layer_pattern)]
+        has_ring = kind == "sliding" and cache.ring_BY is not None
         with jax.named_scope("attention"):
             attended_BNH, k_WKMSH, v_WKMSH = _attend_to_cache(
                 layer,
                 config,
                 x_B1D,
                 rotary=rotary[kind],
-                cached=(*kv, cache.length_B, cache.pages_BY),
+                cached=(*kv, cache.length_B, cache.ring_BY if has_ring else cache.pages_BY),
                 window=_window(config, kind),
                 fused=attention != "xla",
             )
         new_k.append(k_WKMSH)
         new_v.append(v_WKMSH)
-        x_B1D = _add_attention_and_mlp(layer, config, x_B1D, attended_BNH[:, None])
+        x_B1D = add_attention_and_mlp(layer, config, x_B1D, attended_BNH[:, None])
     hidden_BD = rms_norm(x_B1D[:, 0], weights.norm_D, config.norm_eps)
     after = cache._replace(k=tuple(new_k), v=tuple(new_v), length_B=cache.length_B + 1)
     return hidden_BD, after
@@ -415,7 +332,7 @@ def _attend_to_cache(
     `cached` is (k_WKMSH, v_WKMSH, length_B, pages_BY).
     """
     cache = dict(zip(("k_WKMSH", "v_WKMSH", "length_B", "pages_BY"), cached, strict=True))
-    qkv_B1KXH = _project(layer, config, x_B1D)
+    qkv_B1KXH = project(layer, config, x_B1D)
     by_kernel = fused and has_kernel(config.head_dim)
     if by_kernel and config.qk_norm != "projection":
         norms = None
@@ -426,16 +343,17 @@ def _attend_to_cache(
         return kernel_attention(
             qkv_BKXH, norms, rotary_Bh, **cache, eps=config.norm_eps, window=window
         )
-    q_B1NH, k_B1KH, v_B1KH = _heads(layer, config, qkv_B1KXH, rotary)
+    q_B1NH, k_B1KH, v_B1KH = heads(layer, config, qkv_B1KXH, rotary)
     if not by_kernel:
         qkv = q_B1NH[:, 0], k_B1KH[:, 0], v_B1KH[:, 0]
-        k_WKMSH = cached[0]
-        if fused and has_tpu_kernel(config.head_dim, k_WKMSH.shape[3], k_WKMSH.dtype, window):
-            return tpu_attention(*qkv, **cache)
+        if fused and has_tpu_kernel(cache["k_WKMSH"], cache["pages_BY"], window):
+            return tpu_attention(*qkv, **cache, window=window)
         return xla_cached_attention(*qkv, **cache, window=window)
     # This norm spans all heads and a program of the kernel sees one, so that norm and rotation are
     # done before the kernel.
-    q_BKGH = q_B1NH[:, 0].reshape(-1, *config.shape("KGH"))
+    # K of the keys: on some meshes it is more than the model's (`placement.kv_repeats`).
+    K = k_B1KH.shape[2]
+    q_BKGH = q_B1NH[:, 0].reshape(-1, K, config.num_heads // K, config.head_dim)
     new_B2KH = [x.swapaxes(1, 2) for x in (k_B1KH, v_B1KH)]
     qkv_BKXH = jnp.concatenate([q_BKGH, *new_B2KH], axis=2)
     return kernel_attention(

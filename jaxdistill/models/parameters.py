@@ -1,5 +1,6 @@
 """The decoder's parameters: declared with Flax NNX, stacked over layers, and fused for use."""
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -10,7 +11,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxdistill.models.config import ModelConfig
-from jaxdistill.sharding import constrain
+from jaxdistill.models.placement import kv_repeats
+from jaxdistill.sharding import AbstractMesh, Mesh, constrain, padded_shape
 
 
 class Blocks(nnx.Module):
@@ -76,14 +78,74 @@ def _zeros(config: ModelConfig, axes: str, dtype) -> nnx.Param:
     return nnx.Param(jnp.zeros(config.shape(axes), dtype), axes=axes)
 
 
-def init(config: ModelConfig, key: jax.Array, dtype: DTypeLike = jnp.float32) -> nnx.State:
-    """Random parameters: normal, standard deviation 1/sqrt(fan-in); norms are 1, biases 0."""
-    return nnx.split(Decoder(config, key, dtype))[1]
+def init(
+    config: ModelConfig,
+    key: jax.Array,
+    dtype: DTypeLike = jnp.float32,
+    mesh: Mesh | AbstractMesh | None = None,
+) -> nnx.State:
+    """Random parameters: normal, standard deviation 1/sqrt(fan-in); norms are 1, biases 0.
+
+    With `mesh`, in the shapes that it stores (`stored_config`): the same numbers, and zeros.
+    """
+    return padded(nnx.split(Decoder(config, key, dtype))[1], mesh)
 
 
-def abstract_params(config: ModelConfig, dtype: DTypeLike = jnp.float32) -> nnx.State:
-    """The parameters' shapes, dtypes and axis letters, without allocating memory."""
-    return jax.eval_shape(lambda: init(config, jax.random.key(0), dtype))
+def abstract_params(
+    config: ModelConfig,
+    dtype: DTypeLike = jnp.float32,
+    mesh: Mesh | AbstractMesh | None = None,
+) -> nnx.State:
+    """The parameters' shapes, dtypes and axis letters on `mesh`, without allocating memory."""
+    return jax.eval_shape(lambda: init(config, jax.random.key(0), dtype, mesh))
+
+
+def stored_config(config: ModelConfig, mesh: Mesh | AbstractMesh | None) -> ModelConfig:
+    """The config with the sizes that parameters have on `mesh`; `config.vocab_size` is the model's.
+
+    A vocabulary that `tensor` does not divide, such as Olmo-3's 100,278, is stored with rows of
+    zeros that make it divisible. No program reads them (`without_padding`), so that they have no
+    logit, their gradient is exactly zero, and an optimizer leaves them at zero.
+    """
+    (rows,) = padded_shape(mesh, "V", config.shape("V"))
+    return config if rows == config.vocab_size else dataclasses.replace(config, vocab_size=rows)
+
+
+def padded(params: nnx.State, mesh: Mesh | AbstractMesh | None) -> nnx.State:
+    """Parameters of the model's own sizes in those that `mesh` stores (`stored_config`)."""
+
+    def pad(leaf: nnx.Variable) -> nnx.Variable:
+        value = leaf.get_raw_value()
+        shape = padded_shape(mesh, leaf.get_metadata()["axes"], value.shape)
+        if shape == value.shape:
+            return leaf
+        return leaf.replace(jnp.pad(value, [(0, n - m) for n, m in zip(shape, value.shape)]))
+
+    return jax.tree.map(pad, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def unpadded(params: nnx.State, config: ModelConfig) -> nnx.State:
+    """The parameters in the model's own sizes: the inverse of `padded`."""
+
+    def cut(leaf: nnx.Variable) -> nnx.Variable:
+        axes = leaf.get_metadata()["axes"]
+        if "V" not in axes:
+            return leaf
+        return leaf.replace(without_padding(leaf.get_raw_value(), axes, config.vocab_size))
+
+    return jax.tree.map(cut, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def without_padding(x: Array, axes: str, vocab_size: int) -> Array:
+    """A head, an embedding or logits without the padding that only the mesh needs.
+
+    This is the one place that hides it: what reads the result has the model's vocabulary. The
+    slice's transpose gives the padding a gradient of exactly zero.
+    """
+    at = axes.index("V")
+    if x.shape[at] == vocab_size:
+        return x
+    return constrain(jax.lax.slice_in_dim(x, 0, vocab_size, axis=at), axes)
 
 
 @functools.cache  # otherwise every trace would build a Decoder only to learn its structure
@@ -97,7 +159,19 @@ def decoder_of(config: ModelConfig, params: nnx.State) -> Decoder:
 
 
 def head(params: "nnx.State | Stacked", config: ModelConfig) -> Float[Array, "D V"]:
-    """The output projection `hidden_BTD @ head_DV`; the embedding's transpose when tied."""
+    """The output projection `hidden_BTD @ head_DV`; the embedding's transpose when tied.
+
+    V is the model's vocabulary, whatever the mesh stores.
+    """
+    return without_padding(stored_head(params, config), "DV", config.vocab_size)
+
+
+def stored_head(params: "nnx.State | Stacked", config: ModelConfig) -> Float[Array, "D V"]:
+    """`head` as the mesh stores it: its logits are to be cut by `without_padding`.
+
+    For loops over chunks, where parts of whole tiles make the products and the sums of the head's
+    gradient cheaper than cutting the logits costs.
+    """
     if isinstance(params, Stacked):
         return params.embed_VD.T if params.head_DV is None else params.head_DV
     model = decoder_of(config, params)
@@ -108,8 +182,10 @@ class Layer(NamedTuple):
     """One layer's weights as its products read them: fused and in the compute dtype.
 
     Queries, keys and values are fused per key/value head (X = G queries, a key, a value), so that
-    a mesh that splits K splits the fused weight at the same heads. Weights that a family does not
-    have are None. Norm scales keep their dtype, because `rms_norm` computes in float32.
+    a mesh that splits K splits the fused weight at the same heads. A mesh with more devices than
+    heads has each head several times, with its share of the queries (`placement.kv_repeats`): K and
+    G are then those of the mesh. Weights that a family does not have are None. Norm scales keep
+    their dtype, because `rms_norm` computes in float32.
     """
 
     attention_norm_D: Array
@@ -169,7 +245,7 @@ def fuse_layer(blocks: Blocks, config: ModelConfig, dtype: DTypeLike) -> Layer:
         if config.qkv_bias
         else None,
         q_norm=blocks.q_norm[...] if has_norm else None,
-        k_norm=blocks.k_norm[...] if has_norm else None,
+        k_norm=_repeated(config, blocks.k_norm[...]) if has_norm else None,
         out_NHD=blocks.out[...].astype(dtype),
         out_bias_D=blocks.out_bias[...].astype(dtype) if config.out_bias else None,
         mlp_norm_D=blocks.mlp_norm[...],
@@ -185,9 +261,23 @@ def fuse_layer(blocks: Blocks, config: ModelConfig, dtype: DTypeLike) -> Layer:
 def _fuse_qkv(config: ModelConfig, q: nnx.Param, k: nnx.Param, v: nnx.Param, dtype) -> Array:
     """[D, N, H] and two [D, K, H] -> [D, K, X, H]; likewise for biases, which have no D."""
     q_KGH, k_KH, v_KH = (x[...].astype(dtype) for x in (q, k, v))
-    q_KGH = q_KGH.reshape(*k_KH.shape[:-1], config.axes["G"], config.head_dim)
+    k_KH, v_KH = _repeated(config, k_KH), _repeated(config, v_KH)
+    q_KGH = q_KGH.reshape(*k_KH.shape[:-1], -1, config.head_dim)
     fused = jnp.concatenate([q_KGH, k_KH[..., None, :], v_KH[..., None, :]], axis=-2)
     return constrain(fused, "DKXH"[4 - fused.ndim :])
+
+
+def _repeated(config: ModelConfig, x: Array) -> Array:
+    """Keys' or values' weights [..., K, H], each head as often as the mesh in use needs it.
+
+    The transpose sums the copies' gradients. A norm of all heads, [H], is not repeated.
+    """
+    times = kv_repeats(config)
+    if times == 1 or x.ndim == 1:
+        return x
+    # Gathered first: their width is split (`sharding.parameter_sharding`), and the compiler does
+    # not find the way from there to split heads by itself.
+    return jnp.repeat(constrain(x, "DKH"[3 - x.ndim :]), times, axis=-2)
 
 
 def _fuse_gate_up(gate: nnx.Param, up: nnx.Param, dtype) -> Array:
@@ -210,4 +300,5 @@ def unstack(params: nnx.State, config: ModelConfig, *, dtype: DTypeLike = jnp.fl
     graph, stacked = nnx.split(model.layers)
     slices = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(config.num_layers)]
     layers = tuple(fuse_layer(nnx.merge(graph, sliced), config, dtype) for sliced in slices)
-    return Unstacked(model.embed[...], layers, model.norm[...])
+    embed_VD = without_padding(model.embed[...], "VD", config.vocab_size)
+    return Unstacked(embed_VD, layers, model.norm[...])

@@ -23,7 +23,7 @@ from jaxdistill.plan.topologies import Topology, compiler_version, quiet_libtpu
 from jaxdistill.training.memory import planned_bytes
 
 # Belongs to the key: what is kept, and how it is read off the program, has changed with the number.
-FORMAT = 1
+FORMAT = 2
 # The option of least effort that still plans memory: with jax 0.10 a step of 1.7B takes 1.6 CPU
 # minutes instead of 3.6. JAX 0.11 has levels in place of that number, and refuses it.
 HAS_LEVELS = tuple(map(int, jax.__version__.split(".")[:2])) >= (0, 11)

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-# What a device receives per byte of the result: a sum of n parts over a ring is a reduce-scatter
-# and an all-gather. A factor (n - 1) / n is left out.
+# What a device receives per byte of `Collective.bytes`: a sum of n parts over a ring is a
+# reduce-scatter and an all-gather. A factor (n - 1) / n is left out.
 RECEIVED = {"all-reduce": 2.0}
 
 _BYTES = {
@@ -26,7 +26,7 @@ class Collective(NamedTuple):
     to the compiler."""
 
     kind: str
-    bytes: int  # of its result on one device
+    bytes: int  # of its result on one device; of a reduce-scatter, of the array that is summed
     trips: tuple[int | None, ...]
 
     def times(self, unknown: Sequence[float]) -> float:
@@ -34,6 +34,15 @@ class Collective(NamedTuple):
         left = list(unknown)
         known = [trip if trip is not None else (left.pop(0) if left else 1) for trip in self.trips]
         return math.prod(known)
+
+
+# A TPU program spells most reduce-scatters as a fusion of an all-reduce and a slice, whose
+# computation has this name; the all-reduce in it has the shape of the array that is summed.
+SCATTER_FUSION = "all-reduce-scatter"
+
+
+# Groups of one device: compiled with the least effort, such a sum stays in the program.
+ALONE = re.compile(r"replica_groups=\{(\{\d+\},?)+\}")
 
 
 def collectives(text: str) -> list[Collective]:
@@ -56,15 +65,27 @@ def collectives(text: str) -> list[Collective]:
     loops: dict[str, str] = {}  # {body: condition}
     lines: dict[str, list[str]] = defaultdict(list)
     found: list[tuple[str, int, str]] = []
+    sizes: dict[str, int] = {}
     computation = ""
     for line in text.splitlines():
         if header := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
             computation = header[1]
         lines[computation].append(line)
-        operation = re.match(r"\s+(?:ROOT )?%?\S+ = (.*?[\])}]) ([a-z\-]+)\(", line)
-        if operation and (kind := operation[2].removesuffix("-start")) in KINDS:
-            is_pair = operation[2].endswith("-start") and kind != "all-reduce"
-            found.append((kind, _size(operation[1], is_pair), computation))
+        operation = re.match(
+            r"\s+(?:ROOT )?%?(\S+) = (.*?[\])}]) ([a-z\-]+)\((?:[^\s,)]+ )?%?([\w.\-]*)", line
+        )
+        if operation:
+            name, shapes, kind, operand = operation.groups()
+            sizes[name] = _size(shapes, is_pair=False)
+            is_pair = kind.endswith("-start") and kind != "all-reduce-start"
+            kind = kind.removesuffix("-start")
+            if kind in KINDS and not ALONE.search(line):
+                size = _size(shapes, is_pair)
+                if kind == "reduce-scatter":
+                    size = max(size, sizes.get(operand, 0))
+                elif computation.startswith(SCATTER_FUSION):
+                    kind = "reduce-scatter"
+                found.append((kind, size, computation))
         for callee in re.findall(r"(?:body|condition|calls|to_apply)=%?([\w.\-]+)", line):
             caller[callee] = computation
         if loop := re.search(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)", line):

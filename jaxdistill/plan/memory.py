@@ -11,18 +11,22 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxdistill import sharding
-from jaxdistill.models.cached_attention import PAGE
+from jaxdistill.models.cached_attention import PAGE, ring_positions
 from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.layers import BLOCK
+from jaxdistill.models.parameters import stored_config
+from jaxdistill.models.placement import as_computed, kv_heads_of_device
 from jaxdistill.models.quantized import vector_bytes
 from jaxdistill.plan.programs import Run, batch_of, bytes_on_one_device, sampler_shapes, state_of
+from jaxdistill.sampling.pages import held_positions, kept_positions
 
 # Logits of a chunk in float32 that are in memory at once: the student's and their gradient, and the
 # teacher's (a peak of 41.7 GiB on an H200, docs/log.md 2026-11-25).
 LOGITS, LOGITS_OF_TEACHER = 2, 1
-# Bytes per parameter that the update takes beside the state: gradients in float32, and on a TPU new
-# parameters and moments beside the old ones (30 bytes per parameter with a reference in bfloat16:
-# the compiler's peaks of 8B on v5p:2x2x1 and v6e:2x4, and of 7B on v6e:2x4).
-OF_UPDATE = {"tpu": 16, "gpu": 8, "cpu": 16}
+# Bytes per parameter that the update takes beside the state: gradients in float32, and a part of
+# them copied. On a TPU 18.9 bytes in all with a reference in bfloat16 (libtpu 0.0.42.1 on
+# v5p:2x2x1): parameters and moments are written where they were. The others are not measured.
+OF_UPDATE = {"tpu": 5, "gpu": 8, "cpu": 16}
 # Arrays of float32 with a number for each token of the batch (`RowData.replicated`).
 PER_TOKEN_OF_ALL = 3
 # Layers whose weights are gathered over fsdp at once: the one in use and the next. Chosen.
@@ -83,16 +87,19 @@ def step(run: Run, mesh: Any) -> Categories:
     accumulates = batch.num_in_use is not None or batch.rows.row_BA.shape[1] > 1
     informed = run.informed.axes
     its_layer = (run.informed.num_parameters - informed["V"] * informed["D"]) / informed["L"]
-    gradients = mine * (item * (item < 4) + item + 4 * accumulates)
+    wide = 4 if compute.gradients == "float32" else item
+    # The cast weights, a micro-batch's gradients and their sum over micro-batches.
+    gradients = mine * (wide * (item < 4) + wide + 4 * accumulates)
     if fsdp > 1:
         gradients += GATHERED_LAYERS * max(layer, its_layer) * item / tensor
-    kept = kept_per_token(run.model, compute.remat) * tokens * size["L"] * item / tensor
+    model = as_computed(run.model, tensor)
+    kept = kept_per_token(model, compute.remat) * tokens * size["L"] * item / tensor
     # A layer's backward pass holds what it recomputes and its cotangents; another network's
-    # forward pass the widest arrays of a layer.
-    widest = max(size["F"], informed["F"])
-    once = max(
-        2 * kept_per_token(run.model, "elementwise") * tokens, 3 * widest * seen
-    ) * item / tensor  # fmt: skip
+    # forward pass the queries, keys and values of a layer, and the widest arrays of a block.
+    other = as_computed(run.informed, tensor)
+    heads = 2 * (other.num_heads + other.num_kv_heads) * informed["H"]
+    of_others = heads * seen + 3 * informed["F"] * min(seen, BLOCK)
+    once = max(2 * kept_per_token(model, "elementwise") * tokens, of_others) * item / tensor
     # Weights, masks and log-probabilities of every row's tokens, which every device has whole.
     width = batch.rows.completions.tokens_BS.shape[-1]
     once += PER_TOKEN_OF_ALL * run.config.rows * width * 4
@@ -123,14 +130,14 @@ def scoring(run: Run, mesh: Any) -> Categories:
     weights = held.parameters / 4 * item * (item < 4)
     if fsdp > 1:
         weights += GATHERED_LAYERS * layer * item / tensor
-    # The widest arrays of a layer, and the residual stream before and after it.
-    widest = 3 * size["F"] + 2 * size["D"]
+    # The widest arrays of a block, and the residual stream before and after a layer.
+    widest = 3 * size["F"] * min(tokens, BLOCK) + 2 * size["D"] * tokens
     # Every row's scores are an array as wide as a packed row, which every device has whole.
     scores = run.config.rows * batch.rows.completions.tokens_BS.shape[-1] * 4
     return Categories(
         **_held(held),
         weights_and_gradients=weights,
-        activations=widest * tokens * item / tensor + scores,
+        activations=widest * item / tensor + scores,
         vocabulary=_vocabulary(run, mesh, rows, item),
         prompts=bytes_on_one_device(batch),
     )
@@ -144,12 +151,17 @@ def _held(held: Categories) -> dict[str, float]:
 def _vocabulary(run: Run, mesh: Any, rows: float, item: int) -> float:
     """A chunk's logits, the head's gradient in float32, and the heads that are gathered."""
     size, compute = run.model.axes, run.config.compute
-    columns = size["V"] / (mesh.shape["tensor"] if size["V"] % mesh.shape["tensor"] == 0 else 1)
+    columns = _columns(run, mesh)
     has_other = run.has_teacher or run.has_reference
     others = LOGITS_OF_TEACHER * (has_other + run.lengths.contrasts)
     logits = (LOGITS + others) * rows * compute.chunk * columns * 4
     gathered = size["D"] + has_other * run.informed.axes["D"] if mesh.shape["fsdp"] > 1 else 0
     return logits + columns * (4 * size["D"] + item * gathered)
+
+
+def _columns(run: Run, mesh: Any) -> float:
+    """Columns of the head, and of logits, on one device."""
+    return stored_config(run.model, mesh).vocab_size / mesh.shape["tensor"]
 
 
 def kept_per_token(model: ModelConfig, remat: str) -> int:
@@ -177,14 +189,14 @@ def prefill(run: Run, mesh: Any, pages: int | None) -> Categories:
     """The prompts of a device's questions in one layer, and their caches in all."""
     size, tensor = run.model.axes, mesh.shape["tensor"]
     item = jnp.dtype(run.config.compute.dtype).itemsize
-    questions, width = _prompts_of_device(run, mesh, pages)
     layer = (run.model.num_parameters - size["V"] * size["D"]) / size["L"]
     once = size["F"] / tensor + STREAMS * size["D"]
+    questions = _questions_of_device(run, mesh)
     return Categories(
         **_held(resident(run, mesh)),
         weights_and_gradients=GATHERED_LAYERS * layer * item / tensor,
         activations=once * item * questions * run.lengths.prompt,
-        prompts=questions * width * position_bytes(run, mesh),
+        prompts=_prompts(run, mesh, pages),
     )
 
 
@@ -192,13 +204,16 @@ def decode(run: Run, mesh: Any, slots: int, pages: int | None) -> Categories:
     """What the decode loop cannot do without: weights, caches of slots and prompts, and logits."""
     size, tensor = run.model.axes, mesh.shape["tensor"]
     item, rows = jnp.dtype(run.config.compute.dtype).itemsize, sampler_shapes(run, mesh)[2]
-    slots, position = min(slots, rows), position_bytes(run, mesh)
+    slots = min(slots, rows)
     num_parts = sharding.num_parts("B", slots)
-    each = run.lengths.prompt + run.lengths.new
-    positions = pages * PAGE if pages is not None else slots * each
-    questions, width = _prompts_of_device(run, mesh, pages)
-    columns = size["V"] / (tensor if size["V"] % tensor == 0 else 1)
-    weights = run.model.num_parameters / tensor
+    held = held_positions(
+        run.model,
+        size=run.lengths.prompt + run.lengths.new,
+        slots=slots // num_parts,
+        pages=None if pages is None else pages // num_parts,
+    )
+    columns = _columns(run, mesh)
+    weights = as_computed(run.model, tensor).num_parameters / tensor
     if not run.model.tie_embeddings:
         # `decoding_weights` leaves the embedding split over fsdp.
         weights -= size["D"] * columns * (1 - 1 / mesh.shape["fsdp"])
@@ -206,24 +221,30 @@ def decode(run: Run, mesh: Any, slots: int, pages: int | None) -> Categories:
         **_held(resident(run, mesh)),
         weights_and_gradients=weights * item,
         vocabulary=-(-slots // num_parts) * columns * 4 * 2,
-        kv_pool=positions * position / num_parts,
-        prompts=questions * width * position,
+        kv_pool=held * position_bytes(run, mesh),
+        prompts=_prompts(run, mesh, pages),
     )
 
 
-def _prompts_of_device(run: Run, mesh: Any, pages: int | None) -> tuple[int, int]:
-    """(questions, positions of each): split like their batch, in whole pages if there are any."""
-    questions, prompt, _ = sampler_shapes(run, mesh)
-    width = -(-prompt // PAGE) * PAGE if pages is not None else prompt
-    return questions // sharding.num_parts("Q", questions), width
+def _questions_of_device(run: Run, mesh: Any) -> int:
+    questions, _, _ = sampler_shapes(run, mesh)
+    return questions // sharding.num_parts("Q", questions)
+
+
+def _prompts(run: Run, mesh: Any, pages: int | None) -> float:
+    """Bytes of the prompts' caches: split like their batch, in whole pages if there are any."""
+    _, width, _ = sampler_shapes(run, mesh)
+    width = -(-width // PAGE) * PAGE if pages is not None else width
+    ring = ring_positions(run.model.window, run.lengths.prompt + run.lengths.new, PAGE)
+    kept = kept_positions(run.model, width, ring)
+    return _questions_of_device(run, mesh) * kept * position_bytes(run, mesh)
 
 
 def position_bytes(run: Run, mesh: Any) -> float:
-    """Bytes of the keys and values of one position, in all layers, on a device."""
+    """Bytes of the keys and values of one position, in one layer, on a device."""
     model, compute, tensor = run.model, run.config.compute, mesh.shape["tensor"]
-    heads = model.num_kv_heads / (tensor if model.num_kv_heads % tensor == 0 else 1)
-    one = vector_bytes(model.head_dim, compute.dtype, compute.cache_dtype)
-    return 2 * model.num_layers * heads * one
+    heads = kv_heads_of_device(model, tensor)
+    return 2 * heads * vector_bytes(model.head_dim, compute.dtype, compute.cache_dtype)
 
 
 def _parts(mesh: Any) -> int:

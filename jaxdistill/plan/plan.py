@@ -11,6 +11,7 @@ import jax
 
 from jaxdistill import sharding
 from jaxdistill.config import RunConfig
+from jaxdistill.models import placement
 from jaxdistill.plan import hlo, memory, roofline, topologies
 from jaxdistill.plan.compiling import Answer, asked_memory, compiled
 from jaxdistill.plan.lengths import lengths_of
@@ -66,9 +67,11 @@ def make_plan(run: Run, how: How) -> dict[str, Any]:
     compiles = how.compiles and topology.kind != "gpu"
     if compiles:
         mesh: Any = sharding.make_mesh(run.config.mesh, topologies.devices(topology))
-        available = asked_memory(mesh, topology, how.folder) if topology.kind == "tpu" else None
     else:
-        mesh, available = sharding.abstract_mesh(run.config.mesh, topology.num_devices), None
+        mesh = sharding.abstract_mesh(run.config.mesh, topology.num_devices)
+    placement.check_mesh(run.model, mesh)  # before the compiler takes minutes
+    is_asked = compiles and topology.kind == "tpu"
+    available = asked_memory(mesh, topology, how.folder) if is_asked else None
     limit = available or topology.memory
     with sharding.use_mesh(mesh):
         planned = _plan(run, mesh, how if compiles else replace(how, compiles=False), limit)
@@ -139,17 +142,11 @@ def _plan(run: Run, mesh: Any, how: How, limit: float) -> dict[str, Any]:
 
 
 def notes(run: Run, mesh: Any) -> list[str]:
-    """What a mesh does not split, in words."""
-    found, tensor = [], mesh.shape["tensor"]
-    names = {"num_heads": "query heads", "num_kv_heads": "key/value heads"}
-    for field, words in names.items():
-        if (number := getattr(run.model, field)) % tensor:
-            found.append(f"tensor={tensor} does not divide {number} {words}: all are repeated")
-    if run.model.vocab_size % tensor:
-        found.append(
-            f"tensor={tensor} does not divide the vocabulary of {run.model.vocab_size:,}: every "
-            "device holds all logits and the whole head"
-        )
+    """What a mesh does not split or stores otherwise, in words: those of `train`, and the plan's.
+
+    Raises UserError for a mesh that `train` refuses.
+    """
+    found = placement.check_mesh(run.model, mesh)
     if run.config.evaluation.splits:
         found.append(
             "evaluations are not planned: their time comes on top, and their sampler chooses its "

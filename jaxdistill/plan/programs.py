@@ -203,12 +203,16 @@ def state_of(run: Run, mesh: Any) -> tuple[Any, Any]:
     """(the training state, the parameters that no step changes), as shapes."""
     config = run.config
     state, params = _abstract_state(
-        run.model, run.reference_dtype, config.optimizer, config.teacher, run.steps
+        parameters.stored_config(run.model, mesh),
+        run.reference_dtype,
+        config.optimizer,
+        config.teacher,
+        run.steps,
     )
     state, untrained = as_parameters(mesh, state), as_parameters(mesh, params)
     if run.teacher is None:
         return state, untrained
-    theirs = parameters.abstract_params(run.teacher, jnp.dtype(run.teacher_dtype))
+    theirs = parameters.abstract_params(run.teacher, jnp.dtype(run.teacher_dtype), mesh=mesh)
     # Which ids are padding is in the tokenizer, which a plan does not read; masks take no memory.
     num_ids = min(run.teacher.vocab_size, run.model.vocab_size)
     is_padded = run.teacher.vocab_size != run.model.vocab_size
@@ -302,7 +306,7 @@ def sampler_program(run: Run, mesh: Any, slots: int, pages: int | None) -> Progr
     """The sampler in training; call it, and lower its result, in the mesh's context."""
     experience = run.on_policy
     questions, prompt, rows = sampler_shapes(run, mesh)
-    params = parameters.abstract_params(run.model)
+    params = parameters.abstract_params(run.model, mesh=mesh)
     policy = Policy(run.model, params, None, run.stop_ids, Path())
     engine = engine_of(run.config, policy, mesh)
     sample = engine.sampler(
@@ -349,7 +353,7 @@ def step_programs(run: Run, mesh: Any) -> list[Program]:
 
 def export_program(run: Run, mesh: Any) -> Program:
     """The largest tensor of the export, sliced from its parameter and gathered on every device."""
-    model, params = run.model, as_parameters(mesh, parameters.abstract_params(run.model))
+    model, params = run.model, as_parameters(mesh, parameters.abstract_params(run.model, mesh=mesh))
     values = {path: leaf.get_raw_value() for path, leaf in nnx.to_flat_state(params)}
     parts = hf_layout.parts_of(model).values()
     part = max(parts, key=lambda part: math.prod(hf_layout.tensor_shape(model, part)))

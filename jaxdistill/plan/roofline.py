@@ -15,6 +15,7 @@ from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.flops import forward_flops
 from jaxdistill.plan.memory import position_bytes
 from jaxdistill.plan.programs import Run, batch_of
+from jaxdistill.sampling.pages import kept_positions
 from jaxdistill.training.on_policy import OnPolicy
 
 # Of a forward pass through the layers, what the backward pass recomputes: for Qwen3-1.7B 76 of 101
@@ -102,7 +103,8 @@ def decode(run: Run, mesh: Any, slots: int) -> Work:
     each -= forward_flops(run.model, 0, round(lengths.mean_prompt), 0)
     context = lengths.mean_prompt + lengths.mean_new / 2
     cache = min(slots, rows) / sharding.num_parts("B", min(slots, rows))
-    read = _weight_bytes(run, mesh) + cache * context * position_bytes(run, mesh)
+    seen = kept_positions(run.model, context, run.model.window)
+    read = _weight_bytes(run, mesh) + cache * seen * position_bytes(run, mesh)
     steps = decode_steps(run, slots)
     # Two sums of a layer's output per token over the devices that share the heads.
     tensor = 0.0

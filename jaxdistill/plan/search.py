@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxdistill import sharding
 from jaxdistill.errors import UserError
+from jaxdistill.models.placement import splits_heads
 from jaxdistill.plan import memory, roofline
 from jaxdistill.plan.plan import How, make_plan, settle_remat, with_remat
 from jaxdistill.plan.programs import Run, slots_of
@@ -38,18 +39,13 @@ def screen(run: Run) -> list[dict[str, Any]]:
     """
     found = []
     for config in meshes(run.topology.num_devices):
-        if repeats_heads(run, config.tensor):
+        if not splits_heads(run.model, config.tensor):
             continue
         mesh = sharding.abstract_mesh(config, run.topology.num_devices)
         with sharding.use_mesh(mesh):
             found.append(_screened(in_mesh(run, config), mesh))
     key = lambda each: (not each["fits"], each["seconds"] if each["fits"] else 0, each["peak"])  # noqa: E731
     return sorted(found, key=key)
-
-
-def repeats_heads(run: Run, tensor: int) -> bool:
-    """Whether the heads do not split evenly, so that every device repeats all of attention."""
-    return bool(run.model.num_heads % tensor or run.model.num_kv_heads % tensor)
 
 
 def _screened(run: Run, mesh: Any) -> dict[str, Any]:
@@ -133,7 +129,7 @@ def _larger(run: Run, ratio: float) -> str | None:
     for topology in run.topology.larger:
         larger = in_mesh(replace(run, topology=topology), MeshConfig())
         for config in meshes(topology.num_devices):
-            is_sensible = config.data == 1 and not repeats_heads(run, config.tensor)
+            is_sensible = config.data == 1 and splits_heads(run.model, config.tensor)
             if is_sensible and _fits(in_mesh(larger, config), ratio):
                 return f"--topology {topology.name} {_flag(config)}"
     return None
@@ -164,7 +160,7 @@ def _changes(run: Run) -> Iterator[tuple[str, Any]]:
     devices = run.topology.num_devices
     for tensor in (2, 4, 8):
         is_more = devices % tensor == 0 and tensor > max(run.config.mesh.tensor, 1)
-        if is_more and not repeats_heads(run, tensor):
+        if is_more and splits_heads(run.model, tensor):
             mesh = MeshConfig(data=1, fsdp=devices // tensor, tensor=tensor)
             yield _flag(mesh), lambda run, mesh=mesh: in_mesh(run, mesh)
     if run.config.optimizer.moments == "float32":

@@ -277,7 +277,9 @@ def train(
             hosts.say(f"run {run_dir} has no checkpoint yet and starts at step 0")
         if latest is not None:
             step = check_steps(steps, run_dir, latest)
-            restored, host = checkpoints.restore(latest, state._asdict())
+            restored, host = checkpoints.restore(
+                latest, state._asdict(), vocab_size=policy.config.vocab_size
+            )
             state = TrainState(**restored)
             source.batches.set_state(host["data"])
             changes = changes_of_rounding(config, run_dir) if is_first else []

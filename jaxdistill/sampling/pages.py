@@ -7,6 +7,7 @@ no row; slots without a row write there.
 
 import functools
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -14,8 +15,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from jaxdistill import hosts
-from jaxdistill.models.cached_attention import PAGE
-from jaxdistill.models.config import ModelConfig
+from jaxdistill.errors import UserError
+from jaxdistill.models.cached_attention import PAGE, ring_positions
+from jaxdistill.models.config import LayerKind, ModelConfig
+from jaxdistill.models.placement import kv_heads_of_device
 from jaxdistill.models.quantized import CacheDtype, vector_bytes
 from jaxdistill.sharding import num_parts, platform
 
@@ -65,6 +68,106 @@ def rows_to_keep(
 def pages_of_row(num_positions: int, page: int) -> int:
     """The number of pages that hold `num_positions`."""
     return -(-num_positions // page)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What the slots' caches hold of a row in each layer, and in which pages."""
+
+    pattern: tuple[LayerKind, ...]  # repeated over the layers
+    size: int  # positions of the longest row
+    ring: int | None  # positions that sliding layers keep of it; None: all
+    page: int = 0  # positions per page that slots share; 0: each slot has its own cache
+    parts: int = 1  # of the rows, each with its own pages
+    # Per part, with page 0, which belongs to no row.
+    num_pages: int = 0
+    num_ring_pages: int = 0
+
+    @property
+    def has_pages(self) -> bool:
+        return self.page > 0
+
+    def has_ring(self, layer: int) -> bool:
+        return self.ring is not None and self.pattern[layer % len(self.pattern)] == "sliding"
+
+    def kept(self, layer: int) -> int:
+        """Positions that a layer keeps of the longest row."""
+        return self.ring if self.ring is not None and self.has_ring(layer) else self.size
+
+
+def layout_of(
+    config: ModelConfig, size: int, num_slots: int, pages: int | None, page: int
+) -> Layout:
+    """The layout for rows of `size` positions at most, in `pages` shared pages or caches of their
+    own.
+
+    Raises UserError if a part's pages cannot hold one row.
+    """
+    if pages is None:
+        size = -(-size // tile()) * tile()
+        ring = ring_positions(config.window, size, tile())
+        return Layout(pattern=config.layer_pattern, size=size, ring=ring)
+    parts, num_pages = num_parts("B", num_slots), pages_of_row(size, page)
+    if pages // parts < num_pages:
+        raise UserError(
+            f"pages={pages} are too few: the longest row, {size} positions, needs {num_pages} "
+            f"pages of {page} in each of {parts} part(s) of the rows; use {num_pages * parts} or "
+            "more"
+        )
+    ring = ring_positions(config.window, size, page)
+    return Layout(
+        pattern=config.layer_pattern,
+        size=size,
+        ring=ring,
+        page=page,
+        parts=parts,
+        num_pages=pages // parts + 1,
+        num_ring_pages=num_ring_pages(pages // parts, num_slots // parts, ring or size, page) + 1,
+    )
+
+
+def tile() -> int:
+    """A cache of a slot's own is whole tiles of this many positions.
+
+    With a partial last tile, the TPU compiler copies the cache at each token, and the TPU kernel
+    reads whole pages. Elsewhere 16 positions, the smallest side of a matrix unit's tile. Chosen,
+    not measured.
+    """
+    return PAGE if platform() == "tpu" else 16
+
+
+def kept_positions(config: ModelConfig, positions: float, ring: int | None) -> float:
+    """The sum over layers of the positions that each keeps of a row.
+
+    >>> from jaxdistill.models.presets import PRESETS
+    >>> kept_positions(PRESETS["Olmo-3-7B"], 10_000, 4096)  # 24 of 32 layers have a window
+    178304
+    """
+    pattern = config.layer_pattern
+    sliding = pattern.count("sliding") * (config.num_layers // len(pattern))
+    kept = positions if ring is None else min(positions, ring)
+    return (config.num_layers - sliding) * positions + sliding * kept
+
+
+def held_positions(config: ModelConfig, *, size: int, slots: int, pages: int | None) -> float:
+    """The sum over layers of the positions that the caches of `slots` hold, or the `pages` of them.
+
+    Both are those of a part of the rows; `size` is the longest row's.
+    """
+    if pages is None:
+        return slots * kept_positions(config, size, ring_positions(config.window, size, tile()))
+    ring, full = ring_positions(config.window, size, PAGE), int(kept_positions(config, 1, 0))
+    of_rings = num_ring_pages(pages, slots, ring or size, PAGE)
+    return PAGE * (full * pages + (config.num_layers - full) * of_rings)
+
+
+def num_ring_pages(num_pages: int, num_slots: int, ring: int, page: int) -> int:
+    """Pages of each sliding layer's pool, where full layers have `num_pages`.
+
+    Either as many as all rings have, or as many as other layers: then a row never needs more pages
+    here than there, so that the pages of full layers alone decide which rows run.
+    """
+    return min(num_pages, num_slots * pages_of_row(ring, page))
 
 
 def fit_slots(
@@ -158,32 +261,48 @@ def slots_in(
     # All sizes are bytes per device. Weights are whole on each device, except for what tensor
     # parallelism splits and an embedding that is not the head too; prompts are split like the rows.
     # The decode loop has its own copy of the weights besides `params` (`sampler.decoding_weights`).
-    prompts = -(-num_questions // num_parts("Q", num_questions)) * prompt  # positions
-    heads = config.num_kv_heads // num_parts("K", config.num_kv_heads)
-    position = 2 * config.num_layers * heads * head_bytes
+    heads = kv_heads_of_device(config)
+    position = 2 * heads * head_bytes  # of one layer
+    size = prompt + new
+    ring = ring_positions(config.window, size, PAGE if has_pages else tile())
+    row = position * kept_positions(config, size, ring)
+    prompts = position * kept_positions(config, prompt, ring)
+    prompts *= -(-num_questions // num_parts("Q", num_questions))
     embedding = 0 if config.tie_embeddings else math.prod(config.shape("VD"))
     weights = (config.num_parameters - embedding) // num_parts("F", config.intermediate_size)
     weights += embedding // (num_parts("V", config.vocab_size) * num_parts("D", config.hidden_size))
     weights *= item_bytes
     # A fifth stays free for the activations of prefill and the logits of a step. Chosen, not
     # measured: too large a reserve costs a few slots, too small a one ends the run.
-    positions = max(int((0.8 * free_bytes - weights) // position) - prompts, 0)
-    if positions * num_parts("B", num_rows) >= num_rows * (prompt + new):
+    room = max(0.8 * free_bytes - weights - prompts, 0)
+    if room * num_parts("B", num_rows) >= num_rows * row:
         return num_rows, None
     parts = num_parts("B")  # groups of devices, each with its own rows and pages
     if not has_pages:
         # Few distinct numbers (2 per power of two for slots, 8 for pages), so that slightly
         # different free memory leads to the same compiled program.
-        slots = _round_down(max(positions // (prompt + new), 1), 2) * parts
+        slots = _round_down(max(int(room // row), 1), 2) * parts
         return min(slots, num_rows - num_rows % parts or num_rows), None
-    pages = max(_round_down(positions // PAGE, 8), pages_of_row(prompt + new, PAGE))
     # Rows share the pages, so there are more slots than full-length rows would fit: as many as fit
     # at a third of the maximum length, near the mean of long-tailed lengths. If too many rows grow
     # longer, some are preempted.
-    slots = _round_down(max(pages // pages_of_row(prompt + new // 3, PAGE), 1), 2) * parts
+    mean = pages_of_row(prompt + new // 3, PAGE)
+    full = kept_positions(config, 1, 0) * position * PAGE  # bytes of a page in the full layers
+    sliding = config.num_layers * position * PAGE - full
+    ring_pages = pages_of_row(ring or size, PAGE)
+
+    def room_for(pages: float) -> int:
+        return max(_round_down(max(int(pages), 0), 8), pages_of_row(size, PAGE))
+
+    pages = room_for(room / (full + sliding * min(ring_pages / mean, 1)))
+    slots = _round_down(max(pages // mean, 1), 2) * parts
     if slots > num_rows:
         # The same number in each part, unless there are fewer rows than parts.
         slots = num_rows - num_rows % parts or num_rows
+    if ring is not None and full:
+        # Rings of slots that rounding or the number of rows took away free memory for pages.
+        rings = slots // num_parts("B", slots) * ring_pages * sliding
+        pages = max(pages, room_for((room - rings) / full))
     return slots, pages * num_parts("B", slots)
 
 

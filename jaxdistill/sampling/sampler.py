@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32, UInt32
 from jaxdistill.errors import UserError, require_number
 from jaxdistill.models import decoder, parameters
 from jaxdistill.models.cached_attention import PAGE
+from jaxdistill.models.caches import Cache, Prompts
 from jaxdistill.models.completions import logits_of
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.quantized import CacheDtype, check_cache_dtype
@@ -179,14 +180,17 @@ class _Program:
         # Elsewhere no device waits for a host, so without pages every step can check.
         stride = STRIDE if platform() == "gpu" or has_pages else 1
 
+        layout = paging.layout_of(
+            self.config, num_prompt + num_tokens, num_slots, self.pages, self.page_size
+        )
+
         # -- prefill each question once
         with jax.named_scope("prefill"):
-            prompts = self._prefill(params, prompt_ids_QP, prompt_mask_QP)
-        size = num_prompt + num_tokens
-        if self.pages is None:
-            cache = first_rows(prompts, self.rollouts, num_slots, size)
+            prompts = self._prefill(params, prompt_ids_QP, prompt_mask_QP, layout)
+        if has_pages:
+            cache = empty_pool(prompts, num_slots, layout)
         else:
-            cache = empty_pool(prompts, num_slots, size, self.pages, self.page_size)
+            cache = first_rows(prompts, self.rollouts, num_slots, layout)
         weights, head_DV = decoding_weights(params, self.config, self.dtype)
 
         # -- all rows, and the decode loop's first state
@@ -208,9 +212,9 @@ class _Program:
         def decode(state: State) -> State:
             # Pages of rows that ended go to running rows first, and then to waiting rows.
             if has_pages:
-                state = preempt(state, stride)
+                state = preempt(state, stride, layout)
             if has_pages or not has_own_slot:
-                state = admit(state, rows, stride)
+                state = admit(state, rows, stride, layout)
             after, cache = jax.lax.fori_loop(
                 0,
                 stride,
@@ -226,7 +230,9 @@ class _Program:
         samples = self._samples(state, are_in_order=not has_pages and has_own_slot)
         return (samples, state.counts) if self.counts else samples
 
-    def _prefill(self, params: Any, prompt_ids_QP: Array, prompt_mask_QP: Array) -> decoder.Cache:
+    def _prefill(
+        self, params: Any, prompt_ids_QP: Array, prompt_mask_QP: Array, layout: paging.Layout
+    ) -> Prompts:
         num_prompt = prompt_ids_QP.shape[1]
         if self.pages is not None:
             if not paging.shares_pages(self.cache_dtype):
@@ -242,6 +248,7 @@ class _Program:
             prompt_ids_QP,
             prompt_mask_QP,
             num_prompt,
+            ring=layout.ring,
             dtype=self.dtype,
             attention=self.attention,
             cache_dtype=self.cache_dtype,
@@ -251,8 +258,8 @@ class _Program:
         return prompts._replace(length_B=jnp.maximum(prompts.length_B - 1, 0))
 
     def _step(
-        self, weights: parameters.Unstacked, head_DV: Array, now: Slots, cache: decoder.Cache
-    ) -> tuple[Slots, decoder.Cache]:
+        self, weights: parameters.Unstacked, head_DV: Array, now: Slots, cache: Cache
+    ) -> tuple[Slots, Cache]:
         hidden_UD, cache = decoder.decode_step(
             weights, self.config, now.token, cache, dtype=self.dtype, attention=self.attention
         )

@@ -10,13 +10,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Layout as ArrayLayout
+from jax.experimental.layout import with_layout_constraint
 from jaxtyping import Array, Float
 
-from jaxdistill.errors import UserError
-from jaxdistill.models import decoder
-from jaxdistill.models.cached_attention import PAGE
+from jaxdistill.models.caches import Cache, Prompts
 from jaxdistill.sampling import pages as paging
-from jaxdistill.sharding import constrain, num_parts, platform
+from jaxdistill.sampling.pages import Layout
+from jaxdistill.sharding import constrain, num_parts
 
 NONE = -1  # in place of a token where none was drawn
 
@@ -49,7 +50,7 @@ class Rows(NamedTuple):
     """All B = Q x R rows of a call, whether they wait, run or have ended."""
 
     prompt_ids_QP: Array
-    prompts: decoder.Cache  # prefilled, one row per question
+    prompts: Prompts  # prefilled, one row per question
     keys_B2: Array
     limit_B: Array  # maximum number of tokens to draw
     draws_B: Array  # False for padding questions and a limit of 0: nothing is drawn
@@ -76,14 +77,14 @@ class State(NamedTuple):
     """The carry of the decode loop."""
 
     slots: Slots
-    cache: decoder.Cache  # its length_B is slots.length
+    cache: Cache  # its length_B is slots.length
     is_waiting_B: Array  # rows that wait for a slot
     tokens_BT: Array  # tokens of the rows that have left their slot
     logp_BT: Array
     counts: Counts
 
 
-def first_state(rows: Rows, cache: decoder.Cache, num_slots: int, *, all_wait: bool) -> State:
+def first_state(rows: Rows, cache: Cache, num_slots: int, *, all_wait: bool) -> State:
     """The first rows in the slots; with `all_wait` (shared pages), empty slots for `admit`."""
     num_rows, first_U = len(rows.limit_B), jnp.arange(num_slots)
     first = rows.begin(first_U)
@@ -103,17 +104,17 @@ def first_state(rows: Rows, cache: decoder.Cache, num_slots: int, *, all_wait: b
     )
 
 
-def preempt(state: State, stride: int) -> State:
+def preempt(state: State, stride: int, layout: Layout) -> State:
     """Assign the pages that running rows need for `stride` steps; preempt rows if too few are free.
 
     The rows with the fewest tokens are preempted: they wait for a slot again and restart, which
     discards the least work.
     """
     slots, num_rows = state.slots, state.is_waiting_B.shape[0]
-    W, _, M, page, _ = state.cache.k[0].shape
-    wanted_U = _wanted_pages(slots, page, stride)
-    rows_to_keep = jax.vmap(functools.partial(paging.rows_to_keep, num_pages=M))
-    is_kept_U = rows_to_keep(wanted_U.reshape(W, -1), slots.drawn.reshape(W, -1)).reshape(-1)
+    wanted_U = _wanted_pages(slots, layout.page, stride)
+    rows_to_keep = jax.vmap(functools.partial(paging.rows_to_keep, num_pages=layout.num_pages))
+    drawn_WU = slots.drawn.reshape(layout.parts, -1)
+    is_kept_U = rows_to_keep(wanted_U.reshape(layout.parts, -1), drawn_WU).reshape(-1)
     is_preempted_U = slots.running & ~is_kept_U
     counts = state.counts._replace(
         preempted=state.counts.preempted + is_preempted_U.sum(),
@@ -128,27 +129,26 @@ def preempt(state: State, stride: int) -> State:
     )
     return state._replace(
         slots=slots,
-        cache=_with_pages(state.cache, slots, stride),
+        cache=_with_pages(state.cache, slots, stride, layout),
         is_waiting_B=state.is_waiting_B.at[waits_U].set(True, mode="drop"),
         counts=counts,
     )
 
 
-def admit(state: State, rows: Rows, stride: int) -> State:
+def admit(state: State, rows: Rows, stride: int, layout: Layout) -> State:
     """Move waiting rows into slots whose rows have ended, as long as there are pages for them."""
 
     def is_open_U(state: State) -> Array:
         """The slots that can take the first waiting row now."""
-        slots, pages_UY = state.slots, state.cache.pages_BY
+        slots = state.slots
         is_free_U = ~slots.running & state.is_waiting_B.any()
-        if pages_UY is None:
+        if not layout.has_pages:
             return is_free_U
-        W, _, M, page, _ = state.cache.k[0].shape
         # Counting a reserve for every row avoids preempting the new row soon after.
-        ahead = stride + paging.RESERVE * page
-        wanted_WU = _wanted_pages(slots, page, ahead).reshape(W, -1)
-        more = _wanted_pages(rows.begin(jnp.argmax(state.is_waiting_B)), page, ahead)
-        has_pages_W = wanted_WU.sum(axis=1) + more < M
+        ahead = stride + paging.RESERVE * layout.page
+        wanted_WU = _wanted_pages(slots, layout.page, ahead).reshape(layout.parts, -1)
+        more = _wanted_pages(rows.begin(jnp.argmax(state.is_waiting_B)), layout.page, ahead)
+        has_pages_W = wanted_WU.sum(axis=1) + more < layout.num_pages
         return is_free_U & jnp.repeat(has_pages_W, wanted_WU.shape[1])
 
     def enter(state: State) -> State:
@@ -162,10 +162,10 @@ def admit(state: State, rows: Rows, stride: int) -> State:
         def save(x_BT: Array, new_T: Array) -> Array:
             return _put(x_BT, jnp.where(was_occupied, new_T, x_BT[at]), at)
 
-        cache = _with_pages(state.cache, slots, stride)
+        cache = _with_pages(state.cache, slots, stride, layout)
         return state._replace(
             slots=slots,
-            cache=_copy_prompt(cache, j, rows.prompts, index // rows.rollouts),
+            cache=_copy_prompt(cache, j, rows.prompts, index // rows.rollouts, layout),
             is_waiting_B=state.is_waiting_B.at[index].set(False),
             tokens_BT=save(state.tokens_BT, left.tokens),
             logp_BT=save(state.logp_BT, left.logp),
@@ -182,50 +182,92 @@ def _wanted_pages(slots: Slots, page: int, stride: int) -> Array:
     return jnp.where(slots.running, -(-positions // page), 0)
 
 
-def _with_pages(cache: decoder.Cache, slots: Slots, stride: int) -> decoder.Cache:
+def _with_pages(cache: Cache, slots: Slots, stride: int, layout: Layout) -> Cache:
     """The cache with the slots' lengths, and pages for the next `stride` positions of each."""
-    if cache.pages_BY is None:
+    if not layout.has_pages:
         return cache._replace(length_B=slots.length)
-    W, _, M, page, _ = cache.k[0].shape
-    wanted_WU = _wanted_pages(slots, page, stride).reshape(W, -1)
-    pages_WUY = cache.pages_BY.reshape(W, -1, cache.pages_BY.shape[1])
-    pages_WUY = jax.vmap(functools.partial(paging.assign, num_pages=M))(pages_WUY, wanted_WU)
-    pages_UY = constrain(pages_WUY.reshape(cache.pages_BY.shape), "BY")
-    return cache._replace(length_B=slots.length, pages_BY=pages_UY)
+    wanted_U = _wanted_pages(slots, layout.page, stride)
+
+    def assigned(pages_UY: Array, num_pages: int) -> Array:
+        # A ring that has all of its pages needs no more.
+        wanted_WU = jnp.minimum(wanted_U, pages_UY.shape[1]).reshape(layout.parts, -1)
+        pages_WUY = pages_UY.reshape(layout.parts, -1, pages_UY.shape[1])
+        assign = jax.vmap(functools.partial(paging.assign, num_pages=num_pages))
+        return constrain(assign(pages_WUY, wanted_WU).reshape(pages_UY.shape), "BY")
+
+    assert cache.pages_BY is not None
+    cache = cache._replace(
+        length_B=slots.length, pages_BY=assigned(cache.pages_BY, layout.num_pages)
+    )
+    if cache.ring_BY is None:
+        return cache
+    return cache._replace(ring_BY=assigned(cache.ring_BY, layout.num_ring_pages))
 
 
 def _copy_prompt(
-    cache: decoder.Cache, j: Array, prompts: decoder.Cache, question: Array
-) -> decoder.Cache:
+    cache: Cache, j: Array, prompts: Prompts, question: Array, layout: Layout
+) -> Cache:
     """Copy the question's prompt into slot j, page by page up to the prompt's length.
 
     Each part of the devices holds the prompts of its own questions, and any slot may need any of
-    them: the part that has a page sends it to all, and no part ever holds all prompts.
+    them: the part that has a page sends it to all, and no part ever holds all prompts. Of a prompt
+    longer than the window, layers with rings have fewer pages than the others.
     """
-    W, _, _, page, _ = cache.k[0].shape
-    parts, _, num_questions, P, _ = prompts.k[0].shape  # questions per part
-    slots_of_part = cache.length_B.shape[0] // W
-    part, size = j // slots_of_part, min(page, P)
-    is_its_W = jnp.arange(parts) == question // num_questions
+    k, v = list(cache.k), list(cache.v)
+    for has_ring in (False, True):
+        layers = [i for i in range(prompts.num_layers) if layout.has_ring(i) == has_ring]
+        if not layers:
+            continue
+        pages_UY = cache.ring_BY if has_ring else cache.pages_BY
+        width = prompts.at(layers[0])[0][0].shape[4]
+        size = min(k[layers[0]].shape[3], width)
 
-    def copy(i, kv):
-        at = j % slots_of_part if cache.pages_BY is None else cache.pages_BY[j, i]
+        def copy(n, kv, layers=layers, pages_UY=pages_UY, size=size):
+            slots_of_part = cache.length_B.shape[0] // kv[0][0].shape[0]
+            at = j % slots_of_part if pages_UY is None else pages_UY[j, n]
+            put = functools.partial(
+                _put_page, size=size, n=n, question=question, part=j // slots_of_part, at=at
+            )
+            both = []
+            for layer, *own in zip(layers, *kv):
+                stacked, index = prompts.at(layer)
+                both.append(jax.tree.map(functools.partial(put, index=index), tuple(own), stacked))
+            return tuple(map(list, zip(*both)))
 
-        def put(x_WKMSH, prompts_WKMPH):
-            own = jax.lax.dynamic_slice_in_dim(prompts_WKMPH, question % num_questions, 1, axis=2)
-            own = jax.lax.dynamic_slice_in_dim(own, i * size, size, axis=3)
-            # Scales of an int8 cache have no width H.
-            own = constrain(own, "WKXSH"[: own.ndim])
-            is_its = is_its_W.reshape(-1, *(1,) * (own.ndim - 1))
-            new = jnp.where(is_its, own, 0).sum(axis=0, keepdims=True, dtype=own.dtype)
-            new = constrain(new, "XKXSH"[: new.ndim])
-            return jax.lax.dynamic_update_slice(x_WKMSH, new, (part, 0, at, *(0,) * (new.ndim - 3)))
+        num_pages = -(-jnp.minimum(prompts.length_B[question], width) // size)
+        kv = [k[i] for i in layers], [v[i] for i in layers]
+        for i, new_k, new_v in zip(layers, *jax.lax.fori_loop(0, num_pages, copy, kv)):
+            k[i], v[i] = new_k, new_v
+    return cache._replace(k=tuple(k), v=tuple(v))
 
-        return jax.tree.map(put, kv, (prompts.k, prompts.v))
 
-    num_pages = -(-prompts.length_B[question] // size)
-    k, v = jax.lax.fori_loop(0, num_pages, copy, (cache.k, cache.v))
-    return cache._replace(k=k, v=v)
+def _put_page(
+    x_WKMSH: Array,
+    prompts_RWMKPH: Array,
+    *,
+    index: int,
+    question: Array,
+    n: Array,
+    size: int,
+    part: Array,
+    at: Array,
+) -> Array:
+    """x with page `at` of a part replaced by the n-th `size` positions of a question's prompt."""
+    _, W, num_questions, K, _, *rest = prompts_RWMKPH.shape  # questions per part; scales have no H
+    # One slice: that of a layer alone would be a copy of all of its prompts outside of the loop.
+    start = (index, 0, question % num_questions, 0, n * size, *(0,) * len(rest))
+    own = jax.lax.dynamic_slice(prompts_RWMKPH, start, (1, W, 1, K, size, *rest))
+    own_WKXSH = own.reshape(W, K, 1, size, *rest)
+    own_WKXSH = constrain(own_WKXSH, "WKXSH"[: own_WKXSH.ndim])
+    is_its_W = jnp.arange(W) == question // num_questions
+    is_its = is_its_W.reshape(-1, *(1,) * (own_WKXSH.ndim - 1))
+    new = jnp.where(is_its, own_WKXSH, 0).sum(axis=0, keepdims=True, dtype=own_WKXSH.dtype)
+    # Prompts have their heads after the questions, and slots before the pages. With one page the
+    # orders are the same, but the TPU compiler would copy whole caches from one to the other.
+    new = with_layout_constraint(
+        constrain(new, "XKXSH"[: new.ndim]), ArrayLayout(tuple(range(new.ndim)))
+    )
+    return jax.lax.dynamic_update_slice(x_WKMSH, new, (part, 0, at, 0, *(0,) * len(rest)))
 
 
 def count(counts: Counts, stride: int, before: Slots, after: Slots) -> Counts:
@@ -266,55 +308,51 @@ def _put(x: Array, new: Array, at: Array) -> Array:
     return jax.lax.dynamic_update_slice(x, new[None].astype(x.dtype), (at,) + (0,) * new.ndim)
 
 
-def first_rows(prompts: decoder.Cache, rollouts: int, num_slots: int, size: int) -> decoder.Cache:
-    """The first rows' caches of `size` positions: question q's prompt in rows q*R to q*R + R - 1.
-
-    `size` is rounded up to whole tiles: with a partial last tile, the TPU compiler copies the cache
-    at each token, and the TPU kernel reads whole pages.
-    """
-    # Elsewhere 16 positions, the smallest side of a matrix unit's tile. Chosen, not measured.
-    tile = PAGE if platform() == "tpu" else 16
-    size, parts = -(-size // tile) * tile, num_parts("B", num_slots)
+def first_rows(prompts: Prompts, rollouts: int, num_slots: int, layout: Layout) -> Cache:
+    """The first rows' own caches: question q's prompt in rows q*R to q*R + R - 1."""
+    parts = num_parts("B", num_slots)
 
     def repeat(x_Q, axis: int):
         first = jax.lax.slice_in_dim(x_Q, 0, -(-num_slots // rollouts), axis=axis)
         rows = jnp.repeat(first, rollouts, axis=axis)
         return jax.lax.slice_in_dim(rows, 0, num_slots, axis=axis)
 
-    def grow(x_WKMPH):
+    def grow(x_WKMPH, size: int):
         _, K, _, P, *width = x_WKMPH.shape  # scales have none
         x_KBPH = repeat(x_WKMPH.swapaxes(0, 1).reshape(K, -1, P, *width), axis=1)
         x_KBSH = jnp.pad(x_KBPH, ((0, 0), (0, 0), (0, size - P), *((0, 0),) * len(width)))
         x_WKMSH = x_KBSH.reshape(K, parts, -1, size, *width).swapaxes(0, 1)
         return constrain(x_WKMSH, "WKMSH"[: x_WKMSH.ndim])
 
-    k, v = jax.tree.map(grow, (prompts.k, prompts.v))
-    return decoder.Cache(k, v, constrain(repeat(prompts.length_B, axis=0), "B"))
+    layers = [
+        jax.tree.map(functools.partial(grow, size=layout.kept(i)), prompts.of_layer(i))
+        for i in range(prompts.num_layers)
+    ]
+    k, v = zip(*layers)
+    return Cache(k, v, constrain(repeat(prompts.length_B, axis=0), "B"))
 
 
-def empty_pool(
-    prompts: decoder.Cache, num_slots: int, size: int, pages: int, page: int
-) -> decoder.Cache:
-    """An empty paged cache: each part's share of the pages, and page 0, which belongs to no row.
+def empty_pool(prompts: Prompts, num_slots: int, layout: Layout) -> Cache:
+    """An empty paged cache: each part's share of the pages, and page 0, which belongs to no row."""
 
-    Raises UserError if a part's pages cannot hold one row of `size` positions.
-    """
-    parts, num_pages = num_parts("B", num_slots), paging.pages_of_row(size, page)
-    if pages // parts < num_pages:
-        raise UserError(
-            f"pages={pages} are too few: the longest row, {size} positions, needs {num_pages} "
-            f"pages of {page} in each of {parts} part(s) of the rows; use {num_pages * parts} or "
-            "more"
-        )
-    # The TPU kernel fetches up to eight pages at a time, so a longer table is a multiple of eight.
-    if num_pages > 8:
-        num_pages = -(-num_pages // 8) * 8
-
-    def empty(x_WKMPH):
-        _, K, _, _, *width = x_WKMPH.shape
-        x_WKMSH = jnp.zeros((parts, K, pages // parts + 1, page, *width), x_WKMPH.dtype)
+    def empty(x_RWMKPH, num_pages: int):
+        K, *width = x_RWMKPH.shape[3], *x_RWMKPH.shape[5:]
+        x_WKMSH = jnp.zeros((layout.parts, K, num_pages, layout.page, *width), x_RWMKPH.dtype)
         return constrain(x_WKMSH, "WKMSH"[: x_WKMSH.ndim])
 
-    k, v = jax.tree.map(empty, (prompts.k, prompts.v))
-    none_U, pages_UY = jnp.zeros(num_slots, jnp.int32), jnp.zeros((num_slots, num_pages), jnp.int32)
-    return decoder.Cache(k, v, constrain(none_U, "B"), constrain(pages_UY, "BY"))
+    def table(num_positions: int) -> Array:
+        num_pages = paging.pages_of_row(num_positions, layout.page)
+        # The TPU kernel fetches up to eight pages at a time, so a longer table is a multiple of
+        # eight; but a ring is as long as it is.
+        if num_pages > 8 and num_positions == layout.size:
+            num_pages = -(-num_pages // 8) * 8
+        return constrain(jnp.zeros((num_slots, num_pages), jnp.int32), "BY")
+
+    layers = []
+    for i in range(prompts.num_layers):
+        num_pages = layout.num_ring_pages if layout.has_ring(i) else layout.num_pages
+        layers.append(jax.tree.map(functools.partial(empty, num_pages=num_pages), prompts.at(i)[0]))
+    k, v = zip(*layers)
+    none_U = constrain(jnp.zeros(num_slots, jnp.int32), "B")
+    ring_UY = None if layout.ring is None else table(layout.ring)
+    return Cache(k, v, none_U, table(layout.size), ring_UY)

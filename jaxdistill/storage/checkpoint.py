@@ -21,7 +21,7 @@ from jaxdistill import hosts
 from jaxdistill.errors import UserError
 from jaxdistill.files import sync
 from jaxdistill.storage.buckets import explained, require_access
-from jaxdistill.storage.leaves import by_name, misfit, shape_and_dtype
+from jaxdistill.storage.leaves import by_name, misfit
 from jaxdistill.storage.listings import (
     find_damage,
     is_complete,
@@ -173,7 +173,7 @@ class Checkpoints:
         )
 
     def restore(
-        self, step: int, example: Any, part: str | None = None
+        self, step: int, example: Any, part: str | None = None, vocab_size: int | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """Return (state, host) of a step, in the structure, dtypes and shardings of `example`.
 
@@ -183,6 +183,8 @@ class Checkpoints:
             device), NumPy arrays and numbers.
           part: the one field of the saved state to read, such as "params"; `example` then has the
             structure of that field.
+          vocab_size: the model's; rows that a mesh stores beyond them may differ in number between
+            the saved and the restored state, and are zero. None: every shape must be equal.
 
         Raises:
           UserError: the step is missing, damaged, or does not match `example`.
@@ -197,9 +199,8 @@ class Checkpoints:
         with quiet(), ocp.Checkpointer(_handler()) as reader:
             path = self._path(step)
             with self._explain_damage(step):
-                saved = reader.metadata(path).item_metadata["state"]
-                saved = {name: shape_and_dtype(leaf) for name, leaf in saved.tree.items()}
-            if (wrong := misfit(saved, wanted, part)) is not None:
+                saved = reader.metadata(path).item_metadata["state"].tree
+            if (wrong := misfit(saved, example, part, vocab_size)) is not None:
                 raise UserError(
                     f"{self._folder}: the checkpoint of step {step} does not match this config; "
                     f"{wrong}; use the config.json of its own run, or another folder"
@@ -437,7 +438,9 @@ def _handler() -> ocp.CompositeCheckpointHandler:
 def _restore_args(leaf: Any) -> ocp.RestoreArgs:
     if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
         sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        # Not strict: `misfit` has compared the shapes, and a vocabulary's added rows are cut off or
+        # filled with zeros.
         return ocp.ArrayRestoreArgs(
-            sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype, strict=True
+            sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype, strict=False
         )
     return ocp.RestoreArgs(restore_type=type(leaf))

@@ -237,6 +237,8 @@ def _write_weights(
         name, array = item
         with out_of_memory(f"exporting {name}", ADVICE):
             value = np.asarray(array)
+        # The rows that a mesh adds to a vocabulary come last.
+        value = value[: places[name].shape[0]]
         if num_bad := count_non_finite(value):
             raise UserError(_not_finite(name, num_bad, value, shown_name))
         return write(places[name], value)

@@ -26,6 +26,7 @@ from jaxdistill.storage.hf_layout import (
     ParameterPart,
     parameter_of,
     parts_of,
+    stored_shape,
     tensor_shape,
     tensor_sharding,
     with_layer,
@@ -73,9 +74,10 @@ def import_folder(
 ) -> tuple[ModelConfig, nnx.State]:
     """Read a folder's config and parameters; with `mesh`, shard each parameter by its axes.
 
-    `dtype` None keeps the files' dtypes. Besides its share of the parameters, a host needs memory
-    for tensors being read, at most the largest one's size together, and a device needs memory for
-    that tensor and a rearranged copy of it. Raises UserError, before any tensor is read, if the
+    A vocabulary has the rows that the mesh stores (`parameters.stored_config`). `dtype` None keeps
+    the files' dtypes. Besides its share of the parameters, a host needs memory for tensors being
+    read, at most the largest one's size together, and a device needs memory for that tensor and a
+    rearranged copy of it. Raises UserError, before any tensor is read, if the
     folder's tensors are not exactly those that the config implies.
     """
     folder = hub.find_folder(folder)
@@ -85,7 +87,7 @@ def import_folder(
     dtypes = _dtypes(folder, parts, tensors, dtype)
     with progress_bar(tensors.values(), f"read {folder.name}", progress) as bar:
         values = _load(config, parts, tensors, dtypes=dtypes, mesh=mesh, bar=bar)
-    leaves = nnx.to_flat_state(abstract_params(config))
+    leaves = nnx.to_flat_state(abstract_params(config, mesh=mesh))
     return config, nnx.from_flat_state(
         [(path, leaf.replace(values[path])) for path, leaf in leaves]
     )
@@ -177,23 +179,32 @@ def _stream(
             with jax.default_device(device):
                 return jnp.asarray(read_slice(tensor)).block_until_ready()
         sharding = tensor_sharding(mesh, config, parts[name])
-        return _read_sharded(tensor, sharding).block_until_ready()
+        shape = stored_shape(mesh, config, parts[name])
+        return _read_sharded(tensor, sharding, shape).block_until_ready()
 
     names = sorted(tensors, key=lambda name: (tensors[name].file, tensors[name].offset))
     largest = max(tensor.num_bytes for tensor in tensors.values())
     return in_parallel(read, names, lambda name: tensors[name].num_bytes, largest)
 
 
-def _read_sharded(tensor: Tensor, sharding: jax.sharding.Sharding) -> jax.Array:
-    """Read each slice that this process's devices hold once, even if several devices hold it."""
+def _read_sharded(
+    tensor: Tensor, sharding: jax.sharding.Sharding, shape: tuple[int, ...]
+) -> jax.Array:
+    """Read each slice that this process's devices hold once, even if several devices hold it.
+
+    What `shape` has beyond the tensor's own is zero.
+    """
     slices: dict[str, np.ndarray] = {}
 
     def read(index) -> np.ndarray:
         if str(index) not in slices:  # slices have no hash before Python 3.12
-            slices[str(index)] = read_slice(tensor, index)
+            found = read_slice(tensor, index)
+            wanted = [len(range(*part.indices(size))) for part, size in zip(index, shape)]
+            added = [(0, want - have) for want, have in zip(wanted, found.shape)]
+            slices[str(index)] = np.pad(found, added) if any(n for _, n in added) else found
         return slices[str(index)]
 
-    return jax.make_array_from_callback(tensor.shape, sharding, read)
+    return jax.make_array_from_callback(shape, sharding, read)
 
 
 # ---------------------------------------------------------------------------- checks

@@ -17,8 +17,8 @@ from jaxtyping import Array, Float
 
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.families import FAMILIES
-from jaxdistill.models.parameters import abstract_params
-from jaxdistill.sharding import Mesh, grouped_sharding, sharding_of
+from jaxdistill.models.parameters import abstract_params, stored_config
+from jaxdistill.sharding import Mesh, grouped_sharding, parameter_sharding
 
 
 class ParameterPart(NamedTuple):
@@ -50,8 +50,14 @@ def tensor_shape(config: ModelConfig, part: ParameterPart) -> tuple[int, ...]:
     return tuple(math.prod(config.shape(group)) for group in part.groups.split())
 
 
+def stored_shape(mesh: Mesh | None, config: ModelConfig, part: ParameterPart) -> tuple[int, ...]:
+    """The tensor's shape with the rows that the mesh adds to a vocabulary (`stored_config`)."""
+    return tensor_shape(stored_config(config, mesh), part)
+
+
 def tensor_sharding(mesh: Mesh, config: ModelConfig, part: ParameterPart) -> Sharding:
     """The sharding in which each device receives the values that it holds of the parameter."""
+    config = stored_config(config, mesh)
     return grouped_sharding(mesh, part.groups, part.axes, config.shape(part.axes))
 
 
@@ -62,7 +68,7 @@ def zeros(
     config: ModelConfig, axes: str, dtype: DTypeLike, mesh: Mesh | None
 ) -> Float[Array, "..."]:
     """A zero parameter to fill, allocated in its final sharding: never whole on one device."""
-    sharding = None if mesh is None else sharding_of(mesh, axes, config.shape(axes))
+    sharding = None if mesh is None else parameter_sharding(mesh, axes, config.shape(axes))
     return jax.jit(lambda: jnp.zeros(config.shape(axes), dtype), out_shardings=sharding)()
 
 
@@ -98,7 +104,14 @@ def parameter_of(
     order = tuple(part.letters.index(axis) for axis in part.axes)
     if order == tuple(range(tensor.ndim)) and tensor.dtype == dtype:
         return tensor
-    return _parameter_of(tensor, config.shape(part.letters), order, jnp.dtype(dtype))
+    return _parameter_of(tensor, _with_rows_of(tensor, config, part), order, jnp.dtype(dtype))
+
+
+def _with_rows_of(tensor: Array, config: ModelConfig, part: ParameterPart) -> tuple[int, ...]:
+    """The sizes of a tensor's letters; of a vocabulary, with the rows that its mesh added."""
+    # Every family's tensors of the vocabulary are [V, D].
+    rows = {"V": tensor.shape[0]} if "V" in part.axes else {}
+    return tuple((config.axes | rows)[letter] for letter in part.letters)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
@@ -129,11 +142,15 @@ def tensor_of(
 ) -> Float[Array, "..."]:
     """The checkpoint's tensor, sliced from its parameter and cast; the parameter is unchanged.
 
+    Of a vocabulary it has the rows that the mesh added too: each device slices what it holds.
     Always a new array: JAX keeps a fetched host copy as long as the array lives, so fetching the
     parameter itself would fill the host's memory.
     """
     order = tuple(part.axes.lstrip("L").index(letter) for letter in part.letters)
-    return _tensor_of(value, part.layer, tensor_shape(config, part), order, jnp.dtype(dtype))
+    shape = tensor_shape(config, part)
+    if "V" in part.axes:
+        shape = (value.shape[part.axes.index("V")], *shape[1:])
+    return _tensor_of(value, part.layer, shape, order, jnp.dtype(dtype))
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from jaxdistill import hosts
 from jaxdistill.errors import UserError
 from jaxdistill.files import in_bucket, local_path, place
-from jaxdistill.models import families, parameters
+from jaxdistill.models import families, parameters, placement
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.sharding import Mesh, MeshConfig, make_mesh, shardings_of
 from jaxdistill.storage import buckets, hf_files, hf_import, hub
@@ -145,7 +146,7 @@ def load(
             assert folder is not None
             origin = folder
             stored = hf_import.stored_dtype(folder)
-            read_description(folder)  # its errors are reported before the long read
+            _check_mesh(read_description(folder)[0], mesh)  # before the long read
             config, params = hf_import.import_folder(
                 folder, mesh=mesh, dtype=dtype, progress=progress
             )
@@ -191,16 +192,23 @@ def _fresh(
             f"`model.architecture.vocab_size={config.vocab_size}` is smaller than the tokenizer's "
             f"{tokenizer_size} entries"
         )
+    _check_mesh(config, mesh)
     return config, _creation(config, mesh)(jax.random.key(seed))
+
+
+def _check_mesh(config: ModelConfig, mesh: Mesh | None) -> None:
+    for line in () if mesh is None else placement.check_mesh(config, mesh):
+        hosts.say(line)
 
 
 # Cached because every run of a study creates the same model: it must compile once.
 @functools.cache
 def _creation(config: ModelConfig, mesh: Mesh | None) -> Callable[[jax.Array], Any]:
-    create = functools.partial(parameters.init, config)
+    create = functools.partial(parameters.init, config, mesh=mesh)
     if mesh is None:
         return jax.jit(create)
-    return jax.jit(create, out_shardings=shardings_of(mesh, parameters.abstract_params(config)))
+    born = parameters.abstract_params(config, mesh=mesh)
+    return jax.jit(create, out_shardings=shardings_of(mesh, born))
 
 
 def checkpoints_of(run: Path) -> Path | str:
@@ -305,17 +313,19 @@ def open_weights(
         if is_started and not is_exported:
             raise UserError(f"run folder {name} has no checkpoint yet")
         folder = model_folder(name)
+        _check_mesh(hf_import.read_config(folder), mesh)
         config, params = hf_import.import_folder(folder, mesh=mesh, dtype=dtype, progress=progress)
         require_finite(params, folder)
         return config, params, folder
     config = hf_import.read_config(path / "model")
+    _check_mesh(config, mesh)
     with Checkpoints(checkpoints_of(path), verify=verify) as checkpoints:
         step = checkpoints.latest_step() if step is None else step
         if step is None:
             raise UserError(f"run folder {name} has no checkpoint yet")
         # Without a mesh one device: those that the checkpoint was saved from may not be here.
         example = _example(path, config, mesh or make_mesh(MeshConfig(fsdp=1)))
-        params, _ = checkpoints.restore(step, example, part=part)
+        params, _ = checkpoints.restore(step, example, part=part, vocab_size=config.vocab_size)
     require_finite(params, path)
     if dtype is not None:
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
@@ -327,7 +337,7 @@ def _example(run: Path, config: ModelConfig, mesh: Mesh) -> nnx.State:
     # Training keeps float32 master weights; a run made by `convert` has the dtypes of its source.
     dtypes = conversion_notes(run).get("dtypes", {})
     typed = []
-    for path, leaf in nnx.to_flat_state(parameters.abstract_params(config)):
+    for path, leaf in nnx.to_flat_state(parameters.abstract_params(config, mesh=mesh)):
         dtype = dtypes.get(".".join(map(str, path)), "float32")
         shape = leaf.get_raw_value().shape
         typed.append((path, leaf.replace(jax.ShapeDtypeStruct(shape, dtype))))

@@ -15,10 +15,11 @@ from jaxtyping import Array, Float, Shaped
 from jaxdistill.axes import AnyArray
 from jaxdistill.losses.vocabulary import log_softmax
 from jaxdistill.models.completions import logits_of
+from jaxdistill.models.parameters import without_padding
 from jaxdistill.objectives import ObjectiveFn, Positions, Rows, Sampled
 from jaxdistill.objectives.importance import histogram
 from jaxdistill.precision import einsum
-from jaxdistill.sharding import constrain, num_parts
+from jaxdistill.sharding import constrain, num_parts, sum_of_parts
 from jaxdistill.training.metrics import Sum
 
 
@@ -69,6 +70,9 @@ class ChunkOptions(NamedTuple):
     teacher_temperature: float | None = None
     # Metrics of which a histogram (`importance.histogram`) is summed too: `histogram_of` names it.
     histograms: tuple[str, ...] = ()
+    # The model's, of heads that have a mesh's padding too (`parameters.stored_head`); None: all of
+    # a head's columns.
+    vocab_size: int | None = None
 
 
 def histogram_of(metric: str) -> str:
@@ -130,8 +134,13 @@ _LEFT_OUT = -1e9
 
 
 def _log_probs(
-    logits: Float[Array, "B T V"], temperature: float, num_ids: Any = None
-) -> Float[Array, "B T V"]:
+    options: ChunkOptions,
+    logits: Float[Array, "B T V"],
+    temperature: float,
+    num_ids: int | None = None,
+) -> Float[Array, "B T _V"]:
+    if options.vocab_size is not None:
+        logits = without_padding(logits, "BTV", options.vocab_size)
     if num_ids is not None:
         logits = jnp.where(jnp.arange(logits.shape[-1]) < num_ids, logits, _LEFT_OUT)
     return log_softmax(logits if temperature == 1.0 else logits / temperature)
@@ -148,7 +157,7 @@ def _positions(
 
     def mixed(hiddens, heads, mix, temperature) -> Array:
         parts = [m * logits_of(h, w) for m, h, w in zip(mix, hiddens, heads, strict=True)]
-        return _log_probs(functools.reduce(jnp.add, parts), temperature, num_ids)
+        return _log_probs(options, functools.reduce(jnp.add, parts), temperature, num_ids)
 
     teachers, reference, contrasts = chunk.hidden_BTD
     teacher_heads, reference_head, contrast_heads, mix, num_ids = heads_XV
@@ -159,7 +168,7 @@ def _positions(
         assert chunk.data.contrast_weight_BTJ is not None
         contrast_BTV = _mean_of(contrast_logps, chunk.data.contrast_weight_BTJ, teacher_BTV)
     return Positions(
-        student_logp_BTV=_log_probs(chunk_logits_BTV, temperature, num_ids),
+        student_logp_BTV=_log_probs(options, chunk_logits_BTV, temperature, num_ids),
         teacher_logp_BTV=teacher_BTV,
         reference_logp_BTV=(
             None
@@ -226,7 +235,6 @@ def _sums_fwd(objective_fn, options: ChunkOptions, student: HiddenAndHead, const
         with jax.named_scope("head"):
             chunk_gradient_BTD = einsum("BTV,DV->BTD", chunk_gradient_BTV, head_XV)
             # Accumulated over chunks in float32; the products' inputs stay in the compute dtype.
-            # Accumulated over chunks in float32; the products' inputs stay in the compute dtype.
             gradient_WDV += einsum(
                 "WBTD,WBTV->WDV",
                 _deal_rows(chunk_hidden_BTD, "WBTX", parts),
@@ -246,7 +254,7 @@ def _sums_fwd(objective_fn, options: ChunkOptions, student: HiddenAndHead, const
     (gradient_BTD, gradient_WDV), totals = _fold_chunks(
         one_chunk, gradients, hidden_BTD, chunked, options.chunk
     )
-    gradient_DV = constrain(gradient_WDV.sum(axis=0), "DV").astype(head_DV.dtype)
+    gradient_DV = sum_of_parts(gradient_WDV).astype(head_DV.dtype)
     return totals, HiddenAndHead(gradient_BTD, gradient_DV)
 
 
@@ -341,7 +349,6 @@ def _fold_chunks(
         )
         return body(carry, start, chunk_hidden_BTD, _Chunked(others_BTD, data))
 
-    # A single chunk needs no loop, and the compiler then knows that it starts at 0.
     # A single chunk needs no loop, and the compiler then knows that it starts at 0.
     if size == num_positions:
         return step(carry, 0)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxdistill.models import completions, parameters
 from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.layers import BLOCK
 from jaxdistill.precision import compute_dtype
 from jaxdistill.training.chunked_objective import HiddenAndHead, OtherNetworks
 from jaxdistill.training.compute import Compute
@@ -41,15 +42,19 @@ def score_batch(
     micro: MicroBatch,
     *,
     needed: NeededNetworks,
+    has_gradient: bool = True,
 ) -> tuple[HiddenAndHead, OtherNetworks]:
     """Hidden states and heads of the student and of the needed other networks.
 
     Prompts that the same network scores are passed to it together, so that they may share a forward
     pass: a frozen teacher's and the reference's, or a teacher's and its contrasts'. Two networks
-    are the same if their parameters are the same object.
+    are the same if their parameters are the same object. Without `has_gradient` the student is not
+    differentiated either, as the other networks never are.
     """
 
-    def scored(params: Any, prompts: list[Sequences]) -> list[HiddenAndHead]:
+    def scored(
+        params: Any, prompts: list[Sequences], mlp_block: int | None = BLOCK
+    ) -> list[HiddenAndHead]:
         weights, config = own_config(params, model)
         hiddens = completions.hidden_of_prompts(
             weights,
@@ -60,11 +65,14 @@ def score_batch(
             dtype=compute_dtype(compute.dtype),
             remat=compute.remat,
             attention=compute.attention,
+            mlp_block=mlp_block,
         )
         head_DV = head_of(params, model)
         return [HiddenAndHead(hidden_BTD, head_DV) for hidden_BTD in hiddens]
 
-    (student,) = scored(networks.student, [micro.plain])
+    # A backward pass would keep all blocks.
+    student_block = None if has_gradient else BLOCK
+    (student,) = scored(networks.student, [micro.plain], student_block)
     informed: list[Sequences] = []  # the teacher's prompts: its own context, then the contrasts
     if needed.teacher:
         assert micro.teacher is not None
@@ -94,13 +102,16 @@ def own_config(params: Any, model: ModelConfig) -> tuple[Any, ModelConfig]:
 
 
 def head_of(params: Any, model: ModelConfig) -> Float[Array, "D V"]:
-    """A network's head, in columns of the student's vocabulary, V, whatever its own padding."""
-    head_DV = parameters.head(*own_config(params, model))
+    """A network's head in the student's columns: V as the mesh stores it, or of another model's.
+
+    Another model's head is cut or filled to the student's vocabulary, whatever its own padding;
+    columns beyond the ids that both share are masked (`OtherNetworks.num_ids`).
+    """
+    if not isinstance(params, External):
+        return parameters.stored_head(params, model)
+    head_DV = parameters.head(params.params, params.model)
     missing = model.vocab_size - head_DV.shape[1]
-    if not isinstance(params, External) or missing == 0:
-        return head_DV
-    # Columns beyond the ids that both share are masked (`OtherNetworks.num_ids`).
-    if missing < 0:
+    if missing <= 0:
         return head_DV[:, : model.vocab_size]
     return jnp.pad(head_DV, ((0, 0), (0, missing)))
 

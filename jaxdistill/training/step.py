@@ -61,6 +61,7 @@ from jaxdistill.training.teachers import (
     networks_of,
     untrained_of,
 )
+from jaxdistill.training.tpu_options import JittedForPlatform
 from jaxdistill.training.updates import SeveralUpdates, finish, with_quantiles
 
 # The rematerialisation policies that "auto" tries, in this order. "none" is not among them:
@@ -118,7 +119,7 @@ def make_train_step(
         return replace(program, compute=replace(compute, remat=remat))
 
     def build(remat: Remat) -> Any:
-        return jax.jit(with_remat(remat).step, donate_argnums=0)
+        return JittedForPlatform(with_remat(remat).step, donate_argnums=0)
 
     if compute.remat != "auto":
         update = build(compute.remat)
@@ -131,7 +132,7 @@ def make_train_step(
         return update
     return SeveralUpdates(
         # Without a backward pass there is nothing to recompute.
-        score=jax.jit(with_remat("none").token_logp),
+        score=JittedForPlatform(with_remat("none").token_logp),
         update=update,
         finish=jax.jit(functools.partial(finish, teacher), donate_argnames="own"),
     )
@@ -186,7 +187,9 @@ class _Program:
 
         def scores(m: Any) -> Any:
             micro, at_positions = aligned(batch, data, m)
-            scored = score_batch(self.model, self.compute, networks, micro, needed=alone)
+            scored = score_batch(
+                self.model, self.compute, networks, micro, needed=alone, has_gradient=False
+            )
             return chunked_scores(
                 lambda positions: positions.of_token(positions.student_logp_BTV),
                 *scored,
@@ -214,9 +217,10 @@ class _Program:
         """All parameters of the step; the student's are cast to the compute dtype here.
 
         The cast is done once per step because every micro-batch reads them. The other networks are
-        cast where they are read.
+        cast where they are read, and so is the student for gradients in float32.
         """
-        dtype = compute_dtype(self.compute.dtype)
+        is_wide = self.compute.gradients == "float32"
+        dtype = jnp.float32 if is_wide else compute_dtype(self.compute.dtype)
         weights = parameters.stack(state.params, self.model, dtype=dtype)
         reference, external = untrained_of(reference_params)
         models = Models(weights, reference, state.teacher, state.step, external)
@@ -227,19 +231,22 @@ class _Program:
         return needs_reference(self.objective) or self.track_reference
 
     def _score_batch(
-        self, networks: Networks, micro: MicroBatch
+        self, networks: Networks, micro: MicroBatch, *, has_gradient: bool
     ) -> tuple[HiddenAndHead, OtherNetworks]:
         needed = NeededNetworks(
             teacher=needs_teacher(self.objective),
             reference=self.reads_reference,
             contrast=needs_contrast(self.objective),
         )
-        return score_batch(self.model, self.compute, networks, micro, needed=needed)
+        return score_batch(
+            self.model, self.compute, networks, micro, needed=needed, has_gradient=has_gradient
+        )
 
     def _scores(self, networks: Networks, micro: MicroBatch, data: PositionData) -> Any:
         """The scores that batch-wide weights need of each position, without a gradient."""
         score_fn = make_scores(self.objective, self.epistemic_ids)
-        return chunked_scores(score_fn, *self._score_batch(networks, micro), data, self._chunks())
+        scored = self._score_batch(networks, micro, has_gradient=False)
+        return chunked_scores(score_fn, *scored, data, self._chunks())
 
     def _gradient(self, networks: Networks, micro: MicroBatch, data: PositionData) -> Any:
         """((loss, metrics), gradients), summed over the positions of a micro-batch."""
@@ -248,7 +255,7 @@ class _Program:
         # With respect to the cast, stacked weights. `_update` takes the gradients back to the
         # float32 parameters' layout once, after all micro-batches.
         def total_loss(weights):
-            scored = self._score_batch(networks._replace(student=weights), micro)
+            scored = self._score_batch(networks._replace(student=weights), micro, has_gradient=True)
             return chunked_objective(objective_fn, *scored, data, self._chunks())
 
         return jax.value_and_grad(total_loss, has_aux=True)(networks.student)
@@ -259,6 +266,7 @@ class _Program:
             temperature=self.temperature,
             teacher_temperature=self.teacher_temperature,
             histograms=(SAMPLER_GAP, *(OF_FORKS if self.reads_reference else ())),
+            vocab_size=self.model.vocab_size,
         )
 
     def _update(

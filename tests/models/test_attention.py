@@ -409,3 +409,10 @@ def test_a_named_kernel_is_refused_here_before_anything_runs():
     for name in ("cudnn", "splash"):
         with pytest.raises(UserError, match="use 'auto' or 'xla'"):
             attention.causal_attention(*inputs, implementation=name)
+
+
+def test_splash_computes_no_block_that_lies_outside_of_the_window():
+    """Of 4 x 4 blocks of 1,024: 10 of a causal layer, two per row with a window of 1,024."""
+    kernels = [attention._splash_kernel(4096, 1, window, 1024, True) for window in (None, 1024)]
+    computed = [int((np.asarray(kernel.fwd_mask_info.block_mask) > 0).sum()) for kernel in kernels]
+    assert computed == [10, 7]

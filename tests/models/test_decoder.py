@@ -13,7 +13,12 @@ from jaxdistill.storage import hf_import
 # float32 sums in another order: a few times 1e-7, amplified by three layers of values near 1.
 TOLERANCE = 2e-5
 
-_prefill = jax.jit(decoder.prefill, static_argnames=("config", "num_slots", "dtype", "cache_dtype"))
+
+@functools.partial(jax.jit, static_argnames=("config", "num_slots", "cache_dtype"))
+def _prefill(*arguments, **options):
+    hidden_BD, prompts = decoder.prefill(*arguments, **options)
+    return hidden_BD, prompts.as_cache()
+
 
 _decode_step = jax.jit(decoder.decode_step, static_argnames=("config", "dtype"))
 

@@ -1,10 +1,11 @@
-"""The gated feed-forward against its definition."""
+"""The gated feed-forward against its definition, in blocks, and with weights in float32."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdistill import sharding
 from jaxdistill.models import layers
 
 
@@ -30,3 +31,46 @@ def test_swiglu_and_its_gradients_are_those_of_its_definition(dtype, tolerance, 
         # bfloat16 rounds by at most 1/512, and about four intermediate numbers are rounded.
         error = np.linalg.norm(x.astype(jnp.float32) - y) / np.linalg.norm(y)
         assert error < tolerance
+
+
+def test_a_weight_in_float32_is_read_rounded_and_its_gradient_is_not_rounded():
+    keys = jax.random.split(jax.random.key(0), 3)
+    x_BTD, weight_DF, cotangent_BTF = (
+        jax.random.normal(key, shape) for key, shape in zip(keys, [(2, 64, 8), (8, 3), (2, 64, 3)])
+    )
+    narrow = x_BTD.astype(jnp.bfloat16), cotangent_BTF.astype(jnp.bfloat16)
+
+    def gradients(weight):
+        product = lambda *inputs: layers.weighted("BTD,DF->BTF", *inputs)  # noqa: E731
+        result, pull = jax.vjp(product, narrow[0], weight)
+        return result, *pull(narrow[1])
+
+    result, dx, dw = gradients(weight_DF)
+    rounded, dx_rounded, dw_rounded = gradients(weight_DF.astype(jnp.bfloat16))
+    np.testing.assert_array_equal(result, rounded)
+    np.testing.assert_array_equal(dx, dx_rounded)
+    # The sum over 2 x 64 products of the rounded numbers, in float64.
+    exact = np.einsum("btd,btf->df", *(np.asarray(x, np.float64) for x in narrow))
+    assert (dw.dtype, dw_rounded.dtype) == (jnp.float32, jnp.bfloat16)
+    np.testing.assert_allclose(dw, exact, rtol=1e-5, atol=1e-5)
+    assert np.abs(np.asarray(dw_rounded, np.float64) - exact).max() > 1e-3
+
+
+@pytest.mark.parametrize("sizes", [None, (2, 2, 2)])
+@pytest.mark.parametrize(("positions", "num_blocks"), [(96, 4), (40, 2), (14, 1), (106, 1)])
+def test_positions_in_blocks_have_the_same_results(sizes, positions, num_blocks):
+    """106 = 2 x 53 positions have no equal blocks that are large enough."""
+    x_BTD = jax.random.normal(jax.random.key(0), (4, positions, 3))
+    seen = []
+
+    def function(x):
+        seen.append(x.shape)
+        return x + jnp.sin(x).sum(axis=2, keepdims=True)
+
+    mesh = None if sizes is None else sharding.make_mesh(sharding.MeshConfig(*sizes))
+    # On a mesh a device has one of the four rows, or half of its positions.
+    block = 100 if sizes is None else 25
+    with sharding.use_mesh(mesh):
+        found = jax.jit(lambda x: layers.in_blocks(function, x, block))(x_BTD)
+    assert {shape[1] for shape in seen} == {positions // num_blocks}
+    np.testing.assert_array_equal(found, function(x_BTD))

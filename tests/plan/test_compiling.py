@@ -102,6 +102,32 @@ def test_collectives_are_counted_with_the_trips_of_the_loops_around_them():
     assert hlo.received(by_kind) == 280 * 64 + 2 * 10 * 32
 
 
+SCATTERS = """
+%all-reduce-scatter.1 (input: bf16[8,4]) -> bf16[2,4] {
+  %all-reduce.1 = bf16[8,4]{1,0} all-reduce(%input), to_apply=%add
+  ROOT %dynamic-slice.1 = bf16[2,4]{1,0} dynamic-slice(%all-reduce.1, %i, %zero)
+}
+ENTRY %main (x: bf16[8,4]) -> bf16[2,4] {
+  %y.1 = f32[16,4]{1,0} convert(%x)
+  %rs = f32[4,4]{1,0} reduce-scatter(%y.1), replica_groups={{0,1,2,3}}, to_apply=%add
+  %alone = f32[16,4]{1,0} all-reduce(%y.1), replica_groups={{0},{1},{2},{3}}, to_apply=%add
+  ROOT %f = bf16[2,4]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+
+
+def test_a_reduce_scatter_is_counted_with_the_whole_array_however_it_is_spelled():
+    """On a TPU it is mostly a fusion of an all-reduce, of which each device keeps a slice.
+
+    A sum over one device alone is none.
+    """
+    fused, instruction = hlo.collectives(SCATTERS)
+    assert fused == hlo.Collective("reduce-scatter", 8 * 4 * 2, ())
+    assert instruction == hlo.Collective("reduce-scatter", 16 * 4 * 4, ())
+    # Half of what an all-reduce takes, which also sends every device the whole sum.
+    assert hlo.received(hlo.summary([fused], [])) == 64
+
+
 @pytest.mark.tpu
 def test_the_trips_of_a_loop_are_read_off_a_tpus_program(tmp_path):
     pytest.importorskip("libtpu", reason="no TPU compiler here: pip install 'jax[tpu]'")

@@ -9,6 +9,7 @@ from command_line import assert_mistake, call
 
 from jaxdistill import sharding
 from jaxdistill.config import load_recipe
+from jaxdistill.errors import UserError
 from jaxdistill.plan import memory, topologies
 from jaxdistill.plan.compiling import Answer
 from jaxdistill.plan.lengths import lengths_of
@@ -97,8 +98,22 @@ def test_tensor_parallelism_divides_logits_and_caches_and_says_what_it_does_not(
     # Split over questions before, over questions and heads now.
     assert prompts[1] == prompts[0]
     assert [note[:11] for note in two["notes"]] == ["evaluations"]
-    _, eight = planned("DeepSeek-R1-Distill-Qwen-7B", "v5p:2x2x2", "fsdp=1,tensor=8", remat="all")
-    assert "tensor=8 does not divide 4 key/value heads: all are repeated" in eight["notes"]
+    with pytest.raises(UserError, match="take tensor from 1, 2, 4, 28, and more devices along"):
+        planned("DeepSeek-R1-Distill-Qwen-7B", "v5p:2x2x2", "fsdp=1,tensor=8", remat="all")
+
+
+def test_a_mesh_with_more_devices_than_key_value_heads_repeats_heads_and_pads_the_vocabulary():
+    _, four = planned("Olmo-3-7B-Instruct", "v6e:4x4", "fsdp=4,tensor=4", remat="all")
+    assert four["notes"][0] == (
+        "mesh tensor=4 does not divide the vocabulary of 100,278: it is stored with 74 rows of "
+        "zeros, which nothing reads"
+    )
+    mesh = {"Qwen3-8B": "fsdp=1,tensor=16", "Olmo-3-7B-Instruct": "fsdp=1,tensor=16"}
+    for student, sizes in mesh.items():
+        run, plan = planned(student, "v6e:4x4", sizes, remat="all")
+        # 4 bytes of a parameter; embeddings, heads, keys and values are split too.
+        each = 4 * run.model.num_parameters / 16
+        assert plan["resident"]["parameters"] == pytest.approx(each, rel=2e-3)
 
 
 def test_a_run_that_does_not_fit_is_told_a_change_with_which_it_does():

@@ -178,6 +178,26 @@ def sharding_parts(mesh, rows):
         return sharding.num_parts("B", rows)
 
 
+@pytest.mark.parametrize("has_pages", [True, False])
+@pytest.mark.parametrize(("window", "new"), [(128, 600), (128, 6000), (512, 600), (512, 6000)])
+def test_slots_of_windowed_layers_fill_the_memory_and_no_more(window, new, has_pages):
+    """Three of four layers keep a ring; where it is shorter than a row, more rows fit."""
+    full = dataclasses.replace(CONFIG, num_layers=4)
+    config = dataclasses.replace(full, layer_pattern=("sliding",) * 3 + ("full",), window=window)
+    position, free = 2 * 2 * 8 * 4, 40_000_000  # bytes per layer
+    shapes = {"num_questions": 10, "num_rows": 1000, "prompt": 56, "new": new}
+    bytes_per = {"item_bytes": 4, "head_bytes": 32, "has_pages": has_pages}
+    slots, found = pages.slots_in(free, config, **shapes, **bytes_per)
+    room = 0.8 * free - 4 * config.num_parameters - 10 * 4 * 56 * position
+    held = pages.held_positions(config, size=56 + new, slots=slots, pages=found) * position
+    # Rounding takes at most a third of slots, and an eighth of pages.
+    assert 0.65 * room < held <= room
+    fewer, _ = pages.slots_in(free, full, **shapes, **bytes_per)
+    assert slots >= fewer
+    if new == 6000:
+        assert slots > 1.4 * fewer
+
+
 def test_what_was_chosen_once_is_kept_while_memory_moves(monkeypatch):
     first = fitted(monkeypatch, 51 * 128)
     monkeypatch.setattr(jax, "local_devices", lambda: [Device(10**12)])

@@ -358,6 +358,31 @@ def test_a_sampling_value_out_of_range_is_the_users_mistake():
 
 
 @pytest.mark.parametrize(
+    "sampling",
+    [
+        pytest.param(Sampling(max_new_tokens=8, temperature=0.0), marks=pytest.mark.slow),
+        Sampling(max_new_tokens=8, temperature=1.3, top_k=20, top_p=0.95, min_p=0.01),
+    ],
+)
+def test_a_padded_vocabulary_and_repeated_heads_draw_the_same_tokens(sampling):
+    """29 tokens and two key/value heads on four devices, of which each computes one head."""
+    from jaxdistill import sharding
+
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=1, tensor=4))
+    placed = parameters.padded(params(), mesh)
+    placed = jax.device_put(placed, sharding.shardings_of(mesh, placed))
+    assert placed["embed"][...].shape == (512, CONFIG.hidden_size)
+    expected = sample([0, 1, 2, 3], 4, sampling)
+    ids_QP, mask_QP = left_pad(PROMPTS, 6)
+    keys_B2 = row_keys(0, "test", 3, question_hashes(IDS), 4)
+    with sharding.use_mesh(mesh):
+        batch = sharding.shard_batch(mesh, (ids_QP, mask_QP, keys_B2))
+        samples = jax.device_get(build(sampling, 4, slots=8, pages=4 * 7)(placed, *batch))
+    np.testing.assert_array_equal(samples.tokens_BT, expected.tokens_BT)
+    np.testing.assert_allclose(samples.logp_BT, expected.logp_BT, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
     ("slots", "pages", "cache_dtype"),
     [
         (None, None, "auto"),

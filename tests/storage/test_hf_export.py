@@ -1,5 +1,6 @@
 """Exports: shards, dtypes, meshes, full disks and flipped bits."""
 
+import dataclasses
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from safetensors.numpy import load_file
 
 from jaxdistill import cli, sharding
 from jaxdistill.errors import UserError
+from jaxdistill.models import parameters
 from jaxdistill.storage import hf_export, hf_import
 from jaxdistill.storage.hf_files import INDEX, WEIGHTS
 from jaxdistill.storage.toy import toy_base_folder
@@ -59,6 +61,25 @@ def test_an_export_from_a_mesh_is_the_export_from_one_device(exported, tmp_path)
     hf_export.export_folder(tmp_path / "model", placed, config, tokenizer_from=None)
     for name in (WEIGHTS, "config.json"):
         assert (tmp_path / "model" / name).read_bytes() == (exported / name).read_bytes()
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_a_folder_whose_vocabulary_the_mesh_pads_comes_back_byte_for_byte(is_tied, tmp_path):
+    config = dataclasses.replace(CONFIG, vocab_size=70, num_kv_heads=2, tie_embeddings=is_tied)
+    params = random_params(config, jnp.bfloat16)
+    hf_export.export_folder(tmp_path / "model", params, config, tokenizer_from=None)
+    mesh = sharding.make_mesh(sharding.MeshConfig(fsdp=2, tensor=4))
+    read, placed = hf_import.import_folder(tmp_path / "model", mesh=mesh)
+    assert (read.vocab_size, placed["embed"][...].shape) == (70, (512, 32))
+    # Two key/value heads on four devices, which hold a quarter of each head's width.
+    for name in ("embed", "k"):
+        value = (placed if name == "embed" else placed["layers"])[name][...]
+        assert value.addressable_shards[0].data.nbytes == value.nbytes / 8
+    assert not np.asarray(placed["embed"][...])[70:].any()
+    assert_same_bits(parameters.unpadded(placed, config), params)
+    hf_export.export_folder(tmp_path / "again", placed, config, tokenizer_from=None)
+    for name in (WEIGHTS, "config.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
 
 
 def test_an_export_leaves_no_copy_of_the_parameters_on_the_host(tmp_path):

@@ -266,8 +266,10 @@ def test_cross_entropy_is_the_mean_negative_log_probability_of_the_tokens():
     np.testing.assert_allclose(metrics["loss"].mean, expected, rtol=1e-5)
 
 
-def test_bfloat16_matmuls_stay_near_float32():
-    exact, rough = update(TOKEN, make_batch()), update(TOKEN, make_batch(), dtype="bfloat16")
+@pytest.mark.parametrize("gradients", ["compute", "float32"])
+def test_bfloat16_matmuls_stay_near_float32(gradients):
+    exact = update(TOKEN, make_batch())
+    rough = update(TOKEN, make_batch(), dtype="bfloat16", gradients=gradients)
     # bfloat16 keeps 8 bits: an error of half a percent per product, and a few successive products.
     np.testing.assert_allclose(rough[1]["loss"].mean, exact[1]["loss"].mean, rtol=0.05)
     a, b = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(t[0])]) for t in (exact, rough))

@@ -157,9 +157,10 @@ def decodes_as_it_scores(family: str, case: Case) -> None:
     tokens_BS, mask_BS = case.tokens_BS[row], case.mask_BS[row]
     expected_BSV = _logits_of(case)[row]
     head_DV = parameters.head(case.params, case.config)
-    hidden_BD, cache = decoder.prefill(
+    hidden_BD, prompts = decoder.prefill(
         case.params, case.config, tokens_BS[:, :P], mask_BS[:, :P], S
     )
+    cache = prompts.as_cache()
     step = jax.jit(decoder.decode_step, static_argnums=1)
     for t in range(P, S):
         # The same bound as for all logits; sums run in another order than over whole sequences.

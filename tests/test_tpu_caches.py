@@ -1,0 +1,93 @@
+"""The sampler's caches in programs that the TPU compiler makes, at small widths.
+
+`pytest -m tpu -n 0 tests/test_tpu_caches.py -s`, where jax[tpu] is installed.
+"""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental import topologies
+from programs import operations_of
+
+from jaxdistill import sharding
+from jaxdistill.models import parameters
+from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.rope import Rope
+from jaxdistill.sampling import Sampling, make_sampler
+from jaxdistill.sharding import MeshConfig
+
+# A sampler compiles in half a minute to three.
+pytestmark = [pytest.mark.tpu, pytest.mark.timeout(1800)]
+
+SLICES = {
+    "v5p:2x2x1": MeshConfig(data=1, fsdp=4, tensor=1),
+    "v6e:2x4": MeshConfig(data=2, fsdp=2, tensor=2),
+}
+# Eight layers: five and more are in a loop. A device has 16 questions, whose caches of 1,024
+# positions are the largest arrays, or eight of them.
+CONFIG = ModelConfig(
+    vocab_size=2048,
+    hidden_size=256,
+    num_layers=8,
+    num_heads=8,
+    num_kv_heads=8,
+    head_dim=128,
+    intermediate_size=512,
+    rope=Rope(1e4),
+    layer_pattern=("sliding", "full"),
+    window=512,
+    tie_embeddings=True,
+)
+QUESTIONS, ROLLOUTS, PROMPT, NEW, SLOTS, PAGES = 64, 8, 1024, 1024, 32, 128
+
+
+@pytest.fixture(scope="module", params=SLICES)
+def compiled(request):
+    """(mesh, the sampler's compiled program)."""
+    pytest.importorskip("libtpu", reason="no TPU compiler here: pip install 'jax[tpu]'")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("TPU_SKIP_MDS_QUERY", "1")
+        environment.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+        slice_ = topologies.get_topology_desc(platform="tpu", topology_name=request.param)
+        mesh = sharding.make_mesh(SLICES[request.param], slice_.devices)
+
+    def batch(*shape, dtype=jnp.int32):
+        split = sharding.sharding_of(mesh, "B", shape)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=split)
+
+    params = parameters.abstract_params(CONFIG)
+    params = jax.tree.map(
+        lambda x, split: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split),
+        params,
+        sharding.shardings_of(mesh, params),
+    )
+    prompts = batch(QUESTIONS, PROMPT)
+    with sharding.use_mesh(mesh):
+        sample = make_sampler(
+            CONFIG, Sampling(max_new_tokens=NEW), (1,), 0, rollouts=ROLLOUTS, slots=SLOTS,
+            pages=PAGES, dtype="bfloat16",
+        )  # fmt: skip
+        keys_B2 = batch(QUESTIONS * ROLLOUTS, 2, dtype=jnp.uint32)
+        yield mesh, sample.lower(params, prompts, prompts, keys_B2).compile()
+
+
+def test_every_layer_reads_its_cache_by_the_paged_kernel_and_no_cache_is_copied(compiled):
+    mesh, program = compiled
+    kernels = [line for line in program.as_text().splitlines()
+               if "custom-call" in line and "paged_attention" in line]  # fmt: skip
+    assert len(kernels) == CONFIG.num_layers
+    operations, parts = operations_of(program), mesh.shape["data"] * mesh.shape["fsdp"]
+    heads = CONFIG.num_kv_heads // mesh.shape["tensor"]
+    pages = PAGES // parts + 1
+    rings = SLOTS // parts * CONFIG.window // 128 + 1
+    shapes = {shape for each in operations for shape in each.shapes}
+    assert {(1, heads, pages, 128, 128), (1, heads, rings, 128, 128)} <= shapes
+    pools = [each for each in operations if each.kind == "copy" and len(each.shapes) == 1
+             and each.shapes[0][-3:] in ((pages, 128, 128), (rings, 128, 128))]  # fmt: skip
+    assert not pools
+    # A page is copied to its slot from the one array that prefill's loop has written.
+    width = (PROMPT, CONFIG.window)
+    prompts = [each for each in operations if each.kind in ("copy", "transpose") and not each.loop
+               and any(shape[-2] in width and shape[-1] == 128 for shape in each.shapes
+                       if len(shape) > 3)]  # fmt: skip
+    assert not prompts

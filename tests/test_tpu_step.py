@@ -1,0 +1,190 @@
+"""The train step's collectives and the update's memory, by a TPU compiler, at small widths.
+
+`pytest -m tpu tests/test_tpu_step.py -s` prints the compiler's figures. A minute or two per program
+on a quiet core, and nothing is computed. `tests/test_tpu.py` has the larger programs.
+"""
+
+import re
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental import topologies
+from jax.experimental.layout import Format, Layout
+
+from jaxdistill import sharding
+from jaxdistill.models import layers, parameters
+from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.rope import Rope
+from jaxdistill.objectives import sdpo
+from jaxdistill.plan import hlo
+from jaxdistill.plan.compiling import QUICK
+from jaxdistill.training.compute import Compute
+from jaxdistill.training.micro_batches import MicroBatch, MicroBatches, Sequences
+from jaxdistill.training.optimizer import Optimizer
+from jaxdistill.training.state import init_state
+from jaxdistill.training.step import _Program, make_train_step
+from jaxdistill.training.teachers import Frozen
+
+pytestmark = [pytest.mark.tpu, pytest.mark.timeout(1800)]
+
+SLICES = {"v5p:2x2x1": "fsdp=4", "v6e:2x4": "fsdp=2,tensor=4"}
+# Widths at which every device's part of a weight fills the compiler's tiles of 128 columns.
+MODEL = ModelConfig(
+    vocab_size=8192,
+    hidden_size=1024,
+    num_layers=5,  # more than are unrolled
+    num_heads=8,
+    num_kv_heads=4,
+    head_dim=128,
+    intermediate_size=3072,
+    rope=Rope(1e6),
+    tie_embeddings=False,
+)
+# The teacher's rows are divided into blocks; no two of these numbers and widths are the same.
+PACK, SHOWN, COMPLETION, CHUNK = 2560, 2 * layers.BLOCK + 2048, 2304, 256
+OPTIMIZER = Optimizer()
+
+
+@pytest.fixture(scope="module", params=SLICES)
+def mesh(request):
+    pytest.importorskip("libtpu", reason="no TPU compiler here: pip install 'jax[tpu]'")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("TPU_SKIP_MDS_QUERY", "1")
+        environment.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+        slice_ = topologies.get_topology_desc(platform="tpu", topology_name=request.param)
+        yield sharding.make_mesh(SLICES[request.param], slice_.devices)
+
+
+def _placed(mesh, tree):
+    with_sharding = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)  # noqa: E731
+    return jax.tree.map(with_sharding, tree, sharding.shardings_of(mesh, tree))
+
+
+def _state(mesh, model=MODEL):
+    params = parameters.abstract_params(model)
+    state = jax.eval_shape(lambda p: init_state(p, OPTIMIZER, Frozen(), 100), params)
+    reference = parameters.abstract_params(model, jnp.bfloat16)
+    return _placed(mesh, state), _placed(mesh, reference)
+
+
+def _batch(mesh):
+    """Packed rows, one of every part of the mesh at a time, eight of each."""
+    parts = mesh.size // mesh.shape["tensor"]
+
+    def array(*shape, dtype=jnp.int32):
+        axes = "B" if shape else ""
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.sharding_of(mesh, axes, shape))
+
+    plain, shown, completions = (
+        Sequences(array(parts, 8, width), array(parts, 8, 4)) for width in (PACK, SHOWN, COMPLETION)
+    )
+    number_I = array(8 * parts, dtype=jnp.float32)
+    return MicroBatches(
+        rows=MicroBatch(
+            plain=plain,
+            teacher=shown,
+            contrasts=(),
+            completions=completions,
+            behaviour_logp_BT=array(parts, 8, COMPLETION, dtype=jnp.float32),
+            row_BA=array(parts, 8, 4),
+        ),
+        num_in_use=array(),
+        length_I=array(8 * parts),
+        advantage_I=number_I,
+        row_weight_I=number_I,
+        correct_I=number_I,
+        contrast_weight_IJ=None,
+    )
+
+
+def test_sums_over_devices_arrive_split_and_gathers_are_in_bfloat16(mesh):
+    """Of the packed step with a frozen teacher that is also the reference."""
+    compute = Compute(dtype="bfloat16", chunk=CHUNK, pack=PACK, remat="all")
+    step = make_train_step(MODEL, sdpo(), (3, 5), OPTIMIZER, Frozen(), compute, 100, 1.0, True)
+    with sharding.use_mesh(mesh):
+        lowered = step.lower(*_state(mesh), _batch(mesh))
+        # With the least effort, since collectives are the same, and the time is half.
+        text = lowered.compile(compiler_options=QUICK).as_text()
+    found = hlo.collectives(text)
+    by_kind = {kind: [each.bytes for each in found if each.kind == kind] for kind in hlo.KINDS}
+    print(dict(mesh.shape), {kind: (len(sizes), sum(sizes)) for kind, sizes in by_kind.items()})
+    tensor, size = mesh.shape["tensor"], MODEL.axes
+    D, columns = size["D"], size["V"] // tensor
+
+    # The smallest of a layer's weights on a device, in bfloat16.
+    weight = D * size["N"] * size["H"] * 2 // tensor
+    # On v6e that one, of half a MiB, is left an all-reduce. At real widths none is so small.
+    assert max(by_kind["all-reduce"], default=0) < 2**20
+    # A gradient for each of the four products, and the head's in float32.
+    assert len([n for n in by_kind["reduce-scatter"] if n >= weight]) >= 5
+    assert max(by_kind["reduce-scatter"]) >= D * columns * 4
+    # Positions of the residual stream are gathered as the products read them.
+    gathered = re.findall(r"= (\w+)\[([\d,]+)\]\S* all-gather(?:-start)?\(", text)
+    wide = [shape for dtype, shape in gathered if dtype == "f32" and str(D) in shape.split(",")]
+    assert not [shape for shape in wide if {str(PACK), str(SHOWN)} & set(shape.split(","))]
+    # The teacher's feed-forward has a block of its positions at once.
+    shapes = [set(shape.split(",")) for shape in re.findall(r"\w\[([\d,]+)\]", text)]
+    F = str(size["F"] // tensor)
+    assert not [shape for shape in shapes if {str(SHOWN), F} <= shape]
+
+
+# The widths of Qwen3-8B, at which the update's program costs no more. The compiler's peak includes
+# what it prefetches into fast memory (64 MiB on v5p, 128 MiB on v6e): 3 to 13 bytes for each of
+# MODEL's parameters.
+WIDE = replace(
+    MODEL,
+    vocab_size=65_536,
+    hidden_size=4096,
+    num_layers=8,
+    num_heads=32,
+    num_kv_heads=8,
+    intermediate_size=12_288,
+)
+
+
+@pytest.mark.parametrize("gradients", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+def test_the_update_holds_at_most_twenty_bytes_per_parameter(mesh, gradients):
+    """14 are the state and a reference in bfloat16, 4 the gradients in float32."""
+    program = _Program(
+        model=WIDE,
+        objective=sdpo(),
+        epistemic_ids=(1,),
+        optimizer=OPTIMIZER,
+        teacher=Frozen(),
+        compute=Compute(dtype="bfloat16"),
+        steps=100,
+        temperature=1.0,
+        track_reference=True,
+        teacher_temperature=None,
+        updates=1,
+    )
+
+    def update(state, reference, gradients, total):
+        kept = jax.tree.map(lambda x: x.ravel()[0], reference)
+        return program._update(state, jnp.float32(1), (total, {}), gradients), kept
+
+    state, reference = _state(mesh, WIDE)
+    total = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.replicated(mesh))
+    with sharding.use_mesh(mesh):
+        stack = jax.jit(lambda params: parameters.stack(params, WIDE, dtype=jnp.float32))
+        stacked = jax.eval_shape(stack, state.params)
+        places = stack.lower(state.params).compile().output_shardings
+        # As they come from the loop over micro-batches, in the layout that the compiler chooses.
+        own = jax.tree.map(lambda x: x.sharding, (state, reference))
+        chosen = jax.tree.map(lambda place: Format(Layout.AUTO, place), places)
+        compiled = (
+            jax.jit(update, donate_argnums=(0, 2), in_shardings=(*own, chosen, total.sharding))
+            .lower(
+                state,
+                reference,
+                jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, gradients), stacked),
+                total,
+            )
+            .compile()
+        )
+    peak = compiled.memory_analysis().peak_memory_in_bytes
+    each = peak / (WIDE.num_parameters / (mesh.shape["fsdp"] * mesh.shape["tensor"]))
+    print(dict(mesh.shape), f"{each:.2f} bytes per parameter")
+    assert each <= 20

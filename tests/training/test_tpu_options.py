@@ -1,0 +1,19 @@
+"""The TPU compiler's options reach that compiler alone."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxdistill import sharding
+from jaxdistill.training.tpu_options import TPU_OPTIONS, JittedForPlatform
+
+
+def test_the_options_are_those_of_the_platform_when_the_program_is_lowered(monkeypatch):
+    doubled = JittedForPlatform(lambda x: 2 * x)
+    assert doubled(jnp.float32(3)) == doubled.lower(jnp.float32(3)).compile()(jnp.float32(3)) == 6
+    # A CPU's compiler refuses them, which shows that they are passed where the platform is a TPU.
+    with pytest.raises(jax.errors.JaxRuntimeError, match=next(iter(TPU_OPTIONS))):
+        jax.jit(lambda x: 2 * x, compiler_options=TPU_OPTIONS)(jnp.float32(3))
+    monkeypatch.setattr(sharding, "platform", lambda: "tpu")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option"):
+        doubled(jnp.float32(3))
