@@ -174,7 +174,14 @@ def run_arms(arms: list[Arm], study_dir: Path, quiet: bool, stopping: Stopping) 
 
     for arm in tqdm(arms, desc=study_dir.name, disable=quiet):
         run_dir = study_dir / "runs" / arm.name
-        run(arm.config, run_dir, resume=run_dir.exists(), quiet=True, stopping=stopping)
+        run(
+            arm.config,
+            run_dir,
+            resume=run_dir.exists(),
+            quiet=True,
+            stopping=stopping,
+            study=study_dir.name,
+        )
 
 
 def run_in_processes(

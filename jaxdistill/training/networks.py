@@ -5,6 +5,8 @@ The networks are the student, the teacher (one or several), the reference and th
 
 from typing import Any, NamedTuple
 
+import jax
+
 from jaxdistill.models import completions, parameters
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.precision import compute_dtype
@@ -59,7 +61,8 @@ def score_batch(
         head_DV = parameters.head(params, model)
         return [HiddenAndHead(hidden_BTD, head_DV) for hidden_BTD in hiddens]
 
-    (student,) = scored(networks.student, [micro.plain])
+    with jax.named_scope("step/forward"):
+        (student,) = scored(networks.student, [micro.plain])
     informed: list[Sequences] = []  # the teacher's prompts: its own context, then the contrasts
     if needed.teacher:
         assert micro.teacher is not None
@@ -67,11 +70,13 @@ def score_batch(
     by_network, reference = [], None
     for params, _ in networks.teacher if needed.teacher else ():
         is_reference = needed.reference and params is networks.reference
-        by_prompt = scored(params, [*informed, micro.plain] if is_reference else informed)
+        with jax.named_scope("score/teacher"):
+            by_prompt = scored(params, [*informed, micro.plain] if is_reference else informed)
         reference = by_prompt.pop() if is_reference else reference
         by_network.append(by_prompt)
     if needed.reference and reference is None:
-        (reference,) = scored(networks.reference, [micro.plain])
+        with jax.named_scope("score/reference"):
+            (reference,) = scored(networks.reference, [micro.plain])
     # Transposed from networks x prompts: each prompt is scored by the whole mixture of networks.
     mixtures = list(zip(*by_network, strict=True))
     return student, OtherNetworks(
