@@ -9,6 +9,7 @@ import contextlib
 import gzip
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from jaxdistill.run.profiled_steps import ProfiledSteps
 from jaxdistill.training.timing import HOST
 
 FOLDER = "profile"
+NAMES_IN_KEY = "jax_compilation_cache_include_metadata_in_key"
 # Named scopes in the programs. An operation belongs to the innermost one in its name.
 SCOPES = (
     "sample/prefill",
@@ -62,9 +64,14 @@ class Profiler:
             say(f"--profile: step {wanted.last} is done already; the run goes on from step {step}")
             wanted = None
         self._wanted = wanted if hosts.is_first() else None
+        self._is_on = False
+        self._named = jax.config.read(NAMES_IN_KEY)
+        if wanted is not None:
+            # Otherwise a cached program may have the names that it was compiled with by another
+            # version. On all hosts: they must agree on what is compiled.
+            jax.config.update(NAMES_IN_KEY, True)
         self._steps = steps
         self._folder, self._say = run_dir / FOLDER, say
-        self._is_on = False
 
     def begin(self, step: int) -> None:
         """A step begins; `step` is its number."""
@@ -88,7 +95,8 @@ class Profiler:
             self._say(line)
 
     def close(self) -> None:
-        """After an error, another run of this process may trace again."""
+        """Leave JAX as it was: after an error, another run of this process may trace again."""
+        jax.config.update(NAMES_IN_KEY, self._named)
         if self._is_on:
             self._is_on = False
             with contextlib.suppress(RuntimeError):
@@ -157,11 +165,42 @@ def operation_of(event: Any, names: dict[tuple[str, str], str]) -> str | None:
 def compiled_names() -> dict[tuple[str, str], str]:
     """{(module, instruction): JAX's name} of the programs that this process has compiled."""
     found: dict[tuple[str, str], str] = {}
-    pattern = re.compile(r"%?([\w.-]+) = .*metadata=\{[^}]*op_name=\"([^\"]*)\"")
     for program in jax.devices()[0].client.live_executables():
         for module in program.hlo_modules():
-            for instruction, name in pattern.findall(module.to_string()):
+            for instruction, name in names_in(module.to_string()).items():
                 found.setdefault((module.name, instruction), name)
+    return found
+
+
+def names_in(module: str) -> dict[str, str]:
+    """{instruction: JAX's name} of a compiled module's text.
+
+    The compiler leaves some fusions and copies without a name. A fusion takes the first in the
+    computation that it calls, and others the one whose scope is most frequent around them, unless
+    that is the whole program.
+    """
+    blocks: dict[str, list[tuple[str, str, str]]] = {}  # (instruction, name, what it calls)
+    block: list[tuple[str, str, str]] = []
+    is_main: set[str] = set()
+    for line in module.splitlines():
+        if (head := re.match(r"(ENTRY )?%?([\w.-]+) .*\{$", line)) and " = " not in line:
+            block = blocks.setdefault(head[2], [])
+            is_main |= {head[2]} if head[1] else set()
+        elif instruction := re.match(r"\s+(?:ROOT )?%?([\w.-]+) = ", line):
+            name = re.search(r'op_name="([^"]*)"', line)
+            calls = re.search(r"calls=%?([\w.-]+)", line)
+            block.append((instruction[1], name[1] if name else "", calls[1] if calls else ""))
+    found = {}
+    for label, block in blocks.items():
+        scoped = [name for _, name, _ in block if scope_of(name) != OTHER]
+        scopes = Counter(map(scope_of, scoped))
+        around = ""
+        if scoped and label not in is_main:
+            frequent = scopes.most_common(1)[0][0]
+            around = next(name for name in scoped if scope_of(name) == frequent)
+        for instruction, name, calls in block:
+            inside = (name for _, name, _ in blocks.get(calls, ()) if name)
+            found[instruction] = name or next(inside, "") or around
     return found
 
 

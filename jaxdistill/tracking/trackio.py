@@ -54,6 +54,9 @@ class Trackio:
         except Exception as error:
             reason = " ".join(str(error).split())[:160] or type(error).__name__
             raise UserError(f"tracking: {self.label} cannot be opened: {reason}") from error
+        with contextlib.suppress(Exception):
+            # Its hook at exit would end the run once more, and print about it.
+            trackio.context_vars.current_run.set(None)
         return TrackioSession(trackio, opened, self.project)
 
 

@@ -165,7 +165,7 @@ def _fallen(
     last = [value for step, value in values if step > since][-rule.patience :]
     if len(last) < rule.patience or not all(value < limit for value in last):
         return None
-    in_a_row = f" for the {rule.patience}th time in a row" if rule.patience > 1 else ""
+    in_a_row = f", in {rule.patience} measurements in a row" if rule.patience > 1 else ""
     share = ""
     if isinstance(rule.below, OfStart):
         share = f" ({rule.below.share:g} of {first:.4g} at step {first_step})"
