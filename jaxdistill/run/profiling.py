@@ -65,7 +65,7 @@ class Profiler:
             wanted = None
         self._wanted = wanted if hosts.is_first() else None
         self._is_on = False
-        self._named = jax.config.read(NAMES_IN_KEY)
+        self._named = getattr(jax.config, NAMES_IN_KEY)
         if wanted is not None:
             # Otherwise a cached program may have the names that it was compiled with by another
             # version. On all hosts: they must agree on what is compiled.

@@ -19,7 +19,7 @@ EXIT_CODES: dict[Status, int] = {"finished": 0, "stopped": 143, "ended itself": 
 class WandB:
     """A run of a W&B project, which a resumed run continues; runs of a study are a group.
 
-    project, entity: where the run is shown; entity None: your default one. tags: of the run.
+    project, entity: where W&B shows the run; entity None: your default one. tags: of the run.
 
     The key comes from `wandb login` or WANDB_API_KEY and is never a setting. WANDB_MODE=offline
     keeps the run in RUN/wandb, from where `wandb sync` sends it.
@@ -44,8 +44,9 @@ class WandB:
         )
         try:
             wandb.setup(wandb.Settings(silent=True))
-            is_offline = os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun")
-            if not is_offline and not wandb.login(prompt=False, verify=False):
+            # Read here: the package reads it once per process.
+            mode = os.environ.get("WANDB_MODE")
+            if mode not in ("offline", "disabled") and not wandb.login(prompt=False, verify=False):
                 raise UserError(
                     f"tracking: {self.label}: no login; run `wandb login`, set WANDB_API_KEY, or "
                     "set WANDB_MODE=offline to keep the run here for `wandb sync`"
@@ -54,6 +55,7 @@ class WandB:
                 project=self.project,
                 entity=self.entity,
                 id=run.id,
+                mode=mode,
                 name=run.name,
                 group=run.study,
                 tags=list(self.tags) or None,

@@ -1,4 +1,4 @@
-"""A run with every tracker, a profile and a best checkpoint: what it shows is what its files say."""
+"""A run with every tracker, a profile and a best checkpoint shows what its files say."""
 
 import gzip
 import importlib.util
@@ -119,7 +119,8 @@ def test_a_profile_names_the_scopes_of_all_phases_of_a_step(tracked):
     (trace,) = (tracked / "profile" / "plugins" / "profile").iterdir()
     assert list(trace.glob("*.trace.json.gz"))
     assert list(trace.glob("*.xplane.pb"))
-    events = json.loads(gzip.open(trace / "scopes.trace.json.gz").read())["traceEvents"]
+    written = trace / "scopes.trace.json.gz"
+    events = json.loads(gzip.decompress(written.read_bytes()))["traceEvents"]
     names = {event["name"] for event in events if event["ph"] == "X"}
     assert names >= {
         "sample/prefill", "sample/decode", "score/teacher", "step/forward", "step/loss",
