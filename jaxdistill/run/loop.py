@@ -160,6 +160,7 @@ def run_locked(
                     study=study,
                     config=to_json(config),
                     is_resumed=is_resumed,
+                    quiet=quiet,
                 )
             # The last step is saved first, and the trackers take what time is left.
             with stopping.stops(tracking), stopping.stops(saving):

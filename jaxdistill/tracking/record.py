@@ -64,8 +64,12 @@ class Tracking:
         study: str | None,
         config: dict[str, Any],
         is_resumed: bool,
+        quiet: bool = False,
     ) -> None:
-        """Open the run in each tracker. Raises UserError, with one line, for one that fails."""
+        """Open the run in each tracker. Raises UserError, with one line, for one that fails.
+
+        Unless `quiet`, a line says where a tracker shows the run.
+        """
         ledger = self._read()
         self._id = ledger["id"]
         run = TrackedRun(
@@ -79,15 +83,14 @@ class Tracking:
         self._left_out = dict(ledger["sent"])
         for tracker in trackers:
             label = label_of(tracker)
-            session = _called(label, lambda tracker=tracker: tracker.open(run))
+            session = _opened(tracker, run)
             sent = self._left_out.pop(label, {})
             tracked = _Tracked(tracker, session, sent.get("step", 0))
             tracked.evaluations = set(sent.get("evaluations", ()))
             self._open.append(tracked)
-            if hasattr(session, "says"):
+            if hasattr(session, "says") and not quiet:
                 self._say(f"{label}: {session.says()}")
-        if trackers:
-            self._write()
+        self._write()
 
     def go_on(self, step: int) -> None:
         """The run goes on after `step`: send what its files have and a tracker has not."""
@@ -165,7 +168,8 @@ class Tracking:
 
     def _send_step(self, step: int, row: dict[str, Any]) -> None:
         values = names.of_step(row)
-        samples = samples_of(rollouts_file(self._run_dir / "rollouts", step))
+        # The file has the number of the steps that its policy had taken: one less.
+        samples = samples_of(rollouts_file(self._run_dir / "rollouts", step - 1))
         for tracked in list(self._open):
             if step > tracked.step:
                 self._attempt(tracked, lambda session: session.log(step, values))
@@ -218,7 +222,7 @@ class Tracking:
             ) from error
 
     def _write(self) -> None:
-        if not self._id:
+        if not (self._open or self._left_out):
             return
         sent = self._left_out | {label_of(each.tracker): _sent(each) for each in self._open}
         file = self._run_dir / LEDGER
@@ -238,14 +242,14 @@ def _catch_up(session: Any, tracked: _Tracked) -> None:
     tracked.step = max(tracked.step, session.last_step() or 0)
 
 
-def _called(label: str, call: Callable[[], Session]) -> Session:
+def _opened(tracker: Any, run: TrackedRun) -> Session:
     """Open a tracker. Raises UserError for whatever a recipe's own tracker raises."""
     try:
-        return call()
-    except (UserError, OSError):
-        raise
+        return tracker.open(run)
     except Exception as error:
-        text = " ".join(str(error).split())[:160]
+        if isinstance(error, UserError) or isinstance(tracker, TensorBoard):
+            raise
+        label, text = label_of(tracker), " ".join(str(error).split())[:160]
         raise UserError(f"tracking: {label}.open raised {type(error).__name__}: {text}") from error
 
 

@@ -228,6 +228,9 @@ def test_trackers_that_cannot_be_are_refused_with_the_config(trackers, expected)
 
 
 def test_no_tracker_leaves_no_file(tmp_path):
-    opened(tmp_path).finish("finished")
+    tracking = opened(tmp_path)
+    tracking.go_on(0)
+    tracking.step(1, {"step": 1, "loss": 0.5})
+    tracking.finish("finished")
     assert not list(tmp_path.iterdir())
     assert TensorBoard() == tiny().tracking[0]

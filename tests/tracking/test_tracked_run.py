@@ -81,11 +81,11 @@ def test_tensorboard_holds_every_metric_and_every_evaluation_once(tracked):
         name for _, name in scalars
     }
     for step, shown in texts.items():
-        rows = (tracked / "rollouts" / f"step_{step:06d}.jsonl").read_text().splitlines()
+        rows = (tracked / "rollouts" / f"step_{step - 1:06d}.jsonl").read_text().splitlines()
         record = json.loads(rows[0])
         assert f"({record['verdict']}), {record['num_tokens']} tokens" in shown[0]
         assert len(shown) == len({json.loads(row)["question_id"] for row in rows}) <= 4
-    assert sorted(texts) == [2, 4]
+    assert sorted(texts) == [1, 3, 5]
 
 
 @needs_wandb
