@@ -83,7 +83,7 @@ class Tracking:
         self._left_out = dict(ledger["sent"])
         for tracker in trackers:
             label = label_of(tracker)
-            session = _opened(tracker, run)
+            session: Any = _opened(tracker, run)
             sent = self._left_out.pop(label, {})
             tracked = _Tracked(tracker, session, sent.get("step", 0))
             tracked.evaluations = set(sent.get("evaluations", ()))
@@ -210,10 +210,9 @@ class Tracking:
             return {"id": uuid.uuid4().hex[:8], "sent": {}}
         try:
             found = parse_json(file.read_bytes())
-            for sent in found["sent"].values():
-                int(sent["step"]), [int(step) for step in sent["evaluations"]]
-            if not str(found["id"]).isalnum():
-                raise ValueError("the id")
+            steps = [[sent["step"], *sent["evaluations"]] for sent in found["sent"].values()]
+            if not str(found["id"]).isalnum() or {type(n) for row in steps for n in row} - {int}:
+                raise ValueError("an id of letters and digits, and whole steps")
             return found
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(

@@ -1,5 +1,6 @@
 """AdamW with warm-up and clipping; its moments can be kept in bfloat16 or in host memory."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -67,7 +68,7 @@ def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformatio
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
 
 
-def learning_rate(config: Optimizer, steps: int) -> optax.Schedule:
+def learning_rate(config: Optimizer, steps: int) -> Callable[[Any], Any]:
     """The learning rate of the update after this many steps: a function of a number from 0."""
     warm = optax.linear_schedule(0.0, config.peak_lr, max(config.warmup_steps, 1))
     after = (

@@ -72,7 +72,7 @@ class OfStart:
 
 @dataclass(frozen=True)
 class Value:
-    """A limit that is the same for every run."""
+    """A limit that is the same `value` for every run."""
 
     value: float
 
