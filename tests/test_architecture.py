@@ -94,7 +94,6 @@ TESTED_ELSEWHERE = {
     "run.programs": "plan/test_programs.py, which compares a run's programs with its plan's",
     "run.folder": "run/test_loop.py, which kills and resumes runs",
     "run.checks": "run/test_loop.py and run/test_own_recipe.py, whose runs are refused by them",
-    "run.profiled_steps": "run/test_profiling.py",
     "run.provenance": "run/test_loop.py, which reads what it wrote",
     "sampling.keys": "sampling/test_sampler.py",
     "sampling.slots": "sampling/test_sampler.py and test_pages.py",

@@ -57,11 +57,13 @@ class Profiler:
         steps: int,
         say: Callable[[str], None],
     ) -> None:
-        """The run goes on after `step`, to `steps`. Raises UserError for steps beyond its end."""
+        """The run continues after `step`, to `steps`. Raises UserError for steps beyond its end."""
         if wanted is not None and wanted.first > steps:
             raise UserError(f"--profile {wanted.first}: the run ends at step {steps}")
         if wanted is not None and wanted.last <= step:
-            say(f"--profile: step {wanted.last} is done already; the run goes on from step {step}")
+            say(
+                f"--profile: step {wanted.last} is done already; the run continues from step {step}"
+            )
             wanted = None
         self._wanted = wanted if hosts.is_first() else None
         self._is_on = False

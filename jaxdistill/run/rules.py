@@ -22,7 +22,7 @@ class StopRules:
     """Asks the rules of a run after each step. The first host decides for all."""
 
     def __init__(self, config: RunConfig, run_dir: Path, step: int) -> None:
-        """The run begins, or goes on, after `step`; its folder has what it measured before."""
+        """The run begins, or continues, after `step`; its folder has what it measured before."""
         self._config, self._run_dir = config, run_dir
         self._history = History()
         if not config.stop_when or not hosts.is_first():

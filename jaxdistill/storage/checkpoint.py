@@ -145,7 +145,7 @@ class Checkpoints:
             self._delete_others(max(self._named_steps()))
 
     def forget_best(self) -> None:
-        """No step is the best any more: the run goes on from one before it."""
+        """No step is the best any more: the run continues from one before it."""
         self._best = None
         if jax.process_index() == 0:
             write_best(self._folder, None)

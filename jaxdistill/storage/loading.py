@@ -339,8 +339,8 @@ def step_named(name: str | Path, checkpoints: Checkpoints) -> int:
         found = checkpoints.best()
         if found is None:
             raise UserError(
-                f"{name}: the run has no best checkpoint; `keep_best` keeps one, once a step was "
-                "evaluated"
+                f"{name}: the run has no best checkpoint; `keep_best` keeps one of the evaluated "
+                "steps"
             )
         return found.step
     step = checkpoints.latest_step()

@@ -93,7 +93,7 @@ class Tracking:
         self._write()
 
     def go_on(self, step: int) -> None:
-        """The run goes on after `step`: send what its files have and a tracker has not."""
+        """The run continues after `step`: send what its files have and a tracker has not."""
         with self._lock:
             for tracked in list(self._open):
                 if hasattr(tracked.session, "rewind"):
@@ -197,7 +197,7 @@ class Tracking:
             self._left_out[label] = _sent(tracked)
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
             self._say(
-                f"WARNING: {label} failed ({reason}) and gets nothing more; the run goes on, "
+                f"WARNING: {label} failed ({reason}) and gets nothing more; the run continues, "
                 "metrics.jsonl has all values, and --resume sends what is missing"
             )
 

@@ -3,7 +3,7 @@
 A tracker is a setting (a frozen dataclass); opened for a run it gives a session, which takes the
 run's numbers and samples. A session has the methods of `Session`, and may have more:
 
-- `rewind(step)`: the run goes on from this step; what was logged of later ones is dropped. A
+- `rewind(step)`: the run continues from this step; what was logged of later ones is dropped. A
   session without it is not given a step twice.
 - `last_step()`: the last step that the service holds of this run, or None if it cannot tell.
 - `flush()`: what was logged is put on the disk, as before each checkpoint.
@@ -75,7 +75,7 @@ class OwnTracker(Protocol):
     """
 
     def open(self, run: TrackedRun) -> Session:
-        """Open the run, before anything is compiled. Raises UserError where that is impossible."""
+        """Open the run, before anything is compiled. Raises UserError if that is impossible."""
         ...
 
 

@@ -50,7 +50,7 @@ class OwnStopRule(Protocol):
     """A frozen dataclass with this method, defined in this file or in a recipe."""
 
     def reason(self, history: History) -> str | None:
-        """Why the run stops now, as the end of a line; None: it goes on.
+        """Why the run stops now, as the end of a line; None: it continues.
 
         Called after each step, and after the step's evaluation if it has one.
         """

@@ -93,5 +93,5 @@ def test_steps_after_the_end_are_refused_and_steps_that_are_done_are_said(tmp_pa
     profiler.begin(4)
     profiler.end(4)
     profiler.close()
-    assert said == ["--profile: step 3 is done already; the run goes on from step 3"]
+    assert said == ["--profile: step 3 is done already; the run continues from step 3"]
     assert not list(tmp_path.iterdir())
