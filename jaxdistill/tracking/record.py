@@ -90,7 +90,8 @@ class Tracking:
             self._open.append(tracked)
             if hasattr(session, "says") and not quiet:
                 self._say(f"{label}: {session.says()}")
-        self._write()
+        if not is_resumed:  # else a resumption may still be refused, which changes nothing
+            self._write()
 
     def go_on(self, step: int) -> None:
         """The run continues after `step`: send what its files have and a tracker has not."""

@@ -2,7 +2,7 @@
 
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,28 +18,25 @@ class TensorBoard:
 
     def open(self, run: TrackedRun) -> "Events":
         record_writer: Any = package("tensorboardX.record_writer", "TensorBoard", "dev")
-        folder = run.folder / "tensorboard"
-        folder.mkdir(exist_ok=True)
-        with naming(folder):
-            # The name that TensorBoard looks for; a run that is resumed has a file for each start.
-            file = folder / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
-            return Events(record_writer.RecordWriter(str(file)), folder)
+        return Events(record_writer.RecordWriter, run.folder / "tensorboard")
 
 
 class Events:
     """TensorBoard's event file of a run, written by the thread that calls.
 
+    It is created with its first event: a resumption that is refused changes nothing.
+
     tensorboardX's own SummaryWriter writes in a thread: on a full disk that thread ends with a
     traceback, and the run later waits for it without end.
     """
 
-    def __init__(self, writer: Any, folder: Path) -> None:
+    def __init__(self, open_file: Callable[[str], Any], folder: Path) -> None:
         from tensorboardX.proto import event_pb2
 
         messages: Any = event_pb2  # its classes are made when it is imported
-        self._writer, self._folder, self._messages = writer, folder, messages
+        self._open_file, self._folder, self._messages = open_file, folder, messages
+        self._writer: Any = None
         self._flushed_s = time.monotonic()
-        self._add(file_version="brain.Event:2")
 
     def rewind(self, step: int) -> None:
         # TensorBoard drops what earlier event files say of this step and later ones.
@@ -63,15 +60,23 @@ class Events:
 
     def flush(self) -> None:
         with naming(self._folder):
-            self._writer.flush()
+            if self._writer is not None:
+                self._writer.flush()
         self._flushed_s = time.monotonic()
 
     def finish(self, status: Status) -> None:
         with naming(self._folder):
-            self._writer.close()
+            if self._writer is not None:
+                self._writer.close()
 
     def _add(self, **fields: Any) -> None:
         with naming(self._folder):
+            if self._writer is None:
+                self._folder.mkdir(exist_ok=True)
+                # The name that TensorBoard looks for; each start of a run has a file of its own.
+                name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
+                self._writer = self._open_file(str(self._folder / name))
+                self._add(file_version="brain.Event:2")
             event = self._messages.Event(wall_time=time.time(), **fields)
             self._writer.write(event.SerializeToString())
 
