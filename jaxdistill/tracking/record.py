@@ -145,7 +145,9 @@ class Tracking:
                 thread.join(max(end - time.monotonic(), 0.0))
                 if thread.is_alive():
                     reason = f"did not take the last values within {within_s:g} s"
-                elif errors and status != "failed" and isinstance(tracked.tracker, TensorBoard):
+                elif errors and isinstance(tracked.tracker, TensorBoard):
+                    if status == "failed":  # as on a full disk, for the same reason as the run
+                        continue
                     raise errors[0]
                 elif errors:
                     reason = f"{type(errors[0]).__name__}: {' '.join(str(errors[0]).split())[:160]}"
