@@ -1,5 +1,6 @@
 """A run with every tracker, a profile and a best checkpoint shows what its files say."""
 
+import dataclasses
 import gzip
 import importlib.util
 import json
@@ -23,6 +24,7 @@ from jaxdistill.errors import RunStopped, UserError
 from jaxdistill.run.folder import finished_step
 from jaxdistill.run.loop import run
 from jaxdistill.run.profiled_steps import ProfiledSteps
+from jaxdistill.sampling import Sampling
 from jaxdistill.storage import loading
 from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.tracking import TensorBoard, Trackio, WandB
@@ -51,8 +53,12 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tracked(place):
     """Five steps, evaluated at 2, 4 and 5, and traced at 3; then resumed without a step left."""
+    # Programs of its own: those of other tests in this process may come from a cache that other
+    # names were compiled into.
+    experience = dataclasses.replace(tiny().experience, sampling=Sampling(max_new_tokens=7))
     config = tiny(
         steps=5,
+        experience=experience,
         tracking=trackers(place),
         # A length is never equal to another one by accident of the toy's accuracy of 0.
         keep_best=KeepBest("heldout", "epistemic_per_1k", "lower"),
