@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from typing import Any
 
+from jaxdistill import hosts
 from jaxdistill.errors import UserError
 from jaxdistill.tracking.names import SAMPLES, STEP
 from jaxdistill.tracking.session import Sample, Status, TrackedRun, package
@@ -84,8 +85,11 @@ class WandB:
 class WandBSession:
     """A W&B run. Its client sends in a process of its own, so that no call waits for a network."""
 
+    num_open = 0  # in this process
+
     def __init__(self, wandb: Any, run: Any) -> None:
         self._wandb, self._run = wandb, run
+        WandBSession.num_open += 1
 
     def says(self) -> str:
         if self._run.url:
@@ -111,3 +115,8 @@ class WandBSession:
         if status == "stopped":
             self._run.mark_preempting()  # shown as preempted, not as failed
         self._run.finish(exit_code=EXIT_CODES[status])
+        WandBSession.num_open -= 1
+        # Where this process ends without Python's handlers at exit, W&B's own process, which writes
+        # the files, is killed with it: let it end first. Elsewhere a notebook may have other runs.
+        if (status == "stopped" or hosts.count() > 1) and not WandBSession.num_open:
+            self._wandb.teardown(exit_code=EXIT_CODES[status])

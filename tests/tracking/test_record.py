@@ -179,6 +179,29 @@ def test_wandb_without_a_login_or_a_network_is_one_line(
     assert "a" * 40 not in str(caught.value)
 
 
+def test_a_stopped_run_of_wandb_waits_for_its_writer_and_a_finished_one_leaves_other_runs_alone():
+    """W&B's own process writes its files, and a stop kills it with ours."""
+    from types import SimpleNamespace
+
+    from jaxdistill.tracking.wandb import WandBSession
+
+    calls = []
+    run = SimpleNamespace(
+        summary={},
+        mark_preempting=lambda: calls.append("preempting"),
+        finish=lambda exit_code: calls.append(("finish", exit_code)),
+    )
+    service = SimpleNamespace(teardown=lambda exit_code: calls.append(("teardown", exit_code)))
+    first, second = WandBSession(service, run), WandBSession(service, run)
+    first.finish("stopped")
+    assert calls == ["preempting", ("finish", 143)]
+    second.finish("stopped")
+    assert calls[2:] == ["preempting", ("finish", 143), ("teardown", 143)]
+    WandBSession(service, run).finish("finished")
+    assert calls[5:] == [("finish", 0)]
+    assert run.summary["status"] == "finished"
+
+
 def test_a_damaged_ledger_is_named(tmp_path):
     for text in ("nonsense", '{"id": "../x", "sent": {}}', '{"id": "a", "sent": {"x": {}}}'):
         (tmp_path / LEDGER).write_text(text)
