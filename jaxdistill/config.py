@@ -3,7 +3,6 @@
 Also finds and runs recipes, and reads and writes a run's config.json.
 """
 
-import ast
 import hashlib
 import importlib
 import inspect
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_args
+from typing import Any
 
 from jaxdistill import overrides, own_classes
 from jaxdistill.epistemic import LexiconSource, Words
@@ -22,18 +21,21 @@ from jaxdistill.evaluation.evaluate import Evaluation
 from jaxdistill.evaluation.records import ROLLOUTS_ROWS
 from jaxdistill.files import is_file_name, local_path, parse_json
 from jaxdistill.models.students import ExpectedModel, Student, known_student, unknown_student
-from jaxdistill.objectives import PRESETS, CrossEntropy, Objective
+from jaxdistill.objectives import CrossEntropy, Objective
+from jaxdistill.objectives.names import expanded
 from jaxdistill.own_classes import RECIPE, RecipeModule, in_one_line
 from jaxdistill.sampling.keys import check_seed
 from jaxdistill.sharding import MeshConfig
 from jaxdistill.storage.expected import student_of_folder
 from jaxdistill.storage.loading import ModelSource
 from jaxdistill.tasks.tasks import Task
-from jaxdistill.training.checkpointing import Checkpointing, Minutes
+from jaxdistill.tracking import TensorBoard, Tracker, check_tracking
+from jaxdistill.training.checkpointing import Checkpointing, KeepBest, Minutes
 from jaxdistill.training.compute import Compute
 from jaxdistill.training.experience import Experience, Supervised
 from jaxdistill.training.on_policy import OnPolicy
 from jaxdistill.training.optimizer import Optimizer
+from jaxdistill.training.stop_rules import StopRule, check_rules
 from jaxdistill.training.teachers import Frozen, Teacher
 from jaxdistill.training.traces import Traces
 
@@ -69,6 +71,7 @@ class RunConfig:
     # When to save, besides at the end and when the run is stopped: Steps(n) or Minutes(n).
     checkpoint: Checkpointing = Minutes(10)
     keep_checkpoints: int = 2  # the latest ones; older ones are deleted
+    keep_best: KeepBest | None = None  # that of the best evaluation too; None: the latest alone
     save_checkpoints: bool = True  # False: for runs whose weights are not needed
     rollouts_every: int = 10  # steps between saved files of rollouts; 0: none
     rollouts_rows: int | None = ROLLOUTS_ROWS  # rows per saved step; None: all
@@ -76,6 +79,10 @@ class RunConfig:
     # The run stops with exit code 3 after this many steps in a row whose updates were all skipped
     # because loss or gradient was not finite; None: no limit.
     max_skipped_steps: int | None = 5
+    # Rules that end the run, saved and with exit code 3, such as MetricFalls("length"); (): none.
+    stop_when: tuple[StopRule, ...] = ()
+    # Where metrics, evaluations and samples are shown, besides the run's folder.
+    tracking: tuple[Tracker, ...] = (TensorBoard(),)
     export: bool = True  # write the Hugging Face folder RUN/export at the end
     seed: int = 0  # of the order of the data, of samples and of random weights
     # Within which SIGTERM, Ctrl-C or `--time-limit` end the run, its last completed step saved.
@@ -99,6 +106,13 @@ class RunConfig:
             got = self.grace_seconds
             raise UserError(f"`grace_seconds` must be above 0 and at most a day, 86400, got {got}")
         own_classes.require_choice("checkpoint", self.checkpoint, Checkpointing)
+        check_tracking(self.tracking)
+        check_rules(
+            self.keep_best,
+            self.stop_when,
+            [split.name for split in self.evaluation.splits],
+            saves=self.save_checkpoints,
+        )
         _require_at_least(1, "compute.micro_batches", self.compute.micro_batches)
         if self.rows * self.updates > MOST_ROWS:
             raise UserError(
@@ -257,45 +271,7 @@ def with_presets(texts: list[str]) -> list[str]:
             raise UserError(
                 f"override {text!r}: to switch evaluation off, write `evaluation.splits=()`"
             )
-    return [_with_presets(text) for text in texts]
-
-
-def _with_presets(text: str) -> str:
-    path, equals, value = text.partition("=")
-    # Presets are names of objectives; for other settings the declared type interprets the word.
-    if path.strip() not in ("objective", "objective.distill", "objective.policy_gradient"):
-        return text
-    classes = [kind.__name__ for kind in get_args(Objective)]
-    name = value.strip().removesuffix("()")
-    if path.strip() == "objective" and name.isidentifier() and name not in [*PRESETS, *classes]:
-        near = get_close_matches(name, [*PRESETS, *classes], 3, 0.4) or list(PRESETS)
-        raise UserError(
-            f"override 'objective={name}': no such objective; did you mean {', '.join(near)}?"
-        )
-    try:
-        node = ast.parse(value.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError):
-        return text  # `overrides.parse` reports the mistake
-    return path + equals + ast.unparse(_expand_presets(node, classes))
-
-
-def _expand_presets(node: ast.expr, classes: list[str]) -> ast.expr:
-    """The parsed objective with every preset in it, also in its parts, replaced by its value."""
-    match node:
-        case ast.Name(id=name) | ast.Call(func=ast.Name(id=name), args=[], keywords=[]):
-            if name in PRESETS:
-                return ast.parse(repr(PRESETS[name]()), mode="eval").body
-        case ast.Call(func=ast.Name(id=name)) if name in PRESETS:
-            raise UserError(
-                f"override {ast.unparse(node)!r}: the preset {name} takes no arguments; write "
-                f"objective={name} and change it by further overrides such as "
-                "objective.reduction=token"
-            )
-        case ast.Call(func=ast.Name(id=name)) if name in classes:
-            node.args = [_expand_presets(argument, classes) for argument in node.args]
-            for keyword in node.keywords:
-                keyword.value = _expand_presets(keyword.value, classes)
-    return node
+    return [expanded(text) for text in texts]
 
 
 def bundled_module(name: str) -> str | None:

@@ -77,7 +77,7 @@ NOT_OURS = {
     "train.parquet", "runs/toy_study_quick/report.html", "my_recipe.py", "recipe.py",
     "path/to/mine.py", "mine.py", "prompts.json", "settings.json", "base.jsonl", "none.jsonl",
     "CONTEXT.jsonl", "finished.json", "lock.json", "mirror.json", "places.json",
-    "evaluation.json", "questions.json", "arms.json",
+    "evaluation.json", "questions.json", "arms.json", "tracking.json", "stopped.json", "best.json",
 }  # fmt: skip
 
 

@@ -39,7 +39,7 @@ EXIT_CODES = {
     "the run folder says whether it is finished",
     1: "an internal error",
     2: "what you can correct, named in one line: a mistake, or a disk or device that is full",
-    3: "a run that stopped itself, because steps were not finite",
+    3: "a run that stopped itself: steps were not finite, or a rule of `stop_when` held",
     130: "interrupted with Ctrl-C",
     141: "the reader of the output has closed the pipe",
     143: "SIGTERM ended a command that is no run",

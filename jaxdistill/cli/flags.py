@@ -16,7 +16,10 @@ from jaxdistill.cli.parser import describe_default
 from jaxdistill.errors import UserError
 from jaxdistill.files import local_path
 
-MODEL_HELP = "a Hugging Face folder, a run folder, a hub id, or a bundled base such as toy:main"
+MODEL_HELP = (
+    "a Hugging Face folder, a run folder (RUN:best: its best checkpoint), a hub id, or a bundled "
+    "base such as toy:main"
+)
 
 
 def add_overrides(sub: argparse.ArgumentParser, what: str) -> None:

@@ -231,11 +231,12 @@ def weights_of(name: str) -> str:
         folder_of,
         is_run,
         model_folder,
+        step_named,
     )
     from jaxdistill.storage.toy import toy_name
 
     if toy_name(name) is not None or not is_run(path := folder_of(name)):
         return fingerprint(model_folder(name))
     with Checkpoints(place := checkpoints_of(path)) as checkpoints:
-        step = checkpoints.latest_step()
+        step = step_named(name, checkpoints)
     return f"{place if isinstance(place, str) else path.resolve()}, step {step}"

@@ -68,6 +68,12 @@ def add_train(verbs: Any) -> None:
     )
     add_no_verify(checks)
     add_time_limit(sub)
+    sub.add_argument(
+        "--profile",
+        type=profiled_steps,
+        metavar="STEPS",
+        help="trace step N, or steps A-B, for xprof and Perfetto, in the run's folder",
+    )
     add_quiet(sub)
     add_show(sub, "the settings of the run")
 
@@ -147,6 +153,17 @@ def duration(text: str) -> float:
         raise argparse.ArgumentTypeError(f"expected a time such as 11h30m, got {text!r}") from None
 
 
+def profiled_steps(text: str) -> Any:
+    from jaxdistill.run.profiled_steps import parse_steps
+
+    try:
+        return parse_steps(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected a step from 1 on, such as 3, or steps such as 3-5, got {text!r}"
+        ) from None
+
+
 def train(options: argparse.Namespace) -> None:
     from jaxdistill.config import bundled_module, to_json
 
@@ -181,6 +198,7 @@ def train(options: argparse.Namespace) -> None:
         verify=options.verify,
         quiet=options.quiet,
         stopping=options.stopping,
+        profile=options.profile,
     )
     print(done)
 

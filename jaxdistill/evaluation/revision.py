@@ -11,10 +11,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxdistill.errors import UserError
 from jaxdistill.storage import hf_files
 from jaxdistill.storage.checkpoint import Checkpoints
-from jaxdistill.storage.loading import checkpoints_of, folder_of, is_run, model_folder
+from jaxdistill.storage.loading import (
+    checkpoints_of,
+    folder_of,
+    is_run,
+    model_folder,
+    step_named,
+)
 from jaxdistill.storage.toy import toy_name
 
 # Files are hashed outside Python's global lock; more threads than shards of most models. Chosen.
@@ -25,11 +30,11 @@ def model_identity(name: str | Path) -> dict[str, Any]:
     """What tells a model from all others: its name, a hash, its commit on the hub, its step.
 
     The hash of a Hugging Face folder covers all bytes of config, tokenizer and weights; that of a
-    run covers the listing of its newest checkpoint, which has the hash of every file. Raises
-    UserError if there is no such model.
+    run covers the listing of the checkpoint that its name means, which has the hash of every file.
+    Raises UserError if there is no such model.
     """
     if toy_name(name) is None and is_run(run := folder_of(name)):
-        return {"name": str(name), **_of_run(run), "commit": None}
+        return {"name": str(name), **_of_run(run, name), "commit": None}
     folder = model_folder(name)
     files = [folder / each for each in ("config.json", *hf_files.TOKENIZER_FILES)]
     files += sorted(folder.glob("*.safetensors"))
@@ -42,11 +47,9 @@ def model_identity(name: str | Path) -> dict[str, Any]:
     }
 
 
-def _of_run(run: Path) -> dict[str, Any]:
+def _of_run(run: Path, name: str | Path) -> dict[str, Any]:
     with Checkpoints(checkpoints_of(run)) as checkpoints:
-        step = checkpoints.latest_step()
-        if step is None:
-            raise UserError(f"run folder {run} has no checkpoint yet")
+        step = step_named(name, checkpoints)
         listed = checkpoints.read_listings(step)
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in listed.items()}
     return {"revision": _hash_digests(digests), "step": step}

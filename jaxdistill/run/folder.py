@@ -45,6 +45,9 @@ MAY_CHANGE = {
     "rollouts_token_ids",
     "export",
     "max_skipped_steps",
+    "keep_best",
+    "stop_when",
+    "tracking",
 }
 # Settings that may differ too, since they say where and how a step is computed. They change it by
 # rounding (sums are in another order), and `cache_dtype` also by the rounding of the KV cache that
@@ -58,8 +61,10 @@ ROUNDS = {
 # Files and folders that a run may write before it has results worth keeping.
 START_FILES = (
     "config.json", "provenance.json", own_classes.RECIPE, "lexicon.json", "metrics.jsonl",
-    "prompts.json", "places.json", "mirror.json", "base_samples.json",
+    "prompts.json", "places.json", "mirror.json", "base_samples.json", "tracking.json",
+    "stopped.json",
     "model", "rollouts", "skipped", "tensorboard", "checkpoints", "evals", "export", "export.new",
+    "wandb", "profile",
 )  # fmt: skip
 
 

@@ -9,21 +9,20 @@ from typing import Any
 
 import jax
 
-from jaxdistill import compilation, epistemic, hosts, objectives, own_classes, sharding
+from jaxdistill import compilation, epistemic, hosts, objectives, sharding
 from jaxdistill.config import RunConfig, to_json
 from jaxdistill.epistemic import LexiconFile
-from jaxdistill.errors import UserError, out_of_memory
+from jaxdistill.errors import RunStopped, UserError, out_of_memory
 from jaxdistill.evaluation.evaluate import evaluate_run
 from jaxdistill.evaluation.records import evaluation_folder
 from jaxdistill.files import write_whole
 from jaxdistill.precision import compute_dtype
+from jaxdistill.run.checks import check_tasks, require_same_start
 from jaxdistill.run.devices import start_line
 from jaxdistill.run.folder import (
     changes_of_rounding,
     check_base,
     check_steps,
-    differences,
-    digest_of,
     finished_step,
     is_evaluated,
     keep_lexicon,
@@ -37,24 +36,26 @@ from jaxdistill.run.folder import (
 )
 from jaxdistill.run.lock import locked
 from jaxdistill.run.places import Places
+from jaxdistill.run.profiled_steps import ProfiledSteps
+from jaxdistill.run.profiling import Profiler
 from jaxdistill.run.programs import engine_of, layout_of, train_step_of
-from jaxdistill.run.provenance import current_provenance
+from jaxdistill.run.rules import StopRules
 from jaxdistill.run.saving import Kept, Saving
 from jaxdistill.run.skips import UPDATE_ADVICE, Skips, drop_after
 from jaxdistill.run.stopping import Stopping
 from jaxdistill.run.telling import Progress, Warnings, last_lines
 from jaxdistill.sampling.engine import Engine
 from jaxdistill.sampling.prompts import check_prompts, encode_prompts, unused_mode
-from jaxdistill.sampling.rollouts import check_environment, check_grading
 from jaxdistill.storage import hf_export, loading
 from jaxdistill.storage.loading import Policy
-from jaxdistill.tasks.tasks import load, questions_of, reading_once
+from jaxdistill.tasks.tasks import questions_of, reading_once
+from jaxdistill.tracking.record import Tracking
 from jaxdistill.training.base_samples import open_base_kl
 from jaxdistill.training.drift import parameter_drift
 from jaxdistill.training.experience import Setting, open_source
 from jaxdistill.training.external import check_identity, with_external
 from jaxdistill.training.metrics import means, open_writer
-from jaxdistill.training.on_policy import OnPolicy
+from jaxdistill.training.optimizer import learning_rate
 from jaxdistill.training.prompt_file import PromptFile, ReadPrompt
 from jaxdistill.training.state import TrainState, init_state
 from jaxdistill.training.teachers import check_teacher, untrained_of
@@ -74,6 +75,8 @@ def run(
     verify: bool = True,
     quiet: bool = False,
     stopping: Stopping | None = None,
+    study: str | None = None,
+    profile: ProfiledSteps | None = None,
 ) -> Path:
     """Train as `config` says and leave a self-contained run folder, whose path is returned.
 
@@ -81,9 +84,11 @@ def run(
     With `resume=True` an interrupted run continues exactly from its last checkpoint (on CPU with
     bitwise equal results): the newest one whose files are as they were written, or only the newest
     if `strict`; unless `verify`, the files are not compared with their hashes. `stopping` ends the
-    process on a signal, once the last completed step is saved; None leaves signals alone. Raises
+    process on a signal, once the last completed step is saved; None leaves signals alone.
+    Trackers show a run of a `study` under its folder's name. `profile` are steps to trace. Raises
     UserError for an existing folder without `resume`, a folder of another config or one that
-    another process holds, or unusable input, and RunStopped after `max_skipped_steps`.
+    another process holds, or unusable input, and RunStopped after `max_skipped_steps` or by a rule
+    of `stop_when`.
 
     Several hosts (`hosts`) make the same call. `run_dir` is the first one's, which alone writes
     there, and all of them must see the checkpoints.
@@ -105,6 +110,8 @@ def run(
             quiet=quiet,
             before=before,
             stopping=stopping,
+            study=study,
+            profile=profile,
         )
 
 
@@ -118,12 +125,15 @@ def run_locked(
     quiet: bool,
     before: set[str] | None,
     stopping: Stopping,
+    study: str | None,
+    profile: ProfiledSteps | None,
 ) -> Path:
     """`run` in a folder that this process holds; `before`: the names in it before it did so."""
     if isinstance(config.experience, Traces):
         config.experience.require_source()
     run_dir = places.run_dir
     is_new = False
+    tracking = Tracking(run_dir, grace_s=config.grace_seconds, say=hosts.say)
     if hosts.is_first():
         is_new = start_folder(config, run_dir, resume)
         remove_leftovers(run_dir)
@@ -146,51 +156,38 @@ def run_locked(
             check_tasks(config, quiet)
             if isinstance(config.lexicon, LexiconFile):
                 epistemic.read_lexicon(config.lexicon.path)
-            with stopping.stops(saving):
-                train(config, run_dir, is_resumed, quiet, saving=saving, strict=strict)
+            if hosts.is_first():
+                tracking.open(
+                    config.tracking,
+                    name=config.name if study is None else run_dir.name,
+                    study=study,
+                    config=to_json(config),
+                    is_resumed=is_resumed,
+                    quiet=quiet,
+                )
+            # The last step is saved first, and the trackers take what time is left.
+            with stopping.stops(tracking), stopping.stops(saving):
+                train(
+                    config,
+                    run_dir,
+                    is_resumed,
+                    quiet,
+                    saving=saving,
+                    tracking=tracking,
+                    strict=strict,
+                    profile=profile,
+                )
     except (Exception, SystemExit) as error:
         stopping.settle()  # the lock is held, and the files are left, until the stop is done
+        tracking.finish("ended itself" if isinstance(error, RunStopped) else "failed")
         undo()
         # Without this, sys.exit() in a recipe's own code would look like a successful run.
         if isinstance(error, SystemExit) and not error.code:
             raise UserError("the recipe's code ended the run with sys.exit()") from error
         raise
+    finally:
+        tracking.finish("stopped")  # by Ctrl-C, where nobody listens; else it was finished before
     return run_dir
-
-
-def require_same_start(config: RunConfig, **flags: bool) -> None:
-    """Raise UserError on a host that was started otherwise than the first one."""
-    if hosts.count() == 1:
-        return
-    versions = current_provenance()["packages"]
-    started = {"settings": to_json(config), "flags": flags, "versions of packages": versions}
-    first = hosts.broadcast(started, "start")
-    for what, here in started.items():
-        for path, there, own in differences(first[what], json.loads(json.dumps(here)), what):
-            raise UserError(f"started with {path}={own!r}, and {hosts.name_of(0)} with {there!r}")
-    hosts.barrier("same start")  # nothing is written before all have compared
-
-
-def check_tasks(config: RunConfig, quiet: bool = True) -> None:
-    """Read each distinct task's questions, and grade one answer with a recipe's own task.
-
-    Unless `quiet`, what was done with their data is printed.
-    """
-    # Training draws from distinct prompts; an evaluation keeps the repeats.
-    tasks = [(split.task, True) for split in config.evaluation.splits]
-    if isinstance(config.experience, OnPolicy):
-        tasks.append((config.experience.task, False))
-    for index, (task, repeats) in enumerate(tasks):
-        if (task, repeats) not in tasks[:index]:
-            loaded = load(task, repeats=repeats)
-            for note in () if quiet else loaded.notes:
-                hosts.say(note)
-            hosts.require_same(digest_of(loaded.questions), f"the questions of {task!r:.60}")
-            if own_classes.is_own(type(task)):
-                check_grading(task, loaded.questions[0])
-    check_environment([task for task, _ in tasks])
-    if isinstance(config.experience, Traces):
-        config.experience.check_rows()
 
 
 def train(
@@ -200,7 +197,9 @@ def train(
     quiet: bool,
     *,
     saving: Saving,
+    tracking: Tracking,
     strict: bool = False,
+    profile: ProfiledSteps | None = None,
 ) -> None:
     """The loop itself, in a folder that `start_folder` has created or checked."""
     clock = Clock()
@@ -297,6 +296,7 @@ def train(
             drop_after(run_dir, step)
             # It may differ in the settings of MAY_CHANGE.
             write_config(config, run_dir)
+        rules = StopRules(config, run_dir, step)
         train_step = train_step_of(
             config,
             policy.config,
@@ -312,14 +312,19 @@ def train(
         with contextlib.ExitStack() as stack:
             stack.callback(saving.close)
             stack.callback(source.close)
-            writer = stack.enter_context(open_writer(run_dir, step + 1, is_first))
-            saving.follow(writer.sync)
+            writer = open_writer(run_dir, step + 1, is_first)
+            saving.follow(writer.sync, tracking.flush)
+            if resume:
+                tracking.go_on(step)
             progress = stack.enter_context(
                 contextlib.closing(Progress(config.name, steps=steps, step=step, quiet=quiet))
             )
             warnings = Warnings(config.name, progress.write)
             skips = Skips(config, run_dir if is_first else None, policy.tokenizer, progress.write)
             saving.may_save = skips.may_save
+            profiler = Profiler(profile, run_dir, step=step, steps=steps, say=progress.write)
+            stack.callback(profiler.close)
+            rate_at = learning_rate(config.optimizer, steps)
             clock.on_part = progress.doing
             stack.enter_context(clock.compilations())
             work = Work(
@@ -336,9 +341,12 @@ def train(
             if evaluates_at(config, step, steps) and not is_done:
                 with clock.part("evaluation"):
                     evaluate(config, engine, state.params, run_dir, step)
+            saving.keep_best(step)
+            tracking.evaluation(step, evaluation_folder(run_dir, step))
             while step < steps:
                 # ---- the batch: a stop drops it, and saves the state that it was sampled with
                 saving.begin()
+                profiler.begin(step + 1)
                 batch, facts = source.next_batch(state.params, step)
                 arrays, padding = layout.arrays(mini_batches(batch, config.updates))
 
@@ -357,13 +365,15 @@ def train(
                     # Metrics are written before the checkpoint of the same step: a resumed run
                     # drops lines after its checkpoint, but cannot restore missing ones.
                     lap = clock.lap()
-                    values = means(sums) | drift | of_base | facts | padding
+                    rate = {"learning_rate": float(rate_at(step - 1))}
+                    values = means(sums) | drift | of_base | rate | facts | padding
                     values |= work.facts(lap, batch)
-                    writer.write(step, values)
+                    row = writer.write(step, values)
                     host = {"data": source.batches.get_state(), "shapes": setting.shapes.state()}
                     saving.keep(Kept(step, state._asdict(), host), lap["compiling"])
                 warnings.note(step, values)
                 progress.advance(values)
+                tracking.step(step, row)
                 skips.note(step, values, batch)
                 if saving.is_due(step, steps):
                     with clock.part("checkpoint"):
@@ -373,6 +383,10 @@ def train(
                 if evaluates_at(config, step, steps):
                     with clock.part("evaluation"):
                         evaluate(config, engine, state.params, run_dir, step)
+                    saving.keep_best(step)
+                    tracking.evaluation(step, evaluation_folder(run_dir, step))
+                profiler.end(step)
+                rules.check(step, row, saving.save_and_wait)
             # Checkpoints are written in the background; the last one is waited for here.
             with clock.part("checkpoint"):
                 saving.close()
@@ -393,6 +407,7 @@ def train(
             hosts.say(line)
         for line in () if quiet else last_lines(config, run_dir, clock.total):
             print(line, file=sys.stderr)
+        tracking.finish("finished")
         saving.finish()
         hosts.barrier("end")  # none may end while another still needs it
 

@@ -26,7 +26,7 @@ from jaxdistill.storage import buckets
 MANIFEST = "mirror.json"
 # Of the run folder, what is no result: checkpoints, which are written to the bucket themselves, and
 # what belongs to this machine or is not complete.
-LEFT_OUT = ("checkpoints", "export.new", MANIFEST)
+LEFT_OUT = ("checkpoints", "export.new", "wandb", MANIFEST)
 
 
 class Mirror:

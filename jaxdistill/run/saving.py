@@ -20,7 +20,10 @@ from typing import Any, NamedTuple
 
 from jaxdistill import hosts
 from jaxdistill.config import RunConfig
+from jaxdistill.evaluation.records import evaluation_folder
+from jaxdistill.evaluation.saved import read_summary
 from jaxdistill.run.places import Places
+from jaxdistill.storage.best import Best
 from jaxdistill.storage.checkpoint import Checkpoints
 
 
@@ -69,13 +72,22 @@ class Saving:
 
     # ---------------------------------------------------------------- the main thread
 
-    def follow(self, sync: Callable[[], None]) -> None:
-        """`sync` puts the files of the last step on the disk; they are copied where the run is."""
+    def follow(self, *syncs: Callable[[], None]) -> None:
+        """`syncs` put the files of the last step on the disk; they are copied where the run is."""
+
+        def sync() -> None:
+            for each in syncs:
+                each()
+
         self.sync = self._places.copying(sync)
 
     def start(self, step: int, steps: int) -> None:
         """The steps begin after `step`, which has been restored or is 0."""
         self._saved, self._steps, self._saved_at = step, steps, time.monotonic()
+        best = self.checkpoints.best()
+        if hosts.broadcast(best is not None and best.step > step, "best is later"):
+            # Its checkpoint is of steps that are taken again, and may come out otherwise.
+            self.checkpoints.forget_best()
 
     def begin(self) -> None:
         """A step begins. Until it is completed, a stop may drop it."""
@@ -112,9 +124,43 @@ class Saving:
         return self._config.save_checkpoints and (due or step == steps)
 
     def save(self) -> None:
-        """Save the kept step, in the background."""
+        """Save the kept step, in the background, unless it is saved already."""
         with self._files:
-            self._save()
+            if self._kept is not None and self._kept.step != self._saved:
+                self._save()
+
+    def save_and_wait(self) -> None:
+        """Save the kept step, if the run saves any, and wait until it is on the disk."""
+        with self._files:
+            if self._config.save_checkpoints and self._kept is not None:
+                if self._kept.step != self._saved:
+                    self._save()
+                self.checkpoints.wait()
+
+    def keep_best(self, step: int) -> None:
+        """Keep the checkpoint of an evaluated step, saved now if need be, if it is the best so far.
+
+        The model of step 0 is the base, of which there is no checkpoint.
+        """
+        rule = self._config.keep_best
+        if rule is None or step == 0:
+            return
+        value = best = None
+        if hosts.is_first() and (folder := evaluation_folder(self._run_dir, step)).exists():
+            value = read_summary(folder).get(rule.data, {}).get(rule.measure)
+            best = self.checkpoints.best()
+            if best is not None and (best.data, best.measure) != (rule.data, rule.measure):
+                best = None  # the resumed run has another rule
+        than = None if best is None else best.value
+        is_best = best is None or best.step != step
+        if not hosts.broadcast(is_best and rule.is_better(value, than), "is the best"):
+            return
+        value = hosts.broadcast(value, "the best value")
+        with self._files:
+            found = Best(step=step, data=rule.data, measure=rule.measure, value=value)
+            self.checkpoints.keep_best(found)
+            if self._kept is not None and self._kept.step != self._saved:
+                self._save()
 
     def close(self) -> None:
         """Wait for the checkpoint that is being written, and end Orbax's threads."""

@@ -166,7 +166,14 @@ def run_arms(arms: list[Arm], study_dir: Path, quiet: bool, stopping: Stopping) 
     for arm in tqdm(arms, desc=study_dir.name, disable=quiet):
         run_dir = folder_of(arm, study_dir)
         try:
-            run(arm.config, run_dir, resume=run_dir.exists(), quiet=True, stopping=stopping)
+            run(
+                arm.config,
+                run_dir,
+                resume=run_dir.exists(),
+                quiet=True,
+                stopping=stopping,
+                study=study_dir.name,
+            )
         except RunStopped as error:
             if not arm.may_stop:
                 raise

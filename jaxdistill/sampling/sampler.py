@@ -144,7 +144,7 @@ def make_sampler(
     # XLA's Triton GEMM for a few rows writes float32 partial sums that the next kernel adds up: 6 %
     # of a step for Qwen3-1.7B with 64 rows on an H200.
     options = {"xla_gpu_enable_triton_gemm": False} if platform() == "gpu" else None
-    sample = jax.named_scope("sampling")(program.sample)
+    sample = jax.named_scope("sample")(program.sample)
     return jax.jit(sample, compiler_options=options)
 
 
@@ -185,7 +185,7 @@ class _Program:
         )
 
         # -- prefill each question once
-        with jax.named_scope("prefill"):
+        with jax.named_scope("sample/prefill"):
             prompts = self._prefill(params, prompt_ids_QP, prompt_mask_QP, layout)
         if has_pages:
             cache = empty_pool(prompts, num_slots, layout)
@@ -218,7 +218,9 @@ class _Program:
             after, cache = jax.lax.fori_loop(
                 0,
                 stride,
-                lambda _, both: self._step(weights, head_DV, *both),
+                jax.named_scope("sample/decode")(
+                    lambda _, both: self._step(weights, head_DV, *both)
+                ),
                 (state.slots, state.cache),
             )
             counts = count(state.counts, stride, state.slots, after)

@@ -8,7 +8,6 @@ import contextlib
 import errno
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
@@ -20,6 +19,7 @@ from etils import epath
 from jaxdistill import hosts
 from jaxdistill.errors import UserError
 from jaxdistill.files import sync
+from jaxdistill.storage.best import Best, read_best, write_best
 from jaxdistill.storage.buckets import explained, require_access
 from jaxdistill.storage.leaves import by_name, misfit
 from jaxdistill.storage.listings import (
@@ -31,6 +31,7 @@ from jaxdistill.storage.listings import (
     write_listing,
 )
 from jaxdistill.storage.quiet import quiet, uninterrupted
+from jaxdistill.storage.waiting import REFUSALS, is_at, wait_until
 
 
 class Checkpoints:
@@ -63,6 +64,7 @@ class Checkpoints:
         self._keep = keep
         self._save_async = save_async
         self._verify = verify
+        self._best: Best | None = None  # a step that is kept as the best once it is complete
         self._sound: set[int] = set()  # steps saved or verified by this process
         self._damaged: set[int] = set()
         self._writer: ocp.AsyncCheckpointer | ocp.Checkpointer | None = None
@@ -128,6 +130,25 @@ class Checkpoints:
                 return set()
         unlisted = {name.removesuffix(".unlisted") for name in names if name.endswith(".unlisted")}
         return {int(name) for name in names - unlisted if name.isdecimal()}
+
+    def best(self) -> Best | None:
+        """The step that was kept as the best (`keep_best`), whatever newer ones there are."""
+        with explained(os.fspath(self._folder)):
+            return read_best(self._folder)
+
+    def keep_best(self, best: Best) -> None:
+        """Keep this step beside the newest ones, in place of the best before; it may be unsaved."""
+        self.wait()
+        self._best = best
+        if jax.process_index() == 0 and best.step in self._named_steps():
+            write_best(self._folder, best)
+            self._delete_others(max(self._named_steps()))
+
+    def forget_best(self) -> None:
+        """No step is the best any more: the run continues from one before it."""
+        self._best = None
+        if jax.process_index() == 0:
+            write_best(self._folder, None)
 
     def read_listings(self, step: int) -> dict[str, bytes]:
         """{name: content} of the listings of a step's files, which tell it from any other.
@@ -303,11 +324,13 @@ class Checkpoints:
                     self._writer.wait_until_finished()
                 write_listing(self._unlisted(step), jax.process_index(), jax.process_count())
                 if jax.process_index() == 0:
-                    _wait_until(lambda: is_complete(self._unlisted(step)))
+                    wait_until(lambda: is_complete(self._unlisted(step)))
                     self._give_name(step)
+                    if self._best is not None and self._best.step == step:
+                        write_best(self._folder, self._best)
                     self._delete_others(step)
                 else:
-                    _wait_until(
+                    wait_until(
                         lambda: step in self._named_steps() and is_complete(self._path(step))
                     )
                 self._sound.add(step)
@@ -331,7 +354,7 @@ class Checkpoints:
             self._path(step).rmtree()
 
     def _delete_others(self, newest: int) -> None:
-        """Delete all but the newest `keep` steps up to `newest`, and those that are damaged.
+        """Delete all but the best and the newest `keep` steps up to `newest`, and damaged ones.
 
         Steps after `newest` are of a run that went back to an earlier one.
         """
@@ -340,7 +363,8 @@ class Checkpoints:
         self._damaged.discard(newest)
         steps = self._named_steps()
         kept = [step for step in self.usable_steps() if step <= newest]
-        for step in steps - set(kept[::-1][: self._keep]):
+        best = {found.step} if (found := self.best()) is not None else set()
+        for step in steps - set(kept[::-1][: self._keep]) - (best - self._damaged):
             self._delete(step)
 
     def _find_damage(self, step: int) -> str | None:
@@ -361,7 +385,7 @@ class Checkpoints:
             yield
         except Exception as error:
             self._has_failed = quiet.is_kept = True
-            if self._handle is not None and not _is_at(self._handle, self._folder):
+            if self._handle is not None and not is_at(self._handle, self._folder):
                 # TensorStore makes it again, and fails for what was in it.
                 text = "the folder was deleted during a save"
                 raise FileNotFoundError(errno.ENOENT, text, str(self._folder)) from error
@@ -372,7 +396,7 @@ class Checkpoints:
                 raise UserError(f"{text}; with access and room there, --resume goes on") from error
             if isinstance(error, OSError) and error.filename is not None:
                 raise
-            for code in _REFUSALS:
+            for code in REFUSALS:
                 if os.strerror(code) in str(error) or getattr(error, "errno", None) == code:
                     path = str(self._path(step))
                     raise OSError(code, os.strerror(code), path) from error
@@ -396,37 +420,6 @@ class Checkpoints:
             f"{self._folder}: the checkpoint of step {step} is damaged or incomplete ({reason}); "
             f"delete {self._folder / str(step)} to use another step"
         )
-
-
-def _is_at(handle: int, folder: epath.Path) -> bool:
-    """Whether an open folder still has this path."""
-    try:
-        return os.path.samestat(os.fstat(handle), os.stat(folder))
-    except FileNotFoundError:
-        return False
-
-
-def _wait_until(holds: Callable[[], bool], timeout_s: float = 1800) -> None:
-    """Wait for files of other processes. Raises TimeoutError; the time is chosen, not measured."""
-    end = time.monotonic() + timeout_s
-    while not holds():
-        if time.monotonic() > end:
-            raise TimeoutError("another process has not finished its part of the checkpoint")
-        time.sleep(0.1)
-
-
-# What a system says to a save that its user can help.
-_REFUSALS = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EIO,
-    errno.ENAMETOOLONG,
-    errno.ENOENT,
-)
 
 
 def _handler() -> ocp.CompositeCheckpointHandler:

@@ -21,7 +21,7 @@ from jaxdistill.files import in_bucket, local_path, place
 from jaxdistill.models import families, parameters, placement
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.sharding import Mesh, MeshConfig, make_mesh, shardings_of
-from jaxdistill.storage import buckets, hf_files, hf_import, hub
+from jaxdistill.storage import best, buckets, hf_files, hf_import, hub
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.storage.finite import require_finite
@@ -72,6 +72,11 @@ def model_folder(name: str | Path) -> Path:
     `name` is a bundled base (`toy:main`), such a folder itself, a run folder (its export), or a hub
     name (`org/name`, downloaded if it is not cached). Raises UserError listing what was tried.
     """
+    if (found := best.without_suffix(name))[1]:
+        raise UserError(
+            f"{name} is a checkpoint of run {found[0]}; `jaxdistill convert {name} FOLDER` makes a "
+            "Hugging Face folder of it"
+        )
     world = toy_name(name)
     if world is not None:
         return toy_base_folder(world)
@@ -240,8 +245,9 @@ def is_run(path: Path) -> bool:
 def folder_of(name: str | Path, *, rollouts: bool = False) -> Path:
     """The local folder that a path or an address in a bucket means, whether it is there or not.
 
-    Of a run in a bucket, its saved `rollouts` are there only if asked for.
+    Of a run in a bucket, its saved `rollouts` are there only if asked for. `RUN:best` is in RUN.
     """
+    name, _ = best.without_suffix(name)
     if in_bucket(name):
         return hub.bucket_folder(str(name), rollouts=rollouts)
     return local_path(name)
@@ -257,7 +263,8 @@ def open_model(
 ) -> Policy:
     """Open the model that `name` refers to, with its tokenizer; every command uses this.
 
-    A run folder is read from its newest checkpoint, or from its export if it has no checkpoint;
+    A run folder is read from its newest checkpoint, `RUN:best` from that of the run's best
+    evaluation (`keep_best`), and a run folder without a checkpoint from its export;
     `model_folder` finds any other name. `dtype` None keeps the stored dtypes. Unless `verify`,
     a checkpoint's files are not compared with their hashes. Raises UserError if there is no model
     or no tokenizer, a tokenizer with tokens that the model has no row for, a damaged checkpoint, or
@@ -277,6 +284,7 @@ def read_description(name: str | Path) -> tuple[ModelConfig, Any]:
     where the model has no row for a token of the tokenizer.
     """
     folder = tokenizer_folder(name)
+    name, _ = best.without_suffix(name)
     if not (folder / "config.json").is_file():  # a hub's cache may hold the tokenizer alone
         folder = model_folder(name)
     config = hf_import.read_config(folder)
@@ -308,6 +316,8 @@ def open_weights(
     else:
         path = folder_of(name)
     if not is_run(path):
+        if best.without_suffix(name)[1]:
+            raise UserError(f"{name}: {path} is no run with checkpoints")
         is_exported = (path / "export" / "config.json").is_file()
         is_started = (path / "checkpoints").is_dir() or (path / hub.PLACES).is_file()
         if is_started and not is_exported:
@@ -320,9 +330,7 @@ def open_weights(
     config = hf_import.read_config(path / "model")
     _check_mesh(config, mesh)
     with Checkpoints(checkpoints_of(path), verify=verify) as checkpoints:
-        step = checkpoints.latest_step() if step is None else step
-        if step is None:
-            raise UserError(f"run folder {name} has no checkpoint yet")
+        step = step_named(name, checkpoints) if step is None else step
         # Without a mesh one device: those that the checkpoint was saved from may not be here.
         example = _example(path, config, mesh or make_mesh(MeshConfig(fsdp=1)))
         params, _ = checkpoints.restore(step, example, part=part, vocab_size=config.vocab_size)
@@ -330,6 +338,25 @@ def open_weights(
     if dtype is not None:
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
     return config, params, path / "model"
+
+
+def step_named(name: str | Path, checkpoints: Checkpoints) -> int:
+    """The step of a run that a name means: the newest, or the best of `RUN:best`.
+
+    Raises UserError if there is none.
+    """
+    if best.without_suffix(name)[1]:
+        found = checkpoints.best()
+        if found is None:
+            raise UserError(
+                f"{name}: the run has no best checkpoint; `keep_best` keeps one of the evaluated "
+                "steps"
+            )
+        return found.step
+    step = checkpoints.latest_step()
+    if step is None:
+        raise UserError(f"run folder {name} has no checkpoint yet")
+    return step
 
 
 def _example(run: Path, config: ModelConfig, mesh: Mesh) -> nnx.State:
@@ -361,6 +388,7 @@ def tokenizer_folder(name: str | Path) -> Path:
     world = toy_name(name)
     if world is not None:
         return toy_base_folder(world)
+    name, _ = best.without_suffix(name)
     folder = hub.find_folder(name, weights=False) if in_bucket(name) else local_path(name)
     for part in ("model", "export"):  # subfolders of a run folder
         if (folder / part / "tokenizer.json").is_file():

@@ -19,6 +19,8 @@ from jaxdistill.files import in_bucket, local_path, parse_json
 from jaxdistill.objectives import Objective
 from jaxdistill.sampling import Sampling
 from jaxdistill.storage import hf_files, loading
+from jaxdistill.storage.best import without_suffix
+from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.storage.loading import Fresh, Policy
 from jaxdistill.storage.toy import toy_name
 from jaxdistill.tasks.contexts import Context, shows_example
@@ -138,11 +140,17 @@ def _reference(run: Path, config: RunConfig, mesh: sharding.Mesh) -> Policy:
     return loading.with_tokenizer(model, params, run / "model")
 
 
+def _step_named(run: str | Path) -> int | None:
+    """The step of `RUN:best`; None: the newest."""
+    if not without_suffix(run)[1]:
+        return None
+    with Checkpoints(loading.checkpoints_of(loading.folder_of(run))) as checkpoints:
+        return loading.step_named(run, checkpoints)
+
+
 def _checkpoint_steps(run: Path) -> list[int]:
     if not loading.is_run(run):
         return []
-    from jaxdistill.storage.checkpoint import Checkpoints
-
     with Checkpoints(loading.checkpoints_of(run)) as checkpoints:
         return checkpoints.steps()
 
@@ -288,7 +296,7 @@ def trace_of_run(
         thinking = experience.student_thinking
     context, chosen = context_of(context, own), objective_of(objective, own)
     question = with_answer(folder, question_of(question), answer)
-    opened = open_run(folder, config, None, mesh, verify=verify)
+    opened = open_run(folder, config, _step_named(run), mesh, verify=verify)
     notes = list(opened.notes)
     settings = _how(opened, chosen, mesh, notes, how)
     shown: dict[str, Any] = {}

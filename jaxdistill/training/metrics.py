@@ -1,14 +1,10 @@
 """Weighted means that are divided once, and the files that a run's metrics are written to."""
 
-import contextlib
 import json
 import math
 import os
-import socket
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
@@ -57,7 +53,7 @@ def means(sums: Mapping[str, Sum]) -> dict[str, float]:
 
 
 class MetricsWriter:
-    """Writes `RUN/metrics.jsonl`, one strict JSON object per step, and TensorBoard events.
+    """Writes `RUN/metrics.jsonl`, one strict JSON object per step.
 
     The file is created with its first line, and nan or infinite values become null. With
     `resume_step` the lines of that step and later ones are dropped first, since those steps run
@@ -71,61 +67,38 @@ class MetricsWriter:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._path.exists():
             _drop_lines(self._path, resume_step)
-        self._tensorboard = _open_tensorboard(self._path.parent / "tensorboard", resume_step)
 
-    def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Append {"step": step, **values}; values are numbers, scalar arrays, Sums or text."""
-        row = {name: _plain(value) for name, value in values.items()}
+    def write(self, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Append and return {"step": step, **values}.
+
+        Values are numbers, scalar arrays, Sums or text.
+        """
+        row = {"step": int(step), **{name: _plain(value) for name, value in values.items()}}
         # Opened for each line: a step takes seconds, and a crash then loses no buffered lines.
         with naming(self._path), self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": int(step), **row}, allow_nan=False) + "\n")
-        if self._tensorboard is not None:
-            scalars = {name: x for name, x in row.items() if isinstance(x, (int, float))}
-            self._tensorboard.write(step, scalars)
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+        return row
 
     def sync(self) -> None:
-        """Wait until all lines and events are written, as before a checkpoint of their step."""
+        """Wait until all lines are on the disk, as before a checkpoint of their step."""
         if self._path.exists():
             sync(self._path)
             sync(self._path.parent)
-        if self._tensorboard is not None:
-            self._tensorboard.flush()
-
-    def close(self) -> None:
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-
-    def __enter__(self) -> "MetricsWriter":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        # After a full disk ended the run, closing fails for the same reason.
-        with contextlib.suppress(OSError) if error is not None else contextlib.nullcontext():
-            self.close()
 
 
 class NoMetrics:
     """In the place of a `MetricsWriter`, on a host that writes nothing."""
 
-    def write(self, step: int, values: Mapping[str, Any]) -> None:
-        pass
+    def write(self, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {}
 
     def sync(self) -> None:
         pass
 
 
-def open_writer(
-    run_dir: Path, resume_step: int, is_first: bool
-) -> contextlib.AbstractContextManager[MetricsWriter | NoMetrics]:
+def open_writer(run_dir: Path, resume_step: int, is_first: bool) -> MetricsWriter | NoMetrics:
     """The run's writer on the first host, and one that writes nothing on the others."""
-    if is_first:
-        return MetricsWriter(run_dir, resume_step=resume_step)
-    return contextlib.nullcontext(NoMetrics())
+    return MetricsWriter(run_dir, resume_step=resume_step) if is_first else NoMetrics()
 
 
 def _plain(value: Any) -> float | int | str | bool | None:
@@ -136,6 +109,12 @@ def _plain(value: Any) -> float | int | str | bool | None:
     if hasattr(value, "item"):  # numpy and JAX scalars
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_rows(run_dir: Path) -> list[dict[str, Any]]:
+    """The complete lines of a run's metrics.jsonl; empty without the file. Raises UserError."""
+    path = run_dir / "metrics.jsonl"
+    return [parse_json(line) for _, line in _steps(path)] if path.exists() else []
 
 
 def check_lines(run_dir: Path) -> None:
@@ -173,59 +152,3 @@ def _steps(path: Path) -> list[tuple[int, str]]:
             ) from None
         found.append((step, line + "\n"))
     return found
-
-
-def _open_tensorboard(folder: Path, resume_step: int | None) -> Any:
-    # tensorboardX is optional: without it only metrics.jsonl is written.
-    try:
-        from tensorboardX import record_writer
-    except ImportError:
-        return None
-    folder.mkdir(exist_ok=True)
-    with naming(folder):
-        # The name that TensorBoard looks for; a run that is resumed has a file for each start.
-        file = folder / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
-        return _Events(record_writer.RecordWriter(str(file)), folder, resume_step)
-
-
-class _Events:
-    """TensorBoard's event file of a run, written by the thread that calls.
-
-    tensorboardX's own SummaryWriter writes in a thread: on a full disk that thread ends with a
-    traceback, and the run later waits for it without end.
-    """
-
-    def __init__(self, writer: Any, folder: Path, resume_step: int | None) -> None:
-        from tensorboardX.proto import event_pb2
-
-        messages: Any = event_pb2  # its classes are made when it is imported
-        self._writer, self._folder, self._event = writer, folder, messages.Event
-        self._flushed_s = time.monotonic()
-        self._add(file_version="brain.Event:2")
-        if resume_step is not None:
-            # TensorBoard drops what earlier event files say of this step and later ones.
-            start = messages.SessionLog(status=messages.SessionLog.START)
-            self._add(step=resume_step, session_log=start)
-
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        from tensorboardX.summary import scalar
-
-        for name, value in scalars.items():
-            self._add(step=step, summary=scalar(name, value))
-        # Often enough for a person who watches; every flush waits for the disk.
-        if time.monotonic() - self._flushed_s > 60:
-            self.flush()
-
-    def flush(self) -> None:
-        with naming(self._folder):
-            self._writer.flush()
-        self._flushed_s = time.monotonic()
-
-    def close(self) -> None:
-        with naming(self._folder):
-            self._writer.close()
-
-    def _add(self, **fields: Any) -> None:
-        with naming(self._folder):
-            event = self._event(wall_time=time.time(), **fields)
-            self._writer.write(event.SerializeToString())

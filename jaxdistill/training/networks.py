@@ -6,6 +6,7 @@ The networks are the student, the teacher (one or several), the reference and th
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -72,7 +73,8 @@ def score_batch(
 
     # A backward pass would keep all blocks.
     student_block = None if has_gradient else BLOCK
-    (student,) = scored(networks.student, [micro.plain], student_block)
+    with jax.named_scope("step/forward"):
+        (student,) = scored(networks.student, [micro.plain], student_block)
     informed: list[Sequences] = []  # the teacher's prompts: its own context, then the contrasts
     if needed.teacher:
         assert micro.teacher is not None
@@ -80,11 +82,13 @@ def score_batch(
     by_network, reference = [], None
     for params, _ in networks.teacher if needed.teacher else ():
         is_reference = needed.reference and params is networks.reference
-        by_prompt = scored(params, [*informed, micro.plain] if is_reference else informed)
+        with jax.named_scope("score/teacher"):
+            by_prompt = scored(params, [*informed, micro.plain] if is_reference else informed)
         reference = by_prompt.pop() if is_reference else reference
         by_network.append(by_prompt)
     if needed.reference and reference is None:
-        (reference,) = scored(networks.reference, [micro.plain])
+        with jax.named_scope("score/reference"):
+            (reference,) = scored(networks.reference, [micro.plain])
     # Transposed from networks x prompts: each prompt is scored by the whole mixture of networks.
     mixtures = list(zip(*by_network, strict=True))
     return student, OtherNetworks(

@@ -1,5 +1,6 @@
 """AdamW with warm-up and clipping; its moments can be kept in bfloat16 or in host memory."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -58,20 +59,24 @@ def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformatio
 
     The schedule counts its calls. `at_step` sets that count where a step has several updates.
     """
+    adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    adamw = optax.chain(
+        adam if config.moments == "float32" else stored_in_bfloat16(adam),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_learning_rate(learning_rate(config, steps)),
+    )
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+
+
+def learning_rate(config: Optimizer, steps: int) -> Callable[[Any], Any]:
+    """The learning rate of the update after this many steps: a function of a number from 0."""
     warm = optax.linear_schedule(0.0, config.peak_lr, max(config.warmup_steps, 1))
     after = (
         optax.constant_schedule(config.peak_lr)
         if config.schedule == "constant"
         else optax.cosine_decay_schedule(config.peak_lr, max(steps - config.warmup_steps, 1))
     )
-    schedule = optax.join_schedules([warm, after], [config.warmup_steps])
-    adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
-    adamw = optax.chain(
-        adam if config.moments == "float32" else stored_in_bfloat16(adam),
-        optax.add_decayed_weights(config.weight_decay),
-        optax.scale_by_learning_rate(schedule),
-    )
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+    return optax.join_schedules([warm, after], [config.warmup_steps])
 
 
 def at_step(opt_state: Any, step: Any) -> Any:

@@ -256,7 +256,8 @@ class _Program:
         # float32 parameters' layout once, after all micro-batches.
         def total_loss(weights):
             scored = self._score_batch(networks._replace(student=weights), micro, has_gradient=True)
-            return chunked_objective(objective_fn, *scored, data, self._chunks())
+            with jax.named_scope("step/loss"):
+                return chunked_objective(objective_fn, *scored, data, self._chunks())
 
         return jax.value_and_grad(total_loss, has_aux=True)(networks.student)
 
@@ -274,7 +275,7 @@ class _Program:
     ) -> tuple[TrainState, dict[str, Sum]]:
         """Divide the sums once, then update student, optimizer state and teacher."""
         total, metrics = sums
-        with jax.named_scope("optimizer"):
+        with jax.named_scope("step/update"):
             # The floor keeps 0/0 away in a batch with no distilled row, whose sums are 0 too.
             scale = 1.0 / jnp.maximum(denominator, 1.0)
             grads = parameters.unstack_gradients(grads, state.params, self.model)

@@ -22,6 +22,9 @@ PARTS = ("sampling", "grading", "update", "evaluation", "checkpoint", "host")
 # These two come between steps. A row of metrics has those since the row before.
 BETWEEN_STEPS = ("evaluation", "checkpoint")
 
+# Before a part's name in a profile.
+HOST = "host/"
+
 # Names in rows of metrics that depend on the machine and not on the run's settings and data.
 TIMINGS = (
     "seconds",
@@ -29,6 +32,7 @@ TIMINGS = (
     "seconds_compiling",
     "tokens_per_second",
     "mfu",
+    "peak_memory_gib",
 )
 
 # Dense bfloat16 operations per second of one device, by a part of the name that JAX has for its
@@ -67,7 +71,8 @@ class Clock:
         self._open.append(name)
         self.on_part(name)
         try:
-            yield
+            with jax.profiler.TraceAnnotation(f"{HOST}{name}"):
+                yield
         finally:
             self._charge()
             self._open.pop()
@@ -125,6 +130,8 @@ class Work:
         part of them or of an evaluation's; it marks the first step, which is slower than the
         others. `mfu` is the model FLOPs utilisation of the update (arXiv 2204.02311, appendix B):
         recomputation counts as time, not as work. None where the devices' peak is not known.
+        `peak_memory_gib` is the most that the program has held so far on one of this host's
+        devices; None where they do not say it, as CPUs do not.
         """
         seconds = sum(lap[part] for part in PARTS if part not in BETWEEN_STEPS)
         mfu = None
@@ -135,6 +142,7 @@ class Work:
             **{f"seconds_{part}": value for part, value in lap.items()},
             "tokens_per_second": int(batch.completion.length_B.sum()) / seconds,
             "mfu": mfu,
+            "peak_memory_gib": peak_memory_gib(),
         }
 
     def flops(self, batch: Batch) -> float:
@@ -159,3 +167,10 @@ def peak_flops(dtype: Any, devices: int) -> float | None:
     kind = jax.local_devices()[0].device_kind
     found = [flops for name, flops in PEAK_FLOPS.items() if name in kind]
     return found[0] * devices if found and str(dtype) == "bfloat16" else None
+
+
+def peak_memory_gib() -> float | None:
+    """The highest memory use so far of this host's devices, in GiB; None if they do not say it."""
+    found = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [stats["peak_bytes_in_use"] for stats in found if "peak_bytes_in_use" in stats]
+    return max(peaks) / 2**30 if peaks else None

@@ -27,6 +27,9 @@ class Files:
     def wait(self):
         pass
 
+    def best(self):
+        return None
+
 
 @pytest.fixture
 def saving(tmp_path):
