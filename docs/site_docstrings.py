@@ -18,7 +18,9 @@ DOCTEST = re.compile(r"^>>> .*(?:\n(?!$).*)*", re.MULTILINE)
 class Docstrings(griffe.Extension):
     def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
         names = [name for name, member in cls.members.items() if member.is_attribute]
-        texts = {**entries(cls, names), **comments_in(cls)}
+        texts = entries(cls, names)
+        for name, comment in comments_in(cls).items():
+            texts[name] = f"{texts[name].rstrip('.')}; {comment}" if name in texts else comment
         describe(cls, {name: texts[name] for name in names if name in texts})
 
     def on_function(self, *, func: griffe.Function, **_: Any) -> None:
@@ -54,7 +56,9 @@ def entries(owner: griffe.Object, names: list[str]) -> dict[str, str]:
 
 
 def without_entries(text: str, names: Any) -> str:
-    return "\n".join(told for names_of_it, told in pieces(text, names, whole=True) if not names_of_it)
+    return "\n".join(
+        told for names_of_it, told in pieces(text, names, whole=True) if not names_of_it
+    )
 
 
 def pieces(text: str, names: Any, whole: bool = False) -> list[tuple[tuple[str, ...], str]]:

@@ -141,7 +141,7 @@ def suppression(config: dict[str, Any], kinds: set[str]) -> str:
     seen = f" (`{inline(expression(context))}`)" if context else ""
     told = (
         f"It learned from a teacher, a copy of itself, that was shown more than the question{seen}. "
-        "Such a teacher hardly ever writes \"wait\" or \"hmm\", and a model that learns from it may "
+        'Such a teacher hardly ever writes "wait" or "hmm", and a model that learns from it may '
         "stop doubting its own steps, checking them and starting again. Its answers get shorter, and "
         f"its accuracy may fall, most of all on problems unlike those of the training ({PAPER})."
     )

@@ -55,7 +55,9 @@ def test_what_arrives_is_the_export_and_the_card_that_a_dry_run_shows(hub, run_d
 
 
 def test_the_card_says_what_the_run_measured(run_dir):
-    card = call("push", run_dir, "me/tiny", "--base-model", "org/base", *DRY)[1].partition("\n\n")[2]
+    card = call("push", run_dir, "me/tiny", "--base-model", "org/base", *DRY)[1].partition("\n\n")[
+        2
+    ]
     told = yaml.safe_load(card.split("---\n")[1])
     assert told == {
         "base_model": "org/base",
@@ -132,7 +134,9 @@ def test_a_refusal_is_one_line_and_the_same_command_can_be_run_again(hub, run_di
         assert_mistake(given, f"pushing to me/tiny, .*{state}")
         assert not hub.commits
     hub.fails = {}
-    assert_mistake(("push", run_dir, "you/tiny", *given[3:]), "this account or token may not write to you/")
+    assert_mistake(
+        ("push", run_dir, "you/tiny", *given[3:]), "this account or token may not write to you/"
+    )
     assert call(*given)[0] == 0
     assert_mistake(given, r"me/tiny is on the hub and holds \d+ files; add --update")
     assert_mistake((*given, "--update", "--private"), "me/tiny is public; omit --private")

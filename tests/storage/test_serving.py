@@ -14,7 +14,7 @@ from jaxdistill.storage.toy import toy_base_folder
 @pytest.fixture
 def folder(tmp_path):
     """A folder with a name that a shell and Python would both read otherwise, and a template."""
-    folder = tmp_path / "it's \"$HOME\""
+    folder = tmp_path / 'it\'s "$HOME"'
     folder.mkdir()
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
     return folder
@@ -30,9 +30,9 @@ def test_the_commands_name_the_folder_and_the_mode_of_the_training(folder, think
 
     def pipeline(task, model):
         assert (task, model) == ("text-generation", str(folder))
-        return lambda *given, **settings: asked.append((given, settings)) or [
-            {"generated_text": [{"content": "the answer"}]}
-        ]
+        return lambda *given, **settings: (
+            asked.append((given, settings)) or [{"generated_text": [{"content": "the answer"}]}]
+        )
 
     code = ask[2].replace("from transformers import pipeline; ", "")
     exec(code, {"pipeline": pipeline})
