@@ -40,7 +40,7 @@ def describe(owner: griffe.Object, texts: dict[str, str]) -> None:
     text = DOCTEST.sub(lambda found: f"```pycon\n{found[0]}\n```", text)
     if texts:
         rows = "\n".join(f"{name}: {told}" for name, told in texts.items())
-        # Of a dataclass the fields are parameters, with their defaults; of a NamedTuple they are not.
+        # Of a dataclass the fields are parameters, with their defaults; not of a NamedTuple.
         is_tuple = owner.is_class and "dataclass" not in owner.labels
         head = "Attributes" if is_tuple else "Args"
         text = f"{text}\n\n{head}:\n{textwrap.indent(rows, '    ')}"

@@ -4,8 +4,8 @@ The documentation is written for a reader of the repository: its links name file
 page, such as ../jaxdistill/run/loop.py. Here, and nowhere else, they are led to the site's pages. A
 file that is linked and is no page becomes one, with its content as it is, and so does a folder.
 
-A notebook becomes a page of its cells and stored outputs. nbconvert would do that too, but its pages
-bring their own style and fetch scripts, and this site fetches nothing.
+A notebook becomes a page of its cells and stored outputs. nbconvert would do that too, but its
+pages bring their own style and fetch scripts, and this site fetches nothing.
 """
 
 import json

@@ -136,14 +136,15 @@ def limits(run: Run, config: dict[str, Any], facts: CardFacts) -> str:
 
 
 def suppression(config: dict[str, Any], kinds: set[str]) -> str:
-    """The finding about self-distillation, in plain words, and what this objective does about it."""
+    """The finding about self-distillation, in plain words, and what the objective does about it."""
     context = (config.get("experience") or {}).get("context")
     seen = f" (`{inline(expression(context))}`)" if context else ""
     told = (
-        f"It learned from a teacher, a copy of itself, that was shown more than the question{seen}. "
+        f"It learned from a teacher, a copy of itself that was shown more than the question{seen}. "
         'Such a teacher hardly ever writes "wait" or "hmm", and a model that learns from it may '
-        "stop doubting its own steps, checking them and starting again. Its answers get shorter, and "
-        f"its accuracy may fall, most of all on problems unlike those of the training ({PAPER})."
+        "stop doubting its own steps, checking them and starting again. Its answers get shorter, "
+        "and its accuracy may fall, most of all on problems unlike those of the training "
+        f"({PAPER})."
     )
     ways = [text for name, text in PREVENTIONS.items() if name in kinds]
     return f"{told} Against this, the objective {', and '.join(ways)}." if ways else told

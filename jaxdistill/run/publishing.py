@@ -1,4 +1,4 @@
-"""Publishing a run: which weights, the files that go to the hub, and the facts of the model card."""
+"""Publishing a run: which weights, the files that go to the hub, the facts of the model card."""
 
 import contextlib
 import re
@@ -17,7 +17,7 @@ from jaxdistill.evaluation.measures import MEASURES
 from jaxdistill.evaluation.saved import read_identity
 from jaxdistill.files import local_path
 from jaxdistill.report import card
-from jaxdistill.report.load import Run, load_run, read_object, read_records
+from jaxdistill.report.load import load_run, read_records
 from jaxdistill.run.folder import finished_step
 from jaxdistill.sharding import MeshConfig, make_mesh
 from jaxdistill.storage import hf_export, hf_files, hf_import, hub, loading, serving
@@ -300,7 +300,7 @@ def is_toy(config: RunConfig) -> bool:
 
 
 def datasets_of(config: RunConfig) -> list[str]:
-    """The training data's names on the hub: its own, or that of what `data prepare` made it from."""
+    """The training data's names on the hub: its own, or what `data prepare` made it from."""
     source = getattr(task_of(config) or config.experience, "source", None)
     if not isinstance(source, str):
         return []

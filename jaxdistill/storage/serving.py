@@ -1,4 +1,4 @@
-"""The commands that serve or ask an exported model elsewhere, as they are printed after an export."""
+"""The commands that serve or ask an exported model elsewhere; printed after an export."""
 
 import json
 import shlex

@@ -1,7 +1,7 @@
 """Uploads to the Hugging Face hub: one commit with all files, or none.
 
-The hub's own client does the work. Here are the checks that come before it, so that a long export is
-not made for a name that cannot be pushed to, and one line for everything that may go wrong.
+The hub's own client does the work. Here are the checks that come before it, so that a long export
+is not made for a name that cannot be pushed to, and one line for everything that may go wrong.
 """
 
 import contextlib

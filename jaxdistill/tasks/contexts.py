@@ -136,8 +136,8 @@ class OwnContext(Protocol):
 
     - `regenerates`: if True, `Attempt.solution` is a correct response that the initial model wrote
       when shown a solution, and not the solution itself (default False).
-    - `reuses_shown`: if True, the context used as a contrast shows what the teacher is shown without
-      the question, and `compose` is not called (default False).
+    - `reuses_shown`: if True, the context used as a contrast shows what the teacher is shown
+      without the question, and `compose` is not called (default False).
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]

@@ -1,4 +1,4 @@
-"""`push`: what arrives at the hub is the run's weights and its card, in one commit or not at all."""
+"""`push`: what arrives at the hub is the run's weights and its card, in one commit or none."""
 
 import json
 import re
