@@ -138,7 +138,7 @@ def limits(run: Run, config: dict[str, Any], facts: CardFacts) -> str:
 def suppression(config: dict[str, Any], kinds: set[str]) -> str:
     """The finding about self-distillation, in plain words, and what the objective does about it."""
     context = (config.get("experience") or {}).get("context")
-    seen = f" (`{inline(expression(context))}`)" if context else ""
+    seen = f" ({span(expression(context))})" if context else ""
     told = (
         f"It learned from a teacher, a copy of itself that was shown more than the question{seen}. "
         'Such a teacher hardly ever writes "wait" or "hmm", and a model that learns from it may '
@@ -216,7 +216,7 @@ def training(run: Run, config: dict[str, Any]) -> str:
     for label, path in (("optimizer", "optimizer"), ("computation", "compute"), ("mesh", "mesh")):
         if path in config:
             pairs.append((label, expression(config[path])))
-    told = [table(["setting", "value"], [[label, f"`{inline(text)}`"] for label, text in pairs])]
+    told = [table(["setting", "value"], [[label, span(text)] for label, text in pairs])]
     names = [name for name in CURVE if any(row.get(name) is not None for row in run.metrics)]
     if names:
         rows = [
@@ -235,7 +235,7 @@ def data(facts: CardFacts) -> str:
     rows = [
         [
             each.role,
-            f"`{inline(each.source)}`",
+            span(each.source),
             "not known" if each.num_questions is None else f"{each.num_questions:,}",
             each.hash,
         ]
@@ -258,12 +258,12 @@ def origin(run: Run, config: dict[str, Any]) -> str:
     if isinstance(resumed, list) and resumed:
         steps = ", ".join(str(each.get("step")) for each in resumed if isinstance(each, dict))
         pairs.append(("resumed at step", steps))
-    return table(["what", "value"], [[label, f"`{inline(text)}`"] for label, text in pairs])
+    return table(["what", "value"], [[label, span(text)] for label, text in pairs])
 
 
 def licences(facts: CardFacts) -> str:
     def told(license: str | None, flag: str) -> str:
-        return f"`{inline(license)}`" if license else f"not known (`{flag}` says it)"
+        return span(license) if license else f"not known (`{flag}` says it)"
 
     return "\n".join(
         [
@@ -304,25 +304,33 @@ def spaced(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------------------------ Markdown
 
 
+class Span(str):
+    """Text of the user's in a span of code, ready for a cell of a table."""
+
+
+def span(text: object) -> Span:
+    """A span of code with any text, on one line; the user's home folder is written ~.
+
+    >>> span("a|b `c`")
+    '`` a\\\\|b `c` ``'
+    """
+    shown, home = " ".join(str(text).split()), str(Path.home())
+    shown = shown.replace(home, "~") if len(home) > 1 else shown
+    # In a table a bar ends the cell, in code too; backticks end a span of fewer or as many.
+    shown = shown.replace("|", "\\|")
+    fence = "`" * (1 + max((len(ticks) for ticks in re.findall(r"`+", shown)), default=0))
+    space = " " if "`" in shown else ""
+    return Span(f"{fence}{space}{shown or '-'}{space}{fence}")
+
+
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A pipe table. Cells in code are already escaped; all others are escaped here."""
+    """A pipe table. Spans are ready; all other cells are escaped here."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join("| " + " | ".join(map(cell, line)) + " |" for line in lines)
 
 
 def cell(text: str) -> str:
-    return text if re.fullmatch(r"`[^`]*`", text) else escaped(text)
-
-
-def inline(text: object) -> str:
-    """Text for a span of code in a table: without backticks, line breaks and bars.
-
-    >>> inline("a|b `c`")
-    "a¦b 'c'"
-    """
-    home = str(Path.home())
-    shown = " ".join(str(text).split()).replace(home, "~") if len(home) > 1 else str(text)
-    return shown.replace("`", "'").replace("|", "¦")
+    return text if isinstance(text, Span) else escaped(text)
 
 
 def code(text: str, language: str) -> str:

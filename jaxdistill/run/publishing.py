@@ -317,7 +317,10 @@ def training_data(config: RunConfig) -> card.DataFacts:
     task = task_of(config)
     source = getattr(config.experience, "source", None) if task is None else data_name(task)
     name = str(source or type(task or config.experience).__name__)
-    if task is None or name.startswith("hub:"):
+    given = getattr(task, "source", "")
+    parts = given if isinstance(given, tuple) else (given,)
+    is_remote = any(str(part).startswith("hub:") or "://" in str(part) for part in parts)
+    if task is None or is_remote:
         return card.DataFacts(role="training", source=name)
     try:
         questions = questions_of(task, repeats=False)
