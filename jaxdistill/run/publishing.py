@@ -155,7 +155,9 @@ def chosen_step(run: str | Path, folder: Path, asked: str | None) -> int:
         saved = checkpoints.usable_steps()
     end = finished_step(folder)
     has_export = end is not None and (folder / "export" / "config.json").is_file()
-    available = sorted({*saved, *([end] if end is not None and has_export else [])})
+    available: list[int] = sorted(saved)
+    if end is not None and has_export and end not in saved:
+        available = sorted([*saved, end])
     if not available:
         raise UserError(f"{run} has neither an export nor a checkpoint: there is nothing to push")
     listed = ", ".join(map(str, available))
