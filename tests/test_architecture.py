@@ -103,6 +103,7 @@ TESTED_ELSEWHERE = {
     "storage.leaves": "storage/test_checkpoint.py, with states of other shapes",
     "storage.waiting": "storage/test_checkpoint.py, with full disks and deleted folders",
     "storage.quiet": "storage/test_checkpoint.py, with interrupted and failed saves",
+    "storage.upload": "cli/test_push.py, against a stand-in of the hub",
     "storage.hf_files": "storage/test_hf_import.py, with its damaged folders",
     "tasks.grading": "tasks/grading/test_math.py, whose answers go through the pool",
     "training.checkpointing": "run/test_saving.py, which asks when a checkpoint is due",

@@ -24,6 +24,7 @@ from jaxdistill.cli import (
     guide,
     list,
     plan,
+    push,
     report,
     sample,
     trace,
@@ -180,6 +181,7 @@ def build_parser() -> argparse.ArgumentParser:
         bench,
         plan,
         convert,
+        push,
         data,
     ):
         group.add_verbs(verbs)

@@ -1,6 +1,7 @@
 """`convert` turns a Hugging Face folder into a run folder, or a run into a Hugging Face folder."""
 
 import argparse
+import sys
 from typing import Any
 
 from jaxdistill.cli.flags import MODEL_HELP, add_no_verify, add_quiet, path
@@ -28,6 +29,7 @@ def add_verbs(verbs: Any) -> None:
 
 
 def convert(options: argparse.Namespace) -> None:
+    from jaxdistill.storage import serving
     from jaxdistill.storage.convert import convert as convert_folder
 
     print(
@@ -39,3 +41,7 @@ def convert(options: argparse.Namespace) -> None:
             verify=options.verify,
         )
     )
+    # A run folder has checkpoints instead.
+    if not options.quiet and not (options.destination / "checkpoints").exists():
+        for line in serving.commands(options.destination):
+            print(line, file=sys.stderr)

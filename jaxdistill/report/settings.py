@@ -41,7 +41,7 @@ class Settings(NamedTuple):
 def settings_of(study: StudyResults) -> Settings:
     """The settings in `SHOWN` of every run; of several seeds, of the first."""
     configs = configs_of(study)
-    rows = {key: dict(_pairs(config)) for key, config in configs.items()}
+    rows = {key: dict(pairs_of(config)) for key, config in configs.items()}
     labels = [label for label, _ in SHOWN if any(label in row for row in rows.values())]
     values = {label: {row.get(label, "–") for row in rows.values()} for label in labels}
     shared = [label for label in labels if len(values[label]) == 1]
@@ -107,7 +107,8 @@ def expression(value: Any) -> str:
     return repr(value)
 
 
-def _pairs(config: dict[str, Any]) -> Iterator[Pair]:
+def pairs_of(config: dict[str, Any]) -> Iterator[Pair]:
+    """The settings in `SHOWN` that a config.json has, as a page shows them."""
     for label, path in SHOWN:
         value: Any = config
         for name in path.split("."):

@@ -15,6 +15,7 @@ from jaxdistill.evaluation.records import evaluation_folder
 from jaxdistill.evaluation.saved import read_summary
 from jaxdistill.objectives.importance import gap_warning
 from jaxdistill.report.words import column_head, number_text
+from jaxdistill.storage import serving
 from jaxdistill.training.timing import PARTS
 
 # ---------------------------------------------------------------------------------- progress bar
@@ -186,6 +187,11 @@ def last_lines(config: RunConfig, run_dir: Path, seconds: Mapping[str, float]) -
     yield f"{whole:.1f} seconds since the start: {', '.join(parts)}{compiling}"
     yield "next:"
     yield from (f"  {command}" for command in next_commands(config, run_dir))
+    if (run_dir / "export").is_dir():
+        yield "the exported model elsewhere:"
+        thinking = getattr(config.experience, "student_thinking", None)
+        for command in serving.commands(run_dir / "export", thinking=thinking):
+            yield f"  {command}"
 
 
 def evaluation_table(run_dir: Path) -> list[str]:

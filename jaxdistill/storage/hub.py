@@ -28,6 +28,7 @@ _TEXTS = (
     "merges.txt",
     "chat_template*",
 )
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 # Where a run's checkpoints lie, if not in its folder: {"checkpoints": PLACE}.
 PLACES = "places.json"
@@ -59,7 +60,7 @@ def find_folder(name: str | Path, *, weights: bool = True) -> Path:
         return folder
     if folder.exists():
         raise UserError(f"{name} is a file; expected a folder with config.json and safetensors")
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name)):
+    if not _HUB_NAME.fullmatch(str(name)):
         raise UserError(
             f"there is no folder {name}, and it is neither a hub name (org/name) nor a bundled "
             "base (toy:main, toy:control); expected one of these, a Hugging Face folder or a run"
@@ -121,6 +122,13 @@ def _fetch_run(address: str, top: list[str], rollouts: bool) -> Path:
     all_files = files | {f"rollouts/{file}": told for file, told in saved.items()}
     only = None if rollouts else files
     return buckets.fetch(address, all_files, only=only, add={PLACES: content})
+
+
+def local_snapshot(name: str) -> Path | None:
+    """The folder of the hub's model `name` in the local cache, or None; asks no network."""
+    if not _HUB_NAME.fullmatch(name):
+        return None
+    return _cached(name, list(_TEXTS), weights=False)
 
 
 def _cached(name: str, patterns: list[str], weights: bool) -> Path | None:

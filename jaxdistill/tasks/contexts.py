@@ -138,11 +138,12 @@ class Attempt(NamedTuple):
 class OwnContext(Protocol):
     """A recipe's own context: a frozen dataclass with this method and optional attributes.
 
-    regenerates    if True, `Attempt.solution` is a correct response that the initial model wrote
-                   when shown a solution, and not the solution itself (default False)
-    reuses_shown   if True, the context used as a contrast shows what the teacher is shown without
-                   the question, and `compose` is not called (default False)
-    shows_example  if True, `Attempt.example` is another problem with its solution (default False)
+    - `regenerates`: if True, `Attempt.solution` is a correct response that the initial model wrote
+      when shown a solution, and not the solution itself (default False).
+    - `reuses_shown`: if True, the context used as a contrast shows what the teacher is shown
+      without the question, and `compose` is not called (default False).
+    - `shows_example`: if True, `Attempt.example` is another problem with its solution (default
+      False).
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
