@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +106,9 @@ def memory(compiled: Any) -> dict[str, int]:
 def profile(run: Callable[[], Any], kernels: int) -> dict[str, Any]:
     """The `kernels` kernels that take most of the first device's time in one call, in seconds.
 
-    Empty on a CPU, where the profiler does not list operations separately.
+    `collectives` has the seconds of those that exchange data between devices, and the part of them
+    during which another kernel ran. Empty on a CPU, where the profiler does not list operations
+    separately.
     """
     if not kernels or jax.default_backend() == "cpu":
         return {}
@@ -118,16 +120,60 @@ def profile(run: Callable[[], Any], kernels: int) -> dict[str, Any]:
         device = next(plane for plane in planes if re.match(r"/device:\w+:0", plane.name))
         # A TPU's kernels are in one line of the profile, a GPU's in one line per stream.
         is_kernels = lambda line: line.name == "XLA Ops" or line.name.startswith("Stream")  # noqa: E731
-        events = [event for line in device.lines if is_kernels(line) for event in line.events]
-        calls = Counter(event.name for event in events)
-        seconds: Counter[str] = Counter()
-        for event in events:
-            seconds[event.name] += event.duration_ns / 1e9
+        events = [
+            Event(event.name, event.start_ns / 1e9, event.duration_ns / 1e9)
+            for line in device.lines
+            if is_kernels(line)
+            for event in line.events
+        ]
+    return {"profile": summed(events, kernels)}
+
+
+class Event(NamedTuple):
+    """One call of a kernel; `start` and `seconds` in seconds."""
+
+    name: str
+    start: float
+    seconds: float
+
+
+# Names of NCCL's kernels and of XLA's operations on a TPU.
+_COLLECTIVE = re.compile(
+    "nccl|all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute", re.IGNORECASE
+)
+
+
+def summed(events: list[Event], kernels: int) -> dict[str, Any]:
+    """The longest `kernels` kernels of one device, and what its collectives take, in seconds."""
+    calls = Counter(event.name for event in events)
+    seconds: Counter[str] = Counter()
+    for event in events:
+        seconds[event.name] += event.seconds
     longest = [
         {"name": name, "calls": calls[name], "seconds": total}
         for name, total in seconds.most_common(kernels)
     ]
-    return {"profile": {"busy_seconds": sum(seconds.values()), "kernels": longest}}
+    exchanges, others = [], []
+    for event in events:
+        (exchanges if _COLLECTIVE.search(event.name) else others).append(event)
+    whole, apart = (_covered(exchanges), _covered(others))
+    # Covered by both = the sum of what each covers, less what they cover together.
+    hidden = whole + apart - _covered(events)
+    return {
+        "busy_seconds": sum(seconds.values()),
+        "collectives": {"seconds": whole, "hidden_seconds": hidden},
+        "kernels": longest,
+    }
+
+
+def _covered(events: list[Event]) -> float:
+    """Seconds during which at least one of the events ran."""
+    covered, end = 0.0, float("-inf")
+    for event in sorted(events, key=lambda event: event.start):
+        stop = event.start + event.seconds
+        covered += max(0.0, stop - max(event.start, end))
+        end = max(end, stop)
+    return covered
 
 
 def environment() -> dict[str, Any]:

@@ -351,15 +351,18 @@ def test_an_iteration_samples_and_steps(capsys):
 
 
 def test_a_profile_adds_up_the_kernels_of_the_first_device(monkeypatch):
-    def event(name, microseconds):
-        return SimpleNamespace(name=name, duration_ns=1000 * microseconds)
+    def event(name, start, microseconds):
+        return SimpleNamespace(name=name, start_ns=1000 * start, duration_ns=1000 * microseconds)
 
     def line(name, *events):
         return SimpleNamespace(name=name, events=events)
 
-    device = [line("Stream #1", event("gemm", 5), event("copy", 2)),
-              line("Stream #2", event("gemm", 3)), line("Steps", event("0", 99))]  # fmt: skip
-    planes = [SimpleNamespace(name="/host:CPU", lines=[line("Stream", event("host", 99))]),
+    # The exchange from 3 to 9 runs beside products from 3 to 5 and from 7 to 8.
+    device = [line("Stream #1", event("gemm", 0, 5), event("copy", 7, 1)),
+              line("Stream #2", event("gemm", 10, 3)),
+              line("Stream #3", event("ncclDevKernel_AllGather_RING_LL", 3, 6)),
+              line("Steps", event("0", 0, 99))]  # fmt: skip
+    planes = [SimpleNamespace(name="/host:CPU", lines=[line("Stream", event("host", 0, 99))]),
               SimpleNamespace(name="/device:GPU:0", lines=device)]  # fmt: skip
 
     @contextlib.contextmanager
@@ -373,7 +376,8 @@ def test_a_profile_adds_up_the_kernels_of_the_first_device(monkeypatch):
     monkeypatch.setattr(measure.jax, "default_backend", lambda: "gpu")
     found = measure.profile(lambda: None, 1)["profile"]
     assert found["kernels"] == [{"name": "gemm", "calls": 2, "seconds": pytest.approx(8e-6)}]
-    assert found["busy_seconds"] == pytest.approx(10e-6)
+    assert found["busy_seconds"] == pytest.approx(15e-6)
+    assert found["collectives"] == pytest.approx({"seconds": 6e-6, "hidden_seconds": 3e-6})
 
 
 def test_auto_says_what_it_chose_where_memory_is_short(monkeypatch):
