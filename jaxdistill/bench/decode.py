@@ -177,7 +177,9 @@ def _per_step(
     # positions.
     first, end = work.prompt - 1 + _FEW, work.prompt - 1 + work.new
     # Of all layers, in which a window hides what is before it.
-    seen = np.mean([kept_positions(config, n, config.window) for n in range(first + 1, end + 1)])
+    seen = float(
+        np.mean([kept_positions(config, n, config.window) for n in range(first + 1, end + 1)])
+    )
     vectors = 2 * config.num_kv_heads  # keys and values of a position in a layer
     moved = jnp.dtype(dtype).itemsize * parts * _weights_read(config)
     moved += work.rows * seen * vectors * vector_bytes(config.head_dim, dtype, work.cache_dtype)
