@@ -350,3 +350,13 @@ def model_folder(run_dir: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
+
+
+def is_due(step: int, every: int) -> bool:
+    return bool(every) and step > 0 and step % every == 0
+
+
+def evaluates_at(config: RunConfig, step: int, steps: int) -> bool:
+    if step == 0 and config.evaluation.at_start:
+        return True
+    return step == steps or is_due(step, config.evaluation.every)

@@ -23,6 +23,7 @@ from jaxdistill.run.folder import (
     changes_of_rounding,
     check_base,
     check_steps,
+    evaluates_at,
     finished_step,
     is_evaluated,
     keep_lexicon,
@@ -410,19 +411,6 @@ def train(
         tracking.finish("finished")
         saving.finish()
         hosts.barrier("end")  # none may end while another still needs it
-
-
-# ------------------------------------------------------------------------- schedule
-
-
-def is_due(step: int, every: int) -> bool:
-    return bool(every) and step > 0 and step % every == 0
-
-
-def evaluates_at(config: RunConfig, step: int, steps: int) -> bool:
-    if step == 0 and config.evaluation.at_start:
-        return True
-    return step == steps or is_due(step, config.evaluation.every)
 
 
 # ------------------------------------------------------------------------- evaluation and export
