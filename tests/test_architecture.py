@@ -92,6 +92,7 @@ TESTED_ELSEWHERE = {
     "plan": "plan/test_plan.py by arithmetic, plan/test_programs.py against a run",
     "precision": "sharding and the models: its casts are in every reference test",
     "report": "report/test_report.py, which reads the pages it writes",
+    "training.rollout_facts": "training/test_experience.py, over the facts of a step",
     "run.arms": "run/test_study.py, over the runs of a study",
     "run.programs": "plan/test_programs.py, which compares a run's programs with its plan's",
     "run.folder": "run/test_loop.py, which kills and resumes runs",
