@@ -7,6 +7,7 @@ adds runs of its own to those it began with (`search`).
 
 import dataclasses
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -31,12 +32,14 @@ from jaxdistill.run.workers import (
     StudyWork,
     check_workers,
     count_workers,
+    environment,
     find_gpus,
     leaving_the_memory,
     own_cores,
     places,
     run_arms,
     run_in_processes,
+    without_triton_products,
 )
 from jaxdistill.storage import hf_files
 from jaxdistill.storage.loading import ToyBase
@@ -102,16 +105,24 @@ def run_study(
     with locked(study_dir, stopping):
         prepare(study, study_dir)
         gpus = find_gpus() if study.one_device or (workers or 1) > 1 else ()
+        # Before the first use of JAX, which reads the flags once.
+        flags = without_triton_products(os.environ) if gpus and is_toy(study) else {}
         arms = known_so_far(study.search, study.arms, study_dir)
-        while True:
-            work = StudyWork(arms, study_dir, lambda s: add_facts(study, study_dir, s))
-            with stopping.stops(work):
-                chosen = ToRun(arms, workers, gpus)
-                rows = run_round(study, study_dir, chosen, quiet, work=work, stopping=stopping)
-                more = known_so_far(study.search, arms, study_dir)
-                if len(more) == len(arms):
-                    return conclude(study, study_dir, rows)
-            arms = more
+        with environment(flags):
+            while True:
+                work = StudyWork(arms, study_dir, lambda s: add_facts(study, study_dir, s))
+                with stopping.stops(work):
+                    chosen = ToRun(arms, workers, gpus)
+                    rows = run_round(study, study_dir, chosen, quiet, work=work, stopping=stopping)
+                    more = known_so_far(study.search, arms, study_dir)
+                    if len(more) == len(arms):
+                        return conclude(study, study_dir, rows)
+                arms = more
+
+
+def is_toy(study: Study) -> bool:
+    """Whether all runs are of the toy worlds' models."""
+    return all(isinstance(arm.config.model, ToyBase) for arm in study.arms)
 
 
 def known_so_far(search: Search | None, arms: tuple[Arm, ...], study_dir: Path) -> tuple[Arm, ...]:
