@@ -5,7 +5,7 @@ same number of runs for all. The score of a combination is the mean over seeds o
 on the validation splits at the last step, and the highest wins. Of equal ones the smaller rate
 wins, then the value that stands first in `Knob.values`. If the best stands at an edge of the grid,
 the grid grows by the next value beyond that edge, in all combinations, at most `extensions` times;
-a method that is at an edge even then is said to be.
+a method that is at an edge even then is said to be, as is one whose best ends a ladder.
 
 All of it is a function of the rows of summary.json. A run that stopped itself has accuracy 0 there.
 """
@@ -209,6 +209,7 @@ class Search:
             "value": best.value,
             **scores(best),
             "at_edge": self._edges(candidate, grid, best),
+            "at_end": self._ends(candidate, best),
             "extensions": grid.extensions,
             "num_runs": len(grid.points) * len(self.seeds),
             "runs": [self.arm(candidate, best, seed).name for seed in self.seeds],
@@ -228,6 +229,14 @@ class Search:
         return [
             name for name, (tried, ladder, at) in axes.items() if grown(tried, ladder, at) != tried
         ]
+
+    def _ends(self, candidate: Candidate, best: Point) -> list[str]:
+        """The axes whose ladder has no value beyond the best."""
+        axes = {
+            "peak_lr": (self.ladder, best.rate),
+            candidate.knob.name: (candidate.knob.ladder, best.value),
+        }
+        return [name for name, (ladder, at) in axes.items() if at in (*ladder[:1], *ladder[-1:])]
 
 
 def name_of(candidate: Candidate, point: Point) -> str:

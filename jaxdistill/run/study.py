@@ -102,16 +102,32 @@ def run_study(
     with locked(study_dir, stopping):
         prepare(study, study_dir)
         gpus = find_gpus() if study.one_device or (workers or 1) > 1 else ()
-        arms = study.arms
+        arms = known_so_far(study.search, study.arms, study_dir)
         while True:
             work = StudyWork(arms, study_dir, lambda s: add_facts(study, study_dir, s))
             with stopping.stops(work):
                 chosen = ToRun(arms, workers, gpus)
                 rows = run_round(study, study_dir, chosen, quiet, work=work, stopping=stopping)
-                more = study.search.next_arms(rows) if study.search else ()
-                if not more:
+                more = known_so_far(study.search, arms, study_dir)
+                if len(more) == len(arms):
                     return conclude(study, study_dir, rows)
-            arms += more
+            arms = more
+
+
+def known_so_far(search: Search | None, arms: tuple[Arm, ...], study_dir: Path) -> tuple[Arm, ...]:
+    """The arms, and those that a search needs given all runs that are finished, of each method.
+
+    So a search that is resumed begins where it was, and does not go through its rounds again.
+    """
+    while search is not None:
+        finished = [arm for arm in arms if is_finished(arm, study_dir)]
+        rows = [row for arm in finished for row in arm_rows(arm, study_dir)]
+        known = {arm.name for arm in arms}
+        more = tuple(arm for arm in search.next_arms(rows) if arm.name not in known)
+        arms += more
+        if not any(is_finished(arm, study_dir) for arm in more):
+            return arms
+    return arms
 
 
 @dataclass(frozen=True)
@@ -138,6 +154,11 @@ def run_round(
     count = workers_of(study, chosen)
     workers = min(count, max(len(todo), 1))
     if todo and not quiet:
+        count_all = len(chosen.arms)
+        if len(todo) < count_all:
+            finished = count_all - len(todo)
+            print(f"{finished} of {count_all} runs are finished, {len(todo)} are missing",
+                  file=sys.stderr)  # fmt: skip
         print(study_line([arm.config for arm in todo], workers, chosen.gpus), file=sys.stderr)
     try:
         if workers == 1:
