@@ -205,7 +205,7 @@ def longest_mean(amount, counts, limit):
         (ShareOfPositions(0.4), shortest_share, 0.4),
         (MeanEntropyBelow(0.5), longest_mean, 0.5),
     ],
-    ids=str,
+    ids=["entropy", "positions", "mean"],
 )
 def test_a_prefix_of_an_incorrect_completion_ends_where_trying_all_prefixes_ends_it(
     until, oracle, number, seed
