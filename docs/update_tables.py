@@ -11,7 +11,7 @@ and the base, with the sentences that the intervals allow), `facts` (command, da
 (the output of `jaxdistill report STUDY --markdown`). Text outside the marks is not changed, so
 check the sentences around the tables after a new study. The block `<!-- guide -->` of
 docs/guided_generation.md gets the printed table of guided generation, and those of
-docs/toy_tune.md, `<!-- toy_tune full: tuned -->` and `<!-- toy_tune full: so far -->`, the tables
+docs/toy_tune.md, `<!-- toy_tune full: tuned -->` and `<!-- toy_tune full: unfinished -->`, the tables
 of tuned.json and of a search that is not finished. The quick profile of `toy_study` also writes its
 figure.
 """
@@ -20,6 +20,7 @@ import json
 import re
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,7 @@ def tuned_text(tuned: dict[str, Any]) -> str:
     if missing:
         named = ", ".join(f"{method_label(name)} ({count})" for name, count in missing.items())
         said += f" Not finished, with runs missing: {named}."
+    said = textwrap.fill(said, width=120, break_on_hyphens=False)
     tables = [chosen_table(tuned), *(tried_table(name, m) for name, m in tuned["methods"].items())]
     return "\n\n".join([said, *edges(tuned), *tables])
 
@@ -202,7 +204,7 @@ def edges(tuned: dict[str, Any]) -> list[str]:
     else:
         said = [f"No best value is at an edge of its grid after at most {most} extensions."]
     if last:
-        said.append(f"At the last rate of the ladder: {', '.join(last)}.")
+        said.append(f"At the last rate of the ladder: {'; '.join(last)}.")
     return said
 
 
@@ -211,7 +213,7 @@ def main(folder: str) -> None:
         update_tuned("tuned", tuned_text(read_tuned()))
         return
     if folder.endswith(".json"):
-        update_tuned("so far", tuned_text(read_tuned(Path(folder))))
+        update_tuned("unfinished", tuned_text(read_tuned(Path(folder))))
         return
     if (Path(folder) / "settings.json").exists():
         update_guided(Path(folder))

@@ -78,6 +78,7 @@ NOT_OURS = {
     "path/to/mine.py", "mine.py", "prompts.json", "settings.json", "base.jsonl", "none.jsonl",
     "CONTEXT.jsonl", "finished.json", "lock.json", "mirror.json", "places.json",
     "evaluation.json", "questions.json", "arms.json", "tracking.json", "stopped.json", "best.json",
+    "tuned_so_far.json",
 }  # fmt: skip
 
 
