@@ -71,6 +71,10 @@ class Guided:
     def sampled(self, sampling: Sampling) -> "Guided":
         return replace(self, sampling=sampling)
 
+    def worded(self, example: str) -> "Guided":
+        """With other words around a worked example."""
+        return replace(self, template=replace(self.template, example=example))
+
     def is_in_range(self, records: Sequence[dict[str, Any]]) -> bool:
         """Whether a problem with these plain samples is chosen."""
         correct = sum(record["correct"] for record in records) / len(records)
