@@ -120,8 +120,6 @@ def guide(options: argparse.Namespace) -> None:
     from jaxdistill.sharding import parse_mesh
     from jaxdistill.storage.loading import read_description
     from jaxdistill.tasks.questions import fingerprint
-    from jaxdistill.tasks.tasks import ToyTask
-    from jaxdistill.tasks.toy.tokenizer import WORDING
 
     names = ordered([name.strip() for name in options.contexts.split(",")])
     require_samples(options.samples)
@@ -141,8 +139,7 @@ def guide(options: argparse.Namespace) -> None:
         template=TEMPLATES[options.template],
     )
     split, questions, notes = read_pool(options)
-    if isinstance(split.task, ToyTask):
-        settings = settings.worded(WORDING.example)
+    settings = settings.for_task(split.task)
     config, tokenizer = read_description(options.model)
     if options.max_new_tokens is None:
         options.max_new_tokens = most_new_tokens(config, tokenizer, questions, options.thinking)

@@ -1,7 +1,8 @@
 """Which response to a question is shown as its solution: by verdict, by length or by a vote.
 
 A choice is a frozen dataclass with one method, `candidates(group, correct)`. Those that read no
-verdict (`Majority`, and `Shortest` and `Longest` with `judged=False`) need no gold answer.
+verdict (`Majority`, and `Shortest` and `Longest` with `judged=False`) need no gold answer, but the
+contexts `AnswerOnly`, `Feedback` and `Regenerated` read it all the same.
 """
 
 from collections import Counter
