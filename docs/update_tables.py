@@ -3,15 +3,17 @@
 Commands: python docs/update_tables.py runs/toy_study_quick
           python docs/update_tables.py guided/toy   # a folder of `jaxdistill guide`
           python docs/update_tables.py tuned        # the package's configs/toy/tuned.json
+          python docs/update_tables.py runs/toy_tune_full/tuned_so_far.json
 
 The text of a page between `<!-- STUDY PROFILE: KIND -->` and `<!-- end -->` is replaced. KIND is
 `summary` (one line per method), `tables` (the final tables), `versus` (every method against GRPO
 and the base, with the sentences that the intervals allow), `facts` (command, date, device) or `all`
 (the output of `jaxdistill report STUDY --markdown`). Text outside the marks is not changed, so
 check the sentences around the tables after a new study. The block `<!-- guide -->` of
-docs/guided_generation.md gets the printed table of guided generation, and that of docs/toy_tune.md,
-`<!-- toy_tune full: tuned -->`, the tables of tuned.json. The quick profile of `toy_study` also
-writes its figure.
+docs/guided_generation.md gets the printed table of guided generation, and those of
+docs/toy_tune.md, `<!-- toy_tune full: tuned -->` and `<!-- toy_tune full: so far -->`, the tables
+of tuned.json and of a search that is not finished. The quick profile of `toy_study` also writes its
+figure.
 """
 
 import json
@@ -21,7 +23,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jaxdistill.configs.toy.methods import TUNED, read_tuned
+from jaxdistill.configs.toy.methods import read_tuned
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation.guided_table import table_lines
 from jaxdistill.report import findings, markdown, study_markdown, versus
@@ -116,11 +118,10 @@ def update_guided(folder: Path) -> None:
 # -------------------------------------------------------------------------------- tuned.json
 
 
-def update_tuned(path: Path = TUNED) -> None:
+def update_tuned(kind: str, text: str) -> None:
     """Write what `toy_tune` chose, and all that it tried, into its page."""
     page = ROOT / "docs" / "toy_tune.md"
-    block = re.compile(r"(<!-- toy_tune full: tuned -->\n).*?(<!-- end -->)", re.DOTALL)
-    text = tuned_text(read_tuned(path))
+    block = re.compile(f"(<!-- toy_tune full: {kind} -->\n).*?(<!-- end -->)", re.DOTALL)
     page.write_text(block.sub(lambda found: f"{found[1]}{text}\n{found[2]}", page.read_text()))
 
 
@@ -128,7 +129,7 @@ def tuned_text(tuned: dict[str, Any]) -> str:
     if tuned["source"] != "toy_tune":
         lines = [f"| {method_label(name)} | {setting(chosen)} |" for name, chosen in
                  tuned["methods"].items()]  # fmt: skip
-        head = "No tuning has been run yet; these are the settings before it."
+        head = "The search is not finished; `toy_study` still has the settings from before it."
         return "\n".join([head, "", "| method | setting |", "| --- | --- |", *lines])
     seconds, runs = tuned["seconds"], sum(m["num_runs"] for m in tuned["methods"].values())
     said = (
@@ -136,6 +137,10 @@ def tuned_text(tuned: dict[str, Any]) -> str:
         f"{runs} runs and the base in {seconds:,.0f} s; seeds "
         f"{', '.join(map(str, tuned['seeds']))}. Accuracies in percent, on the validation pools."
     )
+    missing = {name: m["missing"] for name, m in tuned["methods"].items() if m.get("missing")}
+    if missing:
+        named = ", ".join(f"{method_label(name)} ({count})" for name, count in missing.items())
+        said += f" Not finished, with runs missing: {named}."
     tables = [chosen_table(tuned), *(tried_table(name, m) for name, m in tuned["methods"].items())]
     return "\n\n".join([said, *edges(tuned), *tables])
 
@@ -164,6 +169,8 @@ def chosen_table(tuned: dict[str, Any]) -> str:
         values = [f"{100 * chosen[key]:.1f}" for key in ("score", *splits)]
         counts = [str(chosen["num_runs"]), str(chosen["extensions"])]
         edge = ", ".join(chosen["at_edge"]) or "no"
+        if "peak_lr" in chosen["at_end"]:
+            edge += "; the ladder's last rate"
         lines.append([method_label(name), setting(chosen), *values, *counts, edge, *alone])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -185,21 +192,26 @@ def tried_table(name: str, chosen: dict[str, Any]) -> str:
 
 
 def edges(tuned: dict[str, Any]) -> list[str]:
-    """The sentence about the methods whose grid ended before their best did."""
-    found = [
-        f"{method_label(name)} ({', '.join(chosen['at_edge'])})"
-        for name, chosen in tuned["methods"].items()
-        if chosen["at_edge"]
-    ]
+    """The sentences about methods whose grid, or whose ladder of rates, ended before their best."""
+    methods = tuned["methods"].items()
+    found = [f"{method_label(n)} ({', '.join(m['at_edge'])})" for n, m in methods if m["at_edge"]]
+    last = [method_label(n) for n, m in methods if "peak_lr" in m["at_end"]]
     most = tuned["extensions_at_most"]
-    if not found:
-        return [f"No best value is at an edge of its grid after at most {most} extensions."]
-    return [f"Still at an edge after {most} extensions: {'; '.join(found)}."]
+    if found:
+        said = [f"Still at an edge, of {most} extensions at most: {'; '.join(found)}."]
+    else:
+        said = [f"No best value is at an edge of its grid after at most {most} extensions."]
+    if last:
+        said.append(f"At the last rate of the ladder: {', '.join(last)}.")
+    return said
 
 
 def main(folder: str) -> None:
     if folder == "tuned":
-        update_tuned()
+        update_tuned("tuned", tuned_text(read_tuned()))
+        return
+    if folder.endswith(".json"):
+        update_tuned("so far", tuned_text(read_tuned(Path(folder))))
         return
     if (Path(folder) / "settings.json").exists():
         update_guided(Path(folder))

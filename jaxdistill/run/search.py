@@ -160,18 +160,27 @@ class Search:
 
     def grid(self, candidate: Candidate, known: Accuracies) -> Grid:
         """The grid as far as it has grown: complete but for the runs that are missing."""
-        grid = Grid(self.rates, candidate.knob.values)
-        while grid.extensions < self.extensions:
-            scores = [self.score(candidate, point, known) for point in grid.points]
-            if None in scores:
-                return grid
+        return self._grids(candidate, known)[-1]
+
+    def _grids(self, candidate: Candidate, known: Accuracies) -> list[Grid]:
+        """The first grid, and what it has grown to: all are complete but perhaps the last."""
+        found = [Grid(self.rates, candidate.knob.values)]
+        while found[-1].extensions < self.extensions:
+            grid = found[-1]
+            if self._missing(candidate, grid, known):
+                break
             best = self.best(candidate, grid, known)
             rates = grown(grid.rates, self.ladder, best.rate)
             values = grown(grid.values, candidate.knob.ladder, best.value)
             if (rates, values) == (grid.rates, grid.values):
-                return grid
-            grid = Grid(rates, values, grid.extensions + 1)
-        return grid
+                break
+            found.append(Grid(rates, values, grid.extensions + 1))
+        return found
+
+    def _missing(self, candidate: Candidate, grid: Grid, known: Accuracies) -> int:
+        """How many of the grid's runs are missing."""
+        pairs = itertools.product(grid.points, self.seeds)
+        return sum(self.score(candidate, p, known, seeds=(seed,)) is None for p, seed in pairs)
 
     def best(
         self, candidate: Candidate, grid: Grid, known: Accuracies, splits: Sequence[str] = ()
@@ -194,6 +203,20 @@ class Search:
             raise UserError(f"search: {len(missing)} runs are missing, such as {missing[0].name}")
         known = self.accuracies(rows)
         return {c.method: self._outcome(c, self.grid(c, known), known) for c in self.candidates}
+
+    def so_far(self, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+        """The same of each method's last complete grid; `missing` counts the runs still needed.
+
+        A method without a complete grid is left out.
+        """
+        known, found = self.accuracies(rows), {}
+        for candidate in self.candidates:
+            grids = self._grids(candidate, known)
+            missing = self._missing(candidate, grids[-1], known)
+            if complete := grids[:-1] if missing else grids:
+                chosen = self._outcome(candidate, complete[-1], known)
+                found[candidate.method] = chosen | {"missing": missing}
+        return found
 
     def _outcome(self, candidate: Candidate, grid: Grid, known: Accuracies) -> dict[str, Any]:
         best = self.best(candidate, grid, known)

@@ -7,6 +7,7 @@ adds runs of its own to those it began with (`search`).
 
 import dataclasses
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -31,15 +32,19 @@ from jaxdistill.run.workers import (
     StudyWork,
     check_workers,
     count_workers,
+    environment,
     find_gpus,
     leaving_the_memory,
     own_cores,
     places,
     run_arms,
     run_in_processes,
+    without_triton_products,
 )
 from jaxdistill.storage import hf_files
 from jaxdistill.storage.loading import ToyBase
+
+SO_FAR = "tuned_so_far.json"  # of a search that is not finished
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,16 +107,26 @@ def run_study(
     with locked(study_dir, stopping):
         prepare(study, study_dir)
         gpus = find_gpus() if study.one_device or (workers or 1) > 1 else ()
+        # Before the first use of JAX, which reads the flags once.
+        flags = without_triton_products(os.environ) if gpus and is_toy(study) else {}
         arms = known_so_far(study.search, study.arms, study_dir)
-        while True:
-            work = StudyWork(arms, study_dir, lambda s: add_facts(study, study_dir, s))
-            with stopping.stops(work):
-                chosen = ToRun(arms, workers, gpus)
-                rows = run_round(study, study_dir, chosen, quiet, work=work, stopping=stopping)
-                more = known_so_far(study.search, arms, study_dir)
-                if len(more) == len(arms):
-                    return conclude(study, study_dir, rows)
-            arms = more
+        with environment(flags):
+            while True:
+                work = StudyWork(arms, study_dir, lambda s: add_facts(study, study_dir, s))
+                with stopping.stops(work):
+                    chosen = ToRun(arms, workers, gpus)
+                    if study.search is not None:
+                        write_so_far(study, study.search, study_dir, arms)
+                    rows = run_round(study, study_dir, chosen, quiet, work=work, stopping=stopping)
+                    more = known_so_far(study.search, arms, study_dir)
+                    if len(more) == len(arms):
+                        return conclude(study, study_dir, rows)
+                arms = more
+
+
+def is_toy(study: Study) -> bool:
+    """Whether all runs are of the toy worlds' models."""
+    return all(isinstance(arm.config.model, ToyBase) for arm in study.arms)
 
 
 def known_so_far(search: Search | None, arms: tuple[Arm, ...], study_dir: Path) -> tuple[Arm, ...]:
@@ -208,9 +223,29 @@ def write_tuned(
     study: Study, search: Search, study_dir: Path, rows: Sequence[dict[str, Any]]
 ) -> Path:
     """Write tuned.json: what the search has chosen, and where that comes from."""
+    described = searched(study, search, study_dir, rows) | {"methods": search.outcome(rows)}
+    path = study_dir / "tuned.json"
+    write_whole(path, json.dumps(described, indent=1) + "\n")
+    (study_dir / SO_FAR).unlink(missing_ok=True)
+    return path
+
+
+def write_so_far(study: Study, search: Search, study_dir: Path, arms: Sequence[Arm]) -> None:
+    """Write what the finished runs say, for a search that may not come to its end."""
+    finished = [arm for arm in arms if is_finished(arm, study_dir)]
+    rows = [row for arm in finished for row in arm_rows(arm, study_dir)]
+    if found := search.so_far(rows):
+        described = searched(study, search, study_dir, rows) | {"methods": found}
+        write_whole(study_dir / SO_FAR, json.dumps(described, indent=1) + "\n")
+
+
+def searched(
+    study: Study, search: Search, study_dir: Path, rows: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """What tuned.json says of the search itself."""
     facts = hf_files.read_json(study_dir / "study.json")
     base = [row for row in rows if row["method"] == "base" and row["world"] == search.world]
-    described = {
+    return {
         "source": study.name,
         **{key: facts[key] for key in ("profile", "date", "command", "device", "seconds")},
         "jax": facts["versions"].get("jax"),
@@ -219,11 +254,7 @@ def write_tuned(
         "splits": list(search.splits),
         "extensions_at_most": search.extensions,
         "base": {row["split"]: row["accuracy"] for row in base if row["split"] in search.splits},
-        "methods": search.outcome(rows),
     }
-    path = study_dir / "tuned.json"
-    write_whole(path, json.dumps(described, indent=1) + "\n")
-    return path
 
 
 def prepare(study: Study, study_dir: Path) -> None:

@@ -135,6 +135,15 @@ def on_gpus(seen: Sequence[str], sharing: int, variables: Mapping[str, str]) -> 
     return found
 
 
+def without_triton_products(variables: Mapping[str, str]) -> dict[str, str]:
+    """For programs of tiny matrices on GPUs, which XLA would spend minutes on timing kernels for.
+
+    Flags that the user has set follow, and so win. `docs/log.md` has what it saves.
+    """
+    flags = f"--xla_gpu_enable_triton_gemm=false {variables.get('XLA_FLAGS', '')}"
+    return {"XLA_FLAGS": flags.strip()}
+
+
 @contextlib.contextmanager
 def environment(variables: Mapping[str, str]) -> Iterator[None]:
     """Within this context, processes start with these variables."""

@@ -160,7 +160,7 @@ def test_a_broken_file_of_tuned_values_is_named(tuned_file, chosen, said):
 
 def test_the_packages_file_has_every_method_and_says_where_it_is_from():
     found = read_tuned()
-    assert set(found["methods"]) >= set(METHODS) - {"ad_opsd"}
+    assert set(found["methods"]) == set(METHODS)
     assert found["source"] in ("not tuned", "toy_tune")
     if found["source"] == "toy_tune":
         assert found["profile"] == "full"

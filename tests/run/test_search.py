@@ -222,6 +222,8 @@ def test_a_search_extends_its_grid_and_writes_what_it_chose(tmp_path, runs):
     found = json.loads(path.read_text())
     chosen = found["methods"]["ema"]
     assert (chosen["peak_lr"], chosen["value"], chosen["extensions"]) == (1e-5, 0.1, 1)
+    # There is no smaller rate to go on with, which is said; the knob has no order.
+    assert (chosen["at_edge"], chosen["at_end"]) == ([], ["peak_lr"])
     assert chosen["score"] == pytest.approx(0.5 - 1e-5)
     assert found["source"] == "search"
     assert {"date", "command", "device", "seconds", "steps"} <= found.keys()
@@ -232,6 +234,39 @@ def test_a_search_extends_its_grid_and_writes_what_it_chose(tmp_path, runs):
     assert len(runs) == 12
     with pytest.raises(UserError, match="holds another study"):
         run_study(studied(steps=1), tmp_path / "s", quiet=True)
+
+
+def test_a_resumed_search_begins_in_the_round_where_it_was(tmp_path, runs, capsys, monkeypatch):
+    """One run of the second round is lost: it is the only one made, in the first round of runs."""
+    study, folder = studied(), tmp_path / "s"
+    run_study(study, folder, quiet=True)
+    lost = "main-ema-peak_lr=1e-05-rate=0.2-s1"
+    (folder / "runs" / lost).rmdir()
+    before = json.loads((folder / "tuned.json").read_text())["methods"]
+    runs.clear()
+    so_far = []
+
+    def run_arms(*_):
+        so_far.append(json.loads((folder / "tuned_so_far.json").read_text())["methods"]["ema"])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(studies, "run_arms", run_arms)
+        with pytest.raises(KeyboardInterrupt):
+            run_study(study, folder, quiet=True)
+    # What the last complete grid says.
+    assert [(c["peak_lr"], c["extensions"], c["missing"]) for c in so_far] == [(RATES[0], 0, 1)]
+    again = run_study(study, folder)
+    assert not (folder / "tuned_so_far.json").exists()
+    assert runs == [lost]
+    assert "11 of 12 runs are finished, 1 are missing" in capsys.readouterr().err
+    assert json.loads(again.read_text())["methods"] == before
+
+
+def test_a_run_that_is_finished_but_measured_nothing_is_named(tmp_path, runs, monkeypatch):
+    monkeypatch.setattr(studies, "arm_rows", lambda arm, study_dir: iter(()))
+    with pytest.raises(UserError, match=r"8 runs are missing, such as main-ema-peak_lr"):
+        run_study(studied(), tmp_path / "s", quiet=True)
 
 
 def test_settings_of_all_runs_reach_those_of_later_rounds(tmp_path, runs):

@@ -201,6 +201,27 @@ def test_a_study_says_what_its_runs_run_on(tmp_path, capsys, monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    ("gpus", "expected"), [(("0",), "--xla_gpu_enable_triton_gemm=false"), ((), "")]
+)
+def test_a_toy_study_compiles_fast_on_gpus_unless_the_user_says_otherwise(
+    tmp_path, monkeypatch, gpus, expected
+):
+    """XLA takes the last of flags that contradict one another."""
+    seen = []
+    monkeypatch.setattr(studies, "run_arms", lambda *_: seen.append(os.environ.get("XLA_FLAGS")))
+    monkeypatch.setattr(studies, "conclude", lambda *_: tmp_path)
+    monkeypatch.setattr(studies, "find_gpus", lambda: gpus)
+    users = "--xla_gpu_enable_triton_gemm=true"
+    monkeypatch.setenv("XLA_FLAGS", users)
+    base, other, _ = three_arms()
+    for number, arms in enumerate([(base,), (base, other)]):
+        study = dataclasses.replace(small(arms=arms), one_device=True)
+        run_study(study, tmp_path / f"{number}", quiet=True)
+    assert seen == [f"{expected} {users}".strip(), users]  # the second has a model of another kind
+    assert os.environ["XLA_FLAGS"] == users
+
+
 def test_a_study_of_another_recipe_text_is_another_study(tmp_path):
     text = (ROOT / "tests" / "own_recipe.py").read_text()
 

@@ -161,7 +161,7 @@ METHODS: dict[str, Method] = {
         ),
         configure=distilled(target=lambda v: AmplifyEpistemic(v, base="floor")),
     ),
-    **({"ad_opsd": AD_OPSD} if "ad_opsd" in PRESETS else {}),
+    "ad_opsd": AD_OPSD,
     "grpo": Method(
         knob=Knob(name="form", values=tuple(GRPO_FORMS)),
         configure=lambda sdpo, grpo, value: replace(grpo, objective=GRPO_FORMS[value]),

@@ -36,8 +36,7 @@ WORLDS = ("main", "control")
 # that the gate drops, which is the harm that is to be prevented; and tuned.
 HARMFUL = ("sdpo", "sdpo_ema", "sdpo_mask")
 # AD-OPSD in place of the EMA teacher: the time of a laptop suffices for one of them.
-QUICK = ("sdpo", "ad_opsd" if "ad_opsd" in METHODS else "sdpo_ema", "sdpo_mask", "epi_gate",
-         "epi_anchor", "grpo")  # fmt: skip
+QUICK = ("sdpo", "ad_opsd", "sdpo_mask", "epi_gate", "epi_anchor", "grpo")
 COVERAGES: tuple[int | str, ...] = (1, 8, 64, 512, "all")
 # Distinct problems. A full run draws 60 steps x 32 questions, so it sees none of them twice.
 ALL_TRAIN = 20_000
