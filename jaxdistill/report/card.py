@@ -246,8 +246,8 @@ def data(facts: CardFacts) -> str:
         return "Not known."
     return (
         table(["for", "source", "questions", "hash"], rows)
-        + "\n\nThe hash is of the questions with their answers, or of the tokens of texts to imitate, "
-        "in order, as the run read them."
+        + "\n\nThe hash is of the questions with their answers, or of the tokens of texts to "
+        "imitate, in order, as the run read them."
     )
 
 

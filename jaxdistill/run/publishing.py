@@ -199,7 +199,7 @@ def best_of(
     if kept is None:
         step = best_step(run, folder, available)
         return step, [
-            f"best: step {step}, of the saved ones that with the highest accuracy averaged over the "
+            f"best: step {step}, the saved one with the highest accuracy, averaged over the "
             "evaluated data sets (the run has no `keep_best`)"
         ]
     if kept.step not in available:
@@ -371,9 +371,7 @@ def training_data(config: RunConfig, folder: Path) -> card.DataFacts:
     except UserError:  # the file is not on this machine
         return card.DataFacts(role="training", source=name, hash="not at hand any more")
     found = f"{fingerprint(questions)}, when this card was written"
-    return card.DataFacts(
-        role="training", source=name, num_questions=len(questions), hash=found
-    )
+    return card.DataFacts(role="training", source=name, num_questions=len(questions), hash=found)
 
 
 def notes_of(facts: dict[str, Any], left_out: list[str], export: Path) -> Iterator[str]:

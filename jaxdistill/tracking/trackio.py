@@ -26,8 +26,8 @@ class Trackio:
     space: str | None = None
 
     def __post_init__(self):
-        if not any(character.isalnum() for character in self.project):  # its file is called so
-            raise UserError(f"Trackio.project={self.project!r:.80}: expected a letter or digit in it")
+        if not any(character.isalnum() for character in self.project):  # its file's name
+            raise UserError(f"Trackio.project={self.project!r:.80}: expected a letter or digit")
         if self.space is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.space):
             raise UserError(f"Trackio.space={self.space!r:.80}: expected OWNER/NAME")
 

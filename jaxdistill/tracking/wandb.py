@@ -35,7 +35,8 @@ class WandB:
         # W&B's own limits, which it names only once a run is opened.
         if not 1 <= len(self.project) <= 128 or set(self.project) & set(REFUSED):
             raise UserError(
-                f"WandB.project={self.project!r:.80}: expected 1 to 128 characters, none of {REFUSED}"
+                f"WandB.project={self.project!r:.80}: expected 1 to 128 characters, none of "
+                f"{REFUSED}"
             )
 
     @property

@@ -55,7 +55,7 @@ def test_the_best_step_is_the_one_that_the_run_kept_as_its_best(tmp_path):
     step, (line,) = best_of("run", tmp_path, [1, 2], None)
     assert step == 1
     assert "the run has no `keep_best`" in line
-    with pytest.raises(UserError, match="no sound weights of step 2, .* its best; saved: 1 "):
+    with pytest.raises(UserError, match=r"no sound weights of step 2, .* its best; saved: 1 "):
         best_of("run", tmp_path, [1], kept)
     assert asked_of("runs/a:best", None) == ("runs/a", "best")
     with pytest.raises(UserError, match="the run's name or --step says which"):
