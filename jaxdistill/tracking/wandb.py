@@ -44,6 +44,8 @@ class WandB:
         return f"WandB({'/'.join(filter(None, (self.entity, self.project)))})"
 
     def open(self, run: TrackedRun) -> "WandBSession":
+        # The client's reports on itself: without a network they keep the process from ending.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         wandb: Any = package("wandb", self.label, "wandb")
         settings = wandb.Settings(
             silent=True,  # our line says what matters; its own would break the progress bar

@@ -116,7 +116,7 @@ LINES = {
     "push run": "required: OWNER/NAME",
     "push run tiny --dry-run": "'tiny' is no name on the hub; expected OWNER/NAME",
     "push run a/b/c --dry-run": "'a/b/c' is no name on the hub",
-    "push run -a/-b --dry-run": "unrecognized arguments|no name on the hub|expected",
+    "push run -a/-b --dry-run": "required: OWNER/NAME",
     "push nowhere me/tiny --dry-run": "there is no folder nowhere",
     "push nowhere:best me/tiny --dry-run": "there is no folder nowhere",
     "push nowhere:best me/tiny --step 3 --dry-run": "nowhere:best --step 3: .* not both",
