@@ -56,7 +56,7 @@ def draw_tokens(
     the others are drawn as without them.
     """
     V = logits_BV.shape[-1] if vocab_size is None else vocab_size
-    if V != logits_BV.shape[-1]:
+    if logits_BV.shape[-1] != V:
         logits_BV = jnp.where(jnp.arange(logits_BV.shape[-1]) < V, logits_BV, -jnp.inf)
     logsum_BX, blocks_BXC = _blocks(logits_BV, V)
     logsum_B = jax.nn.logsumexp(logsum_BX, axis=-1)
