@@ -13,8 +13,8 @@ Expected: a rate near 1e-4 for GRPO and the gate. A method that does harm at eve
 smallest rate of all, where it does next to nothing: the file says so (`at_end`).
 It writes `tuned.json` into its folder. `docs/toy_tune.md` shows it.
 Hardware and time: profile full, 313 runs and more where a grid is extended: 429 runs took 16
-minutes on two H200s with 14 workers. Profile quick is a check of the search on 2 CPU cores, five minutes:
-two methods, one seed, 10 steps.
+minutes on two H200s with 14 workers. Profile quick is a check of the search on 2 CPU cores, five
+minutes: two methods, one seed, 10 steps.
 Command: jaxdistill study toy_tune --profile full [--workers 8] [--run-dir runs/toy_tune]
 """
 
