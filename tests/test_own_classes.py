@@ -226,7 +226,7 @@ def test_of_a_long_union_the_nearest_names_are_shown():
         ("weights=(SupressGate,)", "SuppressionGate | SampledSuppressionGate"),
         ("weights=EntropyGate()", "EntropyGate | "),  # write (EntropyGate(),)
         ("weights=3", "MaskSampledEpistemic | FlipSampledEpistemic"),
-        ("target=anchor", "AnchorEpistemicMass | "),
+        ("target=anchor", "AnchorForks | AnchorEpistemicMass | "),
     ):
         with pytest.raises(UserError) as error:
             apply_overrides(Distill(), [text])
