@@ -17,9 +17,10 @@ from typing import Any
 
 from jaxdistill import sharding
 from jaxdistill.config import load_recipe
+from jaxdistill.models.placement import splits_heads
 from jaxdistill.plan import memory
 from jaxdistill.plan.plan import How, start, with_remat
-from jaxdistill.plan.search import in_mesh, meshes, repeats_heads
+from jaxdistill.plan.search import in_mesh, meshes
 
 STUDENTS = ("Qwen3-1.7B", "Qwen3-8B", "DeepSeek-R1-Distill-Qwen-7B", "Olmo-3-7B-Instruct")
 SLICES = ("v5e:4x4", "v5e:4x8", "v5e:8x8", "v6e:4x4", "v6e:4x8", "v6e:8x8")
@@ -48,7 +49,7 @@ def main() -> None:
 def peaks(run: Any) -> Any:
     """(mesh, the step's memory) of every mesh whose heads split evenly."""
     for config in meshes(run.topology.num_devices):
-        if config.data == 1 and not repeats_heads(run, config.tensor):
+        if config.data == 1 and splits_heads(run.model, config.tensor):
             mesh = sharding.abstract_mesh(config, run.topology.num_devices)
             with sharding.use_mesh(mesh):
                 held = memory.step(in_mesh(run, config), mesh)

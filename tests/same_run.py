@@ -17,7 +17,9 @@ def final_state(config, run_dir):
     policy = loading.load(config.model, config.seed, run_dir / "model")
     example = init_state(policy.params, config.optimizer, config.teacher, config.steps)
     with Checkpoints(loading.checkpoints_of(run_dir)) as checkpoints:
-        state, host = checkpoints.restore(config.steps, example._asdict())
+        state, host = checkpoints.restore(
+            config.steps, example._asdict(), vocab_size=policy.config.vocab_size
+        )
     return TrainState(**state), host
 
 

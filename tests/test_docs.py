@@ -108,6 +108,16 @@ def test_the_papers_page_names_only_what_exists():
         assert f"`{preset}`" in text, preset
 
 
+def test_every_setting_that_the_papers_page_spells_is_accepted():
+    recipes = [load_recipe(name, []) for name in ("sdpo_math", "opd_math")]
+    text = (DOCS / "papers.md").read_text()
+    known = "experience|objective|teacher|model|lexicon|optimizer"
+    spelled = re.findall(rf"`(?:--set )?'?(({known})[\w.]*)=([^`]+)`", text)
+    assert len(spelled) > 15
+    for path, _, value in spelled:
+        assert accepted(recipes, path, value.strip("'")), f"{path}={value}"
+
+
 # --------------------------------------------------------------------------------- settings.md
 
 

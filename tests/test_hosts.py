@@ -102,6 +102,7 @@ ONE_HOST = {
     "bench": ["decode"],
     "study": ["toy_study"],
     "convert": ["there", "elsewhere"],
+    "push": ["there", "owner/name"],
 }
 
 

@@ -139,6 +139,7 @@ def guide(options: argparse.Namespace) -> None:
         template=TEMPLATES[options.template],
     )
     split, questions, notes = read_pool(options)
+    settings = settings.for_task(split.task)
     config, tokenizer = read_description(options.model)
     if options.max_new_tokens is None:
         options.max_new_tokens = most_new_tokens(config, tokenizer, questions, options.thinking)

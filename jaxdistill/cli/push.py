@@ -18,7 +18,7 @@ def add_verbs(verbs: Any) -> None:
         "Push a run's weights to the Hugging Face hub as one commit, with a model card.",
         touches_devices=True,
     )
-    sub.add_argument("run", metavar="RUN", help="a run folder, or gs://BUCKET/PATH")
+    sub.add_argument("run", metavar="RUN", help="a run folder, gs://BUCKET/PATH, or RUN:best")
     sub.add_argument("repository", metavar="OWNER/NAME", help="the repository on the hub")
     sub.add_argument(
         "--dry-run",
@@ -32,7 +32,8 @@ def add_verbs(verbs: Any) -> None:
     step = sub.add_argument(
         "--step",
         metavar="N|best",
-        help="the checkpoint to push: a step, or the saved one with the highest accuracy",
+        help="the checkpoint to push: a step, or `best` as `keep_best` kept it, else the saved one "
+        "with the highest accuracy",
     )
     describe_default(step, "the end of a finished run")
     for flag, metavar, text, default in (

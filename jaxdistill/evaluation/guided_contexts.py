@@ -16,6 +16,8 @@ from jaxdistill.tasks import contexts
 from jaxdistill.tasks.contexts import Attempt, Context, Template, composed
 from jaxdistill.tasks.grading import Verdict
 from jaxdistill.tasks.questions import Question
+from jaxdistill.tasks.tasks import ToyTask
+from jaxdistill.tasks.toy.tokenizer import WORDING
 from jaxdistill.tasks.worked_examples import draw_examples, example_text
 
 # Contexts by the names of their files. Those that depend on a row's own response are left out.
@@ -70,6 +72,12 @@ class Guided:
 
     def sampled(self, sampling: Sampling) -> "Guided":
         return replace(self, sampling=sampling)
+
+    def for_task(self, task: Any) -> "Guided":
+        """In the toy world, whose tokenizer knows few words, with its own around an example."""
+        if not isinstance(task, ToyTask):
+            return self
+        return replace(self, template=replace(self.template, example=WORDING.example))
 
     def is_in_range(self, records: Sequence[dict[str, Any]]) -> bool:
         """Whether a problem with these plain samples is chosen."""

@@ -49,7 +49,8 @@ class DataFacts:
     role: str  # "training", or the name of an evaluation's split
     source: str
     num_questions: int | None = None
-    hash: str = "not known"  # of questions and answers (`tasks.questions.fingerprint`)
+    # Of questions and answers (`tasks.questions.fingerprint`), or of the tokens of texts.
+    hash: str = "not known"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,8 +246,8 @@ def data(facts: CardFacts) -> str:
         return "Not known."
     return (
         table(["for", "source", "questions", "hash"], rows)
-        + "\n\nThe hash is of the questions with their answers, in order, as they were read: that "
-        "of training data when this card was written."
+        + "\n\nThe hash is of the questions with their answers, or of the tokens of texts to "
+        "imitate, in order, as the run read them."
     )
 
 

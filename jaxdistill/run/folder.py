@@ -154,6 +154,18 @@ def note_resume(run_dir: Path, step: int) -> None:
     write_whole(file, json.dumps(first | {"resumed": resumed}, indent=1))
 
 
+def note_training_data(run_dir: Path, state: dict[str, Any]) -> None:
+    """Note the number and the digest of the training data, of which `state` is the position.
+
+    Once: a resumed run has been checked to have the same ones. Generated texts have no digest.
+    """
+    file = run_dir / "provenance.json"
+    first = hf_files.read_json(file) if file.exists() else {}
+    if state.get("content") and "training_data" not in first:
+        noted = {"records": state["num_records"], "hash": state["content"]}
+        write_whole(file, json.dumps(first | {"training_data": noted}, indent=1))
+
+
 def check_config(config: RunConfig, described: dict[str, Any], run_dir: Path) -> None:
     """Compare a resumed run's config.json with `described`, the new config as JSON.
 

@@ -30,6 +30,7 @@ from jaxdistill.run.folder import (
     model_folder,
     names_in,
     note_resume,
+    note_training_data,
     remove_leftovers,
     remove_start,
     start_folder,
@@ -292,6 +293,8 @@ def train(
                 setting.shapes.restore(host.get("shapes", {}))
             if is_first:
                 note_resume(run_dir, step)
+        if is_first:
+            note_training_data(run_dir, source.batches.get_state())
         saving.start(step, steps)
         if resume and is_first:
             drop_after(run_dir, step)

@@ -20,7 +20,7 @@ from jaxdistill.report import card
 from jaxdistill.report.load import load_run, read_records
 from jaxdistill.run.folder import finished_step
 from jaxdistill.sharding import MeshConfig, make_mesh
-from jaxdistill.storage import hf_export, hf_files, hf_import, hub, loading, serving
+from jaxdistill.storage import best, hf_export, hf_files, hf_import, hub, loading, serving
 from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.storage.convert import check_tokenizer
 from jaxdistill.storage.finite import count_non_finite
@@ -80,14 +80,16 @@ def prepared(
 ) -> Iterator[Publication]:
     """The publication of a run's weights; exported files live in a temporary folder meanwhile.
 
-    `step` is a number or "best" (`best_step`); None means the end of a finished run. The export of
-    the run's end is taken as it is, once its weights are found to be finite; every other step is
-    exported from its checkpoint. Raises UserError for a folder that is no trained run, a run that
-    is not finished, a step without a checkpoint, and weights that are damaged or not finite.
+    `step` is a number or "best", which `RUN:best` means too (`best_of`); None means the end of a
+    finished run. The export of the run's end is taken as it is, once its weights are found to be
+    finite; every other step is exported from its checkpoint. Raises UserError for a folder that is
+    no trained run, a run that is not finished, a step without a checkpoint, and weights that are
+    damaged or not finite.
     """
+    run, step = asked_of(run, step)
     folder = loading.folder_of(run)
     require_trained(run, folder)
-    chosen = chosen_step(run, folder, step)
+    chosen, why = chosen_step(run, folder, step)
     with contextlib.ExitStack() as stack:
         export = folder / "export"
         if chosen != finished_step(folder) or not (export / "config.json").is_file():
@@ -125,7 +127,7 @@ def prepared(
             card=text,
             weights=weights,
             commands=commands,
-            notes=list(notes_of(facts, left_out, export)),
+            notes=[*why, *notes_of(facts, left_out, export)],
         )
 
 
@@ -149,10 +151,18 @@ def require_trained(run: str | Path, folder: Path) -> None:
         )
 
 
-def chosen_step(run: str | Path, folder: Path, asked: str | None) -> int:
-    """The step whose weights are pushed. Raises UserError if there are none of it."""
+def asked_of(run: str | Path, step: str | None) -> tuple[str | Path, str | None]:
+    """The run and the step that are meant: `RUN:best` is RUN and `--step best`."""
+    run, is_best = best.without_suffix(run)
+    if is_best and step not in (None, "best"):
+        raise UserError(f"{run}:best --step {step}: the run's name or --step says which, not both")
+    return run, "best" if is_best else step
+
+
+def chosen_step(run: str | Path, folder: Path, asked: str | None) -> tuple[int, list[str]]:
+    """The step whose weights are pushed, and lines on why; UserError if there are none of it."""
     with Checkpoints(loading.checkpoints_of(folder)) as checkpoints:
-        saved = checkpoints.usable_steps()
+        saved, kept = checkpoints.usable_steps(), checkpoints.best()
     end = finished_step(folder)
     has_export = end is not None and (folder / "export" / "config.json").is_file()
     available: list[int] = sorted(saved)
@@ -169,14 +179,36 @@ def chosen_step(run: str | Path, folder: Path, asked: str | None) -> int:
             )
         if end not in available:
             raise UserError(f"{run} has no weights of its last step {end}; saved: {listed}")
-        return end
+        return end, []
     if asked == "best":
-        return best_step(run, folder, available)
+        return best_of(run, folder, available, kept)
     if not asked.isdecimal():
         raise UserError(f"--step: expected a number or best, got {asked!r:.40}")
     if int(asked) not in available:
         raise UserError(f"{run} has no weights of step {int(asked)}; saved: {listed}")
-    return int(asked)
+    return int(asked), []
+
+
+def best_of(
+    run: str | Path, folder: Path, available: list[int], kept: best.Best | None
+) -> tuple[int, list[str]]:
+    """The step that the run kept as its best (`keep_best`), or else `best_step`; a line says which.
+
+    Raises UserError if there are no weights of it.
+    """
+    if kept is None:
+        step = best_step(run, folder, available)
+        return step, [
+            f"best: step {step}, the saved one with the highest accuracy, averaged over the "
+            "evaluated data sets (the run has no `keep_best`)"
+        ]
+    if kept.step not in available:
+        raise UserError(
+            f"{run}: no sound weights of step {kept.step}, which the run kept as its best; saved: "
+            f"{', '.join(map(str, available))} (--step)"
+        )
+    value = f"{kept.measure} on {kept.data} is {kept.value:.4g}"
+    return kept.step, [f"best: step {kept.step}, which the run kept (`keep_best`): {value}"]
 
 
 def best_step(run: str | Path, folder: Path, available: list[int]) -> int:
@@ -231,7 +263,7 @@ def facts_of(
     """The fields of `CardFacts` that the weights do not say."""
     base, name, base_license = base_of(config)
     base_license = said.base_license or base_license
-    training = training_data(config)
+    training = training_data(config, folder)
     evaluations = folder / "evals" / card.folder_of(step)
     identity = (read_identity(evaluations) if evaluations.is_dir() else None) or {"data": {}}
     evaluated = [
@@ -314,11 +346,21 @@ def datasets_of(config: RunConfig) -> list[str]:
     return sorted({match[1] for match in found if match})
 
 
-def training_data(config: RunConfig) -> card.DataFacts:
-    """The training questions; they are read again for their hash where that needs no network."""
+def training_data(config: RunConfig, folder: Path) -> card.DataFacts:
+    """The training data, by what the run noted of them at its start.
+
+    Those of a run that noted nothing are read again, where that needs no network.
+    """
     task = task_of(config)
     source = getattr(config.experience, "source", None) if task is None else data_name(task)
     name = str(source or type(task or config.experience).__name__)
+    file = folder / "provenance.json"
+    noted = hf_files.read_json(file).get("training_data") if file.is_file() else None
+    if isinstance(noted, dict):
+        found = str(noted.get("hash"))
+        return card.DataFacts(
+            role="training", source=name, num_questions=noted.get("records"), hash=found
+        )
     given = getattr(task, "source", "")
     parts = given if isinstance(given, tuple) else (given,)
     is_remote = any(str(part).startswith("hub:") or "://" in str(part) for part in parts)
@@ -328,9 +370,8 @@ def training_data(config: RunConfig) -> card.DataFacts:
         questions = questions_of(task, repeats=False)
     except UserError:  # the file is not on this machine
         return card.DataFacts(role="training", source=name, hash="not at hand any more")
-    return card.DataFacts(
-        role="training", source=name, num_questions=len(questions), hash=fingerprint(questions)
-    )
+    found = f"{fingerprint(questions)}, when this card was written"
+    return card.DataFacts(role="training", source=name, num_questions=len(questions), hash=found)
 
 
 def notes_of(facts: dict[str, Any], left_out: list[str], export: Path) -> Iterator[str]:

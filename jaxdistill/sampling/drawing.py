@@ -44,32 +44,53 @@ class Truncation(NamedTuple):
 
 
 def draw_tokens(
-    logits_BV: Float[Array, "B V"], keys_B: Key[Array, " B"] | None, kept: Truncation
+    logits_BV: Float[Array, "B V"],
+    keys_B: Key[Array, " B"] | None,
+    kept: Truncation,
+    vocab_size: int | None = None,
 ) -> Drawn:
     """Draw from softmax(logits) restricted to the kept tokens; `keys_B` None: the likeliest token.
 
     Logits are scaled by the temperature already. A row's noise comes from its own key, so its token
-    does not depend on its neighbours.
+    does not depend on its neighbours. Columns beyond `vocab_size` (`columns_of`) are no tokens, and
+    the others are drawn as without them.
     """
-    logsum_BX, blocks_BXC = _blocks(logits_BV)
+    V = logits_BV.shape[-1] if vocab_size is None else vocab_size
+    if logits_BV.shape[-1] != V:
+        logits_BV = jnp.where(jnp.arange(logits_BV.shape[-1]) < V, logits_BV, -jnp.inf)
+    logsum_BX, blocks_BXC = _blocks(logits_BV, V)
     logsum_B = jax.nn.logsumexp(logsum_BX, axis=-1)
     if keys_B is None:
         token_B = jnp.argmax(logits_BV, axis=-1)
-    elif _num_draws(kept, logits_BV.shape[-1]):
-        token_B = _first_kept(logits_BV, keys_B, kept)
+    elif _num_draws(kept, V):
+        token_B = _first_kept(logits_BV, keys_B, kept, V)
     elif kept == Truncation():
         token_B = _gumbel_max(blocks_BXC, logsum_BX, keys_B)
     else:
-        logsum_BX, blocks_BXC = _blocks(truncation.truncate(logits_BV, **kept._asdict()))
+        logsum_BX, blocks_BXC = _blocks(truncation.truncate(logits_BV, **kept._asdict()), V)
         token_B = _gumbel_max(blocks_BXC, logsum_BX, keys_B)
     chosen_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)[:, 0]
     return Drawn(token_B.astype(jnp.int32), chosen_B - logsum_B)
 
 
-def _blocks(logits_BV: Float[Array, "B V"]) -> tuple[Float[Array, "B X"], Float[Array, "B X C"]]:
+def columns_of(vocab_size: int, parts: int) -> int:
+    """The columns that logits need for each of so many devices to have whole blocks of them.
+
+    Otherwise every device would gather all logits for every token, to divide them into blocks. The
+    size of a block does not depend on `parts`: a row's tokens are the same on every mesh.
+    """
+    size = _block_size(vocab_size)
+    unit = 1 if size == vocab_size else size  # a single block is split itself
+    return -(-vocab_size // (unit * parts)) * unit * parts
+
+
+def _blocks(
+    logits_BV: Float[Array, "B V"], vocab_size: int
+) -> tuple[Float[Array, "B X"], Float[Array, "B X C"]]:
     """The log-sum of each of X blocks of C consecutive tokens, and the blocks."""
-    B, V = logits_BV.shape
-    blocks_BXC = logits_BV.reshape(B, -1, _block_size(V))
+    B, size = len(logits_BV), _block_size(vocab_size)
+    num = 1 if size == vocab_size else logits_BV.shape[1] // size
+    blocks_BXC = logits_BV.reshape(B, num, -1)
     return logsumexp(blocks_BXC), blocks_BXC
 
 
@@ -116,7 +137,7 @@ def _num_draws(kept: Truncation, V: int) -> int:
 
 
 def _first_kept(
-    logits_BV: Float[Array, "B V"], keys_B: Key[Array, " B"], kept: Truncation
+    logits_BV: Float[Array, "B V"], keys_B: Key[Array, " B"], kept: Truncation, vocab_size: int
 ) -> Int32[Array, " B"]:
     """The first of several draws that top-p keeps, or the likeliest token if it keeps none.
 
@@ -125,12 +146,12 @@ def _first_kept(
     """
     logits_BV = truncation.keep_top_k(logits_BV, kept.top_k)
     likeliest_B = jnp.argmax(logits_BV, axis=-1)
-    logsum_BX, blocks_BXC = _blocks(logits_BV)
+    logsum_BX, blocks_BXC = _blocks(logits_BV, vocab_size)
     logsum_B1 = jax.nn.logsumexp(logsum_BX, axis=-1, keepdims=True)
     # After logsum_B1: min-p limits the draws, but top-p's masses are those before min-p.
     if kept.min_p > 0:
-        logsum_BX, blocks_BXC = _blocks(truncation.keep_min_p(logits_BV, kept.min_p))
-    draws = range(_num_draws(kept, logits_BV.shape[-1]))
+        logsum_BX, blocks_BXC = _blocks(truncation.keep_min_p(logits_BV, kept.min_p), vocab_size)
+    draws = range(_num_draws(kept, vocab_size))
     keys_X = [jax.vmap(jax.random.fold_in, (0, None))(keys_B, m) for m in draws]
     tokens_XB = [_gumbel_max(blocks_BXC, logsum_BX, keys) for keys in keys_X]
     probs_BV = jnp.exp(logits_BV - logsum_B1)

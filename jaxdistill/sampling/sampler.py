@@ -25,7 +25,7 @@ from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.quantized import CacheDtype, check_cache_dtype
 from jaxdistill.sampling import keys
 from jaxdistill.sampling import pages as paging
-from jaxdistill.sampling.drawing import Truncation, draw_tokens
+from jaxdistill.sampling.drawing import Truncation, columns_of, draw_tokens
 from jaxdistill.sampling.slots import (
     NONE,
     Rows,
@@ -39,7 +39,7 @@ from jaxdistill.sampling.slots import (
     preempt,
     write,
 )
-from jaxdistill.sharding import constrain, platform
+from jaxdistill.sharding import constrain, num_parts, platform
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ class _Program:
         with jax.named_scope("draw"):
             keys_U = keys.token_keys(now.key, now.drawn) if self.sampling.temperature else None
             kept = Truncation(self.sampling.top_k, self.sampling.top_p, self.sampling.min_p)
-            token_U, logp_U = draw_tokens(logits_UV, keys_U, kept)
+            token_U, logp_U = draw_tokens(logits_UV, keys_U, kept, self.config.vocab_size)
             now = write(now, token_U, logp_U, np.asarray(self.stop_ids, np.int32))
         return now, cache._replace(length_B=now.length)
 
@@ -298,6 +298,7 @@ def decoding_weights(
     Sharding D (fsdp) saves memory in training, but decoding would gather every weight again for
     every token, so only the tensor-parallel sharding remains. The embedding alone stays as it is
     unless it is the head too: a step looks up one row per slot. Without a mesh nothing is gathered.
+    A head that a mesh splits has columns of zeros up to `drawing.columns_of`.
     """
 
     def gather(name: str, x: Array) -> Array:
@@ -310,14 +311,21 @@ def decoding_weights(
         named = {n: x for n, x in layer._asdict().items() if x is not None and n[-1].isupper()}
         return layer._replace(**{name: gather(name, x) for name, x in named.items()})
 
+    def filled(x: Array, axis: int) -> Array:
+        missing = columns_of(config.vocab_size, num_parts("V")) - x.shape[axis]
+        return jnp.pad(x, [(0, missing if i == axis else 0) for i in range(2)]) if missing else x
+
     weights = parameters.unstack(params, config, dtype=dtype)
     layers = [gather_layer(layer) for layer in weights.layers]
     embed_VD = weights.embed_VD.astype(dtype)
-    embed_VD = gather("VD", embed_VD) if config.tie_embeddings else constrain(embed_VD, "VD")
+    if config.tie_embeddings:
+        embed_VD = gather("VD", filled(embed_VD, 0))
+    else:
+        embed_VD = constrain(embed_VD, "VD")
     weights = parameters.Unstacked(embed_VD, tuple(layers), gather("D", weights.norm_D))
     if config.tie_embeddings:
         return weights, embed_VD.T  # one gathered copy serves as embedding and head
-    return weights, gather("DV", parameters.head(params, config).astype(dtype))
+    return weights, gather("DV", filled(parameters.head(params, config).astype(dtype), 1))
 
 
 def _require(field: str, value: Any, low: float, high: float, **how: Any) -> None:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from jaxdistill.models.caches import Cache, Prompts
 from jaxdistill.sampling import pages as paging
 from jaxdistill.sampling.pages import Layout
-from jaxdistill.sharding import constrain, num_parts
+from jaxdistill.sharding import constrain, num_parts, on_shards
 
 NONE = -1  # in place of a token where none was drawn
 
@@ -264,9 +264,11 @@ def _put_page(
     new = jnp.where(is_its, own_WKXSH, 0).sum(axis=0, keepdims=True, dtype=own_WKXSH.dtype)
     # Prompts have their heads after the questions, and slots before the pages. With one page the
     # orders are the same, but the TPU compiler would copy whole caches from one to the other.
-    new = with_layout_constraint(
-        constrain(new, "XKXSH"[: new.ndim]), ArrayLayout(tuple(range(new.ndim)))
-    )
+    # Stated for each device's own heads: the compiler cannot split the statement, and would gather
+    # the heads of all devices for it.
+    axes = "XKXSH"[: new.ndim]
+    order = ArrayLayout(tuple(range(new.ndim)))
+    new = on_shards(lambda new: with_layout_constraint(new, order), [axes], axes)(new)
     return jax.lax.dynamic_update_slice(x_WKMSH, new, (part, 0, at, 0, *(0,) * len(rest)))
 
 

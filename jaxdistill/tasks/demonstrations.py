@@ -1,9 +1,11 @@
 """Which response to a question is shown as its solution: by verdict, by length or by a vote.
 
 A choice is a frozen dataclass with one method, `candidates(group, correct)`. Those that read no
-verdict (`Majority`, and `Shortest` and `Longest` with `judged=False`) need no gold answer.
+verdict (`Majority`, and `Shortest` and `Longest` with `judged=False`) need no gold answer, but the
+contexts `AnswerOnly`, `Feedback` and `Regenerated` read it all the same.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -197,29 +199,26 @@ def votes_of(
     for row, answer in enumerate(answers):
         if answer is not None and answer.strip():
             firsts.setdefault((row // rollouts, answer.strip()), row)
-    pairs = [
-        (one, other)
-        for one in firsts
-        for other in firsts
-        if one[0] == other[0] and firsts[one] < firsts[other]
-    ]
+    # Question by question: all pairs of a batch would be hundreds of times as many.
+    groups = [list(group) for _, group in itertools.groupby(firsts, key=lambda first: first[0])]
+    both = itertools.combinations_with_replacement
+    pairs = [pair for group in groups for pair in both(group, 2)]
     verdicts = grade(
         [_with_answer(questions[q], text) for (q, text), _ in pairs],
         [responses[firsts[other]] for _, other in pairs],
     )
     is_equal = {pair: verdict.correct for pair, verdict in zip(pairs, verdicts, strict=True)}
     # Equality need not be transitive: an answer joins the first one that it equals and that has
-    # joined none itself.
+    # joined none itself. One that is not even equal to itself, as two letters of a choice, is none.
     joined: dict[tuple[int, str], tuple[int, str]] = {}
-    for other in firsts:
-        heads = (one for one in firsts if joined.get(one) == one and is_equal.get((one, other)))
-        joined[other] = next(heads, other)
-    return [
-        None
-        if answer is None or not answer.strip()
-        else firsts[joined[row // rollouts, answer.strip()]] % rollouts
-        for row, answer in enumerate(answers)
-    ]
+    for group in groups:
+        for other in group:
+            if not is_equal[other, other]:
+                continue
+            heads = (one for one in group if joined.get(one) == one and is_equal.get((one, other)))
+            joined[other] = next(heads, other)
+    heads_B = [joined.get((row // rollouts, (x or "").strip())) for row, x in enumerate(answers)]
+    return [None if head is None else firsts[head] % rollouts for head in heads_B]
 
 
 def _with_answer(question: Question, answer: str) -> Question:

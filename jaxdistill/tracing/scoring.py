@@ -304,7 +304,12 @@ def _score_chunk(
         with_head(scored.student),
         others,
         PositionData(sampled, rows, mask_BT=ones_BT, loss_weight_BT=ones_BT),
-        ChunkOptions(settings.chunk, settings.temperature, settings.teacher_temperature),
+        ChunkOptions(
+            chunk=settings.chunk,
+            temperature=settings.temperature,
+            teacher_temperature=settings.teacher_temperature,
+            vocab_size=settings.model.vocab_size,
+        ),
     )
 
 

@@ -98,9 +98,11 @@ class Tracking:
         with self._lock:
             for tracked in list(self._open):
                 if hasattr(tracked.session, "rewind"):
-                    self._attempt(tracked, lambda session: session.rewind(step))
+                    # To what it was sent for certain: the rest comes again, as does all of a run
+                    # without a ledger, which an older version has begun or which was deleted.
                     tracked.step = min(tracked.step, step)
-                    tracked.evaluations = {s for s in tracked.evaluations if s <= step}
+                    self._attempt(tracked, lambda session, to=tracked.step: session.rewind(to))
+                    tracked.evaluations = {s for s in tracked.evaluations if s <= tracked.step}
                 elif hasattr(tracked.session, "last_step"):
                     self._attempt(tracked, lambda session, of=tracked: _catch_up(session, of))
             if any(tracked.step < step for tracked in self._open):
@@ -170,6 +172,8 @@ class Tracking:
     # ------------------------------------------------------------ one value to all
 
     def _send_step(self, step: int, row: dict[str, Any]) -> None:
+        if not self._open:
+            return
         values = names.of_step(row)
         # The file has the number of the steps that its policy had taken: one less.
         samples = samples_of(rollouts_file(self._run_dir / "rollouts", step - 1))

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,6 +24,12 @@ class Trackio:
 
     project: str = "jaxdistill"
     space: str | None = None
+
+    def __post_init__(self):
+        if not any(character.isalnum() for character in self.project):  # its file's name
+            raise UserError(f"Trackio.project={self.project!r:.80}: expected a letter or digit")
+        if self.space is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.space):
+            raise UserError(f"Trackio.space={self.space!r:.80}: expected OWNER/NAME")
 
     @property
     def label(self) -> str:

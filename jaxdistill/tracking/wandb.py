@@ -13,6 +13,7 @@ from jaxdistill.tracking.session import Sample, Status, TrackedRun, package
 # For the first answer of the service. Chosen: a slow network needs seconds, and whoever waits for
 # one that is not there wants to know soon.
 INIT_TIMEOUT_S = 30.0
+REFUSED = "/\\#?%:"  # characters of a project's name
 EXIT_CODES: dict[Status, int] = {"finished": 0, "stopped": 143, "ended itself": 3, "failed": 1}
 
 
@@ -30,11 +31,21 @@ class WandB:
     entity: str | None = None
     tags: tuple[str, ...] = ()
 
+    def __post_init__(self):
+        # W&B's own limits, which it names only once a run is opened.
+        if not 1 <= len(self.project) <= 128 or set(self.project) & set(REFUSED):
+            raise UserError(
+                f"WandB.project={self.project!r:.80}: expected 1 to 128 characters, none of "
+                f"{REFUSED}"
+            )
+
     @property
     def label(self) -> str:
         return f"WandB({'/'.join(filter(None, (self.entity, self.project)))})"
 
     def open(self, run: TrackedRun) -> "WandBSession":
+        # The client's reports on itself: without a network they keep the process from ending.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         wandb: Any = package("wandb", self.label, "wandb")
         settings = wandb.Settings(
             silent=True,  # our line says what matters; its own would break the progress bar

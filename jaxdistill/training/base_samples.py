@@ -140,7 +140,7 @@ def make_base_kl(model: ModelConfig, compute: Compute) -> Callable[..., Sum]:
         def sums(m: Any) -> Sum:
             micro, at_positions = aligned(arrays, data, m)
             scored = score_batch(model, compute, networks, micro, needed=needed)
-            options = ChunkOptions(chunk=compute.chunk)
+            options = ChunkOptions(chunk=compute.chunk, vocab_size=model.vocab_size)
             return chunked_objective(of_positions, *scored, at_positions, options)[1]["kl"]
 
         return fold(sums, arrays)

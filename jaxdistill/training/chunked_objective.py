@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from jaxdistill.axes import AnyArray
 from jaxdistill.losses.vocabulary import log_softmax
@@ -137,7 +137,7 @@ def _log_probs(
     options: ChunkOptions,
     logits: Float[Array, "B T V"],
     temperature: float,
-    num_ids: int | None = None,
+    num_ids: int | Int[Array, ""] | None = None,
 ) -> Float[Array, "B T _V"]:
     if options.vocab_size is not None:
         logits = without_padding(logits, "BTV", options.vocab_size)

@@ -35,7 +35,7 @@ from jaxdistill.training.on_policy import (
     within_limit,
 )
 from jaxdistill.training.prompt_file import PromptFile, ReadPrompt, teacher_record
-from jaxdistill.training.roles import check_roles
+from jaxdistill.training.roles import check_roles, say_unknown_words
 from jaxdistill.training.rollout_facts import rollout_facts, shares, shown_right, vote_facts
 from jaxdistill.training.shapes import WIDTH_MULTIPLE, KeptShapes
 from jaxdistill.training.supervised_texts import ToyTexts
@@ -212,6 +212,7 @@ def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
     if objectives.needs_teacher(setting.objective):
         check_demonstrations(experience, questions)
         check_roles(experience, setting.engine.policy, questions[0])
+        say_unknown_words(experience, setting.engine.policy)
     if objectives.needs_contrast(setting.objective):
         check_contrast(experience, questions)
     new = experience.sampling.max_new_tokens

@@ -143,11 +143,15 @@ def _hashes(shape: tuple[int, ...], key: Array) -> UInt32[Array, "..."]:
     """32 random bits per element, hashed from the key and the index (lowbias32, Wellons 2018).
 
     These are a few elementwise operations, which XLA fuses into the update. On a GPU
-    `jax.random.bits` is a separate kernel with several temporary arrays of the parameters' size.
+    `jax.random.bits` is a separate kernel with several temporary arrays of the parameters' size. An
+    element's bits do not depend on the shape, so that a vocabulary which a mesh pads is rounded as
+    without its padding.
     """
     index = jnp.zeros(shape, jnp.uint32)
-    for axis, size in enumerate(shape):
-        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    for axis in range(len(shape)):
+        # 2**32 over the golden ratio, odd: rows start far from each other.
+        row = index * jnp.uint32(0x9E3779B1)
+        index = row + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
     x = index ^ jax.random.bits(key, dtype=jnp.uint32)
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         x = (x ^ (x >> shift)) * jnp.uint32(factor)

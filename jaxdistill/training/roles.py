@@ -13,6 +13,8 @@ from jaxdistill import hosts
 from jaxdistill.errors import UserError
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.loading import Policy
+from jaxdistill.tasks import contexts
+from jaxdistill.tasks.contexts import Shown
 from jaxdistill.tasks.questions import Question, messages
 from jaxdistill.training.on_policy import OnPolicy
 
@@ -66,3 +68,31 @@ def check_roles(experience: OnPolicy, policy: Policy, question: Question) -> Non
         f"show; {alike}",
         file=sys.stderr,
     )
+
+
+def say_unknown_words(experience: OnPolicy, policy: Policy) -> None:
+    """Say on stderr which words around a demonstration the tokenizer does not know.
+
+    Byte-level tokenizers know all; one of whole words, as the toy world's, reads `<|unk|>` instead.
+    """
+    tokenizer = policy.tokenizer
+    words = list(dict.fromkeys(wording(experience).split()))
+    unknown, ids = tokenizer.unk_token_id, tokenizers.encode(tokenizer, words)
+    if missing := [word for word, row in zip(words, ids, strict=True) if unknown in row]:
+        hosts.say(
+            f"the teacher reads {tokenizer.unk_token} in place of {', '.join(missing)}, which its "
+            "tokenizer does not know; `experience.template` is the wording around what is shown"
+        )
+
+
+def wording(experience: OnPolicy) -> str:
+    """The words that the template puts around what the context shows; "" without a template."""
+    context = experience.context
+    if isinstance(context, contexts.NoContext):
+        return ""
+    shown = Shown("", is_example=contexts.shows_example(context))
+    if isinstance(context, contexts.Feedback):
+        shown = shown._replace(feedback="", solution="" if context.with_solution else None)
+    elif not isinstance(context, contexts.InstructionOnly):
+        shown = shown._replace(solution="")
+    return shown.turn(experience.template)

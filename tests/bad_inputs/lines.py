@@ -111,6 +111,25 @@ LINES = {
     "analyze tiny.json --field name --propose 3 --model toy:main --out a": "no text in `question`",
     # convert
     "convert nowhere out": "there is no folder nowhere",
+    # push
+    "push": "required: RUN, OWNER/NAME",
+    "push run": "required: OWNER/NAME",
+    "push run tiny --dry-run": "'tiny' is no name on the hub; expected OWNER/NAME",
+    "push run a/b/c --dry-run": "'a/b/c' is no name on the hub",
+    "push run -a/-b --dry-run": "required: OWNER/NAME",
+    "push nowhere me/tiny --dry-run": "there is no folder nowhere",
+    "push nowhere:best me/tiny --dry-run": "there is no folder nowhere",
+    "push nowhere:best me/tiny --step 3 --dry-run": "nowhere:best --step 3: .* not both",
+    "push . me/tiny --dry-run": "is no run folder",
+    "push tiny.json me/tiny --dry-run": "there is no folder tiny.json",
+    "push run me/tiny --step": "--step: expected one argument",
+    "push run me/tiny --license MIT! --dry-run": "--license: expected an identifier.*'MIT!'",
+    "push run me/tiny --base-model tiny --dry-run": "'tiny' is no name on the hub",
+    # train: profile
+    "train tiny.json --profile": "--profile: expected one argument",
+    "train tiny.json --profile 0": "--profile: expected a step from 1 on.* got '0'",
+    "train tiny.json --profile 5-3": "--profile: expected a step from 1 on.* got '5-3'",
+    "train tiny.json --profile last": "--profile: expected a step from 1 on.* got 'last'",
     # report
     "report nowhere": "nowhere",
 }

@@ -31,6 +31,7 @@ VERBS = (
     "bench",
     "convert",
     "list",
+    "push",
 )
 
 

@@ -10,9 +10,10 @@ import pytest
 import yaml
 from command_line import assert_mistake, call, copied
 from push_stand_in import direct, serving
-from tiny_run import tree_of
+from tiny_run import tiny, tree_of
 
 from jaxdistill.storage.safetensors_io import DTYPES, read_header
+from jaxdistill.tasks.questions import fingerprint
 
 # 2026-11-30: the hub's client hands its HTTP library files in a way that this one deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -74,6 +75,8 @@ def test_the_card_says_what_the_run_measured(run_dir):
     assert f"| held-out | 2 | {accuracy:.1f} [{low:.1f}, {high:.1f}] |" in card
     assert summary["data"]["heldout"]["hash"] in card
     assert json.loads((run_dir / "provenance.json").read_text())["packages"]["jax"] in card
+    asked = tiny().experience.task.questions()
+    assert f"| training | `toy:train` | {len(asked)} | {fingerprint(asked)} |" in card
     assert "stop doubting its own steps" in card
     assert "these weights: not known" in card
 

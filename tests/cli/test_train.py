@@ -139,3 +139,26 @@ def test_a_run_keeps_its_lexicon(place, run_dir):
     (place / "run" / "lexicon.json").unlink()
     assert call(*TRAIN.split(), "--resume") == (0, "run\n", "")
     assert (place / "run" / "lexicon.json").read_bytes() == kept
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_tensor_parallel_devices(place):
+    """Two devices pad the vocabulary of 133 and repeat the only key/value head; one does not."""
+    for steps, mesh, first in (
+        (2, "tensor=2", True),
+        (4, "tensor=1", False),
+        (6, "tensor=2", False),
+    ):
+        resume = [] if first else ["--resume"]
+        where = ["--mesh", f"data=1,fsdp=1,{mesh}", "--set", f"steps={steps}"]
+        code, _, err = call(*TRAIN.split(), *resume, *where)
+        assert code == 0, err
+    whole = ["--run-dir", "whole", "--mesh", "fsdp=1", "--set", "steps=6"]
+    assert call("train", "tiny.json", "--quiet", *whole)[0] == 0
+    found, expected = (
+        [json.loads(line) for line in (place / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("run", "whole")
+    )
+    assert [line["step"] for line in found] == [1, 2, 3, 4, 5, 6]
+    for one, other in zip(found, expected, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3, abs=1e-6)

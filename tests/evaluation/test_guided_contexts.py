@@ -14,7 +14,10 @@ from jaxdistill.evaluation.guided_contexts import (
     ordered,
 )
 from jaxdistill.sampling import Sampling
+from jaxdistill.tasks.contexts import Shown
 from jaxdistill.tasks.questions import Question
+from jaxdistill.tasks.tasks import MathTask, ToyTask
+from jaxdistill.tasks.toy import tokenizer as toy_tokenizer
 
 SETTINGS = Guided(sampling=Sampling(max_new_tokens=8), samples=4)
 QUESTION = Question("q", "1 + 1?", "2")
@@ -127,3 +130,11 @@ def test_an_example_is_a_correct_sample_of_another_chosen_problem():
     )  # fmt: skip
     assert "Another problem" in found.turn
     assert compose(FIRST, "example", PROBLEM, [], [PROBLEM]) is None
+
+
+def test_the_toy_tokenizer_knows_the_words_around_an_example():
+    known = set(toy_tokenizer.vocabulary())
+    example = Shown("", solution="", is_example=True)
+    assert not set(example.turn(FIRST.template).split()) <= known
+    assert set(example.turn(FIRST.for_task(ToyTask()).template).split()) <= known
+    assert FIRST.for_task(MathTask("x.jsonl")) is FIRST

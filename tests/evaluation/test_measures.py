@@ -86,7 +86,7 @@ def test_one_more_row_of_the_table_is_a_measure_everywhere(tmp_path, monkeypatch
         (folder / "heldout.jsonl").write_text(lines)
         assert summary["heldout"]["shouts"] == {"base": 3 / 6, "sdpo": 1 / 4}[method]
         assert f"{'shouts':<24}{summary['heldout']['shouts']:.1%}" in summary_lines(records, 2)
-        rows += arm_rows(Arm(world="main", method=method, config=tiny()), run_dir)
+        rows += arm_rows(Arm(world="main", method=method, config=tiny()), tmp_path)
     assert [row["shouts"] for row in rows] == [3 / 6, 1 / 4]
     sweep = [{**row, "split": "ood", "coverage": 8} for row in rows if row["method"] == "sdpo"]
     (tmp_path / "summary.json").write_text(json.dumps(rows + sweep))

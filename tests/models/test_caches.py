@@ -138,8 +138,8 @@ def test_the_tpu_kernel_is_for_rings_without_a_mask(monkeypatch):
     from jaxdistill import sharding
 
     monkeypatch.setattr(sharding, "platform", lambda: "tpu")
-    pool = jax.ShapeDtypeStruct((1, 8, 4, 128, 128), jnp.bfloat16)
-    table = jax.ShapeDtypeStruct((2, 32), jnp.int32)
+    pool = jnp.zeros((1, 1, 1, 128, 128), jnp.bfloat16)
+    table = jnp.zeros((2, 32), jnp.int32)
     found = [has_tpu_kernel(pool, table, window) for window in (None, 4096, 5000, 4095)]
     assert found == [True, True, True, False]
 

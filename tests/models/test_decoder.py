@@ -15,8 +15,8 @@ TOLERANCE = 2e-5
 
 
 @functools.partial(jax.jit, static_argnames=("config", "num_slots", "cache_dtype"))
-def _prefill(*arguments, **options):
-    hidden_BD, prompts = decoder.prefill(*arguments, **options)
+def _prefill(params, config, tokens_BP, mask_BP, num_slots, **options):
+    hidden_BD, prompts = decoder.prefill(params, config, tokens_BP, mask_BP, num_slots, **options)
     return hidden_BD, prompts.as_cache()
 
 

@@ -74,3 +74,25 @@ def test_positions_in_blocks_have_the_same_results(sizes, positions, num_blocks)
         found = jax.jit(lambda x: layers.in_blocks(function, x, block))(x_BTD)
     assert {shape[1] for shape in seen} == {positions // num_blocks}
     np.testing.assert_array_equal(found, function(x_BTD))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_feed_forward_in_blocks_is_that_of_whole_rows_on_eight_devices(dtype):
+    shapes = [(4, 96, 16), (16, 2, 24), (24, 16)]
+    arrays = [
+        jax.random.normal(jax.random.key(i), shape).astype(dtype) for i, shape in enumerate(shapes)
+    ]
+    mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 2))
+    placed = [
+        jax.device_put(x, sharding.sharding_of(mesh, axes, x.shape))
+        for x, axes in zip(arrays, ["BZD", "DXF", "FD"], strict=True)
+    ]
+
+    def in_blocks(block, x_BTD, *weights):
+        return layers.in_blocks(lambda x: layers.swiglu(x, *weights), x_BTD, block)
+
+    with sharding.use_mesh(mesh):
+        found, whole = (
+            jax.jit(in_blocks, static_argnums=0)(block, *placed) for block in (25, 10**6)
+        )
+    np.testing.assert_array_equal(found, whole)

@@ -6,7 +6,15 @@ import pytest
 from tiny_run import tiny
 
 from jaxdistill.errors import UserError
-from jaxdistill.run.publishing import base_of, best_step, datasets_of, training_data
+from jaxdistill.run.publishing import (
+    asked_of,
+    base_of,
+    best_of,
+    best_step,
+    datasets_of,
+    training_data,
+)
+from jaxdistill.storage.best import Best
 from jaxdistill.storage.loading import Pretrained, ToyBase
 from jaxdistill.tasks.tasks import MathTask
 
@@ -37,6 +45,23 @@ def test_the_best_step_has_weights_and_the_highest_mean_over_the_splits(tmp_path
         best_step("run", tmp_path, [5])
 
 
+def test_the_best_step_is_the_one_that_the_run_kept_as_its_best(tmp_path):
+    """Whatever the accuracies are; without its weights nothing else is taken in its place."""
+    evaluated(tmp_path, 1, "a", [1])
+    evaluated(tmp_path, 2, "a", [0])
+    kept = Best(step=2, data="a", measure="length", value=7.0)
+    step, (line,) = best_of("run", tmp_path, [1, 2], kept)
+    assert (step, line) == (2, "best: step 2, which the run kept (`keep_best`): length on a is 7")
+    step, (line,) = best_of("run", tmp_path, [1, 2], None)
+    assert step == 1
+    assert "the run has no `keep_best`" in line
+    with pytest.raises(UserError, match=r"no sound weights of step 2, .* its best; saved: 1 "):
+        best_of("run", tmp_path, [1], kept)
+    assert asked_of("runs/a:best", None) == ("runs/a", "best")
+    with pytest.raises(UserError, match="the run's name or --step says which"):
+        asked_of("runs/a:best", "3")
+
+
 def test_a_base_is_linked_only_where_its_name_is_known(tmp_path):
     """A path can look like a name of the hub's: it is one if the hub's cache holds that model."""
     assert base_of(tiny(model=ToyBase("main")))[1:] == (None, "apache-2.0")
@@ -58,9 +83,14 @@ def test_a_base_is_linked_only_where_its_name_is_known(tmp_path):
         ("questions.parquet", []),
     ],
 )
-def test_data_sets_of_the_hub_are_linked_and_no_others(source, expected):
+def test_data_sets_of_the_hub_are_linked_and_no_others(source, expected, tmp_path):
     experience = tiny().experience
     config = tiny(experience=type(experience)(**{**vars(experience), "task": MathTask(source)}))
     assert datasets_of(config) == expected
-    data = training_data(config)
+    data = training_data(config, tmp_path)
     assert (data.source, data.num_questions) == (source, None)
+    # What the run has noted of its data is taken, wherever they are now.
+    noted = {"training_data": {"records": 7, "hash": "0123456789abcdef"}}
+    (tmp_path / "provenance.json").write_text(json.dumps(noted))
+    data = training_data(config, tmp_path)
+    assert (data.num_questions, data.hash) == (7, "0123456789abcdef")

@@ -19,9 +19,11 @@ from tiny_run import ARCHITECTURE, tiny, tree_of, write_config
 from jaxdistill.evaluation.evaluate import Split
 from jaxdistill.run.loop import run
 from jaxdistill.sharding import MeshConfig
+from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.storage.loading import Fresh
 from jaxdistill.tasks.tasks import MathTask, ToyTask
-from jaxdistill.training.checkpointing import Steps
+from jaxdistill.training.checkpointing import KeepBest, Steps
+from jaxdistill.training.stop_rules import MetricFalls, Value
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 # Differences of rounding alone: its last digits depend on the order of sums.
@@ -98,6 +100,32 @@ def test_two_hosts_train_like_one_with_the_same_devices_and_write_everything_onc
     # All of it is the first host's line on stdout and its warnings; the other one says nothing.
     assert "no response was correct" in texts[0]
     assert "no response" not in texts[1]
+
+
+@pytest.mark.slow
+def test_hosts_agree_on_the_best_step_and_on_a_rule_and_the_first_alone_tracks(tmp_path):
+    """The rule holds at step 3; the best step is 2, which is saved for no other reason."""
+    config = config_of(
+        5,
+        mesh=MeshConfig(data=2, fsdp=2),
+        checkpoint=Steps(10),
+        keep_checkpoints=1,
+        keep_best=KeepBest("heldout", "length", "lower"),
+        stop_when=(MetricFalls("length", Value(1e6), patience=3),),
+        export=False,
+    )
+    with start(2, tmp_path, config, "two", devices=4) as hosts:
+        ends = [hosts.ended(i, 500) for i in (0, 1)]
+    assert [code for code, _ in ends] == [3, 3], ends
+    assert "tiny stopped at step 3: MetricFalls: length is " in ends[0][1]
+    run_dir = tmp_path / "two"
+    best = json.loads((run_dir / "checkpoints" / "best.json").read_text())
+    assert best["step"] == 2
+    with Checkpoints(run_dir / "checkpoints") as checkpoints:
+        assert checkpoints.steps() == [2, 3]
+    assert len(list((run_dir / "tensorboard").iterdir())) == 1
+    sent = json.loads((run_dir / "tracking.json").read_text())["sent"]
+    assert sent == {"TensorBoard": {"step": 3, "evaluations": [2]}}
 
 
 @pytest.mark.slow

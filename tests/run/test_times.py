@@ -10,6 +10,7 @@ from tiny_run import tiny
 
 from jaxdistill.run import folder, loop, programs
 from jaxdistill.run.saving import Saving
+from jaxdistill.tracking.record import Tracking
 from jaxdistill.training.timing import PARTS
 
 DELAY_S = 1.0
@@ -41,7 +42,8 @@ def slow_step(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(programs, "make_train_step", lambda **kwargs: partial(slowed, make(**kwargs)))
         began = time.monotonic()
-        loop.train(config, run_dir, False, True, saving=Saving(config, run_dir))
+        saving, tracking = Saving(config, run_dir), Tracking(run_dir, grace_s=1.0, say=print)
+        loop.train(config, run_dir, False, True, saving=saving, tracking=tracking)
         return run_dir, time.monotonic() - began
 
 

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from programs import COLLECTIVES, operations_of
 
+from jaxdistill import sharding
 from jaxdistill.sampling import drawing, keys, question_hashes, row_keys
 from jaxdistill.sampling.drawing import Truncation
 
@@ -119,3 +121,41 @@ def test_without_keys_it_is_the_likeliest_token():
 )
 def test_blocks_are_equal_and_few(V, block):
     assert drawing._block_size(V) == block
+
+
+def test_columns_are_whole_blocks_of_every_device():
+    # 56 blocks of 1,857 instead of 54, and 88 of 1,728 that sixteen devices do not share evenly.
+    assert drawing.columns_of(100_278, 4) == 56 * 1857
+    assert drawing.columns_of(152_064, 16) == 96 * 1728
+    assert drawing.columns_of(151_936, 16) == 151_936
+
+
+# On four devices: parts of a single block, and two blocks with two more of padding.
+@pytest.mark.parametrize(
+    ("V", "columns", "kept"),
+    [
+        (133, 136, Truncation()),
+        (3074, 6148, Truncation()),
+        pytest.param(3074, 6148, Truncation(top_p=0.95), marks=pytest.mark.slow),
+        pytest.param(133, 136, Truncation(top_k=5, top_p=0.9), marks=pytest.mark.slow),
+    ],
+)
+def test_split_logits_give_the_same_tokens_and_no_device_gathers_them(V, columns, kept):
+    assert drawing.columns_of(V, 4) == columns
+    logits_BV = jax.random.normal(jax.random.key(0), (16, V))
+    keys_B = jax.random.split(jax.random.key(1), 16)
+    expected = jax.jit(drawing.draw_tokens, static_argnums=2)(logits_BV, keys_B, kept)
+    mesh = sharding.make_mesh("fsdp=2,tensor=4")
+    padded_BV = jnp.pad(logits_BV, ((0, 0), (0, columns - V)))
+    inputs = [
+        jax.device_put(x, sharding.sharding_of(mesh, axes, x.shape))
+        for x, axes in ((padded_BV, "BV"), (keys_B, "B"))
+    ]
+    with sharding.use_mesh(mesh):
+        run = jax.jit(drawing.draw_tokens, static_argnums=(2, 3)).lower(*inputs, kept, V).compile()
+    found = run(*inputs)
+    np.testing.assert_array_equal(found.token_B, expected.token_B)
+    np.testing.assert_allclose(found.logp_B, expected.logp_B, atol=2e-6)
+    # Of a device's eight rows the block of each that was drawn, and a few numbers.
+    sent = [shape for op in operations_of(run) if op.kind in COLLECTIVES for shape in op.shapes]
+    assert max(shape[-1] for shape in sent) <= (1537 if V == 3074 else 8)

@@ -70,8 +70,7 @@ def test_prompt_caches_stay_split_and_an_embedding_that_is_no_head_is_not_gather
     part = width if num_pages is None else pages.PAGE
     ends = (width, H), (part, H)
     pages_moved = {shape for shape in moved if shape[-2:] in ends}
-    # One page at a time; where its layout is stated, with the heads of both devices of `tensor`.
-    assert {math.prod(shape[:-2]) for shape in pages_moved} <= {1, 2}
+    assert {math.prod(shape[:-2]) for shape in pages_moved} == {1}  # one head, one page at a time
     assert {shape[-2:] for shape in pages_moved} == {(part, H)}
     # V over tensor, and D over fsdp; only the head is gathered along D.
     assert (V // 2, D // 2) in shapes

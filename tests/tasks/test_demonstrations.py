@@ -1,6 +1,7 @@
 """Which sibling is shown: by verdict, by length, or by a vote that sees no gold answer."""
 
 import dataclasses
+import functools
 from collections import Counter
 
 import numpy as np
@@ -21,6 +22,7 @@ from jaxdistill.tasks.demonstrations import (
     winner_of,
 )
 from jaxdistill.tasks.grading import grade_all
+from jaxdistill.tasks.grading.choice import grade_choice
 from jaxdistill.tasks.grading.math import grade_math
 from jaxdistill.tasks.questions import Question
 from jaxdistill.tasks.toy import grader as toy_grader
@@ -129,6 +131,15 @@ def test_answers_are_equal_where_the_grader_finds_them_equal():
     of_b = [r"\boxed{3}", r"\boxed{x+1}", r"\boxed{ 3 }", r"\boxed{1+x}", r"\boxed{}"]
     assert votes_of(questions, of_a + of_b, grade) == [0, 1, 0, None, 0, 0, 1, 0, 1, None]
     assert votes_of([], [], grade) == []
+
+
+def test_an_answer_that_names_two_options_does_not_vote():
+    letters = ["B", "A or C", "(b)", "A or C", "A or C"]
+    responses = [f"<answer>{text}</answer>" for text in letters]
+    votes = votes_of(
+        [Question("q", "?", "C")], responses, functools.partial(grade_all, grade_choice)
+    )
+    assert votes == [0, None, 0, None, None]
 
 
 TOY = st.lists(st.sampled_from(["a", "b", "c", ""]), min_size=6, max_size=6)

@@ -16,7 +16,7 @@ from jaxdistill.tracing import scoring
 from jaxdistill.tracing.scoring import Answer, Settings, score_answer
 from jaxdistill.training.networks import Networks
 
-V, T = 64, 11
+V, T = 63, 11  # a vocabulary that two devices share only with padding
 MODEL = ARCHITECTURE.__class__(**{**vars(ARCHITECTURE), "vocab_size": V})
 EPISTEMIC = (3, 17, 40)
 RNG = np.random.default_rng(0)
@@ -45,6 +45,7 @@ def networks(mesh=None):
     """Student, a teacher of two networks, reference: all different."""
     placed = [params(seed) for seed in range(3)]
     if mesh is not None:
+        placed = [parameters.padded(x, mesh) for x in placed]
         placed = [jax.device_put(x, sharding.shardings_of(mesh, x)) for x in placed]
     student, other, reference = placed
     return Networks(student, ((other, 0.75), (reference, 0.25)), reference)

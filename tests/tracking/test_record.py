@@ -92,6 +92,16 @@ def test_steps_that_a_killed_run_takes_again_are_not_sent_twice(tmp_path):
         assert session.steps == [(step, "train/loss") for step in range(1, 8)]
 
 
+def test_a_lost_ledger_sends_everything_again_and_a_board_drops_what_it_had(tmp_path):
+    """As of a run that an older version began: its files have other names and no ledger."""
+    write_metrics(tmp_path, 3)
+    for _ in range(2):
+        tracking = opened(tmp_path, Kind("board", rewinds=True))
+        tracking.go_on(3)
+        (tmp_path / LEDGER).unlink()
+    assert SESSIONS["board"].steps == [(step, "train/loss") for step in (1, 2, 3)]
+
+
 def test_what_was_written_and_not_sent_is_sent_on_resume(tmp_path):
     """A kill between a line and its tracker, or a tracker that is added to a run under way."""
     tracking = opened(tmp_path, Kind("old"))
@@ -248,6 +258,20 @@ class WithKey:
 def test_trackers_that_cannot_be_are_refused_with_the_config(trackers, expected):
     with pytest.raises(UserError, match=expected):
         tiny(tracking=trackers)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "expected"),
+    [
+        (WandB, {"project": "a/b"}, r"WandB\.project='a/b': expected 1 to 128 characters, none of"),
+        (WandB, {"project": ""}, r"WandB\.project=''"),
+        (Trackio, {"project": "//"}, r"Trackio\.project='//': expected a letter or digit"),
+        (Trackio, {"space": "mine"}, r"Trackio\.space='mine': expected OWNER/NAME"),
+    ],
+)
+def test_names_that_a_service_would_refuse_are_refused_with_the_config(kind, fields, expected):
+    with pytest.raises(UserError, match=expected):
+        kind(**fields)
 
 
 def test_no_tracker_leaves_no_file(tmp_path):

@@ -107,6 +107,17 @@ def test_training_with_bfloat16_moments_stays_near_float32_in_half_the_memory():
     assert 0 < largest(apart) < 0.05 * largest(moved)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_padded_vocabulary_is_rounded_as_without_its_padding(axis):
+    x = jax.random.uniform(jax.random.key(0), (30, 20))
+    wide = jnp.pad(x, [(0, 482 if i == axis else 0) for i in range(2)])
+    exact, padded = (
+        np.float32(optimizer.rounded_at_random(y, jax.random.key(3))) for y in (x, wide)
+    )
+    np.testing.assert_array_equal(padded[:30, :20], exact)
+    assert padded.sum() == exact.sum()  # zeros stay zeros
+
+
 def test_eight_devices_round_like_one():
     mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 2))
     x = jax.random.uniform(jax.random.key(0), (4, 16, 8))

@@ -22,13 +22,15 @@ from small_step import (
 from jaxdistill import sharding
 from jaxdistill.errors import UserError
 from jaxdistill.models import decoder, parameters
+from jaxdistill.objectives import Distill, FullVocabulary
 from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.training import step as train
+from jaxdistill.training.base_samples import BaseSample, arrays_of, make_base_kl
 from jaxdistill.training.batch import pad
 from jaxdistill.training.compute import Compute
 from jaxdistill.training.optimizer import Optimizer
 from jaxdistill.training.state import TrainState, init_state
-from jaxdistill.training.teachers import EMA
+from jaxdistill.training.teachers import EMA, External, Fixed, Untrained
 
 # Four devices share 30 tokens, and two key/value heads of two queries each.
 CONFIG = dataclasses.replace(small_step.CONFIG, vocab_size=30)
@@ -112,12 +114,69 @@ def test_the_steps_are_those_of_one_device_and_the_padding_stays_zero(both):
     assert np.abs(moved).max() > 1e-3
 
 
+WIDE = dataclasses.replace(CONFIG, hidden_size=24, num_layers=1, qk_norm="none")
+NUM_IDS = 29  # of the tokenizer; the student's vocabulary has one more
+FULL = Distill(support=FullVocabulary(), importance_clip=None, reduction="token")
+
+
+# Of another model: fewer ids than the student, and more.
+@pytest.mark.parametrize("rows", [29, pytest.param(40, marks=pytest.mark.slow)])
+def test_another_model_teaches_on_a_mesh_as_on_one_device_whatever_pads_either(rows):
+    """Its own padding, the student's, and what the mesh adds to both are left out together."""
+    config = dataclasses.replace(WIDE, vocab_size=rows)
+    theirs = jax.jit(parameters.init, static_argnums=0)(config, jax.random.key(7))
+    teacher = Fixed("another")
+
+    def updated(mesh):
+        step = train.make_train_step(
+            CONFIG, FULL, EPISTEMIC, OPTIMIZER, teacher, Compute(chunk=4), 10, 1.0, True
+        )
+        student, reference, params = one_device(STUDENT), one_device(REFERENCE), theirs
+        arrays = pad(batch_of(0))
+        if mesh is not None:
+            student, reference = placed(mesh, STUDENT), placed(mesh, REFERENCE)
+            params = parameters.padded(theirs, mesh)
+            params = jax.device_put(params, sharding.shardings_of(mesh, params))
+            arrays = sharding.shard_batch(mesh, arrays)
+        with sharding.use_mesh(mesh):
+            state = init_state(student, OPTIMIZER, teacher, 10)
+            untrained = Untrained(reference, External(params, config, NUM_IDS))
+            state, metrics = step(state, untrained, arrays)
+        return split(state), jax.device_get(metrics)
+
+    (expected, _), numbers = updated(None)
+    (cut, added), on_mesh = updated(sharding.make_mesh(MESH))
+    assert not any(x.any() for x in added)
+    assert_close(jax.device_get(cut), jax.device_get(expected), 2e-6, 1e-4)
+    assert_close(on_mesh, numbers, 1e-4, 1e-4)
+    # The student's id beyond the tokenizer's has no gradient: it only decays, as the padding would.
+    moment_DV = np.asarray(expected.opt_state[1][0].mu["head"][...])
+    assert not moment_DV[:, NUM_IDS:].any()
+    assert np.abs(moment_DV).max() > 1e-4
+
+
+def test_the_drift_on_base_samples_leaves_out_the_padding():
+    rng = np.random.default_rng(0)
+    samples = [BaseSample(*rng.integers(1, 30, (2, 5)).tolist()) for _ in range(8)]
+    found = []
+    for mesh in (None, sharding.make_mesh(MESH)):
+        both = [one_device(x) if mesh is None else placed(mesh, x) for x in (STUDENT, REFERENCE)]
+        with sharding.use_mesh(mesh):
+            parts = sharding.num_parts("B")
+            arrays = arrays_of(samples, 8, parts)
+            arrays = arrays if mesh is None else sharding.shard_batch(mesh, arrays)
+            kl = make_base_kl(CONFIG, Compute(chunk=4, remat="none"))
+            found.append(kl(*both, arrays).mean)
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4)
+
+
 def test_no_large_array_of_the_state_is_whole_on_a_device(both):
     _, (state, _) = both
-    for leaf in jax.tree.leaves(state.params):
+    # The student, both of its moments and the teacher.
+    for leaf in jax.tree.leaves(state):
         parts = leaf.size / leaf.addressable_shards[0].data.size
-        # Eight parts; norms are vectors, which stay whole.
-        assert parts == 8 or (leaf.ndim < 3 and leaf.shape[-1] <= CONFIG.hidden_size)
+        # Eight parts; norms are vectors, which stay whole, as counters do.
+        assert parts == 8 or leaf.size <= CONFIG.num_layers * CONFIG.hidden_size
 
 
 def test_a_state_saved_on_four_tensor_parallel_devices_resumes_on_one_and_back(both, tmp_path):

@@ -18,10 +18,11 @@ from jaxdistill.sampling.prompts import unused_mode
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.loading import with_tokenizer
 from jaxdistill.storage.toy import write_tokenizer
-from jaxdistill.tasks.contexts import NoContext
+from jaxdistill.tasks.contexts import Feedback, InstructionOnly, NoContext, WorkedExample
 from jaxdistill.tasks.questions import messages
+from jaxdistill.tasks.toy.tokenizer import WORDING
 from jaxdistill.training import teacher_prompts
-from jaxdistill.training.roles import check_roles, teacher_ids
+from jaxdistill.training.roles import check_roles, say_unknown_words, teacher_ids
 
 QUESTION = QUESTIONS[0]
 
@@ -240,3 +241,18 @@ def test_a_mode_is_one_override_and_survives_config_json(text, mode):
 def test_a_teachers_temperature_is_above_zero(temperature):
     with pytest.raises(UserError, match="teacher_temperature"):
         experience(teacher_temperature=temperature)
+
+
+def test_words_that_the_tokenizer_does_not_know_are_named(folder, capsys):
+    policy = with_tokenizer(ARCHITECTURE, None, folder)
+
+    def said(context, **changes):
+        say_unknown_words(experience(context=context, **changes), policy)
+        return capsys.readouterr().err
+
+    names = "Another, problem, with, its, correct"
+    assert f"reads <|unk|> in place of {names}, which" in said(WorkedExample())
+    assert "feedback" in said(Feedback())
+    for context in (experience().context, InstructionOnly(), NoContext()):
+        assert said(context) == ""
+    assert said(WorkedExample(), template=WORDING) == ""

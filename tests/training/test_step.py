@@ -22,6 +22,7 @@ from small_step import (
     assert_same_update,
     completion_logp,
     difference,
+    gradient_of,
     largest,
     make_batch,
     make_step,
@@ -275,6 +276,19 @@ def test_bfloat16_matmuls_stay_near_float32(gradients):
     a, b = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(t[0])]) for t in (exact, rough))
     assert a.dtype == b.dtype == np.float32
     assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.99
+
+
+@pytest.mark.slow
+def test_gradients_in_float32_on_eight_devices_are_those_of_one():
+    step = make_step(TOKEN, dtype="bfloat16", gradients="float32")
+    one = run(step, start(), pad(make_batch(0)), pad(make_batch(1)))
+    eight = on_mesh((2, 2, 2), step, pad)
+    a, b = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(gradient_of(t[0]))])
+            for t in (one, eight))  # fmt: skip
+    assert a.dtype == b.dtype == np.float32
+    # The activations are bfloat16, and are summed over devices in another order.
+    assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.999
+    np.testing.assert_allclose(eight[1]["loss"].mean, one[1]["loss"].mean, rtol=1e-2)
 
 
 def forwards_of(objective, batch, teacher=Frozen()):  # noqa: B008

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import SHARED_DATA
+from several_hosts import on_two_hosts
 from tiny_rollouts import (
     ALL,
     LONE,
@@ -652,3 +653,31 @@ def test_a_sibling_cut_at_the_limit_is_shown_only_if_asked_for(policy, correct):
     }
     assert drawn[False] == [[1], [], [1]]
     assert [sorted(rows) for rows in drawn[True]] == [[1, 2], [0, 2], [0, 1]]
+
+
+VOTERS = """
+from types import SimpleNamespace
+from jaxdistill import hosts
+from jaxdistill.tasks.grading import Verdict
+from jaxdistill.tasks.questions import Question
+from jaxdistill.training.teacher_prompts import count_votes
+
+hosts.start()
+asked = set()
+
+def grade(questions, responses):
+    asked.update(question.id for question in questions)
+    pairs = zip(questions, responses, strict=True)
+    return [Verdict(q.answer == text, "", None if text == "-" else text) for q, text in pairs]
+
+questions = [Question(id, "?", "") for id in "abc"]
+rollouts = SimpleNamespace(questions=questions, rollouts=3, responses=list("122-55717"))
+print(count_votes(rollouts, grade), "".join(sorted(asked)))
+hosts.part(0)
+"""
+
+
+@pytest.mark.slow
+def test_each_host_compares_the_answers_to_its_own_questions_and_all_have_every_vote():
+    votes = [0, 1, 1, None, 1, 1, 0, 1, 0]
+    assert on_two_hosts(VOTERS, "", "") == [(0, f"{votes} a"), (0, f"{votes} bc")]

@@ -7,6 +7,7 @@ Hardware and time: 2 CPU cores, about a minute.
 Command: jaxdistill train toy_selfdistill --run-dir runs/sdpo
 Variants: --set 'objective.target=AnchorEpistemicMass()' anchors the epistemic mass;
   --set 'teacher=EMA(rate=0.05)'; --set 'experience.context=AnswerOnly()'; --set model.world=control
+  --set 'experience.context=WorkedExample()' shows the solution of another problem
 """
 
 from jaxdistill.config import RunConfig
@@ -16,6 +17,7 @@ from jaxdistill.sampling import Sampling
 from jaxdistill.storage.loading import ToyBase
 from jaxdistill.tasks.contexts import Solution
 from jaxdistill.tasks.tasks import ToyTask
+from jaxdistill.tasks.toy.tokenizer import WORDING
 from jaxdistill.training.compute import Compute
 from jaxdistill.training.on_policy import OnPolicy
 from jaxdistill.training.optimizer import Optimizer
@@ -37,6 +39,7 @@ def toy_selfdistill() -> RunConfig:
             rollouts=8,
             sampling=Sampling(max_new_tokens=80),
             context=Solution(),
+            template=WORDING,
             # The tables of docs/toy_study.md were measured with it; it matters in a row here and
             # there, since few responses are cut off.
             cut_demonstrations=True,

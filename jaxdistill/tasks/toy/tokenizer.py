@@ -1,9 +1,13 @@
 """The vocabulary (one token per word) and the chat template of the toy world's tokenizer."""
 
-from jaxdistill.tasks.contexts import TEMPLATE
+from jaxdistill.tasks.contexts import TEMPLATE, Template
 from jaxdistill.tasks.toy import problems, traces
 
 SPECIAL = ("<|pad|>", "<|unk|>", "<|im_start|>", "<|im_end|>")
+
+# The default's words for another problem are not in the vocabulary below. The bases were not taught
+# any; another problem is told from a solution by its own "... ->" in front.
+WORDING = Template(example=Template().solution)
 
 # As in DeepSeek-R1's template, the generation prompt ends with `<think>`. Every token is surrounded
 # by spaces, because the tokenizer splits at whitespace.
