@@ -11,9 +11,9 @@ and the base, with the sentences that the intervals allow), `facts` (command, da
 (the output of `jaxdistill report STUDY --markdown`). Text outside the marks is not changed, so
 check the sentences around the tables after a new study. The block `<!-- guide -->` of
 docs/guided_generation.md gets the printed table of guided generation, and those of
-docs/toy_tune.md, `<!-- toy_tune full: tuned -->` and `<!-- toy_tune full: unfinished -->`, the tables
-of tuned.json and of a search that is not finished. The quick profile of `toy_study` also writes its
-figure.
+docs/toy_tune.md, `<!-- toy_tune full: tuned -->` and `<!-- toy_tune full: unfinished -->`, the
+tables of tuned.json and of a search that is not finished. The quick profile of `toy_study` also
+writes its figure.
 """
 
 import json
