@@ -152,7 +152,8 @@ def _spec(
         is_any_size = shape is None or (in_program and letter in PADDED)
         for axis in wanted:
             size = mesh.shape.get(axis, 1)
-            if size > 1 and (is_any_size or shape[i] % (parts * size) == 0):
+            divides = shape is not None and shape[i] % (parts * size) == 0
+            if size > 1 and (is_any_size or divides):
                 parts *= size
                 chosen.append(axis)
         spec.append(tuple(chosen) or None)

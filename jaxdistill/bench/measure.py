@@ -146,12 +146,12 @@ _COLLECTIVE = re.compile(
 def summed(events: list[Event], kernels: int) -> dict[str, Any]:
     """The longest `kernels` kernels of one device, and what its collectives take, in seconds."""
     calls = Counter(event.name for event in events)
-    seconds: Counter[str] = Counter()
+    seconds = dict.fromkeys(calls, 0.0)
     for event in events:
         seconds[event.name] += event.seconds
     longest = [
-        {"name": name, "calls": calls[name], "seconds": total}
-        for name, total in seconds.most_common(kernels)
+        {"name": name, "calls": calls[name], "seconds": seconds[name]}
+        for name in sorted(seconds, key=lambda name: -seconds[name])[:kernels]
     ]
     exchanges, others = [], []
     for event in events:

@@ -28,13 +28,10 @@ from jaxdistill.training.teachers import Fixed
 
 def opd_math(student: Student = QWEN3_1_7B, scale: str = "paper") -> RunConfig:
     parent = sdpo_math(student, scale)
-    questions = parent.experience.questions
     return replace(
         parent,
         name=run_name("opd_math", student, scale),
-        experience=replace(
-            parent.experience, questions=questions, rollouts=1, updates=1, context=NoContext()
-        ),
+        experience=replace(parent.experience, rollouts=1, updates=1, context=NoContext()),
         objective=Distill(support=FullVocabulary(), divergence=ReverseKL(), reduction="token"),
         teacher=Fixed("Qwen/Qwen3-8B"),
     )
