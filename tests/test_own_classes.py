@@ -232,9 +232,9 @@ def test_of_a_long_union_the_nearest_names_are_shown():
             apply_overrides(Distill(), [text])
         said = str(error.value)
         assert f"expected {names}" in said.replace("tuple[", "")
-        assert re.search(r" \| \d more \| a class with ", said)
+        assert re.search(r" \| \d+ more \| a class with ", said)
         assert len(said) < 320
-    with pytest.raises(UserError, match=r"one of AnchorEpistemicMass, .*, 4 more, or a frozen"):
+    with pytest.raises(UserError, match=r"one of AnchorEpistemicMass, .*, \d+ more, or a frozen"):
         Distill(target="anchor")  # pyright: ignore[reportArgumentType]
     assert own_classes.most_alike(["b", "a"], "a") == ["b", "a"]
 

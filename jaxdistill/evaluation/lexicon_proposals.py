@@ -19,6 +19,7 @@ from jaxdistill.evaluation.responses import Response, encode
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.loading import Policy
 from jaxdistill.tasks import contexts
+from jaxdistill.tasks.demonstrations import Group, Random, choose_siblings
 from jaxdistill.tasks.questions import Question, messages
 
 # An upper bound for the tokens of the context's own wording in any tokenizer. Chosen, not counted.
@@ -173,7 +174,12 @@ def with_siblings(responses: Sequence[Response], seed: int) -> Iterator[tuple[Re
     for question, group in groups.items():
         # Seeded by the bytes of the text: Python's `hash` of a string differs between processes.
         rng = np.random.default_rng(list(f"{seed}/propose/{question}".encode("utf-8", "replace")))
-        chosen = contexts.choose_siblings([bool(each.correct) for each in group], rng)
+        everyone = Group(
+            is_eligible=[True] * len(group),
+            lengths=[0] * len(group),  # a random draw reads none
+            is_correct=[bool(each.correct) for each in group],
+        )
+        chosen = choose_siblings(everyone, Random(), rng)
         for response, siblings in zip(group, chosen):
             if siblings:
                 yield response, group[siblings[0]].text

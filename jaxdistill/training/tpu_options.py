@@ -46,3 +46,6 @@ class JittedForPlatform:
 
     def lower(self, *arguments: Any, **keywords: Any) -> Any:
         return self._of_platform().lower(*arguments, **keywords)
+
+    def trace(self, *arguments: Any, **keywords: Any) -> Any:
+        return self._of_platform().trace(*arguments, **keywords)
