@@ -174,12 +174,12 @@ def with_siblings(responses: Sequence[Response], seed: int) -> Iterator[tuple[Re
     for question, group in groups.items():
         # Seeded by the bytes of the text: Python's `hash` of a string differs between processes.
         rng = np.random.default_rng(list(f"{seed}/propose/{question}".encode("utf-8", "replace")))
-        shown = Group(
+        everyone = Group(
             is_eligible=[True] * len(group),
-            lengths=[len(each.text) for each in group],
+            lengths=[0] * len(group),  # a random draw reads none
             is_correct=[bool(each.correct) for each in group],
         )
-        chosen = choose_siblings(shown, Random(), rng)
+        chosen = choose_siblings(everyone, Random(), rng)
         for response, siblings in zip(group, chosen):
             if siblings:
                 yield response, group[siblings[0]].text

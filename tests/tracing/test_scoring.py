@@ -16,7 +16,7 @@ from jaxdistill.tracing import scoring
 from jaxdistill.tracing.scoring import Answer, Settings, score_answer
 from jaxdistill.training.networks import Networks
 
-V, T = 63, 11  # a vocabulary that two devices share only with padding
+V, T = 61, 11  # a vocabulary that two devices share only with padding
 MODEL = ARCHITECTURE.__class__(**{**vars(ARCHITECTURE), "vocab_size": V})
 EPISTEMIC = (3, 17, 40)
 RNG = np.random.default_rng(0)
