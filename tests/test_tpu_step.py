@@ -42,8 +42,8 @@ MODEL = ModelConfig(
     rope=Rope(1e6),
     tie_embeddings=False,
 )
-# The teacher's rows are divided into blocks. No two of these numbers, widths, their parts on a device
-# and the size of a block are the same: tests tell arrays apart by them.
+# The teacher's rows are divided into blocks. No two of these numbers, the widths, their parts on a
+# device and the size of a block are the same: tests tell arrays apart by them.
 PACK, SHOWN, COMPLETION, CHUNK = 2560, 2 * layers.BLOCK + 2048, 2304, 256
 OPTIMIZER = Optimizer()
 
