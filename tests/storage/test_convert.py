@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 from tiny_run import ARCHITECTURE, tiny, tree_of
 
 from jaxdistill.errors import UserError
+from jaxdistill.models import parameters
 from jaxdistill.run.loop import run
 from jaxdistill.sharding import MeshConfig, make_mesh
 from jaxdistill.storage import hf_export, loading
@@ -124,7 +125,8 @@ def test_a_run_is_read_from_its_newest_checkpoint_which_is_its_export(run_dir, t
 
 def test_a_checkpoint_is_read_onto_any_mesh(run_dir):
     spread = open_model(run_dir, make_mesh(MeshConfig(fsdp=4, tensor=2)))
-    assert equal(spread.params, open_model(run_dir).params)
+    read = parameters.unpadded(spread.params, spread.config)  # its vocabulary is odd
+    assert equal(read, open_model(run_dir).params)
     assert max(len(x.sharding.device_set) for x in jax.tree.leaves(spread.params)) == 8
 
 
