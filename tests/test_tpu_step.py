@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.tpu, pytest.mark.timeout(1800)]
 SLICES = {"v5p:2x2x1": "fsdp=4", "v6e:2x4": "fsdp=2,tensor=4"}
 # Widths at which every device's part of a weight fills the compiler's tiles of 128 columns.
 MODEL = ModelConfig(
-    vocab_size=8192,
+    vocab_size=11_264,
     hidden_size=1024,
     num_layers=5,  # more than are unrolled
     num_heads=8,
@@ -42,7 +42,8 @@ MODEL = ModelConfig(
     rope=Rope(1e6),
     tie_embeddings=False,
 )
-# The teacher's rows are divided into blocks; no two of these numbers and widths are the same.
+# The teacher's rows are divided into blocks. No two of these numbers, the widths, their parts on a
+# device and the size of a block are the same: tests tell arrays apart by them.
 PACK, SHOWN, COMPLETION, CHUNK = 2560, 2 * layers.BLOCK + 2048, 2304, 256
 OPTIMIZER = Optimizer()
 
@@ -99,14 +100,26 @@ def _batch(mesh):
     )
 
 
-def test_sums_over_devices_arrive_split_and_gathers_are_in_bfloat16(mesh):
-    """Of the packed step with a frozen teacher that is also the reference."""
-    compute = Compute(dtype="bfloat16", chunk=CHUNK, pack=PACK, remat="all")
+def _text_of(mesh, gradients):
+    """The packed step with a frozen teacher that is also the reference, compiled."""
+    compute = Compute(dtype="bfloat16", chunk=CHUNK, pack=PACK, remat="all", gradients=gradients)
     step = make_train_step(MODEL, sdpo(), (3, 5), OPTIMIZER, Frozen(), compute, 100, 1.0, True)
     with sharding.use_mesh(mesh):
         lowered = step.lower(*_state(mesh), _batch(mesh))
         # With the least effort, since collectives are the same, and the time is half.
-        text = lowered.compile(compiler_options=QUICK).as_text()
+        return lowered.compile(compiler_options=QUICK).as_text()
+
+
+@pytest.fixture(scope="module")
+def text(mesh):
+    return _text_of(mesh, "compute")
+
+
+def _shapes_of(text):
+    return [tuple(map(int, shape.split(","))) for shape in re.findall(r"\w\[([\d,]+)\]", text)]
+
+
+def test_sums_over_devices_arrive_split_and_gathers_are_in_bfloat16(mesh, text):
     found = hlo.collectives(text)
     by_kind = {kind: [each.bytes for each in found if each.kind == kind] for kind in hlo.KINDS}
     print(dict(mesh.shape), {kind: (len(sizes), sum(sizes)) for kind, sizes in by_kind.items()})
@@ -115,8 +128,14 @@ def test_sums_over_devices_arrive_split_and_gathers_are_in_bfloat16(mesh):
 
     # The smallest of a layer's weights on a device, in bfloat16.
     weight = D * size["N"] * size["H"] * 2 // tensor
-    # On v6e that one, of half a MiB, is left an all-reduce. At real widths none is so small.
-    assert max(by_kind["all-reduce"], default=0) < 2**20
+    # One sum of at most its size is left an all-reduce: of half a MiB on v6e, where the largest of
+    # the others has less than half of that. At real widths no weight is so small.
+    *others, largest = sorted([0, *by_kind["all-reduce"]])
+    for line in re.findall(r".* all-reduce(?:-start)?\(.*", text):
+        if f"[{D // 2}" in line or f",{D}]" in line:  # what is left, by name
+            print(line.strip()[:400])
+    assert largest <= min(weight, 2**20)
+    assert sum(others) < 2**18
     # A gradient for each of the four products, and the head's in float32.
     assert len([n for n in by_kind["reduce-scatter"] if n >= weight]) >= 5
     assert max(by_kind["reduce-scatter"]) >= D * columns * 4
@@ -125,9 +144,36 @@ def test_sums_over_devices_arrive_split_and_gathers_are_in_bfloat16(mesh):
     wide = [shape for dtype, shape in gathered if dtype == "f32" and str(D) in shape.split(",")]
     assert not [shape for shape in wide if {str(PACK), str(SHOWN)} & set(shape.split(","))]
     # The teacher's feed-forward has a block of its positions at once.
-    shapes = [set(shape.split(",")) for shape in re.findall(r"\w\[([\d,]+)\]", text)]
-    F = str(size["F"] // tensor)
-    assert not [shape for shape in shapes if {str(SHOWN), F} <= shape]
+    assert not [shape for shape in _shapes_of(text) if {SHOWN, size["F"] // tensor} <= set(shape)]
+
+
+def test_no_device_holds_an_array_that_others_could_share(mesh, text):
+    """At the widths of Qwen3-8B each of these has more than 100 MB.
+
+    Embedding and head, the feed-forward's weights of all layers, and its and the loss's arrays of
+    as many positions as are computed together. One layer's weights, gathered over fsdp, must be.
+    """
+    L, D, F, V = (MODEL.axes[letter] for letter in "LDFV")
+    tensor = mesh.shape["tensor"]
+    shared = [{L, D, F // tensor}]  # a gather of all layers before the loop over them
+    if tensor > 1:
+        shared += [{D, V}, {D, F}, {CHUNK, V}, {PACK, F}]
+    shapes = _shapes_of(text)
+    assert any({D, V // tensor} <= set(shape) for shape in shapes)
+    assert not [shape for shape in shapes if any(dims <= set(shape) for dims in shared)]
+
+
+def test_gradients_in_float32_are_summed_over_devices_in_float32(mesh, text):
+    D, columns = MODEL.hidden_size, MODEL.intermediate_size // mesh.shape["tensor"]
+
+    def sums_of(program):
+        """The dtypes in which the gradients of the feed-forward's weights are summed."""
+        pattern = r"= (\w+)\[([\d,]+)\]\S* (?:all-reduce|reduce-scatter)(?:-start)?\("
+        found = [(t, set(map(int, s.split(",")))) for t, s in re.findall(pattern, program)]
+        rows = {D, D // mesh.shape["fsdp"]}
+        return {dtype for dtype, dims in found if columns in dims and rows & dims}
+
+    assert (sums_of(text), sums_of(_text_of(mesh, "float32"))) == ({"bf16"}, {"f32"})
 
 
 # The widths of Qwen3-8B, at which the update's program costs no more. The compiler's peak includes

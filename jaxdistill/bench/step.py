@@ -81,8 +81,8 @@ def open_mesh(work: Placing, model: ModelConfig, *rows: int) -> sharding.Mesh:
                 f"{together} rows at a time do not split evenly over {parts} devices (data x fsdp "
                 f"of --mesh {work.mesh}); give a multiple of {parts}, or --mesh fsdp=1"
             )
-    print(start_line(mesh, model, compute, rows=step_rows), file=sys.stderr)
-    for line in placement.check_mesh(model, mesh):
+    said = placement.check_mesh(model, mesh)
+    for line in (start_line(mesh, model, compute, rows=step_rows), *said):
         print(line, file=sys.stderr)
     return mesh
 

@@ -84,3 +84,17 @@ def test_a_flipped_bit_of_a_checkpoint_is_refused_by_every_verb_that_reads_it(pl
 )
 def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(command, name, reason):
     assert_mistake(command.format(name).split(), reason)
+
+
+def test_a_mesh_that_does_not_split_the_heads_is_refused_by_every_verb_alike(place):
+    text = "mesh tensor=3 does not split {} evenly; take tensor from {}, and more devices along"
+    qwen = text.format("16 query heads and 8 key/value heads", "1, 2, 4, 8, 16")
+    mesh = ["--mesh", "fsdp=1,tensor=3"]
+    for command in (
+        "bench step --model Qwen3-1.7B",
+        "bench decode --model Qwen3-1.7B",
+        "plan sdpo_math --student Qwen3-1.7B --topology v5e:2x4 --no-compile",
+    ):
+        assert_mistake([*command.split(), *mesh], qwen)
+    toy = text.format("2 query heads and 1 key/value heads", "1, 2")
+    assert_mistake([*TRAIN.split(), *mesh], toy)

@@ -76,8 +76,9 @@ def test_positions_in_blocks_have_the_same_results(sizes, positions, num_blocks)
     np.testing.assert_array_equal(found, function(x_BTD))
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_the_feed_forward_in_blocks_is_that_of_whole_rows_on_eight_devices(dtype):
+# A product of fewer rows may be summed in another order: rounding of the dtype.
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2**-7)])
+def test_the_feed_forward_in_blocks_is_that_of_whole_rows_on_eight_devices(dtype, tolerance):
     shapes = [(4, 96, 16), (16, 2, 24), (24, 16)]
     arrays = [
         jax.random.normal(jax.random.key(i), shape).astype(dtype) for i, shape in enumerate(shapes)
@@ -95,4 +96,5 @@ def test_the_feed_forward_in_blocks_is_that_of_whole_rows_on_eight_devices(dtype
         found, whole = (
             jax.jit(in_blocks, static_argnums=0)(block, *placed) for block in (25, 10**6)
         )
-    np.testing.assert_array_equal(found, whole)
+    found, whole = np.float64(found), np.float64(whole)
+    np.testing.assert_allclose(found, whole, rtol=0, atol=tolerance * np.abs(whole).max())

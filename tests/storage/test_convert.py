@@ -125,9 +125,8 @@ def test_a_run_is_read_from_its_newest_checkpoint_which_is_its_export(run_dir, t
 
 def test_a_checkpoint_is_read_onto_any_mesh(run_dir):
     spread = open_model(run_dir, make_mesh(MeshConfig(fsdp=4, tensor=2)))
-    # The toy's 133 rows of the vocabulary are 256 where two devices share them.
-    cut = parameters.unpadded(spread.params, spread.config)
-    assert equal(cut, open_model(run_dir).params)
+    read = parameters.unpadded(spread.params, spread.config)  # its vocabulary is odd
+    assert equal(read, open_model(run_dir).params)
     assert max(len(x.sharding.device_set) for x in jax.tree.leaves(spread.params)) == 8
 
 

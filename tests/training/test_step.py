@@ -279,16 +279,26 @@ def test_bfloat16_matmuls_stay_near_float32(gradients):
 
 
 @pytest.mark.slow
-def test_gradients_in_float32_on_eight_devices_are_those_of_one():
-    step = make_step(TOKEN, dtype="bfloat16", gradients="float32")
-    one = run(step, start(), pad(make_batch(0)), pad(make_batch(1)))
-    eight = on_mesh((2, 2, 2), step, pad)
-    a, b = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(gradient_of(t[0]))])
-            for t in (one, eight))  # fmt: skip
+def test_gradients_in_float32_on_eight_devices_are_near_those_of_one():
+    """After one step: in bfloat16 a second one starts from parameters that differ by rounding."""
+    step, batch = make_step(TOKEN, dtype="bfloat16", gradients="float32"), pad(make_batch(0))
+    one, _ = run(step, start(), batch)
+    mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 2))
+    student, reference = (
+        jax.device_put(model(seed), sharding.shardings_of(mesh, model(seed)))
+        for seed in (STUDENT, REFERENCE)
+    )
+    with sharding.use_mesh(mesh):
+        state = init_state(student, ADAM, EMA(0.25), 10)
+        state, _ = step(state, reference, sharding.shard_batch(mesh, batch))
+    a, b = (
+        np.concatenate([np.ravel(x) for x in jax.tree.leaves(gradient_of(s))])
+        for s in (one, jax.device_get(state))
+    )
     assert a.dtype == b.dtype == np.float32
-    # The activations are bfloat16, and are summed over devices in another order.
-    assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.999
-    np.testing.assert_allclose(eight[1]["loss"].mean, one[1]["loss"].mean, rtol=1e-2)
+    # Activations in bfloat16 are summed over devices in another order: 0.9993, and 0.6 %.
+    assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.998
+    assert np.linalg.norm(b) == pytest.approx(np.linalg.norm(a), rel=0.02)
 
 
 def forwards_of(objective, batch, teacher=Frozen()):  # noqa: B008
