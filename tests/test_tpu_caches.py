@@ -3,6 +3,8 @@
 `pytest -m tpu -n 0 tests/test_tpu_caches.py -s`, where jax[tpu] is installed.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -85,9 +87,14 @@ def test_every_layer_reads_its_cache_by_the_paged_kernel_and_no_cache_is_copied(
     pools = [each for each in operations if each.kind == "copy" and len(each.shapes) == 1
              and each.shapes[0][-3:] in ((pages, 128, 128), (rings, 128, 128))]  # fmt: skip
     assert not pools
-    # A page is copied to its slot from the one array that prefill's loop has written.
-    width = (PROMPT, CONFIG.window)
+    # A page is copied to its slot from the one array that prefill's loop has written. Prompts have
+    # all heads of the device's questions; the residual stream, halved over `tensor`, is as wide.
+    width, of_prompts = (PROMPT, CONFIG.window), QUESTIONS // parts * heads
+
+    def has_prompts(shape):
+        is_wide = len(shape) > 3 and shape[-2] in width and shape[-1] == 128
+        return is_wide and math.prod(shape[:-2]) % of_prompts == 0
+
     prompts = [each for each in operations if each.kind in ("copy", "transpose") and not each.loop
-               and any(shape[-2] in width and shape[-1] == 128 for shape in each.shapes
-                       if len(shape) > 3)]  # fmt: skip
+               and any(map(has_prompts, each.shapes))]  # fmt: skip
     assert not prompts
