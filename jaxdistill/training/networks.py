@@ -57,6 +57,11 @@ def score_batch(
         params: Any, prompts: list[Sequences], mlp_block: int | None = BLOCK
     ) -> list[HiddenAndHead]:
         weights, config = own_config(params, model)
+        if isinstance(params, External):  # an id that only the student has would make NaN of it all
+            last = config.vocab_size - 1
+            prompts = [
+                each._replace(tokens_BS=jnp.minimum(each.tokens_BS, last)) for each in prompts
+            ]
         hiddens = completions.hidden_of_prompts(
             weights,
             config,

@@ -132,14 +132,17 @@ def test_rows_of_padding_change_nothing():
     assert not head_DV[:, NUM_IDS:].any()
 
 
-def test_a_sampled_id_of_padding_has_no_weight():
+@pytest.mark.parametrize("theirs", [WIDE.vocab_size, NUM_IDS])
+def test_a_sampled_id_of_padding_has_no_weight(theirs):
+    config = dataclasses.replace(WIDE, vocab_size=theirs)
     batch = ids_below(make_batch(), NUM_IDS)
     ids_BP = batch.completion.ids_BP.copy()
     ids_BP[0, 0] = NUM_IDS + 1
     spoiled = dataclasses.replace(batch, completion=batch.completion._replace(ids_BP=ids_BP))
-    external = External(wide_model(), WIDE, NUM_IDS)
+    external = External(wide_model(config), config, NUM_IDS)
     (_, clean), (_, metrics) = (step_of(FULL, external, pad(x)) for x in (batch, spoiled))
     assert np.isfinite(metrics["loss"].mean)
+    assert not metrics["skipped"].mean
     name = "epistemic_mass_teacher"
     assert metrics[name].weight == clean[name].weight - 1
 
