@@ -74,7 +74,7 @@ def draw_tokens(
 
 
 def columns_of(vocab_size: int, parts: int) -> int:
-    """The columns that logits need for each of `parts` devices to have whole blocks of them.
+    """The columns that logits need for each of `parts` devices to have whole blocks.
 
     Otherwise every device would gather all logits for every token, to divide them into blocks. The
     size of a block does not depend on `parts`: a row's tokens are the same on every mesh.
