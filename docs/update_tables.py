@@ -24,7 +24,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from jaxdistill.configs.toy.methods import read_tuned
+from jaxdistill.configs.toy._methods import read_tuned
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation.guided_table import table_lines
 from jaxdistill.report import findings, markdown, study_markdown, versus

@@ -180,10 +180,14 @@ RECIPES = "jaxdistill.configs"
 
 
 def recipe_modules() -> dict[str, str]:
-    """{recipe: its module} for every recipe in `jaxdistill.configs` and its subpackages."""
+    """{recipe: its module} for every recipe in `jaxdistill.configs` and its subpackages.
+
+    Modules whose names begin with _ are what recipes share.
+    """
     package = importlib.import_module(RECIPES)
     found = pkgutil.walk_packages(package.__path__, f"{RECIPES}.")
-    return {module.name.rpartition(".")[2]: module.name for module in found if not module.ispkg}
+    names = {module.name.rpartition(".")[2]: module.name for module in found if not module.ispkg}
+    return {name: module for name, module in names.items() if not name.startswith("_")}
 
 
 def recipe_names() -> list[str]:

@@ -135,7 +135,10 @@ def test_our_methods_differ_from_the_papers_in_their_objective_context_or_teache
 
 @pytest.mark.parametrize("student", STUDENTS)
 @pytest.mark.parametrize("recipe", TRAINING)
-def test_every_student_resolves_at_the_scales_that_are_for_it(recipe, student):
+def test_every_student_resolves_at_the_scales_that_are_for_it(
+    recipe, student, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)  # another worker's tests may write into the checkout meanwhile
     facts = STUDENTS[student]
     paper = described(recipe, student, "paper")
     assert paper["name"] == f"{recipe}-{student}"

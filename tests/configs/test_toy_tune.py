@@ -8,8 +8,9 @@ import pytest
 
 from jaxdistill import overrides
 from jaxdistill.config import RunConfig, load_recipe, load_study_recipe
-from jaxdistill.configs.toy import methods, toy_study
-from jaxdistill.configs.toy.methods import METHODS, configured, read_tuned, usual
+from jaxdistill.configs.toy import _methods as methods
+from jaxdistill.configs.toy import toy_study
+from jaxdistill.configs.toy._methods import METHODS, configured, read_tuned, usual
 from jaxdistill.errors import UserError
 from jaxdistill.objectives import GRPO, Mixed
 from jaxdistill.run.search import Point

@@ -2,7 +2,7 @@
 
 Purpose: compare base, SDPO, `sdpo_mask` (a mask that does not protect), `epi_gate`, `epi_anchor`
 and GRPO, in the main world and in the control world, whose teacher keeps verifying. The full
-profile has every method of `configs.toy.methods`, with the learning rate and the knob that
+profile has every method of `configs.toy._methods`, with the learning rate and the knob that
 `toy_tune` has chosen for it (`docs/toy_tune.md`); it also has SDPO, with an EMA teacher and with
 the mask, as published at the gate's rate, which shows the harm.
 Expected (main world, held-out problems): SDPO loses most epistemic tokens and over ten points of
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from jaxdistill.config import RunConfig
-from jaxdistill.configs.toy.methods import METHODS, configured, tuned_point, usual
+from jaxdistill.configs.toy._methods import METHODS, configured, tuned_point, usual
 from jaxdistill.configs.toy.toy_grpo import toy_grpo
 from jaxdistill.configs.toy.toy_selfdistill import SPLITS, toy_selfdistill
 from jaxdistill.errors import UserError
