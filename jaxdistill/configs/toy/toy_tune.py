@@ -2,7 +2,7 @@
 
 Purpose: baselines that are tuned as well as what they are compared with. The rule, stated before
 any run (`run.search` is its code): every method is run at 4 learning rates x 3 values of its own
-knob (`configs.toy._methods` names it) with 2 seeds, 24 runs for each. The highest mean over seeds of
+knob (`configs.toy._methods` names it) with 2 seeds, 24 runs each. The highest mean over seeds of
 the mean of in-distribution and OOD accuracy after the last step wins, measured on the pools
 `toy:validation` and `toy:validation_ood`, which no table of a study reports; they have no problem
 in common with any other pool. Of equal ones the smaller rate wins. A best value at an edge of the
