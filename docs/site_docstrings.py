@@ -5,12 +5,16 @@ are rewritten here: doctests become blocks of code, and what is said of a field 
 entry "name: text" or in a comment at the field, becomes a row of a table.
 """
 
-import ast
 import re
+import sys
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import griffe
+
+sys.path.insert(0, str(Path(__file__).parent))  # mkdocs loads this file by its path
+from field_comments import comments_at_fields
 
 DOCTEST = re.compile(r"^>>> .*(?:\n(?!$).*)*", re.MULTILINE)
 
@@ -19,7 +23,7 @@ class Docstrings(griffe.Extension):
     def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
         names = [name for name, member in cls.members.items() if member.is_attribute]
         texts = entries(cls, names)
-        for name, comment in comments_in(cls).items():
+        for name, comment in comments_at_fields(cls.source).items():
             texts[name] = f"{texts[name].rstrip('.')}; {comment}" if name in texts else comment
         describe(cls, {name: texts[name] for name in names if name in texts})
 
@@ -78,24 +82,4 @@ def pieces(text: str, names: Any, whole: bool = False) -> list[tuple[tuple[str, 
             is_open = False
             if whole:
                 found.append(((), line))
-    return found
-
-
-def comments_in(cls: griffe.Class) -> dict[str, str]:
-    """{field: the comment above it and the one behind it} of a class's own fields."""
-    lines = textwrap.dedent(cls.source).splitlines()
-    (tree,) = ast.parse("\n".join(lines)).body
-    assert isinstance(tree, ast.ClassDef)
-    found = {}
-    for node in tree.body:
-        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
-            continue
-        above, row = [], node.lineno - 2
-        while lines[row].lstrip().startswith("#"):
-            above.insert(0, lines[row].strip().lstrip("# "))
-            row -= 1
-        assert node.end_lineno is not None
-        behind = lines[node.end_lineno - 1][node.end_col_offset :].strip().lstrip("# ")
-        if comment := " ".join(filter(None, [*above, behind])):
-            found[node.target.id] = comment
     return found

@@ -7,10 +7,10 @@ comment at its field, or from its entry in the class's docstring ("name: text").
 when to change a setting is written here. A setting without a text or without advice is an error.
 """
 
-import ast
 import dataclasses
 import inspect
 import re
+import sys
 import textwrap
 import typing
 from collections.abc import Iterator
@@ -30,6 +30,9 @@ from jaxdistill.training.experience import Supervised
 from jaxdistill.training.on_policy import OnPolicy
 from jaxdistill.training.optimizer import Optimizer
 from jaxdistill.training.traces import Traces
+
+sys.path.insert(0, str(Path(__file__).parent))  # a test loads this file from elsewhere
+from field_comments import comments_at_fields
 
 PAGE = Path(__file__).with_name("settings.md")
 INTRODUCTION = """# Settings
@@ -376,21 +379,7 @@ def comments_of(cls: type) -> dict[str, str]:
     """{field: the comment above it and the one behind it} of a class's own fields."""
     if not dataclasses.is_dataclass(cls):
         return {}
-    lines = textwrap.dedent(inspect.getsource(cls)).splitlines()
-    (tree,) = ast.parse("\n".join(lines)).body
-    assert isinstance(tree, ast.ClassDef)
-    found = {}
-    for node in tree.body:
-        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
-            continue
-        above, row = [], node.lineno - 2
-        while lines[row].lstrip().startswith("#"):
-            above.insert(0, lines[row].strip().lstrip("# "))
-            row -= 1
-        assert node.end_lineno is not None
-        behind = lines[node.end_lineno - 1][node.end_col_offset :].strip().lstrip("# ")
-        if comment := " ".join(filter(None, [*above, behind])):
-            found[node.target.id] = comment
+    found = comments_at_fields(inspect.getsource(cls))
     return {name: text for name, text in found.items() if name in own_classes.fields_of(cls)}
 
 

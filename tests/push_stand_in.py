@@ -10,8 +10,9 @@ import contextlib
 import hashlib
 import json
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from local_server import served
 
 TOKEN = "hf_test"
 PERMITTED = "me"
@@ -41,19 +42,11 @@ def serving(monkeypatch, token=TOKEN):
         pass
 
     Handler.hub = hub
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    direct(monkeypatch, hub.url, token)
-    # Xet's client is a program of its own that speaks to another service.
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    try:
+    with served(Handler) as hub.url:
+        direct(monkeypatch, hub.url, token)
+        # Xet's client is a program of its own that speaks to another service.
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         yield hub
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def direct(monkeypatch, url, token=TOKEN):
