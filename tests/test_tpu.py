@@ -11,7 +11,6 @@ import time
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.experimental import topologies
 from programs import COLLECTIVES, MODEL, operations_of
 
 from jaxdistill import losses, sharding
@@ -32,6 +31,7 @@ from jaxdistill.objectives import (
     epi_anchor,
     needs_contrast,
 )
+from jaxdistill.plan import topologies
 from jaxdistill.sampling import Sampling, drawing, make_sampler, truncation
 from jaxdistill.sharding import MeshConfig
 from jaxdistill.training.compute import Compute
@@ -57,12 +57,8 @@ PACK, PACKED_TEACHER, PACKED_COMPLETION = 8192, 9216, 7680
 @pytest.fixture(scope="module", params=SLICES)
 def mesh(request):
     pytest.importorskip("libtpu", reason="no TPU compiler here: pip install 'jax[tpu]'")
-    with pytest.MonkeyPatch.context() as environment:
-        # Not on a TPU host: ask no metadata server, and let other workers load the library too.
-        environment.setenv("TPU_SKIP_MDS_QUERY", "1")
-        environment.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-        slice_ = topologies.get_topology_desc(platform="tpu", topology_name=request.param)
-        yield sharding.make_mesh(SLICES[request.param], slice_.devices)
+    devices = topologies.devices(topologies.parse(request.param))
+    return sharding.make_mesh(SLICES[request.param], devices)
 
 
 # ------------------------------------------------------------------------ what is compiled

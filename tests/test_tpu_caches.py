@@ -8,13 +8,13 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.experimental import topologies
 from programs import operations_of
 
 from jaxdistill import sharding
 from jaxdistill.models import parameters
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.rope import Rope
+from jaxdistill.plan import topologies
 from jaxdistill.sampling import Sampling, make_sampler
 from jaxdistill.sharding import MeshConfig
 
@@ -47,11 +47,8 @@ QUESTIONS, ROLLOUTS, PROMPT, NEW, SLOTS, PAGES = 64, 8, 1024, 1024, 32, 128
 def compiled(request):
     """(mesh, the sampler's compiled program)."""
     pytest.importorskip("libtpu", reason="no TPU compiler here: pip install 'jax[tpu]'")
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("TPU_SKIP_MDS_QUERY", "1")
-        environment.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-        slice_ = topologies.get_topology_desc(platform="tpu", topology_name=request.param)
-        mesh = sharding.make_mesh(SLICES[request.param], slice_.devices)
+    devices = topologies.devices(topologies.parse(request.param))
+    mesh = sharding.make_mesh(SLICES[request.param], devices)
 
     def batch(*shape, dtype=jnp.int32):
         split = sharding.sharding_of(mesh, "B", shape)

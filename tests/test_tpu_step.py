@@ -10,7 +10,6 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.experimental import topologies
 from jax.experimental.layout import Format, Layout
 
 from jaxdistill import sharding
@@ -18,7 +17,7 @@ from jaxdistill.models import layers, parameters
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.rope import Rope
 from jaxdistill.objectives import sdpo
-from jaxdistill.plan import hlo
+from jaxdistill.plan import hlo, topologies
 from jaxdistill.plan.compiling import QUICK
 from jaxdistill.training.compute import Compute
 from jaxdistill.training.micro_batches import MicroBatch, MicroBatches, Sequences
@@ -51,11 +50,8 @@ OPTIMIZER = Optimizer()
 @pytest.fixture(scope="module", params=SLICES)
 def mesh(request):
     pytest.importorskip("libtpu", reason="no TPU compiler here: pip install 'jax[tpu]'")
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("TPU_SKIP_MDS_QUERY", "1")
-        environment.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-        slice_ = topologies.get_topology_desc(platform="tpu", topology_name=request.param)
-        yield sharding.make_mesh(SLICES[request.param], slice_.devices)
+    devices = topologies.devices(topologies.parse(request.param))
+    return sharding.make_mesh(SLICES[request.param], devices)
 
 
 def _placed(mesh, tree):
