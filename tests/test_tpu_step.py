@@ -164,8 +164,10 @@ def test_gradients_in_float32_are_summed_over_devices_in_float32(mesh, text):
 
     def sums_of(program):
         """The dtypes in which the gradients of the feed-forward's weights are summed."""
-        pattern = r"= (\w+)\[([\d,]+)\]\S* (?:all-reduce|reduce-scatter)(?:-start)?\("
-        found = [(t, set(map(int, s.split(",")))) for t, s in re.findall(pattern, program)]
+        # Several arrays may be summed at once: the result is a tuple then.
+        results = re.findall(r"= (.*?) (?:all-reduce|reduce-scatter)(?:-start)?\(", program)
+        shapes = re.findall(r"(\w+)\[([\d,]+)\]", " ".join(results))
+        found = [(t, set(map(int, s.split(",")))) for t, s in shapes]
         rows = {D, D // mesh.shape["fsdp"]}
         return {dtype for dtype, dims in found if columns in dims and rows & dims}
 
