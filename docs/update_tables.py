@@ -3,17 +3,16 @@
 Commands: python docs/update_tables.py runs/toy_study_quick
           python docs/update_tables.py guided/toy   # a folder of `jaxdistill guide`
           python docs/update_tables.py tuned        # the package's configs/toy/tuned.json
-          python docs/update_tables.py runs/toy_tune_full/tuned_so_far.json
+          python docs/update_tables.py runs/toy_tune_full/tuned_so_far.json   # prints them
 
 The text of a page between `<!-- STUDY PROFILE: KIND -->` and `<!-- end -->` is replaced. KIND is
 `summary` (one line per method), `tables` (the final tables), `versus` (every method against GRPO
 and the base, with the sentences that the intervals allow), `facts` (command, date, device) or `all`
 (the output of `jaxdistill report STUDY --markdown`). Text outside the marks is not changed, so
 check the sentences around the tables after a new study. The block `<!-- guide -->` of
-docs/guided_generation.md gets the printed table of guided generation, and those of
-docs/toy_tune.md, `<!-- toy_tune full: tuned -->` and `<!-- toy_tune full: unfinished -->`, the
-tables of tuned.json and of a search that is not finished. The quick profile of `toy_study` also
-writes its figure.
+docs/guided_generation.md gets the printed table of guided generation, and `<!-- toy_tune full:
+tuned -->` of docs/toy_tune.md the tables of tuned.json; those of a search that is not finished are
+printed. The quick profile of `toy_study` also writes its figure.
 """
 
 import json
@@ -119,10 +118,10 @@ def update_guided(folder: Path) -> None:
 # -------------------------------------------------------------------------------- tuned.json
 
 
-def update_tuned(kind: str, text: str) -> None:
+def update_tuned(text: str) -> None:
     """Write what `toy_tune` chose, and all that it tried, into its page."""
     page = ROOT / "docs" / "toy_tune.md"
-    block = re.compile(f"(<!-- toy_tune full: {kind} -->\n).*?(<!-- end -->)", re.DOTALL)
+    block = re.compile(r"(<!-- toy_tune full: tuned -->\n).*?(<!-- end -->)", re.DOTALL)
     page.write_text(block.sub(lambda found: f"{found[1]}{text}\n{found[2]}", page.read_text()))
 
 
@@ -210,10 +209,10 @@ def edges(tuned: dict[str, Any]) -> list[str]:
 
 def main(folder: str) -> None:
     if folder == "tuned":
-        update_tuned("tuned", tuned_text(read_tuned()))
+        update_tuned(tuned_text(read_tuned()))
         return
     if folder.endswith(".json"):
-        update_tuned("unfinished", tuned_text(read_tuned(Path(folder))))
+        print(tuned_text(read_tuned(Path(folder))))
         return
     if (Path(folder) / "settings.json").exists():
         update_guided(Path(folder))

@@ -342,7 +342,7 @@ def step_programs(run: Run, mesh: Any) -> list[Program]:
     if config.updates == 1:
         return [Program("step", step, (state, reference, batch), 1)]
     # As `SeveralUpdates` passes them: a log-probability for every token of every completion.
-    old_logp_IT = jax.eval_shape(step.score, state.params, batch)
+    old_logp_IT = step.score.eval_shape(state.params, batch)
     whole = sharding.replicated(mesh)
     old_logp_IT = jax.ShapeDtypeStruct(old_logp_IT.shape, old_logp_IT.dtype, sharding=whole)
     return [

@@ -49,3 +49,7 @@ class JittedForPlatform:
 
     def trace(self, *arguments: Any, **keywords: Any) -> Any:
         return self._of_platform().trace(*arguments, **keywords)
+
+    def eval_shape(self, *arguments: Any, **keywords: Any) -> Any:
+        """As `jax.eval_shape`, which traces it inside another jit, where options are refused."""
+        return self._of_platform().eval_shape(*arguments, **keywords)

@@ -17,3 +17,10 @@ def test_the_options_are_those_of_the_platform_when_the_program_is_lowered(monke
     monkeypatch.setattr(sharding, "platform", lambda: "tpu")
     with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option"):
         doubled(jnp.float32(3))
+
+
+def test_the_shape_of_a_result_is_found_without_the_options(monkeypatch):
+    """Since jax 0.11, `jax.eval_shape` of a jitted function with options is refused: nested."""
+    doubled = JittedForPlatform(lambda x: 2 * x)
+    monkeypatch.setattr(sharding, "platform", lambda: "tpu")
+    assert doubled.eval_shape(jnp.zeros((2, 3))).shape == (2, 3)
