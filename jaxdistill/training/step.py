@@ -18,7 +18,9 @@ from jaxdistill.models import parameters
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.remat import Remat
 from jaxdistill.objectives import (
+    FullVocabulary,
     Objective,
+    distill_of,
     factors,
     make_objective,
     make_scores,
@@ -268,7 +270,18 @@ class _Program:
             teacher_temperature=self.teacher_temperature,
             histograms=(SAMPLER_GAP, *(OF_FORKS if self.reads_reference else ())),
             vocab_size=self.model.vocab_size,
+            two_passes=self._differentiates_in_two_passes,
         )
+
+    @property
+    def _differentiates_in_two_passes(self) -> bool:
+        """Whether it pays to compute derivatives over the vocabulary twice.
+
+        On a GPU it does where they are elementwise. Other supports would choose their tokens twice.
+        """
+        distill = distill_of(self.objective)
+        is_elementwise = distill is not None and isinstance(distill.support, FullVocabulary)
+        return is_elementwise and sharding.platform() == "gpu"
 
     def _update(
         self, state: TrainState, denominator: Array, sums: Any, grads: Any
