@@ -187,8 +187,11 @@ def _scan_layers(
         embed_VD = model.embed[...]
     grouped = jax.tree.map(lambda w: w.reshape(-1, len(pattern), *w.shape[1:]), stacked)
 
-    def one_layer(x_BSD, sliced, kind: LayerKind):
-        layer = sliced
+    def one_layer(x_BSD, group, i: int):
+        # Taken out of the group in here, so that what a backward pass keeps of the weights is the
+        # group itself, which the loop has anyway. It would stack copies of each layer's weights.
+        sliced = layer = jax.tree.map(lambda w: w[i], group)
+        kind = pattern[i]
         if graph is not None:  # not prepared by `stack`, hence fused here, again in every pass
             layer = fuse_layer(nnx.merge(graph, sliced), config, dtype)
         with jax.named_scope("attention"):
@@ -210,8 +213,8 @@ def _scan_layers(
 
     def body(x_BSD, group):
         kept = []
-        for i, kind in enumerate(pattern):
-            x_BSD, kv = one_layer(x_BSD, jax.tree.map(lambda w, i=i: w[i], group), kind)
+        for i in range(len(pattern)):
+            x_BSD, kv = one_layer(x_BSD, group, i)
             kept.append(kv)
         return x_BSD, kept
 
