@@ -73,9 +73,8 @@ class ChunkOptions(NamedTuple):
     # The model's, of heads that have a mesh's padding too (`parameters.stored_head`); None: all of
     # a head's columns.
     vocab_size: int | None = None
-    # Whether each chunk's derivatives are computed in two passes over its logits
-    # (`_in_two_passes`), in less memory.
-    two_passes: bool = False
+    # Loss and derivatives in passes of their own (`_in_separate_passes`), in less memory.
+    separate_passes: bool = False
 
 
 def histogram_of(metric: str) -> str:
@@ -241,7 +240,7 @@ def _sums_fwd(objective_fn, options: ChunkOptions, student: HiddenAndHead, const
         gradient_BTD, gradient_WDV = gradients
 
         logits = _logits(logits_of(chunk_hidden_BTD, head_XV), chunk, heads_XV)
-        differentiated = _in_two_passes if options.two_passes else _in_one_pass
+        differentiated = _in_separate_passes if options.separate_passes else _together
         loss, values, chunk_gradient_BTV = differentiated(
             objective_fn, options, logits, chunk, heads_XV[-1]
         )
@@ -276,7 +275,7 @@ def _sums_fwd(objective_fn, options: ChunkOptions, student: HiddenAndHead, const
     return totals, HiddenAndHead(gradient_BTD, gradient_DV)
 
 
-def _in_one_pass(
+def _together(
     objective_fn, options: ChunkOptions, logits: _PerNetwork, chunk: _Chunked, num_ids: Any
 ) -> tuple[Array, Any, Array]:
     """(loss total, metric totals, gradient for the student's logits) of a chunk."""
@@ -290,20 +289,20 @@ def _in_one_pass(
     return loss, values, pullback(jnp.ones_like(loss))[0]
 
 
-def _in_two_passes(
+def _in_separate_passes(
     objective_fn, options: ChunkOptions, logits: _PerNetwork, chunk: _Chunked, num_ids: Any
 ) -> tuple[Array, Any, Array]:
-    """`_in_one_pass`, with the derivatives computed twice and no array of them in float32.
+    """`_together`, in passes over the logits that store nothing of their size but the result.
 
-    The gradient for logits, g - S sum_v g, needs the sum of the gradient g for log-probabilities
-    first. The first pass over the logits sums it, beside loss and metrics, and the second computes
-    g again. Compiled as one, the passes are two kernels between which XLA for GPUs stores what both
-    need, three arrays of the logits' size in float32 and a mask.
+    One pass sums loss and metrics. With g the gradient for log-probabilities, a second one sums
+    sum_v g, and a third one computes g - S sum_v g, the gradient for logits. Compiled together,
+    they are kernels between which XLA for GPUs stores what several of them need: three arrays of
+    the logits' size in float32, and a mask.
     """
     norms = jax.tree.map(normaliser, _scaled(options, logits, num_ids))
 
-    def passes(logits, norms):
-        """(log-probabilities of the student, its totals as a function of them)."""
+    def totals_and_logp(logits, norms):
+        """(a chunk's totals as a function of the student's log-probabilities, these)."""
         scaled = _scaled(options, logits, num_ids)
         logp = jax.tree.map(normalised, scaled, norms)
 
@@ -311,25 +310,24 @@ def _in_two_passes(
             positions = _positions(logp._replace(student=student_BTV), chunk)
             return _totals(objective_fn, options, positions, chunk)
 
-        return logp.student, totals_of
+        return totals_of, logp.student
 
-    logp_BTV, totals_of = passes(logits, norms)
+    def gradient_and_logp(logits, norms):
+        totals_of, logp_BTV = totals_and_logp(logits, norms)
+        return jax.grad(totals_of, has_aux=True)(logp_BTV)[0], logp_BTV
+
+    totals_of, logp_BTV = totals_and_logp(logits, norms)
     loss, values = totals_of(logp_BTV)
-
-    def derivative(logits, norms):
-        logp_BTV, totals_of = passes(logits, norms)
-        return logp_BTV, jax.grad(totals_of, has_aux=True)(logp_BTV)[0]
-
+    # Without the barriers the compiler recognises that the passes compute the same.
     logits, norms, loss = jax.lax.optimization_barrier((logits, norms, loss))
-    total_BT1 = derivative(logits, norms)[1].sum(axis=-1, keepdims=True)
+    total_BT1 = gradient_and_logp(logits, norms)[0].sum(axis=-1, keepdims=True)
     logits, norms, total_BT1 = jax.lax.optimization_barrier((logits, norms, total_BT1))
-    logp_BTV, gradient_BTV = derivative(logits, norms)
-    _, pullback = jax.vjp(
-        lambda student_BTV: _scaled(
-            options, logits._replace(student=student_BTV), num_ids
-        ).student,
-        logits.student,
-    )
+    gradient_BTV, logp_BTV = gradient_and_logp(logits, norms)
+
+    def scaled_of(student_BTV):
+        return _scaled(options, logits._replace(student=student_BTV), num_ids).student
+
+    _, pullback = jax.vjp(scaled_of, logits.student)
     return loss, values, pullback(gradient_BTV - jnp.exp(logp_BTV) * total_BT1)[0]
 
 

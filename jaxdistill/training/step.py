@@ -270,14 +270,15 @@ class _Program:
             teacher_temperature=self.teacher_temperature,
             histograms=(SAMPLER_GAP, *(OF_FORKS if self.reads_reference else ())),
             vocab_size=self.model.vocab_size,
-            two_passes=self._differentiates_in_two_passes,
+            separate_passes=self._separates_passes,
         )
 
     @property
-    def _differentiates_in_two_passes(self) -> bool:
-        """Whether it pays to compute derivatives over the vocabulary twice.
+    def _separates_passes(self) -> bool:
+        """Whether loss and derivatives over the vocabulary are computed in separate passes.
 
-        On a GPU it does where they are elementwise. Other supports would choose their tokens twice.
+        On a GPU it takes less time and memory where they are elementwise. Other supports would
+        choose their tokens again in each pass.
         """
         distill = distill_of(self.objective)
         is_elementwise = distill is not None and isinstance(distill.support, FullVocabulary)
