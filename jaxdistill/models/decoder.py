@@ -194,13 +194,12 @@ def _scan_layers(
     def one_layer(x_BSD, group, i: int):
         # Taken out of the group in here, so that what a backward pass keeps of the weights is the
         # group itself, which the loop has anyway. It would stack copies of each layer's weights.
-        sliced = layer = jax.tree.map(lambda w: w[i], group)
-        kind = pattern[i]
+        layer = jax.tree.map(lambda w: w[i], group)
         if graph is not None:  # not prepared by `stack`, hence fused here, again in every pass
-            layer = fuse_layer(nnx.merge(graph, sliced), config, dtype)
+            layer = fuse_layer(nnx.merge(graph, layer), config, dtype)
         if num_blocks == 1:
-            return rows_of_layer(layer, kind, x_BSD, None)
-        of_rows = functools.partial(rows_of_layer, gathered(layer), kind)
+            return rows_of_layer(layer, pattern[i], x_BSD, None)
+        of_rows = functools.partial(rows_of_layer, gathered(layer), pattern[i])
         return in_row_blocks(of_rows, x_BSD, num_blocks)
 
     def rows_of_layer(layer, kind: LayerKind, x_BSD, rows_B):
@@ -230,17 +229,27 @@ def _scan_layers(
             kept.append(kv)
         return x_BSD, kept
 
+    # With few layers, the scan's copies of saved activations cost more than unrolling costs to
+    # compile. 4, the toy models' depth, was chosen, not measured; 28 layers unrolled did not
+    # compile within 100 s.
+    unroll = config.num_layers // len(pattern) if config.num_layers <= 4 else 1
+    return jax.lax.scan(body, _embedded(embed_VD, config, tokens_BS, dtype), grouped, unroll=unroll)
+
+
+def _embedded(
+    embed_VD: Float[Array, "V D"],
+    config: ModelConfig,
+    tokens_BS: Int[Array, "B S"],
+    dtype: DTypeLike,
+) -> Float[Array, "B S D"]:
+    """The rows of the table, as the layers read them."""
     # D is split in the table and therefore in the rows looked up ("ESD"); then devices exchange
     # columns for rows ("BZD"), and in the backward pass rows for columns. Without these constraints
     # the compiler gathers both for the whole batch on every device.
     if embed_VD.shape[0] != config.vocab_size:  # a row of padding is no token's
         tokens_BS = jnp.where(tokens_BS < config.vocab_size, tokens_BS, embed_VD.shape[0])
     x_ESD = constrain(_embed(embed_VD, constrain(tokens_BS, "ES"), dtype), "ESD")
-    # With few layers, the scan's copies of saved activations cost more than unrolling costs to
-    # compile. 4, the toy models' depth, was chosen, not measured; 28 layers unrolled did not
-    # compile within 100 s.
-    unroll = config.num_layers // len(pattern) if config.num_layers <= 4 else 1
-    return jax.lax.scan(body, constrain(x_ESD, "BZD"), grouped, unroll=unroll)
+    return constrain(x_ESD, "BZD")
 
 
 # ---------------------------------------------------------------------------- generation

@@ -1,4 +1,4 @@
-"""A layer over blocks of rows, for prompts whose activations together are more than their caches."""
+"""A layer over blocks of rows: the activations of all prompts may be more than their caches."""
 
 from collections.abc import Callable
 from typing import Any

@@ -154,15 +154,19 @@ def test_a_batch_that_fills_more_micro_batches_gets_enough_for_any_batch():
 def test_rows_may_hold_the_sequences_of_the_first_plan_and_a_quarter_more_until_lengths_change():
     """On a GPU attention takes memory for each sequence that a row may hold."""
     kept = packing.KeptPacking()
-    long_IX, short_IX = np.full((64, 2), (300, 400)), np.full((64, 2), (50, 100))
+    long_IX, other_IX, short_IX = (
+        np.full((64, 2), sizes) for sizes in ((300, 400), (150, 200), (50, 100))
+    )
     usual = plan_batch(long_IX, 4096, 1, kept)
     assert (max(map(len, usual.rows)), usual.shape.sequences) == (10, 16)
-    single, again = (plan_batch(lengths_IX, 4096, 1, kept) for lengths_IX in (short_IX, long_IX))
-    assert single.shape == again.shape == usual.shape
-    assert max(map(len, single.rows)) == 16  # 40 would have had space
-    plans = [plan_batch(short_IX, 4096, 1, kept) for _ in range(60)]
-    assert plans[-1].shape.sequences == 32
-    assert len(kept.shapes) == 2
+    other = plan_batch(other_IX, 4096, 1, kept)
+    assert other.shape == usual.shape
+    assert max(map(len, other.rows)) == 16  # 20 would have had space, and taken as many rows
+    # Here the limit would double the number of rows.
+    short = plan_batch(short_IX, 4096, 1, kept)
+    assert (max(map(len, short.rows)), short.shape.sequences) == (32, 32)
+    assert plan_batch(long_IX, 4096, 1, kept).shape == short.shape
+    assert len(kept.shapes) == 1
 
 
 def test_the_padding_of_a_plan_is_that_of_the_micro_batches_in_use():
