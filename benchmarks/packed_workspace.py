@@ -37,18 +37,19 @@ def measured(positions: int, segments: int, heads: tuple[int, int, int], repeats
 
     arguments = *qkv, g_BSNH, lengths_BA
     compiled = jax.jit(with_gradient).lower(*arguments).compile()
-    seconds = []
-    for _ in range(1 + repeats):  # the first warms up
-        began = time.perf_counter()
-        out = jax.block_until_ready(compiled(*arguments))
-        seconds.append(time.perf_counter() - began)
+    out = compiled(*arguments)  # warms up
     assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(out))
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        jax.block_until_ready(compiled(*arguments))
+        seconds.append(time.perf_counter() - began)
     return {
         "positions": positions,
         "segments": segments,
         "temporary_gib": compiled.memory_analysis().temp_size_in_bytes / 2**30,
         "by_arithmetic_gib": segments * positions * N * H * 4 / 2**30,
-        "seconds": statistics.median(seconds[1:]),
+        "seconds": statistics.median(seconds),
         "is_cudnn": "__cudnn$fmha" in compiled.as_text(),
         "device": jax.devices()[0].device_kind,
     }

@@ -300,7 +300,7 @@ def prefill(
         attention=attention,
         remat="none",
         keep=keep,
-        num_blocks=1 if block is None else num_row_blocks(*tokens_BP.shape, block),
+        num_blocks=1 if block is None else num_row_blocks(len(tokens_BP), P, block),
     )
     last_B11 = jnp.maximum(length_B - 1, 0)[:, None, None]
     x_BD = jnp.take_along_axis(constrain(x_BPD, "BPD"), last_B11, axis=1)[:, 0]
