@@ -3,6 +3,7 @@
 `pytest -m tpu -n 0 tests/test_tpu_caches.py -s`, where jax[tpu] is installed.
 """
 
+import dataclasses
 import math
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 from programs import operations_of
 
 from jaxdistill import sharding
-from jaxdistill.models import parameters
+from jaxdistill.models import decoder, parameters
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.rope import Rope
 from jaxdistill.plan import topologies
@@ -43,6 +44,15 @@ CONFIG = ModelConfig(
 QUESTIONS, ROLLOUTS, PROMPT, NEW, SLOTS, PAGES = 64, 8, 1024, 1024, 32, 128
 
 
+def abstract(config, mesh):
+    params = parameters.abstract_params(config)
+    return jax.tree.map(
+        lambda x, split: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split),
+        params,
+        sharding.shardings_of(mesh, params),
+    )
+
+
 @pytest.fixture(scope="module", params=SLICES)
 def compiled(request):
     """(mesh, the sampler's compiled program)."""
@@ -54,12 +64,7 @@ def compiled(request):
         split = sharding.sharding_of(mesh, "B", shape)
         return jax.ShapeDtypeStruct(shape, dtype, sharding=split)
 
-    params = parameters.abstract_params(CONFIG)
-    params = jax.tree.map(
-        lambda x, split: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split),
-        params,
-        sharding.shardings_of(mesh, params),
-    )
+    params = abstract(CONFIG, mesh)
     prompts = batch(QUESTIONS, PROMPT)
     with sharding.use_mesh(mesh):
         sample = make_sampler(
@@ -95,3 +100,34 @@ def test_every_layer_reads_its_cache_by_the_paged_kernel_and_no_cache_is_copied(
     prompts = [each for each in operations if each.kind in ("copy", "transpose") and not each.loop
                and any(map(has_prompts, each.shapes))]  # fmt: skip
     assert not prompts
+
+
+def test_prompts_of_a_device_are_computed_in_blocks_of_questions():
+    """32 prompts of 2,048 tokens on each device, in blocks of 4."""
+    pytest.importorskip("libtpu", reason="no TPU compiler here: pip install 'jax[tpu]'")
+    config = dataclasses.replace(CONFIG, intermediate_size=4096)
+    mesh = sharding.make_mesh(
+        SLICES["v5p:2x2x1"], topologies.devices(topologies.parse("v5p:2x2x1"))
+    )
+    shape = 4 * 32, 2048
+    prompts = jax.ShapeDtypeStruct(
+        shape, jnp.int32, sharding=sharding.sharding_of(mesh, "B", shape)
+    )
+    with sharding.use_mesh(mesh):
+
+        def compiled(block):
+            run = jax.jit(
+                lambda params, tokens_BP, mask_BP: decoder.prefill(
+                    params, config, tokens_BP, mask_BP, 2048, dtype=jnp.bfloat16, block=block
+                )
+            )
+            return run.lower(abstract(config, mesh), prompts, prompts).compile()
+
+        blocks, whole = compiled(None), compiled(10**9)
+    wide = {program: max((math.prod(shape) for each in operations_of(program)
+                          for shape in each.shapes if config.intermediate_size in shape), default=0)
+            for program in (blocks, whole)}  # fmt: skip
+    assert wide[blocks] * 8 == wide[whole]
+    peaks = [each.memory_analysis().peak_memory_in_bytes for each in (blocks, whole)]
+    print(f"\npeak {peaks[1] / 2**30:.2f} GiB at once, {peaks[0] / 2**30:.2f} in blocks")
+    assert peaks[0] < peaks[1] - wide[whole]

@@ -161,7 +161,8 @@ def bench_step(work: Step) -> dict[str, Any]:
     # Before the device's own rates are measured, whose arrays would raise the peak.
     memory = measure.memory(compiled)
     tokens = work.rows * work.tokens
-    flops = step_flops(config, objective, work.rows, work.prompt, work.tokens)
+    sizes = work.rows, work.prompt, work.tokens
+    flops = step_flops(config, objective, *sizes, context=work.teacher_prompt)
     # Each data-parallel replica holds and moves its own copy of the state.
     moved = step_bytes(config, objective, compute, work.optimizer) * mesh.shape["data"]
     return {
@@ -200,7 +201,7 @@ def checked_loss(metrics: Any) -> float:
 def random_batch(work: Step, config: ModelConfig) -> Batch:
     """Full rows of random tokens: there is no padding, so every position is work."""
     rng = np.random.default_rng(0)
-    widths = work.prompt, work.prompt, work.tokens - work.prompt
+    widths = work.prompt, work.teacher_prompt, work.tokens - work.prompt
     prompt_BP, teacher_prompt_BP, completion_BT = (
         rng.integers(0, config.vocab_size, (work.rows, width), np.int32) for width in widths
     )
@@ -242,16 +243,27 @@ def batch_of(
 
 
 def step_flops(
-    config: ModelConfig, objective: Objective, rows: int, prompt: int, tokens: int
+    config: ModelConfig,
+    objective: Objective,
+    rows: int,
+    prompt: int,
+    tokens: int,
+    *,
+    context: int | None = None,
 ) -> float:
     """Operations of a step on full rows.
 
     The student's forward and backward passes cost three forward passes. Each of teacher, reference
-    and contrast that the objective reads costs one.
+    and contrast that the objective reads costs one; the prompts of teacher and contrast have
+    `context` tokens (None: `prompt`).
     """
-    needs = needs_teacher, needs_reference, needs_contrast
-    passes = 3 + sum(is_read(objective) for is_read in needs)
-    return float(passes * rows * forward_flops(config, 0, tokens, tokens - prompt))
+    completion = tokens - prompt
+    context = prompt if context is None else context
+    plain = 3 + needs_reference(objective)
+    informed = needs_teacher(objective) + needs_contrast(objective)
+    each = plain * forward_flops(config, 0, tokens, completion)
+    each += informed * forward_flops(config, 0, context + completion, completion)
+    return float(rows * each)
 
 
 def step_bytes(

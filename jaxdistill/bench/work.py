@@ -217,9 +217,17 @@ class Step(Training):
         0, "rows of the batch; 0: 4, or more where the devices and micro-batches need it", least=0
     )
     tokens: int = flag(4096, "tokens per row, prompt and completion together")
-    prompt: int = flag(256, "tokens of the prompt; the teacher's prompt is as long", least=1)
+    prompt: int = flag(256, "tokens of the prompt", least=1)
+    context: int = flag(
+        0, "tokens of the teacher's prompt, beside those of --tokens; 0: as --prompt", least=0
+    )
     profile: int = flag(0, "also list the N kernels that take longest", least=0)
     repeats: int = flag(5, "timed runs; the median is reported", least=1)
+
+    @property
+    def teacher_prompt(self) -> int:
+        """Tokens of the teacher's prompt."""
+        return self.context or self.prompt
 
     def __post_init__(self):
         self.check()

@@ -155,7 +155,23 @@ def entropy(logp: Float[Array, "*batch V"]) -> Float[Array, "*batch"]:
     >>> entropy(jnp.log(jnp.array([0.5, 0.5, 0.0])))
     Array(0.6931472, dtype=float32)
     """
-    return -_kl_of(logp, jnp.zeros_like(logp))
+    return -_sum_entries(_negentropy_entries(logp), None)
+
+
+@jax.custom_jvp
+def _negentropy_entries(logp: AnyArray) -> Array:
+    """P log P: `_kl_entries` with Q = 1."""
+    logp = at_least_float32(logp)
+    probability = jnp.exp(logp)
+    # Not `probability == 0`: XLA for GPUs would store that mask, for the divergence from the same
+    # distribution (docs/log.md, 2026-12-01), instead of comparing twice.
+    return jnp.where(probability != 0, probability * (logp - 0.0), 0.0)
+
+
+@_negentropy_entries.defjvp
+def _negentropy_entries_jvp(primals, tangents):
+    ((logp,), (tangent,)) = primals, tangents
+    return jax.jvp(lambda p: _kl_entries(p, jnp.zeros_like(p)), (logp,), (tangent,))
 
 
 def take_token(

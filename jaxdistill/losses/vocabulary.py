@@ -27,6 +27,20 @@ def log_softmax(x: Float32[Array, "*batch V"]) -> Float32[Array, "*batch V"]:
     return _log_softmax(x) if _in_one_pass(x) else jax.nn.log_softmax(x, axis=-1)
 
 
+def normaliser(x: Float32[Array, "*batch V"]) -> tuple[Array, Array]:
+    """(max_v x_v, log sum_v exp(x_v - max)) of each row, for `normalised`. Not differentiable."""
+    if _in_one_pass(x):
+        return _largest_and_log_total(x)
+    largest = jnp.maximum(jnp.max(x, axis=-1), _LOWEST)
+    return largest, jnp.log(jnp.sum(jnp.exp(x - largest[..., None]), axis=-1))
+
+
+def normalised(x: Float32[Array, "*batch V"], of: tuple[Array, Array]) -> Float32[Array, "..."]:
+    """`log_softmax` of x, elementwise, by its `normaliser`."""
+    largest, log_total = of
+    return (x - largest[..., None]) - log_total[..., None]
+
+
 def _in_one_pass(x: Array) -> bool:
     # The custom reduction cannot be split: the compiler would gather V on every device first.
     return platform() == "gpu" and num_parts("V", x.shape[-1]) == 1
@@ -57,8 +71,7 @@ def _largest_and_log_total(x: Array) -> tuple[Array, Array]:
 
 @jax.custom_jvp
 def _log_softmax(x: Array) -> Array:
-    largest, log_total = _largest_and_log_total(x)
-    return (x - largest[..., None]) - log_total[..., None]
+    return normalised(x, _largest_and_log_total(x))
 
 
 @_log_softmax.defjvp

@@ -54,6 +54,17 @@ def heads(
     return constrain(q_BTNH, "BTNH"), constrain(k_BTKH, "BTKH"), constrain(v_BTKH, "BTKH")
 
 
+def gathered(layer: Layer) -> Layer:
+    """The layer with its weights gathered over fsdp: once, where a loop would do it every time."""
+
+    def whole(name: str, x: Array) -> Array:
+        return constrain(x, name.rsplit("_", 1)[-1].replace("D", "X"))  # X is never split
+
+    # Of the names without axes, a family lacks some (None), and norms of heads are small.
+    named = {n: x for n, x in layer._asdict().items() if x is not None and n[-1].isupper()}
+    return layer._replace(**{name: whole(name, x) for name, x in named.items()})
+
+
 def add_attention_and_mlp(
     layer: Layer,
     config: ModelConfig,

@@ -11,6 +11,7 @@ padding from real tokens, so attention needs no mask, and position t is slot t. 
 several sequences one after another; attention keeps them apart, and positions restart at 0.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdistill.axes import AnyArray, Mask_BS, Tokens_BS
 from jaxdistill.models.attention import causal_attention, segments_of
-from jaxdistill.models.block import add_attention_and_mlp, heads, project
+from jaxdistill.models.block import add_attention_and_mlp, gathered, heads, project
 from jaxdistill.models.cached_attention import (
     Pool,
     has_tpu_kernel,
@@ -32,7 +33,7 @@ from jaxdistill.models.cached_attention import (
 from jaxdistill.models.caches import Cache, Prompts, pool_of
 from jaxdistill.models.config import LayerKind, ModelConfig
 from jaxdistill.models.decode_kernel import has_kernel, kernel_attention
-from jaxdistill.models.layers import rms_norm
+from jaxdistill.models.layers import BLOCK, rms_norm
 from jaxdistill.models.parameters import (
     Decoder,
     Layer,
@@ -45,7 +46,8 @@ from jaxdistill.models.parameters import (
 from jaxdistill.models.quantized import CacheDtype
 from jaxdistill.models.remat import Remat, rematerialised
 from jaxdistill.models.rope import rope_angles
-from jaxdistill.sharding import constrain
+from jaxdistill.models.row_blocks import in_row_blocks, num_row_blocks
+from jaxdistill.sharding import constrain, platform
 
 Rotary = dict[LayerKind, tuple[Float[Array, "#B T half"], Float[Array, "#B T half"]]]
 
@@ -161,14 +163,16 @@ def _scan_layers(
     dtype: DTypeLike,
     attention: str,
     remat: Remat,
-    keep: Callable[[Array, LayerKind], Any] | None = None,
+    keep: Callable[[Array, Array | None, LayerKind], Any] | None = None,
     mlp_block: int | None = None,
+    num_blocks: int = 1,
 ) -> tuple[Array, list[Any]]:
     """Run all layers over left-aligned rows.
 
     Returns x_BSD before the final norm and, for each layer of the pattern, what `keep` makes of its
-    (k_BSKH, v_BSKH), stacked over the repetitions of the pattern. One repetition is the scan's
-    body, so that each layer's kind is static.
+    (k_BSKH, v_BSKH) and the rows' indices, stacked over the repetitions of the pattern. One
+    repetition is the scan's body, so that each layer's kind is static. A layer's rows are computed
+    in `num_blocks`, without a gradient (`row_blocks.in_row_blocks`).
     """
     pattern = config.layer_pattern
     num_slots = tokens_BS.shape[1]
@@ -187,10 +191,18 @@ def _scan_layers(
         embed_VD = model.embed[...]
     grouped = jax.tree.map(lambda w: w.reshape(-1, len(pattern), *w.shape[1:]), stacked)
 
-    def one_layer(x_BSD, sliced, kind: LayerKind):
-        layer = sliced
+    def one_layer(x_BSD, group, i: int):
+        # Taken out of the group in here, so that what a backward pass keeps of the weights is the
+        # group itself, which the loop has anyway. It would stack copies of each layer's weights.
+        layer = jax.tree.map(lambda w: w[i], group)
         if graph is not None:  # not prepared by `stack`, hence fused here, again in every pass
-            layer = fuse_layer(nnx.merge(graph, sliced), config, dtype)
+            layer = fuse_layer(nnx.merge(graph, layer), config, dtype)
+        if num_blocks == 1:
+            return rows_of_layer(layer, pattern[i], x_BSD, None)
+        of_rows = functools.partial(rows_of_layer, gathered(layer), pattern[i])
+        return in_row_blocks(of_rows, x_BSD, num_blocks)
+
+    def rows_of_layer(layer, kind: LayerKind, x_BSD, rows_B):
         with jax.named_scope("attention"):
             qkv_BSKXH = project(layer, config, x_BSD)
             q_BSNH, k_BSKH, v_BSKH = heads(layer, config, qkv_BSKXH, rotary[kind])
@@ -204,28 +216,40 @@ def _scan_layers(
             )
         x_BSD = add_attention_and_mlp(layer, config, x_BSD, attended_BSNH, mlp_block)
         # Here and not after the scan, which would hold all layers' arrays in both forms.
-        return x_BSD, None if keep is None else (keep(k_BSKH, kind), keep(v_BSKH, kind))
+        if keep is None:
+            return x_BSD, None
+        return x_BSD, tuple(keep(x_BSKH, rows_B, kind) for x_BSKH in (k_BSKH, v_BSKH))
 
     one_layer = rematerialised(one_layer, remat, static_argnums=2)
 
     def body(x_BSD, group):
         kept = []
-        for i, kind in enumerate(pattern):
-            x_BSD, kv = one_layer(x_BSD, jax.tree.map(lambda w, i=i: w[i], group), kind)
+        for i in range(len(pattern)):
+            x_BSD, kv = one_layer(x_BSD, group, i)
             kept.append(kv)
         return x_BSD, kept
 
+    # With few layers, the scan's copies of saved activations cost more than unrolling costs to
+    # compile. 4, the toy models' depth, was chosen, not measured; 28 layers unrolled did not
+    # compile within 100 s.
+    unroll = config.num_layers // len(pattern) if config.num_layers <= 4 else 1
+    return jax.lax.scan(body, _embedded(embed_VD, config, tokens_BS, dtype), grouped, unroll=unroll)
+
+
+def _embedded(
+    embed_VD: Float[Array, "V D"],
+    config: ModelConfig,
+    tokens_BS: Int[Array, "B S"],
+    dtype: DTypeLike,
+) -> Float[Array, "B S D"]:
+    """The rows of the table, as the layers read them."""
     # D is split in the table and therefore in the rows looked up ("ESD"); then devices exchange
     # columns for rows ("BZD"), and in the backward pass rows for columns. Without these constraints
     # the compiler gathers both for the whole batch on every device.
     if embed_VD.shape[0] != config.vocab_size:  # a row of padding is no token's
         tokens_BS = jnp.where(tokens_BS < config.vocab_size, tokens_BS, embed_VD.shape[0])
     x_ESD = constrain(_embed(embed_VD, constrain(tokens_BS, "ES"), dtype), "ESD")
-    # With few layers, the scan's copies of saved activations cost more than unrolling costs to
-    # compile. 4, the toy models' depth, was chosen, not measured; 28 layers unrolled did not
-    # compile within 100 s.
-    unroll = config.num_layers // len(pattern) if config.num_layers <= 4 else 1
-    return jax.lax.scan(body, constrain(x_ESD, "BZD"), grouped, unroll=unroll)
+    return constrain(x_ESD, "BZD")
 
 
 # ---------------------------------------------------------------------------- generation
@@ -242,6 +266,7 @@ def prefill(
     dtype: DTypeLike = jnp.float32,
     attention: str = "auto",
     cache_dtype: CacheDtype = "auto",
+    block: int | None = None,
 ) -> tuple[Float[Array, "B D"], Prompts]:
     """Run prompts, padded on either side.
 
@@ -249,6 +274,7 @@ def prefill(
     (static) is their length: for `prompts.as_cache()`, P plus the number of `decode_step`s that
     follow. Of sliding layers a `ring` may be kept, at least as long as the window. Caches are kept
     in `dtype` or, if `cache_dtype="int8"`, in about half of bfloat16's bytes (`models.quantized`).
+    Each layer computes the prompts of about `block` positions per device at a time; None chooses.
 
     Raises UserError for an `attention` that `causal_attention` refuses.
     """
@@ -260,11 +286,21 @@ def prefill(
     length_B = jnp.sum(mask_BP, axis=1, dtype=jnp.int32)
     sizes = {"full": num_slots, "sliding": min(num_slots, ring or num_slots)}
 
-    def keep(x_BPKH: Array, kind: LayerKind) -> Pool:
-        return pool_of(x_BPKH, length_B, sizes[kind], cache_dtype)
+    def keep(x_BPKH: Array, rows_B: Array | None, kind: LayerKind) -> Pool:
+        of_rows = length_B if rows_B is None else constrain(length_B[rows_B], "B")
+        return pool_of(x_BPKH, of_rows, sizes[kind], cache_dtype)
 
+    if block is None and platform() != "cpu":  # whose memory is plentiful
+        block = BLOCK
     x_BPD, kept = _scan_layers(
-        model, config, tokens_BP, dtype=dtype, attention=attention, remat="none", keep=keep
+        model,
+        config,
+        tokens_BP,
+        dtype=dtype,
+        attention=attention,
+        remat="none",
+        keep=keep,
+        num_blocks=1 if block is None else num_row_blocks(len(tokens_BP), P, block),
     )
     last_B11 = jnp.maximum(length_B - 1, 0)[:, None, None]
     x_BD = jnp.take_along_axis(constrain(x_BPD, "BPD"), last_B11, axis=1)[:, 0]

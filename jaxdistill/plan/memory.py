@@ -17,6 +17,7 @@ from jaxdistill.models.layers import BLOCK
 from jaxdistill.models.parameters import stored_config
 from jaxdistill.models.placement import as_computed, kv_heads_of_device
 from jaxdistill.models.quantized import vector_bytes
+from jaxdistill.models.row_blocks import num_row_blocks
 from jaxdistill.plan.programs import Run, batch_of, bytes_on_one_device, sampler_shapes, state_of
 from jaxdistill.sampling.pages import held_positions, kept_positions
 
@@ -186,16 +187,19 @@ def sampling(run: Run, mesh: Any, slots: int, pages: int | None) -> Categories:
 
 
 def prefill(run: Run, mesh: Any, pages: int | None) -> Categories:
-    """The prompts of a device's questions in one layer, and their caches in all."""
+    """A block of a device's prompts in one layer, the stream of all, and their caches in all."""
     size, tensor = run.model.axes, mesh.shape["tensor"]
     item = jnp.dtype(run.config.compute.dtype).itemsize
     layer = (run.model.num_parameters - size["V"] * size["D"]) / size["L"]
     once = size["F"] / tensor + STREAMS * size["D"]
-    questions = _questions_of_device(run, mesh)
+    questions, prompt = sampler_shapes(run, mesh)[0], run.lengths.prompt
+    blocks = 1 if run.platform == "cpu" else num_row_blocks(questions, prompt, BLOCK)
+    mine = _questions_of_device(run, mesh)
+    stream = 0 if blocks == 1 else size["D"] * mine
     return Categories(
         **_held(resident(run, mesh)),
         weights_and_gradients=GATHERED_LAYERS * layer * item / tensor,
-        activations=once * item * questions * run.lengths.prompt,
+        activations=(once * mine / blocks + stream) * item * prompt,
         prompts=_prompts(run, mesh, pages),
     )
 

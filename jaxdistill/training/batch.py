@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, Shaped
 
 from jaxdistill.axes import AnyArray
 from jaxdistill.training.micro_batches import MicroBatch, MicroBatches, Sequences
-from jaxdistill.training.packing import MAX_SEQUENCES, KeptPacking, padding_of, plan_batches
+from jaxdistill.training.packing import KeptPacking, padding_of, plan_batches
 
 
 class Texts(NamedTuple):
@@ -133,7 +133,7 @@ def pack_alike(
     plans = plan_batches(sizes_MIX, pack, parts, kept or KeptPacking())
     packed = []
     for batch, plan in zip(batches, plans, strict=True):
-        shape = plan.shape.micro_batches, parts, MAX_SEQUENCES
+        shape = plan.shape.micro_batches, parts, plan.shape.sequences
         # The step's loop ends after `num_in_use`: the empty micro-batches cost only their arrays.
         arrays = _build(batch, plan.rows, np.array(plan.shape.capacity_X), shape)
         packed.append(arrays._replace(num_in_use=np.asarray(plan.num_in_use, np.int32)))

@@ -5,7 +5,7 @@ t, whatever the length of the prompt before it.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxdistill.axes import AnyArray
-from jaxdistill.losses.vocabulary import log_softmax
+from jaxdistill.losses.vocabulary import log_softmax, normalised, normaliser
 from jaxdistill.models.completions import logits_of
 from jaxdistill.models.parameters import without_padding
 from jaxdistill.objectives import ObjectiveFn, Positions, Rows, Sampled
@@ -73,6 +73,8 @@ class ChunkOptions(NamedTuple):
     # The model's, of heads that have a mesh's padding too (`parameters.stored_head`); None: all of
     # a head's columns.
     vocab_size: int | None = None
+    # Loss and derivatives in passes of their own (`_in_separate_passes`), in less memory.
+    separate_passes: bool = False
 
 
 def histogram_of(metric: str) -> str:
@@ -133,48 +135,64 @@ def _gathered(hidden_BTD: Array, head_DV: Array) -> Array:
 _LEFT_OUT = -1e9
 
 
-def _log_probs(
-    options: ChunkOptions,
-    logits: Float[Array, "B T V"],
-    temperature: float,
-    num_ids: int | Int[Array, ""] | None = None,
-) -> Float[Array, "B T _V"]:
-    if options.vocab_size is not None:
-        logits = without_padding(logits, "BTV", options.vocab_size)
-    if num_ids is not None:
-        logits = jnp.where(jnp.arange(logits.shape[-1]) < num_ids, logits, _LEFT_OUT)
-    return log_softmax(logits if temperature == 1.0 else logits / temperature)
+class _PerNetwork(NamedTuple):
+    """Arrays of a chunk, one for each network; None for a network that is not read."""
+
+    student: Any
+    teacher: Any
+    reference: Any
+    contrasts: tuple[Any, ...]
 
 
-def _positions(
-    options: ChunkOptions, chunk_logits_BTV: Array, chunk: _Chunked, heads_XV: Any
-) -> Positions:
-    """A chunk's `Positions`, from the student's logits and the other networks' hidden states."""
-
-    temperature = options.temperature
-    of_teacher = options.teacher_temperature
-    of_teacher = temperature if of_teacher is None else of_teacher
-
-    def mixed(hiddens, heads, mix, temperature) -> Array:
-        parts = [m * logits_of(h, w) for m, h, w in zip(mix, hiddens, heads, strict=True)]
-        return _log_probs(options, functools.reduce(jnp.add, parts), temperature, num_ids)
-
+def _logits(chunk_logits_BTV: Array, chunk: _Chunked, heads_XV: Any) -> _PerNetwork:
+    """A chunk's logits, from the student's and the other networks' hidden states."""
     teachers, reference, contrasts = chunk.hidden_BTD
-    teacher_heads, reference_head, contrast_heads, mix, num_ids = heads_XV
-    teacher_BTV = mixed(teachers, teacher_heads, mix, of_teacher) if teachers else None
-    contrast_logps = [mixed(*pair, mix, of_teacher) for pair in zip(contrasts, contrast_heads)]
+    teacher_heads, reference_head, contrast_heads, mix, _ = heads_XV
+
+    def mixed(hiddens, heads, mix) -> Array:
+        parts = [m * logits_of(h, w) for m, h, w in zip(mix, hiddens, heads, strict=True)]
+        return functools.reduce(jnp.add, parts)
+
+    return _PerNetwork(
+        student=chunk_logits_BTV,
+        teacher=mixed(teachers, teacher_heads, mix) if teachers else None,
+        reference=None if reference is None else mixed((reference,), (reference_head,), (1.0,)),
+        contrasts=tuple(mixed(*pair, mix) for pair in zip(contrasts, contrast_heads)),
+    )
+
+
+def _scaled(
+    options: ChunkOptions, logits: _PerNetwork, num_ids: int | Int[Array, ""] | None
+) -> _PerNetwork:
+    """The logits divided by their temperatures, of the ids that the distributions are over."""
+    of_teacher = options.teacher_temperature
+    of_teacher = options.temperature if of_teacher is None else of_teacher
+
+    def scaled(logits: Array, temperature: float) -> Float[Array, "B T _V"]:
+        if options.vocab_size is not None:
+            logits = without_padding(logits, "BTV", options.vocab_size)
+        if num_ids is not None:
+            logits = jnp.where(jnp.arange(logits.shape[-1]) < num_ids, logits, _LEFT_OUT)
+        return logits if temperature == 1.0 else logits / temperature
+
+    temperatures = _PerNetwork(
+        student=options.temperature,
+        teacher=None if logits.teacher is None else of_teacher,
+        reference=None if logits.reference is None else options.temperature,
+        contrasts=(of_teacher,) * len(logits.contrasts),
+    )
+    return jax.tree.map(scaled, logits, temperatures)
+
+
+def _positions(logp: _PerNetwork, chunk: _Chunked) -> Positions:
     contrast_BTV = None
-    if contrast_logps:
+    if logp.contrasts:
         assert chunk.data.contrast_weight_BTJ is not None
-        contrast_BTV = _mean_of(contrast_logps, chunk.data.contrast_weight_BTJ, teacher_BTV)
+        contrast_BTV = _mean_of(logp.contrasts, chunk.data.contrast_weight_BTJ, logp.teacher)
     return Positions(
-        student_logp_BTV=_log_probs(options, chunk_logits_BTV, temperature, num_ids),
-        teacher_logp_BTV=teacher_BTV,
-        reference_logp_BTV=(
-            None
-            if reference is None
-            else mixed((reference,), (reference_head,), (1.0,), temperature)
-        ),
+        student_logp_BTV=logp.student,
+        teacher_logp_BTV=logp.teacher,
+        reference_logp_BTV=logp.reference,
         contrast_logp_BTV=contrast_BTV,
         sampled=chunk.data.sampled,
         rows=chunk.data.rows,
@@ -182,7 +200,7 @@ def _positions(
 
 
 def _mean_of(
-    logps_BTV: list, weight_BTJ: AnyArray, otherwise_BTV: Array | None
+    logps_BTV: Sequence[Array], weight_BTJ: AnyArray, otherwise_BTV: Array | None
 ) -> Float[Array, "B T V"]:
     """The log of the weighted mean of J distributions; `otherwise` where all weights are 0."""
     assert otherwise_BTV is not None
@@ -201,9 +219,9 @@ def _sums(objective_fn, options: ChunkOptions, student: HiddenAndHead, constants
     head_XV = _gathered(*student)
 
     def one_chunk(_, start, chunk_hidden_BTD, chunk):
-        return None, _totals(
-            objective_fn, options, logits_of(chunk_hidden_BTD, head_XV), chunk, heads_XV
-        )
+        logits = _logits(logits_of(chunk_hidden_BTD, head_XV), chunk, heads_XV)
+        logp = jax.tree.map(log_softmax, _scaled(options, logits, heads_XV[-1]))
+        return None, _totals(objective_fn, options, _positions(logp, chunk), chunk)
 
     return _fold_chunks(one_chunk, None, student.hidden_BTD, chunked, options.chunk)[1]
 
@@ -221,12 +239,11 @@ def _sums_fwd(objective_fn, options: ChunkOptions, student: HiddenAndHead, const
     def one_chunk(gradients, start, chunk_hidden_BTD, chunk):
         gradient_BTD, gradient_WDV = gradients
 
-        def totals_of(chunk_logits_BTV):
-            return _totals(objective_fn, options, chunk_logits_BTV, chunk, heads_XV)
-
-        chunk_logits_BTV = logits_of(chunk_hidden_BTD, head_XV)
-        loss, pullback, values = jax.vjp(totals_of, chunk_logits_BTV, has_aux=True)
-        (chunk_gradient_BTV,) = pullback(jnp.ones_like(loss))
+        logits = _logits(logits_of(chunk_hidden_BTD, head_XV), chunk, heads_XV)
+        differentiated = _in_separate_passes if options.separate_passes else _together
+        loss, values, chunk_gradient_BTV = differentiated(
+            objective_fn, options, logits, chunk, heads_XV[-1]
+        )
         # As in `_weighted_sum`: an objective may be NaN at padding, and the cotangent 0 x NaN there
         # would make the head's whole gradient NaN.
         counts_BT1 = (chunk.data.loss_weight_BT != 0)[..., None]
@@ -258,6 +275,62 @@ def _sums_fwd(objective_fn, options: ChunkOptions, student: HiddenAndHead, const
     return totals, HiddenAndHead(gradient_BTD, gradient_DV)
 
 
+def _together(
+    objective_fn, options: ChunkOptions, logits: _PerNetwork, chunk: _Chunked, num_ids: Any
+) -> tuple[Array, Any, Array]:
+    """(loss total, metric totals, gradient for the student's logits) of a chunk."""
+
+    def totals_of(student_BTV):
+        scaled = _scaled(options, logits._replace(student=student_BTV), num_ids)
+        positions = _positions(jax.tree.map(log_softmax, scaled), chunk)
+        return _totals(objective_fn, options, positions, chunk)
+
+    loss, pullback, values = jax.vjp(totals_of, logits.student, has_aux=True)
+    return loss, values, pullback(jnp.ones_like(loss))[0]
+
+
+def _in_separate_passes(
+    objective_fn, options: ChunkOptions, logits: _PerNetwork, chunk: _Chunked, num_ids: Any
+) -> tuple[Array, Any, Array]:
+    """`_together`, in passes over the logits that store nothing of their size but the result.
+
+    One pass sums loss and metrics. With g the gradient for log-probabilities, a second one sums
+    sum_v g, and a third one computes g - S sum_v g, the gradient for logits. Compiled together,
+    they are kernels between which XLA for GPUs stores what several of them need: three arrays of
+    the logits' size in float32, and a mask.
+    """
+    norms = jax.tree.map(normaliser, _scaled(options, logits, num_ids))
+
+    def totals_and_logp(logits, norms):
+        """(a chunk's totals as a function of the student's log-probabilities, these)."""
+        scaled = _scaled(options, logits, num_ids)
+        logp = jax.tree.map(normalised, scaled, norms)
+
+        def totals_of(student_BTV):
+            positions = _positions(logp._replace(student=student_BTV), chunk)
+            return _totals(objective_fn, options, positions, chunk)
+
+        return totals_of, logp.student
+
+    def gradient_and_logp(logits, norms):
+        totals_of, logp_BTV = totals_and_logp(logits, norms)
+        return jax.grad(totals_of, has_aux=True)(logp_BTV)[0], logp_BTV
+
+    totals_of, logp_BTV = totals_and_logp(logits, norms)
+    loss, values = totals_of(logp_BTV)
+    # Without the barriers the compiler recognises that the passes compute the same.
+    logits, norms, loss = jax.lax.optimization_barrier((logits, norms, loss))
+    total_BT1 = gradient_and_logp(logits, norms)[0].sum(axis=-1, keepdims=True)
+    logits, norms, total_BT1 = jax.lax.optimization_barrier((logits, norms, total_BT1))
+    gradient_BTV, logp_BTV = gradient_and_logp(logits, norms)
+
+    def scaled_of(student_BTV):
+        return _scaled(options, logits._replace(student=student_BTV), num_ids).student
+
+    _, pullback = jax.vjp(scaled_of, logits.student)
+    return loss, values, pullback(gradient_BTV - jnp.exp(logp_BTV) * total_BT1)[0]
+
+
 def _sums_bwd(objective_fn, options: ChunkOptions, gradient: HiddenAndHead, cotangents):
     # The cotangent of the loss total, a scalar; the metrics carry no gradient.
     scale = cotangents[0]
@@ -267,12 +340,10 @@ def _sums_bwd(objective_fn, options: ChunkOptions, gradient: HiddenAndHead, cota
 _sums.defvjp(_sums_fwd, _sums_bwd)
 
 
-def _totals(
-    objective_fn, options: ChunkOptions, chunk_logits_BTV: Array, chunk: _Chunked, heads_XV: Any
-):
-    """One chunk's (loss total, metric totals) from the student's logits."""
+def _totals(objective_fn, options: ChunkOptions, positions: Positions, chunk: _Chunked):
+    """One chunk's (loss total, metric totals)."""
     with jax.named_scope("loss"):
-        loss_BT, metrics = objective_fn(_positions(options, chunk_logits_BTV, chunk, heads_XV))
+        loss_BT, metrics = objective_fn(positions)
     sums = {
         name: Sum(
             _weighted_sum(value_BT, weight_BT * chunk.data.mask_BT),
@@ -302,9 +373,10 @@ def chunked_scores(
     head_XV = _gathered(*student)
 
     def score(chunk_hidden_BTD, chunk):
-        positions = _positions(options, logits_of(chunk_hidden_BTD, head_XV), chunk, heads_XV)
+        logits = _logits(logits_of(chunk_hidden_BTD, head_XV), chunk, heads_XV)
+        logp = jax.tree.map(log_softmax, _scaled(options, logits, heads_XV[-1]))
         with jax.named_scope("loss"):
-            return score_fn(positions)
+            return score_fn(_positions(logp, chunk))
 
     def one_chunk(scores_BT, start, chunk_hidden_BTD, chunk):
         update = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=1)

@@ -14,10 +14,18 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-# A, the maximum number of sequences in a packed row. cuDNN keeps softmax statistics for A times a
-# row's positions, which at 32 x 20,480 positions and 16 heads in float32 are 42 MB per layer.
-# Chosen, not measured: only sequences shorter than 1/32 of the packed row reach the limit.
+# A, the maximum number of sequences in a packed row. To cuDNN each may be as long as the row: its
+# backward pass adds up the queries' gradient for A times the row's positions, and its forward pass
+# keeps statistics for as many. At 32 x 20,480 positions and 16 heads of 128 in float32 these are
+# 5.4 GB and, for each layer, 42 MB. Chosen, not measured: only sequences shorter than 1/32 of the
+# packed row reach the limit.
 MAX_SEQUENCES = 32
+
+# The limits that a shape may have, and what one needs beyond the fullest row of its first plan.
+# Fuller rows of later batches are divided, which wastes little unless lengths have changed. Four
+# limits keep the compilations few; a quarter was chosen, not measured.
+SEQUENCES = (4, 8, 16, MAX_SEQUENCES)
+SPARE_SEQUENCES = 1.25
 
 # The capacities of the other kinds are multiples of 1/16 of the student's: rounding up wastes at
 # most a sixteenth of it, and few capacities mean few compilations. Chosen, not measured.
@@ -42,6 +50,7 @@ class PackedShape(NamedTuple):
 
     capacity_X: tuple[int, ...]  # tokens in a row of each kind
     micro_batches: int  # allocated, of which a batch fills the first
+    sequences: int = MAX_SEQUENCES  # that a row may hold (A)
 
 
 @dataclass
@@ -102,14 +111,14 @@ def plan_batches(
     many sequences. `pack` is the student's capacity as in `row_capacities`, and a micro-batch has
     `parts` rows. A new shape is made for the lengths of the last steps and not of this one alone. A
     shape has one of two numbers of micro-batches: with some to spare, and enough for any batch of I
-    sequences.
+    sequences. Its rows hold as many sequences as the fullest row of its first plan and some more.
     """
     tokens_X = np.mean([sizes_IX.sum(axis=0) for sizes_IX in sizes_MIX], axis=0)
     longest_X = np.max([sizes_IX.max(axis=0) for sizes_IX in sizes_MIX], axis=0)
     own = _plans(sizes_MIX, row_capacities(tokens_X, longest_X, pack), parts)
     kept.note(tokens_X, longest_X)
     candidates = [
-        _plans(sizes_MIX, np.array(shape.capacity_X), parts)
+        _plans(sizes_MIX, np.array(shape.capacity_X), parts, shape.sequences)
         for shape in kept.shapes
         if (longest_X <= shape.capacity_X).all()
     ]
@@ -128,23 +137,40 @@ def _allocated(plans: list[Plan], most: int, shapes: list[PackedShape]) -> list[
     """The plans in one of the shapes, which is added or given `most` micro-batches if need be."""
     capacity_X = plans[0].shape.capacity_X
     num_in_use = max(plan.num_in_use for plan in plans)
+    fullest = max(len(row) for plan in plans for row in plan.rows)
     capacities = [shape.capacity_X for shape in shapes]
     if capacity_X in capacities:
         index = capacities.index(capacity_X)
         if num_in_use > shapes[index].micro_batches:
             shapes[index] = shapes[index]._replace(micro_batches=most)
+        if fullest > shapes[index].sequences:  # its limit was what did not suit
+            shapes[index] = shapes[index]._replace(sequences=_limit(fullest))
     else:
         index, spare = len(shapes), max(math.ceil(num_in_use * SPARE), num_in_use + LEAST_SPARE)
-        shapes.append(PackedShape(capacity_X, min(spare, most)))
+        shapes.append(PackedShape(capacity_X, min(spare, most), _limit(fullest)))
     return [plan._replace(shape=shapes[index]) for plan in plans]
 
 
-def _plans(sizes_MIX: Sequence[np.ndarray], capacity_X: np.ndarray, parts: int) -> list[Plan]:
-    return [_plan(sizes_IX, capacity_X, parts) for sizes_IX in sizes_MIX]
+def _limit(fullest: int) -> int:
+    """The number of sequences that rows may hold if the fullest one of a plan holds `fullest`.
+
+    >>> [_limit(fullest) for fullest in (1, 4, 9, 30)]
+    [4, 8, 16, 32]
+    """
+    return next((n for n in SEQUENCES if n >= fullest * SPARE_SEQUENCES), MAX_SEQUENCES)
 
 
-def _plan(sizes_IX: np.ndarray, capacity_X: np.ndarray, parts: int) -> Plan:
-    rows = plan_rows(sizes_IX, capacity_X)
+def _plans(
+    sizes_MIX: Sequence[np.ndarray],
+    capacity_X: np.ndarray,
+    parts: int,
+    max_sequences: int = MAX_SEQUENCES,
+) -> list[Plan]:
+    return [_plan(sizes_IX, capacity_X, parts, max_sequences) for sizes_IX in sizes_MIX]
+
+
+def _plan(sizes_IX: np.ndarray, capacity_X: np.ndarray, parts: int, max_sequences: int) -> Plan:
+    rows = plan_rows(sizes_IX, capacity_X, max_sequences)
     num_in_use = -(-len(rows) // parts)
     return Plan(
         shape=PackedShape(tuple(capacity_X.tolist()), num_in_use),

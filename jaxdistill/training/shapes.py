@@ -16,7 +16,7 @@ from jaxdistill import sharding
 from jaxdistill.training.batch import Batch, abstract_arrays, bucket, pack_alike, pad
 from jaxdistill.training.compute import Compute
 from jaxdistill.training.micro_batches import MicroBatches
-from jaxdistill.training.packing import MAX_SEQUENCES, KeptPacking, PackedShape, plan_batches
+from jaxdistill.training.packing import KeptPacking, PackedShape, plan_batches
 
 # Widths are multiples of this: the tile of TPUs and of most GPU kernels for attention.
 WIDTH_MULTIPLE = 64
@@ -75,7 +75,7 @@ class KeptShapes:
         for kind, known in state.get("padded", {}).items():
             self.padded[kind] = [tuple(width_X) for width_X in known]
         for rows, kept in state.get("packed", {}).items():
-            shapes = [PackedShape(tuple(capacity), number) for capacity, number in kept["shapes"]]
+            shapes = [PackedShape(tuple(capacity), *rest) for capacity, *rest in kept["shapes"]]
             self.packed[rows] = KeptPacking(**kept | {"shapes": shapes})
 
 
@@ -127,8 +127,8 @@ class Layout:
         rows, parts = len(sizes_MIX[0]), sharding.num_parts("B")
         if tokens := self.tokens_per_row(-(-rows // parts), platform):
             plans = plan_batches(sizes_MIX, tokens, parts, KeptPacking())
-            capacity_X, micro_batches = plans[0].shape
-            return abstract_arrays((micro_batches, parts, MAX_SEQUENCES), capacity_X, rows)
+            capacity_X, micro_batches, sequences = plans[0].shape
+            return abstract_arrays((micro_batches, parts, sequences), capacity_X, rows)
         longest_X = np.max([sizes_IX.max(axis=0) for sizes_IX in sizes_MIX], axis=0).tolist()
         if self.keeps_widths:
             completion, student = self.most_tokens

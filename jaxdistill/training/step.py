@@ -18,7 +18,9 @@ from jaxdistill.models import parameters
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.remat import Remat
 from jaxdistill.objectives import (
+    FullVocabulary,
     Objective,
+    distill_of,
     factors,
     make_objective,
     make_scores,
@@ -268,7 +270,19 @@ class _Program:
             teacher_temperature=self.teacher_temperature,
             histograms=(SAMPLER_GAP, *(OF_FORKS if self.reads_reference else ())),
             vocab_size=self.model.vocab_size,
+            separate_passes=self._separates_passes,
         )
+
+    @property
+    def _separates_passes(self) -> bool:
+        """Whether loss and derivatives over the vocabulary are computed in separate passes.
+
+        On a GPU it takes less time and memory where they are elementwise. Other supports would
+        choose their tokens again in each pass.
+        """
+        distill = distill_of(self.objective)
+        is_elementwise = distill is not None and isinstance(distill.support, FullVocabulary)
+        return is_elementwise and sharding.platform() == "gpu"
 
     def _update(
         self, state: TrainState, denominator: Array, sums: Any, grads: Any

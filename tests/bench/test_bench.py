@@ -299,6 +299,10 @@ def test_the_operations_of_a_step_by_hand():
     for objective, passes in ((grpo(), 3), (sdpo(), 4), (rlcsd(), 5)):
         flops = bench_step.step_flops(TINY, objective, 7, 1, 3)
         assert flops == passes * 7 * (products + attention)
+    # Under a prompt of 2 tokens the teacher has 4 positions and 10 pairs.
+    teacher = 2 * (2 * 3072 * 4 + 1024 * 2) + 2 * (4 * 10 * 32)
+    flops = bench_step.step_flops(TINY, sdpo(), 7, 1, 3, context=2)
+    assert flops == 7 * (3 * (products + attention) + teacher)
     sliding = dataclasses.replace(TINY, layer_pattern=("sliding", "full"), window=2)
     flops = bench_step.step_flops(sliding, sdpo(), 7, 1, 3)
     assert flops == 4 * 7 * (products + attention - 4 * 32)

@@ -100,6 +100,30 @@ def test_chunk_size_changes_neither_loss_nor_gradient_nor_metrics(chunk):
     assert_trees_close(metrics, expected_totals, 1e-4)
 
 
+@pytest.mark.parametrize("num_ids", [None, V - 2])
+def test_separate_passes_give_the_same_loss_gradient_and_metrics(num_ids):
+    """As on GPUs; also where a chunk overlaps the one before, and where ids are left out."""
+    student, teacher, reference = three_models()
+    others = chunked_objective.OtherNetworks(
+        teacher=(teacher,), reference=reference, num_ids=num_ids
+    )
+
+    def of(separate_passes):
+        options = chunked_objective.ChunkOptions(4, 1.3, 0.7, separate_passes=separate_passes)
+
+        def total(student):
+            return chunked_objective.chunked_objective(
+                objective, student, others, random_data(), options
+            )
+
+        return jax.jit(jax.value_and_grad(total, has_aux=True))(student)
+
+    ((loss, metrics), gradient), expected = of(True), of(False)
+    np.testing.assert_allclose(loss, expected[0][0], rtol=1e-6)
+    assert_trees_close(gradient, expected[1], 1e-5)
+    assert_trees_close(metrics, expected[0][1], 1e-5)
+
+
 def sampled_logps(positions):
     """Each network's log-probability of the sampled token, as a metric."""
     fields = {name: getattr(positions, f"{name}_logp_BTV") for name in NETWORKS}

@@ -151,6 +151,24 @@ def test_a_batch_that_fills_more_micro_batches_gets_enough_for_any_batch():
     assert plan_batch(short_IX, 40, 2, kept).shape == many.shape
 
 
+def test_rows_may_hold_the_sequences_of_the_first_plan_and_a_quarter_more_until_lengths_change():
+    """On a GPU attention takes memory for each sequence that a row may hold."""
+    kept = packing.KeptPacking()
+    long_IX, other_IX, short_IX = (
+        np.full((64, 2), sizes) for sizes in ((300, 400), (150, 200), (50, 100))
+    )
+    usual = plan_batch(long_IX, 4096, 1, kept)
+    assert (max(map(len, usual.rows)), usual.shape.sequences) == (10, 16)
+    other = plan_batch(other_IX, 4096, 1, kept)
+    assert other.shape == usual.shape
+    assert max(map(len, other.rows)) == 16  # 20 would have had space, and taken as many rows
+    # Here the limit would double the number of rows.
+    short = plan_batch(short_IX, 4096, 1, kept)
+    assert (max(map(len, short.rows)), short.shape.sequences) == (32, 32)
+    assert plan_batch(long_IX, 4096, 1, kept).shape == short.shape
+    assert len(kept.shapes) == 1
+
+
 def test_the_padding_of_a_plan_is_that_of_the_micro_batches_in_use():
     plan = plan_batch(np.full((6, 3), (5, 10, 20)), 40, 2, packing.KeptPacking())
     assert plan.shape.capacity_X == (20, 40, 80)
