@@ -45,6 +45,7 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
             dtype=compute.dtype,
             attention=compute.attention,
             cache_dtype=compute.cache_dtype,
+            weights_dtype=compute.weights_dtype,
         )
         sampling = Sampling(max_new_tokens=work.new)
         slots, pages = min(work.slots, work.rows), None

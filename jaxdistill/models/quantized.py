@@ -1,7 +1,7 @@
 """Vectors in 8 bits with one float32 scale each: x is about values * scale.
 
-In int8 the scale is the largest magnitude divided by 127, so each number is off by at most half a step,
-|x - values * scale| <= scale / 2 = max|x| / 254, and an outlier coarsens only its own vector.
+In int8 the scale is the largest magnitude divided by 127, so each number is off by at most half a
+step, |x - values * scale| <= scale / 2 = max|x| / 254, and an outlier coarsens only its own vector.
 Per-vector absmax: Dettmers et al. 2022, LLM.int8(), arXiv 2208.07339. For keys and values: Hooper
 et al. 2024, KVQuant, arXiv 2401.18079, which goes below 8 bits and therefore needs scales per
 channel for keys. At 8 bits a scale per position suffices; it is known when the position is written.

@@ -1,8 +1,9 @@
-"""Weights in 8 bits for decoding: one scale per output channel, made from the parameters on device.
+"""Weights in 8 bits for decoding, with one scale per output channel.
 
-A decode step of few rows reads every weight once, so that half the bytes are nearly half the time of
-its products. `sampler.decoding_weights` rounds the queries', keys', values', output, gate, up and
-down projections, and for some formats the head; embeddings, norms and biases stay as they are.
+A decode step of few rows reads every weight once, so that half of the bytes are nearly half of the
+time of its products. `sampler.decoding_weights` rounds, on the device and from the parameters given,
+the query, key, value, output, gate, up and down projections, and for some formats the head.
+Embeddings, norms and biases stay as they are.
 
 | `weights_dtype` | weights | activations of these products | head |
 |---|---|---|---|
@@ -28,7 +29,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Float32, Shaped
+from jaxtyping import Array, Float
 
 from jaxdistill.errors import UserError
 from jaxdistill.models.config import ModelConfig
@@ -67,8 +68,8 @@ class QuantizedWeight:
     Inputs of several axes, such as the heads NH, are one axis with the first one's letter.
     """
 
-    values: Shaped[Array, "*N C"]  # int8 or float8_e4m3fn
-    scale: Float32[Array, "*N"]
+    values: Any  # [*N, C], int8 or float8_e4m3fn
+    scale: Any  # [*N], float32
     axes: str = dataclasses.field(metadata={"static": True})
     is_dynamic: bool = dataclasses.field(metadata={"static": True})
 
@@ -124,11 +125,11 @@ def product(
     row_scale = None
     if weight.is_dynamic:
         rounded, row_scale = quantize(x, weight.values.dtype)
-        sums = jnp.int32 if weight.values.dtype == jnp.int8 else x.dtype
+        sums = jnp.int32 if weight.values.dtype == jnp.int8 else out_dtype or x.dtype
         out = einsum(plain, rounded, weight.values, out_dtype=sums)
     else:
         # Every int8 number is one of bfloat16 too, so that the conversion is exact.
-        out = einsum(plain, x, weight.values.astype(x.dtype))
+        out = einsum(plain, x, weight.values.astype(x.dtype), out_dtype=out_dtype)
     out = out.astype(jnp.float32) * weight.scale.reshape((1,) * len(lead) + weight.scale.shape)
     if row_scale is not None:
         out *= row_scale.reshape(*row_scale.shape, *(1,) * weight.scale.ndim)
@@ -137,7 +138,7 @@ def product(
 
 # ------------------------------------------------------------------------------------- the layers
 
-# The fields of `parameters.Layer` that are products' weights, with the letters they are summed over.
+# The fields of `parameters.Layer` that are products' weights, with the letters that are summed over.
 PRODUCTS = {"qkv_DKXH": "D", "out_NHD": "NH", "gate_up_DXF": "D", "down_FD": "F"}
 
 
@@ -169,7 +170,7 @@ def check_weights_dtype(name: str, field: str = "`weights_dtype`") -> None:
 def decoding_bytes(
     config: ModelConfig, dtype: DTypeLike, weights_dtype: WeightsDtype, *, held: bool
 ) -> int:
-    """Bytes of the sampler's weights, those in `dtype` included: `held` in memory, or read per step.
+    """Bytes of the weights that decode steps use: those `held` in memory, or those read per step.
 
     An untied embedding is not included: it is split like the parameters, and a step reads few of
     its rows. A tied one is held in `dtype` beside a head of 8 bits, which alone is read.

@@ -186,7 +186,10 @@ def test_slots_of_windowed_layers_fill_the_memory_and_no_more(window, new, has_p
     config = dataclasses.replace(full, layer_pattern=("sliding",) * 3 + ("full",), window=window)
     position, free = 2 * 2 * 8 * 4, 40_000_000  # bytes per layer
     shapes = {"num_questions": 10, "num_rows": 1000, "prompt": 56, "new": new}
-    bytes_per = {"item_bytes": 4, "head_bytes": 32, "has_pages": has_pages}
+    weights = 4 * config.num_parameters
+    bytes_per = {
+        "item_bytes": 4, "weight_bytes": weights, "head_bytes": 32, "has_pages": has_pages
+    }  # fmt: skip
     slots, found = pages.slots_in(free, config, **shapes, **bytes_per)
     room = 0.8 * free - 4 * config.num_parameters - 10 * 4 * 56 * position
     held = pages.held_positions(config, size=56 + new, slots=slots, pages=found) * position
@@ -212,7 +215,8 @@ def test_an_embedding_that_is_not_the_head_counts_as_split_as_it_is():
     tied = dataclasses.replace(CONFIG, vocab_size=60_000)
     untied = dataclasses.replace(tied, tie_embeddings=False)
     shapes = {"num_questions": 8, "num_rows": 800, "prompt": 64, "new": 600}
-    bytes_per = {"item_bytes": 4, "head_bytes": 32, "has_pages": True}
+    weights = 4 * tied.num_parameters  # without a table that is not the head: as many
+    bytes_per = {"item_bytes": 4, "weight_bytes": weights, "head_bytes": 32, "has_pages": True}
     free = 5_000_000
     with sharding.use_mesh(sharding.make_mesh(sharding.MeshConfig(data=1, fsdp=4, tensor=2))):
         expected = pages.slots_in(free, tied, **shapes, **bytes_per)
