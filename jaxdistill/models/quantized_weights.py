@@ -138,7 +138,7 @@ def product(
 
 # ------------------------------------------------------------------------------------- the layers
 
-# The fields of `parameters.Layer` that are products' weights, with the letters that are summed over.
+# The fields of `parameters.Layer` that are products' weights, with the letters summed over.
 PRODUCTS = {"qkv_DKXH": "D", "out_NHD": "NH", "gate_up_DXF": "D", "down_FD": "F"}
 
 

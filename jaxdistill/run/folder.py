@@ -50,8 +50,8 @@ MAY_CHANGE = {
     "tracking",
 }
 # Settings that may differ too, since they say where and how a step is computed. They change it by
-# rounding (sums are in another order), and the sampler's dtypes also by the rounding of the cache or
-# the weights that samples are drawn with, so that a line says so.
+# rounding (sums are in another order), and the sampler's dtypes also by the rounding of the cache
+# or the weights that samples are drawn with, so that a line says so.
 ROUNDS = {
     "mesh",
     *("compute." + name for name in (

@@ -64,8 +64,12 @@ def test_a_product_is_that_of_the_rounded_weight_and_of_rows_rounded_one_by_one(
     spec, summed, _, _ = PRODUCTS[of]
     x, weight = inputs(of)
     axes = spec.split(",")[1].split("->")[0]
-    quantized = quantize_weight(jnp.asarray(weight), axes, summed, FORMATS[name])
-    found = np.asarray(product(spec, jnp.asarray(x), quantized), np.float64)
+
+    @jax.jit
+    def of_rounded(x, weight):
+        return product(spec, x, quantize_weight(weight, axes, summed, FORMATS[name]))
+
+    found = np.asarray(of_rounded(x, weight), np.float64)
     rows = x.reshape(x.shape[0], -1)
     if FORMATS[name].is_dynamic:
         rows, _ = rounded(rows, name)
@@ -75,8 +79,8 @@ def test_a_product_is_that_of_the_rounded_weight_and_of_rows_rounded_one_by_one(
     size = (np.abs(rows) @ np.abs(columns).T).reshape(found.shape)
     assert np.all(np.abs(found - expected) <= 32 * 2.0**-24 * size)
     # The neighbours of a row do not change it.
-    alone = np.asarray(product(spec, jnp.asarray(x[1:2]), quantized))
-    np.testing.assert_allclose(alone, found[1:2], rtol=1e-5)
+    others = np.concatenate([1e3 * x[:1], x[1:2], 0 * x[2:]])
+    np.testing.assert_allclose(of_rounded(others, weight)[1], found[1], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", FORMATS)
