@@ -1,9 +1,9 @@
-"""Weights in 8 bits for decoding, with one scale per output channel.
+"""Weights as decode steps read them: in 8 bits with one scale per output channel, or as they are.
 
 A decode step of few rows reads every weight once, so that half of the bytes are nearly half of the
-time of its products. `sampler.decoding_weights` rounds, on the device and from the parameters given,
-the query, key, value, output, gate, up and down projections, and for some formats the head.
-Embeddings, norms and biases stay as they are.
+time of its products. `sampler.decoding_weights` rounds, on the device and from the parameters that
+it is given, the query, key, value, output, gate, up and down projections, and for some formats the
+head. Embeddings, norms and biases stay as they are.
 
 | `weights_dtype` | weights | activations of these products | head |
 |---|---|---|---|
@@ -62,51 +62,57 @@ FORMATS: dict[str, Format] = {
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class QuantizedWeight:
+class DecodingWeight:
     """A weight as values * scale: `axes` are the letters of the outputs and, last, of the inputs.
 
     Inputs of several axes, such as the heads NH, are one axis with the first one's letter.
     """
 
-    values: Any  # [*N, C], int8 or float8_e4m3fn
-    scale: Any  # [*N], float32
+    values: Any  # [*N, C], int8 or float8_e4m3fn, or in the compute dtype
+    scale: Any  # [*N], float32; None in the compute dtype
     axes: str = dataclasses.field(metadata={"static": True})
     is_dynamic: bool = dataclasses.field(metadata={"static": True})
 
-    def constrained(self, axes: str) -> "QuantizedWeight":
+    def constrained(self, axes: str) -> "DecodingWeight":
         """The same, split over the mesh by other letters (`sharding.constrain`)."""
-        values, scale = constrain(self.values, axes), constrain(self.scale, axes[:-1])
+        scale = None if self.scale is None else constrain(self.scale, axes[:-1])
+        values = constrain(self.values, axes)
         return dataclasses.replace(self, values=values, scale=scale)
 
     @property
-    def gathered(self) -> "QuantizedWeight":
+    def gathered(self) -> "DecodingWeight":
         """Whole along D on every device: X has no sharding rule."""
         return self.constrained(self.axes.replace("D", "X"))
 
 
-Weight = Float[Array, "..."] | QuantizedWeight
+Weight = Float[Array, "..."] | DecodingWeight
 
 
 def quantize_weight(
     weight: Float[Array, "..."], axes: str, summed: str, how: Format
-) -> QuantizedWeight:
+) -> DecodingWeight:
     """Round a weight whose letters `summed` are those that its product sums over.
 
     A column of zeros has scale 1 and stays zero. Each device rounds its own part.
     """
+    last = with_inputs_last(weight, axes, summed)
+    values, scale = quantize(last.values, how.dtype)
+    return DecodingWeight(values, scale, last.axes, how.is_dynamic).constrained(last.axes)
+
+
+def with_inputs_last(weight: Float[Array, "..."], axes: str, summed: str) -> DecodingWeight:
+    """The weight in its own dtype, with the letters `summed` as its last axis."""
     outputs = "".join(a for a in axes if a not in summed)
-    order = [axes.index(a) for a in outputs + summed]
-    moved = jnp.transpose(weight, order)
-    moved = constrain(moved.reshape(*moved.shape[: len(outputs)], -1), outputs + summed[0])
-    values, scale = quantize(moved, how.dtype)
-    found = QuantizedWeight(values, scale, outputs + summed[0], how.is_dynamic)
+    moved = jnp.transpose(weight, [axes.index(a) for a in outputs + summed])
+    values = moved.reshape(*moved.shape[: len(outputs)], -1)
+    found = DecodingWeight(values, None, outputs + summed[0], is_dynamic=False)
     return found.constrained(found.axes)
 
 
 def product(
     spec: str,
     x: Float[Array, "..."],
-    weight: QuantizedWeight,
+    weight: DecodingWeight,
     out_dtype: DTypeLike | None = None,
 ) -> Float[Array, "..."]:
     """`einsum(spec, x, weight)` in x's dtype or `out_dtype`; the letters summed end those of x.
@@ -122,6 +128,8 @@ def product(
     x = x.reshape(*x.shape[: len(lead)], -1)
     # Lower case: the product's own letter of the inputs, whatever their axes were.
     plain = f"{''.join(lead)}c,{weight.axes[:-1]}c->{result}"
+    if weight.scale is None:
+        return einsum(plain, x, weight.values, out_dtype=out_dtype)
     row_scale = None
     if weight.is_dynamic:
         rounded, row_scale = quantize(x, weight.values.dtype)
@@ -142,16 +150,21 @@ def product(
 PRODUCTS = {"qkv_DKXH": "D", "out_NHD": "NH", "gate_up_DXF": "D", "down_FD": "F"}
 
 
-def quantize_layer(layer: Any, weights_dtype: WeightsDtype) -> Any:
-    """A `parameters.Layer` with its products' weights rounded; unchanged for "auto"."""
-    if weights_dtype == "auto":
+def decoding_layer(layer: Any, weights_dtype: WeightsDtype, *, inputs_last: bool = False) -> Any:
+    """A `parameters.Layer` with its products' weights rounded; unchanged for "auto".
+
+    With `inputs_last` their axes are moved for "auto" too.
+    """
+    if weights_dtype == "auto" and not inputs_last:
         return layer
-    how = FORMATS[weights_dtype]
-    rounded = {
-        name: quantize_weight(getattr(layer, name), name.rsplit("_", 1)[-1], summed, how)
-        for name, summed in PRODUCTS.items()
-    }
-    return layer._replace(**rounded)
+    found = {}
+    for name, summed in PRODUCTS.items():
+        weight, axes = getattr(layer, name), name.rsplit("_", 1)[-1]
+        if weights_dtype == "auto":
+            found[name] = with_inputs_last(weight, axes, summed)
+        else:
+            found[name] = quantize_weight(weight, axes, summed, FORMATS[weights_dtype])
+    return layer._replace(**found)
 
 
 def has_quantized_head(weights_dtype: WeightsDtype) -> bool:
