@@ -7,8 +7,8 @@ process and in turns, every second turn in the other order, so that a drifting c
 The time per step is the difference of two runs of one program, with all tokens and with 16. A line
 per variant: milliseconds per step, tokens/s by steps, the ratio to the first variant, the share of
 the device's own copy for the bytes that this variant must read, seconds of compilation. The JSON
-has the same, with `--profile N` also the N slowest kernels, and is written after each variant. About
-six minutes per number of rows on an H200 (estimate), nearly all of it compilation.
+has the same, with `--profile N` also the N slowest kernels, and is written after each variant.
+About six minutes per number of rows on an H200 (estimate), nearly all of it compilation.
 
     PYTHONPATH=. python benchmarks/decode_weights.py --model SmolLM2-135M --layers 1 --rows 4 \\
         --prompt 5 --new 20 --turns 1
