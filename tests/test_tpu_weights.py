@@ -8,6 +8,7 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
+from programs import loop_bodies
 
 from jaxdistill import sharding
 from jaxdistill.models import parameters
@@ -64,12 +65,5 @@ def test_no_token_reads_or_writes_a_layers_weight_in_more_than_8_bits(topology, 
     # On a device, with the inputs last: [D, F / 2] of down and [2, F / 2, D] of gate and up.
     weights = r"\[(?:256,768|2,768,256)\]"
     narrow = "f8e4m3fn" if weights_dtype == "float8_dynamic" else "s8"
-    (loop,) = [body for body in _loops(text) if re.search(rf" {narrow}{weights}", body)]
+    (loop,) = [body for body in loop_bodies(text) if re.search(rf" {narrow}{weights}", body)]
     assert not re.findall(rf" = \(?(?:bf16|f32|s32){weights}", loop)
-
-
-def _loops(text):
-    """The bodies of the loops, without the computations that they call."""
-    names = set(re.findall(r"body=%?([\w.\-]+)", text))
-    parts = re.split(r"\n(?=(?:ENTRY )?%?[\w.\-]+ \([^\n]*\{\n)", text)
-    return [part for part in parts if re.match(r"%?([\w.\-]+)", part)[1] in names]
