@@ -22,7 +22,7 @@ _SCALE_BYTES = 4  # float32
 
 
 # The largest finite numbers. That of float8 is rounded to by all up to 464, and more is NaN.
-_LARGEST = {jnp.dtype(jnp.int8): 127, jnp.dtype(jnp.float8_e4m3fn): 448}
+_LARGEST = {"int8": 127, "float8_e4m3fn": 448}
 
 
 class Quantized(NamedTuple):
@@ -52,7 +52,7 @@ def quantize(x_NH: Float[Array, "*N H"], dtype: DTypeLike = jnp.int8) -> Quantiz
     """
     x_NH = x_NH.astype(jnp.float32)
     # Symmetric: -128 is not used.
-    scale_N = jnp.max(jnp.abs(x_NH), axis=-1) / _LARGEST[jnp.dtype(dtype)]
+    scale_N = jnp.max(jnp.abs(x_NH), axis=-1) / _LARGEST[jnp.dtype(dtype).name]
     # A subnormal scale has lost bits or is flushed to zero, and the quotient could be anything.
     scale_N = jnp.where(scale_N < jnp.finfo(jnp.float32).tiny, 1.0, scale_N)
     x_NH /= scale_N[..., None]
