@@ -15,7 +15,8 @@ head. Embeddings, norms and biases stay as they are.
 TPU's does, and a GPU's does with its Triton products only (`sampler.compiler_options`). The others
 multiply in 8 bits and reach the matrix units at twice the rate: int8 on TPUs, float8 on Hopper GPUs
 by cuBLASLt, which wants the summed axis last in both inputs, as it is stored here. A row's scale is
-its own, so that its result does not depend on its neighbours.
+its own, so that its result does not depend on its neighbours; where tensor-parallel devices share
+the summed axis (output and down projections), it is one more small exchange per product.
 
 Weight-only and dynamic int8: Dettmers et al. 2022, LLM.int8(), arXiv 2208.07339. E4M3: Micikevicius
 et al. 2022, FP8 formats for deep learning, arXiv 2209.05433.
