@@ -193,6 +193,8 @@ WHEN: dict[type, dict[str, str]] = {
         "gradients": "`float32` to compare, or where 4 more bytes per parameter are at hand",
         "attention": "to compare implementations, or if the automatic choice fails",
         "cache_dtype": "`int8` to sample more rows at a time from long contexts",
+        "weights_dtype": "`int8`, with a `rollout_correction`, to sample faster "
+        "(benchmarks/README.md)",
     },
     MeshConfig: {
         "data": "if the model fits on one device several times over",

@@ -52,3 +52,10 @@ def operations_of(compiled) -> list[Operation]:
         return computation if computation in bodies else ""
 
     return [Operation(kind, shapes, loop_around(where)) for kind, shapes, where in found]
+
+
+def loop_bodies(text: str) -> list[str]:
+    """The bodies of a compiled program's loops, without the computations that they call."""
+    names = set(re.findall(r"body=%?([\w.\-]+)", text))
+    parts = re.split(r"\n(?=(?:ENTRY )?%?[\w.\-]+ \([^\n]*\{\n)", text)
+    return [part for part in parts if re.match(r"(?:ENTRY )?%?([\w.\-]+)", part)[1] in names]

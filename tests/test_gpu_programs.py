@@ -4,11 +4,12 @@ Compiled for the GPU at hand and not run. Width and vocabulary are those of Qwen
 """
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
 import pytest
-from programs import MODEL, operations_of
+from programs import MODEL, loop_bodies, operations_of
 
 from jaxdistill.bench.step import Step, random_batch
 from jaxdistill.models import parameters
@@ -63,6 +64,24 @@ def test_no_token_and_no_row_that_enters_copies_a_cache_or_a_weight(slots, pages
     assert loops
     copies = [op for op in operations if op.kind == "copy" and op.loop in loops]
     assert not [op for op in copies if max(map(math.prod, op.shapes), default=0) >= LARGE]
+
+
+@pytest.mark.parametrize("weights_dtype", ["auto", "int8", "int8_dynamic", "float8_dynamic"])
+def test_no_token_writes_weights_out(weights_dtype):
+    """Converted or transposed: products read them as they are, and float8 as float8."""
+    sample = make_sampler(
+        MODEL, Sampling(max_new_tokens=512), (1, 2), 0, rollouts=1, dtype=jnp.bfloat16,
+        weights_dtype=weights_dtype,
+    )  # fmt: skip
+    params, prompts = parameters.abstract_params(MODEL), shape(64, 256)
+    compiled = sample.lower(params, prompts, prompts, shape(64, 2, dtype=jnp.uint32)).compile()
+    text = compiled.as_text()
+    # Of down, of gate and up, and of queries, keys and values, as they are or as matrices.
+    weights = r"\[(?:1024,3072|(?:6144|2,3072),1024|(?:4096|8,4,128),1024)\]"
+    (loop,) = [body for body in loop_bodies(text) if f"[64,{MODEL.vocab_size}]" in body]
+    written = re.findall(rf" = \(?\w+{weights}\S* (?!get-tuple-element|bitcast)(\S+)\(", loop)
+    assert not written
+    assert ("__cublas$lt$matmul$f8" in loop) == (weights_dtype == "float8_dynamic")
 
 
 def test_the_train_step_updates_its_state_in_place():

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxdistill import sharding
@@ -24,6 +23,7 @@ from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.flops import forward_flops
 from jaxdistill.models.presets import preset
 from jaxdistill.models.quantized import vector_bytes
+from jaxdistill.models.quantized_weights import decoding_bytes
 from jaxdistill.precision import compute_dtype
 from jaxdistill.sampling import Counts, question_hashes, row_keys
 from jaxdistill.sampling.engine import Engine
@@ -45,6 +45,7 @@ def bench_decode(work: Decode) -> dict[str, Any]:
             dtype=work.dtype,
             attention=work.attention,
             cache_dtype=work.cache_dtype,
+            weights_dtype=work.weights_dtype,
         )
         sample: Any = engine.sampler(
             work.sampling, work.rollouts, slots=slots, pages=work.pages or None, counts=True
@@ -181,7 +182,7 @@ def _per_step(
         np.mean([kept_positions(config, n, config.window) for n in range(first + 1, end + 1)])
     )
     vectors = 2 * config.num_kv_heads  # keys and values of a position in a layer
-    moved = jnp.dtype(dtype).itemsize * parts * _weights_read(config)
+    moved = parts * decoding_bytes(config, dtype, work.weights_dtype, held=False)
     moved += work.rows * seen * vectors * vector_bytes(config.head_dim, dtype, work.cache_dtype)
     flops = work.rows * forward_flops(config, first, end, end - first) / (end - first)
     return {
@@ -190,12 +191,6 @@ def _per_step(
         **measure.compare_with_copy(moved, seconds, devices),
         **measure.compare_with_matmul(flops, seconds, dtype, devices),
     }
-
-
-def _weights_read(config: ModelConfig) -> int:
-    """Parameters that a step reads: all, except an untied embedding, of which it reads few rows."""
-    unread = 0 if config.tie_embeddings else config.vocab_size * config.hidden_size
-    return config.num_parameters - unread
 
 
 def without_text(config: ModelConfig, params: Any) -> Policy:

@@ -22,7 +22,7 @@ from jaxdistill.bench.step import (
     start,
     train_step_of,
 )
-from jaxdistill.bench.work import Iteration, described
+from jaxdistill.bench.work import Iteration, described, settings_of
 from jaxdistill.models.presets import preset
 from jaxdistill.sampling import Samples, Sampling, question_hashes, row_keys
 from jaxdistill.sampling.engine import Engine
@@ -39,13 +39,8 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
     mesh = open_mesh(work, config, work.rows)
     with sharding.use_mesh(mesh):
         state, reference = start(config, compute, work.optimizer, mesh)
-        engine = Engine(
-            without_text(config, reference),
-            mesh=mesh,
-            dtype=compute.dtype,
-            attention=compute.attention,
-            cache_dtype=compute.cache_dtype,
-        )
+        policy = without_text(config, reference)
+        engine = settings_of(Engine, compute, policy=policy, mesh=mesh)  # its dtypes
         sampling = Sampling(max_new_tokens=work.new)
         slots, pages = min(work.slots, work.rows), None
         if not slots:

@@ -72,6 +72,15 @@ class Cache:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sampler(Cache):
+    weights_dtype: Literal["auto", "int8", "int8_dynamic", "float8_dynamic"] = flag(
+        "auto",
+        "dtype of the weights that decode steps read; auto is the dtype of matrix products, and "
+        "dynamic rounds the inputs of products too",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Placing:
     """Model, dtype and devices: the flags of every benchmark."""
 
@@ -149,7 +158,7 @@ class Training(Placing):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decode(TokenChoice, Cache, Placing):
+class Decode(TokenChoice, Sampler, Placing):
     """Settings of `bench decode`: rows = prompts x rollouts, with random weights and prompts.
 
     With a `mean` the rows have long-tailed lengths (log-normal, sigma 0.8, cut at `new`); without
@@ -240,7 +249,7 @@ class Step(Training):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Iteration(Cache, Training):
+class Iteration(Sampler, Training):
     """Settings of `bench train`: the student samples R rollouts of Q random prompts, then one step.
 
     With a `mean` the lengths are long-tailed as in `Decode`. Raises UserError for sizes that do not

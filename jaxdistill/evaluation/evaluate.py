@@ -113,9 +113,9 @@ class Evaluation:
             raise UserError(f"`splits` must have different names, got {', '.join(names)}")
 
     def engine(self, student: Engine) -> Engine:
-        """The student's engine, in the thinking mode of evaluations."""
+        """The student's engine in the thinking mode of evaluations, with weights not rounded."""
         thinking = thinking_of(self.evaluation_thinking, student.enable_thinking)
-        return replace(student, enable_thinking=thinking)
+        return replace(student, enable_thinking=thinking, weights_dtype="auto")
 
 
 def evaluate_split(

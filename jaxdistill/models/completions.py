@@ -11,6 +11,7 @@ from jaxdistill.axes import AnyArray
 from jaxdistill.models import decoder
 from jaxdistill.models.attention import segments_of
 from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.quantized_weights import DecodingWeight, product
 from jaxdistill.models.remat import Remat
 from jaxdistill.precision import einsum
 from jaxdistill.sharding import constrain
@@ -127,13 +128,18 @@ def _stack_rows(arrays: Sequence[AnyArray]) -> Array:
 
 
 def logits_of(
-    hidden: Float[Array, "... D"], head_DV: Float[Array, "D V"], temperature: float = 1.0
+    hidden: Float[Array, "... D"],
+    head_DV: Float[Array, "D V"] | DecodingWeight,
+    temperature: float = 1.0,
 ) -> Float[Array, "... V"]:
     """Logits divided by temperature (> 0), in float32; the product's inputs have hidden's dtype."""
     axes = "BT"[: hidden.ndim - 1]  # one position per row while sampling, T of them when scoring
     with jax.named_scope("head"):
         spec = f"{axes}D,DV->{axes}V"
-        logits = einsum(spec, hidden, head_DV.astype(hidden.dtype), out_dtype=jnp.float32)
+        if isinstance(head_DV, DecodingWeight):
+            logits = product(spec, hidden, head_DV, out_dtype=jnp.float32)
+        else:
+            logits = einsum(spec, hidden, head_DV.astype(hidden.dtype), out_dtype=jnp.float32)
         # Skip a division by 1, which would be another pass over the vocabulary.
         return constrain(logits if temperature == 1.0 else logits / temperature, f"{axes}V")
 

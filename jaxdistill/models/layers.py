@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from jaxdistill.models.quantized_weights import DecodingWeight, Weight, product
 from jaxdistill.precision import einsum
 from jaxdistill.sharding import constrain, num_parts
 
@@ -29,8 +30,8 @@ def rms_norm(x: Float[Array, "..."], scale: Float[Array, "..."], eps: float) -> 
     return (x32 * jax.lax.rsqrt(variance + eps) * scale).astype(x.dtype)
 
 
-def weighted(spec: str, x: Float[Array, "..."], weight: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`einsum` of activations and a weight, which may have a wider dtype than they.
+def weighted(spec: str, x: Float[Array, "..."], weight: Weight) -> Float[Array, "..."]:
+    """`einsum` of activations and a weight, which may have a wider dtype than they, or 8 bits.
 
     The product then reads the weight rounded to x's dtype, and its gradient, a sum over positions
     and devices, is not rounded before it is complete. In `spec` the weight's letters are its axes.
@@ -38,6 +39,8 @@ def weighted(spec: str, x: Float[Array, "..."], weight: Float[Array, "..."]) -> 
     >>> weighted("BTD,DF->BTF", jnp.ones((1, 1, 2), jnp.bfloat16), jnp.ones((2, 3))).dtype
     dtype(bfloat16)
     """
+    if isinstance(weight, DecodingWeight):  # in decoding only: it has no gradient
+        return product(spec, x, weight)
     return einsum(spec, x, weight) if weight.dtype == x.dtype else _weighted(spec, x, weight)
 
 
@@ -69,8 +72,8 @@ _weighted.defvjp(_weighted_fwd, _weighted_bwd)
 
 def swiglu(
     x_BTD: Float[Array, "B T D"],
-    gate_up_DXF: Float[Array, "D 2 F"],
-    down_FD: Float[Array, "F D"],
+    gate_up_DXF: Float[Array, "D 2 F"] | DecodingWeight,
+    down_FD: Float[Array, "F D"] | DecodingWeight,
     gate_up_bias_XF: Float[Array, "2 F"] | None = None,
     down_bias_D: Float[Array, " D"] | None = None,
 ) -> Float[Array, "B T D"]:

@@ -1,7 +1,7 @@
-"""Vectors in int8 with one float32 scale each: x is about values * scale.
+"""Vectors in 8 bits with one float32 scale each: x is about values * scale.
 
-The scale is the largest magnitude divided by 127, so each number is off by at most half a step,
-|x - values * scale| <= scale / 2 = max|x| / 254, and an outlier coarsens only its own vector.
+In int8 the scale is the largest magnitude divided by 127, so each number is off by at most half a
+step, |x - values * scale| <= scale / 2 = max|x| / 254, and an outlier coarsens only its own vector.
 Per-vector absmax: Dettmers et al. 2022, LLM.int8(), arXiv 2208.07339. For keys and values: Hooper
 et al. 2024, KVQuant, arXiv 2401.18079, which goes below 8 bits and therefore needs scales per
 channel for keys. At 8 bits a scale per position suffices; it is known when the position is written.
@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Float32, Int8
+from jaxtyping import Array, Float, Float32, Shaped
 
 from jaxdistill.errors import UserError
 
@@ -21,10 +21,14 @@ CACHE_DTYPES: tuple[str, ...] = get_args(CacheDtype)
 _SCALE_BYTES = 4  # float32
 
 
+# The largest finite numbers. That of float8 is rounded to by all up to 464, and more is NaN.
+_LARGEST = {"int8": 127, "float8_e4m3fn": 448}
+
+
 class Quantized(NamedTuple):
     """Vectors and their scales, as a pytree; `shape` and `dtype` are those of the values."""
 
-    values: Int8[Array, "*N H"]
+    values: Shaped[Array, "*N H"]  # int8 or float8_e4m3fn
     scale: Float32[Array, "*N"]
 
     @property
@@ -36,20 +40,25 @@ class Quantized(NamedTuple):
         return self.values.dtype
 
 
-def quantize(x_NH: Float[Array, "*N H"]) -> Quantized:
+def quantize(x_NH: Float[Array, "*N H"], dtype: DTypeLike = jnp.int8) -> Quantized:
     """Round each vector (the last axis) to 255 steps of its own scale; zeros get scale 1.
+
+    In float8_e4m3fn each number keeps four significant bits: it is off by at most a 16th of itself,
+    or by 2^-10 of the scale if that is more.
 
     >>> values, scale = quantize(jnp.array([[2.54, -1.0, 0.0]]))
     >>> values.tolist(), round(float(scale[0]), 3)
     ([[127, -50, 0]], 0.02)
     """
     x_NH = x_NH.astype(jnp.float32)
-    scale_N = jnp.max(jnp.abs(x_NH), axis=-1) / 127  # symmetric: -128 is not used
+    # Symmetric: -128 is not used.
+    scale_N = jnp.max(jnp.abs(x_NH), axis=-1) / _LARGEST[jnp.dtype(dtype).name]
     # A subnormal scale has lost bits or is flushed to zero, and the quotient could be anything.
     scale_N = jnp.where(scale_N < jnp.finfo(jnp.float32).tiny, 1.0, scale_N)
+    x_NH /= scale_N[..., None]
     # Halves are rounded up, because floor is the only rounding that Pallas has on Triton.
-    values_NH = jnp.floor(x_NH / scale_N[..., None] + 0.5).astype(jnp.int8)
-    return Quantized(values_NH, scale_N)
+    values_NH = jnp.floor(x_NH + 0.5) if dtype == jnp.int8 else x_NH
+    return Quantized(values_NH.astype(dtype), scale_N)
 
 
 def dequantize(x: Quantized) -> Float32[Array, "*N H"]:

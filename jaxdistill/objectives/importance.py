@@ -196,6 +196,6 @@ def gap_warning(metrics: Mapping[str, float]) -> str | None:
     return (
         f"the sampler's and the trainer's log-probabilities differ by {gap:.2g} nats on average "
         f"(99 %: {metrics['sampler_gap_p99']:.2g}, largest: {metrics['sampler_gap_max']:.2g}), "
-        f"expected at most {LARGEST_USUAL_GAP:g}; compare `compute.dtype` and "
-        "`compute.cache_dtype`, or use a `rollout_correction`"
+        f"expected at most {LARGEST_USUAL_GAP:g}; compare `compute.dtype`, "
+        "`compute.cache_dtype` and `compute.weights_dtype`, or use a `rollout_correction`"
     )

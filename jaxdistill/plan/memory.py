@@ -18,6 +18,7 @@ from jaxdistill.models.parameters import stored_config
 from jaxdistill.models.placement import as_computed, kv_heads_of_device
 from jaxdistill.models.quantized import vector_bytes
 from jaxdistill.models.row_blocks import num_row_blocks
+from jaxdistill.models.quantized_weights import decoding_bytes
 from jaxdistill.plan.programs import Run, batch_of, bytes_on_one_device, sampler_shapes, state_of
 from jaxdistill.sampling.pages import held_positions, kept_positions
 
@@ -207,7 +208,7 @@ def prefill(run: Run, mesh: Any, pages: int | None) -> Categories:
 def decode(run: Run, mesh: Any, slots: int, pages: int | None) -> Categories:
     """What the decode loop cannot do without: weights, caches of slots and prompts, and logits."""
     size, tensor = run.model.axes, mesh.shape["tensor"]
-    item, rows = jnp.dtype(run.config.compute.dtype).itemsize, sampler_shapes(run, mesh)[2]
+    compute, rows = run.config.compute, sampler_shapes(run, mesh)[2]
     slots = min(slots, rows)
     num_parts = sharding.num_parts("B", slots)
     held = held_positions(
@@ -217,13 +218,15 @@ def decode(run: Run, mesh: Any, slots: int, pages: int | None) -> Categories:
         pages=None if pages is None else pages // num_parts,
     )
     columns = _columns(run, mesh)
-    weights = as_computed(run.model, tensor).num_parameters / tensor
-    if not run.model.tie_embeddings:
+    model = as_computed(run.model, tensor)
+    weights = decoding_bytes(model, compute.dtype, compute.weights_dtype, held=True) / tensor
+    if not model.tie_embeddings:
         # `decoding_weights` leaves the embedding split over fsdp.
-        weights -= size["D"] * columns * (1 - 1 / mesh.shape["fsdp"])
+        item = jnp.dtype(compute.dtype).itemsize
+        weights += size["D"] * columns * item / mesh.shape["fsdp"]
     return Categories(
         **_held(resident(run, mesh)),
-        weights_and_gradients=weights * item,
+        weights_and_gradients=weights,
         vocabulary=-(-slots // num_parts) * columns * 4 * 2,
         kv_pool=held * position_bytes(run, mesh),
         prompts=_prompts(run, mesh, pages),

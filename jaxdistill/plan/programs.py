@@ -23,6 +23,7 @@ from jaxdistill.models import parameters
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.presets import PRESETS
 from jaxdistill.models.quantized import vector_bytes
+from jaxdistill.models.quantized_weights import decoding_bytes
 from jaxdistill.objectives import needs_reference, needs_teacher
 from jaxdistill.plan.lengths import Lengths
 from jaxdistill.plan.topologies import Topology
@@ -289,13 +290,14 @@ def slots_of(run: Run, mesh: Any, free: float) -> tuple[int, int | None]:
         "new": run.lengths.new,
     }
     if run.platform == "cpu":
-        dtype, cache = compute.dtype, compute.cache_dtype
-        return fit_slots(run.model, **how, dtype=dtype, cache_dtype=cache)
+        how |= {"cache_dtype": compute.cache_dtype, "weights_dtype": compute.weights_dtype}
+        return fit_slots(run.model, **how, dtype=compute.dtype)
     slots, pages = slots_in(
         max(free, 0.0),
         run.model,
         **how,
         item_bytes=jnp.dtype(compute.dtype).itemsize,
+        weight_bytes=decoding_bytes(run.model, compute.dtype, compute.weights_dtype, held=True),
         head_bytes=vector_bytes(run.model.head_dim, compute.dtype, compute.cache_dtype),
         has_pages=compute.cache_dtype == "auto" or run.platform != "tpu",
     )

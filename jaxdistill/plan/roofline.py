@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxdistill import sharding
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.flops import forward_flops
+from jaxdistill.models.quantized_weights import decoding_bytes
 from jaxdistill.plan.memory import position_bytes
 from jaxdistill.plan.programs import Run, batch_of
 from jaxdistill.sampling.pages import kept_positions
@@ -104,7 +105,11 @@ def decode(run: Run, mesh: Any, slots: int) -> Work:
     context = lengths.mean_prompt + lengths.mean_new / 2
     cache = min(slots, rows) / sharding.num_parts("B", min(slots, rows))
     seen = kept_positions(run.model, context, run.model.window)
-    read = _weight_bytes(run, mesh) + cache * seen * position_bytes(run, mesh)
+    dtype, rounded = run.config.compute.dtype, run.config.compute.weights_dtype
+    saved = decoding_bytes(run.model, dtype, "auto", held=False)
+    saved -= decoding_bytes(run.model, dtype, rounded, held=False)
+    read = _weight_bytes(run, mesh) - saved / mesh.shape["tensor"]
+    read += cache * seen * position_bytes(run, mesh)
     steps = decode_steps(run, slots)
     # Two sums of a layer's output per token over the devices that share the heads.
     tensor = 0.0

@@ -175,6 +175,8 @@ def _changes(run: Run) -> Iterator[tuple[str, Any]]:
         )
     if roofline.is_sampled(run) and current.cache_dtype == "auto":
         yield "--set compute.cache_dtype=int8", compute(cache_dtype="int8")
+    if roofline.is_sampled(run) and current.weights_dtype == "auto":
+        yield "--set compute.weights_dtype=int8", compute(weights_dtype="int8")
 
 
 def _fits(run: Run, ratio: float) -> bool:

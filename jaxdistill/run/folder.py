@@ -50,12 +50,12 @@ MAY_CHANGE = {
     "tracking",
 }
 # Settings that may differ too, since they say where and how a step is computed. They change it by
-# rounding (sums are in another order), and `cache_dtype` also by the rounding of the KV cache that
-# samples are drawn with, so that a line says so.
+# rounding (sums are in another order), and the sampler's dtypes also by the rounding of the cache
+# or the weights that samples are drawn with, so that a line says so.
 ROUNDS = {
     "mesh",
     *("compute." + name for name in (
-        "attention", "chunk", "micro_batches", "remat", "pack", "cache_dtype"
+        "attention", "chunk", "micro_batches", "remat", "pack", "cache_dtype", "weights_dtype"
     )),
 }  # fmt: skip
 # Files and folders that a run may write before it has results worth keeping.

@@ -15,6 +15,7 @@ import numpy as np
 from jaxdistill import compilation, sharding
 from jaxdistill.errors import out_of_memory
 from jaxdistill.models.quantized import CacheDtype, check_cache_dtype
+from jaxdistill.models.quantized_weights import WeightsDtype, check_weights_dtype
 from jaxdistill.precision import compute_dtype
 from jaxdistill.sampling.keys import Address, question_hashes, row_keys
 from jaxdistill.sampling.pages import fit_slots
@@ -44,7 +45,8 @@ class Engine:
 
     `dtype` is the dtype of matrix multiplications ("auto": see `precision.compute_dtype`);
     `attention` names an implementation (`models.attention`); `cache_dtype="int8"` stores keys and
-    values in half of bfloat16's bytes (`models.quantized`). `enable_thinking` is passed to the chat
+    values in half of bfloat16's bytes (`models.quantized`), and `weights_dtype` rounds the weights
+    that decode steps read (`models.quantized_weights`). `enable_thinking` is passed to the chat
     template; None leaves the choice to the template. Raises UserError for an unknown dtype.
     """
 
@@ -53,10 +55,12 @@ class Engine:
     dtype: str = "auto"
     attention: str = "auto"
     cache_dtype: CacheDtype = "auto"
+    weights_dtype: WeightsDtype = "auto"
     enable_thinking: bool | None = None
 
     def __post_init__(self):
         check_cache_dtype(self.cache_dtype)
+        check_weights_dtype(self.weights_dtype)
         compute_dtype(self.dtype)
 
     def rollouts(
@@ -148,6 +152,7 @@ class Engine:
             dtype=str(compute_dtype(self.dtype)),
             attention=self.attention,
             cache_dtype=self.cache_dtype,
+            weights_dtype=self.weights_dtype,
         )
 
     def fit_slots(
@@ -164,6 +169,7 @@ class Engine:
                 new=sampling.max_new_tokens,
                 dtype=str(compute_dtype(self.dtype)),
                 cache_dtype=self.cache_dtype,
+                weights_dtype=self.weights_dtype,
             )
 
     def place(self, batch: Tree) -> Tree:

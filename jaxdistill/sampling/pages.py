@@ -20,6 +20,7 @@ from jaxdistill.models.cached_attention import PAGE, ring_positions
 from jaxdistill.models.config import LayerKind, ModelConfig
 from jaxdistill.models.placement import kv_heads_of_device
 from jaxdistill.models.quantized import CacheDtype, vector_bytes
+from jaxdistill.models.quantized_weights import WeightsDtype, decoding_bytes
 from jaxdistill.sharding import num_parts, platform
 
 # A row is admitted only if every running row could still take this many more pages. In a simulation
@@ -179,6 +180,7 @@ def fit_slots(
     new: int,
     dtype: Any,
     cache_dtype: CacheDtype = "auto",
+    weights_dtype: WeightsDtype = "auto",
 ) -> tuple[int, int | None]:
     """Choose (slots, pages) from the devices' free memory; slots share pages of `PAGE` positions.
 
@@ -199,6 +201,7 @@ def fit_slots(
         prompt=prompt,
         new=new,
         item_bytes=jnp.dtype(dtype).itemsize,
+        weight_bytes=decoding_bytes(config, dtype, weights_dtype, held=True),
         head_bytes=vector_bytes(config.head_dim, dtype, cache_dtype),
         has_pages=shares_pages(cache_dtype),
     )
@@ -223,6 +226,7 @@ def _choose_slots(
     prompt: int,
     new: int,
     item_bytes: int,
+    weight_bytes: int,
     head_bytes: int,
     has_pages: bool,
 ) -> tuple[int, int | None]:
@@ -237,6 +241,7 @@ def _choose_slots(
         prompt=prompt,
         new=new,
         item_bytes=item_bytes,
+        weight_bytes=weight_bytes,
         head_bytes=head_bytes,
         has_pages=has_pages,
     )
@@ -251,12 +256,14 @@ def slots_in(
     prompt: int,
     new: int,
     item_bytes: int,
+    weight_bytes: int,
     head_bytes: int,
     has_pages: bool,
 ) -> tuple[int, int | None]:
     """`fit_slots` for devices that have this much free memory each, in the mesh in use.
 
-    item_bytes, head_bytes: of a weight, and of one head's key or value in the cache.
+    item_bytes, head_bytes: of a number of the embedding, and of one head's key or value in the
+    cache. weight_bytes: of what `decoding_bytes` counts.
     """
     # All sizes are bytes per device. Weights are whole on each device, except for what tensor
     # parallelism splits and an embedding that is not the head too; prompts are split like the rows.
@@ -269,9 +276,9 @@ def slots_in(
     prompts = position * kept_positions(config, prompt, ring)
     prompts *= -(-num_questions // num_parts("Q", num_questions))
     embedding = 0 if config.tie_embeddings else math.prod(config.shape("VD"))
-    weights = (config.num_parameters - embedding) // num_parts("F", config.intermediate_size)
-    weights += embedding // (num_parts("V", config.vocab_size) * num_parts("D", config.hidden_size))
-    weights *= item_bytes
+    weights = weight_bytes // num_parts("F", config.intermediate_size)
+    split = num_parts("V", config.vocab_size) * num_parts("D", config.hidden_size)
+    weights += embedding // split * item_bytes
     # A fifth stays free for the activations of prefill and the logits of a step. Chosen, not
     # measured: too large a reserve costs a few slots, too small a one ends the run.
     room = max(0.8 * free_bytes - weights - prompts, 0)

@@ -23,6 +23,15 @@ from jaxdistill.models.caches import Cache, Prompts
 from jaxdistill.models.completions import logits_of
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.quantized import CacheDtype, check_cache_dtype
+from jaxdistill.models.quantized_weights import (
+    FORMATS,
+    DecodingWeight,
+    WeightsDtype,
+    check_weights_dtype,
+    decoding_layer,
+    has_quantized_head,
+    quantize_weight,
+)
 from jaxdistill.sampling import keys
 from jaxdistill.sampling import pages as paging
 from jaxdistill.sampling.drawing import Truncation, columns_of, draw_tokens
@@ -109,6 +118,7 @@ def make_sampler(
     dtype: Any = jnp.float32,
     attention: str = "auto",
     cache_dtype: Any = "auto",  # a CacheDtype; other names are refused
+    weights_dtype: Any = "auto",  # a WeightsDtype; other names are refused
 ) -> Callable[..., Any]:
     """Build the jitted sample(params, prompt_ids_QP, prompt_mask_QP, keys_B2) -> Samples.
 
@@ -122,11 +132,15 @@ def make_sampler(
 
     `cache_dtype="int8"` stores keys and values in half of bfloat16's bytes (`models.quantized`;
     "auto" stores them in `dtype`). On a TPU XLA reads the whole int8 cache, which cannot be paged.
-    Behaviour log-probs are then computed from the rounded cache, so samples are slightly
+    `weights_dtype` rounds the weights of decode steps to 8 bits (`models.quantized_weights`), at
+    each call, from the parameters given; prefill keeps those, so that prompts' caches are exact.
+    Behaviour log-probs are then computed from the rounded cache or weights, so samples are slightly
     off-policy; importance weights (`importance_clip`, rollout corrections) account for that. Raises
-    UserError for an unknown `cache_dtype`; the returned function raises it for unusable `pages`.
+    UserError for an unknown `cache_dtype` or `weights_dtype`; the returned function raises it for
+    unusable `pages`.
     """
     check_cache_dtype(cache_dtype)
+    check_weights_dtype(weights_dtype)
     program = _Program(
         config=config,
         sampling=sampling,
@@ -140,12 +154,31 @@ def make_sampler(
         dtype=dtype,
         attention=attention,
         cache_dtype=cache_dtype,
+        weights_dtype=weights_dtype,
     )
-    # XLA's Triton GEMM for a few rows writes float32 partial sums that the next kernel adds up: 6 %
-    # of a step for Qwen3-1.7B with 64 rows on an H200.
-    options = {"xla_gpu_enable_triton_gemm": False} if platform() == "gpu" else None
     sample = jax.named_scope("sample")(program.sample)
-    return jax.jit(sample, compiler_options=options)
+    return jax.jit(sample, compiler_options=compiler_options(weights_dtype))
+
+
+def has_inputs_last() -> bool:
+    """Whether decode steps read weights that are not rounded with their inputs as the last axis.
+
+    cuBLAS may have its best products of few rows for that order: the tied head, which has it, takes
+    1.04 times the time of its bytes on an H200, the layers' weights, which have not, 1.2 to 3 times.
+    Not yet measured, so nowhere: `benchmarks/decode_weights.py` sets it and compares on a GPU.
+    """
+    return False
+
+
+def compiler_options(weights_dtype: WeightsDtype) -> dict[str, Any] | None:
+    """XLA's options for a sampler on the platform in use."""
+    if platform() != "gpu":
+        return None
+    # XLA's Triton GEMM for a few rows writes float32 partial sums that the next kernel adds up: 6 %
+    # of a step for Qwen3-1.7B with 64 rows on an H200. But no other product there reads int8
+    # weights as they are: before cuBLAS, a kernel would write them out in bfloat16 at every token.
+    converts = weights_dtype != "auto" and not FORMATS[weights_dtype].is_dynamic
+    return {"xla_gpu_enable_triton_gemm": converts}
 
 
 @dataclass(frozen=True)
@@ -164,6 +197,7 @@ class _Program:
     dtype: Any
     attention: str
     cache_dtype: CacheDtype
+    weights_dtype: WeightsDtype
 
     def sample(
         self,
@@ -191,7 +225,7 @@ class _Program:
             cache = empty_pool(prompts, num_slots, layout)
         else:
             cache = first_rows(prompts, self.rollouts, num_slots, layout)
-        weights, head_DV = decoding_weights(params, self.config, self.dtype)
+        weights, head_DV = decoding_weights(params, self.config, self.dtype, self.weights_dtype)
 
         # -- all rows, and the decode loop's first state
         limit_B = jnp.minimum(num_tokens if limit_B is None else limit_B, num_tokens)
@@ -260,7 +294,7 @@ class _Program:
         return prompts._replace(length_B=jnp.maximum(prompts.length_B - 1, 0))
 
     def _step(
-        self, weights: parameters.Unstacked, head_DV: Array, now: Slots, cache: Cache
+        self, weights: parameters.Unstacked, head_DV: Any, now: Slots, cache: Cache
     ) -> tuple[Slots, Cache]:
         hidden_UD, cache = decoder.decode_step(
             weights, self.config, now.token, cache, dtype=self.dtype, attention=self.attention
@@ -291,17 +325,20 @@ class _Program:
 
 
 def decoding_weights(
-    params: Any, config: ModelConfig, dtype: Any
-) -> tuple[parameters.Unstacked, Float[Array, "D V"]]:
+    params: Any, config: ModelConfig, dtype: Any, weights_dtype: WeightsDtype = "auto"
+) -> tuple[parameters.Unstacked, Float[Array, "D V"] | DecodingWeight]:
     """The layers and head_DV in the form that decoding reads: fused, in `dtype`, unsharded along D.
 
     Sharding D (fsdp) saves memory in training, but decoding would gather every weight again for
     every token, so only the tensor-parallel sharding remains. The embedding alone stays as it is
     unless it is the head too: a step looks up one row per slot. Without a mesh nothing is gathered.
-    A head that a mesh splits has columns of zeros up to `drawing.columns_of`.
+    A head that a mesh splits has columns of zeros up to `drawing.columns_of`. Each device rounds
+    its own part of the weights to `weights_dtype` before any is gathered.
     """
 
-    def gather(name: str, x: Array) -> Array:
+    def gather(name: str, x: Any) -> Any:
+        if isinstance(x, DecodingWeight):
+            return x.gathered
         # X has no sharding rule, so the axis is whole on every device.
         return constrain(x, name.rsplit("_", 1)[-1].replace("D", "X"))
 
@@ -316,16 +353,22 @@ def decoding_weights(
         return jnp.pad(x, [(0, missing if i == axis else 0) for i in range(2)]) if missing else x
 
     weights = parameters.unstack(params, config, dtype=dtype)
-    layers = [gather_layer(layer) for layer in weights.layers]
+    layers = [
+        gather_layer(decoding_layer(layer, weights_dtype, inputs_last=has_inputs_last()))
+        for layer in weights.layers
+    ]
     embed_VD = weights.embed_VD.astype(dtype)
     if config.tie_embeddings:
         embed_VD = gather("VD", filled(embed_VD, 0))
     else:
         embed_VD = constrain(embed_VD, "VD")
     weights = parameters.Unstacked(embed_VD, tuple(layers), gather("D", weights.norm_D))
-    if config.tie_embeddings:
+    if config.tie_embeddings and not has_quantized_head(weights_dtype):
         return weights, embed_VD.T  # one gathered copy serves as embedding and head
-    return weights, gather("DV", filled(parameters.head(params, config).astype(dtype), 1))
+    head_DV: Any = filled(parameters.head(params, config).astype(dtype), 1)
+    if has_quantized_head(weights_dtype):
+        head_DV = quantize_weight(head_DV, "DV", "D", FORMATS[weights_dtype])
+    return weights, gather("DV", head_DV)
 
 
 def _require(field: str, value: Any, low: float, high: float, **how: Any) -> None:

@@ -5,6 +5,7 @@ from typing import Literal
 
 from jaxdistill.errors import UserError
 from jaxdistill.models.quantized import CacheDtype, check_cache_dtype
+from jaxdistill.models.quantized_weights import WeightsDtype, check_weights_dtype
 from jaxdistill.models.remat import RematChoice
 
 
@@ -34,6 +35,10 @@ class Compute:
     # The sampler's KV cache. "int8" takes half the bytes of bfloat16, and makes the samples
     # slightly off-policy (`make_sampler`).
     cache_dtype: CacheDtype = "auto"
+    # The weights that decode steps of training read. "int8" rounds them to about half of bfloat16's
+    # bytes, and the dynamic ones multiply in 8 bits too (`models.quantized_weights`). Samples are
+    # then slightly off-policy. Prompts, scores, updates and evaluations use the weights themselves.
+    weights_dtype: WeightsDtype = "auto"
 
     def packs_on(self, platform: str) -> bool:
         """Whether a step on "cpu", "gpu" or "tpu" has packed rows."""
@@ -45,6 +50,7 @@ class Compute:
 
     def __post_init__(self):
         check_cache_dtype(self.cache_dtype)
+        check_weights_dtype(self.weights_dtype)
         if self.gradients not in ("compute", "float32"):
             raise UserError(f"`gradients={self.gradients!r:.80}`: expected 'compute' or 'float32'")
         if self.chunk < 1:

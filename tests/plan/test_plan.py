@@ -10,7 +10,7 @@ from command_line import assert_mistake, call
 from jaxdistill import sharding
 from jaxdistill.config import load_recipe
 from jaxdistill.errors import UserError
-from jaxdistill.plan import memory, topologies
+from jaxdistill.plan import memory, roofline, topologies
 from jaxdistill.plan.compiling import Answer
 from jaxdistill.plan.lengths import lengths_of
 from jaxdistill.plan.plan import How, _At, _sampler, make_plan, start
@@ -76,6 +76,23 @@ def test_a_sampler_takes_at_least_its_weights_and_caches():
     # A peak that grows as the caches do is the compiler's.
     assert many["peak"] == pytest.approx(17 * GIB + held.resident, rel=1e-6)
     assert many["peak_source"] == "compiler, from 2 and 4 layers"
+
+
+def test_rounded_weights_are_a_smaller_copy_of_which_a_step_reads_less():
+    """Qwen3-1.7B: 50.3 million weights of 20,480 channels per layer, and a tied head."""
+    mesh = sharding.abstract_mesh(sharding.parse_mesh("fsdp=1,tensor=8"), 8)
+    held, read = [], []
+    for name in ("auto", "int8"):
+        run, _ = planned("Qwen3-1.7B", "v5e:2x4", "fsdp=1,tensor=8", weights_dtype=name)
+        with sharding.use_mesh(mesh):
+            held.append(memory.decode(run, mesh, 48, 3584).weights_and_gradients)
+            steps = roofline.decode_steps(run, 48)
+            read.append(roofline.decode(run, mesh, 48).bytes / steps)
+    head, columns = 151_936 * 2048, 151_936
+    layers = 28 * (2048 * (2 * 2048 + 2 * 1024 + 3 * 6144) - 4 * 20_480)
+    # A table in bfloat16 stays beside the head in int8, and is not read.
+    assert held[0] - held[1] == pytest.approx((layers - head - 4 * columns) / 8)
+    assert read[0] - read[1] == pytest.approx((layers + head - 4 * columns) / 8)
 
 
 def test_state_and_reference_are_what_adam_and_bfloat16_need():

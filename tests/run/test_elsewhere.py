@@ -36,6 +36,9 @@ ELSEWHERE = {
     "compute.cache_dtype 'auto' -> 'int8'": {
         "compute": dataclasses.replace(COMPUTE, cache_dtype="int8")
     },
+    "compute.weights_dtype 'auto' -> 'int8'": {
+        "compute": dataclasses.replace(COMPUTE, weights_dtype="int8")
+    },
 }
 
 

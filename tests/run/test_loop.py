@@ -267,19 +267,22 @@ def test_a_packed_run_is_a_padded_one_that_says_how_much_is_padding(whole, tmp_p
     assert np.isfinite(second["loss"])
 
 
-def test_training_and_evaluation_sample_from_the_cache_that_the_run_asks_for(tmp_path, monkeypatch):
+def test_the_sampler_has_the_dtypes_of_the_run_and_evaluations_exact_weights(tmp_path, monkeypatch):
     asked, make = [], engine.make_sampler
 
     def record(*arguments, **options):
-        asked.append(options["cache_dtype"])
+        asked.append((options["cache_dtype"], options["weights_dtype"]))
         return make(*arguments, **options)
 
     monkeypatch.setattr(engine, "make_sampler", record)
-    config = tiny(steps=1, compute=dataclasses.replace(tiny().compute, cache_dtype="int8"))
+    rounded = {"cache_dtype": "int8", "weights_dtype": "int8"}
+    config = tiny(steps=1, compute=dataclasses.replace(tiny().compute, **rounded))
     run(config, tmp_path / "run", quiet=True)
-    assert asked == ["int8"] * 2
+    assert sorted(asked) == [("int8", "auto"), ("int8", "int8")]
     (line,) = metrics_of(tmp_path / "run")
     assert np.isfinite(line["loss"])
+    # Rounding shows in the gap of behaviour and re-scored log-probs, which is 1e-6 without it.
+    assert 1e-5 < line["sampler_gap"] <= line["sampler_gap_max"] < 0.1
 
 
 # ------------------------------------------------------------------------------- what is refused

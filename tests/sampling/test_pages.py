@@ -121,6 +121,16 @@ def test_an_int8_cache_has_room_for_more(monkeypatch):
     assert found * 128 <= held < (found + 16) * 128
 
 
+def test_rounded_weights_leave_room_for_more_pages(monkeypatch):
+    config = dataclasses.replace(CONFIG, hidden_size=512, intermediate_size=2048)
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(8 * config.num_parameters)])
+    shapes = {"num_questions": 1, "num_rows": 9000, "prompt": 8, "new": 600, "dtype": jnp.float32}
+    _, exact = fit_slots(config, **shapes)
+    _, rounded = fit_slots(config, **shapes, weights_dtype="int8")
+    # A fifth stays free: of 6.4 bytes per parameter weights take 4 or about 1, and pages the rest.
+    assert rounded / exact == pytest.approx(5.4 / 2.4, rel=0.12)
+
+
 def test_an_int8_cache_has_no_pages_on_a_tpu(monkeypatch):
     monkeypatch.setattr(pages, "platform", lambda: "tpu")
     assert fitted(monkeypatch, 51 * 128)[1] == 48
@@ -186,7 +196,10 @@ def test_slots_of_windowed_layers_fill_the_memory_and_no_more(window, new, has_p
     config = dataclasses.replace(full, layer_pattern=("sliding",) * 3 + ("full",), window=window)
     position, free = 2 * 2 * 8 * 4, 40_000_000  # bytes per layer
     shapes = {"num_questions": 10, "num_rows": 1000, "prompt": 56, "new": new}
-    bytes_per = {"item_bytes": 4, "head_bytes": 32, "has_pages": has_pages}
+    weights = 4 * config.num_parameters
+    bytes_per = {
+        "item_bytes": 4, "weight_bytes": weights, "head_bytes": 32, "has_pages": has_pages
+    }  # fmt: skip
     slots, found = pages.slots_in(free, config, **shapes, **bytes_per)
     room = 0.8 * free - 4 * config.num_parameters - 10 * 4 * 56 * position
     held = pages.held_positions(config, size=56 + new, slots=slots, pages=found) * position
@@ -212,7 +225,8 @@ def test_an_embedding_that_is_not_the_head_counts_as_split_as_it_is():
     tied = dataclasses.replace(CONFIG, vocab_size=60_000)
     untied = dataclasses.replace(tied, tie_embeddings=False)
     shapes = {"num_questions": 8, "num_rows": 800, "prompt": 64, "new": 600}
-    bytes_per = {"item_bytes": 4, "head_bytes": 32, "has_pages": True}
+    weights = 4 * tied.num_parameters  # without a table that is not the head: as many
+    bytes_per = {"item_bytes": 4, "weight_bytes": weights, "head_bytes": 32, "has_pages": True}
     free = 5_000_000
     with sharding.use_mesh(sharding.make_mesh(sharding.MeshConfig(data=1, fsdp=4, tensor=2))):
         expected = pages.slots_in(free, tied, **shapes, **bytes_per)

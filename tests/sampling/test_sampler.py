@@ -347,6 +347,44 @@ def test_a_pool_without_room_for_a_longest_row_is_the_users_mistake():
         sample([0, 1, 2, 3], 4, SAMPLING, slots=3, pages=ONE_ROW - 1)
 
 
+def rounded_to_int8(x, axes):
+    """x with one scale for all that lies along `axes`, by NumPy."""
+    scale = np.abs(x).max(axis=axes, keepdims=True) / 127
+    return np.floor(np.asarray(x, np.float64) / scale + 0.5) * scale
+
+
+def test_behaviour_log_probs_are_those_of_the_rounded_weights():
+    """Of prompts of one token: prefill has not seen it, and all steps read rounded weights."""
+    ids_Q1 = np.array([[5], [8]], np.int32)
+    keys_B2 = row_keys(0, "test", 3, question_hashes(IDS[:2]), 2)
+    samples = build(Sampling(max_new_tokens=6), 2, stops=(), weights_dtype="int8")(
+        params(), ids_Q1, np.ones_like(ids_Q1), keys_B2
+    )
+    prompts = np.repeat(ids_Q1, 2, axis=0), np.ones((4, 1), np.int32)
+
+    def logp_of(weights, head_DV):
+        hidden_BTD = completions.completion_hidden(
+            weights, CONFIG, *prompts, samples.tokens_BT, samples.mask_BT
+        )
+        return completions.token_logp(hidden_BTD, head_DV, samples.tokens_BT)
+
+    rounded = jax.tree.map(lambda x: x, params())
+    for name, leaf in rounded["layers"].items():
+        axes = (1, 2) if name == "out" else 1  # [L, N, H, D]; of all others the second axis
+        if "norm" not in name:
+            value = rounded_to_int8(leaf.get_raw_value(), axes)
+            rounded["layers"][name] = leaf.replace(jnp.asarray(value, jnp.float32))
+    head_DV = parameters.head(params(), CONFIG)
+    rounded_DV = jnp.asarray(rounded_to_int8(head_DV, 0), jnp.float32)
+    np.testing.assert_allclose(samples.logp_BT, logp_of(rounded, rounded_DV), atol=1e-5)
+    assert np.abs(samples.logp_BT - logp_of(params(), head_DV)).mean() > 1e-4
+
+
+def test_an_unknown_weights_dtype_is_the_users_mistake():
+    with pytest.raises(UserError, match="`weights_dtype` must be one of auto, int8, int8_dynamic"):
+        build(SAMPLING, 4, weights_dtype="float8")
+
+
 def test_an_unknown_cache_dtype_is_the_users_mistake():
     with pytest.raises(UserError, match="`cache_dtype` must be one of auto, int8, got 'int4'"):
         build(SAMPLING, 4, cache_dtype="int4")
