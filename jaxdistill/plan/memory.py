@@ -17,8 +17,8 @@ from jaxdistill.models.layers import BLOCK
 from jaxdistill.models.parameters import stored_config
 from jaxdistill.models.placement import as_computed, kv_heads_of_device
 from jaxdistill.models.quantized import vector_bytes
-from jaxdistill.models.row_blocks import num_row_blocks
 from jaxdistill.models.quantized_weights import decoding_bytes
+from jaxdistill.models.row_blocks import num_row_blocks
 from jaxdistill.plan.programs import Run, batch_of, bytes_on_one_device, sampler_shapes, state_of
 from jaxdistill.sampling.pages import held_positions, kept_positions
 

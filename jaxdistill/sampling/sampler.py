@@ -163,8 +163,8 @@ def make_sampler(
 def has_inputs_last() -> bool:
     """Whether decode steps read weights that are not rounded with their inputs as the last axis.
 
-    cuBLAS may have its best products of few rows for that order: the tied head, which has it, takes
-    1.04 times the time of its bytes on an H200, the layers' weights, which have not, 1.2 to 3 times.
+    cuBLAS may have its best products of few rows for that order. On an H200 the tied head, which has
+    it, takes 1.04 times the time of its bytes, the layers' weights, which have not, 1.2 to 3 times.
     Not yet measured, so nowhere: `benchmarks/decode_weights.py` sets it and compares on a GPU.
     """
     return False
