@@ -5,7 +5,7 @@ Each call states which questions to sample and for which purpose.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from jaxdistill.errors import out_of_memory
 from jaxdistill.models.quantized import CacheDtype, check_cache_dtype
 from jaxdistill.precision import compute_dtype
 from jaxdistill.sampling.keys import Address, question_hashes, row_keys
+from jaxdistill.sampling.overlap import Answers, Submit, sample_in_steps, steps_between_texts
 from jaxdistill.sampling.pages import fit_slots
 from jaxdistill.sampling.prompt_widths import width_of
 from jaxdistill.sampling.prompts import check_room, encode_prompts
@@ -68,7 +69,9 @@ class Engine:
         address: Address,
         *,
         grade: Grade | None = None,
+        submit: Submit | None = None,
         slots: int | None = None,
+        most_slot_counts: int = 1,
         widths: Sequence[int] = (),
     ) -> Rollouts:
         """Sample `rollouts` completions of each question and grade them (None: `not_graded`).
@@ -76,7 +79,8 @@ class Engine:
         A question's samples depend only on (address, question, rollout), `sampling` and `params`,
         which need not be the policy's own. `slots` rows are decoded at a time; None: as many as
         memory allows, with shared KV-cache pages if not every row at full length fits in memory.
-        Raises UserError for a prompt that leaves fewer than `sampling.max_new_tokens` positions.
+        With `submit`, `grade` without waiting, an accelerator decodes while long responses that
+        have ended are read and graded (`overlap`). `most_slot_counts`: see `make_sampler`. Raises UserError for a prompt that leaves fewer than `sampling.max_new_tokens` positions.
         """
         tokenizer = self.policy.tokenizer
         ids = encode_prompts(tokenizer, questions, self.enable_thinking)
@@ -99,19 +103,35 @@ class Engine:
                 slots, pages = self.fit_slots(prompt_ids_QP.shape, rollouts, sampling)
             # More slots than rows would compile another program with the same result.
             slots = min(slots, len(hashes_Q) * rollouts)
-            sample = self.sampler(sampling, rollouts, slots=slots, pages=pages)
+            steps = steps_between_texts(sampling.max_new_tokens) if submit is not None else 0
+            sample = self.sampler(
+                sampling,
+                rollouts,
+                slots=slots,
+                pages=pages,
+                most_slot_counts=1 if steps else most_slot_counts,
+                in_steps=steps,
+            )
             keys_B2 = row_keys(address.seed, address.purpose, address.step, hashes_Q, rollouts)
             what = f"{len(questions)} prompts of {width:,} tokens, {rollouts} x "
             what += f"{sampling.max_new_tokens:,} new tokens, {slots} at a time"
             with compilation.named(what), out_of_memory(f"sampling {what}", ADVICE):
-                drawn = sample(params, *self.place((prompt_ids_QP, prompt_mask_QP, keys_B2)))
-                drawn = sharding.fetch(drawn)
+                arguments = params, *self.place((prompt_ids_QP, prompt_mask_QP, keys_B2))
+                if steps:
+                    assert submit is not None
+                    answers = Answers(tokenizer, questions, rollouts, submit)
+                    drawn = sample_in_steps(sample, arguments, num_rows, answers)
+                else:
+                    answers, drawn = None, sharding.fetch(sample(*arguments))
             samples: Samples = jax.tree.map(lambda x_B: x_B[:num_rows], drawn)
         tokens_BT, mask_BT = np.asarray(samples.tokens_BT), np.asarray(samples.mask_BT)
-        generated = [tokens[mask > 0] for tokens, mask in zip(tokens_BT, mask_BT)]
-        responses, verdicts = decode_and_grade(
-            tokenizer, questions, generated, grade or not_graded, rollouts
-        )
+        if answers is not None:
+            responses, verdicts = answers.in_order()
+        else:
+            generated = [tokens[mask > 0] for tokens, mask in zip(tokens_BT, mask_BT)]
+            responses, verdicts = decode_and_grade(
+                tokenizer, questions, generated, grade or not_graded, rollouts
+            )
         return Rollouts(
             address=address,
             questions=list(questions),
@@ -134,7 +154,9 @@ class Engine:
         slots: int | None = None,
         pages: int | None = None,
         counts: bool = False,
-    ) -> Callable[..., Any]:
+        most_slot_counts: int = 1,
+        in_steps: int = 0,
+    ) -> Any:
         """`make_sampler` with this engine's settings; equal arguments return the same function."""
         return make_sampler(
             self.policy.config,
@@ -148,6 +170,8 @@ class Engine:
             dtype=str(compute_dtype(self.dtype)),
             attention=self.attention,
             cache_dtype=self.cache_dtype,
+            most_slot_counts=most_slot_counts,
+            in_steps=in_steps,
         )
 
     def fit_slots(

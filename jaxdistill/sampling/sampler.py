@@ -26,6 +26,8 @@ from jaxdistill.models.quantized import CacheDtype, check_cache_dtype
 from jaxdistill.sampling import keys
 from jaxdistill.sampling import pages as paging
 from jaxdistill.sampling.drawing import Truncation, columns_of, draw_tokens
+from jaxdistill.sampling.samples import Progress, Samples, Steps
+from jaxdistill.sampling.shrinking import drawn_of_all, fits_in, shrink, slot_counts
 from jaxdistill.sampling.slots import (
     NONE,
     Rows,
@@ -78,15 +80,6 @@ class Sampling:
         return self.temperature or 1.0
 
 
-class Samples(NamedTuple):
-    """Completions of B = Q*R rows; row q*R + r is the r-th rollout of question q."""
-
-    tokens_BT: Int32[Array, "B T"]  # pad_id after the stop id
-    mask_BT: Int32[Array, "B T"]  # 1 for every generated token, the stop id included
-    logp_BT: Float[Array, "B T"]  # nats, temperature-scaled but untruncated; 0 after the end
-    finished_B: Bool[Array, " B"]  # ended by a stop id, not by a limit
-
-
 # Decode steps between two checks for rows that have ended. On a GPU the device waits for the host
 # at each check, and with pages each check sorts rows and pages. After 16 steps both are small
 # beside the decoding, while a slot is idle for 8 steps on average after its row ends.
@@ -109,7 +102,9 @@ def make_sampler(
     dtype: Any = jnp.float32,
     attention: str = "auto",
     cache_dtype: Any = "auto",  # a CacheDtype; other names are refused
-) -> Callable[..., Any]:
+    most_slot_counts: int = 1,
+    in_steps: int = 0,
+) -> Any:
     """Build the jitted sample(params, prompt_ids_QP, prompt_mask_QP, keys_B2) -> Samples.
 
     Prompts are left-padded; each new shape (Q, P) compiles once. A question whose mask is all 0
@@ -119,6 +114,13 @@ def make_sampler(
     (`keys.row_keys`), its prompt and the parameters, not on its slot or on when it runs: token t
     is drawn with the noise of fold_in(key_b, t). An optional fifth argument, `limit_B`, ends rows
     before max_new_tokens. With `counts` the result is (Samples, Counts).
+
+    With `most_slot_counts` the loop goes on with half as many slots whenever the running rows fit
+    in them and none waits, at most so many numbers of slots in all (`slots.slot_counts`). They are
+    parts of the one program, so nothing compiles later. Log-probs may differ in their last bits.
+
+    With `in_steps` the result is `Steps`, two programs of which the second decodes for so many
+    steps: what has ended can be read while the others go on (`overlap`).
 
     `cache_dtype="int8"` stores keys and values in half of bfloat16's bytes (`models.quantized`;
     "auto" stores them in `dtype`). On a TPU XLA reads the whole int8 cache, which cannot be paged.
@@ -140,10 +142,22 @@ def make_sampler(
         dtype=dtype,
         attention=attention,
         cache_dtype=cache_dtype,
+        most_slot_counts=most_slot_counts,
+        in_steps=in_steps,
     )
     # XLA's Triton GEMM for a few rows writes float32 partial sums that the next kernel adds up: 6 %
     # of a step for Qwen3-1.7B with 64 rows on an H200.
     options = {"xla_gpu_enable_triton_gemm": False} if platform() == "gpu" else None
+    if in_steps:
+        return Steps(
+            start=jax.jit(jax.named_scope("sample")(program.start_alone), compiler_options=options),
+            # The caches are updated in place.
+            advance=jax.jit(
+                jax.named_scope("sample")(program.advance),
+                donate_argnames="state",
+                compiler_options=options,
+            ),
+        )
     sample = jax.named_scope("sample")(program.sample)
     return jax.jit(sample, compiler_options=options)
 
@@ -164,6 +178,8 @@ class _Program:
     dtype: Any
     attention: str
     cache_dtype: CacheDtype
+    most_slot_counts: int
+    in_steps: int
 
     def sample(
         self,
@@ -173,27 +189,36 @@ class _Program:
         keys_B2: UInt32[Array, "B 2"],
         limit_B: Int[Array, " B"] | None = None,
     ) -> Any:
-        (num_questions, num_prompt), num_rows = prompt_ids_QP.shape, keys_B2.shape[0]
+        rows, state = self.start(params, prompt_ids_QP, prompt_mask_QP, keys_B2, limit_B)
+        weights = decoding_weights(params, self.config, self.dtype)
+        counts = self.slot_counts(len(keys_B2))
+        for num_slots, following in zip(counts, (*counts[1:], 0)):
+            if num_slots < counts[0]:
+                state = shrink(state, num_slots)
+            state = self.decode(weights, rows, state, following)
+        samples = self.samples(state)
+        return (samples, state.counts) if self.counts else samples
+
+    def start(
+        self,
+        params: Any,
+        prompt_ids_QP: Int[Array, "Q P"],
+        prompt_mask_QP: Int[Array, "Q P"],
+        keys_B2: UInt32[Array, "B 2"],
+        limit_B: Int[Array, " B"] | None = None,
+    ) -> tuple[Rows, State]:
+        """Prefill each question once; all rows, and the decode loop's first state."""
+        num_questions, num_rows = len(prompt_ids_QP), len(keys_B2)
         assert num_rows == num_questions * self.rollouts, "one key per row: Q * rollouts"
-        num_slots, num_tokens = min(self.slots or num_rows, num_rows), self.sampling.max_new_tokens
-        has_pages, has_own_slot = self.pages is not None, num_slots == num_rows
-        # Elsewhere no device waits for a host, so without pages every step can check.
-        stride = STRIDE if platform() == "gpu" or has_pages else 1
-
-        layout = paging.layout_of(
-            self.config, num_prompt + num_tokens, num_slots, self.pages, self.page_size
-        )
-
-        # -- prefill each question once
+        num_slots, num_tokens = self._num_slots(num_rows), self.sampling.max_new_tokens
+        layout = self._layout(prompt_ids_QP.shape[1], num_rows)
         with jax.named_scope("sample/prefill"):
             prompts = self._prefill(params, prompt_ids_QP, prompt_mask_QP, layout)
-        if has_pages:
+        if self.has_pages:
             cache = empty_pool(prompts, num_slots, layout)
         else:
             cache = first_rows(prompts, self.rollouts, num_slots, layout)
-        weights, head_DV = decoding_weights(params, self.config, self.dtype)
 
-        # -- all rows, and the decode loop's first state
         limit_B = jnp.minimum(num_tokens if limit_B is None else limit_B, num_tokens)
         limit_B = jnp.broadcast_to(limit_B, num_rows)
         is_real_B = jnp.repeat(prompt_mask_QP.astype(bool).any(axis=1), self.rollouts)
@@ -206,31 +231,84 @@ class _Program:
             rollouts=self.rollouts,
             num_tokens=num_tokens,
         )
-        state = first_state(rows, cache, num_slots, all_wait=has_pages)
+        return rows, first_state(rows, cache, num_slots, all_wait=self.has_pages)
 
-        # -- decode: feed the last token and draw the next, with a check every `stride` steps
-        def decode(state: State) -> State:
+    def start_alone(self, *arguments: Any) -> tuple[Rows, State]:
+        """`start` as a program, whose results are arrays alone."""
+        rows, state = self.start(*arguments)
+        return rows._replace(rollouts=None, num_tokens=None), state
+
+    def advance(self, params: Any, rows: Rows, state: State) -> tuple[State, Progress]:
+        """`in_steps` more steps, or fewer if all rows have ended by then."""
+        T = self.sampling.max_new_tokens
+        rows = rows._replace(rollouts=self.rollouts, num_tokens=T)
+        # Rounded and fused anew: one pass over the weights, and no second copy between programs.
+        weights = decoding_weights(params, self.config, self.dtype)
+        state = self.decode(weights, rows, state, most_steps=self.in_steps)
+        slots = state.slots
+        is_left_B = state.is_waiting_B.at[slots.row].max(slots.running, mode="drop")
+        return state, Progress(self.samples(state), ~is_left_B, state.counts)
+
+    def decode(
+        self,
+        weights: tuple[parameters.Unstacked, Array],
+        rows: Rows,
+        state: State,
+        fewer: int = 0,
+        most_steps: int | None = None,
+    ) -> State:
+        """Decode until all rows have ended, `fewer` slots would do, or for `most_steps`.
+
+        Each step feeds the last token and draws the next, with a check every `stride` steps.
+        """
+        # Elsewhere no device waits for a host, so without pages every step can check.
+        stride = STRIDE if platform() == "gpu" or self.has_pages else 1
+        num_rows = len(rows.limit_B)
+        layout = self._layout(rows.prompt_ids_QP.shape[1], num_rows)
+        may_wait = self.has_pages or self._num_slots(num_rows) < num_rows
+        first_step = state.counts.steps
+
+        def goes_on(state: State) -> Array:
+            goes_on = state.slots.running.any() | state.is_waiting_B.any()
+            if fewer:
+                goes_on &= ~fits_in(state, fewer, layout.parts)
+            if most_steps is not None:
+                goes_on &= state.counts.steps - first_step < most_steps
+            return goes_on
+
+        def strides(state: State) -> State:
             # Pages of rows that ended go to running rows first, and then to waiting rows.
-            if has_pages:
+            if self.has_pages:
                 state = preempt(state, stride, layout)
-            if has_pages or not has_own_slot:
+            if may_wait:
                 state = admit(state, rows, stride, layout)
             after, cache = jax.lax.fori_loop(
                 0,
                 stride,
-                jax.named_scope("sample/decode")(
-                    lambda _, both: self._step(weights, head_DV, *both)
-                ),
+                jax.named_scope("sample/decode")(lambda _, both: self._step(*weights, *both)),
                 (state.slots, state.cache),
             )
             counts = count(state.counts, stride, state.slots, after)
             return state._replace(slots=after, cache=cache, counts=counts)
 
-        state = jax.lax.while_loop(
-            lambda state: state.slots.running.any() | state.is_waiting_B.any(), decode, state
-        )
-        samples = self._samples(state, are_in_order=not has_pages and has_own_slot)
-        return (samples, state.counts) if self.counts else samples
+        return jax.lax.while_loop(goes_on, strides, state)
+
+    @property
+    def has_pages(self) -> bool:
+        return self.pages is not None
+
+    def slot_counts(self, num_rows: int) -> tuple[int, ...]:
+        """The numbers of slots of the decode loops, one after the other, descending."""
+        num_slots = self._num_slots(num_rows)
+        return slot_counts(num_slots, self.most_slot_counts, num_parts("B", num_slots))
+
+    def _num_slots(self, num_rows: int) -> int:
+        return min(self.slots or num_rows, num_rows)
+
+    def _layout(self, num_prompt: int, num_rows: int) -> paging.Layout:
+        size = num_prompt + self.sampling.max_new_tokens
+        num_slots = self._num_slots(num_rows)
+        return paging.layout_of(self.config, size, num_slots, self.pages, self.page_size)
 
     def _prefill(
         self, params: Any, prompt_ids_QP: Array, prompt_mask_QP: Array, layout: paging.Layout
@@ -273,14 +351,13 @@ class _Program:
             now = write(now, token_U, logp_U, np.asarray(self.stop_ids, np.int32))
         return now, cache._replace(length_B=now.length)
 
-    def _samples(self, state: State, are_in_order: bool) -> Samples:
+    def samples(self, state: State) -> Samples:
+        """What all rows have drawn so far; `finished_B` is True where that ends in a stop id."""
         now, stops_C = state.slots, np.asarray(self.stop_ids, np.int32)
-        if are_in_order:  # slot b holds row b to the end
-            tokens_BT, logp_BT = now.tokens, now.logp
+        if not self.has_pages and len(now.row) == len(state.is_waiting_B):
+            tokens_BT, logp_BT = now.tokens, now.logp  # slot b holds row b to the end
         else:
-            # Rows still in a slot are added; an empty slot's index is out of range and dropped.
-            tokens_BT = state.tokens_BT.at[now.row].set(now.tokens, mode="drop")
-            logp_BT = state.logp_BT.at[now.row].set(now.logp, mode="drop")
+            tokens_BT, logp_BT = drawn_of_all(state)
         mask_BT = tokens_BT != NONE
         return Samples(
             tokens_BT=jnp.where(mask_BT, tokens_BT, self.pad_id),
