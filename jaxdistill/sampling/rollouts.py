@@ -50,7 +50,7 @@ class Rollouts:
         rewards = [verdict.correct for verdict in self.verdicts]
         return np.array(rewards, np.float32).reshape(-1, self.rollouts)
 
-    @property
+    @functools.cached_property
     def lengths_B(self) -> np.ndarray:
         """Tokens per completion, including the stop token."""
         return self.mask_BT.sum(axis=1)

@@ -1,0 +1,123 @@
+"""Texts and verdicts made while other rows are still decoded: the same, and in the same order."""
+
+import dataclasses
+import threading
+
+import numpy as np
+import pytest
+from tiny_run import ARCHITECTURE
+
+from jaxdistill.errors import UserError
+from jaxdistill.sampling import Address, Sampling, engine, overlap
+from jaxdistill.sampling.engine import Engine
+from jaxdistill.sampling.overlap import Answers, sample_in_steps
+from jaxdistill.storage import loading
+from jaxdistill.storage.loading import Fresh
+from jaxdistill.tasks.grading import GradingPool, Verdict
+from jaxdistill.tasks.tasks import ToyTask, questions_of
+
+QUESTIONS = questions_of(ToyTask(count=4))
+SAMPLING = Sampling(max_new_tokens=24)
+ADDRESS = Address(seed=0, purpose="train")
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    return loading.load(Fresh(ARCHITECTURE), 0, tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def every_four_steps(monkeypatch):
+    monkeypatch.setattr(engine, "steps_between_texts", lambda max_new_tokens: 4)
+
+
+def grade(questions, responses):
+    return [Verdict(len(r) % 2 == 0, q.id, r) for q, r in zip(questions, responses, strict=True)]
+
+
+class Grader:
+    """Keeps what it was given, call by call; verdicts wait until they are asked for."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, questions, responses):
+        self.calls.append(list(responses))
+        return lambda: grade(questions, responses)
+
+
+def rollouts_of(policy, **options):
+    return Engine(policy).rollouts(
+        policy.params, QUESTIONS, SAMPLING, 4, ADDRESS, grade=grade, **options
+    )
+
+
+@pytest.mark.usefixtures("every_four_steps")
+@pytest.mark.parametrize("slots", [None, 5])
+def test_what_ends_first_is_graded_first_and_nothing_else_changes(policy, slots):
+    expected, submit = rollouts_of(policy, slots=slots), Grader()
+    found = rollouts_of(policy, slots=slots, submit=submit)
+    for field in dataclasses.fields(found):
+        np.testing.assert_array_equal(getattr(found, field.name), getattr(expected, field.name))
+    assert len(submit.calls) > 1, "some rows ended before others"
+    assert sorted(sum(submit.calls, [])) == sorted(expected.responses)
+
+
+def test_the_next_steps_are_queued_before_the_host_reads_what_the_last_ones_drew(policy):
+    """Otherwise the device would wait for the host between any two programs."""
+    sampler = Engine(policy).sampler(SAMPLING, 4, in_steps=4)
+    events, waits = [], []
+
+    class Seen:
+        """An array that tells when it is read."""
+
+        def __init__(self, number, ended_B):
+            self.number, self.ended_B = number, ended_B
+
+        def __array__(self, *_, **__):
+            events.append(("read", self.number))
+            return np.asarray(self.ended_B)
+
+    def advance(params, rows, state):
+        number = sum(kind == "queued" for kind, _ in events)
+        events.append(("queued", number))
+        state, now = sampler.advance(params, rows, state)
+        return state, now._replace(ended_B=Seen(number, now.ended_B))
+
+    def start(*arguments):
+        rows, state = sampler.start(*arguments)
+        advance_shape.append(len(state.is_waiting_B))
+        return rows, state
+
+    advance_shape = []
+    monkey = sampler._replace(start=start, advance=advance)
+    ids_QP = np.tile(np.arange(1, 6, dtype=np.int32), (4, 1))
+    keys_B2 = np.arange(32, dtype=np.uint32).reshape(16, 2)
+    answers = Answers(policy.tokenizer, QUESTIONS, 4, lambda q, r: lambda: waits.append(r) or grade(q, r))
+    sample_in_steps(monkey, (policy.params, ids_QP, np.ones_like(ids_QP), keys_B2), 16, answers)
+    reads = [number for kind, number in events if kind == "read"]
+    assert len(reads) > 1
+    for number in reads:
+        assert events.index(("queued", number + 1)) < events.index(("read", number))
+    assert not waits, "no verdict is waited for while rows are decoded"
+
+
+@pytest.mark.usefixtures("every_four_steps")
+def test_what_the_grader_raises_is_raised_and_the_next_call_works(policy):
+    def fail(questions, responses):
+        def wait():
+            raise UserError("the grader cannot run: no module")
+
+        return wait
+
+    with pytest.raises(UserError, match="the grader cannot run: no module"):
+        rollouts_of(policy, submit=fail)
+    assert rollouts_of(policy, submit=Grader()).verdicts == rollouts_of(policy).verdicts
+
+
+def test_only_long_responses_on_an_accelerator_are_cut_into_steps(monkeypatch):
+    assert overlap.steps_between_texts(20_000) == 0  # a CPU
+    monkeypatch.setattr(overlap, "platform", lambda: "gpu")
+    assert [overlap.steps_between_texts(n) for n in (512, 513)] == [0, overlap.STEPS]
+    monkeypatch.setattr(overlap.hosts, "count", lambda: 2)
+    assert overlap.steps_between_texts(20_000) == 0
