@@ -14,6 +14,7 @@ The measurement itself is `jaxdistill bench decode --mean 6000 --new 20000 --bus
 """
 
 import argparse
+import bisect
 import itertools
 import json
 from dataclasses import dataclass
@@ -56,14 +57,16 @@ class Phase:
     steps: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    # Seconds beyond those of reading the caches and of as few steps as always-busy slots would take.
+    # Seconds beyond those of reading the caches and of as few steps as busy slots would take.
     lost: float = 0.0
 
 
 def main() -> None:
     options = parse()
     if len(options.pages) not in (1, len(options.slots)):
-        raise SystemExit(f"--pages: expected one number, or one for each of --slots {options.slots}")
+        raise SystemExit(
+            f"--pages: expected one number, or one for each of --slots {options.slots}"
+        )
     pages = options.pages * (len(options.slots) if len(options.pages) == 1 else 1)
     cost = cost_of(options)
     for order, (slots, own) in itertools.product(options.order, zip(options.slots, pages)):
@@ -142,6 +145,11 @@ class Queue:
             self.rows = index[np.lexsort((index // rollouts, index % rollouts))].tolist()
         elif order == "longest":
             self.rows = np.argsort(-lengths_B, kind="stable").tolist()
+        self._place = {row: place for place, row in enumerate(self.rows)}
+
+    def put_back(self, row: int) -> None:
+        """A row that was preempted waits in its old place."""
+        bisect.insort(self.rows, row, key=self._place.__getitem__)
 
     def next(self, drawn_B: np.ndarray) -> int:
         """The index in `rows` of the row to admit."""
@@ -180,7 +188,7 @@ def simulated(
             running.sort(key=lambda row: -drawn_B[row])
             while pages_of(running, STRIDE) > pages:
                 drawn_B[running[-1]] = 0
-                queue.rows.append(running.pop())
+                queue.put_back(running.pop())
                 preempted += 1
         while queue.rows and len(running) < now:
             at = queue.next(drawn_B)

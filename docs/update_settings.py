@@ -193,6 +193,7 @@ WHEN: dict[type, dict[str, str]] = {
         "gradients": "`float32` to compare, or where 4 more bytes per parameter are at hand",
         "attention": "to compare implementations, or if the automatic choice fails",
         "cache_dtype": "`int8` to sample more rows at a time from long contexts",
+        "slot_counts": "4 where most rows end long before the longest, from 256 slots on",
     },
     MeshConfig: {
         "data": "if the model fits on one device several times over",

@@ -47,14 +47,9 @@ def bench_decode(work: Decode) -> dict[str, Any]:
             attention=work.attention,
             cache_dtype=work.cache_dtype,
         )
+        how: Any = {"most_slot_counts": work.slot_counts, "in_steps": work.in_steps}
         sample: Any = engine.sampler(
-            work.sampling,
-            work.rollouts,
-            slots=slots,
-            pages=work.pages or None,
-            counts=True,
-            most_slot_counts=work.slot_counts,
-            in_steps=work.in_steps,
+            work.sampling, work.rollouts, slots=slots, pages=work.pages or None, counts=True, **how
         )
         questions = work.rows // work.rollouts
         shape = questions, work.prompt
@@ -65,17 +60,12 @@ def bench_decode(work: Decode) -> dict[str, Any]:
         no_tokens_B = engine.place(np.zeros(work.rows, np.int32))
         # The rows' limits are an argument, so that one compiled program serves all runs below.
         began = time.perf_counter()
-        if work.in_steps:
-            in_steps = InSteps(sample, arguments, no_tokens_B)
-            compiled = in_steps.advance
-        else:
-            in_steps, compiled = None, sample.lower(*arguments, no_tokens_B).compile()
+        in_steps = InSteps(sample, arguments, no_tokens_B) if work.in_steps else None
+        compiled = in_steps or sample.lower(*arguments, no_tokens_B).compile()
         compile_seconds = time.perf_counter() - began
         parts = sharding.num_parts("B", work.rows)
 
     def run(limit_B: np.ndarray) -> Any:
-        if in_steps is not None:
-            return in_steps.run(arguments, engine.place(limit_B))
         return jax.block_until_ready(compiled(*arguments, engine.place(limit_B)))
 
     def seconds_of(limit_B: np.ndarray) -> tuple[dict[str, Any], Counts]:
@@ -91,7 +81,6 @@ def bench_decode(work: Decode) -> dict[str, Any]:
     run(np.ones(work.rows, np.int32))  # the warm-up, one token per row
     lengths_B = long_tailed(work.rows, work.new, work.mean)
     whole, counts = seconds_of(lengths_B)
-    laps = {} if in_steps is None else {"programs": in_steps.laps}
     result = {
         "work": described(work),
         "tokens": int(lengths_B.sum()),
@@ -99,8 +88,8 @@ def bench_decode(work: Decode) -> dict[str, Any]:
         "tokens_per_second": float(lengths_B.sum() / whole["seconds"]),
         "compile_seconds": compile_seconds,
         "slots": _slots_in_use(counts),
-        **laps,
-        "memory": measure.memory(compiled),
+        **({} if in_steps is None else {"programs": in_steps.laps}),
+        "memory": measure.memory(in_steps.advance if in_steps else compiled),
         "mesh": dict(mesh.shape),
         **measure.environment(),
         **measure.profile(lambda: run(lengths_B), work.profile),
@@ -220,8 +209,8 @@ def without_text(config: ModelConfig, params: Any) -> Policy:
     )
 
 
-# Of the logarithms of long-tailed lengths: the 95th percentile is then 3.7 times the median. Chosen,
-# not fitted to a model's lengths.
+# Of the logarithms of long-tailed lengths: the 95th percentile is then 3.7 times the median.
+# Chosen, not fitted to a model's lengths.
 SIGMA = 0.8
 
 

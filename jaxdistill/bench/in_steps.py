@@ -17,7 +17,7 @@ from jaxdistill.sampling.samples import Samples, Steps
 
 
 class InSteps:
-    """A compiled sampler of two programs; `run` calls them until all rows have ended."""
+    """A compiled sampler in steps; a call runs its programs until all rows have ended."""
 
     def __init__(self, sampler: Steps, arguments: Sequence[Any], limit_B: Any) -> None:
         """Compile for these arguments, which takes a prefill too."""
@@ -27,10 +27,12 @@ class InSteps:
         self.advance = sampler.advance.lower(self._params, rows, state).compile()  # pyright: ignore
         self.laps: list[dict[str, float]] = []  # of the last run, a dict per program
 
-    def run(self, arguments: Sequence[Any], limit_B: Any) -> tuple[Samples, Counts]:
+    def __call__(self, *arguments: Any) -> tuple[Samples, Counts]:
+        """Sample with the arguments of the sampler, the limits among them."""
+        limit_B = arguments[-1]
         total, began = int(np.asarray(limit_B).sum()), time.perf_counter()
         self.laps, last = [], Counts(*[0.0] * len(Counts._fields))
-        rows, state = self._start(*arguments, limit_B)
+        rows, state = self._start(*arguments)
         state, now = self.advance(self._params, rows, state)
         while True:
             # Queued before the counts are read, so that the device does not wait.

@@ -171,7 +171,7 @@ def sample_questions(
                 grade=grading.grade,
                 submit=grading.submit,
                 # Nobody reads the last bits of their log-probs.
-                most_slot_counts=counts_that_pay(),
+                most_slot_counts=max(engine.slot_counts, counts_that_pay()),
                 widths=widths,
             )
             done = max(start - first, 0)

@@ -55,6 +55,7 @@ class Engine:
     attention: str = "auto"
     cache_dtype: CacheDtype = "auto"
     enable_thinking: bool | None = None
+    slot_counts: int = 1  # at most so many numbers of slots, one after the other, as rows end
 
     def __post_init__(self):
         check_cache_dtype(self.cache_dtype)
@@ -71,7 +72,7 @@ class Engine:
         grade: Grade | None = None,
         submit: Submit | None = None,
         slots: int | None = None,
-        most_slot_counts: int = 1,
+        most_slot_counts: int | None = None,
         widths: Sequence[int] = (),
     ) -> Rollouts:
         """Sample `rollouts` completions of each question and grade them (None: `not_graded`).
@@ -79,15 +80,16 @@ class Engine:
         A question's samples depend only on (address, question, rollout), `sampling` and `params`,
         which need not be the policy's own. `slots` rows are decoded at a time; None: as many as
         memory allows, with shared KV-cache pages if not every row at full length fits in memory.
-        With `submit`, `grade` without waiting, an accelerator decodes while long responses that
-        have ended are read and graded (`overlap`). `most_slot_counts`: see `make_sampler`. Raises UserError for a prompt that leaves fewer than `sampling.max_new_tokens` positions.
+        With `submit`, which grades without waiting, an accelerator decodes on while responses that
+        have ended are read and graded (`overlap`). `most_slot_counts` is `make_sampler`'s; None:
+        the engine's own. Raises UserError for a prompt that leaves fewer than
+        `sampling.max_new_tokens` positions.
         """
         tokenizer = self.policy.tokenizer
         ids = encode_prompts(tokenizer, questions, self.enable_thinking)
-        check_room(
-            self.policy.config, questions, [len(row) for row in ids], sampling.max_new_tokens
-        )
-        width = width_of(max(map(len, ids)), widths)
+        lengths = [len(row) for row in ids]
+        check_room(self.policy.config, questions, lengths, sampling.max_new_tokens)
+        width = width_of(max(lengths), widths)
         prompt_ids_QP, prompt_mask_QP = tokenizers.left_pad(ids, self.pad_id, width)
         hashes_Q = question_hashes([question.id for question in questions])
         num_rows, pages = len(questions) * rollouts, None
@@ -103,35 +105,28 @@ class Engine:
                 slots, pages = self.fit_slots(prompt_ids_QP.shape, rollouts, sampling)
             # More slots than rows would compile another program with the same result.
             slots = min(slots, len(hashes_Q) * rollouts)
-            steps = steps_between_texts(sampling.max_new_tokens) if submit is not None else 0
-            sample = self.sampler(
-                sampling,
-                rollouts,
-                slots=slots,
-                pages=pages,
-                most_slot_counts=1 if steps else most_slot_counts,
-                in_steps=steps,
-            )
+            steps = 0 if submit is None else steps_between_texts(sampling.max_new_tokens)
+            most = most_slot_counts or self.slot_counts
+            how: Any = {"slots": slots, "pages": pages, "most_slot_counts": most}
+            sample = self.sampler(sampling, rollouts, in_steps=steps, **how)
             keys_B2 = row_keys(address.seed, address.purpose, address.step, hashes_Q, rollouts)
+            batch = self.place((prompt_ids_QP, prompt_mask_QP, keys_B2))
             what = f"{len(questions)} prompts of {width:,} tokens, {rollouts} x "
             what += f"{sampling.max_new_tokens:,} new tokens, {slots} at a time"
             with compilation.named(what), out_of_memory(f"sampling {what}", ADVICE):
-                arguments = params, *self.place((prompt_ids_QP, prompt_mask_QP, keys_B2))
-                if steps:
-                    assert submit is not None
+                if steps and submit is not None:
                     answers = Answers(tokenizer, questions, rollouts, submit)
-                    drawn = sample_in_steps(sample, arguments, num_rows, answers)
+                    drawn = sample_in_steps(sample, (params, *batch), num_rows, answers)
                 else:
-                    answers, drawn = None, sharding.fetch(sample(*arguments))
+                    answers, drawn = None, sharding.fetch(sample(params, *batch))
             samples: Samples = jax.tree.map(lambda x_B: x_B[:num_rows], drawn)
         tokens_BT, mask_BT = np.asarray(samples.tokens_BT), np.asarray(samples.mask_BT)
-        if answers is not None:
-            responses, verdicts = answers.in_order()
-        else:
+        if answers is None:
             generated = [tokens[mask > 0] for tokens, mask in zip(tokens_BT, mask_BT)]
-            responses, verdicts = decode_and_grade(
-                tokenizer, questions, generated, grade or not_graded, rollouts
-            )
+            grade = grade or not_graded
+            graded = decode_and_grade(tokenizer, questions, generated, grade, rollouts)
+        else:
+            graded = answers.in_order()
         return Rollouts(
             address=address,
             questions=list(questions),
@@ -142,8 +137,8 @@ class Engine:
             mask_BT=mask_BT,
             logp_BT=np.asarray(samples.logp_BT),
             finished_B=np.asarray(samples.finished_B),
-            responses=responses,
-            verdicts=verdicts,
+            responses=graded[0],
+            verdicts=graded[1],
         )
 
     def sampler(

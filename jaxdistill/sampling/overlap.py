@@ -5,6 +5,7 @@ what the last one has drawn, so the device does not wait for the host. Tokens, t
 are those of one program and one call of the grader, in the same order.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -74,8 +75,9 @@ def sample_in_steps(
     """
     params, *_ = arguments
     rows, state = sampler.start(*arguments)
+    fewer = deque(sampler.slot_counts(len(state.is_waiting_B))[1:])
     state, now = sampler.advance(params, rows, state)
-    is_read_B = np.zeros(len(now.ended_B), bool)
+    is_read_B = np.zeros(len(now.samples.tokens_BT), bool)
     is_read_B[num_rows:] = True
     while True:
         # Queued before `now` is read. If all rows had ended by then, it takes no step.
@@ -86,4 +88,6 @@ def sample_in_steps(
             is_read_B |= ended_B
         if ended_B.all():
             return jax.device_get(now.samples)
+        while fewer and fewer[0] >= int(now.num_slots):
+            state = sampler.shrink(state, num_slots=fewer.popleft())
         now = following

@@ -106,7 +106,7 @@ class Grading:
     grade: Grade
     close: Callable[[], None]
     start: Callable[[], None] = lambda: None  # wait for a process; raises UserError if none works
-    submit: Submit | None = None  # `grade` without waiting (`overlap`); None: grades in this process
+    submit: Submit | None = None  # `grade` without waiting; None: it grades in this process
 
 
 def open_grading(task: Task) -> Grading:

@@ -7,14 +7,13 @@ later; they produce the same tokens again, because a row's tokens depend only on
 """
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Int32, UInt32
+from jaxtyping import Array, Float, Int, UInt32
 
 from jaxdistill.errors import UserError, require_number
 from jaxdistill.models import decoder, parameters
@@ -157,6 +156,8 @@ def make_sampler(
                 donate_argnames="state",
                 compiler_options=options,
             ),
+            shrink=jax.jit(shrink, static_argnames="num_slots", donate_argnames="state"),
+            slot_counts=program.slot_counts,
         )
     sample = jax.named_scope("sample")(program.sample)
     return jax.jit(sample, compiler_options=options)
@@ -245,9 +246,16 @@ class _Program:
         # Rounded and fused anew: one pass over the weights, and no second copy between programs.
         weights = decoding_weights(params, self.config, self.dtype)
         state = self.decode(weights, rows, state, most_steps=self.in_steps)
-        slots = state.slots
+        slots, counts = state.slots, self.slot_counts(len(state.is_waiting_B))
         is_left_B = state.is_waiting_B.at[slots.row].max(slots.running, mode="drop")
-        return state, Progress(self.samples(state), ~is_left_B, state.counts)
+        parts = state.cache.k[0].shape[0]
+        holding = [jnp.where(fits_in(state, n, parts), n, counts[0]) for n in counts]
+        return state, Progress(
+            samples=self.samples(state),
+            ended_B=~is_left_B,
+            num_slots=jnp.stack(holding).min(),
+            counts=state.counts,
+        )
 
     def decode(
         self,

@@ -22,6 +22,7 @@ class Progress(NamedTuple):
 
     samples: Samples
     ended_B: Bool[Array, " B"]  # rows that neither run nor wait
+    num_slots: Int32[Array, ""]  # the least of `Steps.slot_counts` that holds the running rows
     counts: Counts
 
 
@@ -29,8 +30,12 @@ class Steps(NamedTuple):
     """The sampler as two programs: the same tokens as in one, by the same steps.
 
     `start(params, prompt_ids_QP, prompt_mask_QP, keys_B2, limit_B=None)` gives (rows, state), and
-    `advance(params, rows, state)` (state, Progress); it takes the arrays of the state over.
+    `advance(params, rows, state)` (state, Progress); it takes the arrays of the state over, as does
+    `shrink(state, num_slots)`, which gives the state with the next of `slot_counts(B)`. Each number
+    of slots is a compilation of `advance`.
     """
 
     start: Callable[..., tuple[Rows, State]]
     advance: Callable[..., tuple[State, Progress]]
+    shrink: Callable[[State, int], State]
+    slot_counts: Callable[[int], tuple[int, ...]]  # of all B rows, descending

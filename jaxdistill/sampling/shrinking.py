@@ -12,8 +12,8 @@ from jaxdistill.sharding import on_shards, platform
 
 # Fewer slots than this take no less time. Chosen, not measured.
 _LEAST_SLOTS = 8
-# Four numbers of slots, as 256, 128, 64 and 32, take 6 CPU seconds more to compile than one, once;
-# the toy world's responses of mean 42 and at most 128 tokens then take 1.5 instead of 2.5 each time.
+# Four numbers of slots, as 256, 128, 64 and 32, take 6 CPU seconds more to compile than one, once.
+# 256 responses of the toy world, mean 42 and at most 128 tokens, then take 1.5 instead of 2.5.
 _PAYING_COUNTS = 4
 
 

@@ -34,6 +34,10 @@ class Compute:
     # The sampler's KV cache. "int8" takes half the bytes of bfloat16, and makes the samples
     # slightly off-policy (`make_sampler`).
     cache_dtype: CacheDtype = "auto"
+    # The sampler goes on with half as many slots whenever the rows that are left fit in them: at
+    # most so many numbers of slots, each of which is compiled. Log-probs may change in their last
+    # bits. Evaluations on a CPU do so in any case.
+    slot_counts: int = 1
 
     def packs_on(self, platform: str) -> bool:
         """Whether a step on "cpu", "gpu" or "tpu" has packed rows."""
@@ -45,6 +49,9 @@ class Compute:
 
     def __post_init__(self):
         check_cache_dtype(self.cache_dtype)
+        # More would hardly save anything (docs/log.md, 2026-12-01).
+        if not 1 <= self.slot_counts <= 4:
+            raise UserError(f"`slot_counts` must be from 1 to 4, got {self.slot_counts}")
         if self.gradients not in ("compute", "float32"):
             raise UserError(f"`gradients={self.gradients!r:.80}`: expected 'compute' or 'float32'")
         if self.chunk < 1:

@@ -11,7 +11,14 @@ from jaxdistill.errors import UserError
 from jaxdistill.models import completions, decoder, parameters
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.rope import Rope
-from jaxdistill.sampling import Sampling, make_sampler, question_hashes, row_keys, sampler, shrinking
+from jaxdistill.sampling import (
+    Sampling,
+    make_sampler,
+    question_hashes,
+    row_keys,
+    sampler,
+    shrinking,
+)
 
 CONFIG = ModelConfig(
     family="qwen3",

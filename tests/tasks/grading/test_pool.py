@@ -201,7 +201,7 @@ def test_responses_that_are_submitted_are_graded_in_the_order_of_the_calls(pool)
 
 def test_a_fault_of_the_grader_is_raised_where_its_verdicts_are_asked_for(pool):
     failing = pool.submit([FIVE], ["imports"])
-    with pytest.raises(UserError, match="the grader cannot run: .*no_such_module"):
+    with pytest.raises(UserError, match=r"the grader cannot run: .*no_such_module"):
         failing()
     assert pool.submit([FIVE], ["5"])() == [RIGHT]
 
