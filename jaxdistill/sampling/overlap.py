@@ -89,5 +89,5 @@ def sample_in_steps(
         if ended_B.all():
             return jax.device_get(now.samples)
         while fewer and fewer[0] >= int(now.num_slots):
-            state = sampler.shrink(state, num_slots=fewer.popleft())
+            state = sampler.shrink(state, fewer.popleft())
         now = following

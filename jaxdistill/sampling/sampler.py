@@ -26,7 +26,13 @@ from jaxdistill.sampling import keys
 from jaxdistill.sampling import pages as paging
 from jaxdistill.sampling.drawing import Truncation, columns_of, draw_tokens
 from jaxdistill.sampling.samples import Progress, Samples, Steps
-from jaxdistill.sampling.shrinking import drawn_of_all, fits_in, shrink, slot_counts
+from jaxdistill.sampling.shrinking import (
+    drawn_of_all,
+    fits_in,
+    shrink,
+    shrink_between,
+    slot_counts,
+)
 from jaxdistill.sampling.slots import (
     NONE,
     Rows,
@@ -156,7 +162,7 @@ def make_sampler(
                 donate_argnames="state",
                 compiler_options=options,
             ),
-            shrink=jax.jit(shrink, static_argnames="num_slots", donate_argnames="state"),
+            shrink=shrink_between,
             slot_counts=program.slot_counts,
         )
     sample = jax.named_scope("sample")(program.sample)
@@ -195,7 +201,7 @@ class _Program:
         counts = self.slot_counts(len(keys_B2))
         for num_slots, following in zip(counts, (*counts[1:], 0)):
             if num_slots < counts[0]:
-                state = shrink(state, num_slots)
+                state = shrink(state, num_slots, state.cache.k[0].shape[0])
             state = self.decode(weights, rows, state, following)
         samples = self.samples(state)
         return (samples, state.counts) if self.counts else samples

@@ -30,9 +30,9 @@ class Steps(NamedTuple):
     """The sampler as two programs: the same tokens as in one, by the same steps.
 
     `start(params, prompt_ids_QP, prompt_mask_QP, keys_B2, limit_B=None)` gives (rows, state), and
-    `advance(params, rows, state)` (state, Progress); it takes the arrays of the state over, as does
-    `shrink(state, num_slots)`, which gives the state with the next of `slot_counts(B)`. Each number
-    of slots is a compilation of `advance`.
+    `advance(params, rows, state)` (state, Progress); it takes the arrays of the state over.
+    `shrink(state, num_slots)` gives the state with the next of `slot_counts(B)`, each of which is a
+    compilation of `advance`.
     """
 
     start: Callable[..., tuple[Rows, State]]

@@ -49,13 +49,12 @@ def fits_in(state: State, num_slots: int, parts: int) -> Array:
     return ~state.is_waiting_B.any() & (running_W <= num_slots // parts).all()
 
 
-def shrink(state: State, num_slots: int) -> State:
+def shrink(state: State, num_slots: int, parts: int) -> State:
     """The state with `num_slots` slots, which hold the running rows; these must fit (`fits_in`).
 
     The tokens of rows whose slots are given up are kept. Without pages the caches of the others
     are copied: for a moment both are in memory.
     """
-    parts = state.cache.k[0].shape[0]
     running_WU = state.slots.running.reshape(parts, -1)
     # Stable, so that the rows keep their order.
     order_WU = jnp.argsort(~running_WU, axis=1, stable=True)[:, : num_slots // parts]
@@ -81,6 +80,22 @@ def shrink(state: State, num_slots: int) -> State:
         tokens_BT=tokens_BT,
         logp_BT=logp_BT,
     )
+
+
+def shrink_between(state: State, num_slots: int) -> State:
+    """`shrink` as a program of its own. Shared pages, most of the memory, do not go through it:
+    an argument that is also a result would be copied.
+    """
+    cache = state.cache
+    parts = cache.k[0].shape[0]
+    if cache.pages_BY is None:
+        return _shrink(state, num_slots, parts)
+    tables = state._replace(cache=cache._replace(k=(), v=()))
+    state = _shrink(tables, num_slots, parts)
+    return state._replace(cache=state.cache._replace(k=cache.k, v=cache.v))
+
+
+_shrink = jax.jit(shrink, static_argnums=(1, 2))
 
 
 def drawn_of_all(state: State) -> tuple[Array, Array]:

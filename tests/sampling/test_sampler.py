@@ -429,7 +429,7 @@ def test_rows_go_on_in_fewer_slots_with_the_same_tokens(pages, monkeypatch):
     expected = sample([0, 1, 2, 3], 4, SAMPLING, **options)
     sampler.make_sampler.cache_clear()  # another number of slots at least is another program
     shrunk, spied = [], shrinking.shrink
-    monkeypatch.setattr(sampler, "shrink", lambda s, n: (shrunk.append(n), spied(s, n))[1])
+    monkeypatch.setattr(sampler, "shrink", lambda s, n, p: (shrunk.append(n), spied(s, n, p))[1])
     found = sample([0, 1, 2, 3], 4, SAMPLING, most_slot_counts=4, **options)
     assert shrunk == [8, 4, 2]
     assert found.mask_BT.sum(axis=1).tolist() == limit_B.tolist()
