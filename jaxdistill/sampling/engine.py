@@ -23,6 +23,7 @@ from jaxdistill.sampling.prompt_widths import width_of
 from jaxdistill.sampling.prompts import check_room, encode_prompts
 from jaxdistill.sampling.rollouts import Grade, Rollouts, decode_and_grade, not_graded
 from jaxdistill.sampling.sampler import Samples, Sampling, make_sampler
+from jaxdistill.sampling.shrinking import slot_counts
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.loading import Policy
 from jaxdistill.tasks.questions import Question
@@ -107,6 +108,7 @@ class Engine:
             slots = min(slots, len(hashes_Q) * rollouts)
             steps = 0 if submit is None else steps_between_texts(sampling.max_new_tokens)
             most = most_slot_counts or self.slot_counts
+            most = len(slot_counts(slots, most, sharding.num_parts("B", slots)))
             how: Any = {"slots": slots, "pages": pages, "most_slot_counts": most}
             sample = self.sampler(sampling, rollouts, in_steps=steps, **how)
             keys_B2 = row_keys(address.seed, address.purpose, address.step, hashes_Q, rollouts)
