@@ -5,7 +5,8 @@
 #   bash benchmarks/long_tail.sh 64 --pages 3500                  # the same again waits on
 #
 # Where a command may take ten minutes and a machine goes back soon after its last one, call it
-# twice without a pause. Progress is printed, and the result at the end; both also go to $OUT.
+# twice without a pause. Progress is printed, and the result at the end; both also go to $OUT. To run
+# it again remove the folder ${TMPDIR:-/tmp}/long_tail_NAME.
 set -euo pipefail
 NAME=$1
 shift
@@ -51,5 +52,8 @@ for name, part in (("while rows wait", laps[:first]), ("drain", laps[first:])):
     print(f"{name}: {seconds:.1f} s, {tokens:,.0f} tokens, {100 * lost:.1f} % of all seconds lost")
 P
 else
-  echo "failed:" && tail -20 "$HERE/stderr" && exit 1
+  rm "$HERE/pid" # the corrected command starts anew
+  echo "failed:"
+  tail -20 "$HERE/stderr"
+  exit 1
 fi

@@ -243,6 +243,10 @@ class _Program:
     def start_alone(self, *arguments: Any) -> tuple[Rows, State]:
         """`start` as a program, whose results are arrays alone."""
         rows, state = self.start(*arguments)
+        num_rows = len(rows.limit_B)
+        if not self.has_pages and self._num_slots(num_rows) == num_rows:
+            # Every row has its copy of a prompt by now, and none will be admitted.
+            rows = rows._replace(prompts=rows.prompts._replace(k=(), v=()))
         return rows._replace(rollouts=None, num_tokens=None), state
 
     def advance(self, params: Any, rows: Rows, state: State) -> tuple[State, Progress]:
