@@ -46,7 +46,7 @@ def main() -> None:
     times: list[float] = []
     write = MetricsWriter.write
 
-    def write_and_note(self: MetricsWriter, step: int, values: Any) -> None:
+    def write_and_note(self: MetricsWriter, step: int, values: Any) -> Any:
         times.append(time.perf_counter())
         return write(self, step, values)
 

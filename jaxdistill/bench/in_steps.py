@@ -31,13 +31,14 @@ class InSteps:
         """Sample with the arguments of the sampler, the limits among them."""
         limit_B = arguments[-1]
         total, began = int(np.asarray(limit_B).sum()), time.perf_counter()
-        self.laps, last = [], Counts(*[0.0] * len(Counts._fields))
+        nothing: Any = [0.0] * len(Counts._fields)
+        self.laps, last = [], Counts(*nothing)
         rows, state = self._start(*arguments)
         state, now = self.advance(self._params, rows, state)
         while True:
             # Queued before the counts are read, so that the device does not wait.
             state, following = self.advance(self._params, rows, state)
-            counts = Counts(*map(float, jax.device_get(now.counts)))
+            counts: Counts = jax.tree.map(float, jax.device_get(now.counts))
             ended = time.perf_counter()
             self.laps.append(_lap(last, counts, ended - began))
             last, began = counts, ended
@@ -50,12 +51,15 @@ class InSteps:
 
 
 def _lap(before: Counts, after: Counts, seconds: float) -> dict[str, float]:
-    steps, tokens = after.steps - before.steps, after.row_steps - before.row_steps
+    steps, tokens, positions = (
+        float(getattr(after, name) - getattr(before, name))
+        for name in ("steps", "row_steps", "positions")
+    )
     return {
         "seconds": seconds,
         "steps": steps,
         "tokens": tokens,
-        "mean_positions": (after.positions - before.positions) / max(tokens, 1.0),
+        "mean_positions": positions / max(tokens, 1.0),
     }
 
 
