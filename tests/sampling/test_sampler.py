@@ -420,7 +420,7 @@ def test_eight_devices_sample_like_one(slots, pages, cache_dtype):
     np.testing.assert_allclose(samples.logp_BT, expected.logp_BT, rtol=1e-4, atol=atol)
 
 
-@pytest.mark.parametrize("pages", [None, 80])
+@pytest.mark.parametrize("pages", [None, pytest.param(80, marks=pytest.mark.slow)])
 def test_rows_go_on_in_fewer_slots_with_the_same_tokens(pages, monkeypatch):
     """16 slots become 8, 4 and 2 as rows end, in the order of no row's index."""
     monkeypatch.setattr(shrinking, "_LEAST_SLOTS", 2)
