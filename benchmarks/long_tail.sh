@@ -2,7 +2,7 @@
 # Decode a long tail of lengths in a process of its own, and wait for it at most 9.5 minutes.
 #
 #   bash benchmarks/long_tail.sh 64 --pages 3500                  # a name, then flags of bench decode
-#   bash benchmarks/long_tail.sh 64 --pages 3500                  # the same again waits on
+#   bash benchmarks/long_tail.sh 64 --pages 3500                  # the same again waits for it
 #
 # Where a command may take ten minutes and a machine goes back soon after its last one, call it
 # twice without a pause. Progress is printed, and the result at the end; both also go to $OUT. To run

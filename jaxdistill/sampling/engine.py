@@ -56,7 +56,7 @@ class Engine:
     attention: str = "auto"
     cache_dtype: CacheDtype = "auto"
     enable_thinking: bool | None = None
-    slot_counts: int = 1  # at most so many numbers of slots, one after the other, as rows end
+    slot_counts: int = 1  # most numbers of slots, one after the other, as rows end
 
     def __post_init__(self):
         check_cache_dtype(self.cache_dtype)

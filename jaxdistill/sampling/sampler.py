@@ -120,12 +120,13 @@ def make_sampler(
     is drawn with the noise of fold_in(key_b, t). An optional fifth argument, `limit_B`, ends rows
     before max_new_tokens. With `counts` the result is (Samples, Counts).
 
-    With `most_slot_counts` the loop goes on with half as many slots whenever the running rows fit
-    in them and none waits, at most so many numbers of slots in all (`slots.slot_counts`). They are
-    parts of the one program, so nothing compiles later. Log-probs may differ in their last bits.
+    With `most_slot_counts` the loop continues with half as many slots whenever the running rows fit
+    in them and none waits, and there are at most this many numbers of slots
+    (`shrinking.slot_counts`). They are parts of the one program, so nothing compiles later.
+    Log-probs may differ in their last bits.
 
-    With `in_steps` the result is `Steps`, two programs of which the second decodes for so many
-    steps: what has ended can be read while the others go on (`overlap`).
+    With `in_steps` the result is `Steps`, two programs of which the second decodes for this many
+    steps: what has ended can be read while the other rows are decoded (`overlap`).
 
     `cache_dtype="int8"` stores keys and values in half of bfloat16's bytes (`models.quantized`;
     "auto" stores them in `dtype`). On a TPU XLA reads the whole int8 cache, which cannot be paged.

@@ -34,9 +34,9 @@ class Compute:
     # The sampler's KV cache. "int8" takes half the bytes of bfloat16, and makes the samples
     # slightly off-policy (`make_sampler`).
     cache_dtype: CacheDtype = "auto"
-    # The sampler goes on with half as many slots whenever the rows that are left fit in them: at
-    # most so many numbers of slots, each of which is compiled. Log-probs may change in their last
-    # bits. Evaluations on a CPU do so in any case.
+    # The sampler continues with half as many slots whenever the rows that are left fit in them.
+    # This is the most numbers of slots, each of which is compiled. Log-probs may change in their
+    # last bits. Evaluations on a CPU do so in any case.
     slot_counts: int = 1
 
     def packs_on(self, platform: str) -> bool:
