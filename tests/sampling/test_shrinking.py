@@ -15,7 +15,7 @@ IS_RUNNING_U = np.array([False, True, False, True, True, False, False, True])
 
 def state_of(pages_BY=None):
     caches = jnp.arange(8.0).reshape(2, 1, 4, 1, 1)  # as many as slots, in the slots' order
-    tokens_U2 = jnp.asarray(ROW_U)[:, None] * 10 + jnp.arange(2)
+    tokens_U2 = jnp.asarray(ROW_U[:, None] * 10 + np.arange(2))
     numbers_U = jnp.arange(8)
     return State(
         slots=Slots(
