@@ -37,7 +37,7 @@ from jaxdistill.models.presets import preset
 from jaxdistill.models.quantized import vector_bytes
 from jaxdistill.models.quantized_weights import decoding_bytes
 from jaxdistill.precision import compute_dtype
-from jaxdistill.sampling import Sampling, question_hashes, row_keys, sampler
+from jaxdistill.sampling import Sampling, question_hashes, row_keys, weights
 from jaxdistill.sampling.engine import Engine
 from jaxdistill.sampling.sampler import STRIDE
 
@@ -132,11 +132,11 @@ class Program:
         keys_B2 = row_keys(0, "bench", 0, hashes_Q, 1)
         self.arguments = params, ids_QP, np.ones_like(ids_QP), keys_B2
         given = variant.options if jax.default_backend() == "gpu" else {}
-        began, chosen = time.perf_counter(), sampler.has_inputs_last
+        began, chosen = time.perf_counter(), weights.has_inputs_last
         if variant.inputs_last is not None:
-            sampler.has_inputs_last = lambda: bool(variant.inputs_last)
+            weights.has_inputs_last = lambda: bool(variant.inputs_last)
         lowered = sample.lower(*self.arguments, self.limits(1))
-        sampler.has_inputs_last = chosen
+        weights.has_inputs_last = chosen
         self.compiled: Callable[..., Any] = lowered.compile(compiler_options=given or None)
         self.compile_seconds = time.perf_counter() - began
         self.run(FEW)  # the warm-up

@@ -4,13 +4,18 @@
 
 The wall time is taken from outside the loop: between the moments at which two rows of metrics are
 written. Each row of the JSON has that time, the parts that the run itself reports, the share of the
-wall time by which they differ, tokens/s, MFU and, where rows are packed, padding. `--free` lets the
-loop go on without waiting for the device, so that two calls show what waiting costs.
+wall time by which they differ, tokens/s, MFU and, where rows are packed, padding. `host_share` is
+the part of the wall time in which no program runs on the device: the parts "host" and "grading".
+The medians are those of the steps that compiled nothing. `--free` lets the loop go on without
+waiting for the device, so that two calls show what waiting costs; `--together` reads and grades
+responses only once all rows have ended, so that two calls show what the overlap of both saves.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -23,7 +28,7 @@ from jaxdistill.config import RunConfig
 from jaxdistill.models.presets import preset
 from jaxdistill.objectives import sdpo
 from jaxdistill.run import loop
-from jaxdistill.sampling import Sampling
+from jaxdistill.sampling import Sampling, engine
 from jaxdistill.storage.loading import Fresh
 from jaxdistill.tasks.contexts import AnswerOnly
 from jaxdistill.tasks.tasks import MathTask
@@ -41,14 +46,16 @@ def main() -> None:
     times: list[float] = []
     write = MetricsWriter.write
 
-    def write_and_note(self: MetricsWriter, step: int, values: Any) -> None:
+    def write_and_note(self: MetricsWriter, step: int, values: Any) -> Any:
         times.append(time.perf_counter())
-        write(self, step, values)
+        return write(self, step, values)
 
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        mock.patch.object(MetricsWriter, "write", write_and_note),
-    ):
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        stack.enter_context(mock.patch.object(MetricsWriter, "write", write_and_note))
+        if options.together:
+            none = mock.patch.object(engine, "steps_between_texts", return_value=0)
+            stack.enter_context(none)
         if options.free:
             jax.block_until_ready = lambda arrays: arrays
         run_dir = loop.run(config_of(options), Path(folder) / "run", quiet=True)
@@ -56,7 +63,8 @@ def main() -> None:
     walls = [after - before for before, after in itertools.pairwise(times)]
     found = [compared(row, wall) for row, wall in zip(rows[1:], walls, strict=True)]
     memory = jax.local_devices()[0].memory_stats() or {}
-    print(json.dumps({"steps": found, "peak_bytes": memory.get("peak_bytes_in_use")}, indent=1))
+    peak = memory.get("peak_bytes_in_use")
+    print(json.dumps({"steps": found, "medians": medians(found), "peak_bytes": peak}, indent=1))
 
 
 def parse() -> argparse.Namespace:
@@ -69,6 +77,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--new", type=int, default=1024, help="maximum tokens per response")
     parser.add_argument("--steps", type=int, default=6, help="steps; the first is not reported")
     parser.add_argument("--free", action="store_true", help="do not wait for the device")
+    parser.add_argument(
+        "--together", action="store_true", help="read and grade once all rows have ended"
+    )
     return parser.parse_args()
 
 
@@ -100,9 +111,17 @@ def compared(row: dict[str, Any], wall: float) -> dict[str, Any]:
         "step": row["step"],
         "wall": wall,
         **parts,
+        "host_share": (parts["host"] + parts["grading"]) / wall,
         "difference": abs(sum(parts.values()) - wall) / wall,
         **{name: row[name] for name in MEASURES if name in row},
     }
+
+
+def medians(found: list[dict[str, Any]]) -> dict[str, float]:
+    """The median of each time and share over the steps that compiled nothing; {} without one."""
+    steady = [row for row in found if not row["seconds_compiling"]]
+    names = ("wall", *PARTS, "host_share", "tokens_per_second") if steady else ()
+    return {name: statistics.median(row[name] for row in steady) for name in names}
 
 
 if __name__ == "__main__":

@@ -195,6 +195,7 @@ WHEN: dict[type, dict[str, str]] = {
         "cache_dtype": "`int8` to sample more rows at a time from long contexts",
         "weights_dtype": "`int8`, with a `rollout_correction`, to sample faster "
         "(benchmarks/README.md)",
+        "slot_counts": "4 where most rows end long before the longest, from 256 slots on",
     },
     MeshConfig: {
         "data": "if the model fits on one device several times over",

@@ -99,6 +99,7 @@ TESTED_ELSEWHERE = {
     "run.checks": "run/test_loop.py and run/test_own_recipe.py, whose runs are refused by them",
     "run.provenance": "run/test_loop.py, which reads what it wrote",
     "sampling.keys": "sampling/test_sampler.py",
+    "sampling.samples": "sampling/test_sampler.py and test_overlap.py, which read all of it",
     "sampling.slots": "sampling/test_sampler.py and test_pages.py",
     "storage.best": "tracking/test_tracked_run.py, whose run keeps its best step",
     "storage.leaves": "storage/test_checkpoint.py, with states of other shapes",

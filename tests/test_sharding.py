@@ -14,7 +14,7 @@ from jaxdistill.errors import UserError
 from jaxdistill.losses import vocabulary
 from jaxdistill.models import decoder, parameters
 from jaxdistill.models.config import ModelConfig
-from jaxdistill.sampling.sampler import decoding_weights
+from jaxdistill.sampling.weights import decoding_weights
 from jaxdistill.sharding import MeshConfig
 
 CONFIG = ModelConfig(

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxdistill import sharding
 from jaxdistill.bench import measure
+from jaxdistill.bench.in_steps import InSteps
 from jaxdistill.bench.step import open_mesh, random_params
 from jaxdistill.bench.work import Decode, described
 from jaxdistill.errors import UserError
@@ -47,8 +48,9 @@ def bench_decode(work: Decode) -> dict[str, Any]:
             cache_dtype=work.cache_dtype,
             weights_dtype=work.weights_dtype,
         )
+        how: Any = {"most_slot_counts": work.slot_counts, "in_steps": work.in_steps}
         sample: Any = engine.sampler(
-            work.sampling, work.rollouts, slots=slots, pages=work.pages or None, counts=True
+            work.sampling, work.rollouts, slots=slots, pages=work.pages or None, counts=True, **how
         )
         questions = work.rows // work.rollouts
         shape = questions, work.prompt
@@ -59,7 +61,8 @@ def bench_decode(work: Decode) -> dict[str, Any]:
         no_tokens_B = engine.place(np.zeros(work.rows, np.int32))
         # The rows' limits are an argument, so that one compiled program serves all runs below.
         began = time.perf_counter()
-        compiled = sample.lower(*arguments, no_tokens_B).compile()
+        in_steps = InSteps(sample, arguments, no_tokens_B) if work.in_steps else None
+        compiled = in_steps or sample.lower(*arguments, no_tokens_B).compile()
         compile_seconds = time.perf_counter() - began
         parts = sharding.num_parts("B", work.rows)
 
@@ -86,7 +89,8 @@ def bench_decode(work: Decode) -> dict[str, Any]:
         "tokens_per_second": float(lengths_B.sum() / whole["seconds"]),
         "compile_seconds": compile_seconds,
         "slots": _slots_in_use(counts),
-        "memory": measure.memory(compiled),
+        **({} if in_steps is None else {"programs": in_steps.laps}),
+        "memory": measure.memory(in_steps.advance if in_steps else compiled),
         "mesh": dict(mesh.shape),
         **measure.environment(),
         **measure.profile(lambda: run(lengths_B), work.profile),
@@ -200,11 +204,14 @@ def without_text(config: ModelConfig, params: Any) -> Policy:
     )
 
 
+# Of the logarithms of long-tailed lengths: the 95th percentile is then 3.7 times the median.
+# Chosen, not fitted to a model's lengths.
+SIGMA = 0.8
+
+
 def long_tailed(rows: int, longest: int, mean: int) -> np.ndarray:
     """Log-normal lengths [rows] of about this mean, cut at `longest`; with mean 0 all `longest`."""
     if not mean:
         return np.full(rows, longest, np.int32)
-    # The 95th percentile is then 3.7 times the median. Chosen, not fitted to a model's lengths.
-    sigma = 0.8
-    drawn = np.random.default_rng(1).lognormal(np.log(mean) - sigma**2 / 2, sigma, rows)
+    drawn = np.random.default_rng(1).lognormal(np.log(mean) - SIGMA**2 / 2, SIGMA, rows)
     return np.clip(drawn, 1, longest).astype(np.int32)

@@ -180,11 +180,23 @@ class Decode(TokenChoice, Sampler, Placing):
     busy: bool = flag(
         False, "with --mean: also time the same slots all busy, at the same mean context"
     )
+    slot_counts: int = flag(
+        1, "numbers of slots, each half of the one before, that the loop goes through as rows end",
+        metavar="N", least=1,
+    )  # fmt: skip
+    in_steps: int = flag(
+        0,
+        "decode in programs of N steps and report each one's time; 0: in one program",
+        metavar="N",
+        least=0,
+    )
     profile: int = flag(0, "also list the N kernels that take longest", least=0)
     repeats: int = flag(5, "timed runs; the median is reported", least=1)
 
     def __post_init__(self):
         self.check()
+        if self.in_steps and self.slot_counts > 1:
+            raise UserError("--slot-counts belongs to one program, and --in-steps to several")
         if self.rows % self.rollouts:
             raise UserError(f"--rows {self.rows} must be a multiple of --rollouts {self.rollouts}")
         if self.busy and not self.mean:

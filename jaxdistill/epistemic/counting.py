@@ -26,6 +26,7 @@ TIERS = {"ten": TEN_WORDS, "core": CORE, "hedge": HEDGE}
 
 # The last range is combining accents, which are separate characters after their letter.
 _LATIN_LETTER = "A-Za-zÀ-ÖØ-öø-ɏḀ-ỿ\u0300-\u036f"
+_LATIN_LETTERS = frozenset(re.findall(f"[{_LATIN_LETTER}]", "".join(map(chr, range(0x2000)))))
 
 
 def expand(names: Iterable[str]) -> tuple[str, ...]:
@@ -56,13 +57,24 @@ def count(text: str, words: Sequence[str] = TEN_WORDS, mode: str = "word") -> di
     if mode == "paper":
         return {word: text.count(word.lower()) for word in words}
     if mode == "word":
-        # Not `\b`: it would join a word to digits, underscores and letters of scripts that are
-        # written without spaces.
-        before, after = f"(?<![{_LATIN_LETTER}])", f"(?![{_LATIN_LETTER}])"
-        return {
-            word: len(re.findall(before + re.escape(word.lower()) + after, text)) for word in words
-        }
+        return {word: _whole_words(text, word.lower()) for word in words}
     raise UserError(f"count mode: expected 'word' or 'paper', got {mode!r}")
+
+
+def _whole_words(text: str, word: str) -> int:
+    """Occurrences of a word between characters that are no Latin letters.
+
+    Those and not what `\\b` takes for a word: it would join a word to digits, underscores and
+    letters of scripts that are written without spaces. A search for the word first: a regular
+    expression that begins with what must not precede it takes 70 times as long.
+    """
+    found, at = 0, text.find(word) if word else -1
+    while at >= 0:
+        end = at + len(word)
+        is_joined = text[at - 1 : at] in _LATIN_LETTERS or text[end : end + 1] in _LATIN_LETTERS
+        found += not is_joined
+        at = text.find(word, at + 1 if is_joined else end)
+    return found
 
 
 def count_sequences(ids: Iterable[int], sequences: Iterable[Sequence[int]]) -> int:

@@ -28,6 +28,7 @@ from jaxdistill.sampling.keys import check_seed
 from jaxdistill.sampling.prompt_widths import width_of
 from jaxdistill.sampling.prompts import Thinking, prompt_lengths, thinking_of
 from jaxdistill.sampling.rollouts import answers_to, open_grading
+from jaxdistill.sampling.shrinking import counts_that_pay
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.toy import toy_name
 from jaxdistill.tasks.grading.extract import THINKING_TAGS
@@ -168,6 +169,9 @@ def sample_questions(
                 config.samples,
                 address,
                 grade=grading.grade,
+                submit=grading.submit,
+                # Nobody reads the last bits of their log-probs.
+                most_slot_counts=max(engine.slot_counts, counts_that_pay()),
                 widths=widths,
             )
             done = max(start - first, 0)

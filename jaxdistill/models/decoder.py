@@ -328,7 +328,7 @@ def decode_step(
     rotary = _rotary(config, cache.length_B[:, None])
     x_B1D = _embed(weights.embed_VD, token_B[:, None], dtype)
     if not config.tie_embeddings:
-        # The table is split along D (`sampler.decoding_weights`), and so are the rows it returns.
+        # The table is split along D (`sampling.weights`), and so are the rows it returns.
         x_B1D = constrain(x_B1D, "ESD")
     x_B1D = constrain(x_B1D, "BTD")
     new_k, new_v = [], []

@@ -1,7 +1,7 @@
 """Weights as decode steps read them: in 8 bits with one scale per output channel, or as they are.
 
 A decode step of few rows reads every weight once, so that half of the bytes are nearly half of the
-time of its products. `sampler.decoding_weights` rounds, on the device and from the parameters that
+time of its products. `sampling.weights` rounds, on the device and from the parameters that
 it is given, the query, key, value, output, gate, up and down projections, and for some formats the
 head. Embeddings, norms and biases stay as they are.
 

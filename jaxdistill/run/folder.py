@@ -55,7 +55,8 @@ MAY_CHANGE = {
 ROUNDS = {
     "mesh",
     *("compute." + name for name in (
-        "attention", "chunk", "micro_batches", "remat", "pack", "cache_dtype", "weights_dtype"
+        "attention", "chunk", "micro_batches", "remat", "pack", "cache_dtype", "weights_dtype",
+        "slot_counts",
     )),
 }  # fmt: skip
 # Files and folders that a run may write before it has results worth keeping.

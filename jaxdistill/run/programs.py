@@ -24,6 +24,7 @@ def engine_of(config: RunConfig, policy: Policy, mesh: sharding.Mesh) -> Engine:
         attention=config.compute.attention,
         cache_dtype=config.compute.cache_dtype,
         weights_dtype=config.compute.weights_dtype,
+        slot_counts=config.compute.slot_counts,
         enable_thinking=getattr(config.experience, "student_thinking", None),
     )
 

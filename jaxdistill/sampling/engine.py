@@ -5,7 +5,7 @@ Each call states which questions to sample and for which purpose.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,11 +18,13 @@ from jaxdistill.models.quantized import CacheDtype, check_cache_dtype
 from jaxdistill.models.quantized_weights import WeightsDtype, check_weights_dtype
 from jaxdistill.precision import compute_dtype
 from jaxdistill.sampling.keys import Address, question_hashes, row_keys
+from jaxdistill.sampling.overlap import Answers, Submit, sample_in_steps, steps_between_texts
 from jaxdistill.sampling.pages import fit_slots
 from jaxdistill.sampling.prompt_widths import width_of
 from jaxdistill.sampling.prompts import check_room, encode_prompts
 from jaxdistill.sampling.rollouts import Grade, Rollouts, decode_and_grade, not_graded
 from jaxdistill.sampling.sampler import Samples, Sampling, make_sampler
+from jaxdistill.sampling.shrinking import slot_counts
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.loading import Policy
 from jaxdistill.tasks.questions import Question
@@ -57,6 +59,7 @@ class Engine:
     cache_dtype: CacheDtype = "auto"
     weights_dtype: WeightsDtype = "auto"
     enable_thinking: bool | None = None
+    slot_counts: int = 1  # most numbers of slots, one after the other, as rows end
 
     def __post_init__(self):
         check_cache_dtype(self.cache_dtype)
@@ -72,7 +75,9 @@ class Engine:
         address: Address,
         *,
         grade: Grade | None = None,
+        submit: Submit | None = None,
         slots: int | None = None,
+        most_slot_counts: int | None = None,
         widths: Sequence[int] = (),
     ) -> Rollouts:
         """Sample `rollouts` completions of each question and grade them (None: `not_graded`).
@@ -80,14 +85,16 @@ class Engine:
         A question's samples depend only on (address, question, rollout), `sampling` and `params`,
         which need not be the policy's own. `slots` rows are decoded at a time; None: as many as
         memory allows, with shared KV-cache pages if not every row at full length fits in memory.
-        Raises UserError for a prompt that leaves fewer than `sampling.max_new_tokens` positions.
+        With `submit`, which grades without waiting, an accelerator decodes on while responses that
+        have ended are read and graded (`overlap`). `most_slot_counts` is `make_sampler`'s; None:
+        the engine's own. Raises UserError for a prompt that leaves fewer than
+        `sampling.max_new_tokens` positions.
         """
         tokenizer = self.policy.tokenizer
         ids = encode_prompts(tokenizer, questions, self.enable_thinking)
-        check_room(
-            self.policy.config, questions, [len(row) for row in ids], sampling.max_new_tokens
-        )
-        width = width_of(max(map(len, ids)), widths)
+        lengths = [len(row) for row in ids]
+        check_room(self.policy.config, questions, lengths, sampling.max_new_tokens)
+        width = width_of(max(lengths), widths)
         prompt_ids_QP, prompt_mask_QP = tokenizers.left_pad(ids, self.pad_id, width)
         hashes_Q = question_hashes([question.id for question in questions])
         num_rows, pages = len(questions) * rollouts, None
@@ -103,19 +110,29 @@ class Engine:
                 slots, pages = self.fit_slots(prompt_ids_QP.shape, rollouts, sampling)
             # More slots than rows would compile another program with the same result.
             slots = min(slots, len(hashes_Q) * rollouts)
-            sample = self.sampler(sampling, rollouts, slots=slots, pages=pages)
+            steps = 0 if submit is None else steps_between_texts(sampling.max_new_tokens)
+            most = most_slot_counts or self.slot_counts
+            most = len(slot_counts(slots, most, sharding.num_parts("B", slots)))
+            how: Any = {"slots": slots, "pages": pages, "most_slot_counts": most}
+            sample = self.sampler(sampling, rollouts, in_steps=steps, **how)
             keys_B2 = row_keys(address.seed, address.purpose, address.step, hashes_Q, rollouts)
+            batch = self.place((prompt_ids_QP, prompt_mask_QP, keys_B2))
             what = f"{len(questions)} prompts of {width:,} tokens, {rollouts} x "
             what += f"{sampling.max_new_tokens:,} new tokens, {slots} at a time"
             with compilation.named(what), out_of_memory(f"sampling {what}", ADVICE):
-                drawn = sample(params, *self.place((prompt_ids_QP, prompt_mask_QP, keys_B2)))
-                drawn = sharding.fetch(drawn)
+                if steps and submit is not None:
+                    answers = Answers(tokenizer, questions, rollouts, submit)
+                    drawn = sample_in_steps(sample, (params, *batch), num_rows, answers)
+                else:
+                    answers, drawn = None, sharding.fetch(sample(params, *batch))
             samples: Samples = jax.tree.map(lambda x_B: x_B[:num_rows], drawn)
         tokens_BT, mask_BT = np.asarray(samples.tokens_BT), np.asarray(samples.mask_BT)
-        generated = [tokens[mask > 0] for tokens, mask in zip(tokens_BT, mask_BT)]
-        responses, verdicts = decode_and_grade(
-            tokenizer, questions, generated, grade or not_graded, rollouts
-        )
+        if answers is None:
+            generated = [tokens[mask > 0] for tokens, mask in zip(tokens_BT, mask_BT)]
+            grade = grade or not_graded
+            graded = decode_and_grade(tokenizer, questions, generated, grade, rollouts)
+        else:
+            graded = answers.in_order()
         return Rollouts(
             address=address,
             questions=list(questions),
@@ -126,8 +143,8 @@ class Engine:
             mask_BT=mask_BT,
             logp_BT=np.asarray(samples.logp_BT),
             finished_B=np.asarray(samples.finished_B),
-            responses=responses,
-            verdicts=verdicts,
+            responses=graded[0],
+            verdicts=graded[1],
         )
 
     def sampler(
@@ -138,7 +155,9 @@ class Engine:
         slots: int | None = None,
         pages: int | None = None,
         counts: bool = False,
-    ) -> Callable[..., Any]:
+        most_slot_counts: int = 1,
+        in_steps: int = 0,
+    ) -> Any:
         """`make_sampler` with this engine's settings; equal arguments return the same function."""
         return make_sampler(
             self.policy.config,
@@ -153,6 +172,8 @@ class Engine:
             attention=self.attention,
             cache_dtype=self.cache_dtype,
             weights_dtype=self.weights_dtype,
+            most_slot_counts=most_slot_counts,
+            in_steps=in_steps,
         )
 
     def fit_slots(

@@ -267,7 +267,7 @@ def slots_in(
     """
     # All sizes are bytes per device. Weights are whole on each device, except for what tensor
     # parallelism splits and an embedding that is not the head too; prompts are split like the rows.
-    # The decode loop has its own copy of the weights besides `params` (`sampler.decoding_weights`).
+    # The decode loop has its own copy of the weights besides `params` (`sampling.weights`).
     heads = kv_heads_of_device(config)
     position = 2 * heads * head_bytes  # of one layer
     size = prompt + new

@@ -15,6 +15,7 @@ from jaxdistill import hosts
 from jaxdistill.errors import UserError
 from jaxdistill.own_classes import in_one_line
 from jaxdistill.sampling.keys import Address
+from jaxdistill.sampling.overlap import Submit
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.tasks.grading import GradingPool, Verdict, grade_all
 from jaxdistill.tasks.grading.host import workers_of_host
@@ -49,7 +50,7 @@ class Rollouts:
         rewards = [verdict.correct for verdict in self.verdicts]
         return np.array(rewards, np.float32).reshape(-1, self.rollouts)
 
-    @property
+    @functools.cached_property
     def lengths_B(self) -> np.ndarray:
         """Tokens per completion, including the stop token."""
         return self.mask_BT.sum(axis=1)
@@ -105,6 +106,7 @@ class Grading:
     grade: Grade
     close: Callable[[], None]
     start: Callable[[], None] = lambda: None  # wait for a process; raises UserError if none works
+    submit: Submit | None = None  # `grade` without waiting; None: it grades in this process
 
 
 def open_grading(task: Task) -> Grading:
@@ -131,7 +133,7 @@ def open_grading(task: Task) -> Grading:
             f"{name} cannot be sent to its grading processes: {in_one_line(error)}"
         ) from error
     pool = GradingPool(grader, workers, timeout_s)
-    return Grading(pool.grade, pool.close, pool.start)
+    return Grading(pool.grade, pool.close, pool.start, pool.submit)
 
 
 def check_environment(tasks: Sequence[Task]) -> None:

@@ -7,14 +7,13 @@ later; they produce the same tokens again, because a row's tokens depend only on
 """
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Int32, UInt32
+from jaxtyping import Array, Int, UInt32
 
 from jaxdistill.errors import UserError, require_number
 from jaxdistill.models import decoder, parameters
@@ -28,13 +27,18 @@ from jaxdistill.models.quantized_weights import (
     DecodingWeight,
     WeightsDtype,
     check_weights_dtype,
-    decoding_layer,
-    has_quantized_head,
-    quantize_weight,
 )
 from jaxdistill.sampling import keys
 from jaxdistill.sampling import pages as paging
-from jaxdistill.sampling.drawing import Truncation, columns_of, draw_tokens
+from jaxdistill.sampling.drawing import Truncation, draw_tokens
+from jaxdistill.sampling.samples import Progress, Samples, Steps
+from jaxdistill.sampling.shrinking import (
+    drawn_of_all,
+    fits_in,
+    shrink,
+    shrink_between,
+    slot_counts,
+)
 from jaxdistill.sampling.slots import (
     NONE,
     Rows,
@@ -48,7 +52,8 @@ from jaxdistill.sampling.slots import (
     preempt,
     write,
 )
-from jaxdistill.sharding import constrain, num_parts, platform
+from jaxdistill.sampling.weights import decoding_weights
+from jaxdistill.sharding import num_parts, platform
 
 
 @dataclass(frozen=True)
@@ -87,15 +92,6 @@ class Sampling:
         return self.temperature or 1.0
 
 
-class Samples(NamedTuple):
-    """Completions of B = Q*R rows; row q*R + r is the r-th rollout of question q."""
-
-    tokens_BT: Int32[Array, "B T"]  # pad_id after the stop id
-    mask_BT: Int32[Array, "B T"]  # 1 for every generated token, the stop id included
-    logp_BT: Float[Array, "B T"]  # nats, temperature-scaled but untruncated; 0 after the end
-    finished_B: Bool[Array, " B"]  # ended by a stop id, not by a limit
-
-
 # Decode steps between two checks for rows that have ended. On a GPU the device waits for the host
 # at each check, and with pages each check sorts rows and pages. After 16 steps both are small
 # beside the decoding, while a slot is idle for 8 steps on average after its row ends.
@@ -119,7 +115,9 @@ def make_sampler(
     attention: str = "auto",
     cache_dtype: Any = "auto",  # a CacheDtype; other names are refused
     weights_dtype: Any = "auto",  # a WeightsDtype; other names are refused
-) -> Callable[..., Any]:
+    most_slot_counts: int = 1,
+    in_steps: int = 0,
+) -> Any:
     """Build the jitted sample(params, prompt_ids_QP, prompt_mask_QP, keys_B2) -> Samples.
 
     Prompts are left-padded; each new shape (Q, P) compiles once. A question whose mask is all 0
@@ -129,6 +127,14 @@ def make_sampler(
     (`keys.row_keys`), its prompt and the parameters, not on its slot or on when it runs: token t
     is drawn with the noise of fold_in(key_b, t). An optional fifth argument, `limit_B`, ends rows
     before max_new_tokens. With `counts` the result is (Samples, Counts).
+
+    With `most_slot_counts` the loop continues with half as many slots whenever the running rows fit
+    in them and none waits, and there are at most this many numbers of slots
+    (`shrinking.slot_counts`). They are parts of the one program, so nothing compiles later.
+    Log-probs may differ in their last bits.
+
+    With `in_steps` the result is `Steps`, two programs of which the second decodes for this many
+    steps: what has ended can be read while the other rows are decoded (`overlap`).
 
     `cache_dtype="int8"` stores keys and values in half of bfloat16's bytes (`models.quantized`;
     "auto" stores them in `dtype`). On a TPU XLA reads the whole int8 cache, which cannot be paged.
@@ -155,19 +161,24 @@ def make_sampler(
         attention=attention,
         cache_dtype=cache_dtype,
         weights_dtype=weights_dtype,
+        most_slot_counts=most_slot_counts,
+        in_steps=in_steps,
     )
+    options = compiler_options(weights_dtype)
+    if in_steps:
+        return Steps(
+            start=jax.jit(jax.named_scope("sample")(program.start_alone), compiler_options=options),
+            # The caches are updated in place.
+            advance=jax.jit(
+                jax.named_scope("sample")(program.advance),
+                donate_argnames="state",
+                compiler_options=options,
+            ),
+            shrink=shrink_between,
+            slot_counts=program.slot_counts,
+        )
     sample = jax.named_scope("sample")(program.sample)
-    return jax.jit(sample, compiler_options=compiler_options(weights_dtype))
-
-
-def has_inputs_last() -> bool:
-    """Whether decode steps read weights that are not rounded with their inputs as the last axis.
-
-    cuBLAS may have its best products of few rows for that order. On an H200 the tied head, which has
-    it, takes 1.04 times the time of its bytes, the layers' weights, which have not, 1.2 to 3 times.
-    Not yet measured, so nowhere: `benchmarks/decode_weights.py` sets it and compares on a GPU.
-    """
-    return False
+    return jax.jit(sample, compiler_options=options)
 
 
 def compiler_options(weights_dtype: WeightsDtype) -> dict[str, Any] | None:
@@ -198,6 +209,8 @@ class _Program:
     attention: str
     cache_dtype: CacheDtype
     weights_dtype: WeightsDtype
+    most_slot_counts: int
+    in_steps: int
 
     def sample(
         self,
@@ -207,27 +220,36 @@ class _Program:
         keys_B2: UInt32[Array, "B 2"],
         limit_B: Int[Array, " B"] | None = None,
     ) -> Any:
-        (num_questions, num_prompt), num_rows = prompt_ids_QP.shape, keys_B2.shape[0]
+        rows, state = self.start(params, prompt_ids_QP, prompt_mask_QP, keys_B2, limit_B)
+        weights = decoding_weights(params, self.config, self.dtype, self.weights_dtype)
+        counts = self.slot_counts(len(keys_B2))
+        for num_slots, following in zip(counts, (*counts[1:], 0)):
+            if num_slots < counts[0]:
+                state = shrink(state, num_slots, state.cache.k[0].shape[0])
+            state = self.decode(weights, rows, state, following)
+        samples = self.samples(state)
+        return (samples, state.counts) if self.counts else samples
+
+    def start(
+        self,
+        params: Any,
+        prompt_ids_QP: Int[Array, "Q P"],
+        prompt_mask_QP: Int[Array, "Q P"],
+        keys_B2: UInt32[Array, "B 2"],
+        limit_B: Int[Array, " B"] | None = None,
+    ) -> tuple[Rows, State]:
+        """Prefill each question once; all rows, and the decode loop's first state."""
+        num_questions, num_rows = len(prompt_ids_QP), len(keys_B2)
         assert num_rows == num_questions * self.rollouts, "one key per row: Q * rollouts"
-        num_slots, num_tokens = min(self.slots or num_rows, num_rows), self.sampling.max_new_tokens
-        has_pages, has_own_slot = self.pages is not None, num_slots == num_rows
-        # Elsewhere no device waits for a host, so without pages every step can check.
-        stride = STRIDE if platform() == "gpu" or has_pages else 1
-
-        layout = paging.layout_of(
-            self.config, num_prompt + num_tokens, num_slots, self.pages, self.page_size
-        )
-
-        # -- prefill each question once
+        num_slots, num_tokens = self._num_slots(num_rows), self.sampling.max_new_tokens
+        layout = self._layout(prompt_ids_QP.shape[1], num_rows)
         with jax.named_scope("sample/prefill"):
             prompts = self._prefill(params, prompt_ids_QP, prompt_mask_QP, layout)
-        if has_pages:
+        if self.has_pages:
             cache = empty_pool(prompts, num_slots, layout)
         else:
             cache = first_rows(prompts, self.rollouts, num_slots, layout)
-        weights, head_DV = decoding_weights(params, self.config, self.dtype, self.weights_dtype)
 
-        # -- all rows, and the decode loop's first state
         limit_B = jnp.minimum(num_tokens if limit_B is None else limit_B, num_tokens)
         limit_B = jnp.broadcast_to(limit_B, num_rows)
         is_real_B = jnp.repeat(prompt_mask_QP.astype(bool).any(axis=1), self.rollouts)
@@ -240,31 +262,95 @@ class _Program:
             rollouts=self.rollouts,
             num_tokens=num_tokens,
         )
-        state = first_state(rows, cache, num_slots, all_wait=has_pages)
+        return rows, first_state(rows, cache, num_slots, all_wait=self.has_pages)
 
-        # -- decode: feed the last token and draw the next, with a check every `stride` steps
-        def decode(state: State) -> State:
+    def start_alone(self, *arguments: Any) -> tuple[Rows, State]:
+        """`start` as a program, whose results are arrays alone."""
+        rows, state = self.start(*arguments)
+        num_rows = len(rows.limit_B)
+        if not self.has_pages and self._num_slots(num_rows) == num_rows:
+            # Every row has its copy of a prompt by now, and none will be admitted.
+            rows = rows._replace(prompts=rows.prompts._replace(k=(), v=()))
+        return rows._replace(rollouts=None, num_tokens=None), state
+
+    def advance(self, params: Any, rows: Rows, state: State) -> tuple[State, Progress]:
+        """`in_steps` more steps, or fewer if all rows have ended by then."""
+        T = self.sampling.max_new_tokens
+        rows = rows._replace(rollouts=self.rollouts, num_tokens=T)
+        # Rounded and fused anew: one pass over the weights, and no second copy between programs.
+        weights = decoding_weights(params, self.config, self.dtype, self.weights_dtype)
+        state = self.decode(weights, rows, state, most_steps=self.in_steps)
+        slots, counts = state.slots, self.slot_counts(len(state.is_waiting_B))
+        is_left_B = state.is_waiting_B.at[slots.row].max(slots.running, mode="drop")
+        parts = state.cache.k[0].shape[0]
+        holding = [jnp.where(fits_in(state, n, parts), n, counts[0]) for n in counts]
+        return state, Progress(
+            samples=self.samples(state),
+            ended_B=~is_left_B,
+            num_slots=jnp.stack(holding).min(),
+            counts=state.counts,
+        )
+
+    def decode(
+        self,
+        weights: tuple[parameters.Unstacked, Array | DecodingWeight],
+        rows: Rows,
+        state: State,
+        fewer: int = 0,
+        most_steps: int | None = None,
+    ) -> State:
+        """Decode until all rows have ended, `fewer` slots would do, or for `most_steps`.
+
+        Each step feeds the last token and draws the next, with a check every `stride` steps.
+        """
+        # Elsewhere no device waits for a host, so without pages every step can check.
+        stride = STRIDE if platform() == "gpu" or self.has_pages else 1
+        num_rows = len(rows.limit_B)
+        layout = self._layout(rows.prompt_ids_QP.shape[1], num_rows)
+        may_wait = self.has_pages or self._num_slots(num_rows) < num_rows
+        first_step = state.counts.steps
+
+        def goes_on(state: State) -> Array:
+            goes_on = state.slots.running.any() | state.is_waiting_B.any()
+            if fewer:
+                goes_on &= ~fits_in(state, fewer, layout.parts)
+            if most_steps is not None:
+                goes_on &= state.counts.steps - first_step < most_steps
+            return goes_on
+
+        def strides(state: State) -> State:
             # Pages of rows that ended go to running rows first, and then to waiting rows.
-            if has_pages:
+            if self.has_pages:
                 state = preempt(state, stride, layout)
-            if has_pages or not has_own_slot:
+            if may_wait:
                 state = admit(state, rows, stride, layout)
             after, cache = jax.lax.fori_loop(
                 0,
                 stride,
-                jax.named_scope("sample/decode")(
-                    lambda _, both: self._step(weights, head_DV, *both)
-                ),
+                jax.named_scope("sample/decode")(lambda _, both: self._step(*weights, *both)),
                 (state.slots, state.cache),
             )
             counts = count(state.counts, stride, state.slots, after)
             return state._replace(slots=after, cache=cache, counts=counts)
 
-        state = jax.lax.while_loop(
-            lambda state: state.slots.running.any() | state.is_waiting_B.any(), decode, state
-        )
-        samples = self._samples(state, are_in_order=not has_pages and has_own_slot)
-        return (samples, state.counts) if self.counts else samples
+        return jax.lax.while_loop(goes_on, strides, state)
+
+    @property
+    def has_pages(self) -> bool:
+        return self.pages is not None
+
+    def slot_counts(self, num_rows: int) -> tuple[int, ...]:
+        """The numbers of slots of the decode loops, one after the other, descending."""
+        num_slots = self._num_slots(num_rows)
+        return slot_counts(num_slots, self.most_slot_counts, num_parts("B", num_slots))
+
+    def _num_slots(self, num_rows: int) -> int:
+        return min(self.slots or num_rows, num_rows)
+
+    def _layout(self, num_prompt: int, num_rows: int) -> paging.Layout:
+        size = num_prompt + self.sampling.max_new_tokens
+        num_slots = self._num_slots(num_rows)
+        return paging.layout_of(self.config, size, num_slots, self.pages, self.page_size)
 
     def _prefill(
         self, params: Any, prompt_ids_QP: Array, prompt_mask_QP: Array, layout: paging.Layout
@@ -307,14 +393,13 @@ class _Program:
             now = write(now, token_U, logp_U, np.asarray(self.stop_ids, np.int32))
         return now, cache._replace(length_B=now.length)
 
-    def _samples(self, state: State, are_in_order: bool) -> Samples:
+    def samples(self, state: State) -> Samples:
+        """What all rows have drawn so far; `finished_B` is True where that ends in a stop id."""
         now, stops_C = state.slots, np.asarray(self.stop_ids, np.int32)
-        if are_in_order:  # slot b holds row b to the end
-            tokens_BT, logp_BT = now.tokens, now.logp
+        if not self.has_pages and len(now.row) == len(state.is_waiting_B):
+            tokens_BT, logp_BT = now.tokens, now.logp  # slot b holds row b to the end
         else:
-            # Rows still in a slot are added; an empty slot's index is out of range and dropped.
-            tokens_BT = state.tokens_BT.at[now.row].set(now.tokens, mode="drop")
-            logp_BT = state.logp_BT.at[now.row].set(now.logp, mode="drop")
+            tokens_BT, logp_BT = drawn_of_all(state)
         mask_BT = tokens_BT != NONE
         return Samples(
             tokens_BT=jnp.where(mask_BT, tokens_BT, self.pad_id),
@@ -322,53 +407,6 @@ class _Program:
             logp_BT=logp_BT,
             finished_B=(tokens_BT[:, :, None] == stops_C[None, None, :]).any(axis=(1, 2)),
         )
-
-
-def decoding_weights(
-    params: Any, config: ModelConfig, dtype: Any, weights_dtype: WeightsDtype = "auto"
-) -> tuple[parameters.Unstacked, Float[Array, "D V"] | DecodingWeight]:
-    """The layers and head_DV in the form that decoding reads: fused, in `dtype`, unsharded along D.
-
-    Sharding D (fsdp) saves memory in training, but decoding would gather every weight again for
-    every token, so only the tensor-parallel sharding remains. The embedding alone stays as it is
-    unless it is the head too: a step looks up one row per slot. Without a mesh nothing is gathered.
-    A head that a mesh splits has columns of zeros up to `drawing.columns_of`. Each device rounds
-    its own part of the weights to `weights_dtype` before any is gathered.
-    """
-
-    def gather(name: str, x: Any) -> Any:
-        if isinstance(x, DecodingWeight):
-            return x.gathered
-        # X has no sharding rule, so the axis is whole on every device.
-        return constrain(x, name.rsplit("_", 1)[-1].replace("D", "X"))
-
-    def gather_layer(layer: parameters.Layer) -> parameters.Layer:
-        # Skip fields that the family lacks (None), and the query and key norms, whose axes vary by
-        # family and which are small.
-        named = {n: x for n, x in layer._asdict().items() if x is not None and n[-1].isupper()}
-        return layer._replace(**{name: gather(name, x) for name, x in named.items()})
-
-    def filled(x: Array, axis: int) -> Array:
-        missing = columns_of(config.vocab_size, num_parts("V")) - x.shape[axis]
-        return jnp.pad(x, [(0, missing if i == axis else 0) for i in range(2)]) if missing else x
-
-    weights = parameters.unstack(params, config, dtype=dtype)
-    layers = [
-        gather_layer(decoding_layer(layer, weights_dtype, inputs_last=has_inputs_last()))
-        for layer in weights.layers
-    ]
-    embed_VD = weights.embed_VD.astype(dtype)
-    if config.tie_embeddings:
-        embed_VD = gather("VD", filled(embed_VD, 0))
-    else:
-        embed_VD = constrain(embed_VD, "VD")
-    weights = parameters.Unstacked(embed_VD, tuple(layers), gather("D", weights.norm_D))
-    if config.tie_embeddings and not has_quantized_head(weights_dtype):
-        return weights, embed_VD.T  # one gathered copy serves as embedding and head
-    head_DV: Any = filled(parameters.head(params, config).astype(dtype), 1)
-    if has_quantized_head(weights_dtype):
-        head_DV = quantize_weight(head_DV, "DV", "D", FORMATS[weights_dtype])
-    return weights, gather("DV", head_DV)
 
 
 def _require(field: str, value: Any, low: float, high: float, **how: Any) -> None:

@@ -5,7 +5,7 @@ the rows each have their own pages (M per part) and their own share of the slots
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,8 +54,8 @@ class Rows(NamedTuple):
     keys_B2: Array
     limit_B: Array  # maximum number of tokens to draw
     draws_B: Array  # False for padding questions and a limit of 0: nothing is drawn
-    rollouts: int  # R, static
-    num_tokens: int  # T, static
+    rollouts: Any  # R, static; None between two programs
+    num_tokens: Any  # T, static; None between two programs
 
     def begin(self, index: Array) -> Slots:
         """The initial slot state of the row, or rows, with this index."""

@@ -182,7 +182,9 @@ def decode_all(
         for id, token in backend.get_added_tokens_decoder().items()
         if token.special and token.content not in control_tokens.THINK_TAGS
     }
-    rows = [[token for token in map(int, ids) if token not in skipped] for ids in sequences]
+    # An array's own list of integers takes a tenth of the time of `int` for each.
+    lists = (ids.tolist() if isinstance(ids, np.ndarray) else map(int, ids) for ids in sequences)
+    rows = [[token for token in ids if token not in skipped] for ids in lists]
     # Call the Rust tokenizer directly: the Python wrapper decodes row by row, and under some
     # folders' config it removes spaces before punctuation, which would change the training text.
     return backend.decode_batch(rows, skip_special_tokens=False)

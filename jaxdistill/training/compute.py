@@ -39,6 +39,10 @@ class Compute:
     # bytes, and the dynamic ones multiply in 8 bits too (`models.quantized_weights`). Samples are
     # then slightly off-policy. Prompts, scores, updates and evaluations use the weights themselves.
     weights_dtype: WeightsDtype = "auto"
+    # The sampler continues with half as many slots whenever the rows that are left fit in them.
+    # This is the most numbers of slots, each of which is compiled. Log-probs may change in their
+    # last bits. Evaluations on a CPU do so in any case.
+    slot_counts: int = 1
 
     def packs_on(self, platform: str) -> bool:
         """Whether a step on "cpu", "gpu" or "tpu" has packed rows."""
@@ -51,6 +55,9 @@ class Compute:
     def __post_init__(self):
         check_cache_dtype(self.cache_dtype)
         check_weights_dtype(self.weights_dtype)
+        # More would hardly save anything (docs/log.md, 2026-12-01).
+        if not 1 <= self.slot_counts <= 4:
+            raise UserError(f"`slot_counts` must be from 1 to 4, got {self.slot_counts}")
         if self.gradients not in ("compute", "float32"):
             raise UserError(f"`gradients={self.gradients!r:.80}`: expected 'compute' or 'float32'")
         if self.chunk < 1:

@@ -22,7 +22,6 @@ from jaxdistill.sampling.rollouts import Grade, Rollouts, open_grading
 from jaxdistill.storage.loading import Policy
 from jaxdistill.tasks.contexts import Solution, regenerates, shows_example
 from jaxdistill.tasks.demonstrations import reads_verdicts
-from jaxdistill.tasks.grading.verdict import Verdict
 from jaxdistill.tasks.pipelines import example_iterator, questions_iterator
 from jaxdistill.tasks.questions import Question
 from jaxdistill.tasks.tasks import questions_of
@@ -46,7 +45,7 @@ from jaxdistill.training.teacher_prompts import (
     count_votes,
     teacher_prompts,
 )
-from jaxdistill.training.timing import Clock
+from jaxdistill.training.timing import Clock, counted
 from jaxdistill.training.traces import Traces, notes, read_texts, steps_of
 
 # ------------------------------------------------------------------------------------ configs
@@ -231,11 +230,8 @@ def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
             f"{PROMPT_MULTIPLE}, each of which compiles the sampler again"
         )
     batches = questions_iterator(questions, setting.seed, experience.questions)
-    grading = open_grading(experience.task)
-
-    def grade(questions: Sequence[Question], responses: Sequence[str]) -> list[Verdict]:
-        with setting.clock.part("grading"):
-            return grading.grade(questions, responses)
+    grading = counted(open_grading(experience.task), setting.clock)
+    grade = grading.grade
 
     def next_batch(params: Any, step: int) -> tuple[Batch, dict[str, Any]]:
         with setting.clock.part("sampling"):
@@ -246,6 +242,7 @@ def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
                 experience.rollouts,
                 Address(seed=setting.seed, purpose="train", step=step),
                 grade=grade,
+                submit=grading.submit,
                 widths=widths,
             )
         batch, facts = on_policy_batch(experience, setting, rollouts, grade, questions)

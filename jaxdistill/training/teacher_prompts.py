@@ -258,6 +258,9 @@ def contrast_prompts(
 # alone: at either end a token may split, into at most as many tokens as it has bytes. 8 is chosen,
 # not derived; a prompt that is still too long is found afterwards and dropped.
 _RESERVED_TOKENS = 8
+# If every prompt is shorter than its limit by more than this, its demonstration fits beside the
+# reserve, although prompt and parts may differ by a few tokens where they join.
+_CLOSE_TOKENS = 64
 
 
 def fit_prompts(
@@ -286,17 +289,23 @@ def fit_prompts(
             question.prompt if x is None else x.turn(experience.template)
             for question, x in zip(questions, shown, strict=True)
         ]
-        chats = [messages(question, turn) for question, turn in zip(questions, turns)]
-        return turns, teacher_ids(experience, policy, chats)
+        # Rollouts of a question may be shown the same: each distinct chat is rendered once.
+        pairs = list(zip(questions, turns))
+        chats = {(id(question), turn): messages(question, turn) for question, turn in pairs}
+        ids = dict(zip(chats, teacher_ids(experience, policy, list(chats.values()))))
+        return turns, [ids[id(question), turn] for question, turn in pairs]
 
-    # Rendered with empty demonstrations first: the rest of the limit is the demonstration's.
-    _, frames = render([x and x._replace(solution=x.solution and "") for x in shown])
-    demonstration_limits = [
-        min(experience.max_demonstration_tokens, limit - len(frame) - _RESERVED_TOKENS)
-        for limit, frame in zip(limit_B, frames)
-    ]
+    whole = render(shown)
+    demonstration_limits = [experience.max_demonstration_tokens] * len(shown)
+    if any(len(row) > limit - _CLOSE_TOKENS for row, limit in zip(whole[1], limit_B)):
+        # Rendered with empty demonstrations: the rest of the limit is the demonstration's.
+        _, frames = render([x and x._replace(solution=x.solution and "") for x in shown])
+        demonstration_limits = [
+            min(most, limit - len(frame) - _RESERVED_TOKENS)
+            for most, limit, frame in zip(demonstration_limits, limit_B, frames)
+        ]
     fitted = shorten_demonstrations(experience, policy, shown, demonstration_limits)
-    turns, ids = render(fitted)
+    turns, ids = whole if fitted == list(shown) else render(fitted)
     is_over = [
         (turn != question.prompt or experience.modes_differ) and len(row) > limit
         for question, turn, row, limit in zip(questions, turns, ids, limit_B)

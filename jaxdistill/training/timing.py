@@ -5,8 +5,8 @@ The loop waits for the device at the end of a step, so that no part contains ano
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -14,6 +14,10 @@ import jax
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.flops import forward_flops
 from jaxdistill.objectives import Objective, needs_reference
+from jaxdistill.sampling.overlap import Wait
+from jaxdistill.sampling.rollouts import Grading
+from jaxdistill.tasks.grading.verdict import Verdict
+from jaxdistill.tasks.questions import Question
 from jaxdistill.training.batch import Batch, Texts
 
 # "update" is the step on the device: all networks' forward passes, the gradient and the optimizer.
@@ -111,6 +115,30 @@ class Clock:
         now = self._now()
         self._lap[self._open[-1]] += now - self._since
         self._since = now
+
+
+def counted(grading: Grading, clock: Clock) -> Grading:
+    """The grader, whose seconds count for "grading": those in which the caller waits for it.
+
+    What it does in the meantime (`Grading.submit`) is part of nothing else's work.
+    """
+
+    def grade(questions: Sequence[Question], responses: Sequence[str]) -> list[Verdict]:
+        with clock.part("grading"):
+            return grading.grade(questions, responses)
+
+    def submit(questions: Sequence[Question], responses: Sequence[str]) -> Wait:
+        assert grading.submit is not None
+        verdicts = grading.submit(questions, responses)
+
+        def wait() -> list[Verdict]:
+            with clock.part("grading"):
+                return verdicts()
+
+        return wait
+
+    has_none = grading.submit is None
+    return replace(grading, grade=grade, submit=None if has_none else submit)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -158,6 +158,7 @@ def test_rows_of_different_lengths_go_through_fewer_slots():
     result = bench.bench_decode(work)
     assert result["tokens"] == bench.long_tailed(6, 12, 5).sum()
     assert "step_seconds" not in result, "a step with few rows is not a step with all rows"
+    assert "programs" not in result
 
 
 def test_a_pool_of_pages_reports_preempted_rows_and_occupied_slots(tmp_path, capsys):

@@ -19,7 +19,7 @@ from jaxdistill.models.quantized_weights import (
     product,
     quantize_weight,
 )
-from jaxdistill.sampling.sampler import decoding_weights
+from jaxdistill.sampling.weights import decoding_weights
 
 LARGEST = {"int8": 127, "int8_dynamic": 127, "float8_dynamic": 448}
 # (spec, letters that are summed, shape of x, shape of the weight)

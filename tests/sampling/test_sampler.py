@@ -11,7 +11,14 @@ from jaxdistill.errors import UserError
 from jaxdistill.models import completions, decoder, parameters
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.rope import Rope
-from jaxdistill.sampling import Sampling, make_sampler, question_hashes, row_keys
+from jaxdistill.sampling import (
+    Sampling,
+    make_sampler,
+    question_hashes,
+    row_keys,
+    sampler,
+    shrinking,
+)
 
 CONFIG = ModelConfig(
     family="qwen3",
@@ -449,3 +456,20 @@ def test_eight_devices_sample_like_one(slots, pages, cache_dtype):
     # A difference in the last bit may round a cached value to the next int8 step.
     atol = 1e-3 if cache_dtype == "int8" else 1e-4
     np.testing.assert_allclose(samples.logp_BT, expected.logp_BT, rtol=1e-4, atol=atol)
+
+
+@pytest.mark.parametrize("pages", [None, pytest.param(80, marks=pytest.mark.slow)])
+def test_rows_go_on_in_fewer_slots_with_the_same_tokens(pages, monkeypatch):
+    """16 slots become 8, 4 and 2 as rows end, in the order of no row's index."""
+    monkeypatch.setattr(shrinking, "_LEAST_SLOTS", 2)
+    limit_B = np.array([1, 12, 2, 3, 12, 1, 5, 6, 2, 9, 3, 1, 12, 4, 7, 1], np.int32)
+    options = {"stops": (), "slots": 16, "pages": pages, "limit_B": limit_B}
+    expected = sample([0, 1, 2, 3], 4, SAMPLING, **options)
+    sampler.make_sampler.cache_clear()  # another number of slots at least is another program
+    shrunk, spied = [], shrinking.shrink
+    monkeypatch.setattr(sampler, "shrink", lambda s, n, p: (shrunk.append(n), spied(s, n, p))[1])
+    found = sample([0, 1, 2, 3], 4, SAMPLING, most_slot_counts=4, **options)
+    assert shrunk == [8, 4, 2]
+    assert found.mask_BT.sum(axis=1).tolist() == limit_B.tolist()
+    np.testing.assert_array_equal(found.tokens_BT, expected.tokens_BT)
+    np.testing.assert_allclose(found.logp_BT, expected.logp_BT, atol=1e-5)

@@ -10,9 +10,11 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
@@ -91,8 +93,9 @@ class GradingPool:
     A response whose grading takes longer than `timeout_s` seconds gets the verdict "too slow", and
     its worker is replaced. The default of 5 s is above `grading.math`'s own alarm of 4 s, which
     does not cost a worker. A worker that is killed from outside costs no verdict: another one takes
-    its response over. What a grader prints is discarded. Use the pool as a context manager or call
-    `close`.
+    its response over. What a grader prints is discarded. `grade` waits for the verdicts, `submit`
+    does not; their responses are graded in the order of the calls. Use the pool as a context
+    manager or call `close`.
     """
 
     def __init__(self, grader: Grader, workers: int = 2, timeout_s: float = 5.0):
@@ -102,6 +105,10 @@ class GradingPool:
         self._timeout_s = timeout_s
         self._workers: list[_Worker] = []
         self._failed_starts = 0  # in a row
+        self._turn = threading.Lock()  # the workers belong to one call at a time
+        self._thread: ThreadPoolExecutor | None = None  # of what was submitted
+        # A message ends the call that has the workers; it may wait for them at that moment.
+        self._stopped, self._stops = Pipe(duplex=False)
 
     def __enter__(self) -> "GradingPool":
         return self
@@ -110,10 +117,27 @@ class GradingPool:
         self.close()
 
     def close(self) -> None:
-        """Stop the workers. Another call of `grade` would start new ones."""
+        """Stop the workers, and what was submitted. Another call would start new ones."""
+        if self._thread is not None:
+            self._stops.send(None)
+            self._thread.shutdown(wait=True, cancel_futures=True)
+            self._thread = None
+            if self._stopped.poll():
+                self._stopped.recv()
+        self._stop_workers()
+
+    def _stop_workers(self) -> None:
         for worker in self._workers:
             _stop(worker)
         self._workers = []
+
+    def submit(
+        self, questions: Sequence[Question], responses: Sequence[str]
+    ) -> Callable[[], list[Verdict]]:
+        """`grade` in a thread: returns at once; the result waits for the verdicts, or raises."""
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="grading")
+        return self._thread.submit(self.grade, list(questions), list(responses)).result
 
     def start(self) -> None:
         """Wait until a worker has loaded the grader and a library that it needs has been tried.
@@ -121,13 +145,10 @@ class GradingPool:
         Raises UserError as `grade` does.
         """
         batch = _Batch([], deque())
-        try:
+        with self._turn, self._stops_on_error():
             while not any(worker.ready for worker in self._workers):
                 self._fill(1)
                 self._collect(batch)
-        except BaseException:
-            self.close()
-            raise
 
     def grade(self, questions: Sequence[Question], responses: Sequence[str]) -> list[Verdict]:
         """Grade `responses[i]` against `questions[i]` for each i; verdicts are in the same order.
@@ -137,18 +158,25 @@ class GradingPool:
         """
         tasks = list(zip(questions, responses, strict=True))
         batch = _Batch(tasks, deque(range(len(tasks))))
-        try:
+        with self._turn, self._stops_on_error():
             while len(batch.verdicts) < len(tasks):
                 # No more workers than responses left: a start costs seconds of imports.
                 self._fill(min(self._num_workers, len(batch.waiting) + self._num_busy()))
                 self._hand_out(batch)
                 self._collect(batch)
-        except BaseException:
-            # An interrupted call would leave verdicts in the pipes, and the next call would read
-            # them as its own.
-            self.close()
-            raise
         return [batch.verdicts[index] for index in range(len(tasks))]
+
+    @contextlib.contextmanager
+    def _stops_on_error(self) -> Iterator[None]:
+        """Stop the workers of an interrupted call.
+
+        It would leave verdicts in the pipes, and the next call would read them as its own.
+        """
+        try:
+            yield
+        except BaseException:
+            self._stop_workers()
+            raise
 
     def _fill(self, wanted: int) -> None:
         """Replace workers that died while idle, and start missing ones."""
@@ -187,7 +215,10 @@ class GradingPool:
             return
         first_deadline = min(worker.deadline for worker in pending)
         connections = [worker.connection for worker in pending]
-        readable = wait(connections, max(first_deadline - time.monotonic(), 0.0))
+        patience = max(first_deadline - time.monotonic(), 0.0)
+        readable = wait([*connections, self._stopped], patience)
+        if self._stopped in readable:
+            raise CancelledError
         for worker in pending:
             # Messages come before deadlines: a verdict that has arrived is not too late.
             if worker.connection in readable:

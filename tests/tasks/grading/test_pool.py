@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,8 @@ def _grade(question, response):
             os.kill(os.getpid(), signal.SIGKILL)
     if response == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
+    if response == "hangs":
+        time.sleep(60)
     if response == "prints":
         print("by Python")
         print("by Python", file=sys.stderr)
@@ -182,3 +185,35 @@ def _is_ours(pid):
         return b"grading.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
+
+
+# ---------------------------------------------------------------------------- without waiting
+
+
+def test_responses_that_are_submitted_are_graded_in_the_order_of_the_calls(pool):
+    first = pool.submit([FIVE] * 3, ["5", "wrong", "dies"])
+    second = pool.submit([FIVE] * 2, ["wrong", "5"])
+    assert pool.grade([FIVE], ["wrong"]) == [Verdict(False, "compared", "5")]
+    assert [verdict.correct for verdict in second()] == [False, True]
+    assert [verdict.correct for verdict in first()] == [True, False, False]
+    assert first()[2].reason == "grader failed: its process died"
+
+
+def test_a_fault_of_the_grader_is_raised_where_its_verdicts_are_asked_for(pool):
+    failing = pool.submit([FIVE], ["imports"])
+    with pytest.raises(UserError, match=r"the grader cannot run: .*no_such_module"):
+        failing()
+    assert pool.submit([FIVE], ["5"])() == [RIGHT]
+
+
+def test_a_pool_that_closes_does_not_wait_for_what_was_submitted():
+    pool = GradingPool(_grade, workers=1, timeout_s=30.0)
+    hanging = [pool.submit([FIVE], ["hangs"]), pool.submit([FIVE], ["5"])]
+    began = time.monotonic()
+    pool.close()
+    assert time.monotonic() - began < 20.0
+    for verdicts in hanging:
+        with pytest.raises(CancelledError):
+            verdicts()
+    assert pool.grade([FIVE], ["5"]) == [RIGHT]
+    pool.close()
