@@ -12,7 +12,7 @@ resumed run draws that batch again, from the same weights with the same keys.
 import concurrent.futures
 import contextlib
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,59 +39,32 @@ class Draws(NamedTuple):
     samples_again: bool  # whether `learn` samples too, on the devices of the update
 
 
-class Batches(Protocol):
-    """What the loop asks for the batches of its steps, from the first step to the last."""
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """The fields of a checkpoint's state besides the `TrainState`'s."""
-        ...
-
-    @property
-    def host(self) -> dict[str, Any]:
-        """The fields of a checkpoint's host part that say where the batches continue."""
-        ...
-
-    def resume(self, state: dict[str, Any], host: dict[str, Any]) -> None:
-        """Continue after a checkpoint, whose whole state and host part these are."""
-        ...
-
-    def take(self, params: Any, step: int) -> tuple[Batch, Facts]:
-        """The batch of a step that will update `params`, and facts to log."""
-        ...
-
-    def start_next(self, params: Any, step: int) -> None:
-        """The update of `params` begins, in a step; it is the end of what `state` was."""
-        ...
-
-    def last_line(self) -> str | None:
-        """What is said of the batches at the end of the run, in words."""
-        ...
-
-    def close(self) -> None: ...
-
-
 class InTurnBatches:
     """Each batch is drawn when its step begins (or read, where nothing is sampled)."""
 
     def __init__(self, source: Any) -> None:
         self._source = source
+        # The fields of a checkpoint's state besides the `TrainState`'s.
         self.state: dict[str, Any] = {}
 
     @property
     def host(self) -> dict[str, Any]:
+        """The fields of a checkpoint's host part that say where the batches continue."""
         return {"data": self._source.batches.get_state()}
 
     def resume(self, state: dict[str, Any], host: dict[str, Any]) -> None:
+        """Continue after a checkpoint, whose whole state and host part these are."""
         self._source.batches.set_state(host["data"])
 
     def take(self, params: Any, step: int) -> tuple[Batch, Facts]:
+        """The batch of a step that will update `params`, and facts to log."""
         return self._source.next_batch(params, step)
 
     def start_next(self, params: Any, step: int) -> None:
-        pass
+        """The update of `params` begins, in a step; it is the end of what `state` was."""
 
     def last_line(self) -> str | None:
+        """What is said of the batches at the end of the run."""
         return None
 
     def close(self) -> None:
@@ -219,6 +192,9 @@ class BatchesAhead:
 
     def _sent(self, params: Any) -> Any:
         return sampled_weights(params, self._engine)
+
+
+Batches = InTurnBatches | BatchesAhead
 
 
 def sampled_weights(params: Any, engine: Engine) -> Any:
