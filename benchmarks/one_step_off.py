@@ -28,7 +28,9 @@ from pathlib import Path
 from typing import Any
 
 ENVIRONMENT = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.93", "NCCL_NVLS_ENABLE": "0"}
-TINY = dict(hidden_size=64, num_layers=2, intermediate_size=128, num_heads=4, num_kv_heads=2)
+TINY = dict(
+    vocab_size=0, hidden_size=64, num_layers=2, intermediate_size=128, num_heads=4, num_kv_heads=2
+)
 # Steps whose programs are compiled: the first one, and the second for the copy's first transfer.
 FIRST = 2
 MEDIANS = (

@@ -156,8 +156,8 @@ def run_of(config: RunConfig, topology: Topology, lengths: Callable[..., Lengths
         raise UserError("`optimizer.moments_on=host` is not planned; use moments=bfloat16 instead")
     if isinstance(getattr(config.experience, "schedule", None), OneStepOff):
         raise UserError(
-            "`experience.schedule=OneStepOff()` is not planned: with `experience.schedule=InTurn()`, "
-            "plan the update on its part of the slice, and the sampler on the other part"
+            "`experience.schedule=OneStepOff()` is not planned; plan each part of the slice with "
+            "InTurn(): the update on one, the sampler on the other"
         )
     model, stored = model_of(config.model)
     dtype = str(compute_dtype(config.compute.dtype, topology.kind))

@@ -171,10 +171,11 @@ def test_the_next_batch_is_drawn_while_the_step_runs(tmp_path, monkeypatch):
 
 def test_waiting_is_measured_on_both_sides(whole):
     for row in rows_of(whole):
-        assert row["seconds_trainer_idle"] >= 0 and row["seconds_sampler_idle"] >= 0
+        assert row["seconds_trainer_idle"] >= 0
+        assert row["seconds_sampler_idle"] >= 0
         assert row["seconds_rollouts"] > 0
-        # What the update waits for is the clock's own part of sampling, but for the clock's calls.
-        assert abs(row["seconds_sampling"] - row["seconds_trainer_idle"]) < 0.5
+        # The run's clock counts the same wait as sampling; here nothing else samples.
+        assert row["seconds_sampling"] == pytest.approx(row["seconds_trainer_idle"], abs=0.5)
 
 
 def assert_same_end(run_dir, other):

@@ -47,12 +47,13 @@ def test_the_last_devices_draw_and_the_first_update(schedule, mesh, count, updat
 def test_devices_that_cannot_be_split_are_refused_in_one_line(schedule, mesh, expected):
     with pytest.raises(UserError) as error:
         devices_of(schedule, mesh)
-    assert expected in str(error.value) and "\n" not in str(error.value)
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_several_processes_are_refused(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(UserError, match="runs on one host.* 2 processes take .*InTurn"):
+    with pytest.raises(UserError, match=r"runs on one host.* 2 processes take .*InTurn"):
         OneStepOff().meshes(MeshConfig())
 
 
