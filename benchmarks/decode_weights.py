@@ -37,7 +37,7 @@ from jaxdistill.models.presets import preset
 from jaxdistill.models.quantized import vector_bytes
 from jaxdistill.models.quantized_weights import decoding_bytes
 from jaxdistill.precision import compute_dtype
-from jaxdistill.sampling import Sampling, question_hashes, row_keys, weights
+from jaxdistill.sampling import Sampling, question_hashes, row_keys, sampler, weights
 from jaxdistill.sampling.engine import Engine
 from jaxdistill.sampling.sampler import STRIDE
 

@@ -120,6 +120,7 @@ WHEN: dict[type, dict[str, str]] = {
         "teacher_prompt_multiple": "for widths of your own, such as one for all batches",
         "completion_multiple": "for widths of your own, such as one for all batches",
         "updates": "2 as in the paper: twice as many updates from the same samples",
+        "schedule": "`OneStepOff()` to [sample beside the update](one_step_off.md)",
         "student_thinking": "for models with a thinking mode, such as Qwen3",
         "teacher_thinking": "for a teacher that thinks and a student that does not",
         "teacher_opening": "`student` if a teacher in another mode should read the same turn",

@@ -126,6 +126,8 @@ class RunConfig:
                 "`objective` CrossEntropy requires `experience` Supervised or Traces, and every "
                 f"other objective requires OnPolicy; got {got}"
             )
+        if isinstance(self.experience, OnPolicy):
+            self.experience.schedule.require_ratios(self.objective, self.updates)
         if self.rows % self.compute.micro_batches:
             raise UserError(
                 f"`compute.micro_batches={self.compute.micro_batches}` must divide the {self.rows} "

@@ -97,7 +97,7 @@ def make_mesh(config: MeshConfig | str, devices: Sequence[Any] | None = None) ->
         placed = mesh_utils.create_device_mesh(
             sizes, devices[: math.prod(sizes)], allow_split_physical_axes=True
         )
-    except NotImplementedError as error:
+    except (NotImplementedError, AssertionError) as error:  # the latter: they are no cuboid
         raise UserError(
             f"mesh data={sizes[0]}, fsdp={sizes[1]}, tensor={sizes[2]} cannot be laid out on "
             f"{len(devices)} devices of {devices[0].device_kind}; take sizes that are powers of two"
@@ -255,6 +255,19 @@ def shard_batch(mesh: Mesh, batch: Tree) -> Tree:
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
     return jax.tree.map(place, batch)
+
+
+def local_devices() -> list[Any]:
+    """This host's devices in the mesh in use; outside `use_mesh`, and for shapes alone, all."""
+    mesh = jax.sharding.get_mesh()
+    devices = [] if mesh.empty else list(mesh.devices.flat)
+    found = [device for device in devices if device.process_index == jax.process_index()]
+    return found or jax.local_devices()
+
+
+def first_device(mesh: Mesh | None) -> Any:
+    """The first device of a mesh; without one JAX's default."""
+    return jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
 
 
 def on_device(device: Any) -> contextlib.AbstractContextManager:

@@ -30,6 +30,7 @@ from jaxdistill.objectives.compose import (
     needs_whole_batch,
     policy_gradient_of,
     reduced,
+    weighs_samples,
 )
 from jaxdistill.objectives.credit import RLCSD, RLSD, EqualCredit
 from jaxdistill.objectives.distill import Distill
@@ -209,4 +210,5 @@ __all__ = [
     "rlsd",
     "sdpo",
     "srpo",
+    "weighs_samples",
 ]

@@ -76,6 +76,21 @@ def distill_of(objective: Objective) -> Distill | None:
     return objective if isinstance(objective, Distill) else None
 
 
+def weighs_samples(objective: Objective, updates: int) -> bool:
+    """Whether every part of the objective accounts for samples of another policy than the current.
+
+    A rollout correction does. Without one the ratio pi(y) / pi_old(y) does in the only update of a
+    batch, where pi_old is the sampler's policy (`importance.policy_ratio`), unless it is omitted.
+    """
+
+    def weighs(part: Distill | GRPO) -> bool:
+        has_ratio = not isinstance(part, Distill) or part.importance_clip is not None
+        return part.rollout_correction is not None or (updates == 1 and has_ratio)
+
+    parts = (distill_of(objective), policy_gradient_of(objective))
+    return all(weighs(part) for part in parts if part is not None)
+
+
 # ---------------------------------------------------------------------------------- the function
 
 ObjectiveFn = Callable[[Positions], tuple[Array, dict[str, Weighted]]]

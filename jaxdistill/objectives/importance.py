@@ -193,9 +193,15 @@ def gap_warning(metrics: Mapping[str, float]) -> str | None:
     gap = metrics.get(SAMPLER_GAP, 0.0)
     if not gap > LARGEST_USUAL_GAP:
         return None
+    advice = (
+        "compare `compute.dtype`, `compute.cache_dtype` and `compute.weights_dtype`, or use a "
+        "`rollout_correction`"
+        if not metrics.get("policy_lag")
+        else "the samples are of the policy one step before, and that step has moved it far: lower "
+        "`optimizer.peak_lr`, or use `experience.schedule=InTurn()`"
+    )
     return (
         f"the sampler's and the trainer's log-probabilities differ by {gap:.2g} nats on average "
         f"(99 %: {metrics['sampler_gap_p99']:.2g}, largest: {metrics['sampler_gap_max']:.2g}), "
-        f"expected at most {LARGEST_USUAL_GAP:g}; compare `compute.dtype`, "
-        "`compute.cache_dtype` and `compute.weights_dtype`, or use a `rollout_correction`"
+        f"expected at most {LARGEST_USUAL_GAP:g}; {advice}"
     )

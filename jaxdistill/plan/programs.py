@@ -38,6 +38,7 @@ from jaxdistill.training.compute import Compute
 from jaxdistill.training.external import narrower
 from jaxdistill.training.on_policy import OnPolicy
 from jaxdistill.training.optimizer import Optimizer
+from jaxdistill.training.schedules import OneStepOff
 from jaxdistill.training.shapes import KeptShapes
 from jaxdistill.training.state import init_state
 from jaxdistill.training.teachers import External, Fixed, Untrained
@@ -154,6 +155,11 @@ def run_of(config: RunConfig, topology: Topology, lengths: Callable[..., Lengths
     """The run of a config on a topology. Raises UserError for what cannot be planned."""
     if config.optimizer.moments_on == "host":
         raise UserError("`optimizer.moments_on=host` is not planned; use moments=bfloat16 instead")
+    if isinstance(getattr(config.experience, "schedule", None), OneStepOff):
+        raise UserError(
+            "`experience.schedule=OneStepOff()` is not planned; plan each part of the slice with "
+            "InTurn(): the update on one, the sampler on the other"
+        )
     model, stored = model_of(config.model)
     dtype = str(compute_dtype(config.compute.dtype, topology.kind))
     config = replace(config, compute=replace(config.compute, dtype=dtype))

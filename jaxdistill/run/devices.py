@@ -18,12 +18,18 @@ from jaxdistill.training.memory import memory_limit
 
 
 def start_line(
-    mesh: sharding.Mesh, model: ModelConfig, compute: Compute, *, rows: int | None = None
+    mesh: sharding.Mesh,
+    model: ModelConfig,
+    compute: Compute,
+    *,
+    rows: int | None = None,
+    sampler: sharding.Mesh | None = None,
 ) -> str:
     """The line for a model on a mesh, with every "auto" replaced by its choice.
 
     Attention is that of rows as long as the model reads; short ones are computed by XLA. `rows` are
-    those of an optimizer update; None: nothing is trained. Raises UserError for an attention that
+    those of an optimizer update; None: nothing is trained. sampler: the mesh that draws rollouts,
+    which may be another. Raises UserError for an attention that
     cannot run here (`attention.choose`).
     """
     dtype = compute_dtype(compute.dtype)
@@ -39,7 +45,11 @@ def start_line(
             is_packed=is_packed,
         )
     limit = memory_limit()
-    said = [_of_mesh(mesh, dtype), f"attention {chosen}"]
+    said = [_of_mesh(mesh, dtype)]
+    if sampler is not None and sampler != mesh:
+        placed = _sizes_of(sampler)
+        said.append(f"{sampler.size} others draw rollouts one step ahead; their mesh {placed}")
+    said.append(f"attention {chosen}")
     if rows is not None:
         # As `make_train_step` chooses.
         least = "none" if limit is None else "auto (the least that fits)"
@@ -75,5 +85,8 @@ def study_line(configs: Sequence[RunConfig], workers: int, gpus: Sequence[str] =
 
 def _of_mesh(mesh: sharding.Mesh, dtype: Any) -> str:
     kind = mesh.devices.flat[0].device_kind
-    sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
-    return f"{mesh.size} of {jax.device_count()} devices ({kind}); mesh {sizes}; {dtype}"
+    return f"{mesh.size} of {jax.device_count()} devices ({kind}); mesh {_sizes_of(mesh)}; {dtype}"
+
+
+def _sizes_of(mesh: sharding.Mesh) -> str:
+    return ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())

@@ -54,6 +54,7 @@ MAY_CHANGE = {
 # or the weights that samples are drawn with, so that a line says so.
 ROUNDS = {
     "mesh",
+    "experience.schedule.sampler_",  # devices, and how they are split
     *("compute." + name for name in (
         "attention", "chunk", "micro_batches", "remat", "pack", "cache_dtype", "weights_dtype",
         "slot_counts",
@@ -245,8 +246,9 @@ def changes_of_rounding(config: RunConfig, run_dir: Path) -> list[str]:
     saved, described = hf_files.read_json(run_dir / "config.json"), configs.to_json(config)
     changed = [
         f"{path} {there!r} -> {here!r}"
-        for key in ("mesh", "compute")
+        for key in ("mesh", "compute", "experience")
         for path, there, here in differences(saved.get(key), described[key], key)
+        if path.startswith(tuple(ROUNDS))
     ]
     file = run_dir / "provenance.json"
     first = hf_files.read_json(file) if file.exists() else {}

@@ -17,7 +17,7 @@ from jaxdistill.evaluation.evaluate import evaluate_run
 from jaxdistill.evaluation.records import evaluation_folder
 from jaxdistill.files import write_whole
 from jaxdistill.precision import compute_dtype
-from jaxdistill.run.checks import check_tasks, require_same_start
+from jaxdistill.run.checks import check_evaluations, check_tasks, require_same_start
 from jaxdistill.run.devices import start_line
 from jaxdistill.run.folder import (
     changes_of_rounding,
@@ -40,17 +40,16 @@ from jaxdistill.run.lock import locked
 from jaxdistill.run.places import Places
 from jaxdistill.run.profiled_steps import ProfiledSteps
 from jaxdistill.run.profiling import Profiler
-from jaxdistill.run.programs import engine_of, layout_of, train_step_of
+from jaxdistill.run.programs import batches_of, engine_of, layout_of, meshes_of, train_step_of
 from jaxdistill.run.rules import StopRules
 from jaxdistill.run.saving import Kept, Saving
 from jaxdistill.run.skips import UPDATE_ADVICE, Skips, drop_after
 from jaxdistill.run.stopping import Stopping
 from jaxdistill.run.telling import Progress, Warnings, last_lines
 from jaxdistill.sampling.engine import Engine
-from jaxdistill.sampling.prompts import check_prompts, encode_prompts, unused_mode
 from jaxdistill.storage import hf_export, loading
 from jaxdistill.storage.loading import Policy
-from jaxdistill.tasks.tasks import questions_of, reading_once
+from jaxdistill.tasks.tasks import reading_once
 from jaxdistill.tracking.record import Tracking
 from jaxdistill.training.base_samples import open_base_kl
 from jaxdistill.training.drift import parameter_drift
@@ -58,7 +57,7 @@ from jaxdistill.training.experience import Setting, open_source
 from jaxdistill.training.external import check_identity, with_external
 from jaxdistill.training.metrics import means, open_writer
 from jaxdistill.training.optimizer import learning_rate
-from jaxdistill.training.prompt_file import PromptFile, ReadPrompt
+from jaxdistill.training.prompt_file import PromptFile
 from jaxdistill.training.state import TrainState, init_state
 from jaxdistill.training.teachers import check_teacher, untrained_of
 from jaxdistill.training.timing import Clock, Work, peak_flops
@@ -206,7 +205,7 @@ def train(
     """The loop itself, in a folder that `start_folder` has created or checked."""
     clock = Clock()
     is_first, quiet = hosts.is_first(), quiet or not hosts.is_first()
-    mesh = sharding.make_mesh(config.mesh)
+    mesh, sampler_mesh = meshes_of(config)
     with sharding.use_mesh(mesh), model_folder(run_dir) as model_dir:
         # ---- model, data, state
         check_base(config, run_dir)
@@ -224,27 +223,11 @@ def train(
         external = untrained_of(untrained)[1]
         engine = engine_of(config, policy, mesh)
         if not quiet:
-            line = start_line(mesh, policy.config, config.compute, rows=config.rows)
-            print(line, file=sys.stderr)
+            how = {"rows": config.rows, "sampler": sampler_mesh}
+            print(start_line(mesh, policy.config, config.compute, **how), file=sys.stderr)
         lexicon = keep_lexicon(config, policy, run_dir)
         prompts = PromptFile(run_dir / "prompts.json", policy.tokenizer) if is_first else None
-        thinking = config.evaluation.engine(engine).enable_thinking
-        mode = config.evaluation.evaluation_thinking if config.evaluation.splits else None
-        for line in unused_mode(f"evaluation.evaluation_thinking={mode}", mode, policy.tokenizer):
-            hosts.say(line)
-        for split in config.evaluation.splits:
-            questions = questions_of(split.task)
-            check_prompts(
-                policy.config,
-                policy.tokenizer,
-                questions,
-                config.evaluation.sampling.max_new_tokens,
-                thinking,
-            )
-            (ids,) = encode_prompts(policy.tokenizer, questions[:1], thinking)
-            read = {f"evaluation/{split.name}": ReadPrompt(ids, thinking)}
-            if prompts is not None:
-                prompts.write(questions[0].id, 0, read)
+        check_evaluations(config, engine, prompts)
         # Evaluate the objective and teacher once, so that a mistake in a recipe's own classes is
         # reported before anything is sampled or compiled.
         objectives.check_objective(config.objective, tuple(lexicon.ids), policy.config.vocab_size)
@@ -271,6 +254,9 @@ def train(
         state = init_state(policy.params, config.optimizer, config.teacher, steps)
         state = sharding.spread(mesh, state)
         layout = layout_of(config, setting.shapes, source.most_tokens, source.keeps_widths)
+        batches = batches_of(
+            config, source, engine, state.params, sampler=sampler_mesh, steps=steps, clock=clock
+        )
         step = 0
         checkpoints = saving.checkpoints
         latest = checkpoints.newest_sound_step(strict, hosts.say) if resume else None
@@ -279,10 +265,10 @@ def train(
         if latest is not None:
             step = check_steps(steps, run_dir, latest)
             restored, host = checkpoints.restore(
-                latest, state._asdict(), vocab_size=policy.config.vocab_size
+                latest, state._asdict() | batches.state, vocab_size=policy.config.vocab_size
             )
-            state = TrainState(**restored)
-            source.batches.set_state(host["data"])
+            state = TrainState(**{name: restored[name] for name in TrainState._fields})
+            batches.resume(restored, host)
             changes = changes_of_rounding(config, run_dir) if is_first else []
             if changes := hosts.broadcast(changes, "changes"):
                 what = f"changed since the last start: {', '.join(changes)}"
@@ -316,6 +302,7 @@ def train(
         with contextlib.ExitStack() as stack:
             stack.callback(saving.close)
             stack.callback(source.close)
+            stack.callback(batches.close)
             writer = open_writer(run_dir, step + 1, is_first)
             saving.follow(writer.sync, tracking.flush)
             if resume:
@@ -351,11 +338,12 @@ def train(
                 # ---- the batch: a stop drops it, and saves the state that it was sampled with
                 saving.begin()
                 profiler.begin(step + 1)
-                batch, facts = source.next_batch(state.params, step)
+                batch, facts = batches.take(state.params, step)
                 arrays, padding = layout.arrays(mini_batches(batch, config.updates))
 
                 # ---- the update, from which a stop waits for the new state
                 with saving.replacing():
+                    batches.start_next(state.params, step)
                     # Wait for the device: its time would otherwise count for the next step's
                     # sampling, which needs the new parameters and could not begin earlier.
                     memory = out_of_memory("updating", UPDATE_ADVICE)
@@ -373,8 +361,9 @@ def train(
                     values = means(sums) | drift | of_base | rate | facts | padding
                     values |= work.facts(lap, batch)
                     row = writer.write(step, values)
-                    host = {"data": source.batches.get_state(), "shapes": setting.shapes.state()}
-                    saving.keep(Kept(step, state._asdict(), host), lap["compiling"])
+                    host = batches.host | {"shapes": setting.shapes.state()}
+                    kept = Kept(step, state._asdict() | batches.state, host)
+                    saving.keep(kept, lap["compiling"])
                 warnings.note(step, values)
                 progress.advance(values)
                 tracking.step(step, row)
@@ -409,7 +398,8 @@ def train(
         # ---- what was done
         for line in warnings.summary():
             hosts.say(line)
-        for line in () if quiet else last_lines(config, run_dir, clock.total):
+        waits = [] if (waited := batches.last_line()) is None else [waited]
+        for line in () if quiet else [*waits, *last_lines(config, run_dir, clock.total)]:
             print(line, file=sys.stderr)
         tracking.finish("finished")
         saving.finish()

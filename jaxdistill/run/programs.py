@@ -3,6 +3,7 @@
 `run.loop` calls them with arrays, and `plan` lowers them with shapes alone.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,8 +12,12 @@ from jaxdistill.config import RunConfig
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.sampling.engine import Engine
 from jaxdistill.storage.loading import Policy
+from jaxdistill.training.ahead import Batches, BatchesAhead, InTurnBatches
+from jaxdistill.training.experience import Source
+from jaxdistill.training.schedules import InTurn, OneStepOff
 from jaxdistill.training.shapes import KeptShapes, Layout
 from jaxdistill.training.step import make_train_step
+from jaxdistill.training.timing import Clock
 
 
 def engine_of(config: RunConfig, policy: Policy, mesh: sharding.Mesh) -> Engine:
@@ -27,6 +32,30 @@ def engine_of(config: RunConfig, policy: Policy, mesh: sharding.Mesh) -> Engine:
         slot_counts=config.compute.slot_counts,
         enable_thinking=getattr(config.experience, "student_thinking", None),
     )
+
+
+def meshes_of(config: RunConfig) -> tuple[sharding.Mesh, sharding.Mesh]:
+    """(mesh of the update, mesh of the sampler), which are the same unless `schedule` says so."""
+    schedule = getattr(config.experience, "schedule", InTurn())
+    return schedule.meshes(config.mesh)
+
+
+def batches_of(
+    config: RunConfig,
+    source: Source,
+    engine: Engine,
+    params: Any,
+    *,
+    sampler: sharding.Mesh,
+    steps: int,
+    clock: Clock,
+) -> Batches:
+    """How the run's steps get their batches; `engine` is that of the update's mesh."""
+    if not isinstance(getattr(config.experience, "schedule", None), OneStepOff):
+        return InTurnBatches(source)
+    is_shared = engine.mesh is not None and sampler == engine.mesh
+    engine = dataclasses.replace(engine, mesh=sampler)
+    return BatchesAhead(source, engine, params, steps=steps, is_shared=is_shared, clock=clock)
 
 
 def layout_of(

@@ -21,7 +21,7 @@ from jaxdistill.models.config import LayerKind, ModelConfig
 from jaxdistill.models.placement import kv_heads_of_device
 from jaxdistill.models.quantized import CacheDtype, vector_bytes
 from jaxdistill.models.quantized_weights import WeightsDtype, decoding_bytes
-from jaxdistill.sharding import num_parts, platform
+from jaxdistill.sharding import local_devices, num_parts, platform
 
 # A row is admitted only if every running row could still take this many more pages. In a simulation
 # of 512 rows with a mean of 6,000 tokens, 128 slots and 4,000 pages, 178 rows are restarted with a
@@ -315,7 +315,7 @@ def slots_in(
 
 def agreed_memory() -> int | None:
     """Free bytes of the device that has the least, of all hosts; None if one reports no memory."""
-    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    stats = [device.memory_stats() or {} for device in local_devices()]
     has_limits = all("bytes_limit" in each for each in stats)
     free = min(each["bytes_limit"] - each["bytes_in_use"] for each in stats) if has_limits else None
     found = hosts.all_gather(free, "free memory")

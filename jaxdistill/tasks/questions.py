@@ -80,3 +80,18 @@ def fingerprint(questions: Iterable[Question]) -> str:
 
 def _digest(parts: Iterable[object]) -> bytes:
     return hashlib.blake2b(repr(list(parts)).encode(errors="replace"), digest_size=16).digest()
+
+
+def with_unique_ids(questions: list[Question]) -> list[Question]:
+    """Give each repetition of a question its own id, and therefore its own samples.
+
+    A set of questions smaller than the batch is repeated to fill it. Each repetition is a group of
+    its own, as in the paper's seen_1x64.
+    """
+    seen: dict[str, int] = {}
+    result = []
+    for question in questions:
+        nth = seen[question.id] = seen.get(question.id, 0) + 1
+        again = replace(question, id=f"{question.id}#{nth}", problem=question.problem_id)
+        result.append(again if nth > 1 else question)
+    return result

@@ -23,9 +23,10 @@ from jaxdistill.storage.loading import Policy
 from jaxdistill.tasks.contexts import Solution, regenerates, shows_example
 from jaxdistill.tasks.demonstrations import reads_verdicts
 from jaxdistill.tasks.pipelines import example_iterator, questions_iterator
-from jaxdistill.tasks.questions import Question
+from jaxdistill.tasks.questions import Question, with_unique_ids
 from jaxdistill.tasks.tasks import questions_of
 from jaxdistill.tasks.toy.traces import WORLDS
+from jaxdistill.training.ahead import Draws
 from jaxdistill.training.batch import Batch, Texts, bucket, texts_of, texts_of_ids, trim_or_pad
 from jaxdistill.training.on_policy import (
     OnPolicy,
@@ -115,6 +116,7 @@ class Source:
     close: Callable[[], None]
     steps: int | None = None  # that its epochs take; None: it has no end of its own
     notes: tuple[str, ...] = ()  # lines on what was read, to be shown before the first step
+    draws: Draws | None = None  # the two halves of `next_batch`; None: nothing is sampled
 
 
 def open_source(experience: Experience, setting: Setting) -> Source:
@@ -233,9 +235,9 @@ def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
     grading = counted(open_grading(experience.task), setting.clock)
     grade = grading.grade
 
-    def next_batch(params: Any, step: int) -> tuple[Batch, dict[str, Any]]:
+    def draw(engine: Engine, params: Any, step: int) -> Rollouts:
         with setting.clock.part("sampling"):
-            rollouts = setting.engine.rollouts(
+            return engine.rollouts(
                 params,
                 with_unique_ids(next(batches)),
                 experience.sampling,
@@ -245,9 +247,11 @@ def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
                 submit=grading.submit,
                 widths=widths,
             )
+
+    def learn(rollouts: Rollouts) -> tuple[Batch, dict[str, Any]]:
         batch, facts = on_policy_batch(experience, setting, rollouts, grade, questions)
-        is_kept = setting.rollouts_every and step % setting.rollouts_every == 0
-        if is_kept and hosts.is_first():
+        every = setting.rollouts_every
+        if every and rollouts.address.step % every == 0 and hosts.is_first():
             assert setting.rollouts_dir is not None, "`rollouts_every` needs a `rollouts_dir`"
             keeps_ids = setting.rollouts_token_ids
             write_rollouts(
@@ -268,7 +272,8 @@ def on_policy_source(experience: OnPolicy, setting: Setting) -> Source:
 
     return Source(
         batches=batches,
-        next_batch=next_batch,
+        next_batch=lambda params, step: learn(draw(setting.engine, params, step)),
+        draws=Draws(draw, learn, regenerates(experience.context)),
         temperature=experience.sampling.logp_temperature,
         teacher_temperature=experience.teacher_temperature,
         most_tokens=(new, max(lengths) + new),
@@ -282,21 +287,6 @@ def say_unused(mode: bool | None, setting: Setting) -> None:
     tokenizer = setting.engine.policy.tokenizer
     for line in unused_mode(f"experience.student_thinking={mode}", mode, tokenizer):
         hosts.say(line)
-
-
-def with_unique_ids(questions: list[Question]) -> list[Question]:
-    """Give each repetition of a question its own id, and therefore its own samples.
-
-    A set of questions smaller than the batch is repeated to fill it. Each repetition is a group of
-    its own, as in the paper's seen_1x64.
-    """
-    seen: dict[str, int] = {}
-    result = []
-    for question in questions:
-        nth = seen[question.id] = seen.get(question.id, 0) + 1
-        again = replace(question, id=f"{question.id}#{nth}", problem=question.problem_id)
-        result.append(again if nth > 1 else question)
-    return result
 
 
 # ---------------------------------------------------------------------------- rollouts to arrays

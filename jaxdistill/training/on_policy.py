@@ -35,6 +35,7 @@ from jaxdistill.tasks.demonstrations import (
 from jaxdistill.tasks.grading.verdict import Verdict
 from jaxdistill.tasks.questions import Question
 from jaxdistill.tasks.tasks import Task
+from jaxdistill.training.schedules import InTurn, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,8 @@ class OnPolicy:
     updates: optimizer updates per step, each on as many whole questions, in their order. From the
     second on, the objective's importance ratios compare the student with the policy that it was
     before the first (`RolloutCorrection`). The paper's code makes two, of 128 questions each.
+    schedule: when the rollouts are drawn: before the update, on all devices, or beside the update
+    before, on devices of their own.
     student_thinking, teacher_thinking: the chat template's thinking mode in the prompts of samples
     and regenerated solutions, and in those of the teacher and the contrasts: true, false, None to
     leave it to the template, or for the teacher `as_student`.
@@ -82,6 +85,7 @@ class OnPolicy:
     questions: int = 32
     rollouts: int = 8
     updates: int = 1
+    schedule: Schedule = InTurn()
     sampling: Sampling = Sampling()
     context: Context = NoContext()
     demonstration: Literal["sibling", "reference", "sibling_or_reference"] = "sibling"
@@ -151,6 +155,7 @@ class OnPolicy:
                 "`demonstration_choice=Majority()` chooses among siblings, and "
                 "`demonstration=reference` shows none; use `demonstration=sibling`"
             )
+        require_choice("schedule", self.schedule, Schedule)
         require_choice("task", self.task, Task)
         require_choice("context", self.context, Context)
         require_choice("contrast", self.contrast, Context)

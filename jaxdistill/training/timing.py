@@ -4,6 +4,7 @@ The loop waits for the device at the end of a step, so that no part contains ano
 """
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -57,8 +58,10 @@ PEAK_FLOPS = {
 class Clock:
     """Seconds of a run by part. Parts may be nested: each second counts for the innermost alone.
 
-    The parts therefore add up to the wall time. `on_part` is called with the name of the part that
-    begins or is returned to, and with "compiling" while a program is compiled (`compilations`).
+    The parts therefore add up to the wall time. A part of another thread than the one that made the
+    clock is beside that time: it counts nothing, and a profile alone names it. `on_part` is called
+    with the name of the part that begins or is returned to, and with "compiling" while a program
+    is compiled (`compilations`).
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -66,11 +69,16 @@ class Clock:
         self.total: dict[str, float] = dict.fromkeys((*PARTS, "compiling"), 0.0)
         self._lap = dict(self.total)
         self._open = ["host"]
-        self._now, self._since = now, now()
+        self.now, self._since = now, now()
+        self._thread = threading.get_ident()
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Count the time inside for this part."""
+        if threading.get_ident() != self._thread:
+            with jax.profiler.TraceAnnotation(f"{HOST}{name}"):
+                yield
+            return
         self._charge()
         self._open.append(name)
         self.on_part(name)
@@ -112,7 +120,7 @@ class Clock:
             jax.monitoring.unregister_event_duration_listener(on_duration)
 
     def _charge(self) -> None:
-        now = self._now()
+        now = self.now()
         self._lap[self._open[-1]] += now - self._since
         self._since = now
 

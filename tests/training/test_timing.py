@@ -1,5 +1,7 @@
 """The parts of a run's time add up, and its operations are those of the model's equations."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +43,21 @@ def test_each_second_counts_for_the_innermost_part_and_all_add_up():
     assert clock.lap()["host"] == 32
     assert sum(clock.total[part] for part in PARTS) == hands.seconds - 100
     assert clock.total["evaluation"] == 64
+
+
+def test_a_part_of_another_thread_takes_no_time_from_the_main_ones():
+    clock = Clock(hands := Hands())
+
+    def beside():
+        with clock.part("grading"):
+            hands.seconds += 4
+
+    with clock.part("update"):
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(beside).result()
+        hands.seconds += 1
+    lap = clock.lap()
+    assert (lap["update"], lap["grading"]) == (5, 0)
 
 
 def test_a_part_that_fails_ends():
