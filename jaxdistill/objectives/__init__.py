@@ -73,6 +73,7 @@ from jaxdistill.objectives.literature_weights import (
     SkipFirst,
     StudentTeacherRatio,
     TokenImportance,
+    UnsolvedGroups,
     WrongPrefix,
 )
 from jaxdistill.objectives.mixtures import Mixed, Routed
@@ -180,6 +181,7 @@ __all__ = [
     "TeacherTarget",
     "TokenImportance",
     "TopC",
+    "UnsolvedGroups",
     "WrongPrefix",
     "ad_opsd",
     "anti_e",

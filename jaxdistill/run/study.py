@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jaxdistill import overrides
 from jaxdistill.config import RunConfig, to_json, with_presets
@@ -43,6 +43,7 @@ from jaxdistill.run.workers import (
 )
 from jaxdistill.storage import hf_files
 from jaxdistill.storage.loading import ToyBase
+from jaxdistill.tasks.tasks import ToyTask
 
 SO_FAR = "tuned_so_far.json"  # of a search that is not finished
 
@@ -61,6 +62,7 @@ class Study:
     command: str = ""  # for the page; "": that of the name and the profile alone
     one_device: bool = False  # every run fits on one: each of several GPUs then has a process
     search: Search | None = None
+    over: Literal["steps", "rollouts"] = "steps"  # the horizontal axis of its curves
 
     def __post_init__(self):
         arms = self.arms if isinstance(self.arms, tuple) else ()
@@ -126,7 +128,8 @@ def run_study(
 
 def is_toy(study: Study) -> bool:
     """Whether all runs are of the toy worlds' models."""
-    return all(isinstance(arm.config.model, ToyBase) for arm in study.arms)
+    tasks = (getattr(arm.config.experience, "task", None) for arm in study.arms)
+    return all(isinstance(task, ToyTask) for task in tasks)
 
 
 def known_so_far(search: Search | None, arms: tuple[Arm, ...], study_dir: Path) -> tuple[Arm, ...]:
@@ -324,6 +327,7 @@ def add_facts(study: Study, study_dir: Path, seconds: float) -> None:
         "command": study.command or f"jaxdistill study {study.name} --profile {study.profile}",
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "seconds": round(before + seconds, 1),
+        "over": study.over,
         "versions": {"python": facts["python"], **facts["packages"]},
         "device": "{count} x {kind}".format(**facts["devices"]),
         "git": facts["git"],
