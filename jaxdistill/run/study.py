@@ -43,7 +43,6 @@ from jaxdistill.run.workers import (
 )
 from jaxdistill.storage import hf_files
 from jaxdistill.storage.loading import ToyBase
-from jaxdistill.tasks.tasks import ToyTask
 
 SO_FAR = "tuned_so_far.json"  # of a search that is not finished
 
@@ -128,8 +127,7 @@ def run_study(
 
 def is_toy(study: Study) -> bool:
     """Whether all runs are of the toy worlds' models."""
-    tasks = (getattr(arm.config.experience, "task", None) for arm in study.arms)
-    return all(isinstance(task, ToyTask) for task in tasks)
+    return all(isinstance(arm.config.model, ToyBase) for arm in study.arms)
 
 
 def known_so_far(search: Search | None, arms: tuple[Arm, ...], study_dir: Path) -> tuple[Arm, ...]:

@@ -49,7 +49,7 @@ def toy_sparse_base() -> RunConfig:
         evaluation=Evaluation(
             splits=SPLITS,
             samples=8,
-            sampling=Sampling(max_new_tokens=96),
+            sampling=Sampling(max_new_tokens=80),
             at_start=False,
             questions_per_batch=64,
         ),

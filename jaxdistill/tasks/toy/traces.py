@@ -88,7 +88,7 @@ CONTROL = World(
         ("whole", Guidance(0.35, 0.0, 0.25, 0.50, 0.0)),
     ),
 )
-# Chosen such that texts of at most 96 tokens solve a third of the problems of four numbers
+# Chosen such that texts of at most 80 tokens solve a third of the problems of four numbers
 # (docs/toy_sparse.md), as in the paper, and larger ones seldom. Wishes, twice as frequent as in the
 # main world, make wrong answers of searches that would otherwise be cut off.
 SPARSE = World(name="sparse", sizes=((4, 0.75), (3, 0.15), (5, 0.10)), habit=0.97, wishes=0.20)
