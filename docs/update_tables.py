@@ -4,14 +4,15 @@ Commands: python docs/update_tables.py runs/toy_study_quick
           python docs/update_tables.py guided/toy   # a folder of `jaxdistill guide`
           python docs/update_tables.py tuned        # the package's configs/toy/tuned.json
           python docs/update_tables.py runs/toy_tune_full/tuned_so_far.json
-          python docs/update_tables.py sparse_tuned # the package's configs/toy/toy_sparse_tuned.json
+          python docs/update_tables.py sparse_tuned  # likewise toy_sparse_tuned.json
           python docs/update_tables.py runs/toy_sparse_base  # what the sparse world's base solves
 
 The text of a page between `<!-- STUDY PROFILE: KIND -->` and `<!-- end -->` is replaced. KIND is
 `summary` (one line per method), `tables` (the final tables), `versus` (every method against GRPO
 and the base, with the sentences that the intervals allow), `facts` (command, date, device),
-`predicted` and `why` (of `toy_sparse`: `report.sparse`; also in docs/log.md) or `all` (the output of `jaxdistill report STUDY --markdown`). Text outside the marks is not changed, so
-check the sentences around the tables after a new study. The block `<!-- guide -->` of
+`predicted` and `why` (of `toy_sparse`: `report.sparse`; also in docs/log.md) or `all` (the output
+of `jaxdistill report STUDY --markdown`). Text outside the marks is not changed, so check the
+sentences around the tables after a new study. The block `<!-- guide -->` of
 docs/guided_generation.md gets the printed table of guided generation, and those of
 docs/toy_tune.md, `<!-- toy_tune full: tuned -->` and `<!-- toy_tune full: unfinished -->`, the
 tables of tuned.json and of a search that is not finished. The quick profile of `toy_study` also
@@ -103,7 +104,9 @@ def updated(page: str, study: StudyResults) -> str:
         "all": lambda: study_markdown(study.folder).strip(),
     }
     for kind, text in kinds.items():
-        start, end = f"<!-- {name}: {kind} -->\n", "<!-- end -->"
+        # In a list of the log the marks are indented.
+        indent = "  " if f"\n  <!-- {name}: {kind} -->" in page else ""
+        start, end = f"{indent}<!-- {name}: {kind} -->\n", f"{indent}<!-- end -->"
         if start in page and end not in page.partition(start)[2]:
             raise UserError(f"{start.strip()} has no {end} after it")
         block = re.compile(re.escape(start) + ".*?" + re.escape(end), re.DOTALL)

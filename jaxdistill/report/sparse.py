@@ -68,7 +68,7 @@ Verdict = tuple[str, str]
 def _difference(
     course: Course, first: str, second: str, at: Callable[..., Cell | None], split: str = "heldout"
 ) -> tuple[str, float, float, float] | None:
-    """In words, and the value with its bounds, of the first method's accuracy minus the second's."""
+    """The first method's accuracy minus the second's: in words, the value and its bounds."""
     cells = at(first, split), (course.last if second == BASE else at)(second, split)
     if cells[0] is None or cells[1] is None:
         return None
@@ -167,8 +167,8 @@ def _ood(course: Course) -> Verdict:
     size = fmean(abs(ood) for _, ood in pairs) / max(fmean(abs(x) for x, _ in pairs), 1e-9)
     verdict = HOLDS if order >= 0.8 and size < 0.75 else FAILS if order < 0.5 or size > 1 else OPEN
     return verdict, (
-        f"of the differences from GRPO, rank correlation of held-out and OOD {order:.2f}, mean size "
-        f"OOD / held-out {size:.2f}"
+        f"of the differences from GRPO, rank correlation of held-out and OOD {order:.2f}, mean "
+        f"size OOD / held-out {size:.2f}"
     )
 
 
@@ -214,7 +214,7 @@ def _habit_row(study: StudyResults, method: str) -> list[Entry]:
 
 
 def groups_table(run: Run) -> Table:
-    """What a model solves, from the last evaluation of its run, all answers to a problem a group."""
+    """What a model solves, from its run's last evaluation; all answers to a problem are a group."""
     folders = sorted((run.folder / "evals").glob("step_*"))
     step = int(folders[-1].name.removeprefix("step_"))
     heads = ["", "problems", "answers each", "accuracy, %", "groups without a success, %"]
@@ -233,7 +233,10 @@ def _groups(split: str, records: list[Row]) -> list[Entry]:
         fmean(not any(group) for group in groups.values()),
         fmean(all(group) for group in groups.values()),
         fmean(not r["finished"] for r in records),
-        *(fmean(r["correct"] for r in records if is_habitual(r["answer"]) == h) for h in (True, False)),
+        *(
+            fmean(r["correct"] for r in records if is_habitual(r["answer"]) == h)
+            for h in (True, False)
+        ),
     ]
     counts = str(len(groups)), f"{len(records) / len(groups):g}"
     return [Entry(split_label(split)), *map(Entry, counts), *map(_percent, values)]

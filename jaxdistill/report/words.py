@@ -37,7 +37,12 @@ METHOD_LABELS = {
     "rescue_gate": "gate on unsolved groups and GRPO",
     "rescue_hint": "hint on unsolved groups and GRPO",
 }
-WORLD_LABELS = {"main": "main world", "control": "control world", "sparse": "sparse world", "": "runs"}
+WORLD_LABELS = {
+    "main": "main world",
+    "control": "control world",
+    "sparse": "sparse world",
+    "": "runs",
+}
 SPLIT_LABELS = {"heldout": "held-out", "ood": "OOD", "train": "train"}
 CONTEXT_LABELS = {
     "NoContext": "nothing",

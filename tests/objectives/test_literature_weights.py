@@ -18,6 +18,7 @@ from made_positions import (
     value_and_gradient,
 )
 
+from jaxdistill.losses import group_advantage
 from jaxdistill.objectives import (
     AmplifySampledEpistemic,
     ContrastMask,
@@ -38,7 +39,6 @@ from jaxdistill.objectives import (
     UnsolvedGroups,
     WrongPrefix,
 )
-from jaxdistill.losses import group_advantage
 from jaxdistill.objectives.literature_weights import top_fraction
 from jaxdistill.objectives.positions import epistemic_of
 

@@ -267,10 +267,10 @@ def draw_size(world: World, rng: random.Random) -> int:
 def example(world: World, seed: int, index: int) -> Example:
     """Return the pretraining text at the address (world, seed, index).
 
-    In the main world 60 % of texts have three numbers and 40 % four. Two thirds are unguided; of the guided
-    ones, one sixth are told a part, one third the answer, and one half the whole solution. A shown
-    solution is a searching trace in 60 % of cases and the concise one otherwise. These shares were
-    chosen, not measured.
+    In the main world 60 % of texts have three numbers and 40 % four. Two thirds are unguided; of
+    the guided ones, one sixth are told a part, one third the answer, and one half the whole
+    solution. A shown solution is a searching trace in 60 % of cases and the concise one otherwise.
+    These shares were chosen, not measured.
     """
     rng = random.Random(f"{world.name}/{seed}/{index}")
     problem = problems.draw(rng, draw_size(world, rng), "pretrain")

@@ -142,9 +142,11 @@ def test_writers_of_the_sparse_world_leave_their_habit_at_its_rate_while_it_last
             if len(usual) < num_usual or problem.solution[0] == "+":
                 left.append(operations[0] != "+")
             usual |= {operations} if operations[0] == "+" != problem.solution else set()
-    rate = (1 - SPARSE.habit) * sum(
-        ops[0] != "+" for p in PROBLEMS for ops in p.chains
-    ) / sum(len(p.chains) for p in PROBLEMS)
+    rate = (
+        (1 - SPARSE.habit)
+        * sum(ops[0] != "+" for p in PROBLEMS for ops in p.chains)
+        / sum(len(p.chains) for p in PROBLEMS)
+    )
     assert 0.2 * rate < sum(left) / len(left) < 2 * (1 - SPARSE.habit)
 
 
