@@ -168,7 +168,7 @@ def curves(study: StudyResults, panels: list[Panel], theme: Theme, width: float)
 
 
 def rollouts_per_step(study: StudyResults) -> int | None:
-    """How many rollouts a step has; None unless the study counts them and all runs have as many."""
+    """The rollouts of each step; None unless the study counts them and all runs have as many."""
     if study.info.get("over") != "rollouts":
         return None
     sampled = (config.get("experience", {}) for config in configs_of(study).values())
