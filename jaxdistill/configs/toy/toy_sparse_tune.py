@@ -7,6 +7,7 @@ on problems of four and of five numbers after the last step wins, on the pools o
 no table reports. Of equal ones the smaller rate wins. A best rate at the edge extends the rates, at
 most three times and not below 1e-5; the two values of a knob have no order and are not extended.
 Steps, rollouts and all else are the study's.
+Expected: a rate near 1e-4 for GRPO and its mixtures; nothing was measured yet.
 It writes `tuned.json` into its folder; `docs/toy_sparse.md` shows it, and `toy_sparse` reads it
 from `jaxdistill/configs/toy/toy_sparse_tuned.json`.
 Hardware and time: `toy_sparse_base` first. Profile full, 193 runs and more where rates are
