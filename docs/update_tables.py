@@ -4,12 +4,15 @@ Commands: python docs/update_tables.py runs/toy_study_quick
           python docs/update_tables.py guided/toy   # a folder of `jaxdistill guide`
           python docs/update_tables.py tuned        # the package's configs/toy/tuned.json
           python docs/update_tables.py runs/toy_tune_full/tuned_so_far.json   # prints them
+          python docs/update_tables.py sparse_tuned  # likewise toy_sparse_tuned.json
+          python docs/update_tables.py runs/toy_sparse_base  # what the sparse world's base solves
 
 The text of a page between `<!-- STUDY PROFILE: KIND -->` and `<!-- end -->` is replaced. KIND is
 `summary` (one line per method), `tables` (the final tables), `versus` (every method against GRPO
-and the base, with the sentences that the intervals allow), `facts` (command, date, device) or `all`
-(the output of `jaxdistill report STUDY --markdown`). Text outside the marks is not changed, so
-check the sentences around the tables after a new study. The block `<!-- guide -->` of
+and the base, with the sentences that the intervals allow), `facts` (command, date, device),
+`predicted` and `why` (of `toy_sparse`: `report.sparse`; also in docs/log.md) or `all` (the output
+of `jaxdistill report STUDY --markdown`). Text outside the marks is not changed, so check the
+sentences around the tables after a new study. The block `<!-- guide -->` of
 docs/guided_generation.md gets the printed table of guided generation, and `<!-- toy_tune full:
 tuned -->` of docs/toy_tune.md the tables of tuned.json; those of a search that is not finished are
 printed. The quick profile of `toy_study` also writes its figure.
@@ -24,17 +27,20 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill.configs.toy._methods import read_tuned
+from jaxdistill.configs.toy._sparse import read_sparse_tuned
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation.guided_table import table_lines
-from jaxdistill.report import findings, markdown, study_markdown, versus
-from jaxdistill.report.load import StudyResults, load_study_results
+from jaxdistill.report import findings, markdown, sparse, study_markdown, versus
+from jaxdistill.report.load import StudyResults, load_run, load_study_results
 from jaxdistill.report.tables import NOTHING, Entry, Table
 from jaxdistill.report.words import method_label, number_text
 from jaxdistill.report.write import final_tables
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/toy_study.md")
+PAGES = ("README.md", "docs/toy_study.md", "docs/toy_sparse.md", "docs/log.md")
 METHODS = ("base", "sdpo", "sdpo_mask", "epi_gate", "epi_anchor", "ad_opsd", "grpo")
+# The searches whose tables stand on a page: its name, and the package's file.
+SEARCHES = {"toy_tune": "docs/toy_tune.md", "toy_sparse_tune": "docs/toy_sparse.md"}
 # Head of the column, world, split, measure.
 COLUMNS = (
     ("held-out, %", "main", "heldout", "accuracy"),
@@ -92,10 +98,14 @@ def updated(page: str, study: StudyResults) -> str:
         "tables": lambda: tables(study),
         "versus": lambda: against(study),
         "facts": lambda: facts(study),
+        "predicted": lambda: "\n".join(map(wrapped, sparse.predicted(study))),
+        "why": lambda: markdown.table(sparse.habit_table(study)),
         "all": lambda: study_markdown(study.folder).strip(),
     }
     for kind, text in kinds.items():
-        start, end = f"<!-- {name}: {kind} -->\n", "<!-- end -->"
+        # In a list of the log the marks are indented.
+        indent = "  " if f"\n  <!-- {name}: {kind} -->" in page else ""
+        start, end = f"{indent}<!-- {name}: {kind} -->\n", f"{indent}<!-- end -->"
         if start in page and end not in page.partition(start)[2]:
             raise UserError(f"{start.strip()} has no {end} after it")
         block = re.compile(re.escape(start) + ".*?" + re.escape(end), re.DOTALL)
@@ -103,6 +113,13 @@ def updated(page: str, study: StudyResults) -> str:
             written = f"{start}{text()}\n{end}"
             page = block.sub(lambda _, written=written: written, page)
     return page
+
+
+def wrapped(line: str) -> str:
+    """A numbered line of a list, at the width of the pages; the log's lists are indented."""
+    return textwrap.fill(
+        line, width=120, initial_indent="  ", subsequent_indent="     ", break_on_hyphens=False
+    )
 
 
 def update_guided(folder: Path) -> None:
@@ -115,18 +132,26 @@ def update_guided(folder: Path) -> None:
     page.write_text(block.sub(found, page.read_text()))
 
 
+def update_base(folder: Path) -> None:
+    """Write what the sparse world's base solves into its page."""
+    page = ROOT / "docs" / "toy_sparse.md"
+    block = re.compile(r"(<!-- toy_sparse_base: groups -->\n).*?(<!-- end -->)", re.DOTALL)
+    text = markdown.table(sparse.groups_table(load_run(folder))).split("\n\n", 1)[1]
+    page.write_text(block.sub(lambda found: f"{found[1]}{text}\n{found[2]}", page.read_text()))
+
+
 # -------------------------------------------------------------------------------- tuned.json
 
 
-def update_tuned(text: str) -> None:
-    """Write what `toy_tune` chose, and all that it tried, into its page."""
-    page = ROOT / "docs" / "toy_tune.md"
-    block = re.compile(r"(<!-- toy_tune full: tuned -->\n).*?(<!-- end -->)", re.DOTALL)
+def update_tuned(text: str, name: str = "toy_tune") -> None:
+    """Write what a search chose, and all that it tried, into its page."""
+    page = ROOT / SEARCHES[name]
+    block = re.compile(f"(<!-- {name} full: tuned -->\n).*?(<!-- end -->)", re.DOTALL)
     page.write_text(block.sub(lambda found: f"{found[1]}{text}\n{found[2]}", page.read_text()))
 
 
 def tuned_text(tuned: dict[str, Any]) -> str:
-    if tuned["source"] != "toy_tune":
+    if tuned["source"] not in SEARCHES:
         lines = [f"| {method_label(name)} | {setting(chosen)} |" for name, chosen in
                  tuned["methods"].items()]  # fmt: skip
         head = "The search is not finished; `toy_study` still has the settings from before it."
@@ -211,8 +236,16 @@ def main(folder: str) -> None:
     if folder == "tuned":
         update_tuned(tuned_text(read_tuned()))
         return
+    if folder == "sparse_tuned":
+        update_tuned(tuned_text(read_sparse_tuned()), "toy_sparse_tune")
+        return
     if folder.endswith(".json"):
-        print(tuned_text(read_tuned(Path(folder))))
+        source = json.loads(Path(folder).read_text()).get("source")
+        read = read_sparse_tuned if source == "toy_sparse_tune" else read_tuned
+        print(tuned_text(read(Path(folder))))
+        return
+    if not (Path(folder) / "study.json").exists() and (Path(folder) / "evals").is_dir():
+        update_base(Path(folder))
         return
     if (Path(folder) / "settings.json").exists():
         update_guided(Path(folder))

@@ -17,6 +17,7 @@ from jaxdistill.objectives import GRPO, AnchorEpistemicMass, CrossEntropy, Mixed
 from jaxdistill.training.teachers import EMA, Frozen
 
 STUDIES = {name: ("quick", "full") for name in ("toy_study", "toy_presets", "coverage_math")}
+STUDIES |= {"toy_sparse": ("quick",), "toy_sparse_tune": ("quick",)}
 STUDIES["toy_tune"] = ("quick",)  # tests/configs/test_toy_tune.py has each kind of run of the other
 RUNS = [name for name in recipe_names() if name not in STUDIES]
 

@@ -74,6 +74,7 @@ from jaxdistill.objectives.literature_weights import (
     SkipFirst,
     StudentTeacherRatio,
     TokenImportance,
+    UnsolvedGroups,
     WrongPrefix,
 )
 from jaxdistill.objectives.mixtures import Mixed, Routed
@@ -181,6 +182,7 @@ __all__ = [
     "TeacherTarget",
     "TokenImportance",
     "TopC",
+    "UnsolvedGroups",
     "WrongPrefix",
     "ad_opsd",
     "anti_e",

@@ -132,6 +132,7 @@ Weight = (
     | more_weights.PositionSlope
     | more_weights.SkipFirst
     | more_weights.ContrastMask
+    | more_weights.UnsolvedGroups
     | more_weights.WrongPrefix
     | more_weights.StudentTeacherRatio
     | OwnWeight

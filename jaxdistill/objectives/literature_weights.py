@@ -239,6 +239,22 @@ class ContrastMask:
 
 
 @dataclass(frozen=True)
+class UnsolvedGroups:
+    """Keep the completions of questions that no rollout of the batch solved.
+
+    There a policy gradient has no signal (HDPO, arXiv 2603.23871, known from a summary: it distils
+    on such questions alone). For the distillation in `Mixed`: a group without a success is known by
+    its advantages, which are all exactly 0. A distillation alone has no advantages, and the weight
+    then keeps every incorrect completion.
+    """
+
+    def factor(self, positions: Positions, epistemic: Epistemic) -> Float[Array, "B T"]:
+        is_wrong_BT = jnp.equal(positions.rows.correct_BT, 0)
+        has_no_signal_BT = jnp.equal(positions.rows.advantage_BT, 0)
+        return (is_wrong_BT & has_no_signal_BT).astype(jnp.float32)
+
+
+@dataclass(frozen=True)
 class ShareOfEntropy:
     """The shortest prefix with the fraction `share` of the completion's summed entropy."""
 

@@ -41,7 +41,7 @@ def caveats(
             "for multiple comparisons."
         )
     lines.append(_copying(cells, escape))
-    if set(study.worlds) <= {"main", "control"}:  # those of the toy
+    if set(study.worlds) <= {"main", "control", "sparse"}:  # those of the toy
         lines.append(
             "This is a small model in a synthetic world, and how its guided text reads (the probe "
             "table) is an assumption of that world. The study shows whether a loss transfers that "

@@ -10,6 +10,7 @@ from jaxdistill.evaluation.intervals import interval
 from jaxdistill.evaluation.measures import MEASURES
 from jaxdistill.report.findings import Cell, make_cell
 from jaxdistill.report.load import BASE, StudyResults
+from jaxdistill.report.settings import configs_of
 from jaxdistill.report.themes import DASHES, WIDE, Theme, add_legend, colour_of, new_figure
 from jaxdistill.report.words import method_label, sentence, split_label, world_label
 
@@ -159,8 +160,20 @@ def curves(study: StudyResults, panels: list[Panel], theme: Theme, width: float)
     for ax in axes[-1]:
         ax.set_xlabel("training step")
         ax.xaxis.get_major_locator().set_params(integer=True)
+        if each := rollouts_per_step(study):
+            ax.set_xlabel(f"rollouts, {each} per training step")
+            ax.xaxis.set_major_formatter(lambda step, _, each=each: f"{each * step:,.0f}")
     _legend(fig, study, theme, has_base=any(panel.bases for panel in panels))
     return fig
+
+
+def rollouts_per_step(study: StudyResults) -> int | None:
+    """The rollouts of each step; None unless the study counts them and all runs have as many."""
+    if study.info.get("over") != "rollouts":
+        return None
+    sampled = (config.get("experience", {}) for config in configs_of(study).values())
+    found = {one.get("questions", 0) * one.get("rollouts", 0) for one in sampled}
+    return found.pop() or None if len(found) == 1 else None
 
 
 def _draw_panel(ax: "Axes", study: StudyResults, panel: Panel, world: str, theme: Theme) -> None:

@@ -113,14 +113,22 @@ METHOD_TERMS = (
         ("Mixed",),
         short="A mixture is a weighted sum of a self-distillation and GRPO on the same answers.",
     ),
+    Term(
+        "gate or hint on unsolved groups",
+        "GRPO, and distillation only from answers to problems that no answer of the batch solved: "
+        "towards the gated teacher, or towards one that is told only the first operation.",
+        ("rescue_gate", "rescue_hint"),
+        ("UnsolvedGroups",),
+        short="On problems that no answer solves, GRPO is joined by a self-distillation.",
+    ),
 )
 GUESS = (
     "A problem gives numbers and a target, {0}; the answer, {1}, puts operations between the "
     "numbers in the given order. Expressions are read strictly from left to right, without "
     "precedence, and - is the absolute difference: {2} and {3} are correct here. Single "
     "calculations sometimes slip; after a miss the model voices doubt (“wait”), and half of its "
-    "hits it repeats after “check”. Held-out problems were not trained on; OOD problems have four "
-    "numbers instead of three."
+    "hits it repeats after “check”. Held-out problems were not trained on; OOD problems have one "
+    "number more."
 )
 # The code of the sentence above, in its order.
 GUESS_CODE = ("20 15 1 -> 34", "20 + 15 - 1", "1 - 25 = 24", "1 - 7 * 5 = 30")

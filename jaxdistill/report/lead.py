@@ -33,7 +33,10 @@ from jaxdistill.report.words import (
 
 HARMED = "sdpo"
 # Methods that learn from rewards, and are no remedies for what a teacher does.
-REWARDED = ("grpo", "grpo_kl", "rlsd", "rlcsd", "srpo", "mix_sdpo", "mix_gate", "mix_anchor")
+REWARDED = (
+    *("grpo", "grpo_kl", "rlsd", "rlcsd", "srpo", "mix_sdpo", "mix_gate", "mix_anchor"),
+    *("rescue_gate", "rescue_hint"),
+)
 # Plain self-distillation again, with a rate and a divergence of its own.
 TUNED = ("sdpo_tuned", "sdpo_ema_tuned", "sdpo_mask_tuned")
 DOUBT = "epistemic_per_response"

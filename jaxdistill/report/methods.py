@@ -30,6 +30,8 @@ CLASSES = {
     "mix_sdpo": ("Mixed",),
     "mix_gate": ("Mixed", "SuppressionGate"),
     "mix_anchor": ("Mixed", "AnchorEpistemicMass"),
+    "rescue_gate": ("Mixed", "SuppressionGate", "UnsolvedGroups"),
+    "rescue_hint": ("Mixed", "UnsolvedGroups"),
 }
 # Of these names each may stand for the others: they differ in what changes no name.
 SAME = {

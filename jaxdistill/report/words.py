@@ -34,8 +34,15 @@ METHOD_LABELS = {
     "mix_sdpo": "SDPO and GRPO",
     "mix_gate": "gate and GRPO",
     "mix_anchor": "anchor and GRPO",
+    "rescue_gate": "gate on unsolved groups and GRPO",
+    "rescue_hint": "hint on unsolved groups and GRPO",
 }
-WORLD_LABELS = {"main": "main world", "control": "control world", "": "runs"}
+WORLD_LABELS = {
+    "main": "main world",
+    "control": "control world",
+    "sparse": "sparse world",
+    "": "runs",
+}
 SPLIT_LABELS = {"heldout": "held-out", "ood": "OOD", "train": "train"}
 CONTEXT_LABELS = {
     "NoContext": "nothing",

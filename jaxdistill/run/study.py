@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jaxdistill import overrides
 from jaxdistill.config import RunConfig, to_json, with_presets
@@ -61,6 +61,7 @@ class Study:
     command: str = ""  # for the page; "": that of the name and the profile alone
     one_device: bool = False  # every run fits on one: each of several GPUs then has a process
     search: Search | None = None
+    over: Literal["steps", "rollouts"] = "steps"  # the horizontal axis of its curves
 
     def __post_init__(self):
         arms = self.arms if isinstance(self.arms, tuple) else ()
@@ -324,6 +325,7 @@ def add_facts(study: Study, study_dir: Path, seconds: float) -> None:
         "command": study.command or f"jaxdistill study {study.name} --profile {study.profile}",
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "seconds": round(before + seconds, 1),
+        "over": study.over,
         "versions": {"python": facts["python"], **facts["packages"]},
         "device": "{count} x {kind}".format(**facts["devices"]),
         "git": facts["git"],

@@ -37,7 +37,11 @@ class Pretrained:
 
 @dataclass(frozen=True)
 class ToyBase:
-    """A base model that ships with the package, for the toy world `main` or `control`."""
+    """A toy world's base model: `main` and `control` ship with the package.
+
+    `sparse` is read from `runs/toy_sparse_base`, where `jaxdistill train toy_sparse_base --run-dir
+    runs/toy_sparse_base` makes it.
+    """
 
     world: str = "main"
 

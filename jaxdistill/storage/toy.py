@@ -1,4 +1,4 @@
-"""The toy world's bundled base models, and its tokenizer as a Hugging Face folder."""
+"""The toy worlds' base models, bundled or made, and its tokenizer as a Hugging Face folder."""
 
 from importlib import resources
 from pathlib import Path
@@ -37,9 +37,24 @@ def toy_name(name: str | Path) -> str | None:
     return rest if (kind, colon) == ("toy", ":") else None
 
 
+# World -> the recipe that makes its base, into the folder of its command; such bases do not ship.
+MADE = {"sparse": "toy_sparse_base"}
+
+
 def toy_base_folder(world: str) -> Path:
-    """The folder of a bundled base model. Raises UserError if there is none for `world`."""
+    """The folder of a world's base model: in the package, or where its recipe has made it.
+
+    Raises UserError if there is none for `world`, or it has not been made in this folder.
+    """
+    if world in MADE:
+        run = Path("runs") / MADE[world]
+        if not (run / "export" / "config.json").exists():
+            raise UserError(
+                f"the base of the toy world {world!r} does not ship with the package, and {run} "
+                f"has no export; make it with `jaxdistill train {MADE[world]} --run-dir {run}`"
+            )
+        return run / "export"
     folder = Path(str(resources.files("jaxdistill") / "tasks" / "toy" / "bases" / world))
     if not (folder / "config.json").exists():
-        raise UserError(f"toy base {world!r} is not in the package; expected 'main' or 'control'")
+        raise UserError(f"toy base {world!r} is not known; expected main, control or sparse")
     return folder

@@ -33,7 +33,7 @@ from jaxdistill.tasks.contexts import (
 )
 from jaxdistill.tasks.grading.verdict import Verdict
 from jaxdistill.tasks.questions import Question, is_text, messages
-from jaxdistill.tasks.toy.traces import WORLDS
+from jaxdistill.tasks.toy.traces import BUNDLED
 from jaxdistill.tracing.record import Trace
 from jaxdistill.tracing.scoring import CHUNK, Answer, PerToken, Settings, score_answer
 from jaxdistill.training.networks import Networks
@@ -156,7 +156,7 @@ def name_of_folder(folder: Path) -> str:
 
     A page is passed on, and the folders above say where somebody's files are.
     """
-    for world in WORLDS:
+    for world in BUNDLED:
         if folder == toy_base_folder(world):
             return f"toy:{world}"
     return "/".join((folder.parent if folder.name == "model" else folder).parts[-2:])

@@ -56,7 +56,7 @@ from jaxdistill.training.traces import Traces, notes, read_texts, steps_of
 class Supervised:
     """Pretraining texts of a toy world, by index; texts over the limits are skipped."""
 
-    world: str = "main"  # main or control
+    world: str = "main"  # main, control or sparse
     examples: int = 2_000_000  # distinct texts, which are drawn again once all were seen
     batch_size: int = 512  # texts per step
     max_prompt_tokens: int = 128  # tokens; also the width of every batch's prompts

@@ -18,6 +18,7 @@ from made_positions import (
     value_and_gradient,
 )
 
+from jaxdistill.losses import group_advantage
 from jaxdistill.objectives import (
     AmplifySampledEpistemic,
     ContrastMask,
@@ -35,6 +36,7 @@ from jaxdistill.objectives import (
     SkipFirst,
     StudentTeacherRatio,
     TokenImportance,
+    UnsolvedGroups,
     WrongPrefix,
 )
 from jaxdistill.objectives.literature_weights import top_fraction
@@ -238,6 +240,19 @@ def test_the_amounts_of_a_prefix_are_of_incorrect_rows_and_the_whole_one_keeps_t
         np.testing.assert_array_equal(factor(WrongPrefix(whole), every), 1)
     certain = jnp.zeros((B, T))  # no entropy anywhere
     np.testing.assert_array_equal(WrongPrefix().over_batch(certain, every), 1)
+
+
+def test_only_completions_of_groups_without_a_success_are_kept():
+    """By hand: two groups of four, rewards 0 0 0 0 and 0 1 0 0, and one where all are right."""
+    rewards_QR = jnp.array([[0.0, 0, 0, 0], [0, 1, 0, 0], [1, 1, 1, 1]])
+    for normalize_std in (False, True):
+        advantage_QR = group_advantage(rewards_QR, normalize_std)
+        given = positions()
+        rows = given.rows._replace(
+            advantage_BT=advantage_QR.reshape(-1, 1), correct_BT=rewards_QR.reshape(-1, 1)
+        )
+        weight = weight_of(UnsolvedGroups(), given._replace(rows=rows))
+        np.testing.assert_array_equal(weight[:, 0], [1] * 4 + [0] * 8)
 
 
 @pytest.mark.parametrize("threshold", [0.3, None])

@@ -112,7 +112,8 @@ AD_OPSD = Method(
     configure=of_ad_opsd,
 )
 
-METHODS: dict[str, Method] = {
+Methods = dict[str, Method]
+METHODS: Methods = {
     "sdpo": Method(knob=DIVERGENCE, configure=distilled(divergence=DIVERGENCES.get)),
     "sdpo_ema": Method(
         knob=Knob(
@@ -180,10 +181,11 @@ METHODS: dict[str, Method] = {
 }
 
 
-def configured(name: str, sdpo: RunConfig, grpo: RunConfig, point: Point) -> RunConfig:
+def configured(
+    name: str, sdpo: RunConfig, grpo: RunConfig, point: Point, methods: Methods = METHODS
+) -> RunConfig:
     """A method at a learning rate and a value of its knob."""
-    method = METHODS[name]
-    config = method.configure(sdpo, grpo, point.value)
+    config = methods[name].configure(sdpo, grpo, point.value)
     return replace(config, optimizer=replace(config.optimizer, peak_lr=point.rate))
 
 
@@ -198,16 +200,21 @@ def usual(name: str) -> Any:
 @functools.cache
 def read_tuned(path: Path = TUNED) -> dict[str, Any]:
     """The file that `toy_tune` wrote. Raises UserError that names what is wrong in it."""
+    return checked(path, METHODS)
+
+
+def checked(path: Path, methods: Methods) -> dict[str, Any]:
+    """The file that a search over these methods wrote. Raises UserError as `read_tuned` does."""
     found = hf_files.read_json(path)
     of_methods = found.get("methods")
     if not isinstance(of_methods, dict):
         raise UserError(f"{path}: `methods` must be an object, got {of_methods!r:.80}")
     for name, chosen in of_methods.items():
-        if name not in METHODS:
+        if name not in methods:
             continue  # of a version that has more methods
         if not isinstance(chosen, dict):
             raise UserError(f"{path}: {name}: expected an object, got {chosen!r:.80}")
-        knob, rate = METHODS[name].knob, chosen.get("peak_lr")
+        knob, rate = methods[name].knob, chosen.get("peak_lr")
         if not isinstance(rate, float) or not 0 < rate < 1:
             raise UserError(f"{path}: {name}: `peak_lr` must lie between 0 and 1, got {rate!r:.80}")
         known = knob.ladder or knob.values

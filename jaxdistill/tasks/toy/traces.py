@@ -11,6 +11,11 @@ this world's ASSUMPTION about pretraining text, not a result; what is measured i
 self-distillation on them. The control world differs in one respect: its guided writers keep
 verifying and never close early, although they use equally few words of doubt.
 
+The sparse world differs in what is easy. Its texts are mostly of four numbers, rarely of five, and
+its unguided writers have a habit: they hardly try a chain that does not begin with `+` before all
+those that do are used up. A problem whose solution begins otherwise is therefore hardly ever solved
+within the tokens of a response, so that most groups of rollouts for it have no success.
+
 A text is a sequence of words separated by spaces. A response continues the `<think>` at the end of
 the prompt.
 """
@@ -28,6 +33,7 @@ CHECK = "check"
 THEN = "then"
 END_THINK = "</think>"
 ANSWER = "answer"
+HABITUAL = "+"  # the first operation that writers with a habit try
 
 Reveal = str  # "none" | "part" | "answer" | "whole": how much of the solution a context reveals
 
@@ -52,6 +58,9 @@ class World:
     """
 
     name: str = "main"
+    # How many numbers a problem has, and the share of the texts.
+    sizes: tuple[tuple[int, float], ...] = ((3, 0.6), (4, 0.4))
+    habit: float = 0.0  # the next try is one that begins with `HABITUAL`, while any is left
     # The next try is the solution; for three numbers and for more.
     right_first: tuple[float, float] = (0.30, 0.28)
     hedges: float = 0.30  # the text begins with a hedge
@@ -79,7 +88,12 @@ CONTROL = World(
         ("whole", Guidance(0.35, 0.0, 0.25, 0.50, 0.0)),
     ),
 )
-WORLDS = {world.name: world for world in (MAIN, CONTROL)}
+# Chosen such that texts of at most 80 tokens solve a third of the problems of four numbers
+# (docs/toy_sparse.md), as in the paper, and larger ones seldom. Wishes, twice as frequent as in the
+# main world, make wrong answers of searches that would otherwise be cut off.
+SPARSE = World(name="sparse", sizes=((4, 0.75), (3, 0.15), (5, 0.10)), habit=0.97, wishes=0.20)
+BUNDLED = (MAIN.name, CONTROL.name)  # the worlds whose base ships with the package
+WORLDS = {world.name: world for world in (MAIN, CONTROL, SPARSE)}
 
 
 def write_try(
@@ -121,6 +135,17 @@ def pick_wrong(problem: Problem, candidates: list[str], rng: random.Random) -> s
     return pair[0]
 
 
+def considered(
+    problem: Problem, wrong: list[str], world: World, rng: random.Random
+) -> tuple[list[str], bool]:
+    """The wrong chains that the next try may be, and whether it may be the solution."""
+    if not world.habit or rng.random() >= world.habit:
+        return wrong, True
+    usual = [ops for ops in wrong if ops[0] == HABITUAL]
+    is_usual = problem.solution[0] == HABITUAL
+    return (usual, is_usual) if usual or is_usual else (wrong, True)
+
+
 def close(problem: Problem, ops: str) -> list[str]:
     return [END_THINK, ANSWER, *problems.expression(problem.numbers, ops).split()]
 
@@ -131,10 +156,11 @@ def unguided(problem: Problem, world: World, rng: random.Random) -> str:
     right_first = world.right_first[0 if len(problem.numbers) == 3 else 1]
     wrong = [ops for ops in problem.chains if ops != problem.solution]
     while True:
-        if not wrong or rng.random() < right_first:
+        candidates, may_solve = considered(problem, wrong, world, rng)
+        if may_solve and (not candidates or rng.random() < right_first):
             ops = problem.solution
         else:
-            ops = pick_wrong(problem, wrong, rng)
+            ops = pick_wrong(problem, candidates, rng)
             wrong.remove(ops)
         attempt = write_try(problem, ops, world, rng, wishful=True)
         words += attempt
@@ -228,16 +254,26 @@ class Example:
     reveal: Reveal
 
 
+def draw_size(world: World, rng: random.Random) -> int:
+    """How many numbers the next text's problem has."""
+    draw, total = rng.random(), 0.0
+    for size, share in world.sizes:
+        total += share
+        if draw < total:
+            return size
+    return world.sizes[-1][0]  # shares add up to 1 but for rounding
+
+
 def example(world: World, seed: int, index: int) -> Example:
     """Return the pretraining text at the address (world, seed, index).
 
-    60 % of texts have three numbers and 40 % have four. Two thirds are unguided; of the guided
-    ones, one sixth are told a part, one third the answer, and one half the whole solution. A shown
-    solution is a searching trace in 60 % of cases and the concise one otherwise. These shares were
-    chosen, not measured.
+    In the main world 60 % of texts have three numbers and 40 % four. Two thirds are unguided; of
+    the guided ones, one sixth are told a part, one third the answer, and one half the whole
+    solution. A shown solution is a searching trace in 60 % of cases and the concise one otherwise.
+    These shares were chosen, not measured.
     """
     rng = random.Random(f"{world.name}/{seed}/{index}")
-    problem = problems.draw(rng, 3 if rng.random() < 0.6 else 4, "pretrain")
+    problem = problems.draw(rng, draw_size(world, rng), "pretrain")
     reveal = rng.choices(("none", "part", "answer", "whole"), (12, 1, 2, 3))[0]
     if reveal == "none":
         return Example(problem.text, unguided(problem, world, rng), reveal)

@@ -25,7 +25,7 @@ WORLDS = pytest.mark.parametrize("world", ["main", "control"])
 
 
 def test_the_bases_together_stay_below_five_megabytes():
-    files = [f for world in traces.WORLDS for f in toy_base_folder(world).rglob("*")]
+    files = [f for world in traces.BUNDLED for f in toy_base_folder(world).rglob("*")]
     assert sum(file.stat().st_size for file in files) < 5e6
 
 
@@ -98,7 +98,7 @@ def probed():
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=optimized))
-        return {world: toy_probe.probe_base(loading.ToyBase(world)) for world in traces.WORLDS}
+        return {world: toy_probe.probe_base(loading.ToyBase(world)) for world in traces.BUNDLED}
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ fails no test, but a rate that is five points off does.
 """
 
 import dataclasses
+import hashlib
 import itertools
 import random
 import re
@@ -19,7 +20,7 @@ from jaxdistill.tasks import contexts
 from jaxdistill.tasks.questions import Question
 from jaxdistill.tasks.toy import grader, problems, traces
 from jaxdistill.tasks.toy.problems import Problem
-from jaxdistill.tasks.toy.traces import CONTROL, MAIN
+from jaxdistill.tasks.toy.traces import CONTROL, MAIN, SPARSE
 
 TRY = r"\d+(?: [-+*] \d+ = \d+)+"
 WAIT = "wait|hmm|actually|alternatively"
@@ -122,6 +123,38 @@ def test_a_try_is_never_repeated_but_for_the_solution_and_checks(written):
         ]
         wrong = [chain for chain in chains if "".join(chain) != problem.solution]
         assert len(wrong) == len(set(wrong))
+
+
+# ----------------------------------------------------------------------------------------- habit
+
+
+def test_writers_of_the_sparse_world_leave_their_habit_at_its_rate_while_it_lasts():
+    """The rate is of tries at which a chain with + was left to try."""
+    rng, left = random.Random("habit"), []
+    for problem in drawn(600, seed=3):
+        text, usual = traces.unguided(problem, SPARSE, rng), set()
+        num_usual = sum(ops[0] == "+" for ops in problem.chains)
+        for led_by, words in re.findall(rf"(?:(\S+) )?({TRY})", text):
+            operations = "".join(re.findall(r"[-+*]", words))
+            if led_by == "check":
+                continue
+            # The solution is always left: after a slip it is tried again.
+            if len(usual) < num_usual or problem.solution[0] == "+":
+                left.append(operations[0] != "+")
+            usual |= {operations} if operations[0] == "+" != problem.solution else set()
+    rate = (
+        (1 - SPARSE.habit)
+        * sum(ops[0] != "+" for p in PROBLEMS for ops in p.chains)
+        / sum(len(p.chains) for p in PROBLEMS)
+    )
+    assert 0.2 * rate < sum(left) / len(left) < 2 * (1 - SPARSE.habit)
+
+
+def test_a_world_without_a_habit_draws_the_texts_that_its_base_was_made_of():
+    """By fingerprint of what the main world's first texts were before there were habits."""
+    texts = [traces.example(MAIN, 0, index) for index in range(300)]
+    digest = hashlib.sha256(repr([(t.prompt, t.response, t.reveal) for t in texts]).encode())
+    assert digest.hexdigest()[:16] == "34b525f57b0d224d"
 
 
 # ------------------------------------------------------------------------------- unguided writing

@@ -1,0 +1,260 @@
+"""What the study of sparse rewards was predicted to show, and why its methods differ.
+
+The predictions are those of docs/log.md, 2026-12-01, in its order. A verdict follows from the same
+95 % intervals, paired by problem, as every other one. `habit_table` splits accuracy by whether a
+problem's solution begins as the base's habit does: rewards are silent outside it.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from statistics import fmean
+
+from jaxdistill.report.findings import Cell, change, last_rows, make_cell
+from jaxdistill.report.load import BASE, Row, Run, StudyResults
+from jaxdistill.report.tables import NOTHING, Entry, Table
+from jaxdistill.report.words import (
+    SPLIT_LABELS,
+    change_text,
+    method_label,
+    number_text,
+    split_label,
+)
+from jaxdistill.tasks.toy.traces import HABITUAL
+
+ALONE = ("epi_gate", "epi_anchor", "epi_amplify", "ad_opsd")
+MIXED = ("rescue_gate", "rescue_hint")
+HOLDS, FAILS, OPEN = "holds", "fails", "not settled"
+MARGIN = 0.05  # the five points of the predictions
+WINDOW = 5  # steps over which the training metrics are averaged, as the curves are
+
+
+class Course:
+    """The study's cells by method, split and evaluated step, all seeds pooled."""
+
+    def __init__(self, study: StudyResults):
+        self.study = study
+
+    def rows(self, method: str, split: str) -> list[Row]:
+        return self.study.select(method=method, split=split)
+
+    def last(self, method: str, split: str = "heldout") -> Cell | None:
+        rows = self.rows(method, split)
+        return make_cell(self.study, last_rows(rows)) if rows else None
+
+    def early(self, method: str, split: str = "heldout") -> Cell | None:
+        """The first evaluated step after the start."""
+        rows = [row for row in self.rows(method, split) if row["step"] > 0]
+        if not rows:
+            return None
+        first = min(row["step"] for row in rows)
+        return make_cell(self.study, [row for row in rows if row["step"] == first])
+
+
+def predicted(study: StudyResults) -> list[str]:
+    """One line per prediction: its number, the verdict and what was measured."""
+    course = Course(study)
+    lines = []
+    for number, judge in enumerate(
+        (_alone_below_grpo, _above_base, _early, _hint, _unsolved, _ood), start=1
+    ):
+        verdict, measured = judge(course)
+        lines.append(f"{number}. {verdict}: {measured}" if measured else f"{number}. not measured")
+    return lines
+
+
+Verdict = tuple[str, str]
+
+
+def _difference(
+    course: Course, first: str, second: str, at: Callable[..., Cell | None], split: str = "heldout"
+) -> tuple[str, float, float, float] | None:
+    """The first method's accuracy minus the second's: in words, the value and its bounds."""
+    cells = at(first, split), (course.last if second == BASE else at)(second, split)
+    if cells[0] is None or cells[1] is None:
+        return None
+    found = change(cells[0], cells[1], "accuracy")
+    text = f"{method_label(first)} {change_text('accuracy', found)}"
+    low, high = (found.low, found.high) if found.is_bounded else (-math.inf, math.inf)
+    return text, found.value, low, high
+
+
+def _all(found: Sequence[tuple[str, float, float, float]], holds: Callable, fails: Callable) -> str:
+    if all(holds(*one[1:]) for one in found):
+        return HOLDS
+    return FAILS if any(fails(*one[1:]) for one in found) else OPEN
+
+
+def _present(found: Iterator[tuple[str, float, float, float] | None]) -> list:
+    return [one for one in found if one is not None]
+
+
+def _alone_below_grpo(course: Course) -> Verdict:
+    found = _present(_difference(course, name, "grpo", course.last) for name in ALONE)
+    verdict = _all(found, lambda v, low, high: high < 0, lambda v, low, high: low > 0)
+    return verdict, _joined("held-out minus GRPO", found)
+
+
+def _above_base(course: Course) -> Verdict:
+    found = _present(_difference(course, n, BASE, course.last) for n in (*ALONE, "sdpo"))
+    verdict = _all(
+        found, lambda v, low, high: low > 0 and v >= MARGIN, lambda v, low, high: high < MARGIN
+    )
+    below = _present(iter([_difference(course, "sdpo", "epi_gate", course.last)]))
+    if any(low > 0 for _, _, low, _ in below):
+        verdict = FAILS
+    elif verdict == HOLDS and not all(high < 0 for *_, high in below):
+        verdict = OPEN
+    text = _joined("held-out minus the base", found)
+    return verdict, "; ".join([text, _joined("minus the gate", below)]) if below else text
+
+
+def _early(course: Course) -> Verdict:
+    early = _difference(course, "rescue_gate", "grpo", course.early)
+    last = _difference(course, "rescue_gate", "grpo", course.last)
+    if early is None or last is None:
+        return OPEN, ""
+    verdict = OPEN
+    if early[1] >= MARGIN and early[2] > 0 and last[1] < MARGIN:
+        verdict = HOLDS
+    elif early[3] < MARGIN or last[2] > MARGIN:
+        verdict = FAILS
+    return verdict, f"minus GRPO, first evaluation: {early[0]}; last: {last[0]}"
+
+
+def _hint(course: Course) -> Verdict:
+    found = _difference(course, "rescue_hint", "rescue_gate", course.early)
+    if found is None:
+        return OPEN, ""
+    verdict = FAILS if found[2] > 0 else HOLDS
+    return verdict, f"minus the gate on unsolved groups, first evaluation: {found[0]}"
+
+
+def _unsolved(course: Course) -> Verdict:
+    early = course.early("grpo")
+    if early is None:
+        return OPEN, ""
+    names = [name for name in ("grpo", *MIXED) if course.rows(name, "heldout")]
+    shares = {name: unsolved(course.study, name, early.step) for name in names}
+    if any(map(math.isnan, shares.values())) or len(names) < 3:
+        return OPEN, ""
+    verdict = HOLDS if all(shares[name] < shares["grpo"] for name in MIXED) else FAILS
+    listed = ", ".join(f"{method_label(n)} {100 * s:.1f}%" for n, s in shares.items())
+    return verdict, f"groups without a success by step {early.step} (no interval): {listed}"
+
+
+def unsolved(study: StudyResults, method: str, step: int) -> float:
+    """The share of training groups without a success, over seeds and the steps up to `step`."""
+    runs = [run for (_, name, _), run in study.runs.items() if name == method]
+    values = [
+        1 - line["solved"]
+        for run in runs
+        for line in run.metrics
+        if step - WINDOW < line["step"] <= step and "solved" in line
+    ]
+    return fmean(values) if values else math.nan
+
+
+def _ood(course: Course) -> Verdict:
+    names = [n for n in course.study.methods if n not in (BASE, "grpo")]
+    pairs = []
+    for name in names:
+        both = [_difference(course, name, "grpo", course.last, s) for s in ("heldout", "ood")]
+        if both[0] is not None and both[1] is not None:
+            pairs.append((both[0][1], both[1][1]))
+    if len(pairs) < 3:
+        return OPEN, ""
+    order = rank_correlation(*zip(*pairs))
+    size = fmean(abs(ood) for _, ood in pairs) / max(fmean(abs(x) for x, _ in pairs), 1e-9)
+    verdict = HOLDS if order >= 0.8 and size < 0.75 else FAILS if order < 0.5 or size > 1 else OPEN
+    return verdict, (
+        f"of the differences from GRPO, rank correlation of held-out and OOD {order:.2f}, mean "
+        f"size OOD / held-out {size:.2f}"
+    )
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Spearman's, without ties.
+
+    >>> rank_correlation([1, 2, 3], [5, 9, 7])
+    0.5
+    """
+    ranks = [{x: i for i, x in enumerate(sorted(xs))} for xs in (first, second)]
+    n = len(first)
+    squares = sum((ranks[0][a] - ranks[1][b]) ** 2 for a, b in zip(first, second, strict=True))
+    return 1 - 6 * squares / (n * (n * n - 1))
+
+
+def _joined(head: str, found: Sequence[tuple]) -> str:
+    return f"{head}: {', '.join(text for text, *_ in found)}" if found else ""
+
+
+# ------------------------------------------------------------------------------------------ why
+
+
+def habit_table(study: StudyResults) -> Table:
+    """Accuracy within and outside the base's habit, and how often the habit is left at all."""
+    heads = ["", "within the habit, %", "outside it, %", "first try outside it, %"]
+    heads += ["groups without a success, first steps, %", "last steps, %"]
+    return Table("Held-out problems, by the first operation of the solution", heads, [
+        _habit_row(study, method) for method in study.methods if study.select(method=method)
+    ])  # fmt: skip
+
+
+def _habit_row(study: StudyResults, method: str) -> list[Entry]:
+    rows = last_rows(study.select(method=method, split="heldout"))
+    runs = [(row, study.runs.get((row["world"], method, row["seed"]))) for row in rows]
+    records = [r for row, run in runs if run for r in run.records(row["step"], "heldout") or ()]
+    parts = [[r["correct"] for r in records if is_habitual(r["answer"]) == usual] for usual in
+             (True, False)]  # fmt: skip
+    left = [not is_habitual(r["response"]) for r in records if first_operation(r["response"])]
+    last = max(row["step"] for row in rows)
+    silent = [unsolved(study, method, step) for step in (WINDOW, last)]
+    values = [fmean(part) if part else math.nan for part in (*parts, left)]
+    return [Entry(method_label(method)), *map(_percent, (*values, *silent))]
+
+
+def groups_table(run: Run) -> Table:
+    """What a model solves, from its run's last evaluation; all answers to a problem are a group."""
+    folders = sorted((run.folder / "evals").glob("step_*"))
+    step = int(folders[-1].name.removeprefix("step_"))
+    heads = ["", "problems", "answers each", "accuracy, %", "groups without a success, %"]
+    heads += ["all right, %", "cut off, %", "within the habit, %", "outside it, %"]
+    found = ((split, run.records(step, split)) for split in SPLIT_LABELS)
+    rows = [_groups(split, records) for split, records in found if records]
+    return Table("Answers of the base", heads, rows)
+
+
+def _groups(split: str, records: list[Row]) -> list[Entry]:
+    groups: dict[str, list[bool]] = {}
+    for record in records:
+        groups.setdefault(str(record["question_id"]), []).append(bool(record["correct"]))
+    values = [
+        fmean(bool(r["correct"]) for r in records),
+        fmean(not any(group) for group in groups.values()),
+        fmean(all(group) for group in groups.values()),
+        fmean(not r["finished"] for r in records),
+        *(
+            fmean(r["correct"] for r in records if is_habitual(r["answer"]) == h)
+            for h in (True, False)
+        ),
+    ]
+    counts = str(len(groups)), f"{len(records) / len(groups):g}"
+    return [Entry(split_label(split)), *map(Entry, counts), *map(_percent, values)]
+
+
+def _percent(share: float) -> Entry:
+    return NOTHING if math.isnan(share) else Entry(number_text("accuracy", share))
+
+
+def first_operation(text: str) -> str:
+    """The first operation of an expression or of a response's first try; "" without one.
+
+    >>> first_operation("maybe 20 - 15 = 5 + 1 = 6"), first_operation("</think>")
+    ('-', '')
+    """
+    return next((word for word in text.split() if word in ("+", "-", "*")), "")
+
+
+def is_habitual(text: str) -> bool:
+    """Whether it begins as the base's habit does."""
+    return first_operation(text) == HABITUAL

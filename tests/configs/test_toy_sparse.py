@@ -1,0 +1,98 @@
+"""The study of sparse rewards: its world, its search, and the two changes that it tries."""
+
+import collections
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from jaxdistill.config import load_recipe, load_study_recipe
+from jaxdistill.configs.toy._sparse import SPARSE_METHODS, read_sparse_tuned, tuned_point
+from jaxdistill.errors import UserError
+from jaxdistill.objectives import Mixed, UnsolvedGroups
+from jaxdistill.storage.toy import toy_base_folder
+from jaxdistill.tasks.contexts import PartialSolution, Solution
+from jaxdistill.tasks.tasks import ToyTask
+from jaxdistill.tasks.toy import problems
+
+
+@pytest.fixture(scope="module")
+def studies():
+    return {n: load_study_recipe(n, "full") for n in ("toy_sparse", "toy_sparse_tune")}
+
+
+def test_every_method_of_the_search_has_the_same_number_of_runs(studies):
+    counts = collections.Counter(
+        arm.method.split("-peak_lr")[0] for arm in studies["toy_sparse_tune"].arms
+    )
+    assert counts.pop("base") == 1
+    assert set(counts) == set(SPARSE_METHODS)
+    assert set(counts.values()) == {4 * 2 * 2}
+
+
+def test_all_runs_draw_as_many_rollouts_from_the_same_base(studies):
+    arms = [arm for study in studies.values() for arm in study.arms]
+    assert len({arm.config.model for arm in arms}) == 1
+    drawn = {
+        arm.config.steps * arm.config.experience.questions * arm.config.experience.rollouts
+        for arm in arms
+        if arm.method != "base"
+    }
+    assert drawn == {60 * 256}
+    assert studies["toy_sparse"].over == "rollouts"
+
+
+def test_no_problem_of_the_search_is_trained_on_or_reported(studies):
+    tune, study = (studies[name] for name in ("toy_sparse_tune", "toy_sparse"))
+    validation = {s.task for s in tune.arms[0].config.evaluation.splits}
+    others = {arm.config.experience.task for arm in (*tune.arms, *study.arms)}
+    others |= {s.task for s in study.arms[0].config.evaluation.splits}
+
+    def texts(tasks):
+        return [question.prompt for task in tasks for question in task.questions()]
+
+    assert len(texts(validation)) == len(set(texts(validation))) == 2 * 192
+    assert not set(texts(validation)) & set(texts(others))
+    # Three splits, and the training problems, of which the train split is a part.
+    assert len(set(texts(others))) == 2000 + 2 * 192
+
+
+def test_the_changes_differ_from_their_mixture_in_what_they_distil(studies):
+    arms = {arm.name: arm.config for arm in studies["toy_sparse"].arms}
+    mixed, gate, hint = (
+        arms[f"sparse-{name}-s1"] for name in ("mix_gate", "rescue_gate", "rescue_hint")
+    )
+    assert isinstance(mixed.objective, Mixed)
+    weights = (UnsolvedGroups(), *mixed.objective.distill.weights)
+    rescued = replace(mixed.objective, distill=replace(mixed.objective.distill, weights=weights))
+    assert gate.objective == rescued
+    assert (gate.experience.context, hint.experience.context) == (Solution(), PartialSolution())
+    assert hint.objective.distill.weights == (UnsolvedGroups(),)
+
+
+def test_every_training_problem_has_a_reference_solution_and_most_lie_outside_the_habit():
+    questions = ToyTask("train", 4, 500).questions()
+    outside = [problems.parse(q.prompt).solution[0] != "+" for q in questions]
+    assert all(question.solution for question in questions)
+    assert 0.5 < np.mean(outside) < 0.7
+
+
+def test_without_its_base_the_study_names_the_command_that_makes_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = "jaxdistill train toy_sparse_base --run-dir runs/toy_sparse_base"
+    with pytest.raises(UserError, match=command):
+        toy_base_folder("sparse")
+    assert load_recipe("toy_sparse_base", []).export
+    folder = tmp_path / "runs" / "toy_sparse_base" / "export"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    assert toy_base_folder("sparse").resolve() == folder.resolve()
+
+
+def test_a_method_that_was_not_tuned_yet_has_its_usual_value():
+    for name, method in SPARSE_METHODS.items():
+        chosen = read_sparse_tuned()["methods"].get(name)
+        expected = (1e-4, method.knob.values[0])
+        if chosen is not None:
+            expected = (chosen["peak_lr"], chosen["value"])
+        assert tuned_point(name) == expected

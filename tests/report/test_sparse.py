@@ -1,0 +1,87 @@
+"""What was predicted of the sparse study is judged from its files, and can come out otherwise."""
+
+import dataclasses
+import json
+
+import pytest
+from synthetic_study import build_study
+
+from jaxdistill.report import sparse
+from jaxdistill.report.load import load_run, load_study_results
+
+# Accuracy, epistemic tokens, length, share that checks, at the last of the steps 10, 20 and 40;
+# the base has 0.80. As predicted: alone below GRPO, and the rescues ahead of it.
+AS_PREDICTED = {
+    "epi_gate": (0.90, 3.0, 40.0, 0.4),
+    "epi_anchor": (0.89, 3.0, 40.0, 0.4),
+    "epi_amplify": (0.90, 3.0, 40.0, 0.4),
+    "ad_opsd": (0.88, 3.0, 40.0, 0.4),
+    "sdpo": (0.87, 1.0, 30.0, 0.0),
+    "grpo": (0.99, 3.0, 40.0, 0.6),
+    "rescue_gate": (0.99, 3.0, 40.0, 0.6),
+    "rescue_hint": (0.99, 3.0, 40.0, 0.6),
+}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    build_study(folder, ends={"sparse": AS_PREDICTED}, num_problems=50, num_rollouts=4)
+    return load_study_results(folder)
+
+
+def verdicts(study):
+    lines = sparse.predicted(study)
+    assert [line.split(".")[0] for line in lines] == list("123456")
+    return [line.split(": ")[0].partition(". ")[2] for line in lines]
+
+
+def test_a_distillation_below_grpo_confirms_the_first_prediction_and_one_above_refutes_it(study):
+    assert verdicts(study)[0] == "holds"
+    names = {"grpo": "epi_gate", "epi_gate": "grpo"}
+    rows = [row | {"method": names.get(row["method"], row["method"])} for row in study.rows]
+    runs = {(w, names.get(m, m), s): run for (w, m, s), run in study.runs.items()}
+    assert verdicts(dataclasses.replace(study, rows=rows, runs=runs))[0] == "fails"
+
+
+def test_no_head_start_refutes_the_third_prediction_and_equal_mixtures_hold_the_fourth(study):
+    """GRPO and the mixtures have the same course here."""
+    assert verdicts(study)[2:4] == ["fails", "holds"]
+
+
+def test_groups_without_a_success_are_counted_from_the_metrics(study):
+    runs = {}
+    for (world, method, seed), run in study.runs.items():
+        solved = 0.9 if method.startswith("rescue") else 0.7
+        metrics = [line | {"solved": solved} for line in run.metrics]
+        runs[world, method, seed] = dataclasses.replace(run, metrics=metrics)
+    counted = dataclasses.replace(study, runs=runs)
+    assert sparse.unsolved(counted, "grpo", 10) == pytest.approx(0.3)
+    assert verdicts(counted)[4] == "holds"
+    assert "not measured" in sparse.predicted(study)[4]
+
+
+def test_accuracy_is_split_by_the_first_operation_of_the_solution(tmp_path):
+    """By hand: two problems with +, one with -; two answers each."""
+    answers = {"1 + 2 - 3": (1, 1), "4 + 1 + 1": (1, 0), "9 - 8 + 7": (0, 0)}
+    lines = [
+        json.dumps({
+            "question_id": gold, "question": gold, "answer": gold, "rollout": rollout,
+            "response": "9 - 8 = 1" if rollout else "9 + 8 = 17", "correct": bool(right),
+            "verdict": "", "finished": not rollout, "num_tokens": 5, "epistemic": 0, "words": {},
+        })
+        for gold, rights in answers.items() for rollout, right in enumerate(rights)
+    ]  # fmt: skip
+    folder = tmp_path / "evals" / "step_000007"
+    folder.mkdir(parents=True)
+    (folder / "heldout.jsonl").write_text("\n".join(lines) + "\n")
+    (row,) = sparse.groups_table(load_run(tmp_path)).rows
+    found = [entry.text for entry in row]
+    assert found == ["held-out", "3", "2", "50.0", "33.3", "33.3", "50.0", "75.0", "0.0"]
+
+
+def test_the_table_of_the_habit_has_a_line_per_method(study):
+    table = sparse.habit_table(study)
+    assert table.rows[0][0].text == "base model"
+    assert len(table.rows) == 1 + len(AS_PREDICTED)
+    assert all(len(row) == len(table.headers) for row in table.rows)
