@@ -30,7 +30,10 @@ from jaxdistill.training.batch import Batch, pack, pad, texts_of
 
 
 def bench_iteration(work: Iteration) -> dict[str, Any]:
-    """Time iterations after one that compiles and warms up; return a dict for JSON, in seconds."""
+    """Time iterations after one that compiles and warms up; return a dict for JSON, in seconds.
+
+    With no repeats the figures are those of the first iteration, less its compilation.
+    """
     config, compute, objective = preset(work.model), work.compute, objective_of(work.objective)
     rng = np.random.default_rng(0)
     limit_B = long_tailed(work.rows, work.new, work.mean)
@@ -73,6 +76,7 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
         packing_of: dict[str, float] = {}  # share of padding in packed rows
         seconds, losses, compiled, remat, compile_seconds = [], [], None, "", 0.0
         for number in range(1 + work.repeats):  # the first compiles and warms up
+            compiling = 0.0
             began = time.perf_counter()
             batch = sampled_batch(number)
             drawn_at = time.perf_counter()
@@ -83,12 +87,14 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
             arguments = state, reference, engine.place(arrays)
             if compiled is None:
                 remat, compiled, compile_seconds = compiled_step(step, compute, arguments)
+                compiling = compile_seconds
             state, metrics = jax.block_until_ready(compiled(*arguments))
-            seconds.append((drawn_at - began, time.perf_counter() - drawn_at))
+            seconds.append((drawn_at - began, time.perf_counter() - drawn_at - compiling))
             losses.append(checked_loss(metrics))
         memory = measure.memory(compiled)
-    seconds_sampling, seconds_step = (list(part) for part in zip(*seconds[1:]))
-    whole = measure.median_and_spread([a + b for a, b in seconds[1:]])  # medians do not add up
+    timed = seconds[1:] or seconds
+    seconds_sampling, seconds_step = (list(part) for part in zip(*timed))
+    whole = measure.median_and_spread([a + b for a, b in timed])  # medians do not add up
     return {
         "work": described(work),
         "remat": remat,
