@@ -6,11 +6,12 @@ was measured before it stands in the file. Used by the benchmarks that run unatt
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class Measurements:
         self.scratch.mkdir(parents=True, exist_ok=True)
         self.found: dict[str, Any] = {"measured": {}}
         if file.exists():
-            self.found = json.loads(file.read_text(encoding="utf-8"))
+            self.found = of_json(file)
 
     @property
     def measured(self) -> dict[str, Any]:
@@ -54,8 +55,11 @@ class Measurements:
         *,
         out: Path,
         environments: Sequence[dict[str, str]] = ({},),
+        read: Callable[[Path], dict[str, Any]] | None = None,
     ) -> dict[str, Any]:
-        """Run Python with each command at the same time; keep the JSON that they write to `out`.
+        """Run Python with each command at the same time; keep what they write to `out`.
+
+        That is one JSON object, unless `read` makes one of it.
 
         The result has `wall_seconds`; `failed` says why there is nothing else, and `ended` why
         processes were ended that had written something.
@@ -73,7 +77,7 @@ class Measurements:
             for command, environment, log in zip(commands, environments, logs, strict=True)
         ]
         failed = wait(processes, logs, limit)
-        result = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+        result = (read or of_json)(out) if out.exists() else {}
         if failed:
             result["ended" if result else "failed"] = failed
         elif not result:
@@ -90,6 +94,16 @@ class Measurements:
 
     def save(self) -> None:
         write_whole(self.file, json.dumps(self.found, indent=1) + "\n")
+
+
+def of_json(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def typed(script: str) -> str:
+    """This process's command as one would type it, files without the folders of this machine."""
+    words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
+    return shlex.join(["python", f"benchmarks/{Path(script).name}", *words])
 
 
 def start(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:

@@ -24,14 +24,13 @@ why): TRL can sample with it, and would be faster than these figures say.
 import argparse
 import dataclasses
 import json
-import shlex
 import statistics
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from in_processes import LEAST, Measurements
+from in_processes import LEAST, Measurements, typed
 from trl_iteration import Work
 
 # In the order in which they are tried, the most promising first: time may be short.
@@ -130,9 +129,7 @@ class Run:
         found, sizes = self.runs.found, dataclasses.asdict(self.work)
         if found.setdefault("work", sizes) != sizes:
             sys.exit(f"{options.out} has measurements of {found['work']}; name another --out")
-        found["command"] = shlex.join(
-            ["python", "benchmarks/iteration_beside_trl.py", *sys.argv[1:]]
-        )
+        found["command"] = typed(__file__)
         found["date"] = datetime.now(UTC).date().isoformat()
         found["rows"] = []
         self.out = self.runs.scratch / "result.json"

@@ -193,17 +193,20 @@ def processes(options: argparse.Namespace, runs: Measurements) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # of a try that failed
         words = f"-m jaxdistill {TRAIN} --mesh data={count},fsdp=1 --run-dir {folder}".split()
         if options.simulated:
-            words += ["--set", "steps=4"]
-        # Their results are lines and not an object, hence the second file.
-        out = runs.scratch / "steps.json"
+            words += ["--set", "steps=4", "--set", "experience.questions=8"]
         place = places(options, runs.scratch, devices)
-        result = runs.run(name, [words] * len(devices), out=out, environments=place)
-        metrics = folder / "metrics.jsonl"
-        is_whole = result.get("failed", "").startswith("no ") and metrics.exists()
-        if is_whole:
-            lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-            kept = [{key: line[key] for key in ("loss", "seconds")} for line in lines]
-            runs.keep(name, {"steps": kept, "wall_seconds": result["wall_seconds"]})
+        runs.run(
+            name,
+            [words] * len(devices),
+            out=folder / "metrics.jsonl",
+            environments=place,
+            read=steps_of,
+        )
+
+
+def steps_of(metrics: Path) -> dict[str, Any]:
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    return {"steps": [{key: line[key] for key in ("loss", "seconds")} for line in lines]}
 
 
 def table(measured: dict[str, Any]) -> dict[str, Any]:
@@ -212,8 +215,8 @@ def table(measured: dict[str, Any]) -> dict[str, Any]:
     runs = {}
     for name, result in measured.items():
         part, _, where = name.partition(" ")
-        if "failed" in result:
-            found[name] = {"failed": result["failed"]}
+        if "failed" in result or part == "run" and "ended" in result:
+            found[name] = {"failed": result.get("failed") or result["ended"]}
         elif part == "run":
             runs[name] = result["steps"]
         else:

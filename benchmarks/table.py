@@ -77,7 +77,8 @@ def cells(row: dict[str, Any]) -> list[str]:
     if "memory_gib" in row:
         of_us, of_them = row["memory_gib"]
         ours, theirs = f"{ours}, {of_us:.1f} GiB", f"{theirs}, {of_them:.1f} GiB"
-    share = f"{row['share'][0]:.0%} of {row['share'][1]}" if row["share"] else "-"
+    part, limit = row["share"] or (None, None)
+    share = f"{100 * part:.0f} % of {limit}" if limit else "-"
     return [
         row["work"],
         ours,

@@ -11,10 +11,10 @@ import pytest
 
 from jaxdistill import cli
 from jaxdistill.bench import decode as bench
-from jaxdistill.bench import measure
+from jaxdistill.bench import iteration, measure
 from jaxdistill.bench import step as bench_step
 from jaxdistill.bench.decode import Decode
-from jaxdistill.bench.work import Step
+from jaxdistill.bench.work import Iteration, Step
 from jaxdistill.errors import UserError
 from jaxdistill.models import presets
 from jaxdistill.objectives import grpo, rlcsd, sdpo
@@ -94,6 +94,27 @@ def test_an_int8_cache_is_sampled_from_and_named_in_the_result():
     )
     assert result["work"]["cache_dtype"] == "int8"
     assert result["tokens"] == 80
+
+
+def test_the_first_iteration_alone_is_timed_without_its_compilation(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+
+    def compiled_step(*arguments):
+        remat, compiled, _ = bench_step.compiled_step(*arguments)
+        clock.now += 100  # nothing else takes time by this clock
+        return remat, compiled, 100.0
+
+    monkeypatch.setattr(iteration, "compiled_step", compiled_step)
+    monkeypatch.setattr(iteration, "time", SimpleNamespace(perf_counter=lambda: clock.now + 1e-3))
+    monkeypatch.setattr(iteration.measure, "median_and_spread", lambda seconds, name="seconds": {
+        name: sum(seconds) or 1e-9
+    })  # fmt: skip
+    work = Iteration(
+        model="tiny", mesh="fsdp=1", questions=2, rollouts=1, prompt=5, new=9, context=7, repeats=0
+    )
+    result = iteration.bench_iteration(work)
+    assert result["step_compile_seconds"] == 100
+    assert result["seconds_step"] < 1
 
 
 def test_step_operations_are_those_of_the_weights_and_of_attention_over_the_filled_cache():
