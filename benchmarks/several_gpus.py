@@ -215,7 +215,7 @@ def table(measured: dict[str, Any]) -> dict[str, Any]:
     runs = {}
     for name, result in measured.items():
         part, _, where = name.partition(" ")
-        if "failed" in result or part == "run" and "ended" in result:
+        if "failed" in result or (part == "run" and "ended" in result):
             found[name] = {"failed": result.get("failed") or result["ended"]}
         elif part == "run":
             runs[name] = result["steps"]
