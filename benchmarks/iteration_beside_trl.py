@@ -31,9 +31,8 @@ from pathlib import Path
 from typing import Any
 
 from in_processes import LEAST, Measurements, typed
-from trl_iteration import Work
+from trl_iteration import WARM_UP, Work
 
-# In the order in which they are tried, the most promising first: time may be short.
 SAMPLING = {
     "static, compiled": {"cache": "static", "compiled": True},
     "dynamic": {"cache": "dynamic"},
@@ -63,8 +62,13 @@ STEPS: dict[str, dict[str, Any]] = {
 FAITHFUL = "float32, autocast, 4k, full"
 REPEATS = 3
 OURS = "--pack 16384 --remat mlp --chunk 512"
-# Tokens per row with which a sampling setting is tried: a step takes as long at every position in a
-# static cache, and is bound by launches in a dynamic one.
+# In this order they are tried, since time may be short: first what is likely to win, and FAITHFUL.
+ORDER = [("sampling", name) for name in list(SAMPLING)[:2]]
+ORDER += [("step", name) for name in list(STEPS)[:3]]
+ORDER += [("sampling", name) for name in list(SAMPLING)[2:3]]
+ORDER += [("step", name) for name in list(STEPS)[3:]]
+ORDER += [("sampling", name) for name in list(SAMPLING)[3:]]
+# Tokens per row with which a sampling setting is tried, around the middle of its longest row.
 TRIED = 192
 # Share of --seconds after which no further setting is tried, so that iterations are measured.
 TUNING = 0.5
@@ -75,12 +79,9 @@ def main() -> None:
     run = Run(options)
     if "iteration" in options.only:
         run.ours(0)
-    if "sampling" in options.only:
-        for name, setting in SAMPLING.items():
-            run.tune("sampling", name, setting)
-    if "step" in options.only:
-        for name, setting in STEPS.items():
-            run.tune("step", name, setting)
+    for part, name in ORDER:
+        if part in options.only:
+            run.tune(part, name)
     if "iteration" in options.only:
         for turn in range(options.turns):
             run.ours(turn)
@@ -134,18 +135,26 @@ class Run:
         found["rows"] = []
         self.out = self.runs.scratch / "result.json"
 
-    def tune(self, part: str, name: str, setting: dict[str, Any]) -> None:
+    def tune(self, part: str, name: str) -> None:
         if getattr(self.options, part):
             return  # it is given
-        if self.runs.left() < self.options.seconds * (1 - TUNING):
+        iterates = "iteration" in self.options.only
+        if iterates and self.runs.left() < self.options.seconds * (1 - TUNING):
             self.runs.keep(f"{part}: {name}", {"failed": "not tried: no time left"})
             return
+        work = self.work
         if part == "sampling":
-            more = ["--most", str(TRIED), "--repeats", "1"]
+            # A longer prompt and as much less to draw: the cache is as large as in an iteration,
+            # and filled as far as it is on average until the longest row ends.
+            tried = min(TRIED, work.new)
+            moved = (work.new - tried) // 2
+            work = dataclasses.replace(work, prompt=work.prompt + moved, new=work.new - moved)
+            work = dataclasses.replace(work, context=max(work.context, work.prompt + 1))
+            more, setting = ["--most", str(tried), "--repeats", "2"], SAMPLING[name]
         else:
             # Of two timed steps the faster counts: in the first the allocator still grows.
-            more = ["--rows", str(self.work.rows // 4), "--repeats", "2"]
-        self.peer(f"{part}: {name}", part, setting, more)
+            more, setting = ["--rows", str(work.rows // 4), "--repeats", "2"], STEPS[name]
+        self.peer(f"{part}: {name}", part, work, [*more, "--setting", json.dumps(setting)])
 
     def trl(self, turn: int) -> None:
         """The whole iteration with the fastest settings; with the next ones if it does not fit."""
@@ -153,11 +162,10 @@ class Run:
         steps = [self.options.step] if self.options.step else self.order("step")
         sampling = (samplings or list(SAMPLING))[0]
         for step in steps or list(STEPS):
-            setting, more = (
-                STEPS[step] | SAMPLING[sampling],
-                ["--repeats", str(self.options.repeats)],
-            )
-            result = self.peer(f"TRL {turn}: {sampling}; {step}", "iteration", setting, more)
+            setting = json.dumps(STEPS[step] | SAMPLING[sampling])
+            more = ["--repeats", str(self.options.repeats), "--setting", setting]
+            key = f"TRL {turn}: {sampling}; {step}"
+            result = self.peer(key, "iteration", self.work, more)
             self.runs.found["rows"] = rows(self.runs.found)
             if result.get("iterations") or self.runs.left() < LEAST:
                 return
@@ -167,16 +175,15 @@ class Run:
         seconds = {
             key.partition(": ")[2]: seconds_of(part, result)
             for key, result in self.runs.measured.items()
-            if key.startswith(part) and result.get("iterations")
+            # One that was ended early has no second iteration to compare.
+            if key.startswith(part) and len(result.get("iterations", ())) == 2
         }
         return sorted(seconds, key=seconds.__getitem__)
 
-    def peer(self, key: str, part: str, setting: dict[str, Any], more: list[str]) -> Any:
+    def peer(self, key: str, part: str, work: Work, more: list[str]) -> dict[str, Any]:
         command = [str(Path(__file__).with_name("trl_iteration.py")), "--part", part, *more]
-        command += ["--setting", json.dumps(setting), "--out", str(self.out)]
-        command += ["--work", json.dumps(dataclasses.asdict(self.work))]
-        command += ["--models", str(self.runs.scratch)]
-        return self.process(key, command)
+        command += ["--work", json.dumps(dataclasses.asdict(work)), "--out", str(self.out)]
+        return self.process(key, [*command, "--models", str(self.runs.scratch)])
 
     def ours(self, turn: int) -> None:
         work = self.work
@@ -198,7 +205,8 @@ class Run:
 def seconds_of(part: str, result: dict[str, Any]) -> float:
     """Of one decode step, or of the update of the rows that were tried."""
     if part == "sampling":
-        return min(each["sampling"] for each in result["iterations"]) / result["steps"]
+        few, *all_of_them = (each["sampling"] for each in result["iterations"])
+        return (min(all_of_them) - few) / (result["steps"] - WARM_UP)
     return min(each["update"] for each in result["iterations"])
 
 
@@ -293,6 +301,9 @@ def summary(measured: dict[str, Any]) -> list[str]:
             lines.append(f"{key}: {result['failed']}")
         elif "iterations" in result:
             best = min(result["iterations"], key=lambda each: each["seconds"])
+            if key.startswith("sampling"):
+                lines.append(f"{key}: {1e3 * seconds_of('sampling', result):.2f} ms per step")
+                continue
             parts = ", ".join(f"{name} {value:.3f}" for name, value in best.items())
             lines.append(f"{key}: {parts}")
         else:

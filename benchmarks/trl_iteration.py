@@ -5,7 +5,7 @@ newer (`trl.experimental.sdpo`), accelerate and datasets; with liger also liger-
 
     python benchmarks/trl_iteration.py --part step --setting '{"tokens": 8192}' --out step.json
 
-- sampling: `sample_rollouts` alone; no update is computed.
+- sampling: `sample_rollouts` alone, once more with few tokens and then with --most of them.
 - step: everything except generation, which returns random tokens of the same lengths.
 - iteration: both, as the trainer does them.
 
@@ -92,8 +92,8 @@ def measure(options: argparse.Namespace, work: Work, setting: Setting) -> None:
         if setting.compiled:
             # TRL switches the compilation of transformers' decode step off.
             trainer.generation_config.disable_compile = False
-        clock = Clock(limits, work, options.out)
-        clock.attach(trainer, options.part)
+        clock = Clock(limits, work, options)
+        clock.attach(trainer)
         trainer.train()
 
 
@@ -148,17 +148,21 @@ def trainer_of(
 class Clock:
     """Forces the rows' lengths, and notes the seconds of each part and the peak of each."""
 
-    def __init__(self, limits: list[int], work: Work, out: Path):
-        self.limits, self.work, self.out = limits, work, out
+    def __init__(self, limits: list[int], work: Work, options: argparse.Namespace):
+        self.limits, self.work = limits, work
+        self.part, self.out = options.part, options.out
+        # Of sampling the second has few tokens too: the difference is decode steps alone.
+        self.short = 2 if options.part == "sampling" else 1
         self.parts: list[dict[str, float]] = []  # of every iteration so far
 
     @property
     def lengths(self) -> list[int]:
         """Tokens per row in the current iteration; the first one warms up."""
-        few = [min(length, WARM_UP) for length in self.limits]
-        return self.limits if self.parts else few
+        if len(self.parts) >= self.short:
+            return self.limits
+        return [min(length, WARM_UP) for length in self.limits]
 
-    def attach(self, trainer: Any, part: str) -> None:
+    def attach(self, trainer: Any) -> None:
         import torch
         from transformers import TrainerCallback
 
@@ -214,9 +218,9 @@ class Clock:
         trainer.model.generate = lambda **arguments: generate(
             **arguments, logits_processor=self.ends(trainer)
         )
-        if part == "sampling":
+        if self.part == "sampling":
             trainer.training_step = without_update
-        elif part == "step":
+        elif self.part == "step":
             trainer._generate = given
 
     def ends(self, trainer: Any) -> Any:
