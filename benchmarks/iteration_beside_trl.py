@@ -153,7 +153,8 @@ class Run:
             more, setting = ["--most", str(tried), "--repeats", "2"], SAMPLING[name]
         else:
             # Of two timed steps the faster counts: in the first the allocator still grows.
-            more, setting = ["--rows", str(work.rows // 4), "--repeats", "2"], STEPS[name]
+            rows = str(max(1, work.questions // 4) * work.rollouts)
+            more, setting = ["--rows", rows, "--repeats", "2"], STEPS[name]
         self.peer(f"{part}: {name}", part, work, [*more, "--setting", json.dumps(setting)])
 
     def trl(self, turn: int) -> None:
@@ -249,6 +250,7 @@ def of_ours(measured: dict[str, Any]) -> dict[str, float]:
         "seconds": whole,
         "sampling": statistics.median(result["seconds_sampling"] for result in results),
         "update": statistics.median(result["seconds_step"] for result in results),
+        "share": statistics.median(result["share_of_matmul"] for result in results),
         "tokens": results[0]["tokens"],
         "tokens_per_second": results[0]["tokens"] / whole,
         "peak_gib": max(result["memory"].get("peak", 0) for result in results) / 2**30,
@@ -283,7 +285,7 @@ def rows(found: dict[str, Any]) -> list[dict[str, Any]]:
             "ours": of_us,
             "peer": f"{trl}: {their_setting}",
             "theirs": theirs,
-            "share": None,
+            "share": [ours["share"], "matmul"] if text.endswith("update") else None,
             "date": found["date"],
             "command": found["command"],
         }
@@ -301,7 +303,7 @@ def summary(measured: dict[str, Any]) -> list[str]:
             lines.append(f"{key}: {result['failed']}")
         elif "iterations" in result:
             best = min(result["iterations"], key=lambda each: each["seconds"])
-            if key.startswith("sampling"):
+            if key.startswith("sampling") and len(result["iterations"]) == 2:
                 lines.append(f"{key}: {1e3 * seconds_of('sampling', result):.2f} ms per step")
                 continue
             parts = ", ".join(f"{name} {value:.3f}" for name, value in best.items())

@@ -126,11 +126,12 @@ def step(options: argparse.Namespace, runs: Measurements) -> None:
 
 
 def decode(options: argparse.Namespace, runs: Measurements) -> None:
+    slots = 4 if options.simulated else SLOTS
     for count in reversed(options.counts):
-        placed = f"--rows {SLOTS * count} --mesh data={count},fsdp=1"
+        placed = f"--rows {slots * count} --mesh data={count},fsdp=1"
         bench(options, runs, "decode", f"{SMALL} {count}", f"--model {SMALL} {placed}")
     for count in (2, 1):
-        placed = f"--rows {SLOTS} --mesh fsdp=1,tensor={count}"
+        placed = f"--rows {slots} --mesh fsdp=1,tensor={count}"
         bench(options, runs, "decode", f"{LARGE} {count}", f"--model {LARGE} {placed}")
 
 
@@ -148,7 +149,6 @@ def bench(
     sizes = SIZES[part]
     if options.simulated:
         sizes, words = TINY[part], words.replace(model, "SmolLM2-135M")
-        words = words.replace(f"--rows {SLOTS}", "--rows 8")
     verb = "train" if part == "iteration" else part
     out = runs.scratch / "result.json"
     command = f"-m jaxdistill bench {verb} {sizes} {words} --out {out}".split()

@@ -4,6 +4,7 @@ Every answer is taken as correct without grading: detokenisation and grading run
 not part of the measurement.
 """
 
+import statistics
 import time
 from typing import Any
 
@@ -27,6 +28,7 @@ from jaxdistill.models.presets import preset
 from jaxdistill.sampling import Samples, Sampling, question_hashes, row_keys
 from jaxdistill.sampling.engine import Engine
 from jaxdistill.training.batch import Batch, pack, pad, texts_of
+from jaxdistill.training.timing import Work as StepWork
 
 
 def bench_iteration(work: Iteration) -> dict[str, Any]:
@@ -72,9 +74,10 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
         compiled_sample = sample.lower(*sampler_arguments(0)).compile()
         sampler_compile_seconds = time.perf_counter() - began
 
+        facts = StepWork(model=config, objective=objective, track_reference=False, peak_flops=None)
         parts = sharding.num_parts("B")
         packing_of: dict[str, float] = {}  # share of padding in packed rows
-        seconds, losses, compiled, remat, compile_seconds = [], [], None, "", 0.0
+        seconds, losses, compiled, remat, compile_seconds, flops = [], [], None, "", 0.0, 0.0
         for number in range(1 + work.repeats):  # the first compiles and warms up
             compiling = 0.0
             began = time.perf_counter()
@@ -91,6 +94,7 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
             state, metrics = jax.block_until_ready(compiled(*arguments))
             seconds.append((drawn_at - began, time.perf_counter() - drawn_at - compiling))
             losses.append(checked_loss(metrics))
+            flops = facts.flops(batch)
         memory = measure.memory(compiled)
     timed = seconds[1:] or seconds
     seconds_sampling, seconds_step = (list(part) for part in zip(*timed))
@@ -107,6 +111,9 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
         **measure.median_and_spread(seconds_sampling, "seconds_sampling"),
         **measure.median_and_spread(seconds_step, "seconds_step"),
         "tokens_per_second": float(limit_B.sum() / whole["seconds"]),
+        **measure.compare_with_matmul(
+            flops, statistics.median(seconds_step), compute.dtype, mesh.size
+        ),
         "sampler_compile_seconds": sampler_compile_seconds,
         "step_compile_seconds": compile_seconds,
         "memory": memory,
