@@ -160,9 +160,15 @@ class Run:
     def trl(self, turn: int) -> None:
         """The whole iteration with the fastest settings; with the next ones if it does not fit."""
         samplings = [self.options.sampling] if self.options.sampling else self.order("sampling")
-        steps = [self.options.step] if self.options.step else self.order("step")
         sampling = (samplings or list(SAMPLING))[0]
-        for step in steps or list(STEPS):
+        steps = [self.options.step] if self.options.step else self.order("step") or list(STEPS)
+        uses_liger = {step: "liger" in STEPS[step] for step in steps}
+        if self.is_slowed(sampling):
+            steps.sort(key=uses_liger.__getitem__)
+        # If the first fails, its kernels in the decode loop may be the reason, and not its memory.
+        first, *others = steps
+        others.sort(key=lambda step: uses_liger[step] == uses_liger[first])
+        for step in (first, *others):
             setting = json.dumps(STEPS[step] | SAMPLING[sampling])
             more = ["--repeats", str(self.options.repeats), "--setting", setting]
             key = f"TRL {turn}: {sampling}; {step}"
@@ -170,6 +176,19 @@ class Run:
             self.runs.found["rows"] = rows(self.runs.found)
             if result.get("iterations") or self.runs.left() < LEAST:
                 return
+
+    def is_slowed(self, sampling: str) -> bool:
+        """Whether iterations with Liger's kernels decode slower than was tuned without them."""
+        tuned = self.runs.measured.get(f"sampling: {sampling}", {})
+        seconds = [
+            min(each["sampling"] for each in result["iterations"]) / result["steps"]
+            for key, result in self.runs.measured.items()
+            if key.startswith("TRL") and "Liger" in key and result.get("iterations")
+        ]
+        if not seconds or len(tuned.get("iterations", ())) != 2:
+            return False
+        # A quarter is more than the prompts take beside 1,024 steps. Chosen, not measured.
+        return min(seconds) > 1.25 * seconds_of("sampling", tuned)
 
     def order(self, part: str) -> list[str]:
         """Names of the settings that ran, the fastest first."""
