@@ -230,7 +230,7 @@ def table(measured: dict[str, Any]) -> dict[str, Any]:
 
 def figures(result: dict[str, Any], count: int) -> dict[str, Any]:
     """Of one `bench`: per GPU, in seconds and GiB."""
-    named = ("share_of_matmul", "share_of_copy", "remat", "padding", "slots", "ended")
+    named = ("share_of_matmul", "share_of_copy", "remat", "padding", "ended")
     row = {
         "tokens_per_second_per_gpu": result["tokens_per_second"] / count,
         "seconds": result["seconds"],
@@ -238,6 +238,8 @@ def figures(result: dict[str, Any], count: int) -> dict[str, Any]:
         **{name: result[name] for name in result if name.startswith("seconds_")},
         "peak_gib": result["memory"].get("peak", result["memory"]["planned"]) / 2**30,
     }
+    if "step_tokens_per_second" in result:  # of decoding, without the prompts
+        row["step_tokens_per_second_per_gpu"] = result["step_tokens_per_second"] / count
     if "model_flops_per_second" in result:
         row["model_tflops_per_gpu"] = result["model_flops_per_second"] / count / 1e12
     for name, value in result.get("profile", {}).get("collectives", {}).items():
@@ -250,8 +252,11 @@ def add_efficiency(name: str, row: dict[str, Any], found: dict[str, Any]) -> Non
     part, model, count = (*name.split(" ")[:2], name.rpartition(" ")[2])
     if "failed" in row or count == "1":
         return
-    same, small = found.get(f"{part} {model} 1", {}), found.get(f"{part} {SMALL} 1", {})
-    for other, key in ((same, "tokens_per_second_per_gpu"), (small, "model_tflops_per_gpu")):
+    same, small = found.get(f"{part} {model} 1", {}), found.get(f"step {SMALL} 1", {})
+    pairs = [(same, "tokens_per_second_per_gpu"), (same, "step_tokens_per_second_per_gpu")]
+    if part != "decode":  # which is bound by bytes
+        pairs.append((small, "model_tflops_per_gpu"))
+    for other, key in pairs:
         if key in row and key in other:
             row[f"{key}_of_one_gpu"] = row[key] / other[key]
 
