@@ -43,7 +43,7 @@ ENVIRONMENT = {
 SIZES = {
     "step": "--tokens 8192 --chunk 512 --moments bfloat16 --remat mlp --repeats 3 --profile 12",
     "decode": "--prompt 256 --new 512 --repeats 2",
-    "iteration": "--questions 32 --rollouts 8 --prompt 2048 --context 4096 --new 8192 --mean 3000 "
+    "iteration": "--rollouts 8 --prompt 2048 --context 4096 --new 8192 --mean 3000 "
     "--pack 16384 --chunk 512 --moments bfloat16 --remat mlp --repeats 0",
 }
 # Rows per GPU, of the step and of decoding; the models, of which the larger needs two GPUs.
@@ -53,7 +53,7 @@ SMALL, LARGE = "Qwen3-1.7B", "Qwen3-8B"
 TINY = {
     "step": "--prompt 8 --tokens 32 --chunk 32 --moments bfloat16 --remat mlp --repeats 1",
     "decode": "--prompt 8 --new 24 --repeats 1",
-    "iteration": "--questions 4 --rollouts 2 --prompt 8 --context 16 --new 16 --mean 8 --pack 64 "
+    "iteration": "--rollouts 2 --prompt 8 --context 16 --new 16 --mean 8 --pack 64 "
     "--chunk 32 --moments bfloat16 --remat mlp --repeats 0",
 }
 TRAIN = (
@@ -82,6 +82,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     parser.add_argument("--only", default=",".join(PARTS), help="what to measure, in order")
+    parser.add_argument(
+        "--questions", type=int, default=32, help="of the iteration, if 32 take too long"
+    )
     parser.add_argument("--counts", help="numbers of GPUs; default: 1 and all that are there")
     parser.add_argument("--seconds", type=int, default=570, help="no process runs after them")
     parser.add_argument("--limit", type=int, default=570, help="seconds of one process")
@@ -137,7 +140,8 @@ def decode(options: argparse.Namespace, runs: Measurements) -> None:
 
 def iteration(options: argparse.Namespace, runs: Measurements) -> None:
     count = options.counts[-1]
-    placed = f"--model {LARGE} --mesh fsdp={count}"
+    questions = 4 if options.simulated else options.questions
+    placed = f"--model {LARGE} --mesh fsdp={count} --questions {questions}"
     bench(options, runs, "iteration", f"{LARGE} {count}", placed)
 
 
