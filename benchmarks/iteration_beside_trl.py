@@ -136,8 +136,8 @@ class Run:
         self.out = self.runs.scratch / "result.json"
 
     def tune(self, part: str, name: str) -> None:
-        if getattr(self.options, part):
-            return  # it is given
+        if getattr(self.options, part) or self.runs.has(f"{part}: {name}"):
+            return  # it is given, or was tried
         iterates = "iteration" in self.options.only
         if iterates and self.runs.left() < self.options.seconds * (1 - TUNING):
             self.runs.keep(f"{part}: {name}", {"failed": "not tried: no time left"})
