@@ -7,6 +7,7 @@ was measured before it stands in the file. Used by the benchmarks that run unatt
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -126,19 +127,26 @@ def wait(
     If one fails, the others are ended too: they would wait for it.
     """
     deadline, why = time.monotonic() + limit, None
-    while why is None and any(process.poll() is None for process in processes):
-        failed = [n for n, process in enumerate(processes) if process.poll()]
-        if failed:
-            break
-        if time.monotonic() > deadline:
-            why = f"ended after {limit:.0f} s"
-        time.sleep(0.1)  # a tenth of a second is below what any of these measures
-    for number, process in enumerate(processes):
-        if process.poll() is None:
-            os.killpg(process.pid, 9)
-            process.wait()
-        elif process.returncode and why is None:
-            why = message(logs[number]) or f"exit code {process.returncode}"
+    # They have sessions of their own, and would outlive this process and keep the GPU.
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        while any(process.poll() is None for process in processes):
+            if any(process.poll() for process in processes):
+                break
+            if time.monotonic() > deadline:
+                why = f"ended after {limit:.0f} s"
+                break
+            time.sleep(0.1)  # a tenth of a second is below what any of these measures
+        codes = [process.poll() for process in processes]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        signal.signal(signal.SIGTERM, before)
+    for code, log in zip(codes, logs, strict=True):
+        if code and why is None:
+            why = message(log) or f"exit code {code}"
     return why
 
 

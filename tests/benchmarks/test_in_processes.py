@@ -1,10 +1,15 @@
 """Measurements in processes: what one of them costs the others, and what is kept."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
 from benchmark_scripts import script
+from places import ROOT
 
 WRITES = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text('{\"tokens\": 7}')"
 HANGS = "import time; time.sleep(60)"
@@ -49,6 +54,29 @@ def test_if_one_of_several_fails_the_others_do_not_wait_for_it(runs):
     found = runs.run("both", both, out=runs.scratch / "none.json", environments=[{}, {}])
     assert time.monotonic() - began < 30
     assert found["failed"] == "ValueError: lost"
+
+
+def test_whoever_ends_the_benchmark_ends_what_it_measures(tmp_path):
+    """A process that lived on would keep the GPU's memory."""
+    says = (
+        f"import os, pathlib; pathlib.Path('{tmp_path}/id').write_text(str(os.getpid())); {HANGS}"
+    )
+    driver = f"""
+import sys; sys.path[:0] = [{str(ROOT / "benchmarks")!r}, {str(ROOT)!r}]
+from pathlib import Path
+from in_processes import Measurements
+runs = Measurements(Path("found.json"), seconds=90, limit=90)
+runs.run("hangs", [["-c", {says!r}]], out=Path("none.json"))
+"""
+    process = subprocess.Popen([sys.executable, "-c", driver], cwd=tmp_path)
+    deadline = time.monotonic() + 50
+    while not (tmp_path / "id").exists() or not (tmp_path / "id").read_text():
+        assert time.monotonic() < deadline, "the measurement has not begun"
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(30) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "id").read_text()), 0)
 
 
 def test_what_stands_in_the_file_is_not_measured_again_and_what_failed_is(runs):
