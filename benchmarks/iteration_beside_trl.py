@@ -1,293 +1,339 @@
 """An SDPO iteration of TRL beside `jaxdistill bench train`, on the same GPU in the same run.
 
-    python benchmarks/iteration_beside_trl.py --out iterations --new 1024 --mean 400
-    python benchmarks/iteration_beside_trl.py --out iterations --new 4096 --mean 1600
+    python benchmarks/iteration_beside_trl.py --out iteration_1024.json --new 1024 --mean 400
+    python benchmarks/iteration_beside_trl.py --out iteration_4096.json --new 4096 --mean 1600 \\
+        --repeats 1 --only step,iteration --sampling 'static, compiled'
 
 Both take 8 prompts x 8 rollouts of a random Qwen3-1.7B: prompts of 256 tokens, teacher prompts of
-1,024 for every row, the same long-tailed lengths (`bench.decode.long_tailed`), a frozen bfloat16
-teacher, one update. In TRL the lengths are forced by a logits processor that ends row i at its
-length and not before, and the teacher's prompt is the prompt and 768 tokens of feedback.
+1,024 for every row, a frozen bfloat16 teacher, one update. The lengths are log-normal with a long
+tail (`bench.decode.long_tailed`) and the same on both sides: here they are the rows' limits, which
+the sampler takes as an argument and random weights hardly ever undercut; in TRL a processor of
+logits ends row i at its limit and not before, and the run stops if a row has another length.
 
-TRL 1.16 (`trl.experimental.sdpo`) samples with transformers' `generate`. Its settings are tried in
-turn (VARIANTS), each in a process of its own, since one that does not fit may spoil the next; the
-table has all of them, and the best is the peer. Needs torch with CUDA, transformers, trl, datasets.
-vLLM is not used: TRL can sample with it, and would then be faster than these figures say.
+TRL 1.16 (`trl.experimental.sdpo`) samples with transformers' `generate`. Its settings are tuned in
+the same run: SAMPLING by the seconds of a decode step, STEPS by a quarter of the rows, each in a
+process of its own with a limit of time. The fastest of both are the peer, also where they are less
+exact than what runs here: bfloat16 parameters and moments, the student's 100 likeliest tokens. The
+setting of equal precision (FAITHFUL) is listed beside it. Then both sides run in turns, ours first.
+
+The file is written after every measurement, and what stands in it is not measured again. No process
+is started after --seconds. Packages: those of trl_iteration.py. vLLM is not used (README.md says
+why): TRL can sample with it, and would be faster than these figures say.
 """
 
 import argparse
-import contextlib
+import dataclasses
 import json
-import os
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-QUESTIONS, ROLLOUTS, PROMPT, CONTEXT = 8, 8, 256, 1024
-ROWS = QUESTIONS * ROLLOUTS
-# dtype of the master weights, rows per forward pass, whether layers are recomputed, cache, and
-# distillation. TRL computes all logits in any mode; top-k only shortens the loss after them.
-VARIANTS: dict[str, dict[str, Any]] = {
-    "bfloat16 weights, 8 rows, top 100": {"weights": "bfloat16", "rows": 8, "top_k": 100},
-    "bfloat16 weights, 4 rows, top 100": {"weights": "bfloat16", "rows": 4, "top_k": 100},
-    "bfloat16 weights, 4 rows, full": {"weights": "bfloat16", "rows": 4, "top_k": 0},
-    "bfloat16 weights, 2 rows, top 100": {"weights": "bfloat16", "rows": 2, "top_k": 100},
-    "bfloat16 weights, 4 rows, static cache": {
-        "weights": "bfloat16",
-        "rows": 4,
-        "top_k": 100,
-        "cache": "static",
+from in_processes import LEAST, Measurements, typed
+from trl_iteration import WARM_UP, Work
+
+SAMPLING = {
+    "static, compiled": {"cache": "static", "compiled": True},
+    "dynamic": {"cache": "dynamic"},
+    "static": {"cache": "static"},
+    "dynamic, flex attention": {"cache": "dynamic", "attention": "flex_attention"},
+}
+# Without flash-attn, of which no wheel is published. TRL has no sequence packing in this trainer.
+STEPS: dict[str, dict[str, Any]] = {
+    "bfloat16, 8k, top 100": {"tokens": 8192},
+    "bfloat16, 8k, top 100, Liger": {"tokens": 8192, "liger": True},
+    "float32, autocast, 4k, full": {
+        "weights": "float32",
+        "autocast": True,
+        "tokens": 4096,
+        "top_k": 0,
     },
-    "float32 weights, autocast, 2 rows, top 100": {"weights": "float32", "rows": 2, "top_k": 100},
-    "bfloat16 weights, 1 row, recomputed, top 100": {
-        "weights": "bfloat16",
-        "rows": 1,
-        "top_k": 100,
+    "bfloat16, 16k, top 100, Liger": {"tokens": 16384, "liger": True},
+    "bfloat16, 4k, top 100, Liger": {"tokens": 4096, "liger": True},
+    "bfloat16, 16k, top 100, Liger, recomputed": {
+        "tokens": 16384,
+        "liger": True,
         "recompute": True,
     },
+    "bfloat16, 4k, full, Liger": {"tokens": 4096, "top_k": 0, "liger": True},
 }
-OURS = {
-    "packed, elementwise or as fits": "--remat auto",
-    "packed, mlp": "--remat mlp",
-}
+# Float32 parameters and moments and the full vocabulary, as in `bench train`.
+FAITHFUL = "float32, autocast, 4k, full"
+REPEATS = 3
+OURS = "--pack 16384 --remat mlp --chunk 512"
+# In this order they are tried, since time may be short: first what is likely to win, and FAITHFUL.
+ORDER = [("sampling", name) for name in list(SAMPLING)[:2]]
+ORDER += [("step", name) for name in list(STEPS)[:3]]
+ORDER += [("sampling", name) for name in list(SAMPLING)[2:3]]
+ORDER += [("step", name) for name in list(STEPS)[3:]]
+ORDER += [("sampling", name) for name in list(SAMPLING)[3:]]
+# Tokens per row with which a sampling setting is tried, around the middle of its longest row.
+TRIED = 192
+# Share of --seconds after which no further setting is tried, so that iterations are measured.
+TUNING = 0.5
 
 
 def main() -> None:
     options = parse()
-    if options.variant:
-        print(json.dumps(trl_iteration(options, VARIANTS[options.variant])))
-        return
-    options.out.mkdir(parents=True, exist_ok=True)
-    names = [name for name in VARIANTS if options.only in name]
-    if options.only in "ours":
-        names += [f"ours: {name}" for name in OURS]
-    for name in names:
-        file = options.out / f"{name}-{options.new}.json".replace(" ", "_").replace(":", "")
-        if not file.exists():
-            file.write_text(json.dumps({"name": name, **measured(name, options)}))
-    for file in sorted(options.out.glob(f"*-{options.new}.json")):
-        print(file.read_text())
+    run = Run(options)
+    if "iteration" in options.only:
+        run.ours(0)
+    for part, name in ORDER:
+        if part in options.only:
+            run.tune(part, name)
+    if "iteration" in options.only:
+        for turn in range(options.turns):
+            run.ours(turn)
+            run.trl(turn)
+    run.runs.save()
+    print(json.dumps(run.runs.found["rows"], indent=1))
+    for line in summary(run.runs.measured):
+        print(line)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("iterations"), help="folder of results")
+    parser.add_argument("--out", type=Path, default=Path("iteration.json"), metavar="FILE")
     parser.add_argument("--new", type=int, default=1024, help="most new tokens of a response")
     parser.add_argument("--mean", type=int, default=400, help="mean new tokens of a response")
-    parser.add_argument("--repeats", type=int, default=2, help="iterations after the first")
-    parser.add_argument("--model", default="Qwen3-1.7B", help="the preset whose sizes are used")
-    parser.add_argument("--only", default="", help="variants whose names contain this; or ours")
-    parser.add_argument("--limit", type=int, default=500, help="seconds of one variant")
-    parser.add_argument("--variant", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    parser.add_argument("--repeats", type=int, default=2, help="timed iterations per process")
+    parser.add_argument("--turns", type=int, default=2, help="processes of each side, in turns")
+    parser.add_argument("--only", default="sampling,step,iteration", help="parts, with commas")
+    parser.add_argument("--sampling", choices=SAMPLING, help="instead of the fastest one")
+    parser.add_argument("--step", choices=STEPS, help="instead of the fastest one")
+    parser.add_argument("--ours", default=OURS, metavar="FLAGS", help="further ones of bench train")
+    parser.add_argument("--seconds", type=int, default=560, help="no process starts after them")
+    parser.add_argument("--limit", type=int, default=270, help="seconds of one process")
+    parser.add_argument("--scratch", type=Path, help="folder for the random model and caches")
+    parser.add_argument(
+        "--sizes", type=json.loads, default={}, help="other fields of trl_iteration.Work, as JSON"
+    )
+    options = parser.parse_args()
+    options.only = options.only.split(",")
+    if unknown := set(options.only) - {"sampling", "step", "iteration"}:
+        parser.error(f"--only {', '.join(unknown)}: expected sampling, step or iteration")
+    if not options.out.resolve().parent.is_dir():
+        parser.error(f"--out {options.out}: there is no folder {options.out.parent}")
+    return options
 
 
-def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """The JSON of one variant in its own process, or why there is none."""
-    sizes = ["--new", str(options.new), "--mean", str(options.mean)]
-    sizes += ["--repeats", str(options.repeats), "--model", options.model]
-    if name.startswith("ours: "):
-        command = ["-m", "jaxdistill", "bench", "train", *sizes, "--questions", str(QUESTIONS)]
-        command += ["--rollouts", str(ROLLOUTS), "--prompt", str(PROMPT), "--context", str(CONTEXT)]
-        command += ["--pack", "16384", *OURS[name.removeprefix("ours: ")].split()]
-    else:
-        command = [__file__, "--variant", name, *sizes]
-    try:
-        done = subprocess.run(
-            [sys.executable, *command], capture_output=True, text=True, timeout=options.limit
+class Run:
+    """The measurements of one file, each in a process of its own."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options = options
+        self.work = Work(**{"new": options.new, "mean": options.mean} | options.sizes)
+        self.runs = Measurements(
+            options.out, seconds=options.seconds, limit=options.limit, scratch=options.scratch
         )
-    except subprocess.TimeoutExpired:
-        return {"failed": f"more than {options.limit} s"}
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "Error" in line] or ["no message"]
-        return {"failed": lines[-1][:300]}
-    if name.startswith("ours: "):
-        found = json.loads(done.stdout)
-        kept = ("seconds_sampling", "seconds_step", "seconds", "tokens", "tokens_per_second")
-        peak = found["memory"].get("peak", 0) / 2**30
-        return {**{key: found[key] for key in kept}, "peak_gib": peak, "remat": found["remat"]}
-    return json.loads(done.stdout.strip().splitlines()[-1])
+        found, sizes = self.runs.found, dataclasses.asdict(self.work)
+        if found.setdefault("work", sizes) != sizes:
+            sys.exit(f"{options.out} has measurements of {found['work']}; name another --out")
+        found["command"] = typed(__file__)
+        found["date"] = datetime.now(UTC).date().isoformat()
+        found["rows"] = []
+        self.out = self.runs.scratch / "result.json"
+
+    def tune(self, part: str, name: str) -> None:
+        if getattr(self.options, part) or self.runs.has(f"{part}: {name}"):
+            return  # it is given, or was tried
+        iterates = "iteration" in self.options.only
+        if iterates and self.runs.left() < self.options.seconds * (1 - TUNING):
+            self.runs.keep(f"{part}: {name}", {"failed": "not tried: no time left"})
+            return
+        work = self.work
+        if part == "sampling":
+            # A longer prompt and as much less to draw: the cache is as large as in an iteration,
+            # and filled as far as it is on average until the longest row ends.
+            tried = min(TRIED, work.new)
+            moved = (work.new - tried) // 2
+            work = dataclasses.replace(work, prompt=work.prompt + moved, new=work.new - moved)
+            work = dataclasses.replace(work, context=max(work.context, work.prompt + 1))
+            more, setting = ["--most", str(tried), "--repeats", "2"], SAMPLING[name]
+        else:
+            # Of two timed steps the faster counts: in the first the allocator still grows.
+            rows = str(max(1, work.questions // 4) * work.rollouts)
+            more, setting = ["--rows", rows, "--repeats", "2"], STEPS[name]
+        self.peer(f"{part}: {name}", part, work, [*more, "--setting", json.dumps(setting)])
+
+    def trl(self, turn: int) -> None:
+        """The whole iteration with the fastest settings; with the next ones if it does not fit."""
+        samplings = [self.options.sampling] if self.options.sampling else self.order("sampling")
+        sampling = (samplings or list(SAMPLING))[0]
+        steps = [self.options.step] if self.options.step else self.order("step") or list(STEPS)
+        uses_liger = {step: "liger" in STEPS[step] for step in steps}
+        if self.is_slowed(sampling):
+            steps.sort(key=uses_liger.__getitem__)
+        # If the first fails, its kernels in the decode loop may be the reason, and not its memory.
+        first, *others = steps
+        others.sort(key=lambda step: uses_liger[step] == uses_liger[first])
+        for step in (first, *others):
+            setting = json.dumps(STEPS[step] | SAMPLING[sampling])
+            more = ["--repeats", str(self.options.repeats), "--setting", setting]
+            key = f"TRL {turn}: {sampling}; {step}"
+            result = self.peer(key, "iteration", self.work, more)
+            self.runs.found["rows"] = rows(self.runs.found)
+            if result.get("iterations") or self.runs.left() < LEAST:
+                return
+
+    def is_slowed(self, sampling: str) -> bool:
+        """Whether iterations with Liger's kernels decode slower than was tuned without them."""
+        tuned = self.runs.measured.get(f"sampling: {sampling}", {})
+        seconds = [
+            min(each["sampling"] for each in result["iterations"]) / result["steps"]
+            for key, result in self.runs.measured.items()
+            if key.startswith("TRL") and "Liger" in key and result.get("iterations")
+        ]
+        if not seconds or len(tuned.get("iterations", ())) != 2:
+            return False
+        # A quarter is more than the prompts take beside 1,024 steps. Chosen, not measured.
+        return min(seconds) > 1.25 * seconds_of("sampling", tuned)
+
+    def order(self, part: str) -> list[str]:
+        """Names of the settings that ran, the fastest first."""
+        seconds = {
+            key.partition(": ")[2]: seconds_of(part, result)
+            for key, result in self.runs.measured.items()
+            # One that was ended early has no second iteration to compare.
+            if key.startswith(part) and len(result.get("iterations", ())) == 2
+        }
+        return sorted(seconds, key=seconds.__getitem__)
+
+    def peer(self, key: str, part: str, work: Work, more: list[str]) -> dict[str, Any]:
+        command = [str(Path(__file__).with_name("trl_iteration.py")), "--part", part, *more]
+        command += ["--work", json.dumps(dataclasses.asdict(work)), "--out", str(self.out)]
+        return self.process(key, [*command, "--models", str(self.runs.scratch)])
+
+    def ours(self, turn: int) -> None:
+        work = self.work
+        command = f"-m jaxdistill bench train --model {work.model} --questions {work.questions} "
+        command += f"--rollouts {work.rollouts} --prompt {work.prompt} --context {work.context} "
+        command += f"--new {work.new} --mean {work.mean} --repeats {REPEATS} {self.options.ours}"
+        self.process(f"ours {turn}", [*command.split(), "--out", str(self.out)])
+
+    def process(self, key: str, command: list[str]) -> dict[str, Any]:
+        place = {
+            "JAX_COMPILATION_CACHE_DIR": str(self.runs.scratch / "jax"),
+            "TORCHINDUCTOR_CACHE_DIR": str(self.runs.scratch / "inductor"),
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",
+        }
+        return self.runs.run(key, [command], out=self.out, environments=[place])
 
 
-def trl_iteration(options: argparse.Namespace, variant: dict[str, Any]) -> dict[str, Any]:
-    """Train 1 + repeats steps with TRL's SDPOTrainer; seconds by part, tokens/s, peak memory."""
-    import torch
-    from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
+def seconds_of(part: str, result: dict[str, Any]) -> float:
+    """Of one decode step, or of the update of the rows that were tried."""
+    if part == "sampling":
+        few, *all_of_them = (each["sampling"] for each in result["iterations"])
+        return (min(all_of_them) - few) / (result["steps"] - WARM_UP)
+    return min(each["update"] for each in result["iterations"])
 
-    from jaxdistill.bench.decode import long_tailed
 
-    limits = long_tailed(ROWS, options.new, options.mean).tolist()
-    seconds: dict[str, list[float]] = {"sampling": [], "step": []}
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer = saved_model(Path(folder), options.model, variant["weights"])
-        arguments = SDPOConfig(
-            output_dir=f"{folder}/out",
-            max_steps=1 + options.repeats,
-            per_device_train_batch_size=variant["rows"],
-            gradient_accumulation_steps=ROWS // variant["rows"],
-            num_generations=ROLLOUTS,
-            max_prompt_length=PROMPT,
-            max_completion_length=options.new,
-            max_reprompt_len=CONTEXT,
-            use_successful_as_teacher=False,
-            include_environment_feedback=True,
-            reprompt_template="{prompt}{feedback}",
-            feedback_template=" {feedback_raw}",
-            distillation_mode="topk_logits" if variant["top_k"] else "full_logits",
-            distillation_topk=variant["top_k"] or None,
-            distillation_add_tail=bool(variant["top_k"]),
-            distillation_alpha=0.5,
-            teacher_model_kind="base",
-            cache_implementation=variant.get("cache"),
-            gradient_checkpointing=variant.get("recompute", False),
-            bf16=torch.cuda.is_available(),
-            use_cpu=not torch.cuda.is_available(),
-            model_init_kwargs={"dtype": variant["weights"]},
-            learning_rate=1e-6,
-            report_to=[],
-            save_strategy="no",
-            logging_strategy="no",
-        )
-        trainer = SDPOTrainer(
-            model=f"{folder}/model",
-            reward_funcs=lambda completions, **others: [1.0] * len(completions),
-            args=arguments,
-            train_dataset=questions(),
-            processing_class=tokenizer,
-        )
-        with timed_parts(trainer, limits, seconds):
-            trainer.train()
-    whole = [a + b for a, b in zip(seconds["sampling"], seconds["step"], strict=True)][1:]
-    tokens = sum(limits)
-    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-    return {
-        "seconds_sampling": statistics.median(seconds["sampling"][1:]),
-        "seconds_step": statistics.median(seconds["step"][1:]),
-        "seconds": statistics.median(whole),
-        "tokens": tokens,
-        "tokens_per_second": tokens / statistics.median(whole),
-        "peak_gib": peak / 2**30,
+def medians(results: list[dict[str, Any]]) -> dict[str, float]:
+    """Medians over all timed iterations of one side, in seconds, and the largest peak in GiB."""
+    timed = [each for result in results for each in result["iterations"]]
+    found = {
+        name: statistics.median(each[name] for each in timed)
+        for name in ("seconds", "sampling", "text", "update")
+        if name in timed[0]
+    }
+    return found | {
+        "tokens_per_second": results[0]["tokens"] / found["seconds"],
+        "peak_gib": max(max(each["peak_sampling"], each["peak_update"]) for each in timed),
     }
 
 
-def saved_model(folder: Path, model: str, dtype: str) -> Any:
-    """Write a random model of the preset's sizes to folder/model; returns its tokenizer.
+def fastest(measured: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
+    """The setting of TRL whose iterations were the fastest, and its results."""
+    by_setting: dict[str, list[dict[str, Any]]] = {}
+    for key, result in measured.items():
+        if key.startswith("TRL") and result.get("iterations"):
+            by_setting.setdefault(key.partition(": ")[2], []).append(result)
+    if not by_setting:
+        return "", []
+    return min(by_setting.items(), key=lambda item: medians(item[1])["seconds"])
 
-    A word is a token, so that prompts of random words have exactly as many tokens as words.
-    """
-    import torch
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import WhitespaceSplit
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-    from jaxdistill.models.presets import preset
+def of_ours(measured: dict[str, Any]) -> dict[str, float]:
+    """Medians of the processes of `bench train`, as `medians` has them; empty without one."""
+    results = [
+        result
+        for key, result in measured.items()
+        if key.startswith("ours") and "failed" not in result
+    ]
+    if not results:
+        return {}
+    whole = statistics.median(result["seconds"] for result in results)
+    return {
+        "seconds": whole,
+        "sampling": statistics.median(result["seconds_sampling"] for result in results),
+        "update": statistics.median(result["seconds_step"] for result in results),
+        "share": statistics.median(result["share_of_matmul"] for result in results),
+        "tokens": results[0]["tokens"],
+        "tokens_per_second": results[0]["tokens"] / whole,
+        "peak_gib": max(result["memory"].get("peak", 0) for result in results) / 2**30,
+    }
 
-    sizes = preset(model)
-    words = {f"w{i}": i for i in range(sizes.vocab_size)}
-    made = Tokenizer(WordLevel(words, unk_token="w0"))
-    made.pre_tokenizer = WhitespaceSplit()  # type: ignore[assignment]
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=made, unk_token="w0", eos_token="w1", pad_token="w2", padding_side="left"
+
+def rows(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows for `table.py`: the whole iteration, its parts, and the update in equal precision."""
+    measured, work = found["measured"], found["work"]
+    ours, (setting, results) = of_ours(measured), fastest(measured)
+    if not ours or not results:
+        return []
+    peer, tokens = medians(results), ours["tokens"]
+    name = (
+        f"iteration, {work['questions']} x {work['rollouts']} rows of {work['prompt']} + at most "
+        f"{work['new']:,} tokens"
     )
-    config = Qwen3Config(
-        vocab_size=sizes.vocab_size,
-        hidden_size=sizes.hidden_size,
-        intermediate_size=sizes.intermediate_size,
-        num_hidden_layers=sizes.num_layers,
-        num_attention_heads=sizes.num_heads,
-        num_key_value_heads=sizes.num_kv_heads,
-        head_dim=sizes.head_dim,
-        tie_word_embeddings=sizes.tie_embeddings,
-        max_position_embeddings=sizes.max_positions,
-        eos_token_id=1,
-        pad_token_id=2,
-        bos_token_id=None,
-    )
-    torch.manual_seed(0)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        torch.set_default_dtype(getattr(torch, dtype))
-        network = Qwen3ForCausalLM(config)
-        torch.set_default_dtype(torch.float32)
-    network.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    return tokenizer
+    trl = f"TRL {results[0]['versions']['trl']}"
+    rates = [(name, setting, ours["tokens_per_second"], peer["tokens_per_second"])]
+    for part in ("sampling", "update"):
+        rates.append((f"{name}: {part}", setting, tokens / ours[part], tokens / peer[part]))
+    faithful = measured.get(f"step: {FAITHFUL}", {})
+    if faithful.get("iterations"):
+        # The rows that were tried are padded to the longest, as all rows are: time is per row.
+        share = work["questions"] * work["rollouts"] / faithful["rows"]
+        theirs = tokens / (seconds_of("step", faithful) * share)
+        rates.append((f"{name}: update", FAITHFUL, tokens / ours["update"], theirs))
+    made = [
+        {
+            "work": text,
+            "unit": "tokens/s",
+            "ours": of_us,
+            "peer": f"{trl}: {their_setting}",
+            "theirs": theirs,
+            "share": [ours["share"], "matmul"] if text.endswith("update") else None,
+            "date": found["date"],
+            "command": found["command"],
+        }
+        for text, their_setting, of_us, theirs in rates
+    ]
+    made[0]["memory_gib"] = [ours["peak_gib"], peer["peak_gib"]]
+    return made
 
 
-def questions() -> Any:
-    """Prompts of 256 random words, and 768 more for the teacher alone."""
-    import numpy as np
-    import pyarrow
-    from datasets import Dataset
-    from datasets.table import InMemoryTable
-
-    rng = np.random.default_rng(0)
-
-    def texts(words: int) -> list[str]:
-        # As many prompts as an iteration has; TRL repeats each `num_generations` times.
-        drawn = rng.integers(3, 1000, (QUESTIONS, words))
-        return [" ".join(f"w{i}" for i in row) for row in drawn]
-
-    columns = {"prompt": texts(PROMPT), "privileged_context": texts(CONTEXT - PROMPT)}
-    # With a fingerprint of its own: datasets 5.2 cannot pickle a table of some pyarrow versions.
-    return Dataset(InMemoryTable(pyarrow.table(columns)), fingerprint="questions")
-
-
-@contextlib.contextmanager
-def timed_parts(trainer: Any, limits: list[int], seconds: dict[str, list[float]]) -> Iterator[None]:
-    """Force the rows' lengths, and note the seconds of sampling and of everything else by step."""
-    import torch
-    from transformers import LogitsProcessor, LogitsProcessorList, TrainerCallback
-
-    ends = torch.tensor(limits)
-
-    class EndsAtLimit(LogitsProcessor):
-        """Row i ends with its token number limits[i], and not before."""
-
-        def __call__(self, input_ids: Any, scores: Any) -> Any:
-            is_last = (ends <= input_ids.shape[1] - PROMPT + 1).to(scores.device)
-            scores[:, 1:3] = float("-inf")
-            scores[is_last] = float("-inf")
-            scores[is_last, 1] = 0.0
-            return scores
-
-    generate, sample = trainer.model.generate, trainer.sample_rollouts
-
-    def generate_to_limits(**arguments: Any) -> Any:
-        processors = LogitsProcessorList([EndsAtLimit()])
-        return generate(**arguments, logits_processor=processors)
-
-    def now() -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def timed_sample(inputs: Any) -> Any:
-        began = now()
-        batch = sample(inputs)
-        seconds["sampling"].append(now() - began)
-        assert batch["completion_mask"].sum(1).tolist() == limits, "rows must reach their limits"
-        assert len(inputs) == ROWS, f"an iteration has {len(inputs)} rows"
-        return batch
-
-    class Clock(TrainerCallback):
-        """A step of TRL's begins before its first micro-batch samples for all of them."""
-
-        def on_step_begin(self, *state: Any, **others: Any) -> None:
-            self.began = now()
-
-        def on_step_end(self, *state: Any, **others: Any) -> None:
-            seconds["step"].append(now() - self.began - seconds["sampling"][-1])
-
-    trainer.add_callback(Clock())
-    trainer.model.generate = generate_to_limits
-    trainer.sample_rollouts = timed_sample
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    yield
+def summary(measured: dict[str, Any]) -> list[str]:
+    """One line per measurement."""
+    lines = []
+    for key, result in measured.items():
+        if "failed" in result:
+            lines.append(f"{key}: {result['failed']}")
+        elif "iterations" in result:
+            best = min(result["iterations"], key=lambda each: each["seconds"])
+            if key.startswith("sampling") and len(result["iterations"]) == 2:
+                lines.append(f"{key}: {1e3 * seconds_of('sampling', result):.2f} ms per step")
+                continue
+            parts = ", ".join(f"{name} {value:.3f}" for name, value in best.items())
+            lines.append(f"{key}: {parts}")
+        else:
+            lines.append(
+                f"{key}: sampling {result['seconds_sampling']:.3f}, step "
+                f"{result['seconds_step']:.3f}, padding {result.get('padding', 0):.3f}, peak "
+                f"{result['memory'].get('peak', 0) / 2**30:.1f} GiB, remat {result['remat']}"
+            )
+    return lines
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from jaxdistill.models.presets import preset
 from jaxdistill.sampling import Samples, Sampling, question_hashes, row_keys
 from jaxdistill.sampling.engine import Engine
 from jaxdistill.training.batch import Batch, pack, pad, texts_of
+from jaxdistill.training.timing import Work as StepWork
 
 
 def bench_iteration(work: Iteration) -> dict[str, Any]:
@@ -64,15 +65,15 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
         compiled_sample = sample.lower(*sampler_arguments(0)).compile()
         sampler_compile_seconds = time.perf_counter() - began
 
-        parts = sharding.num_parts("B")
+        facts = StepWork(model=config, objective=objective, track_reference=False, peak_flops=None)
         packing_of: dict[str, float] = {}  # share of padding in packed rows
-        seconds, losses, compiled, remat, compile_seconds = [], [], None, "", 0.0
+        seconds, losses, compiled, remat, compile_seconds, flops = [], [], None, "", 0.0, 0.0
         for number in range(1 + work.repeats):  # the first compiles and warms up
             began = time.perf_counter()
             batch = sampled_batch(number)
             drawn_at = time.perf_counter()
             if compute.pack:
-                arrays, packing_of["padding"] = pack(batch, compute.pack, parts)
+                arrays, packing_of["padding"] = pack(batch, compute.pack, sharding.num_parts("B"))
             else:
                 arrays = pad(batch, compute.micro_batches)
             arguments = state, reference, engine.place(arrays)
@@ -81,9 +82,9 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
             state, metrics = jax.block_until_ready(compiled(*arguments))
             seconds.append((drawn_at - began, time.perf_counter() - drawn_at))
             losses.append(checked_loss(metrics))
+            flops = facts.flops(batch)
         memory = measure.memory(compiled)
-    seconds_sampling, seconds_step = (list(part) for part in zip(*seconds[1:]))
-    whole = measure.median_and_spread([a + b for a, b in seconds[1:]])  # medians do not add up
+    timings = _timings(seconds, compile_seconds)
     return {
         "work": described(work),
         "remat": remat,
@@ -92,10 +93,9 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
         "tokens": int(limit_B.sum()),  # of the completions
         "positions": work.rows * work.prompt + int(limit_B.sum()),
         **packing_of,
-        **whole,
-        **measure.median_and_spread(seconds_sampling, "seconds_sampling"),
-        **measure.median_and_spread(seconds_step, "seconds_step"),
-        "tokens_per_second": float(limit_B.sum() / whole["seconds"]),
+        **timings,
+        "tokens_per_second": float(limit_B.sum() / timings["seconds"]),
+        **measure.compare_with_matmul(flops, timings["seconds_step"], compute.dtype, mesh.size),
         "sampler_compile_seconds": sampler_compile_seconds,
         "step_compile_seconds": compile_seconds,
         "memory": memory,
@@ -103,4 +103,19 @@ def bench_iteration(work: Iteration) -> dict[str, Any]:
         "loss_last": losses[-1],
         "mesh": dict(mesh.shape),
         **measure.environment(),
+    }
+
+
+def _timings(seconds: list[tuple[float, float]], compile_seconds: float) -> dict[str, Any]:
+    """Medians and spreads of (sampling, step) and of both, which medians do not add up to.
+
+    The first iteration warms up. Where it is the only one it counts, without the compilation of the
+    step that is part of it.
+    """
+    sampling, step = seconds[0]
+    timed = seconds[1:] or [(sampling, step - compile_seconds)]
+    return {
+        **measure.median_and_spread([sum(each) for each in timed]),
+        **measure.median_and_spread([each[0] for each in timed], "seconds_sampling"),
+        **measure.median_and_spread([each[1] for each in timed], "seconds_step"),
     }

@@ -276,7 +276,11 @@ class Iteration(Sampler, Training):
     new: int = flag(1024, "maximum tokens per response", least=1)
     mean: int = flag(0, "mean of long-tailed lengths; 0: all are --new tokens long")
     pack: int = flag(0, "positions per packed row; 0: rows are padded to the longest")
-    repeats: int = flag(3, "timed runs; the median is reported", least=1)
+    repeats: int = flag(
+        3,
+        "timed runs after a warm-up; the median is reported. 0: the first run, less compilation",
+        least=0,
+    )
 
     def __post_init__(self):
         self.check()

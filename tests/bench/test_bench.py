@@ -11,12 +11,13 @@ import pytest
 
 from jaxdistill import cli
 from jaxdistill.bench import decode as bench
-from jaxdistill.bench import measure
+from jaxdistill.bench import iteration, measure
 from jaxdistill.bench import step as bench_step
 from jaxdistill.bench.decode import Decode
-from jaxdistill.bench.work import Step
+from jaxdistill.bench.work import Iteration, Step
 from jaxdistill.errors import UserError
 from jaxdistill.models import presets
+from jaxdistill.models.flops import forward_flops
 from jaxdistill.models.quantized_weights import decoding_bytes
 from jaxdistill.objectives import grpo, rlcsd, sdpo
 from jaxdistill.run.provenance import current_provenance
@@ -95,6 +96,31 @@ def test_an_int8_cache_is_sampled_from_and_named_in_the_result():
     )
     assert result["work"]["cache_dtype"] == "int8"
     assert result["tokens"] == 80
+
+
+def test_the_first_iteration_alone_is_timed_without_its_compilation(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+
+    def tick():
+        clock.now += 1e-3  # nothing but compilation takes longer by this clock
+        return clock.now
+
+    def compiled_step(*arguments):
+        remat, compiled, _ = bench_step.compiled_step(*arguments)
+        clock.now += 100
+        return remat, compiled, 100.0
+
+    monkeypatch.setattr(iteration, "compiled_step", compiled_step)
+    monkeypatch.setattr(iteration, "time", SimpleNamespace(perf_counter=tick))
+    sizes = {"questions": 2, "rollouts": 1, "prompt": 5, "new": 9, "context": 7}
+    result = iteration.bench_iteration(
+        Iteration(model="tiny", mesh="fsdp=1", chunk=9, repeats=0, **sizes)
+    )
+    assert result["step_compile_seconds"] == 100
+    assert 0 < result["seconds"] < 1
+    # 2 rows: three passes of 14 positions and one of the teacher's 16, the head at 9 of them.
+    student, teacher = (forward_flops(TINY, 0, tokens, 9) for tokens in (14, 16))
+    assert result["model_flops"] == 2 * (3 * student + teacher)
 
 
 def test_step_operations_are_those_of_the_weights_and_of_attention_over_the_filled_cache():
