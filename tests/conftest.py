@@ -34,6 +34,11 @@ QUICK_TO_COMPILE = [
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
     QUICK_TO_COMPILE.append("--xla_cpu_use_fusion_emitters=false")
 
+# On a GPU most of a compilation is the autotuner, which times kernels for each product: minutes for
+# the train step of a small model (docs/log.md). No test here is about speed. Names that jaxlib 0.10
+# and 0.11 both know.
+WITHOUT_AUTOTUNING = ["--xla_gpu_enable_triton_gemm=false", "--xla_gpu_autotune_level=0"]
+
 # Linux gives a process 65,530 memory mappings by default, and what is compiled beyond them crashes.
 # No module adds more than a third of them.
 MANY_MAPPINGS = 25_000
@@ -42,6 +47,8 @@ MANY_MAPPINGS = 25_000
 def pytest_configure(config):
     if config.option.markexpr != "gpu":
         _simulate_devices()
+    else:
+        _share_gpus()
     import jax
 
     jax.config.update("jax_num_cpu_devices", 8)
@@ -57,6 +64,15 @@ def _simulate_devices():
         os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
     # A name that is no folder is not looked for on the network.
     os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def _share_gpus():
+    # Flags that the user has set follow, and so win.
+    flags = [*WITHOUT_AUTOTUNING, os.environ.get("XLA_FLAGS", "")]
+    os.environ["XLA_FLAGS"] = " ".join(flags).strip()
+    # The first of several processes would otherwise take three quarters of the memory.
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -3,13 +3,17 @@
 Axes: X forks, V vocabulary; the others are those of `axes`.
 """
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
+from jaxdistill.axes import AnyArray
 from jaxdistill.models import completions, parameters
+from jaxdistill.models.config import ModelConfig
 from jaxdistill.storage import loading
 from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.storage.loading import Policy, ToyBase
@@ -47,6 +51,34 @@ def forks(question: Question, words: list[str]) -> list[tuple[str, int]]:
     return found
 
 
+@functools.partial(jax.jit, static_argnames=("config", "group_ids"))
+def _masses(
+    params: Any,
+    prompt: tuple[Int[AnyArray, "B P"], Int[AnyArray, "B P"]],
+    written: tuple[Int[AnyArray, "B T"], Int[AnyArray, "B T"]],
+    at: tuple[Int[AnyArray, " X"], Int[AnyArray, " X"]],
+    *,
+    config: ModelConfig,
+    group_ids: tuple[tuple[str, tuple[int, ...]], ...],
+) -> dict[str, Float[Array, " X"]]:
+    """The probability of each group of ids at the forks, which are rows and indices in `at`.
+
+    Texts are ids and their mask. One program serves all bases of a study.
+    """
+    hidden_BTD = completions.completion_hidden(
+        params,
+        config,
+        prompt_ids_BP=prompt[0],
+        prompt_mask_BP=prompt[1],
+        completion_ids_BT=written[0],
+        completion_mask_BT=written[1],
+    )
+    head_DV = parameters.head(params, config)
+    # Only the hidden states at forks are multiplied by the head, not those of every position.
+    probability_XV = jax.nn.softmax(hidden_BTD[at] @ head_DV, axis=-1)
+    return {name: probability_XV[:, np.array(ids)].sum(axis=-1) for name, ids in group_ids}
+
+
 def probe(policy: Policy, params: Any, task: ToyTask, seed: int = 0) -> list[dict[str, Any]]:
     """Return the mean probability of doubting, answering, `then` and checking at each fork.
 
@@ -58,41 +90,23 @@ def probe(policy: Policy, params: Any, task: ToyTask, seed: int = 0) -> list[dic
     examples = probe_prefixes(task, seed)
     responses = tokenizers.encode(policy.tokenizer, [text for _, text in examples])
     pad = tokenizers.pad_id(policy.tokenizer)
-    ids_BT, mask_BT = (jnp.asarray(x) for x in tokenizers.right_pad(responses, pad, 64))
+    written = tokenizers.right_pad(responses, pad, 64)
     places = [
         (row, place, index)
         for row, (question, text) in enumerate(examples)
         for place, index in forks(question, text.split())
     ]
-    rows_X, index_X = (np.array([place[i] for place in places]) for i in (0, 2))
+    at = tuple(np.array([place[i] for place in places]) for i in (0, 2))
     groups = {
         "epistemic": (*traces.WAIT_WORDS, *traces.HEDGE_WORDS),
         "answer": (traces.END_THINK,),
         "then": (traces.THEN,),
         "check": (traces.CHECK,),
     }
-    group_ids = {
-        name: [ids for (ids,) in tokenizers.encode(policy.tokenizer, words)]
+    group_ids = tuple(
+        (name, tuple(ids for (ids,) in tokenizers.encode(policy.tokenizer, words)))
         for name, words in groups.items()
-    }
-
-    @jax.jit
-    def masses(params, prompt_ids_BP, prompt_mask_BP):
-        hidden_BTD = completions.completion_hidden(
-            params,
-            policy.config,
-            prompt_ids_BP=prompt_ids_BP,
-            prompt_mask_BP=prompt_mask_BP,
-            completion_ids_BT=ids_BT,
-            completion_mask_BT=mask_BT,
-        )
-        head_DV = parameters.head(params, policy.config)
-        # Only the hidden states at forks are multiplied by the head, not those of every position.
-        probability_XV = jax.nn.softmax(hidden_BTD[rows_X, index_X] @ head_DV, axis=-1)
-        return {
-            name: probability_XV[:, np.array(ids)].sum(axis=-1) for name, ids in group_ids.items()
-        }
-
+    )
     table = []
     for context in CONTEXTS:
         turns = [
@@ -102,7 +116,8 @@ def probe(policy: Policy, params: Any, task: ToyTask, seed: int = 0) -> list[dic
         chats = [[{"role": "user", "content": turn}] for turn in turns]
         # Lengths are multiples of 64, so that contexts of similar length share a compiled program.
         prompt = tokenizers.left_pad(tokenizers.prompt_ids(policy.tokenizer, chats), pad, 64)
-        values = jax.device_get(masses(params, *prompt))
+        found = _masses(params, prompt, written, at, config=policy.config, group_ids=group_ids)
+        values = jax.device_get(found)
         for place in ("start", "miss", "match"):
             pick = np.array([name == place for _, name, _ in places])
             means = {name: float(value[pick].mean()) for name, value in values.items()}

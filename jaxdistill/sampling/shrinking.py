@@ -8,22 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxdistill.sampling.slots import State
-from jaxdistill.sharding import on_shards, platform
+from jaxdistill.sharding import on_shards
 
 # Fewer slots than this take no less time. Chosen, not measured.
 _LEAST_SLOTS = 8
-# Four numbers of slots, as 256, 128, 64 and 32, take 6 CPU seconds more to compile than one, once.
-# 256 responses of the toy world, mean 42 and at most 128 tokens, then take 1.5 instead of 2.5.
-_PAYING_COUNTS = 4
-
-
-def counts_that_pay() -> int:
-    """How many numbers of slots a call should decode with, one after the other.
-
-    On a CPU a step takes time for every slot. Elsewhere it reads the same weights for any number
-    of slots and the caches of running rows alone (arithmetic in docs/log.md).
-    """
-    return _PAYING_COUNTS if platform() == "cpu" else 1
 
 
 def slot_counts(num_slots: int, most: int, parts: int = 1) -> tuple[int, ...]:

@@ -41,7 +41,7 @@ class Compute:
     weights_dtype: WeightsDtype = "auto"
     # The sampler continues with half as many slots whenever the rows that are left fit in them.
     # This is the most numbers of slots, each of which is compiled. Log-probs may change in their
-    # last bits. Evaluations on a CPU do so in any case.
+    # last bits.
     slot_counts: int = 1
 
     def packs_on(self, platform: str) -> bool:

@@ -86,6 +86,20 @@ def test_every_question_is_answered_k_times_whatever_the_batch_size(policy):
     assert records_of(policy, questions_per_batch=5) == whole
 
 
+def test_every_question_is_answered_alike_in_fewer_slots_than_rows(policy, monkeypatch):
+    seen, rollouts = [], Engine.rollouts
+
+    def sample(*arguments, slots, **options):
+        seen.append(slots)
+        return rollouts(*arguments, slots=slots, **options)
+
+    monkeypatch.setattr(Engine, "rollouts", sample)
+    in_one = records_of(policy)
+    monkeypatch.setattr("jaxdistill.evaluation.evaluate._SLOTS_ON_CPU", 3)
+    assert records_of(policy) == in_one
+    assert seen == [64, 3]
+
+
 def test_the_cache_is_the_one_that_was_asked_for(policy, monkeypatch):
     asked, make_sampler = [], engine.make_sampler
 

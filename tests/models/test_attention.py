@@ -255,6 +255,8 @@ def test_cudnn_is_told_where_each_segment_lies(monkeypatch):
     lengths_BA = np.array(LENGTHS[150])
     q_BSNH, k_BSKH, v_BSKH = (jnp.asarray(x) for x in _inputs(2, B=3, S=150, H=8)[:3])
 
+    attend = jax.jit(attention.xla_attention, static_argnums=3)
+
     def read_as_cudnn_does(q, k, v, *, q_seqlen, kv_seqlen, q_offsets, kv_offsets, scale, **rest):
         assert rest == {"mask_type": cudnn.MaskType.PADDING_CAUSAL, "sliding_window_length": 7}
         lengths, _, *offsets = cudnn._fix_seqlen_offsets(
@@ -270,7 +272,7 @@ def test_cudnn_is_told_where_each_segment_lies(monkeypatch):
                     x[f : f + length * n].reshape(1, length, n, 8)
                     for x, f, n in zip(flat, firsts, sizes)
                 ]
-                attended = attention.xla_attention(*map(jnp.asarray, rows), 7)
+                attended = attend(*rows, 7)  # one program for each length
                 out[firsts[0] : firsts[0] + length * sizes[0]] = attended.reshape(-1, 8)
         return jnp.asarray(out.reshape(q.shape))
 

@@ -110,32 +110,37 @@ def test_the_kernel_finds_the_pages_of_its_row(window, chunk):
     assert_equal_but_for_the_full_row((out_BNH, *cache), expected, 2e-6)
 
 
+# A program for a shape, where each of their operations would be one.
+quantized, dequantized = jax.jit(quantize), jax.jit(dequantize)
+
+
 def in_int8(k_WKMSH, v_WKMSH, *rest):
-    return quantize(k_WKMSH), quantize(v_WKMSH), *rest
+    return quantized(k_WKMSH), quantized(v_WKMSH), *rest
 
 
 def in_shared_int8_pages(k_WKMSH, v_WKMSH, length_B, page):
     """As `in_shared_pages`: other pages have scales of NaN, since int8 has no NaN itself."""
-    k, v = quantize(k_WKMSH), quantize(v_WKMSH)
-    values = in_shared_pages(*(jnp.asarray(x.values, jnp.float32) for x in (k, v)), length_B, page)
-    scales = in_shared_pages(*(x.scale[..., None] for x in (k, v)), length_B, page)
+    k, v = quantized(k_WKMSH), quantized(v_WKMSH)
+    values = in_shared_pages(*(np.asarray(x.values, np.float32) for x in (k, v)), length_B, page)
+    scales = in_shared_pages(*(np.asarray(x.scale)[..., None] for x in (k, v)), length_B, page)
     pools = (
-        Quantized(jnp.nan_to_num(x, nan=99.0).astype(jnp.int8), scale[..., 0])
+        Quantized(
+            jnp.asarray(np.nan_to_num(np.asarray(x), nan=99.0).astype(np.int8)),
+            jnp.asarray(np.asarray(scale)[..., 0]),
+        )
         for x, scale in zip(values[:2], scales[:2])
     )
     return *pools, length_B, values[-1]
 
 
 def from_shared_int8_pages(x, pages_BY, S):
-    return dequantize(Quantized(
-        from_shared_pages(x.values, pages_BY, S),
-        from_shared_pages(x.scale[..., None], pages_BY, S)[..., 0],
-    ))  # fmt: skip
+    scale_WKBS = np.asarray(from_shared_pages(np.asarray(x.scale)[..., None], pages_BY, S))[..., 0]
+    return dequantized(Quantized(from_shared_pages(x.values, pages_BY, S), jnp.asarray(scale_WKBS)))
 
 
 def read(found):
     """What attention returned, with its cache dequantised."""
-    return found[0], *(dequantize(x) if isinstance(x, Quantized) else x for x in found[1:])
+    return found[0], *(dequantized(x) if isinstance(x, Quantized) else x for x in found[1:])
 
 
 # The exact kernel's float32 tolerance applies, because both compare the same int8 keys. No number

@@ -33,6 +33,7 @@ def heads(K=2, G=3, H=16, dtype=jnp.float32):
 
 def in_ring(x_WKBSH, ring):
     """Position t at t % ring; the place of the oldest, which the new token takes, is spoilt."""
+    x_WKBSH = np.asarray(x_WKBSH)  # not a program for every position
     _, K, B, _, H = x_WKBSH.shape
     found = np.full((1, K, B, ring, H), 77.0, np.float32)
     for b, length in enumerate(LENGTHS):
@@ -50,13 +51,16 @@ def in_pages(x_WKBCH, page):
     return jnp.asarray(pool, x_WKBCH.dtype), jnp.asarray(table_BY, jnp.int32)
 
 
+attend = jax.jit(xla_cached_attention, static_argnames="window")
+
+
 def expected_of(new, cache, window):
-    attend = jax.jit(functools.partial(xla_cached_attention, window=window))
-    return attend(*new, *cache, jnp.asarray(LENGTHS))[0]
+    return attend(*new, *cache, jnp.asarray(LENGTHS), window=window)[0]
 
 
 def assert_written(pool, pages_BY, new_BKH, ring):
     """The new token took its place in the ring."""
+    pool, new_BKH = np.asarray(pool), np.asarray(new_BKH)
     for b, length in enumerate(LENGTHS):
         at = length % ring
         page = b if pages_BY is None else pages_BY[b, at // pool.shape[3]]

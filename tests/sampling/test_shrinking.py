@@ -72,4 +72,3 @@ def test_each_number_of_slots_is_half_of_the_one_before_and_whole_in_each_part()
     assert shrinking.slot_counts(48, most=4) == (48, 24, 12)
     assert shrinking.slot_counts(256, most=2) == (256, 128)
     assert shrinking.slot_counts(72, most=4, parts=4) == (72, 36)
-    assert shrinking.counts_that_pay() == 4  # on a CPU
