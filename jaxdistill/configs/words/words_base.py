@@ -41,7 +41,9 @@ def words_base(student: Student = SMOLLM2) -> RunConfig:
         model=Pretrained(student.model),
         expected=student.expected,
         # 51,200 texts are 200 steps, each text seen once. The longest have 1,100 tokens.
-        experience=Traces(TEXTS, batch_size=256, max_tokens=1024, student_thinking=student.thinking),
+        experience=Traces(
+            TEXTS, batch_size=256, max_tokens=1024, student_thinking=student.thinking
+        ),
         objective=CrossEntropy(),
         steps=200,
         # The rate at which the example of docs/first_real_run.md taught the same model its format

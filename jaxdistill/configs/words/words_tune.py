@@ -51,9 +51,7 @@ def tried(student: Student) -> Iterator[Arm]:
         for name in FIRST[1:]:
             run = replace(configured(name, sdpo, grpo, Point(rate, usual(name))), steps=STEPS)
             config = measured(replace(alone(run, 0), export=False))
-            yield Arm(
-                world=WORLD, method=f"{name}-peak_lr={rate:g}", config=config, may_stop=True
-            )
+            yield Arm(world=WORLD, method=f"{name}-peak_lr={rate:g}", config=config, may_stop=True)
 
 
 def measured(config: RunConfig) -> RunConfig:

@@ -5,15 +5,14 @@ each, whose exact value is the target (`tasks.grading.math`). The order of the n
 and not graded: another expression with the right value is as right.
 """
 
-import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from jaxdistill.errors import UserError
 from jaxdistill.tasks.grading.extract import last_box
 from jaxdistill.tasks.grading.math import grade_math
-from jaxdistill.tasks.grading.verdict import DIFFERENT, MALFORMED, Verdict
+from jaxdistill.tasks.grading.verdict import MALFORMED, Verdict
 from jaxdistill.tasks.questions import Question
 from jaxdistill.tasks.toy import problems
 from jaxdistill.tasks.words import texts
@@ -77,13 +76,11 @@ def grade(question: Question, response: str) -> Verdict:
     # Before the value: what is left is short, and has neither powers nor letters.
     if len(answer) > _LONGEST or not _EXPRESSION.fullmatch(answer):
         return Verdict(correct=False, reason=MALFORMED, answer=answer[:_LONGEST])
-    used = sorted(int(n) for n in re.findall(r"\d+", answer) if len(n) <= 6)
-    numbers = sorted(problems.parse(question.id).numbers)
-    if used != numbers or len(re.findall(r"\d+", answer)) != len(numbers):
+    used = sorted(map(int, re.findall(r"\d+", answer)))
+    if used != sorted(problems.parse(question.id).numbers):
         return Verdict(correct=False, reason=OTHER_NUMBERS, answer=answer)
-    # `readings` takes an expression and an equal number as the same, by their exact values.
-    verdict = grade_math(replace(question, alternatives=()), rf"\boxed{{{answer}}}")
-    return verdict if verdict.correct else replace(verdict, reason=verdict.reason or DIFFERENT)
+    # An expression equals a number by its exact value.
+    return grade_math(question, rf"\boxed{{{answer}}}")
 
 
 class Step(NamedTuple):
@@ -147,13 +144,12 @@ def facts(question: Question, response: str) -> dict[str, float | None]:
     tries = [compute(steps) for steps in read_tries(response)]
     verdict = grade(question, response)
     reached = bool(tries) and (
-        tries[-1].value == problem.target
-        and sorted(tries[-1].numbers) == sorted(problem.numbers)
+        tries[-1].value == problem.target and sorted(tries[-1].numbers) == sorted(problem.numbers)
     )
     copied = float(verdict.correct) if reached and verdict.answer is not None else None
     return {
         "checks": response.lower().count(texts.CHECK.lower()),
         "copy": copied,
         "tries": len(tries),
-        "slips": math.fsum(attempt.slips for attempt in tries),
+        "slips": sum(attempt.slips for attempt in tries),
     }
