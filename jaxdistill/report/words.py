@@ -35,7 +35,12 @@ METHOD_LABELS = {
     "mix_gate": "gate and GRPO",
     "mix_anchor": "anchor and GRPO",
 }
-WORLD_LABELS = {"main": "main world", "control": "control world", "": "runs"}
+WORLD_LABELS = {
+    "main": "main world",
+    "control": "control world",
+    "words": "world in words",
+    "": "runs",
+}
 SPLIT_LABELS = {"heldout": "held-out", "ood": "OOD", "train": "train"}
 CONTEXT_LABELS = {
     "NoContext": "nothing",
