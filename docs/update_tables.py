@@ -34,7 +34,7 @@ from jaxdistill.report.words import method_label, number_text
 from jaxdistill.report.write import final_tables
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/toy_study.md")
+PAGES = ("README.md", "docs/toy_study.md", "docs/words_study.md")
 METHODS = ("base", "sdpo", "sdpo_mask", "epi_gate", "epi_anchor", "ad_opsd", "grpo")
 # Head of the column, world, split, measure.
 COLUMNS = (
