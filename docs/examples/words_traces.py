@@ -51,7 +51,9 @@ if __name__ == "__main__":
     parser.add_argument("--most-tokens", type=int, default=384)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    trained = {name: options.study / "runs" / f"words-{name}-s0" for name in options.methods.split(",")}
+    trained = {
+        name: options.study / "runs" / f"words-{name}-s0" for name in options.methods.split(",")
+    }
     write_traces(
         {"base": options.base, **trained},
         options.base,
