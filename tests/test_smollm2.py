@@ -142,11 +142,11 @@ def test_the_words_of_the_texts_in_words_are_in_the_lexicon_but_for_hmm_in_small
 
 @pytest.mark.timeout(3600)
 def test_the_recipes_in_words_train_the_real_model(folder, tmp_path):
-    """Three steps of fine-tuning lower the loss; then one of SDPO, with the reference shown."""
-    texts.write_rows(tmp_path / "texts.jsonl", 12)
+    """Three steps on one text lower its loss; then one of SDPO, with the reference shown."""
+    texts.write_rows(tmp_path / "texts.jsonl", 1)
     shared = ["mesh.fsdp=1", "evaluation.splits=()", "tracking=()", "save_checkpoints=False"]
     changes = [
-        f"experience.source={tmp_path / 'texts.jsonl'}", "experience.batch_size=4", "steps=3",
+        f"experience.source={tmp_path / 'texts.jsonl'}", "experience.batch_size=1", "steps=3",
         "optimizer.warmup_steps=1", "optimizer.schedule=constant", "compute.pack=0",
     ]  # fmt: skip
     base = load_recipe("words_base", shared + changes, student=str(folder))
