@@ -148,11 +148,13 @@ def test_the_recipes_in_words_train_the_real_model(folder, tmp_path):
     changes = [
         f"experience.source={tmp_path / 'texts.jsonl'}", "experience.batch_size=1", "steps=3",
         "optimizer.warmup_steps=1", "optimizer.schedule=constant", "compute.pack=0",
+        "optimizer.peak_lr=5e-5",  # that of the recipe is for batches of 256 and a warm-up
     ]  # fmt: skip
     base = load_recipe("words_base", shared + changes, student=str(folder))
     done = run(base, tmp_path / "base", quiet=True)
-    losses = [json.loads(line)["loss"] for line in (done / "metrics.jsonl").open()]
-    assert losses[2] < 0.8 * losses[0]  # the first step's rate is 0
+    lines = (done / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    assert losses[2] < 0.95 * losses[0]  # after one update: the first step's rate is 0
     changes = [
         "steps=1", "experience.questions=1", "experience.rollouts=2", "compute.pack=0",
         "experience.sampling.max_new_tokens=24", "experience.demonstration=reference",
