@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from jaxdistill.config import load_recipe, load_study_recipe, to_json
+from jaxdistill.configs.words._students import SMOLLM2
 from jaxdistill.configs.words.words_base import words_base
 from jaxdistill.configs.words.words_study import FIRST, REST, words_study
 from jaxdistill.models.students import Student
@@ -64,7 +65,7 @@ def test_no_table_of_the_study_has_a_problem_of_training_tuning_or_fine_tuning()
 
 
 def test_another_model_is_named_in_the_runs_name_and_opened_everywhere():
-    other = replace(load_recipe("words_base", []).expected, student="Other")
+    other = replace(SMOLLM2.expected, student="Other")
     student = Student(model="elsewhere", expected=other, billions=0.1)
     assert words_base(student).name == "words_base-Other"
     models = {arm.config.model for arm in words_study("full", student).arms}

@@ -40,7 +40,7 @@ WRITERS = pytest.mark.parametrize("how", [unguided, guided, shortest])
 def test_every_equation_is_true_for_the_value_before_it(how):
     found = 0
     for _, text in written(how):
-        value = None
+        value = 0  # the first sentence names both numbers
         for left, word, right, result in SENTENCE.findall(text):
             a, b = int(left) if left else value, int(right)
             by = {"plus": a + b, "minus": a - b, "times": a * b}[word.lower()]
