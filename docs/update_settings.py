@@ -24,7 +24,7 @@ from jaxdistill.evaluation.evaluate import Evaluation, Split
 from jaxdistill.evaluation.step_metrics import DRIFT
 from jaxdistill.sampling import Sampling
 from jaxdistill.sharding import MeshConfig
-from jaxdistill.tasks.tasks import ChoiceTask, ExactTask, MathTask, ToyTask
+from jaxdistill.tasks.tasks import ChoiceTask, ExactTask, MathTask, ToyTask, WordsTask
 from jaxdistill.training.compute import Compute
 from jaxdistill.training.experience import Supervised
 from jaxdistill.training.on_policy import OnPolicy
@@ -61,6 +61,7 @@ TABLES: dict[type, str] = {
     ChoiceTask: "",  # it has the settings of `MathTask`
     ExactTask: "`experience.task`: what else ExactTask has",
     ToyTask: "`experience.task`: the toy world (ToyTask)",
+    WordsTask: "`experience.task`: its problems in words (WordsTask)",
     Sampling: "`experience.sampling` and `evaluation.sampling`",
     Optimizer: "`optimizer`",
     Compute: "`compute`",
@@ -161,6 +162,12 @@ WHEN: dict[type, dict[str, str]] = {
         "ignore_case": "if case does not matter to the answer",
     },
     ToyTask: {
+        "pool": "`heldout` for evaluations",
+        "numbers": "4 or more for problems out of distribution",
+        "count": "fewer to vary the coverage of problems",
+        "seed": "for other problems of the same kind",
+    },
+    WordsTask: {
         "pool": "`heldout` for evaluations",
         "numbers": "4 or more for problems out of distribution",
         "count": "fewer to vary the coverage of problems",
@@ -274,9 +281,9 @@ def values(annotation: Any) -> str:
         return ", ".join(f"`{member}`" for member in members)
     if own_classes.is_union(annotation):
         kinds = [member for member in members if dataclasses.is_dataclass(member)]
-        if len(kinds) > 4:
-            (path,) = (path for path, found in choices().items() if kinds[-1] in found)
-            anchor = path.replace(".", "")
+        paths = [path for path, found in choices().items() if kinds and kinds[-1] in found]
+        if len(kinds) > 4 and paths:
+            anchor = paths[0].replace(".", "")
             return f"[a choice](#{anchor})"
         # Protocols allow a recipe's own class, which the introduction says.
         found = [values(member) for member in members if not own_classes.is_protocol(member)]

@@ -37,7 +37,13 @@ from jaxdistill.report.words import method_label, number_text
 from jaxdistill.report.write import final_tables
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/toy_study.md", "docs/toy_sparse.md", "docs/log.md")
+PAGES = (
+    "README.md",
+    "docs/toy_study.md",
+    "docs/toy_sparse.md",
+    "docs/words_study.md",
+    "docs/log.md",
+)
 METHODS = ("base", "sdpo", "sdpo_mask", "epi_gate", "epi_anchor", "ad_opsd", "grpo")
 # The searches whose tables stand on a page: its name, and the package's file.
 SEARCHES = {"toy_tune": "docs/toy_tune.md", "toy_sparse_tune": "docs/toy_sparse.md"}

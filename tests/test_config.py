@@ -16,8 +16,9 @@ from jaxdistill.errors import UserError
 from jaxdistill.objectives import GRPO, AnchorEpistemicMass, CrossEntropy, Mixed, epi_gate
 from jaxdistill.training.teachers import EMA, Frozen
 
-STUDIES = {name: ("quick", "full") for name in ("toy_study", "toy_presets", "coverage_math")}
-STUDIES |= {"toy_sparse": ("quick",), "toy_sparse_tune": ("quick",)}
+STUDY_NAMES = ("toy_study", "toy_presets", "coverage_math", "words_study")
+STUDIES = {name: ("quick", "full") for name in STUDY_NAMES}
+STUDIES |= {name: ("quick",) for name in ("toy_sparse", "toy_sparse_tune", "words_tune")}
 STUDIES["toy_tune"] = ("quick",)  # tests/configs/test_toy_tune.py has each kind of run of the other
 RUNS = [name for name in recipe_names() if name not in STUDIES]
 

@@ -128,6 +128,12 @@ def add_study(verbs: Any) -> None:
         help="the study's folder; an unfinished study there is continued",
     )
     describe_default(folder, "runs/NAME_PROFILE, with the flags that change it")
+    sub.add_argument(
+        "--finished",
+        action="store_true",
+        help="run nothing: write the page of the runs in DIR/runs that are finished, which may "
+        "have been made elsewhere and copied there",
+    )
     add_time_limit(sub)
     add_quiet(sub)
     add_show(sub, "the settings of every run")
@@ -214,6 +220,7 @@ def recipe_of(options: argparse.Namespace) -> Any:
 def study(options: argparse.Namespace) -> None:
     from jaxdistill.config import to_json
     from jaxdistill.run.grid import parse_axes, parse_seeds
+    from jaxdistill.run.joining import join_runs
     from jaxdistill.run.study import run_study
     from jaxdistill.run.workers import check_workers
 
@@ -233,6 +240,9 @@ def study(options: argparse.Namespace) -> None:
     given += [] if seeds is None else [f"seeds{len(seeds)}"]
     size = f"_{chosen.profile}" if chosen.profile else ""
     study_dir = options.run_dir or Path("runs") / "-".join([f"{chosen.name}{size}", *given])
+    if options.finished:
+        print(join_runs(chosen, study_dir, options.stopping))
+        return
     done = run_study(
         chosen,
         study_dir,

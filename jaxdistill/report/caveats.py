@@ -47,6 +47,13 @@ def caveats(
             "table) is an assumption of that world. The study shows whether a loss transfers that "
             "behaviour or keeps it out, not how large the effect is in a language model."
         )
+    if "words" in study.worlds:
+        lines.append(
+            "The base model was fine-tuned on texts of one synthetic world, and that its guided "
+            "texts are without doubt and checks, and close early after a miss, is an assumption of "
+            "that world. The study shows what a loss does with such a teacher in a pretrained "
+            "model, not that a model's own guided answers are so."
+        )
     lines.append(
         "`check` is one of the paper's ten words, so epistemic tokens include double checks as "
         "well as words of doubt; the column of checks tells the two apart."

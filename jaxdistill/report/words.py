@@ -41,6 +41,7 @@ WORLD_LABELS = {
     "main": "main world",
     "control": "control world",
     "sparse": "sparse world",
+    "words": "world in words",
     "": "runs",
 }
 SPLIT_LABELS = {"heldout": "held-out", "ood": "OOD", "train": "train"}

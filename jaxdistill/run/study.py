@@ -258,8 +258,11 @@ def searched(
     }
 
 
-def prepare(study: Study, study_dir: Path) -> None:
-    """Create the folder, or raise UserError if it does not belong to this study."""
+def prepare(study: Study, study_dir: Path, *, joins: bool = False) -> None:
+    """Create the folder, or raise UserError if it does not belong to this study.
+
+    `joins`: runs that were copied into it may be there already.
+    """
     parts: list[Any] = [[arm.name, to_json(arm.config)] for arm in study.arms]
     if study.search is not None:
         parts.append(["search", study.search.described()])
@@ -269,7 +272,8 @@ def prepare(study: Study, study_dir: Path) -> None:
         raise UserError(
             f"{study_dir} holds another study (see arms.json); choose another --run-dir"
         )
-    if not file.exists() and names_beside(study_dir, file.name):
+    beside = set(names_beside(study_dir, file.name)) - ({"runs"} if joins else set())
+    if not file.exists() and beside:
         raise UserError(f"{study_dir} is not empty and holds no study; choose another --run-dir")
     earlier_seconds(study_dir / "study.json")  # broken: now, and not after the runs
     study_dir.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ from jaxdistill.tasks.sources.instruction import BOX, LETTER, RESPONSE, TAG, Ans
 from jaxdistill.tasks.sources.kinds import kind_of
 from jaxdistill.tasks.toy import grader as toy_grader
 from jaxdistill.tasks.toy import problems, traces
+from jaxdistill.tasks.words.task import WordsTask
 
 
 @runtime_checkable
@@ -188,7 +189,7 @@ class ExactTask(SourceTask):
         )
 
 
-Task = ToyTask | MathTask | ChoiceTask | ExactTask | OwnTask
+Task = ToyTask | WordsTask | MathTask | ChoiceTask | ExactTask | OwnTask
 KINDS: dict[str, type[MathTask] | type[ChoiceTask] | type[ExactTask]] = {
     "math": MathTask,
     "choice": ChoiceTask,
