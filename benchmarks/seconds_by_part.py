@@ -7,8 +7,8 @@ written. Each row of the JSON has that time, the parts that the run itself repor
 wall time by which they differ, tokens/s, MFU and, where rows are packed, padding. `host_share` is
 the part of the wall time in which no program runs on the device: the parts "host" and "grading".
 The medians are those of the steps that compiled nothing. `--free` lets the loop go on without
-waiting for the device, so that two calls show what waiting costs; `--together` reads and grades
-responses only once all rows have ended, so that two calls show what the overlap of both saves.
+waiting for the device, so that two calls show what waiting costs; `--while-decoding` reads and
+grades responses as they end, so that two calls show what the overlap of both saves.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from jaxdistill.config import RunConfig
 from jaxdistill.models.presets import preset
 from jaxdistill.objectives import sdpo
 from jaxdistill.run import loop
-from jaxdistill.sampling import Sampling, engine
+from jaxdistill.sampling import Sampling
 from jaxdistill.storage.loading import Fresh
 from jaxdistill.tasks.contexts import AnswerOnly
 from jaxdistill.tasks.tasks import MathTask
@@ -53,9 +53,6 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         stack.enter_context(mock.patch.object(MetricsWriter, "write", write_and_note))
-        if options.together:
-            none = mock.patch.object(engine, "steps_between_texts", return_value=0)
-            stack.enter_context(none)
         if options.free:
             jax.block_until_ready = lambda arrays: arrays
         run_dir = loop.run(config_of(options), Path(folder) / "run", quiet=True)
@@ -78,7 +75,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=6, help="steps; the first is not reported")
     parser.add_argument("--free", action="store_true", help="do not wait for the device")
     parser.add_argument(
-        "--together", action="store_true", help="read and grade once all rows have ended"
+        "--while-decoding", action="store_true", help="read and grade responses as they end"
     )
     return parser.parse_args()
 
@@ -98,7 +95,7 @@ def config_of(options: argparse.Namespace) -> RunConfig:
         ),
         objective=sdpo(),
         steps=options.steps,
-        compute=Compute(chunk=512),
+        compute=Compute(chunk=512, grade_while_decoding=options.while_decoding),
         save_checkpoints=False,
         export=False,
     )

@@ -57,7 +57,7 @@ ROUNDS = {
     "experience.schedule.sampler_",  # devices, and how they are split
     *("compute." + name for name in (
         "attention", "chunk", "micro_batches", "remat", "pack", "cache_dtype", "weights_dtype",
-        "slot_counts",
+        "slot_counts", "grade_while_decoding",
     )),
 }  # fmt: skip
 # Files and folders that a run may write before it has results worth keeping.

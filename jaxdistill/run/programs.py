@@ -30,6 +30,7 @@ def engine_of(config: RunConfig, policy: Policy, mesh: sharding.Mesh) -> Engine:
         cache_dtype=config.compute.cache_dtype,
         weights_dtype=config.compute.weights_dtype,
         slot_counts=config.compute.slot_counts,
+        grade_while_decoding=config.compute.grade_while_decoding,
         enable_thinking=getattr(config.experience, "student_thinking", None),
     )
 

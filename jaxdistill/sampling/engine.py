@@ -60,6 +60,7 @@ class Engine:
     weights_dtype: WeightsDtype = "auto"
     enable_thinking: bool | None = None
     slot_counts: int = 1  # most numbers of slots, one after the other, as rows end
+    grade_while_decoding: bool = False
 
     def __post_init__(self):
         check_cache_dtype(self.cache_dtype)
@@ -85,8 +86,8 @@ class Engine:
         A question's samples depend only on (address, question, rollout), `sampling` and `params`,
         which need not be the policy's own. `slots` rows are decoded at a time; None: as many as
         memory allows, with shared KV-cache pages if not every row at full length fits in memory.
-        With `submit`, which grades without waiting, an accelerator decodes on while responses that
-        have ended are read and graded (`overlap`). `most_slot_counts` is `make_sampler`'s; None:
+        With `submit`, which grades without waiting, and `grade_while_decoding`, an accelerator
+        decodes on while responses that have ended are read and graded (`overlap`). `most_slot_counts` is `make_sampler`'s; None:
         the engine's own. Raises UserError for a prompt that leaves fewer than
         `sampling.max_new_tokens` positions.
         """
@@ -110,7 +111,9 @@ class Engine:
                 slots, pages = self.fit_slots(prompt_ids_QP.shape, rollouts, sampling)
             # More slots than rows would compile another program with the same result.
             slots = min(slots, len(hashes_Q) * rollouts)
-            steps = 0 if submit is None else steps_between_texts(sampling.max_new_tokens)
+            steps = 0
+            if submit is not None and self.grade_while_decoding:
+                steps = steps_between_texts(sampling.max_new_tokens)
             most = most_slot_counts or self.slot_counts
             most = len(slot_counts(slots, most, sharding.num_parts("B", slots)))
             how: Any = {"slots": slots, "pages": pages, "most_slot_counts": most}

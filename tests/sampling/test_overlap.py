@@ -49,7 +49,7 @@ class Grader:
 
 
 def rollouts_of(policy, **options):
-    return Engine(policy).rollouts(
+    return Engine(policy, grade_while_decoding=True).rollouts(
         policy.params, QUESTIONS, SAMPLING, 4, ADDRESS, grade=grade, **options
     )
 
@@ -89,7 +89,7 @@ def test_eight_devices_grade_on_the_way_too_and_update_their_caches_in_place(
     expected = rollouts_of(policy)
     mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2))
     params = jax.device_put(policy.params, sharding.shardings_of(mesh, policy.params))
-    found = Engine(policy, mesh=mesh).rollouts(
+    found = Engine(policy, mesh=mesh, grade_while_decoding=True).rollouts(
         params, QUESTIONS, SAMPLING, 4, ADDRESS, submit=Grader(), most_slot_counts=counts
     )
     np.testing.assert_array_equal(found.tokens_BT, expected.tokens_BT)
