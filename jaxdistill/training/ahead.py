@@ -19,7 +19,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdistill import sharding
-from jaxdistill.models import parameters
 from jaxdistill.precision import compute_dtype
 from jaxdistill.sampling.engine import Engine
 from jaxdistill.sampling.rollouts import Rollouts
@@ -214,7 +213,8 @@ def sampled_weights(params: Any, engine: Engine) -> Any:
         else:  # the update donates `params`
             value = jnp.copy(value)
         if "V" in axes:  # the meshes may pad a vocabulary otherwise
-            value = parameters.without_padding(value, axes, config.vocab_size)
+            # Not `parameters.without_padding`: the mesh need not divide what is left here.
+            value = jax.lax.slice_in_dim(value, 0, config.vocab_size, axis=axes.index("V"))
             shape = sharding.padded_shape(mesh, axes, value.shape)
             value = jnp.pad(value, [(0, n - m) for n, m in zip(shape, value.shape)])
         # One by one, so that the source of a copy is free again before the next is made.
