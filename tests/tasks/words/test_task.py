@@ -112,7 +112,7 @@ def test_pools_are_disjoint_by_content_and_those_of_the_toy_world():
 def test_a_smaller_count_is_a_prefix_and_reference_solutions_are_right():
     questions = WordsTask("train", count=60).questions()
     assert WordsTask("train", count=20).questions() == questions[:20]
-    assert all(grade(question, question.solution).correct for question in questions)
+    assert all(grade(question, question.solution or "").correct for question in questions)
     assert len({question.prompt for question in questions}) == 60
 
 
