@@ -203,7 +203,7 @@ WHEN: dict[type, dict[str, str]] = {
         "cache_dtype": "`int8` to sample more rows at a time from long contexts",
         "weights_dtype": "`int8`, with a `rollout_correction`, to sample faster "
         "(benchmarks/README.md)",
-        "grade_while_decoding": "where grading takes a part of an iteration that shows in its timing",
+        "grade_while_decoding": "where grading takes a visible part of an iteration",
         "slot_counts": "4 where most rows end long before the longest, from 256 slots on",
     },
     MeshConfig: {

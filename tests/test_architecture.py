@@ -101,6 +101,7 @@ TESTED_ELSEWHERE = {
     "sampling.keys": "sampling/test_sampler.py",
     "sampling.samples": "sampling/test_sampler.py and test_overlap.py, which read all of it",
     "sampling.slots": "sampling/test_sampler.py and test_pages.py",
+    "sampling.weights": "test_sharding.py on meshes, and models/test_quantized_weights.py",
     "storage.best": "tracking/test_tracked_run.py, whose run keeps its best step",
     "storage.leaves": "storage/test_checkpoint.py, with states of other shapes",
     "storage.waiting": "storage/test_checkpoint.py, with full disks and deleted folders",

@@ -87,9 +87,9 @@ class Engine:
         which need not be the policy's own. `slots` rows are decoded at a time; None: as many as
         memory allows, with shared KV-cache pages if not every row at full length fits in memory.
         With `submit`, which grades without waiting, and `grade_while_decoding`, an accelerator
-        decodes on while responses that have ended are read and graded (`overlap`). `most_slot_counts` is `make_sampler`'s; None:
-        the engine's own. Raises UserError for a prompt that leaves fewer than
-        `sampling.max_new_tokens` positions.
+        decodes on while responses that have ended are read and graded (`overlap`).
+        `most_slot_counts` is `make_sampler`'s; None: the engine's own. Raises UserError for a
+        prompt that leaves fewer than `sampling.max_new_tokens` positions.
         """
         tokenizer = self.policy.tokenizer
         ids = encode_prompts(tokenizer, questions, self.enable_thinking)
