@@ -3,11 +3,13 @@
     PYTHONPATH=. python benchmarks/decode_weights.py --rows 64 --out decode_weights_64.json
 
 All variants decode the same random prompts with the same random weights of `--model`, in one
-process and in turns, every second turn in the other order, so that a drifting clock meets them all.
+process and in turns, every second turn in the other order, so that a drifting clock meets them all;
+the first turn of a variant follows its compilation.
 The time per step is the difference of two runs of one program, with all tokens and with 16. A line
 per variant: milliseconds per step, tokens/s by steps, the ratio to the first variant, the share of
 the device's own copy for the bytes that this variant must read, seconds of compilation. The JSON
-has the same, with `--profile N` also the N slowest kernels, and is written after each variant.
+has the same, with `--profile N` also the N slowest kernels, and is written after each timed run, so
+that a process that is stopped leaves what it has. A variant that fails is named and left out.
 About six minutes per number of rows on an H200 (estimate), nearly all of it compilation.
 
     PYTHONPATH=. python benchmarks/decode_weights.py --model SmolLM2-135M --layers 1 --rows 4 \\
@@ -86,26 +88,40 @@ def main() -> None:
         parser.error(f"--new {options.new}: expected more than {FEW}, the tokens of the short run")
     first = next(iter(VARIANTS))
     names = [name for name in VARIANTS if name in (first, *(options.only or VARIANTS))]
+    # The order of axes that the sampler has anyhow is the first variant.
+    names = [name for name in names if VARIANTS[name].inputs_last != weights.has_inputs_last()]
+    found: dict[str, Any] = {"options": vars(options) | {"out": str(options.out)}}
+    found |= {"environment": measure.environment(), "variants": {}}
+
+    def keep(name: str, result: dict[str, Any]) -> None:
+        found["variants"][name] = result
+        if options.out is not None:
+            write_whole(options.out, json.dumps(found, indent=1) + "\n")
+
     with sharding.use_mesh(mesh := sharding.make_mesh("fsdp=1")):
         params = random_params(config_of(options), compute_dtype("auto"), mesh)
         programs: dict[str, Program] = {}
         for name in names:
             try:
-                programs[name] = Program(VARIANTS[name], params, options)
-            except jax.errors.JaxRuntimeError as error:  # an option or format that XLA lacks
-                print(f"{name}: does not compile: {str(error)[:200]}", flush=True)
-        seconds: dict[str, list[float]] = {name: [] for name in programs}
-        for turn in range(options.turns):
+                program = Program(VARIANTS[name], params, options)
+                program.time_step()
+            except Exception as error:  # an option or a format that this version or GPU lacks
+                if name == first:
+                    raise
+                print(f"{name}: left out: {type(error).__name__}: {str(error)[:200]}", flush=True)
+                keep(name, {"failed": f"{type(error).__name__}: {str(error)[:400]}"})
+                continue
+            programs[name] = program
+            print(f"{name}: {1e3 * program.seconds[0]:.3f} ms in its first turn", flush=True)
+            keep(name, {"seconds_of_turns": program.seconds})
+        for turn in range(1, options.turns):
             for name in list(programs)[:: 1 if turn % 2 == 0 else -1]:
-                seconds[name].append(programs[name].step_seconds())
-        found: dict[str, Any] = {"options": vars(options) | {"out": str(options.out)}}
-        found |= {"environment": measure.environment(), "variants": {}}
-        exact = statistics.median(seconds[first])
+                programs[name].time_step()
+                keep(name, {"seconds_of_turns": programs[name].seconds})
+        exact = statistics.median(programs[first].seconds)
         for name, program in programs.items():
-            found["variants"][name] = result = program.result(seconds[name], exact)
-            print(line(name, result), flush=True)
-            if options.out is not None:
-                write_whole(options.out, json.dumps(found, indent=1) + "\n")
+            keep(name, program.result(exact))
+            print(line(name, found["variants"][name]), flush=True)
 
 
 def config_of(options: argparse.Namespace) -> ModelConfig:
@@ -139,6 +155,7 @@ class Program:
         weights.has_inputs_last = chosen
         self.compiled: Callable[..., Any] = lowered.compile(compiler_options=given or None)
         self.compile_seconds = time.perf_counter() - began
+        self.seconds: list[float] = []  # of a step, by turn
         self.run(FEW)  # the warm-up
 
     def limits(self, tokens: int) -> np.ndarray:
@@ -150,18 +167,18 @@ class Program:
         assert int(samples.mask_BT.sum()) == tokens * self.options.rows
         return float(counts.steps)
 
-    def step_seconds(self) -> float:
-        """Seconds of a step, as the difference of a long and a short run."""
+    def time_step(self) -> None:
+        """Add a turn's seconds of a step, the difference of a long and a short run."""
         steps: list[float] = []
         long, short = (
             measure.timed(lambda tokens=tokens: steps.append(self.run(tokens)))
             for tokens in (self.options.new, FEW)
         )
-        return (long - short) / (steps[0] - steps[1])
+        self.seconds.append((long - short) / (steps[0] - steps[1]))
 
-    def result(self, seconds: list[float], exact: float) -> dict[str, Any]:
+    def result(self, exact: float) -> dict[str, Any]:
         options, config, variant = self.options, self.config, self.variant
-        step = statistics.median(seconds)
+        step = statistics.median(self.seconds)
         # A step attends to the positions before it: those of the prompt, and half of the new ones.
         seen = options.prompt + (FEW + options.new) / 2
         vectors = 2 * config.num_kv_heads * config.num_layers
@@ -171,7 +188,7 @@ class Program:
         )
         return {
             "step_seconds": step,
-            "seconds_of_turns": seconds,
+            "seconds_of_turns": self.seconds,
             "step_tokens_per_second": options.rows / step,
             "ratio_to_exact": exact / step,
             "compile_seconds": self.compile_seconds,
