@@ -20,6 +20,8 @@ from jaxdistill.files import write_whole
 
 # Seconds below which no process is started: imports and the first programs take longer.
 LEAST = 45
+# Characters of the log of a failed process that are kept: a traceback through JAX or torch.
+LOG = 3000
 
 
 class Measurements:
@@ -63,7 +65,8 @@ class Measurements:
         That is one JSON object, unless `read` makes one of it.
 
         The result has `wall_seconds`; `failed` says why there is nothing else, and `ended` why
-        processes were ended that had written something.
+        processes were ended that had written something. In both cases `log` has the end of each
+        process's log, which the next measurement overwrites.
         """
         if self.has(name):
             return self.measured[name]
@@ -83,6 +86,8 @@ class Measurements:
             result["ended" if result else "failed"] = failed
         elif not result:
             result["failed"] = f"no {out.name} was written"
+        if failed or "failed" in result:
+            result["log"] = [log.read_text(errors="replace")[-LOG:] for log in logs]
         return self.keep(name, result | {"wall_seconds": time.monotonic() - began})
 
     def keep(self, name: str, result: dict[str, Any]) -> dict[str, Any]:

@@ -54,6 +54,10 @@ def test_if_one_of_several_fails_the_others_do_not_wait_for_it(runs):
     found = runs.run("both", both, out=runs.scratch / "none.json", environments=[{}, {}])
     assert time.monotonic() - began < 30
     assert found["failed"] == "ValueError: lost"
+    # Whoever reads the file elsewhere sees where it happened, and of which process.
+    quiet, traceback = found["log"]
+    assert not quiet
+    assert "Traceback" in traceback
 
 
 def test_whoever_ends_the_benchmark_ends_what_it_measures(tmp_path):

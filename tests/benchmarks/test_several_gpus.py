@@ -59,7 +59,12 @@ def test_each_of_several_processes_sees_one_gpu_and_all_the_same_first_one():
 def test_a_part_that_fails_leaves_the_others(tmp_path, monkeypatch, capsys):
     """Every process fails here at once, since there is no such module as its first word."""
     several, processes = script("several_gpus"), script("in_processes")
-    monkeypatch.setattr(processes, "start", lambda *_: processes.subprocess.Popen(["false"]))
+
+    def start(command, environment, log):
+        log.touch()
+        return processes.subprocess.Popen(["false"])
+
+    monkeypatch.setattr(processes, "start", start)
     monkeypatch.setattr(processes, "message", lambda log: "no such device")
     out = tmp_path / "gpus.json"
     monkeypatch.setattr(
