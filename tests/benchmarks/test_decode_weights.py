@@ -1,5 +1,6 @@
 """What `decode_weights.py` keeps when a variant fails, and when it is stopped."""
 
+import contextlib
 import json
 
 import pytest
@@ -35,10 +36,8 @@ def variants(tmp_path, monkeypatch, made):
     monkeypatch.setattr(decode_weights, "random_params", lambda *given: {})
     given = ["--rows", "4", "--out", str(file), "--only", "exact, outputs last", "int8"]
     monkeypatch.setattr("sys.argv", ["decode_weights", *given, "float8_dynamic", "int8 cache"])
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         decode_weights.main()
-    except KeyboardInterrupt:
-        pass
     return json.loads(file.read_text())["variants"]
 
 
