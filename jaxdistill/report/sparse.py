@@ -7,7 +7,7 @@ problem's solution begins as the base's habit does: rewards are silent outside i
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from statistics import fmean
+from statistics import StatisticsError, correlation, fmean
 
 from jaxdistill.report.findings import Cell, change, last_rows, make_cell
 from jaxdistill.report.load import BASE, Row, Run, StudyResults
@@ -33,13 +33,21 @@ class Course:
 
     def __init__(self, study: StudyResults):
         self.study = study
+        # Every prediction reads some of the same cells, and a cell reads all records of its runs.
+        self._cells: dict[tuple[str, str, int], Cell] = {}
 
     def rows(self, method: str, split: str) -> list[Row]:
         return self.study.select(method=method, split=split)
 
+    def _cell(self, method: str, split: str, rows: list[Row]) -> Cell:
+        key = method, split, rows[0]["step"]
+        if key not in self._cells:
+            self._cells[key] = make_cell(self.study, rows)
+        return self._cells[key]
+
     def last(self, method: str, split: str = "heldout") -> Cell | None:
         rows = self.rows(method, split)
-        return make_cell(self.study, last_rows(rows)) if rows else None
+        return self._cell(method, split, last_rows(rows)) if rows else None
 
     def early(self, method: str, split: str = "heldout") -> Cell | None:
         """The first evaluated step after the start."""
@@ -47,7 +55,7 @@ class Course:
         if not rows:
             return None
         first = min(row["step"] for row in rows)
-        return make_cell(self.study, [row for row in rows if row["step"] == first])
+        return self._cell(method, split, [row for row in rows if row["step"] == first])
 
 
 def predicted(study: StudyResults) -> list[str]:
@@ -125,7 +133,8 @@ def _hint(course: Course) -> Verdict:
     found = _difference(course, "rescue_hint", "rescue_gate", course.early)
     if found is None:
         return OPEN, ""
-    verdict = FAILS if found[2] > 0 else HOLDS
+    _, _, low, high = found
+    verdict = FAILS if low > 0 else HOLDS if math.isfinite(high - low) else OPEN
     return verdict, f"minus the gate on unsolved groups, first evaluation: {found[0]}"
 
 
@@ -173,15 +182,21 @@ def _ood(course: Course) -> Verdict:
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's, without ties.
+    """Spearman's; equal values share the mean of their ranks. NaN if all of one are equal.
 
     >>> rank_correlation([1, 2, 3], [5, 9, 7])
     0.5
+    >>> round(rank_correlation([1, 1, 3], [5, 5, 7]), 6)
+    1.0
     """
-    ranks = [{x: i for i, x in enumerate(sorted(xs))} for xs in (first, second)]
-    n = len(first)
-    squares = sum((ranks[0][a] - ranks[1][b]) ** 2 for a, b in zip(first, second, strict=True))
-    return 1 - 6 * squares / (n * (n * n - 1))
+    # The mean rank of x but for a constant: how many lie below it, plus half of those equal to it.
+    ranks = [
+        [sum(y < x for y in xs) + sum(y == x for y in xs) / 2 for x in xs] for xs in (first, second)
+    ]
+    try:
+        return correlation(*ranks)
+    except StatisticsError:
+        return math.nan
 
 
 def _joined(head: str, found: Sequence[tuple]) -> str:
