@@ -71,8 +71,8 @@ def find_folder(name: str | Path, *, weights: bool = True) -> Path:
     if str(name).startswith("runs/"):  # where `train` puts runs, and no owner on the hub
         recipe = str(name).removeprefix("runs/")
         raise UserError(
-            f"there is no run folder {name}; `jaxdistill train {recipe}` makes it if {recipe} is a "
-            "recipe's name (`jaxdistill list`), and so does --run-dir of any other"
+            f"there is no run folder {name}; `jaxdistill train {recipe}` makes it, or another "
+            f"recipe with `--run-dir {name}`"
         )
     lock = cache_folder() / "hub" / f"{str(name).replace('/', '--')}.lock"
     try:
