@@ -108,7 +108,8 @@ def test_a_search_that_has_grown_elsewhere_is_joined_as_a_whole(tmp_path):
         path = join_runs(study, tmp_path)
         assert path.name == ("tuned_so_far.json" if len(made) == 2 else "tuned.json")
     assert len(made) == 3
-    assert json.loads(path.read_text())["methods"]["ema"]["peak_lr"] == 1e-5
+    found = json.loads((tmp_path / "tuned.json").read_text())
+    assert found["methods"]["ema"]["peak_lr"] == 1e-5
 
 
 def test_the_study_then_continues_in_the_folder_and_keeps_what_is_known_of_it(study, copied):
