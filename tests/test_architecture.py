@@ -59,7 +59,7 @@ JAX_FREE = (
     "bench.work", "epistemic", "evaluation.analyze", "evaluation.intervals", "evaluation.measures",
     "evaluation.protocols", "evaluation.responses", "evaluation.saved", "evaluation.summary",
     "models.students", "report", "tasks.contexts", "tasks.grading",
-    "tasks.questions", "tasks.toy", "tracing.numbers", "tracing.page",
+    "tasks.questions", "tasks.toy", "tasks.words", "tracing.numbers", "tracing.page",
     "tracing.plot", "tracing.record",
     "evaluation.compare", "evaluation.compare_table", "evaluation.replies",
 )  # fmt: skip

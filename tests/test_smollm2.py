@@ -1,7 +1,8 @@
 """A real pretrained model, SmolLM2-135M-Instruct, beside transformers.
 
 `JAXDISTILL_SMOLLM2=FOLDER pytest -n0 -m smollm2 tests/test_smollm2.py`; the docstring of
-docs/examples/make_smollm2.py says how the folder is made. About two minutes on two cores.
+docs/examples/make_smollm2.py says how the folder is made. About two minutes on two cores,
+and several more for the training at its end.
 """
 
 import json

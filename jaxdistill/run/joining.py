@@ -18,7 +18,15 @@ from jaxdistill.run.arms import Arm, folder_of, has_stopped, is_finished
 from jaxdistill.run.folder import check_config
 from jaxdistill.run.lock import locked
 from jaxdistill.run.stopping import Stopping
-from jaxdistill.run.study import SO_FAR, Study, arm_rows, prepare, write_so_far
+from jaxdistill.run.study import (
+    SO_FAR,
+    Study,
+    arm_rows,
+    known_so_far,
+    prepare,
+    write_so_far,
+    write_tuned,
+)
 from jaxdistill.storage import hf_files
 
 
@@ -26,15 +34,17 @@ def join_runs(study: Study, study_dir: Path, stopping: Stopping | None = None) -
     """Write summary.json, study.json and the report of the finished runs; nothing is run.
 
     study.json stays if it is there, and else says where the runs were made. Of a study that
-    searches the result is what its complete grids say. Returns the path of the page. Raises
-    UserError if no run is finished, or if one has other settings than the study's.
+    searches the result is what its complete grids say, extended ones too. Runs that are missing,
+    and runs in the folder that are not the study's, are named. Returns the path of the page.
+    Raises UserError if no run is finished, or if one has other settings than the study's.
     """
     if not study_dir.is_dir():
         raise UserError(f"{study_dir}: no such folder; copy finished runs to {study_dir / 'runs'}")
-    arms = [arm for arm in study.arms if is_finished(arm, study_dir)]
+    wanted = known_so_far(study.search, study.arms, study_dir)
+    arms = [arm for arm in wanted if is_finished(arm, study_dir)]
     if not arms:
-        wanted = folder_of(study.arms[0], study_dir)
-        raise UserError(f"{study_dir}: no run is finished; expected one such as {wanted}")
+        first = folder_of(wanted[0], study_dir)
+        raise UserError(f"{study_dir}: no run is finished; expected one such as {first}")
     with locked(study_dir, stopping or Stopping()):
         for arm in arms:
             check_config(arm.config, to_json(arm.config), folder_of(arm, study_dir))
@@ -42,21 +52,26 @@ def join_runs(study: Study, study_dir: Path, stopping: Stopping | None = None) -
         if not (study_dir / "study.json").exists():
             facts = facts_of_runs(study, arms, study_dir)
             write_whole(study_dir / "study.json", json.dumps(facts, indent=1))
-        missing = [arm.name for arm in study.arms if arm not in arms]
-        if missing:
-            print(
-                f"{len(arms)} of {len(study.arms)} runs are finished, missing: "
-                f"{', '.join(missing)}",
-                file=sys.stderr,
-            )
-        if study.search is not None:
-            write_so_far(study, study.search, study_dir, study.arms)
-            return study_dir / SO_FAR
+        missing = [arm.name for arm in wanted if arm not in arms]
+        report_names(missing, f"{len(arms)} of {len(wanted)} runs are finished, missing")
+        found = {folder.name for folder in (study_dir / "runs").iterdir() if folder.is_dir()}
+        others = sorted(found - {arm.name for arm in wanted})
+        report_names(others, "left out, as no runs of this study")
         rows = [row for arm in arms for row in arm_rows(arm, study_dir)]
+        if study.search is not None:
+            if not missing:
+                return write_tuned(study, study.search, study_dir, rows)
+            write_so_far(study, study.search, study_dir, wanted)
+            return study_dir / SO_FAR
         write_whole(study_dir / "summary.json", json.dumps(rows, indent=1))
         from jaxdistill.report import write_study_report
 
         return write_study_report(study_dir)
+
+
+def report_names(names: list[str], what: str) -> None:
+    if names:
+        print(f"{what}: {', '.join(names)}", file=sys.stderr)
 
 
 def facts_of_runs(study: Study, arms: list[Arm], study_dir: Path) -> dict[str, Any]:

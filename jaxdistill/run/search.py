@@ -30,9 +30,9 @@ Accuracies = dict[tuple[str, int, str], float]
 class Knob:
     """The one setting that is a method's own, and its values.
 
-    `values` are tried first, the usual one before the others. `ladder` has all values that may be
-    tried, ascending, with `values` next to one another in it; () if the values have no order, and
-    so no edge.
+    `values` are tried first, the usual one before the others; a single one if only the rate is
+    tuned. `ladder` has all values that may be tried, ascending, with `values` next to one another
+    in it; () if the values have no order, and so no edge.
     """
 
     name: str
@@ -40,8 +40,8 @@ class Knob:
     ladder: tuple[Value, ...] = ()
 
     def __post_init__(self):
-        if len(set(self.values)) < max(len(self.values), 2):
-            raise UserError(f"knob {self.name}: `values` must be two at least, and different")
+        if len(set(self.values)) < max(len(self.values), 1):
+            raise UserError(f"knob {self.name}: `values` must be one at least, and different")
         check_ladder(f"knob {self.name}", self.values, self.ladder)
 
 

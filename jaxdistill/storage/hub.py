@@ -68,6 +68,12 @@ def find_folder(name: str | Path, *, weights: bool = True) -> Path:
     patterns = [*_TEXTS, *(_WEIGHTS if weights else ())]
     if (cached := _cached(str(name), patterns, weights)) is not None:
         return cached
+    if str(name).startswith("runs/"):  # where `train` puts runs, and no owner on the hub
+        recipe = str(name).removeprefix("runs/")
+        raise UserError(
+            f"there is no run folder {name}; `jaxdistill train {recipe}` makes it, or another "
+            f"recipe with `--run-dir {name}`"
+        )
     lock = cache_folder() / "hub" / f"{str(name).replace('/', '--')}.lock"
     try:
         with one_at_a_time(lock):

@@ -64,6 +64,16 @@ def test_no_table_of_the_study_has_a_problem_of_training_tuning_or_fine_tuning()
         assert set(problems.pools_of(those)) == {"heldout"}  # the texts' pool is `pretrain`
 
 
+def test_the_rates_are_searched_for_on_the_pools_of_validation():
+    study = load_study_recipe("words_tune", "quick")
+    assert [c.method for c in study.search.candidates] == list(FIRST[1:])
+    assert len(study.arms) == 1 + 3 * len(FIRST[1:])
+    for arm in study.arms:
+        splits = arm.config.evaluation.splits
+        assert tuple(split.name for split in splits) == study.search.splits
+        assert {split.task.pool for split in splits} == {"validation"}
+
+
 def test_another_model_is_named_in_the_runs_name_and_opened_everywhere():
     other = replace(SMOLLM2.expected, student="Other")
     student = Student(model="elsewhere", expected=other, billions=0.1)

@@ -1,5 +1,6 @@
 """The page of the runs of a study that are finished, copied from wherever they were made."""
 
+import dataclasses
 import json
 import shutil
 
@@ -10,8 +11,10 @@ from tiny_run import tiny
 from jaxdistill.config import to_json
 from jaxdistill.errors import UserError
 from jaxdistill.objectives import GRPO
+from jaxdistill.run.arms import folder_of
 from jaxdistill.run.joining import join_runs
-from jaxdistill.run.study import Arm, Study, prepare
+from jaxdistill.run.search import Candidate, Knob, Search
+from jaxdistill.run.study import Arm, Study, known_so_far, prepare
 
 METHODS = {"base": {"steps": 0}, "sdpo": {}, "grpo": {"objective": GRPO()}}
 PROVENANCE = {
@@ -59,16 +62,54 @@ def copied(study, tmp_path):
 
 def test_the_page_is_of_the_finished_runs_and_the_others_are_named(study, copied, capsys):
     folder, rows = copied
+    (folder / "runs" / "main-other-s0").mkdir()
     page = join_runs(study, folder)
     assert page == folder / "report.html"
     found = json.loads((folder / "summary.json").read_text())
     places = ("method", "seed", "step", "split", "accuracy", "length", "n")
     key = [[row[name] for name in places] for row in rows]
     assert sorted([row[name] for name in places] for row in found) == sorted(key)
-    assert "2 of 3 runs are finished, missing: main-grpo-s0" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "2 of 3 runs are finished, missing: main-grpo-s0\n" in said
+    assert "left out, as no runs of this study: main-other-s0\n" in said
     facts = json.loads((folder / "study.json").read_text())
     assert (facts["date"], facts["device"]) == ("2026-03-02", "1 x NVIDIA H200")
     assert facts["versions"] == {"python": "3.12.3", "jax": "0.11.2"}
+
+
+def test_a_search_that_has_grown_elsewhere_is_joined_as_a_whole(tmp_path):
+    def configure(rate, value):
+        config = tiny(steps=2)
+        return dataclasses.replace(
+            config, optimizer=dataclasses.replace(config.optimizer, peak_lr=rate)
+        )
+
+    knob = Knob(name="rate", values=(0.1,))
+    search = Search(
+        candidates=(Candidate(method="ema", knob=knob, configure=configure),),
+        rates=(1e-4, 1e-3), ladder=(1e-5, 1e-4, 1e-3), seeds=(0,), splits=("heldout",),
+    )  # fmt: skip
+    arms = search.first_arms()
+    study = Study(name="s", profile="quick", arms=arms, workers=1, search=search)
+    made = []
+    while more := [a for a in known_so_far(search, arms, tmp_path) if a.name not in made]:
+        for arm in more:
+            rate = arm.config.optimizer.peak_lr
+            means = {"heldout": {"accuracy": 0.5 - rate, "n": 1}}  # the smallest is the best
+            files = {
+                "config.json": to_json(arm.config), "finished.json": {"step": 2},
+                "provenance.json": PROVENANCE, "evals/step_2/summary.json": means,
+            }  # fmt: skip
+            for name, content in files.items():
+                path = folder_of(arm, tmp_path) / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(content))
+            made.append(arm.name)
+        path = join_runs(study, tmp_path)
+        assert path.name == ("tuned_so_far.json" if len(made) == 2 else "tuned.json")
+    assert len(made) == 3
+    found = json.loads((tmp_path / "tuned.json").read_text())
+    assert found["methods"]["ema"]["peak_lr"] == 1e-5
 
 
 def test_the_study_then_continues_in_the_folder_and_keeps_what_is_known_of_it(study, copied):

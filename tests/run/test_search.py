@@ -153,8 +153,18 @@ def test_values_are_neighbours_in_an_ascending_ladder():
     for values, ladder in (((1, 3), (1, 2, 3)), ((1, 2), (2, 1)), ((1, 5), (1, 2))):
         with pytest.raises(UserError, match="`ladder` must be ascending and have all values next"):
             Knob(name="k", values=values, ladder=ladder)
-    with pytest.raises(UserError, match="`values` must be two at least, and different"):
-        Knob(name="k", values=(1, 1))
+    for values in ((1, 1), ()):
+        with pytest.raises(UserError, match="`values` must be one at least, and different"):
+            Knob(name="k", values=values)
+
+
+def test_a_knob_of_one_value_tunes_the_rate_alone():
+    search = searching(Knob(name="tau", values=(2.0,)), rates=LADDER[1:4], extensions=1)
+    rows, rounds = run_all(search, peak(1e-2, 2.0))
+    assert rounds == [6, 2]  # three rates of two seeds, then the next rate
+    found = search.outcome(rows)["m"]
+    assert (found["peak_lr"], found["value"], found["num_runs"]) == (1e-2, 2.0, 8)
+    assert found["at_edge"] == ["peak_lr"]
 
 
 # --------------------------------------------------------------------- a study that searches

@@ -98,6 +98,15 @@ def test_what_is_no_hub_name_asks_no_hub(fake, name, tmp_path, monkeypatch):
     assert fake[1] == []
 
 
+def test_a_missing_run_names_the_command_that_makes_it_and_asks_no_network(
+    fake, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"runs/words_base; `jaxdistill train words_base` makes it"):
+        hub.find_folder("runs/words_base")
+    assert fake[1] == ["cache"]
+
+
 def test_a_file_is_not_a_folder(tmp_path):
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(UserError, match=r"model.safetensors is a file"):

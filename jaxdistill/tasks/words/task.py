@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from jaxdistill.errors import UserError
+from jaxdistill.tasks.grading.characters import in_latex
 from jaxdistill.tasks.grading.extract import last_box
 from jaxdistill.tasks.grading.math import grade_math
 from jaxdistill.tasks.grading.verdict import MALFORMED, Verdict
@@ -21,7 +22,9 @@ from jaxdistill.tasks.words.texts import SPOKEN
 OTHER_NUMBERS = "other numbers"  # a verdict's reason: not the problem's numbers, once each
 # Longer than any expression of six numbers below 100 with all its parentheses.
 _LONGEST = 200
-_EXPRESSION = re.compile(r"(?:[\d\s()+*-]|\\times|\\cdot)+")
+_EXPRESSION = re.compile(r"(?:[0-9\s()+-]|\*(?!\s*\*)|\\times|\\cdot)+")  # `**` is a power
+# Of LaTeX what says nothing about the value: dollars, and the size of parentheses.
+_SILENT = re.compile(r"\$|\\(?:left|right)(?=[()])")
 _SENTENCE = rf"(?:(\d{{1,6}}) )?({'|'.join(SPOKEN.values())}) (\d{{1,6}}) is (\d{{1,6}})\."
 _TRY = re.compile(rf"{_SENTENCE}(?:\s+{_SENTENCE})*", re.IGNORECASE)
 _STEP = re.compile(_SENTENCE, re.IGNORECASE)
@@ -72,10 +75,11 @@ def grade(question: Question, response: str) -> Verdict:
     found = last_box(response)
     if found.answer is None:
         return Verdict(correct=False, reason=found.reason, answer=None)
-    answer = found.answer
+    # `20 − 15`, `20 × 15` and what else a model writes in the place of ASCII.
+    answer = _SILENT.sub("", in_latex(found.answer)).strip()
     # Before the value: what is left is short, and has neither powers nor letters.
-    if len(answer) > _LONGEST or not _EXPRESSION.fullmatch(answer):
-        return Verdict(correct=False, reason=MALFORMED, answer=answer[:_LONGEST])
+    if len(found.answer) > _LONGEST or not _EXPRESSION.fullmatch(answer):
+        return Verdict(correct=False, reason=MALFORMED, answer=found.answer[:_LONGEST])
     used = sorted(map(int, re.findall(r"\d+", answer)))
     if used != sorted(problems.parse(question.id).numbers):
         return Verdict(correct=False, reason=OTHER_NUMBERS, answer=answer)
@@ -121,7 +125,7 @@ def compute(steps: list[Step]) -> Computed:
             if step.left is None:
                 return Computed(tuple(numbers), None, slips)
             pair, new = (step.left, step.right), (step.left, step.right)
-        elif step.left is None:
+        elif step.left in (None, written):  # "Plus 3 is 27." or "24 plus 3 is 27." after a 24
             pair, new = (written, step.right), (step.right,)
         elif step.op == "-" and step.right == written:  # "30 minus 27 is 3." after a 27
             pair, new = (step.left, written), (step.left,)

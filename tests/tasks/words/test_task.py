@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jaxdistill.errors import UserError
@@ -27,6 +27,10 @@ RIGHT = r"So the answer is \boxed{20 + 15 - 1}."
         (r"\boxed{15+20-1}", "correct"),  # the order is asked for, and not graded
         (r"\boxed{(20 + 15) - 1}", "correct"),
         (r"\boxed{20 - (1 - 15)}", "correct"),
+        (r"\boxed{20 + 15 − 1}", "correct"),  # U+2212
+        (r"\boxed{$\left(20 + 15\right) - 1$}", "correct"),
+        (r"\boxed{1} \boxed{", "malformed"),
+        (r"\boxed{20 + 15 - 1} \boxed{34}", "other numbers"),
         (r"\boxed{1} Wait, \boxed{20 + 15 - 1}.", "correct"),  # the last box
         (r"\boxed{20 + 15 + 1}", "different"),
         (r"\boxed{20 * 15 - 1}", "different"),
@@ -52,11 +56,16 @@ def test_a_box_is_right_by_its_value_and_its_numbers(box, reason):
 
 def test_times_may_be_written_as_in_mathematics():
     question = Question("20 15 2 -> 70", "", "70")
-    for sign in ("*", r"\times", r"\cdot"):
+    for sign in ("*", r"\times", r"\cdot", "×", "·", ""):
         assert grade(question, rf"\boxed{{(20 + 15) {sign} 2}}").correct
     assert not grade(question, r"\boxed{20 + 15 * 2}").correct  # precedence is the usual one
+    power = Question("2 3 4 -> 12", "", "12")  # with plus, minus and times alone
+    for sign in ("**", "* *", "^", "²"):
+        assert grade(power, rf"\boxed{{2{sign}3 + 4}}").reason == "malformed"
+    assert grade(Question("2 3 4 -> 27", "", "27"), r"\boxed{2 3 + 4}").reason == "malformed"
 
 
+@settings(max_examples=40)
 @given(st.text(max_size=60), st.text(alphabet="0123456789+-*() ", max_size=60))
 @example("", "-" * 50)
 @example("", "(" * 50 + "20+15-1")
@@ -89,6 +98,7 @@ def test_written_texts_are_correct_without_slips_and_copied(how, numbers):
         (f"{MISS} {RIGHT}", (1, 0, 0, None)),  # closed after a miss
         (f"{SLIP} {RIGHT}", (1, 0, 1, 1.0)),  # without its slip the try reaches the target
         (f"{SLIP} Let me check: {HIT} {RIGHT}", (2, 1, 1, 1.0)),
+        ("20 plus 15 is 35. 35 minus 1 is 34. " + RIGHT, (1, 0, 0, 1.0)),
         ("15 minus 1 is 14. 20 minus 14 is 6. " + RIGHT, (1, 0, 0, None)),
         ("Plus 1 is 2. " + RIGHT, (1, 0, 0, None)),  # begins nowhere
         (HIT, (1, 0, 0, None)),  # no box
@@ -102,10 +112,10 @@ def test_facts_count_tries_checks_slips_and_copies(response, expected):
 
 def test_pools_are_disjoint_by_content_and_those_of_the_toy_world():
     sizes = [(pool, numbers) for pool in problems.POOLS for numbers in (3, 4)]
-    ids = {at: {q.id for q in WordsTask(at[0], at[1], count=1500).questions()} for at in sizes}
-    assert all(len(found) == 1500 for found in ids.values())
-    assert len(set().union(*ids.values())) == 1500 * len(sizes)
-    toys = {q.id for q in ToyTask("heldout", 3, count=1500).questions()}
+    ids = {at: {q.id for q in WordsTask(at[0], at[1], count=400).questions()} for at in sizes}
+    assert all(len(found) == 400 for found in ids.values())
+    assert len(set().union(*ids.values())) == 400 * len(sizes)
+    toys = {q.id for q in ToyTask("heldout", 3, count=400).questions()}
     assert ids["heldout", 3] == toys
 
 

@@ -1,5 +1,6 @@
 """The texts in words, read by regular expressions and Python's own arithmetic."""
 
+import functools
 import json
 import random
 import re
@@ -24,6 +25,7 @@ LEADS = {
 PROBLEMS = [problems.draw(random.Random(i), 3 + i % 3, "train") for i in range(1500)]
 
 
+@functools.cache
 def written(how):
     rng = random.Random(how.__name__)
     return [(problem, how(problem, rng)) for problem in PROBLEMS]
