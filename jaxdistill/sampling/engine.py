@@ -49,7 +49,8 @@ class Engine:
     `attention` names an implementation (`models.attention`); `cache_dtype="int8"` stores keys and
     values in half of bfloat16's bytes (`models.quantized`), and `weights_dtype` rounds the weights
     that decode steps read (`models.quantized_weights`). `enable_thinking` is passed to the chat
-    template; None leaves the choice to the template. Raises UserError for an unknown dtype.
+    template; None leaves the choice to the template. `slot_counts` and `grade_while_decoding` are
+    those of `Compute`. Raises UserError for an unknown dtype.
     """
 
     policy: Policy
