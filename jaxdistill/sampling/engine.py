@@ -112,9 +112,8 @@ class Engine:
                 slots, pages = self.fit_slots(prompt_ids_QP.shape, rollouts, sampling)
             # More slots than rows would compile another program with the same result.
             slots = min(slots, len(hashes_Q) * rollouts)
-            steps = 0
-            if submit is not None and self.grade_while_decoding:
-                steps = steps_between_texts(sampling.max_new_tokens)
+            is_cut = submit is not None and self.grade_while_decoding
+            steps = steps_between_texts(sampling.max_new_tokens) if is_cut else 0
             most = most_slot_counts or self.slot_counts
             most = len(slot_counts(slots, most, sharding.num_parts("B", slots)))
             how: Any = {"slots": slots, "pages": pages, "most_slot_counts": most}
@@ -132,9 +131,8 @@ class Engine:
             samples: Samples = jax.tree.map(lambda x_B: x_B[:num_rows], drawn)
         tokens_BT, mask_BT = np.asarray(samples.tokens_BT), np.asarray(samples.mask_BT)
         if answers is None:
-            generated = [tokens[mask > 0] for tokens, mask in zip(tokens_BT, mask_BT)]
-            grade = grade or not_graded
-            graded = decode_and_grade(tokenizer, questions, generated, grade, rollouts)
+            drew = [tokens[mask > 0] for tokens, mask in zip(tokens_BT, mask_BT)]
+            graded = decode_and_grade(tokenizer, questions, drew, grade or not_graded, rollouts)
         else:
             graded = answers.in_order()
         return Rollouts(
