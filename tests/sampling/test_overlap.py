@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from typing import Any
 
 import jax
 import numpy as np
@@ -48,7 +49,7 @@ class Grader:
         return lambda: grade(questions, responses)
 
 
-def rollouts_of(policy, weights="auto", **options):
+def rollouts_of(policy, weights: Any = "auto", **options):
     return Engine(policy, weights_dtype=weights, grade_while_decoding=True).rollouts(
         policy.params, QUESTIONS, SAMPLING, 4, ADDRESS, grade=grade, **options
     )
