@@ -9,6 +9,7 @@ import json
 import os
 import re
 import time
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,11 @@ def compiled(
 def _ask(name: str, lowered: Any, key: str, options: dict[str, Any]) -> Answer:
     began = time.monotonic()
     try:
-        executable = lowered.compile(compiler_options=options or None)
+        with warnings.catch_warnings():
+            # JAX keeps what a compiler without devices made, and cannot read it again.
+            unreadable = "Error reading persistent compilation cache entry"
+            warnings.filterwarnings("ignore", message=unreadable)
+            executable = lowered.compile(compiler_options=options or None)
     except jax.errors.JaxRuntimeError as error:
         text = " ".join(str(error).split())
         if "RESOURCE_EXHAUSTED" not in text:

@@ -49,7 +49,8 @@ class Engine:
     `attention` names an implementation (`models.attention`); `cache_dtype="int8"` stores keys and
     values in half of bfloat16's bytes (`models.quantized`), and `weights_dtype` rounds the weights
     that decode steps read (`models.quantized_weights`). `enable_thinking` is passed to the chat
-    template; None leaves the choice to the template. Raises UserError for an unknown dtype.
+    template; None leaves the choice to the template. `slot_counts` and `grade_while_decoding` are
+    those of `Compute`. Raises UserError for an unknown dtype.
     """
 
     policy: Policy
@@ -111,9 +112,8 @@ class Engine:
                 slots, pages = self.fit_slots(prompt_ids_QP.shape, rollouts, sampling)
             # More slots than rows would compile another program with the same result.
             slots = min(slots, len(hashes_Q) * rollouts)
-            steps = 0
-            if submit is not None and self.grade_while_decoding:
-                steps = steps_between_texts(sampling.max_new_tokens)
+            is_cut = submit is not None and self.grade_while_decoding
+            steps = steps_between_texts(sampling.max_new_tokens) if is_cut else 0
             most = most_slot_counts or self.slot_counts
             most = len(slot_counts(slots, most, sharding.num_parts("B", slots)))
             how: Any = {"slots": slots, "pages": pages, "most_slot_counts": most}
@@ -131,9 +131,8 @@ class Engine:
             samples: Samples = jax.tree.map(lambda x_B: x_B[:num_rows], drawn)
         tokens_BT, mask_BT = np.asarray(samples.tokens_BT), np.asarray(samples.mask_BT)
         if answers is None:
-            generated = [tokens[mask > 0] for tokens, mask in zip(tokens_BT, mask_BT)]
-            grade = grade or not_graded
-            graded = decode_and_grade(tokenizer, questions, generated, grade, rollouts)
+            drew = [tokens[mask > 0] for tokens, mask in zip(tokens_BT, mask_BT)]
+            graded = decode_and_grade(tokenizer, questions, drew, grade or not_graded, rollouts)
         else:
             graded = answers.in_order()
         return Rollouts(

@@ -38,16 +38,25 @@ def fits_in(state: State, num_slots: int, parts: int) -> Array:
 
 
 def shrink(state: State, num_slots: int, parts: int) -> State:
-    """The state with `num_slots` slots, which hold the running rows; these must fit (`fits_in`).
+    """The state with `num_slots` slots, which hold the running rows that fit (`fits_in`).
 
     The tokens of rows whose slots are given up are kept. Without pages the caches of the others
-    are copied: for a moment both are in memory.
+    are copied: for a moment both are in memory. Rows that do not fit wait and restart, as if they
+    were preempted: with pages, those that were since the state that fitted may have gone to another
+    part.
     """
     running_WU = state.slots.running.reshape(parts, -1)
     # Stable, so that the rows keep their order.
     order_WU = jnp.argsort(~running_WU, axis=1, stable=True)[:, : num_slots // parts]
     kept_U = (order_WU + jnp.arange(parts)[:, None] * running_WU.shape[1]).reshape(-1)
     tokens_BT, logp_BT = drawn_of_all(state)
+    is_left_U = state.slots.running.at[kept_U].set(False)
+    left_U = jnp.where(is_left_U, state.slots.row, len(state.is_waiting_B))
+    redrawn = jnp.where(is_left_U, state.slots.drawn, 0).sum()
+    counts = state.counts._replace(
+        preempted=state.counts.preempted + is_left_U.sum(),
+        redrawn=state.counts.redrawn + redrawn,
+    )
     cache = state.cache
     if cache.pages_BY is None:
         take = jax.vmap(lambda x_KMSH, order_U: x_KMSH[:, order_U])
@@ -65,6 +74,8 @@ def shrink(state: State, num_slots: int, parts: int) -> State:
     return state._replace(
         slots=slots,
         cache=cache._replace(length_B=slots.length),
+        is_waiting_B=state.is_waiting_B.at[left_U].set(True, mode="drop"),
+        counts=counts,
         tokens_BT=tokens_BT,
         logp_BT=logp_BT,
     )

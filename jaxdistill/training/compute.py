@@ -1,7 +1,8 @@
 """How a step is computed: dtypes, chunk sizes, micro-batches, packing, rematerialisation."""
 
+import numbers
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from jaxdistill.errors import UserError
 from jaxdistill.models.quantized import CacheDtype, check_cache_dtype
@@ -59,11 +60,10 @@ class Compute:
     def __post_init__(self):
         check_cache_dtype(self.cache_dtype)
         check_weights_dtype(self.weights_dtype)
+        self._check_kinds()
         # More would hardly save anything (docs/log.md, 2026-12-01).
         if not 1 <= self.slot_counts <= 4:
             raise UserError(f"`slot_counts` must be from 1 to 4, got {self.slot_counts}")
-        if self.gradients not in ("compute", "float32"):
-            raise UserError(f"`gradients={self.gradients!r:.80}`: expected 'compute' or 'float32'")
         if self.chunk < 1:
             raise UserError(f"`chunk` must be at least 1, got {self.chunk}")
         pack = 0 if self.pack == "auto" else self.pack
@@ -74,3 +74,24 @@ class Compute:
                 f"`pack={self.pack}` determines the number of micro-batches; leave "
                 f"`micro_batches` at 1, got {self.micro_batches}"
             )
+
+    def _check_kinds(self) -> None:
+        """Raise UserError for a value of another type, or that is none of a field's choices."""
+
+        def require(name: str, is_right: bool, expected: str) -> None:
+            value: Any = getattr(self, name)
+            if not is_right:
+                raise UserError(f"`{name}={value!r:.80}`: expected {expected}")
+
+        for name in ("dtype", "remat", "gradients", "attention"):
+            known, value = get_args(get_type_hints(type(self))[name]), getattr(self, name)
+            require(name, value in known, " or ".join(map(repr, known)))
+        for name in ("chunk", "micro_batches", "pack", "slot_counts"):
+            value = getattr(self, name)
+            is_int = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+            if name == "pack":
+                require(name, is_int or value == "auto", "an int or 'auto'")
+            else:
+                require(name, is_int, "an int")
+        value = self.grade_while_decoding
+        require("grade_while_decoding", isinstance(value, bool), "True or False")

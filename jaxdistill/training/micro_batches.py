@@ -79,9 +79,10 @@ class MicroBatches(NamedTuple):
         kinds = {"student": self.rows.plain, "teacher": self.rows.teacher}
         kinds |= {f"contrast {j}": x for j, x in enumerate(self.rows.contrasts, 1)}
         kinds["completions"] = self.rows.completions
-        num_rows, num_micro = self.rows.row_BA.shape[:2]
+        num_rows, num_micro, sequences = self.rows.row_BA.shape
         sizes = (f"{name} {x.tokens_BS.shape[-1]:,}" for name, x in kinds.items() if x is not None)
-        return f"{num_micro} micro-batch(es) of {num_rows} row(s): {', '.join(sizes)} tokens"
+        rows = f"{num_rows} row(s)" + (f" of up to {sequences} sequences" if sequences > 1 else "")
+        return f"{num_micro} micro-batch(es) of {rows}: {', '.join(sizes)} tokens"
 
 
 class PackedPositions(NamedTuple):

@@ -1,6 +1,7 @@
 """The compiler's answers are kept, and made again where a file is damaged."""
 
 import json
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +47,21 @@ def test_an_answer_is_kept_and_a_damaged_file_is_made_again(tmp_path, monkeypatc
         again = compiling.compiled(program, mesh, CPU, folder=tmp_path)
         assert (len(asked), again.peak) == (number, first.peak)
         assert json.loads(file.read_text())["key"] == first.key
+
+
+def test_an_entry_of_jaxs_cache_that_only_devices_can_read_is_not_told_of(tmp_path, monkeypatch):
+    """JAX warns, which is an error here, and compiles."""
+    program, mesh = product(8)
+    compile_of, told = jax.stages.Lowered.compile, []
+
+    def compile(self, **how):
+        told.append(self)
+        warnings.warn("Error reading persistent compilation cache entry for 'x'", stacklevel=1)
+        return compile_of(self, **how)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", compile)
+    assert compiling.compiled(program, mesh, CPU, folder=tmp_path).peak > 0
+    assert told
 
 
 def test_another_program_or_topology_has_a_key_of_its_own():

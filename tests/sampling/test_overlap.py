@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from typing import Any
 
 import jax
 import numpy as np
@@ -48,25 +49,31 @@ class Grader:
         return lambda: grade(questions, responses)
 
 
-def rollouts_of(policy, **options):
-    return Engine(policy, grade_while_decoding=True).rollouts(
+def rollouts_of(policy, weights: Any = "auto", **options):
+    return Engine(policy, weights_dtype=weights, grade_while_decoding=True).rollouts(
         policy.params, QUESTIONS, SAMPLING, 4, ADDRESS, grade=grade, **options
     )
 
 
 @pytest.mark.usefixtures("every_four_steps")
 @pytest.mark.parametrize(
-    ("slots", "pages", "counts"), [(None, None, 1), (5, None, 1), (None, None, 4), (None, 16, 4)]
+    ("slots", "pages", "counts", "weights"),
+    [
+        (None, None, 1, "auto"),
+        (5, None, 1, "int8"),
+        (None, None, 4, "auto"),
+        (None, 16, 4, "int8"),
+    ],
 )
 def test_what_ends_first_is_graded_first_and_nothing_else_changes(
-    policy, slots, pages, counts, monkeypatch
+    policy, slots, pages, counts, weights, monkeypatch
 ):
-    """Also if the rows that are left go on in fewer slots."""
+    """Also if the rows that are left go on in fewer slots, and each program rounds the weights."""
     monkeypatch.setattr(Engine, "fit_slots", lambda *_: (16, pages))
     monkeypatch.setattr(shrinking, "_LEAST_SLOTS", 2)  # 16 slots become 8, 4 and 2
     policy = policy._replace(stop_ids=tuple(range(25)))  # a sixth of the vocabulary
-    expected, submit = rollouts_of(policy, slots=slots), Grader()
-    found = rollouts_of(policy, slots=slots, submit=submit, most_slot_counts=counts)
+    expected, submit = rollouts_of(policy, weights, slots=slots), Grader()
+    found = rollouts_of(policy, weights, slots=slots, submit=submit, most_slot_counts=counts)
     for name in (field.name for field in dataclasses.fields(found)):
         ours, theirs = getattr(found, name), getattr(expected, name)
         if name == "logp_BT" and counts > 1:  # products of fewer rows may round differently
@@ -79,17 +86,21 @@ def test_what_ends_first_is_graded_first_and_nothing_else_changes(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("every_four_steps")
-@pytest.mark.parametrize("counts", [1, 4])
+@pytest.mark.parametrize(
+    ("counts", "pages", "weights"), [(1, None, "auto"), (4, None, "auto"), (4, 16, "int8")]
+)
 def test_eight_devices_grade_on_the_way_too_and_update_their_caches_in_place(
-    policy, counts, monkeypatch
+    policy, counts, pages, weights, monkeypatch
 ):
     """JAX warns, and a warning fails, where a donated cache has to be copied."""
+    monkeypatch.setattr(Engine, "fit_slots", lambda *_: (16, pages))
     monkeypatch.setattr(shrinking, "_LEAST_SLOTS", 1)  # per part of the rows
     policy = policy._replace(stop_ids=tuple(range(25)))
-    expected = rollouts_of(policy)
+    expected = rollouts_of(policy, weights)
     mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2))
     params = jax.device_put(policy.params, sharding.shardings_of(mesh, policy.params))
-    found = Engine(policy, mesh=mesh, grade_while_decoding=True).rollouts(
+    engine = Engine(policy, mesh=mesh, weights_dtype=weights, grade_while_decoding=True)
+    found = engine.rollouts(
         params, QUESTIONS, SAMPLING, 4, ADDRESS, submit=Grader(), most_slot_counts=counts
     )
     np.testing.assert_array_equal(found.tokens_BT, expected.tokens_BT)

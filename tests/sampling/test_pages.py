@@ -78,7 +78,7 @@ class Device:
 def fitted(monkeypatch, positions, rows=100):
     """Prompts of 56 tokens, up to 600 new ones: six pages per row, two at a third of it."""
     needed = positions * POSITION + 10 * 56 * POSITION + 4 * CONFIG.num_parameters
-    monkeypatch.setattr(jax, "local_devices", lambda: [Device(int(needed / 0.8) + POSITION)])
+    monkeypatch.setattr(pages, "local_devices", lambda: [Device(int(needed / 0.8) + POSITION)])
     pages._choose_slots.cache_clear()
     return fit_slots(CONFIG, num_questions=10, num_rows=rows, prompt=56, new=600, dtype=jnp.float32)
 
@@ -123,7 +123,7 @@ def test_an_int8_cache_has_room_for_more(monkeypatch):
 
 def test_rounded_weights_leave_room_for_more_pages(monkeypatch):
     config = dataclasses.replace(CONFIG, hidden_size=512, intermediate_size=2048)
-    monkeypatch.setattr(jax, "local_devices", lambda: [Device(8 * config.num_parameters)])
+    monkeypatch.setattr(pages, "local_devices", lambda: [Device(8 * config.num_parameters)])
     shapes = {"num_questions": 1, "num_rows": 9000, "prompt": 8, "new": 600, "dtype": jnp.float32}
     _, exact = fit_slots(config, **shapes)
     _, rounded = fit_slots(config, **shapes, weights_dtype="int8")
@@ -213,7 +213,7 @@ def test_slots_of_windowed_layers_fill_the_memory_and_no_more(window, new, has_p
 
 def test_what_was_chosen_once_is_kept_while_memory_moves(monkeypatch):
     first = fitted(monkeypatch, 51 * 128)
-    monkeypatch.setattr(jax, "local_devices", lambda: [Device(10**12)])
+    monkeypatch.setattr(pages, "local_devices", lambda: [Device(10**12)])
     assert (
         fit_slots(CONFIG, num_questions=10, num_rows=100, prompt=56, new=600, dtype=jnp.float32)
         == first

@@ -473,3 +473,18 @@ def test_rows_go_on_in_fewer_slots_with_the_same_tokens(pages, monkeypatch):
     assert found.mask_BT.sum(axis=1).tolist() == limit_B.tolist()
     np.testing.assert_array_equal(found.tokens_BT, expected.tokens_BT)
     np.testing.assert_allclose(found.logp_BT, expected.logp_BT, atol=1e-5)
+
+
+def test_prompts_in_blocks_of_rows_draw_the_same_tokens(monkeypatch):
+    """As on an accelerator, where the prompts of a block are those of some 8,192 positions."""
+    expected = sample([0, 1, 2, 3], 4, SAMPLING)
+    blocks, spied = [], decoder.in_row_blocks
+    monkeypatch.setattr(decoder, "in_row_blocks", lambda *a: (blocks.append(a[2]), spied(*a))[1])
+    monkeypatch.setattr(decoder, "platform", lambda: "gpu")
+    monkeypatch.setattr(decoder, "BLOCK", 12)  # two prompts of six positions
+    sampler.make_sampler.cache_clear()
+    found = sample([0, 1, 2, 3], 4, SAMPLING)
+    sampler.make_sampler.cache_clear()  # the others compile what they name
+    assert set(blocks) == {2}
+    np.testing.assert_array_equal(found.tokens_BT, expected.tokens_BT)
+    np.testing.assert_allclose(found.logp_BT, expected.logp_BT, atol=1e-5)

@@ -60,6 +60,14 @@ def test_running_rows_keep_their_caches_and_others_leave_their_tokens(shrink, ha
         assert after.logp_BT[row].tolist() == [-row * 10, -row * 10 - 1]
 
 
+def test_a_row_that_does_not_fit_waits_again():
+    """With pages a row may be preempted, and go to another part, after it was seen to fit."""
+    after = shrinking.shrink(state_of(jnp.arange(8)[:, None]), 2, 2)  # one slot in each part
+    assert after.slots.row.tolist() == ROW_U[[1, 4]].tolist()
+    assert np.flatnonzero(after.is_waiting_B).tolist() == sorted(ROW_U[[3, 7]].tolist())
+    assert (after.counts.preempted, after.counts.redrawn) == (2, 3 + 7)
+
+
 def test_rows_fit_where_no_part_has_more_of_them_than_slots():
     state = state_of()
     assert [bool(shrinking.fits_in(state, n, 2)) for n in (4, 2)] == [True, False]

@@ -115,6 +115,16 @@ def test_kept_widths_hold_the_batch_within_the_limits_of_completion_and_student(
     )
 
 
+def test_the_shapes_that_a_compilation_is_reported_with_name_the_limit_of_a_packed_row():
+    """So that a step compiled again for this alone does not seem to be the same one."""
+    (arrays,), _ = layout(compute=Compute(pack=40)).arrays([make_batch(rows=12)])
+    limit = arrays.rows.row_BA.shape[2]
+    assert limit > 1
+    assert f"1 row(s) of up to {limit} sequences: student" in arrays.in_words()
+    (padded,), _ = layout().arrays([make_batch(rows=12)])
+    assert "of 12 row(s): student" in padded.in_words()
+
+
 def test_rows_are_packed_by_default_on_accelerators_and_padded_on_a_cpu(monkeypatch):
     batch = make_batch(rows=12)
     assert layout().arrays([batch])[1] == {}
