@@ -12,6 +12,7 @@ from jaxdistill import sharding
 from jaxdistill.models import parameters
 from jaxdistill.sampling import Address, Sampling
 from jaxdistill.sampling.engine import Engine
+from jaxdistill.sampling.weights import decoding_weights
 from jaxdistill.storage import loading
 from jaxdistill.storage.loading import Fresh
 from jaxdistill.tasks.tasks import ToyTask, questions_of
@@ -45,6 +46,18 @@ def test_samples_from_the_rounded_copy_are_those_from_the_masters(policy):
     ]
     for name in ("tokens_BT", "logp_BT"):
         np.testing.assert_array_equal(*(getattr(each, name) for each in drawn))
+
+
+@pytest.mark.parametrize("rounded", ["int8", "int8_dynamic", "float8_dynamic"])
+def test_eight_bits_of_the_copy_are_those_of_the_masters(policy, rounded):
+    """A weight is rounded to bfloat16 before it is rounded to eight bits, wherever that happens."""
+    engine = Engine(policy, mesh=mesh_of("fsdp=1", 0, 1), dtype="bfloat16", weights_dtype=rounded)
+    read = [
+        decoding_weights(params, policy.config, jnp.bfloat16, rounded)
+        for params in (sampled_weights(policy.params, engine), policy.params)
+    ]
+    assert {x.dtype for x in jax.tree.leaves(read[0])} & {jnp.dtype("int8"), jnp.float8_e4m3fn}
+    jax.tree.map(np.testing.assert_array_equal, *read)
 
 
 @pytest.mark.parametrize(
