@@ -9,6 +9,7 @@ import pytest
 from tiny_run import ARCHITECTURE
 
 from jaxdistill import sharding
+from jaxdistill.errors import UserError
 from jaxdistill.models import parameters
 from jaxdistill.sampling import Address, Sampling
 from jaxdistill.sampling.engine import Engine
@@ -84,3 +85,13 @@ def test_a_copy_has_the_values_of_the_other_mesh_in_the_form_of_its_own(policy, 
     found, wanted = jax.tree.leaves(copy), jax.tree.leaves(sharding.shardings_of(sampler, copy))
     assert [leaf.sharding for leaf in found] == wanted
     assert all(leaf.dtype == jnp.float32 for leaf in found)
+
+
+def test_a_device_without_room_for_the_copy_is_one_line(policy, monkeypatch):
+    def full(*_):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 4 bytes.")
+
+    monkeypatch.setattr(jax, "device_put", full)
+    engine = Engine(policy, mesh=mesh_of("fsdp=1", 0, 1), dtype="bfloat16")
+    with pytest.raises(UserError, match=r"while copying the weights .*; shard .*sampler_tensor"):
+        sampled_weights(policy.params, engine)
