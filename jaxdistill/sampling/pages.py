@@ -189,7 +189,7 @@ def fit_slots(
     Otherwise pages take four fifths of the free memory, less weights and prompts, and there are as
     many slots as the pages hold rows at a third of `new` tokens. If slots cannot share pages, there
     are as many slots as full-length caches fit. `prompt` and `new` count positions per row. The
-    choice is cached for the process and the devices: slightly different free memory must not compile
+    choice is cached for the process, by devices: slightly different free memory must not compile
     another program.
     """
     # Meshes of one form may be on devices that hold different things, as sampler and trainer do.
