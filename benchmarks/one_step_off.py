@@ -62,7 +62,7 @@ LAST = (
 def main() -> None:
     options = parse()
     options.out.mkdir(parents=True, exist_ok=True)
-    cases = {"in_turn": None}
+    cases: dict[str, int | None] = {"in_turn": None}
     for count in samplers(options):
         cases[f"one_step_off_{options.devices - count}+{count}"] = count
     for name, count in cases.items():
