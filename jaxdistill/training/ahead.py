@@ -207,8 +207,8 @@ def sampled_weights(params: Any, engine: Engine) -> Any:
     """A copy of parameters on the sampler's mesh, in the dtype that its matrices are read in.
 
     Samples from the copy are those from `params`, to the bit: whatever the sampler rounds is
-    rounded here, and scales and biases, which are small, keep their dtype. Raises UserError where
-    a device is full.
+    rounded here, and scales and biases, which are small, keep their dtype. Raises UserError if a
+    device is full.
     """
     config, mesh, dtype = engine.policy.config, engine.mesh, compute_dtype(engine.dtype)
     assert mesh is not None, "a run has a mesh"
