@@ -4,7 +4,7 @@
     JAX_PLATFORMS=cpu python benchmarks/one_step_off.py --out tiny --devices 2 --tiny
 
 Each case is `jaxdistill train` in a process of its own with the same model, seed and settings; the
-metrics of each are kept in --out, and a case that is there is not run again.
+metrics of each are kept in --out, and a case that is there with the same settings is not run again.
 
 - in_turn: all devices draw the rollouts of a step and then update, split by fsdp.
 - one_step_off: the last half of the devices (--samplers names other numbers) draws the rollouts of
@@ -20,6 +20,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -31,6 +32,8 @@ ENVIRONMENT = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.93", "NCCL_NVLS_ENABLE": "0"
 TINY = dict(
     vocab_size=0, hidden_size=64, num_layers=2, intermediate_size=128, num_heads=4, num_kv_heads=2
 )
+SIZES = dict(questions=8, rollouts=8, new=1024, steps=7)
+TINY_SIZES = dict(questions=2, rollouts=2, new=16, steps=4)
 # Steps whose programs are compiled: the first one, and the second for the copy's first transfer.
 FIRST = 2
 MEDIANS = (
@@ -59,18 +62,20 @@ LAST = (
 def main() -> None:
     options = parse()
     options.out.mkdir(parents=True, exist_ok=True)
-    cases = {"in_turn": None}
+    cases: dict[str, int | None] = {"in_turn": None}
     for count in samplers(options):
         cases[f"one_step_off_{options.devices - count}+{count}"] = count
     for name, count in cases.items():
         run_case(options, name, count)
-    found = {name: summary(options.out / name) for name in cases}
+    found = {name: summary(options.out / name, options.devices) for name in cases}
     rates = {name: case.get("iterations_per_hour") for name, case in found.items()}
     base = rates["in_turn"]
     ratios = {name: rate / base for name, rate in rates.items() if rate and base}
     result = {"devices": options.devices, "model": options.model, "times_in_turn": ratios} | found
     (options.out / f"one_step_off_{options.devices}.json").write_text(json.dumps(result, indent=1))
     print(json.dumps(result, indent=1))
+    if any("failed" in case for case in found.values()):
+        sys.exit(1)
 
 
 def parse() -> argparse.Namespace:
@@ -79,13 +84,20 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--devices", type=int, default=2, help="GPUs, or simulated devices")
     parser.add_argument("--samplers", help="numbers of devices that draw, as 2,3; default: half")
     parser.add_argument("--model", default="Qwen3-1.7B", help="the preset whose sizes are used")
-    parser.add_argument("--tiny", action="store_true", help="two narrow layers, for a quick test")
-    parser.add_argument("--questions", type=int, default=8)
-    parser.add_argument("--rollouts", type=int, default=8)
-    parser.add_argument("--new", type=int, default=1024, help="tokens of each response")
-    parser.add_argument("--steps", type=int, default=7)
+    parser.add_argument("--tiny", action="store_true", help="two narrow layers and short rows")
+    for name, size in SIZES.items():
+        what = "tokens of each response" if name == "new" else "of a run" if name == "steps" else ""
+        parser.add_argument(
+            f"--{name}", type=int, help=f"{what} ({size}; --tiny: {TINY_SIZES[name]})".strip()
+        )
     parser.add_argument("--limit", type=int, default=280, help="seconds of one case")
-    return parser.parse_args()
+    options = parser.parse_args()
+    for name, size in (TINY_SIZES if options.tiny else SIZES).items():
+        if getattr(options, name) is None:
+            setattr(options, name, size)
+    if options.steps <= FIRST:
+        parser.error(f"--steps must be above {FIRST}, whose programs are compiled")
+    return options
 
 
 def samplers(options: argparse.Namespace) -> list[int]:
@@ -95,11 +107,13 @@ def samplers(options: argparse.Namespace) -> list[int]:
 
 
 def run_case(options: argparse.Namespace, name: str, count: int | None) -> None:
-    folder = options.out / name
-    if (folder / "finished.json").exists():
+    folder, config = options.out / name, options.out / f"{name}.json"
+    described = json.dumps(describe(options, count), indent=1)
+    is_same = config.exists() and config.read_text() == described
+    if is_same and devices_of(folder) == options.devices and (folder / "finished.json").exists():
         return
-    config = options.out / f"{name}.json"
-    config.write_text(json.dumps(describe(options, count), indent=1))
+    shutil.rmtree(folder, ignore_errors=True)  # of other settings, or of a case that was ended
+    config.write_text(described)
     visible = ",".join(map(str, range(options.devices)))
     place = {"CUDA_VISIBLE_DEVICES": visible, "JAX_NUM_CPU_DEVICES": str(options.devices)}
     began = time.perf_counter()
@@ -159,8 +173,16 @@ def describe(options: argparse.Namespace, count: int | None) -> dict[str, Any]:
     return overrides.to_json(config)
 
 
-def summary(folder: Path) -> dict[str, Any]:
-    """Medians of the steps after the first, and what the last one says of the samples."""
+def devices_of(folder: Path) -> int | None:
+    """How many devices a case has found; None if it has not come as far."""
+    file = folder / "provenance.json"
+    return json.loads(file.read_text())["devices"]["count"] if file.exists() else None
+
+
+def summary(folder: Path, devices: int) -> dict[str, Any]:
+    """Medians of the steps after the first two, and what the last one says of the samples."""
+    if (count := devices_of(folder)) not in (None, devices):
+        return {"failed": f"found {count} devices, expected {devices}"}
     file = folder / "metrics.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     if len(rows) <= FIRST:

@@ -13,6 +13,7 @@ from jaxdistill.config import RunConfig
 from jaxdistill.models import attention as attentions
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.precision import compute_dtype
+from jaxdistill.run.programs import meshes_of
 from jaxdistill.training.compute import Compute
 from jaxdistill.training.memory import memory_limit
 
@@ -45,11 +46,7 @@ def start_line(
             is_packed=is_packed,
         )
     limit = memory_limit()
-    said = [_of_mesh(mesh, dtype)]
-    if sampler is not None and sampler != mesh:
-        placed = _sizes_of(sampler)
-        said.append(f"{sampler.size} others draw rollouts one step ahead; their mesh {placed}")
-    said.append(f"attention {chosen}")
+    said = [_of_meshes(mesh, sampler or mesh, dtype), f"attention {chosen}"]
     if rows is not None:
         # As `make_train_step` chooses.
         least = "none" if limit is None else "auto (the least that fits)"
@@ -76,16 +73,19 @@ def study_line(configs: Sequence[RunConfig], workers: int, gpus: Sequence[str] =
             f"{', '.join(sorted(dtypes))}"
         )
     places = dict.fromkeys(
-        _of_mesh(sharding.make_mesh(config.mesh), compute_dtype(config.compute.dtype))
-        for config in configs
+        _of_meshes(*meshes_of(config), compute_dtype(config.compute.dtype)) for config in configs
     )
     runs = f"{len(configs)} run(s)"
     return "; ".join([f"{runs} in {workers} processes" if workers > 1 else runs, *places])
 
 
-def _of_mesh(mesh: sharding.Mesh, dtype: Any) -> str:
+def _of_meshes(mesh: sharding.Mesh, sampler: sharding.Mesh, dtype: Any) -> str:
     kind = mesh.devices.flat[0].device_kind
-    return f"{mesh.size} of {jax.device_count()} devices ({kind}); mesh {_sizes_of(mesh)}; {dtype}"
+    said = f"{mesh.size} of {jax.device_count()} devices ({kind}); mesh {_sizes_of(mesh)}; {dtype}"
+    if sampler == mesh:
+        return said
+    who = "1 other draws" if sampler.size == 1 else f"{sampler.size} others draw"
+    return f"{said}; {who} rollouts one step ahead, in mesh {_sizes_of(sampler)}"
 
 
 def _sizes_of(mesh: sharding.Mesh) -> str:

@@ -189,12 +189,13 @@ def fit_slots(
     Otherwise pages take four fifths of the free memory, less weights and prompts, and there are as
     many slots as the pages hold rows at a third of `new` tokens. If slots cannot share pages, there
     are as many slots as full-length caches fit. `prompt` and `new` count positions per row. The
-    choice is cached for the process: slightly different free memory must not compile another
-    program.
+    choice is cached for the process, by devices: slightly different free memory must not compile
+    another program.
     """
-    mesh = jax.sharding.get_abstract_mesh()
+    # Meshes of one form may be on devices that hold different things, as sampler and trainer do.
+    place = jax.sharding.get_abstract_mesh(), tuple(local_devices())
     return _choose_slots(
-        mesh,
+        place,
         config,
         num_questions=num_questions,
         num_rows=num_rows,
@@ -218,7 +219,7 @@ def shares_pages(cache_dtype: CacheDtype) -> bool:
 
 @functools.cache
 def _choose_slots(
-    mesh: Any,
+    place: Any,
     config: ModelConfig,
     *,
     num_questions: int,

@@ -10,6 +10,7 @@ itself (DeepSeek-R1: the prompt ends in `<think>\\n`), or close it at once (Qwen
 templates also drop the thinking of past assistant turns.
 """
 
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsInt
@@ -24,6 +25,10 @@ from jaxdistill.storage import control_tokens, hub
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedTokenizerFast
+
+# To encode spelled control tokens, a tokenizer is switched to another mode and back: a thread that
+# samples beside an evaluation (`training.ahead`) must not encode in between.
+_ENCODING = threading.Lock()
 
 
 def load(name: str | Path) -> "PreTrainedTokenizerFast":
@@ -147,11 +152,12 @@ def _encode(
         return []
     for text in texts:
         refuse_surrogates(text)
-    rows = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    return [
-        control_tokens.encode_spelled(tokenizer, control, text, spans) if spans else row
-        for text, spans, row in zip(texts, spelled, rows, strict=True)
-    ]
+    with _ENCODING:
+        rows = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return [
+            control_tokens.encode_spelled(tokenizer, control, text, spans) if spans else row
+            for text, spans, row in zip(texts, spelled, rows, strict=True)
+        ]
 
 
 def refuse_surrogates(text: str) -> None:

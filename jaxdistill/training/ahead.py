@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdistill import sharding
+from jaxdistill.errors import out_of_memory
 from jaxdistill.precision import compute_dtype
 from jaxdistill.sampling.engine import Engine
 from jaxdistill.sampling.rollouts import Rollouts
@@ -28,6 +29,12 @@ from jaxdistill.training.timing import Clock
 Facts = dict[str, Any]
 # The copy's name in a checkpoint's state, and its age in the host's part.
 SAMPLER, DRAWN_AFTER = "sampler", "sampler_after"
+
+# What to change where a device of either side is full.
+COPY_ADVICE = (
+    "shard the weights over more devices: of the update (mesh), or of the sampler "
+    "(experience.schedule.sampler_tensor, with more sampler_devices)"
+)
 
 
 class Draws(NamedTuple):
@@ -200,7 +207,8 @@ def sampled_weights(params: Any, engine: Engine) -> Any:
     """A copy of parameters on the sampler's mesh, in the dtype that its matrices are read in.
 
     Samples from the copy are those from `params`, to the bit: whatever the sampler rounds is
-    rounded here, and scales and biases, which are small, keep their dtype.
+    rounded here, and scales and biases, which are small, keep their dtype. Raises UserError if a
+    device is full.
     """
     config, mesh, dtype = engine.policy.config, engine.mesh, compute_dtype(engine.dtype)
     assert mesh is not None, "a run has a mesh"
@@ -222,4 +230,5 @@ def sampled_weights(params: Any, engine: Engine) -> Any:
             jax.device_put(value, sharding.parameter_sharding(mesh, axes, value.shape))
         )
 
-    return jax.tree.map(send, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    with out_of_memory("copying the weights to the sampler", COPY_ADVICE):
+        return jax.tree.map(send, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))

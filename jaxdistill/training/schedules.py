@@ -83,7 +83,7 @@ class OneStepOff:
         if count % self.sampler_tensor:
             raise UserError(
                 f"`experience.schedule.sampler_tensor={self.sampler_tensor}` must divide the "
-                f"{count} devices of the sampler"
+                f"{count} device(s) of the sampler"
             )
         of_sampler = MeshConfig(
             data=1, fsdp=count // self.sampler_tensor, tensor=self.sampler_tensor

@@ -75,7 +75,7 @@ class Clock:
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Count the time inside for this part."""
-        if threading.get_ident() != self._thread:
+        if self._is_other_thread:
             with jax.profiler.TraceAnnotation(f"{HOST}{name}"):
                 yield
             return
@@ -102,11 +102,14 @@ class Clock:
     def compilations(self) -> Iterator[None]:
         """Count the seconds in which XLA compiles, or reads a program that it compiled before.
 
-        They are part of the seconds of the part that needs the program.
+        They are part of the seconds of the part that needs the program. Those of another thread
+        count where this one waits for its samples, and are beside its time elsewhere.
         """
 
         # JAX reports durations: a program's lowering ends just before its compilation begins.
         def on_duration(event: str, duration_secs: float, **_: str | int) -> None:
+            if self._is_other_thread and self._open[-1] != "sampling":
+                return
             if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
                 self.on_part("compiling")
             elif event == "/jax/core/compile/backend_compile_duration":
@@ -118,6 +121,10 @@ class Clock:
             yield
         finally:
             jax.monitoring.unregister_event_duration_listener(on_duration)
+
+    @property
+    def _is_other_thread(self) -> bool:
+        return threading.get_ident() != self._thread
 
     def _charge(self) -> None:
         now = self.now()

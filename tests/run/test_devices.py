@@ -18,12 +18,14 @@ from jaxdistill.models.presets import preset
 from jaxdistill.run import devices
 from jaxdistill.run.devices import start_line
 from jaxdistill.run.loop import run
+from jaxdistill.run.programs import meshes_of
 from jaxdistill.sampling import Address, Sampling
 from jaxdistill.sampling.engine import Engine
 from jaxdistill.sharding import MeshConfig
 from jaxdistill.storage.loading import Policy
 from jaxdistill.tasks.questions import Question
 from jaxdistill.training.compute import Compute
+from jaxdistill.training.schedules import OneStepOff
 from jaxdistill.training.timing import TIMINGS
 
 PROMPTS = ["20 15 1 -> 34", "9 4 2 -> 7", "3 8 6 -> 30"]  # not one for each device
@@ -127,6 +129,22 @@ def test_the_line_says_what_auto_chooses(monkeypatch):
     assert start_line(mesh, model, packed, rows=20).endswith("mlp; 139 GiB per device")
     with pytest.raises(UserError, match="attention 'cudnn' needs an NVIDIA GPU"):
         start_line(mesh, model, Compute(attention="cudnn"))
+
+
+def test_the_lines_of_runs_and_studies_name_the_devices_that_draw():
+    """A mesh for the devices that are left need not fit all of them."""
+    experience = dataclasses.replace(
+        tiny().experience, schedule=OneStepOff(sampler_devices=5, sampler_tensor=5)
+    )
+    config = tiny(mesh=MeshConfig(tensor=3, fsdp=1), experience=experience)
+    expected = (
+        "3 of 8 devices (cpu); mesh data=1, fsdp=1, tensor=3; float32; "
+        "5 others draw rollouts one step ahead, in mesh data=1, fsdp=1, tensor=5"
+    )
+    assert devices.study_line([config], 1) == f"1 run(s); {expected}"
+    mesh, sampler = meshes_of(config)
+    line = start_line(mesh, preset("Qwen3-1.7B"), Compute(), sampler=sampler)
+    assert line.startswith(f"{expected}; attention xla")
 
 
 def test_a_study_takes_the_mesh_for_its_base_too():

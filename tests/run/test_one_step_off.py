@@ -192,7 +192,7 @@ def saved(run_dir):
         return checkpoints.restore(config.steps, example, vocab_size=policy.config.vocab_size)
 
 
-@pytest.mark.parametrize("first", [1, 3])
+@pytest.mark.parametrize("first", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_resumed_run_draws_the_pending_batch_again(first, whole, tmp_path):
     """After the first step, whose weights the copy still is, and after one that has moved them."""
     run(off(steps=first), tmp_path / "run", quiet=True)
@@ -217,7 +217,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(phase, signals, whole, tmp_path):
     assert_same_end(tmp_path / "run", whole)
 
 
-@pytest.mark.parametrize("share", [0, 1])
+@pytest.mark.parametrize("share", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_what_the_sampler_meets_with_ends_the_run_as_in_turn(share, tmp_path, monkeypatch):
     rollouts = Engine.rollouts
 

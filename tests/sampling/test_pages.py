@@ -67,12 +67,13 @@ CONFIG = ModelConfig(
 POSITION = 2 * 2 * 2 * 8 * 4  # keys and values of 2 layers x 2 heads x 8 numbers of four bytes
 
 
+@dataclasses.dataclass(frozen=True)
 class Device:
-    def __init__(self, free: int):
-        self.stats = {"bytes_limit": free + 1000, "bytes_in_use": 1000}
+    free: int = dataclasses.field(compare=False)
+    id: int = 0
 
     def memory_stats(self):
-        return self.stats
+        return {"bytes_limit": self.free + 1000, "bytes_in_use": 1000}
 
 
 def fitted(monkeypatch, positions, rows=100):
@@ -218,6 +219,14 @@ def test_what_was_chosen_once_is_kept_while_memory_moves(monkeypatch):
         fit_slots(CONFIG, num_questions=10, num_rows=100, prompt=56, new=600, dtype=jnp.float32)
         == first
     )
+
+
+def test_each_device_is_asked_for_its_own_memory(monkeypatch):
+    """A mesh of the same form may be on a device that holds less, as the sampler's own does."""
+    first = fitted(monkeypatch, 51 * 128)
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(10**12, id=1)])
+    shapes = {"num_questions": 10, "num_rows": 100, "prompt": 56, "new": 600}
+    assert fit_slots(CONFIG, **shapes, dtype=jnp.float32) == (100, None) != first
 
 
 def test_an_embedding_that_is_not_the_head_counts_as_split_as_it_is():

@@ -5,6 +5,8 @@ same kinds of files and a template that does what the published one does for tex
 """
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import huggingface_hub
 import numpy as np
@@ -251,3 +253,25 @@ def test_either_files_stop_token_ends_a_response(r1, tmp_path, generation_eos, e
     fields = {} if generation_eos is None else {"eos_token_id": generation_eos}
     (tmp_path / "generation_config.json").write_text(json.dumps(fields))
     assert tok.stop_ids(tok.load(r1), tmp_path) == expected
+
+
+def test_threads_encode_one_at_a_time(qwen3, monkeypatch):
+    """Where a control token is spelled, a call switches the tokenizer's mode for all threads."""
+    inside, most = [], []
+    call = type(qwen3).__call__
+
+    def slow(self, *given, **how):
+        inside.append(None)
+        most.append(len(inside))
+        time.sleep(0.02)
+        try:
+            return call(self, *given, **how)
+        finally:
+            inside.pop()
+
+    monkeypatch.setattr(type(qwen3), "__call__", slow)
+    texts = ["plain", "spelled <|im_end|> here"]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda text: tok.encode(qwen3, [text]), texts * 4))
+    assert found == found[:2] * 4
+    assert max(most) == 1

@@ -9,9 +9,11 @@ import pytest
 from tiny_run import ARCHITECTURE
 
 from jaxdistill import sharding
+from jaxdistill.errors import UserError
 from jaxdistill.models import parameters
 from jaxdistill.sampling import Address, Sampling
 from jaxdistill.sampling.engine import Engine
+from jaxdistill.sampling.weights import decoding_weights
 from jaxdistill.storage import loading
 from jaxdistill.storage.loading import Fresh
 from jaxdistill.tasks.tasks import ToyTask, questions_of
@@ -47,6 +49,19 @@ def test_samples_from_the_rounded_copy_are_those_from_the_masters(policy):
         np.testing.assert_array_equal(*(getattr(each, name) for each in drawn))
 
 
+@pytest.mark.parametrize("rounded", ["int8", "int8_dynamic", "float8_dynamic"])
+def test_eight_bits_of_the_copy_are_those_of_the_masters(policy, rounded):
+    """A weight is rounded to bfloat16 before it is rounded to eight bits, wherever that happens."""
+    engine = Engine(policy, mesh=mesh_of("fsdp=1", 0, 1), dtype="bfloat16", weights_dtype=rounded)
+    read = [
+        decoding_weights(params, policy.config, jnp.bfloat16, rounded)
+        for params in (sampled_weights(policy.params, engine), policy.params)
+    ]
+    assert {x.dtype.itemsize for x in jax.tree.leaves(read[0])} == {1, 2, 4}  # 4: the scales
+    as_float32 = jax.tree.map(lambda x: x.astype(jnp.float32), read)
+    jax.tree.map(np.testing.assert_array_equal, *as_float32)
+
+
 @pytest.mark.parametrize(
     ("update", "sampler"),
     [
@@ -71,3 +86,13 @@ def test_a_copy_has_the_values_of_the_other_mesh_in_the_form_of_its_own(policy, 
     found, wanted = jax.tree.leaves(copy), jax.tree.leaves(sharding.shardings_of(sampler, copy))
     assert [leaf.sharding for leaf in found] == wanted
     assert all(leaf.dtype == jnp.float32 for leaf in found)
+
+
+def test_a_device_without_room_for_the_copy_is_one_line(policy, monkeypatch):
+    def full(*_):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 4 bytes.")
+
+    monkeypatch.setattr(jax, "device_put", full)
+    engine = Engine(policy, mesh=mesh_of("fsdp=1", 0, 1), dtype="bfloat16")
+    with pytest.raises(UserError, match=r"while copying the weights .*; shard .*sampler_tensor"):
+        sampled_weights(policy.params, engine)

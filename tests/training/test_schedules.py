@@ -39,7 +39,7 @@ def test_the_last_devices_draw_and_the_first_update(schedule, mesh, count, updat
     ("schedule", "mesh", "expected"),
     [
         (OneStepOff(8), MeshConfig(), "sampler_devices=8` leaves none of 8 device"),
-        (OneStepOff(6, 4), MeshConfig(), "sampler_tensor=4` must divide the 6 devices"),
+        (OneStepOff(6, 4), MeshConfig(), "sampler_tensor=4` must divide the 6 device"),
         (OneStepOff(0, 2), MeshConfig(), "sampler_tensor=2` needs `sampler_devices`"),
         (OneStepOff(6), MeshConfig(tensor=4), "mesh data=1, fsdp=-1, tensor=4 does not fit 2"),
     ],

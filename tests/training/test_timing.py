@@ -87,6 +87,15 @@ def test_it_tells_which_part_begins_and_when_a_program_is_compiled():
     assert len(heard) == 4, "compilations are counted inside the context only"
 
 
+@pytest.mark.parametrize(("part", "counts"), [("sampling", True), ("update", False)])
+def test_what_the_samplers_thread_compiles_counts_where_it_is_waited_for(part, counts):
+    """Beside the update it would make a step's compiling longer than the step."""
+    clock, x, by = Clock(), jnp.ones(3), 19 + counts
+    with ThreadPoolExecutor(1) as other, clock.compilations(), clock.part(part):
+        other.submit(lambda: jax.jit(lambda x: x * by + 3)(x)).result()
+    assert (clock.lap()["compiling"] > 0) == counts
+
+
 LENGTHS = ((3, 5), (2, 9))  # (prompt, completion) of each row; the teacher's prompts have 4 more
 
 
