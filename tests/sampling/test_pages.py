@@ -224,7 +224,7 @@ def test_what_was_chosen_once_is_kept_while_memory_moves(monkeypatch):
 def test_each_device_is_asked_for_its_own_memory(monkeypatch):
     """A mesh of the same form may be on a device that holds less, as the sampler's own does."""
     first = fitted(monkeypatch, 51 * 128)
-    monkeypatch.setattr(jax, "local_devices", lambda: [Device(10**12, id=1)])
+    monkeypatch.setattr(pages, "local_devices", lambda: [Device(10**12, id=1)])
     shapes = {"num_questions": 10, "num_rows": 100, "prompt": 56, "new": 600}
     assert fit_slots(CONFIG, **shapes, dtype=jnp.float32) == (100, None) != first
 
