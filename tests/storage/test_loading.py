@@ -172,5 +172,5 @@ def test_a_bad_name_is_one_line_that_lists_what_was_tried(opened):
     for tried in ("no folder nowhere", "org/name", "toy:main, toy:control", "a Hugging Face folder",
                   "a run"):  # fmt: skip
         assert tried in line
-    with pytest.raises(UserError, match=r"toy base 'mars' .*expected 'main' or 'control'"):
+    with pytest.raises(UserError, match=r"toy base 'mars' .*expected main, control or sparse"):
         opened("toy:mars")
