@@ -13,11 +13,11 @@ import copy
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from peer_options import peer_options
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 SIZES = {
@@ -42,16 +42,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--work", choices=("decode", "step"), required=True)
-    parser.add_argument("--rows", type=int, required=True)
-    parser.add_argument("--prompt", type=int, default=256)
-    parser.add_argument("--new", type=int, default=512)
-    parser.add_argument("--tokens", type=int, default=4096)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--tiny", action="store_true", help="tiny sizes, to try it on a CPU")
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
+    options = peer_options(__doc__)
     torch.manual_seed(0)
     sizes = TINY if options.tiny else SIZES
     config = Qwen3Config(

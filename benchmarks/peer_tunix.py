@@ -14,7 +14,6 @@ import importlib.metadata
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from peer_options import peer_options
 from tunix.generate import sampler as sampling
 from tunix.models.qwen3 import model as qwen3
 
@@ -46,16 +46,7 @@ class Numbers:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--work", choices=("decode", "step"), required=True)
-    parser.add_argument("--rows", type=int, required=True)
-    parser.add_argument("--prompt", type=int, default=256)
-    parser.add_argument("--new", type=int, default=512)
-    parser.add_argument("--tokens", type=int, default=4096)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--tiny", action="store_true", help="tiny sizes, to try it on a CPU")
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
+    options = peer_options(__doc__)
     config = dataclasses.replace(
         qwen3.ModelConfig.qwen3_1p7b(), dtype=jnp.bfloat16, param_dtype=jnp.bfloat16
     )

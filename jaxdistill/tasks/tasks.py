@@ -75,15 +75,7 @@ class ToyTask:
     facts = staticmethod(toy_grader.facts)
 
     def __post_init__(self):
-        if self.pool not in problems.POOLS:
-            raise UserError(f"`pool` must be one of {', '.join(problems.POOLS)}, got {self.pool!r}")
-        # Drawing a million takes minutes; the pools of four numbers and more are larger.
-        if not 1 <= self.count <= 1_000_000:
-            raise UserError(f"`count` must be at least 1 and at most 1000000, got {self.count}")
-        # With fewer than three numbers there is nothing to search; six have up to 3^5 = 243 chains,
-        # all of which are enumerated for each problem drawn. Chosen, not measured.
-        if not 3 <= self.numbers <= 6:
-            raise UserError(f"`numbers` must lie in 3..6, got {self.numbers}")
+        problems.require_drawable(pool=self.pool, numbers=self.numbers, count=self.count)
 
     def questions(self) -> list[Question]:
         drawn = problems.draw_distinct(self.count, self.numbers, self.pool, self.seed)

@@ -277,8 +277,9 @@ class _Program:
     def _separates_passes(self) -> bool:
         """Whether loss and derivatives over the vocabulary are computed in separate passes.
 
-        On a GPU it takes less time and memory where they are elementwise. Other supports would
-        choose their tokens again in each pass.
+        By the plan of XLA's compiler for an H200 it takes less memory and traffic where they are
+        elementwise; not timed yet (docs/log.md, 2026-12-01). Other supports would choose their
+        tokens again in each pass.
         """
         distill = distill_of(self.objective)
         is_elementwise = distill is not None and isinstance(distill.support, FullVocabulary)

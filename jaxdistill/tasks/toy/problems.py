@@ -216,6 +216,19 @@ def draw(rng: random.Random, size: int, pool: Pool) -> Problem:
             return rng.choice(candidates)
 
 
+def require_drawable(*, pool: str, numbers: int, count: int) -> None:
+    """Raise UserError unless a task can ask for `count` problems of a pool, each of `numbers` numbers."""
+    if pool not in POOLS:
+        raise UserError(f"`pool` must be one of {', '.join(POOLS)}, got {pool!r}")
+    # Drawing a million takes minutes; the pools of four numbers and more are larger.
+    if not 1 <= count <= 1_000_000:
+        raise UserError(f"`count` must be at least 1 and at most 1000000, got {count}")
+    # With fewer than three numbers there is nothing to search; six have up to 3^5 = 243 chains,
+    # all of which are enumerated for each problem drawn. Chosen, not measured.
+    if not 3 <= numbers <= 6:
+        raise UserError(f"`numbers` must lie in 3..6, got {numbers}")
+
+
 def draw_distinct(count: int, size: int, pool: Pool, seed: int) -> list[Problem]:
     """Draw the first `count` distinct problems at the address (pool, size, seed).
 

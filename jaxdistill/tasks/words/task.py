@@ -9,7 +9,6 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from jaxdistill.errors import UserError
 from jaxdistill.tasks.grading.characters import in_latex
 from jaxdistill.tasks.grading.extract import last_box
 from jaxdistill.tasks.grading.math import grade_math
@@ -48,13 +47,7 @@ class WordsTask:
     grading_workers: ClassVar = 0  # a verdict is a few operations on short numbers
 
     def __post_init__(self):
-        if self.pool not in problems.POOLS:
-            raise UserError(f"`pool` must be one of {', '.join(problems.POOLS)}, got {self.pool!r}")
-        # The limits of `ToyTask`, for the same reasons.
-        if not 1 <= self.count <= 1_000_000:
-            raise UserError(f"`count` must be at least 1 and at most 1000000, got {self.count}")
-        if not 3 <= self.numbers <= 6:
-            raise UserError(f"`numbers` must lie in 3..6, got {self.numbers}")
+        problems.require_drawable(pool=self.pool, numbers=self.numbers, count=self.count)
 
     def questions(self) -> list[Question]:
         drawn = problems.draw_distinct(self.count, self.numbers, self.pool, self.seed)
