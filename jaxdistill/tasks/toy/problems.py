@@ -217,7 +217,7 @@ def draw(rng: random.Random, size: int, pool: Pool) -> Problem:
 
 
 def require_drawable(*, pool: str, numbers: int, count: int) -> None:
-    """Raise UserError unless a task can ask for `count` problems of a pool, each of `numbers` numbers."""
+    """Raise UserError unless a task can ask for `count` problems of a pool, of `numbers` each."""
     if pool not in POOLS:
         raise UserError(f"`pool` must be one of {', '.join(POOLS)}, got {pool!r}")
     # Drawing a million takes minutes; the pools of four numbers and more are larger.
