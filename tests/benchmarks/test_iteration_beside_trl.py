@@ -229,3 +229,15 @@ def test_generation_computes_without_ligers_kernels_and_the_update_with_them(mon
         assert qwen3.apply_rotary_pos_emb == "transformers'"
     assert norm.forward() == "Liger"
     assert qwen3.apply_rotary_pos_emb == "Liger's"
+
+
+def test_a_process_that_is_ended_while_it_samples_leaves_how_far_it_came(tmp_path):
+    trl_iteration = script("trl_iteration")
+    options = argparse.Namespace(part="iteration", out=tmp_path / "result.json")
+    clock = trl_iteration.Clock([300, 20], trl_iteration.Work(new=300), options)
+    clock.write({"steps": 256, "sampling": 3.2})
+    result = json.loads(options.out.read_text()) | {"ended": "ended after 60 s"}
+    assert script("iteration_beside_trl").summary({"TRL 0: dynamic; fast": result}) == [
+        "TRL 0: dynamic; fast: ended at its limit before the first iteration, then 256 decode "
+        "steps, 12.5 ms each with the prompts"
+    ]
