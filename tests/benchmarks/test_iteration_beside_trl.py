@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 from benchmark_scripts import script
@@ -217,8 +217,7 @@ def test_generation_computes_without_ligers_kernels_and_the_update_with_them(mon
     norm, plain = Module(), Module()
     norm.__dict__["forward"] = forward.__get__(norm)
     plain.__dict__["forward"] = lambda: "of accelerate"
-    qwen3 = ModuleType("modeling_qwen3")
-    qwen3.apply_rotary_pos_emb = "Liger's"
+    qwen3 = SimpleNamespace(apply_rotary_pos_emb="Liger's")
     monkeypatch.setitem(
         sys.modules, "transformers.models.qwen3", SimpleNamespace(modeling_qwen3=qwen3)
     )
