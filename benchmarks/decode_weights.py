@@ -10,7 +10,7 @@ per variant: milliseconds per step, tokens/s by steps, the ratio to the first va
 the device's own copy for the bytes that this variant must read, seconds of compilation. The JSON
 has the same, with `--profile N` also the N slowest kernels, and is written after each timed run, so
 that a process that is stopped leaves what it has. A variant that fails is named and left out.
-About six minutes per number of rows on an H200 (estimate), nearly all of it compilation.
+Three minutes for six to eight variants on an H200, most of it compilation.
 
     PYTHONPATH=. python benchmarks/decode_weights.py --model SmolLM2-135M --layers 1 --rows 4 \\
         --prompt 5 --new 20 --turns 1
@@ -39,7 +39,7 @@ from jaxdistill.models.presets import preset
 from jaxdistill.models.quantized import vector_bytes
 from jaxdistill.models.quantized_weights import decoding_bytes
 from jaxdistill.precision import compute_dtype
-from jaxdistill.sampling import Sampling, question_hashes, row_keys, sampler, weights
+from jaxdistill.sampling import Sampling, question_hashes, row_keys
 from jaxdistill.sampling.engine import Engine
 from jaxdistill.sampling.sampler import STRIDE
 
@@ -51,14 +51,11 @@ class Variant:
     weights: Any = "auto"
     cache: Any = "auto"
     options: dict[str, Any] = field(default_factory=dict)
-    inputs_last: bool | None = None  # of weights that are not rounded; None: as the sampler does
 
 
 # The first is what the others are compared with. XLA's options are for GPUs and dropped elsewhere.
 VARIANTS = {
     "exact": Variant(),
-    "exact, outputs last": Variant(inputs_last=False),
-    "exact, inputs last": Variant(inputs_last=True),
     "exact, cuBLASLt off": Variant(options={"xla_gpu_enable_cublaslt": False}),
     "exact, cuBLASLt on": Variant(options={"xla_gpu_enable_cublaslt": True}),
     "int8": Variant("int8"),
@@ -88,8 +85,6 @@ def main() -> None:
         parser.error(f"--new {options.new}: expected more than {FEW}, the tokens of the short run")
     first = next(iter(VARIANTS))
     names = [name for name in VARIANTS if name in (first, *(options.only or VARIANTS))]
-    # The order of axes that the sampler has anyhow is the first variant.
-    names = [name for name in names if VARIANTS[name].inputs_last != weights.has_inputs_last()]
     found: dict[str, Any] = {"options": vars(options) | {"out": str(options.out)}}
     found |= {"environment": measure.environment(), "variants": {}}
 
@@ -140,7 +135,6 @@ class Program:
             cache_dtype=variant.cache,
             weights_dtype=variant.weights,
         )
-        sampler.make_sampler.cache_clear()  # its key does not have the order of axes
         sample: Any = engine.sampler(Sampling(max_new_tokens=options.new), 1, counts=True)
         shape = options.rows, options.prompt
         ids_QP = np.random.default_rng(0).integers(0, self.config.vocab_size, shape, np.int32)
@@ -148,11 +142,8 @@ class Program:
         keys_B2 = row_keys(0, "bench", 0, hashes_Q, 1)
         self.arguments = params, ids_QP, np.ones_like(ids_QP), keys_B2
         given = variant.options if jax.default_backend() == "gpu" else {}
-        began, chosen = time.perf_counter(), weights.has_inputs_last
-        if variant.inputs_last is not None:
-            weights.has_inputs_last = lambda: bool(variant.inputs_last)
+        began = time.perf_counter()
         lowered = sample.lower(*self.arguments, self.limits(1))
-        weights.has_inputs_last = chosen
         self.compiled: Callable[..., Any] = lowered.compile(compiler_options=given or None)
         self.compile_seconds = time.perf_counter() - began
         self.seconds: list[float] = []  # of a step, by turn

@@ -1,8 +1,10 @@
 """An SDPO iteration of TRL beside `jaxdistill bench train`, on the same GPU in the same run.
 
-    python benchmarks/iteration_beside_trl.py --out iteration_1024.json --new 1024 --mean 400
-    python benchmarks/iteration_beside_trl.py --out iteration_4096.json --new 4096 --mean 1600 \\
-        --repeats 1 --only step,iteration --sampling 'static, compiled'
+    python benchmarks/iteration_beside_trl.py --out trl_1024.json --new 1024 --mean 400 \\
+        --seconds 540
+    python benchmarks/iteration_beside_trl.py --out trl_4096.json --new 4096 --mean 1600 \\
+        --seconds 340 --repeats 1 --turns 1 --tried dynamic 'static, compiled' \\
+        --only sampling,iteration --step 'bfloat16, 8k, top 100, Liger'
 
 Both take 8 prompts x 8 rollouts of a random Qwen3-1.7B: prompts of 256 tokens, teacher prompts of
 1,024 for every row, a frozen bfloat16 teacher, one update. The lengths are log-normal with a long
@@ -15,10 +17,14 @@ the same run: SAMPLING by the seconds of a decode step, STEPS by a quarter of th
 process of its own with a limit of time. The fastest of both are the peer, also where they are less
 exact than what runs here: bfloat16 parameters and moments, the student's 100 likeliest tokens. The
 setting of equal precision (FAITHFUL) is listed beside it. Then both sides run in turns, ours first.
+At 4,096 tokens an iteration of TRL takes minutes (4,096 decode steps of 10 to 40 ms), so that two
+settings for sampling are tried, and for the step the one that was the fastest at 1,024.
 
-The file is written after every measurement, and what stands in it is not measured again. No process
-is started after --seconds. Packages: those of trl_iteration.py. vLLM is not used (README.md says
-why): TRL can sample with it, and would be faster than these figures say.
+The file is written after every measurement, and what stands in it is not measured again, unless it
+was ended too early. No process is started after --seconds. The exit status is 1 if a turn of either
+side has no timed iteration, or no setting of a part could be timed. Packages: those of
+trl_iteration.py. vLLM is not used (README.md says why): TRL can sample with it, and would be faster
+than these figures say.
 """
 
 import argparse
@@ -60,7 +66,6 @@ STEPS: dict[str, dict[str, Any]] = {
 }
 # Float32 parameters and moments and the full vocabulary, as in `bench train`.
 FAITHFUL = "float32, autocast, 4k, full"
-REPEATS = 3
 OURS = "--pack 16384 --remat mlp --chunk 512"
 # In this order they are tried, since time may be short: first what is likely to win, and FAITHFUL.
 ORDER = [("sampling", name) for name in list(SAMPLING)[:2]]
@@ -70,16 +75,18 @@ ORDER += [("step", name) for name in list(STEPS)[3:]]
 ORDER += [("sampling", name) for name in list(SAMPLING)[3:]]
 # Tokens per row with which a sampling setting is tried, around the middle of its longest row.
 TRIED = 192
-# Share of --seconds after which no further setting is tried, so that iterations are measured.
-TUNING = 0.5
+# Share of --seconds after which no further setting is tried, so that iterations are measured: two
+# of each side and their imports took 200 s of an H200's time at 1,024 tokens (estimate).
+TUNING = 0.6
+NOT_TRIED = "not tried: no time left"
 
 
-def main() -> None:
+def main() -> int:
     options = parse()
     run = Run(options)
     if "iteration" in options.only:
         run.ours(0)
-    for part, name in ORDER:
+    for part, name in order_of(options.tried):
         if part in options.only:
             run.tune(part, name)
     if "iteration" in options.only:
@@ -90,6 +97,16 @@ def main() -> None:
     print(json.dumps(run.runs.found["rows"], indent=1))
     for line in summary(run.runs.measured):
         print(line)
+    lacking = missing(run.runs.measured, options)
+    for line in lacking:
+        print(f"missing: {line}", file=sys.stderr)
+    return 1 if lacking else 0
+
+
+def order_of(tried: list[str]) -> list[tuple[str, str]]:
+    """(part, setting) in the order in which they are tried: as given, or as ORDER has them."""
+    by_name = {name: (part, name) for part, name in ORDER}
+    return [by_name[name] for name in tried or by_name]
 
 
 def parse() -> argparse.Namespace:
@@ -98,6 +115,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--new", type=int, default=1024, help="most new tokens of a response")
     parser.add_argument("--mean", type=int, default=400, help="mean new tokens of a response")
     parser.add_argument("--repeats", type=int, default=2, help="timed iterations per process")
+    names = [name for _, name in ORDER]
+    parser.add_argument("--tried", nargs="+", choices=names, default=[], help="settings, in order")
     parser.add_argument("--turns", type=int, default=2, help="processes of each side, in turns")
     parser.add_argument("--only", default="sampling,step,iteration", help="parts, with commas")
     parser.add_argument("--sampling", choices=SAMPLING, help="instead of the fastest one")
@@ -136,11 +155,12 @@ class Run:
         self.out = self.runs.scratch / "result.json"
 
     def tune(self, part: str, name: str) -> None:
-        if getattr(self.options, part) or self.runs.has(f"{part}: {name}"):
-            return  # it is given, or was tried
+        if getattr(self.options, part):
+            return  # it is given
         iterates = "iteration" in self.options.only
         if iterates and self.runs.left() < self.options.seconds * (1 - TUNING):
-            self.runs.keep(f"{part}: {name}", {"failed": "not tried: no time left"})
+            if not self.is_measured(f"{part}: {name}", 2):
+                self.runs.keep(f"{part}: {name}", {"failed": NOT_TRIED})
             return
         work = self.work
         if part == "sampling":
@@ -200,7 +220,12 @@ class Run:
         }
         return sorted(seconds, key=seconds.__getitem__)
 
+    def is_measured(self, key: str, iterations: int) -> bool:
+        return len(self.runs.measured.get(key, {}).get("iterations", ())) >= iterations
+
     def peer(self, key: str, part: str, work: Work, more: list[str]) -> dict[str, Any]:
+        if not self.is_measured(key, 1 if part == "iteration" else 2):
+            self.runs.measured.pop(key, None)  # it was ended before
         command = [str(Path(__file__).with_name("trl_iteration.py")), "--part", part, *more]
         command += ["--work", json.dumps(dataclasses.asdict(work)), "--out", str(self.out)]
         return self.process(key, [*command, "--models", str(self.runs.scratch)])
@@ -209,7 +234,8 @@ class Run:
         work = self.work
         command = f"-m jaxdistill bench train --model {work.model} --questions {work.questions} "
         command += f"--rollouts {work.rollouts} --prompt {work.prompt} --context {work.context} "
-        command += f"--new {work.new} --mean {work.mean} --repeats {REPEATS} {self.options.ours}"
+        command += f"--new {work.new} --mean {work.mean} --repeats {self.options.repeats} "
+        command += self.options.ours
         self.process(f"ours {turn}", [*command.split(), "--out", str(self.out)])
 
     def process(self, key: str, command: list[str]) -> dict[str, Any]:
@@ -320,6 +346,8 @@ def summary(measured: dict[str, Any]) -> list[str]:
     for key, result in measured.items():
         if "failed" in result:
             lines.append(f"{key}: {result['failed']}")
+        elif result.get("iterations") == []:
+            lines.append(f"{key}: {too_early(result)}")
         elif "iterations" in result:
             best = min(result["iterations"], key=lambda each: each["seconds"])
             if key.startswith("sampling") and len(result["iterations"]) == 2:
@@ -336,5 +364,37 @@ def summary(measured: dict[str, Any]) -> list[str]:
     return lines
 
 
+def too_early(result: dict[str, Any]) -> str:
+    """What there is of a process without a timed iteration."""
+    why = result.get("ended", "")
+    # Otherwise it is the message of an error.
+    said = "ended at its limit" if why.startswith("ended after") else f"failed ({why})"
+    said += " before the first iteration"
+    if result.get("warm_up"):
+        said += f", warm-up {result['warm_up']['seconds']:.1f} s"
+    if unfinished := result.get("unfinished"):
+        steps, taken = unfinished["steps"], unfinished["sampling"]
+        said += f", then {steps} decode steps, {1e3 * taken / steps:.1f} ms each with the prompts"
+    return said
+
+
+def missing(measured: dict[str, Any], options: argparse.Namespace) -> list[str]:
+    """What was asked for and is not there, a line each; settings that lost are not asked for."""
+    lacking = []
+    if "iteration" in options.only:
+        for turn in range(options.turns):
+            if "failed" in measured.get(f"ours {turn}", {"failed": ""}):
+                lacking.append(f"an iteration of ours in turn {turn}")
+            theirs = [result for key, result in measured.items() if key.startswith(f"TRL {turn}:")]
+            if not any(result.get("iterations") for result in theirs):
+                lacking.append(f"an iteration of TRL in turn {turn}")
+    for part in ("sampling", "step"):
+        results = [result for key, result in measured.items() if key.startswith(f"{part}: ")]
+        is_timed = any(len(result.get("iterations", ())) == 2 for result in results)
+        if part in options.only and not getattr(options, part) and not is_timed:
+            lacking.append(f"a setting for {part} that could be timed")
+    return lacking
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,19 +10,25 @@ newer (`trl.experimental.sdpo`), accelerate and datasets; with liger also liger-
 - iteration: both, as the trainer does them.
 
 The first iteration warms up, with the same shapes of the cache and few tokens per row. The file is
-written after each further one, so that a process that is stopped leaves what it has measured.
+written after each further one, and while one samples, so that a process that is stopped leaves what
+it has measured, and how far it came.
 """
 
 import argparse
 import json
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 # Tokens per row of the first iteration: enough to compile every program of the decode loop.
 WARM_UP = 24
+# Decode steps after which the file says how far an iteration has come: a write of a millisecond in
+# a second or more.
+REPORTED = 128
 # Words of the tokenizer: the token that ends a row, and the one that fills it afterwards.
 END, PAD = 1, 2
 
@@ -39,7 +45,7 @@ class Setting:
     tokens: int = 8192  # rows per forward pass x most new tokens of a row
     top_k: int = 100  # of the student's tokens, with the remainder as one; 0: full vocabulary
     recompute: bool = False  # gradient checkpointing
-    liger: bool = False  # Liger's kernels for norms, RoPE and SwiGLU
+    liger: bool = False  # Liger's kernels for norms, RoPE and SwiGLU, outside of generation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +111,7 @@ def trainer_of(
     from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
 
     rows = options.rows or work.rows
-    at_once = min(rows, max(1, setting.tokens // work.new))
+    at_once = rows_at_once(rows, setting.tokens, work.new)
     arguments = SDPOConfig(
         output_dir=str(options.out.parent / "trl"),
         max_steps=1 + options.repeats,
@@ -145,6 +151,42 @@ def trainer_of(
     )
 
 
+def rows_at_once(rows: int, tokens: int, new: int) -> int:
+    """Rows per forward pass: at most tokens / new, at least 1, and a divisor of `rows`.
+
+    TRL samples for rows per pass x passes, which must be all rows of the iteration and no others.
+    """
+    return max(n for n in range(1, max(1, min(rows, tokens // new)) + 1) if rows % n == 0)
+
+
+def is_of_liger(forward: Any) -> bool:
+    return (getattr(forward, "__module__", None) or "").startswith("liger_kernel")
+
+
+@contextmanager
+def without_liger(model: Any, rotary: Any) -> Iterator[None]:
+    """Let the modules whose `forward` Liger has replaced compute as transformers does.
+
+    torch.compile cannot trace Liger's kernels: the decode step falls into a program per layer, of
+    which 8 at most are compiled, and takes 34 ms on an H200. Liger sets `forward` on instances, and
+    the rotary embedding, which was `rotary` before, on transformers' module for Qwen3.
+    """
+    from transformers.models.qwen3 import modeling_qwen3
+
+    replaced = [
+        (module, module.__dict__.pop("forward"))
+        for module in model.modules()
+        if is_of_liger(module.__dict__.get("forward"))
+    ]
+    of_liger, modeling_qwen3.apply_rotary_pos_emb = modeling_qwen3.apply_rotary_pos_emb, rotary
+    try:
+        yield
+    finally:
+        modeling_qwen3.apply_rotary_pos_emb = of_liger
+        for module, forward in replaced:
+            module.__dict__["forward"] = forward
+
+
 class Clock:
     """Forces the rows' lengths, and notes the seconds of each part and the peak of each."""
 
@@ -154,6 +196,7 @@ class Clock:
         # Of sampling the second has few tokens too: the difference is decode steps alone.
         self.short = 2 if options.part == "sampling" else 1
         self.parts: list[dict[str, float]] = []  # of every iteration so far
+        self.began = seconds()  # of the current iteration
 
     @property
     def lengths(self) -> list[int]:
@@ -165,7 +208,9 @@ class Clock:
     def attach(self, trainer: Any) -> None:
         import torch
         from transformers import TrainerCallback
+        from transformers.models.qwen3 import modeling_qwen3
 
+        rotary = modeling_qwen3.apply_rotary_pos_emb  # Liger replaces it when training begins
         generate, sample = trainer.model.generate, trainer.sample_rollouts
         prepare = trainer._prepare_training_batch
         now: dict[str, float] = {}
@@ -203,10 +248,10 @@ class Clock:
 
             def on_step_begin(self, *state: Any, **others: Any) -> None:
                 peak_gib(reset=True)
-                self.began = seconds()
+                clock.began = seconds()
 
             def on_step_end(self, *state: Any, **others: Any) -> None:
-                whole = seconds() - self.began
+                whole = seconds() - clock.began
                 now["update"] = whole - now["sampling"] - now["text"]
                 now["seconds"], now["peak_update"] = whole, peak_gib(reset=True)
                 clock.parts.append(dict(now))
@@ -215,9 +260,12 @@ class Clock:
         trainer.add_callback(Steps())
         trainer.sample_rollouts = timed_sample
         trainer._prepare_training_batch = timed_prepare
-        trainer.model.generate = lambda **arguments: generate(
-            **arguments, logits_processor=self.ends(trainer)
-        )
+
+        def limited(**arguments: Any) -> Any:
+            with without_liger(trainer.model, rotary):
+                return generate(**arguments, logits_processor=self.ends(trainer))
+
+        trainer.model.generate = limited
         if self.part == "sampling":
             trainer.training_step = without_update
         elif self.part == "step":
@@ -235,24 +283,30 @@ class Clock:
         ends_B = torch.tensor(self.lengths, device=device)
         only_end_V = torch.full((vocabulary,), float("-inf"), device=device)
         only_end_V[END] = 0.0
-        prompt = self.work.prompt
+        prompt, clock = self.work.prompt, self
 
         class EndsAtLimit(LogitsProcessor):
             def __call__(self, input_ids: Any, scores: Any) -> Any:
-                is_last_B = ends_B <= input_ids.shape[1] - prompt + 1
+                if (drawn := input_ids.shape[1] - prompt) and drawn % REPORTED == 0:
+                    # Without waiting for the device: `generate` itself does, at every token.
+                    clock.write({"steps": drawn, "sampling": time.perf_counter() - clock.began})
+                is_last_B = ends_B <= drawn + 1
                 scores[:, END : PAD + 1] = float("-inf")
                 return torch.where(is_last_B[:, None], only_end_V.to(scores.dtype), scores)
 
         return LogitsProcessorList([EndsAtLimit()])
 
-    def write(self) -> None:
-        """The medians' material: parts of every timed iteration, the first left out."""
+    def write(self, unfinished: dict[str, float] | None = None) -> None:
+        """The medians' material: parts of every timed iteration, the first left out.
+
+        `unfinished`: decode steps and seconds of an iteration that still samples.
+        """
         import torch
 
-        timed = self.parts[1:]
         result = {
-            "iterations": timed,
-            "warm_up": self.parts[0],
+            "iterations": self.parts[1:],
+            "warm_up": self.parts[0] if self.parts else None,
+            "unfinished": unfinished,
             "tokens": sum(self.limits),
             "steps": max(self.limits),  # of the decode loop, which runs as long as its longest row
             "rows": len(self.limits),

@@ -1,9 +1,11 @@
-"""Weights as decode steps read them: in 8 bits with one scale per output channel, or as they are.
+"""Weights as decode steps read them, in 8 bits with one scale per output channel.
 
-A decode step of few rows reads every weight once, so that half of the bytes are nearly half of the
-time of its products. `sampling.weights` rounds, on the device and from the parameters that
-it is given, the query, key, value, output, gate, up and down projections, and for some formats the
-head. Embeddings, norms and biases stay as they are.
+A decode step of few rows reads every weight once, so that half of the bytes should be nearly half
+of the time of its products. With Qwen3-1.7B's sizes on an H200 it is not: at 64 rows every format
+is slower than bfloat16, and at 256 rows `float8_dynamic` alone is faster, by 2 % (docs/log.md,
+2026-12-01). TPUs were not timed. `sampling.weights` rounds, on the device and from the parameters
+that it is given, the query, key, value, output, gate, up and down projections, and for some formats
+the head. Embeddings, norms and biases stay as they are.
 
 | `weights_dtype` | weights | activations of these products | head |
 |---|---|---|---|
@@ -69,15 +71,14 @@ class DecodingWeight:
     Inputs of several axes, such as the heads NH, are one axis with the first one's letter.
     """
 
-    values: Any  # [*N, C], int8 or float8_e4m3fn, or in the compute dtype
-    scale: Any  # [*N], float32; None in the compute dtype
+    values: Any  # [*N, C], int8 or float8_e4m3fn
+    scale: Any  # [*N], float32
     axes: str = dataclasses.field(metadata={"static": True})
     is_dynamic: bool = dataclasses.field(metadata={"static": True})
 
     def constrained(self, axes: str) -> "DecodingWeight":
         """The same, split over the mesh by other letters (`sharding.constrain`)."""
-        scale = None if self.scale is None else constrain(self.scale, axes[:-1])
-        values = constrain(self.values, axes)
+        scale, values = constrain(self.scale, axes[:-1]), constrain(self.values, axes)
         return dataclasses.replace(self, values=values, scale=scale)
 
     @property
@@ -96,18 +97,12 @@ def quantize_weight(
 
     A column of zeros has scale 1 and stays zero. Each device rounds its own part.
     """
-    last = with_inputs_last(weight, axes, summed)
-    values, scale = quantize(last.values, how.dtype)
-    return DecodingWeight(values, scale, last.axes, how.is_dynamic).constrained(last.axes)
-
-
-def with_inputs_last(weight: Float[Array, "..."], axes: str, summed: str) -> DecodingWeight:
-    """The weight in its own dtype, with the letters `summed` as its last axis."""
     outputs = "".join(a for a in axes if a not in summed)
-    moved = jnp.transpose(weight, [axes.index(a) for a in outputs + summed])
-    values = moved.reshape(*moved.shape[: len(outputs)], -1)
-    found = DecodingWeight(values, None, outputs + summed[0], is_dynamic=False)
-    return found.constrained(found.axes)
+    last = jnp.transpose(weight, [axes.index(a) for a in outputs + summed])
+    last = last.reshape(*last.shape[: len(outputs)], -1)
+    found_axes = outputs + summed[0]
+    values, scale = quantize(constrain(last, found_axes), how.dtype)
+    return DecodingWeight(values, scale, found_axes, how.is_dynamic).constrained(found_axes)
 
 
 def product(
@@ -129,8 +124,6 @@ def product(
     x = x.reshape(*x.shape[: len(lead)], -1)
     # Lower case: the product's own letter of the inputs, whatever their axes were.
     plain = f"{''.join(lead)}c,{weight.axes[:-1]}c->{result}"
-    if weight.scale is None:
-        return einsum(plain, x, weight.values, out_dtype=out_dtype)
     row_scale = None
     if weight.is_dynamic:
         rounded, row_scale = quantize(x, weight.values.dtype)
@@ -151,20 +144,14 @@ def product(
 PRODUCTS = {"qkv_DKXH": "D", "out_NHD": "NH", "gate_up_DXF": "D", "down_FD": "F"}
 
 
-def decoding_layer(layer: Any, weights_dtype: WeightsDtype, *, inputs_last: bool = False) -> Any:
-    """A `parameters.Layer` with its products' weights rounded; unchanged for "auto".
-
-    With `inputs_last` their axes are moved for "auto" too.
-    """
-    if weights_dtype == "auto" and not inputs_last:
+def decoding_layer(layer: Any, weights_dtype: WeightsDtype) -> Any:
+    """A `parameters.Layer` with its products' weights rounded; unchanged for "auto"."""
+    if weights_dtype == "auto":
         return layer
     found = {}
     for name, summed in PRODUCTS.items():
         weight, axes = getattr(layer, name), name.rsplit("_", 1)[-1]
-        if weights_dtype == "auto":
-            found[name] = with_inputs_last(weight, axes, summed)
-        else:
-            found[name] = quantize_weight(weight, axes, summed, FORMATS[weights_dtype])
+        found[name] = quantize_weight(weight, axes, summed, FORMATS[weights_dtype])
     return layer._replace(**found)
 
 

@@ -19,16 +19,6 @@ from jaxdistill.sampling.drawing import columns_of
 from jaxdistill.sharding import constrain, num_parts
 
 
-def has_inputs_last() -> bool:
-    """Whether decode steps read weights that are not rounded with their inputs as the last axis.
-
-    cuBLAS may have its best products of few rows for that order. On an H200 the tied head, which
-    has it, takes 1.04 times the time of its bytes, the layers' weights 1.2 to 3 times.
-    Not yet measured, so nowhere: `benchmarks/decode_weights.py` sets it and compares on a GPU.
-    """
-    return False
-
-
 def decoding_weights(
     params: Any, config: ModelConfig, dtype: Any, weights_dtype: WeightsDtype = "auto"
 ) -> tuple[parameters.Unstacked, Float[Array, "D V"] | DecodingWeight]:
@@ -58,10 +48,7 @@ def decoding_weights(
         return jnp.pad(x, [(0, missing if i == axis else 0) for i in range(2)]) if missing else x
 
     weights = parameters.unstack(params, config, dtype=dtype)
-    layers = [
-        gather_layer(decoding_layer(layer, weights_dtype, inputs_last=has_inputs_last()))
-        for layer in weights.layers
-    ]
+    layers = [gather_layer(decoding_layer(layer, weights_dtype)) for layer in weights.layers]
     embed_VD = weights.embed_VD.astype(dtype)
     if config.tie_embeddings:
         embed_VD = gather("VD", filled(embed_VD, 0))

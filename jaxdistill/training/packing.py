@@ -17,8 +17,9 @@ from jaxtyping import Int
 # A, the maximum number of sequences in a packed row. To cuDNN each may be as long as the row: its
 # backward pass adds up the queries' gradient for A times the row's positions, and its forward pass
 # keeps statistics for as many. At 32 x 20,480 positions and 16 heads of 128 in float32 these are
-# 5.4 GB and, for each layer, 42 MB. Chosen, not measured: only sequences shorter than 1/32 of the
-# packed row reach the limit.
+# 5.4 GB and, for each layer, 42 MB. An H200 takes 5.5 GiB there, and 1.1 at a limit of 4
+# (benchmarks/packed_workspace.py). Chosen: only sequences shorter than 1/32 of the packed row reach
+# the limit.
 MAX_SEQUENCES = 32
 
 # The limits that a shape may have, and what one needs beyond the fullest row of its first plan.

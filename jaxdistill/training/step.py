@@ -277,9 +277,9 @@ class _Program:
     def _separates_passes(self) -> bool:
         """Whether loss and derivatives over the vocabulary are computed in separate passes.
 
-        By the plan of XLA's compiler for an H200 it takes less memory and traffic where they are
-        elementwise; not timed yet (docs/log.md, 2026-12-01). Other supports would choose their
-        tokens again in each pass.
+        Where they are elementwise it takes less memory and traffic: with the same day's other
+        changes a step of 4 x 4,096 tokens takes 2.9 % less time on an H200 and 3.2 GiB less memory
+        (docs/log.md, 2026-12-01). Other supports would choose their tokens again in each pass.
         """
         distill = distill_of(self.objective)
         is_elementwise = distill is not None and isinstance(distill.support, FullVocabulary)
