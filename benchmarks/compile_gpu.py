@@ -1,17 +1,21 @@
-"""Compile `bench step` for an H200 that is not at hand: planned memory, and passes over arrays.
+"""Compile `bench step` for an H200 that is not at hand: planned memory, and a roofline by part.
 
     pip install jax-cuda12-plugin jax-cuda12-pjrt        # of the version of jax; CUDA is not needed
     XLA_FLAGS=--xla_gpu_autotune_level=0 JAX_PLATFORMS=cpu python benchmarks/compile_gpu.py
     ... python benchmarks/compile_gpu.py --rows 1 --tokens 22528 --prompt 2048 --context 22528
 
-Prints the peak that XLA plans, without cuDNN's and cuBLAS's work space, and with `--passes N` every
-operation in a loop that reads and writes more than N MB. A slice of an array counts as all of it.
+Prints the peak that XLA plans, without cuDNN's and cuBLAS's work space, and with `--passes N` for
+the program and the body of each loop the least time of its products and of its other passes, at
+rates measured on H200s, and every operation that takes more than N ms in a step. Attention is
+counted by its bytes alone. Of arrays that are sliced, updated or gathered from, the parts are
+counted; where such an array is read in other ways too, all of it.
 """
 
 import argparse
+import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import jax
@@ -78,37 +82,119 @@ def compiled_step(work: Step) -> Any:
         return step.lower(state, params, batch).compile()
 
 
+PRODUCT_FLOPS, COPY_BYTES = 700e12, 4.1e12  # per second; docs/log.md, 2026-11-25
+
+
+class Operation(NamedTuple):
+    name: str
+    shape: str
+    kind: str
+    arguments: list[str]
+    rest: str
+    is_root: bool
+
+    @property
+    def called(self) -> str:
+        """The computation of a fusion, or the body of a loop."""
+        return re.findall(r"(?:calls|body)=%([\w.\-]+)", self.rest)[0]
+
+
+Computations = dict[str, dict[str, Operation]]  # by their names, operations by theirs
+NOT_RUN = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "optimization-barrier")
+
+
+def parse(text: str) -> tuple[Computations, str]:
+    """The computations of a compiled program, and the name of the one that is run."""
+    found: Computations = {}
+    entry = ""
+    inside: dict[str, Operation] = {}
+    for line in re.sub(r"/\*.*?\*/", "", text).split("\n"):
+        if start := re.match(r"(ENTRY )?%([\w.\-]+) \(.*\{$", line):
+            inside = found[start[2]] = {}
+            entry = start[2] if start[1] else entry
+        elif part := re.match(r"\s*(ROOT )?%(\S+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(.*)", line):
+            root, name, shape, kind, arguments, rest = part.groups()
+            names = [x.strip(" %") for x in arguments.split(",")]
+            inside[name] = Operation(name, shape, kind, names, rest, root is not None)
+    return found, entry
+
+
 def bytes_of(shape: str) -> int:
     total = 0
     for kind, sizes in re.findall(rf"({'|'.join(BYTES)})\[([\d,]*)\]", shape):
-        number = BYTES[kind]
-        for size in filter(None, sizes.split(",")):
-            number *= int(size)
-        total += number
+        total += BYTES[kind] * math.prod(int(size) for size in filter(None, sizes.split(",")))
     return total
 
 
-def print_passes(text: str, least: float) -> None:
-    """Of every loop's body: its operations that move at least that many bytes, and their sum."""
-    parts = re.split(r"\n(?=[%E])", text)
-    bodies = {part.split(" ", 1)[0].lstrip("%"): part for part in parts}
-    for name in re.findall(r" while\(.*?body=%?([\w.\-]+)", text):
-        shapes: dict[str, str] = {}
-        total = 0
-        for line in re.sub(r"/\*.*?\*/|, metadata=.*", "", bodies[name]).split("\n"):
-            found = re.match(r"\s*(?:ROOT )?%(\S+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)", line)
-            if found is None:
+def bytes_moved(computation: dict[str, Operation]) -> tuple[int, int]:
+    """(read, written) by a fusion."""
+
+    def read(name: str) -> int:
+        whole, total = bytes_of(computation[name].shape), 0
+        for user in computation.values():
+            if name not in user.arguments:
                 continue
-            result, shape, kind, arguments = found.groups()
-            shapes[result] = shape
-            if kind not in ("fusion", "custom-call", "copy"):
+            is_first = user.arguments[0] == name
+            if user.kind == "bitcast":
+                total += read(user.name)
+            elif is_first and user.kind in ("dynamic-slice", "slice", "gather"):
+                total += bytes_of(user.shape)
+            elif not (is_first and user.kind == "dynamic-update-slice"):
+                return whole
+        return min(total, whole)
+
+    def written(made: Operation) -> int:
+        if made.kind in ("tuple", "bitcast"):
+            return sum(written(computation[name]) for name in made.arguments)
+        if made.kind == "dynamic-update-slice":
+            return bytes_of(computation[made.arguments[1]].shape)
+        return bytes_of(made.shape)
+
+    inputs = [x.name for x in computation.values() if x.kind == "parameter"]
+    root = next(x for x in computation.values() if x.is_root)
+    return sum(map(read, inputs)), written(root)
+
+
+def flops_of(computation: dict[str, Operation], found: Computations) -> int:
+    """Of the products in a fusion."""
+    total = 0
+    for x in computation.values():
+        if x.kind == "fusion":
+            total += flops_of(found[x.called], found)
+        elif x.kind == "dot":
+            sizes = re.findall(r"\[([\d,]*)\]", x.shape + computation[x.arguments[0]].shape)
+            result, left = ([int(n) for n in each.split(",")] for each in sizes)
+            summed = re.findall(r"lhs_contracting_dims=\{([\d,]*)\}", x.rest)[0].split(",")
+            total += 2 * math.prod(result) * math.prod(left[int(axis)] for axis in summed)
+    return total
+
+
+def print_roofline(text: str, least_ms: float) -> None:
+    """The least milliseconds of a step that each part takes, and its longest operations."""
+    found, entry = parse(text)
+
+    def print_part(part: str, times: int) -> None:
+        total = {"products": 0.0, "other passes": 0.0}
+        for x in found[part].values():
+            if x.kind == "while":
+                count = re.findall(r'known_trip_count":\{"n":"(\d+)"', x.rest)[0]
+                print_part(x.called, times * int(count))
+            if x.kind in (*NOT_RUN, "while"):
                 continue
-            read = sum(bytes_of(shapes.get(x.strip(" %"), "")) for x in arguments.split(","))
-            if read + bytes_of(shape) >= least:
-                total += read + bytes_of(shape)
-                moved = f"read {read / 1e9:5.2f} GB, write {bytes_of(shape) / 1e9:5.2f}"
-                print(f"  {moved}  {result:44.44} {shape:.80}")
-        print(f"loop {name}: {total / 1e9:.2f} GB")
+            read = sum(bytes_of(found[part][name].shape) for name in x.arguments if name)
+            written, flops = bytes_of(x.shape), 0
+            if x.kind == "fusion":
+                read, written = bytes_moved(found[x.called])
+                flops = flops_of(found[x.called], found)
+            seconds = max((read + written) / COPY_BYTES, flops / PRODUCT_FLOPS) * times
+            total["products" if flops else "other passes"] += seconds * 1e3
+            if seconds * 1e3 >= least_ms:
+                moved = f"read {read / 1e9:5.2f} GB, write {written / 1e9:5.2f}"
+                print(f"  {seconds * 1e3:6.2f} ms  {moved}  {x.name:40.40} {x.shape:.60}")
+        said = ", ".join(f"{name} {ms:.1f} ms" for name, ms in total.items())
+        print(f"{part} x {times}: {said}")
+
+    print_part(entry, 1)
 
 
 def main() -> None:
@@ -118,7 +204,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--model", default="Qwen3-1.7B")
     parser.add_argument("--remat", default="mlp")
-    parser.add_argument("--passes", type=float, metavar="MB")
+    parser.add_argument("--passes", type=float, metavar="MS")
     parser.add_argument("--text", type=Path, help="where to write the compiled program")
     given = vars(parser.parse_args())
     passes, file = given.pop("passes"), given.pop("text")
@@ -129,7 +215,7 @@ def main() -> None:
     if file:
         file.write_text(compiled.as_text())
     if passes is not None:
-        print_passes(compiled.as_text(), passes * 1e6)
+        print_roofline(compiled.as_text(), passes)
 
 
 if __name__ == "__main__":

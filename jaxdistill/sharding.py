@@ -346,6 +346,12 @@ def platform() -> str:
     return "gpu" if name in ("cuda", "rocm") else name
 
 
+def num_devices() -> int:
+    """The number of devices of the mesh in use; 1 outside `use_mesh`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.size
+
+
 def on_shards(
     function: Callable[..., Any], in_axes: Sequence[Any], out_axes: Any
 ) -> Callable[..., Any]:

@@ -116,7 +116,6 @@ TESTED_ELSEWHERE = {
     "tracking.trackio": "tracking/test_tracked_run.py, which reads its data base",
     "tracking.wandb": "tracking/test_tracked_run.py, which reads its files",
     "training.stop_rules": "run/test_rules.py",
-    "training.networks": "training/test_step.py",
     "training.on_policy": "training/test_experience.py",
     "training.state": "training/test_step.py",
 }

@@ -42,6 +42,7 @@ from jaxdistill.models.parameters import (
     decoder_of,
     fuse_layer,
     unstack,
+    with_gradient_in,
 )
 from jaxdistill.models.quantized import CacheDtype
 from jaxdistill.models.remat import Remat, rematerialised
@@ -183,20 +184,20 @@ def _scan_layers(
     )
     rotary = _rotary(config, position_BS)
     if isinstance(model, Stacked):
-        graph = None
-        stacked = model.layers
-        embed_VD = model.embed_VD
+        blocks = None if model.unfused is None else decoder_of(config, model.unfused).layers
+        fused, embed_VD = model.layers, model.embed_VD
     else:
-        graph, stacked = nnx.split(model.layers)
-        embed_VD = model.embed[...]
-    grouped = jax.tree.map(lambda w: w.reshape(-1, len(pattern), *w.shape[1:]), stacked)
+        blocks, fused, embed_VD = model.layers, None, model.embed[...]
+    graph, unfused = (None, None) if blocks is None else nnx.split(blocks)
+    grouped = jax.tree.map(lambda w: w.reshape(-1, len(pattern), *w.shape[1:]), (unfused, fused))
 
     def one_layer(x_BSD, group, i: int):
         # Taken out of the group in here, so that what a backward pass keeps of the weights is the
         # group itself, which the loop has anyway. It would stack copies of each layer's weights.
-        layer = jax.tree.map(lambda w: w[i], group)
-        if graph is not None:  # not prepared by `stack`, hence fused here, again in every pass
-            layer = fuse_layer(nnx.merge(graph, layer), config, dtype)
+        unfused, layer = jax.tree.map(lambda w: w[i], group)
+        if graph is not None:  # fused here, again in every pass
+            blocks = nnx.merge(graph, unfused)
+            layer = _fused_into(layer, fuse_layer(blocks, config, dtype))
         if num_blocks == 1:
             return rows_of_layer(layer, pattern[i], x_BSD, None)
         of_rows = functools.partial(rows_of_layer, gathered(layer), pattern[i])
@@ -234,6 +235,11 @@ def _scan_layers(
     # compile within 100 s.
     unroll = config.num_layers // len(pattern) if config.num_layers <= 4 else 1
     return jax.lax.scan(body, _embedded(embed_VD, config, tokens_BS, dtype), grouped, unroll=unroll)
+
+
+def _fused_into(receiver: Layer | None, layer: Layer) -> Layer:
+    """The layer; if `stack` prepared a receiver of its gradient, with the gradient in that."""
+    return layer if receiver is None else with_gradient_in(layer, receiver)
 
 
 def _embedded(

@@ -6,11 +6,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxdistill.models.quantized_weights import DecodingWeight, Weight, product
 from jaxdistill.precision import einsum
-from jaxdistill.sharding import constrain, num_parts
+from jaxdistill.sharding import constrain, num_devices, num_parts, platform
 
 
 def rms_norm(x: Float[Array, "..."], scale: Float[Array, "..."], eps: float) -> Float[Array, "..."]:
@@ -77,24 +78,76 @@ def swiglu(
     gate_up_bias_XF: Float[Array, "2 F"] | None = None,
     down_bias_D: Float[Array, " D"] | None = None,
 ) -> Float[Array, "B T D"]:
-    """(silu(x W_gate) * (x W_up)) W_down; one product computes gate and up.
+    """(silu(x W_gate) * (x W_up)) W_down; one product computes gate and up, or two on one GPU.
 
     Shazeer 2020, arXiv 2002.05202, equation 6. Each projection adds its bias if there is one.
     """
-    gate_up_BTXF = weighted("BTD,DXF->BTXF", x_BTD, gate_up_DXF)
-    if gate_up_bias_XF is not None:
-        gate_up_BTXF += gate_up_bias_XF[None, None].astype(x_BTD.dtype)
-    # Constrained, because the compiler may otherwise split the positions of these arrays in the
-    # backward pass, and exchange positions for columns (all-to-all) before every product.
-    gate_up_BTXF = checkpoint_name(constrain(gate_up_BTXF, "BTXF"), "gate_up")
-    gate_BTF, up_BTF = (gate_up_BTXF[:, :, i].astype(jnp.float32) for i in range(2))
-    # In float32 and rounded once: in bfloat16 every step would be rounded, also of the derivative.
-    hidden_BTF = (jax.nn.silu(gate_BTF) * up_BTF).astype(x_BTD.dtype)
-    # A sum over tensor-parallel devices, which arrives split by positions (reduce-scatter).
-    out_BTD = constrain(weighted("BTF,FD->BTD", constrain(hidden_BTF, "BTF"), down_FD), "BZD")
+    # Not for one token of each row, and not yet on several devices, whose exchanges would change.
+    is_apart = platform() == "gpu" and num_devices() == 1 and x_BTD.shape[1] > 1
+    if is_apart and not isinstance(gate_up_DXF, DecodingWeight):
+        halves_XBTF = []
+        for i in range(2):
+            half_BTF = weighted("BTD,DF->BTF", x_BTD, gate_up_DXF[:, i])
+            if gate_up_bias_XF is not None:
+                half_BTF += gate_up_bias_XF[i][None, None].astype(x_BTD.dtype)
+            halves_XBTF.append(checkpoint_name(constrain(half_BTF, "BTF"), "gate_up"))
+        out_BTD = _gated_product(*halves_XBTF, down_FD)
+    else:
+        gate_up_BTXF = weighted("BTD,DXF->BTXF", x_BTD, gate_up_DXF)
+        if gate_up_bias_XF is not None:
+            gate_up_BTXF += gate_up_bias_XF[None, None].astype(x_BTD.dtype)
+        # Constrained, because the compiler may otherwise split the positions of these arrays in the
+        # backward pass, and exchange positions for columns (all-to-all) before every product.
+        gate_up_BTXF = checkpoint_name(constrain(gate_up_BTXF, "BTXF"), "gate_up")
+        gate_BTF, up_BTF = (gate_up_BTXF[:, :, i].astype(jnp.float32) for i in range(2))
+        out_BTD = _down(_gated(gate_BTF, up_BTF, x_BTD.dtype), down_FD)
     if down_bias_D is not None:
         out_BTD += down_bias_D[None, None].astype(x_BTD.dtype)
     return checkpoint_name(out_BTD, "down")
+
+
+def _gated(
+    gate_BTF: Float[Array, "B T F"], up_BTF: Float[Array, "B T F"], dtype: DTypeLike
+) -> Float[Array, "B T F"]:
+    # In float32 and rounded once: in bfloat16 every step would be rounded, also of the derivative.
+    gate32_BTF, up32_BTF = (x.astype(jnp.float32) for x in (gate_BTF, up_BTF))
+    return (jax.nn.silu(gate32_BTF) * up32_BTF).astype(dtype)
+
+
+def _down(hidden_BTF: Float[Array, "B T F"], down_FD: Weight) -> Float[Array, "B T D"]:
+    # A sum over tensor-parallel devices, which arrives split by positions (reduce-scatter).
+    return constrain(weighted("BTF,FD->BTD", constrain(hidden_BTF, "BTF"), down_FD), "BZD")
+
+
+@jax.custom_vjp
+def _gated_product(gate_BTF: Array, up_BTF: Array, down_FD: Array) -> Array:
+    """(silu(gate) * up) W_down, with all that is elementwise in the backward pass in one pass.
+
+    XLA for GPUs computes silu(gate) * up again and both derivatives in one kernel if the three are
+    arrays of one shape, and their inputs are behind one barrier. With gate and up in one array, as
+    on other platforms, it takes two kernels, which load and store numbers one by one
+    (docs/log.md, 2026-12-01).
+    """
+    return _down(_gated(gate_BTF, up_BTF, gate_BTF.dtype), down_FD)
+
+
+def _gated_product_fwd(*inputs: Array) -> tuple[Array, tuple[Array, ...]]:
+    return _gated_product(*inputs), inputs
+
+
+def _gated_product_bwd(inputs: tuple[Array, ...], cotangent_BTD: Array) -> tuple[Array, ...]:
+    gate_BTF, up_BTF, down_FD = inputs
+    # Linear, so that the cotangent does not depend on the point.
+    of_hidden = jax.vjp(lambda h: _down(h, down_FD), gate_BTF)[1]
+    (d_hidden_BTF,) = of_hidden(cotangent_BTD)
+    gate_BTF, up_BTF, d_hidden_BTF = jax.lax.optimization_barrier((gate_BTF, up_BTF, d_hidden_BTF))
+    gated = functools.partial(_gated, dtype=gate_BTF.dtype)
+    hidden_BTF, of_halves = jax.vjp(gated, gate_BTF, up_BTF)
+    of_weight = jax.vjp(lambda w: _down(hidden_BTF, w), down_FD)[1]
+    return *of_halves(d_hidden_BTF), *of_weight(cotangent_BTD)
+
+
+_gated_product.defvjp(_gated_product_fwd, _gated_product_bwd)
 
 
 # Positions on a device whose feed-forward arrays are in memory at once where none is kept. Each

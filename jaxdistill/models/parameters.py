@@ -212,19 +212,53 @@ class Stacked(NamedTuple):
     layers: Layer  # each array with a leading L
     norm_D: Float[Array, " D"]
     head_DV: Float[Array, "D V"] | None  # None if it is tied to the embedding
+    # If given, every pass fuses and casts a layer's weights from these parameters when it reaches
+    # the layer; `layers` holds zeros then, and only receives the weights' gradients.
+    unfused: nnx.State | None = None
 
 
-def stack(params: nnx.State, config: ModelConfig, *, dtype: DTypeLike) -> Stacked:
+def stack(
+    params: nnx.State, config: ModelConfig, *, dtype: DTypeLike, fuse_in_passes: bool = False
+) -> Stacked:
     """Fuse each layer's weights, in `dtype`, once for the forward, recomputed and backward pass.
 
     The map is linear, so its transpose takes gradients back (`unstack_gradients`). Parameters that
-    are not stacked are fused again in each of the three passes.
+    are not stacked, and stacked ones with `fuse_in_passes`, are fused again in each of the three
+    passes. The weights and their gradients are the same bits.
     """
     model = decoder_of(config, params)
     graph, stacked = nnx.split(model.layers)
-    layers = jax.vmap(lambda sliced: fuse_layer(nnx.merge(graph, sliced), config, dtype))(stacked)
+
+    def fused(stacked: nnx.State) -> Layer:
+        return jax.vmap(lambda sliced: fuse_layer(nnx.merge(graph, sliced), config, dtype))(stacked)
+
     head_DV = None if config.tie_embeddings else model.head[...]
-    return Stacked(model.embed[...], layers, model.norm[...], head_DV)
+    embed_VD, norm_D = model.embed[...], model.norm[...]
+    if not fuse_in_passes:
+        return Stacked(embed_VD, fused(stacked), norm_D, head_DV)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(fused, stacked))
+    return Stacked(embed_VD, zeros, norm_D, head_DV, unfused=params)
+
+
+@jax.custom_vjp
+def with_gradient_in(layer: Layer, receiver: Layer) -> Layer:
+    """`layer`, whose gradient is that of `receiver`, a layer of the same shapes and dtypes.
+
+    Differentiated itself, a layer that is cast from float32 parameters would have its gradients
+    stacked in float32 too, in twice the memory.
+    """
+    return layer
+
+
+def _with_gradient_in_fwd(layer: Layer, receiver: Layer) -> tuple[Layer, None]:
+    return layer, None
+
+
+def _with_gradient_in_bwd(_: None, gradient: Layer) -> tuple[None, Layer]:
+    return None, gradient
+
+
+with_gradient_in.defvjp(_with_gradient_in_fwd, _with_gradient_in_bwd)
 
 
 def unstack_gradients(gradients: Stacked, params: nnx.State, config: ModelConfig) -> nnx.State:

@@ -61,6 +61,11 @@ class MicroBatches(NamedTuple):
         T = self.rows.completions.tokens_BS.shape[-1]
         return (jnp.arange(T)[None, :] < jnp.asarray(self.length_I)[:, None]).astype(jnp.int32)
 
+    @property
+    def is_single(self) -> bool:
+        """Whether there is one micro-batch, known before the program runs."""
+        return self.num_in_use is None and self.rows.row_BA.shape[1] == 1
+
     def micro_batch(self, m: Array | int) -> MicroBatch:
         """Micro-batch m, without the axis of micro-batches."""
         pick = lambda x: jax.lax.dynamic_index_in_dim(x, m, axis=1, keepdims=False)  # noqa: E731
@@ -183,7 +188,7 @@ def fold(sums: Callable[[Any], Any], batch: MicroBatches) -> Any:
     The accumulator is float32 at least: gradients in bfloat16 would lose small contributions. A
     single micro-batch needs no loop and keeps its own dtypes.
     """
-    if batch.num_in_use is None and batch.rows.row_BA.shape[1] == 1:
+    if batch.is_single:
         return sums(0)
     zero = jax.tree.map(
         lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)),

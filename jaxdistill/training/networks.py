@@ -54,6 +54,12 @@ def score_batch(
     differentiated either, as the other networks never are.
     """
 
+    # Numbers of a feed-forward array on a device in the student's own backward pass.
+    beside = 0
+    if has_gradient:
+        beside = micro.plain.tokens_BS.size * model.intermediate_size
+        beside //= sharding.num_parts("B", len(micro.plain.tokens_BS))
+
     def scored(
         params: Any, prompts: list[Sequences], is_differentiated: bool = False
     ) -> list[HiddenAndHead]:
@@ -73,7 +79,7 @@ def score_batch(
             remat=compute.remat,
             attention=compute.attention,
             # A backward pass would keep all blocks.
-            mlp_block=None if is_differentiated else mlp_block_of(config),
+            mlp_block=None if is_differentiated else mlp_block_of(config, beside),
         )
         head_DV = head_of(params, model)
         return [HiddenAndHead(hidden_BTD, head_DV) for hidden_BTD in hiddens]
@@ -109,15 +115,18 @@ def score_batch(
 BLOCK_WIDTH = 12288
 
 
-def mlp_block_of(config: ModelConfig) -> int:
+def mlp_block_of(config: ModelConfig, beside: int = 0) -> int:
     """Positions on a device whose feed-forward arrays are in memory at once (`layers.BLOCK`).
 
     On a GPU narrower models have longer blocks, of the same bytes: dividing the 16,384 positions of
-    Qwen3-1.7B's 4 x 4,096 costs 0.5 GB of copies in each layer, by the compiled program.
+    Qwen3-1.7B's 4 x 4,096 costs 0.5 GB of copies in each layer, by the compiled program. Blocks are
+    also at least as large as the `beside` numbers of such an array in the student's backward pass,
+    which holds more of them than a pass without a gradient.
     """
     if sharding.platform() != "gpu":
         return BLOCK
-    return BLOCK * max(BLOCK_WIDTH // config.intermediate_size, 1)
+    width = config.intermediate_size
+    return max(BLOCK * max(BLOCK_WIDTH // width, 1), beside // width)
 
 
 def own_config(params: Any, model: ModelConfig) -> tuple[Any, ModelConfig]:

@@ -164,7 +164,7 @@ class _Program:
         old_logp_IT: Float[Array, "I T"] | None = None,
     ) -> tuple[TrainState, dict[str, Sum]]:
         """One update. With several per step it is not the end of one: see `SeveralUpdates`."""
-        networks = self._networks(state, reference_params)
+        networks = self._networks(state, reference_params, batch)
         mask_IT = batch.mask_IT
         data, denominator = self._row_data(batch, state.step)
         data = data._replace(old_logp_IT=old_logp_IT).replicated()
@@ -215,7 +215,7 @@ class _Program:
         )
         return RowData(sequences, batch.contrast_weight_IJ, weight_IT), denominator
 
-    def _networks(self, state: TrainState, reference_params: Any) -> Networks:
+    def _networks(self, state: TrainState, reference_params: Any, batch: MicroBatches) -> Networks:
         """All parameters of the step; the student's are cast to the compute dtype here.
 
         The cast is done once per step because every micro-batch reads them. The other networks are
@@ -223,10 +223,24 @@ class _Program:
         """
         is_wide = self.compute.gradients == "float32"
         dtype = jnp.float32 if is_wide else compute_dtype(self.compute.dtype)
-        weights = parameters.stack(state.params, self.model, dtype=dtype)
+        weights = parameters.stack(
+            state.params,
+            self.model,
+            dtype=dtype,
+            fuse_in_passes=not is_wide and self._casts_in_passes(batch),
+        )
         reference, external = untrained_of(reference_params)
         models = Models(weights, reference, state.teacher, state.step, external)
         return Networks(weights, networks_of(self.teacher, models), reference)
+
+    def _casts_in_passes(self, batch: MicroBatches) -> bool:
+        """Whether every pass casts a layer's weights when it reaches the layer.
+
+        On one GPU its passes copy a layer's weights in any case, so that with one micro-batch this
+        is less traffic, and 2 bytes per parameter are not held (docs/log.md, 2026-12-01).
+        """
+        is_one_gpu = sharding.platform() == "gpu" and sharding.num_devices() == 1
+        return is_one_gpu and batch.is_single
 
     @property
     def reads_reference(self) -> bool:
@@ -257,11 +271,13 @@ class _Program:
         # With respect to the cast, stacked weights. `_update` takes the gradients back to the
         # float32 parameters' layout once, after all micro-batches.
         def total_loss(weights):
+            weights = weights._replace(unfused=networks.student.unfused)
             scored = self._score_batch(networks._replace(student=weights), micro, has_gradient=True)
             with jax.named_scope("step/loss"):
                 return chunked_objective(objective_fn, *scored, data, self._chunks())
 
-        return jax.value_and_grad(total_loss, has_aux=True)(networks.student)
+        of = networks.student._replace(unfused=None)
+        return jax.value_and_grad(total_loss, has_aux=True)(of)
 
     def _chunks(self) -> ChunkOptions:
         return ChunkOptions(

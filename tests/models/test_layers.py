@@ -9,9 +9,13 @@ from jaxdistill import sharding
 from jaxdistill.models import layers
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])  # "gpu": gate and up by products of their own
 @pytest.mark.parametrize("has_biases", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 8e-3)])
-def test_swiglu_and_its_gradients_are_those_of_its_definition(dtype, tolerance, has_biases):
+def test_swiglu_and_its_gradients_are_those_of_its_definition(
+    dtype, tolerance, has_biases, platform, monkeypatch
+):
+    monkeypatch.setattr(layers, "platform", lambda: platform)
     keys = jax.random.split(jax.random.key(0), 5)
     shapes = [(2, 5, 16), (16, 2, 24), (24, 16)] + [(2, 24), (16,)] * has_biases
     arguments = [jax.random.normal(k, s).astype(dtype) for k, s in zip(keys, shapes)]

@@ -100,6 +100,28 @@ def test_chunk_size_changes_neither_loss_nor_gradient_nor_metrics(chunk):
     assert_trees_close(metrics, expected_totals, 1e-4)
 
 
+@pytest.mark.parametrize("positions", [1, 31, 32, 100, 3840, 20224, 22528])
+@pytest.mark.parametrize("chunk", [4, 32, 96, 512, 1024])
+def test_even_chunks_are_no_more_and_no_larger_and_overlap_less(positions, chunk):
+    """As on GPUs: in multiples of 32 positions, unless a whole chunk is smaller."""
+    chunk = min(chunk, positions)
+    size = chunked_objective.even_size(positions, chunk)
+    number = -(-positions // chunk)
+    assert 0 < size <= chunk
+    assert -(-positions // size) == number
+    assert number * size - positions <= number * chunk - positions
+    assert size == chunk or (size % 32 == 0 and (size - 32) * number < positions)
+
+
+def test_even_chunks_change_neither_loss_nor_gradient(monkeypatch):
+    """As on GPUs; two chunks of 6 positions instead of 10."""
+    outputs = [run(three_models(), random_data(), 10)]
+    monkeypatch.setattr(chunked_objective, "platform", lambda: "gpu")
+    monkeypatch.setattr(chunked_objective, "even_size", lambda *given: {(T, 10): 6}[given])
+    outputs.append(run.__wrapped__(three_models(), random_data(), 10))
+    assert_trees_close(*outputs, 1e-4)
+
+
 @pytest.mark.parametrize("num_ids", [None, V - 2])
 def test_separate_passes_give_the_same_loss_gradient_and_metrics(num_ids):
     """As on GPUs; also where a chunk overlaps the one before, and where ids are left out."""

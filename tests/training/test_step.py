@@ -39,6 +39,7 @@ from small_step import (
 
 from jaxdistill import sharding
 from jaxdistill.objectives import GRPO, Contrasted, CrossEntropy, Distill, TopC
+from jaxdistill.training import step as train
 from jaxdistill.training.batch import Texts, pad
 from jaxdistill.training.state import init_state
 from jaxdistill.training.teachers import EMA, Frozen
@@ -276,6 +277,18 @@ def test_bfloat16_matmuls_stay_near_float32(gradients):
     a, b = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(t[0])]) for t in (exact, rough))
     assert a.dtype == b.dtype == np.float32
     assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.99
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_that_are_cast_in_each_pass_make_the_same_step(dtype, monkeypatch):
+    """As on one GPU, bit for bit."""
+    calls, batch = [], pad(make_batch())
+    expected = run(make_step(ANCHORED, dtype=dtype), start(), batch)
+    monkeypatch.setattr(train._Program, "_casts_in_passes", lambda *_: calls.append(1) or True)
+    # The same temperature as without one, but not the same program to those that JAX keeps.
+    in_passes = make_step(ANCHORED, teacher_temperature=1.0, dtype=dtype)
+    jax.tree.map(np.testing.assert_array_equal, run(in_passes, start(), batch), expected)
+    assert calls
 
 
 @pytest.mark.slow
