@@ -39,10 +39,13 @@ class Case(NamedTuple):
     topology: str
     mesh: str  # fsdp, tensor
     layers: int = 8  # more than are unrolled, and whole patterns of Olmo 3's four
+    recipe: str = "sdpo_math"
 
     @property
     def name(self) -> str:
-        return f"{self.program} {self.student} {self.layers} layers {self.topology} {self.mesh}"
+        """What the table and `--only` call it; `step` alone differs between recipes."""
+        program = self.program if self.recipe == "sdpo_math" else f"{self.program} {self.recipe}"
+        return f"{program} {self.student} {self.layers} layers {self.topology} {self.mesh}"
 
 
 V5P, V6E = ("v5p:2x2x1", "fsdp=4"), ("v6e:2x4", "fsdp=2,tensor=4")
@@ -55,15 +58,17 @@ V5P_REFUSED, V6E_REFUSED = ("v5p:2x2x2", "fsdp=1,tensor=8"), ("v6e:2x4", "fsdp=1
 QWEN, OLMO, DEEPSEEK = "Qwen3-8B", "Olmo-3-7B-Instruct", "DeepSeek-R1-Distill-Qwen-7B"
 # What each is to show: docs/tpu_plans.md, "Before and after".
 CASES = [
-    *(Case("teacher", QWEN, *where) for where in (V6E, V5P_TENSOR, V5P)),
+    *(Case("teacher", QWEN, *where) for where in (V6E, V5P_TENSOR)),
     *(Case("prefill", QWEN, *where) for where in (V6E, V5P)),
-    *(Case("step", QWEN, *where) for where in (V6E, V5P)),
     *(Case("update", OLMO, *where) for where in (V6E, V5P_TENSOR)),
     *(Case("prefill", QWEN, *where) for where in (V6E_HEADS, V5P_HEADS)),
-    *(Case("update", QWEN, *where) for where in (V6E, V5P)),
-    *(Case("sampler", OLMO, *where, layers=4) for where in (V6E, V5P_TENSOR)),
     *(Case("prefill", DEEPSEEK, *where) for where in (V6E_REFUSED, V5P_REFUSED)),
+    # A step without a teacher takes the compiler half the time.
+    *(Case("step", QWEN, *where, recipe="sft_unguided") for where in (V6E, V5P)),
+    *(Case("sampler", OLMO, *where, layers=4) for where in (V6E, V5P_TENSOR)),
+    *(Case("step", QWEN, *where) for where in (V6E, V5P)),
     *(Case("step", OLMO, *where) for where in (V6E, V5P_TENSOR)),
+    *(Case("update", QWEN, *where) for where in (V6E, V5P)),
 ]
 # Of the sampler, the same in both trees: what 16 devices of v6e had room for with caches of all
 # positions in every layer (docs/tpu_plans.md, "Caches of sliding layers").
@@ -87,7 +92,7 @@ def compile_case(case: Case, full: bool) -> dict[str, Any]:
     from jaxdistill.plan.lengths import lengths_of
 
     topology = topologies.parse(case.topology)
-    config = load_recipe("sdpo_math", [], student=case.student)
+    config = load_recipe(case.recipe, [], student=case.student)
     config = dataclasses.replace(
         config,
         mesh=sharding.parse_mesh(case.mesh),
@@ -109,8 +114,7 @@ def compile_case(case: Case, full: bool) -> dict[str, Any]:
     with sharding.use_mesh(mesh):
         executable = lowered.compile(compiler_options=None if full else QUICK)
     memory, text = executable.memory_analysis(), executable.as_text()
-    rows, width = teacher_positions(run, mesh), run.model.intermediate_size // mesh.shape["tensor"]
-    has_teacher = case.program in ("step", "teacher")
+    has_teacher = case.program in ("step", "teacher") and run.has_teacher
     each = run.model.num_parameters / (mesh.shape["fsdp"] * mesh.shape["tensor"])
     return {
         "seconds": round(time.monotonic() - began, 1),
@@ -118,7 +122,7 @@ def compile_case(case: Case, full: bool) -> dict[str, Any]:
         "peak": memory.peak_memory_in_bytes,
         "arguments": memory.argument_size_in_bytes,
         "parameters": each,
-        "teacher_rows": wide_rows(text, rows, width) if has_teacher else None,
+        "teacher_rows": teacher_rows(run, mesh, text) if has_teacher else None,
         **of_collectives(text),
     }
 
@@ -149,12 +153,14 @@ def wide_rows(text: str, rows: int, width: int) -> int:
     return largest
 
 
-def teacher_positions(run: Any, mesh: Any) -> int:
+def teacher_rows(run: Any, mesh: Any, text: str) -> int:
+    """Bytes of the largest array of a feed-forward that has all positions of the teacher's row."""
     from jaxdistill import sharding
     from jaxdistill.plan import programs
 
     with sharding.use_mesh(mesh):
-        return programs.batch_of(run, mesh).rows.teacher.tokens_BS.shape[-1]
+        rows = programs.batch_of(run, mesh).rows.teacher.tokens_BS.shape[-1]
+    return wide_rows(text, rows, run.model.intermediate_size // mesh.shape["tensor"])
 
 
 def step(run: Any, mesh: Any) -> Any:
@@ -213,7 +219,11 @@ def teacher(run: Any, mesh: Any) -> Any:
             **how,
         )
 
-    return jax.jit(forward).lower(params, programs.batch_of(run, mesh))
+    # With the options of the compiler that the tree's step has.
+    jit = jax.jit
+    with contextlib.suppress(ImportError):
+        from jaxdistill.training.tpu_options import JittedForPlatform as jit
+    return jit(forward).lower(params, programs.batch_of(run, mesh))
 
 
 def update(run: Any, mesh: Any) -> Any:
