@@ -10,7 +10,6 @@ import json
 import jax
 import numpy as np
 import pytest
-import tiny_run  # noqa: F401  (shares compilations)
 from tiny_students import QWEN3_TOKENIZER, write_questions, write_tiny_student, write_traces
 
 from jaxdistill import cli
