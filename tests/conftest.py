@@ -4,6 +4,8 @@
 """
 
 import os
+import shutil
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -39,6 +41,18 @@ if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
 # and 0.11 both know.
 WITHOUT_AUTOTUNING = ["--xla_gpu_enable_triton_gemm=false", "--xla_gpu_autotune_level=0"]
 
+# Programs are kept for the run, whose processes share a new folder: the other worker, what tests
+# start, and a process that has dropped its own find them there. Writing one takes 2 ms and reading
+# one spares half of its compilation or more, so of those that take 30 ms one in seven must be read
+# again; of smaller ones too few are. A folder that outlived the run would let a test pass on what
+# another compiler has made.
+KEPT = {
+    "JAX_ENABLE_COMPILATION_CACHE": "true",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.03",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+FOLDER = "JAX_COMPILATION_CACHE_DIR"
+
 # Linux gives a process 65,530 memory mappings by default, and what is compiled beyond them crashes.
 # No module adds more than a third of them.
 MANY_MAPPINGS = 25_000
@@ -48,6 +62,9 @@ def pytest_configure(config):
     if config.option.markexpr == "tpu":
         # What a compiler without devices has made can be written there, and not be read again.
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    elif FOLDER not in os.environ:  # whoever names one wants it; a worker has its parent's
+        os.environ |= KEPT | {FOLDER: tempfile.mkdtemp(prefix="jaxdistill-compiled-")}
+        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(FOLDER), ignore_errors=True))
     if config.option.markexpr != "gpu":
         _simulate_devices()
     else:
@@ -62,9 +79,6 @@ def _simulate_devices():
     # Before JAX is imported, and for the processes that tests start.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *QUICK_TO_COMPILE]).strip()
-    # A start must not depend on what an earlier one has compiled. Whoever names a cache wants it.
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
     # A name that is no folder is not looked for on the network.
     os.environ["HF_HUB_OFFLINE"] = "1"
 

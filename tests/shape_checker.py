@@ -38,17 +38,34 @@ _checked = beartype(
 LOOK_THEMSELVES = ("jaxdistill.api", "jaxdistill.tracing.answers", "jaxdistill.tracing.siblings")
 
 
+def _when_called(function):
+    """`function`, checked from its first call on: most are never called in a test's process.
+
+    Writing and compiling the checks of the whole package takes seconds of each worker's start.
+    """
+    checked = None
+
+    @functools.wraps(function)
+    def check_first(*arguments, **keywords):
+        nonlocal checked
+        if checked is None:
+            checked = _checked(function)
+        return checked(*arguments, **keywords)
+
+    return check_first
+
+
 def check(function):
     # The notebook surface looks at its arguments itself, to tell in one line what is wrong; the
     # siblings of a trace have no arrays, and their tests stand-ins for a model.
     if function.__module__ in LOOK_THEMSELVES:
         return function
     if function.__name__ != "__init__":
-        return _checked(function)
+        return _when_called(function)
 
     # Of a dataclass. Settings look at their fields themselves, to tell the user which is wrong in
     # one line; a check before theirs would take the word from them.
-    checked = _checked(function)
+    checked = _when_called(function)
 
     @functools.wraps(function)
     def check_unless_the_class_does(self, *arguments, **fields):

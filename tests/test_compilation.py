@@ -109,7 +109,7 @@ def test_without_the_kernels_description_a_machine_has_a_name_too(tmp_path):
 )
 def test_programs_that_are_not_kept_are_told_of(name, value, variable):
     before = getattr(jax.config, name)
-    assert compilation.not_kept() is None  # the tests keep theirs (tiny_run.py)
+    assert compilation.not_kept() is None  # the tests keep theirs (conftest.py)
     jax.config.update(name, value)
     try:
         assert variable in compilation.not_kept()

@@ -2,12 +2,8 @@
 
 import dataclasses
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
-
-import jax
 
 from jaxdistill import overrides
 from jaxdistill.config import RunConfig
@@ -25,17 +21,6 @@ from jaxdistill.training.compute import Compute
 from jaxdistill.training.on_policy import OnPolicy
 from jaxdistill.training.optimizer import Optimizer
 from jaxdistill.training.teachers import EMA
-
-# Compiling is most of these tests' time, and killed, resumed and worker processes repeat it.
-CACHE = {
-    "jax_enable_compilation_cache": True,
-    "jax_compilation_cache_dir": f"{tempfile.gettempdir()}/jaxdistill-compiled-{os.getuid()}",
-    "jax_persistent_cache_min_compile_time_secs": 0.1,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-}
-for name, value in CACHE.items():
-    jax.config.update(name, value)
-    os.environ[name.upper()] = str(value)
 
 ARCHITECTURE = ModelConfig(
     family="qwen3",

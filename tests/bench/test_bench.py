@@ -131,7 +131,10 @@ def test_step_operations_are_those_of_the_weights_and_of_attention_over_the_fill
     assert found["share_of_matmul"] == pytest.approx(found["model_flops"] / 0.5 / 1e9)
 
 
-@pytest.mark.parametrize(("pages", "steps"), [(0, 200 - 16), (40, 208 - 16), (2, None)])
+@pytest.mark.parametrize(
+    ("pages", "steps"),
+    [(0, 200 - 16), pytest.param(40, 208 - 16, marks=pytest.mark.slow), (2, None)],
+)
 def test_a_step_is_timed_by_the_loops_own_steps_where_no_row_waits(monkeypatch, pages, steps):
     # With pages the loop ends at a multiple of 16 steps, so 200 tokens take 208. With 2 pages only
     # one row runs at a time.
@@ -347,7 +350,11 @@ TWO_ROWS = "train --mesh fsdp=1 --questions 2 --rollouts 1 --new 9 --context 7"
 
 
 @pytest.mark.parametrize(
-    "what", ["step --rows 2 --tokens 21 --mesh fsdp=1", TWO_ROWS + " --pack 64"]
+    "what",
+    [
+        pytest.param("step --rows 2 --tokens 21 --mesh fsdp=1", marks=pytest.mark.slow),
+        TWO_ROWS + " --pack 64",
+    ],
 )
 def test_an_objective_with_contrasts_moves_the_weights(what, capsys):
     arguments = f"bench {what} --model tiny --prompt 5 --repeats 1 --objective rlcsd"

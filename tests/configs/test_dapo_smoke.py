@@ -6,7 +6,6 @@ import json
 import jax
 import numpy as np
 import pytest
-import tiny_run  # noqa: F401  (shares compilations)
 from places import SHARED_DATA
 
 from jaxdistill import cli

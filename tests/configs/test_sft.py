@@ -99,7 +99,6 @@ def tiny_sft(source) -> RunConfig:
     )
 
 
-@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_bit_and_not_on_other_data(source, tmp_path, monkeypatch):
     config = tiny_sft(source)
     run(config, tmp_path / "whole", quiet=True)

@@ -251,6 +251,7 @@ def test_pretraining_resumes_to_the_bit_too(tmp_path, monkeypatch):
     assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "cut")
 
 
+@pytest.mark.slow  # steps: training/test_micro_batches.py; a packed run: configs/test_sft.py
 def test_a_packed_run_is_a_padded_one_that_says_how_much_is_padding(whole, tmp_path):
     """Equal up to rounding in the first step; later ones may sample another likely token."""
     packed = tiny(steps=2, compute=dataclasses.replace(tiny().compute, pack=128))

@@ -166,7 +166,9 @@ def test_eight_devices_sample_what_one_samples(engine, policy):
     np.testing.assert_array_equal(found.logp_BT, inside.logp_BT)
 
 
-@pytest.mark.parametrize(("number", "rollouts"), [(3, 2), (1, 1), (3, 4)])
+@pytest.mark.parametrize(
+    ("number", "rollouts"), [pytest.param(3, 2, marks=pytest.mark.slow), (1, 1), (3, 4)]
+)
 def test_questions_that_do_not_split_over_the_devices_sample_the_same(
     engine, policy, number, rollouts
 ):

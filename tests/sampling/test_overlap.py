@@ -61,7 +61,7 @@ def rollouts_of(policy, weights: Any = "auto", **options):
     [
         (None, None, 1, "auto"),
         (5, None, 1, "int8"),
-        (None, None, 4, "auto"),
+        pytest.param(None, None, 4, "auto", marks=pytest.mark.slow),
         (None, 16, 4, "int8"),
     ],
 )

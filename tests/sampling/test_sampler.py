@@ -135,14 +135,15 @@ def test_greedy_through_refilled_slots_is_the_argmax_of_a_full_forward(pages):
 @pytest.mark.parametrize(
     ("slots", "pages"),
     [
-        (1, None),
-        (3, None),
-        (16, None),
-        (1, ONE_ROW),
+        REFILLED,
         (3, ONE_ROW),
-        (16, ONE_ROW),
-        (7, 23),
-        (16, 80),
+        PAGED,
+        # The same programs at the ends of what they allow: each takes seconds to compile.
+        pytest.param(1, None, marks=pytest.mark.slow),
+        pytest.param(16, None, marks=pytest.mark.slow),
+        pytest.param(1, ONE_ROW, marks=pytest.mark.slow),
+        pytest.param(16, ONE_ROW, marks=pytest.mark.slow),
+        pytest.param(16, 80, marks=pytest.mark.slow),
     ],
 )
 def test_a_sample_does_not_depend_on_its_slot_or_when_it_had_it(slots, pages):
@@ -155,7 +156,15 @@ def test_a_sample_does_not_depend_on_its_slot_or_when_it_had_it(slots, pages):
     np.testing.assert_allclose(found.logp_BT, expected.logp_BT, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("slots", "pages"), [REFILLED, (16, None), (3, ONE_ROW), PAGED])
+@pytest.mark.parametrize(
+    ("slots", "pages"),
+    [
+        REFILLED,
+        PAGED,
+        pytest.param(16, None, marks=pytest.mark.slow),
+        pytest.param(3, ONE_ROW, marks=pytest.mark.slow),
+    ],
+)
 def test_a_sample_from_an_int8_cache_does_not_depend_on_its_slot_either(slots, pages):
     expected = sample([0, 1, 2, 3], 4, SAMPLING, cache_dtype="int8")
     found = sample([0, 1, 2, 3], 4, SAMPLING, slots=slots, pages=pages, cache_dtype="int8")
@@ -201,8 +210,17 @@ def test_other_prompts_and_limits_of_the_same_sizes_compile_nothing(compilations
     assert counts[0] == counts[1] > 0
 
 
-@pytest.mark.parametrize("cache_dtype", ["auto", "int8"])
-@pytest.mark.parametrize(("slots", "pages"), [(16, None), (5, None), (5, 333)])
+@pytest.mark.parametrize(
+    ("slots", "pages", "cache_dtype"),
+    [
+        (16, None, "auto"),
+        (5, None, "auto"),
+        (5, 333, "auto"),
+        (5, None, "int8"),
+        (5, 333, "int8"),
+        pytest.param(16, None, "int8", marks=pytest.mark.slow),
+    ],
+)
 def test_no_loop_of_the_compiled_program_copies_a_cache(slots, pages, cache_dtype):
     keys_B2 = row_keys(0, "test", 3, question_hashes(IDS), 4)
     sampler = build(
@@ -221,16 +239,25 @@ def test_no_loop_of_the_compiled_program_copies_a_cache(slots, pages, cache_dtyp
     assert not copies, "\n".join(copies)
 
 
+TRUNCATED = Sampling(temperature=0.6, top_k=9, top_p=0.9, max_new_tokens=12)
+GREEDY = Sampling(temperature=0.0, max_new_tokens=12)
+AT_LEAST = Sampling(min_p=0.2, max_new_tokens=12)
+
+
+# How a token is drawn does not depend on where its cache lies.
 @pytest.mark.parametrize(
-    "sampling",
+    ("sampling", "slots", "pages"),
     [
-        SAMPLING,
-        Sampling(temperature=0.6, top_k=9, top_p=0.9, max_new_tokens=12),
-        Sampling(temperature=0.0, max_new_tokens=12),
-        Sampling(min_p=0.2, max_new_tokens=12),
+        (SAMPLING, *REFILLED),
+        (SAMPLING, *PAGED),
+        (TRUNCATED, *PAGED),
+        (GREEDY, *REFILLED),
+        (AT_LEAST, *PAGED),
+        pytest.param(TRUNCATED, *REFILLED, marks=pytest.mark.slow),
+        pytest.param(GREEDY, *PAGED, marks=pytest.mark.slow),
+        pytest.param(AT_LEAST, *REFILLED, marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize(("slots", "pages"), [REFILLED, PAGED])
 def test_behaviour_log_probs_equal_those_of_scoring(sampling, slots, pages):
     samples = sample([0, 1, 2, 3], 4, sampling, slots=slots, pages=pages)
     ids_QP, mask_QP = left_pad(PROMPTS, 6)
@@ -241,7 +268,7 @@ def test_behaviour_log_probs_equal_those_of_scoring(sampling, slots, pages):
     np.testing.assert_allclose(samples.logp_BT, logp_BT * samples.mask_BT, atol=1e-4)
 
 
-@pytest.mark.parametrize("pages", [None, 12])
+@pytest.mark.parametrize("pages", [pytest.param(None, marks=pytest.mark.slow), 12])
 def test_behaviour_log_probs_in_bfloat16_equal_those_of_scoring_in_bfloat16(pages):
     run = build(SAMPLING, 8, slots=5, pages=pages, dtype=jnp.bfloat16)
     ids_QP, mask_QP = left_pad(PROMPTS, 6)
@@ -431,12 +458,13 @@ def test_a_padded_vocabulary_and_repeated_heads_draw_the_same_tokens(sampling):
     ("slots", "pages", "cache_dtype"),
     [
         (None, None, "auto"),
-        (8, None, "auto"),
         (8, 4 * 7, "auto"),
-        (16, 4 * 12, "auto"),
-        (None, None, "int8"),
         (8, None, "int8"),
         (8, 4 * 7, "int8"),
+        # Parts of these; each compiles for eight devices.
+        pytest.param(8, None, "auto", marks=pytest.mark.slow),
+        pytest.param(16, 4 * 12, "auto", marks=pytest.mark.slow),
+        pytest.param(None, None, "int8", marks=pytest.mark.slow),
     ],
 )
 def test_eight_devices_sample_like_one(slots, pages, cache_dtype):

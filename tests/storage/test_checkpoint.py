@@ -66,12 +66,18 @@ def _bits(tree):
     return [(np.asarray(x).dtype, np.asarray(x).tobytes()) for x in jax.tree.leaves(tree)]
 
 
-@pytest.fixture
-def saved(tmp_path):
-    folder = tmp_path / "checkpoints"
+@pytest.fixture(scope="module")
+def saved_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("once") / "checkpoints"
     with Checkpoints(folder) as checkpoints:
         checkpoints.save(10, _state(), {"iterator": {"index": 3}})
     return folder
+
+
+@pytest.fixture
+def saved(saved_once, tmp_path):
+    """A copy that a test may damage."""
+    return shutil.copytree(saved_once, tmp_path / "checkpoints")
 
 
 @pytest.mark.parametrize("make", [_abstract, lambda state: state])
@@ -294,7 +300,14 @@ def two_steps(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+# Each damages every file in turn. A bit is a bit wherever it is.
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in ("first bit", "last bit") else [])
+        for name in DAMAGES
+    ],
+)
 def test_damage_anywhere_is_refused_in_one_line_and_the_step_before_is_sound(
     two_steps, tmp_path, capfd, damage
 ):

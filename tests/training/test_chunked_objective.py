@@ -90,7 +90,10 @@ def totals_of(values, mask_BT):
     return {n: Sum(jnp.sum(v * w * mask_BT), jnp.sum(w * mask_BT)) for n, (v, w) in values.items()}
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 11, 64])
+@pytest.mark.parametrize(
+    "chunk",
+    [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(11, marks=pytest.mark.slow), 64],
+)
 def test_chunk_size_changes_neither_loss_nor_gradient_nor_metrics(chunk):
     (expected_loss, expected_totals), expected_gradient = all_at_once()
     (loss, metrics), gradients = loss_and_gradients(chunk, 1.3)
@@ -205,7 +208,10 @@ REAL = {
 }
 
 
-@pytest.mark.parametrize("name", REAL)
+# "anchored" is "sdpo" with another target and a term.
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "sdpo" else n for n in REAL]
+)
 def test_a_chunked_objective_equals_the_unchunked_one(name):
     """A chunk of 4 does not divide the 11 positions; the oracle has one array of all logits."""
     evaluate = make_objective(REAL[name], (1, 5, 7))

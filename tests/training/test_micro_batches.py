@@ -61,7 +61,7 @@ CASES = {name: (objective, EMA(0.25)) for name, objective in OF_THE_BATCH.items(
 }  # fmt: skip
 
 # The others are parts of "everything", or do not depend on the layout.
-FAST = ("everything", "grpo")
+FAST = ("everything",)
 
 
 def packed_update(objective, batch, teacher=EMA(0.25)):  # noqa: B008

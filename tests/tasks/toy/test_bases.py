@@ -11,7 +11,6 @@ import random
 import jax
 import numpy as np
 import pytest
-import tiny_run  # noqa: F401  (both bases are probed by one program, which it caches)
 
 from jaxdistill.evaluation import toy_probe
 from jaxdistill.models import decoder, parameters
