@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxdistill import sharding
-from jaxdistill.models import attention
+from jaxdistill.models import attention, int8_kernel
 from jaxdistill.models.cached_attention import UNSEEN, Attended, Pool, capacity_of, pool_axes
-from jaxdistill.models.quantized import Quantized, dequantize, quantize
+from jaxdistill.models.quantized import Quantized, dequantize, quantize, round_to_steps
 
 
 def has_kernel(head_dim: int) -> bool:
@@ -127,13 +127,16 @@ def _attend(
     block: int = BLOCK,
     warps: int = 4,
     stages: int = 2,
+    in_integers: bool = False,
+    has_narrow_head: bool = False,
     **static: Any,
 ) -> Attended:
     """Run one program for each row, key/value head and part (O) of the positions.
 
     The parts are combined by their log-sum-exps (Dao et al. 2023, Flash-Decoding); a part beyond
     its row's end reads nothing. `chunk` is the length of a part in positions, and 0 lets `_chunk`
-    choose it. With `interpret` the kernel runs on any platform, slowly.
+    choose it. With `interpret` the kernel runs on any platform, slowly. `in_integers` reads an int8
+    cache as `int8_kernel` describes.
     """
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton
@@ -144,6 +147,9 @@ def _attend(
     chunk = chunk or _chunk(B * K, Y * S, block)
     O = pl.cdiv(Y * S, chunk)
     padded_G = _padded_num_queries(X - 2)
+    in_integers = in_integers and isinstance(inputs.k, Quantized)
+    if in_integers:
+        inputs = inputs._replace(v=inputs.v._replace(values=int8_kernel.as_pairs(inputs.v.values)))
 
     def spec(axes: str, *sizes: int):
         """The program's own index along each letter of `axes`, then whole axes of `sizes`."""
@@ -163,7 +169,15 @@ def _attend(
     pools = inputs.k, inputs.v
     out_BKOGH, logsum_BKOG, k_WKMSH, v_WKMSH = pl.pallas_call(
         functools.partial(
-            _attend_part, G=X - 2, chunk=chunk, block=block, is_whole=is_whole, **static
+            _attend_part,
+            G=X - 2,
+            chunk=chunk,
+            block=block,
+            is_whole=is_whole,
+            in_integers=in_integers,
+            has_narrow_head=has_narrow_head,
+            has_assembly=not interpret,
+            **static,
         ),
         grid=(B, K, O),
         in_specs=[
@@ -193,6 +207,8 @@ def _attend(
         interpret=interpret,
         name="append_and_attend",
     )(inputs)
+    if in_integers:
+        v_WKMSH = v_WKMSH._replace(values=int8_kernel.from_pairs(v_WKMSH.values))
     if O == 1:
         return out_BKOGH[:, :, 0], k_WKMSH, v_WKMSH
     weights_BKOG = jax.nn.softmax(logsum_BKOG, axis=2)
@@ -232,6 +248,9 @@ def _attend_part(
     is_normed: bool,
     is_rotated: bool,
     is_whole: bool,
+    in_integers: bool,
+    has_narrow_head: bool,
+    has_assembly: bool,
 ) -> None:
     """One program of the grid above; `refs` are its own blocks of the inputs."""
     from jax.experimental import pallas as pl
@@ -246,8 +265,17 @@ def _attend_part(
         rotary = (refs.cos, refs.sin) if is_rotated else None
         return _head(refs.qkv, row_G, norm_ref if is_normed else None, rotary, eps)
 
-    # Padding repeats the last query; its results are not stored.
-    q_GH = head(jnp.minimum(query_G, G - 1), refs.q_norm)
+    # Padding repeats the last query, or all of them; its results are not stored.
+    num_made = 1 << (G - 1).bit_length() if has_narrow_head else len(query_G)
+    made_GH = head(jnp.minimum(jnp.arange(num_made), G - 1), refs.q_norm)
+
+    def padded(x):
+        times = len(query_G) // num_made
+        if times == 1:
+            return x
+        return jnp.broadcast_to(x[None], (times, *x.shape)).reshape(len(query_G), *x.shape[1:])
+
+    q_GH = padded(made_GH)
     new_k_1H = head(jnp.full(1, G), refs.k_norm)
     new_v_H = refs.qkv[G + 1, :]
     new_k, new_v = new_k_1H, new_v_H
@@ -256,6 +284,13 @@ def _attend_part(
     if is_quantized:
         new_k, new_v = quantize(new_k_1H), quantize(new_v_H)
         new_k_1H, new_v_H = dequantize(new_k), dequantize(new_v)
+    # In how many arrays a value is: its elements at even and at odd places, or one.
+    new_v_parts = [new_v_H]
+    if in_integers:
+        halves = [refs.qkv[G + 1, jnp.arange(H // 2) * 2 + i] for i in range(2)]
+        steps = [round_to_steps(x.astype(jnp.float32) / new_v.scale, jnp.int8) for x in halves]
+        new_v_parts = [x.astype(jnp.float32) * new_v.scale for x in steps]
+        new_v = Quantized(int8_kernel.pair(*steps), new_v.scale)
 
     length = refs.length[()]
     part = pl.program_id(2)
@@ -277,8 +312,12 @@ def _attend_part(
             return jnp.int32(0), position
         return refs.pages[position // S], position % S
 
+    if in_integers:
+        coarse_GH, fine_GH, step_G1 = map(padded, int8_kernel.in_two_integers(made_GH))
+        step_G1 *= scale
+
     def one_block(i, carry):
-        out_GH, top_G, total_G = carry
+        parts, top_G, total_G = carry
         slot_S = i * block + jnp.arange(block)
         is_seen_S = (slot_S >= begin) & (slot_S < end)
         if window is not None:
@@ -292,12 +331,18 @@ def _attend_part(
             """A block in the dtype of the products, and its scales if it is stored in int8."""
             if not is_quantized:
                 return triton.load(ref.at[here], mask=mask, other=0.0), None
-            values_SH = triton.load(ref.values.at[here], mask=mask, other=0).astype(q_GH.dtype)
+            values_SH = triton.load(ref.values.at[here], mask=mask, other=0)
             scale_S = triton.load(ref.scale.at[here], mask=is_seen_S, other=0.0)
+            values_SH = values_SH if in_integers else values_SH.astype(q_GH.dtype)
             return values_SH, scale_S[None, :]
 
         k_SH, k_scale_1S = load(refs.k)
-        scores_GS = triton.dot(q_GH, k_SH, trans_b=True, precision=precision) * scale
+        if in_integers:
+            sums_GS = int8_kernel.FINE * triton.dot(coarse_GH, k_SH, trans_b=True)
+            sums_GS += triton.dot(fine_GH, k_SH, trans_b=True)
+            scores_GS = sums_GS.astype(jnp.float32) * step_G1
+        else:
+            scores_GS = triton.dot(q_GH, k_SH, trans_b=True, precision=precision) * scale
         if k_scale_1S is not None:
             scores_GS *= k_scale_1S
         scores_GS = jnp.where(is_seen_S[None, :], scores_GS, UNSEEN)
@@ -307,25 +352,38 @@ def _attend_part(
         decay_G = jnp.exp(top_G - new_top_G)
         v_SH, v_scale_1S = load(refs.v)
         scaled_GS = weights_GS if v_scale_1S is None else weights_GS * v_scale_1S
-        added_GH = triton.dot(scaled_GS.astype(v_SH.dtype), v_SH, precision=precision)
-        total_G = total_G * decay_G + jnp.sum(weights_GS, axis=1)
-        return out_GH * decay_G[:, None] + added_GH, new_top_G, total_G
+        v_parts = [v_SH]
+        if in_integers:
+            v_parts = [
+                int8_kernel.of_pairs(v_SH, q_GH.dtype, i, has_assembly) for i in range(2)
+            ]
+        scaled_GS = scaled_GS.astype(q_GH.dtype)
+        parts = tuple(
+            part * decay_G[:, None] + triton.dot(scaled_GS, v, precision=precision)
+            for part, v in zip(parts, v_parts)
+        )
+        return parts, new_top_G, total_G * decay_G + jnp.sum(weights_GS, axis=1)
 
     # The first part starts from the new token itself, which is not read back from the cache.
     is_first = part == 0
-    own_G = jnp.sum(q_GH.astype(jnp.float32) * new_k_1H.astype(jnp.float32), axis=1) * scale
-    out_1H = jnp.where(is_first, new_v_H.astype(jnp.float32), 0.0)[None, :]
+    own_G = jnp.sum(made_GH.astype(jnp.float32) * new_k_1H.astype(jnp.float32), axis=1) * scale
+    own_G = padded(own_G)
+    new_v_parts = [jnp.where(is_first, x.astype(jnp.float32), 0.0) for x in new_v_parts]
     carry = (
-        jnp.broadcast_to(out_1H, q_GH.shape),
+        tuple(jnp.broadcast_to(x[None, :], (len(own_G), len(x))) for x in new_v_parts),
         jnp.where(is_first, own_G, UNSEEN),
         jnp.where(is_first, jnp.ones(own_G.shape), jnp.zeros(own_G.shape)),
     )
     blocks = begin // block, pl.cdiv(jnp.maximum(end, begin), block)
-    out_GH, top_G, total_G = jax.lax.fori_loop(*blocks, one_block, carry)
+    parts, top_G, total_G = jax.lax.fori_loop(*blocks, one_block, carry)
     # The sum of a part that saw nothing is 0; its log-sum-exp becomes about -1e30, its weight 0.
     total_G = jnp.maximum(total_G, 1e-30)
-    out_GH = (out_GH / total_G[:, None]).astype(out_ref.dtype)
-    triton.store(out_ref, out_GH, mask=is_query_G[:, None])
+    for i, part in enumerate(parts):
+        width = part.shape[1]
+        column = jnp.arange(width) * len(parts) + i
+        out = (part / total_G[:, None]).astype(out_ref.dtype)
+        at = out_ref.at[query_G[:, None], column[None, :]]
+        triton.store(at, out, mask=is_query_G[:, None])
     triton.store(logsum_ref, top_G + jnp.log(total_G), mask=is_query_G)
 
     # A full row drops the token; in a ring it has a place.
