@@ -135,8 +135,11 @@ def _attend(
 
     The parts are combined by their log-sum-exps (Dao et al. 2023, Flash-Decoding); a part beyond
     its row's end reads nothing. `chunk` is the length of a part in positions, and 0 lets `_chunk`
-    choose it. With `interpret` the kernel runs on any platform, slowly. `in_integers` reads an int8
-    cache as `int8_kernel` describes.
+    choose it. With `interpret` the kernel runs on any platform, slowly.
+
+    Two choices are off until they are timed. `in_integers` reads an int8 cache as `int8_kernel`
+    describes: scores are products of integers, and values are loaded in pairs. `has_narrow_head`
+    prepares the G queries alone before they are padded to the rows of a matrix product.
     """
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton
@@ -355,7 +358,8 @@ def _attend_part(
         v_parts = [v_SH]
         if in_integers:
             v_parts = [
-                int8_kernel.of_pairs(v_SH, q_GH.dtype, i, has_assembly) for i in range(2)
+                int8_kernel.one_of_pairs(v_SH, i, q_GH.dtype, has_assembly=has_assembly)
+                for i in range(2)
             ]
         scaled_GS = scaled_GS.astype(q_GH.dtype)
         parts = tuple(
