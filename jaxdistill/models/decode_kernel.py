@@ -42,13 +42,18 @@ def kernel_attention(
     *,
     eps: float,
     window: int | None = None,
+    in_integers: bool = False,
     **tuning: Any,
 ) -> Attended:
     """`xla_cached_attention` of heads as projected: G queries, one key and one value (X = G + 2).
 
     `norms_H` are the RMSNorm scales of queries and keys, with `eps`; `rotary_Bh` is the cosine and
     sine of the new position. None skips the norm or the rotation. Under a mesh each device handles
-    its own rows and key/value heads. `tuning` goes to `_attend`.
+    its own rows and key/value heads.
+
+    Two choices are off until they are timed. `in_integers` reads an int8 cache with products of
+    integers and in pairs (`int8_kernel`); `has_narrow_head` prepares the G queries alone, before
+    they are padded to the rows of a matrix product. It and other `tuning` go to `_attend`.
     """
     B, K, X, H = qkv_BKXH.shape
     # A kernel has no optional arguments: dummies take the place of arrays that it will not read.
@@ -80,8 +85,9 @@ def kernel_attention(
         pages="XX" if is_whole else "BY",
         length="B",
     )
+    is_integer = in_integers and isinstance(k_WKMSH, Quantized)
     attend = functools.partial(
-        _attend,
+        _attend_in_integers if is_integer else _attend,
         eps=eps,
         window=window,
         is_normed=norms_H is not None,
@@ -127,8 +133,6 @@ def _attend(
     block: int = BLOCK,
     warps: int = 4,
     stages: int = 2,
-    in_integers: bool = False,
-    has_narrow_head: bool = False,
     **static: Any,
 ) -> Attended:
     """Run one program for each row, key/value head and part (O) of the positions.
@@ -136,10 +140,6 @@ def _attend(
     The parts are combined by their log-sum-exps (Dao et al. 2023, Flash-Decoding); a part beyond
     its row's end reads nothing. `chunk` is the length of a part in positions, and 0 lets `_chunk`
     choose it. With `interpret` the kernel runs on any platform, slowly.
-
-    Two choices are off until they are timed. `in_integers` reads an int8 cache as `int8_kernel`
-    describes: scores are products of integers, and values are loaded in pairs. `has_narrow_head`
-    prepares the G queries alone before they are padded to the rows of a matrix product.
     """
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton
@@ -150,9 +150,6 @@ def _attend(
     chunk = chunk or _chunk(B * K, Y * S, block)
     O = pl.cdiv(Y * S, chunk)
     padded_G = _padded_num_queries(X - 2)
-    in_integers = in_integers and isinstance(inputs.k, Quantized)
-    if in_integers:
-        inputs = inputs._replace(v=inputs.v._replace(values=int8_kernel.as_pairs(inputs.v.values)))
 
     def spec(axes: str, *sizes: int):
         """The program's own index along each letter of `axes`, then whole axes of `sizes`."""
@@ -170,18 +167,9 @@ def _attend(
         )
 
     pools = inputs.k, inputs.v
+    static |= {"is_whole": is_whole, "has_assembly": not interpret}
     out_BKOGH, logsum_BKOG, k_WKMSH, v_WKMSH = pl.pallas_call(
-        functools.partial(
-            _attend_part,
-            G=X - 2,
-            chunk=chunk,
-            block=block,
-            is_whole=is_whole,
-            in_integers=in_integers,
-            has_narrow_head=has_narrow_head,
-            has_assembly=not interpret,
-            **static,
-        ),
+        functools.partial(_attend_part, G=X - 2, chunk=chunk, block=block, **static),
         grid=(B, K, O),
         in_specs=[
             _Inputs(
@@ -210,13 +198,22 @@ def _attend(
         interpret=interpret,
         name="append_and_attend",
     )(inputs)
-    if in_integers:
-        v_WKMSH = v_WKMSH._replace(values=int8_kernel.from_pairs(v_WKMSH.values))
-    if O == 1:
-        return out_BKOGH[:, :, 0], k_WKMSH, v_WKMSH
+    return _combined(out_BKOGH, logsum_BKOG).astype(inputs.qkv.dtype), k_WKMSH, v_WKMSH
+
+
+def _combined(out_BKOGH: Array, logsum_BKOG: Array) -> Array:
+    if out_BKOGH.shape[2] == 1:
+        return out_BKOGH[:, :, 0]
     weights_BKOG = jax.nn.softmax(logsum_BKOG, axis=2)
-    out_BKGH = jnp.sum(out_BKOGH * weights_BKOG[..., None], axis=2)
-    return out_BKGH.astype(inputs.qkv.dtype), k_WKMSH, v_WKMSH
+    return jnp.sum(out_BKOGH * weights_BKOG[..., None], axis=2)
+
+
+def _attend_in_integers(inputs: _Inputs, **static: Any) -> Attended:
+    """`_attend` to an int8 cache as `int8_kernel` describes: the kernel reads values in pairs."""
+    pairs = inputs.v._replace(values=int8_kernel.as_pairs(inputs.v.values))
+    out_BKGH, k, v = _attend(inputs._replace(v=pairs), in_integers=True, **static)
+    assert isinstance(v, Quantized)
+    return out_BKGH, k, v._replace(values=int8_kernel.from_pairs(v.values))
 
 
 def _chunk(num_heads: int, S: int, block: int) -> int:
@@ -251,9 +248,9 @@ def _attend_part(
     is_normed: bool,
     is_rotated: bool,
     is_whole: bool,
-    in_integers: bool,
-    has_narrow_head: bool,
     has_assembly: bool,
+    in_integers: bool = False,
+    has_narrow_head: bool = False,
 ) -> None:
     """One program of the grid above; `refs` are its own blocks of the inputs."""
     from jax.experimental import pallas as pl
@@ -315,9 +312,8 @@ def _attend_part(
             return jnp.int32(0), position
         return refs.pages[position // S], position % S
 
-    if in_integers:
-        coarse_GH, fine_GH, step_G1 = map(padded, int8_kernel.in_two_integers(made_GH))
-        step_G1 *= scale
+    integers = map(padded, int8_kernel.in_two_integers(made_GH)) if in_integers else ()
+    integers = tuple(integers)
 
     def one_block(i, carry):
         parts, top_G, total_G = carry
@@ -341,9 +337,10 @@ def _attend_part(
 
         k_SH, k_scale_1S = load(refs.k)
         if in_integers:
+            coarse_GH, fine_GH, step_G1 = integers
             sums_GS = int8_kernel.FINE * triton.dot(coarse_GH, k_SH, trans_b=True)
             sums_GS += triton.dot(fine_GH, k_SH, trans_b=True)
-            scores_GS = sums_GS.astype(jnp.float32) * step_G1
+            scores_GS = sums_GS.astype(jnp.float32) * (step_G1 * scale)
         else:
             scores_GS = triton.dot(q_GH, k_SH, trans_b=True, precision=precision) * scale
         if k_scale_1S is not None:

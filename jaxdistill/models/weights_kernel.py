@@ -53,7 +53,8 @@ def product_of_few_rows(
 
     (M, _), (X, N, width) = x_MC.shape, weights_XNC.shape
     assert X == 1 or splits == 1, "silu needs the whole sum of a gate"
-    assert N % block_n == 0 and width % (splits * block_c) == 0, (N, width, block_n, block_c)
+    assert N % block_n == 0, f"{N} outputs are not whole blocks of {block_n}"
+    assert width % (splits * block_c) == 0, f"{width} inputs in {splits} parts of {block_c}"
     # The smallest operand of a product in Triton has 16 rows.
     rows = max(16, min(block_m, 1 << (M - 1).bit_length()))
     whole = lambda x: pl.BlockSpec(x.shape, lambda *_: (0,) * x.ndim)  # noqa: E731
@@ -71,6 +72,54 @@ def product_of_few_rows(
         interpret=interpret,
         name="product_of_few_rows",
     )(x_MC, weights_XNC, scale_XN)
+
+
+def add_parts_and_norm(
+    parts_OMN: Float[Array, "O M N"],
+    residual_MN: Float[Array, "M N"],
+    norm_N: Float[Array, " N"],
+    *,
+    eps: float,
+    warps: int = 8,
+    interpret: bool = False,
+) -> tuple[Float[Array, "M N"], Float[Array, "M N"]]:
+    """(residual + the sum of the parts, its `rms_norm`) in one launch, where XLA makes two.
+
+    The sum is rounded to the residual's dtype before it is added, and both results are, as in the
+    separate operations. One program per row; N is a power of two.
+    """
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import triton
+
+    O, M, N = parts_OMN.shape
+    row = pl.BlockSpec((None, N), lambda m: (m, 0))
+    shape = jax.ShapeDtypeStruct((M, N), residual_MN.dtype)
+
+    def add(parts_ref, residual_ref, norm_ref, after_ref, normed_ref):
+        total_N = parts_ref[jnp.int32(0), :].astype(jnp.float32)
+        for o in range(1, O):
+            total_N += parts_ref[jnp.int32(o), :].astype(jnp.float32)
+        after_N = total_N.astype(residual_ref.dtype) + residual_ref[:]
+        wide_N = after_N.astype(jnp.float32)
+        inverse = jax.lax.rsqrt(jnp.sum(wide_N * wide_N) / N + eps)
+        after_ref[:] = after_N
+        normed_ref[:] = (wide_N * inverse * norm_ref[:].astype(jnp.float32)).astype(shape.dtype)
+
+    after_MN, normed_MN = pl.pallas_call(
+        add,
+        grid=(M,),
+        in_specs=[
+            pl.BlockSpec((O, None, N), lambda m: (0, m, 0)),
+            row,
+            pl.BlockSpec((N,), lambda m: (0,)),
+        ],
+        out_specs=[row, row],
+        out_shape=[shape, shape],
+        compiler_params=triton.CompilerParams(num_warps=warps, num_stages=1),
+        interpret=interpret,
+        name="add_parts_and_norm",
+    )(parts_OMN, residual_MN, norm_N)
+    return after_MN, normed_MN
 
 
 def _tile(

@@ -7,7 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdistill.models.weights_kernel import pair_halves, product_of_few_rows
+from jaxdistill.models.layers import rms_norm
+from jaxdistill.models.weights_kernel import (
+    add_parts_and_norm,
+    pair_halves,
+    product_of_few_rows,
+)
 
 
 def given(M, X, N, C):
@@ -40,6 +45,24 @@ def test_the_kernel_is_the_product(M, X, splits, block_m, is_int8):
     assert parts.shape == (splits, M, 64)
     # Float32 sums of 256 numbers about 1 in another order.
     np.testing.assert_allclose(parts.sum(0), expected(x, values, scale), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_parts_are_added_and_normed_as_by_separate_operations(dtype):
+    rng = np.random.default_rng(0)
+    parts, residual, scale = (jnp.asarray(rng.normal(size=x)) for x in ((3, 5, 64), (5, 64), 64))
+    residual, scale = residual.astype(dtype), scale.astype(dtype)
+    after = residual + (parts[0] + parts[1] + parts[2]).astype(dtype)
+    add = functools.partial(add_parts_and_norm, eps=1e-6, interpret=True)
+    found = jax.jit(add)(parts, residual, scale)
+    # Both are rounded at the same places: they differ by the order of float32 sums, or by the last
+    # bit of bfloat16.
+    tolerance = 1e-6 if dtype == jnp.float32 else 2**-7
+    for x, y in zip(found, (after, rms_norm(after, scale, 1e-6))):
+        assert x.dtype == dtype
+        np.testing.assert_allclose(
+            *(np.asarray(z, np.float32) for z in (x, y)), rtol=tolerance, atol=tolerance
+        )
 
 
 def test_pairs_of_halves_are_two_bytes_of_a_word():
