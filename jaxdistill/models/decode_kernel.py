@@ -266,11 +266,11 @@ def _attend_part(
         return _head(refs.qkv, row_G, norm_ref if is_normed else None, rotary, eps)
 
     # Padding repeats the last query, or all of them; its results are not stored.
-    num_made = 1 << (G - 1).bit_length() if has_narrow_head else len(query_G)
-    made_GH = head(jnp.minimum(jnp.arange(num_made), G - 1), refs.q_norm)
+    made_G = jnp.arange(1 << (G - 1).bit_length()) if has_narrow_head else query_G
+    made_GH = head(jnp.minimum(made_G, G - 1), refs.q_norm)
 
     def padded(x):
-        times = len(query_G) // num_made
+        times = len(query_G) // len(made_G)
         if times == 1:
             return x
         return jnp.broadcast_to(x[None], (times, *x.shape)).reshape(len(query_G), *x.shape[1:])
@@ -359,11 +359,10 @@ def _attend_part(
                 for i in range(2)
             ]
         scaled_GS = scaled_GS.astype(q_GH.dtype)
-        parts = tuple(
-            part * decay_G[:, None] + triton.dot(scaled_GS, v, precision=precision)
-            for part, v in zip(parts, v_parts)
-        )
-        return parts, new_top_G, total_G * decay_G + jnp.sum(weights_GS, axis=1)
+        added = [triton.dot(scaled_GS, x_SH, precision=precision) for x_SH in v_parts]
+        total_G = total_G * decay_G + jnp.sum(weights_GS, axis=1)
+        parts = tuple(x_GH * decay_G[:, None] + y_GH for x_GH, y_GH in zip(parts, added))
+        return parts, new_top_G, total_G
 
     # The first part starts from the new token itself, which is not read back from the cache.
     is_first = part == 0
@@ -380,11 +379,10 @@ def _attend_part(
     # The sum of a part that saw nothing is 0; its log-sum-exp becomes about -1e30, its weight 0.
     total_G = jnp.maximum(total_G, 1e-30)
     for i, part in enumerate(parts):
-        width = part.shape[1]
-        column = jnp.arange(width) * len(parts) + i
         out = (part / total_G[:, None]).astype(out_ref.dtype)
-        at = out_ref.at[query_G[:, None], column[None, :]]
-        triton.store(at, out, mask=is_query_G[:, None])
+        column_1H = (jnp.arange(part.shape[1]) * len(parts) + i)[None, :]
+        here = out_ref if len(parts) == 1 else out_ref.at[query_G[:, None], column_1H]
+        triton.store(here, out, mask=is_query_G[:, None])
     triton.store(logsum_ref, top_G + jnp.log(total_G), mask=is_query_G)
 
     # A full row drops the token; in a ring it has a place.
