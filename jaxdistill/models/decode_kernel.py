@@ -331,8 +331,8 @@ def _attend_part(
             if not is_quantized:
                 return triton.load(ref.at[here], mask=mask, other=0.0), None
             values_SH = triton.load(ref.values.at[here], mask=mask, other=0)
-            scale_S = triton.load(ref.scale.at[here], mask=is_seen_S, other=0.0)
             values_SH = values_SH if in_integers else values_SH.astype(q_GH.dtype)
+            scale_S = triton.load(ref.scale.at[here], mask=is_seen_S, other=0.0)
             return values_SH, scale_S[None, :]
 
         k_SH, k_scale_1S = load(refs.k)
