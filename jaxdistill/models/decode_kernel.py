@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxdistill import sharding
-from jaxdistill.models import attention
+from jaxdistill.models import attention, int8_kernel
 from jaxdistill.models.cached_attention import UNSEEN, Attended, Pool, capacity_of, pool_axes
-from jaxdistill.models.quantized import Quantized, dequantize, quantize
+from jaxdistill.models.quantized import Quantized, dequantize, quantize, round_to_steps
 
 
 def has_kernel(head_dim: int) -> bool:
@@ -42,13 +42,18 @@ def kernel_attention(
     *,
     eps: float,
     window: int | None = None,
+    in_integers: bool = False,
     **tuning: Any,
 ) -> Attended:
     """`xla_cached_attention` of heads as projected: G queries, one key and one value (X = G + 2).
 
     `norms_H` are the RMSNorm scales of queries and keys, with `eps`; `rotary_Bh` is the cosine and
     sine of the new position. None skips the norm or the rotation. Under a mesh each device handles
-    its own rows and key/value heads. `tuning` goes to `_attend`.
+    its own rows and key/value heads.
+
+    Two choices are off until they are timed. `in_integers` reads an int8 cache with products of
+    integers and in pairs (`int8_kernel`); `has_narrow_head` prepares the G queries alone, before
+    they are padded to the rows of a matrix product. It and other `tuning` go to `_attend`.
     """
     B, K, X, H = qkv_BKXH.shape
     # A kernel has no optional arguments: dummies take the place of arrays that it will not read.
@@ -80,8 +85,9 @@ def kernel_attention(
         pages="XX" if is_whole else "BY",
         length="B",
     )
+    is_integer = in_integers and isinstance(k_WKMSH, Quantized)
     attend = functools.partial(
-        _attend,
+        _attend_in_integers if is_integer else _attend,
         eps=eps,
         window=window,
         is_normed=norms_H is not None,
@@ -161,10 +167,9 @@ def _attend(
         )
 
     pools = inputs.k, inputs.v
+    static |= {"is_whole": is_whole, "has_assembly": not interpret}
     out_BKOGH, logsum_BKOG, k_WKMSH, v_WKMSH = pl.pallas_call(
-        functools.partial(
-            _attend_part, G=X - 2, chunk=chunk, block=block, is_whole=is_whole, **static
-        ),
+        functools.partial(_attend_part, G=X - 2, chunk=chunk, block=block, **static),
         grid=(B, K, O),
         in_specs=[
             _Inputs(
@@ -193,11 +198,22 @@ def _attend(
         interpret=interpret,
         name="append_and_attend",
     )(inputs)
-    if O == 1:
-        return out_BKOGH[:, :, 0], k_WKMSH, v_WKMSH
+    return _combined(out_BKOGH, logsum_BKOG).astype(inputs.qkv.dtype), k_WKMSH, v_WKMSH
+
+
+def _combined(out_BKOGH: Array, logsum_BKOG: Array) -> Array:
+    if out_BKOGH.shape[2] == 1:
+        return out_BKOGH[:, :, 0]
     weights_BKOG = jax.nn.softmax(logsum_BKOG, axis=2)
-    out_BKGH = jnp.sum(out_BKOGH * weights_BKOG[..., None], axis=2)
-    return out_BKGH.astype(inputs.qkv.dtype), k_WKMSH, v_WKMSH
+    return jnp.sum(out_BKOGH * weights_BKOG[..., None], axis=2)
+
+
+def _attend_in_integers(inputs: _Inputs, **static: Any) -> Attended:
+    """`_attend` to an int8 cache as `int8_kernel` describes: the kernel reads values in pairs."""
+    pairs = inputs.v._replace(values=int8_kernel.as_pairs(inputs.v.values))
+    out_BKGH, k, v = _attend(inputs._replace(v=pairs), in_integers=True, **static)
+    assert isinstance(v, Quantized)
+    return out_BKGH, k, v._replace(values=int8_kernel.from_pairs(v.values))
 
 
 def _chunk(num_heads: int, S: int, block: int) -> int:
@@ -232,6 +248,9 @@ def _attend_part(
     is_normed: bool,
     is_rotated: bool,
     is_whole: bool,
+    has_assembly: bool,
+    in_integers: bool = False,
+    has_narrow_head: bool = False,
 ) -> None:
     """One program of the grid above; `refs` are its own blocks of the inputs."""
     from jax.experimental import pallas as pl
@@ -246,8 +265,17 @@ def _attend_part(
         rotary = (refs.cos, refs.sin) if is_rotated else None
         return _head(refs.qkv, row_G, norm_ref if is_normed else None, rotary, eps)
 
-    # Padding repeats the last query; its results are not stored.
-    q_GH = head(jnp.minimum(query_G, G - 1), refs.q_norm)
+    # Padding repeats the last query, or all of them; its results are not stored.
+    made_G = jnp.arange(1 << (G - 1).bit_length()) if has_narrow_head else query_G
+    made_GH = head(jnp.minimum(made_G, G - 1), refs.q_norm)
+
+    def padded(x):
+        times = len(query_G) // len(made_G)
+        if times == 1:
+            return x
+        return jnp.broadcast_to(x[None], (times, *x.shape)).reshape(len(query_G), *x.shape[1:])
+
+    q_GH = padded(made_GH)
     new_k_1H = head(jnp.full(1, G), refs.k_norm)
     new_v_H = refs.qkv[G + 1, :]
     new_k, new_v = new_k_1H, new_v_H
@@ -256,6 +284,13 @@ def _attend_part(
     if is_quantized:
         new_k, new_v = quantize(new_k_1H), quantize(new_v_H)
         new_k_1H, new_v_H = dequantize(new_k), dequantize(new_v)
+    # In how many arrays a value is: its elements at even and at odd places, or one.
+    new_v_parts = [new_v_H]
+    if in_integers:
+        halves = [refs.qkv[G + 1, jnp.arange(H // 2) * 2 + i] for i in range(2)]
+        steps = [round_to_steps(x.astype(jnp.float32) / new_v.scale, jnp.int8) for x in halves]
+        new_v_parts = [x.astype(jnp.float32) * new_v.scale for x in steps]
+        new_v = Quantized(int8_kernel.pair(*steps), new_v.scale)
 
     length = refs.length[()]
     part = pl.program_id(2)
@@ -277,8 +312,11 @@ def _attend_part(
             return jnp.int32(0), position
         return refs.pages[position // S], position % S
 
+    integers = map(padded, int8_kernel.in_two_integers(made_GH)) if in_integers else ()
+    integers = tuple(integers)
+
     def one_block(i, carry):
-        out_GH, top_G, total_G = carry
+        parts, top_G, total_G = carry
         slot_S = i * block + jnp.arange(block)
         is_seen_S = (slot_S >= begin) & (slot_S < end)
         if window is not None:
@@ -292,12 +330,19 @@ def _attend_part(
             """A block in the dtype of the products, and its scales if it is stored in int8."""
             if not is_quantized:
                 return triton.load(ref.at[here], mask=mask, other=0.0), None
-            values_SH = triton.load(ref.values.at[here], mask=mask, other=0).astype(q_GH.dtype)
+            values_SH = triton.load(ref.values.at[here], mask=mask, other=0)
+            values_SH = values_SH if in_integers else values_SH.astype(q_GH.dtype)
             scale_S = triton.load(ref.scale.at[here], mask=is_seen_S, other=0.0)
             return values_SH, scale_S[None, :]
 
         k_SH, k_scale_1S = load(refs.k)
-        scores_GS = triton.dot(q_GH, k_SH, trans_b=True, precision=precision) * scale
+        if in_integers:
+            coarse_GH, fine_GH, step_G1 = integers
+            sums_GS = int8_kernel.FINE * triton.dot(coarse_GH, k_SH, trans_b=True)
+            sums_GS += triton.dot(fine_GH, k_SH, trans_b=True)
+            scores_GS = sums_GS.astype(jnp.float32) * (step_G1 * scale)
+        else:
+            scores_GS = triton.dot(q_GH, k_SH, trans_b=True, precision=precision) * scale
         if k_scale_1S is not None:
             scores_GS *= k_scale_1S
         scores_GS = jnp.where(is_seen_S[None, :], scores_GS, UNSEEN)
@@ -307,25 +352,37 @@ def _attend_part(
         decay_G = jnp.exp(top_G - new_top_G)
         v_SH, v_scale_1S = load(refs.v)
         scaled_GS = weights_GS if v_scale_1S is None else weights_GS * v_scale_1S
-        added_GH = triton.dot(scaled_GS.astype(v_SH.dtype), v_SH, precision=precision)
+        v_parts = [v_SH]
+        if in_integers:
+            v_parts = [
+                int8_kernel.one_of_pairs(v_SH, i, q_GH.dtype, has_assembly=has_assembly)
+                for i in range(2)
+            ]
+        scaled_GS = scaled_GS.astype(q_GH.dtype)
+        added = [triton.dot(scaled_GS, x_SH, precision=precision) for x_SH in v_parts]
         total_G = total_G * decay_G + jnp.sum(weights_GS, axis=1)
-        return out_GH * decay_G[:, None] + added_GH, new_top_G, total_G
+        parts = tuple(x_GH * decay_G[:, None] + y_GH for x_GH, y_GH in zip(parts, added))
+        return parts, new_top_G, total_G
 
     # The first part starts from the new token itself, which is not read back from the cache.
     is_first = part == 0
-    own_G = jnp.sum(q_GH.astype(jnp.float32) * new_k_1H.astype(jnp.float32), axis=1) * scale
-    out_1H = jnp.where(is_first, new_v_H.astype(jnp.float32), 0.0)[None, :]
+    own_G = jnp.sum(made_GH.astype(jnp.float32) * new_k_1H.astype(jnp.float32), axis=1) * scale
+    own_G = padded(own_G)
+    new_v_parts = [jnp.where(is_first, x.astype(jnp.float32), 0.0) for x in new_v_parts]
     carry = (
-        jnp.broadcast_to(out_1H, q_GH.shape),
+        tuple(jnp.broadcast_to(x[None, :], (len(own_G), len(x))) for x in new_v_parts),
         jnp.where(is_first, own_G, UNSEEN),
         jnp.where(is_first, jnp.ones(own_G.shape), jnp.zeros(own_G.shape)),
     )
     blocks = begin // block, pl.cdiv(jnp.maximum(end, begin), block)
-    out_GH, top_G, total_G = jax.lax.fori_loop(*blocks, one_block, carry)
+    parts, top_G, total_G = jax.lax.fori_loop(*blocks, one_block, carry)
     # The sum of a part that saw nothing is 0; its log-sum-exp becomes about -1e30, its weight 0.
     total_G = jnp.maximum(total_G, 1e-30)
-    out_GH = (out_GH / total_G[:, None]).astype(out_ref.dtype)
-    triton.store(out_ref, out_GH, mask=is_query_G[:, None])
+    for i, part in enumerate(parts):
+        out = (part / total_G[:, None]).astype(out_ref.dtype)
+        column_1H = (jnp.arange(part.shape[1]) * len(parts) + i)[None, :]
+        here = out_ref if len(parts) == 1 else out_ref.at[query_G[:, None], column_1H]
+        triton.store(here, out, mask=is_query_G[:, None])
     triton.store(logsum_ref, top_G + jnp.log(total_G), mask=is_query_G)
 
     # A full row drops the token; in a ring it has a place.

@@ -55,10 +55,14 @@ def quantize(x_NH: Float[Array, "*N H"], dtype: DTypeLike = jnp.int8) -> Quantiz
     scale_N = jnp.max(jnp.abs(x_NH), axis=-1) / _LARGEST[jnp.dtype(dtype).name]
     # A subnormal scale has lost bits or is flushed to zero, and the quotient could be anything.
     scale_N = jnp.where(scale_N < jnp.finfo(jnp.float32).tiny, 1.0, scale_N)
-    x_NH /= scale_N[..., None]
+    return Quantized(round_to_steps(x_NH / scale_N[..., None], dtype), scale_N)
+
+
+def round_to_steps(x_NH: Float32[Array, "*N H"], dtype: DTypeLike) -> Shaped[Array, "*N H"]:
+    """Numbers in units of their scale, rounded to `dtype`."""
     # Halves are rounded up, because floor is the only rounding that Pallas has on Triton.
     values_NH = jnp.floor(x_NH + 0.5) if dtype == jnp.int8 else x_NH
-    return Quantized(values_NH.astype(dtype), scale_N)
+    return values_NH.astype(dtype)
 
 
 def dequantize(x: Quantized) -> Float32[Array, "*N H"]:
