@@ -99,10 +99,10 @@ def packed(config: RunConfig) -> RunConfig:
     Half of the positions of the recipe's padded rows are padding. 128 is the least power of two
     that holds a prompt and a completion, of 11 and at most 80 tokens: attention computes all pairs
     of positions in a row, also those of two sequences, so that longer rows would cost more. A
-    teacher's prompt has at most 96 tokens, with a demonstration of 80.
+    teacher's prompt has 17 tokens and a demonstration of at most 80; to 104 all have one width.
     """
     assert isinstance(config.experience, OnPolicy)
-    experience = replace(config.experience, teacher_prompt_multiple=96)
+    experience = replace(config.experience, teacher_prompt_multiple=104)
     return replace(config, experience=experience, compute=replace(config.compute, pack=128))
 
 
