@@ -152,12 +152,11 @@ def fixed_shape(widths_X: Sequence[int], pack: int, sequences: int, parts: int) 
     >>> fixed_shape([80, 96, 176], pack=128, sequences=48, parts=1)
     PackedShape(capacity_X=(112, 128, 240), micro_batches=48, sequences=32)
     """
-    widths_X = np.array(widths_X)
     student = -(-widths_X[1] // pack) * pack
     step = max(student // CAPACITY_STEPS, 1)
-    capacity_X = -(-widths_X * student // (widths_X[1] * step)) * step
+    capacity_X = [-(-width * student // (widths_X[1] * step)) * step for width in widths_X]
     capacity_X[1] = student
-    return PackedShape(tuple(capacity_X.tolist()), -(-sequences // parts))
+    return PackedShape(tuple(capacity_X), -(-sequences // parts))
 
 
 def _allocated(plans: list[Plan], most: int, shapes: list[PackedShape]) -> list[Plan]:

@@ -1,5 +1,7 @@
 """Packed rows whose sizes follow from settings alone, so that all runs of a study share a step."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -70,28 +72,28 @@ def test_every_token_is_in_the_rows_once(most):
     rows, sizes_BX = arrays.rows, batch.sizes_BX
     kinds = rows.completions, rows.plain, rows.teacher
     for kind, size_B in zip(kinds, sizes_BX.T, strict=True):
+        assert kind is not None
         lengths = np.asarray(kind.lengths_BA)
         assert sorted(lengths[lengths > 0].tolist()) == sorted(size_B.tolist())
         assert lengths.sum(axis=-1).max() <= kind.tokens_BS.shape[-1]
         # All ids of these texts are at least 5, and padding is 0.
         assert (np.asarray(kind.tokens_BS) > 0).sum() == size_B.sum()
     assert 0 <= facts["padding"] < 1
-    in_use = int(arrays.num_in_use)
+    in_use = int(np.asarray(arrays.num_in_use))
     assert (np.asarray(rows.plain.lengths_BA)[:, in_use:] == 0).all()
 
 
 def test_the_longest_rows_fit_even_one_by_one():
     batch = make_batch(5)
-    longest = Batch(
-        **vars(batch)
-        | {
-            "completion": batch.completion._replace(length_B=np.full(ROWS, WIDTHS[0])),
-            "teacher": batch.teacher._replace(length_B=np.full(ROWS, WIDTHS[2])),
-        }
+    assert batch.teacher is not None
+    longest = dataclasses.replace(
+        batch,
+        completion=batch.completion._replace(length_B=np.full(ROWS, WIDTHS[0])),
+        teacher=batch.teacher._replace(length_B=np.full(ROWS, WIDTHS[2])),
     )
     shape = fixed_shape(batch.widths_X, 128, ROWS, 1)
     (arrays,), _ = pack_alike([longest], 128, 1, shape)
-    assert int(arrays.num_in_use) == ROWS
+    assert arrays.num_in_use == ROWS
 
 
 def test_the_plan_has_the_shapes_of_the_run():
