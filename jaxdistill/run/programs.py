@@ -64,7 +64,11 @@ def layout_of(
 ) -> Layout:
     """How batches become the step's arrays; the last two are those of the run's `Source`."""
     return Layout(
-        compute=config.compute, shapes=shapes, most_tokens=most_tokens, keeps_widths=keeps_widths
+        compute=config.compute,
+        shapes=shapes,
+        most_tokens=most_tokens,
+        keeps_widths=keeps_widths,
+        fixes_widths=getattr(config.experience, "fixes_widths", False),
     )
 
 

@@ -279,7 +279,10 @@ def stop(processes: list[Any]) -> None:
 def share_out(arms: list[Arm], workers: int) -> list[list[Arm]]:
     """Assign groups of equal objective and teacher, largest first, to the least loaded worker.
 
-    Of fewer groups than workers, as of one recipe with several seeds, the largest are divided.
+    Of fewer groups than workers, as of one recipe with several seeds, the largest are divided. A
+    worker begins with its shortest runs: where the base is only evaluated, its worker compiles the
+    sampler of evaluations while others compile that of training and a step, and each finds the
+    other's program in the compilation cache. Starting alike, all of them would compile both.
     """
     of_programs: dict[Any, list[Arm]] = {}
     for arm in arms:
@@ -292,7 +295,7 @@ def share_out(arms: list[Arm], workers: int) -> list[list[Arm]]:
     shares: list[list[Arm]] = [[] for _ in range(workers)]
     for group in sorted(groups, key=work, reverse=True):
         min(shares, key=work).extend(group)
-    return [share for share in shares if share]
+    return [sorted(share, key=lambda arm: arm.steps) for share in shares if share]
 
 
 def work(arms: list[Arm]) -> int:

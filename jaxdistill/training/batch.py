@@ -14,7 +14,13 @@ from jaxtyping import Float, Int, Shaped
 
 from jaxdistill.axes import AnyArray
 from jaxdistill.training.micro_batches import MicroBatch, MicroBatches, Sequences
-from jaxdistill.training.packing import KeptPacking, padding_of, plan_batches
+from jaxdistill.training.packing import (
+    KeptPacking,
+    PackedShape,
+    padding_of,
+    plan_batches,
+    plan_into,
+)
 
 
 class Texts(NamedTuple):
@@ -82,6 +88,12 @@ class Batch:
         sizes = [completion_B, *(prompt.length_B + completion_B for prompt in self.prompts)]
         return np.stack(sizes, axis=1)
 
+    @property
+    def widths_X(self) -> list[int]:
+        """Widths of the arrays, in tokens, that hold each row's `sizes_BX`."""
+        T = self.completion.ids_BP.shape[1]
+        return [T, *(prompt.ids_BP.shape[1] + T for prompt in self.prompts)]
+
 
 def pad(
     batch: Batch,
@@ -98,8 +110,7 @@ def pad(
     of sequence.
     """
     if capacity_X is None:
-        T = batch.completion.ids_BP.shape[1]
-        capacity_X = [T, *(prompt.ids_BP.shape[1] + T for prompt in batch.prompts)]
+        capacity_X = batch.widths_X
     row_WX = np.arange(len(batch.advantage_B)).reshape(-1, micro_batches)
     plan = [[row] for row in row_WX.T.reshape(-1).tolist()]
     num_rows = bucket(len(row_WX), parts)
@@ -123,14 +134,21 @@ def pack(
 
 
 def pack_alike(
-    batches: Sequence[Batch], pack: int, parts: int = 1, kept: KeptPacking | None = None
+    batches: Sequence[Batch],
+    pack: int,
+    parts: int = 1,
+    kept: KeptPacking | PackedShape | None = None,
 ) -> tuple[list[MicroBatches], float]:
     """`pack` several batches of equally many rows into arrays of one shape.
 
-    The fraction of padding is that of all of them together.
+    The shape may be given, in place of those to choose from (`packing.fixed_shape`). The fraction
+    of padding is that of all batches together.
     """
     sizes_MIX = [batch.sizes_BX for batch in batches]
-    plans = plan_batches(sizes_MIX, pack, parts, kept or KeptPacking())
+    if isinstance(kept, PackedShape):
+        plans = plan_into(sizes_MIX, kept, parts)
+    else:
+        plans = plan_batches(sizes_MIX, pack, parts, kept or KeptPacking())
     packed = []
     for batch, plan in zip(batches, plans, strict=True):
         shape = plan.shape.micro_batches, parts, plan.shape.sequences

@@ -103,7 +103,8 @@ class OnPolicy:
     prompt_widths: tuple[int, ...] = ()
     # Widths in tokens of teacher prompts in padded rows are rounded up to multiples of this. If it
     # and `completion_multiple` are None, padded rows keep the widths of earlier batches where they
-    # fit (`training.shapes`), because each distinct width compiles the step anew.
+    # fit (`training.shapes`), because each distinct width compiles the step anew. If both are set,
+    # packed rows have sizes that follow from them and from `compute.pack` alone.
     teacher_prompt_multiple: int | None = None
     completion_multiple: int | None = None  # as `teacher_prompt_multiple`, of completions
     student_thinking: bool | None = None
@@ -115,6 +116,11 @@ class OnPolicy:
     def keeps_widths(self) -> bool:
         """Whether padded rows keep the widths of earlier batches."""
         return self.completion_multiple is None and self.teacher_prompt_multiple is None
+
+    @property
+    def fixes_widths(self) -> bool:
+        """Whether the settings alone determine the widths of padded rows, unless texts are long."""
+        return self.completion_multiple is not None and self.teacher_prompt_multiple is not None
 
     def __post_init__(self):
         widths = self.prompt_widths

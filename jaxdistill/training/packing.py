@@ -134,6 +134,32 @@ def plan_batches(
     return _allocated(best, -(-len(sizes_MIX[0]) // parts), kept.shapes)
 
 
+def plan_into(
+    sizes_MIX: Sequence[Int[np.ndarray, "I X"]], shape: PackedShape, parts: int
+) -> list[Plan]:
+    """Pack the batches of a step into this shape, which holds any batch of I such sequences."""
+    capacity_X = np.array(shape.capacity_X)
+    plans = _plans(sizes_MIX, capacity_X, parts, shape.sequences)
+    return [plan._replace(shape=shape) for plan in plans]
+
+
+def fixed_shape(widths_X: Sequence[int], pack: int, sequences: int, parts: int) -> PackedShape:
+    """The shape of packed rows that settings alone determine, as they do the padded rows' widths.
+
+    `widths_X` are those of padded rows, which every sequence fits into. The student's capacity is a
+    multiple of `pack`, and each other kind's is larger or smaller as its padded rows are. There are
+    micro-batches for as many rows as `sequences`, the batch's.
+
+    >>> fixed_shape([80, 96, 176], pack=128, sequences=48, parts=1)
+    PackedShape(capacity_X=(112, 128, 240), micro_batches=48, sequences=32)
+    """
+    student = -(-widths_X[1] // pack) * pack
+    step = max(student // CAPACITY_STEPS, 1)
+    capacity_X = [-(-width * student // (widths_X[1] * step)) * step for width in widths_X]
+    capacity_X[1] = student
+    return PackedShape(tuple(capacity_X), -(-sequences // parts))
+
+
 def _allocated(plans: list[Plan], most: int, shapes: list[PackedShape]) -> list[Plan]:
     """The plans in one of the shapes, which is added or given `most` micro-batches if need be."""
     capacity_X = plans[0].shape.capacity_X

@@ -16,7 +16,13 @@ from jaxdistill import sharding
 from jaxdistill.training.batch import Batch, abstract_arrays, bucket, pack_alike, pad
 from jaxdistill.training.compute import Compute
 from jaxdistill.training.micro_batches import MicroBatches
-from jaxdistill.training.packing import KeptPacking, PackedShape, plan_batches
+from jaxdistill.training.packing import (
+    KeptPacking,
+    PackedShape,
+    fixed_shape,
+    plan_batches,
+    plan_into,
+)
 
 # Widths are multiples of this: the tile of TPUs and of most GPU kernels for attention.
 WIDTH_MULTIPLE = 64
@@ -96,6 +102,7 @@ class Layout:
     shapes: KeptShapes
     most_tokens: tuple[int, int]  # of a completion, and of a student's prompt with its completion
     keeps_widths: bool  # False: padded rows are as wide as the arrays of their batch
+    fixes_widths: bool = False  # these arrays, and packed rows, have the same widths in all batches
 
     def arrays(self, batches: Sequence[Batch]) -> tuple[list[MicroBatches], dict[str, float]]:
         """The arrays of a step's mini-batches, and facts to log: packed rows' share of padding.
@@ -104,7 +111,10 @@ class Layout:
         """
         rows, parts = len(batches[0].advantage_B), sharding.num_parts("B")
         if tokens := self.tokens_per_row(-(-rows // parts)):
-            kept = self.shapes.packed.setdefault(str(rows), KeptPacking())
+            if self.fixes_widths:
+                kept = fixed_shape(batches[0].widths_X, tokens, rows, parts)
+            else:
+                kept = self.shapes.packed.setdefault(str(rows), KeptPacking())
             arrays, padding = pack_alike(batches, tokens, parts, kept)
             return arrays, {"padding": padding}
         capacity_X = None
@@ -126,7 +136,10 @@ class Layout:
         """
         rows, parts = len(sizes_MIX[0]), sharding.num_parts("B")
         if tokens := self.tokens_per_row(-(-rows // parts), platform):
-            plans = plan_batches(sizes_MIX, tokens, parts, KeptPacking())
+            if self.fixes_widths:
+                plans = plan_into(sizes_MIX, fixed_shape(widths_X, tokens, rows, parts), parts)
+            else:
+                plans = plan_batches(sizes_MIX, tokens, parts, KeptPacking())
             capacity_X, micro_batches, sequences = plans[0].shape
             return abstract_arrays((micro_batches, parts, sequences), capacity_X, rows)
         longest_X = np.max([sizes_IX.max(axis=0) for sizes_IX in sizes_MIX], axis=0).tolist()
