@@ -13,7 +13,7 @@ import pytest
 from jax.experimental.layout import Format, Layout
 
 from jaxdistill import sharding
-from jaxdistill.models import layers, parameters
+from jaxdistill.models import block, layers, parameters
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.rope import Rope
 from jaxdistill.objectives import sdpo
@@ -25,6 +25,7 @@ from jaxdistill.training.optimizer import Optimizer
 from jaxdistill.training.state import init_state
 from jaxdistill.training.step import _Program, make_train_step
 from jaxdistill.training.teachers import Frozen
+from jaxdistill.training.tpu_options import JittedForPlatform
 
 pytestmark = [pytest.mark.tpu, pytest.mark.timeout(1800)]
 
@@ -172,6 +173,44 @@ def test_gradients_in_float32_are_summed_over_devices_in_float32(mesh, text):
         return {dtype for dtype, dims in found if columns in dims and rows & dims}
 
     assert (sums_of(text), sums_of(_text_of(mesh, "float32"))) == ({"bf16"}, {"f32"})
+
+
+def test_sums_of_a_long_row_in_blocks_arrive_split(mesh):
+    """One layer at the widths of Qwen3-8B after attention, on the longest row of a teacher.
+
+    The compiler leaves the sum of all 84,480 positions an all-reduce. That of 83,968 or 86,016 it
+    does not, and so the length is what this test is about.
+    """
+    if mesh.shape["tensor"] == 1:
+        mesh = sharding.make_mesh("fsdp=1,tensor=4", [*mesh.devices.flat])
+    B, T, size = mesh.shape["fsdp"], 84_480, WIDE.axes
+
+    def array(axes, *leading):
+        shape = (
+            *leading,
+            *(2 if letter == "X" else size[letter] for letter in axes[len(leading) :]),
+        )
+        place = sharding.sharding_of(mesh, axes, shape)
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=place)
+
+    names = "attention_norm_D", "mlp_norm_D", "out_NHD", "gate_up_DXF", "down_FD"
+    weights = {name: array(name.rsplit("_", 1)[1]) for name in names}
+
+    def after_attention(weights, x_BTD, attended_BTNH):
+        layer = parameters.Layer(**dict.fromkeys(parameters.Layer._fields) | weights)
+        return block.add_attention_and_mlp(layer, WIDE, x_BTD, attended_BTNH, layers.BLOCK)
+
+    with sharding.use_mesh(mesh):
+        lowered = JittedForPlatform(after_attention).lower(
+            weights, array("BZD", B, T), array("BTNH", B, T)
+        )
+        text = lowered.compile(compiler_options=QUICK).as_text()
+    found = [each for each in hlo.collectives(text) if each.bytes > 2**20]
+    print(dict(mesh.shape), [(each.kind, each.bytes, each.trips) for each in found])
+    assert "all-reduce" not in {each.kind for each in found}
+    # Eleven blocks of 7,680 positions, of attention and of the feed-forward. One of the two may be
+    # spelled as permutations between the parts of a product.
+    assert hlo.Collective("reduce-scatter", 7680 * size["D"] * 2, (11,)) in found
 
 
 # The widths of Qwen3-8B, at which the update's program costs no more. The compiler's peak includes

@@ -158,12 +158,16 @@ BLOCK = 8192
 
 
 def in_blocks(
-    function: Callable[[Array], Array], x_BTD: Float[Array, "B T D"], block: int
+    function: Callable[..., Array],
+    x_BTD: Float[Array, "B T D"],
+    *whole: Float[Array, "B T ..."],
+    block: int,
 ) -> Float[Array, "B T D"]:
-    """`function` of [B, T, D], position by position, in blocks of about `block` per device.
+    """`function(x_BTD, *whole)`, position by position, in blocks of about `block` per device.
 
-    Not for training: the backward pass would keep every block. The result takes the place of `x`.
-    Rows that have no such blocks of equal size are not divided.
+    `whole` are arrays of which every tensor-parallel device has all positions. Not for training:
+    the backward pass would keep every block. The result takes the place of `x`. Rows that have no
+    such blocks of equal size are not divided.
     """
     B, T, D = x_BTD.shape
     # Every block has the same share of each part of the positions, so that none is moved.
@@ -172,12 +176,16 @@ def in_blocks(
     # Up to twice as many blocks as needed, since smaller ones read the weights too often.
     counts = [n for n in range(least, 2 * least + 1) if T // parts % n == 0]
     if least < 2 or not counts:
-        return function(x_BTD)
+        return function(x_BTD, *whole)
     size = T // parts // counts[0]
+    whole_BZT = [x.reshape(B, parts, -1, *x.shape[2:]) for x in whole]
+
+    def at(x_BZT: Array, i: Array) -> Array:
+        block_BZT = jax.lax.dynamic_slice_in_dim(x_BZT, i * size, size, axis=2)
+        return block_BZT.reshape(B, -1, *x_BZT.shape[3:])
 
     def one_block(i, x_BZTD):
-        x_BTD = jax.lax.dynamic_slice_in_dim(x_BZTD, i * size, size, axis=2)
-        new_BTD = function(constrain(x_BTD.reshape(B, -1, D), "BZD"))
+        new_BTD = function(constrain(at(x_BZTD, i), "BZD"), *(at(x, i) for x in whole_BZT))
         new_BZTD = constrain(new_BTD.reshape(B, parts, size, D), "BZTD")
         return jax.lax.dynamic_update_slice_in_dim(x_BZTD, new_BZTD, i * size, axis=2)
 

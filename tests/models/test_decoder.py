@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tiny_decoder import CONFIG, CONFIGS, init_params, random_batch, states_of
 
+from jaxdistill import sharding
 from jaxdistill.models import decoder, parameters
 from jaxdistill.storage import hf_import
 
@@ -41,6 +42,27 @@ def test_a_packed_sequence_has_the_states_of_a_row_of_its_own(family):
         alone_BS = tokens_BS[b : b + 1, slots]
         alone_BSD = states_of(params, config, alone_BS, np.ones_like(alone_BS))
         np.testing.assert_allclose(packed_BSD[b, slots], alone_BSD[0], atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("sizes", [None, (2, 2, 2)])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_blocks_of_positions_do_not_change_the_states(family, sizes):
+    """Three blocks of each device's rows; with tensor=2 they hold attention's product too."""
+    config = CONFIGS[family]
+    params = init_params(config, jax.random.key(0))
+    tokens_BS = np.random.default_rng(1).integers(1, config.vocab_size, (4, 24))
+    lengths_BA = np.array([[14, 10], [24, 0], [5, 12], [0, 20]])
+    mesh = None if sizes is None else sharding.make_mesh(sharding.MeshConfig(*sizes))
+    run = jax.jit(decoder.packed_hidden_states, static_argnames=("config", "mlp_block"))
+    with sharding.use_mesh(mesh):
+        if mesh is not None:
+            params = jax.device_put(params, sharding.shardings_of(mesh, params))
+        arguments = params, config, tokens_BS, lengths_BA
+        whole_BSD, found_BSD = (
+            np.asarray(run(*arguments, mlp_block=block))
+            for block in (None, 8 if mesh is not None else 32)
+        )
+    np.testing.assert_allclose(found_BSD, whole_BSD, atol=TOLERANCE)
 
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}

@@ -1,5 +1,7 @@
 """The gated feed-forward against its definition, in blocks, and with weights in float32."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,19 +67,21 @@ def test_a_weight_in_float32_is_read_rounded_and_its_gradient_is_not_rounded():
 def test_positions_in_blocks_have_the_same_results(sizes, positions, num_blocks):
     """106 = 2 x 53 positions have no equal blocks that are large enough."""
     x_BTD = jax.random.normal(jax.random.key(0), (4, positions, 3))
+    whole_BTNH = jax.random.normal(jax.random.key(1), (4, positions, 4, 2))
     seen = []
 
-    def function(x):
+    def function(x, whole):
         seen.append(x.shape)
-        return x + jnp.sin(x).sum(axis=2, keepdims=True)
+        return x + jnp.sin(x).sum(axis=2, keepdims=True) + whole[:, :, 1:, 0]
 
     mesh = None if sizes is None else sharding.make_mesh(sharding.MeshConfig(*sizes))
     # On a mesh a device has one of the four rows, or half of its positions.
     block = 100 if sizes is None else 25
     with sharding.use_mesh(mesh):
-        found = jax.jit(lambda x: layers.in_blocks(function, x, block))(x_BTD)
+        in_blocks = functools.partial(layers.in_blocks, function, block=block)
+        found = jax.jit(in_blocks)(x_BTD, whole_BTNH)
     assert {shape[1] for shape in seen} == {positions // num_blocks}
-    np.testing.assert_array_equal(found, function(x_BTD))
+    np.testing.assert_array_equal(found, function(x_BTD, whole_BTNH))
 
 
 # A product of fewer rows may be summed in another order: rounding of the dtype.
@@ -94,7 +98,7 @@ def test_the_feed_forward_in_blocks_is_that_of_whole_rows_on_eight_devices(dtype
     ]
 
     def in_blocks(block, x_BTD, *weights):
-        return layers.in_blocks(lambda x: layers.swiglu(x, *weights), x_BTD, block)
+        return layers.in_blocks(lambda x: layers.swiglu(x, *weights), x_BTD, block=block)
 
     with sharding.use_mesh(mesh):
         found, whole = (
