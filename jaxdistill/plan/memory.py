@@ -90,8 +90,11 @@ def step(run: Run, mesh: Any) -> Categories:
     informed = run.informed.axes
     its_layer = (run.informed.num_parameters - informed["V"] * informed["D"]) / informed["L"]
     wide = 4 if compute.gradients == "float32" else item
-    # The cast weights, a micro-batch's gradients and their sum over micro-batches.
-    gradients = mine * (wide * (item < 4) + wide + 4 * accumulates)
+    # The cast weights, a micro-batch's gradients and their sum over micro-batches. One GPU with one
+    # micro-batch does not hold the first (`step._Program._casts_in_passes`).
+    casts_in_passes = run.platform == "gpu" and mesh.size == 1 and not accumulates and wide < 4
+    is_cast = item < 4 and not casts_in_passes
+    gradients = mine * (wide * is_cast + wide + 4 * accumulates)
     if fsdp > 1:
         gradients += GATHERED_LAYERS * max(layer, its_layer) * item / tensor
     model = as_computed(run.model, tensor)
