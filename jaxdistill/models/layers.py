@@ -99,7 +99,7 @@ def swiglu(
         # Constrained, because the compiler may otherwise split the positions of these arrays in the
         # backward pass, and exchange positions for columns (all-to-all) before every product.
         gate_up_BTXF = checkpoint_name(constrain(gate_up_BTXF, "BTXF"), "gate_up")
-        gate_BTF, up_BTF = (gate_up_BTXF[:, :, i].astype(jnp.float32) for i in range(2))
+        gate_BTF, up_BTF = (gate_up_BTXF[:, :, i] for i in range(2))
         out_BTD = _down(_gated(gate_BTF, up_BTF, x_BTD.dtype), down_FD)
     if down_bias_D is not None:
         out_BTD += down_bias_D[None, None].astype(x_BTD.dtype)
