@@ -104,7 +104,8 @@ class Model:
         return (
             f"{config.family}: {config.num_layers} layers of width {config.hidden_size:,}, "
             f"{config.num_heads} query heads, {config.num_kv_heads} key/value heads\n"
-            f"{sum(leaf.size for leaf in leaves):,} parameters in {dtypes}, from {self.folder}\n"
+            # Of the model: the arrays also have the rows that a mesh adds to a vocabulary.
+            f"{config.num_parameters:,} parameters in {dtypes}, from {self.folder}\n"
             f"vocabulary of {config.vocab_size:,} ids, at most {config.max_positions:,} positions\n"
             f"on {self.mesh.size} device(s): "
             + ", ".join(f"{axis}={size}" for axis, size in self.mesh.shape.items())

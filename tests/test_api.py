@@ -157,6 +157,12 @@ def test_a_mesh_splits_the_parameters_and_changes_no_logit(folder):
         )
 
 
+def test_rows_that_a_mesh_adds_to_the_vocabulary_are_no_parameters_of_the_model(folder):
+    split, alone = jd.load(folder, mesh="fsdp=1,tensor=2"), load(folder)
+    assert split.params["embed"].shape[0] > V
+    assert repr(split).splitlines()[:3] == repr(alone).splitlines()[:3]
+
+
 ONES = np.ones((2, 3), int)
 
 

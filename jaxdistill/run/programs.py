@@ -7,8 +7,10 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jaxdistill import sharding
+from jaxdistill import hosts, sharding
 from jaxdistill.config import RunConfig
+from jaxdistill.errors import UserError
+from jaxdistill.models import placement
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.sampling.engine import Engine
 from jaxdistill.storage.loading import Policy
@@ -51,12 +53,27 @@ def batches_of(
     steps: int,
     clock: Clock,
 ) -> Batches:
-    """How the run's steps get their batches; `engine` is that of the update's mesh."""
+    """How the run's steps get their batches; `engine` is that of the update's mesh.
+
+    Raises UserError if the sampler has a mesh of its own that does not split the model's heads.
+    """
     if not isinstance(getattr(config.experience, "schedule", None), OneStepOff):
         return InTurnBatches(source)
     is_shared = engine.mesh is not None and sampler == engine.mesh
+    if not is_shared:
+        check_sampler(engine.policy.config, sampler)
     engine = dataclasses.replace(engine, mesh=sampler)
     return BatchesAhead(source, engine, params, steps=steps, is_shared=is_shared, clock=clock)
+
+
+def check_sampler(model: ModelConfig, sampler: sharding.Mesh) -> None:
+    """Say of a sampler's own mesh what `loading` says of the update's (`placement.check_mesh`)."""
+    try:
+        said = placement.check_mesh(model, sampler)
+    except UserError as error:
+        raise UserError(f"`experience.schedule.sampler_tensor`: {error}") from error
+    for line in said:
+        hosts.say(f"sampler: {line}")
 
 
 def layout_of(

@@ -11,16 +11,16 @@ import pytest
 from command_line import call
 from same_run import metrics_of
 from stop_server import Order, Server
-from tiny_run import tiny, tree_of, write_config
+from tiny_run import ARCHITECTURE, tiny, tree_of, write_config
 
 from jaxdistill import epistemic, sharding
 from jaxdistill.errors import UserError
 from jaxdistill.objectives import GRPO, Distill, FullVocabulary, RolloutCorrection
 from jaxdistill.run import loop
 from jaxdistill.run.loop import run
-from jaxdistill.run.programs import engine_of, layout_of, train_step_of
+from jaxdistill.run.programs import check_sampler, engine_of, layout_of, train_step_of
 from jaxdistill.sampling.engine import Engine
-from jaxdistill.sharding import MeshConfig
+from jaxdistill.sharding import MeshConfig, make_mesh
 from jaxdistill.storage import loading
 from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.tasks.contexts import Regenerated
@@ -131,6 +131,23 @@ def test_steps_are_those_of_a_plain_loop_with_the_weights_before(
     assert [row["policy_lag"] for row in rows] == [0, 1, 1, 1]
     # The rate is 0 in the first step, so that the third batch is the first of an older policy.
     assert expected[1]["sampler_gap"] < 1e-5 < 1e-4 < expected[2]["sampler_gap"]
+
+
+def test_a_samplers_own_mesh_is_checked_like_that_of_the_update(tmp_path, capsys):
+    """Its devices would each compute all of attention, and no line would say so."""
+    config = off(OneStepOff(sampler_devices=3, sampler_tensor=3), mesh=MeshConfig(fsdp=1))
+    message = (
+        r"sampler_tensor`: mesh tensor=3 does not split 2 query heads .*; take tensor from 1, 2"
+    )
+    with pytest.raises(UserError, match=message):
+        run(config, tmp_path / "run", quiet=True)
+    capsys.readouterr()
+    check_sampler(dataclasses.replace(ARCHITECTURE, vocab_size=135), make_mesh("fsdp=1,tensor=2"))
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(" the ")[0] for line in said] == [
+        "sampler: mesh tensor=2 does not divide",
+        "sampler: mesh tensor=2 is more than",
+    ]
 
 
 def test_the_next_batch_is_drawn_while_the_step_runs(tmp_path, monkeypatch):
