@@ -8,25 +8,23 @@ FOLDER holds the old tree's `jaxdistill/`. Needs jax[tpu] and no data: arguments
 is one program with the widths and the vocabulary of a student, and few layers; each tree has
 a process of its own, and the compiler its least effort (`--full`: all of it, which takes about
 twice as long). Run it again with the same --out to go on. The table has the compiler's
-peak and the collectives of each kind, whose bytes are of one device and one micro-batch; both
-trees' texts are read by this tree's `plan/hlo.py`.
+peak and the collectives of each kind, whose bytes are of one device and one micro-batch, and the
+largest arrays (`slice_figures.py`).
 """
 
 import argparse
 import contextlib
 import json
-import math
 import os
-import re
-import runpy
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import slice_figures
+
 NEW = Path(__file__).resolve().parent.parent
-READER = NEW / "jaxdistill" / "plan" / "hlo.py"
 GIB, MIB = 2**30, 2**20
 # The recipes' limit: rows of 22,528 and, for the teacher, 43,008 positions. Blocks of 1,024 divide
 # both, and with smaller ones building attention's mask takes longer than the compiler.
@@ -80,8 +78,8 @@ QUESTIONS, QUESTION_TOKENS = 128, 2048
 # --------------------------------------------------------------- one case, by the package in use
 
 
-def compile_case(case: Case, full: bool) -> dict[str, Any]:
-    """The figures of a case, by the package that is imported."""
+def compile_case(case: Case, full: bool, texts: Path | None) -> dict[str, Any]:
+    """The figures of a case, by the package that is imported; its text is kept in `texts`."""
     import dataclasses
 
     from jaxdistill import sharding
@@ -114,7 +112,8 @@ def compile_case(case: Case, full: bool) -> dict[str, Any]:
     with sharding.use_mesh(mesh):
         executable = lowered.compile(compiler_options=None if full else QUICK)
     memory, text = executable.memory_analysis(), executable.as_text()
-    has_teacher = case.program in ("step", "teacher") and run.has_teacher
+    if texts is not None:
+        (texts / f"{case.name}.txt").write_text(text)
     each = run.model.num_parameters / (mesh.shape["fsdp"] * mesh.shape["tensor"])
     return {
         "seconds": round(time.monotonic() - began, 1),
@@ -122,45 +121,9 @@ def compile_case(case: Case, full: bool) -> dict[str, Any]:
         "peak": memory.peak_memory_in_bytes,
         "arguments": memory.argument_size_in_bytes,
         "parameters": each,
-        "teacher_rows": teacher_rows(run, mesh, text) if has_teacher else None,
-        **of_collectives(text),
+        **slice_figures.of_arrays(run, mesh, text, case.program in ("step", "teacher")),
+        **slice_figures.of_collectives(run, mesh, text),
     }
-
-
-def of_collectives(text: str) -> dict[str, Any]:
-    """Counts and bytes by kind, the largest all-reduce, and the gathers in float32."""
-    # This tree's reader, whichever package is imported.
-    hlo = runpy.run_path(str(READER))
-    collectives, summary = hlo["collectives"], hlo["summary"]
-    found = collectives(text)
-    # Without other gathers: a line that starts with another dtype or is a pair of them.
-    is_other = re.compile(r" = (?!\(?f32\[).*? all-gather(?:-start)?\(")
-    wide = collectives("\n".join(x for x in text.splitlines() if not is_other.search(x)))
-    return {
-        "kinds": summary(found, []),
-        "largest_all_reduce": max((x.bytes for x in found if x.kind == "all-reduce"), default=0),
-        "float32_gathers": sum(x.bytes * x.times([]) for x in wide if x.kind == "all-gather"),
-    }
-
-
-def wide_rows(text: str, rows: int, width: int) -> int:
-    """Bytes of the largest array that has this many positions and columns."""
-    largest = 0
-    for dtype, numbers in set(re.findall(r"(bf16|f32)\[([\d,]+)\]", text)):
-        shape = [int(n) for n in numbers.split(",")]
-        if {rows, width} <= set(shape):
-            largest = max(largest, math.prod(shape) * (2 if dtype == "bf16" else 4))
-    return largest
-
-
-def teacher_rows(run: Any, mesh: Any, text: str) -> int:
-    """Bytes of the largest array of a feed-forward that has all positions of the teacher's row."""
-    from jaxdistill import sharding
-    from jaxdistill.plan import programs
-
-    with sharding.use_mesh(mesh):
-        rows = programs.batch_of(run, mesh).rows.teacher.tokens_BS.shape[-1]
-    return wide_rows(text, rows, run.model.intermediate_size // mesh.shape["tensor"])
 
 
 def step(run: Any, mesh: Any) -> Any:
@@ -281,12 +244,16 @@ BUILDERS = {
 class Tree:
     """A process that compiles cases, one after another, by the package of a tree."""
 
-    def __init__(self, folder: Path, full: bool):
+    def __init__(self, folder: Path, full: bool, texts: Path | None = None):
         paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
         environment |= {"PYTHONPATH": os.pathsep.join(paths), "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+        options = ["--full"] if full else []
+        if texts is not None:
+            texts.mkdir(parents=True, exist_ok=True)
+            options += ["--texts", str(texts.resolve())]
         self._process = subprocess.Popen(
-            [sys.executable, __file__, "--answer", *(["--full"] if full else [])],
+            [sys.executable, __file__, "--answer", *options],
             cwd=folder,
             env=os.environ | environment,
             stdin=subprocess.PIPE,
@@ -312,11 +279,11 @@ class Tree:
             pass  # closes its input, with which it ends, and waits
 
 
-def answer(full: bool) -> None:
+def answer(full: bool, texts: Path | None) -> None:
     """Compile the cases of standard input, one a line, and print their figures."""
     for line in sys.stdin:
         try:
-            found = compile_case(Case(*json.loads(line)), full)
+            found = compile_case(Case(*json.loads(line)), full, texts)
         except Exception as error:  # the other cases are worth having
             found = {"failed": f"{type(error).__name__}: {error}"[:400]}
         print(json.dumps(found), flush=True)
@@ -327,22 +294,26 @@ def columns(found: dict[str, Any]) -> list[str]:
     if "peak" not in found:
         return [found.get("refused") or found.get("failed") or "", *[""] * (len(HEADER) - 1)]
     of_kind = lambda kind: found["kinds"].get(kind, {"executed": 0, "bytes": 0})  # noqa: E731
-    sums, parts = of_kind("all-reduce"), of_kind("reduce-scatter")
+    in_mib = lambda n: "" if n is None else f"{n / MIB:,.1f}"  # noqa: E731
+    sums, parts, heads = of_kind("all-reduce"), of_kind("reduce-scatter"), found.get("head_gathers")
     return [
         f"{found['peak'] / GIB:.2f}",
         f"{found['arguments'] / GIB:.2f}",
         f"{sums['bytes'] / GIB:.2f}",
-        f"{found['largest_all_reduce'] / MIB:,.1f}",
+        in_mib(found["largest_all_reduce"]),
+        in_mib(found.get("largest_float32_all_reduce")),
         f"{parts['executed']:.0f}, {parts['bytes'] / GIB:.2f}",
         f"{of_kind('all-gather')['bytes'] / GIB:.2f}",
         f"{found['float32_gathers'] / GIB:.2f}",
-        "" if found["teacher_rows"] is None else f"{found['teacher_rows'] / MIB:,.0f}",
+        f"{heads[0]:.0f}, {heads[1] / GIB:.2f}" if heads else "",
+        in_mib(found["teacher_rows"]),
+        in_mib(found.get("whole")),
     ]
 
 
 HEADER = (
-    "peak", "arguments", "all-reduces", "largest, MiB", "reduce-scatters", "gathers",
-    "in float32", "teacher's row, MiB",
+    "peak", "arguments", "all-reduces", "largest, MiB", "largest in float32, MiB",
+    "reduce-scatters", "gathers", "in float32", "of [D, V]", "teacher's row, MiB", "whole, MiB",
 )  # fmt: skip
 
 
@@ -367,11 +338,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON, written after every case")
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="of a case's name")
     parser.add_argument("--full", action="store_true", help="with all the compiler's effort")
+    parser.add_argument("--texts", type=Path, metavar="FOLDER", help="keep the programs' texts")
     parser.add_argument("--table", action="store_true", help="print what the file holds and stop")
     parser.add_argument("--answer", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.answer:
-        answer(given.full)
+        answer(given.full, given.texts)
         return
     if given.out is None or not given.out.resolve().parent.is_dir():
         parser.error(f"--out {given.out}: expected a file in a folder that exists")
@@ -386,7 +358,11 @@ def main() -> None:
 def compile_all(given: argparse.Namespace, every: dict[str, dict[str, Any]]) -> None:
     from jaxdistill.files import write_whole
 
-    trees = {"old": Tree(given.old.resolve(), given.full), "new": Tree(NEW, given.full)}
+    folders = {"old": given.old.resolve(), "new": NEW}
+    trees = {
+        which: Tree(folder, given.full, given.texts and given.texts / which)
+        for which, folder in folders.items()
+    }
     for case in CASES:
         if not all(word in case.name for word in given.only):
             continue

@@ -144,6 +144,23 @@ def test_sums_over_devices_arrive_split_and_gathers_are_in_bfloat16(mesh, text):
     assert not [shape for shape in _shapes_of(text) if {SHOWN, size["F"] // tensor} <= set(shape)]
 
 
+def test_the_heads_gradient_stays_split_and_each_head_is_gathered_once_in_bfloat16(mesh, text):
+    """The student's and the reference's head, and the sum over micro-batches in float32."""
+    D, columns = MODEL.hidden_size, MODEL.vocab_size // mesh.shape["tensor"]
+
+    def arrays(results):
+        shapes = re.findall(r"(\w+)\[([\d,]+)\]", " ".join(results))
+        return [(dtype, set(map(int, dims.split(",")))) for dtype, dims in shapes]
+
+    gathered = arrays(re.findall(r"= (.*?) all-gather(?:-start)?\(", text))
+    assert [dtype for dtype, dims in gathered if {D, columns} <= dims] == ["bf16"] * 2
+    # The loop over micro-batches is in no other: what it carries is the program's own `while`.
+    carried = arrays(re.findall(r"= (.*?) while\(", text[text.index("\nENTRY") :]))
+    sums = [dims for dtype, dims in carried if dtype == "f32"]
+    assert any({D // mesh.shape["fsdp"], columns} <= dims for dims in sums)
+    assert not any({D, columns} <= dims for dims in sums)
+
+
 def test_no_device_holds_an_array_that_others_could_share(mesh, text):
     """At the widths of Qwen3-8B each of these has more than 100 MB.
 

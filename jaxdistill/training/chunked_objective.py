@@ -125,9 +125,10 @@ def _constants(others: OtherNetworks, data: PositionData) -> tuple[_Chunked, Any
 def _gathered(hidden_BTD: Array, head_DV: Array) -> Array:
     """The head in the hidden states' dtype, gathered along D once instead of in every chunk.
 
-    With D sharded, every chunk's logits would be a sum over devices.
+    With D sharded, every chunk's logits would be a sum over devices. Rounded while it is split:
+    with the constraint on the gathered array alone, a TPU's compiler gathers it in float32.
     """
-    return constrain(head_DV.astype(hidden_BTD.dtype), "XV")
+    return constrain(constrain(head_DV.astype(hidden_BTD.dtype), "DV"), "XV")
 
 
 # The logit of an id that is left out. Finite, so that no product with its probability, exactly 0,
