@@ -3,6 +3,7 @@
 `-m gpu` alone gets the machine's GPUs instead.
 """
 
+import gc
 import os
 import shutil
 import tempfile
@@ -14,6 +15,11 @@ import pytest
 from jaxtyping import install_import_hook
 from reference_models import reference, reference_logits  # noqa: F401
 from shape_checker import ROOMS_WITH_ARRAYS
+
+# New objects between two garbage collections, in place of Python's 700. Importing and tracing make
+# millions that stay, and at each collection JAX's callback looks for garbage of its own
+# (docs/log.md, 2026-12-01).
+gc.set_threshold(50_000)
 
 # Before the package is first imported. Here rather than among pytest's options, which do not reach
 # the workers of pytest-xdist.
@@ -90,6 +96,11 @@ def _share_gpus():
     # The first of several processes would otherwise take three quarters of the memory.
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish():
+    gc.freeze()  # modules and test cases live as long as the process: no collection visits them
 
 
 @pytest.fixture(autouse=True, scope="module")
