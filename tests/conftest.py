@@ -114,6 +114,14 @@ def _forget_programs():
         jax.clear_caches()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _one_grading_process():
+    """In place of one per core, for the few responses of a test: a start takes CPU seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jaxdistill.sampling.rollouts.workers_of_host", lambda: 1)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _no_lines_on_compilations(monkeypatch):
     """Whether a program takes over a second to compile depends on the machine: nothing is said."""

@@ -9,8 +9,6 @@ from jaxdistill.run.loop import run
 @pytest.fixture(autouse=True)
 def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    # One grading process for a few responses: a start takes two CPU seconds of imports.
-    monkeypatch.setattr("jaxdistill.sampling.rollouts.workers_of_host", lambda: 1)
     write_config(tmp_path / "tiny.json", tiny(steps=2))
     return tmp_path
 
