@@ -3,6 +3,7 @@
 `-m gpu` alone gets the machine's GPUs instead.
 """
 
+import gc
 import os
 import shutil
 import tempfile
@@ -14,6 +15,11 @@ import pytest
 from jaxtyping import install_import_hook
 from reference_models import reference, reference_logits  # noqa: F401
 from shape_checker import ROOMS_WITH_ARRAYS
+
+# New objects between two garbage collections, in place of Python's 700. Importing and tracing make
+# millions that stay, and at each collection JAX's callback looks for garbage of its own
+# (docs/log.md, 2026-12-01).
+gc.set_threshold(50_000)
 
 # Before the package is first imported. Here rather than among pytest's options, which do not reach
 # the workers of pytest-xdist.
@@ -92,6 +98,11 @@ def _share_gpus():
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish():
+    gc.freeze()  # modules and test cases live as long as the process: no collection visits them
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _forget_programs():
     """Drop what has been compiled once it has many memory mappings; until then modules share it."""
@@ -101,6 +112,14 @@ def _forget_programs():
     mappings = Path("/proc/self/maps")  # absent where there is no such limit
     if mappings.exists() and mappings.read_bytes().count(b"\n") > MANY_MAPPINGS:
         jax.clear_caches()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_grading_process():
+    """In place of one per core, for the few responses of a test: a start takes CPU seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jaxdistill.sampling.rollouts.workers_of_host", lambda: 1)
+        yield
 
 
 @pytest.fixture(autouse=True)

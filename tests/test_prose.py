@@ -8,9 +8,9 @@ import shlex
 import tokenize
 
 import pytest
+from command_line import build_parser
 from places import DOCS, PACKAGE, ROOT
 
-from jaxdistill.cli import build_parser
 from jaxdistill.cli.list import listing
 from jaxdistill.config import load_recipe
 

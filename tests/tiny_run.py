@@ -1,4 +1,4 @@
-"""The smallest run that still has every part: a random model of two layers, six steps."""
+"""The smallest run that still has every part: a random model of one layer, six steps."""
 
 import dataclasses
 import json
@@ -22,11 +22,12 @@ from jaxdistill.training.on_policy import OnPolicy
 from jaxdistill.training.optimizer import Optimizer
 from jaxdistill.training.teachers import EMA
 
+# Runs of several layers are those of the toy world's bases (tests/configs/test_sft.py).
 ARCHITECTURE = ModelConfig(
     family="qwen3",
     vocab_size=0,
     hidden_size=32,
-    num_layers=2,
+    num_layers=1,
     num_heads=2,
     num_kv_heads=1,
     head_dim=16,

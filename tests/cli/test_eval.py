@@ -153,10 +153,14 @@ def test_the_models_own_settings_decide_where_no_flag_does(place, run_dir):
     assert_mistake(command, "field `temperature`: expected a number, got 'hot'")
 
 
-def test_a_system_turn_and_the_graded_text_are_the_commands(place):
+# The tests from here on evaluate the run of two steps: its model has one layer, and compiles sooner
+# than the toy's own.
+
+
+def test_a_system_turn_and_the_graded_text_are_the_commands(place, run_dir):
     rows = [{"question": "1 + 1?", "answer": "2"}, {"question": "1 + 2?", "answer": "3"}]
     (place / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = ["eval", "toy:main", "--data", "mine.jsonl", "--samples", 1, "--max-new-tokens", 4]
+    command = ["eval", run_dir, "--data", "mine.jsonl", "--samples", 1, "--max-new-tokens", 4]
     code, _, err = call(*command, "--system", "Be brief.", "--graded", "whole", "--token-ids",
                         "--out", "found", *ONE_DEVICE)  # fmt: skip
     assert code == 0, err
@@ -170,10 +174,10 @@ def test_a_system_turn_and_the_graded_text_are_the_commands(place):
     assert_mistake(toy, "--graded whole: ToyTask says itself what of a response is graded")
 
 
-def test_eval_reads_the_columns_and_asks_with_the_instruction_that_it_is_told(place):
+def test_eval_reads_the_columns_and_asks_with_the_instruction_that_it_is_told(place, run_dir):
     rows = [{"ask": "1 + 1?", "say": 2}, {"ask": "1 + 2?", "say": None}]
     (place / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = ["eval", "toy:main", "--data", "mine.jsonl", "--samples", 1, "--max-new-tokens", 4]
+    command = ["eval", run_dir, "--data", "mine.jsonl", "--samples", 1, "--max-new-tokens", 4]
     command += ["--column", "question=ask", "--column", "answer=say", "--instruction", "none"]
     assert_mistake(command, "mine.jsonl: row 2: field `say`: expected text or a number")
     code, _, err = call(*command, "--bad-rows", "skip", "--out", "found", *ONE_DEVICE)
@@ -183,12 +187,12 @@ def test_eval_reads_the_columns_and_asks_with_the_instruction_that_it_is_told(pl
     assert (record["question"], record["answer"]) == ("1 + 1?", "2")
 
 
-def test_eval_takes_several_data_sets_and_says_how_each_was_read(place):
+def test_eval_takes_several_data_sets_and_says_how_each_was_read(place, run_dir):
     for folder, answer in (("a", 7), ("b", "B")):
         (place / folder).mkdir()
         rows = [{"question": f"{n}? A: 1 B: 2", "answer": answer} for n in (1, 2, 1)]
         (place / folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    code, out, err = call("eval", "toy:main", "--data", "a/test.jsonl", "--data", "b/test.jsonl",
+    code, out, err = call("eval", run_dir, "--data", "a/test.jsonl", "--data", "b/test.jsonl",
                           "--samples", 1, "--max-new-tokens", 4, "--out", "found",
                           *ONE_DEVICE)  # fmt: skip
     assert code == 0, err

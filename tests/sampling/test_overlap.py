@@ -26,7 +26,9 @@ ADDRESS = Address(seed=0, purpose="train")
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
-    return loading.load(Fresh(ARCHITECTURE), 0, tmp_path_factory.mktemp("model"))
+    # Of two layers, whose responses end at many different steps.
+    model = Fresh(dataclasses.replace(ARCHITECTURE, num_layers=2))
+    return loading.load(model, 0, tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_decoder import init_params
 
 from jaxdistill.errors import UserError
 from jaxdistill.models import completions, decoder, parameters
@@ -41,7 +42,7 @@ IDS = ["a", "b", "c", "d"]
 
 @functools.cache
 def params():
-    return parameters.init(CONFIG, jax.random.key(0))
+    return init_params(CONFIG, jax.random.key(0))
 
 
 def build(sampling, rollouts, stops=STOPS, slots=None, pages=None, **options):

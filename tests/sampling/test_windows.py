@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from programs import operations_of
+from tiny_decoder import init_params
 
 from jaxdistill import sharding
 from jaxdistill.models import completions, parameters
@@ -36,7 +37,7 @@ SAMPLING = Sampling(max_new_tokens=NEW)
 
 @functools.cache
 def params():
-    return parameters.init(CONFIG, jax.random.key(0))
+    return init_params(CONFIG, jax.random.key(0))
 
 
 @functools.cache

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_decoder import init_params
 from tiny_run import ARCHITECTURE
 
 from jaxdistill import api, objectives, sharding
@@ -37,7 +38,7 @@ MESHES = {"padded": None, "sharded": "data=2,fsdp=2,tensor=2"}
 def params(seed):
     # Weights twice as large as a fresh model's, so that the networks are far from uniform; with
     # still larger ones float32 would not hold their logits to 1e-5.
-    made = parameters.init(MODEL, jax.random.key(seed))
+    made = init_params(MODEL, jax.random.key(seed))
     return jax.tree.map(lambda x: x * 2.0 if x.ndim > 1 else x, made)
 
 
@@ -46,7 +47,8 @@ def networks(mesh=None):
     placed = [params(seed) for seed in range(3)]
     if mesh is not None:
         placed = [parameters.padded(x, mesh) for x in placed]
-        placed = [jax.device_put(x, sharding.shardings_of(mesh, x)) for x in placed]
+        # From the host: splitting an array that a device holds would compile a program.
+        placed = [jax.device_put(jax.device_get(x), sharding.shardings_of(mesh, x)) for x in placed]
     student, other, reference = placed
     return Networks(student, ((other, 0.75), (reference, 0.25)), reference)
 

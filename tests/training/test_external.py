@@ -1,6 +1,7 @@
 """A teacher that is another model: its tokenizer, its vocabulary, its log-probabilities."""
 
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -19,6 +20,7 @@ from small_step import (
     mask_of,
     model,
 )
+from tiny_decoder import init_params
 from tiny_run import ARCHITECTURE
 
 from jaxdistill.errors import UserError
@@ -55,8 +57,9 @@ FULL = Distill(
 )
 
 
+@functools.cache
 def wide_model(config=WIDE):
-    return parameters.init(config, jax.random.key(7))
+    return init_params(config, jax.random.key(7))
 
 
 def step_of(objective, external, batch, teacher=TEACHER):
@@ -170,7 +173,7 @@ def policy(tmp_path_factory):
     write_tokenizer(folder)
     num_ids = tokenizers.num_ids(tokenizers.load(folder))
     config = dataclasses.replace(ARCHITECTURE, vocab_size=num_ids)
-    return with_tokenizer(config, parameters.init(config, jax.random.key(0)), folder)
+    return with_tokenizer(config, init_params(config, jax.random.key(0)), folder)
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +184,7 @@ def exported(policy, tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher") / "model"
     hf_export.export_folder(
         folder,
-        parameters.init(config, jax.random.key(3)),
+        init_params(config, jax.random.key(3)),
         config,
         tokenizer_from=policy.tokenizer_folder,
         dtype="bfloat16",

@@ -32,8 +32,8 @@ from jaxdistill.training.optimizer import Optimizer
 from jaxdistill.training.state import TrainState, init_state
 from jaxdistill.training.teachers import EMA, External, Fixed, Untrained
 
-# Four devices share 30 tokens, and two key/value heads of two queries each.
-CONFIG = dataclasses.replace(small_step.CONFIG, vocab_size=30)
+# Four devices share 30 tokens, and two key/value heads of two queries each, in two layers.
+CONFIG = dataclasses.replace(small_step.CONFIG, vocab_size=30, num_layers=2)
 MESH = "data=1,fsdp=2,tensor=4"
 # Weights decay and gradients are clipped: both would show what padding adds.
 OPTIMIZER = Optimizer(
@@ -47,7 +47,8 @@ def one_device(seed):
 
 
 def placed(mesh, seed):
-    params = parameters.padded(one_device(seed), mesh)
+    # From the host: splitting an array that a device holds would compile a program.
+    params = jax.device_get(parameters.padded(one_device(seed), mesh))
     return jax.device_put(params, sharding.shardings_of(mesh, params))
 
 

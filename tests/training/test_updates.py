@@ -25,6 +25,7 @@ from small_step import (
     run,
     start,
 )
+from tiny_decoder import init_params
 
 from jaxdistill.errors import UserError
 from jaxdistill.models import parameters
@@ -115,6 +116,16 @@ def run_two(step, state, *steps):
     return jax.device_get(state), jax.device_get(metrics)
 
 
+def test_the_old_log_probs_of_packed_rows_are_those_of_padded_ones():
+    batch, found = make_batch(), []
+    for arrays in (pad(batch), pack(batch, 32)[0]):
+        scored_IT = two_updates().score(start(optimizer=FAST).params, jax.device_put(arrays))
+        found.append(np.sort(np.asarray(scored_IT)[np.asarray(arrays.mask_IT) > 0]))
+    assert len(found[0]) == batch.completion.length_B.sum()
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow  # the test above, and that of packed rows in test_micro_batches.py
 def test_packed_mini_batches_give_the_same_updates_as_padded_ones():
     batch = make_batch()
     padded = run_two(two_updates(), start(optimizer=FAST), halves(batch))
@@ -285,7 +296,7 @@ def numpy_updates(name, params, texts):
 
 @pytest.mark.parametrize("name", ["grpo", "sdpo"])
 def test_two_updates_equal_a_float64_oracle(name):
-    params = parameters.init(TINY, jax.random.key(0))
+    params = init_params(TINY, jax.random.key(0))
     start64, texts = numpy_params(params), small_texts()
     prompt, completion, teacher, offset = texts
     expected, far = numpy_updates(name, start64, texts)
