@@ -171,12 +171,13 @@ def _ood(course: Course) -> Verdict:
     names = [n for n in course.study.methods if n not in (BASE, "grpo") and n not in SWAPPED]
     pairs, turned = [], []
     for name in names:
-        both = [_difference(course, name, "grpo", course.last, s) for s in ("heldout", "ood")]
-        if both[0] is not None and both[1] is not None:
-            pairs.append((both[0][1], both[1][1]))
-            (_, _, low, high), (_, _, ood_low, ood_high) = both
-            if (high < 0 < ood_low) or (ood_high < 0 < low):
-                turned.append(method_label(name))
+        near, far = (_difference(course, name, "grpo", course.last, s) for s in ("heldout", "ood"))
+        if near is None or far is None:
+            continue
+        pairs.append((near[1], far[1]))
+        (_, _, low, high), (_, _, ood_low, ood_high) = near, far
+        if (high < 0 < ood_low) or (ood_high < 0 < low):
+            turned.append(method_label(name))
     if len(pairs) < 3:
         return OPEN, ""
     # A difference of 0 is GRPO's own.

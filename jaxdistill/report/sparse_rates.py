@@ -193,7 +193,7 @@ def tries_table(study: StudyResults, best: Best) -> Table:
     heads = ["", "rate"]
     for where in SPLITS.values():
         heads += [f"{where}: accuracy, %", "tries with all numbers, %", "wrong values, %"]
-    heads += ["cut off, %", "accuracy by seed, %"]
+    heads += ["cut off, %", "copied, %", "accuracy by seed, %"]
     rows = []
     for method in EXPLAINED:
         for one in (best[key] for key in sorted(best) if key[0] == method):
@@ -202,6 +202,7 @@ def tries_table(study: StudyResults, best: Best) -> Table:
                 row += tries_entries(one.records(study, split))
             larger = one.records(study, "validation_ood")
             row.append(percent(fmean(not r["finished"] for r in larger)))
+            row.append(percent(copied(larger)))
             row.append(Entry(by_seed(r["accuracy"] for r in one.cells[-1].rows)))
             rows.append(row)
     return Table("What a rate does to the tries of an answer", heads, rows)
@@ -211,6 +212,12 @@ def tries_entries(records: list[Row]) -> list[Entry]:
     tries = count_tries(records)
     accuracy = fmean(bool(r["correct"]) for r in records) if records else math.nan
     return [percent(accuracy), percent(tries.whole), percent(tries.wrong)]
+
+
+def copied(records: Sequence[Row]) -> float:
+    """Of the answers after a try that reaches the target, the share that is this try."""
+    found = [bool(r["copy"]) for r in records if r.get("copy") is not None]
+    return fmean(found) if found else math.nan
 
 
 def by_seed(values: Iterable[float]) -> str:
@@ -364,8 +371,10 @@ def failed(records: Sequence[Row]) -> tuple[float, float]:
     """The shares of answers that are wrong, and of responses without an answer."""
     if not records:
         return math.nan, math.nan
-    verdicts = [r["verdict"] for r in records]
-    return tuple(fmean(v == kind for v in verdicts) for kind in ("wrong answer", "no answer"))
+    wrong, none = (
+        fmean(r["verdict"] == kind for r in records) for kind in ("wrong answer", "no answer")
+    )
+    return wrong, none
 
 
 def gradients_table(study: StudyResults, tried: Sequence[Tried]) -> Table:
@@ -389,7 +398,9 @@ def gradients_table(study: StudyResults, tried: Sequence[Tried]) -> Table:
         columns = [ratios, [cosine for _, cosine in found]]
         columns += [[s / (1 - s) * ratio for ratio in ratios] for s in (0.1, 0.3)]
         # Adding 0 turns "-0.0" into "0.0".
-        texts = [", ".join(f"{round(x, 2) + 0:.2f}".replace("-", MINUS) for x in c) for c in columns]
+        texts = [
+            ", ".join(f"{round(x, 2) + 0:.2f}".replace("-", MINUS) for x in c) for c in columns
+        ]
         rows.append([Entry(method_label(method)), *map(Entry, texts)])
     return Table("Gradients of the first step: distillation d, GRPO g, by seed", heads, rows)
 
