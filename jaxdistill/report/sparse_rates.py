@@ -229,7 +229,7 @@ class Tries(NamedTuple):
 
     per_answer: float
     whole: float  # of tries, those that use all numbers of the problem in its order
-    wrong: float  # of results, those that do not follow from what stands before them
+    wrong: float  # of results, those that do not follow from the number and operation before
 
 
 def count_tries(records: Sequence[Row]) -> Tries:
