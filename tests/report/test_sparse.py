@@ -56,9 +56,8 @@ def renamed(study, names):
 def test_a_method_below_grpo_that_is_above_it_ood_refutes_the_sixth_prediction(study, tmp_path):
     """GRPO and SDPO exchange their OOD answers; all others keep their places on both splits."""
     assert "on the other side" not in sparse.predicted(study)[5]
-    folder = build_study(
-        tmp_path / "s", ends={"sparse": AS_PREDICTED}, num_problems=50, num_rollouts=4
-    )
+    ends = AS_PREDICTED | {"sdpo": (0.60, 1.0, 30.0, 0.0)}  # far below: both differences settle
+    folder = build_study(tmp_path / "s", ends={"sparse": ends}, num_problems=50, num_rollouts=4)
     runs = folder / "runs"
     for own in (runs / "sparse-grpo-s0").glob("evals/*/ood.jsonl"):
         other = runs / "sparse-sdpo-s0" / own.relative_to(runs / "sparse-grpo-s0")
