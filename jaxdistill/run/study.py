@@ -261,8 +261,8 @@ def searched(
 def prepare(study: Study, study_dir: Path, *, joins: bool = False) -> None:
     """Create the folder, or raise UserError if it does not belong to this study.
 
-    A study that has got more arms since continues in its folder, and runs those alone. `joins`: runs
-    that were copied into it may be there already.
+    A study that has got more arms since continues in its folder, and runs those alone. `joins`:
+    runs that were copied into it may be there already.
     """
     parts: list[Any] = [[arm.name, to_json(arm.config)] for arm in study.arms]
     if study.search is not None:
