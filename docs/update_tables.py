@@ -9,28 +9,41 @@ Commands: python docs/update_tables.py runs/toy_study_quick
 
 The text of a page between `<!-- STUDY PROFILE: KIND -->` and `<!-- end -->` is replaced. KIND is
 `summary` (one line per method), `tables` (the final tables), `versus` (every method against GRPO
-and the base, with the sentences that the intervals allow), `facts` (command, date, device),
-`predicted` and `why` (of `toy_sparse`: `report.sparse`; also in docs/log.md) or `all` (the output
-of `jaxdistill report STUDY --markdown`). Text outside the marks is not changed, so check the
+and the base, with the sentences that the intervals allow), `facts` (command, date, device) or `all`
+(the output of `jaxdistill report STUDY --markdown`). Of `toy_sparse` there are also `predicted` and
+`why` (`report.sparse`; also in docs/log.md), `pairs`, `silent` and `failures` (equal rates, and
+what limits its methods), and of its search, runs/toy_sparse_tune_full, `front`, `equal`, `course`,
+`tries` and `gradients` (`report.sparse_rates`). Text outside the marks is not changed, so check the
 sentences around the tables after a new study. The block `<!-- guide -->` of
 docs/guided_generation.md gets the printed table of guided generation, and `<!-- toy_tune full:
 tuned -->` of docs/toy_tune.md the tables of tuned.json; those of a search that is not finished are
-printed. The quick profile of `toy_study` also writes its figure.
+printed. The quick profile of `toy_study` and the full one of `toy_sparse` also write their figure.
 """
 
+import functools
 import json
 import re
 import shutil
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from jaxdistill.config import load_study_recipe
 from jaxdistill.configs.toy._methods import read_tuned
 from jaxdistill.configs.toy._sparse import read_sparse_tuned
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation.guided_table import table_lines
-from jaxdistill.report import findings, markdown, sparse, study_markdown, versus
+from jaxdistill.report import (
+    figures,
+    findings,
+    markdown,
+    sparse,
+    sparse_rates,
+    study_markdown,
+    versus,
+)
 from jaxdistill.report.load import StudyResults, load_run, load_study_results
 from jaxdistill.report.tables import NOTHING, Entry, Table
 from jaxdistill.report.words import method_label, number_text
@@ -45,6 +58,11 @@ PAGES = (
     "docs/log.md",
 )
 METHODS = ("base", "sdpo", "sdpo_mask", "epi_gate", "epi_anchor", "ad_opsd", "grpo")
+OF_SEARCH = ("front", "equal", "course", "tries", "gradients")  # of `sparse_rates.search_tables`
+# One method of a kind: plain, protected, rewarded, mixed, and the last two at each other's rate.
+DRAWN = ("base", "sdpo", "epi_gate", "grpo", "grpo_at_mixture_rate", "rescue_gate", *(
+    f"{name}_at_grpo_rate" for name in sparse.MIXTURES
+))  # fmt: skip
 # The searches whose tables stand on a page: its name, and the package's file.
 SEARCHES = {"toy_tune": "docs/toy_tune.md", "toy_sparse_tune": "docs/toy_sparse.md"}
 # Head of the column, world, split, measure.
@@ -92,13 +110,32 @@ def facts(study: StudyResults) -> str:
     runs = len(list((study.folder / "runs").glob("*")))
     return (
         f"Command: `{info['command']}`, {info['date']}, {info['device']}, jax "
-        f"{info['versions'].get('jax')}; {runs} runs in {info['seconds']:,.0f} s."
+        f"{info['versions'].get('jax')}; {runs} runs in {info['seconds']:,.0f} s.{missing(study)}"
     )
+
+
+def missing(study: StudyResults) -> str:
+    """The methods of `toy_sparse` that its folder has not run yet; "" for other studies."""
+    if study.info["name"] != "toy_sparse":
+        return ""
+    arms = load_study_recipe("toy_sparse", study.info["profile"]).arms
+    names = {arm.method: None for arm in arms if arm.method not in study.methods}
+    listed = "; ".join(map(method_label, names))
+    said = f"**Not run yet**, and without a row until the command has been run again: {listed}."
+    return "\n\n" + textwrap.fill(said, width=120, break_on_hyphens=False) if names else ""
 
 
 def updated(page: str, study: StudyResults) -> str:
     """The page with the study's blocks replaced. UserError for a block that does not end."""
     name = f"{study.info.get('name')} {study.info.get('profile')}"
+
+    @functools.cache
+    def found() -> dict[str, Table]:
+        return sparse_rates.search_tables(study)
+
+    def of_search(kind: str) -> str:
+        return markdown.table(found()[kind])
+
     kinds = {
         "summary": lambda: summary(study),
         "tables": lambda: tables(study),
@@ -106,6 +143,10 @@ def updated(page: str, study: StudyResults) -> str:
         "facts": lambda: facts(study),
         "predicted": lambda: "\n".join(map(wrapped, sparse.predicted(study))),
         "why": lambda: markdown.table(sparse.habit_table(study)),
+        "pairs": lambda: markdown.table(sparse_rates.pairs_table(study)),
+        "silent": lambda: markdown.table(sparse_rates.silent_table(study)),
+        "failures": lambda: markdown.table(sparse_rates.failures_table(study)),
+        **{kind: lambda kind=kind: of_search(kind) for kind in OF_SEARCH},
         "all": lambda: study_markdown(study.folder).strip(),
     }
     for kind, text in kinds.items():
@@ -119,6 +160,18 @@ def updated(page: str, study: StudyResults) -> str:
             written = f"{start}{text()}\n{end}"
             page = block.sub(lambda _, written=written: written, page)
     return page
+
+
+def draw_sparse(study: StudyResults) -> None:
+    """The curves of a few methods: with all of them neither lines nor legend can be read."""
+    shown = [method for method in study.methods if method in DRAWN]
+    few = replace(
+        study,
+        rows=[row for row in study.rows if row["method"] in shown],
+        runs={key: run for key, run in study.runs.items() if key[1] in shown},
+    )
+    curves = figures.draw_all(few, findings.tabulate(few))["curves"]
+    (ROOT / "docs" / "figures" / "toy_sparse.png").write_bytes(curves.png)
 
 
 def wrapped(line: str) -> str:
@@ -260,6 +313,8 @@ def main(folder: str) -> None:
     for name in PAGES:
         path = ROOT / name
         path.write_text(updated(path.read_text(), study))
+    if (study.info.get("name"), study.info.get("profile")) == ("toy_sparse", "full"):
+        draw_sparse(study)
     picture = study.folder / "figures" / "curves.png"
     if study.info.get("profile") == "quick" and study.info.get("name") == "toy_study":
         shutil.copyfile(picture, ROOT / "docs" / "figures" / "toy_study.png")

@@ -102,14 +102,14 @@ METHOD_TERMS = (
         "GRPO",
         "Reinforcement learning without a teacher: answers that the grader accepts become more "
         "likely, and the others less.",
-        ("grpo", "grpo_kl"),
+        ("grpo", "grpo_kl", "grpo_at_mixture_rate"),
         ("GRPO",),
         short="GRPO is reinforcement learning from the grader's verdicts, without a teacher.",
     ),
     Term(
         "SDPO, gate or anchor and GRPO",
         "A weighted sum of the two losses on the same answers.",
-        ("mix_sdpo", "mix_gate", "mix_anchor"),
+        ("mix_sdpo", "mix_gate", "mix_anchor", "mix_gate_at_grpo_rate", "mix_anchor_at_grpo_rate"),
         ("Mixed",),
         short="A mixture is a weighted sum of a self-distillation and GRPO on the same answers.",
     ),
@@ -117,7 +117,10 @@ METHOD_TERMS = (
         "gate or hint on unsolved groups",
         "GRPO, and distillation only from answers to problems that no answer of the batch solved: "
         "towards the gated teacher, or towards one that is told only the first operation.",
-        ("rescue_gate", "rescue_hint"),
+        (
+            *("rescue_gate", "rescue_hint"),
+            *("rescue_gate_at_grpo_rate", "rescue_hint_at_grpo_rate"),
+        ),
         ("UnsolvedGroups",),
         short="On problems that no answer solves, GRPO is joined by a self-distillation.",
     ),

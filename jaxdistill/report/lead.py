@@ -35,7 +35,9 @@ HARMED = "sdpo"
 # Methods that learn from rewards, and are no remedies for what a teacher does.
 REWARDED = (
     *("grpo", "grpo_kl", "rlsd", "rlcsd", "srpo", "mix_sdpo", "mix_gate", "mix_anchor"),
-    *("rescue_gate", "rescue_hint"),
+    *("rescue_gate", "rescue_hint", "grpo_at_mixture_rate"),
+    *("mix_gate_at_grpo_rate", "mix_anchor_at_grpo_rate"),
+    *("rescue_gate_at_grpo_rate", "rescue_hint_at_grpo_rate"),
 )
 # Plain self-distillation again, with a rate and a divergence of its own.
 TUNED = ("sdpo_tuned", "sdpo_ema_tuned", "sdpo_mask_tuned")

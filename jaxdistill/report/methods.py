@@ -23,6 +23,7 @@ CLASSES = {
     "og_opsd": ("Distill", "OutcomeKL"),
     "renio": ("Distill", "StudentTeacherRatio"),
     "grpo": ("GRPO",),
+    "grpo_at_mixture_rate": ("GRPO",),
     "grpo_kl": ("GRPO", "ReferenceK3"),
     "rlsd": ("GRPO", "RLSD"),
     "rlcsd": ("GRPO", "RLCSD"),
@@ -32,6 +33,10 @@ CLASSES = {
     "mix_anchor": ("Mixed", "AnchorEpistemicMass"),
     "rescue_gate": ("Mixed", "SuppressionGate", "UnsolvedGroups"),
     "rescue_hint": ("Mixed", "UnsolvedGroups"),
+    "mix_gate_at_grpo_rate": ("Mixed", "SuppressionGate"),
+    "mix_anchor_at_grpo_rate": ("Mixed", "AnchorEpistemicMass"),
+    "rescue_gate_at_grpo_rate": ("Mixed", "SuppressionGate", "UnsolvedGroups"),
+    "rescue_hint_at_grpo_rate": ("Mixed", "UnsolvedGroups"),
 }
 # Of these names each may stand for the others: they differ in what changes no name.
 SAME = {
@@ -42,6 +47,11 @@ SAME = {
     "epi_mask": "sdpo_mask",
     "sdpo_mask_tuned": "sdpo_mask",
     "epi_floor": "epi_anchor",
+    "grpo_at_mixture_rate": "grpo",
+    "mix_gate_at_grpo_rate": "mix_gate",
+    "mix_anchor_at_grpo_rate": "mix_anchor",
+    "rescue_gate_at_grpo_rate": "rescue_gate",
+    "rescue_hint_at_grpo_rate": "rescue_hint",
 }
 
 

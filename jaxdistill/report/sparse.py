@@ -23,6 +23,9 @@ from jaxdistill.tasks.toy.traces import HABITUAL
 
 ALONE = ("epi_gate", "epi_anchor", "epi_amplify", "ad_opsd")
 MIXED = ("rescue_gate", "rescue_hint")
+MIXTURES = ("mix_gate", "mix_anchor", *MIXED)
+# Added after the predictions, each at the other's rate: they are no methods of their own.
+SWAPPED = ("grpo_at_mixture_rate", *(f"{name}_at_grpo_rate" for name in MIXTURES))
 HOLDS, FAILS, OPEN = "holds", "fails", "not settled"
 MARGIN = 0.05  # the five points of the predictions
 WINDOW = 5  # steps over which the training metrics are averaged, as the curves are
@@ -164,20 +167,28 @@ def unsolved(study: StudyResults, method: str, step: int) -> float:
 
 
 def _ood(course: Course) -> Verdict:
-    names = [n for n in course.study.methods if n not in (BASE, "grpo")]
-    pairs = []
+    """GRPO is one of the methods in the order: a settled change of sides against it refutes."""
+    names = [n for n in course.study.methods if n not in (BASE, "grpo") and n not in SWAPPED]
+    pairs, turned = [], []
     for name in names:
-        both = [_difference(course, name, "grpo", course.last, s) for s in ("heldout", "ood")]
-        if both[0] is not None and both[1] is not None:
-            pairs.append((both[0][1], both[1][1]))
+        near, far = (_difference(course, name, "grpo", course.last, s) for s in ("heldout", "ood"))
+        if near is None or far is None:
+            continue
+        pairs.append((near[1], far[1]))
+        (_, _, low, high), (_, _, ood_low, ood_high) = near, far
+        if (high < 0 < ood_low) or (ood_high < 0 < low):
+            turned.append(method_label(name))
     if len(pairs) < 3:
         return OPEN, ""
-    order = rank_correlation(*zip(*pairs))
+    # A difference of 0 is GRPO's own.
+    order = rank_correlation(*zip(*pairs, (0.0, 0.0)))
     size = fmean(abs(ood) for _, ood in pairs) / max(fmean(abs(x) for x, _ in pairs), 1e-9)
-    verdict = HOLDS if order >= 0.8 and size < 0.75 else FAILS if order < 0.5 or size > 1 else OPEN
+    fails = bool(turned) or order < 0.5 or size > 1
+    verdict = FAILS if fails else HOLDS if order >= 0.8 and 0.25 < size < 0.75 else OPEN
+    sides = f"; on the other side of GRPO OOD: {'; '.join(turned)}" if turned else ""
     return verdict, (
-        f"of the differences from GRPO, rank correlation of held-out and OOD {order:.2f}, mean "
-        f"size OOD / held-out {size:.2f}"
+        f"rank correlation of held-out and OOD accuracy {order:.2f}, mean size of the differences "
+        f"from GRPO, OOD / held-out, {size:.2f}{sides}"
     )
 
 
@@ -225,7 +236,7 @@ def _habit_row(study: StudyResults, method: str) -> list[Entry]:
     last = max(row["step"] for row in rows)
     silent = [unsolved(study, method, step) for step in (WINDOW, last)]
     values = [fmean(part) if part else math.nan for part in (*parts, left)]
-    return [Entry(method_label(method)), *map(_percent, (*values, *silent))]
+    return [Entry(method_label(method)), *map(percent, (*values, *silent))]
 
 
 def groups_table(run: Run) -> Table:
@@ -254,10 +265,10 @@ def _groups(split: str, records: list[Row]) -> list[Entry]:
         ),
     ]
     counts = str(len(groups)), f"{len(records) / len(groups):g}"
-    return [Entry(split_label(split)), *map(Entry, counts), *map(_percent, values)]
+    return [Entry(split_label(split)), *map(Entry, counts), *map(percent, values)]
 
 
-def _percent(share: float) -> Entry:
+def percent(share: float) -> Entry:
     return NOTHING if math.isnan(share) else Entry(number_text("accuracy", share))
 
 

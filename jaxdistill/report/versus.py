@@ -64,7 +64,7 @@ def _table(cells: dict[CellKey, Cell], world: str, against: str) -> Table | None
     for place, split in enumerate(SPLITS):
         for cell, other in _rivals(cells, world, against, split):
             row = found.setdefault(cell.method, [NOTHING] * (3 * len(SPLITS)))
-            row[3 * place : 3 * place + 3] = _entries(cell, other)
+            row[3 * place : 3 * place + 3] = difference_entries(cell, other)
     if not found:
         return None
     name = method_label(against)
@@ -75,7 +75,8 @@ def _table(cells: dict[CellKey, Cell], world: str, against: str) -> Table | None
     return Table(f"{world} world, accuracy minus that of {name}", headers, rows)
 
 
-def _entries(cell: Cell, other: Cell) -> list[Entry]:
+def difference_entries(cell: Cell, other: Cell) -> list[Entry]:
+    """Three cells of a table: the difference of accuracy, its verdict, and it by seed."""
     if not is_measured(cell, ACCURACY):
         return [NOTHING] * 3
     difference = change(cell, other, ACCURACY)
@@ -101,10 +102,11 @@ def _sentence(cells: dict[CellKey, Cell], world: str, against: str, split: str) 
         if is_measured(cell, ACCURACY):
             verdict = judged(change(cell, other, ACCURACY))
             names[verdict].append(method_label(cell.method))
-    parts = [f"{verdict}: {', '.join(found)}" for verdict, found in names.items() if found]
+    # Names have commas of their own.
+    parts = [sentence(f"{v}: {'; '.join(found)}.") for v, found in names.items() if found]
     if not parts:
         return ""
     return sentence(
-        f"{split_label(split)} accuracy against {method_label(against)} (95% intervals): "
-        f"{'; '.join(parts)}."
+        f"{split_label(split)} accuracy against {method_label(against)} (95% intervals). "
+        f"{' '.join(parts)}"
     )

@@ -27,6 +27,7 @@ METHOD_LABELS = {
     "og_opsd": "OG-OPSD",
     "renio": "ReNIO",
     "grpo": "GRPO",
+    "grpo_at_mixture_rate": "GRPO, rate of the mixtures",
     "grpo_kl": "GRPO with KL to the initial model",
     "rlsd": "RLSD",
     "rlcsd": "RLCSD",
@@ -36,6 +37,10 @@ METHOD_LABELS = {
     "mix_anchor": "anchor and GRPO",
     "rescue_gate": "gate on unsolved groups and GRPO",
     "rescue_hint": "hint on unsolved groups and GRPO",
+    "mix_gate_at_grpo_rate": "gate and GRPO, rate of GRPO",
+    "mix_anchor_at_grpo_rate": "anchor and GRPO, rate of GRPO",
+    "rescue_gate_at_grpo_rate": "gate on unsolved groups and GRPO, rate of GRPO",
+    "rescue_hint_at_grpo_rate": "hint on unsolved groups and GRPO, rate of GRPO",
 }
 WORLD_LABELS = {
     "main": "main world",

@@ -261,14 +261,15 @@ def searched(
 def prepare(study: Study, study_dir: Path, *, joins: bool = False) -> None:
     """Create the folder, or raise UserError if it does not belong to this study.
 
-    `joins`: runs that were copied into it may be there already.
+    A study that has got more arms since continues in its folder, and runs those alone. `joins`:
+    runs that were copied into it may be there already.
     """
     parts: list[Any] = [[arm.name, to_json(arm.config)] for arm in study.arms]
     if study.search is not None:
         parts.append(["search", study.search.described()])
     described = json.dumps(parts)
     file = study_dir / "arms.json"
-    if file.exists() and file.read_bytes() != described.encode(errors="backslashreplace"):
+    if file.exists() and not is_part_of(file.read_bytes(), described):
         raise UserError(
             f"{study_dir} holds another study (see arms.json); choose another --run-dir"
         )
@@ -278,6 +279,18 @@ def prepare(study: Study, study_dir: Path, *, joins: bool = False) -> None:
     earlier_seconds(study_dir / "study.json")  # broken: now, and not after the runs
     study_dir.mkdir(parents=True, exist_ok=True)
     write_whole(file, described)
+
+
+def is_part_of(held: bytes, described: str) -> bool:
+    """Whether the text of an arms.json has arms, and each of them is an arm of this study."""
+    if held == described.encode(errors="backslashreplace"):
+        return True
+    try:
+        parts = json.loads(held)
+    except ValueError:
+        return False
+    now = json.loads(described)
+    return isinstance(parts, list) and bool(parts) and all(part in now for part in parts)
 
 
 # ---------------------------------------------------------------------------------- results

@@ -7,9 +7,17 @@ import numpy as np
 import pytest
 
 from jaxdistill.config import load_recipe, load_study_recipe
-from jaxdistill.configs.toy._sparse import SPARSE_METHODS, read_sparse_tuned, tuned_point
+from jaxdistill.configs.toy import toy_sparse
+from jaxdistill.configs.toy._sparse import (
+    MIXTURES,
+    SPARSE_METHODS,
+    read_sparse_tuned,
+    tuned_point,
+)
 from jaxdistill.errors import UserError
 from jaxdistill.objectives import Mixed, UnsolvedGroups
+from jaxdistill.report.words import METHOD_LABELS
+from jaxdistill.run.search import Point
 from jaxdistill.storage.toy import toy_base_folder
 from jaxdistill.tasks.contexts import PartialSolution, Solution
 from jaxdistill.tasks.tasks import ToyTask
@@ -64,8 +72,9 @@ def test_the_changes_differ_from_their_mixture_in_what_they_distil(studies):
     )
     assert isinstance(mixed.objective, Mixed)
     weights = (UnsolvedGroups(), *mixed.objective.distill.weights)
-    rescued = replace(mixed.objective, distill=replace(mixed.objective.distill, weights=weights))
-    assert gate.objective == rescued
+    distill = replace(mixed.objective.distill, weights=weights)
+    # The shares are tuned, each method's for itself.
+    assert gate.objective == Mixed(distill, mixed.objective.policy_gradient, gate.objective.share)
     assert (gate.experience.context, hint.experience.context) == (Solution(), PartialSolution())
     assert hint.objective.distill.weights == (UnsolvedGroups(),)
 
@@ -87,6 +96,25 @@ def test_without_its_base_the_study_names_the_command_that_makes_it(tmp_path, mo
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     assert toy_base_folder("sparse").resolve() == folder.resolve()
+
+
+def test_grpo_and_the_best_mixture_are_run_at_each_others_rate(studies, monkeypatch):
+    """By the search's own file, read anew: no rate and no method is written down for them."""
+    arms = {arm.method: arm.config for arm in studies["toy_sparse"].arms}
+    tuned = read_sparse_tuned()["methods"]
+    best = max(MIXTURES, key=lambda name: tuned[name]["score"])
+    swapped = {f"{best}_at_grpo_rate": (best, "grpo"), "grpo_at_mixture_rate": ("grpo", best)}
+    assert tuned["grpo"]["peak_lr"] != tuned[best]["peak_lr"]
+    for called, (own, other) in swapped.items():
+        rate = arms[other].optimizer.peak_lr
+        optimizer = replace(arms[own].optimizer, peak_lr=rate)
+        assert arms[called] == replace(arms[own], optimizer=optimizer, name=called)
+        assert called in METHOD_LABELS
+    seeds = [arm.config.seed for arm in studies["toy_sparse"].arms if arm.method in swapped]
+    assert sorted(seeds) == [0, 0, 1, 1, 2, 2]
+    # Of equal rates there is nothing to swap.
+    monkeypatch.setattr(toy_sparse, "tuned_point", lambda name: Point(1e-4, 0.1))
+    assert toy_sparse.swapped_rates(arms["sdpo"], arms["grpo"]) == {}
 
 
 def test_a_method_that_was_not_tuned_yet_has_its_usual_value():

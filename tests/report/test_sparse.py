@@ -38,15 +38,35 @@ def verdicts(study):
 
 def test_a_distillation_below_grpo_confirms_the_first_prediction_and_one_above_refutes_it(study):
     assert verdicts(study)[0] == "holds"
-    names = {"grpo": "epi_gate", "epi_gate": "grpo"}
-    rows = [row | {"method": names.get(row["method"], row["method"])} for row in study.rows]
-    runs = {(w, names.get(m, m), s): run for (w, m, s), run in study.runs.items()}
-    assert verdicts(dataclasses.replace(study, rows=rows, runs=runs))[0] == "fails"
+    assert verdicts(renamed(study, {"grpo": "epi_gate", "epi_gate": "grpo"}))[0] == "fails"
 
 
 def test_no_head_start_refutes_the_third_prediction_and_equal_mixtures_hold_the_fourth(study):
     """GRPO and the mixtures have the same course here."""
     assert verdicts(study)[2:4] == ["fails", "holds"]
+
+
+def renamed(study, names):
+    """The study with the rows and runs of these methods under each other's names."""
+    rows = [row | {"method": names.get(row["method"], row["method"])} for row in study.rows]
+    runs = {(w, names.get(m, m), s): run for (w, m, s), run in study.runs.items()}
+    return dataclasses.replace(study, rows=rows, runs=runs)
+
+
+def test_a_method_below_grpo_that_is_above_it_ood_refutes_the_sixth_prediction(study, tmp_path):
+    """GRPO and SDPO exchange their OOD answers; all others keep their places on both splits."""
+    assert "on the other side" not in sparse.predicted(study)[5]
+    ends = AS_PREDICTED | {"sdpo": (0.60, 1.0, 30.0, 0.0)}  # far below: both differences settle
+    folder = build_study(tmp_path / "s", ends={"sparse": ends}, num_problems=50, num_rollouts=4)
+    runs = folder / "runs"
+    for own in (runs / "sparse-grpo-s0").glob("evals/*/ood.jsonl"):
+        other = runs / "sparse-sdpo-s0" / own.relative_to(runs / "sparse-grpo-s0")
+        texts = own.read_text(), other.read_text()
+        other.write_text(texts[0])
+        own.write_text(texts[1])
+    line = sparse.predicted(load_study_results(folder))[5]
+    assert line.startswith("6. fails")
+    assert "on the other side of GRPO OOD: SDPO" in line
 
 
 def test_groups_without_a_success_are_counted_from_the_metrics(study):

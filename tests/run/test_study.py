@@ -249,6 +249,24 @@ def test_another_study_does_not_go_on_in_the_same_folder(finished):
     assert tree_of(finished[0]) == before
 
 
+def test_a_study_that_has_got_more_arms_goes_on_in_its_folder(finished, tmp_path):
+    """Whoever adds a method runs that alone; one arm less, or changed, is another study."""
+    first, second, third = three_arms()
+    folder = tmp_path / "study"
+    studies.prepare(small(arms=(first, third)), folder)
+    before = (folder / "arms.json").read_bytes()
+    with pytest.raises(UserError, match="holds another study"):
+        studies.prepare(small(arms=(first, second)), folder)
+    changed = with_overrides(small(), ["steps=3"])
+    with pytest.raises(UserError, match="holds another study"):
+        studies.prepare(changed, folder)
+    assert (folder / "arms.json").read_bytes() == before
+    studies.prepare(small(), folder)
+    assert (folder / "arms.json").read_bytes() == (finished[0] / "arms.json").read_bytes()
+    with pytest.raises(UserError, match="holds another study"):
+        studies.prepare(small(arms=(first, third)), folder)
+
+
 def broken(config):
     return dataclasses.replace(config, model=ToyBase("mars"))
 

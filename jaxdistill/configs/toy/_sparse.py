@@ -6,6 +6,7 @@ has something to say about problems on which rewards are silent.
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,7 @@ SPARSE_METHODS: Methods = {
     ),
     "rescue_hint": Method(knob=knob("share", *SHARES), configure=hinted),
 }
+MIXTURES = ("mix_gate", "mix_anchor", "rescue_gate", "rescue_hint")  # a distillation and GRPO
 
 
 # ---------------------------------------------------------------------------------- the runs
@@ -161,6 +163,15 @@ def tuned_point(name: str) -> Point:
     if chosen is None:
         return Point(1e-4, SPARSE_METHODS[name].knob.values[0])
     return Point(chosen["peak_lr"], chosen["value"])
+
+
+def best_tuned(names: Sequence[str]) -> str:
+    """Of these methods the one with the highest tuned score; the first of equal ones, or of none.
+
+    The score is too high by about its noise, as all are: it chooses what to run again, no more.
+    """
+    chosen = read_sparse_tuned()["methods"]
+    return max(names, key=lambda name: chosen.get(name, {}).get("score", 0.0))
 
 
 @functools.cache
