@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxdistill.axes import AnyArray
+from jaxdistill.losses.vocabulary import in_equal_parts
 
 # exp(89) is not finite in float32; 20 is verl's bound (`core_algos.py`).
 _LARGEST_LOG_RATIO = 20.0
@@ -178,7 +179,8 @@ def take_token(
     logp: Float[Array, "*batch V"], tokens: Int[AnyArray, "*batch"]
 ) -> Float[Array, "*batch"]:
     """The log-probability of one token at each position, in float32 at least."""
-    return at_least_float32(jnp.take_along_axis(logp, tokens[..., None], axis=-1)[..., 0])
+    of_tokens = jnp.take_along_axis(in_equal_parts(logp), tokens[..., None], axis=-1)
+    return at_least_float32(of_tokens[..., 0])
 
 
 def score_function_reverse_kl(

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxdistill.axes import AnyArray
 from jaxdistill.losses.divergences import at_least_float32
-from jaxdistill.losses.vocabulary import top_k
+from jaxdistill.losses.vocabulary import in_equal_parts, top_k
 
 # Below every tail that finite logits produce in practice, and above the logarithm of float32's
 # smallest normal number (-87), so that its exponential is not flushed to zero.
@@ -39,7 +39,8 @@ def log_mass(
             return jnp.where(mass > 0, jnp.log(jnp.where(mass > 0, mass, 1.0)), -jnp.inf)
         if not len(ids_C):
             return jnp.full(logp.shape[:-1], -jnp.inf, jnp.promote_types(logp.dtype, jnp.float32))
-        logp, is_member_V = logp[..., ids_C], np.ones(len(ids_C), bool)
+        logp = in_equal_parts(jnp.asarray(logp))[..., ids_C]
+        is_member_V = np.ones(len(ids_C), bool)
     return _masked_logsumexp(logp, jnp.broadcast_to(is_member_V, logp.shape))
 
 
@@ -111,14 +112,14 @@ def _candidates(rankings: tuple[Array, ...], c: int, always: tuple[int, ...]) ->
 
 
 def _with_tail(logp: Array, ids: Array, dropped: Array) -> Array:
-    kept = jnp.take_along_axis(logp, ids, axis=-1)
+    kept = jnp.take_along_axis(in_equal_parts(logp), ids, axis=-1)
     # Floored so that a student with no mass in its tail gives a finite divergence.
     tail = jnp.maximum(_masked_logsumexp(logp, dropped), _SMALLEST_TAIL_LOGP)
     return jnp.concatenate([kept, tail[..., None]], axis=-1)
 
 
 def _renormalised(logp: Array, ids: Array, dropped: Array) -> Array:
-    kept = jnp.take_along_axis(logp, ids, axis=-1)
+    kept = jnp.take_along_axis(in_equal_parts(logp), ids, axis=-1)
     total = _masked_logsumexp(kept, jnp.ones(kept.shape, bool))[..., None]
     has_mass = total > -jnp.inf
     return jnp.where(has_mass, kept - jnp.where(has_mass, total, 0.0), -np.log(kept.shape[-1]))

@@ -94,6 +94,16 @@ def top_k(x: Shaped[Array, "*batch V"], k: int) -> tuple[Array, Array]:
     return values_BC.reshape(shape), ids_BC.reshape(shape)
 
 
+def in_equal_parts(x: Shaped[Array, "*batch V"]) -> Shaped[Array, "*batch U"]:
+    """x to gather from, filled up with zeros where the mesh splits V unevenly.
+
+    That moves nothing: the last device's part is as large. From unequal parts the TPU compiler
+    would gather numbers only after it has made, of several, equal ones.
+    """
+    missing = -x.shape[-1] % num_parts("V", x.shape[-1])
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) if missing else x
+
+
 def _top_k_of_blocks(rows_BV: Shaped[Array, "B V"], k: int) -> tuple[Array, Array]:
     """Sort only the k blocks with the largest maxima: they contain the k largest numbers.
 
