@@ -365,8 +365,8 @@ def decode_step(
         else:
             x_B1D = add_attention_and_mlp(layer, config, x_B1D, attended_BNH[:, None])
     after = cache._replace(k=tuple(new_k), v=tuple(new_v), length_B=cache.length_B + 1)
-    if stream:  # the last layer's kernel has normed it
-        return stream.normed_BD, after
+    if stream:
+        return kernel_block.final_hidden(stream), after
     return rms_norm(x_B1D[:, 0], weights.norm_D, config.norm_eps), after
 
 

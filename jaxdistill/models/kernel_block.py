@@ -34,6 +34,12 @@ def has_kernel_weights(weights: Unstacked) -> bool:
     return isinstance(weight, DecodingWeight) and weight.by_kernel
 
 
+def final_hidden(stream: Stream) -> Float[Array, "B D"]:
+    """The hidden states after the last layer, whose kernel has normed them."""
+    assert not isinstance(stream.normed_BD, Quantized)
+    return stream.normed_BD
+
+
 def start(layer: Layer, config: ModelConfig, x_BD: Float[Array, "B D"]) -> Stream:
     """The stream before the first layer."""
     normed_BD: Any = rms_norm(x_BD, layer.attention_norm_D, config.norm_eps)

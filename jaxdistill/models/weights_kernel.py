@@ -211,7 +211,8 @@ def _add_row(parts_ref, residual_ref, norm_ref, after_ref, normed_ref, *, eps: f
         triton.store(normed_ref.at[column_N], normed_N, mask=mask_N)
         return
     values_N, scale = quantize(normed_N)
-    values_ref, scale_ref = normed_ref
+    values_ref: Any = normed_ref.values
+    scale_ref: Any = normed_ref.scale
     triton.store(values_ref.at[column_N], values_N, mask=mask_N)
     scale_ref[()] = scale
 
@@ -236,7 +237,7 @@ def _tile(
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton
 
-    row_scale_ref = None
+    row_scale_ref: Any = None
     if isinstance(x_ref, Quantized):
         x_ref, row_scale_ref = x_ref
     (M, C), (X, _, width) = x_ref.shape, weights_ref.shape

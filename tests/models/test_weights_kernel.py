@@ -67,14 +67,19 @@ def test_parts_are_added_and_normed_as_by_separate_operations(dtype, in_int8, N)
     tolerance = 1e-6 if dtype == jnp.float32 else 2**-7
     normed = rms_norm(after, scale, 1e-6)
     assert found_after.dtype == dtype
-    compare = functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance)
-    compare(*(np.asarray(x, np.float32) for x in (found_after, after)))
+
+    def compare(found, expected, atol):
+        found, expected = (np.asarray(x, np.float32) for x in (found, expected))
+        np.testing.assert_allclose(found, expected, rtol=tolerance, atol=atol)
+
+    compare(found_after, after, tolerance)
+    atol = tolerance
     if in_int8:
         assert found_normed.values.dtype == jnp.int8
         found_normed, normed = dequantize(found_normed), dequantize(quantize(normed))
         # A number in the middle of two steps, a 127th of the row's largest.
-        compare = functools.partial(compare, atol=float(jnp.abs(normed).max()) / 126)
-    compare(*(np.asarray(x, np.float32) for x in (found_normed, normed)))
+        atol = float(jnp.abs(normed).max()) / 126
+    compare(found_normed, normed, atol)
 
 
 def test_pairs_of_halves_are_two_bytes_of_a_word():
