@@ -26,7 +26,7 @@ Activations = Float[Array, "M C"] | Quantized  # of which the numbers are int8
 # Where `_tiling` was measured: one H200 and Qwen3-1.7B's sizes (docs/log.md, 2026-12-01,
 # "Predictions for the kernels").
 FEW_ROWS = 64
-MULTIPROCESSORS = 128  # 132 on an H200; with a power of two, splits divide the inputs
+PROGRAMS = 128  # of a product with splits: a power of two, for the 132 multiprocessors of an H200
 
 
 def pair_halves(values_NC: Int8[Array, "*N C"]) -> Int16[Array, "*N half"]:
@@ -61,7 +61,7 @@ def _tiling(rows: int, shape: tuple[int, ...], is_int8: bool) -> dict[str, Any]:
     # multiprocessor. Twice as many, of twice as many outputs each, were slower.
     while (
         X == 1
-        and 2 * splits * N // tiling["block_n"] <= MULTIPROCESSORS
+        and 2 * splits * N // tiling["block_n"] <= PROGRAMS
         and width % (2 * splits * tiling["block_c"]) == 0
     ):
         splits *= 2
