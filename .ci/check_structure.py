@@ -27,7 +27,6 @@ MAX_POSITIONAL = 5
 # Functions that may be longer, by file and name, with the reason.
 LONG_FUNCTIONS = {
     "jaxdistill/run/loop.py:train": "the training loop reads from top to bottom",
-    "jaxdistill/models/decode_kernel.py:_attend_part": "a Pallas kernel is one program",
 }
 # Functions that may be called with more than five positional arguments, with the reason.
 POSITIONAL_CALLS = {

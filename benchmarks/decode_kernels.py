@@ -33,7 +33,7 @@ from jaxdistill.bench import measure
 from jaxdistill.files import write_whole
 from jaxdistill.models.decode_kernel import kernel_attention
 from jaxdistill.models.layers import rms_norm
-from jaxdistill.models.quantized import Quantized, quantize
+from jaxdistill.models.quantized import Quantized, dequantize, quantize
 from jaxdistill.models.weights_kernel import (
     add_parts_and_norm,
     pair_halves,
@@ -84,45 +84,39 @@ class Case:
 
 # ---------------------------------------------------------------------------------- attention
 
-# Of `decode_kernel._attend`. Names: whether the cache is int8, and what is not as it is today.
-NARROW = {"has_narrow_head": True}
-INTEGERS = {"in_integers": True}
-ATTENTION: dict[str, tuple[bool, dict[str, Any]]] = {
-    "exact": (False, {}),
-    "exact, narrow": (False, NARROW),
-    "exact, narrow, blocks of 32": (False, NARROW | {"block": 32, "stages": 3}),
-    "exact, narrow, 2 warps, blocks of 32": (
-        False,
-        NARROW | {"block": 32, "stages": 3, "warps": 2},
-    ),
-    "int8": (True, {}),
-    "int8, integers": (True, INTEGERS),
-    "int8, integers, narrow": (True, INTEGERS | NARROW),
-    "int8, integers, narrow, 3 stages": (True, INTEGERS | NARROW | {"stages": 3}),
-    "int8, integers, narrow, 2 warps": (True, INTEGERS | NARROW | {"warps": 2}),
-    "int8, integers, narrow, blocks of 32": (
-        True,
-        INTEGERS | NARROW | {"block": 32, "stages": 3},
-    ),
-    "int8, integers, narrow, 2 warps, blocks of 32": (
-        True,
-        INTEGERS | NARROW | {"block": 32, "stages": 3, "warps": 2},
-    ),
-    "int8, integers, narrow, blocks of 128": (True, INTEGERS | NARROW | {"block": 128}),
+
+class Attention(NamedTuple):
+    """A variant: the cache, what is not as `decode_kernel` chooses it, and the rows' layout."""
+
+    is_int8: bool
+    tuning: dict[str, Any] = {}
+    has_pages: bool = True  # scattered over a pool, or else each row's positions in one place
+
+
+ATTENTION = {
+    "exact": Attention(False),
+    "exact, whole rows": Attention(False, has_pages=False),
+    "exact, whole rows, 3 stages": Attention(False, {"stages": 3}, has_pages=False),
+    "exact, 3 stages": Attention(False, {"stages": 3}),
+    "exact, 4 stages": Attention(False, {"stages": 4}),
+    "int8": Attention(True),
+    "int8, whole rows": Attention(True, has_pages=False),
+    "int8, 2 stages": Attention(True, {"stages": 2}),
+    "int8, 4 stages": Attention(True, {"stages": 4}),
 }
 
 
-def attention_case(
-    sizes: Sizes, rows: int, variant: tuple[bool, dict[str, Any]], interpret: bool
-) -> Case:
-    is_int8, tuning = variant
+def attention_case(sizes: Sizes, rows: int, variant: Attention, interpret: bool) -> Case:
+    is_int8, tuning, has_pages = variant
     K, G, H, S = sizes.K, sizes.G, sizes.H, sizes.page
+    if not has_pages:
+        S *= -(-(sizes.longest + 1) // S)
     Y = -(-(sizes.longest + 1) // S)
     M = rows * Y
     layers = 1 if interpret else max(2, -(-FAR // (M * S * K * H * 4)))
     rng = np.random.default_rng(0)
     length_B = np.linspace(sizes.shortest, sizes.longest, rows).astype(np.int32)
-    pages_BY = rng.permutation(M).astype(np.int32).reshape(rows, Y)
+    pages_BY = (rng.permutation(M) if has_pages else np.arange(M)).astype(np.int32).reshape(rows, Y)
     norms = tuple(jnp.asarray(1 + 0.1 * rng.normal(size=H), jnp.bfloat16) for _ in range(2))
     angle = rng.uniform(high=6.3, size=(rows, H // 2))
     rotary = tuple(jnp.asarray(f(angle), jnp.float32) for f in (np.cos, np.sin))
@@ -140,12 +134,12 @@ def attention_case(
             k_WKMSH,
             v_WKMSH,
             jnp.asarray(length_B),
-            jnp.asarray(pages_BY),
+            jnp.asarray(pages_BY) if has_pages else None,
             **static,
         )
         return out_BNH, cache
 
-    def check(result) -> float:
+    def check(result: Any) -> float:
         out_BNH, cache = jax.tree.map(np.asarray, result)
         errors = []
         for row in sorted({0, rows // 3, rows - 1}):
@@ -216,65 +210,27 @@ PRODUCTS: dict[str, Callable[[Sizes], tuple[int, int, int]]] = {
     "down": lambda z: (z.D, z.F, 1),
     "head": lambda z: (z.V, z.D, 1),
 }
-# Of `product_of_few_rows`, for 64 rows. `splits` brings q/k/v, output and down to 128 programs for
-# the 132 multiprocessors of an H200; gate and up have 96 or 192 of them. Blocks of 64 are 128 bytes
-# of pairs per row of a weight.
-KERNELS_64: dict[str, list[dict[str, Any]]] = {
-    "q/k/v": [
-        {"block_c": 64, "splits": 2},
-        {"block_c": 64, "splits": 4, "block_n": 128},
-        {"block_c": 64, "stages": 6},
-    ],
-    "output": [
-        {"block_c": 64, "splits": 4},
-        {"block_c": 64, "splits": 8, "block_n": 128},
-        {"block_c": 64, "splits": 2, "stages": 6},
-    ],
-    "gate and up": [
-        {"block_c": 64},
-        {"block_c": 64, "stages": 3},
-        {"block_c": 64, "block_n": 128, "warps": 8},
-    ],
-    "down": [
-        {"block_c": 64, "splits": 4},
-        {"block_c": 64, "splits": 8, "block_n": 128},
-        {"block_c": 64, "splits": 4, "stages": 6},
-    ],
-    "head": [
-        {"block_c": 64},
-        {"block_c": 64, "block_n": 128},
-    ],
+# Of `product_of_few_rows`, beside what it chooses itself: {(kind, name): options}.
+OTHERS: dict[tuple[str, str], list[dict[str, Any]]] = {
+    ("int8", "q/k/v"): [{"block_m": 64, "stages": 4}],
+    ("int8", "gate and up"): [{"block_m": 64, "block_n": 64, "warps": 4, "stages": 4}],
+    ("int8", "down"): [{"block_m": 64, "stages": 4}, {"block_n": 128, "warps": 8}],
+    ("int8", "head"): [{"block_m": 256, "stages": 2}],
 }
-# With activations in int8: {rows: options}.
-KERNELS_INT8: dict[int, dict[str, list[dict[str, Any]]]] = {
-    64: {
-        "q/k/v": [{"splits": 2}],
-        "output": [{"splits": 4}],
-        "gate and up": [{"stages": 5}],
-        "down": [{"splits": 4}],
-    },
-    256: {
-        "q/k/v": [{"splits": 2, "block_m": 128}, {"block_m": 256, "warps": 8, "block_n": 128}],
-        "output": [{"splits": 4, "block_m": 128}],
-        "gate and up": [{"block_m": 128}, {"block_m": 128, "warps": 8, "block_n": 128}],
-        "down": [{"splits": 4, "block_m": 128}],
-    },
-}
+DYNAMIC = ("q/k/v", "gate and up")  # whose activations may be int8
 FOLLOWED = ("output", "down")  # by the residual and a norm
 
 
-def product_case(
-    sizes: Sizes, rows: int, name: str, variant: tuple[str, dict[str, Any]], interpret: bool
-) -> Case:
+def product_case(sizes: Sizes, rows: int, name: str, variant: tuple[str, dict[str, Any]]) -> Case:
     kind, options = variant
     N, C, X = PRODUCTS[name](sizes)
-    layers = 1 if interpret else max(2, -(-FAR // (X * N * C)))
+    is_tiny = jax.default_backend() != "gpu"
+    layers = 1 if is_tiny else max(2, -(-FAR // (X * N * C)))
     make = jax.jit(lambda key: made_weight(key, (X, N, C), kind))
     weights = [make(jax.random.key(layer)) for layer in range(layers)]
     x_MC = jax.random.normal(jax.random.key(99), (rows, C), jnp.bfloat16)
-    row_scale = jnp.ones((rows, 1), jnp.float32)
     if kind == "int8 activations":
-        x_MC, row_scale = quantize(x_MC)[0], quantize(x_MC)[1][:, None]
+        x_MC = quantize(x_MC)
     residual_MN = jax.random.normal(jax.random.key(98), (rows, N), jnp.bfloat16)
     norm_N = jnp.ones(N, jnp.bfloat16)
 
@@ -287,13 +243,10 @@ def product_case(
                 gate, up = (out_MXN[:, j].astype(jnp.float32) for j in range(2))
                 out_MN = (jax.nn.silu(gate) * up).astype(x_MC.dtype)
         else:
-            parts = product_of_few_rows(x_MC, *weight, interpret=interpret, **options)
-            if name in FOLLOWED and kind == "int8":
-                found = add_parts_and_norm(parts, residual_MN, norm_N, eps=EPS, interpret=interpret)
-                return found, [weight]
+            parts = product_of_few_rows(x_MC, *weight, **options)
+            if name in FOLLOWED:
+                return add_parts_and_norm(parts, residual_MN, norm_N, eps=EPS), [weight]
             out_MN = jnp.sum(parts.astype(jnp.float32), axis=0) if len(parts) > 1 else parts[0]
-            if kind == "int8 activations" and X == 1:
-                out_MN = out_MN * row_scale
             out_MN = out_MN.astype(jnp.bfloat16)
         if name not in FOLLOWED:
             return out_MN, [weight]
@@ -303,19 +256,17 @@ def product_case(
     def check(result) -> float:
         out_MN = result[0][0] if name in FOLLOWED else result[0]
         some_N = np.random.default_rng(0).choice(N, min(N, 200), replace=False)
-        x = np.asarray(x_MC, np.float64)
+        x = np.asarray(dequantize(x_MC) if isinstance(x_MC, Quantized) else x_MC, np.float64)
         w_XNC = made_outputs(result[1][0], some_N, kind)  # the weight of before was donated
         sums = [x @ w_NC.T for w_NC in w_XNC]
         if X == 2:
             sums = [sums[0] / (1 + np.exp(-sums[0])) * sums[1]]
-        else:
-            sums = [sums[0] * np.asarray(row_scale, np.float64)]
         if name in FOLLOWED:
             sums = [sums[0] + np.asarray(residual_MN, np.float64)[:, some_N]]
         return relative_error(np.asarray(out_MN, np.float64)[:, some_N], sums[0])
 
     item = 2 if kind == "exact" else 1
-    moved = X * N * C * item + x_MC.size * x_MC.dtype.itemsize + 2.0 * rows * N
+    moved = X * N * C * item + rows * C * x_MC.dtype.itemsize + 2.0 * rows * N
     return Case(step, x_MC, [[weight] for weight in weights], check, moved, is_pure=True)
 
 
@@ -325,9 +276,8 @@ def made_weight(key: Any, shape: tuple[int, int, int], kind: str) -> Any:
     if kind == "exact":
         return jax.random.normal(key, (C, X, N), jnp.bfloat16) / C**0.5
     values = jax.random.randint(key, shape, -127, 128, jnp.int8)
-    # Outputs are about 1 with activations of 1, and with int8 activations that stand for 1 / 40.
-    size = 1 / (73 * C**0.5) / (40 if kind == "int8 activations" else 1)
-    scale_XN = size * (0.5 + jax.random.uniform(key, (X, N), jnp.float32))
+    # Outputs are about 1.
+    scale_XN = 1 / (73 * C**0.5) * (0.5 + jax.random.uniform(key, (X, N), jnp.float32))
     return (values if kind == "int8 activations" else pair_halves(values)), scale_XN
 
 
@@ -356,15 +306,22 @@ def cases(sizes: Sizes, rows_given: list[int], interpret: bool) -> Iterator[tupl
             )
     for rows in rows_given:
         for name in PRODUCTS:
-            kernels = [("int8", x) for x in KERNELS_64[name]] if rows <= 64 else []
-            dynamic = KERNELS_INT8[64 if rows <= 64 else 256]
-            kernels += [("int8 activations", x) for x in dynamic.get(name, [])]
+            kinds = ["int8", "int8 activations"] if name in DYNAMIC else ["int8"]
+            kernels = [(kind, {}) for kind in kinds]
+            if rows > 64:  # the choices for fewer rows were compared on 2026-12-01
+                kernels += [(kind, x) for kind in kinds for x in OTHERS.get((kind, name), [])]
             for kind, options in [("exact", {}), *kernels]:
                 shown = ", ".join(f"{key} {value}" for key, value in options.items())
                 yield (
                     f"{name}, {rows} rows: {kind}{': ' if shown else ''}{shown}",
-                    functools.partial(product_case, sizes, rows, name, (kind, options), interpret),
+                    functools.partial(product_case, sizes, rows, name, (kind, options)),
                 )
+
+
+def times(x: Any, factor: Any) -> Any:
+    if isinstance(x, Quantized):
+        return x._replace(scale=x.scale * factor.astype(jnp.float32))
+    return x * factor
 
 
 def loop_of(case: Case) -> Any:
@@ -379,7 +336,7 @@ def loop_of(case: Case) -> Any:
         def body(_, carry):
             factors, arguments, _ = carry
             found = [
-                case.step(x * factors[i] if case.is_pure else x, *mine)
+                case.step(times(x, factors[i]) if case.is_pure else x, *mine)
                 for i, mine in enumerate(arguments)
             ]
             return factors * one, [mine for _, mine in found], [result for result, _ in found]

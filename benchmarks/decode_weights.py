@@ -1,16 +1,18 @@
 """Time decode steps with the sampler's weights, and its cache, in 8 bits and as they are.
 
-    PYTHONPATH=. python benchmarks/decode_weights.py --rows 64 --out decode_weights_64.json
+    PYTHONPATH=. python benchmarks/decode_weights.py --out decode_weights.json
 
 All variants decode the same random prompts with the same random weights of `--model`, in one
-process and in turns, every second turn in the other order, so that a drifting clock meets them all;
-the first turn of a variant follows its compilation.
+process and in turns, every second turn in the other order, so that a drifting clock meets them all.
 The time per step is the difference of two runs of one program, with all tokens and with 16. A line
 per variant: milliseconds per step, tokens/s by steps, the ratio to the first variant, the share of
 the device's own copy for the bytes that this variant must read, seconds of compilation. The JSON
 has the same, with `--profile N` also the N slowest kernels, and is written after each timed run, so
 that a process that is stopped leaves what it has. A variant that fails is named and left out.
-Three minutes for six to eight variants on an H200, most of it compilation.
+
+The first variant of each number of rows compiles alone, because XLA times products while it
+compiles; the others find its choices, and compile side by side. Two and a half minutes on an H200
+(estimate: 45 s for the first ones, 40 s for the others, 22 s per turn).
 
     PYTHONPATH=. python benchmarks/decode_weights.py --model SmolLM2-135M --layers 1 --rows 4 \\
         --prompt 5 --new 20 --turns 1
@@ -22,11 +24,10 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from jaxdistill import sharding
@@ -44,28 +45,25 @@ from jaxdistill.sampling.engine import Engine
 from jaxdistill.sampling.sampler import STRIDE
 
 
-@dataclass(frozen=True)
-class Variant:
-    """A number format of the sampler, and XLA's options beyond those that it sets itself."""
+class Variant(NamedTuple):
+    """A number format of the sampler's weights, and of its cache."""
 
     weights: Any = "auto"
     cache: Any = "auto"
-    options: dict[str, Any] = field(default_factory=dict)
 
 
-# The first is what the others are compared with. XLA's options are for GPUs and dropped elsewhere.
+# The first is what the others are compared with.
 VARIANTS = {
     "exact": Variant(),
-    "exact, cuBLASLt off": Variant(options={"xla_gpu_enable_cublaslt": False}),
-    "exact, cuBLASLt on": Variant(options={"xla_gpu_enable_cublaslt": True}),
-    "int8": Variant("int8"),
-    "int8, no split-K": Variant("int8", options={"xla_gpu_enable_split_k_autotuning": False}),
-    "int8_dynamic": Variant("int8_dynamic"),
-    "float8_dynamic": Variant("float8_dynamic"),
     "int8 cache": Variant(cache="int8"),
+    "int8": Variant("int8"),
+    "int8_dynamic": Variant("int8_dynamic"),
+    "int8_dynamic, int8 cache": Variant("int8_dynamic", "int8"),
     "int8, int8 cache": Variant("int8", "int8"),
+    "float8_dynamic": Variant("float8_dynamic"),
     "float8_dynamic, int8 cache": Variant("float8_dynamic", "int8"),
 }
+DEFAULT = list(VARIANTS)[:5]
 FEW = STRIDE  # tokens of the short run, which ends at the sampler's first check
 
 
@@ -73,50 +71,89 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default="Qwen3-1.7B", help="preset whose sizes are used")
     parser.add_argument("--layers", type=int, help="fewer layers than it has, to try the script")
-    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--rows", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--prompt", type=int, default=256, help="tokens per prompt")
     parser.add_argument("--new", type=int, default=512, help="tokens per response")
     parser.add_argument("--turns", type=int, default=3, help="timed runs of each variant")
+    parser.add_argument("--seconds", type=float, default=140, help="no further turn starts later")
     parser.add_argument("--profile", type=int, default=0, metavar="N", help="list N kernels")
     parser.add_argument("--only", nargs="+", choices=VARIANTS, help="the first is always timed")
     parser.add_argument("--out", type=Path, help="also write the JSON to this file")
     options = parser.parse_args()
     if options.new <= FEW:
         parser.error(f"--new {options.new}: expected more than {FEW}, the tokens of the short run")
+    began = time.perf_counter()
     first = next(iter(VARIANTS))
-    names = [name for name in VARIANTS if name in (first, *(options.only or VARIANTS))]
+    names = [name for name in VARIANTS if name in (first, *(options.only or DEFAULT))]
     found: dict[str, Any] = {"options": vars(options) | {"out": str(options.out)}}
     found |= {"environment": measure.environment(), "variants": {}}
 
-    def keep(name: str, result: dict[str, Any]) -> None:
-        found["variants"][name] = result
+    def keep(key: tuple[str, int], result: dict[str, Any]) -> None:
+        found["variants"][label(*key)] = result
         if options.out is not None:
             write_whole(options.out, json.dumps(found, indent=1) + "\n")
 
+    def failed(key: tuple[str, int], error: Exception) -> None:
+        if key[0] == first:
+            raise error
+        text = f"{type(error).__name__}: {error}"
+        print(f"{label(*key)}: left out: {text[:200]}", flush=True)
+        keep(key, {"failed": text[:400]})
+
     with sharding.use_mesh(mesh := sharding.make_mesh("fsdp=1")):
         params = random_params(config_of(options), compute_dtype("auto"), mesh)
-        programs: dict[str, Program] = {}
-        for name in names:
+        programs = compiled_programs(names, params, options, failed)
+        for turn in range(options.turns):
+            if turn and time.perf_counter() - began > options.seconds:
+                print(f"{turn} of {options.turns} turns, after {options.seconds:g} s", flush=True)
+                break
+            for key in list(programs)[:: 1 if turn % 2 == 0 else -1]:
+                try:
+                    programs[key].time_step()
+                except Exception as error:
+                    del programs[key]
+                    failed(key, error)
+                    continue
+                keep(key, {"seconds_of_turns": programs[key].seconds})
+        for (name, rows), program in programs.items():
+            exact = statistics.median(programs[first, rows].seconds)
+            keep((name, rows), program.result(exact))
+            print(line(label(name, rows), found["variants"][label(name, rows)]), flush=True)
+
+
+def label(name: str, rows: int) -> str:
+    return f"{name}, {rows} rows"
+
+
+def compiled_programs(
+    names: list[str],
+    params: Any,
+    options: argparse.Namespace,
+    failed: Callable[[tuple[str, int], Exception], None],
+) -> "dict[tuple[str, int], Program]":
+    """The variants that compile, by name and rows; `failed` gets what the others raise."""
+    found: dict[tuple[str, int], Program] = {}
+    keys = [(name, rows) for name in names for rows in options.rows]
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        compiling: dict[tuple[str, int], Future] = {}
+        for key in keys:
             try:
-                program = Program(VARIANTS[name], params, options)
-                program.time_step()
-            except Exception as error:  # an option or a format that this version or GPU lacks
-                if name == first:
-                    raise
-                print(f"{name}: left out: {type(error).__name__}: {str(error)[:200]}", flush=True)
-                keep(name, {"failed": f"{type(error).__name__}: {str(error)[:400]}"})
-                continue
-            programs[name] = program
-            print(f"{name}: {1e3 * program.seconds[0]:.3f} ms in its first turn", flush=True)
-            keep(name, {"seconds_of_turns": program.seconds})
-        for turn in range(1, options.turns):
-            for name in list(programs)[:: 1 if turn % 2 == 0 else -1]:
-                programs[name].time_step()
-                keep(name, {"seconds_of_turns": programs[name].seconds})
-        exact = statistics.median(programs[first].seconds)
-        for name, program in programs.items():
-            keep(name, program.result(exact))
-            print(line(name, found["variants"][name]), flush=True)
+                # Traced here, which needs the mesh of this thread.
+                found[key] = Program(VARIANTS[key[0]], key[1], params, options)
+                compiling[key] = pool.submit(found[key].compile)
+                if key[0] == names[0]:
+                    compiling[key].result()
+            except Exception as error:  # a format that this version or GPU lacks
+                failed(key, error)
+                found.pop(key, None)
+        for key, future in compiling.items():
+            try:
+                future.result()
+                found[key].run(FEW)  # the warm-up
+            except Exception as error:
+                failed(key, error)
+                found.pop(key, None)
+    return found
 
 
 def config_of(options: argparse.Namespace) -> ModelConfig:
@@ -127,8 +164,9 @@ def config_of(options: argparse.Namespace) -> ModelConfig:
 class Program:
     """One variant's compiled sampler on the shared weights and prompts."""
 
-    def __init__(self, variant: Variant, params: Any, options: argparse.Namespace):
-        self.variant, self.options, self.config = variant, options, config_of(options)
+    def __init__(self, variant: Variant, rows: int, params: Any, options: argparse.Namespace):
+        self.variant, self.rows, self.options = variant, rows, options
+        self.config = config_of(options)
         self.dtype = compute_dtype("auto")
         engine = Engine(
             without_text(self.config, params),
@@ -136,26 +174,26 @@ class Program:
             weights_dtype=variant.weights,
         )
         sample: Any = engine.sampler(Sampling(max_new_tokens=options.new), 1, counts=True)
-        shape = options.rows, options.prompt
+        shape = rows, options.prompt
         ids_QP = np.random.default_rng(0).integers(0, self.config.vocab_size, shape, np.int32)
-        hashes_Q = question_hashes([str(i) for i in range(options.rows)])
+        hashes_Q = question_hashes([str(i) for i in range(rows)])
         keys_B2 = row_keys(0, "bench", 0, hashes_Q, 1)
         self.arguments = params, ids_QP, np.ones_like(ids_QP), keys_B2
-        given = variant.options if jax.default_backend() == "gpu" else {}
-        began = time.perf_counter()
-        lowered = sample.lower(*self.arguments, self.limits(1))
-        self.compiled: Callable[..., Any] = lowered.compile(compiler_options=given or None)
-        self.compile_seconds = time.perf_counter() - began
+        self.lowered = sample.lower(*self.arguments, self.limits(1))
         self.seconds: list[float] = []  # of a step, by turn
-        self.run(FEW)  # the warm-up
+
+    def compile(self) -> None:
+        began = time.perf_counter()
+        self.compiled: Callable[..., Any] = self.lowered.compile()
+        self.compile_seconds = time.perf_counter() - began
 
     def limits(self, tokens: int) -> np.ndarray:
-        return long_tailed(self.options.rows, tokens, 0)
+        return long_tailed(self.rows, tokens, 0)
 
     def run(self, tokens: int) -> float:
         """The number of decode steps that the loop took."""
         samples, counts = self.compiled(*self.arguments, self.limits(tokens))
-        assert int(samples.mask_BT.sum()) == tokens * self.options.rows
+        assert int(samples.mask_BT.sum()) == tokens * self.rows
         return float(counts.steps)
 
     def time_step(self) -> None:
@@ -175,12 +213,12 @@ class Program:
         vectors = 2 * config.num_kv_heads * config.num_layers
         moved = decoding_bytes(config, self.dtype, variant.weights, held=False)
         moved += (
-            options.rows * seen * vectors * vector_bytes(config.head_dim, self.dtype, variant.cache)
+            self.rows * seen * vectors * vector_bytes(config.head_dim, self.dtype, variant.cache)
         )
         return {
             "step_seconds": step,
             "seconds_of_turns": self.seconds,
-            "step_tokens_per_second": options.rows / step,
+            "step_tokens_per_second": self.rows / step,
             "ratio_to_exact": exact / step,
             "compile_seconds": self.compile_seconds,
             **measure.compare_with_copy(moved, step, 1),
@@ -190,7 +228,7 @@ class Program:
 
 def line(name: str, result: dict[str, Any]) -> str:
     return (
-        f"{name:28} {1e3 * result['step_seconds']:7.3f} ms "
+        f"{name:34} {1e3 * result['step_seconds']:7.3f} ms "
         f"{result['step_tokens_per_second']:9,.0f} tokens/s  x {result['ratio_to_exact']:.3f}  "
         f"{result['share_of_copy']:.1%} of copy, compiled in {result['compile_seconds']:.0f} s"
     )

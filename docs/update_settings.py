@@ -201,8 +201,8 @@ WHEN: dict[type, dict[str, str]] = {
         "gradients": "`float32` to compare, or where 4 more bytes per parameter are at hand",
         "attention": "to compare implementations, or if the automatic choice fails",
         "cache_dtype": "`int8` to sample more rows at a time from long contexts",
-        "weights_dtype": "`float8_dynamic` and an int8 cache, with a `rollout_correction`, from "
-        "256 rows at a time on an H200; time them first (benchmarks/README.md)",
+        "weights_dtype": "`int8_dynamic` and an int8 cache, with a `rollout_correction`, for about "
+        "64 rows at a time on an H200; time them first (benchmarks/README.md)",
         "grade_while_decoding": "where grading takes a visible part of an iteration",
         "slot_counts": "4 where most rows end long before the longest, from 256 slots on",
     },

@@ -88,6 +88,7 @@ TESTED_ELSEWHERE = {
     "objectives.names": "test_config.py, whose overrides name presets",
     "models.config": "models/test_presets.py and models/families",
     "models.decode_kernel": "models/test_cached_attention.py, beside XLA attention",
+    "models.decode_program": "models/test_cached_attention.py, beside XLA attention",
     "models.families": "models/families/test_families.py, each test over every family",
     "plan": "plan/test_plan.py by arithmetic, plan/test_programs.py against a run",
     "precision": "sharding and the models: its casts are in every reference test",

@@ -151,6 +151,10 @@ def is_ampere_or_newer() -> bool:
     return _compute_capability() >= 8
 
 
+def is_hopper_or_newer() -> bool:
+    return _compute_capability() >= 9
+
+
 def _compute_capability() -> float:
     # "9.0" on an NVIDIA GPU, "gfx942" on an AMD one; a CPU has no such attribute.
     capability = getattr(jax.local_devices()[0], "compute_capability", "0")

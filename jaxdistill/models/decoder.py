@@ -22,6 +22,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdistill.axes import AnyArray, Mask_BS, Tokens_BS
+from jaxdistill.models import kernel_block
 from jaxdistill.models.attention import causal_attention, segments_of
 from jaxdistill.models.block import add_attention_and_mlp, gathered, heads, project
 from jaxdistill.models.cached_attention import (
@@ -337,6 +338,9 @@ def decode_step(
         # The table is split along D (`sampling.weights`), and so are the rows it returns.
         x_B1D = constrain(x_B1D, "ESD")
     x_B1D = constrain(x_B1D, "BTD")
+    stream = None
+    if kernel_block.has_kernel_weights(weights):
+        stream = kernel_block.start(weights.layers[0], config, x_B1D[:, 0])
     new_k, new_v = [], []
     for i, (layer, *kv) in enumerate(zip(weights.layers, cache.k, cache.v)):
         kind = config.layer_pattern[i % len(config.layer_pattern)]
@@ -345,7 +349,7 @@ def decode_step(
             attended_BNH, k_WKMSH, v_WKMSH = _attend_to_cache(
                 layer,
                 config,
-                x_B1D,
+                kernel_block.project(layer, stream) if stream else project(layer, config, x_B1D),
                 rotary=rotary[kind],
                 cached=(*kv, cache.length_B, cache.ring_BY if has_ring else cache.pages_BY),
                 window=_window(config, kind),
@@ -353,16 +357,23 @@ def decode_step(
             )
         new_k.append(k_WKMSH)
         new_v.append(v_WKMSH)
-        x_B1D = add_attention_and_mlp(layer, config, x_B1D, attended_BNH[:, None])
-    hidden_BD = rms_norm(x_B1D[:, 0], weights.norm_D, config.norm_eps)
+        if stream:
+            following = (*weights.layers, weights.norm_D)[i + 1]
+            stream = kernel_block.add_attention_and_mlp(
+                layer, config, stream, attended_BNH, following
+            )
+        else:
+            x_B1D = add_attention_and_mlp(layer, config, x_B1D, attended_BNH[:, None])
     after = cache._replace(k=tuple(new_k), v=tuple(new_v), length_B=cache.length_B + 1)
-    return hidden_BD, after
+    if stream:
+        return kernel_block.final_hidden(stream), after
+    return rms_norm(x_B1D[:, 0], weights.norm_D, config.norm_eps), after
 
 
 def _attend_to_cache(
     layer: Layer,
     config: ModelConfig,
-    x_B1D: Float[Array, "B 1 D"],
+    qkv_B1KXH: Float[Array, "B 1 K X H"],
     *,
     rotary: tuple[Array, Array],
     cached: tuple[Any, ...],
@@ -374,7 +385,6 @@ def _attend_to_cache(
     `cached` is (k_WKMSH, v_WKMSH, length_B, pages_BY).
     """
     cache = dict(zip(("k_WKMSH", "v_WKMSH", "length_B", "pages_BY"), cached, strict=True))
-    qkv_B1KXH = project(layer, config, x_B1D)
     by_kernel = fused and has_kernel(config.head_dim)
     if by_kernel and config.qk_norm != "projection":
         norms = None

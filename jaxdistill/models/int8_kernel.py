@@ -1,8 +1,8 @@
 """Arithmetic of Triton kernels on int8 numbers that converts few of them, or cheaply.
 
 Triton converts an int8 operand of a bfloat16 product element by element, and where the summed axis
-is not the last one it even loads it byte by byte: the loop of `decode_kernel` has 923 instructions
-for an int8 block and 394 for a bfloat16 one. Two ways around it:
+is not the last one it even loads it byte by byte: the loop of `decode_kernel` had 923 instructions
+for an int8 block so, and 394 for a bfloat16 one. Two ways around it:
 
 - A product of integers: the other operand is rounded to two int8 numbers, a coarse one and a fine
   one, whose int32 products with the int8 numbers are exact.
@@ -58,7 +58,7 @@ def pair(even: Int8[Array, "*N"], odd: Int8[Array, "*N"]) -> Int16[Array, "*N"]:
 def one_of_pairs(
     pairs: Int16[Array, "*N"], place: int, dtype: DTypeLike, *, has_assembly: bool
 ) -> Float[Array, "*N"]:
-    """The number at `place`, 0 or 1, of each pair; `has_assembly` in kernels for NVIDIA GPUs."""
+    """The number at `place`, 0 or 1, of each pair; `has_assembly` in kernels for Hopper GPUs."""
     if has_assembly and dtype == jnp.bfloat16:
         from jax.experimental.pallas import triton
 

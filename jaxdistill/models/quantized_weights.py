@@ -1,24 +1,24 @@
 """Weights as decode steps read them, in 8 bits with one scale per output channel.
 
-A decode step of few rows reads every weight once, so that half of the bytes should be nearly half
-of the time of its products. With Qwen3-1.7B's sizes on an H200 it is not: at 64 rows every format
-is slower than bfloat16, and at 256 rows `float8_dynamic` alone is faster, by 2 % (docs/log.md,
-2026-12-01). TPUs were not timed. `sampling.weights` rounds, on the device and from the parameters
-that it is given, the query, key, value, output, gate, up and down projections, and for some formats
-the head. Embeddings, norms and biases stay as they are.
+A decode step of few rows reads every weight once, and half of the bytes can be nearly half of the
+time of its products. `sampling.weights` rounds, on the device and from the parameters that it is
+given, the query, key, value, output, gate, up and down projections, and for some formats the head.
+Embeddings, norms and biases stay as they are.
 
-| `weights_dtype` | weights | activations of these products | head |
+| `weights_dtype` | weights | activations in 8 bits, one scale per row | head |
 |---|---|---|---|
-| `int8` | int8 | in the compute dtype | int8 |
-| `int8_dynamic` | int8 | int8, one scale per row | in the compute dtype |
-| `float8_dynamic` | float8_e4m3fn | float8_e4m3fn, one scale per row | in the compute dtype |
+| `int8` | int8 | none | int8 |
+| `int8_dynamic` | int8 | those of q/k/v and of gate and up, which a norm has made | int8 |
+| `float8_dynamic` | float8_e4m3fn | all, in float8_e4m3fn | in the compute dtype |
 
-`int8` converts the weight where the product reads it, which the compiler fuses into the product: a
-TPU's does, and a GPU's does with its Triton products only (`sampler.compiler_options`). The others
-multiply in 8 bits and reach the matrix units at twice the rate: int8 on TPUs, float8 on Hopper GPUs
-by cuBLASLt, which wants the summed axis last in both inputs, as it is stored here. A row's scale is
-its own, so that its result does not depend on its neighbours; where tensor-parallel devices share
-the summed axis (output and down projections), it is one more small exchange per product.
+A row's scale is its own, so that its result does not depend on its neighbours. On Hopper GPUs int8
+weights are read by kernels of our own, if `has_kernels`. Elsewhere the compiler converts a weight
+where its product reads it, if activations are not in 8 bits: a TPU's does, and a GPU's does with
+its Triton products only (`sampler.compiler_options`). Products in 8 bits reach the matrix units at
+twice the rate: int8 on TPUs, float8 on Hopper GPUs by cuBLASLt, which wants the summed axis last in
+both inputs, as it is stored here. With the sizes of Qwen3-1.7B on an H200 all formats were slower
+than bfloat16 without the kernels, but for float8 at 256 rows (docs/log.md, 2026-12-01). TPUs were
+not timed.
 
 Weight-only and dynamic int8: Dettmers et al. 2022, LLM.int8(), arXiv 2208.07339. E4M3: Micikevicius
 et al. 2022, FP8 formats for deep learning, arXiv 2209.05433.
@@ -35,10 +35,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxdistill.errors import UserError
+from jaxdistill.models import attention, weights_kernel
 from jaxdistill.models.config import ModelConfig
-from jaxdistill.models.quantized import quantize
+from jaxdistill.models.quantized import Quantized, quantize
 from jaxdistill.precision import einsum
-from jaxdistill.sharding import constrain
+from jaxdistill.sharding import constrain, num_parts, platform
 
 WeightsDtype = Literal["auto", "int8", "int8_dynamic", "float8_dynamic"]  # auto: the compute dtype
 WEIGHTS_DTYPES: tuple[str, ...] = get_args(WeightsDtype)
@@ -46,20 +47,29 @@ WEIGHTS_DTYPES: tuple[str, ...] = get_args(WeightsDtype)
 _SCALE_BYTES = 4  # float32
 
 
+# The fields of `parameters.Layer` that are products' weights, with the letters summed over.
+PRODUCTS = {"qkv_DKXH": "D", "out_NHD": "NH", "gate_up_DXF": "D", "down_FD": "F"}
+HEAD = "head_DV"
+
+
 @dataclass(frozen=True)
 class Format:
-    """The dtype of weights, whether activations are rounded to it too, and whether the head is."""
+    """The dtype of weights, in which products activations are rounded to it too, and of the head.
+
+    A head is rounded but its activations are not: that would add their error to every logit.
+    """
 
     dtype: DTypeLike
-    is_dynamic: bool
+    dynamic: tuple[str, ...]  # of PRODUCTS
     has_head: bool
 
 
-# A head whose activations are rounded as well would add that error to every logit.
+# Attention's output and SiLU's have larger outliers than a norm's, and rounding them is a pass of
+# its own on a GPU. With them and without a rounded head log-probs are 1.6 times as far off.
 FORMATS: dict[str, Format] = {
-    "int8": Format(jnp.int8, is_dynamic=False, has_head=True),
-    "int8_dynamic": Format(jnp.int8, is_dynamic=True, has_head=False),
-    "float8_dynamic": Format(jnp.float8_e4m3fn, is_dynamic=True, has_head=False),
+    "int8": Format(jnp.int8, dynamic=(), has_head=True),
+    "int8_dynamic": Format(jnp.int8, dynamic=("qkv_DKXH", "gate_up_DXF"), has_head=True),
+    "float8_dynamic": Format(jnp.float8_e4m3fn, dynamic=tuple(PRODUCTS), has_head=False),
 }
 
 
@@ -71,10 +81,11 @@ class DecodingWeight:
     Inputs of several axes, such as the heads NH, are one axis with the first one's letter.
     """
 
-    values: Any  # [*N, C], int8 or float8_e4m3fn
+    values: Any  # [*N, C], int8 or float8_e4m3fn; or pairs of int8 (`weights_kernel.pair_halves`)
     scale: Any  # [*N], float32
     axes: str = dataclasses.field(metadata={"static": True})
     is_dynamic: bool = dataclasses.field(metadata={"static": True})
+    by_kernel: bool = dataclasses.field(metadata={"static": True})
 
     def constrained(self, axes: str) -> "DecodingWeight":
         """The same, split over the mesh by other letters (`sharding.constrain`)."""
@@ -91,18 +102,49 @@ Weight = Float[Array, "..."] | DecodingWeight
 
 
 def quantize_weight(
-    weight: Float[Array, "..."], axes: str, summed: str, how: Format
+    weight: Float[Array, "..."], name: str, how: Format, *, by_kernel: bool = False
 ) -> DecodingWeight:
-    """Round a weight whose letters `summed` are those that its product sums over.
+    """Round a weight with the `name` of one of PRODUCTS or of the head.
 
     A column of zeros has scale 1 and stays zero. Each device rounds its own part.
     """
+    axes, summed = name.rsplit("_", 1)[-1], PRODUCTS.get(name, "D")
     outputs = "".join(a for a in axes if a not in summed)
     last = jnp.transpose(weight, [axes.index(a) for a in outputs + summed])
     last = last.reshape(*last.shape[: len(outputs)], -1)
-    found_axes = outputs + summed[0]
+    found_axes, is_dynamic = outputs + summed[0], name in how.dynamic
     values, scale = quantize(constrain(last, found_axes), how.dtype)
-    return DecodingWeight(values, scale, found_axes, how.is_dynamic).constrained(found_axes)
+    if by_kernel and not is_dynamic:
+        values = weights_kernel.pair_halves(values)
+    found = DecodingWeight(values, scale, found_axes, is_dynamic, by_kernel)
+    return found.constrained(found_axes)
+
+
+def has_kernels(config: ModelConfig, dtype: DTypeLike) -> bool:
+    """Whether decode steps can read int8 weights by `weights_kernel`: on Hopper GPUs, in bfloat16.
+
+    Not where devices share a product (tensor parallelism), nor for families that norm or add a
+    bias where the kernels add the residual.
+    """
+    if platform() != "gpu" or not attention.is_hopper_or_newer() or num_parts("F") > 1:
+        return False
+    if config.post_norm or config.out_bias or config.mlp_bias:
+        return False
+    if jnp.dtype(dtype) != jnp.bfloat16:
+        return False
+    D, F, V, H = config.shape("DFVH")
+    heads = {config.num_heads * H, (config.num_heads + 2 * config.num_kv_heads) * H}
+    return all(weights_kernel.has_tiles(n, n) for n in {D, F, V} | heads)
+
+
+def kernel_product(
+    x_MC: Float[Array, "M C"] | Quantized, weight: DecodingWeight, out_dtype: DTypeLike
+) -> Float[Array, "O M N"]:
+    """x times a weight `by_kernel`, in parts; of gate and up already silu(gate) * up."""
+    num = 2 if weight.axes[0] == "X" else 1
+    values_XNC = weight.values.reshape(num, -1, weight.values.shape[-1])
+    scale_XN = weight.scale.reshape(num, -1)
+    return weights_kernel.product_of_few_rows(x_MC, values_XNC, scale_XN, out_dtype=out_dtype)
 
 
 def product(
@@ -113,21 +155,27 @@ def product(
 ) -> Float[Array, "..."]:
     """`einsum(spec, x, weight)` in x's dtype or `out_dtype`; the letters summed end those of x.
 
-    >>> identity = quantize_weight(jnp.eye(2), "DF", "D", FORMATS["int8"])
-    >>> product("BTD,DF->BTF", jnp.array([[[0.5, 3.0]]]), identity).round(3).tolist()
+    >>> identity = quantize_weight(jnp.eye(2), "head_DV", FORMATS["int8"])
+    >>> product("BTD,DV->BTV", jnp.array([[[0.5, 3.0]]]), identity).round(3).tolist()
     [[[0.5, 3.0]]]
     """
     inputs, result = spec.split("->")
     of_x, axes = inputs.split(",")
     lead = [a for a in of_x if a not in axes]
     assert result == "".join(lead) + weight.axes[:-1], f"{spec} of a weight with {weight.axes}"
+    out_dtype = out_dtype or x.dtype
     x = x.reshape(*x.shape[: len(lead)], -1)
+    if weight.by_kernel:  # the head alone: `kernel_block` has the layers' products
+        assert not weight.is_dynamic, "only a norm's kernel rounds activations"
+        parts = kernel_product(x.reshape(-1, x.shape[-1]), weight, out_dtype)
+        out = jnp.sum(parts, axis=0) if len(parts) > 1 else parts[0]
+        return out.astype(out_dtype).reshape(*x.shape[:-1], *weight.scale.shape)
     # Lower case: the product's own letter of the inputs, whatever their axes were.
     plain = f"{''.join(lead)}c,{weight.axes[:-1]}c->{result}"
     row_scale = None
     if weight.is_dynamic:
         rounded, row_scale = quantize(x, weight.values.dtype)
-        sums = jnp.int32 if weight.values.dtype == jnp.int8 else out_dtype or x.dtype
+        sums = jnp.int32 if weight.values.dtype == jnp.int8 else out_dtype
         out = einsum(plain, rounded, weight.values, out_dtype=sums)
     else:
         # Every int8 number is one of bfloat16 too, so that the conversion is exact.
@@ -135,24 +183,27 @@ def product(
     out = out.astype(jnp.float32) * weight.scale.reshape((1,) * len(lead) + weight.scale.shape)
     if row_scale is not None:
         out *= row_scale.reshape(*row_scale.shape, *(1,) * weight.scale.ndim)
-    return out.astype(out_dtype or x.dtype)
+    return out.astype(out_dtype)
 
 
 # ------------------------------------------------------------------------------------- the layers
 
-# The fields of `parameters.Layer` that are products' weights, with the letters summed over.
-PRODUCTS = {"qkv_DKXH": "D", "out_NHD": "NH", "gate_up_DXF": "D", "down_FD": "F"}
 
-
-def decoding_layer(layer: Any, weights_dtype: WeightsDtype) -> Any:
+def decoding_layer(layer: Any, weights_dtype: WeightsDtype, *, by_kernel: bool = False) -> Any:
     """A `parameters.Layer` with its products' weights rounded; unchanged for "auto"."""
     if weights_dtype == "auto":
         return layer
-    found = {}
-    for name, summed in PRODUCTS.items():
-        weight, axes = getattr(layer, name), name.rsplit("_", 1)[-1]
-        found[name] = quantize_weight(weight, axes, summed, FORMATS[weights_dtype])
-    return layer._replace(**found)
+    how = FORMATS[weights_dtype]
+    rounded = {
+        name: quantize_weight(getattr(layer, name), name, how, by_kernel=by_kernel)
+        for name in PRODUCTS
+    }
+    return layer._replace(**rounded)
+
+
+def is_read_by_kernels(weights_dtype: WeightsDtype, config: ModelConfig, dtype: DTypeLike) -> bool:
+    is_int8 = weights_dtype != "auto" and FORMATS[weights_dtype].dtype == jnp.int8
+    return is_int8 and has_kernels(config, dtype)
 
 
 def has_quantized_head(weights_dtype: WeightsDtype) -> bool:

@@ -27,6 +27,7 @@ from jaxdistill.models.quantized_weights import (
     DecodingWeight,
     WeightsDtype,
     check_weights_dtype,
+    is_read_by_kernels,
 )
 from jaxdistill.sampling import keys
 from jaxdistill.sampling import pages as paging
@@ -164,7 +165,7 @@ def make_sampler(
         most_slot_counts=most_slot_counts,
         in_steps=in_steps,
     )
-    options = compiler_options(weights_dtype)
+    options = compiler_options(config, dtype, weights_dtype)
     if in_steps:
         return Steps(
             start=jax.jit(jax.named_scope("sample")(program.start_alone), compiler_options=options),
@@ -181,14 +182,17 @@ def make_sampler(
     return jax.jit(sample, compiler_options=options)
 
 
-def compiler_options(weights_dtype: WeightsDtype) -> dict[str, Any] | None:
+def compiler_options(
+    config: ModelConfig, dtype: Any, weights_dtype: WeightsDtype
+) -> dict[str, Any] | None:
     """XLA's options for a sampler on the platform in use."""
     if platform() != "gpu":
         return None
     # XLA's Triton GEMM for a few rows writes float32 partial sums that the next kernel adds up: 6 %
-    # of a step for Qwen3-1.7B with 64 rows on an H200. But no other product there reads int8
+    # of a step for Qwen3-1.7B with 64 rows on an H200. But no other product of XLA's reads int8
     # weights as they are: before cuBLAS, a kernel would write them out in bfloat16 at every token.
-    converts = weights_dtype != "auto" and not FORMATS[weights_dtype].is_dynamic
+    is_int8 = weights_dtype != "auto" and FORMATS[weights_dtype].dtype == jnp.int8
+    converts = is_int8 and not is_read_by_kernels(weights_dtype, config, dtype)
     return {"xla_gpu_enable_triton_gemm": converts}
 
 

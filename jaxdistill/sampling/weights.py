@@ -9,10 +9,12 @@ from jaxdistill.models import parameters
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.quantized_weights import (
     FORMATS,
+    HEAD,
     DecodingWeight,
     WeightsDtype,
     decoding_layer,
     has_quantized_head,
+    is_read_by_kernels,
     quantize_weight,
 )
 from jaxdistill.sampling.drawing import columns_of
@@ -48,7 +50,11 @@ def decoding_weights(
         return jnp.pad(x, [(0, missing if i == axis else 0) for i in range(2)]) if missing else x
 
     weights = parameters.unstack(params, config, dtype=dtype)
-    layers = [gather_layer(decoding_layer(layer, weights_dtype)) for layer in weights.layers]
+    by_kernel = is_read_by_kernels(weights_dtype, config, dtype)
+    layers = [
+        gather_layer(decoding_layer(layer, weights_dtype, by_kernel=by_kernel))
+        for layer in weights.layers
+    ]
     embed_VD = weights.embed_VD.astype(dtype)
     if config.tie_embeddings:
         embed_VD = gather("VD", filled(embed_VD, 0))
@@ -59,5 +65,5 @@ def decoding_weights(
         return weights, embed_VD.T  # one gathered copy serves as embedding and head
     head_DV: Any = filled(parameters.head(params, config).astype(dtype), 1)
     if has_quantized_head(weights_dtype):
-        head_DV = quantize_weight(head_DV, "DV", "D", FORMATS[weights_dtype])
+        head_DV = quantize_weight(head_DV, HEAD, FORMATS[weights_dtype], by_kernel=by_kernel)
     return weights, gather("DV", head_DV)

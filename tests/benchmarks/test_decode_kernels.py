@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from benchmark_scripts import script
 
-PRODUCT = "down, 4 rows: int8: block_c 64, splits 4"
+PRODUCT = "down, 4 rows: int8"
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_a_wrong_kernel_is_not_timed(run, monkeypatch):
 
 def test_attention_is_compared_with_its_formulas():
     decode_kernels = script("decode_kernels")
-    variant = decode_kernels.ATTENTION["int8, integers, narrow, blocks of 32"]
+    variant = decode_kernels.ATTENTION["int8"]
     case = decode_kernels.attention_case(decode_kernels.TINY, 3, variant, True)
     out_BNH, (k, v) = jax.jit(case.step)(case.x, *case.arguments[0])
     assert case.check((out_BNH, (k, v))) < 0.01
@@ -58,4 +58,4 @@ def test_attention_is_compared_with_its_formulas():
 def test_every_variant_has_a_name_of_its_own():
     decode_kernels = script("decode_kernels")
     names = [name for name, _ in decode_kernels.cases(decode_kernels.TINY, [64, 256], True)]
-    assert len(set(names)) == len(names) > 40
+    assert len(set(names)) == len(names) > 30

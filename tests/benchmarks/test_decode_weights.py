@@ -10,10 +10,17 @@ from benchmark_scripts import script
 class Made:
     """A program in the place of a compiled one; every timed step takes a millisecond."""
 
-    def __init__(self, variant, params, options):
+    def __init__(self, variant, rows, params, options):
         if variant.weights == "float8_dynamic":
             raise NotImplementedError("no products of float8 here")
-        self.seconds = []
+        self.variant, self.rows, self.seconds = variant, rows, []
+
+    def compile(self):
+        if self.variant.weights == "int8_dynamic":
+            raise ValueError("not compiled here")
+
+    def run(self, tokens):
+        pass
 
     def time_step(self):
         self.seconds.append(0.001)
@@ -22,19 +29,19 @@ class Made:
         step = self.seconds[0]
         return {
             "step_seconds": step,
-            "step_tokens_per_second": 4 / step,
+            "step_tokens_per_second": self.rows / step,
             "ratio_to_exact": exact / step,
             "share_of_copy": 0.5,
             "compile_seconds": 20,
         }
 
 
-def variants(tmp_path, monkeypatch, made):
+def variants(tmp_path, monkeypatch, made, named):
     """Those in the file after a run with these programs, which may end it."""
     decode_weights, file = script("decode_weights"), tmp_path / "found.json"
     monkeypatch.setattr(decode_weights, "Program", made)
     monkeypatch.setattr(decode_weights, "random_params", lambda *given: {})
-    given = ["--rows", "4", "--out", str(file), "--only", "int8", "float8_dynamic", "int8 cache"]
+    given = ["--rows", "4", "8", "--out", str(file), "--only", *named]
     monkeypatch.setattr("sys.argv", ["decode_weights", *given])
     with contextlib.suppress(KeyboardInterrupt):
         decode_weights.main()
@@ -42,21 +49,24 @@ def variants(tmp_path, monkeypatch, made):
 
 
 def test_a_number_format_that_fails_is_named_and_leaves_the_others(tmp_path, monkeypatch):
-    found = variants(tmp_path, monkeypatch, Made)
-    assert found["float8_dynamic"] == {
+    named = ["int8", "int8_dynamic", "float8_dynamic", "int8 cache"]
+    found = variants(tmp_path, monkeypatch, Made, named)
+    assert found["float8_dynamic, 4 rows"] == {
         "failed": "NotImplementedError: no products of float8 here"
     }  # fmt: skip
-    assert found["int8 cache"]["ratio_to_exact"] == 1
+    assert found["int8_dynamic, 8 rows"] == {"failed": "ValueError: not compiled here"}
+    assert found["int8 cache, 8 rows"]["step_tokens_per_second"] == 8000
     # The first variant, with which the others are compared, is timed although it is not named.
-    assert list(found) == ["exact", "int8", "float8_dynamic", "int8 cache"]
+    all_named = ["exact", *named]
+    assert set(found) == {f"{name}, {rows} rows" for name in all_named for rows in (4, 8)}
 
 
 def test_a_stopped_process_leaves_what_it_has_timed(tmp_path, monkeypatch):
     class Stopped(Made):
-        def __init__(self, variant, params, options):
-            if variant.cache == "int8":
+        def time_step(self):
+            if self.variant.cache == "int8":
                 raise KeyboardInterrupt
-            super().__init__(variant, params, options)
+            super().time_step()
 
-    found = variants(tmp_path, monkeypatch, Stopped)
-    assert found["int8"]["seconds_of_turns"] == pytest.approx([0.001])
+    found = variants(tmp_path, monkeypatch, Stopped, ["int8 cache"])
+    assert found["exact, 8 rows"]["seconds_of_turns"] == pytest.approx([0.001])

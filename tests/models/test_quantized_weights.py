@@ -24,9 +24,9 @@ from jaxdistill.sampling.weights import decoding_weights
 LARGEST = {"int8": 127, "int8_dynamic": 127, "float8_dynamic": 448}
 # (spec, letters that are summed, shape of x, shape of the weight)
 PRODUCTS = {
-    "qkv": ("BTD,DKXH->BTKXH", "D", (3, 1, 32), (32, 2, 4, 8)),
-    "out": ("BTNH,NHD->BTD", "NH", (3, 1, 4, 8), (4, 8, 16)),
-    "head": ("BD,DV->BV", "D", (3, 32), (32, 40)),
+    "qkv_DKXH": ("BTD,DKXH->BTKXH", "D", (3, 1, 32), (32, 2, 4, 8)),
+    "out_NHD": ("BTNH,NHD->BTD", "NH", (3, 1, 4, 8), (4, 8, 16)),
+    "head_DV": ("BD,DV->BV", "D", (3, 32), (32, 40)),
 }
 
 
@@ -63,15 +63,14 @@ def inputs(of: str) -> tuple[np.ndarray, np.ndarray]:
 def test_a_product_is_that_of_the_rounded_weight_and_of_rows_rounded_one_by_one(of, name):
     spec, summed, _, _ = PRODUCTS[of]
     x, weight = inputs(of)
-    axes = spec.split(",")[1].split("->")[0]
 
     @jax.jit
     def of_rounded(x, weight):
-        return product(spec, x, quantize_weight(weight, axes, summed, FORMATS[name]))
+        return product(spec, x, quantize_weight(weight, of, FORMATS[name]))
 
     found = np.asarray(of_rounded(x, weight), np.float64)
     rows = x.reshape(x.shape[0], -1)
-    if FORMATS[name].is_dynamic:
+    if of in FORMATS[name].dynamic:
         rows, _ = rounded(rows, name)
     columns, _ = rounded(by_outputs(weight, summed), name)
     expected = (rows @ columns.T).reshape(found.shape)
@@ -85,8 +84,8 @@ def test_a_product_is_that_of_the_rounded_weight_and_of_rows_rounded_one_by_one(
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_channel_is_as_close_as_its_own_scale_allows(name):
-    _, weight = inputs("head")
-    quantized = quantize_weight(jnp.asarray(weight), "DV", "D", FORMATS[name])
+    _, weight = inputs("head_DV")
+    quantized = quantize_weight(jnp.asarray(weight), "head_DV", FORMATS[name])
     off = np.asarray(quantized.values, np.float64) * np.asarray(quantized.scale)[:, None] - weight.T
     scale = np.abs(weight).max(axis=0)[:, None] / LARGEST[name]
     if name == "float8_dynamic":
@@ -99,10 +98,10 @@ def test_every_channel_is_as_close_as_its_own_scale_allows(name):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_zeros_stay_zeros_and_what_is_not_finite_stays_visible(name):
-    _, weight = inputs("head")
+    _, weight = inputs("head_DV")
     weight[:, 3] = 0
     weight[5, 7] = np.nan
-    quantized = quantize_weight(jnp.asarray(weight), "DV", "D", FORMATS[name])
+    quantized = quantize_weight(jnp.asarray(weight), "head_DV", FORMATS[name])
     x = np.ones((2, 32), np.float32)
     x[1] = 0
     found = np.asarray(product("BD,DV->BV", jnp.asarray(x), quantized))
@@ -121,7 +120,10 @@ def test_the_counted_bytes_are_those_of_the_arrays(name):
             lambda p, config=config: decoding_weights(p, config, jnp.float32, name), params
         )
         size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))  # noqa: E731
-        has_own_head = not ties or name == "int8"  # otherwise one array is table and head
+        has_own_head = not ties or name in (
+            "int8",
+            "int8_dynamic",
+        )  # otherwise one array is table and head
         held = size(weights) + (size(head) if has_own_head else 0)
         held -= 0 if ties else size(weights.embed_VD)
         assert decoding_bytes(config, "float32", name, held=True) == held
