@@ -94,10 +94,10 @@ AUTO_TOKENS = 4096
 AUTO_SEQUENCES = (2, 8)
 
 # On a CPU a micro-batch of packed rows of a fixed shape has as many rows as have this many of the
-# student's positions. The toy's step takes 0.86 s with one row of 128 positions at a time, 0.83
-# with two, 0.79 with four and 0.81 with eight: products of few rows reach fewer FLOP/s there, above
-# all those of weight gradients (docs/log.md, 2026-12-01).
-CPU_POSITIONS = 512
+# student's positions, since products of few rows reach fewer FLOP/s there, above all those of
+# weight gradients. Four of the toy's rows of 128 are faster still, but leave more of the last
+# micro-batch empty (docs/log.md, 2026-12-01).
+CPU_POSITIONS = 256
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,7 +100,7 @@ def packed(config: RunConfig) -> RunConfig:
     that holds a prompt and a completion, of 11 and at most 80 tokens: attention computes all pairs
     of positions in a row, also those of two sequences, so that longer rows would cost more. A
     teacher's prompt has 17 tokens and a demonstration of at most 80; to 104 all have one width.
-    The sampler goes on with 24 slots once 24 of its 48 rows have ended, which takes a quarter of
+    The sampler continues with 24 slots once 24 of its 48 rows have ended, which saves a quarter of
     its time (docs/log.md, 2026-12-01).
     """
     assert isinstance(config.experience, OnPolicy)
