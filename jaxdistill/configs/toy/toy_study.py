@@ -100,13 +100,10 @@ def packed(config: RunConfig) -> RunConfig:
     that holds a prompt and a completion, of 11 and at most 80 tokens: attention computes all pairs
     of positions in a row, also those of two sequences, so that longer rows would cost more. A
     teacher's prompt has 17 tokens and a demonstration of at most 80; to 104 all have one width.
-    The sampler continues with 24 slots once 24 of its 48 rows have ended, which saves a quarter of
-    its time (docs/log.md, 2026-12-01).
     """
     assert isinstance(config.experience, OnPolicy)
     experience = replace(config.experience, teacher_prompt_multiple=104)
-    compute = replace(config.compute, pack=128, slot_counts=2)
-    return replace(config, experience=experience, compute=compute)
+    return replace(config, experience=experience, compute=replace(config.compute, pack=128))
 
 
 def measured_once(config: RunConfig) -> RunConfig:
