@@ -107,8 +107,7 @@ def test_a_broken_math_verify_ends_an_evaluation_at_its_start(place, monkeypatch
     (place / "broken" / "math_verify.py").write_text("raise ImportError('Unsupported ANTLR')")
     (place / "d.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n')
     monkeypatch.syspath_prepend(place / "broken")
-    for name in [name for name in sys.modules if name.partition(".")[0] == "math_verify"]:
-        monkeypatch.delitem(sys.modules, name)  # an earlier test may have graded in this process
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # no __pycache__ beside it
     before = listing(place)
     code, out, err = call("eval", "nowhere", "--data", "d.jsonl", "--kind", "math")
     assert (code, out, err.count("\n")) == (2, "", 1)
