@@ -93,12 +93,6 @@ class KeptShapes:
 AUTO_TOKENS = 4096
 AUTO_SEQUENCES = (2, 8)
 
-# On a CPU a micro-batch of packed rows of a fixed shape has as many rows as have this many of the
-# student's positions, since products of few rows reach fewer FLOP/s there, above all those of
-# weight gradients. Four of the toy's rows of 128 are faster still, but leave more of the last
-# micro-batch empty (docs/log.md, 2026-12-01).
-CPU_POSITIONS = 256
-
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
@@ -117,12 +111,11 @@ class Layout:
         """
         rows, parts = len(batches[0].advantage_B), sharding.num_parts("B")
         if tokens := self.tokens_per_row(-(-rows // parts)):
-            together = self.rows_together(tokens)
             if self.fixes_widths:
-                kept = fixed_shape(batches[0].widths_X, tokens, rows, together)
+                kept = fixed_shape(batches[0].widths_X, tokens, rows, parts)
             else:
                 kept = self.shapes.packed.setdefault(str(rows), KeptPacking())
-            arrays, padding = pack_alike(batches, tokens, together, kept)
+            arrays, padding = pack_alike(batches, tokens, parts, kept)
             return arrays, {"padding": padding}
         capacity_X = None
         if self.keeps_widths:
@@ -143,14 +136,12 @@ class Layout:
         """
         rows, parts = len(sizes_MIX[0]), sharding.num_parts("B")
         if tokens := self.tokens_per_row(-(-rows // parts), platform):
-            together = self.rows_together(tokens, platform)
             if self.fixes_widths:
-                shape = fixed_shape(widths_X, tokens, rows, together)
-                plans = plan_into(sizes_MIX, shape, together)
+                plans = plan_into(sizes_MIX, fixed_shape(widths_X, tokens, rows, parts), parts)
             else:
-                plans = plan_batches(sizes_MIX, tokens, together, KeptPacking())
+                plans = plan_batches(sizes_MIX, tokens, parts, KeptPacking())
             capacity_X, micro_batches, sequences = plans[0].shape
-            return abstract_arrays((micro_batches, together, sequences), capacity_X, rows)
+            return abstract_arrays((micro_batches, parts, sequences), capacity_X, rows)
         longest_X = np.max([sizes_IX.max(axis=0) for sizes_IX in sizes_MIX], axis=0).tolist()
         if self.keeps_widths:
             completion, student = self.most_tokens
@@ -160,16 +151,6 @@ class Layout:
         micro_batches = -(-rows // together)
         arrays = abstract_arrays((micro_batches, together, 1), widths_X, rows)
         return arrays._replace(num_in_use=None)
-
-    def rows_together(self, tokens: int, platform: str | None = None) -> int:
-        """The packed rows of a micro-batch, of this many of the student's tokens each.
-
-        One for each device, but on a CPU several where the shape is fixed. Where it follows from
-        the lengths, one row is as long as is useful.
-        """
-        is_cpu = (platform or sharding.platform()) == "cpu"
-        several = max(CPU_POSITIONS // tokens, 1) if is_cpu and self.fixes_widths else 1
-        return several * sharding.num_parts("B")
 
     def tokens_per_row(self, sequences: int, platform: str | None = None) -> int:
         """The student's capacity in a packed row, of at most this many sequences; 0: no packing."""

@@ -103,20 +103,6 @@ def test_the_plan_has_the_shapes_of_the_run():
     assert [x.shape for x in jax.tree.leaves(abstract)] == shapes_of(arrays)
 
 
-def test_a_micro_batch_on_a_cpu_has_as_many_rows_as_fill_256_positions():
-    batch = make_batch(7)
-
-    def rows_together(platform, **changes):
-        shapes = layout(**changes).abstract([batch.sizes_BX], batch.widths_X, platform)
-        return shapes.rows.row_BA.shape[0]
-
-    assert rows_together("cpu") == 2  # of 128 positions
-    assert rows_together("cpu", compute=Compute(pack=512)) == 1
-    assert rows_together("gpu") == rows_together("tpu") == 1
-    # Where shapes follow from the lengths, one row is as long as is useful.
-    assert rows_together("cpu", fixes_widths=False) == 1
-
-
 def test_the_quick_study_packs_its_rows_and_the_full_one_pads_them():
     for profile, pack in (("quick", 128), ("full", 0)):
         arms = load_study_recipe("toy_study", profile).arms
