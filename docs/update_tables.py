@@ -60,9 +60,7 @@ PAGES = (
 METHODS = ("base", "sdpo", "sdpo_mask", "epi_gate", "epi_anchor", "ad_opsd", "grpo")
 OF_SEARCH = ("front", "equal", "course", "tries", "gradients")  # of `sparse_rates.search_tables`
 # One method of a kind: plain, protected, rewarded, mixed, and the last two at each other's rate.
-DRAWN = ("base", "sdpo", "epi_gate", "grpo", "grpo_at_mixture_rate", "rescue_gate", *(
-    f"{name}_at_grpo_rate" for name in sparse.MIXTURES
-))  # fmt: skip
+DRAWN = ("base", "sdpo", "epi_gate", "grpo", "rescue_gate", *sparse.SWAPPED)
 # The searches whose tables stand on a page: its name, and the package's file.
 SEARCHES = {"toy_tune": "docs/toy_tune.md", "toy_sparse_tune": "docs/toy_sparse.md"}
 # Head of the column, world, split, measure.

@@ -64,8 +64,8 @@ class Format:
     has_head: bool
 
 
-# Attention's output and SiLU's have larger outliers than a norm's, and rounding them is a pass of
-# its own on a GPU. With them and without a rounded head log-probs are 1.6 times as far off.
+# Rounding attention's output and SiLU's too, with an exact head, puts log-probs 1.6 times as far
+# off (benchmarks/weights_log_probs.py), and is a pass of its own on a GPU.
 FORMATS: dict[str, Format] = {
     "int8": Format(jnp.int8, dynamic=(), has_head=True),
     "int8_dynamic": Format(jnp.int8, dynamic=("qkv_DKXH", "gate_up_DXF"), has_head=True),

@@ -16,6 +16,7 @@ from jaxdistill.configs.toy._sparse import (
 )
 from jaxdistill.errors import UserError
 from jaxdistill.objectives import Mixed, UnsolvedGroups
+from jaxdistill.report import sparse
 from jaxdistill.report.words import METHOD_LABELS
 from jaxdistill.run.search import Point
 from jaxdistill.storage.toy import toy_base_folder
@@ -124,3 +125,8 @@ def test_a_method_that_was_not_tuned_yet_has_its_usual_value():
         if chosen is not None:
             expected = (chosen["peak_lr"], chosen["value"])
         assert tuned_point(name) == expected
+
+
+def test_the_report_knows_the_mixtures_and_their_runs_at_another_rate():
+    assert set(sparse.MIXTURES) == set(MIXTURES)
+    assert set(sparse.SWAPPED) <= METHOD_LABELS.keys()
