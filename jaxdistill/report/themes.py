@@ -229,7 +229,12 @@ def colour_of(study: StudyResults, method: str, theme: Theme) -> str:
 
 
 def add_legend(fig: "Figure", handles: list, labels: list[str], columns: int) -> None:
-    """A legend above the axes, with fewer columns on a narrow figure."""
+    """A legend above the axes, with fewer columns on a narrow figure or where labels are long."""
     if fig.get_figwidth() < WIDE:
         columns = min(columns, 2)
-    fig.legend(handles, labels, loc="outside upper left", ncols=min(columns, len(labels)))
+    for ncols in range(min(columns, len(labels)), 0, -1):
+        legend = fig.legend(handles, labels, loc="outside upper left", ncols=ncols)
+        # What lies beyond the figure is cut off.
+        if ncols == 1 or legend.get_window_extent().x1 <= fig.bbox.width:
+            return
+        legend.remove()

@@ -46,3 +46,19 @@ def test_a_name_in_a_figure_is_no_formula_and_may_lack_a_glyph(recwarn):
 
     assert themes.picture("name", "A name.", draw).wide
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("width", [themes.WIDE, themes.NARROW])
+def test_a_legend_with_long_labels_has_as_few_columns_as_fit(width):
+    from matplotlib.lines import Line2D
+
+    labels = [f"{place}: gate on unsolved groups and GRPO" for place in range(9)]
+    fig = themes.new_figure(width, 5.0)
+    themes.add_legend(fig, [Line2D([], []) for _ in labels], labels, 4)
+    (legend,) = fig.legends
+    fig.draw_without_rendering()
+    assert [text.get_text() for text in legend.get_texts()] == labels
+    assert all(text.get_window_extent().x1 <= fig.bbox.width for text in legend.get_texts())
+    short = themes.new_figure(width, 5.0)
+    themes.add_legend(short, [Line2D([], [])] * 4, list("abcd"), 4)
+    assert short.legends[0]._ncols == (4 if width == themes.WIDE else 2)
