@@ -98,10 +98,6 @@ def _share_gpus():
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_finish():
-    gc.freeze()  # modules and test cases live as long as the process: no collection visits them
-
 
 @pytest.fixture(autouse=True, scope="module")
 def _forget_programs():
