@@ -142,6 +142,7 @@ def test_bfloat16_logits_are_close_and_still_float32(folder):
     assert 1e-4 < error < 0.05  # bfloat16 rounds by 2^-9, in about ten successive multiplications
 
 
+@pytest.mark.long
 def test_a_mesh_splits_the_parameters_and_changes_no_logit(folder):
     mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2))
     model, alone = jd.load(folder, mesh=mesh), load(folder)
@@ -282,6 +283,7 @@ def toy():
     return load("toy:main")
 
 
+@pytest.mark.long
 def test_a_run_folder_is_its_newest_checkpoint_and_saves_its_tokenizer(toy, tmp_path):
     convert.convert(toy.folder, tmp_path / "run")
     model = load(tmp_path / "run")
@@ -371,6 +373,7 @@ def test_text_beyond_the_models_positions_is_refused(toy):
             toy.generate(["2", prompt], jd.Sampling(max_new_tokens=new))
 
 
+@pytest.mark.long
 def test_a_token_that_the_model_has_no_row_for_is_refused(tmp_path):
     jd.load("toy:main").save(tmp_path / "more")
     tokenizer = tok.load(tmp_path / "more")
@@ -381,6 +384,7 @@ def test_a_token_that_the_model_has_no_row_for_is_refused(tmp_path):
         model.generate(["20 15 1 -> 34 <tool>"])
 
 
+@pytest.mark.long
 def test_a_response_in_detail_has_its_tokens_their_log_probs_its_end_and_its_verdict(toy):
     prompts, answers = ["20 15 1 -> 34", "9 4 2 -> 7"], ["20 + 15 - 1", "9 - 4 + 2"]
     sampling = jd.Sampling(temperature=0.7, max_new_tokens=40)

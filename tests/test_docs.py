@@ -17,6 +17,7 @@ from jaxdistill.tasks.contexts import Attempt
 from jaxdistill.training.teachers import Models
 
 
+@pytest.mark.long
 def test_one_step_runs_from_top_to_bottom_and_prints_what_the_page_shows(capsys):
     """Cell by cell; under a cell that prints stands its output, line by line with its labels."""
     cell = re.compile(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", re.DOTALL)

@@ -258,6 +258,7 @@ def test_the_log_lists_its_entries_and_each_says_four_things():
             assert title.lower() in " ".join(index.split()).lower(), title
 
 
+@pytest.mark.long
 def test_a_studys_tables_are_written_into_a_page(tmp_path):
     from synthetic_study import build_study
 

@@ -66,6 +66,7 @@ def value_and_gradient(params):
     return jax.jit(jax.value_and_grad(_loss))(params, *_batch())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sizes", [(1, 8, 1), (1, 1, 8), (2, 2, 2)])
 def test_a_mesh_changes_neither_value_nor_gradient(params, value_and_gradient, sizes):
     mesh = sharding.make_mesh(MeshConfig(*sizes))
@@ -134,18 +135,18 @@ def _two_steps(params, config, cache_dtype, weights_dtype, tokens_BS, mask_BS):
 @pytest.mark.parametrize(
     ("family", "sizes", "cache_dtype", "weights_dtype"),
     [
-        *(("qwen3", sizes, "auto", "auto") for sizes in MESHES[1:4]),
+        *(pytest.param("qwen3", m, "auto", "auto", marks=pytest.mark.long) for m in MESHES[1:4]),
         # Rows alone are split as training splits them; (1, 4, 2) is in the rows of olmo3.
         pytest.param("qwen3", (8, 1, 1), "auto", "auto", marks=pytest.mark.slow),
         pytest.param("qwen3", (1, 4, 2), "auto", "auto", marks=pytest.mark.slow),
-        ("qwen2", (2, 2, 2), "auto", "auto"),
+        pytest.param("qwen2", (2, 2, 2), "auto", "auto", marks=pytest.mark.long),
         ("olmo3", (1, 4, 2), "auto", "auto"),
         ("qwen3", (2, 2, 2), "int8", "auto"),
         pytest.param("qwen3", (1, 1, 8), "int8", "auto", marks=pytest.mark.slow),
-        ("olmo3", (1, 4, 2), "int8", "auto"),
-        ("qwen3", (1, 1, 8), "auto", "int8"),
+        pytest.param("olmo3", (1, 4, 2), "int8", "auto", marks=pytest.mark.long),
+        pytest.param("qwen3", (1, 1, 8), "auto", "int8", marks=pytest.mark.long),
         ("olmo3", (1, 4, 2), "auto", "int8_dynamic"),
-        ("qwen2", (2, 2, 2), "auto", "float8_dynamic"),
+        pytest.param("qwen2", (2, 2, 2), "auto", "float8_dynamic", marks=pytest.mark.long),
     ],
 )
 def test_a_mesh_does_not_change_decoding(on_one_device, family, sizes, cache_dtype, weights_dtype):

@@ -26,6 +26,8 @@ from jaxdistill.training import memory, step
 from jaxdistill.training.compute import Compute
 from jaxdistill.training.optimizer import Optimizer
 
+pytestmark = pytest.mark.long
+
 TINY = dataclasses.replace(
     presets.PRESETS["Qwen3-1.7B"],
     vocab_size=64, hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,

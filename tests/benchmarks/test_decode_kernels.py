@@ -42,6 +42,7 @@ def test_a_wrong_kernel_is_not_timed(run, monkeypatch):
     assert "differs from NumPy" in run()["failed"]
 
 
+@pytest.mark.long
 def test_attention_is_compared_with_its_formulas():
     decode_kernels = script("decode_kernels")
     variant = decode_kernels.ATTENTION["int8"]

@@ -166,6 +166,7 @@ def test_answers_are_counted_by_how_they_are_written(answers, expected):
 # ---------------------------------------------------------------------------- training, evaluation
 
 
+@pytest.mark.long
 def test_train_and_eval_run_from_a_prepared_set(place):
     call(*PREPARE.split())
     source = "tfds:aime25:test"

@@ -94,6 +94,7 @@ def test_a_finished_evaluation_is_printed_again_and_another_one_is_refused(evalu
     assert tree_of(folder) == before
 
 
+@pytest.mark.long
 def test_an_evaluation_without_out_finds_its_folder_again(place):
     command = ["eval", "toy:main", "--data", "toy:heldout", "--limit", 2, *ONE_DEVICE]
     command += ["--max-new-tokens", 4, "--samples"]
@@ -105,6 +106,7 @@ def test_an_evaluation_without_out_finds_its_folder_again(place):
         assert read_evaluation(place / folder).is_complete
 
 
+@pytest.mark.long
 def test_greedy_takes_one_response_and_refuses_several(place):
     command = ["eval", "toy:main", "--data", "toy:heldout", "--limit", 2, "--max-new-tokens", 4]
     for how in (["--protocol", "greedy"], ["--temperature", 0]):
@@ -128,6 +130,7 @@ def test_a_protocols_length_is_checked_against_the_models_positions():
     assert_mistake(command, "max_new_tokens=38912 .* beyond the model's 512 positions")
 
 
+@pytest.mark.long
 def test_the_models_own_settings_decide_where_no_flag_does(place, run_dir):
     from command_line import copied
 
@@ -157,6 +160,7 @@ def test_the_models_own_settings_decide_where_no_flag_does(place, run_dir):
 # than the toy's own.
 
 
+@pytest.mark.long
 def test_a_system_turn_and_the_graded_text_are_the_commands(place, run_dir):
     rows = [{"question": "1 + 1?", "answer": "2"}, {"question": "1 + 2?", "answer": "3"}]
     (place / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -174,6 +178,7 @@ def test_a_system_turn_and_the_graded_text_are_the_commands(place, run_dir):
     assert_mistake(toy, "--graded whole: ToyTask says itself what of a response is graded")
 
 
+@pytest.mark.long
 def test_eval_reads_the_columns_and_asks_with_the_instruction_that_it_is_told(place, run_dir):
     rows = [{"ask": "1 + 1?", "say": 2}, {"ask": "1 + 2?", "say": None}]
     (place / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -187,6 +192,7 @@ def test_eval_reads_the_columns_and_asks_with_the_instruction_that_it_is_told(pl
     assert (record["question"], record["answer"]) == ("1 + 1?", "2")
 
 
+@pytest.mark.long
 def test_eval_takes_several_data_sets_and_says_how_each_was_read(place, run_dir):
     for folder, answer in (("a", 7), ("b", "B")):
         (place / folder).mkdir()

@@ -20,6 +20,7 @@ def write(place, rows, name="rows.jsonl"):
     (place / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+@pytest.mark.long
 def test_the_same_rows_come_out_in_order_with_their_verdicts(place):
     write(place, ROWS)
     code, out, err = call("grade", "rows.jsonl", "--task", "math", "--out", "out.jsonl")
@@ -51,6 +52,7 @@ def test_letters_are_graded_and_printed_without_a_file_to_write(place):
     assert "5 rows, 1 correct (20.0%)" in err
 
 
+@pytest.mark.long
 def test_the_window_and_the_tags_are_options(place):
     write(place, [{"gold": "1", "response": "[T]" + r"\boxed{2}[/T] \boxed{1}" + "." * 90}])
     found = []

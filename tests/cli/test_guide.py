@@ -59,6 +59,7 @@ class Coin:
 """
 
 
+@pytest.mark.long
 def test_the_table_is_printed_and_printed_again_from_a_finished_folder(place, run_dir):
     (place / "coin.py").write_text(COIN)
     command = ["guide", run_dir, "--task", "coin.py:Coin", "--contexts", "solution,answer",

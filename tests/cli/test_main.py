@@ -156,6 +156,7 @@ def test_ctrl_c_in_a_verb_is_130(monkeypatch):
     assert call("train", "toy_grpo") == (130, "", "jaxdistill: interrupted\n")
 
 
+@pytest.mark.long
 def test_a_closed_pipe_ends_the_command_quietly(run_dir):
     """As in `jaxdistill sample ... | head -0`."""
     reading, writing = os.pipe()

@@ -31,6 +31,7 @@ def test_weights_that_are_not_finite_are_refused_with_the_tensor(place, run_dir)
         assert_mistake(command.split(), refused)
 
 
+@pytest.mark.long
 def test_a_run_from_weights_that_are_not_finite_is_stopped_and_exports_nothing(place, run_dir):
     with_nan(run_dir, place / "nan")
     code, out, err = call(

@@ -70,6 +70,7 @@ def test_sample_prints_each_prompt_with_its_responses():
     assert call(*command, "--seed", 3)[1].split("\n\n")[0] == out.split("\n\n")[0]
 
 
+@pytest.mark.long
 def test_sample_says_where_a_response_was_cut():
     command = ["sample", "toy:main", *ONE_DEVICE, "--prompt", "9 4 2 -> 7", "--max-new-tokens", 2]
     code, out, _ = call(*command)
@@ -77,6 +78,7 @@ def test_sample_says_where_a_response_was_cut():
     assert out.startswith("# 9 4 2 -> 7 (cut at --max-new-tokens)\n")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "command", ["sample toy:main --prompt x", "eval toy:main --data toy:heldout"]
 )
@@ -90,6 +92,7 @@ def test_an_int8_cache_is_asked_for(command, monkeypatch):
         assert lines[-1] == f"jaxdistill: asked for {name}"  # after eval's progress bar
 
 
+@pytest.mark.long
 def test_a_greedy_sample_of_a_run_is_that_of_its_export(run_dir):
     arguments = [*ONE_DEVICE, "--prompt", "9 4 2 -> 7", "--temperature", 0, "--max-new-tokens", 8]
     outs = [call("sample", folder, *arguments) for folder in (run_dir, run_dir / "export")]

@@ -67,6 +67,7 @@ def test_a_broken_study_recipe_too(place):
     assert_mistake(["study", "mine.py"], "returned int, not a Study")
 
 
+@pytest.mark.long
 def test_ctrl_c_while_training_saves_the_last_step_and_resumes(place):
     # As many devices as here, or the resumed run says that they are others.
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}

@@ -23,6 +23,8 @@ from jaxdistill.training.checkpointing import Steps
 from jaxdistill.training.timing import TIMINGS
 from jaxdistill.training.traces import Traces
 
+pytestmark = pytest.mark.long
+
 # Of different lengths, so that a packed row holds several and a padded one is not full.
 ROWS = [
     {"question": "20 15 1 -> 34", "response": "20 + 15 = 35 - 1 = 34 </think> answer 34"},

@@ -91,6 +91,7 @@ def test_every_method_has_the_same_number_of_runs_and_none_is_reported():
     assert not {s.name for s in reported} & set(study.search.splits)
 
 
+@pytest.mark.long
 def test_no_validation_problem_is_trained_on_or_reported():
     """By content, over everything that the studies draw."""
     tune, study = (load_study_recipe(name, "full") for name in ("toy_tune", "toy_study"))

@@ -91,6 +91,7 @@ def test_what_the_records_do_not_tell_is_absent_and_never_a_guess(tmp_path):
 TOKENS = st.sampled_from(["wait", "maybe", "check", "+", "7", "</think>", "so", "waiter", "-"])
 
 
+@pytest.mark.long
 @given(st.lists(st.lists(TOKENS, max_size=12).map(" ".join), min_size=1, max_size=5))
 def test_the_words_sum_to_the_total_in_every_mode_and_groups_to_all(toy, texts):
     responses = [

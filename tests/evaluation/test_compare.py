@@ -273,6 +273,7 @@ def small_pair(tmp_path_factory):
     return few[1], [write_evaluation(folder / str(i), each, k=2) for i, each in enumerate(few)]
 
 
+@pytest.mark.long
 @given(data=st.data())
 @settings(max_examples=100, deadline=None)
 def test_a_record_or_a_setting_of_any_kind_is_compared_or_refused_in_one_line(data, small_pair):

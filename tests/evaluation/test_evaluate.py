@@ -76,6 +76,7 @@ def records_of(policy, params=None, split=SPLIT, **changes):
 # ---------------------------------------------------------------------------------- the sampling
 
 
+@pytest.mark.long
 def test_every_question_is_answered_k_times_whatever_the_batch_size(policy):
     whole = records_of(policy)
     questions = questions_of(SPLIT.task)
@@ -255,6 +256,7 @@ def test_the_lines_for_a_person_hold_both_accuracies_and_every_known_mean():
     }  # fmt: skip
 
 
+@pytest.mark.long
 def test_many_responses_are_counted_in_full():
     lines = list(summary_lines([record(str(i), correct=True) for i in range(12_345)], 1))
     assert lines[-1].split() == ["n", "12345"]

@@ -16,6 +16,8 @@ from jaxdistill.storage import tokenizer as tokenizers
 from jaxdistill.tasks import contexts
 from jaxdistill.tasks.tasks import ToyTask, probe_prefixes
 
+pytestmark = pytest.mark.long
+
 
 def response(text, question, correct):
     return Response(text, "a.jsonl", "a.jsonl:1", question, None, correct, None, None)

@@ -343,6 +343,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.long
 @given(st.sampled_from(FIELDS), JSON, st.dictionaries(st.sampled_from(BESIDE), JSON, max_size=4))
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_record_is_read_or_refused_in_one_line(tmp_path, field, value, beside):

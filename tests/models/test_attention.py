@@ -239,6 +239,7 @@ def test_a_segment_attends_as_a_row_of_its_own(path, window):
             np.testing.assert_allclose(x[b, slots], y[0], atol=3e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", PATHS)
 def test_other_segments_and_padding_change_no_bit_of_a_segment(path):
     make, S = PATHS[path]
@@ -255,6 +256,7 @@ def test_other_segments_and_padding_change_no_bit_of_a_segment(path):
             assert np.isfinite(y).all()
 
 
+@pytest.mark.long
 def test_cudnn_is_told_where_each_segment_lies(monkeypatch):
     """cuDNN's arguments, read as its documentation says, with two query heads per key head."""
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
@@ -303,6 +305,7 @@ def as_on_tpu(monkeypatch):
     monkeypatch.setattr(sharding, "platform", lambda: "tpu")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("B", "sizes"), [(4, (2, 2, 2)), (3, (1, 2, 4))], ids=["split", "whole-where-indivisible"]
 )
@@ -322,6 +325,7 @@ def test_a_mesh_changes_no_bit_of_splash_and_its_gradient(as_on_tpu, B, sizes):
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.long
 def test_a_mesh_changes_no_bit_of_packed_splash_and_its_gradient(as_on_tpu):
     inputs = [jnp.asarray(x, jnp.bfloat16) for x in _inputs(2, B=4, S=150)]
     lengths_BA = np.array([*LENGTHS[150], [0, 0, 0, 0]])

@@ -204,6 +204,7 @@ def test_xla_on_int8_attends_to_what_the_numbers_stand_for(window):
     assert_equal_but_for_the_full_row((out_BNH, *cache), expected, 2e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_mesh_splits_int8_numbers_and_their_scales_alike(shared):
     """Two parts of the rows, each with its pool, and two of the heads."""

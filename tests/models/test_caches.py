@@ -96,6 +96,7 @@ def test_a_ring_gives_what_all_positions_give_under_the_mask(by, page, window, r
     assert_written(v, *(table or [None]), v_BKH, ring)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("by", ["xla", "kernel"])
 def test_a_ring_in_int8_gives_what_int8_gives_for_all_positions(by):
     (q_BNH, k_BKH, v_BKH), cache = heads()
@@ -118,6 +119,7 @@ def test_a_ring_in_int8_gives_what_int8_gives_for_all_positions(by):
     np.testing.assert_allclose(out_BNH, expected_BNH, atol=5e-5 if by == "kernel" else 2e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_ring_as_long_as_the_window_needs_no_mask_in_the_tpu_kernel(shared):
     from jax.experimental.pallas import tpu

@@ -24,6 +24,7 @@ def _prefill(params, config, tokens_BP, mask_BP, num_slots, **options):
 _decode_step = jax.jit(decoder.decode_step, static_argnames=("config", "dtype"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", CONFIGS)
 def test_a_packed_sequence_has_the_states_of_a_row_of_its_own(family):
     """Two sequences and padding, an empty one between two, and a row of none."""
@@ -95,28 +96,62 @@ def _olmo3_ropes(full, sliding):
         ("qwen3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
         pytest.param("qwen3", {"attention_bias": True}, marks=pytest.mark.slow),
         ("qwen3", {"rope_theta": 5e4, "rope_scaling": YARN}),
-        ("qwen3", {"rope_scaling": YARN | {"truncate": False, "beta_fast": 4.0}}),
-        ("qwen3", {"rope_scaling": YARN | {"mscale": 0.7, "mscale_all_dim": 1.3}}),
-        ("qwen3", {"rope_scaling": {"rope_type": "linear", "factor": 3.0}}),
+        pytest.param(
+            "qwen3",
+            {"rope_scaling": YARN | {"truncate": False, "beta_fast": 4.0}},
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            "qwen3",
+            {"rope_scaling": YARN | {"mscale": 0.7, "mscale_all_dim": 1.3}},
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            "qwen3",
+            {"rope_scaling": {"rope_type": "linear", "factor": 3.0}},
+            marks=pytest.mark.long,
+        ),
         ("qwen3", {"rope_scaling": LLAMA3}),
-        ("qwen3", {"num_hidden_layers": 6} | WINDOW),
+        pytest.param("qwen3", {"num_hidden_layers": 6} | WINDOW, marks=pytest.mark.long),
         pytest.param("qwen2", {}, marks=pytest.mark.slow),
         ("qwen2", {"tie_word_embeddings": True, "num_key_value_heads": 1, "rope_theta": 1e6}),
-        ("qwen2", {"num_key_value_heads": 4, "head_dim": 10}),
+        pytest.param("qwen2", {"num_key_value_heads": 4, "head_dim": 10}, marks=pytest.mark.long),
         ("qwen2", {"rope_scaling": YARN} | WINDOW),
         pytest.param("llama", {}, marks=pytest.mark.slow),
         ("llama", {"rope_theta": 5e5, "rope_scaling": LLAMA3, "tie_word_embeddings": True}),
-        ("llama", {"rope_parameters": LLAMA3 | {"rope_theta": 5e5}, "num_key_value_heads": None}),
-        ("llama", {"rope_scaling": {"type": "linear", "factor": 3.0}, "num_key_value_heads": 1}),
-        ("llama", {"rope_scaling": YARN, "rms_norm_eps": 1e-2, "head_dim": 10}),
+        pytest.param(
+            "llama",
+            {"rope_parameters": LLAMA3 | {"rope_theta": 5e5}, "num_key_value_heads": None},
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            "llama",
+            {"rope_scaling": {"type": "linear", "factor": 3.0}, "num_key_value_heads": 1},
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            "llama",
+            {"rope_scaling": YARN, "rms_norm_eps": 1e-2, "head_dim": 10},
+            marks=pytest.mark.long,
+        ),
         pytest.param("llama", {"attention_bias": True}, marks=pytest.mark.slow),
         pytest.param("llama", {"mlp_bias": True}, marks=pytest.mark.slow),
         pytest.param("olmo3", {}, marks=pytest.mark.slow),
         pytest.param("olmo3", {"rope_theta": 5e5, "rope_scaling": YARN}, marks=pytest.mark.slow),
-        ("olmo3", {"rope_theta": 1e4, "rope_scaling": YARN, "num_hidden_layers": 8}),
+        pytest.param(
+            "olmo3",
+            {"rope_theta": 1e4, "rope_scaling": YARN, "num_hidden_layers": 8},
+            marks=pytest.mark.long,
+        ),
         ("olmo3", {"num_key_value_heads": 1, "tie_word_embeddings": True}),
-        ("olmo3", {"num_key_value_heads": 4, "attention_bias": True}),
-        ("olmo3", {"head_dim": 8, "layer_types": ["full_attention", "sliding_attention"] * 2}),
+        pytest.param(
+            "olmo3", {"num_key_value_heads": 4, "attention_bias": True}, marks=pytest.mark.long
+        ),
+        pytest.param(
+            "olmo3",
+            {"head_dim": 8, "layer_types": ["full_attention", "sliding_attention"] * 2},
+            marks=pytest.mark.long,
+        ),
         ("olmo3", _olmo3_ropes(YARN | {"rope_theta": 3e4}, {"rope_type": "default"})),
         ("olmo3", _olmo3_ropes({"rope_type": "default"}, LLAMA3 | {"rope_theta": 2e4})),
     ],
@@ -174,6 +209,7 @@ def test_decoding_with_an_int8_cache_stays_near_the_full_forward(family):
     assert np.max(errors) < 0.1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cache_dtype", ["auto", "int8"])
 @pytest.mark.parametrize("family", CONFIGS)
 def test_a_step_through_the_kernel_equals_one_through_xla(family, cache_dtype, monkeypatch):

@@ -72,7 +72,10 @@ def assert_close(found, expected, exact):
 
 @pytest.mark.parametrize(
     ("weights_dtype", "mesh"),
-    [("int8", None), ("int8_dynamic", "data=2,fsdp=2,tensor=1")],
+    [
+        pytest.param("int8", None, marks=pytest.mark.long),
+        ("int8_dynamic", "data=2,fsdp=2,tensor=1"),
+    ],
 )
 def test_the_kernels_give_the_logits_of_separate_operations(monkeypatch, weights_dtype, mesh):
     given = CONFIG, weights_dtype, "auto", 4, 5

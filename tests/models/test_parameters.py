@@ -28,6 +28,7 @@ def test_initial_hidden_states_and_logits_have_unit_scale(params):
 
 
 # Olmo's layers have every part; Qwen3's are those of the step in tests/training/test_step.py.
+@pytest.mark.long
 @pytest.mark.parametrize(
     "family", [x if x == "olmo3" else pytest.param(x, marks=pytest.mark.slow) for x in CONFIGS]
 )

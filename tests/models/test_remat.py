@@ -31,7 +31,7 @@ FAMILIES = {
     ),
 }  # fmt: skip
 
-QUICK = ("olmo3", "projections")
+LARGEST = ("olmo3", "projections")
 
 
 def gradient(config, remat, dtype=jnp.float32, attention="auto"):
@@ -55,6 +55,11 @@ def of_family(family, remat):
     return jax.device_get(gradient(config, remat)(params, tokens_BS, mask_BS))
 
 
+def _mark(family, remat):
+    is_long = family == "qwen3" or (family, remat) == LARGEST
+    return pytest.mark.long if is_long else pytest.mark.slow
+
+
 # What a policy keeps has the same names in every family; Olmo's layers have the most parts.
 @pytest.mark.parametrize(
     ("family", "remat"),
@@ -62,7 +67,7 @@ def of_family(family, remat):
         pytest.param(
             family,
             remat,
-            marks=[] if family == "qwen3" or (family, remat) == QUICK else [pytest.mark.slow],
+            marks=[] if (family, remat) == ("qwen3", "all") else _mark(family, remat),
         )
         for family in FAMILIES
         for remat in REMATS[1:]

@@ -26,6 +26,7 @@ def assert_same(actual, expected):
         np.testing.assert_allclose(x, np.asarray(y), rtol=1e-5, atol=tolerance)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("family", "cache_dtype"), [("qwen3", "auto"), ("olmo3", "int8")])
 def test_blocks_of_rows_leave_the_same_states_and_caches(family, cache_dtype):
     """Also the rings of sliding layers, whose contents depend on each row's own length."""

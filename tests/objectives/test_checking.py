@@ -182,6 +182,7 @@ def gap(positions):
     return positions.of_token(positions.teacher) - positions.of_token(positions.student_logp_BTV)
 
 
+@pytest.mark.long
 def test_a_weight_cannot_spoil_the_step_where_nothing_is_distilled_and_the_networks_agree():
     by_sign = own("factor", lambda self, positions, epistemic: sign(gap(positions)))
     given = made_positions(IDS, V)
@@ -201,6 +202,7 @@ def test_a_weight_cannot_spoil_the_step_where_nothing_is_distilled_and_the_netwo
     check_objective(Distill(weights=(PerRow(),)), IDS, V)
 
 
+@pytest.mark.long
 def test_the_check_runs_on_a_mesh():
     with sharding.use_mesh(sharding.make_mesh(sharding.MeshConfig(2, 2, 2))):
         check_objective(GOOD[0], IDS, V)

@@ -197,6 +197,7 @@ def test_a_teacher_that_doubts_as_the_reference_makes_gate_and_anchor_the_base_b
     assert_same(variant, base, given, exact=is_exact)
 
 
+@pytest.mark.long
 def test_choices_at_their_neutral_value_are_the_base():
     base = Distill(support=FullVocabulary())
     neutral = [

@@ -106,6 +106,7 @@ def contrasted(config):
     return dataclasses.replace(config, objective=rlcsd(), experience=experience)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("changed", [lambda x: x, pytest.param(contrasted, marks=pytest.mark.slow)])
 def test_a_plan_for_eight_devices_has_the_programs_and_shapes_of_the_run(tmp_path, caplog, changed):
     config = changed(config_of_eight())

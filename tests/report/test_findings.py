@@ -25,6 +25,7 @@ def test_a_study_that_follows_the_paper_has_every_ordering_hold(study_dir):
     assert len(found) == len(findings.ORDERINGS) + 1
 
 
+@pytest.mark.long
 def test_a_study_that_contradicts_the_paper_says_so(tmp_path):
     better = (0.95, 5.0, 50.0, 0.9)
     worse_grpo = (0.5, 3.0, 40.0, 0.2)

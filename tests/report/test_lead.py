@@ -24,6 +24,7 @@ def of_ends(folder, num_problems=60, **ends):
     return sentence_of(load_study_results(built))
 
 
+@pytest.mark.long
 def test_the_harm_and_its_remedy_are_one_sentence_with_the_numbers_of_the_rows(study_dir):
     rows = json.loads((study_dir / "summary.json").read_text())
     last = {
@@ -45,9 +46,21 @@ def test_the_harm_and_its_remedy_are_one_sentence_with_the_numbers_of_the_rows(s
     ("sdpo", "gate", "said", "num_problems"),
     [
         ((0.95, 5.0, 50.0, 0.9), BASE_STATE, "(SDPO) raised held-out accuracy", 60),
-        (LIKE_BASE, BASE_STATE, "(SDPO) did not measurably change held-out accuracy", 400),
+        pytest.param(
+            LIKE_BASE,
+            BASE_STATE,
+            "(SDPO) did not measurably change held-out accuracy",
+            400,
+            marks=pytest.mark.long,
+        ),
         (LIKE_BASE, BASE_STATE, "(SDPO) leaves open whether held-out accuracy changed", 12),
-        (ENDS["main"]["sdpo"], BASE_STATE, "the epistemic gate prevents the loss: it ends", 200),
+        pytest.param(
+            ENDS["main"]["sdpo"],
+            BASE_STATE,
+            "the epistemic gate prevents the loss: it ends",
+            200,
+            marks=pytest.mark.long,
+        ),
         (ENDS["main"]["sdpo"], (0.552, 3.2, 41.0, 0.5), "gate is not clearly better", 60),
         (ENDS["main"]["sdpo"], (0.97, 3.2, 41.0, 0.5), "prevents the loss and gains", 60),
     ],
@@ -63,6 +76,7 @@ def test_without_records_the_sentence_claims_no_direction(study_dir, tmp_path):
     assert not {"lowered", "prevents"} & set(text.split())
 
 
+@pytest.mark.long
 def test_the_best_objective_is_the_most_accurate_that_learns_from_a_teacher(study_dir):
     study = load_study_results(study_dir)
     cells = tabulate(study)
@@ -89,6 +103,7 @@ def run(study_dir, tmp_path):
     return run
 
 
+@pytest.mark.long
 def test_a_single_run_is_compared_with_its_step_0(run, without_figures):
     assert sentence_of(load_runs([run])).startswith("40 steps of mine lowered held-out accuracy")
     page = Page(write_run_report([run], run).read_text())
@@ -134,6 +149,7 @@ def test_a_run_without_a_step_0_says_that_its_beginning_is_unknown(run):
     assert "cannot tell what training changed" in sentence_of(load_runs([run]))
 
 
+@pytest.mark.long
 def test_several_runs_are_ordered_and_a_difference_within_noise_is_called_so(study_dir, run):
     runs = [study_dir / "runs" / f"main-{method}-s0" for method in ("sdpo", "grpo")]
     text = sentence_of(load_runs(runs))

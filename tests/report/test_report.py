@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import pytest
 from synthetic_study import ENDS, ONE_METHOD, build_study
 from written_study import Page, records_path, rewrite_records
 
@@ -41,6 +42,7 @@ def test_the_page_is_whole_and_asks_nothing_of_the_network_or_of_scripts(page):
     assert "6 min 12 s" in page.text
 
 
+@pytest.mark.long
 def test_equal_folders_give_equal_pages(tmp_path):
     folder = build_study(tmp_path / "a", ends=ONE_METHOD, num_problems=8)
     other = shutil.copytree(folder, tmp_path / "b")

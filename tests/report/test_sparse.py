@@ -36,6 +36,7 @@ def verdicts(study):
     return [line.split(": ")[0].partition(". ")[2] for line in lines]
 
 
+@pytest.mark.long
 def test_a_distillation_below_grpo_confirms_the_first_prediction_and_one_above_refutes_it(study):
     assert verdicts(study)[0] == "holds"
     assert verdicts(renamed(study, {"grpo": "epi_gate", "epi_gate": "grpo"}))[0] == "fails"
@@ -53,6 +54,7 @@ def renamed(study, names):
     return dataclasses.replace(study, rows=rows, runs=runs)
 
 
+@pytest.mark.long
 def test_a_method_below_grpo_that_is_above_it_ood_refutes_the_sixth_prediction(study, tmp_path):
     """GRPO and SDPO exchange their OOD answers; all others keep their places on both splits."""
     assert "on the other side" not in sparse.predicted(study)[5]

@@ -28,6 +28,8 @@ from jaxdistill.training.compute import Compute
 from jaxdistill.training.schedules import OneStepOff
 from jaxdistill.training.timing import TIMINGS
 
+pytestmark = pytest.mark.long
+
 PROMPTS = ["20 15 1 -> 34", "9 4 2 -> 7", "3 8 6 -> 30"]  # not one for each device
 
 

@@ -125,6 +125,7 @@ def test_seeds_of_one_recipe_keep_all_workers_busy():
     assert sorted(arm.name for share in shares for arm in share) == sorted(a.name for a in arms)
 
 
+@pytest.mark.long
 def test_a_study_of_a_recipe_goes_on_and_its_report_pools_the_seeds(tmp_path, monkeypatch):
     """Two seeds at two rates, stopped after two runs."""
     monkeypatch.setattr("jaxdistill.report.figures.draw_all", lambda study, cells: {})

@@ -76,6 +76,7 @@ def test_a_run_of_three_steps_resumed_to_six_is_the_run_of_six(whole, three, tmp
     assert note["step"] == 3
 
 
+@pytest.mark.long
 def test_checkpoints_in_another_place_are_found_from_the_run_folder_alone(whole, three, tmp_path):
     here, there = tmp_path / "run", tmp_path / "disk" / "there"
     there.parent.mkdir()
@@ -225,6 +226,7 @@ def test_an_export_of_an_earlier_end_is_replaced(three, tmp_path, monkeypatch):
     assert tree_of(tmp_path / "run" / "export")["model.safetensors"] != before
 
 
+@pytest.mark.long
 def test_pretraining_resumes_to_the_bit_too(tmp_path, monkeypatch):
     config = tiny(
         experience=Supervised(examples=7, batch_size=2),
@@ -268,6 +270,7 @@ def test_a_packed_run_is_a_padded_one_that_says_how_much_is_padding(whole, tmp_p
     assert np.isfinite(second["loss"])
 
 
+@pytest.mark.long
 def test_the_sampler_has_the_dtypes_of_the_run_and_evaluations_exact_weights(tmp_path, monkeypatch):
     asked, make = [], engine.make_sampler
 
@@ -328,6 +331,7 @@ def test_a_run_of_an_older_version_that_lacked_a_setting_goes_on(whole, tmp_path
         assert f" {added}" in said
 
 
+@pytest.mark.long
 def test_a_base_that_changed_since_the_start_is_refused(whole, tmp_path):
     """A frozen teacher is read from the base model again, so another base would change the run."""
     base = tmp_path / "base"

@@ -209,6 +209,7 @@ def saved(run_dir):
         return checkpoints.restore(config.steps, example, vocab_size=policy.config.vocab_size)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("first", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_resumed_run_draws_the_pending_batch_again(first, whole, tmp_path):
     """After the first step, whose weights the copy still is, and after one that has moved them."""
@@ -255,6 +256,7 @@ def test_what_the_sampler_meets_with_ends_the_run_as_in_turn(share, tmp_path, mo
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("sampler")]
 
 
+@pytest.mark.long
 def test_where_the_samplers_devices_are_changed_is_said(whole, tmp_path, capsys):
     shutil.copytree(whole, tmp_path / "run")
     run(off(OneStepOff(sampler_devices=0), steps=5), tmp_path / "run", resume=True, quiet=True)

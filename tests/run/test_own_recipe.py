@@ -22,6 +22,8 @@ from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.tasks.grading import grade_all
 from jaxdistill.tasks.tasks import questions_of
 
+pytestmark = pytest.mark.long
+
 SOURCE = (ROOT / "tests" / "own_recipe.py").read_text()
 # Small sizes, but every part of the recipe. Training and evaluation sample in the same shape, so
 # that the sampler compiles once.

@@ -82,6 +82,7 @@ def assert_as_one_host(config, run_dir, one):
     jax.tree.map(close, state, other_state)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("devices", [4, pytest.param(8, marks=pytest.mark.slow)])
 def test_two_hosts_train_like_one_with_the_same_devices_and_write_everything_once(
     tmp_path, devices

@@ -159,6 +159,7 @@ def test_two_processes_find_what_one_found(finished, tmp_path):
     assert (tmp_path / "two" / "report.html").exists()
 
 
+@pytest.mark.long
 def test_an_interrupted_study_goes_on_where_it_stood(finished, tmp_path, monkeypatch):
     folder, calls = tmp_path / "study", []
 
@@ -276,6 +277,7 @@ def one_process() -> tuple[Arm, Arm]:
     return three_arms()[:2]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_run_that_fails_is_reported_and_the_others_stay(workers, tmp_path):
     base, sdpo = one_process()
@@ -293,6 +295,7 @@ def test_a_run_that_fails_is_reported_and_the_others_stay(workers, tmp_path):
         assert "Traceback" in "".join(caught.value.__notes__)  # the worker's, for --debug
 
 
+@pytest.mark.long
 def test_a_worker_that_dies_is_reported(tmp_path, monkeypatch):
     """As if killed by the system for lack of memory: no exception reaches the parent."""
     monkeypatch.setattr(workers, "worker", dies)
@@ -300,6 +303,7 @@ def test_a_worker_that_dies_is_reported(tmp_path, monkeypatch):
         run_study(small(2, one_process()), tmp_path / "study", quiet=True)
 
 
+@pytest.mark.long
 def test_a_worker_with_a_fault_of_ours_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "worker", faulty)
     with pytest.raises(RuntimeError, match="a worker of the study failed: TypeError: oh") as caught:

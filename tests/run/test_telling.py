@@ -159,6 +159,7 @@ def test_the_last_lines_say_where_the_time_went(tmp_path):
     )
 
 
+@pytest.mark.long
 def test_a_run_that_teaches_nothing_says_so_and_is_evaluated_before_its_first_step(
     tmp_path, capsys
 ):

@@ -24,7 +24,9 @@ def draw_tokens(logits_BV, kept, purpose="frequencies"):
     return jax.device_get(run(jnp.asarray(logits_BV, jnp.float32), keys_B))
 
 
-@pytest.fixture(params=[6, 2, 3])
+@pytest.fixture(
+    params=[pytest.param(6, marks=pytest.mark.long), 2, pytest.param(3, marks=pytest.mark.long)]
+)
 def block(request, monkeypatch):
     """The block size for six tokens: all of them in one block, or in several."""
     monkeypatch.setattr(drawing, "_MAX_BLOCK", request.param)
@@ -61,6 +63,7 @@ def test_sampled_frequencies_match_the_distribution(block, temperature, kept, nu
     assert chi_square < 20.5, "the 0.999 quantile at 5 degrees of freedom; the seed is fixed"
 
 
+@pytest.mark.long
 def test_two_steps_draw_from_a_vocabulary_of_real_size():
     """Tokens in ten classes of known mass: 151,936 of them, in 128 blocks of 1,187."""
     V, rows = 151_936, 1_500
@@ -88,7 +91,10 @@ def test_the_log_prob_is_that_of_all_tokens(kept, monkeypatch):
     np.testing.assert_allclose(drawn.logp_B, expected_B, atol=2e-6)
 
 
-@pytest.mark.parametrize("top_p", [0.9, 0.95, 0.99])
+@pytest.mark.parametrize(
+    "top_p",
+    [pytest.param(0.9, marks=pytest.mark.long), pytest.param(0.95, marks=pytest.mark.long), 0.99],
+)
 def test_several_draws_and_masks_keep_the_same_tokens(top_p, monkeypatch):
     """Every token of the nucleus that masking finds is drawn by some row, and no other token is."""
     logits_V = jax.random.normal(jax.random.key(1), (24,))

@@ -78,6 +78,7 @@ def test_prompts_are_the_rendered_questions_left_padded_to_a_bucket(engine, poli
         assert text == expected + "<|im_start|> assistant <think>"
 
 
+@pytest.mark.long
 def test_prompts_are_padded_to_the_first_width_that_holds_them(engine):
     for widths, expected in (((12, 24), 12), ((8, 24), 24), ((4, 8), PROMPT_MULTIPLE)):
         found = draw(engine, QUESTIONS[:2], widths=widths)
@@ -150,6 +151,7 @@ def test_a_question_that_stands_twice_under_one_id_gets_the_same_samples(engine)
     assert tokens[0] == tokens[1] != tokens[2]
 
 
+@pytest.mark.long
 def test_eight_devices_sample_what_one_samples(engine, policy):
     """The engine enters its mesh itself, whether or not the caller has entered it."""
     expected = draw(engine, QUESTIONS[:4])
@@ -166,6 +168,7 @@ def test_eight_devices_sample_what_one_samples(engine, policy):
     np.testing.assert_array_equal(found.logp_BT, inside.logp_BT)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("number", "rollouts"), [pytest.param(3, 2, marks=pytest.mark.slow), (1, 1), (3, 4)]
 )

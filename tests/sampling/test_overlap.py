@@ -57,6 +57,7 @@ def rollouts_of(policy, weights: Any = "auto", **options):
     )
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("every_four_steps")
 @pytest.mark.parametrize(
     ("slots", "pages", "counts", "weights"),
@@ -148,6 +149,7 @@ def test_the_next_steps_are_queued_before_the_host_reads_what_the_last_ones_drew
     assert not waits, "no verdict is waited for while rows are decoded"
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("every_four_steps")
 def test_what_the_grader_raises_is_raised_and_the_next_call_works(policy):
     def fail(questions, responses):

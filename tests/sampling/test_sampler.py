@@ -102,6 +102,7 @@ def test_greedy_takes_the_argmax_of_a_full_forward_at_every_step():
         np.testing.assert_allclose(logp_T, logp_TV.max(axis=-1), atol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pages", [None, pytest.param(60, marks=pytest.mark.slow), 200])
 def test_greedy_through_refilled_slots_is_the_argmax_of_a_full_forward(pages):
     """300 prompts of one to eleven tokens, twice each, through 32 slots that free up unevenly.
@@ -133,6 +134,7 @@ def test_greedy_through_refilled_slots_is_the_argmax_of_a_full_forward(pages):
     assert 0 < samples.finished_B.sum() < 600
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("slots", "pages"),
     [
@@ -157,6 +159,7 @@ def test_a_sample_does_not_depend_on_its_slot_or_when_it_had_it(slots, pages):
     np.testing.assert_allclose(found.logp_BT, expected.logp_BT, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("slots", "pages"),
     [
@@ -199,6 +202,7 @@ def test_a_limit_of_its_own_gives_the_beginning_of_a_row(slots, pages):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pages", [None, 20])
 def test_other_prompts_and_limits_of_the_same_sizes_compile_nothing(compilations, pages):
     run = build(Sampling(max_new_tokens=3), 4, slots=5, pages=pages)
@@ -251,9 +255,9 @@ AT_LEAST = Sampling(min_p=0.2, max_new_tokens=12)
     [
         (SAMPLING, *REFILLED),
         (SAMPLING, *PAGED),
-        (TRUNCATED, *PAGED),
+        pytest.param(TRUNCATED, *PAGED, marks=pytest.mark.long),
         (GREEDY, *REFILLED),
-        (AT_LEAST, *PAGED),
+        pytest.param(AT_LEAST, *PAGED, marks=pytest.mark.long),
         pytest.param(TRUNCATED, *REFILLED, marks=pytest.mark.slow),
         pytest.param(GREEDY, *PAGED, marks=pytest.mark.slow),
         pytest.param(AT_LEAST, *REFILLED, marks=pytest.mark.slow),
@@ -269,6 +273,7 @@ def test_behaviour_log_probs_equal_those_of_scoring(sampling, slots, pages):
     np.testing.assert_allclose(samples.logp_BT, logp_BT * samples.mask_BT, atol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pages", [pytest.param(None, marks=pytest.mark.slow), 12])
 def test_behaviour_log_probs_in_bfloat16_equal_those_of_scoring_in_bfloat16(pages):
     run = build(SAMPLING, 8, slots=5, pages=pages, dtype=jnp.bfloat16)
@@ -323,6 +328,7 @@ def test_wider_prompt_padding_changes_nothing():
     np.testing.assert_allclose(narrow.logp_BT, wide.logp_BT, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_shorter_limit_gives_the_beginning_of_the_same_samples():
     long = sample([0, 1, 2, 3], 4, SAMPLING)
     for limit in (1, 5):
@@ -365,6 +371,7 @@ def test_keys_are_addressed_by_purpose_step_question_and_rollout():
     np.testing.assert_array_equal(fewer.reshape(2, 2, 2), base.reshape(2, 3, 2)[:, :2])
 
 
+@pytest.mark.long
 def test_counts_of_rows_that_all_fit_are_their_steps_and_tokens():
     run = build(SAMPLING, 4, stops=(), slots=16, pages=80, counts=True)
     ids_QP, mask_QP = left_pad(PROMPTS, 6)
@@ -388,6 +395,7 @@ def rounded_to_int8(x, axes):
     return np.floor(np.asarray(x, np.float64) / scale + 0.5) * scale
 
 
+@pytest.mark.long
 def test_behaviour_log_probs_are_those_of_the_rounded_weights():
     """Of prompts of one token: prefill has not seen it, and all steps read rounded weights."""
     ids_Q1 = np.array([[5], [8]], np.int32)
@@ -430,6 +438,7 @@ def test_a_sampling_value_out_of_range_is_the_users_mistake():
         Sampling(top_p=1.5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "sampling",
     [
@@ -458,9 +467,9 @@ def test_a_padded_vocabulary_and_repeated_heads_draw_the_same_tokens(sampling):
 @pytest.mark.parametrize(
     ("slots", "pages", "cache_dtype"),
     [
-        (None, None, "auto"),
-        (8, 4 * 7, "auto"),
-        (8, None, "int8"),
+        pytest.param(None, None, "auto", marks=pytest.mark.long),
+        pytest.param(8, 4 * 7, "auto", marks=pytest.mark.long),
+        pytest.param(8, None, "int8", marks=pytest.mark.long),
         (8, 4 * 7, "int8"),
         # Parts of these; each compiles for eight devices.
         pytest.param(8, None, "auto", marks=pytest.mark.slow),
@@ -487,6 +496,7 @@ def test_eight_devices_sample_like_one(slots, pages, cache_dtype):
     np.testing.assert_allclose(samples.logp_BT, expected.logp_BT, rtol=1e-4, atol=atol)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pages", [None, pytest.param(80, marks=pytest.mark.slow)])
 def test_rows_go_on_in_fewer_slots_with_the_same_tokens(pages, monkeypatch):
     """16 slots become 8, 4 and 2 as rows end, in the order of no row's index."""
@@ -504,6 +514,7 @@ def test_rows_go_on_in_fewer_slots_with_the_same_tokens(pages, monkeypatch):
     np.testing.assert_allclose(found.logp_BT, expected.logp_BT, atol=1e-5)
 
 
+@pytest.mark.long
 def test_prompts_in_blocks_of_rows_draw_the_same_tokens(monkeypatch):
     """As on an accelerator, where the prompts of a block are those of some 8,192 positions."""
     expected = sample([0, 1, 2, 3], 4, SAMPLING)

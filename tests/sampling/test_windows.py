@@ -84,6 +84,7 @@ def whole():
 REFILLED, PAGED = (3, None), (7, 24)
 
 
+@pytest.mark.long
 def test_behaviour_log_probs_far_beyond_the_window_are_those_of_scoring():
     samples = whole()
     ids_BP, mask_BP = (x.repeat(ROLLOUTS, 0) for x in prompts())
@@ -93,6 +94,7 @@ def test_behaviour_log_probs_far_beyond_the_window_are_those_of_scoring():
     np.testing.assert_allclose(samples.logp_BT, logp_BT * samples.mask_BT, atol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("slots", "pages"), [REFILLED, PAGED])
 @pytest.mark.parametrize("cache_dtype", ["auto", pytest.param("int8", marks=pytest.mark.slow)])
 def test_a_refilled_slot_has_nothing_of_the_row_before_in_its_rings(slots, pages, cache_dtype):
@@ -106,6 +108,7 @@ def test_a_refilled_slot_has_nothing_of_the_row_before_in_its_rings(slots, pages
     np.testing.assert_allclose(found.logp_BT, expected.logp_BT, rtol=1e-5, atol=atol)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("slots", "pages"), [(8, 4 * 22), pytest.param(8, None, marks=pytest.mark.slow)]
 )
@@ -120,6 +123,7 @@ def test_eight_devices_keep_the_same_rings(slots, pages):
     np.testing.assert_allclose(found.logp_BT, expected.logp_BT, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("slots", "pages"), [REFILLED, PAGED])
 def test_no_sliding_layer_of_the_compiled_program_holds_more_than_its_ring(slots, pages):
     """And with pages prompts' caches are those that prefill's loop writes, in no second form."""

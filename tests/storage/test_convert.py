@@ -22,6 +22,8 @@ from jaxdistill.storage.loading import Fresh, Pretrained, is_run, open_model
 from jaxdistill.storage.toy import toy_base_folder
 from jaxdistill.training.checkpointing import Steps
 
+pytestmark = pytest.mark.long
+
 
 def equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)

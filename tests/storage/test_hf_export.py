@@ -41,6 +41,7 @@ def test_shards_keep_to_their_size_and_their_index_is_true(tmp_path):
         assert sum(len(tensors[name][2]) for name in names) <= most
 
 
+@pytest.mark.long
 def test_the_files_dtype_is_kept_unless_another_is_asked_for(tmp_path):
     params = random_params(dtype=jnp.bfloat16)
     hf_export.export_folder(tmp_path / "model", params, CONFIG, tokenizer_from=None)
@@ -55,6 +56,7 @@ def test_the_files_dtype_is_kept_unless_another_is_asked_for(tmp_path):
     assert tensors_of(tmp_path / "cast") == tensors_of(tmp_path / "model")
 
 
+@pytest.mark.long
 def test_an_export_from_a_mesh_is_the_export_from_one_device(exported, tmp_path):
     mesh = sharding.make_mesh(sharding.MeshConfig(fsdp=4, tensor=2))
     config, placed = hf_import.import_folder(exported, mesh=mesh)
@@ -63,6 +65,7 @@ def test_an_export_from_a_mesh_is_the_export_from_one_device(exported, tmp_path)
         assert (tmp_path / "model" / name).read_bytes() == (exported / name).read_bytes()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("is_tied", [False, True])
 def test_a_folder_whose_vocabulary_the_mesh_pads_comes_back_byte_for_byte(is_tied, tmp_path):
     config = dataclasses.replace(CONFIG, vocab_size=70, num_kv_heads=2, tie_embeddings=is_tied)

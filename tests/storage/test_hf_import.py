@@ -328,6 +328,7 @@ def test_a_tensor_that_is_nearly_a_buffer_is_refused(name, exported, tmp_path):
         hf_import.import_folder(folder)
 
 
+@pytest.mark.long
 def test_float16_holds_what_it_can_and_refuses_what_it_cannot(exported, tmp_path):
     folder = shutil.copytree(exported, tmp_path / "model")
     norm = "model.norm.weight"

@@ -53,6 +53,7 @@ def test_heads_are_split_and_axes_exchanged():
     assert not value[[0, 2]].any()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mesh", MESHES)
 def test_every_tensor_comes_back_out_of_its_parameter_bit_for_bit(mesh):
     mesh = _mesh(mesh)

@@ -157,6 +157,7 @@ def test_every_name_of_a_model_opens_it_everywhere(kind, fresh, names, monkeypat
         assert loading.resolve(Pretrained(name)) == policy.tokenizer_folder
 
 
+@pytest.mark.long
 def test_a_dtype_is_that_of_the_parameters_wherever_they_lie(names):
     for name in names.values():
         leaves = jax.tree.leaves(loading.open_model(name, dtype="bfloat16").params)

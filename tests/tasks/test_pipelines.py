@@ -108,6 +108,7 @@ def test_no_data_and_no_batch_size_are_refused():
         pipelines.questions_iterator(QUESTIONS, seed=0, batch_size=0)
 
 
+@pytest.mark.long
 def test_worker_processes_change_neither_the_batches_nor_the_resume():
     alone = pipelines.example_iterator(EXAMPLES, seed=3, batch_size=4)
     workers = pipelines.example_iterator(EXAMPLES, seed=3, batch_size=4, num_workers=2)

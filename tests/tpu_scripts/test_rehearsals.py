@@ -4,7 +4,10 @@ import signal
 import subprocess
 import time
 
+import pytest
 from tpu_transcripts import SCRIPTS
+
+pytestmark = pytest.mark.long
 
 ACTIVE = {"states": ["ACTIVE"]}
 COMMAND = ("sdpo_math", "--student", "Qwen3-8B")

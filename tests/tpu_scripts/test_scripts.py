@@ -13,6 +13,7 @@ from tpu_transcripts import GOLDEN, SCRIPTS
 ALL = ("create", "setup", "run", "watch", "stop", "logs", "fetch", "delete")
 
 
+@pytest.mark.long
 def test_the_commands_for_every_accelerator_type_are_those_that_were_read():
     """`python tests/tpu_transcripts.py` writes them anew; read the difference before committing."""
     found = dict(tpu_transcripts.transcripts())

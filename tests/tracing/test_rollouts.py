@@ -32,6 +32,7 @@ def traced(folder, step, row, **changes):
     return rollouts.trace_rollout(folder, step, row, mesh=mesh, **changes)
 
 
+@pytest.mark.long
 def test_the_student_of_the_same_step_gives_the_samplers_log_probs(folder, monkeypatch):
     monkeypatch.setattr(engine.Engine, "rollouts", None)  # nothing is sampled
     record = rollouts.read_row(folder, 2, 1)

@@ -29,6 +29,7 @@ def mesh_of(text, first, count):
     return sharding.make_mesh(text, jax.devices()[first : first + count])
 
 
+@pytest.mark.long
 def test_samples_from_the_rounded_copy_are_those_from_the_masters(policy):
     """Whatever the sampler reads in bfloat16 is rounded once, and nothing else is."""
     engine = Engine(policy, mesh=mesh_of("fsdp=1", 0, 1), dtype="bfloat16")
@@ -49,7 +50,9 @@ def test_samples_from_the_rounded_copy_are_those_from_the_masters(policy):
         np.testing.assert_array_equal(*(getattr(each, name) for each in drawn))
 
 
-@pytest.mark.parametrize("rounded", ["int8", "int8_dynamic", "float8_dynamic"])
+@pytest.mark.parametrize(
+    "rounded", [pytest.param("int8", marks=pytest.mark.long), "int8_dynamic", "float8_dynamic"]
+)
 def test_eight_bits_of_the_copy_are_those_of_the_masters(policy, rounded):
     """A weight is rounded to bfloat16 before it is rounded to eight bits, wherever that happens."""
     engine = Engine(policy, mesh=mesh_of("fsdp=1", 0, 1), dtype="bfloat16", weights_dtype=rounded)

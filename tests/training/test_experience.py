@@ -508,6 +508,7 @@ def test_the_limit_without_a_setting_is_what_the_model_leaves_beside_a_response(
         experience(max_prompt_tokens=0)
 
 
+@pytest.mark.long
 def test_a_step_draws_from_the_questions_that_are_left_and_logs_the_count(setting, policy):
     _, shortest = growing(policy)
     config, _ = growing(policy, max_prompt_tokens=shortest + 1)

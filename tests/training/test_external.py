@@ -43,6 +43,8 @@ from jaxdistill.training.external import (
 from jaxdistill.training.state import init_state
 from jaxdistill.training.teachers import External, Fixed, Frozen, Untrained
 
+pytestmark = pytest.mark.long
+
 TEACHER = Fixed("another")
 # Wider, deeper and with other heads than the student, and with 8 more rows of its vocabulary.
 WIDE = dataclasses.replace(

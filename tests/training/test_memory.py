@@ -57,6 +57,7 @@ def test_on_a_cpu_auto_is_the_step_that_keeps_everything(monkeypatch):
     assert auto_step() is plain
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("limit", "chosen"), [(2**40, "elementwise"), (1, "all")])
 def test_auto_rematerialises_as_little_as_the_memory_allows(monkeypatch, limit, chosen):
     assert REMATS[1:] == train.AUTO

@@ -86,6 +86,7 @@ def test_packed_rows_make_the_same_update_as_padded_ones(name):
     assert_close(actual[1], expected[1], 2e-5, 1e-4)
 
 
+@pytest.mark.long
 def test_an_empty_completion_and_one_that_fills_its_row_are_packed_too():
     batch = make_batch()
     prompt, completion = batch.prompt.length_B.copy(), batch.completion.length_B.copy()
@@ -113,6 +114,7 @@ def of_any_lengths(seed):
     return alone(make_batch(seed, rows=96))
 
 
+@pytest.mark.long
 def test_batches_of_other_lengths_compile_once_and_donate_the_state(compilations):
     step, reference, state = cross_entropy_step(), model(REFERENCE), start()
     numbers, seen, kept = set(), set(), KeptPacking()
@@ -133,12 +135,14 @@ def test_batches_of_other_lengths_compile_once_and_donate_the_state(compilations
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(reference))
 
 
+@pytest.mark.long
 def test_cross_entropy_without_a_teacher_is_packed_too():
     batch = of_any_lengths(0)
     state, metrics = run(cross_entropy_step(), start(), pack(batch, 48)[0])
     assert_same_update((gradient_of(state), metrics), update(CrossEntropy(), batch))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sizes", [(1, 4, 2), pytest.param((2, 2, 2), marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     # How packed rows are split does not depend on the objective; this is the cheapest to compile.
@@ -153,6 +157,7 @@ def test_eight_devices_take_the_same_packed_steps_as_one_takes_padded_ones(name,
     assert_same_steps(actual, on_one_device(name))
 
 
+@pytest.mark.long
 def test_no_array_of_a_packed_rows_positions_times_vocabulary_exists():
     packed, _ = pack(make_batch(), PACK)
     step = make_step(ANCHORED)

@@ -30,6 +30,8 @@ from jaxdistill.training.batch import pad
 from jaxdistill.training.state import TrainState, init_state
 from jaxdistill.training.teachers import Frozen
 
+pytestmark = pytest.mark.long
+
 ADAM = dataclasses.replace(ADAM, b1=0.9)  # a first moment that is more than the last gradient
 BFLOAT16 = dataclasses.replace(ADAM, moments="bfloat16")
 ON_HOST = dataclasses.replace(ADAM, moments_on="host")

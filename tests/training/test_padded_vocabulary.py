@@ -182,6 +182,7 @@ def test_no_large_array_of_the_state_is_whole_on_a_device(both):
         assert parts == 8 or leaf.size <= CONFIG.num_layers * CONFIG.hidden_size
 
 
+@pytest.mark.long
 def test_a_state_saved_on_four_tensor_parallel_devices_resumes_on_one_and_back(both, tmp_path):
     (one, _), (four, _) = both
     with Checkpoints(tmp_path / "four", save_async=False) as checkpoints:

@@ -187,6 +187,7 @@ def test_student_and_teacher_read_the_same_tokens_from_the_responses_first_on(se
             np.testing.assert_array_equal(tokens_S[start : start + len(response_T)], response_T)
 
 
+@pytest.mark.long
 def test_a_student_that_answers_learns_from_a_teacher_that_thinks(model, tmp_path, capsys):
     base = tiny()
     config = tiny(

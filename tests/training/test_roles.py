@@ -187,6 +187,7 @@ def test_a_mode_of_ones_own_under_a_template_without_modes_is_one_line(
     assert all("`--thinking` makes no difference" in line for line in lines)
 
 
+@pytest.mark.long
 def test_a_run_says_which_of_its_modes_make_no_difference(tmp_path, capsys):
     """The toy world's template has none."""
     base = tiny(steps=0, export=False, save_checkpoints=False)

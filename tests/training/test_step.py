@@ -50,7 +50,7 @@ from jaxdistill.training.teachers import EMA, Frozen
     ("name", "sizes"),
     [
         ("everything", (2, 2, 2)),
-        ("cross_entropy", (4, 1, 2)),
+        pytest.param("cross_entropy", (4, 1, 2), marks=pytest.mark.long),
         # Parts of "everything", and other meshes: that of six rows is (1, 8, 1).
         pytest.param("grpo", (1, 8, 1), marks=pytest.mark.slow),
         pytest.param("sdpo_anchor", (1, 8, 1), marks=pytest.mark.slow),
@@ -65,6 +65,7 @@ def test_eight_devices_take_the_same_steps_as_one(name, sizes):
     assert_same_steps(on_mesh(sizes, step, pad), on_one_device(name))
 
 
+@pytest.mark.long
 def test_rows_that_do_not_split_over_the_devices_take_the_same_steps():
     """Six rows on eight devices: two have an empty one, which no sum counts.
 
@@ -87,6 +88,7 @@ def test_parameters_moments_and_teacher_are_split_before_the_first_step():
     assert local < sum(leaf.nbytes for leaf in leaves) / 5
 
 
+@pytest.mark.long
 def test_a_teacher_at_twice_the_temperature_is_one_with_half_the_head():
     state, batch = start(), pad(make_batch())
     halved = jax.tree.map_with_path(
@@ -108,6 +110,7 @@ def difference_is_only_in_the_head(new, old):
     return sum(changed) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [
@@ -146,6 +149,7 @@ def widened(batch):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     # "everything" of the test above is a mean of sequences, too.
     "objective",
@@ -275,6 +279,7 @@ def test_cross_entropy_is_the_mean_negative_log_probability_of_the_tokens():
     np.testing.assert_allclose(metrics["loss"].mean, expected, rtol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("gradients", ["compute", "float32"])
 def test_bfloat16_matmuls_stay_near_float32(gradients):
     exact = update(TOKEN, make_batch())
@@ -287,6 +292,7 @@ def test_bfloat16_matmuls_stay_near_float32(gradients):
 
 
 # In float32 there is nothing to cast: both programs compute with the same weights.
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_weights_that_are_cast_in_each_pass_make_the_same_step(dtype, monkeypatch):
     """As on one GPU, bit for bit."""
@@ -328,6 +334,7 @@ def forwards_of(objective, batch, teacher=Frozen()):  # noqa: B008
     )
 
 
+@pytest.mark.long
 def test_teacher_and_reference_share_one_forward_pass_if_they_share_parameters():
     batch = make_batch()
     frozen, moving = (forwards_of(ANCHORED, batch, t) for t in (Frozen(), EMA(0.25)))
@@ -387,6 +394,7 @@ class Infinite:
         return jnp.where(positions.sampled.index_BT == 0, jnp.inf, 0.0)
 
 
+@pytest.mark.long
 def test_a_loss_that_is_not_finite_skips_a_step_whose_gradient_is():
     step = make_step(dataclasses.replace(TOKEN, terms=(Infinite(),)))
     batch = pad(make_batch())

@@ -273,6 +273,7 @@ def test_a_users_own_template_is_used(policy):
 PATTERNS = st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=1, max_size=3)
 
 
+@pytest.mark.long
 @settings(max_examples=60, deadline=None)
 @given(PATTERNS, st.sampled_from(["random", "first", "shortest"]), st.integers(1, 3))
 def test_no_row_is_ever_shown_itself_whatever_was_right(policy, patterns, choice, J):

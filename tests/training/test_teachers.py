@@ -54,6 +54,7 @@ def test_an_ema_teacher_is_the_average_of_the_students_so_far():
     assert_close(jax.device_get(state.teacher), jax.device_get(expected), 1e-6)
 
 
+@pytest.mark.long
 def test_a_reference_in_bfloat16_is_what_the_same_numbers_are_in_float32():
     """The base's own dtype loses nothing, and the student still learns in float32."""
     stored = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model(REFERENCE))
@@ -78,6 +79,7 @@ def test_a_snapshot_is_held_until_the_next_is_due():
     assert_close(jax.device_get(start(teacher).teacher), jax.device_get(model(STUDENT)), 0, 0)
 
 
+@pytest.mark.long
 def test_a_live_teacher_scores_with_the_students_parameters_and_without_gradient():
     batch = make_batch()
     actual = update(TOKEN, batch, Live())
@@ -97,6 +99,7 @@ def mass_of_mixture(batch, weights):
     return np.average(mass_BT, weights=mask_of(batch.completion))
 
 
+@pytest.mark.long
 def test_a_trust_region_teacher_is_between_the_initial_model_and_the_student():
     """Under the teacher's context, its logits are the two models' mixture."""
     batch, teacher = make_batch(), TrustRegion(0.3)
@@ -123,6 +126,7 @@ class Approaching:
         return jax.tree.map(lambda t, s: 0.5 * t + 0.5 * s, own, student)
 
 
+@pytest.mark.long
 def test_a_teacher_of_ones_own_scores_and_moves_as_its_class_says():
     batch, teacher = make_batch(), Approaching(steps=1)
     step, state = make_step(TOKEN, teacher), start(teacher)

@@ -90,6 +90,7 @@ def test_earlier_turns_are_prompt(policy, tmp_path):
     assert "assistant answer 5 <|im_end|>" in " ".join(words(policy, prompt))
 
 
+@pytest.mark.long
 def test_sampled_records_become_the_very_tokens_that_the_student_saw_and_drew(tmp_path):
     """Finished ones, and ones that reached the limit: those do not end in the end token."""
     policy = loading.load(ToyBase(), 0, tmp_path / "model")

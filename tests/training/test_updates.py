@@ -87,6 +87,7 @@ def test_updates_that_cannot_have_whole_questions_are_refused():
 # ------------------------------------------------------------------------------- ratios and clips
 
 
+@pytest.mark.long
 def test_ratios_are_exactly_one_in_the_first_update_and_clipped_in_the_second():
     step = two_updates()
     first, second = map(jax.device_put, halves(make_batch()))
@@ -294,7 +295,7 @@ def numpy_updates(name, params, texts):
     return p, far
 
 
-@pytest.mark.parametrize("name", ["grpo", "sdpo"])
+@pytest.mark.parametrize("name", [pytest.param("grpo", marks=pytest.mark.long), "sdpo"])
 def test_two_updates_equal_a_float64_oracle(name):
     params = init_params(TINY, jax.random.key(0))
     start64, texts = numpy_params(params), small_texts()

@@ -27,6 +27,8 @@ from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.presets import PRESETS
 from jaxdistill.storage import hf_export, hf_import
 
+pytestmark = pytest.mark.long
+
 DOCUMENT = DOCS / "add_a_model.md"
 
 # One row per family: fields for transformers' config class. All sizes differ, every option of the

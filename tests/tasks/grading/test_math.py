@@ -349,6 +349,7 @@ def test_a_hanging_comparison_gets_a_verdict_in_time():
     assert "too slow" in {verdict.reason for verdict in verdicts}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(60)
 def test_a_stuck_or_dying_worker_costs_its_own_response_alone():
     responses = ["5", "stuck", "6", "dies", "raises", "5"]

@@ -59,7 +59,10 @@ REAL = [  # data set, split, file, rows, distinct prompts
     ("coverage/1", "train", "math/seen_1x64.parquet", 64, 1),
     ("coverage/64", "train", "math/seen_64.parquet", 64, 64),
     ("coverage/512", "train", "math/seen_512.parquet", 512, 511),
-    ("sciknoweval_chemistry", "train", "sciknoweval_chemistry/train.json", 1890, 1890),
+    pytest.param(
+        *("sciknoweval_chemistry", "train", "sciknoweval_chemistry/train.json", 1890, 1890),
+        marks=pytest.mark.long,
+    ),
     ("sciknoweval_chemistry", "test", "sciknoweval_chemistry/test.json", 210, 210),
 ]
 

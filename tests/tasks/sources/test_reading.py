@@ -103,6 +103,7 @@ def test_a_letter_may_be_stored_with_its_parentheses(tmp_path):
 # --------------------------------------------------------------------------------------- repeats
 
 
+@pytest.mark.long
 def test_the_raw_dapo_layout_is_a_thousand_boxed_questions_and_says_so(tmp_path):
     path = str(tmp_path / "dapo.parquet")
     pq.write_table(pa.Table.from_pylist(list(dapo_rows(10_000, 1000))), path)

@@ -59,6 +59,7 @@ def real_rows(tokenizer) -> list[list[int]]:
     return rows
 
 
+@pytest.mark.long
 @WORLDS
 def test_transformers_computes_the_same_logits(world):
     torch = pytest.importorskip("torch")
