@@ -10,6 +10,7 @@ context_axis = script("context_axis")
 
 
 # The two of the table in docs/tpu_plans.md that need most there.
+@pytest.mark.long
 @pytest.mark.parametrize("student", ["Qwen3-8B", "DeepSeek-R1-Distill-Qwen-7B"])
 def test_the_longest_rows_fit_on_sixteen_chips_of_sixteen_gib_without_a_context_axis(student):
     config = load_recipe("sdpo_math", context_axis.SETTINGS, student=student)

@@ -4,9 +4,11 @@ import json
 import subprocess
 import sys
 
+import pytest
 from places import ROOT
 
 
+@pytest.mark.long
 def test_a_tiny_checkpoint_goes_in_and_out_to_the_byte(tmp_path):
     command = [sys.executable, ROOT / "benchmarks" / "full_size.py", "--tiny", "--tokens", "16",
                "--shard-gb", "0.001", "--cold", "--folder", tmp_path]  # fmt: skip

@@ -29,6 +29,7 @@ def script(name):
     return module
 
 
+@pytest.mark.long
 def test_the_simulation_counts_what_the_sampler_counts(monkeypatch, capsys):
     """Two slots, for which there are too few pages: rows are preempted."""
     flags = "--model tiny --rows 6 --rollouts 2 --slots 2 --pages 12 --prompt 5 --new 900"

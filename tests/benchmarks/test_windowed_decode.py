@@ -14,6 +14,7 @@ def run(tmp_path, monkeypatch, bench):
     return windowed_decode.main, file
 
 
+@pytest.mark.long
 def test_a_setting_that_does_not_fit_is_named_and_leaves_the_others(tmp_path, monkeypatch):
     def bench(work):
         if not calls:

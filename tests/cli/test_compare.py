@@ -37,6 +37,7 @@ def test_compare_prints_tables_or_json_and_its_flags_allow_what_it_refuses(place
     assert "x: 9 questions of 6 problems, 4 responses each; 3 questions of one alone" in out
 
 
+@pytest.mark.long
 def test_two_steps_of_a_run_are_compared_as_the_run_evaluated_them(place):
     evaluation = dataclasses.replace(tiny().evaluation, at_start=True)
     run_dir = run(tiny(steps=2, evaluation=evaluation), place / "run", quiet=True)

@@ -169,6 +169,7 @@ def test_the_kernel_on_int8_equals_the_reference_on_int8(window, chunk, norms, r
     assert_int8_equal_but_for_the_full_row(read(found), read(expected))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("window", [None, 37])
 @pytest.mark.parametrize("chunk", [0, 64])
 def test_the_kernel_on_int8_finds_the_pages_of_its_row(window, chunk):

@@ -45,6 +45,7 @@ def test_a_packed_sequence_has_the_states_of_a_row_of_its_own(family):
         np.testing.assert_allclose(packed_BSD[b, slots], alone_BSD[0], atol=TOLERANCE)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sizes", [None, (2, 2, 2)])
 @pytest.mark.parametrize("family", CONFIGS)
 def test_blocks_of_positions_do_not_change_the_states(family, sizes):
@@ -187,6 +188,7 @@ def test_decoding_with_a_cache_equals_the_full_forward_at_every_position(family,
     np.testing.assert_array_equal(cache.length_B, mask_BS.sum(axis=1))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", CONFIGS)
 def test_decoding_with_an_int8_cache_stays_near_the_full_forward(family):
     config, P, S = CONFIGS[family], 6, 14

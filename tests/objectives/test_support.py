@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import numpy as np
+import pytest
 from distilled import FULL, with_divergence
 from made_positions import (
     MEMBER,
@@ -28,6 +29,7 @@ def test_a_support_of_c_at_least_v_is_the_full_vocabulary():
         assert_same(dataclasses.replace(FULL, support=support), FULL)
 
 
+@pytest.mark.long
 def test_a_truncated_support_keeps_the_epistemic_ids_where_their_mass_is_learnt():
     # The student has lost them, and the target gives them mass.
     lost = logits(0).at[..., np.flatnonzero(MEMBER)].set(-9.0)

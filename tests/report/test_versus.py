@@ -69,6 +69,7 @@ def test_the_only_run_of_the_base_stands_against_every_seed(study):
     assert by_seed(cell, base) == pytest.approx(own)
 
 
+@pytest.mark.long
 def test_one_seed_settles_no_ordering_of_methods(tmp_path):
     folder = build_study(tmp_path / "s", ends=ENDS)
     assert "minus that of" not in study_markdown(folder)

@@ -14,6 +14,8 @@ from jaxdistill.storage.checkpoint import Checkpoints
 from jaxdistill.training.state import init_state
 from jaxdistill.training.timing import TIMINGS
 
+pytestmark = pytest.mark.long
+
 
 def twice(steps, **changes):
     experience = dataclasses.replace(tiny().experience, updates=2)

@@ -221,8 +221,8 @@ def test_other_prompts_and_limits_of_the_same_sizes_compile_nothing(compilations
         (16, None, "auto"),
         (5, None, "auto"),
         (5, 333, "auto"),
-        (5, None, "int8"),
-        (5, 333, "int8"),
+        pytest.param(5, None, "int8", marks=pytest.mark.long),
+        pytest.param(5, 333, "int8", marks=pytest.mark.long),
         pytest.param(16, None, "int8", marks=pytest.mark.slow),
     ],
 )

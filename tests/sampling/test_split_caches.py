@@ -29,6 +29,7 @@ CONFIG = ModelConfig(
 MESH = sharding.MeshConfig(data=2, fsdp=2, tensor=2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "num_pages", [64, pytest.param(None, marks=pytest.mark.slow)], ids=["pages", "own caches"]
 )

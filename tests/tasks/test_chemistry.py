@@ -19,6 +19,7 @@ CHEMISTRY = SHARED_DATA / "sciknoweval_chemistry" / "train.json"
 pytestmark = pytest.mark.skipif(not CHEMISTRY.exists(), reason="needs ../shared/data")
 
 
+@pytest.mark.long
 def test_three_steps_reward_the_right_letter_of_each_question(tmp_path, monkeypatch):
     """A random model answers nothing, so its four responses are given the four letters."""
 

@@ -23,6 +23,7 @@ def made_samples(number=7):
     return [BaseSample(draw(p), draw(c)) for p, c in lengths]
 
 
+@pytest.mark.long
 def test_the_kl_on_base_samples_is_the_mean_over_their_tokens_however_they_are_split():
     samples = made_samples()
     prompt, completion = (texts_of_ids([s[i] for s in samples]) for i in (0, 1))

@@ -317,6 +317,7 @@ def temporary_memory(num_positions, rows=B, width=32, vocabulary=2048, chunk=16,
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.long
 def test_temporary_memory_does_not_grow_with_the_completion():
     """Only the hidden states' gradient, which is an output here, has all T positions."""
     grown = temporary_memory(1024) - temporary_memory(64)

@@ -94,6 +94,7 @@ def plan_batch(sizes_IX, pack, parts, kept):
     return plan
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("parts", [1, 8])
 @pytest.mark.parametrize("kind", ["answer", "solution without thinking", "whole solution"])
 def test_one_shape_serves_many_batches_with_no_more_padding_than_a_shape_for_each(kind, parts):

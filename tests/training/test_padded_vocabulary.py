@@ -32,6 +32,8 @@ from jaxdistill.training.optimizer import Optimizer
 from jaxdistill.training.state import TrainState, init_state
 from jaxdistill.training.teachers import EMA, External, Fixed, Untrained
 
+pytestmark = pytest.mark.long
+
 # Four devices share 30 tokens, and two key/value heads of two queries each, in two layers.
 CONFIG = dataclasses.replace(small_step.CONFIG, vocab_size=30, num_layers=2)
 MESH = "data=1,fsdp=2,tensor=4"
