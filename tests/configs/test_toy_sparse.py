@@ -82,9 +82,12 @@ def test_the_changes_differ_from_their_mixture_in_what_they_distil(studies):
 
 def test_every_training_problem_has_a_reference_solution_and_most_lie_outside_the_habit():
     questions = ToyTask("train", 4, 500).questions()
-    outside = [problems.parse(q.prompt).solution[0] != "+" for q in questions]
+    found = [problems.parse(q.prompt) for q in questions]
     assert all(question.solution for question in questions)
-    assert 0.5 < np.mean(outside) < 0.7
+    assert 0.55 < np.mean([problem.solution[0] != "+" for problem in found]) < 0.65
+    # What docs/toy_sparse.md says of the chains that a writer with the habit uses up first.
+    usual = [sum(chain[0] == "+" for chain in problem.chains) for problem in found]
+    assert np.mean([4 <= count <= 6 for count in usual]) > 0.9
 
 
 def test_without_its_base_the_study_names_the_command_that_makes_it(tmp_path, monkeypatch):
