@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import types
 
 import pytest
 from synthetic_study import build_study
@@ -124,10 +123,10 @@ def test_leaving_the_habit_is_told_apart_by_whether_the_solution_lies_outside_it
         assert [entry.text for entry in row[1:]] == ["50.0", "100.0", "75.0", "50.0", "100.0"]
 
 
-def test_the_five_points_of_the_second_prediction_are_not_asked_of_sdpo(monkeypatch):
+def test_the_five_points_of_the_second_prediction_are_not_asked_of_sdpo(study, monkeypatch):
     """SDPO settled at three points above the base is as predicted; the gate there is not."""
     above, barely, below = (0.10, 0.06, 0.14), (0.03, 0.01, 0.045), (-0.1, -0.12, -0.08)
-    course = types.SimpleNamespace(last=None)
+    course = sparse.Course(study)
     for name, verdict in (("sdpo", "holds"), ("epi_gate", "fails")):
         bounds = dict.fromkeys((*sparse.ALONE, "sdpo"), above) | {name: barely}
 

@@ -64,8 +64,9 @@ GRPO_FORMS = {
 }
 SHARES = (0.3, 0.1)
 # The values are those that were best, or next to it, in the main world (docs/toy_tune.md), beside
-# the usual ones. The last two follow from what limits the others: rewards say nothing about a
-# problem that no rollout solves, and a teacher that knows the solution does not doubt.
+# the usual ones. The last two follow from what was expected to limit the others: rewards say
+# nothing about a problem that no rollout solves, and a teacher that knows the solution hardly
+# doubts.
 SPARSE_METHODS: Methods = {
     "sdpo": of("sdpo", *list(DIVERGENCES)[:2]),
     "sdpo_ema": of("sdpo_ema", 0.05, 0.01),
