@@ -8,7 +8,7 @@ teacher once more as published at the gate's rate. Where the search gave GRPO an
 different rates, each is also run at the other's. The curves are over rollouts.
 Expected: predicted in docs/log.md before any run; docs/toy_sparse.md has what was measured.
 Hardware and time: `jaxdistill train toy_sparse_base --run-dir runs/toy_sparse_base` first, in the
-same folder. Profile quick, 2 CPU cores, under ten minutes, one seed; profile full, 49 runs of 60
+same folder. Profile quick, 2 CPU cores, under ten minutes, one seed; profile full, 55 runs of 60
 steps of 256 rollouts, one H200, about three minutes with 14 workers.
 Command: jaxdistill study toy_sparse [--profile full] [--run-dir runs/toy_sparse_full]
 """
