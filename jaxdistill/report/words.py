@@ -30,7 +30,7 @@ METHOD_LABELS = {
     "grpo_at_mixture_rate": "GRPO, rate of the mixtures",
     "grpo_kl": "GRPO with KL to the initial model",
     "rlsd": "RLSD",
-    "epi_rlsd": "RLSD, epistemic tokens protected",
+    "epi_rlsd": "RLSD with protected doubt",
     "rlcsd": "RLCSD",
     "srpo": "SRPO",
     "mix_sdpo": "SDPO and GRPO",

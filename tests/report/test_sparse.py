@@ -69,6 +69,16 @@ def test_a_method_below_grpo_that_is_above_it_ood_refutes_the_sixth_prediction(s
     assert "on the other side of GRPO OOD: SDPO" in line
 
 
+def test_a_method_that_was_added_later_does_not_change_what_was_predicted_before(study):
+    """As good as GRPO held-out and OOD or not: neither order nor sides are about it."""
+    before = sparse.predicted(study)
+    later = {"sdpo": "fade_gate", "epi_gate": "epi_rlsd"}  # with answers of their own
+    added = renamed(study, later)
+    rows = [*study.rows, *(row for row in added.rows if row["method"] in sparse.LATER)]
+    runs = added.runs | study.runs
+    assert sparse.predicted(dataclasses.replace(study, rows=rows, runs=runs)) == before
+
+
 def test_groups_without_a_success_are_counted_from_the_metrics(study):
     runs = {}
     for (world, method, seed), run in study.runs.items():

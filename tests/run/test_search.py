@@ -250,12 +250,13 @@ def test_a_search_that_has_got_another_method_runs_that_alone(tmp_path, runs):
     """The first method is not run again and keeps its choice; a changed knob is another search."""
     folder, study = tmp_path / "s", studied()
     before = json.loads(run_study(study, folder, quiet=True).read_text())["methods"]
-    assert study.search is not None
-    (own,) = study.search.candidates
+    first = study.search
+    assert first is not None
+    (own,) = first.candidates
     runs.clear()
 
     def with_methods(*candidates):
-        search = dataclasses.replace(study.search, candidates=candidates)
+        search = dataclasses.replace(first, candidates=candidates)
         return dataclasses.replace(study, search=search, arms=search.first_arms())
 
     changed = dataclasses.replace(own, knob=dataclasses.replace(own.knob, values=(0.1, 0.3)))
