@@ -172,7 +172,7 @@ def after_the_fade(course: Course) -> Iterator[Part]:
         found = paired_difference(early[0], early[1])
         said = f"after step {cells[0].step} minus {method_label('mix_gate')}"
         text = f"{said} {change_text('accuracy', found)}"
-        yield Part(FADE, text, judged(found, 0.0, 1.0))
+        yield Part(FADE, text, HOLDS if found.low > 0 else FAILS if found.high < 0 else OPEN)
 
 
 def _silent(course: Course) -> Verdict:

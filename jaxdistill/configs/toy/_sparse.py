@@ -58,7 +58,7 @@ def hinted(sdpo: RunConfig, grpo: RunConfig, share: float) -> RunConfig:
 
 
 def faded(sdpo: RunConfig, grpo: RunConfig, steps: int) -> RunConfig:
-    """The gate almost alone at first; its share falls to 0 over so many steps, and GRPO remains.
+    """The gate almost alone at first; over these steps its share falls to 0, and GRPO remains.
 
     Distillation breaks the habit within 10 to 20 steps, and what is left to learn then, right
     results, only the reward teaches.

@@ -13,7 +13,7 @@ It writes `tuned.json` into its folder; `docs/toy_sparse.md` shows it, and `toy_
 from `jaxdistill/configs/toy/toy_sparse_tuned.json`.
 Hardware and time: `toy_sparse_base` first. Profile full, 225 runs and more where rates are
 extended, one H200: 15 minutes with 14 workers (estimate; 13 for the 197 of the first twelve
-methods). The same command continues it, also a folder that lacks methods of later. Profile quick
+methods). The same command continues it, also in a folder that lacks the later two. Profile quick
 is a check on 2 CPU cores, under ten minutes: two methods, one seed, 10 steps of 48 rollouts.
 Command: jaxdistill study toy_sparse_tune --profile full [--workers 14] [--time-limit 9m]
 """
