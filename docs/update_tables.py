@@ -11,9 +11,10 @@ The text of a page between `<!-- STUDY PROFILE: KIND -->` and `<!-- end -->` is 
 `summary` (one line per method), `tables` (the final tables), `versus` (every method against GRPO
 and the base, with the sentences that the intervals allow), `facts` (command, date, device) or `all`
 (the output of `jaxdistill report STUDY --markdown`). Of `toy_sparse` there are also `predicted` and
-`why` (`report.sparse`; also in docs/log.md), `pairs`, `silent` and `failures` (equal rates, and
-what limits its methods), and of its search, runs/toy_sparse_tune_full, `front`, `equal`, `course`,
-`tries` and `gradients` (`report.sparse_rates`). Text outside the marks is not changed, so check the
+`why` (`report.sparse`; also in docs/log.md), `changes` (`report.sparse_changes`; there alone),
+`pairs`, `silent` and `failures` (equal rates, and what limits its methods), and of its search,
+runs/toy_sparse_tune_full, `front`, `equal`, `course`, `tries` and `gradients`
+(`report.sparse_rates`). Text outside the marks is not changed, so check the
 sentences around the tables after a new study. The block `<!-- guide -->` of
 docs/guided_generation.md gets the printed table of guided generation, and `<!-- toy_tune full:
 tuned -->` of docs/toy_tune.md the tables of tuned.json; those of a search that is not finished are
@@ -40,6 +41,7 @@ from jaxdistill.report import (
     findings,
     markdown,
     sparse,
+    sparse_changes,
     sparse_rates,
     study_markdown,
     versus,
@@ -140,6 +142,7 @@ def updated(page: str, study: StudyResults) -> str:
         "versus": lambda: against(study),
         "facts": lambda: facts(study),
         "predicted": lambda: "\n".join(map(wrapped, sparse.predicted(study))),
+        "changes": lambda: "\n".join(map(wrapped, sparse_changes.predicted_changes(study))),
         "why": lambda: markdown.table(sparse.habit_table(study)),
         "pairs": lambda: markdown.table(sparse_rates.pairs_table(study)),
         "silent": lambda: markdown.table(sparse_rates.silent_table(study)),

@@ -107,6 +107,15 @@ METHOD_TERMS = (
         short="GRPO is reinforcement learning from the grader's verdicts, without a teacher.",
     ),
     Term(
+        "RLSD",
+        "GRPO whose teacher is shown a correct solution: it decides how much each token of an "
+        "answer is credited, by at most a fifth more or less, and the grader in which direction. "
+        "With epistemic tokens protected, these keep the grader's credit.",
+        ("rlsd", "epi_rlsd"),
+        ("RLSD",),
+        short="RLSD is GRPO in which a teacher decides how much each token is credited.",
+    ),
+    Term(
         "SDPO, gate or anchor and GRPO",
         "A weighted sum of the two losses on the same answers.",
         ("mix_sdpo", "mix_gate", "mix_anchor", "mix_gate_at_grpo_rate", "mix_anchor_at_grpo_rate"),
@@ -123,6 +132,13 @@ METHOD_TERMS = (
         ),
         ("UnsolvedGroups",),
         short="On problems that no answer solves, GRPO is joined by a self-distillation.",
+    ),
+    Term(
+        "fading gate and GRPO",
+        "The weighted sum of gate and GRPO with a weight of the gate that falls from 0.9 to 0 in "
+        "the first steps: GRPO alone remains.",
+        ("fade_gate",),
+        short="The fading gate is a self-distillation that gives way to GRPO in the first steps.",
     ),
 )
 GUESS = (

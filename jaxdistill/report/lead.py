@@ -34,8 +34,9 @@ from jaxdistill.report.words import (
 HARMED = "sdpo"
 # Methods that learn from rewards, and are no remedies for what a teacher does.
 REWARDED = (
-    *("grpo", "grpo_kl", "rlsd", "rlcsd", "srpo", "mix_sdpo", "mix_gate", "mix_anchor"),
-    *("rescue_gate", "rescue_hint", "grpo_at_mixture_rate"),
+    *("grpo", "grpo_kl", "rlsd", "epi_rlsd", "rlcsd", "srpo"),
+    *("mix_sdpo", "mix_gate", "mix_anchor"),
+    *("rescue_gate", "rescue_hint", "fade_gate", "grpo_at_mixture_rate"),
     *("mix_gate_at_grpo_rate", "mix_anchor_at_grpo_rate"),
     *("rescue_gate_at_grpo_rate", "rescue_hint_at_grpo_rate"),
 )

@@ -16,6 +16,7 @@ import numpy as np
 from jaxdistill.report.findings import Cell, last_rows, make_cell
 from jaxdistill.report.load import BASE, Row, StudyResults, read_object
 from jaxdistill.report.sparse import (
+    LATER,
     MIXED,
     MIXTURES,
     SWAPPED,
@@ -29,7 +30,7 @@ from jaxdistill.report.versus import difference_entries
 from jaxdistill.report.words import MINUS, method_label, number_text
 from jaxdistill.tasks.toy import grader, problems
 
-RIVALS = ("grpo_kl", *MIXTURES)
+RIVALS = ("grpo_kl", *MIXTURES, *LATER)
 EXPLAINED = ("sdpo", "epi_gate", "grpo", "rescue_gate")  # one of each kind
 WINDOWS = (5, 10, 20, 40, 60)  # last steps of the means over `WINDOW` steps
 SPLITS = {"validation": "four numbers", "validation_ood": "five numbers"}
@@ -135,7 +136,7 @@ def both(cells: Sequence[Cell]) -> str:
 
 
 def equal_table(best: Best) -> Table:
-    """Mixtures minus GRPO at the same rate, at every rate that the search chose for one of them."""
+    """Each rival minus GRPO at the same rate, at every rate that the search chose for one."""
     heads = ["", "rate"]
     for where in SPLITS.values():
         heads += [f"{where}, points", "verdict", "by seed"]
@@ -163,7 +164,7 @@ def course_table(study: StudyResults, best: Best) -> Table:
     heads = ["", "rate", *(f"steps {end - WINDOW + 1} to {end}" for end in WINDOWS)]
     rows = []
     for rate in rates_chosen(best):
-        for method in ("grpo", *MIXTURES):
+        for method in ("grpo", *MIXTURES, *LATER):
             if one := best.get((method, rate)):
                 arm = one.cells[0].method
                 shares = [
@@ -242,13 +243,18 @@ def count_tries(records: Sequence[Row]) -> Tries:
     whole, results = [], []
     for record in records:
         problem = problems.parse(str(record["question_id"]))
-        thinking, mark, _ = record["response"].partition(grader.END_THINK)
-        tries = grader.split_tries(thinking.split())
-        for attempt in tries if mark else tries[:-1]:
+        for attempt in ended_tries(record):
             whole.append(grader.operations(attempt, problem) is not None)
             results += wrong_results(attempt)
     mean = [fmean(found) if found else math.nan for found in (whole, results)]
     return Tries(len(whole) / max(len(records), 1), *mean)
+
+
+def ended_tries(record: Row) -> list[list[str]]:
+    """An answer's tries before `</think>`, without the one that was cut off."""
+    thinking, mark, _ = record["response"].partition(grader.END_THINK)
+    tries = grader.split_tries(thinking.split())
+    return tries if mark else tries[:-1]
 
 
 def wrong_results(attempt: Sequence[str]) -> list[bool]:
@@ -272,14 +278,14 @@ def wrong_results(attempt: Sequence[str]) -> list[bool]:
 
 
 def pairs_table(study: StudyResults) -> Table:
-    """Mixtures minus the GRPO of the same rate, and the two changes minus the mixture they change.
+    """Rivals minus the GRPO of the same rate, and changes minus the mixture that they change.
 
     A row is left out where the study has not run one of the two.
     """
     of_rate = {rate_of(study, m): m for m in ("grpo", "grpo_at_mixture_rate") if rate_of(study, m)}
     swapped = [name for name in SWAPPED[1:] if rate_of(study, name)]
     pairs = [(name, of_rate.get(rate_of(study, name))) for name in (*RIVALS, *swapped)]
-    pairs += [(name, "mix_gate") for name in MIXED]
+    pairs += [(name, "mix_gate") for name in (*MIXED, "fade_gate")]
     heads = ["", "minus", "rate"]
     heads += ["held-out, points", "verdict", "by seed", "OOD, points", "verdict", "by seed"]
     rows = []

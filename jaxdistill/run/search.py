@@ -13,6 +13,7 @@ All of it is a function of the rows of summary.json. A run that stopped itself h
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from jaxdistill import overrides
@@ -156,7 +157,8 @@ class Search:
         name = name_of(candidate, point)
         keys = itertools.product([name], seeds or self.seeds, splits or self.splits)
         found = [known.get(key) for key in keys]
-        return None if None in found else sum(found) / len(found)  # pyright: ignore
+        # `fmean` rounds once: `sum` differs by the version of Python, and equal scores then do not.
+        return None if None in found else fmean(found)  # pyright: ignore
 
     def grid(self, candidate: Candidate, known: Accuracies) -> Grid:
         """The grid as far as it has grown: complete but for the runs that are missing."""

@@ -261,8 +261,8 @@ def searched(
 def prepare(study: Study, study_dir: Path, *, joins: bool = False) -> None:
     """Create the folder, or raise UserError if it does not belong to this study.
 
-    A study that has got more arms since continues in its folder, and runs those alone. `joins`:
-    runs that were copied into it may be there already.
+    A study that has got more arms since continues in its folder, and runs those alone; so does a
+    search that has got more methods. `joins`: runs that were copied into it may be there already.
     """
     parts: list[Any] = [[arm.name, to_json(arm.config)] for arm in study.arms]
     if study.search is not None:
@@ -290,7 +290,17 @@ def is_part_of(held: bytes, described: str) -> bool:
     except ValueError:
         return False
     now = json.loads(described)
-    return isinstance(parts, list) and bool(parts) and all(part in now for part in parts)
+    if not isinstance(parts, list) or not parts:
+        return False
+    return all(part in now or is_search_within(part, now[-1]) for part in parts)
+
+
+def is_search_within(held: Any, known: Any) -> bool:
+    """Whether both are searches, the same but for methods that the second one has in addition."""
+    match held, known:
+        case ["search", {"knobs": dict(had), **rest}], ["search", {"knobs": dict(has), **same}]:
+            return rest == same and had.items() <= has.items()
+    return False
 
 
 # ---------------------------------------------------------------------------------- results

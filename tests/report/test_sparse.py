@@ -71,6 +71,16 @@ def test_a_method_below_grpo_that_is_above_it_ood_refutes_the_sixth_prediction(s
     assert "on the other side of GRPO OOD: SDPO" in line
 
 
+def test_a_method_that_was_added_later_does_not_change_what_was_predicted_before(study):
+    """As good as GRPO held-out and OOD or not: neither order nor sides are about it."""
+    before = sparse.predicted(study)
+    later = {"sdpo": "fade_gate", "epi_gate": "epi_rlsd"}  # with answers of their own
+    added = renamed(study, later)
+    rows = [*study.rows, *(row for row in added.rows if row["method"] in sparse.LATER)]
+    runs = added.runs | study.runs
+    assert sparse.predicted(dataclasses.replace(study, rows=rows, runs=runs)) == before
+
+
 def test_groups_without_a_success_are_counted_from_the_metrics(study):
     runs = {}
     for (world, method, seed), run in study.runs.items():
@@ -107,3 +117,33 @@ def test_the_table_of_the_habit_has_a_line_per_method(study):
     assert table.rows[0][0].text == "base model"
     assert len(table.rows) == 1 + len(AS_PREDICTED)
     assert all(len(row) == len(table.headers) for row in table.rows)
+
+
+def test_leaving_the_habit_is_told_apart_by_whether_the_solution_lies_outside_it(tmp_path):
+    """One problem with +, tried with - once of two times, and one with -, tried with - always."""
+    ends = {"grpo": (0.9, 3.0, 40.0, 0.6)}
+    folder = build_study(tmp_path / "s", ends={"sparse": ends}, num_problems=2, num_rollouts=2)
+    answers = [("1 + 2", "1 + 2 = 3", 1), ("1 + 2", "1 - 2 = 1", 0)]
+    answers += [("9 - 8", "9 - 8 = 1", 1), ("9 - 8", "9 - 8 = 2", 1)]
+    for path in folder.glob("runs/*/evals/*/heldout.jsonl"):
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(
+            json.dumps(record | {"answer": gold, "response": text, "correct": bool(right)}) + "\n"
+            for record, (gold, text, right) in zip(records, answers, strict=True)
+        ))  # fmt: skip
+    for row in sparse.habit_table(load_study_results(folder)).rows:
+        assert [entry.text for entry in row[1:]] == ["50.0", "100.0", "75.0", "50.0", "100.0"]
+
+
+def test_the_five_points_of_the_second_prediction_are_not_asked_of_sdpo(study, monkeypatch):
+    """SDPO settled at three points above the base is as predicted; the gate there is not."""
+    above, barely, below = (0.10, 0.06, 0.14), (0.03, 0.01, 0.045), (-0.1, -0.12, -0.08)
+    course = sparse.Course(study)
+    for name, verdict in (("sdpo", "holds"), ("epi_gate", "fails")):
+        bounds = dict.fromkeys((*sparse.ALONE, "sdpo"), above) | {name: barely}
+
+        def difference(course, first, second, at, bounds=bounds):
+            return (first, *(bounds[first] if second == "base" else below))
+
+        monkeypatch.setattr(sparse, "_difference", difference)
+        assert sparse._above_base(course)[0] == verdict

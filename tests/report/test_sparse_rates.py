@@ -60,6 +60,17 @@ def test_a_mixture_is_compared_with_grpo_at_the_same_rate(search):
     assert abs(float(rows["3e-4"][2].replace("−", "-"))) < 8
 
 
+def test_a_later_method_has_its_lines_once_it_has_runs(search):
+    best = sparse_rates.best_by_rate(sparse_rates.all_tried(search))
+    one = best["rescue_gate", 1e-4]
+    for more, expected in (({}, []), ({("fade_gate", 1e-4): one._replace(method="fade_gate")},
+                                      [["fading gate and GRPO", "1e-4"]])):  # fmt: skip
+        for table in (sparse_rates.equal_table(best | more),
+                      sparse_rates.course_table(search, best | more)):  # fmt: skip
+            found = [[entry.text for entry in row[:2]] for row in table.rows]
+            assert [row for row in found if row[0].startswith("fading")] == expected
+
+
 def test_tries_are_whole_if_they_use_all_numbers_and_the_cut_one_is_not_counted():
     records = [
         {"question_id": "4 5 6 -> 3", "response": "4 + 5 = 9 - 6 = 3 </think> answer 4 + 5 - 6"},

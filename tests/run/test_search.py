@@ -246,6 +246,33 @@ def test_a_search_extends_its_grid_and_writes_what_it_chose(tmp_path, runs):
         run_study(studied(steps=1), tmp_path / "s", quiet=True)
 
 
+def test_a_search_that_has_got_another_method_runs_that_alone(tmp_path, runs):
+    """The first method is not run again and keeps its choice; a changed knob is another search."""
+    folder, study = tmp_path / "s", studied()
+    before = json.loads(run_study(study, folder, quiet=True).read_text())["methods"]
+    first = study.search
+    assert first is not None
+    (own,) = first.candidates
+    runs.clear()
+
+    def with_methods(*candidates):
+        search = dataclasses.replace(first, candidates=candidates)
+        return dataclasses.replace(study, search=search, arms=search.first_arms())
+
+    changed = dataclasses.replace(own, knob=dataclasses.replace(own.knob, values=(0.1, 0.3)))
+    for other in (changed, dataclasses.replace(own, method="another")):
+        with pytest.raises(UserError, match="holds another study"):
+            run_study(with_methods(other), folder, quiet=True)
+    more = with_methods(own, dataclasses.replace(own, method="later"))
+    found = json.loads(run_study(more, folder, quiet=True).read_text())["methods"]
+    assert {name.split("-")[1] for name in runs} == {"later"}
+    assert len(runs) == len(set(runs)) == 12
+    assert found["ema"] == before["ema"]
+    # One method less is another search again.
+    with pytest.raises(UserError, match="holds another study"):
+        run_study(study, folder, quiet=True)
+
+
 def test_a_resumed_search_begins_in_the_round_where_it_was(tmp_path, runs, capsys, monkeypatch):
     """One run of the second round is lost: it is the only one made, in the first round of runs."""
     study, folder = studied(), tmp_path / "s"

@@ -4,11 +4,12 @@ Purpose: compare tuned methods at equal rollouts where the base solves a third o
 problems and fails all eight rollouts of many (`toy_sparse_base`), so that rewards are silent about
 them while reference solutions exist. The full profile has every method of `configs.toy._sparse`
 with the learning rate and knob that `toy_sparse_tune` chose, three seeds each, and SDPO and its EMA
-teacher once more as published at the gate's rate. Where the search gave GRPO and the best mixture
-different rates, each is also run at the other's. The curves are over rollouts.
+teacher once more as published at the gate's rate. Where the search gave GRPO and the best of the
+first four mixtures different rates, each is also run at the other's. Search first: a method that
+was not tuned yet has 1e-4 and its usual value. The curves are over rollouts.
 Expected: predicted in docs/log.md before any run; docs/toy_sparse.md has what was measured.
 Hardware and time: `jaxdistill train toy_sparse_base --run-dir runs/toy_sparse_base` first, in the
-same folder. Profile quick, 2 CPU cores, under ten minutes, one seed; profile full, 49 runs of 60
+same folder. Profile quick, 2 CPU cores, under ten minutes, one seed; profile full, 55 runs of 60
 steps of 256 rollouts, one H200, about three minutes with 14 workers.
 Command: jaxdistill study toy_sparse [--profile full] [--run-dir runs/toy_sparse_full]
 """

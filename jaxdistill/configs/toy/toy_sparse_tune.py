@@ -11,8 +11,9 @@ Expected: a rate near 1e-4 for GRPO and its mixtures. Measured (docs/toy_sparse.
 1e-4 for all of its mixtures, of which two score as high at 3e-4.
 It writes `tuned.json` into its folder; `docs/toy_sparse.md` shows it, and `toy_sparse` reads it
 from `jaxdistill/configs/toy/toy_sparse_tuned.json`.
-Hardware and time: `toy_sparse_base` first. Profile full, 193 runs and more where rates are
-extended, one H200: 13 minutes with 14 workers; the same command continues it. Profile quick
+Hardware and time: `toy_sparse_base` first. Profile full, 225 runs and more where rates are
+extended, one H200: 15 minutes with 14 workers (estimate; 13 for the 197 of the first twelve
+methods). The same command continues it, also in a folder that lacks the later two. Profile quick
 is a check on 2 CPU cores, under ten minutes: two methods, one seed, 10 steps of 48 rollouts.
 Command: jaxdistill study toy_sparse_tune --profile full [--workers 14] [--time-limit 9m]
 """
