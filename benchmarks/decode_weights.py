@@ -162,7 +162,7 @@ def compiled_programs(
 
 
 def kernels_of(text: str) -> dict[str, int]:
-    """Calls of each of our own kernels in a compiled program: per step, whose loop is there once."""
+    """Calls of our own kernels in a compiled program: those of a step, whose loop is there once."""
     calls = [line for line in text.splitlines() if " custom-call(" in line]
     return {name: sum(bool(re.search(rf"\b{name}\b", call)) for call in calls) for name in KERNELS}
 

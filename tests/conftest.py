@@ -98,7 +98,6 @@ def _share_gpus():
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
-
 @pytest.fixture(autouse=True, scope="module")
 def _forget_programs():
     """Drop what has been compiled once it has many memory mappings; until then modules share it."""

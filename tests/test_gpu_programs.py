@@ -76,10 +76,11 @@ def test_no_token_writes_weights_out(weights_dtype):
     params, prompts = parameters.abstract_params(MODEL), shape(64, 256)
     compiled = sample.lower(params, prompts, prompts, shape(64, 2, dtype=jnp.uint32)).compile()
     text = compiled.as_text()
-    # With their inputs last: of down and output, of gate and up, and of queries, keys and values, as
-    # they are, as matrices or in pairs. Exact ones have their inputs first.
-    outputs_last, others = "1024,(?:3072|1536|2048|1024)", "(?:6144|2,3072|4096|8,4,128),(?:1024|512)"
-    weights = rf"\[(?:1,)?(?:{outputs_last}|{others})\]"
+    # With their inputs last: of down and output, of gate and up, and of queries, keys and values,
+    # as they are, as matrices or in pairs. Exact ones have their inputs first.
+    to_width = "1024,(?:3072|1536|2048|1024)"
+    from_width = "(?:6144|2,3072|4096|8,4,128),(?:1024|512)"
+    weights = rf"\[(?:1,)?(?:{to_width}|{from_width})\]"
     (loop,) = [body for body in loop_bodies(text) if f"64,{MODEL.vocab_size}]" in body]
     assert bool(re.search(weights, loop)) == (weights_dtype != "auto")
     written = re.findall(rf" = \(?\w+{weights}\S* (?!get-tuple-element|bitcast)(\S+)\(", loop)

@@ -23,10 +23,10 @@ from jaxdistill.models.completions import logits_of
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.quantized import CacheDtype, check_cache_dtype
 from jaxdistill.models.quantized_weights import (
-    FORMATS,
     DecodingWeight,
     WeightsDtype,
     check_weights_dtype,
+    is_int8,
     is_read_by_kernels,
 )
 from jaxdistill.sampling import keys
@@ -194,8 +194,7 @@ def compiler_options(
     # XLA's Triton GEMM for a few rows writes float32 partial sums that the next kernel adds up: 6 %
     # of a step for Qwen3-1.7B with 64 rows on an H200. But no other product of XLA's reads int8
     # weights as they are: before cuBLAS, a kernel would write them out in bfloat16 at every token.
-    is_int8 = weights_dtype != "auto" and FORMATS[weights_dtype].dtype == jnp.int8
-    converts = is_int8 and not is_read_by_kernels(weights_dtype, config, dtype)
+    converts = is_int8(weights_dtype) and not is_read_by_kernels(weights_dtype, config, dtype)
     return (("xla_gpu_enable_triton_gemm", converts),)
 
 
