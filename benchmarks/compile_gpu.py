@@ -33,7 +33,8 @@ from jaxdistill.training.batch import pad
 from jaxdistill.training.state import init_state
 from jaxdistill.training.teachers import Frozen
 
-# XLA's description of a device (`stream_executor::GpuTargetConfigProto`).
+# XLA's description of a device (`stream_executor::GpuTargetConfigProto`). Without a version of CUDA
+# from 12 on, products of float8 numbers are converted to bfloat16.
 H200 = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
@@ -46,6 +47,7 @@ gpu_device_info {
 }
 platform_name: "CUDA"
 dnn_version_info { major: 9 minor: 10 patch: 2 }
+runtime_version { major: 13 minor: 0 }
 device_description_str: "NVIDIA H200"
 """
 BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1, "u8": 1}

@@ -6,9 +6,11 @@ All variants decode the same random prompts with the same random weights of `--m
 process and in turns, every second turn in the other order, so that a drifting clock meets them all.
 The time per step is the difference of two runs of one program, with all tokens and with 16. A line
 per variant: milliseconds per step, tokens/s by steps, the ratio to the first variant, the share of
-the device's own copy for the bytes that this variant must read, seconds of compilation. The JSON
-has the same, with `--profile N` also the N slowest kernels, and is written after each timed run, so
-that a process that is stopped leaves what it has. A variant that fails is named and left out.
+the device's own copy for the bytes that this variant must read, seconds of compilation, and how
+often a step calls each of our own kernels: without `product_of_few_rows` it is XLA that reads the
+weights in 8 bits. The JSON has the same, with `--profile N` also the N slowest kernels, and is
+written after each timed run, so that a process that is stopped leaves what it has. A variant that
+fails is named and left out.
 
 The first variant of each number of rows compiles alone, because XLA times products while it
 compiles; the others find its choices, and compile side by side. Two and a half minutes on an H200
@@ -21,6 +23,7 @@ compiles; the others find its choices, and compile side by side. Two and a half 
 import argparse
 import dataclasses
 import json
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -65,6 +68,8 @@ VARIANTS = {
 }
 DEFAULT = list(VARIANTS)[:5]
 FEW = STRIDE  # tokens of the short run, which ends at the sampler's first check
+# Of `models.decode_kernel` and `models.weights_kernel`, by the names that they give `pallas_call`.
+KERNELS = "append_and_attend", "product_of_few_rows", "add_parts_and_norm"
 
 
 def main() -> None:
@@ -156,6 +161,12 @@ def compiled_programs(
     return found
 
 
+def kernels_of(text: str) -> dict[str, int]:
+    """Calls of our own kernels in a compiled program: those of a step, whose loop is there once."""
+    calls = [line for line in text.splitlines() if " custom-call(" in line]
+    return {name: sum(bool(re.search(rf"\b{name}\b", call)) for call in calls) for name in KERNELS}
+
+
 def config_of(options: argparse.Namespace) -> ModelConfig:
     config = preset(options.model)
     return dataclasses.replace(config, num_layers=options.layers or config.num_layers)
@@ -184,8 +195,9 @@ class Program:
 
     def compile(self) -> None:
         began = time.perf_counter()
-        self.compiled: Callable[..., Any] = self.lowered.compile()
+        self.compiled: Any = self.lowered.compile()
         self.compile_seconds = time.perf_counter() - began
+        self.kernels = kernels_of(self.compiled.as_text())
 
     def limits(self, tokens: int) -> np.ndarray:
         return long_tailed(self.rows, tokens, 0)
@@ -221,16 +233,19 @@ class Program:
             "step_tokens_per_second": self.rows / step,
             "ratio_to_exact": exact / step,
             "compile_seconds": self.compile_seconds,
+            "kernels": self.kernels,
             **measure.compare_with_copy(moved, step, 1),
             **measure.profile(lambda: self.run(options.new), options.profile),
         }
 
 
 def line(name: str, result: dict[str, Any]) -> str:
+    kernels = ", ".join(f"{n} {kernel}" for kernel, n in result["kernels"].items() if n)
     return (
         f"{name:34} {1e3 * result['step_seconds']:7.3f} ms "
         f"{result['step_tokens_per_second']:9,.0f} tokens/s  x {result['ratio_to_exact']:.3f}  "
-        f"{result['share_of_copy']:.1%} of copy, compiled in {result['compile_seconds']:.0f} s"
+        f"{result['share_of_copy']:.1%} of copy, compiled in {result['compile_seconds']:.0f} s, "
+        f"{kernels or 'none of our kernels'}"
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 from programs import MODEL, loop_bodies, operations_of
 
 from jaxdistill.bench.step import Step, random_batch
-from jaxdistill.models import parameters
+from jaxdistill.models import attention, parameters
 from jaxdistill.objectives import sdpo
 from jaxdistill.sampling import Sampling, make_sampler
 from jaxdistill.training.batch import pad
@@ -76,11 +76,18 @@ def test_no_token_writes_weights_out(weights_dtype):
     params, prompts = parameters.abstract_params(MODEL), shape(64, 256)
     compiled = sample.lower(params, prompts, prompts, shape(64, 2, dtype=jnp.uint32)).compile()
     text = compiled.as_text()
-    # Of down, of gate and up, and of queries, keys and values, as they are or as matrices.
-    weights = r"\[(?:1024,3072|(?:6144|2,3072),1024|(?:4096|8,4,128),1024)\]"
-    (loop,) = [body for body in loop_bodies(text) if f"[64,{MODEL.vocab_size}]" in body]
+    # With their inputs last: of down and output, of gate and up, and of queries, keys and values,
+    # as they are, as matrices or in pairs. Exact ones have their inputs first.
+    to_width = "1024,(?:3072|1536|2048|1024)"
+    from_width = "(?:6144|2,3072|4096|8,4,128),(?:1024|512)"
+    weights = rf"\[(?:1,)?(?:{to_width}|{from_width})\]"
+    (loop,) = [body for body in loop_bodies(text) if f"64,{MODEL.vocab_size}]" in body]
+    assert bool(re.search(weights, loop)) == (weights_dtype != "auto")
     written = re.findall(rf" = \(?\w+{weights}\S* (?!get-tuple-element|bitcast)(\S+)\(", loop)
     assert not written
+    assert "append_and_attend" in loop
+    is_int8 = weights_dtype in ("int8", "int8_dynamic")
+    assert ("product_of_few_rows" in loop) == (is_int8 and attention.is_hopper_or_newer())
     assert ("__cublas$lt$matmul$f8" in loop) == (weights_dtype == "float8_dynamic")
 
 

@@ -56,8 +56,8 @@ def open_engine(
     for note in (*notes, *unused_mode(flag, options.thinking, tokenizer)):
         print(note, file=sys.stderr)
     policy = open_model(options.model, mesh, progress=True, verify=options.verify)
-    line = start_line(mesh, policy.config, Compute(dtype=options.dtype))
-    print(line, file=sys.stderr)
+    compute = Compute(dtype=options.dtype, cache_dtype=options.cache_dtype)
+    print(start_line(mesh, policy.config, compute), file=sys.stderr)
     return Engine(
         policy,
         mesh=mesh,

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxdistill import sharding
@@ -20,12 +21,18 @@ from jaxdistill.models.decode_program import Inputs, Program, padded_num_queries
 from jaxdistill.models.quantized import Quantized
 
 
-def has_kernel(head_dim: int) -> bool:
-    """Whether `kernel_attention` can run: on NVIDIA GPUs from Ampere on, with a supported head."""
-    # Array sizes in Triton are powers of two, and its products need at least 16 columns.
-    if sharding.platform() != "gpu" or head_dim not in (16, 32, 64, 128, 256):
+def has_kernel(head_dim: int, cache_dtype: DTypeLike) -> bool:
+    """Whether `kernel_attention` can run: on NVIDIA GPUs from Ampere on, with a supported head.
+
+    `cache_dtype` is that of the pools, int8 or the compute dtype.
+    """
+    # Array sizes in Triton are powers of two, and its products need at least 16 columns. A product
+    # of int8 numbers sums 32 places at a time: of 16 it would sum each twice (docs/log.md,
+    # 2026-12-01, "Heads of 16 in int8").
+    least = 32 if jnp.dtype(cache_dtype) == jnp.int8 else 16
+    if sharding.platform() != "gpu" or not least <= head_dim <= 256:
         return False
-    return attention.is_ampere_or_newer()
+    return head_dim.bit_count() == 1 and attention.is_ampere_or_newer()
 
 
 # Measured on an H200 with Qwen3-1.7B's heads (docs/log.md, 2026-12-01, "Predictions for the

@@ -385,7 +385,7 @@ def _attend_to_cache(
     `cached` is (k_WKMSH, v_WKMSH, length_B, pages_BY).
     """
     cache = dict(zip(("k_WKMSH", "v_WKMSH", "length_B", "pages_BY"), cached, strict=True))
-    by_kernel = fused and has_kernel(config.head_dim)
+    by_kernel = fused and has_kernel(config.head_dim, cache["k_WKMSH"].dtype)
     if by_kernel and config.qk_norm != "projection":
         norms = None
         if layer.q_norm is not None and layer.k_norm is not None:

@@ -120,21 +120,34 @@ def quantize_weight(
     return found.constrained(found_axes)
 
 
-def has_kernels(config: ModelConfig, dtype: DTypeLike) -> bool:
-    """Whether decode steps can read int8 weights by `weights_kernel`: on Hopper GPUs, in bfloat16.
+def obstacle(config: ModelConfig, dtype: DTypeLike) -> str | None:
+    """Why decode steps cannot read int8 weights by `weights_kernel`, for a person; None: they can.
 
-    Not where devices share a product (tensor parallelism), nor for families that norm or add a
-    bias where the kernels add the residual.
+    The kernels are for Hopper GPUs and bfloat16. Not where devices share a product (tensor
+    parallelism), nor for families that norm or add a bias where the kernels add the residual.
     """
-    if platform() != "gpu" or not attention.is_hopper_or_newer() or num_parts("F") > 1:
-        return False
+    if platform() != "gpu" or not attention.is_hopper_or_newer():
+        return "kernels need a Hopper GPU"
+    if num_parts("F") > 1:
+        return "kernels need tensor=1"
     if config.post_norm or config.out_bias or config.mlp_bias:
-        return False
+        return "kernels need a family without norms or biases after products"
     if jnp.dtype(dtype) != jnp.bfloat16:
-        return False
-    D, F, V, H = config.shape("DFVH")
-    heads = {config.num_heads * H, (config.num_heads + 2 * config.num_kv_heads) * H}
-    return all(weights_kernel.has_tiles(n, n) for n in {D, F, V} | heads)
+        return f"kernels need bfloat16, not {jnp.dtype(dtype)}"
+    N, K, H = config.shape("NKH")
+    sizes = {
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "vocab_size": config.vocab_size,
+        "num_heads * head_dim": N * H,
+        "(num_heads + 2 * num_kv_heads) * head_dim": (N + 2 * K) * H,
+    }
+    odd = [f"{name}={n:,}" for name, n in sizes.items() if not weights_kernel.has_tiles(n)]
+    return f"kernels need multiples of 128, not {', '.join(odd)}" if odd else None
+
+
+def has_kernels(config: ModelConfig, dtype: DTypeLike) -> bool:
+    return obstacle(config, dtype) is None
 
 
 def kernel_product(
@@ -201,9 +214,12 @@ def decoding_layer(layer: Any, weights_dtype: WeightsDtype, *, by_kernel: bool =
     return layer._replace(**rounded)
 
 
+def is_int8(weights_dtype: WeightsDtype) -> bool:
+    return weights_dtype != "auto" and FORMATS[weights_dtype].dtype == jnp.int8
+
+
 def is_read_by_kernels(weights_dtype: WeightsDtype, config: ModelConfig, dtype: DTypeLike) -> bool:
-    is_int8 = weights_dtype != "auto" and FORMATS[weights_dtype].dtype == jnp.int8
-    return is_int8 and has_kernels(config, dtype)
+    return is_int8(weights_dtype) and has_kernels(config, dtype)
 
 
 def has_quantized_head(weights_dtype: WeightsDtype) -> bool:

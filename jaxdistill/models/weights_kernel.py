@@ -37,9 +37,9 @@ def pair_halves(values_NC: Int8[Array, "*N C"]) -> Int16[Array, "*N half"]:
     return int8_kernel.pair(*jnp.split(values_NC, 2, axis=-1))
 
 
-def has_tiles(outputs: int, inputs: int) -> bool:
-    """Whether the kernel's blocks divide a weight, at any number of rows."""
-    return outputs % 128 == 0 and inputs % 128 == 0
+def has_tiles(size: int) -> bool:
+    """Whether the kernel's blocks divide a weight's outputs or inputs, at any number of rows."""
+    return size % 128 == 0
 
 
 def _tiling(rows: int, shape: tuple[int, ...], is_int8: bool) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from jaxdistill import compilation, sharding
 from jaxdistill.config import RunConfig
 from jaxdistill.models import attention as attentions
 from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.decode_kernel import has_kernel
+from jaxdistill.models.quantized_weights import is_int8, obstacle
 from jaxdistill.precision import compute_dtype
 from jaxdistill.run.programs import meshes_of
 from jaxdistill.training.compute import Compute
@@ -30,8 +32,8 @@ def start_line(
 
     Attention is that of rows as long as the model reads; short ones are computed by XLA. `rows` are
     those of an optimizer update; None: nothing is trained. sampler: the mesh that draws rollouts,
-    which may be another. Raises UserError for an attention that
-    cannot run here (`attention.choose`).
+    which may be another. What decode steps read in 8 bits is said with who reads it. Raises
+    UserError for an attention that cannot run here (`attention.choose`).
     """
     dtype = compute_dtype(compute.dtype)
     with sharding.use_mesh(mesh):
@@ -45,8 +47,10 @@ def start_line(
             head_dim=model.head_dim,
             is_packed=is_packed,
         )
+    with sharding.use_mesh(sampler or mesh):
+        in_8_bits = _in_8_bits(model, compute, dtype)
     limit = memory_limit()
-    said = [_of_meshes(mesh, sampler or mesh, dtype), f"attention {chosen}"]
+    said = [_of_meshes(mesh, sampler or mesh, dtype), f"attention {chosen}", *in_8_bits]
     if rows is not None:
         # As `make_train_step` chooses.
         least = "none" if limit is None else "auto (the least that fits)"
@@ -58,6 +62,21 @@ def start_line(
     if reason := compilation.not_kept():
         said.append(reason)
     return "; ".join(said)
+
+
+def _in_8_bits(model: ModelConfig, compute: Compute, dtype: Any) -> list[str]:
+    """What decode steps read in 8 bits, and by what: by XLA it may be slower than in bfloat16."""
+    said = []
+    if compute.weights_dtype != "auto":
+        reason = "kernels need int8"
+        if is_int8(compute.weights_dtype):
+            reason = obstacle(model, dtype)
+        reader = f"XLA ({reason})" if reason else "kernels"
+        said.append(f"{compute.weights_dtype} weights in decode steps, read by {reader}")
+    if compute.cache_dtype != "auto":
+        has_one = compute.attention != "xla" and has_kernel(model.head_dim, compute.cache_dtype)
+        said.append(f"{compute.cache_dtype} cache, read by {'a kernel' if has_one else 'XLA'}")
+    return said
 
 
 def study_line(configs: Sequence[RunConfig], workers: int, gpus: Sequence[str] = ()) -> str:

@@ -23,10 +23,10 @@ from jaxdistill.models.completions import logits_of
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.quantized import CacheDtype, check_cache_dtype
 from jaxdistill.models.quantized_weights import (
-    FORMATS,
     DecodingWeight,
     WeightsDtype,
     check_weights_dtype,
+    is_int8,
     is_read_by_kernels,
 )
 from jaxdistill.sampling import keys
@@ -99,8 +99,6 @@ class Sampling:
 STRIDE = 16
 
 
-# Cached because equal settings must not compile again.
-@functools.cache
 def make_sampler(
     config: ModelConfig,
     sampling: Sampling,
@@ -145,6 +143,9 @@ def make_sampler(
     off-policy; importance weights (`importance_clip`, rollout corrections) account for that. Raises
     UserError for an unknown `cache_dtype` or `weights_dtype`; the returned function raises it for
     unusable `pages`.
+
+    Equal arguments return the same function on the same kind of mesh. Build it under the mesh that
+    it will run on, whose products may need other options of the compiler.
     """
     check_cache_dtype(cache_dtype)
     check_weights_dtype(weights_dtype)
@@ -165,35 +166,36 @@ def make_sampler(
         most_slot_counts=most_slot_counts,
         in_steps=in_steps,
     )
-    options = compiler_options(config, dtype, weights_dtype)
-    if in_steps:
+    return _jitted(program, compiler_options(config, dtype, weights_dtype))
+
+
+# Cached because equal settings must not compile again. Not `make_sampler`, whose arguments do not
+# say which mesh is in use.
+@functools.cache
+def _jitted(program: "_Program", options: tuple[tuple[str, Any], ...]) -> Any:
+    jit: Any = functools.partial(jax.jit, compiler_options=dict(options) or None)
+    if program.in_steps:
         return Steps(
-            start=jax.jit(jax.named_scope("sample")(program.start_alone), compiler_options=options),
+            start=jit(jax.named_scope("sample")(program.start_alone)),
             # The caches are updated in place.
-            advance=jax.jit(
-                jax.named_scope("sample")(program.advance),
-                donate_argnames="state",
-                compiler_options=options,
-            ),
+            advance=jit(jax.named_scope("sample")(program.advance), donate_argnames="state"),
             shrink=shrink_between,
             slot_counts=program.slot_counts,
         )
-    sample = jax.named_scope("sample")(program.sample)
-    return jax.jit(sample, compiler_options=options)
+    return jit(jax.named_scope("sample")(program.sample))
 
 
 def compiler_options(
     config: ModelConfig, dtype: Any, weights_dtype: WeightsDtype
-) -> dict[str, Any] | None:
-    """XLA's options for a sampler on the platform in use."""
+) -> tuple[tuple[str, Any], ...]:
+    """XLA's options, as (name, value), for a sampler on the mesh in use."""
     if platform() != "gpu":
-        return None
+        return ()
     # XLA's Triton GEMM for a few rows writes float32 partial sums that the next kernel adds up: 6 %
     # of a step for Qwen3-1.7B with 64 rows on an H200. But no other product of XLA's reads int8
     # weights as they are: before cuBLAS, a kernel would write them out in bfloat16 at every token.
-    is_int8 = weights_dtype != "auto" and FORMATS[weights_dtype].dtype == jnp.int8
-    converts = is_int8 and not is_read_by_kernels(weights_dtype, config, dtype)
-    return {"xla_gpu_enable_triton_gemm": converts}
+    converts = is_int8(weights_dtype) and not is_read_by_kernels(weights_dtype, config, dtype)
+    return (("xla_gpu_enable_triton_gemm", converts),)
 
 
 @dataclass(frozen=True)

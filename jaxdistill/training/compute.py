@@ -41,7 +41,11 @@ class Compute:
     # bytes, and the dynamic ones multiply in 8 bits too (`models.quantized_weights`). Samples are
     # then slightly off-policy. Prompts, scores, updates and evaluations use the weights themselves.
     # Off: with Qwen3-1.7B's sizes on an H200 the products of "int8_dynamic" take 0.8 of the time at
-    # 64 rows and as long at 256; whole steps were not timed yet. TPUs were not timed.
+    # 64 rows and as long at 256; whole steps were not timed yet. TPUs were not timed. Those times
+    # are of kernels for int8 weights on Hopper GPUs, in bfloat16, with `mesh.tensor=1`, for Qwen
+    # and Llama with sizes that are multiples of 128. Elsewhere XLA reads weights in 8 bits, which
+    # took longer than bfloat16 on an H200, but for float8 at 256 rows. A run's first line names the
+    # reader.
     weights_dtype: WeightsDtype = "auto"
     # The sampler continues with half as many slots whenever the rows that are left fit in them.
     # This is the most numbers of slots, each of which is compiled. Log-probs may change in their

@@ -33,6 +33,7 @@ class Made:
             "ratio_to_exact": exact / step,
             "share_of_copy": 0.5,
             "compile_seconds": 20,
+            "kernels": {"append_and_attend": 2, "product_of_few_rows": 0},
         }
 
 
@@ -70,3 +71,17 @@ def test_a_stopped_process_leaves_what_it_has_timed(tmp_path, monkeypatch):
 
     found = variants(tmp_path, monkeypatch, Stopped, ["int8 cache"])
     assert found["exact, 8 rows"]["seconds_of_turns"] == pytest.approx([0.001])
+
+
+def test_the_calls_of_our_kernels_are_counted_in_a_compiled_program():
+    """Lines of one that was compiled for an H200, cut short."""
+    text = """
+  %pallas_call.76 = f32[2,64,4096]{2,1,0} custom-call(%fusion.116, %bitcast.52), custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit(sample)/sample/decode/attention/jit(_product)/product_of_few_rows/pallas_call"}
+  %fusion.1 = bf16[64,4096]{1,0} fusion(%pallas_call.76), kind=kLoop, metadata={op_name="after/product_of_few_rows"}
+  %pallas_call.79 = f32[4,64,2048]{2,1,0} custom-call(%bitcast.57), custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit(sample)/sample/decode/mlp/jit(_product)/product_of_few_rows/pallas_call"}
+  %pallas_call.80 = (bf16[64,2048]{1,0}, s8[64,2048]{1,0}) custom-call(%jit__add_parts_and_norm_.1.0), custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit(sample)/sample/decode/jit(_add_parts_and_norm)/add_parts_and_norm/pallas_call"}
+  %custom-call.26 = (bf16[64,2048]{1,0}, s8[33554432]{0}) custom-call(%jit__add_parts_and_norm_.2.0), custom_call_target="__cublas$lt$matmul", metadata={op_name="jit(sample)/sample/decode/dot_general"}
+"""  # noqa: E501
+    assert script("decode_weights").kernels_of(text) == {
+        "append_and_attend": 0, "product_of_few_rows": 2, "add_parts_and_norm": 1
+    }  # fmt: skip

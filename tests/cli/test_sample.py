@@ -90,6 +90,8 @@ def test_an_int8_cache_is_asked_for(command, monkeypatch):
     for more, name in (([], "auto"), (["--cache-dtype", "int8"], "int8")):
         lines = call(*command.split(), *more)[2].splitlines()
         assert lines[-1] == f"jaxdistill: asked for {name}"  # after eval's progress bar
+        (first,) = [line for line in lines if "devices (cpu)" in line]
+        assert ("int8 cache, read by XLA" in first) == (name == "int8")
 
 
 @pytest.mark.long

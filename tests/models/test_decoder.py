@@ -222,7 +222,7 @@ def test_a_step_through_the_kernel_equals_one_through_xla(family, cache_dtype, m
     _, cache = _prefill(params, config, *prompt, cache_dtype=cache_dtype)
     expected_BD, _ = _decode_step(params, config, tokens_BS[:, 6], cache)
     kernel = functools.partial(decoder.kernel_attention, interpret=True)
-    monkeypatch.setattr(decoder, "has_kernel", lambda head_dim: True)
+    monkeypatch.setattr(decoder, "has_kernel", lambda *given: True)
     monkeypatch.setattr(decoder, "kernel_attention", kernel)
     step = jax.jit(lambda *arguments: decoder.decode_step(arguments[0], config, *arguments[1:]))
     found_BD, after = step(params, tokens_BS[:, 6], cache)

@@ -14,6 +14,7 @@ import jaxdistill as jd
 from jaxdistill import sharding
 from jaxdistill.errors import UserError
 from jaxdistill.evaluation.evaluate import Evaluation
+from jaxdistill.models import attention, quantized_weights
 from jaxdistill.models.presets import preset
 from jaxdistill.run import devices
 from jaxdistill.run.devices import start_line
@@ -131,6 +132,36 @@ def test_the_line_says_what_auto_chooses(monkeypatch):
     assert start_line(mesh, model, packed, rows=20).endswith("mlp; 139 GiB per device")
     with pytest.raises(UserError, match="attention 'cudnn' needs an NVIDIA GPU"):
         start_line(mesh, model, Compute(attention="cudnn"))
+
+
+def test_the_line_says_what_decode_steps_read_in_8_bits_and_by_what(monkeypatch):
+    """A format that no kernel reads may be slower than none."""
+    mesh = sharding.make_mesh("data=8,fsdp=1")
+
+    def said(model="Qwen3-1.7B", weights="int8_dynamic", cache="int8", mesh=mesh, **compute):
+        compute = Compute(dtype="bfloat16", weights_dtype=weights, cache_dtype=cache, **compute)
+        line = start_line(mesh, preset(model), compute)
+        return line.split("; attention ")[1].split("; ")[1:-1]
+
+    assert said(weights="auto", cache="auto") == []
+    weights = "int8_dynamic weights in decode steps, read by"
+    no_gpu = [f"{weights} XLA (kernels need a Hopper GPU)", "int8 cache, read by XLA"]
+    assert said() == no_gpu
+    monkeypatch.setattr(sharding, "platform", lambda: "gpu")
+    monkeypatch.setattr(quantized_weights, "platform", lambda: "gpu")
+    monkeypatch.setattr(attention, "_compute_capability", lambda: 9.0)
+    assert said() == [f"{weights} kernels", "int8 cache, read by a kernel"]
+    assert said(attention="xla")[1] == "int8 cache, read by XLA"
+    for model, reason in (
+        ("SmolLM2-135M", "multiples of 128, not hidden_size=576, num_heads * head_dim=576, "
+                         "(num_heads + 2 * num_kv_heads) * head_dim=960"),
+        ("Olmo-3-7B", "a family without norms or biases after products"),
+    ):  # fmt: skip
+        assert said(model)[0] == f"{weights} XLA (kernels need {reason})"
+    tensor = sharding.make_mesh("data=4,fsdp=1,tensor=2")
+    assert said(mesh=tensor)[0] == f"{weights} XLA (kernels need tensor=1)"
+    (float8,) = said(weights="float8_dynamic", cache="auto")
+    assert float8 == "float8_dynamic weights in decode steps, read by XLA (kernels need int8)"
 
 
 def test_the_lines_of_runs_and_studies_name_the_devices_that_draw():

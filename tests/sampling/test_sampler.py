@@ -423,6 +423,21 @@ def test_behaviour_log_probs_are_those_of_the_rounded_weights():
     assert np.abs(samples.logp_BT - logp_of(params(), head_DV)).mean() > 1e-4
 
 
+def test_a_sampler_has_the_compilers_options_for_the_mesh_in_use(monkeypatch):
+    """Where no kernel reads int8 weights, as under tensor parallelism, XLA's Triton products must.
+
+    Otherwise a kernel writes all weights out in bfloat16 at every token.
+    """
+    monkeypatch.setattr(sampler, "platform", lambda: "gpu")
+    options = []
+    monkeypatch.setattr(jax, "jit", lambda *_, **how: options.append(how["compiler_options"]))
+    for by_kernels in (True, False, True):
+        monkeypatch.setattr(sampler, "is_read_by_kernels", lambda *_, has=by_kernels: has)
+        build(Sampling(max_new_tokens=77), 4, weights_dtype="int8")
+    triton = [each["xla_gpu_enable_triton_gemm"] for each in options]
+    assert triton == [False, True]  # the third is the first
+
+
 def test_an_unknown_weights_dtype_is_the_users_mistake():
     with pytest.raises(UserError, match="`weights_dtype` must be one of auto, int8, int8_dynamic"):
         build(SAMPLING, 4, weights_dtype="float8")
@@ -504,7 +519,7 @@ def test_rows_go_on_in_fewer_slots_with_the_same_tokens(pages, monkeypatch):
     limit_B = np.array([1, 12, 2, 3, 12, 1, 5, 6, 2, 9, 3, 1, 12, 4, 7, 1], np.int32)
     options = {"stops": (), "slots": 16, "pages": pages, "limit_B": limit_B}
     expected = sample([0, 1, 2, 3], 4, SAMPLING, **options)
-    sampler.make_sampler.cache_clear()  # another number of slots at least is another program
+    sampler._jitted.cache_clear()  # another number of slots at least is another program
     shrunk, spied = [], shrinking.shrink
     monkeypatch.setattr(sampler, "shrink", lambda s, n, p: (shrunk.append(n), spied(s, n, p))[1])
     found = sample([0, 1, 2, 3], 4, SAMPLING, most_slot_counts=4, **options)
@@ -522,9 +537,9 @@ def test_prompts_in_blocks_of_rows_draw_the_same_tokens(monkeypatch):
     monkeypatch.setattr(decoder, "in_row_blocks", lambda *a: (blocks.append(a[2]), spied(*a))[1])
     monkeypatch.setattr(decoder, "platform", lambda: "gpu")
     monkeypatch.setattr(decoder, "BLOCK", 12)  # two prompts of six positions
-    sampler.make_sampler.cache_clear()
+    sampler._jitted.cache_clear()
     found = sample([0, 1, 2, 3], 4, SAMPLING)
-    sampler.make_sampler.cache_clear()  # the others compile what they name
+    sampler._jitted.cache_clear()  # the others compile what they name
     assert set(blocks) == {2}
     np.testing.assert_array_equal(found.tokens_BT, expected.tokens_BT)
     np.testing.assert_allclose(found.logp_BT, expected.logp_BT, atol=1e-5)
