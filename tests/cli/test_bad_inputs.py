@@ -101,13 +101,12 @@ def test_the_table_is_large_names_each_row_once_and_knows_every_verb():
     assert verbs <= {row.command[0] for row in default if row.command}
 
 
-def test_a_broken_math_verify_ends_an_evaluation_at_its_start(place, monkeypatch):
+def test_a_broken_math_verify_ends_an_evaluation_at_its_start(place, tmp_path_factory, monkeypatch):
     """Before the model is looked for, in one line, and as no verdict."""
-    (place / "broken").mkdir()
-    (place / "broken" / "math_verify.py").write_text("raise ImportError('Unsupported ANTLR')")
+    broken = tmp_path_factory.mktemp("broken")  # not in `place`: Python writes a __pycache__ there
+    (broken / "math_verify.py").write_text("raise ImportError('Unsupported ANTLR')")
     (place / "d.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n')
-    monkeypatch.syspath_prepend(place / "broken")
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # no __pycache__ beside it
+    monkeypatch.syspath_prepend(broken)
     before = listing(place)
     code, out, err = call("eval", "nowhere", "--data", "d.jsonl", "--kind", "math")
     assert (code, out, err.count("\n")) == (2, "", 1)

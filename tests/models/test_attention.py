@@ -108,7 +108,15 @@ SPLASH = {
 }
 
 
-@pytest.mark.parametrize("case", SPLASH)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=pytest.mark.long)
+        if case in ("part-of-a-tile", "one-kv-head", "window-beyond-the-end")
+        else case
+        for case in SPLASH
+    ],
+)
 def test_splash_is_xla_in_value_and_gradient(case):
     sizes = dict(SPLASH[case])
     window = sizes.pop("window", None)

@@ -81,7 +81,7 @@ def assert_equal_but_for_the_full_row(found, expected, atol):
         np.testing.assert_array_equal(np.asarray(x[:, :, 1]), np.asarray(y[:, :, 1]))
 
 
-@pytest.mark.parametrize("window", [None, 37])
+@pytest.mark.parametrize("window", [pytest.param(None, marks=pytest.mark.long), 37])
 @pytest.mark.parametrize("chunk", [0, 64])
 @pytest.mark.parametrize(("norms", "rotary"), [(True, True), (False, True), (False, False)])
 def test_the_kernel_equals_the_reference(window, chunk, norms, rotary):
@@ -152,7 +152,7 @@ def assert_int8_equal_but_for_the_full_row(found, expected):
     assert_equal_but_for_the_full_row((expected[0], *found[1:]), expected, 2e-6)
 
 
-@pytest.mark.parametrize("window", [None, 37])
+@pytest.mark.parametrize("window", [pytest.param(None, marks=pytest.mark.long), 37])
 @pytest.mark.parametrize("chunk", [0, 64])
 @pytest.mark.parametrize(("norms", "rotary"), [(True, True), (False, False)])
 def test_the_kernel_on_int8_equals_the_reference_on_int8(window, chunk, norms, rotary):

@@ -11,7 +11,8 @@ from jaxdistill import sharding
 from jaxdistill.models import layers
 
 
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])  # "gpu": gate and up by products of their own
+# "gpu": gate and up by products of their own.
+@pytest.mark.parametrize("platform", ["cpu", pytest.param("gpu", marks=pytest.mark.long)])
 @pytest.mark.parametrize("has_biases", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 8e-3)])
 def test_swiglu_and_its_gradients_are_those_of_its_definition(

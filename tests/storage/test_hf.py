@@ -20,7 +20,10 @@ from jaxdistill.storage.hf_files import INDEX, WEIGHTS
 # ---------------------------------------------------------------------------- round trips
 
 
-@pytest.mark.parametrize("shards", [False, True], ids=["single", "shards"])
+@pytest.mark.parametrize(
+    "shards",
+    [pytest.param(False, id="single"), pytest.param(True, id="shards", marks=pytest.mark.long)],
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_folder_of_transformers_comes_back_to_the_byte(family, shards, reference, tmp_path):
     model = reference(tmp_path / "original", dtype="bfloat16", family=family)

@@ -210,7 +210,12 @@ REAL = {
 
 # "anchored" is "sdpo" with another target and a term.
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "sdpo" else n for n in REAL]
+    "name",
+    [
+        "anchored",
+        *(pytest.param(n, marks=pytest.mark.long) for n in ("sampled", "rlcsd", "mixed")),
+        pytest.param("sdpo", marks=pytest.mark.slow),
+    ],
 )
 def test_a_chunked_objective_equals_the_unchunked_one(name):
     """A chunk of 4 does not divide the 11 positions; the oracle has one array of all logits."""
