@@ -145,7 +145,7 @@ def _two_steps(params, config, cache_dtype, weights_dtype, tokens_BS, mask_BS):
         pytest.param("qwen3", (1, 1, 8), "int8", "auto", marks=pytest.mark.slow),
         pytest.param("olmo3", (1, 4, 2), "int8", "auto", marks=pytest.mark.long),
         pytest.param("qwen3", (1, 1, 8), "auto", "int8", marks=pytest.mark.long),
-        ("olmo3", (1, 4, 2), "auto", "int8_dynamic"),
+        pytest.param("olmo3", (1, 4, 2), "auto", "int8_dynamic", marks=pytest.mark.long),
         pytest.param("qwen2", (2, 2, 2), "auto", "float8_dynamic", marks=pytest.mark.long),
     ],
 )

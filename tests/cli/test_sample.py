@@ -56,6 +56,7 @@ def test_a_run_without_weights_says_so(place, run_dir):
         assert_mistake(arguments, "run folder run holds no export")
 
 
+@pytest.mark.long
 def test_sample_prints_each_prompt_with_its_responses():
     command = ["sample", "toy:main", "--prompt", "20 15 1 -> 34", "--prompt", "9 4 2 -> 7"]
     command += ONE_DEVICE

@@ -70,6 +70,7 @@ def assert_close(found, expected, exact):
     assert rounding.mean() < 0.05 * np.abs(exact).mean()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("weights_dtype", "mesh"),
     [

@@ -431,6 +431,7 @@ def test_extreme_distributions_give_finite_losses_metrics_and_gradients(name, fo
         np.testing.assert_array_equal(gradient[~possible], 0)
 
 
+@pytest.mark.long
 @in_catalogue
 def test_computations_on_bfloat16_log_probabilities_are_in_float32(name, found):
     (expected_gradient, *_), *expected = found[name]["rounded"]

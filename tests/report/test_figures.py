@@ -1,35 +1,9 @@
 """The figures of a page."""
 
-import base64
-import re
-
 import pytest
 
 from jaxdistill.report import themes
 from jaxdistill.report.curves import Point, smoothed
-
-
-def test_the_embedded_figures_are_those_in_the_folder(study_dir, page):
-    embedded = {base64.b64decode(link.partition(",")[2]) for link in page.pictures}
-    saved = {path.read_bytes() for path in (study_dir / "figures").glob("*.svg")}
-    assert embedded == saved
-    names = {path.name for path in (study_dir / "figures").iterdir()}
-    assert {"curves.svg", "curves-narrow.svg", "curves.png", "probe-narrow.svg"} <= names
-    # 1,440 pixels across, for slides.
-    png = (study_dir / "figures" / "curves.png").read_bytes()
-    assert (png[:4], int.from_bytes(png[16:20], "big")) == (b"\x89PNG", 1440)
-
-
-def test_every_colour_of_a_figure_has_its_dark_one(study_dir, page):
-    assert len(themes.DARK_FOR) == len(set(themes.DARK_FOR.values())) == 19
-    for path in (study_dir / "figures").glob("*.svg"):
-        style, _, drawn = path.read_text(encoding="utf-8").partition("</style>")
-        used = set(re.findall(r"var\((--[0-9a-f]{6})\)", drawn))
-        assert {"--ffffff", "--24211d"} <= used
-        assert all(style.count(f"{name}: #") == 2 for name in used)
-        # Nothing else is coloured, and nothing but parts of the file is referred to.
-        assert not re.findall(r"(?:fill|stroke): (?!var|none|\d)\S+", drawn)
-        assert not re.findall(r"(?:href=\"|url\()(?!#)", drawn)
 
 
 def test_a_moving_mean_keeps_a_constant_and_a_straight_line_inside():

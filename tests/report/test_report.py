@@ -1,5 +1,6 @@
 """The report: sentences follow the numbers, text is escaped, and pages are self-contained."""
 
+import base64
 import json
 import re
 import shutil
@@ -10,7 +11,7 @@ import pytest
 from synthetic_study import ENDS, ONE_METHOD, build_study
 from written_study import Page, records_path, rewrite_records
 
-from jaxdistill.report import study_markdown, write_run_report, write_study_report
+from jaxdistill.report import study_markdown, themes, write_run_report, write_study_report
 
 
 def test_the_headline_numbers_are_those_of_the_rows(study_dir, page):
@@ -147,3 +148,26 @@ def test_a_run_that_was_never_evaluated_shows_training_samples_and_curves(tmp_pa
 def test_reporting_does_not_import_jax():
     code = "import sys, jaxdistill.report; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_embedded_figures_are_those_in_the_folder(study_dir, page):
+    embedded = {base64.b64decode(link.partition(",")[2]) for link in page.pictures}
+    saved = {path.read_bytes() for path in (study_dir / "figures").glob("*.svg")}
+    assert embedded == saved
+    names = {path.name for path in (study_dir / "figures").iterdir()}
+    assert {"curves.svg", "curves-narrow.svg", "curves.png", "probe-narrow.svg"} <= names
+    # 1,440 pixels across, for slides.
+    png = (study_dir / "figures" / "curves.png").read_bytes()
+    assert (png[:4], int.from_bytes(png[16:20], "big")) == (b"\x89PNG", 1440)
+
+
+def test_every_colour_of_a_figure_has_its_dark_one(study_dir, page):
+    assert len(themes.DARK_FOR) == len(set(themes.DARK_FOR.values())) == 19
+    for path in (study_dir / "figures").glob("*.svg"):
+        style, _, drawn = path.read_text(encoding="utf-8").partition("</style>")
+        used = set(re.findall(r"var\((--[0-9a-f]{6})\)", drawn))
+        assert {"--ffffff", "--24211d"} <= used
+        assert all(style.count(f"{name}: #") == 2 for name in used)
+        # Nothing else is coloured, and nothing but parts of the file is referred to.
+        assert not re.findall(r"(?:fill|stroke): (?!var|none|\d)\S+", drawn)
+        assert not re.findall(r"(?:href=\"|url\()(?!#)", drawn)

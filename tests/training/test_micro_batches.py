@@ -73,6 +73,7 @@ def packed_update(objective, batch, teacher=EMA(0.25)):  # noqa: B008
     return gradient_of(state), metrics
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in CASES]
 )

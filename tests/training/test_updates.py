@@ -150,6 +150,7 @@ def test_eight_devices_take_the_same_two_updates_as_one():
 # ------------------------------------------------------------------------------ what a step counts
 
 
+@pytest.mark.long
 def test_teacher_and_step_move_once_and_adam_with_every_update():
     before = start(optimizer=FAST)
     own = jax.device_get(before.teacher)
