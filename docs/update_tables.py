@@ -14,11 +14,11 @@ and the base, with the sentences that the intervals allow), `facts` (command, da
 `why` (`report.sparse`; also in docs/log.md), `changes` (`report.sparse_changes`; there alone),
 `pairs`, `silent` and `failures` (equal rates, and what limits its methods), and of its search,
 runs/toy_sparse_tune_full, `front`, `equal`, `course`, `tries` and `gradients`
-(`report.sparse_rates`). Text outside the marks is not changed, so check the
-sentences around the tables after a new study. The block `<!-- guide -->` of
-docs/guided_generation.md gets the printed table of guided generation, and `<!-- toy_tune full:
-tuned -->` of docs/toy_tune.md the tables of tuned.json; those of a search that is not finished are
-printed. The quick profile of `toy_study` and the full one of `toy_sparse` also write their figure.
+(`report.sparse_rates`). Text outside the marks is not changed, so check the sentences around the
+tables after a new study. The block `<!-- guide -->` of docs/guided_generation.md gets the printed
+table of guided generation, and `<!-- toy_tune full: tuned -->` of docs/toy_tune.md the tables of
+tuned.json; those of a search that is not finished are printed. The quick profile of `toy_study` and
+the full one of `toy_sparse` also write their figure.
 """
 
 import functools

@@ -9,7 +9,7 @@ method lacks runs.
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxdistill.evaluation.intervals import (
     Clusters,
@@ -19,9 +19,10 @@ from jaxdistill.evaluation.intervals import (
     paired_difference,
 )
 from jaxdistill.report.findings import change, last_rows
-from jaxdistill.report.load import Row, StudyResults, read_object
+from jaxdistill.report.load import Row, StudyResults
 from jaxdistill.report.sparse import FAILS, HOLDS, LATER, OPEN, WINDOW, Course, Verdict
 from jaxdistill.report.sparse_rates import (
+    config_of,
     ended_tries,
     rate_of,
     rate_text,
@@ -192,9 +193,9 @@ def _silent(course: Course) -> Verdict:
 
 
 def _equal(course: Course) -> Verdict:
-    pairs = [(name, grpo_at(course.study, rate_of(course.study, name)), EQUAL[name])
-             for name in complete(course.study)]  # fmt: skip
-    if FADE in complete(course.study) and same_rate(course, FADE, "mix_gate"):
+    names = complete(course.study)
+    pairs = [(n, grpo_at(course.study, rate_of(course.study, n)), EQUAL[n]) for n in names]
+    if FADE in names and same_rate(course, FADE, "mix_gate"):
         pairs.append((FADE, "mix_gate", CONSTANT))
     parts = []
     for name, other, predicted in pairs:
@@ -216,12 +217,6 @@ def headed(head: str, verdict: Verdict) -> Verdict:
 def of_rate(course: Course, name: str) -> str:
     rate = rate_of(course.study, name)
     return f"{method_label(name)} (rate {rate_text(rate)})" if rate else method_label(name)
-
-
-def config_of(study: StudyResults, method: str) -> dict[str, Any]:
-    """The config.json of the method's first run."""
-    run = next(run for (_, name, _), run in study.runs.items() if name == method)
-    return read_object(run.folder / "config.json")
 
 
 def same_rate(course: Course, first: str, second: str) -> bool:

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -300,10 +300,16 @@ def pairs_table(study: StudyResults) -> Table:
     return Table("Accuracy at equal rates, three seeds", heads, rows)
 
 
+def config_of(study: StudyResults, method: str) -> dict[str, Any]:
+    """The config.json of the method's first run; empty if it has none."""
+    folders = (run.folder for (_, name, _), run in study.runs.items() if name == method)
+    return next((read_object(folder / "config.json") for folder in folders), {})
+
+
 def rate_of(study: StudyResults, method: str) -> float | None:
-    """The learning rate of a method's runs, from the first one's config.json."""
-    folders = [run.folder for (_, name, _), run in study.runs.items() if name == method]
-    return read_object(folders[0] / "config.json")["optimizer"]["peak_lr"] if folders else None
+    """The learning rate of a method's runs."""
+    config = config_of(study, method)
+    return config["optimizer"]["peak_lr"] if config else None
 
 
 # ------------------------------------------------------------------------------- what limits
